@@ -1,0 +1,1 @@
+"""Brings failed Ray Tune experiments back from Apache Airflow. Importing this imports nothing."""

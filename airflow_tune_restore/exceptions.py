@@ -1,0 +1,135 @@
+"""Every error this package raises on purpose: what happened, to what, and what to do now."""
+
+
+class TuneRestoreError(Exception):
+    """Base of all our errors. Its text is meant to be read at 3 a.m. without a traceback."""
+
+
+class InvalidInputError(TuneRestoreError):
+    """Something the user gave us cannot be used: a flag, a URL, a trainable, a trial id."""
+
+
+class KeyNotFoundError(TuneRestoreError):
+    """An object that was asked for does not exist."""
+
+    def __init__(self, uri: str, key: str) -> None:
+        super().__init__(uri, key)  # positional, so that the error survives pickling
+        self.uri = uri
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"{self.uri}/{self.key} does not exist."
+
+
+class KeyExistsError(TuneRestoreError):
+    """An object that was to be created exclusively exists already: somebody else was first."""
+
+    def __init__(self, uri: str, key: str) -> None:
+        super().__init__(uri, key)
+        self.uri = uri
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"{self.uri}/{self.key} exists already."
+
+
+class StorageError(TuneRestoreError):
+    """The store refused, timed out or lacks something we depend on."""
+
+
+class StateUnreadableError(TuneRestoreError):
+    """An experiment directory holds no state that can be understood. Nothing was restored."""
+
+    def __init__(self, experiment: str, reason: str) -> None:
+        super().__init__(experiment, reason)
+        self.experiment = experiment
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.experiment} cannot be read: {self.reason}. Nothing was restored."
+
+
+class StateChangedError(TuneRestoreError):
+    """The experiment was written to after the plan was made; the plan no longer fits."""
+
+    def __init__(self, experiment: str, planned: str, found: str) -> None:
+        super().__init__(experiment, planned, found)
+        self.experiment = experiment
+        self.planned = planned
+        self.found = found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment} changed since it was planned: the plan was made from "
+            f"{self.planned}, the newest state is now {self.found}. Nothing was overwritten; "
+            "is its own driver running again? Plan it anew."
+        )
+
+
+class ExperimentRunningError(TuneRestoreError):
+    """The experiment is alive: it was written to less than `stale_after` ago."""
+
+    def __init__(self, experiment: str, reason: str) -> None:
+        super().__init__(experiment, reason)
+        self.experiment = experiment
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment} is running: {self.reason}. "
+            "If you know its driver is dead, say so with stale_after=0 (--stale-after 0)."
+        )
+
+
+class LeaseHeldError(TuneRestoreError):
+    """Another restore of the same experiment is at work."""
+
+    def __init__(self, experiment: str, restore_id: str, holder: str, seconds_ago: float) -> None:
+        super().__init__(experiment, restore_id, holder, seconds_ago)
+        self.experiment = experiment
+        self.restore_id = restore_id
+        self.holder = holder
+        self.seconds_ago = seconds_ago
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, "
+            f"last heard of {self.seconds_ago:.0f} s ago). Nothing was started; "
+            "wait for it to end, or for its lease to run out."
+        )
+
+
+class LeaseLostError(TuneRestoreError):
+    """A newer restore has taken over, or this one has ended; it stops without writing."""
+
+    def __init__(self, experiment: str, restore_id: str, newer: str) -> None:
+        super().__init__(experiment, restore_id, newer)
+        self.experiment = experiment
+        self.restore_id = restore_id
+        self.newer = newer
+
+    def __str__(self) -> str:
+        return (
+            f"Restore {self.restore_id} no longer holds the lease of {self.experiment} "
+            f"({self.newer}). It stopped without writing anything."
+        )
+
+
+class TrialFailedError(TuneRestoreError):
+    """A resumed trial failed again. Its progress is kept and will be committed."""
+
+    def __init__(self, experiment: str, trial_id: str, cause: str) -> None:
+        super().__init__(experiment, trial_id, cause)
+        self.experiment = experiment
+        self.trial_id = trial_id
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"Trial {self.trial_id} of {self.experiment} failed again: {self.cause}. "
+            "Its progress is kept and will be committed."
+        )
+
+
+class RunnerError(TuneRestoreError):
+    """A runner could not do its work, or ended without saying how."""

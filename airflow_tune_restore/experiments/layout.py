@@ -1,0 +1,122 @@
+"""Every name in an experiment directory: Ray's, and ours beside them. Built and parsed only here.
+
+Ours live under `.tune_restore/`, which Ray ignores. Foreign names (trial ids) become one path
+segment by an injective encoding: no two of them share a key and none leads outside.
+"""
+
+import re
+from urllib.parse import quote
+
+STATE_PREFIX = "experiment_state-"
+STATE_SUFFIX = ".json"
+TUNER_FILE = "tuner.pkl"
+RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.csv"
+CHECKPOINT_PREFIX = "checkpoint_"
+VARIANT_STATE_PREFIX = "basic-variant-state-"
+SEARCH_STATE_PREFIX = "search_gen_state-"
+
+ROOT = ".tune_restore"
+LEASE = f"{ROOT}/lease"
+
+_COMMITTED = re.compile(r"^(?P<stem>.*?)(?:_r(?P<number>\d{6}))?$", re.DOTALL)
+
+
+def segment(name: str) -> str:
+    """Encode any text as one path segment, injectively."""
+    encoded = quote(name, safe="")
+    # `.` and `..` are directions, and quote() leaves dots alone
+    return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
+
+
+def is_state_file(name: str) -> bool:
+    """Tell Ray's experiment state files (`experiment_state-*.json`, ours included) from others."""
+    return name.startswith(STATE_PREFIX) and name.endswith(STATE_SUFFIX)
+
+
+def committed_state_name(existing: list[str]) -> str:
+    """Return a state file name that sorts after all existing ones.
+
+    Ray takes `max(filenames)` (ray.tune.execution.experiment_state, 2.60). `_` sorts after `.`,
+    so `…_r000001.json` follows `….json`, and a later driver session still sorts after both.
+    """
+    newest = max(existing)
+    match = _COMMITTED.match(newest.removesuffix(STATE_SUFFIX))
+    assert match is not None  # noqa: S101  the pattern matches every text
+    number = int(match["number"] or 0) + 1
+    return f"{match['stem']}_r{number:06d}{STATE_SUFFIX}"
+
+
+def lease_claim_key(epoch: int) -> str:
+    """Return the key whose exclusive creation takes the lease at this epoch."""
+    return f"{LEASE}/{epoch:08d}.claim.json"
+
+
+def lease_heartbeat_key(epoch: int) -> str:
+    """Return the key that the holder of this epoch overwrites while it lives."""
+    return f"{LEASE}/{epoch:08d}.heartbeat.json"
+
+
+def lease_release_key(epoch: int) -> str:
+    """Return the key that the holder of this epoch writes when it is done."""
+    return f"{LEASE}/{epoch:08d}.release.json"
+
+
+def restore_dir(restore_id: str) -> str:
+    """Return the directory of one restore."""
+    return f"{ROOT}/{segment(restore_id)}"
+
+
+def plan_key(restore_id: str) -> str:
+    """Return the key of the plan, immutable once written."""
+    return f"{restore_dir(restore_id)}/plan.json"
+
+
+def commit_key(restore_id: str) -> str:
+    """Return the key of the record that says which state file the commit makes."""
+    return f"{restore_dir(restore_id)}/commit.json"
+
+
+def trial_dir(restore_id: str, trial_id: str) -> str:
+    """Return our directory for one trial of a restore (not Ray's trial directory)."""
+    return f"{restore_dir(restore_id)}/trials/{segment(trial_id)}"
+
+
+def seed_key(restore_id: str, trial_id: str) -> str:
+    """Return the key of the seed: an experiment state that holds this trial's row only."""
+    return f"{trial_dir(restore_id, trial_id)}/seed.json"
+
+
+def results_backup_key(restore_id: str, trial_id: str) -> str:
+    """Return the key of the copy of result.json as it was before rows were trimmed."""
+    return f"{trial_dir(restore_id, trial_id)}/{RESULT_FILE}.before"
+
+
+def attempts_dir(restore_id: str, trial_id: str) -> str:
+    """Return the directory that holds one sub-directory an attempt."""
+    return f"{trial_dir(restore_id, trial_id)}/attempts"
+
+
+def attempt_dir(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the directory of one attempt (numbered from 1)."""
+    return f"{attempts_dir(restore_id, trial_id)}/{attempt:06d}"
+
+
+def request_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of an attempt's request; creating it claims the attempt's number."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/request.json"
+
+
+def heartbeat_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key that a living runner overwrites every few seconds."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/heartbeat.json"
+
+
+def snapshot_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of an attempt's newest state: this trial's row only, in Ray's format."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/state.json"
+
+
+def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of the record of how an attempt ended."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"

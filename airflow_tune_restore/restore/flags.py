@@ -1,0 +1,72 @@
+"""Which trials a restore takes up again: Ray's three flags, or its per-status form."""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Any
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.trial import UNFINISHED, TrialStatus
+
+
+class ResumeType(StrEnum):
+    """What to do with trials of one kind (ray.tune.tune_config.ResumeConfig.ResumeType, 2.60)."""
+
+    SKIP = "skip"
+    RESUME = "resume"
+    RESTART = "restart"
+
+
+def parse_resume_type(name: str, value: object) -> ResumeType:
+    """Take a string or an enum member, ours or Ray's.
+
+    Ray 2.60 takes strings without complaint and then returns an empty result grid; here both forms
+    work and anything else is refused.
+    """
+    text = value.value if isinstance(value, Enum) else value
+    if isinstance(text, str) and text in set(ResumeType):
+        return ResumeType(text)
+    raise InvalidInputError(f"{name}={value!r} is not one of 'skip', 'resume', 'restart'.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeFlags:
+    """The choice for finished (TERMINATED), unfinished and errored trials."""
+
+    finished: ResumeType = ResumeType.SKIP
+    unfinished: ResumeType = ResumeType.RESUME
+    errored: ResumeType = ResumeType.SKIP
+
+    @classmethod
+    def from_flags(
+        cls,
+        *,
+        resume_unfinished: bool = True,
+        resume_errored: bool = False,
+        restart_errored: bool = False,
+    ) -> "ResumeFlags":
+        """Build from the three flags of `Tuner.restore`; resume wins over restart, as there."""
+        errored = ResumeType.SKIP
+        if resume_errored:
+            errored = ResumeType.RESUME
+        elif restart_errored:
+            errored = ResumeType.RESTART
+        unfinished = ResumeType.RESUME if resume_unfinished else ResumeType.SKIP
+        return cls(unfinished=unfinished, errored=errored)
+
+    @classmethod
+    def parse(cls, choices: dict[str, Any]) -> "ResumeFlags":
+        """Build from `{"finished": …, "unfinished": …, "errored": …}`; default is Ray's."""
+        unknown = set(choices) - {"finished", "unfinished", "errored"}
+        if unknown:
+            raise InvalidInputError(
+                f"Unknown kind of trial {sorted(unknown)}; use finished, unfinished or errored."
+            )
+        return cls(**{name: parse_resume_type(name, value) for name, value in choices.items()})
+
+    def choice_for(self, status: TrialStatus) -> ResumeType:
+        """Return what to do with a trial of this stored status."""
+        if status is TrialStatus.ERROR:
+            return self.errored
+        if status in UNFINISHED:
+            return self.unfinished
+        return self.finished

@@ -1,0 +1,147 @@
+"""What a restore will do, trial by trial. Pure values; tomorrow's processes read their JSON."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.restore.flags import ResumeFlags
+
+PLAN_SCHEMA = 1
+
+
+class TrialAction(StrEnum):
+    """What becomes of a trial."""
+
+    KEEP = "keep"
+    RESUME = "resume"
+    RESTART = "restart"
+    TERMINATE = "terminate"
+
+
+RUN_ACTIONS = frozenset({TrialAction.RESUME, TrialAction.RESTART})
+"""The actions that start a runner."""
+
+
+class Strategy(StrEnum):
+    """How the trials are run."""
+
+    PER_TRIAL = "per_trial"
+    WHOLE_EXPERIMENT = "whole_experiment"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateReference:
+    """The state file a plan was made from: its precondition."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPlan:
+    """What becomes of one trial, and why.
+
+    Args:
+        trial_id: Ray's id in the state the plan was made from.
+        status: Its status there.
+        trial_dir: Its directory name in the experiment directory; None if it never started.
+        action: What happens.
+        checkpoint: Directory name of the checkpoint it starts from; None to start from scratch.
+        checkpoint_repaired: Whether that is another one than the state names.
+        iteration: `training_iteration` it starts after; 0 from scratch.
+        reason: The same in words.
+        resources: What it asks for, as `{"CPU": 1.0}`.
+        new_trial_id: Id of the trial that takes its row; for `restart` only.
+
+    """
+
+    trial_id: str
+    status: TrialStatus
+    trial_dir: str | None
+    action: TrialAction
+    checkpoint: str | None
+    checkpoint_repaired: bool
+    iteration: int
+    reason: str
+    resources: dict[str, float]
+    new_trial_id: str | None = None
+
+    @property
+    def final_trial_id(self) -> str:
+        """Return the id its row carries after the restore."""
+        return self.new_trial_id or self.trial_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestorePlan:
+    """One experiment's plan. `trials` stand in the order Ray would take them: newest result first.
+
+    Args:
+        restore_id: Id of the restore this plan belongs to.
+        experiment: URI of the experiment directory, without credentials.
+        base: The state it was made from.
+        trainable_name: The recorded name the trainable must have.
+        flags: The user's choice.
+        strategy: How the trials run.
+        strategy_reason: Why.
+        samples_left: Samples the searcher has not drawn; None if unknown.
+        metric: Recorded metric, if any.
+        mode: `min` or `max`, if recorded.
+        trials: One entry a row.
+        warnings: What the user should know: lost RunConfig, unreadable files, repairs.
+        fresh_budget: Whether resumed trials get their failure budget back.
+        trim_results: Whether result rows past the checkpoint are dropped before resuming.
+
+    """
+
+    restore_id: str
+    experiment: str
+    base: StateReference
+    trainable_name: str
+    flags: ResumeFlags
+    strategy: Strategy
+    strategy_reason: str
+    samples_left: int | None
+    metric: str | None
+    mode: str | None
+    trials: tuple[TrialPlan, ...]
+    warnings: tuple[str, ...] = ()
+    fresh_budget: bool = False
+    trim_results: bool = False
+    schema: int = PLAN_SCHEMA
+
+    @property
+    def to_run(self) -> tuple[TrialPlan, ...]:
+        """The trials a runner is started for."""
+        return tuple(trial for trial in self.trials if trial.action in RUN_ACTIONS)
+
+    def trial(self, trial_id: str) -> TrialPlan:
+        """Return the entry of one trial (KeyError if the plan has none)."""
+        for trial in self.trials:
+            if trial.trial_id == trial_id:
+                return trial
+        raise KeyError(trial_id)
+
+    def to_json(self) -> bytes:
+        """Encode; the same plan gives the same bytes."""
+        return encode(self)
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "RestorePlan":
+        """Decode what `to_json` wrote, by this version or an older one."""
+        plan: RestorePlan = decode(body, cls)
+        return plan
+
+
+def encode(record: Any) -> bytes:
+    """Encode one of our records as JSON."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1)
+
+
+def decode(body: bytes, kind: type[Any]) -> Any:
+    """Decode one of our records, ignoring fields a newer version added."""
+    return msgspec.json.decode(body, type=kind)

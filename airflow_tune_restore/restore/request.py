@@ -1,0 +1,161 @@
+"""The contract between whoever starts a runner and the runner: JSON both ways, stdlib only.
+
+The runner imports this inside Ray images, where nothing but ray and the user's code is installed.
+Field names are a wire format: only ever add, with a default.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+
+PROGRESS_PREFIX = "::tune-restore-progress:: "
+"""A runner's stdout line that starts with this carries one `RunnerProgress`."""
+
+EXIT_FINISHED = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_FENCED = 3
+EXIT_INTERRUPTED = 4
+"""Exit codes are for people reading logs; what counts is the outcome record in storage."""
+
+
+class Result(StrEnum):
+    """How an attempt ended."""
+
+    FINISHED = "finished"  # the trial is TERMINATED
+    FAILED = "failed"  # the trial is ERROR: its own exception, retries spent
+    INTERRUPTED = "interrupted"  # told to stop; a snapshot is saved, the trial is unfinished
+    REFUSED = "refused"  # bad input (trainable, param_space): nothing was started or written
+    FENCED = "fenced"  # a newer attempt or restore is at work: nothing more was written
+
+
+class _Record:
+    """JSON in and out for the dataclasses below."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(_jsonable(asdict(self))).encode()  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, body: bytes | str) -> Self:
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{key: value for key, value in json.loads(body).items() if key in known})
+
+
+def _jsonable(value: Any) -> Any:
+    """Replace what strict JSON readers refuse: NaN and infinities become text."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerRequest(_Record):
+    """One attempt of one trial. Stored at `layout.request_key`; holds no credential.
+
+    Args:
+        experiment: URI of the experiment directory; credentials come from the environment.
+        restore_id: The restore it belongs to; must hold the lease.
+        trial_id: Trial id in the plan.
+        attempt: Number of the attempt, from 1; a runner that sees a higher one stops.
+        trainable: `package.module:attribute`, or a name registered with Tune.
+        trainable_name: The recorded name that the trainable must have.
+        action: `resume` or `restart`.
+        checkpoint: Directory name of the checkpoint to start from; None to start from scratch.
+        iteration: `training_iteration` of that checkpoint.
+        new_trial_id: Id of the new trial, for `restart`.
+        fresh_budget: Give the trial its failure budget back.
+        trim_results: Drop result rows past the checkpoint first (a backup stays).
+        param_space: `package.module:attribute` of a re-specified param_space (dict or a function
+            without arguments that returns one), or None.
+        imports: Modules to import first (they may register trainables or environments).
+        address: Ray cluster to connect to; None starts a private one in the runner.
+        num_cpus: CPUs of the private Ray; None for what the trial asks for.
+        runtime_env: Ray runtime_env for the connection.
+        nonce: Makes the bytes unique, so that an exclusive create is recognised as ours.
+        schema: Version of this record.
+
+    """
+
+    experiment: str
+    restore_id: str
+    trial_id: str
+    attempt: int
+    trainable: str
+    trainable_name: str
+    action: str
+    checkpoint: str | None = None
+    iteration: int = 0
+    new_trial_id: str | None = None
+    fresh_budget: bool = False
+    trim_results: bool = False
+    param_space: str | None = None
+    imports: list[str] = field(default_factory=list)
+    address: str | None = None
+    num_cpus: float | None = None
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    nonce: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerProgress(_Record):
+    """One reported result, as a line on the runner's stdout."""
+
+    trial_id: str
+    iteration: int
+    metrics: dict[str, Any]
+
+    def to_line(self) -> str:
+        """Return the stdout line."""
+        return PROGRESS_PREFIX + self.to_json().decode()
+
+    @classmethod
+    def from_line(cls, line: str) -> Self | None:
+        """Parse a stdout line; None if it is an ordinary one."""
+        if not line.startswith(PROGRESS_PREFIX):
+            return None
+        return cls.from_json(line.removeprefix(PROGRESS_PREFIX))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOutcome(_Record):
+    """How one attempt ended. Stored at `layout.outcome_key` by the runner alone, once.
+
+    Args:
+        restore_id: The restore.
+        trial_id: Trial id in the plan.
+        attempt: The attempt.
+        result: One of `Result`.
+        status: Ray status of the trial in the snapshot; "" if nothing was run.
+        final_trial_id: Id the row carries (a new one after a restart).
+        iteration: Last `training_iteration`.
+        metrics: Scalar metrics of the last result.
+        error_type: Type name of the exception, "" if none.
+        error: Its message, "" if none.
+        started_at: ISO 8601 UTC.
+        ended_at: ISO 8601 UTC.
+        ray_version: Version that ran it.
+        schema: Version of this record.
+
+    """
+
+    restore_id: str
+    trial_id: str
+    attempt: int
+    result: str
+    status: str
+    final_trial_id: str
+    iteration: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error_type: str = ""
+    error: str = ""
+    started_at: str = ""
+    ended_at: str = ""
+    ray_version: str = ""
+    schema: int = 1

@@ -1,0 +1,81 @@
+"""What we ask of a store: few verbs, so that a local disk and every object store can do them.
+
+A store is rooted at a URI; keys are relative to it, use `/` and never start with one.
+Compare-and-swap is deliberately missing: neither local disks nor pyarrow have it.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One child in a listing: an object, or a prefix ("directory") of others.
+
+    Args:
+        name: The last path segment, without a trailing slash.
+        is_dir: Whether it is a prefix. Zero-byte directory markers are folded into their prefix.
+        size_bytes: Size of the object; 0 for a prefix.
+        modified_at: Aware UTC time of the last write by the store's own clock; None for prefixes
+            on object stores.
+        etag: The store's version tag of the content, or "" where it has none.
+
+    """
+
+    name: str
+    is_dir: bool
+    size_bytes: int = 0
+    modified_at: datetime | None = None
+    etag: str = ""
+
+
+class ObjectStore(Protocol):
+    """A directory of objects behind a URI."""
+
+    @property
+    def uri(self) -> str:
+        """The root, without credentials and without a trailing slash."""
+        ...
+
+    def at(self, path: str) -> "ObjectStore":
+        """Return the store rooted at `path` below this one."""
+        ...
+
+    def list_dir(self, path: str = "") -> list[Entry]:
+        """Return the direct children of `path`, sorted by name; empty if there is nothing there.
+
+        Always asks the store (no listing cache), never walks deeper.
+        """
+        ...
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """Return the whole object.
+
+        Raises:
+            KeyNotFoundError: If it does not exist.
+            StorageError: If it is larger than `max_bytes` (nothing is read then).
+
+        """
+        ...
+
+    def create(self, key: str, body: bytes) -> None:
+        """Write a new object, whole or not at all; of many racing callers exactly one succeeds.
+
+        Raises:
+            KeyExistsError: If it exists already.
+
+        """
+        ...
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write or overwrite an object, whole or not at all."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that does not exist is no error."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the UTC time by the store's own clock, or this machine's where it has none."""
+        ...
