@@ -5,6 +5,7 @@ segment by an injective encoding: no two of them share a key and none leads outs
 """
 
 import re
+from datetime import datetime
 from urllib.parse import quote
 
 STATE_PREFIX = "experiment_state-"
@@ -20,6 +21,7 @@ ROOT = ".tune_restore"
 LEASE = f"{ROOT}/lease"
 
 _COMMITTED = re.compile(r"^(?P<stem>.*?)(?:_r(?P<number>\d{6}))?$", re.DOTALL)
+_SESSION = re.compile(r"^experiment_state-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_r\d{6})?\.json$")
 
 
 def segment(name: str) -> str:
@@ -32,6 +34,21 @@ def segment(name: str) -> str:
 def is_state_file(name: str) -> bool:
     """Tell Ray's experiment state files (`experiment_state-*.json`, ours included) from others."""
     return name.startswith(STATE_PREFIX) and name.endswith(STATE_SUFFIX)
+
+
+def is_committed_state(name: str) -> bool:
+    """Tell the state files that our commits made from a driver's own."""
+    match = _COMMITTED.match(name.removesuffix(STATE_SUFFIX))
+    return is_state_file(name) and match is not None and match["number"] is not None
+
+
+def state_session(name: str) -> datetime | None:
+    """Return the start of the driver session in a state file's name: its local time, without a zone."""
+    match = _SESSION.match(name)
+    try:
+        return datetime.strptime(match[1], "%Y-%m-%d_%H-%M-%S") if match else None  # noqa: DTZ007
+    except ValueError:
+        return None
 
 
 def committed_state_name(existing: list[str]) -> str:

@@ -1,8 +1,10 @@
 """What one row of an experiment says, as frozen values."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 
 class TrialStatus(StrEnum):
@@ -20,6 +22,43 @@ UNFINISHED = frozenset({TrialStatus.PENDING, TrialStatus.RUNNING, TrialStatus.PA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCheckpoint:
+    """The checkpoint Ray would resume from.
+
+    Args:
+        name: Directory name inside the trial directory.
+        iteration: `training_iteration` it was taken at; 0 if not recorded.
+    """
+
+    name: str
+    iteration: int
+
+
+class TrialDetails(Protocol):
+    """The parts of a row that are decoded only when somebody asks: an experiment has thousands."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the full config."""
+        ...
+
+    def evaluated_params(self) -> dict[str, Any]:
+        """Return its sampled part."""
+        ...
+
+    def last_result(self) -> dict[str, Any]:
+        """Return the last result."""
+        ...
+
+    def resources(self) -> dict[str, float]:
+        """Return the summed resources."""
+        ...
+
+    def recorded_checkpoint(self) -> RecordedCheckpoint | None:
+        """Return the checkpoint to resume from."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One row of the experiment state.
 
@@ -29,36 +68,52 @@ class Trial:
         status: Status as stored. After `kill -9` of a driver it is up to one snapshot behind.
         trial_dir: Directory name inside the experiment directory; None for one never started.
         experiment_tag: Ray's tag, as `3_x=4`.
-        config: The full config; values JSON cannot hold appear as Ray wrote them.
-        evaluated_params: The sampled part of the config.
         max_failures: Failures Ray retries by itself; negative means without limit.
         num_failures: Failures so far.
         error_file: Name of the error text in the trial directory, if the last attempt failed.
         iteration: `training_iteration` of the last result; 0 if it never reported.
-        last_result: The last reported result; empty if it never reported.
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
-        resources: Total resources it asks for, as `{"CPU": 1.0}`; empty if not readable.
-        recorded_checkpoint: Directory name of the checkpoint Ray would resume from, if any.
-
+        details: Decodes the rest on demand.
     """
 
     trial_id: str
     trainable_name: str
     status: TrialStatus
     trial_dir: str | None
-    experiment_tag: str
-    config: dict[str, Any]
-    evaluated_params: dict[str, Any]
-    max_failures: int
-    num_failures: int
-    error_file: str | None
-    iteration: int
-    last_result: dict[str, Any]
-    last_result_time: float
-    start_time: float | None
-    resources: dict[str, float]
-    recorded_checkpoint: str | None
+    experiment_tag: str = ""
+    max_failures: int = 0
+    num_failures: int = 0
+    error_file: str | None = None
+    iteration: int = 0
+    last_result_time: float = -math.inf
+    start_time: float | None = None
+    details: TrialDetails = field(repr=False, compare=False)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The full config; values JSON cannot hold appear as Ray wrote them."""
+        return self.details.config()
+
+    @cached_property
+    def evaluated_params(self) -> dict[str, Any]:
+        """The sampled part of the config."""
+        return self.details.evaluated_params()
+
+    @cached_property
+    def last_result(self) -> dict[str, Any]:
+        """The last reported result; empty if it never reported."""
+        return self.details.last_result()
+
+    @cached_property
+    def resources(self) -> dict[str, float]:
+        """Total resources it asks for, as `{"CPU": 1.0}`; empty if they cannot be read."""
+        return self.details.resources()
+
+    @cached_property
+    def recorded_checkpoint(self) -> RecordedCheckpoint | None:
+        """The checkpoint Ray would resume from, if any."""
+        return self.details.recorded_checkpoint()
 
     @property
     def is_finished(self) -> bool:

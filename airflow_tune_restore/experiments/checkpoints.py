@@ -1,0 +1,115 @@
+"""Which checkpoint a trial can start from: the recorded one, or the newest complete one.
+
+Ray writes no "complete" marker. What we take as evidence: a checkpoint that the state names, or that
+a row of result.json names, was persisted before it was reported (ray.train._internal.storage, 2.60),
+so it was complete once. A directory no report names may be half uploaded, and one that has lost files
+its siblings have, or holds them empty where theirs are not, has been half deleted.
+"""
+
+import re
+from dataclasses import dataclass
+
+from airflow_tune_restore.experiments.trial import RecordedCheckpoint
+
+_NUMBERED = re.compile(r"^checkpoint_(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointDir:
+    """A checkpoint directory as listed: file names and sizes of its first level."""
+
+    name: str
+    files: dict[str, int]
+
+    @property
+    def index(self) -> int:
+        """Its number; -1 for a name Ray did not number."""
+        match = _NUMBERED.match(self.name)
+        return int(match[1]) if match else -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointChoice:
+    """What a trial starts from, and why.
+
+    Args:
+        name: Directory name; None to start from scratch.
+        iteration: `training_iteration` it was taken at; 0 if unknown or from scratch.
+        repaired: Whether it is another one than the state names.
+        lost: Whether the state names one, but none is left.
+        reason: In words.
+    """
+
+    name: str | None
+    iteration: int
+    repaired: bool
+    lost: bool
+    reason: str
+
+
+def choose_checkpoint(
+    recorded: RecordedCheckpoint | None,
+    found: list[CheckpointDir],
+    reported: dict[str, int],
+) -> CheckpointChoice:
+    """Choose what to resume from.
+
+    Args:
+        recorded: What the state names.
+        found: Checkpoint directories that exist.
+        reported: Checkpoint name -> iteration, from the rows of result.json.
+    """
+    if recorded is None:
+        return CheckpointChoice(
+            name=None, iteration=0, repaired=False, lost=False, reason="no checkpoint was recorded"
+        )
+    complete = {item.name: item for item in found if _is_complete(item, found)}
+    if recorded.name in complete:
+        return CheckpointChoice(
+            name=recorded.name,
+            iteration=recorded.iteration or reported.get(recorded.name, 0),
+            repaired=False,
+            lost=False,
+            reason=f"resumed from {recorded.name}",
+        )
+    trouble = "is incomplete" if any(item.name == recorded.name for item in found) else "is gone"
+    usable = [
+        item
+        for item in complete.values()
+        if item.name in reported or (not reported and item.index < _index(recorded.name))
+    ]
+    if not usable:
+        return CheckpointChoice(
+            name=None,
+            iteration=0,
+            repaired=False,
+            lost=True,
+            reason=f"recorded {recorded.name} {trouble} and no complete checkpoint is left",
+        )
+    newest = max(usable, key=lambda item: (reported.get(item.name, 0), item.index))
+    return CheckpointChoice(
+        name=newest.name,
+        iteration=reported.get(newest.name, 0),
+        repaired=True,
+        lost=False,
+        reason=f"recorded {recorded.name} {trouble}; repaired to {newest.name}, the newest complete one",
+    )
+
+
+def _index(name: str) -> int:
+    return CheckpointDir(name=name, files={}).index
+
+
+def _is_complete(item: CheckpointDir, siblings: list[CheckpointDir]) -> bool:
+    """Whether nothing speaks against it: it has content, and no file its siblings all have is missing."""
+    if not any(item.files.values()):
+        return False
+    others = [set(s.files) for s in siblings if s.name != item.name and any(s.files.values())]
+    common = set.intersection(*others) if others else set()
+    if common - set(item.files):
+        return False
+    return not any(
+        size == 0 and all(s.files.get(name, 1) > 0 for s in siblings if s.name != item.name)
+        for name, size in item.files.items()
+        if name in common
+    )

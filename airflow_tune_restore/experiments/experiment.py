@@ -1,0 +1,154 @@
+"""One experiment as its directory tells it."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_tune_restore.experiments.state import State
+from airflow_tune_restore.experiments.symbolic import Instance, attribute
+from airflow_tune_restore.experiments.trial import Trial
+
+DEFAULT_SCHEDULER = "FIFOScheduler"
+DEFAULT_SEARCHER = "BasicVariantGenerator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateFile:
+    """A state file that was read whole."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunerFacts:
+    """What `tuner.pkl` says, read symbolically (ray.tune.impl.tuner_internal, 2.60).
+
+    Args:
+        trainable_name: Name the trainable must have on restore; None if not recorded.
+        param_space_keys: Sorted flat keys a re-specified param_space must have; None if not recorded.
+        metric: Metric of the TuneConfig.
+        mode: `min` or `max`.
+        scheduler: Class name of Tune's scheduler.
+        searcher: Class name of the searcher, without limiters around it.
+        wrappers: Class names around the searcher (`ConcurrencyLimiter`, `Repeater`).
+        fail_fast: Whether one error ends the experiment.
+    """
+
+    trainable_name: str | None
+    param_space_keys: tuple[str, ...] | None
+    metric: str | None
+    mode: str | None
+    scheduler: str
+    searcher: str
+    wrappers: tuple[str, ...]
+    fail_fast: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What an experiment directory holds.
+
+    Args:
+        uri: Where it is, without credentials.
+        name: Last part of the URI.
+        state_file: The state the rows come from.
+        state: The parsed state.
+        tuner: What `tuner.pkl` says; None if it is missing, empty or not readable.
+        samples_left: Samples the searcher has not drawn; None if that cannot be known.
+        warnings: What was wrong or odd, in words.
+    """
+
+    uri: str
+    name: str
+    state_file: StateFile
+    state: State = field(repr=False)
+    tuner: TunerFacts | None
+    samples_left: int | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The rows, in the order of the file."""
+        return self.state.trials
+
+    @property
+    def trainable_name(self) -> str:
+        """The recorded name of the trainable."""
+        if self.tuner is not None and self.tuner.trainable_name:
+            return self.tuner.trainable_name
+        return self.trials[0].trainable_name
+
+    @property
+    def count_by_status(self) -> dict[str, int]:
+        """How many trials have each status."""
+        return dict(sorted(Counter(trial.status.value for trial in self.trials).items()))
+
+    @property
+    def last_result_time(self) -> float:
+        """Unix seconds of the newest result; `-inf` if none was ever reported."""
+        return max((trial.last_result_time for trial in self.trials), default=-math.inf)
+
+    @property
+    def stopped_by_fail_fast(self) -> tuple[Trial, ...]:
+        """Trials that `fail_fast` marked TERMINATED although they never finished (Ray 2.60)."""
+        runner = self.state.runner
+        if not (runner.get("_fail_fast") and runner.get("_has_errored")):
+            return ()
+        return tuple(
+            trial
+            for trial in self.trials
+            if trial.status == "TERMINATED" and not trial.last_result.get("done")
+        )
+
+
+def tuner_facts(pickle: Any) -> TunerFacts:
+    """Take what a restore needs from the symbolic content of `tuner.pkl`."""
+    keys = attribute(pickle, "__flattened_param_space_keys")
+    searcher, wrappers = _unwrap(attribute(pickle, "_tune_config", "search_alg"))
+    return TunerFacts(
+        trainable_name=_text(attribute(pickle, "__trainable_name")),
+        param_space_keys=tuple(map(str, keys)) if isinstance(keys, list) else None,
+        metric=_text(attribute(pickle, "_tune_config", "metric")),
+        mode=_text(attribute(pickle, "_tune_config", "mode")),
+        scheduler=_class_name(attribute(pickle, "_tune_config", "scheduler"), DEFAULT_SCHEDULER),
+        searcher=_class_name(searcher, DEFAULT_SEARCHER),
+        wrappers=wrappers,
+        fail_fast=bool(attribute(pickle, "_run_config", "failure_config", "fail_fast")),
+    )
+
+
+def samples_left(search_state: Any, trials: int) -> int | None:
+    """Return how many samples the searcher's saved state says are still to be drawn.
+
+    BasicVariantGenerator saves its `__dict__`, SearchGenerator a dict (ray.tune.search, 2.60).
+    """
+    total = attribute(search_state, "_total_samples")
+    finished = attribute(search_state, "_finished")
+    if total is None:
+        total = attribute(search_state, "total_samples")
+        finished = attribute(search_state, "finished")
+    if finished is True:
+        return 0
+    return max(0, total - trials) if isinstance(total, int) else None
+
+
+def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:
+    """Step through limiters and repeaters to the searcher itself."""
+    wrappers: list[str] = []
+    while isinstance(inner := attribute(searcher, "searcher"), Instance) and len(wrappers) < 16:
+        wrappers.append(_class_name(searcher, ""))
+        searcher = inner
+    return searcher, tuple(wrappers)
+
+
+def _class_name(value: Any, default: str) -> str:
+    if isinstance(value, Instance):
+        return value.class_name or "unknown"
+    return value if isinstance(value, str) else default
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

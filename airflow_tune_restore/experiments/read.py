@@ -1,0 +1,225 @@
+"""Store -> one experiment: its newest valid state, and what its trials can start from."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+
+from airflow_tune_restore.exceptions import KeyNotFoundError, StateUnreadableError, TuneRestoreError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.checkpoints import (
+    CheckpointChoice,
+    CheckpointDir,
+    choose_checkpoint,
+)
+from airflow_tune_restore.experiments.experiment import (
+    Experiment,
+    StateFile,
+    TunerFacts,
+    samples_left,
+    tuner_facts,
+)
+from airflow_tune_restore.experiments.state import (
+    MAX_STATE_BYTES,
+    MalformedStateError,
+    State,
+    parse_state,
+)
+from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
+from airflow_tune_restore.experiments.trial import Trial
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+CONCURRENCY = 32
+MAX_RESULT_BYTES = 256 * 1024 * 1024
+CLOCK_SPREAD = timedelta(hours=27)
+"""State names carry the driver's local time: two zones lie at most 26 hours apart."""
+
+
+class NotStartedError(TuneRestoreError):
+    """No state holds a trial: the driver died before its first snapshot."""
+
+
+def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> Experiment:
+    """Read the experiment at the store's root.
+
+    Args:
+        store: Rooted at the experiment directory.
+        entries: Its listing, if the caller has just made one.
+
+    Raises:
+        StateUnreadableError: If no state file can be used; says why for each.
+        NotStartedError: If there is none, or none with a trial in it.
+    """
+    entries = store.list_dir() if entries is None else entries
+    names = {entry.name for entry in entries if not entry.is_dir}
+    state_file, state, warnings = _newest_valid_state(store, entries)
+    tuner, tuner_warning = _read_tuner(store, names)
+    left = _read_samples_left(store, names, len(state.trials))
+    experiment = Experiment(
+        uri=store.uri,
+        name=store.uri.rstrip("/").rpartition("/")[2],
+        state_file=state_file,
+        state=state,
+        tuner=tuner,
+        samples_left=left,
+        warnings=tuple(filter(None, [*warnings, tuner_warning])),
+    )
+    if cut_short := experiment.stopped_by_fail_fast:
+        note = (
+            f"fail_fast marked {len(cut_short)} trials TERMINATED before they finished: "
+            f"{', '.join(trial.trial_id for trial in cut_short[:5])}"
+        )
+        return replace(experiment, warnings=(*experiment.warnings, note))
+    return experiment
+
+
+def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str, CheckpointChoice]:
+    """Say for each trial what it can start from. Lists trial directories, not the whole experiment."""
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        choices = pool.map(lambda trial: _checkpoint_choice(store, trial), trials)
+        return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
+
+
+def _newest_valid_state(
+    store: ObjectStore, entries: list[Entry]
+) -> tuple[StateFile, State, list[str]]:
+    """Return the newest valid state by the time its driver session started, and what was wrong.
+
+    Ray takes the largest file name, which carries local time. Within the spread of time zones the
+    `stats.start_time` inside the file decides. A file that cannot be used is passed over and named.
+    """
+    states = sorted(
+        (e for e in entries if not e.is_dir and layout.is_state_file(e.name)),
+        key=lambda e: e.name,
+        reverse=True,
+    )
+    if not states:
+        raise NotStartedError(
+            f"{store.uri} was never started: it has a tuner.pkl, but no experiment state"
+        )
+    warnings: list[str] = []
+    best: tuple[StateFile, State] | None = None
+    for entry in states:
+        if best is not None and not _may_be_newer(entry.name, best[0].name):
+            continue
+        try:
+            candidate = _read_state(store, entry)
+        except (MalformedStateError, TuneRestoreError) as error:
+            warnings.append(f"{entry.name} was passed over: {error}")
+            continue
+        if best is None or candidate[1].start_time > best[1].start_time:
+            best = candidate
+    if best is None:
+        if any("holds no trials" in warning for warning in warnings):
+            raise NotStartedError(f"{store.uri} has no trial in any state: {'; '.join(warnings)}")
+        raise StateUnreadableError(store.uri, "; ".join(warnings))
+    if best[0].name != states[0].name and states[0].name not in "".join(warnings):
+        warnings.append(
+            f"{best[0].name} is newer than {states[0].name} by the start of its driver; "
+            "Ray alone would take the other"
+        )
+    return *best, warnings
+
+
+def _may_be_newer(name: str, than: str) -> bool:
+    """Whether an alphabetically smaller state may come from a later driver in another time zone."""
+    mine, other = layout.state_session(name), layout.state_session(than)
+    if mine is None or other is None or mine == other:
+        return False  # of one session, our commits after it sort by number
+    return other - mine <= CLOCK_SPREAD
+
+
+def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
+    body = store.get(entry.name, max_bytes=MAX_STATE_BYTES)
+    state = parse_state(body)
+    if not state.trials:
+        raise MalformedStateError("it holds no trials")
+    digest = hashlib.sha256(body).hexdigest()
+    return StateFile(name=entry.name, sha256=digest, size_bytes=len(body)), state
+
+
+def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:
+    lost = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
+    if layout.TUNER_FILE not in names:
+        return None, f"tuner.pkl is missing: {lost}"
+    try:
+        return tuner_facts(read_pickle(store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES))), ""
+    except (SymbolicError, TuneRestoreError) as error:
+        return None, f"tuner.pkl cannot be read ({error}): {lost}"
+
+
+def _read_samples_left(store: ObjectStore, names: set[str], trials: int) -> int | None:
+    saved = [
+        name
+        for name in names
+        if name.startswith((layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX))
+    ]
+    if not saved:
+        return None
+    try:
+        return samples_left(read_pickle(store.get(max(saved), max_bytes=MAX_BYTES)), trials)
+    except (SymbolicError, TuneRestoreError):
+        return None  # reported as unknown, which counts as "may draw more"
+
+
+def _checkpoint_choice(store: ObjectStore, trial: Trial) -> CheckpointChoice:
+    recorded = trial.recorded_checkpoint
+    if recorded is None or trial.trial_dir is None:
+        return choose_checkpoint(None, [], {})
+    directories = [
+        entry.name
+        for entry in store.list_dir(trial.trial_dir)
+        if entry.is_dir and entry.name.startswith(layout.CHECKPOINT_PREFIX)
+    ]
+    if recorded.name not in directories:
+        return choose_checkpoint(
+            recorded, _list_checkpoints(store, trial, directories), _reported(store, trial)
+        )
+    # the recorded one and one sibling to hold it against: two listings, however many there are
+    siblings = sorted((n for n in directories if n != recorded.name), reverse=True)[:1]
+    choice = choose_checkpoint(
+        recorded, _list_checkpoints(store, trial, [recorded.name, *siblings]), {}
+    )
+    if choice.name == recorded.name:
+        return choice
+    return choose_checkpoint(
+        recorded, _list_checkpoints(store, trial, directories), _reported(store, trial)
+    )
+
+
+def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> list[CheckpointDir]:
+    return [
+        CheckpointDir(
+            name=name,
+            files={
+                # a sub-directory counts as content: what is in it is not looked at
+                entry.name: 1 if entry.is_dir else entry.size_bytes
+                for entry in store.list_dir(f"{trial.trial_dir}/{name}")
+            },
+        )
+        for name in names
+    ]
+
+
+def _reported(store: ObjectStore, trial: Trial) -> dict[str, int]:
+    """Return checkpoint name -> iteration from result.json."""
+    try:
+        body = store.get(f"{trial.trial_dir}/{layout.RESULT_FILE}", max_bytes=MAX_RESULT_BYTES)
+    except KeyNotFoundError:
+        return {}
+    return dict(_checkpoint_rows(body))
+
+
+def _checkpoint_rows(body: bytes) -> Iterator[tuple[str, int]]:
+    for line in body.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed writer
+        if not isinstance(row, dict):
+            continue
+        name, iteration = row.get("checkpoint_dir_name"), row.get("training_iteration")
+        if isinstance(name, str) and isinstance(iteration, int):
+            yield name, iteration
