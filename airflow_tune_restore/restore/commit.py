@@ -1,0 +1,310 @@
+"""Outcomes -> one new state file, so that Ray reads the experiment as if it had never failed.
+
+Rows of resumed trials are what their runners left in their last snapshot; all others go in byte for byte.
+One object is added in one put; its name sorts after every other. Deleting it undoes the commit.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    RunnerError,
+    StateChangedError,
+    StateUnreadableError,
+)
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.state import (
+    MalformedStateError,
+    RawRow,
+    State,
+    encode_state,
+    parse_state,
+)
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, wait_until_over
+from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan, decode, encode
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.base import ObjectStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialChange:
+    """One trial before and after.
+
+    Args:
+        trial_id: Its id in the state the plan was made from.
+        final_trial_id: Its id now; another one after a restart.
+        action: What was planned.
+        status_before: Stored status before.
+        status_after: Status in the committed state.
+        iteration_before: Iterations it had reported.
+        iteration_after: Iterations it has reported.
+        metric_before: The experiment's metric then; None if there is none.
+        metric_after: The same now.
+        note: Why, or what went wrong.
+    """
+
+    trial_id: str
+    final_trial_id: str
+    action: TrialAction
+    status_before: TrialStatus
+    status_after: TrialStatus
+    iteration_before: int
+    iteration_after: int
+    metric_before: float | None
+    metric_after: float | None
+    note: str
+
+    @property
+    def was_run(self) -> bool:
+        """Whether a runner was to be started for it."""
+        return self.action in (TrialAction.RESUME, TrialAction.RESTART)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSummary:
+    """What a restore did to an experiment.
+
+    Args:
+        experiment: URI of the experiment directory.
+        restore_id: The restore.
+        state_file: State file it added; None if nothing had changed.
+        metric: Name of the metric shown.
+        samples_left: Samples never drawn; None if unknown.
+        changes: One entry a trial, in the order of the plan.
+    """
+
+    experiment: str
+    restore_id: str
+    state_file: str | None
+    metric: str | None
+    samples_left: int | None
+    changes: tuple[TrialChange, ...]
+
+    @property
+    def failed(self) -> tuple[TrialChange, ...]:
+        """Trials that were run and are not TERMINATED."""
+        return tuple(
+            change
+            for change in self.changes
+            if change.was_run and change.status_after is not TrialStatus.TERMINATED
+        )
+
+
+class _CommitRecord(msgspec.Struct, frozen=True):
+    """Written before the state file, so that a commit that was cut off makes the same bytes again."""
+
+    state_file: str
+    start_time: float
+    attempts: dict[str, int]
+    schema: int = 1
+
+
+def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
+    """Commit what the runners left and release the lease. Done again it changes nothing.
+
+    Raises:
+        KeyNotFoundError: If there is no such restore.
+        LeaseLostError: If a newer restore took over before anything was committed.
+        StateChangedError: If somebody else wrote a newer state meanwhile.
+    """
+    plan = read_plan(store, restore_id)
+    record = _read_record(store, restore_id)
+    if record is not None and record.state_file and _exists(store, record.state_file):
+        summary = _summary(store, plan, record)
+        _release(store, restore_id)
+        return summary
+    held = lease.check_held(store, restore_id)
+    base = read_experiment(store)
+    if base.state_file.sha256 != plan.base.sha256:
+        raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
+    if record is None:
+        record = _write_record(store, plan, base)
+    body = _build_state(store, plan, base, record)
+    if body is not None:
+        _put_state(store, record.state_file, body)
+    summary = _summary(store, plan, record)
+    lease.release(store, held)
+    return summary
+
+
+def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _CommitRecord:
+    """Fix which attempts are committed, under which name and time."""
+    attempts: dict[str, int] = {}
+    for trial in plan.to_run:
+        numbers = list_attempts(store, plan.restore_id, trial.trial_id)
+        if numbers:
+            over = wait_until_over(
+                store, plan.restore_id, trial.trial_id, numbers[-1], patience_seconds=120.0
+            )
+            if not over:
+                raise RunnerError(
+                    f"Trial {trial.trial_id} of {plan.experiment} still has a living runner (attempt "
+                    f"{numbers[-1]}). Nothing was committed; wait for it to end, or stop it."
+                )
+        with_snapshot = [n for n in numbers if _snapshot(store, plan, trial, n) is not None]
+        if with_snapshot:
+            attempts[trial.trial_id] = with_snapshot[-1]
+    names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
+    record = _CommitRecord(
+        state_file=layout.committed_state_name(names),
+        # states are ordered by the start of their session: ours comes right after what it is made from
+        start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
+        attempts=attempts,
+    )
+    try:
+        store.create(layout.commit_key(plan.restore_id), encode(record))
+    except KeyExistsError:
+        written = _read_record(store, plan.restore_id)
+        if written is not None:
+            return written
+    return record
+
+
+def _build_state(
+    store: ObjectStore, plan: RestorePlan, base: Experiment, record: _CommitRecord
+) -> bytes | None:
+    """Return the new state file, or None if every row stays as it was."""
+    planned = {trial.trial_id: trial for trial in plan.trials}
+    rows = [
+        _committed_row(store, plan, planned[trial.trial_id], row, record)
+        for trial, row in zip(base.trials, base.state.rows, strict=True)
+    ]
+    if rows == list(base.state.rows):
+        return None
+    stats = {**base.state.stats, "start_time": record.start_time}
+    return encode_state(rows, base.state.runner, stats)
+
+
+def _committed_row(
+    store: ObjectStore, plan: RestorePlan, trial: TrialPlan, row: RawRow, record: _CommitRecord
+) -> RawRow:
+    if trial.action is TrialAction.TERMINATE:
+        return _terminated(row)
+    attempt = record.attempts.get(trial.trial_id)
+    if attempt is None:
+        return row
+    state = _snapshot(store, plan, trial, attempt)
+    if state is None:
+        raise StateUnreadableError(
+            store.uri, f"the snapshot of attempt {attempt} of trial {trial.trial_id} is gone"
+        )
+    return state.rows[0]
+
+
+def _terminated(row: RawRow) -> RawRow:
+    """Return the row with the status Ray gives a skipped unfinished trial."""
+    document = json.loads(msgspec.json.decode(row.trial, type=str))
+    document["status"] = TrialStatus.TERMINATED.value
+    text = json.dumps(document, indent=2)  # as Trial.get_json_state writes it
+    return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
+
+
+def _snapshot(
+    store: ObjectStore, plan: RestorePlan, trial: TrialPlan, attempt: int
+) -> State | None:
+    """Read what a runner left, if it is whole and speaks of this trial alone."""
+    try:
+        state = parse_state(
+            store.get(layout.snapshot_key(plan.restore_id, trial.trial_id, attempt))
+        )
+    except (KeyNotFoundError, MalformedStateError):
+        return None
+    if [row.trial_id for row in state.trials] != [trial.final_trial_id]:
+        return None
+    return state
+
+
+def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
+    try:
+        store.create(name, body)
+    except KeyExistsError:
+        if store.get(name) != body:
+            raise StateChangedError(store.uri, "the state it was planned from", name) from None
+
+
+def _read_record(store: ObjectStore, restore_id: str) -> _CommitRecord | None:
+    try:
+        record: _CommitRecord = decode(store.get(layout.commit_key(restore_id)), _CommitRecord)
+    except KeyNotFoundError:
+        return None
+    return record
+
+
+def _exists(store: ObjectStore, name: str) -> bool:
+    return any(entry.name == name and not entry.is_dir for entry in store.list_dir())
+
+
+def _release(store: ObjectStore, restore_id: str) -> None:
+    """Release a lease that a commit cut off before its last step may still hold."""
+    entries = store.list_dir(layout.LEASE)
+    held = lease.newest_claim(store, entries)
+    if held is not None and held.restore_id == restore_id:
+        lease.release(store, held)
+
+
+def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> CommitSummary:
+    before = parse_state(store.get(plan.base.name))
+    committed = _exists(store, record.state_file)
+    after = parse_state(store.get(record.state_file)) if committed else before
+    rows = dict(
+        zip(
+            (trial.trial_id for trial in before.trials),
+            zip(before.trials, after.trials, strict=True),
+            strict=True,
+        )
+    )
+    changes = tuple(
+        _change(store, plan, trial, *rows[trial.trial_id], record.attempts.get(trial.trial_id))
+        for trial in plan.trials
+    )
+    return CommitSummary(
+        experiment=plan.experiment,
+        restore_id=plan.restore_id,
+        state_file=record.state_file if committed else None,
+        metric=plan.metric,
+        samples_left=plan.samples_left,
+        changes=changes,
+    )
+
+
+def _change(
+    store: ObjectStore,
+    plan: RestorePlan,
+    trial: TrialPlan,
+    before: Trial,
+    after: Trial,
+    attempt: int | None,
+) -> TrialChange:
+    outcome = read_outcome(store, plan.restore_id, trial.trial_id) if attempt else None
+    note = trial.reason
+    if trial.action in (TrialAction.RESUME, TrialAction.RESTART):
+        if outcome is None and attempt is None:
+            note = "never got to run"
+        elif outcome is not None and outcome.error:
+            note = f"{outcome.error_type}: {outcome.error}".removeprefix(": ")
+    return TrialChange(
+        trial_id=trial.trial_id,
+        final_trial_id=after.trial_id,
+        action=trial.action,
+        status_before=before.status,
+        status_after=after.status,
+        iteration_before=before.iteration,
+        iteration_after=after.iteration,
+        metric_before=_metric(before, plan.metric),
+        metric_after=_metric(after, plan.metric),
+        note=note,
+    )
+
+
+def _metric(trial: Trial, name: str | None) -> float | None:
+    value: Any = trial.last_result.get(name) if name else None
+    return float(value) if isinstance(value, int | float) else None

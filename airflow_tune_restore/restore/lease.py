@@ -1,0 +1,193 @@
+"""One restore of an experiment at a time.
+
+The lease is a row of numbered objects; creating the next number exclusively takes it, the highest
+number holds it, and the number is the fencing token. Heartbeat and release are objects of their own.
+Only create, put and list are needed: compare-and-swap does not exist for local disks.
+
+A holder is dead when its heartbeat has not changed for a whole TTL by the observer's own monotonic
+clock. The store's clock only decides whether watching is worth while: a recent heartbeat refuses at
+once. All parts of one restore (plan, runners, commit) share its lease: they re-enter it by restore_id.
+Standard library only: runners use it inside Ray images.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    LeaseHeldError,
+    LeaseLostError,
+)
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+DEFAULT_TTL_SECONDS = 120.0
+_CLAIM = ".claim.json"
+_RELEASE = ".release.json"
+_HEARTBEAT = ".heartbeat.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A held lease.
+
+    Args:
+        epoch: Its number, the fencing token.
+        restore_id: Which restore holds it.
+        holder: Who that is, for people (`dag nightly_recovery, run …`, `tune-restore on host`).
+        ttl_seconds: How long a silent holder counts as alive.
+    """
+
+    epoch: int
+    restore_id: str
+    holder: str
+    ttl_seconds: float
+
+
+def acquire(
+    store: ObjectStore,
+    *,
+    restore_id: str,
+    holder: str,
+    ttl_seconds: float = DEFAULT_TTL_SECONDS,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Lease:
+    """Take the lease of the experiment at the store's root, or re-enter our own.
+
+    Blocks for one TTL of a predecessor that looks dead, to make sure.
+
+    Raises:
+        LeaseHeldError: If another restore is alive; names it.
+    """
+    while True:
+        entries = store.list_dir(layout.LEASE)
+        current = newest_claim(store, entries)
+        if current is not None and not _is_released(entries, current.epoch):
+            if current.restore_id == restore_id:
+                renew(store, current)
+                return current
+            _wait_for_death(store, current, monotonic, sleep)
+        epoch = current.epoch + 1 if current is not None else 1
+        claim = {
+            "restore_id": restore_id,
+            "holder": holder,
+            "ttl_seconds": ttl_seconds,
+            "nonce": secrets.token_hex(8),
+        }
+        try:
+            store.create(layout.lease_claim_key(epoch), json.dumps(claim).encode())
+        except KeyExistsError:
+            continue  # somebody was faster: look who
+        return Lease(epoch=epoch, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
+
+
+def renew(store: ObjectStore, lease: Lease) -> None:
+    """Say that the restore lives. Cheap: one put."""
+    beat = {"restore_id": lease.restore_id, "nonce": secrets.token_hex(8)}
+    store.put(layout.lease_heartbeat_key(lease.epoch), json.dumps(beat).encode())
+
+
+def release(store: ObjectStore, lease: Lease) -> None:
+    """Give the lease back. Releasing twice is no error."""
+    body = json.dumps({"restore_id": lease.restore_id}).encode()
+    store.put(layout.lease_release_key(lease.epoch), body)
+
+
+def check_held(store: ObjectStore, restore_id: str) -> Lease:
+    """Return the lease if this restore still holds it.
+
+    Raises:
+        LeaseLostError: If it was released, or a newer restore took over.
+    """
+    entries = store.list_dir(layout.LEASE)
+    current = newest_claim(store, entries)
+    if current is None:
+        raise LeaseLostError(store.uri, restore_id, "there is no lease at all")
+    if current.restore_id != restore_id:
+        newer = f"restore {current.restore_id} of {current.holder} took over"
+        raise LeaseLostError(store.uri, restore_id, newer)
+    if _is_released(entries, current.epoch):
+        raise LeaseLostError(store.uri, restore_id, "the restore has ended and released it")
+    return current
+
+
+def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
+    """Read the claim with the highest number."""
+    epochs = [_epoch(entry.name) for entry in entries if entry.name.endswith(_CLAIM)]
+    if not epochs:
+        return None
+    epoch = max(epochs)
+    claim = _read(store, layout.lease_claim_key(epoch))
+    return Lease(
+        epoch=epoch,
+        restore_id=str(claim.get("restore_id", "?")),
+        holder=str(claim.get("holder", "?")),
+        ttl_seconds=float(claim.get("ttl_seconds", DEFAULT_TTL_SECONDS)),
+    )
+
+
+def _read(store: ObjectStore, key: str) -> dict[str, Any]:
+    """Read one of our objects; one that makes no sense counts as empty."""
+    try:
+        value = json.loads(store.get(key, max_bytes=65536))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _epoch(name: str) -> int:
+    digits = name.partition(".")[0]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _is_released(entries: list[Entry], epoch: int) -> bool:
+    return any(e.name.endswith(_RELEASE) and _epoch(e.name) == epoch for e in entries)
+
+
+def _wait_for_death(
+    store: ObjectStore,
+    current: Lease,
+    monotonic: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> None:
+    """Return when the holder was silent, or its lease released, for as long as we watched.
+
+    Raises:
+        LeaseHeldError: If it shows a sign of life.
+    """
+    age = _silent_for(store, current.epoch)
+    if age < current.ttl_seconds:
+        raise LeaseHeldError(store.uri, current.restore_id, current.holder, age)
+    before = _pulse(store, current.epoch)
+    started = monotonic()
+    while monotonic() - started < current.ttl_seconds:
+        sleep(min(5.0, current.ttl_seconds / 4))
+        if _is_released(store.list_dir(layout.LEASE), current.epoch):
+            return
+        if _pulse(store, current.epoch) != before:
+            raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
+
+
+def _silent_for(store: ObjectStore, epoch: int) -> float:
+    """Return the seconds since the holder's last write, by the store's clock."""
+    written = [
+        entry.modified_at
+        for entry in store.list_dir(layout.LEASE)
+        if _epoch(entry.name) == epoch
+        and entry.name.endswith((_CLAIM, _HEARTBEAT))
+        and entry.modified_at is not None
+    ]
+    return (store.now() - max(written)).total_seconds() if written else 0.0
+
+
+def _pulse(store: ObjectStore, epoch: int) -> bytes:
+    try:
+        return store.get(layout.lease_heartbeat_key(epoch), max_bytes=65536)
+    except KeyNotFoundError:
+        return b""

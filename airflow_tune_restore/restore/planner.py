@@ -1,0 +1,190 @@
+"""Experiment + flags -> plan. Pure, and the same answers as Ray's TuneController.
+
+Mirrors `TuneController._requeue_restored_trials` (ray.tune.execution.tune_controller, 2.60): trials are
+taken newest `last_result_time` first; a skipped unfinished trial becomes TERMINATED, a skipped ERROR
+stays ERROR. What Ray leaves to chance (a checkpoint that is gone) is decided here and said in words.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
+from airflow_tune_restore.experiments.experiment import DEFAULT_SCHEDULER, Experiment
+from airflow_tune_restore.experiments.trial import UNFINISHED, Trial
+from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+from airflow_tune_restore.restore.plan import (
+    RestorePlan,
+    StateReference,
+    Strategy,
+    TrialAction,
+    TrialPlan,
+)
+
+_LOST_BY_FORCING = {
+    "HyperBandScheduler": "its brackets compare trials with each other",
+    "HyperBandForBOHB": "its brackets compare trials with each other",
+    "AsyncHyperBandScheduler": "its rungs compare trials with each other",
+    "ASHAScheduler": "its rungs compare trials with each other",
+    "MedianStoppingRule": "it compares each trial with the median of the others",
+    "PopulationBasedTraining": "it copies good trials over bad ones",
+    "PB2": "it copies good trials over bad ones",
+}
+
+
+def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
+    """Return the trials the flags take up again, in Ray's order."""
+    return [t for t in _in_order(experiment) if flags.choice_for(t.status) is not ResumeType.SKIP]
+
+
+def build_plan(
+    experiment: Experiment,
+    *,
+    restore_id: str,
+    flags: ResumeFlags,
+    checkpoints: Mapping[str, CheckpointChoice],
+    strategy: str = "auto",
+    fresh_budget: bool = False,
+    trim_results: bool = False,
+    allow_scratch: bool = False,
+) -> RestorePlan:
+    """Decide what becomes of each trial.
+
+    Args:
+        experiment: As read.
+        restore_id: Id of the restore the plan is for.
+        flags: Which trials are taken up again.
+        checkpoints: What each trial that may be resumed can start from, by trial id.
+        strategy: `auto`, or one of `Strategy` to force it.
+        fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
+        trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
+        allow_scratch: Let a trial whose checkpoints are all gone start over; else it is kept as it is.
+
+    Raises:
+        InvalidInputError: If `strategy` is none.
+    """
+    taken = {trial.trial_id for trial in experiment.trials}
+    trials = tuple(
+        _plan_trial(
+            trial,
+            flags.choice_for(trial.status),
+            checkpoints.get(trial.trial_id),
+            _new_trial_id(restore_id, trial.trial_id, taken),
+            allow_scratch=allow_scratch,
+        )
+        for trial in _in_order(experiment)
+    )
+    chosen, reason = _choose_strategy(experiment, strategy)
+    tuner = experiment.tuner
+    return RestorePlan(
+        restore_id=restore_id,
+        experiment=experiment.uri,
+        base=StateReference(
+            name=experiment.state_file.name,
+            sha256=experiment.state_file.sha256,
+            size_bytes=experiment.state_file.size_bytes,
+        ),
+        trainable_name=experiment.trainable_name,
+        flags=flags,
+        strategy=chosen,
+        strategy_reason=reason,
+        samples_left=experiment.samples_left,
+        metric=tuner.metric if tuner else None,
+        mode=tuner.mode if tuner else None,
+        trials=trials,
+        warnings=experiment.warnings,
+        fresh_budget=fresh_budget,
+        trim_results=trim_results,
+    )
+
+
+def _in_order(experiment: Experiment) -> list[Trial]:
+    return sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
+
+
+def _plan_trial(
+    trial: Trial,
+    choice: ResumeType,
+    checkpoint: CheckpointChoice | None,
+    new_trial_id: str,
+    *,
+    allow_scratch: bool,
+) -> TrialPlan:
+    name, iteration, repaired, new_id = None, 0, False, None
+    if choice is ResumeType.SKIP:
+        action, reason = _skip(trial)
+    elif choice is ResumeType.RESTART:
+        action, new_id = TrialAction.RESTART, new_trial_id
+        reason = (
+            f"{trial.status}: started over as trial {new_trial_id}, old checkpoints are not loaded"
+        )
+    elif checkpoint is not None and checkpoint.lost and not allow_scratch:
+        action = TrialAction.KEEP
+        reason = f"{trial.status}, not resumed: {checkpoint.reason}; allow_scratch starts it over"
+    else:
+        action = TrialAction.RESUME
+        if checkpoint is None or checkpoint.name is None:
+            why = "no checkpoint" if checkpoint is None else checkpoint.reason
+            reason = f"{trial.status}: {why}, started from scratch"
+        else:
+            name, iteration, repaired = checkpoint.name, checkpoint.iteration, checkpoint.repaired
+            reason = f"{trial.status}: {checkpoint.reason}"
+    return TrialPlan(
+        trial_id=trial.trial_id,
+        status=trial.status,
+        trial_dir=trial.trial_dir,
+        action=action,
+        checkpoint=name,
+        checkpoint_repaired=repaired,
+        iteration=iteration,
+        reason=reason,
+        resources={} if choice is ResumeType.SKIP else trial.resources,
+        new_trial_id=new_id,
+    )
+
+
+def _skip(trial: Trial) -> tuple[TrialAction, str]:
+    if trial.status in UNFINISHED:
+        return TrialAction.TERMINATE, f"{trial.status}, not resumed: becomes TERMINATED"
+    return TrialAction.KEEP, f"{trial.status}, stays as it is"
+
+
+def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
+    """Make the id of a restarted trial: like Ray's eight hex digits, but the same on every retry."""
+    salt = 0
+    while True:
+        digest = hashlib.sha256(f"{restore_id}/{trial_id}/{salt}".encode()).hexdigest()[:8]
+        if digest not in taken:
+            return digest
+        salt += 1
+
+
+def _choose_strategy(experiment: Experiment, wish: str) -> tuple[Strategy, str]:
+    if wish != "auto" and wish not in set(Strategy):
+        raise InvalidInputError(
+            f"strategy={wish!r} is not one of 'auto', 'per_trial', 'whole_experiment'."
+        )
+    coupling = _coupling(experiment)
+    fitting = Strategy.WHOLE_EXPERIMENT if coupling else Strategy.PER_TRIAL
+    why = coupling or "trials do not depend on each other"
+    if wish in ("auto", fitting):
+        return fitting, why
+    if wish == Strategy.PER_TRIAL:
+        return (
+            Strategy.PER_TRIAL,
+            f"forced, although {coupling}: alone, a trial is not judged by others",
+        )
+    return Strategy.WHOLE_EXPERIMENT, f"forced, although {why}"
+
+
+def _coupling(experiment: Experiment) -> str:
+    """Say what couples the trials of this experiment; "" if nothing does."""
+    tuner = experiment.tuner
+    if tuner is None:
+        return ""  # the scheduler is lost with tuner.pkl; Ray's default is FIFO
+    if tuner.scheduler != DEFAULT_SCHEDULER:
+        detail = _LOST_BY_FORCING.get(tuner.scheduler, "it may compare trials with each other")
+        return f"trials are coupled by {tuner.scheduler}: {detail}"
+    if tuner.wrappers:
+        return f"trials are coupled by {' and '.join(tuner.wrappers)} around the searcher"
+    return ""

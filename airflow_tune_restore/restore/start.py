@@ -1,0 +1,117 @@
+"""From a plan to a restore that runners can work on: lease, seeds, plan. Each step can be redone."""
+
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    StateChangedError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.state import encode_state
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.planner import build_plan, trials_to_run
+from airflow_tune_restore.storage.base import ObjectStore
+
+
+def fresh_restore_id(store: ObjectStore, base: str) -> str:
+    """Return `base`, or `base-2`, `base-3` … if restores of that id were committed already.
+
+    Callers make `base` from what identifies their run, so that a retry re-enters its own restore, and
+    running the same DAG run again after its commit starts a new one.
+    """
+    number = 1
+    while True:
+        restore_id = base if number == 1 else f"{base}-{number}"
+        try:
+            store.get(layout.commit_key(restore_id))
+        except KeyNotFoundError:
+            return restore_id
+        number += 1
+
+
+def plan_restore(
+    store: ObjectStore,
+    experiment: Experiment,
+    *,
+    restore_id: str,
+    flags: ResumeFlags,
+    strategy: str = "auto",
+    fresh_budget: bool = False,
+    trim_results: bool = False,
+    allow_scratch: bool = False,
+) -> RestorePlan:
+    """Look at the checkpoints of the trials the flags take up, and build the plan. Writes nothing."""
+    resumable = [
+        trial
+        for trial in trials_to_run(experiment, flags)
+        if flags.choice_for(trial.status) is ResumeType.RESUME
+    ]
+    return build_plan(
+        experiment,
+        restore_id=restore_id,
+        flags=flags,
+        checkpoints=read_checkpoint_choices(store, resumable),
+        strategy=strategy,
+        fresh_budget=fresh_budget,
+        trim_results=trim_results,
+        allow_scratch=allow_scratch,
+    )
+
+
+def start_restore(
+    store: ObjectStore,
+    experiment: Experiment,
+    plan: RestorePlan,
+    *,
+    holder: str,
+    ttl_seconds: float = lease.DEFAULT_TTL_SECONDS,
+) -> RestorePlan:
+    """Take the lease, check that the plan still fits, write seeds and plan.
+
+    Done again for the same restore_id it changes nothing and returns the plan as first written.
+
+    Raises:
+        LeaseHeldError: If another restore is alive.
+        StateChangedError: If the experiment was written to since it was read.
+    """
+    held = lease.acquire(store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds)
+    try:
+        newest = read_experiment(store).state_file
+        if newest.sha256 != plan.base.sha256:
+            raise StateChangedError(store.uri, plan.base.name, newest.name)
+        return _write(store, experiment, plan)
+    except TuneRestoreError:
+        lease.release(store, held)
+        raise
+
+
+def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
+    """Read the plan of a restore.
+
+    Raises:
+        KeyNotFoundError: If there is none.
+    """
+    return RestorePlan.from_json(store.get(layout.plan_key(restore_id)))
+
+
+def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> RestorePlan:
+    """Write the seeds, then the plan: once the plan is there, all its seeds are."""
+    rows = {
+        trial.trial_id: row
+        for trial, row in zip(experiment.trials, experiment.state.rows, strict=True)
+    }
+    for trial in plan.to_run:
+        seed = encode_state([rows[trial.trial_id]], experiment.state.runner, experiment.state.stats)
+        store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
+    try:
+        store.create(layout.plan_key(plan.restore_id), plan.to_json())
+    except KeyExistsError:
+        written = read_plan(store, plan.restore_id)
+        if written.base != plan.base:
+            raise StateChangedError(store.uri, written.base.name, plan.base.name) from None
+        return written
+    return plan
