@@ -5,8 +5,6 @@ One object is added in one put; its name sorts after every other. Deleting it un
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -27,76 +25,13 @@ from airflow_tune_restore.experiments.state import (
     encode_state,
     parse_state,
 )
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, wait_until_over
 from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan, decode, encode
 from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialChange:
-    """One trial before and after.
-
-    Args:
-        trial_id: Its id in the state the plan was made from.
-        final_trial_id: Its id now; another one after a restart.
-        action: What was planned.
-        status_before: Stored status before.
-        status_after: Status in the committed state.
-        iteration_before: Iterations it had reported.
-        iteration_after: Iterations it has reported.
-        metric_before: The experiment's metric then; None if there is none.
-        metric_after: The same now.
-        note: Why, or what went wrong.
-    """
-
-    trial_id: str
-    final_trial_id: str
-    action: TrialAction
-    status_before: TrialStatus
-    status_after: TrialStatus
-    iteration_before: int
-    iteration_after: int
-    metric_before: float | None
-    metric_after: float | None
-    note: str
-
-    @property
-    def was_run(self) -> bool:
-        """Whether a runner was to be started for it."""
-        return self.action in (TrialAction.RESUME, TrialAction.RESTART)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitSummary:
-    """What a restore did to an experiment.
-
-    Args:
-        experiment: URI of the experiment directory.
-        restore_id: The restore.
-        state_file: State file it added; None if nothing had changed.
-        metric: Name of the metric shown.
-        samples_left: Samples never drawn; None if unknown.
-        changes: One entry a trial, in the order of the plan.
-    """
-
-    experiment: str
-    restore_id: str
-    state_file: str | None
-    metric: str | None
-    samples_left: int | None
-    changes: tuple[TrialChange, ...]
-
-    @property
-    def failed(self) -> tuple[TrialChange, ...]:
-        """Trials that were run and are not TERMINATED."""
-        return tuple(
-            change
-            for change in self.changes
-            if change.was_run and change.status_after is not TrialStatus.TERMINATED
-        )
 
 
 class _CommitRecord(msgspec.Struct, frozen=True):
@@ -118,11 +53,51 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     """
     plan = read_plan(store, restore_id)
     record = _read_record(store, restore_id)
-    if record is not None and record.state_file and _exists(store, record.state_file):
-        summary = _summary(store, plan, record)
-        _release(store, restore_id)
-        return summary
-    held = lease.check_held(store, restore_id)
+    if record is None or not _exists(store, record.state_file):
+        lease.check_held(store, restore_id)
+        record = _commit(store, plan, record)
+    summary = _summary(store, plan, record)
+    _release(store, restore_id)
+    return summary
+
+
+def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> CommitSummary | None:
+    """Commit what a restore that died left behind, so that the next plan starts from it.
+
+    Does nothing if no other restore holds the lease. Watches the holder for its TTL first.
+
+    Args:
+        store: Rooted at the experiment directory.
+        restore_id: The restore about to start; its own lease is left alone.
+        holder: Who is asking, for the lease.
+
+    Returns:
+        What was committed; None if there was nothing to settle.
+
+    Raises:
+        LeaseHeldError: If the holder is alive.
+    """
+    entries = store.list_dir(layout.LEASE)
+    dead = lease.newest_claim(store, entries)
+    if dead is None or dead.restore_id == restore_id or lease.is_released(entries, dead.epoch):
+        return None
+    held = lease.acquire(store, restore_id=f"settle-{dead.restore_id}", holder=holder)
+    try:
+        try:
+            plan = read_plan(store, dead.restore_id)
+        except KeyNotFoundError:
+            return None  # it died before it had a plan
+        record = _read_record(store, dead.restore_id)
+        if record is None or not _exists(store, record.state_file):
+            record = _commit(store, plan, record)
+        return _summary(store, plan, record)
+    except StateChangedError:
+        return None  # its own driver has run since; what the dead restore did no longer fits
+    finally:
+        lease.release(store, held)
+
+
+def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None) -> _CommitRecord:
     base = read_experiment(store)
     if base.state_file.sha256 != plan.base.sha256:
         raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
@@ -131,9 +106,7 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     body = _build_state(store, plan, base, record)
     if body is not None:
         _put_state(store, record.state_file, body)
-    summary = _summary(store, plan, record)
-    lease.release(store, held)
-    return summary
+    return record
 
 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _CommitRecord:
@@ -254,57 +227,14 @@ def _release(store: ObjectStore, restore_id: str) -> None:
 def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> CommitSummary:
     before = parse_state(store.get(plan.base.name))
     committed = _exists(store, record.state_file)
-    after = parse_state(store.get(record.state_file)) if committed else before
-    rows = dict(
-        zip(
-            (trial.trial_id for trial in before.trials),
-            zip(before.trials, after.trials, strict=True),
-            strict=True,
-        )
-    )
-    changes = tuple(
-        _change(store, plan, trial, *rows[trial.trial_id], record.attempts.get(trial.trial_id))
-        for trial in plan.trials
-    )
-    return CommitSummary(
-        experiment=plan.experiment,
-        restore_id=plan.restore_id,
+    outcomes = {
+        trial.trial_id: read_outcome(store, plan.restore_id, trial.trial_id)
+        for trial in plan.to_run
+    }
+    return summarise(
+        plan,
         state_file=record.state_file if committed else None,
-        metric=plan.metric,
-        samples_left=plan.samples_left,
-        changes=changes,
+        before=before,
+        after=parse_state(store.get(record.state_file)) if committed else before,
+        outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
     )
-
-
-def _change(
-    store: ObjectStore,
-    plan: RestorePlan,
-    trial: TrialPlan,
-    before: Trial,
-    after: Trial,
-    attempt: int | None,
-) -> TrialChange:
-    outcome = read_outcome(store, plan.restore_id, trial.trial_id) if attempt else None
-    note = trial.reason
-    if trial.action in (TrialAction.RESUME, TrialAction.RESTART):
-        if outcome is None and attempt is None:
-            note = "never got to run"
-        elif outcome is not None and outcome.error:
-            note = f"{outcome.error_type}: {outcome.error}".removeprefix(": ")
-    return TrialChange(
-        trial_id=trial.trial_id,
-        final_trial_id=after.trial_id,
-        action=trial.action,
-        status_before=before.status,
-        status_after=after.status,
-        iteration_before=before.iteration,
-        iteration_after=after.iteration,
-        metric_before=_metric(before, plan.metric),
-        metric_after=_metric(after, plan.metric),
-        note=note,
-    )
-
-
-def _metric(trial: Trial, name: str | None) -> float | None:
-    value: Any = trial.last_result.get(name) if name else None
-    return float(value) if isinstance(value, int | float) else None

@@ -68,7 +68,7 @@ def acquire(
     while True:
         entries = store.list_dir(layout.LEASE)
         current = newest_claim(store, entries)
-        if current is not None and not _is_released(entries, current.epoch):
+        if current is not None and not is_released(entries, current.epoch):
             if current.restore_id == restore_id:
                 renew(store, current)
                 return current
@@ -112,7 +112,7 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
     if current.restore_id != restore_id:
         newer = f"restore {current.restore_id} of {current.holder} took over"
         raise LeaseLostError(store.uri, restore_id, newer)
-    if _is_released(entries, current.epoch):
+    if is_released(entries, current.epoch):
         raise LeaseLostError(store.uri, restore_id, "the restore has ended and released it")
     return current
 
@@ -132,6 +132,11 @@ def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
     )
 
 
+def is_released(entries: list[Entry], epoch: int) -> bool:
+    """Whether the holder of this epoch has given it back."""
+    return any(e.name.endswith(_RELEASE) and _epoch(e.name) == epoch for e in entries)
+
+
 def _read(store: ObjectStore, key: str) -> dict[str, Any]:
     """Read one of our objects; one that makes no sense counts as empty."""
     try:
@@ -144,10 +149,6 @@ def _read(store: ObjectStore, key: str) -> dict[str, Any]:
 def _epoch(name: str) -> int:
     digits = name.partition(".")[0]
     return int(digits) if digits.isdigit() else 0
-
-
-def _is_released(entries: list[Entry], epoch: int) -> bool:
-    return any(e.name.endswith(_RELEASE) and _epoch(e.name) == epoch for e in entries)
 
 
 def _wait_for_death(
@@ -168,7 +169,7 @@ def _wait_for_death(
     started = monotonic()
     while monotonic() - started < current.ttl_seconds:
         sleep(min(5.0, current.ttl_seconds / 4))
-        if _is_released(store.list_dir(layout.LEASE), current.epoch):
+        if is_released(store.list_dir(layout.LEASE), current.epoch):
             return
         if _pulse(store, current.epoch) != before:
             raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)

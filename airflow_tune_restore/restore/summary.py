@@ -1,0 +1,131 @@
+"""Before and after: what a restore did to each trial of an experiment."""
+
+from dataclasses import dataclass
+
+from airflow_tune_restore.experiments.state import State
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
+from airflow_tune_restore.restore.request import RunnerOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialChange:
+    """One trial before and after.
+
+    Args:
+        trial_id: Its id in the state the plan was made from.
+        final_trial_id: Its id now; another one after a restart.
+        action: What was planned.
+        status_before: Stored status before.
+        status_after: Status in the committed state.
+        iteration_before: Iterations it had reported.
+        iteration_after: Iterations it has reported.
+        metric_before: The experiment's metric then; None if there is none.
+        metric_after: The same now.
+        note: Why, or what went wrong.
+    """
+
+    trial_id: str
+    final_trial_id: str
+    action: TrialAction
+    status_before: TrialStatus
+    status_after: TrialStatus
+    iteration_before: int
+    iteration_after: int
+    metric_before: float | None
+    metric_after: float | None
+    note: str
+
+    @property
+    def was_run(self) -> bool:
+        """Whether a runner was to be started for it."""
+        return self.action in RUN_ACTIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSummary:
+    """What a restore did to an experiment.
+
+    Args:
+        experiment: URI of the experiment directory.
+        restore_id: The restore.
+        state_file: State file it added; None if nothing had changed.
+        metric: Name of the metric shown.
+        samples_left: Samples never drawn; None if unknown.
+        changes: One entry a trial, in the order of the plan.
+    """
+
+    experiment: str
+    restore_id: str
+    state_file: str | None
+    metric: str | None
+    samples_left: int | None
+    changes: tuple[TrialChange, ...]
+
+    @property
+    def failed(self) -> tuple[TrialChange, ...]:
+        """Trials that were run and are not TERMINATED."""
+        return tuple(
+            change
+            for change in self.changes
+            if change.was_run and change.status_after is not TrialStatus.TERMINATED
+        )
+
+
+def summarise(
+    plan: RestorePlan,
+    *,
+    state_file: str | None,
+    before: State,
+    after: State,
+    outcomes: dict[str, RunnerOutcome],
+) -> CommitSummary:
+    """Put the rows before and after side by side, in the order of the plan.
+
+    Args:
+        plan: What was planned.
+        state_file: The state file that was added, if any.
+        before: The state the plan was made from.
+        after: The committed state; rows stand at the same places.
+        outcomes: How the last attempt of each trial ended, by trial id in the plan.
+    """
+    rows = {old.trial_id: (old, new) for old, new in zip(before.trials, after.trials, strict=True)}
+    return CommitSummary(
+        experiment=plan.experiment,
+        restore_id=plan.restore_id,
+        state_file=state_file,
+        metric=plan.metric,
+        samples_left=plan.samples_left,
+        changes=tuple(
+            _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id))
+            for trial in plan.trials
+        ),
+    )
+
+
+def _change(
+    plan: RestorePlan, trial: TrialPlan, before: Trial, after: Trial, outcome: RunnerOutcome | None
+) -> TrialChange:
+    note = trial.reason
+    if trial.action in RUN_ACTIONS:
+        if outcome is None:
+            note = "its runner ended without a word" if after != before else "never got to run"
+        elif outcome.error:
+            note = f"{outcome.error_type}: {outcome.error}".removeprefix(": ")
+    return TrialChange(
+        trial_id=trial.trial_id,
+        final_trial_id=after.trial_id,
+        action=trial.action,
+        status_before=before.status,
+        status_after=after.status,
+        iteration_before=before.iteration,
+        iteration_after=after.iteration,
+        metric_before=_metric(before, plan.metric),
+        metric_after=_metric(after, plan.metric),
+        note=note,
+    )
+
+
+def _metric(trial: Trial, name: str | None) -> float | None:
+    value = trial.last_result.get(name) if name else None
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,98 @@
+"""State files: real ones, odd ones, broken ones."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
+from airflow_tune_restore.experiments.trial import RecordedCheckpoint, TrialStatus
+from tests.builders import GOLDEN, make_row, make_state
+
+GOLDEN_FILES = sorted(GOLDEN.parent.parent.glob("ray-*/killed/experiment_state-*.json"))
+
+
+@pytest.fixture(params=GOLDEN_FILES, ids=lambda path: path.parent.parent.name)
+def golden(request):
+    return request.param.read_bytes()
+
+
+def test_a_real_state_is_read_field_by_field(golden):
+    trials = {trial.config["role"]: trial for trial in parse_state(golden).trials}
+    finishes, fails, hangs = trials["finishes"], trials["fails"], trials["hangs"]
+    assert finishes.status is TrialStatus.TERMINATED
+    assert (finishes.iteration, finishes.last_result["score"]) == (4, 8)
+    assert finishes.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000003", iteration=4)
+    assert fails.status is TrialStatus.ERROR
+    assert (fails.num_failures, fails.error_file) == (1, "error.txt")
+    assert fails.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000001", iteration=2)
+    assert hangs.status is TrialStatus.RUNNING
+    assert hangs.resources == {"CPU": 1.0}
+    assert hangs.evaluated_params == {"role": "hangs"}
+    waits = trials["waits"]
+    assert waits.status is TrialStatus.PENDING
+    assert waits.last_result_time == -math.inf
+    assert waits.recorded_checkpoint is None
+
+
+def test_a_state_put_together_again_is_byte_for_byte_the_same(golden):
+    state = parse_state(golden)
+    assert encode_state(state.rows, state.runner, state.stats) == golden
+
+
+def test_numbers_json_does_not_have_are_read():
+    row = make_row(last_result={"training_iteration": 3, "loss": math.nan, "best": -math.inf})
+    body = make_state([row], _earliest_stopping_actor=math.inf)
+    trial = parse_state(body).trials[0]
+    assert trial.iteration == 3
+    assert math.isnan(trial.last_result["loss"])
+
+
+def test_a_frame_in_another_order_is_read_too():
+    document = json.loads(make_state([make_row("a"), make_row("b")]))
+    swapped = {"stats": document["stats"], "runner_data": {}, "trial_data": document["trial_data"]}
+    assert [t.trial_id for t in parse_state(json.dumps(swapped, indent=1).encode()).trials] == ["a", "b"]
+
+
+@given(cut=st.floats(0, 0.999))
+def test_a_truncated_state_is_refused(cut):
+    body = make_state([make_row("a"), make_row("b")])
+    with pytest.raises(MalformedStateError):
+        parse_state(body[: int(len(body) * cut)])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"[]", b"null", b'{"trial_data": 5}', b'{"trial_data": [["a"]]}', b"\xff\xfe", b"[" * 100_000],
+)
+def test_something_else_is_refused(body):
+    with pytest.raises(MalformedStateError):
+        parse_state(body)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "", "a/../../b", "/etc", "a\\b", "line\nbreak", "nul\0", "\x1b[31mred"],
+)
+def test_names_that_lead_outside_are_refused(name):
+    with pytest.raises(MalformedStateError):
+        parse_state(make_state([make_row("a", relative_logdir=name)]))
+    with pytest.raises(MalformedStateError):
+        parse_state(make_state([make_row(name, trial_dir="d")]))
+
+
+def test_two_trials_of_one_id_are_refused():
+    with pytest.raises(MalformedStateError, match="two trials"):
+        parse_state(make_state([make_row("a"), make_row("a")]))
+
+
+def test_a_checkpoint_path_that_leads_outside_is_no_checkpoint():
+    row = make_row("a", checkpoint=True)
+    run = json.loads(row[1])
+    hexed = run["checkpoint_manager"]["value"]
+    real = b"checkpoint_000001"
+    run["checkpoint_manager"]["value"] = hexed.replace(real.hex(), b"checkpoint/../../".hex())
+    trial = parse_state(make_state([[row[0], json.dumps(run)]])).trials[0]
+    assert trial.recorded_checkpoint is None
