@@ -1,11 +1,18 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
 from dataclasses import dataclass
+from io import StringIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
 from airflow_tune_restore.restore.request import RunnerOutcome
+
+TABLE_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +78,41 @@ class CommitSummary:
             if change.was_run and change.status_after is not TrialStatus.TERMINATED
         )
 
+    def table(self) -> str:
+        """Render before and after as plain text, for logs and terminals alike."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("trial", "before", "after", "iterations"):
+            table.add_column(heading, no_wrap=True)
+        if self.metric:
+            table.add_column(printable(self.metric), no_wrap=True)
+        table.add_column("what happened", overflow="fold")
+        for change in self.changes:
+            cells = [
+                _arrow(change.trial_id, change.final_trial_id),
+                change.status_before.value,
+                change.status_after.value,
+                _arrow(change.iteration_before, change.iteration_after),
+            ]
+            if self.metric:
+                cells.append(_arrow(_number(change.metric_before), _number(change.metric_after)))
+            table.add_row(*cells, printable(f"{change.action}: {change.note}"))
+        text = StringIO()
+        console = Console(file=text, width=TABLE_WIDTH, markup=False, emoji=False, highlight=False)
+        console.print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+
+    def headline(self) -> str:
+        """Say in one sentence how it went."""
+        ran = sum(change.was_run for change in self.changes)
+        done = ran - len(self.failed)
+        text = f"{self.experiment}: {done} of {ran} resumed trials finished"
+        if self.failed:
+            text += f", {len(self.failed)} did not ({', '.join(c.trial_id for c in self.failed[:5])})"
+        if self.samples_left:
+            text += f"; {self.samples_left} samples were never drawn"
+        where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
+        return f"{text}; {where}."
+
 
 def summarise(
     plan: RestorePlan,
@@ -129,3 +171,16 @@ def _change(
 def _metric(trial: Trial, name: str | None) -> float | None:
     value = trial.last_result.get(name) if name else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def printable(text: str) -> str:
+    """Reduce foreign text to one line without control characters: names and errors are untrusted."""
+    return "".join(c if c.isprintable() else " " for c in text)[:400]
+
+
+def _arrow(before: object, after: object) -> str:
+    return f"{before}" if before == after else f"{before} → {after}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
