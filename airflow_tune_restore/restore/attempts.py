@@ -22,7 +22,7 @@ QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
 
 
-def claim_attempt(  # noqa: PLR0913  one argument a field of the request
+def claim_attempt(
     store: ObjectStore,
     plan: "RestorePlan",
     trial_id: str,
@@ -31,7 +31,6 @@ def claim_attempt(  # noqa: PLR0913  one argument a field of the request
     param_space: str | None = None,
     imports: Sequence[str] = (),
     address: str | None = None,
-    num_cpus: float | None = None,
     runtime_env: dict[str, Any] | None = None,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial and store its request at `layout.request_key`."""
@@ -55,7 +54,7 @@ def claim_attempt(  # noqa: PLR0913  one argument a field of the request
             param_space=param_space,
             imports=list(imports),
             address=address,
-            num_cpus=num_cpus,
+            resources=trial.resources,
             runtime_env=runtime_env or {},
             nonce=secrets.token_hex(8),
         )

@@ -75,7 +75,7 @@ class RunnerRequest(_Record):
             without arguments that returns one), or None.
         imports: Modules to import first (they may register trainables or environments).
         address: Ray cluster to connect to; None starts a private one in the runner.
-        num_cpus: CPUs of the private Ray; None for what the trial asks for.
+        resources: What the trial asks for; a private Ray is made that large.
         runtime_env: Ray runtime_env for the connection.
         nonce: Makes the bytes unique, so that an exclusive create is recognised as ours.
         schema: Version of this record.
@@ -97,7 +97,7 @@ class RunnerRequest(_Record):
     param_space: str | None = None
     imports: list[str] = field(default_factory=list)
     address: str | None = None
-    num_cpus: float | None = None
+    resources: dict[str, float] = field(default_factory=dict)
     runtime_env: dict[str, Any] = field(default_factory=dict)
     nonce: str = ""
     schema: int = 1

@@ -107,7 +107,9 @@ class CommitSummary:
         done = ran - len(self.failed)
         text = f"{self.experiment}: {done} of {ran} resumed trials finished"
         if self.failed:
-            text += f", {len(self.failed)} did not ({', '.join(c.trial_id for c in self.failed[:5])})"
+            text += (
+                f", {len(self.failed)} did not ({', '.join(c.trial_id for c in self.failed[:5])})"
+            )
         if self.samples_left:
             text += f"; {self.samples_left} samples were never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"

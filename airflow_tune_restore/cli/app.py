@@ -1,0 +1,174 @@
+"""`tune-restore`: the same restore from a shell, without Airflow. Commands compute, `output` prints."""
+
+import logging
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from airflow_tune_restore.cli import output
+from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    LeaseHeldError,
+    LeaseLostError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.scan import scan as scan_experiments
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.start import plan_restore
+from airflow_tune_restore.storage.fs import open_store
+
+EXIT_FAILED_AGAIN = 1
+EXIT_REFUSED = 2
+EXIT_BUSY = 3
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Bring failed Ray Tune experiments back.",
+)
+
+
+class LauncherName(StrEnum):
+    """Where trials can be run."""
+
+    LOCAL = "local"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+StaleAfter = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        metavar="SECONDS",
+        help="An unfinished experiment counts as dead when nothing was written for this long. "
+        "0: you know that its driver is dead.",
+    ),
+]
+ExperimentUri = Annotated[
+    str,
+    typer.Argument(help="Experiment directory: a path, or a URL such as s3://bucket/experiment."),
+]
+ResumeErrored = Annotated[
+    bool, typer.Option("--resume-errored", help="Resume ERROR trials from their checkpoint.")
+]
+RestartErrored = Annotated[
+    bool, typer.Option("--restart-errored", help="Start ERROR trials over, as new trials.")
+]
+ResumeUnfinished = Annotated[
+    bool,
+    typer.Option(
+        "--resume-unfinished/--no-resume-unfinished",
+        help="Resume unfinished trials; else they become TERMINATED.",
+    ),
+]
+Strategy = Annotated[str, typer.Option(help="auto, per_trial or whole_experiment.")]
+
+_STALE_SECONDS = DEFAULT_STALE_AFTER.total_seconds()
+
+
+@app.command()
+def scan(
+    prefix: Annotated[str, typer.Argument(help="Where to look: a path or a URL.")],
+    stale_after: StaleAfter = _STALE_SECONDS,
+    as_json: Json = False,
+) -> None:
+    """List the experiments at or below PREFIX, and how they are."""
+    reports = scan_experiments(open_store(prefix), stale_after=timedelta(seconds=stale_after))
+    output.print_reports(reports, prefix=prefix, as_json=as_json)
+
+
+@app.command()
+def plan(
+    experiment: ExperimentUri,
+    resume_errored: ResumeErrored = False,
+    restart_errored: RestartErrored = False,
+    resume_unfinished: ResumeUnfinished = True,
+    strategy: Strategy = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what a restore of EXPERIMENT would do. Writes nothing."""
+    store = open_store(experiment)
+    made = plan_restore(
+        store,
+        read_experiment(store),
+        restore_id="preview",
+        flags=_flags(resume_unfinished, resume_errored, restart_errored),
+        strategy=strategy,
+    )
+    output.print_plan(made, as_json=as_json)
+
+
+@app.command()
+def restore(  # noqa: PLR0913  a command line has as many arguments as it has options
+    experiment: ExperimentUri,
+    trainable: Annotated[
+        str,
+        typer.Option(metavar="MODULE:ATTR", help="The trainable, or a name registered with Tune."),
+    ],
+    resume_errored: ResumeErrored = False,
+    restart_errored: RestartErrored = False,
+    resume_unfinished: ResumeUnfinished = True,
+    param_space: Annotated[
+        str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
+    ] = None,
+    strategy: Strategy = "auto",
+    stale_after: StaleAfter = _STALE_SECONDS,
+    on: Annotated[LauncherName, typer.Option(help="Where the trials run.")] = LauncherName.LOCAL,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use; without, each trial gets a private Ray.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Trials run at the same time.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
+
+    Exit code 0: every resumed trial finished, or there was nothing to do. 1: some failed again (their
+    progress is committed). 2: bad usage or refused input. 3: the experiment is live or leased.
+    """
+    del on  # one launcher so far
+    options = RestoreOptions(
+        flags=_flags(resume_unfinished, resume_errored, restart_errored),
+        trainable=trainable,
+        param_space=param_space,
+        strategy=strategy,
+        stale_after=timedelta(seconds=stale_after),
+        address=address,
+        parallel=parallel,
+    )
+    with output.Progress(quiet=as_json) as progress:
+        summary = restore_experiment(open_store(experiment), options, progress)
+    output.print_summary(summary, experiment=experiment, as_json=as_json)
+    if summary is not None and summary.failed:
+        raise typer.Exit(EXIT_FAILED_AGAIN)
+
+
+def main() -> None:
+    """Run the command line; our own errors are one sentence on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except (ExperimentRunningError, LeaseHeldError, LeaseLostError) as error:
+        output.print_error(error)
+        sys.exit(EXIT_BUSY)
+    except TuneRestoreError as error:
+        output.print_error(error)
+        sys.exit(EXIT_REFUSED)
+
+
+def _flags(resume_unfinished: bool, resume_errored: bool, restart_errored: bool) -> ResumeFlags:  # noqa: FBT001
+    return ResumeFlags.from_flags(
+        resume_unfinished=resume_unfinished,
+        resume_errored=resume_errored,
+        restart_errored=restart_errored,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A runner's pulse: says that it lives, and notices when it must not go on.
+
+It writes its first beat before it looks for newer attempts, and whoever claims a newer attempt does so
+before looking at the beat; so of two runners of one trial at least one sees the other.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+
+from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.attempts import list_attempts
+from airflow_tune_restore.restore.request import EXIT_FENCED, RunnerRequest
+from airflow_tune_restore.storage.base import ObjectStore
+
+BEAT_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class FencedError(TuneRestoreError):
+    """A newer attempt runs this trial."""
+
+
+class Heartbeat:
+    """Beats in a thread of its own until it is stopped."""
+
+    def __init__(self, store: ObjectStore, request: RunnerRequest, parent_pid: int | None) -> None:
+        self._store = store
+        self._request = request
+        self._parent_pid = parent_pid
+        self._count = 0
+        self._ttl_seconds = lease.DEFAULT_TTL_SECONDS
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Beat once, check that this attempt may run, and go on beating.
+
+        Raises:
+            FencedError: If there is a newer attempt.
+            LeaseLostError: If the restore no longer holds the lease.
+        """
+        self.beat()
+        self.check()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def beat(self) -> None:
+        """Write one beat."""
+        self._count += 1
+        body = json.dumps({"count": self._count, "pid": os.getpid()}).encode()
+        request = self._request
+        self._store.put(
+            layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt), body
+        )
+
+    def check(self) -> None:
+        """Raise if this attempt must stop; renew the lease if it may go on."""
+        request = self._request
+        newest = max(
+            list_attempts(self._store, request.restore_id, request.trial_id),
+            default=request.attempt,
+        )
+        if newest > request.attempt:
+            raise FencedError(
+                f"Attempt {request.attempt} of trial {request.trial_id} stopped: attempt {newest} "
+                "has been started."
+            )
+        held = lease.check_held(self._store, request.restore_id)
+        self._ttl_seconds = held.ttl_seconds
+        lease.renew(self._store, held)
+
+    def _run(self) -> None:
+        last_success = time.monotonic()
+        while not self._stopped.wait(BEAT_SECONDS):
+            if self._parent_pid is not None and os.getppid() != self._parent_pid:
+                # whoever started us was killed: end as if it had told us to
+                logger.warning("The process that started this runner is gone; stopping.")
+                self._parent_pid = None
+                os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                self.beat()
+                self.check()
+                last_success = time.monotonic()
+            except (FencedError, LeaseLostError) as error:
+                logger.error("%s", error)  # noqa: TRY400  the sentence says it all
+                os._exit(EXIT_FENCED)  # nothing more may be written, by no thread of ours
+            except TuneRestoreError as error:
+                silent = time.monotonic() - last_success
+                logger.warning("No heartbeat for %.0f s: %s", silent, error)
+                if silent > self._ttl_seconds * 2 / 3:
+                    logger.error("Others may take this runner for dead by now; it stops itself.")  # noqa: TRY400
+                    os._exit(EXIT_FENCED)

@@ -1,0 +1,79 @@
+"""Every private name of Ray that the runner depends on, each with the place it was read from.
+
+Read in Ray 2.40 and 2.60; both have all of them. They are looked up once at start, so that a Ray that
+moved one is refused with its name instead of failing in the middle of a trial.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from airflow_tune_restore.exceptions import RunnerError
+
+_NEEDED = (
+    # the controller tune.run() makes, and the class behind it
+    "ray.tune.tune:TuneController",
+    "ray.tune.execution.tune_controller:TuneController._restore_trials",
+    "ray.tune.execution.tune_controller:TuneController._requeue_restored_trials",
+    "ray.tune.execution.tune_controller:TuneController._create_checkpoint_manager",
+    "ray.tune.execution.tune_controller:TuneController._get_trial_checkpoints",
+    "ray.tune.execution.tune_controller:TuneController.resume",
+    # which state file resume() reads
+    "ray.tune.execution.tune_controller:_find_newest_experiment_checkpoint",
+    # when and how states are saved
+    "ray.tune.execution.experiment_state:_ExperimentCheckpointManager",
+    # Tuner.restore, and the analysis of the whole experiment it would load
+    "ray.tune.impl.tuner_internal:TunerInternal",
+    "ray.tune.impl.tuner_internal:ExperimentAnalysis",
+    # where a driver stages its files before it uploads them
+    "ray.train._internal.storage:StorageContext.experiment_driver_staging_path",
+    "ray.train._internal.storage:_upload_to_fs_path",
+    "ray.train._internal.storage:_download_from_fs_path",
+    "ray.train._internal.storage:_list_at_fs_path",
+    "ray.train._internal.session:_TrainingResult",
+    # ids of restarted trials, and JSON of rows
+    "ray.tune.experiment:Trial.generate_id",
+    "ray.tune.experiment:Experiment.get_trainable_name",
+    "ray.tune.utils.serialization:TuneFunctionEncoder",
+    "ray.tune.search:BasicVariantGenerator.set_finished",
+    "ray.tune.tune_config:ResumeConfig",
+)
+
+
+def check() -> None:
+    """Refuse a Ray in which something we depend on has moved.
+
+    Raises:
+        RunnerError: Naming what is missing.
+    """
+    import ray
+
+    missing = [name for name in _NEEDED if not _exists(name)]
+    if missing:
+        raise RunnerError(
+            f"Ray {ray.__version__} is not supported by this version of airflow-tune-restore: "
+            f"{', '.join(missing)} moved. Use a Ray version from its compatibility table."
+        )
+
+
+def _exists(name: str) -> bool:
+    module_name, _, path = name.partition(":")
+    try:
+        value: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put something else in the place of one of Ray's names, for as long as the block runs."""
+    original = owner.__dict__[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
