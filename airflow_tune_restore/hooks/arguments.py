@@ -1,0 +1,78 @@
+"""Reading operator arguments after templating: a rendered `{{ params.x }}` is text, whatever it was."""
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import Health
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off", "none", ""})
+
+
+def parse_bool(name: str, value: Any) -> bool:
+    """Read a flag."""
+    if isinstance(value, bool) or value is None:
+        return bool(value)
+    text = str(value).strip().lower()
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise InvalidInputError(f"{name}={value!r} is neither true nor false.")
+
+
+def parse_span(name: str, value: Any) -> timedelta:
+    """Read a length of time: a timedelta, or seconds."""
+    if isinstance(value, timedelta):
+        span = value
+    else:
+        try:
+            span = timedelta(seconds=float(value))
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidInputError(f"{name}={value!r} is no number of seconds.") from None
+    if span < timedelta():
+        raise InvalidInputError(f"{name}={value!r} is less than zero.")
+    return span
+
+
+def parse_text(value: Any) -> str | None:
+    """Read an optional text; a template that rendered to nothing means None."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    return None if text in ("", "None") else text
+
+
+def parse_health(value: Any) -> frozenset[Health]:
+    """Read a set of health words; one alone may stand without a set."""
+    words = [value] if isinstance(value, str) else list(value)
+    unknown = sorted(str(word) for word in words if word not in set(Health))
+    if unknown or not words:
+        raise InvalidInputError(
+            f"health={value!r}: {', '.join(unknown) or 'nothing'} is not among "
+            f"{', '.join(sorted(Health))}."
+        )
+    return frozenset(Health(word) for word in words)
+
+
+def parse_addresses(value: Any) -> list[str]:
+    """Read which experiments are meant: one address, several, or what the sensor returned.
+
+    Raises:
+        InvalidInputError: If an item is neither an address nor a mapping that has one.
+    """
+    if value is None or value == "":
+        return []
+    items: Iterable[Any] = [value] if isinstance(value, str | Mapping) else value
+    addresses: list[str] = []
+    for item in items:
+        address = item.get("experiment") if isinstance(item, Mapping) else item
+        if not isinstance(address, str) or not address:
+            raise InvalidInputError(
+                f"experiments: {item!r} is neither an address nor an item of the sensor's output."
+            )
+        if address not in addresses:
+            addresses.append(address)
+    return addresses

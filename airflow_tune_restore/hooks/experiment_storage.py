@@ -1,0 +1,150 @@
+"""From an address in Airflow (`s3://conn_id@bucket/path`) to a store, and to a runner's environment.
+
+An address may name an Airflow connection, never a secret. What a connection holds reaches a store through
+its filesystem, and a runner through environment variables of the child process; it is written nowhere.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from airflow.sdk import BaseHook
+
+from airflow_tune_restore.exceptions import InvalidInputError, StorageError
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.hooks.runner_environment import runner_environment
+from airflow_tune_restore.storage.fs import open_store
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from airflow_tune_restore.experiments.health import ExperimentReport
+    from airflow_tune_restore.storage.base import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an experiment, or a prefix of them, lies.
+
+    Args:
+        uri: Its URI, without connection id: what is recorded in plans.
+        conn_id: Airflow connection to open it with; None for the environment's credentials.
+    """
+
+    uri: str
+    conn_id: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, *, storage_conn_id: str | None = None) -> "Address":
+        """Take an address apart, as `ObjectStoragePath` does.
+
+        Args:
+            text: `s3://conn_id@bucket/path`, any URL without a connection id, or a local path.
+            storage_conn_id: Connection to use; wins over one in the address.
+
+        Raises:
+            InvalidInputError: If it is empty, carries a secret, or gives a connection to a local path.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidInputError(f"An experiment address must be a path or a URL, not {text!r}.")
+        parts = urlsplit(text.strip())
+        conn_id, has_conn_id, host = parts.netloc.rpartition("@")
+        if ":" in conn_id:
+            # not shown: it is probably a secret
+            raise InvalidInputError(
+                f"A {parts.scheme}:// address carries a user and a password before '@'. Put them into "
+                f"an Airflow connection and write {parts.scheme}://connection_id@{host}/…."
+            )
+        uri = parts._replace(netloc=host).geturl() if has_conn_id else text.strip()
+        chosen = storage_conn_id or conn_id or None
+        if chosen and parts.scheme in ("", "file"):
+            raise InvalidInputError(
+                f"{uri} is a local path; the connection {chosen!r} cannot be used with it."
+            )
+        return cls(uri, chosen)
+
+    def at(self, uri: str) -> "Address":
+        """Return the address of another URI behind the same connection."""
+        return Address(uri, self.conn_id)
+
+    def __str__(self) -> str:
+        """Return the form that travels between tasks: a connection id, never a secret."""
+        if self.conn_id is None:
+            return self.uri
+        scheme, _, rest = self.uri.partition("://")
+        return f"{scheme}://{self.conn_id}@{rest}"
+
+
+class ExperimentStorageHook(BaseHook):
+    """Opens experiments on local disks and in object stores.
+
+    Args:
+        storage_conn_id: Airflow connection for every address; None to take the one each address
+            names, or the environment's credentials.
+    """
+
+    def __init__(self, storage_conn_id: str | None = None) -> None:
+        super().__init__()
+        self.storage_conn_id = storage_conn_id or None
+
+    def address(self, text: str) -> Address:
+        """Parse an address, with this hook's connection if it has one."""
+        return Address.parse(text, storage_conn_id=self.storage_conn_id)
+
+    def open(self, address: str | Address) -> "ObjectStore":
+        """Return the store rooted at an address. Opens a fresh filesystem: nothing is cached.
+
+        Raises:
+            InvalidInputError: If the address or its connection cannot be used.
+            StorageError: If the connection cannot be read.
+        """
+        place = self.address(address) if isinstance(address, str) else address
+        return open_store(place.uri, filesystem=_filesystem(place))
+
+    def scan(self, prefix: str | Address, *, stale_after: timedelta) -> "list[ExperimentReport]":
+        """Report on every experiment at or below a prefix; their URIs carry no connection id."""
+        return scan(self.open(prefix), stale_after=stale_after)
+
+    @contextmanager
+    def runner_env(self, address: str | Address) -> Iterator[dict[str, str]]:
+        """Yield the environment variables a runner needs to open an address by itself.
+
+        Empty where the environment's own credentials are used. Values are masked in logs. What has to
+        be a file (a Google key) exists until the block ends.
+
+        Raises:
+            InvalidInputError: If we do not know how to hand this type of connection to a runner.
+        """
+        place = self.address(address) if isinstance(address, str) else address
+        if place.conn_id is None:
+            yield {}
+            return
+        with runner_environment(self.get_connection(place.conn_id)) as env:
+            yield env
+
+
+def _filesystem(place: Address) -> "AbstractFileSystem | None":
+    """Return the filesystem Airflow makes from a connection; None for the environment's own."""
+    if place.conn_id is None:
+        return None
+    from airflow.sdk.exceptions import AirflowNotFoundException
+    from airflow.sdk.io import get_fs
+
+    scheme = place.uri.partition("://")[0]
+    try:
+        return get_fs(scheme, place.conn_id)
+    except AirflowNotFoundException as error:
+        raise InvalidInputError(f"There is no connection {place.conn_id!r} in Airflow.") from error
+    except (ImportError, ValueError) as error:
+        raise InvalidInputError(
+            f"Connection {place.conn_id!r} cannot open {scheme}://: {error}. "
+            "Is the Airflow provider for it installed?"
+        ) from error
+    except Exception as error:  # every provider has a tree of exceptions of its own
+        raise StorageError(
+            f"Connection {place.conn_id!r} cannot be used for {scheme}://: "
+            f"{type(error).__name__}."  # its text may hold parts of the connection
+        ) from error

@@ -1,0 +1,35 @@
+"""Our errors as Airflow's: what no retry can mend fails at once, and none brings a long traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyNotFoundError,
+    LeaseLostError,
+    StateChangedError,
+    StateUnreadableError,
+    TuneRestoreError,
+)
+
+PERMANENT = (
+    InvalidInputError,  # the same arguments are refused again
+    KeyNotFoundError,  # a plan that is gone does not come back
+    LeaseLostError,  # a newer restore is at work
+    StateChangedError,  # the plan no longer fits
+    StateUnreadableError,  # what lies in storage does not mend itself
+)
+"""All others (a store that does not answer, a lease held by another, a runner that died) may pass."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise our errors as `AirflowFailException` if they are permanent, else as `AirflowException`."""
+    try:
+        yield
+    except PERMANENT as error:
+        raise AirflowFailException(str(error)) from None
+    except TuneRestoreError as error:
+        raise AirflowException(str(error)) from None

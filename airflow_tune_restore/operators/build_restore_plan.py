@@ -1,0 +1,288 @@
+"""Decides what is to be resumed, over all experiments, and takes their leases."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.hooks.arguments import (
+    parse_addresses,
+    parse_bool,
+    parse_span,
+    parse_text,
+)
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.drafts import Draft, DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.operators.items import (
+    RESTORES_KEY,
+    RestoreItem,
+    TrialItem,
+    restore_id_for,
+)
+from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.verdicts import Verdicts, for_each
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.summary import CommitSummary, printable
+
+DEFAULT_LEASE_TTL = timedelta(minutes=15)
+"""Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
+
+_SHOWN_TRIALS = 50
+
+
+class BuildRestorePlanOperator(BaseOperator):
+    """Plans restores, takes their leases, and returns one small item for each trial to run.
+
+    The items of all experiments come in one flat list, for
+    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`; the restores themselves go to
+    `CommitRestoreOperator(restores=plan.output["restores"])`. An experiment that is running is never
+    touched. One that is leased, unreadable or unfit is reported, and the others go on. A retry re-enters
+    its own restores. With nothing to restore the task is skipped and says why.
+
+    Args:
+        experiments: What the sensor returned, a list of addresses, or one address, as
+            `s3://conn_id@bucket/path` or a local path. (templated)
+        resume_unfinished: Resume PENDING, RUNNING and PAUSED trials; else they become TERMINATED.
+        resume_errored: Resume ERROR trials from their latest checkpoint.
+        restart_errored: Start ERROR trials over, under new ids. Resume wins over restart.
+        resume_config: `{"finished": …, "unfinished": …, "errored": …}` with `skip`, `resume` or
+            `restart`, in place of the three flags.
+        trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
+            before anything is leased.
+        param_space: `package.module:attribute` of a re-specified param_space.
+        imports: Modules that the check imports first.
+        strategy: `auto`, or `per_trial` to run coupled trials one by one all the same.
+        fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
+        trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
+        allow_scratch: Let a trial whose checkpoints are all gone start over.
+        stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
+            0 for ones known to be dead.
+        lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
+            seconds.
+        storage_conn_id: Airflow connection for all experiments; by default the one in each address.
+        launcher: Where the trials will run; `local`.
+        python: Interpreter for the check; by default the worker's own.
+        env: Environment variables for the check. Not templated, so that they are not shown.
+    """
+
+    template_fields = (
+        "experiments",
+        "resume_unfinished",
+        "resume_errored",
+        "restart_errored",
+        "resume_config",
+        "trainable",
+        "param_space",
+        "strategy",
+        "fresh_budget",
+        "trim_results",
+        "allow_scratch",
+        "stale_after",
+        "storage_conn_id",
+    )
+    ui_color = "#fdf3d8"
+
+    def __init__(  # noqa: PLR0913  Ray's flags under Ray's names, and where to find things
+        self,
+        *,
+        experiments: Any,
+        resume_unfinished: bool | str = True,
+        resume_errored: bool | str = False,
+        restart_errored: bool | str = False,
+        resume_config: Mapping[str, Any] | None = None,
+        trainable: str | None = None,
+        param_space: str | None = None,
+        imports: Sequence[str] = (),
+        strategy: str = "auto",
+        fresh_budget: bool | str = False,
+        trim_results: bool | str = False,
+        allow_scratch: bool | str = False,
+        stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
+        lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
+        storage_conn_id: str | None = None,
+        launcher: str = "local",
+        python: str | None = None,
+        env: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.experiments = experiments
+        self.resume_unfinished = resume_unfinished
+        self.resume_errored = resume_errored
+        self.restart_errored = restart_errored
+        self.resume_config = resume_config
+        self.trainable = trainable
+        self.param_space = param_space
+        self.imports = imports
+        self.strategy = strategy
+        self.fresh_budget = fresh_budget
+        self.trim_results = trim_results
+        self.allow_scratch = allow_scratch
+        self.stale_after = stale_after
+        self.lease_ttl = lease_ttl
+        self.storage_conn_id = storage_conn_id
+        self.launcher = launcher
+        self.python = python
+        self.env = env
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Draft all, refuse what cannot run, then start what is left."""
+        ti = context["ti"]
+        with plain_errors():
+            hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+            options = self._options()
+            places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
+        verdicts = Verdicts()
+
+        def draft(text: str) -> Draft | str:
+            store = hook.open(places[text])
+            base_id = restore_id_for(
+                ti.dag_id,
+                ti.run_id,
+                ti.task_id,
+                ti.map_index if ti.map_index is not None else -1,
+                store.uri,
+            )
+            return draft_restore(places[text], store, base_id, options)
+
+        drafts: dict[str, Draft] = {}
+        for text, result in for_each(draft, places, verdicts):
+            if isinstance(result, Draft):
+                drafts[text] = result
+            else:
+                verdicts.left_alone[text] = result
+        drafts = self._without_unfit(hook, drafts, verdicts)
+        _refuse_too_many(drafts)
+        started = self._start(context, drafts, options, verdicts)
+        self._report(started, verdicts)
+        if not started:
+            verdicts.stop_without_work()
+        return [
+            TrialItem.build(address, plan, trial).to_xcom()
+            for address, plan in started
+            for trial in plan.to_run
+        ]
+
+    def _start(
+        self,
+        context: Context,
+        drafts: dict[str, Draft],
+        options: DraftOptions,
+        verdicts: Verdicts,
+    ) -> list[tuple[Address, RestorePlan]]:
+        ti = context["ti"]
+        # pushed before, too: should this task die half-way, the commit finds the leases it took
+        ti.xcom_push(RESTORES_KEY, [_restore(d.address, d.plan) for d in drafts.values()])
+        holder = f"DAG {ti.dag_id}, run {ti.run_id}"
+        ttl_seconds = parse_span("lease_ttl", self.lease_ttl).total_seconds()
+
+        def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
+            return start_draft(drafts[text], options, holder=holder, ttl_seconds=ttl_seconds)
+
+        started: list[tuple[Address, RestorePlan]] = []
+        for text, (plan, settled) in for_each(start, drafts, verdicts):
+            if settled is not None:
+                self.log.info("A restore that died was committed first. %s", settled.headline())
+            if plan is None:
+                verdicts.left_alone[text] = "a restore that died had left nothing more to do"
+            else:
+                started.append((drafts[text].address, plan))
+        ti.xcom_push(RESTORES_KEY, [_restore(address, plan) for address, plan in started])
+        return started
+
+    def _without_unfit(
+        self, hook: ExperimentStorageHook, drafts: dict[str, Draft], verdicts: Verdicts
+    ) -> dict[str, Draft]:
+        """Leave out experiments that the trainable does not fit, if we know the trainable."""
+        trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
+        if trainable is None:
+            return drafts
+        answers: dict[tuple[str, str], InvalidInputError | None] = {}
+        fit: dict[str, Draft] = {}
+        for text, draft in drafts.items():
+            # without a param_space the answer depends on the recorded name alone
+            question = (draft.plan.trainable_name, draft.plan.experiment if param_space else "")
+            if draft.plan.to_run and not draft.is_started and question not in answers:
+                answers[question] = self._check(hook, draft, trainable, param_space)
+            if (error := answers.get(question)) is None:
+                fit[text] = draft
+            else:
+                verdicts.refused[text] = error
+        return fit
+
+    def _check(
+        self, hook: ExperimentStorageHook, draft: Draft, trainable: str, param_space: str | None
+    ) -> InvalidInputError | None:
+        with plain_errors(), hook.runner_env(draft.address) as credentials:
+            launcher = build_launcher(
+                self.launcher, python=self.python, env={**credentials, **(self.env or {})}
+            )
+            try:
+                launcher.check(
+                    experiment=draft.plan.experiment,
+                    trainable=trainable,
+                    trainable_name=draft.plan.trainable_name,
+                    param_space=param_space,
+                    imports=self.imports,
+                )
+            except InvalidInputError as error:
+                return error
+        return None
+
+    def _options(self) -> DraftOptions:
+        if self.resume_config:
+            flags = ResumeFlags.parse(dict(self.resume_config))
+        else:
+            flags = ResumeFlags.from_flags(
+                resume_unfinished=parse_bool("resume_unfinished", self.resume_unfinished),
+                resume_errored=parse_bool("resume_errored", self.resume_errored),
+                restart_errored=parse_bool("restart_errored", self.restart_errored),
+            )
+        return DraftOptions(
+            flags=flags,
+            strategy=self.strategy,
+            stale_after=parse_span("stale_after", self.stale_after),
+            fresh_budget=parse_bool("fresh_budget", self.fresh_budget),
+            trim_results=parse_bool("trim_results", self.trim_results),
+            allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
+        )
+
+    def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:
+        for text, reason in verdicts.left_alone.items():
+            self.log.info("%s is left alone: %s", text, printable(reason))
+        for text, error in verdicts.refused.items():
+            self.log.warning("%s is not restored: %s", text, printable(str(error)))
+        for address, plan in started:
+            self.log.info(
+                "%s: restore %s, %d of %d trials to run, from %s",
+                *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
+            )
+            for trial in plan.to_run[:_SHOWN_TRIALS]:
+                self.log.info("  %s %s: %s", trial.action, trial.trial_id, printable(trial.reason))
+            if len(plan.to_run) > _SHOWN_TRIALS:
+                self.log.info("  … and %d more", len(plan.to_run) - _SHOWN_TRIALS)
+            for warning in plan.warnings:
+                self.log.warning("  %s", printable(warning))
+
+
+def _refuse_too_many(drafts: dict[str, Draft]) -> None:
+    """Stop before anything is leased if Airflow would refuse to map the result."""
+    limit = conf.getint("core", "max_map_length", fallback=1024)
+    count = sum(len(draft.plan.to_run) for draft in drafts.values())
+    if count > limit:
+        raise AirflowFailException(
+            f"{count} trials of {len(drafts)} experiments are to be run, but Airflow maps at most "
+            f"{limit} tasks: [core] max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise it on API "
+            "server, scheduler and workers, or restore fewer experiments at a time. Nothing was leased."
+        )
+
+
+def _restore(address: Address, plan: RestorePlan) -> dict[str, Any]:
+    return RestoreItem(experiment=str(address), restore_id=plan.restore_id).to_xcom()

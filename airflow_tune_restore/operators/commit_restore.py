@@ -1,0 +1,140 @@
+"""Commits what the trials of restores have left, whatever became of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context, TriggerRule
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+
+from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, TuneRestoreError
+from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.items import RestoreItem
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.summary import CommitSummary, TrialChange, printable
+from airflow_tune_restore.storage.base import ObjectStore
+
+MOST_TRIALS = 1000
+"""Above this, trials that stay as they are are left out of the XCom (never out of the log)."""
+
+
+class CommitRestoreOperator(BaseOperator):
+    """Writes the results of restored trials back into their experiments and ends the restores.
+
+    Runs when all trials have ended in whatever way (`trigger_rule="all_done"`): progress of trials that
+    failed again is committed, too. One experiment that cannot be committed does not stop the others; the
+    task then fails at its end. Running it again changes nothing. A failed trial fails its own task, not
+    this one: let a task with `trigger_rule="none_failed"` follow both, as `TuneRestoreTaskGroup` does,
+    so that the DAG run's state shows it. Give it `retries` of 1 or more.
+
+    Returns one mapping an experiment: `experiment`, `restore_id`, `state_file` (None if nothing had
+    changed), `samples_left`, `failed` (trial ids), `headline`, and `trials`, before and after. The log
+    ends with the same as a table.
+
+    Args:
+        restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`. (templated)
+        storage_conn_id: Airflow connection for all experiments; by default the one in each address.
+    """
+
+    template_fields = ("restores", "storage_conn_id")
+    ui_color = "#e6e1f4"
+
+    def __init__(
+        self,
+        *,
+        restores: Any,
+        storage_conn_id: str | None = None,
+        trigger_rule: TriggerRule | str = TriggerRule.ALL_DONE,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(trigger_rule=trigger_rule, **kwargs)
+        self.restores = restores
+        self.storage_conn_id = storage_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Commit every restore, then show what they did."""
+        with plain_errors():
+            hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+            items = [RestoreItem.parse(item) for item in _as_list(self.restores)]
+        if not items:
+            raise AirflowSkipException("Nothing to commit: no restore was started.")
+        summaries: list[CommitSummary] = []
+        outputs: list[dict[str, Any]] = []
+        failures: list[str] = []
+        for item in items:
+            try:
+                summary = self._commit(hook.open(item.experiment), item)
+            except TuneRestoreError as error:
+                self.log.error("%s: %s", item.experiment, printable(str(error)))  # noqa: TRY400  said plainly
+                failures.append(f"{item.experiment}: {printable(str(error))}")
+                continue
+            if summary is not None:
+                summaries.append(summary)
+                outputs.append(describe_summary(item, summary))
+        for summary in summaries:
+            self.log.info("%s", summary.headline())
+            for line in summary.table().splitlines():
+                self.log.info("%s", line)
+        if failures:
+            context["ti"].xcom_push("return_value", outputs)
+            raise AirflowException(
+                f"{len(failures)} of {len(items)} restores could not be committed. "
+                + "; ".join(failures)
+            )
+        if not outputs:
+            raise AirflowSkipException("Nothing to commit: no restore got as far as its plan.")
+        return outputs
+
+    def _commit(self, store: ObjectStore, item: RestoreItem) -> CommitSummary | None:
+        """Commit one restore; one that never got a plan is only released."""
+        try:
+            return commit_restore(store, item.restore_id)
+        except KeyNotFoundError as error:
+            if not error.key.endswith("plan.json"):
+                raise
+        try:
+            lease.release(store, lease.check_held(store, item.restore_id))
+        except LeaseLostError:
+            self.log.info("%s: the restore was never started.", item.experiment)
+        return None
+
+
+def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any]:
+    """Return the XCom form of a summary."""
+    changes = summary.changes
+    if len(changes) > MOST_TRIALS:
+        changes = tuple(change for change in changes if change.was_run)[:MOST_TRIALS]
+    return {
+        "experiment": item.experiment,
+        "restore_id": summary.restore_id,
+        "state_file": summary.state_file,
+        "samples_left": summary.samples_left,
+        "failed": [change.trial_id for change in summary.failed],
+        "headline": summary.headline(),
+        "metric": summary.metric,
+        "trials": [_describe_change(change) for change in changes],
+    }
+
+
+def _describe_change(change: TrialChange) -> dict[str, Any]:
+    return {
+        "trial_id": change.trial_id,
+        "final_trial_id": change.final_trial_id,
+        "action": change.action.value,
+        "status_before": change.status_before.value,
+        "status_after": change.status_after.value,
+        "iteration_before": change.iteration_before,
+        "iteration_after": change.iteration_after,
+        "metric_before": change.metric_before,
+        "metric_after": change.metric_after,
+        "note": change.note,
+    }
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Take what the plan pushed, one item of it, or nothing."""
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, Mapping | str) else list(value)

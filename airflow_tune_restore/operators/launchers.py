@@ -1,0 +1,46 @@
+"""Which launcher an operator's arguments mean. In this release: a child process of the worker."""
+
+import os
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.launch.local import LocalLauncher
+
+
+def build_launcher(
+    name: str, *, python: str | None = None, env: Mapping[str, str] | None = None
+) -> LocalLauncher:
+    """Return the launcher of this name.
+
+    Args:
+        name: `local`.
+        python: Interpreter that has Ray and the user's code; the worker's own by default.
+        env: Variables for the runner: credentials, and what the user gives.
+
+    Raises:
+        InvalidInputError: If there is none of this name.
+    """
+    if name != "local":
+        raise InvalidInputError(f'launcher={name!r} is not known; this release has "local".')
+    return LocalLauncher(
+        python=python or sys.executable, env=dict(env or {}), pythonpath=user_code_paths()
+    )
+
+
+def user_code_paths() -> list[str]:
+    """Return the entries of sys.path that Airflow or the user added, as the DAG bundle and plugins.
+
+    What belongs to this interpreter is left out: the runner's may be another one.
+    """
+    own = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    scripts = Path(sysconfig.get_path("scripts")).resolve()
+    paths: list[str] = []
+    for entry in sys.path:
+        path = Path(entry or os.curdir).resolve()
+        of_interpreter = path in own or any(path.is_relative_to(o) for o in own if o != scripts)
+        if path.is_dir() and not of_interpreter and path != scripts and str(path) not in paths:
+            paths.append(str(path))
+    return paths

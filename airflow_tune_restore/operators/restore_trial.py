@@ -1,0 +1,232 @@
+"""Runs one trial of a restore, as one (mapped) task."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_tune_restore.exceptions import RunnerError, TrialFailedError
+from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.items import TrialItem
+from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.request import (
+    Result,
+    RunnerOutcome,
+    RunnerProgress,
+    RunnerRequest,
+)
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.summary import printable
+from airflow_tune_restore.storage.base import ObjectStore
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.launch.local import RunnerProcess
+
+MAP_INDEX_TEMPLATE = "{{ task.trial['label'] }}"
+"""The grid shows experiment and trial id in place of 0, 1, 2 …"""
+
+STOP_GRACE_SECONDS = 30.0
+"""How long a runner that was told to stop may take to save a snapshot.
+
+Airflow kills a task 5 s after its SIGTERM; the runner, in a session of its own, still finishes saving.
+"""
+
+_SHOWN_METRICS = 3
+_LAST_LINES = 5
+
+
+class RestoreTrialOperator(BaseOperator):
+    """Resumes or restarts one trial, as the plan says, and follows it to its end.
+
+    `RestoreTrialOperator.partial(task_id=…, trainable=…).expand(trial=plan.output)` makes one task a
+    trial. The runner's output appears in the task's log line by line. Killing the task (by hand, by
+    `execution_timeout`) lets the runner save a snapshot first; a retry goes on from the newest snapshot
+    or checkpoint, so give the task `retries` of 1 or more. A trial that failed again fails the task; its
+    progress is kept and committed.
+
+    Args:
+        trial: One item of `BuildRestorePlanOperator`'s output. (templated)
+        trainable: `package.module:attribute`, or a name registered with Tune. It must have the recorded
+            name, and be importable where the trial runs. (templated)
+        param_space: `package.module:attribute` of a re-specified param_space, a dict or a function
+            without arguments; its flat keys must be the recorded ones. (templated)
+        launcher: Where the trial runs. `local`: in a child process of the worker.
+        python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
+        ray_address: Ray cluster to run on, as `ray://head:10001` or `head:6379`; without, the runner
+            starts a private Ray as large as the trial asks for. (templated)
+        runtime_env: Ray runtime_env for the connection to a cluster.
+        imports: Modules the runner imports first; they may register trainables or environments.
+        env: Environment variables of the runner. Not templated, so that they are not shown.
+        storage_conn_id: Airflow connection to open the experiment with; by default the one in the
+            trial's address. (templated)
+    """
+
+    template_fields = (
+        "trial",
+        "trainable",
+        "param_space",
+        "python",
+        "ray_address",
+        "storage_conn_id",
+    )
+    template_fields_renderers = {"trial": "json"}  # noqa: RUF012  as Airflow declares it
+    ui_color = "#e2f2e4"
+
+    def __init__(  # noqa: PLR0913  what to run, where, and with what
+        self,
+        *,
+        trial: Any,
+        trainable: str,
+        param_space: str | None = None,
+        launcher: str = "local",
+        python: str | None = None,
+        ray_address: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        imports: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        storage_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.trial = trial
+        self.trainable = trainable
+        self.param_space = param_space
+        self.launcher = launcher
+        self.python = python
+        self.ray_address = ray_address
+        self.runtime_env = runtime_env
+        self.imports = imports
+        self.env = env
+        self.storage_conn_id = storage_conn_id
+        self._process: RunnerProcess | None = None
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Set the arguments all trials share; the map index is labelled unless told otherwise."""
+        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
+        return super().partial(**kwargs)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Claim an attempt, run it, and say how it ended."""
+        del context
+        with plain_errors():
+            item = TrialItem.parse(self.trial)
+            hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+            address = hook.address(item.experiment)
+            store = hook.open(address)
+            plan = read_plan(store, item.restore_id)
+            outcome = read_outcome(store, item.restore_id, item.trial_id)
+            if outcome is None or outcome.result != Result.FINISHED:
+                lease.renew(store, lease.check_held(store, item.restore_id))
+                with hook.runner_env(address) as credentials:
+                    outcome = self._run(store, plan, item, credentials)
+            else:
+                self.log.info("An earlier try of this task has finished the trial already.")
+            return self._judge(plan, item, outcome)
+
+    def on_kill(self) -> None:
+        """Let the runner save a snapshot and end."""
+        if self._process is not None:
+            self.log.info("Stopping the runner; it saves a snapshot first.")
+            self._process.stop(STOP_GRACE_SECONDS)
+
+    def _run(
+        self,
+        store: ObjectStore,
+        plan: RestorePlan,
+        item: TrialItem,
+        credentials: Mapping[str, str],
+    ) -> RunnerOutcome:
+        launcher = build_launcher(
+            self.launcher,
+            python=parse_text(self.python),
+            env={**credentials, **(self.env or {})},
+        )
+        request = self._claim(store, plan, item)
+        self.log.info(
+            "%s trial %s of %s: attempt %d of restore %s",
+            *(request.action, item.trial_id, plan.experiment, request.attempt, plan.restore_id),
+        )
+        self._process = launcher.start(request)
+        last: list[str] = []
+        for line in self._process.lines():
+            shown = describe_line(line, plan.metric)
+            self.log.info("%s", shown)
+            last = [*last[1 - _LAST_LINES :], shown]
+        exit_code = self._process.wait()
+        outcome = read_outcome(store, plan.restore_id, item.trial_id, request.attempt)
+        if outcome is None:
+            raise RunnerError(
+                f"The runner of trial {item.trial_id} of {plan.experiment} ended (exit {exit_code}) "
+                "without saying how. A retry goes on from its newest snapshot. "
+                f"It last said: {' | '.join(last)}"
+            )
+        return outcome
+
+    def _claim(self, store: ObjectStore, plan: RestorePlan, item: TrialItem) -> RunnerRequest:
+        return claim_attempt(
+            store,
+            plan,
+            item.trial_id,
+            trainable=str(self.trainable),
+            param_space=parse_text(self.param_space),
+            imports=self.imports,
+            address=parse_text(self.ray_address),
+            runtime_env=dict(self.runtime_env or {}),
+        )
+
+    def _judge(self, plan: RestorePlan, item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
+        """Return the summary of a finished trial; every other end fails the task."""
+        cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
+        name = f"Trial {item.trial_id} of {plan.experiment}"
+        match Result(outcome.result):
+            case Result.FINISHED:
+                self.log.info("%s finished at iteration %d.", name, outcome.iteration)
+                return _summary(item, outcome)
+            case Result.FAILED:
+                kept = f"{cause}, after iteration {outcome.iteration}"
+                raise TrialFailedError(plan.experiment, item.trial_id, kept)
+            case Result.INTERRUPTED:
+                raise AirflowException(
+                    f"{name} was stopped at iteration {outcome.iteration}; its snapshot is saved and a "
+                    "retry goes on from there."
+                )
+            case Result.REFUSED:
+                raise AirflowFailException(f"{name} was not started: {cause}")
+            case Result.FENCED:
+                raise AirflowFailException(
+                    f"{name} was given up: a newer attempt or restore has taken over. {cause}"
+                )
+
+
+def describe_line(line: str, metric: str | None) -> str:
+    """Return the log form of one line of a runner: a reported result in words, others as they are."""
+    progress = RunnerProgress.from_line(line)
+    if progress is None:
+        return line
+    names = [name for name in (metric,) if name in progress.metrics]
+    names += [name for name in progress.metrics if name not in names]
+    shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
+    return printable(", ".join([f"iteration {progress.iteration}", *shown]))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _summary(item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
+    return {
+        "experiment": item.experiment,
+        "trial_id": item.trial_id,
+        "final_trial_id": outcome.final_trial_id,
+        "status": outcome.status,
+        "iteration": outcome.iteration,
+        "metrics": outcome.metrics,
+        "attempt": outcome.attempt,
+    }

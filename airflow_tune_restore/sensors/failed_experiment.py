@@ -1,0 +1,122 @@
+"""Waits for Ray Tune experiments that need restoring."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
+
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
+from airflow_tune_restore.hooks.arguments import parse_health, parse_span, parse_text
+from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.triggers.failed_experiment import (
+    FailedExperimentTrigger,
+    find_experiments,
+)
+
+
+class FailedTuneExperimentSensor(BaseSensorOperator):
+    """Waits until experiments below a prefix need restoring, and returns them.
+
+    The returned list has one small item an experiment (`experiment`, `name`, `health`, `reason`,
+    `trials`, `samples_left`, `last_write`), ready for `BuildRestorePlanOperator(experiments=…)`. An
+    experiment that cannot be read is logged with the reason; the others are found all the same.
+    All of `BaseSensorOperator` works as usual: `poke_interval`, `timeout`, `mode`, `soft_fail`, ….
+
+    Args:
+        prefix: Where to look: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
+        health: Which experiments to return: words of `errored`, `interrupted`, `finished`, `running`,
+            `not_started`, `unreadable`.
+        stale_after: Silence after which an unfinished experiment counts as dead; a timedelta or
+            seconds. Default 30 minutes. (templated)
+        storage_conn_id: Airflow connection to open the prefix with; by default the one in the prefix,
+            or the environment's credentials. (templated)
+        wait: False looks once and is skipped if there is nothing, as a scheduled scan wants it.
+        deferrable: Wait in the triggerer, without a worker slot. Give it `retries` of 1 or more.
+    """
+
+    template_fields = ("prefix", "stale_after", "storage_conn_id")
+    ui_color = "#e8f1f8"
+
+    def __init__(
+        self,
+        *,
+        prefix: str,
+        health: Iterable[str] = RESTORABLE,
+        stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
+        storage_conn_id: str | None = None,
+        wait: bool = True,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.prefix = prefix
+        self.health = health
+        self.stale_after = stale_after
+        self.storage_conn_id = storage_conn_id
+        self.wait = wait
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> Any:
+        """Look; wait in the way that was asked for."""
+        if not self.wait:
+            if found := self._look():
+                return found
+            raise AirflowSkipException(f"Nothing to restore under {self.prefix}.")
+        if not self.deferrable:
+            return super().execute(context)
+        # a trigger that fires at once fails its task at random in Airflow 3.3.2: look before deferring
+        if found := self._look():
+            return found
+        if self.timeout <= 0:
+            return self._time_out()
+        return self.defer(
+            trigger=FailedExperimentTrigger(
+                prefix=str(self._place()),
+                health=sorted(parse_health(self.health)),
+                stale_after_seconds=parse_span("stale_after", self.stale_after).total_seconds(),
+                poke_interval=self.poke_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        del context
+        found = self._look()
+        return PokeReturnValue(is_done=bool(found), xcom_value=found)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what the trigger found."""
+        del context
+        if "error" in event:
+            raise AirflowFailException(event["error"])
+        found: list[dict[str, Any]] = event["experiments"]
+        self.log.info("Found: %s", ", ".join(item["experiment"] for item in found))
+        return found
+
+    def _look(self) -> list[dict[str, Any]]:
+        with plain_errors():
+            return find_experiments(
+                str(self._place()),
+                health=parse_health(self.health),
+                stale_after=parse_span("stale_after", self.stale_after),
+                log=self.log,  # type: ignore[arg-type]  # Airflow's own kind of logger
+            )
+
+    def _place(self) -> Address:
+        return Address.parse(self.prefix, storage_conn_id=parse_text(self.storage_conn_id))
+
+    def _time_out(self) -> None:
+        message = f"Nothing to restore under {self.prefix}, and a timeout of 0 s."
+        if self.soft_fail or self.never_fail:
+            raise AirflowSkipException(message)
+        raise AirflowSensorTimeout(message)

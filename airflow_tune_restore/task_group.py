@@ -1,0 +1,149 @@
+"""The whole restore in one line of a DAG."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import TaskGroup, TriggerRule, XComArg
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
+from airflow_tune_restore.operators.items import RESTORES_KEY
+from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
+
+RETRIES = 1
+"""Of every task: stores and workers have their moments, and each step can be done again."""
+
+
+class TuneRestoreTaskGroup(TaskGroup):
+    """Find (or take) failed experiments, plan, run one task a trial, commit.
+
+    Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped), `commit`, and `done`, an empty last task
+    that is upstream_failed when a trial or the commit failed, so that the DAG run's state tells. With
+    nothing to restore the tasks are skipped and the DAG run succeeds.
+
+    Args:
+        group_id: Id of the group.
+        trainable: `package.module:attribute`, or a name registered with Tune.
+        prefix: Look for experiments here. Give this or `experiments`.
+        experiments: Restore these: an address, a list of them, or another task's output.
+        health: With `prefix`: which experiments.
+        wait: With `prefix`: wait until there is one, rather than look once.
+        deferrable: With `wait`: in the triggerer, without a worker slot. None for Airflow's default.
+        stale_after: Silence after which an unfinished experiment counts as dead.
+        storage_conn_id: Airflow connection for the store.
+        resume_unfinished: As in `Tuner.restore`.
+        resume_errored: As in `Tuner.restore`.
+        restart_errored: As in `Tuner.restore`.
+        resume_config: Per-status form of the three flags.
+        param_space: `package.module:attribute` of a re-specified param_space.
+        imports: Modules the runners import first.
+        python: Interpreter that has Ray and the trainable.
+        env: Environment variables of the runners.
+        max_active_trials: How many trials run at the same time in one DAG run.
+        find_args: More arguments of `FailedTuneExperimentSensor`.
+        plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
+        trial_args: More arguments of `RestoreTrialOperator`, as `retries` or `execution_timeout`.
+        commit_args: More arguments of `CommitRestoreOperator`.
+        **kwargs: Arguments of `TaskGroup`.
+
+    Attributes:
+        plan: The plan task.
+        trial: The mapped trial task.
+        commit: The commit task.
+    """
+
+    def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
+        self,
+        group_id: str = "restore",
+        *,
+        trainable: str,
+        prefix: str | None = None,
+        experiments: Any = None,
+        health: Iterable[str] = RESTORABLE,
+        wait: bool = True,
+        deferrable: bool | None = None,
+        stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
+        storage_conn_id: str | None = None,
+        resume_unfinished: bool | str = True,
+        resume_errored: bool | str = False,
+        restart_errored: bool | str = False,
+        resume_config: Mapping[str, Any] | None = None,
+        param_space: str | None = None,
+        imports: Sequence[str] = (),
+        python: str | None = None,
+        env: Mapping[str, str] | None = None,
+        max_active_trials: int | None = None,
+        find_args: Mapping[str, Any] | None = None,
+        plan_args: Mapping[str, Any] | None = None,
+        trial_args: Mapping[str, Any] | None = None,
+        commit_args: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if (prefix is None) == (experiments is None):
+            raise InvalidInputError(
+                f"TuneRestoreTaskGroup {group_id!r} needs either prefix= or experiments=."
+            )
+        super().__init__(group_id=group_id, **kwargs)
+        defaults = {"retries": RETRIES, "storage_conn_id": storage_conn_id}
+        with self:
+            if prefix is not None:
+                find = {"deferrable": deferrable} if deferrable is not None else {}
+                experiments = FailedTuneExperimentSensor(
+                    **{
+                        "task_id": "find",
+                        "prefix": prefix,
+                        "health": health,
+                        "stale_after": stale_after,
+                        "wait": wait,
+                        **defaults,
+                        **find,
+                        **(find_args or {}),
+                    }
+                ).output
+            shared = {
+                "trainable": trainable,
+                "param_space": param_space,
+                "imports": imports,
+                "python": python,
+                "env": env,
+            }
+            self.plan = BuildRestorePlanOperator(
+                **{
+                    "task_id": "plan",
+                    "experiments": experiments,
+                    "resume_unfinished": resume_unfinished,
+                    "resume_errored": resume_errored,
+                    "restart_errored": restart_errored,
+                    "resume_config": resume_config,
+                    "stale_after": stale_after,
+                    **defaults,
+                    **shared,
+                    **(plan_args or {}),
+                }
+            )
+            # the trials' addresses carry the connection already
+            self.trial = RestoreTrialOperator.partial(
+                **{
+                    "task_id": "trial",
+                    "retries": RETRIES,
+                    "max_active_tis_per_dagrun": max_active_trials,
+                    **shared,
+                    **(trial_args or {}),
+                }
+            ).expand(trial=self.plan.output)
+            self.commit = CommitRestoreOperator(
+                **{
+                    "task_id": "commit",
+                    "retries": RETRIES,
+                    "restores": XComArg(self.plan, key=RESTORES_KEY),
+                    **(commit_args or {}),
+                }
+            )
+            done = EmptyOperator(task_id="done", trigger_rule=TriggerRule.NONE_FAILED)
+            self.trial >> self.commit >> done
+            self.trial >> done
