@@ -1,5 +1,6 @@
 """`tune-restore`: the same restore from a shell, without Airflow. Commands compute, `output` prints."""
 
+import gc
 import logging
 import sys
 from datetime import timedelta
@@ -9,7 +10,6 @@ from typing import Annotated
 import typer
 
 from airflow_tune_restore.cli import output
-from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
@@ -132,6 +132,9 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     Exit code 0: every resumed trial finished, or there was nothing to do. 1: some failed again (their
     progress is committed). 2: bad usage or refused input. 3: the experiment is live or leased.
     """
+    from airflow_tune_restore.cli.progress import Progress
+    from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
+
     del on  # one launcher so far
     options = RestoreOptions(
         flags=_flags(resume_unfinished, resume_errored, restart_errored),
@@ -142,7 +145,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         address=address,
         parallel=parallel,
     )
-    with output.Progress(quiet=as_json) as progress:
+    with Progress(quiet=as_json) as progress:
         summary = restore_experiment(open_store(experiment), options, progress)
     output.print_summary(summary, experiment=experiment, as_json=as_json)
     if summary is not None and summary.failed:
@@ -151,6 +154,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
 
 def main() -> None:
     """Run the command line; our own errors are one sentence on stderr."""
+    gc.disable()  # a short process that makes many small values and no cycles to speak of
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from airflow_tune_restore.cli.output import Progress
+from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,

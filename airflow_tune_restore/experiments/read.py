@@ -28,7 +28,7 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
-from airflow_tune_restore.experiments.trial import Trial
+from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 CONCURRENCY = 32
@@ -77,8 +77,11 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
 
 def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str, CheckpointChoice]:
     """Say for each trial what it can start from. Lists trial directories, not the whole experiment."""
+    recorded = [trial.recorded_checkpoint for trial in trials]  # decoding is no work for threads
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        choices = pool.map(lambda trial: _checkpoint_choice(store, trial), trials)
+        choices = pool.map(
+            lambda pair: _checkpoint_choice(store, *pair), zip(trials, recorded, strict=True)
+        )
         return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
 
 
@@ -133,11 +136,12 @@ def _may_be_newer(name: str, than: str) -> bool:
 
 def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
     body = store.get(entry.name, max_bytes=MAX_STATE_BYTES)
-    state = parse_state(body)
+    with ThreadPoolExecutor(1) as beside:  # hashing 150 MB takes as long as half of the parsing
+        digest = beside.submit(lambda: hashlib.sha256(body).hexdigest())
+        state = parse_state(body)
     if not state.trials:
         raise MalformedStateError("it holds no trials")
-    digest = hashlib.sha256(body).hexdigest()
-    return StateFile(name=entry.name, sha256=digest, size_bytes=len(body)), state
+    return StateFile(name=entry.name, sha256=digest.result(), size_bytes=len(body)), state
 
 
 def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:
@@ -164,8 +168,9 @@ def _read_samples_left(store: ObjectStore, names: set[str], trials: int) -> int 
         return None  # reported as unknown, which counts as "may draw more"
 
 
-def _checkpoint_choice(store: ObjectStore, trial: Trial) -> CheckpointChoice:
-    recorded = trial.recorded_checkpoint
+def _checkpoint_choice(
+    store: ObjectStore, trial: Trial, recorded: RecordedCheckpoint | None
+) -> CheckpointChoice:
     if recorded is None or trial.trial_dir is None:
         return choose_checkpoint(None, [], {})
     directories = [

@@ -52,6 +52,14 @@ class _RunMetadata(msgspec.Struct):
     start_time: float | None = None
 
 
+class _Resources(msgspec.Struct):
+    placement_group_factory: Any = None
+
+
+class _Checkpoints(msgspec.Struct):
+    checkpoint_manager: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class RawRow:
     """One `[trial_json, metadata_json]` pair as it stands in the file, quotes and all."""
@@ -73,7 +81,8 @@ class RawRow:
 
     def resources(self) -> dict[str, float]:
         """Sum the bundles of the placement group factory (ray.tune.execution, 2.60)."""
-        bundles = attribute(_pickled(_field(self.trial, "placement_group_factory")), "_bundles")
+        pickled = _decode(self.trial, _Resources).placement_group_factory
+        bundles = attribute(_pickled(pickled), "_bundles")
         total: dict[str, float] = {}
         for bundle in bundles if isinstance(bundles, list) else []:
             for name, amount in bundle.pairs if isinstance(bundle, Mapping) else []:
@@ -83,9 +92,8 @@ class RawRow:
 
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
         """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60)."""
-        latest = attribute(
-            _pickled(_field(self.metadata, "checkpoint_manager")), "_latest_checkpoint_result"
-        )
+        pickled = _decode(self.metadata, _Checkpoints).checkpoint_manager
+        latest = attribute(_pickled(pickled), "_latest_checkpoint_result")
         path = attribute(latest, "checkpoint", "path")
         if not isinstance(path, str):
             return None

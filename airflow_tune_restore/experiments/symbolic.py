@@ -89,9 +89,14 @@ def read_pickle(body: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(body)):
             if count >= MAX_OPCODES:
                 raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
-            if opcode.name == "STOP":
+            name = opcode.name
+            if name == "STOP":
                 return machine.pop()
-            machine.step(opcode.name, argument)
+            operation = _OPERATIONS.get(name)
+            if operation is None:
+                # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
+                raise SymbolicError(f"opcode {name} refers to something outside the pickle")
+            operation(machine, argument)
     except SymbolicError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -123,31 +128,11 @@ def _state_get(state: Any, name: str) -> Any:
 
 
 class _Machine:
+    """The stack and the memo. One method an opcode, or a family of them; each takes its argument."""
+
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-
-    def step(self, name: str, argument: Any) -> None:
-        operation = _OPERATIONS.get(name)
-        if operation is not None:
-            operation(self)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _LITERALS:
-            self.stack.append(_bounded(argument))
-        elif name in _MEMO_PUTS:
-            self.put(argument)
-        elif name in _MEMO_GETS:
-            self.stack.append(self.memo[argument])
-        elif name == "GLOBAL":
-            module, _, attr = str(argument).partition(" ")
-            self.stack.append(Global(module, attr))
-        elif name == "INST":
-            module, _, attr = str(argument).partition(" ")
-            self.stack.append(Instance(Global(module, attr), tuple(self.pop_mark())))
-        elif name not in _IGNORED:
-            # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER and whatever comes one day
-            raise SymbolicError(f"opcode {name} refers to something outside the pickle")
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -155,10 +140,8 @@ class _Machine:
             raise SymbolicError("unbalanced mark")
         return value
 
-    def top(self) -> Any:
-        return self.stack[-1]
-
     def pop_mark(self) -> list[Any]:
+        """Pop everything down to the last mark."""
         values: list[Any] = []
         while True:
             value = self.stack.pop()
@@ -167,34 +150,61 @@ class _Machine:
                 return values
             values.append(value)
 
+    def discard(self, _: Any) -> None:
+        self.stack.pop()
+
+    def discard_mark(self, _: Any) -> None:
+        self.pop_mark()
+
+    def ignore(self, _: Any) -> None:
+        pass
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def push_bounded(self, value: Any) -> None:
+        self.stack.append(_bounded(value))
+
+    def mark(self, _: Any) -> None:
+        self.stack.append(_MARK)
+
+    def duplicate(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def memoize(self, _: Any) -> None:
+        self.put(len(self.memo))
+
     def put(self, index: int) -> None:
         if not 0 <= index < MAX_MEMO:
             raise SymbolicError(f"memo index {index}")
-        self.memo[index] = self.top()
+        self.memo[index] = self.stack[-1]
 
-    def call(self) -> None:
-        args, maker = self.pop(), self.pop()
-        self.stack.append(Instance(maker, args))
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
 
-    def call_with_keywords(self) -> None:
-        _keywords, args, maker = self.pop(), self.pop(), self.pop()
-        self.stack.append(Instance(maker, args))
+    def list_of_marked(self, _: Any) -> None:
+        self.stack.append(self.pop_mark())
 
-    def call_marked(self) -> None:
-        maker, *args = self.pop_mark()
-        self.stack.append(Instance(maker, tuple(args)))
+    def tuple_of_marked(self, _: Any) -> None:
+        self.stack.append(tuple(self.pop_mark()))
 
-    def build(self) -> None:
-        state = self.pop()
-        target = self.top()
-        if isinstance(target, Instance):
-            target.state = state
-        elif not isinstance(target, Unknown):
-            # BUILD on a class would change it for everybody: nobody honest writes that
-            raise SymbolicError("state set on something that is no object")
+    def dict_of_marked(self, _: Any) -> None:
+        values = self.pop_mark()
+        self.stack.append(Mapping())
+        self.set_items(values)
 
-    def append(self, values: list[Any]) -> None:
-        target = self.top()
+    def tuple_of(self, count: int) -> None:
+        values = [self.pop() for _ in range(count)]
+        self.stack.append(tuple(reversed(values)))
+
+    def append_one(self, _: Any) -> None:
+        self.extend([self.pop()])
+
+    def append_marked(self, _: Any) -> None:
+        self.extend(self.pop_mark())
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Instance):
@@ -202,10 +212,17 @@ class _Machine:
         elif not isinstance(target, Unknown):
             raise SymbolicError("items added to something that holds none")
 
+    def set_one(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def set_marked(self, _: Any) -> None:
+        self.set_items(self.pop_mark())
+
     def set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
             raise SymbolicError("a key without a value")
-        target = self.top()
+        target = self.stack[-1]
         pairs = list(zip(values[::2], values[1::2], strict=True))
         if isinstance(target, Mapping):
             target.pairs.extend(pairs)
@@ -214,19 +231,40 @@ class _Machine:
         elif not isinstance(target, Unknown):
             raise SymbolicError("items set on something that holds none")
 
-    def stack_global(self) -> None:
+    def name(self, argument: Any) -> None:
+        module, _, attr = str(argument).partition(" ")
+        self.stack.append(Global(module, attr))
+
+    def name_of_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
             raise SymbolicError("a global whose name is no text")
         self.stack.append(Global(module, name))
 
-    def tuple_of(self, count: int) -> None:
-        values = [self.pop() for _ in range(count)]
-        self.stack.append(tuple(reversed(values)))
+    def call(self, _: Any) -> None:
+        args, maker = self.pop(), self.pop()
+        self.stack.append(Instance(maker, args))
 
-    def set_single(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.set_items([key, value])
+    def call_with_keywords(self, _: Any) -> None:
+        _keywords, args, maker = self.pop(), self.pop(), self.pop()
+        self.stack.append(Instance(maker, args))
+
+    def call_marked(self, _: Any) -> None:
+        maker, *args = self.pop_mark()
+        self.stack.append(Instance(maker, tuple(args)))
+
+    def call_named(self, argument: Any) -> None:
+        module, _, attr = str(argument).partition(" ")
+        self.stack.append(Instance(Global(module, attr), tuple(self.pop_mark())))
+
+    def build(self, _: Any) -> None:
+        state = self.pop()
+        target = self.stack[-1]
+        if isinstance(target, Instance):
+            target.state = state
+        elif not isinstance(target, Unknown):
+            # BUILD on a class would change it for everybody: nobody honest writes that
+            raise SymbolicError("state set on something that is no object")
 
 
 def _bounded(value: Any) -> Any:
@@ -240,57 +278,49 @@ def _bounded(value: Any) -> Any:
     return value
 
 
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT "
-    "BINFLOAT".split()
+_BOUNDED = (
+    "INT LONG LONG1 LONG4 STRING BINSTRING BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE BINUNICODE8"
+).split()
+_SHORT = (
+    "BININT BININT1 BININT2 FLOAT BINFLOAT SHORT_BINSTRING SHORT_BINBYTES SHORT_BINUNICODE".split()
 )
-_MEMO_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-_MEMO_GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
-_IGNORED = frozenset({"PROTO", "FRAME"})
 
-
-def _pop(machine: _Machine) -> None:
-    machine.stack.pop()
-
-
-def _dict_from_mark(machine: _Machine) -> None:
-    values = machine.pop_mark()
-    machine.stack.append(Mapping())
-    machine.set_items(values)
-
-
-def _pop_mark(machine: _Machine) -> None:
-    machine.pop_mark()
-
-
-_OPERATIONS: dict[str, Callable[[_Machine], None]] = {
-    "MARK": lambda m: m.stack.append(_MARK),
-    "POP": _pop,
-    "POP_MARK": _pop_mark,
-    "DICT": _dict_from_mark,
-    "DUP": lambda m: m.stack.append(m.top()),
-    "MEMOIZE": lambda m: m.put(len(m.memo)),
-    "EMPTY_LIST": lambda m: m.stack.append([]),
-    "EMPTY_TUPLE": lambda m: m.stack.append(()),
-    "EMPTY_DICT": lambda m: m.stack.append(Mapping()),
-    "EMPTY_SET": lambda m: m.stack.append([]),
-    "LIST": lambda m: m.stack.append(m.pop_mark()),
-    "TUPLE": lambda m: m.stack.append(tuple(m.pop_mark())),
-    "FROZENSET": lambda m: m.stack.append(m.pop_mark()),
-    "TUPLE1": lambda m: m.tuple_of(1),
-    "TUPLE2": lambda m: m.tuple_of(2),
-    "TUPLE3": lambda m: m.tuple_of(3),
-    "APPEND": lambda m: m.append([m.pop()]),
-    "APPENDS": lambda m: m.append(m.pop_mark()),
-    "ADDITEMS": lambda m: m.append(m.pop_mark()),
-    "SETITEM": _Machine.set_single,
-    "SETITEMS": lambda m: m.set_items(m.pop_mark()),
-    "STACK_GLOBAL": _Machine.stack_global,
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(_BOUNDED, _Machine.push_bounded),
+    **dict.fromkeys(_SHORT, _Machine.push),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(("PROTO", "FRAME"), _Machine.ignore),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),  # noqa: FBT003
+    "NEWFALSE": lambda machine, _: machine.push(False),  # noqa: FBT003
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_SET": lambda machine, _: machine.push([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_DICT": lambda machine, _: machine.push(Mapping()),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "MARK": _Machine.mark,
+    "POP": _Machine.discard,
+    "POP_MARK": _Machine.discard_mark,
+    "DUP": _Machine.duplicate,
+    "MEMOIZE": _Machine.memoize,
+    "LIST": _Machine.list_of_marked,
+    "FROZENSET": _Machine.list_of_marked,
+    "TUPLE": _Machine.tuple_of_marked,
+    "DICT": _Machine.dict_of_marked,
+    "APPEND": _Machine.append_one,
+    "APPENDS": _Machine.append_marked,
+    "ADDITEMS": _Machine.append_marked,
+    "SETITEM": _Machine.set_one,
+    "SETITEMS": _Machine.set_marked,
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.name_of_stack,
     "REDUCE": _Machine.call,
     "NEWOBJ": _Machine.call,
     "NEWOBJ_EX": _Machine.call_with_keywords,
     "OBJ": _Machine.call_marked,
+    "INST": _Machine.call_named,
     "BUILD": _Machine.build,
 }

@@ -1,0 +1,111 @@
+"""Plan of a large experiment, as a whole process, beside Ray's own loader of the same directory.
+
+    uv run python benchmarks/plan_10000.py [--trials 10000] [--runs 3]
+
+Both are started in turn (A B A B …) from nothing: interpreter, imports, reading, result. Wall time is
+measured outside; peak memory is what the kernel accounts to the finished process. The experiment is made
+of real rows (tests/golden); one trial in ten ended with ERROR and is to be resumed from a checkpoint.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "ray-2.60.0" / "killed"
+
+
+def make_experiment(directory: Path, trials: int) -> None:
+    """Write the experiment."""
+    state_path = next(GOLDEN.glob("experiment_state-*.json"))
+    state = json.loads(state_path.read_text())
+    rows = {json.loads(row[0])["config"]["role"]: row for row in state["trial_data"]}
+    made = []
+    for number in range(trials):
+        trial_json, run_json = rows["fails" if number % 10 == 0 else "finishes"]
+        trial = json.loads(trial_json)
+        old_dir, trial_id = trial["relative_logdir"], f"{number:05x}_{number:05d}"
+        new_dir = f"train_{trial_id}"
+        swapped = (
+            text.replace(trial["trial_id"], trial_id).replace(old_dir, new_dir)
+            for text in (trial_json, run_json)
+        )
+        made.append(list(swapped))
+        trial_dir = directory / new_dir
+        (trial_dir / "checkpoint_000001").mkdir(parents=True)
+        (trial_dir / "checkpoint_000001" / "state.json").write_text("{}")
+        (trial_dir / "result.json").write_text(
+            (GOLDEN / old_dir / "result.json").read_text().replace(trial["trial_id"], trial_id)
+        )
+    state["trial_data"] = made
+    (directory / state_path.name).write_text(json.dumps(state))
+    for name in ("tuner.pkl", next(GOLDEN.glob("basic-variant-state-*")).name):
+        (directory / name).write_bytes((GOLDEN / name).read_bytes())
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Return wall seconds and peak memory in MiB of one run."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # both start from compiled modules
+    started = time.monotonic()
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.monotonic() - started
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+    return wall, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Run the benchmark and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, "experiment")
+        # in a process of its own: a child's peak memory counts from what its parent held at the fork
+        make = (
+            "import pathlib, sys; from plan_10000 import make_experiment; "
+            "make_experiment(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+        )
+        command = [sys.executable, "-c", make, str(directory), str(options.trials)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parent)
+        size = next(directory.glob("experiment_state-*.json")).stat().st_size
+        print(f"{options.trials} trials, state file of {size / 1e6:.0f} MB")
+        commands = {
+            "tune-restore plan": [
+                *(sys.executable, "-m", "airflow_tune_restore.cli.app", "plan"),
+                *(str(directory), "--resume-errored", "--json"),
+            ],
+            "ExperimentAnalysis": [
+                *(sys.executable, "-c"),
+                f"from ray.tune import ExperimentAnalysis; ExperimentAnalysis({str(directory)!r})",
+            ],
+        }
+        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for run in range(options.runs + 1):
+            for name, command in commands.items():
+                figure = measure(command)
+                if run:  # the first one warms the page cache
+                    figures[name].append(figure)
+    medians = {
+        name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
+        for name, rows in figures.items()
+    }
+    for name, (wall, memory) in medians.items():
+        print(f"{name:20} {wall:6.2f} s {memory:7.0f} MiB (median of {options.runs})")
+    ours, rays = medians["tune-restore plan"], medians["ExperimentAnalysis"]
+    print(f"{rays[0] / ours[0]:.1f} times faster, {ours[1] / rays[1]:.0%} of the memory")
+
+
+if __name__ == "__main__":
+    main()
