@@ -1,10 +1,10 @@
 """Plan of a large experiment, as a whole process, beside Ray's own loader of the same directory.
 
-    uv run python benchmarks/plan_10000.py [--trials 10000] [--runs 3]
+    uv run python benchmarks/plan_10000.py [--trials 10000] [--every 50] [--runs 3]
 
 Both are started in turn (A B A B …) from nothing: interpreter, imports, reading, result. Wall time is
 measured outside; peak memory is what the kernel accounts to the finished process. The experiment is made
-of real rows (tests/golden); one trial in ten ended with ERROR and is to be resumed from a checkpoint.
+of real rows (tests/golden); one trial in fifty ended with ERROR and is to be resumed from a checkpoint.
 """
 
 import argparse
@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "ray-2.60.0" / "killed"
 
 
-def make_experiment(directory: Path, trials: int) -> None:
-    """Write the experiment."""
+def make_experiment(directory: Path, trials: int, every: int) -> None:
+    """Write an experiment in which every n-th trial ended with ERROR."""
     state_path = next(GOLDEN.glob("experiment_state-*.json"))
     state = json.loads(state_path.read_text())
     rows = {json.loads(row[0])["config"]["role"]: row for row in state["trial_data"]}
     made = []
     for number in range(trials):
-        trial_json, run_json = rows["fails" if number % 10 == 0 else "finishes"]
+        trial_json, run_json = rows["fails" if number % every == 0 else "finishes"]
         trial = json.loads(trial_json)
         old_dir, trial_id = trial["relative_logdir"], f"{number:05x}_{number:05d}"
         new_dir = f"train_{trial_id}"
@@ -68,6 +68,7 @@ def main() -> None:
     """Run the benchmark and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--every", type=int, default=50, help="every n-th trial errored")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,9 +76,16 @@ def main() -> None:
         # in a process of its own: a child's peak memory counts from what its parent held at the fork
         make = (
             "import pathlib, sys; from plan_10000 import make_experiment; "
-            "make_experiment(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+            "make_experiment(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
         )
-        command = [sys.executable, "-c", make, str(directory), str(options.trials)]
+        command = [
+            sys.executable,
+            "-c",
+            make,
+            str(directory),
+            str(options.trials),
+            str(options.every),
+        ]
         subprocess.run(command, check=True, cwd=Path(__file__).parent)
         size = next(directory.glob("experiment_state-*.json")).stat().st_size
         print(f"{options.trials} trials, state file of {size / 1e6:.0f} MB")

@@ -2,16 +2,17 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 def print_reports(reports: Sequence[ExperimentReport], *, prefix: str, as_json: bool) -> None:
@@ -87,6 +88,8 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
 
 def print_error(error: Exception) -> None:
     """Print one of our errors on stderr."""
+    from rich.console import Console
+
     Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(f"error: {error}")
 
 
@@ -142,14 +145,19 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
     }
 
 
-def _table(*headings: str) -> Table:
+def _table(*headings: str) -> "Table":
+    from rich import box  # with --json nobody pays for rich
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table
 
 
-def _out() -> Console:
+def _out() -> "Console":
+    from rich.console import Console
+
     # a pipe has no width: wide enough that a table is not broken in the middle of a URI
     width = None if sys.stdout.isatty() else 200
     return Console(markup=False, highlight=False, emoji=False, width=width)

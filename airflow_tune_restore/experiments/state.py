@@ -156,10 +156,10 @@ def is_safe_name(name: str) -> bool:
 
 def _split(body: bytes) -> tuple[tuple[RawRow, ...], dict[str, Any]]:
     """Split the frame. Ray writes `trial_data` first; anything else takes the slow, general way."""
-    end = body.find(_TRIALS_END)
+    end = body.rfind(_TRIALS_END)
     try:
         if body.startswith(_TRIALS_START) and end > 0:
-            # a quote inside a row is escaped, so the first bare `, "runner_data": ` ends the rows
+            # a quote inside a row is escaped, so a bare `, "runner_data": ` stands behind all rows
             frame = memoryview(body)[len(_TRIALS_START) : end]
             pairs = msgspec.json.decode(frame, type=list[tuple[msgspec.Raw, msgspec.Raw]])
             rest = json.loads(b"{" + body[end + 2 :])

@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 from io import StringIO
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
@@ -80,6 +76,10 @@ class CommitSummary:
 
     def table(self) -> str:
         """Render before and after as plain text, for logs and terminals alike."""
+        from rich import box  # takes longer to import than a plan takes to make
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("trial", "before", "after", "iterations"):
             table.add_column(heading, no_wrap=True)
