@@ -43,7 +43,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         param_space: `package.module:attribute` of a re-specified param_space.
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
-        env: Environment variables of the runners.
+        env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_active_trials: How many trials run at the same time in one DAG run.
         find_args: More arguments of `FailedTuneExperimentSensor`.
         plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.

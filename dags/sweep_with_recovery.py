@@ -40,7 +40,7 @@ with DAG(
             [sys.executable, SCRIPT, "--storage-path", storage_path, "--name", name], check=True
         )
 
-    name = "sweep_{{ ts_nodash or run_id }}"
+    name = "sweep_{{ dag_run.run_after | ts_nodash }}"
     recovery = TuneRestoreTaskGroup(
         group_id="recovery",
         experiments="{{ params.storage_path }}/" + name,

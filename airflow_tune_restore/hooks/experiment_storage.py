@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
@@ -19,6 +20,7 @@ from airflow_tune_restore.hooks.runner_environment import runner_environment
 from airflow_tune_restore.storage.fs import open_store
 
 if TYPE_CHECKING:
+    from airflow.sdk import Connection
     from fsspec import AbstractFileSystem
 
     from airflow_tune_restore.experiments.health import ExperimentReport
@@ -122,22 +124,34 @@ class ExperimentStorageHook(BaseHook):
         if place.conn_id is None:
             yield {}
             return
-        with runner_environment(self.get_connection(place.conn_id)) as env:
+        with runner_environment(_connection(place.conn_id)) as env:
             yield env
+
+
+def _connection(conn_id: str) -> "Connection":
+    """Read a connection. The AWS provider would take a missing one for anonymous access."""
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as error:
+        raise InvalidInputError(f"There is no connection {conn_id!r} in Airflow.") from error
+    except AirflowException as error:
+        raise StorageError(
+            f"Connection {conn_id!r} cannot be read: {type(error).__name__}."
+        ) from error
 
 
 def _filesystem(place: Address) -> "AbstractFileSystem | None":
     """Return the filesystem Airflow makes from a connection; None for the environment's own."""
     if place.conn_id is None:
         return None
-    from airflow.sdk.exceptions import AirflowNotFoundException
     from airflow.sdk.io import get_fs
 
+    _connection(place.conn_id)
     scheme = place.uri.partition("://")[0]
     try:
         return get_fs(scheme, place.conn_id)
-    except AirflowNotFoundException as error:
-        raise InvalidInputError(f"There is no connection {place.conn_id!r} in Airflow.") from error
     except (ImportError, ValueError) as error:
         raise InvalidInputError(
             f"Connection {place.conn_id!r} cannot open {scheme}://: {error}. "

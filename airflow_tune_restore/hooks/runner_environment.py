@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.log import mask_secret
 
 from airflow_tune_restore.exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
 
 _AZURE_VARIABLES = {
     "connection_string": "AZURE_STORAGE_CONNECTION_STRING",
@@ -34,23 +37,8 @@ _PUBLIC = frozenset(
 """Masking a region or a host would only make logs unreadable."""
 
 
-class Connection(Protocol):
-    """What we read of an Airflow connection."""
-
-    conn_id: str
-    conn_type: str
-    login: str | None
-    password: str | None
-    host: str | None
-
-    @property
-    def extra_dejson(self) -> dict[str, Any]:
-        """Its extras."""
-        ...
-
-
 @contextmanager
-def runner_environment(connection: Any) -> Iterator[dict[str, str]]:
+def runner_environment(connection: "Connection") -> Iterator[dict[str, str]]:
     """Yield the environment of a runner that may use this connection; secrets in it are masked in logs.
 
     Raises:
@@ -75,7 +63,7 @@ def runner_environment(connection: Any) -> Iterator[dict[str, str]]:
     yield env
 
 
-def _aws(connection: Any) -> dict[str, str]:
+def _aws(connection: "Connection") -> dict[str, str]:
     """Read keys, endpoint and region; an assumed role gives its temporary keys."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
@@ -99,7 +87,7 @@ def _aws(connection: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _google(connection: Any) -> Iterator[dict[str, str]]:
+def _google(connection: "Connection") -> Iterator[dict[str, str]]:
     """Name the key file; a key kept in the connection is written to a file only this user can read."""
     extra = connection.extra_dejson
     project = _google_extra(extra, "project")
@@ -127,7 +115,7 @@ def _google_extra(extra: dict[str, Any], name: str) -> Any:
     return extra.get(name) or extra.get(f"extra__google_cloud_platform__{name}")
 
 
-def _azure(connection: Any) -> dict[str, str]:
+def _azure(connection: "Connection") -> dict[str, str]:
     """Read an account key, a SAS token, a connection string, or a service principal.
 
     With a tenant id, login and password are a service principal (as in Airflow's `wasb` connection).

@@ -69,7 +69,7 @@ class BuildRestorePlanOperator(BaseOperator):
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
         launcher: Where the trials will run; `local`.
         python: Interpreter for the check; by default the worker's own.
-        env: Environment variables for the check. Not templated, so that they are not shown.
+        env: Environment variables for the check; no secrets.
     """
 
     template_fields = (

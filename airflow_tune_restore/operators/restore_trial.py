@@ -62,7 +62,8 @@ class RestoreTrialOperator(BaseOperator):
             starts a private Ray as large as the trial asks for. (templated)
         runtime_env: Ray runtime_env for the connection to a cluster.
         imports: Modules the runner imports first; they may register trainables or environments.
-        env: Environment variables of the runner. Not templated, so that they are not shown.
+        env: Environment variables of the runner. No secrets: they stand in the DAG's code and in its
+            serialized form. Credentials belong into the storage connection.
         storage_conn_id: Airflow connection to open the experiment with; by default the one in the
             trial's address. (templated)
     """

@@ -1,0 +1,58 @@
+"""Running an operator's `execute` without a database: a context with what ours read of it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+
+class FakeTaskInstance:
+    """The identity of a task, and the XComs it pushed."""
+
+    def __init__(self, *, run_id: str = "run-1", map_index: int = -1, try_number: int = 1) -> None:
+        self.dag_id = "nightly"
+        self.run_id = run_id
+        self.task_id = "plan"
+        self.map_index = map_index
+        self.try_number = try_number
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def make_context(**identity: Any) -> Any:
+    """Return a context; `context["ti"].pushed` holds what was pushed."""
+    return {"ti": FakeTaskInstance(**identity)}
+
+
+class FakeLauncher:
+    """Stands in for LocalLauncher: says what it is told to, and leaves the outcome it is told to."""
+
+    def __init__(
+        self, *, lines: tuple[str, ...] = (), on_start: Any = None, refusal: Any = None
+    ) -> None:
+        self.said = lines
+        self.on_start = on_start
+        self.refusal = refusal
+        self.requests: list[Any] = []
+        self.checked: list[dict[str, Any]] = []
+        self.stopped: list[float] = []
+        self.arguments: dict[str, Any] = {}
+
+    def build(self, name: str, **arguments: Any) -> "FakeLauncher":
+        """Take the place of `build_launcher`."""
+        assert name == "local"
+        self.arguments = arguments
+        return self
+
+    def check(self, **question: Any) -> None:
+        self.checked.append(question)
+        if self.refusal is not None:
+            raise self.refusal
+
+    def start(self, request: Any) -> Any:
+        self.requests.append(request)
+        if self.on_start is not None:
+            self.on_start(request)
+        return SimpleNamespace(
+            lines=lambda: iter(self.said), wait=lambda: 0, stop=self.stopped.append
+        )

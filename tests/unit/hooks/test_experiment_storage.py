@@ -1,0 +1,161 @@
+"""Addresses, and what a connection means to a runner."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+
+CANARY = "canary-7c1f-secret"
+
+
+def connect(monkeypatch, conn_id: str, **fields) -> None:
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "conn_id"),
+    [
+        ("s3://minio@bucket/a/b", "s3://bucket/a/b", "minio"),
+        ("s3://bucket/a/b", "s3://bucket/a/b", None),
+        ("gs://my-conn@bucket", "gs://bucket", "my-conn"),
+        ("/data/tune", "/data/tune", None),
+        ("file:///data/tune", "file:///data/tune", None),
+        ("/data/a@b/x", "/data/a@b/x", None),
+    ],
+)
+def test_an_address_is_a_uri_and_a_connection(text, uri, conn_id):
+    address = Address.parse(text)
+    assert (address.uri, address.conn_id) == (uri, conn_id)
+    assert str(address) == text
+
+
+def test_an_argument_wins_over_the_connection_in_the_address():
+    assert str(Address.parse("s3://one@bucket/a", storage_conn_id="two")) == "s3://two@bucket/a"
+
+
+def test_an_experiment_found_behind_a_connection_keeps_it():
+    found = Address.parse("s3://minio@bucket/a").at("s3://bucket/a/exp")
+    assert str(found) == "s3://minio@bucket/a/exp"
+
+
+def test_a_secret_in_an_address_is_refused_and_not_repeated():
+    with pytest.raises(InvalidInputError) as error:
+        Address.parse(f"s3://key:{CANARY}@bucket/a")
+    assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "  ", None, 7])
+def test_an_address_must_be_text(text):
+    with pytest.raises(InvalidInputError, match="must be a path or a URL"):
+        Address.parse(text)
+
+
+def test_a_local_path_takes_no_connection():
+    with pytest.raises(InvalidInputError, match="local path"):
+        Address.parse("/data", storage_conn_id="minio")
+
+
+def test_a_local_path_opens(tmp_path):
+    assert ExperimentStorageHook().open(tmp_path.as_posix()).uri == tmp_path.as_posix()
+
+
+def test_a_connection_that_is_missing_is_named():
+    with pytest.raises(InvalidInputError, match="no connection 'nowhere'"):
+        ExperimentStorageHook().open("s3://nowhere@bucket/a")
+
+
+def test_without_a_connection_a_runner_gets_nothing():
+    with ExperimentStorageHook().runner_env("s3://bucket/a") as env:
+        assert env == {}
+
+
+def test_an_aws_connection_becomes_the_variables_of_its_libraries(monkeypatch):
+    extra = {"endpoint_url": "http://127.0.0.1:1", "region_name": "eu-west-1"}
+    connect(monkeypatch, "minio", conn_type="aws", login="me", password=CANARY, extra=extra)
+    with ExperimentStorageHook().runner_env("s3://minio@bucket/a") as env:
+        assert env == {
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": CANARY,
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+            "AWS_REGION": "eu-west-1",
+            "AWS_DEFAULT_REGION": "eu-west-1",
+        }
+
+
+def test_an_aws_connection_without_keys_leaves_the_machines_identity(monkeypatch):
+    connect(monkeypatch, "role", conn_type="aws", extra={"region_name": "eu-west-1"})
+    with ExperimentStorageHook().runner_env("s3://role@bucket/a") as env:
+        assert set(env) == {"AWS_REGION", "AWS_DEFAULT_REGION"}
+
+
+def test_a_google_key_is_a_private_file_as_long_as_it_is_needed(monkeypatch):
+    key = {"type": "service_account", "private_key": CANARY}
+    connect(monkeypatch, "gcp", conn_type="google_cloud_platform", extra={"keyfile_dict": key})
+    with ExperimentStorageHook().runner_env("gs://gcp@bucket/a") as env:
+        file = Path(env["GOOGLE_APPLICATION_CREDENTIALS"])
+        assert json.loads(file.read_text()) == key
+        assert file.stat().st_mode & 0o077 == 0
+    assert not file.exists()
+
+
+def test_a_google_key_file_is_named(monkeypatch):
+    extra = {"key_path": "/keys/a.json", "project": "p"}
+    connect(monkeypatch, "gcp", conn_type="google_cloud_platform", extra=extra)
+    with ExperimentStorageHook().runner_env("gs://gcp@bucket/a") as env:
+        assert env == {
+            "GOOGLE_APPLICATION_CREDENTIALS": "/keys/a.json",
+            "GOOGLE_CLOUD_PROJECT": "p",
+        }
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"login": "account", "password": CANARY},
+            {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": CANARY},
+        ),
+        (
+            {"extra": {"connection_string": f"AccountKey={CANARY}"}},
+            {"AZURE_STORAGE_CONNECTION_STRING": f"AccountKey={CANARY}"},
+        ),
+        (
+            {
+                "login": "app",
+                "password": CANARY,
+                "host": "https://account.blob.core.windows.net",
+                "extra": {"tenant_id": "t"},
+            },
+            {
+                "AZURE_STORAGE_ACCOUNT_NAME": "account",
+                "AZURE_STORAGE_TENANT_ID": "t",
+                "AZURE_STORAGE_CLIENT_ID": "app",
+                "AZURE_STORAGE_CLIENT_SECRET": CANARY,
+            },
+        ),
+    ],
+)
+def test_an_azure_connection_becomes_the_variables_of_adlfs(monkeypatch, fields, expected):
+    connect(monkeypatch, "az", conn_type="wasb", **fields)
+    with ExperimentStorageHook().runner_env("abfs://az@container/a") as env:
+        assert env == expected
+
+
+def test_a_connection_of_another_kind_is_refused_with_a_way_out(monkeypatch):
+    connect(monkeypatch, "ftp", conn_type="ftp", password=CANARY)
+    with (
+        pytest.raises(InvalidInputError, match=r"type 'ftp'.*environment of the Airflow workers"),
+        ExperimentStorageHook().runner_env("s3://ftp@bucket/a"),
+    ):
+        pass
+
+
+def test_nothing_reaches_our_own_environment(monkeypatch):
+    connect(monkeypatch, "minio", conn_type="aws", login="me", password=CANARY)
+    with ExperimentStorageHook().runner_env("s3://minio@bucket/a"):
+        leaked = {name for name, value in os.environ.items() if CANARY in value}
+    assert leaked == {"AIRFLOW_CONN_MINIO"}

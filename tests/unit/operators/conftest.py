@@ -1,0 +1,28 @@
+"""Experiments to plan for, and a launcher that starts nothing."""
+
+import pytest
+
+from airflow_tune_restore.operators import build_restore_plan, restore_trial
+from tests.builders import make_experiment, make_row
+from tests.tasks import FakeLauncher
+
+
+@pytest.fixture
+def errored(tmp_path):
+    """Two errored trials and a finished one."""
+    return make_experiment(
+        tmp_path / "exp",
+        [
+            make_row("a1", status="ERROR", last_result_time=2.0),
+            make_row("a2", status="TERMINATED"),
+            make_row("a3", status="ERROR", last_result_time=3.0),
+        ],
+    )
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    fake = FakeLauncher()
+    for module in (build_restore_plan, restore_trial):
+        monkeypatch.setattr(module, "build_launcher", fake.build)
+    return fake

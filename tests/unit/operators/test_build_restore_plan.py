@@ -1,0 +1,202 @@
+"""Planning over many experiments: what is leased, what is left alone, what is said."""
+
+import json
+import os
+import time
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.fs import open_store
+from tests.builders import make_experiment, make_row
+from tests.tasks import make_context
+
+
+def plan(experiments, **arguments) -> BuildRestorePlanOperator:
+    arguments = {"resume_errored": True, "stale_after": 0, **arguments}
+    return BuildRestorePlanOperator(task_id="plan", experiments=experiments, **arguments)
+
+
+def is_leased(experiment) -> bool:
+    return (experiment / ".tune_restore" / "lease").exists()
+
+
+def test_one_small_item_for_each_trial_to_run(errored):
+    context = make_context()
+    items = plan(str(errored)).execute(context)
+    (restore,) = context["ti"].pushed["restores"]
+    assert items == [
+        {
+            "experiment": str(errored),
+            "experiment_name": "exp",
+            "restore_id": restore["restore_id"],
+            "trial_id": trial_id,
+            "action": "resume",
+            "checkpoint": None,
+            "iteration": 0,
+            "label": f"exp {trial_id}",
+        }
+        for trial_id in ("a3", "a1")
+    ]
+
+
+def test_the_restore_can_be_found_by_the_commit(errored):
+    context = make_context()
+    plan(str(errored)).execute(context)
+    (restore,) = context["ti"].pushed["restores"]
+    assert restore["experiment"] == str(errored)
+    written = read_plan(open_store(str(errored)), restore["restore_id"])
+    assert len(written.to_run) == 2
+
+
+def test_items_of_all_experiments_come_in_one_flat_list(errored, tmp_path):
+    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+    context = make_context()
+    items = plan([{"experiment": str(errored)}, {"experiment": str(other)}]).execute(context)
+    assert [item["label"] for item in items] == ["exp a3", "exp a1", "other b1"]
+    assert len({item["restore_id"] for item in items}) == 2
+
+
+def test_a_retry_re_enters_its_own_restore(errored):
+    first, second = make_context(), make_context(try_number=2)
+    assert plan(str(errored)).execute(first) == plan(str(errored)).execute(second)
+    assert first["ti"].pushed == second["ti"].pushed
+
+
+def test_another_dag_run_is_told_who_holds_the_lease(errored):
+    plan(str(errored)).execute(make_context(run_id="first"))
+    with pytest.raises(AirflowException, match="is being restored by DAG nightly, run first"):
+        plan(str(errored)).execute(make_context(run_id="second"))
+
+
+def test_a_leased_experiment_does_not_stop_the_others(errored, tmp_path, capfd):
+    plan(str(errored)).execute(make_context(run_id="first"))
+    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+    items = plan([str(errored), str(other)]).execute(make_context(run_id="second"))
+    assert [item["label"] for item in items] == ["other b1"]
+    assert "exp is not restored: " in capfd.readouterr().out
+
+
+def test_an_unreadable_experiment_does_not_stop_the_others(errored, tmp_path):
+    broken = make_experiment(tmp_path / "broken", [make_row("b1", status="ERROR")])
+    next(broken.glob("experiment_state-*")).write_text("{")
+    items = plan([str(broken), str(errored)]).execute(make_context())
+    assert len(items) == 2
+
+
+def test_only_unreadable_experiments_fail_without_a_retry(tmp_path):
+    broken = make_experiment(tmp_path / "broken", [make_row("b1", status="ERROR")])
+    next(broken.glob("experiment_state-*")).write_text("{")
+    with pytest.raises(AirflowFailException, match="broken"):
+        plan(str(broken)).execute(make_context())
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(AirflowFailException, match="there is no tuner.pkl"):
+        plan(str(tmp_path / "nowhere")).execute(make_context())
+
+
+def test_a_running_experiment_is_never_touched(tmp_path):
+    alive = make_experiment(tmp_path / "alive", [make_row("b1", status="RUNNING")])
+    with pytest.raises(AirflowSkipException, match="it is running: 1 unfinished"):
+        plan(str(alive), stale_after=3600).execute(make_context())
+    assert not is_leased(alive)
+
+
+def test_a_silent_experiment_is_interrupted_and_resumed(tmp_path):
+    dead = make_experiment(tmp_path / "dead", [make_row("b1", status="RUNNING")])
+    hours_ago = time.time() - 7200
+    for path in [*dead.rglob("*"), dead]:
+        os.utime(path, (hours_ago, hours_ago))
+    assert len(plan(str(dead), stale_after=3600).execute(make_context())) == 1
+
+
+def test_a_finished_experiment_is_skipped_in_words(tmp_path):
+    done = make_experiment(tmp_path / "done", [make_row("b1"), make_row("b2")])
+    with pytest.raises(AirflowSkipException, match="all 2 trials ended well"):
+        plan(str(done)).execute(make_context())
+    assert not is_leased(done)
+
+
+def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
+    with pytest.raises(AirflowSkipException, match="every trial stays as it is"):
+        plan(str(errored), resume_errored=False).execute(make_context())
+
+
+def test_no_experiments_are_skipped_in_words():
+    with pytest.raises(AirflowSkipException, match="No experiment was given"):
+        plan([]).execute(make_context())
+
+
+def test_more_trials_than_airflow_maps_are_refused_before_anything_is_leased(errored, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
+    with pytest.raises(AirflowFailException, match=r"at most 1 tasks: \[core\] max_map_length"):
+        plan(str(errored)).execute(make_context())
+    assert not (errored / ".tune_restore").exists()
+
+
+def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(errored, launcher):
+    launcher.refusal = InvalidInputError("no:such is not the trainable 'train'.")
+    with pytest.raises(AirflowFailException, match="is not the trainable"):
+        plan(str(errored), trainable="no:such").execute(make_context())
+    assert not (errored / ".tune_restore").exists()
+
+
+def test_the_trainable_is_asked_about_once_for_experiments_of_one_name(errored, launcher, tmp_path):
+    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+    plan([str(errored), str(other)], trainable="a:b", imports=["c"]).execute(make_context())
+    (question,) = launcher.checked
+    assert (question["trainable"], question["imports"]) == ("a:b", ["c"])
+
+
+def test_unfinished_trials_nobody_wants_need_a_commit_but_no_task(tmp_path):
+    dead = make_experiment(tmp_path / "dead", [make_row("b1", status="PENDING")])
+    context = make_context()
+    assert plan(str(dead), resume_unfinished="False").execute(context) == []
+    assert len(context["ti"].pushed["restores"]) == 1
+
+
+def test_a_restart_is_planned_under_a_flag(errored):
+    items = plan(str(errored), resume_errored=False, restart_errored="True").execute(make_context())
+    assert {item["action"] for item in items} == {"restart"}
+
+
+def test_the_per_status_form_replaces_the_flags(errored):
+    choices = {"finished": "restart", "errored": "skip"}
+    items = plan(str(errored), resume_config=choices).execute(make_context())
+    assert [(item["trial_id"], item["action"]) for item in items] == [("a2", "restart")]
+
+
+def test_a_restore_that_died_is_committed_before_the_next_is_planned(errored, capfd):
+    first = make_context(run_id="first")
+    plan(str(errored), lease_ttl=0).execute(first)
+    items = plan(str(errored)).execute(make_context(run_id="second"))
+    assert len(items) == 2
+    assert "A restore that died was committed first" in capfd.readouterr().out
+    held = lease.check_held(open_store(str(errored)), items[0]["restore_id"])
+    assert held.holder == "DAG nightly, run second"
+
+
+def test_a_run_after_the_commit_starts_a_new_restore(errored):
+    from airflow_tune_restore.restore.commit import commit_restore
+
+    items = plan(str(errored)).execute(make_context())
+    commit_restore(open_store(str(errored)), items[0]["restore_id"])
+    again = plan(str(errored)).execute(make_context())
+    assert again[0]["restore_id"] == f"{items[0]['restore_id']}-2"
+
+
+def test_a_name_from_storage_is_data_in_a_label(tmp_path):
+    odd = make_experiment(tmp_path / "{{ 7*7 }}\x1b[31m", [make_row("t", status="ERROR")])
+    (item,) = plan(str(odd)).execute(make_context())
+    assert item["label"] == "{{ 7*7 }} [31m t"
+    assert json.loads(json.dumps(item)) == item
+
+
+def test_a_mistake_in_a_flag_is_one_sentence(errored):
+    with pytest.raises(AirflowFailException, match="neither true nor false"):
+        plan(str(errored), resume_errored="perhaps").execute(make_context())

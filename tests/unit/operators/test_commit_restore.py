@@ -1,0 +1,108 @@
+"""The commit over many restores."""
+
+import json
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.storage.fs import open_store
+from tests.builders import make_experiment, make_row
+from tests.tasks import make_context
+
+
+def start(*experiments, **arguments) -> list:
+    context = make_context()
+    arguments = {"resume_errored": True, "stale_after": 0, **arguments}
+    BuildRestorePlanOperator(
+        task_id="plan", experiments=[str(e) for e in experiments], **arguments
+    ).execute(context)
+    return context["ti"].pushed["restores"]
+
+
+def commit(restores) -> CommitRestoreOperator:
+    return CommitRestoreOperator(task_id="commit", restores=restores)
+
+
+def finish(experiment, restore, row) -> None:
+    """Leave the snapshot a runner would."""
+    store = open_store(str(experiment))
+    state = json.loads(
+        store.get(layout.seed_key(restore["restore_id"], json.loads(row[0])["trial_id"]))
+    )
+    state["trial_data"] = [row]
+    trial_id = json.loads(row[0])["trial_id"]
+    store.put(layout.request_key(restore["restore_id"], trial_id, 1), b"{}")
+    store.put(layout.snapshot_key(restore["restore_id"], trial_id, 1), json.dumps(state).encode())
+
+
+def test_it_returns_before_and_after_and_its_log_ends_with_the_table(errored, capfd):
+    (restore,) = start(errored)
+    finish(errored, restore, make_row("a1", last_result={"training_iteration": 6}))
+    (summary,) = commit([restore]).execute(make_context())
+    assert summary["state_file"].endswith("_r000001.json")
+    assert summary["failed"] == ["a3"]
+    changes = {c["trial_id"]: (c["status_before"], c["status_after"]) for c in summary["trials"]}
+    assert changes == {
+        "a1": ("ERROR", "TERMINATED"),
+        "a2": ("TERMINATED", "TERMINATED"),
+        "a3": ("ERROR", "ERROR"),
+    }
+    assert json.loads(json.dumps(summary)) == summary
+    lines = [line for line in capfd.readouterr().out.splitlines() if "CommitRestore" in line]
+    assert all(trial in "".join(lines[-3:]) for trial in ("a1", "a2", "a3"))
+
+
+def test_committing_again_changes_nothing(errored):
+    restores = start(errored)
+    finish(errored, restores[0], make_row("a1", last_result={"training_iteration": 6}))
+    first = commit(restores).execute(make_context())
+    before = sorted(path.name for path in errored.iterdir())
+    assert commit(restores).execute(make_context()) == first
+    assert sorted(path.name for path in errored.iterdir()) == before
+
+
+def test_the_lease_is_given_back(errored):
+    (restore,) = start(errored)
+    commit([restore]).execute(make_context())
+    entries = open_store(str(errored)).list_dir(layout.LEASE)
+    assert lease.is_released(entries, 1)
+
+
+def test_one_that_cannot_be_committed_stops_no_other_and_fails_the_task(errored, tmp_path):
+    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+    restores = start(errored, other)
+    make_experiment(errored, [make_row("a1", status="RUNNING")])  # its driver runs again
+    context = make_context()
+    with pytest.raises(AirflowException, match="1 of 2 restores could not be committed") as error:
+        commit(restores).execute(context)
+    assert "exp changed since it was planned" in str(error.value)
+    (done,) = context["ti"].pushed["return_value"]
+    assert done["experiment"] == str(other)
+
+
+def test_a_restore_without_a_plan_is_released(errored):
+    (restore,) = start(errored)
+    store = open_store(str(errored))
+    store.delete(layout.plan_key(restore["restore_id"]))
+    with pytest.raises(AirflowSkipException, match="no restore got as far as its plan"):
+        commit([restore]).execute(make_context())
+    assert lease.is_released(store.list_dir(layout.LEASE), 1)
+
+
+@pytest.mark.parametrize("restores", [None, [], ""])
+def test_without_restores_it_is_skipped_in_words(restores):
+    with pytest.raises(AirflowSkipException, match="Nothing to commit"):
+        commit(restores).execute(make_context())
+
+
+def test_what_is_no_restore_is_shown():
+    with pytest.raises(AirflowFailException, match="no item of BuildRestorePlanOperator"):
+        commit(["exp"]).execute(make_context())
+
+
+def test_it_runs_whatever_became_of_the_trials():
+    assert commit([]).trigger_rule == "all_done"

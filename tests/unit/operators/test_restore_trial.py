@@ -1,0 +1,208 @@
+"""One trial: what is asked of the runner, what is shown of it, and how each end of it is told."""
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.launchers import user_code_paths
+from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator, describe_line
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerProgress
+from airflow_tune_restore.storage.fs import open_store
+from tests.tasks import make_context
+
+
+@pytest.fixture
+def item(errored):
+    operator = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0
+    )
+    return operator.execute(make_context())[0]
+
+
+@pytest.fixture
+def store(errored):
+    return open_store(str(errored))
+
+
+def leave(store, result: Result, **fields):
+    """Return what a runner does that ends like this."""
+
+    def on_start(request):
+        outcome = RunnerOutcome(
+            restore_id=request.restore_id,
+            trial_id=request.trial_id,
+            attempt=request.attempt,
+            result=result.value,
+            status="TERMINATED",
+            final_trial_id=request.trial_id,
+            **fields,
+        )
+        key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
+        store.put(key, outcome.to_json())
+
+    return on_start
+
+
+def trial(item, **arguments) -> RestoreTrialOperator:
+    return RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b", **arguments)
+
+
+def test_a_finished_trial_returns_a_small_summary(item, launcher, store):
+    launcher.on_start = leave(store, Result.FINISHED, iteration=6, metrics={"score": 1.0})
+    assert trial(item).execute(make_context()) == {
+        "experiment": item["experiment"],
+        "trial_id": "a3",
+        "final_trial_id": "a3",
+        "status": "TERMINATED",
+        "iteration": 6,
+        "metrics": {"score": 1.0},
+        "attempt": 1,
+    }
+
+
+def test_the_runner_is_asked_for_what_the_operator_was_given(item, launcher, store):
+    launcher.on_start = leave(store, Result.FINISHED)
+    trial(
+        item,
+        param_space="a:space",
+        imports=["c"],
+        ray_address="head:6379",
+        python="/other/python",
+        env={"MINE": "1"},
+        runtime_env={"pip": ["x"]},
+    ).execute(make_context())
+    (request,) = launcher.requests
+    assert (request.trainable, request.param_space, request.imports) == ("a:b", "a:space", ["c"])
+    assert (request.address, request.runtime_env) == ("head:6379", {"pip": ["x"]})
+    assert launcher.arguments == {"python": "/other/python", "env": {"MINE": "1"}}
+
+
+def test_the_runners_lines_are_the_tasks_log(item, launcher, store, capfd):
+    progress = RunnerProgress(trial_id="a3", iteration=4, metrics={"score": 0.5})
+    launcher.said = ("a plain line", progress.to_line())
+    launcher.on_start = leave(store, Result.FINISHED)
+    trial(item).execute(make_context())
+    log = capfd.readouterr().out
+    assert "a plain line" in log
+    assert "iteration 4, score=0.5" in log
+
+
+def test_the_experiments_metric_is_shown_first():
+    line = RunnerProgress(trial_id="t", iteration=4, metrics={"b": 1, "a": 0.123456789}).to_line()
+    assert describe_line(line, "a") == "iteration 4, a=0.123457, b=1"
+
+
+def test_a_trial_that_failed_again_fails_the_task_and_may_be_retried(item, launcher, store):
+    launcher.on_start = leave(
+        store, Result.FAILED, iteration=4, error_type="MemoryError", error="too much"
+    )
+    with pytest.raises(AirflowException) as error:
+        trial(item).execute(make_context())
+    assert not isinstance(error.value, AirflowFailException)
+    assert str(error.value) == (
+        f"Trial a3 of {item['experiment']} failed again: MemoryError: too much, after iteration 4. "
+        "Its progress is kept and will be committed."
+    )
+
+
+@pytest.mark.parametrize("result", [Result.REFUSED, Result.FENCED])
+def test_what_a_retry_cannot_mend_is_not_retried(item, launcher, store, result):
+    launcher.on_start = leave(store, result, error="because")
+    with pytest.raises(AirflowFailException, match="because"):
+        trial(item).execute(make_context())
+
+
+def test_a_stopped_trial_says_that_a_retry_goes_on(item, launcher, store):
+    launcher.on_start = leave(store, Result.INTERRUPTED, iteration=3)
+    with pytest.raises(AirflowException, match="at iteration 3; its snapshot is saved"):
+        trial(item).execute(make_context())
+
+
+def test_a_runner_that_dies_without_a_word_is_quoted(item, launcher):
+    launcher.said = ("Killed",)
+    with pytest.raises(AirflowException, match=r"without saying how.*It last said: Killed"):
+        trial(item).execute(make_context())
+
+
+def test_a_retry_makes_a_new_attempt(item, launcher, store):
+    launcher.on_start = leave(store, Result.FAILED)
+    for _ in range(2):
+        with pytest.raises(AirflowException):
+            trial(item).execute(make_context())
+    assert [request.attempt for request in launcher.requests] == [1, 2]
+
+
+def test_a_retry_of_a_finished_trial_starts_nothing(item, launcher, store):
+    launcher.on_start = leave(store, Result.FINISHED, iteration=6)
+    first = trial(item).execute(make_context())
+    assert trial(item).execute(make_context()) == first
+    assert len(launcher.requests) == 1
+
+
+def test_a_lost_lease_starts_nothing(item, launcher, store):
+    lease.release(store, lease.check_held(store, item["restore_id"]))
+    with pytest.raises(AirflowFailException, match="no longer holds the lease"):
+        trial(item).execute(make_context())
+    assert not launcher.requests
+
+
+def test_killing_the_task_stops_the_runner_with_time_for_a_snapshot(item, launcher, store):
+    operator = trial(item)
+
+    def kill(request):
+        leave(store, Result.INTERRUPTED)(request)
+
+    launcher.on_start = kill
+    with pytest.raises(AirflowException):
+        operator.execute(make_context())
+    operator.on_kill()
+    assert launcher.stopped == [30.0]
+
+
+def test_killing_a_task_that_has_started_nothing_is_no_error(item):
+    trial(item).on_kill()
+
+
+@pytest.mark.parametrize("value", [None, "a3", {"trial_id": "a3"}])
+def test_an_item_that_is_none_is_shown(value, launcher):
+    with pytest.raises(AirflowFailException, match="no item of BuildRestorePlanOperator"):
+        trial(value).execute(make_context())
+
+
+def test_an_unknown_launcher_is_refused(item):
+    with pytest.raises(AirflowFailException, match='this release has "local"'):
+        trial(item, launcher="moon").execute(make_context())
+
+
+def test_an_item_of_a_later_release_is_read(item, launcher, store):
+    launcher.on_start = leave(store, Result.FINISHED)
+    trial({**item, "added_later": 1}).execute(make_context())
+
+
+def test_mapped_tasks_are_labelled_without_being_told():
+    mapped = RestoreTrialOperator.partial(task_id="t", trainable="a:b").expand(trial=[{}])
+    assert mapped.map_index_template == "{{ task.trial['label'] }}"
+
+
+def test_the_label_can_be_chosen():
+    mapped = RestoreTrialOperator.partial(
+        task_id="t", trainable="a:b", map_index_template="{{ task.trial['trial_id'] }}"
+    ).expand(trial=[{}])
+    assert mapped.map_index_template == "{{ task.trial['trial_id'] }}"
+
+
+def test_the_environment_and_the_imports_are_not_shown_as_rendered_fields():
+    assert not {"env", "runtime_env", "imports"} & set(RestoreTrialOperator.template_fields)
+
+
+def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interpreter(
+    monkeypatch, tmp_path
+):
+    import sysconfig
+
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = user_code_paths()
+    assert str(tmp_path) in paths
+    assert not set(paths) & set(sysconfig.get_paths().values())

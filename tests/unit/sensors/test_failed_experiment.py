@@ -1,0 +1,136 @@
+"""What the sensor finds, and what it does when there is nothing."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+
+from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
+from tests.builders import make_experiment, make_row
+from tests.tasks import make_context
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """An errored, a finished, an unfinished and an unreadable experiment."""
+    make_experiment(tmp_path / "errored", [make_row("a1", status="ERROR"), make_row("a2")])
+    make_experiment(tmp_path / "finished", [make_row("b1")])
+    make_experiment(tmp_path / "team" / "unfinished", [make_row("c1", status="RUNNING")])
+    broken = make_experiment(tmp_path / "broken", [make_row("d1")])
+    next(broken.glob("experiment_state-*")).write_text("{")
+    return tmp_path
+
+
+def sensor(prefix, **arguments) -> FailedTuneExperimentSensor:
+    return FailedTuneExperimentSensor(task_id="find", prefix=str(prefix), **arguments)
+
+
+def names(found) -> list[str]:
+    return [item["name"] for item in found]
+
+
+def test_errored_and_interrupted_experiments_are_found_and_others_are_not(prefix):
+    found = sensor(prefix, stale_after=0).execute(make_context())
+    assert names(found) == ["errored", "unfinished"]
+
+
+def test_an_unfinished_experiment_that_was_just_written_to_is_running(prefix):
+    assert names(sensor(prefix).execute(make_context())) == ["errored"]
+
+
+def test_the_wanted_health_can_be_chosen(prefix):
+    assert names(sensor(prefix, health={"finished"}).execute(make_context())) == ["finished"]
+
+
+def test_found_experiments_fit_into_an_xcom_and_can_be_opened(prefix):
+    found = sensor(prefix).execute(make_context())
+    assert json.loads(json.dumps(found)) == found
+    assert found[0]["experiment"] == f"{prefix}/errored"
+    assert found[0]["trials"] == {"ERROR": 1, "TERMINATED": 1}
+
+
+def test_a_poll_logs_the_counts_and_why_one_cannot_be_read(prefix, capfd):
+    sensor(prefix).execute(make_context())
+    log = capfd.readouterr().out
+    assert "4 experiments; 1 finished, 1 errored, 1 running, 1 unreadable" in log
+    assert "broken is left alone: " in log
+
+
+def test_a_single_look_at_nothing_is_skipped_in_words(tmp_path):
+    with pytest.raises(AirflowSkipException, match="Nothing to restore under"):
+        sensor(tmp_path, wait=False).execute(make_context())
+
+
+def test_a_single_look_returns_what_it_finds(prefix):
+    assert names(sensor(prefix, wait=False).execute(make_context())) == ["errored"]
+
+
+def test_nothing_until_the_timeout_fails_as_every_sensor_does(tmp_path):
+    with pytest.raises(AirflowSensorTimeout):
+        sensor(tmp_path, timeout=0, poke_interval=0).execute(make_context())
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_nothing_until_the_timeout_is_skipped_with_soft_fail(tmp_path, deferrable):
+    with pytest.raises(AirflowSkipException):
+        sensor(tmp_path, timeout=0, poke_interval=0, soft_fail=True, deferrable=deferrable).execute(
+            make_context()
+        )
+
+
+def test_reschedule_gives_the_worker_slot_back(tmp_path):
+    context = make_context()
+    context["ti"].get_first_reschedule_date = lambda context: None
+    with pytest.raises(AirflowRescheduleException):
+        sensor(tmp_path, mode="reschedule").execute(context)
+
+
+def test_a_deferrable_sensor_returns_at_once_what_is_there_already(prefix):
+    found = sensor(prefix, deferrable=True).execute(make_context())
+    assert names(found) == ["errored"]
+
+
+def test_a_deferrable_sensor_defers_with_its_timeout(tmp_path):
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(tmp_path, deferrable=True, timeout=99, stale_after="60").execute(make_context())
+    assert deferred.value.timeout == timedelta(seconds=99)
+    assert deferred.value.trigger.serialize()[1] == {
+        "prefix": str(tmp_path),
+        "health": ["errored", "interrupted"],
+        "stale_after_seconds": 60.0,
+        "poke_interval": 60.0,
+    }
+
+
+def test_what_the_trigger_found_is_returned(tmp_path):
+    event = {"experiments": [{"experiment": "/a"}]}
+    assert sensor(tmp_path).execute_complete(make_context(), event) == event["experiments"]
+
+
+def test_what_waiting_cannot_mend_fails_at_once(tmp_path):
+    with pytest.raises(AirflowFailException, match="no bucket"):
+        sensor(tmp_path).execute_complete(make_context(), {"error": "no bucket"})
+
+
+def test_a_mistake_in_an_argument_is_one_sentence(tmp_path):
+    with pytest.raises(AirflowFailException, match="is not among") as error:
+        sensor(tmp_path, health="dead").execute(make_context())
+    assert error.value.__suppress_context__
+
+
+def test_a_store_that_does_not_answer_may_be_retried(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(AirflowException) as error:
+        sensor("s3://bucket/prefix").execute(make_context())
+    assert not isinstance(error.value, AirflowFailException)

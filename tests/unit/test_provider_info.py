@@ -1,0 +1,65 @@
+"""What Airflow reads of the package."""
+
+import importlib
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import airflow
+import pytest
+from jsonschema import validate
+
+from airflow_tune_restore.provider_info import get_provider_info
+
+ROOT = Path(__file__).parents[2] / "airflow_tune_restore"
+
+
+def test_it_fits_the_schema():
+    schema = json.loads(Path(airflow.__path__[0], "provider_info.schema.json").read_text())
+    validate(get_provider_info(), schema)
+
+
+@pytest.mark.parametrize("room", ["operators", "sensors", "hooks", "triggers"])
+def test_every_module_it_names_can_be_imported(room):
+    for integration in get_provider_info()[room]:
+        for name in integration["python-modules"]:
+            importlib.import_module(name)
+
+
+def test_no_operator_sensor_or_trigger_is_forgotten():
+    classes = ("BaseOperator)", "BaseSensorOperator)", "BaseTrigger)", "BaseHook)")
+    named = {
+        name
+        for room in ("operators", "sensors", "hooks", "triggers")
+        for integration in get_provider_info()[room]
+        for name in integration["python-modules"]
+    }
+    defined = {
+        f"airflow_tune_restore.{path.parent.name}.{path.stem}"
+        for room in ("operators", "sensors", "hooks", "triggers")
+        for path in (ROOT / room).glob("*.py")
+        if any(base in path.read_text() for base in classes)
+    }
+    assert named == defined
+
+
+def test_it_imports_nothing_heavy():
+    code = (
+        "import sys, airflow_tune_restore.provider_info as p; p.get_provider_info(); "
+        "print([m for m in ('airflow', 'ray', 'fsspec', 'msgspec') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_entry_point_leads_to_it():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    module, _, name = project["entry-points"]["apache_airflow_provider"]["provider_info"].partition(
+        ":"
+    )
+    assert getattr(importlib.import_module(module), name) is get_provider_info
+    assert get_provider_info()["package-name"] == project["name"]

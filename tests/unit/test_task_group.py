@@ -1,0 +1,71 @@
+"""The chain in one line: its tasks, what they wait for, and what a DAG processor makes of it."""
+
+import pytest
+from airflow.sdk import DAG
+from airflow.serialization.serialized_objects import DagSerialization
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+
+def dag_with(**arguments) -> DAG:
+    with DAG("d") as dag:
+        TuneRestoreTaskGroup(trainable="a:b", **arguments)
+    return dag
+
+
+def test_with_a_prefix_it_finds_plans_runs_and_commits():
+    dag = dag_with(prefix="/data")
+    assert {task.task_id: set(task.upstream_task_ids) for task in dag.tasks} == {
+        "restore.find": set(),
+        "restore.plan": {"restore.find"},
+        "restore.trial": {"restore.plan"},
+        "restore.commit": {"restore.plan", "restore.trial"},
+        "restore.done": {"restore.trial", "restore.commit"},
+    }
+
+
+def test_with_experiments_it_looks_for_none():
+    assert "restore.find" not in dag_with(experiments=["/data/a"]).task_dict
+
+
+@pytest.mark.parametrize("arguments", [{}, {"prefix": "/a", "experiments": ["/a/b"]}])
+def test_it_takes_a_prefix_or_experiments(arguments):
+    with pytest.raises(InvalidInputError, match="either prefix= or experiments="):
+        dag_with(**arguments)
+
+
+def test_the_last_task_fails_with_a_trial_and_survives_a_skip():
+    dag = dag_with(prefix="/data")
+    assert dag.leaves == [dag.task_dict["restore.done"]]
+    assert dag.task_dict["restore.done"].trigger_rule == "none_failed"
+    assert dag.task_dict["restore.commit"].trigger_rule == "all_done"
+
+
+def test_every_task_is_retried_unless_told_otherwise():
+    dag = dag_with(prefix="/data", trial_args={"retries": 5})
+    assert dag.task_dict["restore.trial"].retries == 5
+    assert {dag.task_dict[f"restore.{t}"].retries for t in ("find", "plan", "commit")} == {1}
+
+
+def test_it_survives_serialization():
+    dag = dag_with(prefix="s3://minio@bucket/a", env={"A": "b"}, health={"errored"})
+    again = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    assert again.task_dict["restore.trial"].map_index_template == "{{ task.trial['label'] }}"
+    assert again.task_dict["restore.find"].prefix == "s3://minio@bucket/a"
+
+
+def test_arguments_reach_the_tasks():
+    dag = dag_with(
+        prefix="/data",
+        health={"interrupted"},
+        wait=False,
+        stale_after=5,
+        resume_errored=True,
+        max_active_trials=3,
+        plan_args={"strategy": "per_trial"},
+    )
+    find, plan, trial = (dag.task_dict[f"restore.{name}"] for name in ("find", "plan", "trial"))
+    assert (find.health, find.wait, find.stale_after) == ({"interrupted"}, False, 5)
+    assert (plan.resume_errored, plan.strategy, plan.stale_after) == (True, "per_trial", 5)
+    assert trial.max_active_tis_per_dagrun == 3
