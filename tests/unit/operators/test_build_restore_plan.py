@@ -2,7 +2,7 @@
 
 import json
 import os
-import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
@@ -96,7 +96,7 @@ def test_only_unreadable_experiments_fail_without_a_retry(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(AirflowFailException, match="there is no tuner.pkl"):
+    with pytest.raises(AirflowFailException, match=r"there is no tuner\.pkl"):
         plan(str(tmp_path / "nowhere")).execute(make_context())
 
 
@@ -109,7 +109,7 @@ def test_a_running_experiment_is_never_touched(tmp_path):
 
 def test_a_silent_experiment_is_interrupted_and_resumed(tmp_path):
     dead = make_experiment(tmp_path / "dead", [make_row("b1", status="RUNNING")])
-    hours_ago = time.time() - 7200
+    hours_ago = (datetime.now(UTC) - timedelta(hours=2)).timestamp()
     for path in [*dead.rglob("*"), dead]:
         os.utime(path, (hours_ago, hours_ago))
     assert len(plan(str(dead), stale_after=3600).execute(make_context())) == 1
