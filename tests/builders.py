@@ -33,7 +33,11 @@ def make_row(
         if ('"role": "fails"' if checkpoint else '"role": "waits"') in trial
     )
     trial, run = json.loads(source[0]), json.loads(source[1])
-    trial |= {"trial_id": trial_id, "status": status, "relative_logdir": trial_dir or f"dir_{trial_id}"}
+    trial |= {
+        "trial_id": trial_id,
+        "status": status,
+        "relative_logdir": trial_dir or f"dir_{trial_id}",
+    }
     trial |= fields
     run.update(
         last_result=last_result or {},

@@ -60,16 +60,16 @@ def open_store(uri: str, *, filesystem: "AbstractFileSystem | None" = None) -> O
             "Here credentials come from the environment; give the URL without the part before '@'."
         )
     root = rest.strip("/")
-    return FsspecStore(filesystem or _filesystem(scheme), scheme, root)
+    return FsspecStore(filesystem or _filesystem(scheme, root.partition("/")[0]), scheme, root)
 
 
-def _filesystem(scheme: str) -> "AbstractFileSystem":
+def _filesystem(scheme: str, bucket: str) -> "AbstractFileSystem":
     import fsspec
 
     try:
         return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
-        if scheme in _S3 and (over_arrow := _s3_over_arrow()) is not None:
+        if scheme in _S3 and (over_arrow := _s3_over_arrow(bucket)) is not None:
             return over_arrow
         extra = _EXTRAS.get(scheme)
         hint = f" Install it: pip install 'airflow-tune-restore[{extra}]'." if extra else ""
@@ -80,14 +80,15 @@ def _filesystem(scheme: str) -> "AbstractFileSystem":
         raise InvalidInputError(f"{scheme}:// cannot be opened: {error}.") from error
 
 
-def _s3_over_arrow() -> "AbstractFileSystem | None":
+def _s3_over_arrow(bucket: str) -> "AbstractFileSystem | None":
     """Open S3 through pyarrow: a Ray image has pyarrow, but not always s3fs. Cannot `create`."""
     try:
         from fsspec.implementations.arrow import ArrowFSWrapper
-        from pyarrow.fs import S3FileSystem
+        from pyarrow.fs import FileSystem
     except ImportError:
         return None
-    return ArrowFSWrapper(S3FileSystem())
+    # from_uri, as Ray does it: the constructor does not look at AWS_ENDPOINT_URL
+    return ArrowFSWrapper(FileSystem.from_uri(f"s3://{bucket}")[0])
 
 
 class LocalStore:
@@ -226,13 +227,7 @@ class FsspecStore:
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object; of one that is too large, a byte too many is read at most."""
         with self._translated("read", key):
-            try:
-                end = None if max_bytes is None else max_bytes + 1
-                body: bytes = self._fs.cat_file(self._path(key), end=end)
-            except (OSError, ValueError) as error:
-                if max_bytes is None or not _is_empty_range(error):
-                    raise
-                body = self._fs.cat_file(self._path(key))
+            body = self._read(self._path(key), None if max_bytes is None else max_bytes + 1)
         if max_bytes is not None and len(body) > max_bytes:
             raise StorageError(
                 f"{self.uri}/{key} holds more than the {max_bytes} bytes that are read."
@@ -274,12 +269,30 @@ class FsspecStore:
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")
 
+    def _read(self, path: str, end: int | None) -> bytes:
+        if self._is_arrow:
+            with self._fs.open(path, "rb") as file:  # its cat_file seeks, which a stream cannot
+                body: bytes = file.read(-1 if end is None else end)
+                return body
+        try:
+            body = self._fs.cat_file(path, end=end)
+        except Exception as error:
+            if end is None or not _is_empty_range(error):
+                raise
+            return b""  # no byte of an empty object satisfies a range
+        return body
+
+    @property
+    def _is_arrow(self) -> bool:
+        return type(self._fs).__name__ == "ArrowFSWrapper"
+
     def _one_put(self) -> dict[str, Any]:
         """Keep clients that split large bodies from doing so."""
-        return {"chunksize": ONE_PUT_BYTES} if self._scheme in {*_S3, "gs", "gcs"} else {}
+        splits = self._scheme in {*_S3, "gs", "gcs"} and not self._is_arrow
+        return {"chunksize": ONE_PUT_BYTES} if splits else {}
 
     def _refuse_unless_exclusive(self) -> None:
-        if type(self._fs).__name__ == "ArrowFSWrapper":
+        if self._is_arrow:
             raise StorageError(
                 f"{self.uri} is open through pyarrow, which cannot create exclusively. "
                 "Install s3fs: pip install 'airflow-tune-restore[s3]'."

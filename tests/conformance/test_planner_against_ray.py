@@ -42,7 +42,12 @@ def controller(tmp_path_factory):
         ours = TuneController(resume_config=config, storage=storage, fail_fast=True)
         assert ours.resumed
         return [
-            (t.trial_id, t.status, Path(t.checkpoint.path).name if t.checkpoint else None, t.num_failures)
+            (
+                t.trial_id,
+                t.status,
+                Path(t.checkpoint.path).name if t.checkpoint else None,
+                t.num_failures,
+            )
             for t in ours.get_trials()
         ]
 
@@ -65,7 +70,9 @@ def experiments(draw):
                 "error": status == "ERROR",
                 "num_failures": 1 if status == "ERROR" else draw(st.integers(0, 2)),
                 "last_result": {"training_iteration": number + 1, "score": 1.5} if reported else {},
-                "last_result_time": draw(st.sampled_from([5.0, 7.0, 9.0])) if reported else float("-inf"),
+                "last_result_time": draw(st.sampled_from([5.0, 7.0, 9.0]))
+                if reported
+                else float("-inf"),
             }
         )
     return rows
@@ -76,8 +83,12 @@ def experiments(draw):
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(rows=experiments(), finished=st.sampled_from(TYPES), unfinished=st.sampled_from(TYPES),
-       errored=st.sampled_from(TYPES))
+@given(
+    rows=experiments(),
+    finished=st.sampled_from(TYPES),
+    unfinished=st.sampled_from(TYPES),
+    errored=st.sampled_from(TYPES),
+)
 def test_every_combination_is_answered_as_ray_answers_it(
     controller, rows, finished, unfinished, errored
 ):
@@ -168,7 +179,7 @@ def _recorded_checkpoints(directory: Path) -> list[str | None]:
 
 
 def test_golden_rows_are_what_ray_wrote():
-    """The builder must not drift from real rows: a built state holds the very fields of the golden one."""
+    """The builder must not drift from real rows: it holds the very fields of the golden ones."""
     from tests.builders import GOLDEN
 
     golden = json.loads(next(GOLDEN.glob("experiment_state-*")).read_text())

