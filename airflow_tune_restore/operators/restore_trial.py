@@ -132,10 +132,11 @@ class RestoreTrialOperator(BaseOperator):
             return self._judge(plan, item, outcome)
 
     def on_kill(self) -> None:
-        """Let the runner save a snapshot and end."""
-        if self._process is not None:
+        """Let the runner save a snapshot and end; asked twice, it waits once."""
+        process, self._process = self._process, None
+        if process is not None:
             self.log.info("Stopping the runner; it saves a snapshot first.")
-            self._process.stop(STOP_GRACE_SECONDS)
+            process.stop(STOP_GRACE_SECONDS)
 
     def _run(
         self,
@@ -154,13 +155,17 @@ class RestoreTrialOperator(BaseOperator):
             "%s trial %s of %s: attempt %d of restore %s",
             *(request.action, item.trial_id, plan.experiment, request.attempt, plan.restore_id),
         )
-        self._process = launcher.start(request)
+        self._process = process = launcher.start(request)
         last: list[str] = []
-        for line in self._process.lines():
-            shown = describe_line(line, plan.metric)
-            self.log.info("%s", shown)
-            last = [*last[1 - _LAST_LINES :], shown]
-        exit_code = self._process.wait()
+        try:
+            for line in process.lines():
+                shown = describe_line(line, plan.metric)
+                self.log.info("%s", shown)
+                last = [*last[1 - _LAST_LINES :], shown]
+            exit_code = process.wait()
+            self._process = None
+        finally:
+            self.on_kill()  # a timeout or an error of ours: no runner is left behind
         outcome = read_outcome(store, plan.restore_id, item.trial_id, request.attempt)
         if outcome is None:
             raise RunnerError(

@@ -1,7 +1,11 @@
 """One trial: what is asked of the runner, what is shown of it, and how each end of it is told."""
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+)
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
@@ -151,13 +155,26 @@ def test_a_lost_lease_starts_nothing(item, launcher, store):
 def test_killing_the_task_stops_the_runner_with_time_for_a_snapshot(item, launcher, store):
     operator = trial(item)
 
-    def kill(request):
-        leave(store, Result.INTERRUPTED)(request)
+    def killed_while_it_speaks():
+        yield "a line"
+        operator.on_kill()  # from a signal handler, and perhaps again
+        operator.on_kill()
 
-    launcher.on_start = kill
-    with pytest.raises(AirflowException):
+    launcher.said = killed_while_it_speaks()
+    launcher.on_start = leave(store, Result.INTERRUPTED)
+    with pytest.raises(AirflowException, match="its snapshot is saved"):
         operator.execute(make_context())
-    operator.on_kill()
+    assert launcher.stopped == [30.0]
+
+
+def test_a_timeout_leaves_no_runner_behind(item, launcher):
+    def timed_out():
+        yield "a line"
+        raise AirflowTaskTimeout
+
+    launcher.said = timed_out()
+    with pytest.raises(AirflowTaskTimeout):
+        trial(item).execute(make_context())
     assert launcher.stopped == [30.0]
 
 
