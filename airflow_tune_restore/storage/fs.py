@@ -272,7 +272,7 @@ class FsspecStore:
     def _read(self, path: str, end: int | None) -> bytes:
         if self._is_arrow:
             with self._fs.open(path, "rb") as file:  # its cat_file seeks, which a stream cannot
-                body: bytes = file.read(-1 if end is None else end)
+                body: bytes = file.read() if end is None else file.read(end)
                 return body
         try:
             body = self._fs.cat_file(path, end=end)
