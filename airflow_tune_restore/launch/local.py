@@ -1,56 +1,81 @@
-"""A runner as a child process on this machine, with its own Ray or an existing cluster by address.
+"""Runs a runner as a child process of this machine and follows it to its end.
 
-The child gets no Airflow configuration and no connection: what it needs to reach storage is passed in
-`env`. It watches its parent and ends, with a snapshot saved, when that is killed.
+The child leads a session of its own, so that whatever it starts (a private Ray has a dozen processes)
+can be found and ended with it, and a Ctrl-C in a terminal reaches it only through us.
 """
 
+import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
+import airflow_tune_restore
+from airflow_tune_restore.exceptions import InvalidInputError, RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import EXIT_REFUSED, RunnerRequest
 
+CHECK_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 60.0
 """How long a runner that was told to stop may take to save its snapshot."""
 
-_PACKAGE_ROOT = Path(__file__).parents[2].as_posix()
-_RUNNER = "airflow_tune_restore.runner"
+_PACKAGE = "airflow_tune_restore"
+_AIRFLOW = ("AIRFLOW", "_AIRFLOW")
+"""Prefixes of variables the runner never sees: connections, database, fernet key, tokens."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class LocalLauncher:
-    """Starts runners here.
+    """Starts runners as child processes.
 
     Args:
-        python: Interpreter that has ray.
-        env: Environment variables to add, such as storage credentials.
-        pythonpath: Directories from which trainables are imported.
+        python: Interpreter that has Ray and the user's code; it need not have Airflow.
+        env: Variables for the runner, on top of ours without Airflow's. Credentials go here.
+        pythonpath: Directories the user's code is imported from, by the runner and Ray's workers.
+
     """
 
-    def __init__(
-        self,
-        python: str = sys.executable,
-        env: Mapping[str, str] | None = None,
-        pythonpath: Sequence[str] = (),
-    ) -> None:
-        self._python = python
-        self._env = dict(env or {})
-        self._pythonpath = list(pythonpath)
+    python: str = sys.executable
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    pythonpath: Sequence[str] = ()
 
     def start(self, request: RunnerRequest) -> "RunnerProcess":
-        """Start a runner for a stored request.
+        """Start the runner of a claimed attempt.
 
         Raises:
-            RunnerError: If the interpreter cannot be started.
+            InvalidInputError: If the interpreter cannot be started.
         """
         key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
-        command = ["run", "--experiment", request.experiment, "--request", key]
-        return RunnerProcess(self._spawn([*command, "--parent-pid", str(os.getpid())]))
+        command = [
+            "run",
+            *("--experiment", request.experiment),
+            *("--request", key),
+            *("--parent-pid", str(os.getpid())),
+        ]
+        package = tempfile.TemporaryDirectory(prefix="tune-restore-package-")
+        try:
+            process = subprocess.Popen(  # noqa: S603  the arguments are ours
+                [self.python, "-m", f"{_PACKAGE}.runner", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._environment(package.name),
+                text=True,
+                bufsize=1,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            package.cleanup()
+            raise self._no_interpreter(error) from error
+        return RunnerProcess(process, package)
 
     def check(
         self,
@@ -61,101 +86,151 @@ class LocalLauncher:
         param_space: str | None = None,
         imports: Sequence[str] = (),
     ) -> None:
-        """Find out whether a trainable fits an experiment, before anything is leased or started.
+        """Ask the interpreter whether a trainable fits an experiment. Starts no Ray.
 
         Raises:
-            InvalidInputError: If it does not; says why.
-            RunnerError: If that could not be found out.
+            InvalidInputError: If it does not fit, in one sentence.
+            RunnerError: If the question could not be answered.
         """
-        command = ["check", "--experiment", experiment, "--trainable", trainable]
-        command += ["--trainable-name", trainable_name]
-        command += ["--param-space", param_space] if param_space else []
-        command += [part for module in imports for part in ("--import", module)]
-        child = self._spawn(command)
-        output, _ = child.communicate()
-        lines = [line for line in output.splitlines() if line.startswith("error: ")]
-        if child.returncode == EXIT_REFUSED and lines:
-            raise InvalidInputError(lines[-1].removeprefix("error: "))
-        if child.returncode != 0:
-            raise RunnerError(
-                f"Could not check trainable {trainable}: {self._python} ended with exit code "
-                f"{child.returncode}. {_last_line(output)}"
-            )
+        command = [
+            "check",
+            *("--experiment", experiment),
+            *("--trainable", trainable),
+            *("--trainable-name", trainable_name),
+            *(("--param-space", param_space) if param_space else ()),
+            *(argument for module in imports for argument in ("--import", module)),
+        ]
+        with tempfile.TemporaryDirectory(prefix="tune-restore-package-") as package:
+            try:
+                done = subprocess.run(  # noqa: S603  the arguments are ours
+                    [self.python, "-m", f"{_PACKAGE}.runner", *command],
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    env=self._environment(package),
+                    encoding="utf-8",
+                    errors="replace",
+                    timeout=CHECK_TIMEOUT_SECONDS,
+                    check=False,
+                )
+            except OSError as error:
+                raise self._no_interpreter(error) from error
+            except subprocess.TimeoutExpired as error:
+                raise RunnerError(
+                    f"Importing {trainable} took more than {CHECK_TIMEOUT_SECONDS:.0f} s; "
+                    "does its module do work when it is imported?"
+                ) from error
+        if done.returncode != 0:
+            raise _refusal(trainable, done)
 
-    def _spawn(self, arguments: Sequence[str]) -> "subprocess.Popen[str]":
-        command = [self._python, "-u", "-m", _RUNNER, *arguments]
-        try:
-            return subprocess.Popen(  # noqa: S603  no shell, and no credential among the arguments
-                command,
-                env=self._child_env(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                bufsize=1,
-                start_new_session=True,  # a group of its own: Ctrl-C reaches us first
-            )
-        except OSError as error:
-            raise RunnerError(f"Cannot start {self._python}: {error.strerror}.") from error
+    def _environment(self, package: str) -> dict[str, str]:
+        """Return the runner's variables; `package` is an empty directory for our package alone.
 
-    def _child_env(self) -> dict[str, str]:
-        # AIRFLOW_CONN_…, the database URL, fernet and JWT keys are none of a trainable's business
-        inherited = {
-            k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "_AIRFLOW"))
-        }
-        path = [*self._pythonpath, inherited.get("PYTHONPATH", ""), _PACKAGE_ROOT]
-        return {
-            **inherited,
-            **self._env,
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(part for part in path if part)),
-        }
+        Our own site-packages are never put on its path: the runner's interpreter may be another one,
+        and Airflow's packages would shadow Ray's.
+        """
+        Path(package, _PACKAGE).symlink_to(Path(airflow_tune_restore.__path__[0]).resolve())
+        env = {key: value for key, value in os.environ.items() if not key.startswith(_AIRFLOW)}
+        env.update(self.env)
+        paths = [*self.pythonpath, env.get("PYTHONPATH", ""), package]
+        env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        env["PYTHONUNBUFFERED"] = "1"
+        return env
+
+    def _no_interpreter(self, error: OSError) -> InvalidInputError:
+        return InvalidInputError(f"Cannot start {self.python}: {error.strerror}.")
 
 
 class RunnerProcess:
-    """A running runner."""
+    """A runner at work. Its output is drained always, so that it never waits for a reader."""
 
-    def __init__(self, child: "subprocess.Popen[str]") -> None:
-        self._child = child
-        self._stopping = threading.Lock()
+    def __init__(
+        self, process: "subprocess.Popen[str]", package: "tempfile.TemporaryDirectory[str]"
+    ) -> None:
+        self._process = process
+        self._package = package
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._drained = threading.Thread(target=self._drain, name="runner-output", daemon=True)
+        self._ended = threading.Thread(target=self._see_off, name="runner-end", daemon=True)
+        self._drained.start()
+        self._ended.start()
 
     @property
     def pid(self) -> int:
-        """Its process id."""
-        return self._child.pid
+        """Its process id, and the id of its session."""
+        return self._process.pid
 
     def lines(self) -> Iterator[str]:
-        """Yield what it prints, line by line, until it ends."""
-        assert self._child.stdout is not None  # noqa: S101  opened as a pipe above
-        for line in self._child.stdout:
-            yield line.rstrip("\n")
+        """Yield what it prints, stdout and stderr merged, without line ends, until it has ended."""
+        while (line := self._lines.get()) is not None:
+            yield line
+        self._lines.put(None)  # for the next reader
 
-    def wait(self) -> int:
-        """Wait for its end and return the exit code."""
-        code = self._child.wait()
-        self._sweep()
-        return code
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Wait for its end and return the exit code; negative if a signal ended it.
 
-    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Tell it to stop and wait; kill it if it has not saved its snapshot in time."""
-        with self._stopping:
-            if self._child.poll() is None:
-                self._child.send_signal(signal.SIGTERM)
-                try:
-                    self._child.wait(grace_seconds)
-                except subprocess.TimeoutExpired:
-                    self._child.kill()
-                    self._child.wait()
-            self._sweep()
+        Raises:
+            TimeoutError: If it still runs.
+        """
+        self._ended.join(timeout_seconds)
+        if self._ended.is_alive():
+            raise TimeoutError(f"runner {self.pid} still runs")
+        return self._process.wait()
 
-    def _sweep(self) -> None:
-        """End what its private Ray left behind in its process group."""
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
+        """Ask it to save a snapshot and end; kill it and all it started if it does not in time."""
+        if self._ended.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)  # not its group: Ray must live until the snapshot
         try:
-            os.killpg(self._child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+            return self.wait(grace_seconds)
+        except TimeoutError:
+            _kill_session(self.pid)
+            return self.wait()
+
+    def _drain(self) -> None:
+        with contextlib.closing(self._process.stdout) as output:  # type: ignore[type-var]
+            for line in output:  # type: ignore[union-attr]
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _see_off(self) -> None:
+        """Wait for the end and take along what it left behind: a killed runner cannot stop its Ray.
+
+        The process is reaped last; until then its id, which names the session, cannot be reused.
+        """
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        _kill_session(self.pid)
+        self._process.wait()
+        self._package.cleanup()
 
 
-def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def _refusal(trainable: str, done: "subprocess.CompletedProcess[str]") -> TuneRestoreError:
+    """Return the sentence a `check` ended with; Ray may have printed anything around it."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if done.returncode == EXIT_REFUSED and errors:
+        return InvalidInputError(errors[-1])
+    last = lines[-1] if lines else "It said nothing."
+    return RunnerError(
+        f"Could not check trainable {trainable}: {done.args[0]} ended with exit code "
+        f"{done.returncode}. {last}"
+    )
+
+
+def _kill_session(session: int) -> None:
+    """Kill every process of a session; Ray's workers are in process groups of their own."""
+    for pid in _members(session):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(session, signal.SIGKILL)
+
+
+def _members(session: int) -> list[int]:
+    """Return the processes of a session; nothing where there is no /proc (macOS)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+    return found

@@ -2,7 +2,7 @@
 
     run   --experiment URI --request KEY [--parent-pid PID]
     check --trainable NAME --trainable-name RECORDED [--import MODULE]… [--param-space NAME]
-          --experiment URI
+          [--experiment URI]
 
 Credentials come from the environment. Nothing but ray, pyarrow and fsspec is needed.
 """
@@ -13,18 +13,30 @@ import os
 import sys
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_REFUSED, RunnerRequest
+from airflow_tune_restore.restore.request import (
+    EXIT_FENCED,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    RunnerRequest,
+)
 from airflow_tune_restore.runner.heartbeat import FencedError
+from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
 from airflow_tune_restore.storage.fs import open_store
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables tell of one trial only
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # SIGINT is taken as SIGTERM is, see signals
+}
+"""Set for Ray unless the user's environment says otherwise."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code (see restore.request)."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables tell of one trial only
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
     try:
         return _check(options) if options.command == "check" else _run(options)
     except (FencedError, LeaseLostError) as error:
@@ -33,21 +45,25 @@ def main(arguments: list[str] | None = None) -> int:
     except TuneRestoreError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
+    except ToldToStopError:
+        return EXIT_INTERRUPTED  # before there was anything to record
 
 
 def _run(options: argparse.Namespace) -> int:
-    from airflow_tune_restore.runner.attempt import EXIT_CODES, run_attempt
+    stop = StopSignals()  # first of all: from here on a signal has an outcome
+    from airflow_tune_restore.runner.attempt import Attempt
+    from airflow_tune_restore.runner.outcome import EXIT_CODES
 
     store = open_store(options.experiment)
     request = RunnerRequest.from_json(store.get(options.request))
-    return EXIT_CODES[run_attempt(store, request, options.parent_pid)]
+    return EXIT_CODES[Attempt(store, request, stop, options.parent_pid).run()]
 
 
 def _check(options: argparse.Namespace) -> int:
-    from airflow_tune_restore.runner.attempt import load
+    from airflow_tune_restore.runner.loading import load
 
     request = RunnerRequest(
-        experiment=options.experiment,
+        experiment=options.experiment or "",
         restore_id="",
         trial_id="",
         attempt=0,
@@ -57,30 +73,9 @@ def _check(options: argparse.Namespace) -> int:
         param_space=options.param_space,
         imports=options.imports,
     )
-    _, param_space = load(request)
-    if param_space is not None:
-        _check_param_space(options.experiment, param_space)
+    load(open_store(options.experiment) if options.experiment else None, request)
     print(f"{options.trainable} is the trainable {options.trainable_name!r}.")  # noqa: T201
     return 0
-
-
-def _check_param_space(experiment: str, param_space: dict[str, object]) -> None:
-    """Compare the keys as Ray will (ray.tune.impl.tuner_internal, 2.60)."""
-    from ray import cloudpickle
-    from ray.tune.impl.tuner_internal import TunerInternal
-
-    from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
-
-    try:
-        state = cloudpickle.loads(open_store(experiment).get(layout.TUNER_FILE))
-    except (KeyNotFoundError, EOFError):
-        return  # the plan warns that tuner.pkl is lost; there is nothing to compare with
-    try:
-        TunerInternal._validate_param_space_on_restore(
-            None, param_space, state.get("__flattened_param_space_keys")
-        )
-    except ValueError as error:
-        raise InvalidInputError(" ".join(str(error).split())) from error
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,7 +88,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("--request", required=True)
     run.add_argument("--parent-pid", type=int)
     check = commands.add_parser("check", help="say whether a trainable fits an experiment")
-    check.add_argument("--experiment", required=True)
+    check.add_argument("--experiment")
     check.add_argument("--trainable", required=True)
     check.add_argument("--trainable-name", required=True)
     check.add_argument("--param-space")

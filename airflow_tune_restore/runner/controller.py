@@ -8,29 +8,26 @@ other trial), and fails closed where Ray would log an error and start an empty e
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.train._internal.session import _TrainingResult
-from ray.train._internal.storage import (
-    _download_from_fs_path,
-    _list_at_fs_path,
-    _upload_to_fs_path,
-)
-from ray.tune import Callback, Checkpoint
+from ray.train._internal.storage import _upload_to_fs_path
+from ray.tune import Callback
 from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.impl.out_of_band_serialize_dataset import out_of_band_serialize_dataset
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.utils.serialization import TuneFunctionEncoder
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.runner import checkpoint_choice
+from airflow_tune_restore.runner.outcome import scalar_metrics
 from airflow_tune_restore.runner.ray_internals import replaced
 from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
@@ -50,7 +47,10 @@ class Scope:
         source_key: Seed or snapshot the row comes from.
         is_seed: Whether that is the seed, that is, nothing of this restore was run before.
         staging: Private directory for files on their way to storage.
+        check_fence: Ends this process if a newer attempt or restore is at work.
         trial: The trial, once restored.
+        saved_status: Its status in the newest snapshot; "" before the first.
+
     """
 
     store: ObjectStore
@@ -58,7 +58,14 @@ class Scope:
     source_key: str
     is_seed: bool
     staging: Path
+    check_fence: Callable[[], None]
     trial: Trial | None = field(default=None)
+    saved_status: str = ""
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether a new trial takes the row; once it has, it is resumed like any other."""
+        return self.is_seed and self.request.action == "restart"
 
 
 def scoped_controller(scope: Scope) -> type[TuneController]:
@@ -99,23 +106,22 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
         trials: list[Trial] = super()._restore_trials(experiment_state)
-        request = self.scope.request
-        if [trial.trial_id for trial in trials] not in ([request.trial_id], [request.new_trial_id]):
-            raise RunnerError(f"{self.scope.source_key} does not hold trial {request.trial_id}")
-        trial = trials[0]
-        if self.scope.is_seed and request.action == "resume":
-            _start_from(trial, request)
+        scope, request = self.scope, self.scope.request
+        expected = request.trial_id if scope.is_seed else request.new_trial_id or request.trial_id
+        if [trial.trial_id for trial in trials] != [expected]:
+            raise RunnerError(f"{scope.source_key} does not hold trial {expected} alone")
+        (trial,) = trials
+        if not scope.is_seed:
+            checkpoint_choice.continue_from_snapshot(scope.store, trial)
+        elif not scope.starts_over:
+            checkpoint_choice.start_as_planned(scope.store, trial, request)
             if request.fresh_budget:
                 trial.run_metadata.num_failures = 0
-        elif not self.scope.is_seed:
-            _fall_back_if_gone(trial)
-        if trial.relative_logdir and not (self.scope.is_seed and request.action == "restart"):
-            prepare_results(self.scope.store, request, trial.relative_logdir, _iteration_of(trial))
         return trials
 
     def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
         new_id = self.scope.request.new_trial_id
-        if new_id is None:
+        if not self.scope.starts_over or new_id is None:
             super()._requeue_restored_trials(trials, resume_config)
             return
         # Trial.reset() draws a random id; ours is the same every time, so that a re-run converges
@@ -123,12 +129,28 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
             super()._requeue_restored_trials(trials, resume_config)
 
     def _adopt(self) -> None:
-        """Take note of the trial, fix a new one's directory, and save before anything runs."""
+        """Fix a new trial's directory, drop rows that come again, and save before anything runs."""
+        self.scope.check_fence()
         (trial,) = self._trials
-        self.scope.trial = trial
         trial.init_local_path()
-        self._mark_trial_to_checkpoint(trial)
+        if not trial.is_finished():
+            prepare_results(
+                self.scope.store,
+                self.scope.request,
+                trial.relative_logdir,
+                checkpoint_choice.iteration_of(trial),
+            )
+        self.scope.trial = trial
         self._put_snapshot()
+
+    def _requeue_trial(self, trial: Trial) -> None:
+        """Save before Ray retries a failed trial by itself.
+
+        Its loggers then fetch result.json from storage again (LoggerCallback._restore_from_remote,
+        2.60) and would lose the rows that were not uploaded yet.
+        """
+        super()._requeue_trial(trial)
+        self.checkpoint(force=True)
 
     def _create_checkpoint_manager(self) -> "_ScopedCheckpointManager":
         return _ScopedCheckpointManager(
@@ -136,28 +158,57 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
             checkpoint_period=self._checkpoint_period,
             sync_every_n_trial_checkpoints=self._trial_checkpoint_config.num_to_keep,
             save=self._save,
+            fetch_callbacks=self._fetch_callbacks,
         )
 
     def _save(self) -> None:
         """Upload the trial's own files, then the state that goes with them."""
+        self.scope.check_fence()
         trial = self.scope.trial
-        if trial is not None and Path(trial.local_path).is_dir():
+        if trial is not None and any(Path(trial.local_path).glob("*")):
             _upload_to_fs_path(
                 local_path=trial.local_path,
                 fs=trial.storage.storage_filesystem,
                 fs_path=trial.storage.trial_fs_path,
             )
+        self._save_callbacks()
         self._put_snapshot()
 
+    def _fetch_callbacks(self, target: Path) -> None:
+        """Fetch the newest saved state of callbacks: the source attempt's, or else the experiment's."""
+        store = self.scope.store
+        for directory in (self.scope.source_key.rpartition("/")[0], ""):
+            saved = [
+                e.name for e in store.list_dir(directory) if e.name.startswith(CALLBACK_STATES)
+            ]
+            if saved:
+                key = f"{directory}/{max(saved)}".lstrip("/")
+                (target / max(saved)).write_bytes(store.get(key))
+                return
+
+    def _save_callbacks(self) -> None:
+        """Keep the state of callbacks beside the snapshot; a later attempt goes on from it."""
+        self._callbacks.save_to_dir(self.scope.staging.as_posix(), session_str="kept")
+        saved = self.scope.staging / f"{CALLBACK_STATES}kept.pkl"
+        if saved.is_file():
+            request = self.scope.request
+            directory = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
+            self.scope.store.put(f"{directory}/{saved.name}", saved.read_bytes())
+
     def _put_snapshot(self) -> None:
-        request = self.scope.request
-        state = {
-            "trial_data": list(self._get_trial_checkpoints().values()),
-            "runner_data": self.__getstate__(),
-            "stats": {"start_time": self._start_time},
-        }
+        request, trial = self.scope.request, self.scope.trial
+        if trial is not None:
+            self._mark_trial_to_checkpoint(trial)
+        with out_of_band_serialize_dataset():  # as Ray does: for Datasets in a config
+            state = {
+                "trial_data": list(self._get_trial_checkpoints().values()),
+                "runner_data": self.__getstate__(),
+                "stats": {"start_time": self._start_time},
+            }
+            body = json.dumps(state, cls=TuneFunctionEncoder).encode()
         key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
-        self.scope.store.put(key, json.dumps(state, cls=TuneFunctionEncoder).encode())
+        self.scope.store.put(key, body)
+        self.scope.saved_status = trial.status if trial is not None else ""
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -171,32 +222,44 @@ class _ScopedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[mi
     _should_force_sync_up: bool
     _last_save_time: float
 
-    def __init__(self, *, save: Callable[[], None], **kwargs: Any) -> None:
+    def __init__(
+        self, *, save: Callable[[], None], fetch_callbacks: Callable[[Path], None], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._save = save
+        self._fetch_callbacks = fetch_callbacks
 
-    def sync_up_experiment_state(self, *_args: Any, force: bool = False, **_kwargs: Any) -> None:
-        """Save if it is time to (ray.tune.execution.experiment_state, 2.60)."""
+    def sync_up_experiment_state(
+        self, *_args: Any, force: bool = False, wait: bool = False, **_kwargs: Any
+    ) -> None:
+        """Save if it is time to (ray.tune.execution.experiment_state, 2.60).
+
+        As there, a store that fails for a while does not end the training; but the last snapshot of a
+        run (the one Ray waits for) must be there.
+        """
         now = time.monotonic()
-        force = force or self._should_force_sync_up
-        if not force and now - self._last_save_time < self._checkpoint_period:
+        if (
+            not (force or self._should_force_sync_up)
+            and now - self._last_save_time < self._checkpoint_period
+        ):
             return
-        self._save()
-        self._trial_num_checkpoints_since_last_sync.clear()
-        self._should_force_sync_up = False
+        try:
+            self._save()
+        except (TuneRestoreError, OSError) as error:
+            if wait:
+                raise
+            logger.warning("The snapshot could not be saved, the next one may: %s", error)
+        else:
+            self._trial_num_checkpoints_since_last_sync.clear()
+            self._should_force_sync_up = False
         self._update_auto_checkpoint_time(time_taken=time.monotonic() - now)
         self._last_save_time = time.monotonic()
 
     def sync_down_experiment_state(self) -> None:
         """Fetch the saved state of callbacks only; Ray fetches every state file there is."""
-        fs, root = self._storage.storage_filesystem, self._storage.experiment_fs_path
-        saved = [name for name in _list_at_fs_path(fs, root) if name.startswith(CALLBACK_STATES)]
-        if saved:
-            target = Path(self._storage.experiment_driver_staging_path, max(saved))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _download_from_fs_path(
-                fs=fs, fs_path=f"{root}/{max(saved)}", local_path=target.as_posix()
-            )
+        target = Path(self._storage.experiment_driver_staging_path)
+        target.mkdir(parents=True, exist_ok=True)
+        self._fetch_callbacks(target)
 
 
 class _ProgressLines(Callback):  # type: ignore[misc]
@@ -222,94 +285,3 @@ class _ProgressLines(Callback):  # type: ignore[misc]
 
     def get_state(self) -> None:
         """Nothing to save."""
-
-
-_AUTOFILLED = frozenset(
-    "training_iteration timestamp checkpoint_dir_name should_checkpoint done trial_id date "
-    "time_this_iter_s time_total_s pid hostname node_ip time_since_restore iterations_since_restore "
-    "experiment_tag timesteps_total episodes_total time_since_restore".split()
-)
-
-
-def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]:
-    """Return what the user reported, scalars only, the experiment's metric first."""
-    scalars = {
-        str(name): value.item() if hasattr(value, "item") else value
-        for name, value in result.items()
-        if name not in _AUTOFILLED and _is_scalar(value)
-    }
-    first = {metric: scalars[metric]} if metric in scalars else {}
-    return {**first, **dict(list(scalars.items())[:20])}
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, bool | int | float):
-        return True
-    return getattr(value, "shape", None) == () and hasattr(value, "item")
-
-
-def _start_from(trial: Trial, request: RunnerRequest) -> None:
-    """Make the trial start from the checkpoint the plan chose, if that is not the recorded one."""
-    recorded = trial.checkpoint
-    name = Path(recorded.path).name if recorded else None
-    if name == request.checkpoint:
-        return
-    if request.checkpoint is None:
-        trial.run_metadata.checkpoint_manager._latest_checkpoint_result = None
-        return
-    _set_latest(trial, request.checkpoint)
-
-
-def _fall_back_if_gone(trial: Trial) -> None:
-    """Point a snapshot whose latest checkpoint is gone (num_to_keep) at the newest that is there."""
-    recorded = trial.checkpoint
-    storage = trial.storage
-    present = {
-        name
-        for name in _list_at_fs_path(storage.storage_filesystem, storage.trial_fs_path)
-        if name.startswith(layout.CHECKPOINT_PREFIX)
-    }
-    if recorded is None or Path(recorded.path).name in present or not present:
-        return
-    logger.warning("Checkpoint %s is gone; taking %s", recorded.path, max(present))
-    _set_latest(trial, max(present))
-
-
-def _set_latest(trial: Trial, name: str) -> None:
-    storage = trial.storage
-    path = f"{storage.trial_fs_path}/{name}"
-    result = _TrainingResult(
-        checkpoint=Checkpoint(path=path, filesystem=storage.storage_filesystem),
-        metrics=_reported_with(trial, name),
-    )
-    trial.run_metadata.checkpoint_manager._latest_checkpoint_result = result
-    digits = name.removeprefix(layout.CHECKPOINT_PREFIX)
-    if digits.isdigit():  # the next one must not overwrite what we start from
-        storage.current_checkpoint_index = max(storage.current_checkpoint_index, int(digits))
-
-
-def _reported_with(trial: Trial, name: str) -> dict[str, Any]:
-    """Return the result row that reported a checkpoint; the trainable continues its counters."""
-    storage = trial.storage
-    found: dict[str, Any] = {}
-    path = f"{storage.trial_fs_path}/{layout.RESULT_FILE}"
-    try:
-        with storage.storage_filesystem.open_input_stream(path) as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return found
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("checkpoint_dir_name") == name:
-            found = row
-    return found
-
-
-def _iteration_of(trial: Trial) -> int:
-    """Return the iteration the trial continues after; 0 from scratch."""
-    result = trial.latest_checkpoint_result
-    value = result.metrics.get("training_iteration", 0) if result else 0
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0

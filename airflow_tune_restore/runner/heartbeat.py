@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
+from typing import NoReturn
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
@@ -81,24 +83,40 @@ class Heartbeat:
         self._ttl_seconds = held.ttl_seconds
         lease.renew(self._store, held)
 
+    def check_or_end(self) -> None:
+        """End this process if it must stop; no thread of it may write anything more.
+
+        Its actors end with it: a private Ray shares its fate, a cluster stops a lost driver's job.
+        """
+        try:
+            self.check()
+        except (FencedError, LeaseLostError) as error:
+            _end(error)
+
     def _run(self) -> None:
         last_success = time.monotonic()
         while not self._stopped.wait(BEAT_SECONDS):
-            if self._parent_pid is not None and os.getppid() != self._parent_pid:
-                # whoever started us was killed: end as if it had told us to
-                logger.warning("The process that started this runner is gone; stopping.")
-                self._parent_pid = None
-                os.kill(os.getpid(), signal.SIGTERM)
+            self._watch_parent()
             try:
                 self.beat()
-                self.check()
+                self.check_or_end()
                 last_success = time.monotonic()
-            except (FencedError, LeaseLostError) as error:
-                logger.error("%s", error)  # noqa: TRY400  the sentence says it all
-                os._exit(EXIT_FENCED)  # nothing more may be written, by no thread of ours
-            except TuneRestoreError as error:
+            except Exception as error:  # noqa: BLE001  whatever a store raises, this thread lives on
                 silent = time.monotonic() - last_success
                 logger.warning("No heartbeat for %.0f s: %s", silent, error)
                 if silent > self._ttl_seconds * 2 / 3:
-                    logger.error("Others may take this runner for dead by now; it stops itself.")  # noqa: TRY400
-                    os._exit(EXIT_FENCED)
+                    _end("Others may take this runner for dead by now; it stops itself.")
+
+    def _watch_parent(self) -> None:
+        """If whoever started us was killed, end as if it had told us to."""
+        if self._parent_pid is not None and os.getppid() != self._parent_pid:
+            logger.warning("The process that started this runner is gone; stopping.")
+            self._parent_pid = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end(why: object) -> NoReturn:
+    logger.error("%s", why)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FENCED)

@@ -1,11 +1,37 @@
 """From `package.module:attribute` to a trainable or param_space, checked as Ray would check them."""
 
 import importlib
+import pickle
 import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.runner import ray_internals
+from airflow_tune_restore.storage.base import ObjectStore
+
+
+def load(
+    store: ObjectStore | None, request: RunnerRequest
+) -> tuple[Any, dict[str, Any] | None, bool]:
+    """Load what the user gave, and refuse what does not fit the experiment. Starts no Ray.
+
+    Returns:
+        The trainable, the param_space if one is given, and whether tuner.pkl can be used.
+
+    Raises:
+        InvalidInputError: Before anything was started.
+    """
+    ray_internals.check()
+    trainable = load_trainable(request.trainable, request.imports)
+    check_trainable_name(trainable, request.trainable_name, request.trainable)
+    param_space = load_param_space(request.param_space) if request.param_space else None
+    tuner = _read_tuner(store) if store is not None else None
+    if tuner is not None and param_space is not None:
+        _check_param_space(param_space, tuner)
+    return trainable, param_space, tuner is not None
 
 
 def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
@@ -23,11 +49,12 @@ def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
     if ":" not in name:
         return _registered(name)
     value = _resolve(name, "trainable")
-    if not (callable(value) or _is_trainer(value)):
-        raise InvalidInputError(
-            f"trainable {name} is a {type(value).__name__}, not a function, Trainable or trainer."
-        )
-    return value
+    if callable(value) or _is_trainer(value):
+        return value
+    text = f"trainable {name} is a {type(value).__name__}, not a function, Trainable or trainer."
+    if type(value).__module__.startswith("ray.train.v2"):
+        text += " Trainers of Ray Train V2 cannot be tuned; set RAY_TRAIN_V2_ENABLED=0."
+    raise InvalidInputError(text)
 
 
 def load_param_space(name: str) -> dict[str, Any]:
@@ -59,6 +86,39 @@ def check_trainable_name(trainable: Any, recorded: str, given: str) -> None:
             f"trainable {given} is known to Tune as {actual!r}, but the experiment was made with "
             f"{recorded!r}. Give the trainable the experiment was made with."
         )
+
+
+def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
+    """Read tuner.pkl as Tuner.restore does; None if it is missing or damaged.
+
+    Raises:
+        InvalidInputError: If it needs something that is not here: a user's callback, stopper, searcher.
+    """
+    from ray import cloudpickle
+
+    try:
+        state: dict[str, Any] = cloudpickle.loads(store.get(layout.TUNER_FILE))
+    except (KeyNotFoundError, EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError):
+        return None
+    except (ImportError, AttributeError) as error:
+        raise InvalidInputError(
+            f"tuner.pkl of {store.uri} needs something that is not importable here: {error}. Its "
+            "callbacks, stopper, searcher and scheduler must be importable where Ray runs."
+        ) from error
+    return state if isinstance(state, dict) else None
+
+
+def _check_param_space(param_space: Any, tuner: dict[str, Any]) -> None:
+    """Compare the keys as Ray will (ray.tune.impl.tuner_internal, 2.60)."""
+    from ray.tune.impl.tuner_internal import TunerInternal
+
+    flat = param_space.to_dict() if hasattr(param_space, "to_dict") else param_space
+    try:
+        TunerInternal._validate_param_space_on_restore(
+            None, flat, tuner.get("__flattened_param_space_keys")
+        )
+    except ValueError as error:
+        raise InvalidInputError(" ".join(str(error).split())) from error
 
 
 def _resolve(name: str, what: str) -> Any:

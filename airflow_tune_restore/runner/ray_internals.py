@@ -6,10 +6,12 @@ moved one is refused with its name instead of failing in the middle of a trial.
 
 import contextlib
 import importlib
+import importlib.metadata
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import InvalidInputError
 
 _NEEDED = (
     # the controller tune.run() makes, and the class behind it
@@ -18,6 +20,7 @@ _NEEDED = (
     "ray.tune.execution.tune_controller:TuneController._requeue_restored_trials",
     "ray.tune.execution.tune_controller:TuneController._create_checkpoint_manager",
     "ray.tune.execution.tune_controller:TuneController._get_trial_checkpoints",
+    "ray.tune.execution.tune_controller:TuneController._mark_trial_to_checkpoint",
     "ray.tune.execution.tune_controller:TuneController.resume",
     # which state file resume() reads
     "ray.tune.execution.tune_controller:_find_newest_experiment_checkpoint",
@@ -25,13 +28,18 @@ _NEEDED = (
     "ray.tune.execution.experiment_state:_ExperimentCheckpointManager",
     # Tuner.restore, and the analysis of the whole experiment it would load
     "ray.tune.impl.tuner_internal:TunerInternal",
+    "ray.tune.impl.tuner_internal:TunerInternal._validate_param_space_on_restore",
     "ray.tune.impl.tuner_internal:ExperimentAnalysis",
+    "ray.tune.tune:ExperimentAnalysis",
     # where a driver stages its files before it uploads them
     "ray.train._internal.storage:StorageContext.experiment_driver_staging_path",
     "ray.train._internal.storage:_upload_to_fs_path",
-    "ray.train._internal.storage:_download_from_fs_path",
-    "ray.train._internal.storage:_list_at_fs_path",
     "ray.train._internal.session:_TrainingResult",
+    "ray.train._internal.checkpoint_manager:_CheckpointManager",
+    "ray.tune.impl.out_of_band_serialize_dataset:out_of_band_serialize_dataset",
+    # Ray's own retries of a failed trial, and its SIGTERM handler
+    "ray.tune.execution.tune_controller:TuneController._requeue_trial",
+    "ray._private.utils:set_sigterm_handler",
     # ids of restarted trials, and JSON of rows
     "ray.tune.experiment:Trial.generate_id",
     "ray.tune.experiment:Experiment.get_trainable_name",
@@ -45,13 +53,18 @@ def check() -> None:
     """Refuse a Ray in which something we depend on has moved.
 
     Raises:
-        RunnerError: Naming what is missing.
+        InvalidInputError: Naming what is missing.
     """
-    import ray
-
+    try:
+        import ray
+        import ray.tune
+    except ImportError as error:
+        raise InvalidInputError(
+            f"{sys.executable} cannot import ray.tune ({error}). Install it: pip install 'ray[tune]'."
+        ) from error
     missing = [name for name in _NEEDED if not _exists(name)]
     if missing:
-        raise RunnerError(
+        raise InvalidInputError(
             f"Ray {ray.__version__} is not supported by this version of airflow-tune-restore: "
             f"{', '.join(missing)} moved. Use a Ray version from its compatibility table."
         )
@@ -77,3 +90,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+def version() -> str:
+    """Return Ray's version; empty if there is none."""
+    try:
+        return importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

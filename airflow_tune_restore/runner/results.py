@@ -8,6 +8,7 @@ restore wrote are dropped always: that attempt died, and the trial reports them 
 import csv
 import io
 import json
+from collections.abc import Callable, Iterator
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
@@ -16,7 +17,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 
 def prepare_results(
-    store: ObjectStore, request: RunnerRequest, trial_dir: str, iteration: int
+    store: ObjectStore, request: RunnerRequest, trial_dir: str, iteration: int | None
 ) -> None:
     """Drop the rows of a trial that its resumed run will report again.
 
@@ -24,70 +25,114 @@ def prepare_results(
         store: Rooted at the experiment directory.
         request: The attempt about to run.
         trial_dir: Ray's directory of the trial.
-        iteration: `training_iteration` it resumes after.
+        iteration: `training_iteration` it resumes after; None if it starts from scratch, for then
+            Ray begins the files anew (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
     """
-    first = _rows_at_start(store, request, trial_dir)
-    for name, trim in ((layout.RESULT_FILE, _trim_json), (layout.PROGRESS_FILE, _trim_csv)):
-        key = f"{trial_dir}/{name}"
-        text = _get(store, key)
-        if text is None:
-            continue
-        trimmed = trim(text, 0 if request.trim_results else first, iteration)
+    texts = {name: _get(store, f"{trial_dir}/{name}") for name in _TRIM}
+    starts = _rows_at_start(store, request, trial_dir, None if iteration is None else texts)
+    if iteration is None:
+        _back_up(store, request, texts[layout.RESULT_FILE])
+        return
+    for name, text in texts.items():
+        first = 0 if request.trim_results else starts[name]
+        trimmed = _TRIM[name](text, first, iteration)
         if trimmed == text:
             continue
-        if name == layout.RESULT_FILE and request.trim_results:
+        if name == layout.RESULT_FILE:
             _back_up(store, request, text)
-        store.put(key, trimmed.encode())
+        store.put(f"{trial_dir}/{name}", trimmed.encode(errors="surrogateescape"))
 
 
-def _rows_at_start(store: ObjectStore, request: RunnerRequest, trial_dir: str) -> int:
-    """Return how many rows there were before this restore; the first to ask writes it down."""
-    ours = layout.trial_dir(request.restore_id, request.trial_id)
-    key = f"{ours}/start-{layout.segment(trial_dir)}.json"
-    known = _get(store, key)
-    if known is None:
-        rows = len((_get(store, f"{trial_dir}/{layout.RESULT_FILE}") or "").splitlines())
-        store.put(key, json.dumps({"rows": rows}).encode())
-        return rows
-    return int(json.loads(known)["rows"])
+def _rows_at_start(
+    store: ObjectStore, request: RunnerRequest, trial_dir: str, texts: dict[str, str] | None
+) -> dict[str, int]:
+    """Return how many rows there were before this restore; the first attempt writes it down."""
+    directory = layout.trial_dir(request.restore_id, request.trial_id)
+    key = f"{directory}/start-{layout.segment(trial_dir)}.json"
+    if not _get(store, key):
+        rows = {name: _COUNT[name](texts[name]) if texts else 0 for name in _TRIM}
+        store.put(key, json.dumps(rows).encode())
+    known: dict[str, int] = json.loads(_get(store, key))
+    return known
 
 
 def _trim_json(text: str, first: int, iteration: int) -> str:
     lines = text.splitlines(keepends=True)
-    kept = [line for line in lines[first:] if _iteration(line) <= iteration]
+    if lines and _iteration(lines[-1]) is None:
+        lines.pop()  # cut off while it was uploaded: the next row would be appended to it
+    kept = [line for line in lines[first:] if _is_up_to(line, iteration)]
     return "".join(lines[:first] + kept)
 
 
-def _iteration(line: str) -> float:
-    """Return the iteration of a row; one that a killed writer left unfinished is past everything."""
+def _is_up_to(line: str, iteration: int) -> bool:
+    found = _iteration(line)
+    return found is None or found <= iteration
+
+
+def _iteration(line: str) -> float | None:
+    """Return the iteration of a row; None if it is no whole row."""
     try:
-        return float(json.loads(line)["training_iteration"])
+        return float(json.loads(line)["training_iteration"]) if line.endswith("\n") else None
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return None
 
 
 def _trim_csv(text: str, first: int, iteration: int) -> str:
-    rows = list(csv.reader(io.StringIO(text)))
-    if not rows or "training_iteration" not in rows[0]:
+    """Drop rows and leave the bytes of the others alone; a quoted field may hold line ends."""
+    records = list(_csv_records(text))
+    if not records or "training_iteration" not in records[0][1]:
         return text
-    column = rows[0].index("training_iteration")
-    kept = [row for row in rows[1 + first :] if len(row) > column and int(row[column]) <= iteration]
-    if len(kept) == len(rows[1 + first :]):
-        return text
-    out = io.StringIO()
-    csv.writer(out).writerows(rows[: 1 + first] + kept)  # Ray writes them with the same dialect
-    return out.getvalue()
+    column = records[0][1].index("training_iteration")
+
+    def is_kept(row: list[str]) -> bool:
+        try:
+            return float(row[column]) <= iteration
+        except (IndexError, ValueError):
+            return False  # cut off
+
+    body = records[1:]
+    if body and not body[-1][0].endswith("\n"):
+        body.pop()
+    kept = [raw for raw, row in body[first:] if is_kept(row)]
+    return "".join([records[0][0], *(raw for raw, _ in body[:first]), *kept])
+
+
+def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record of a CSV file, as its own text and as its fields."""
+    consumed: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in io.StringIO(text, newline=""):
+            consumed.append(line)
+            yield line
+
+    for row in csv.reader(lines()):
+        yield "".join(consumed), row
+        consumed.clear()
+
+
+_TRIM: dict[str, Callable[[str, int, int], str]] = {
+    layout.RESULT_FILE: _trim_json,
+    layout.PROGRESS_FILE: _trim_csv,
+}
+_COUNT: dict[str, Callable[[str], int]] = {
+    layout.RESULT_FILE: lambda text: text.count("\n"),
+    layout.PROGRESS_FILE: lambda text: max(
+        0, sum(raw.endswith("\n") for raw, _ in _csv_records(text)) - 1
+    ),
+}
 
 
 def _back_up(store: ObjectStore, request: RunnerRequest, text: str) -> None:
-    """Keep the rows as they were, once."""
+    """Keep the rows as they were before this restore, once."""
     key = layout.results_backup_key(request.restore_id, request.trial_id)
-    if _get(store, key) is None:
-        store.put(key, text.encode())
+    if text and not _get(store, key):
+        store.put(key, text.encode(errors="surrogateescape"))
 
 
-def _get(store: ObjectStore, key: str) -> str | None:
+def _get(store: ObjectStore, key: str) -> str:
+    """Return an object's text; empty if it does not exist."""
     try:
-        return store.get(key).decode("utf-8", "replace")
+        return store.get(key).decode("utf-8", "surrogateescape")
     except KeyNotFoundError:
-        return None
+        return ""

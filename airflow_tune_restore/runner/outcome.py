@@ -1,0 +1,89 @@
+"""How an attempt ended, as the record that outlives it."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import airflow_tune_restore.restore.request as contract
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+
+EXIT_CODES = {
+    Result.FINISHED: contract.EXIT_FINISHED,
+    Result.FAILED: contract.EXIT_FAILED,
+    Result.REFUSED: contract.EXIT_REFUSED,
+    Result.FENCED: contract.EXIT_FENCED,
+    Result.INTERRUPTED: contract.EXIT_INTERRUPTED,
+}
+
+MESSAGE_LIMIT = 2000
+METRIC_LIMIT = 20
+
+_AUTOFILLED = frozenset(
+    "training_iteration timestamp checkpoint_dir_name should_checkpoint done trial_id date "
+    "time_this_iter_s time_total_s pid hostname node_ip time_since_restore iterations_since_restore "
+    "experiment_tag timesteps_total episodes_total".split()
+)
+
+
+def build_outcome(
+    request: RunnerRequest,
+    result: Result,
+    error: tuple[str, str],
+    *,
+    trial: Any,
+    started_at: str,
+    ray_version: str,
+) -> RunnerOutcome:
+    """Build the record; `trial` is Ray's, None if it never came to one."""
+    last = trial.last_result if trial is not None else {}
+    return RunnerOutcome(
+        restore_id=request.restore_id,
+        trial_id=request.trial_id,
+        attempt=request.attempt,
+        result=result.value,
+        status=trial.status if trial is not None else "",
+        final_trial_id=trial.trial_id if trial is not None else request.trial_id,
+        iteration=int(last.get("training_iteration", 0)),
+        metrics=scalar_metrics(last, None),
+        error_type=error[0],
+        error=error[1][:MESSAGE_LIMIT],
+        started_at=started_at,
+        ended_at=now(),
+        ray_version=ray_version,
+    )
+
+
+def error_of(trial: Any) -> tuple[str, str]:
+    """Return type and message of the error that ended a trial.
+
+    Ray pickles the exception beside its text (ray.tune.experiment.trial.Trial.handle_error, 2.60); a
+    failed task wraps what the trainable raised.
+    """
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, BaseException):
+        lines = str(cause).strip().splitlines()
+        return type(cause).__name__, lines[0] if lines else ""
+    lines = (trial.get_error() or "").strip().splitlines()
+    return "Error", lines[-1] if lines else "unknown"
+
+
+def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]:
+    """Return what the user reported, scalars only, the experiment's metric first."""
+    scalars = {
+        str(name): value.item() if hasattr(value, "item") else value
+        for name, value in result.items()
+        if name not in _AUTOFILLED and _is_scalar(value)
+    }
+    first = {metric: scalars[metric]} if metric in scalars else {}
+    return {**first, **dict(list(scalars.items())[:METRIC_LIMIT])}
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, bool | int | float):
+        return True
+    return getattr(value, "shape", None) == () and hasattr(value, "item")
+
+
+def now() -> str:
+    """Return the time as ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,50 @@
+"""The Ray an attempt runs on: a private one of the trial's size, or a cluster that is there already."""
+
+import math
+import os
+from typing import Any
+
+from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.runner import signals
+
+OBJECT_STORE_BYTES = 200 * 1024**2
+"""Ray takes 30 % of the machine by default, which a dozen runners on it cannot all have."""
+
+
+def connect(request: RunnerRequest) -> None:
+    """Start or join Ray; `ray.shutdown` ends either."""
+    import ray
+
+    with signals.kept():
+        if request.address is not None:
+            ray.init(
+                address=request.address,
+                runtime_env=request.runtime_env or _own_path(),
+                log_to_driver=True,
+            )
+        else:
+            ray.init(**_private(request))
+
+
+def _private(request: RunnerRequest) -> dict[str, Any]:
+    """Return the arguments of a Ray as large as what the trial asks for, in whole CPUs and GPUs."""
+    amounts = dict(request.resources)
+    cpus, gpus = amounts.pop("CPU", 1.0), amounts.pop("GPU", 0.0)
+    amounts.pop("memory", None)  # the machine's own memory decides
+    size = os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
+    return {
+        "address": "local",  # never a cluster that happens to be named in the environment
+        "num_cpus": max(1, math.ceil(cpus)),
+        "num_gpus": math.ceil(gpus) if gpus else None,
+        "resources": amounts or None,
+        "object_store_memory": int(size),
+        "runtime_env": request.runtime_env or None,
+        "include_dashboard": False,
+        "log_to_driver": True,
+    }
+
+
+def _own_path() -> dict[str, Any]:
+    """Let the cluster's workers import what we can import; a private Ray inherits it."""
+    path = os.environ.get("PYTHONPATH", "")
+    return {"env_vars": {"PYTHONPATH": path}} if path else {}
