@@ -21,7 +21,11 @@ def test_no_name_leads_outside(restore_id, trial_id):
     assert not {"", ".", ".."} & set(parts)
 
 
-@given(st.lists(st.from_regex(r"experiment_state-[0-9A-Za-z_.-]{1,25}\.json", fullmatch=True), min_size=1))
+@given(
+    st.lists(
+        st.from_regex(r"experiment_state-[0-9A-Za-z_.-]{1,25}\.json", fullmatch=True), min_size=1
+    )
+)
 def test_a_committed_state_sorts_after_all_others(existing):
     """Ray takes the largest name (ray.tune.execution.experiment_state, 2.60)."""
     name = layout.committed_state_name(existing)
@@ -37,6 +41,8 @@ def test_a_second_commit_counts_on_and_a_later_driver_still_wins():
     assert first < "experiment_state-2026-11-23_10-00-01.json"
 
 
-@pytest.mark.parametrize("name", ["experiment_state-x.json.tmp", "state.json", "xexperiment_state-1.json"])
+@pytest.mark.parametrize(
+    "name", ["experiment_state-x.json.tmp", "state.json", "xexperiment_state-1.json"]
+)
 def test_other_files_are_no_state(name):
     assert not layout.is_state_file(name)

@@ -53,7 +53,10 @@ def test_numbers_json_does_not_have_are_read():
 def test_a_frame_in_another_order_is_read_too():
     document = json.loads(make_state([make_row("a"), make_row("b")]))
     swapped = {"stats": document["stats"], "runner_data": {}, "trial_data": document["trial_data"]}
-    assert [t.trial_id for t in parse_state(json.dumps(swapped, indent=1).encode()).trials] == ["a", "b"]
+    assert [t.trial_id for t in parse_state(json.dumps(swapped, indent=1).encode()).trials] == [
+        "a",
+        "b",
+    ]
 
 
 @given(cut=st.floats(0, 0.999))
@@ -65,7 +68,16 @@ def test_a_truncated_state_is_refused(cut):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{}", b"[]", b"null", b'{"trial_data": 5}', b'{"trial_data": [["a"]]}', b"\xff\xfe", b"[" * 100_000],
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"trial_data": 5}',
+        b'{"trial_data": [["a"]]}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
 )
 def test_something_else_is_refused(body):
     with pytest.raises(MalformedStateError):

@@ -22,7 +22,11 @@ from airflow_tune_restore.experiments.symbolic import (
 from tests.builders import GOLDEN
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -96,8 +100,12 @@ def test_extension_codes_are_refused():
         pytest.param(b"\x80\x05Nr\xff\xff\xff\xff.", id="huge memo index"),
         pytest.param(b"\x80\x05P1\n.", id="persistent id"),
         pytest.param(b"\x80\x05\x97.", id="out-of-band buffer"),
-        pytest.param(b"\x80\x05\x8d" + struct.pack("<Q", 2**62) + b"x.", id="text that lies about length"),
-        pytest.param(b"\x80\x05\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".", id="huge int"),
+        pytest.param(
+            b"\x80\x05\x8d" + struct.pack("<Q", 2**62) + b"x.", id="text that lies about length"
+        ),
+        pytest.param(
+            b"\x80\x05\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".", id="huge int"
+        ),
         pytest.param(b"I" + b"9" * 100_000 + b"\n.", id="huge decimal"),
         pytest.param(b"cos\nsystem\n}(X\x01\x00\x00\x00aK\x01ub.", id="BUILD on a class"),
         pytest.param(b"\x80\x05" + b"]" * 250_000 + b".", id="too many opcodes"),
@@ -142,7 +150,15 @@ def test_every_opcode_of_python_is_either_followed_or_refused():
 
     known = {*symbolic._OPERATIONS, "STOP"}
     refused = {op.name for op in pickletools.opcodes} - known
-    assert refused == {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
+    assert refused == {
+        "PERSID",
+        "BINPERSID",
+        "EXT1",
+        "EXT2",
+        "EXT4",
+        "NEXT_BUFFER",
+        "READONLY_BUFFER",
+    }
 
 
 def test_a_real_tuner_file_gives_its_facts():

@@ -19,7 +19,9 @@ def test_the_per_status_form_takes_strings_and_rays_own_enum():
     assert flags == ResumeFlags(finished=ResumeType.RESTART, errored=ResumeType.RESUME)
 
 
-@pytest.mark.parametrize("choices", [{"finished": "again"}, {"errored": None}, {"failed": "resume"}, {"errored": 1}])
+@pytest.mark.parametrize(
+    "choices", [{"finished": "again"}, {"errored": None}, {"failed": "resume"}, {"errored": 1}]
+)
 def test_anything_else_is_refused(choices):
     with pytest.raises(InvalidInputError):
         ResumeFlags.parse(choices)

@@ -1,0 +1,230 @@
+"""A commit adds one state file, leaves other rows byte for byte, and can be done again."""
+
+import json
+
+import msgspec
+import pytest
+
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    LeaseHeldError,
+    LeaseLostError,
+    StateChangedError,
+)
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.state import parse_state
+from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.request import RunnerOutcome
+from airflow_tune_restore.restore.start import fresh_restore_id, plan_restore, start_restore
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.builders import STATE_NAME, make_row, make_state
+
+ROWS = [
+    make_row("done", last_result={"training_iteration": 4, "score": 8}, last_result_time=4.0),
+    make_row(
+        "bad",
+        status="ERROR",
+        error=True,
+        last_result={"training_iteration": 2},
+        last_result_time=3.0,
+    ),
+    make_row("hung", status="RUNNING", last_result={"training_iteration": 1}, last_result_time=2.0),
+]
+COMMITTED = "experiment_state-2026-11-23_10-00-00_r000001.json"
+
+
+@pytest.fixture
+def store():
+    made = MemoryStore()
+    made.put(STATE_NAME, make_state(ROWS))
+    return made
+
+
+def start(store, restore_id="r1", **flags):
+    flags.setdefault("resume_errored", True)
+    experiment = read_experiment(store)
+    plan = plan_restore(
+        store, experiment, restore_id=restore_id, flags=ResumeFlags.from_flags(**flags)
+    )
+    return start_restore(store, experiment, plan, holder=f"test {restore_id}")
+
+
+def ran(store, plan, trial_id, row, result="finished", error=""):
+    """Leave what a runner leaves: a snapshot and an outcome."""
+    request = claim_attempt(store, plan, trial_id, trainable="m:train")
+    where = (plan.restore_id, trial_id, request.attempt)
+    store.put(layout.snapshot_key(*where), make_state([row]))
+    outcome = RunnerOutcome(
+        restore_id=plan.restore_id,
+        trial_id=trial_id,
+        attempt=request.attempt,
+        result=result,
+        status=json.loads(row[0])["status"],
+        final_trial_id=json.loads(row[0])["trial_id"],
+        error_type="RuntimeError" if error else "",
+        error=error,
+    )
+    store.put(layout.outcome_key(*where), outcome.to_json())
+
+
+BAD_DONE = make_row("bad", last_result={"training_iteration": 6}, last_result_time=9.0)
+HUNG_AGAIN = make_row(
+    "hung", status="ERROR", error=True, last_result={"training_iteration": 3}, last_result_time=9.5
+)
+
+
+def raw(body):
+    return {json.loads(json.loads(t))["trial_id"]: (t, m) for t, m in _pairs(body)}
+
+
+def _pairs(body):
+    end = body.find(b', "runner_data": ')
+    pairs = msgspec.json.decode(
+        body[len(b'{"trial_data": ') : end], type=list[tuple[msgspec.Raw, msgspec.Raw]]
+    )
+    return [(bytes(trial), bytes(metadata)) for trial, metadata in pairs]
+
+
+def test_resumed_rows_are_replaced_and_all_others_stay_byte_for_byte(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    ran(store, plan, "hung", HUNG_AGAIN, result="failed", error="out of luck")
+    summary = commit_restore(store, "r1")
+
+    assert summary.state_file == COMMITTED
+    before, after = raw(store.get(STATE_NAME)), raw(store.get(COMMITTED))
+    assert after["done"] == before["done"]
+    assert list(after) == list(before)
+    trials = {trial.trial_id: trial for trial in parse_state(store.get(COMMITTED)).trials}
+    assert (trials["bad"].status, trials["bad"].iteration) == (TrialStatus.TERMINATED, 6)
+    # it failed again: its progress is kept all the same
+    assert (trials["hung"].status, trials["hung"].iteration) == (TrialStatus.ERROR, 3)
+    assert [change.trial_id for change in summary.failed] == ["hung"]
+    assert "out of luck" in summary.table()
+
+
+def test_the_committed_state_is_the_newest_by_name_and_by_time(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    commit_restore(store, "r1")
+    experiment = read_experiment(store)
+    assert experiment.state_file.name == COMMITTED
+    assert (
+        max(entry.name for entry in store.list_dir() if layout.is_state_file(entry.name))
+        == COMMITTED
+    )
+    assert not experiment.warnings or all("tuner.pkl" in w for w in experiment.warnings)
+
+
+def test_committing_again_changes_nothing(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    first = commit_restore(store, "r1")
+    objects = {e.name: store.get(e.name) for e in store.list_dir() if not e.is_dir}
+    assert commit_restore(store, "r1") == first
+    assert {e.name: store.get(e.name) for e in store.list_dir() if not e.is_dir} == objects
+
+
+def test_a_commit_that_was_cut_off_before_its_state_file_makes_the_same_bytes(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    cut = MemoryStore(dict(store._objects))
+    commit_restore(store, "r1")
+    body = store.get(COMMITTED)
+    # everything but the last step had happened
+    cut.put(layout.commit_key("r1"), store.get(layout.commit_key("r1")))
+    commit_restore(cut, "r1")
+    assert cut.get(COMMITTED) == body
+
+
+def test_a_trial_whose_runner_never_wrote_keeps_its_row(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    summary = commit_restore(store, "r1")
+    before, after = raw(store.get(STATE_NAME)), raw(store.get(COMMITTED))
+    assert after["hung"] == before["hung"]
+    assert {c.trial_id: c.note for c in summary.changes}["hung"] == "never got to run"
+
+
+def test_nothing_run_means_nothing_written(store):
+    start(store)
+    assert commit_restore(store, "r1").state_file is None
+    with pytest.raises(KeyNotFoundError):
+        store.get(COMMITTED)
+
+
+def test_an_unfinished_trial_that_is_not_resumed_becomes_terminated(store):
+    start(store, resume_unfinished=False, resume_errored=False)
+    commit_restore(store, "r1")
+    trials = {trial.trial_id: trial for trial in parse_state(store.get(COMMITTED)).trials}
+    assert trials["hung"].status is TrialStatus.TERMINATED
+    assert trials["bad"].status is TrialStatus.ERROR
+
+
+def test_a_state_written_meanwhile_stops_the_commit(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    newer = "experiment_state-2026-11-24_10-00-00.json"
+    store.put(newer, make_state(ROWS, start_time=5000.0))
+    with pytest.raises(StateChangedError, match="2026-11-24"):
+        commit_restore(store, "r1")
+    assert read_experiment(store).state_file.name == newer
+
+
+def test_a_restore_that_lost_its_lease_commits_nothing(store):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    lease.release(store, lease.check_held(store, "r1"))
+    lease.acquire(store, restore_id="r2", holder="another")
+    with pytest.raises(LeaseLostError, match="another"):
+        commit_restore(store, "r1")
+    with pytest.raises(KeyNotFoundError):
+        store.get(COMMITTED)
+
+
+def test_the_lease_is_free_after_the_commit(store):
+    start(store)
+    commit_restore(store, "r1")
+    assert fresh_restore_id(store, "r1") == "r1-2"
+    start(store, "r2")
+
+
+def test_two_restores_started_together_are_one_restore_and_one_refusal(store):
+    start(store)
+    with pytest.raises(LeaseHeldError, match="test r1"):
+        start(store, "r2")
+
+
+def test_starting_again_returns_the_plan_as_first_written(store):
+    first = start(store)
+    assert start(store) == first
+
+
+def test_what_a_dead_restore_left_is_committed_by_the_next(store, monkeypatch):
+    plan = start(store)
+    ran(store, plan, "bad", BAD_DONE)
+    monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)  # it was silent for its TTL
+    settled = settle_abandoned(store, restore_id="r2", holder="the next")
+    assert settled is not None
+    assert settled.state_file == COMMITTED
+    assert [t.trial_id for t in start(store, "r2").to_run] == ["hung"]
+
+
+def test_a_snapshot_of_another_trial_is_not_believed(store):
+    plan = start(store)
+    ran(store, plan, "bad", make_row("someone-else"))
+    assert commit_restore(store, "r1").state_file is None
+
+
+def test_a_restarted_trial_takes_the_row_of_the_old_one(store):
+    plan = start(store, restart_errored=True, resume_errored=False)
+    new_id = plan.trial("bad").new_trial_id
+    ran(store, plan, "bad", make_row(new_id, last_result={"training_iteration": 6}))
+    commit_restore(store, "r1")
+    ids = [trial.trial_id for trial in parse_state(store.get(COMMITTED)).trials]
+    assert ids == ["done", new_id, "hung"]

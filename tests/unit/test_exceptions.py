@@ -1,0 +1,37 @@
+"""Errors survive pickling (Airflow passes them between processes) and say what to do."""
+
+import inspect
+import pickle
+
+import pytest
+
+from airflow_tune_restore import exceptions
+
+ALL = [
+    kind
+    for _, kind in inspect.getmembers(exceptions, inspect.isclass)
+    if issubclass(kind, exceptions.TuneRestoreError)
+]
+
+
+def make(kind):
+    if "__init__" not in vars(kind):
+        return kind("what happened, and what to do")
+    named = list(inspect.signature(kind).parameters.values())
+    return kind(*(1.5 if p.annotation is float else f"<{p.name}>" for p in named))
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_an_error_is_the_same_after_pickling(kind):
+    error = make(kind)
+    again = pickle.loads(pickle.dumps(error))  # noqa: TID251
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_an_error_names_what_it_is_about(kind):
+    error = make(kind)
+    for value in vars(error).values():
+        if isinstance(value, str):
+            assert value in str(error)

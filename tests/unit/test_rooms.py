@@ -1,0 +1,30 @@
+"""Who may import whom, as seen by the interpreter: the third guard beside ruff and import-linter."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [
+        ("airflow_tune_restore", "airflow ray pyarrow fsspec msgspec typer rich"),
+        ("airflow_tune_restore.restore.start", "airflow ray pyarrow fsspec"),
+        ("airflow_tune_restore.cli.app", "airflow ray pyarrow fsspec"),
+        ("airflow_tune_restore.launch.local", "airflow ray pyarrow fsspec"),
+        ("airflow_tune_restore.runner.__main__", "airflow ray msgspec typer rich"),
+        ("airflow_tune_restore.runner.attempt", "airflow ray msgspec typer rich"),
+        ("airflow_tune_restore.runner.controller", "airflow msgspec typer"),
+        ("airflow_tune_restore.provider_info", "ray pyarrow fsspec msgspec typer rich"),
+        ("airflow_tune_restore.task_group", "ray pyarrow"),
+    ],
+)
+def test_a_room_brings_nothing_in_that_it_may_not(room, forbidden):
+    code = (
+        f"import sys, {room}\n"
+        f"found = sorted(set({forbidden.split()!r}) & set(sys.modules))\n"
+        "sys.exit(', '.join(found) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
