@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context, TriggerRule
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException, XComNotFound
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.hooks.arguments import parse_text
@@ -34,11 +34,13 @@ class CommitRestoreOperator(BaseOperator):
     ends with the same as a table.
 
     Args:
-        restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`. (templated)
+        restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. It is read
+            when the task runs: as a templated field, a plan that was skipped would be an error.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
+            (templated)
     """
 
-    template_fields = ("restores", "storage_conn_id")
+    template_fields = ("storage_conn_id",)
     ui_color = "#e6e1f4"
 
     def __init__(
@@ -52,12 +54,13 @@ class CommitRestoreOperator(BaseOperator):
         super().__init__(trigger_rule=trigger_rule, **kwargs)
         self.restores = restores
         self.storage_conn_id = storage_conn_id
+        XComArg.apply_upstream_relationship(self, restores)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Commit every restore, then show what they did."""
         with plain_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            items = [RestoreItem.parse(item) for item in _as_list(self.restores)]
+            items = [RestoreItem.parse(item) for item in _resolve(self.restores, context)]
         if not items:
             raise AirflowSkipException("Nothing to commit: no restore was started.")
         summaries: list[CommitSummary] = []
@@ -133,8 +136,13 @@ def _describe_change(change: TrialChange) -> dict[str, Any]:
     }
 
 
-def _as_list(value: Any) -> list[Any]:
-    """Take what the plan pushed, one item of it, or nothing."""
+def _resolve(value: Any, context: Context) -> list[Any]:
+    """Take what the plan pushed (nothing if it never ran), a list, or one item."""
+    if isinstance(value, XComArg):
+        try:
+            value = value.resolve(context)
+        except XComNotFound:
+            return []
     if value is None or value == "":
         return []
     return [value] if isinstance(value, Mapping | str) else list(value)
