@@ -124,6 +124,14 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to use; without, each trial gets a private Ray.")
     ] = None,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="Module to import first, where trainables are registered. Can be repeated.",
+        ),
+    ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Trials run at the same time.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -143,6 +151,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         strategy=strategy,
         stale_after=timedelta(seconds=stale_after),
         address=address,
+        imports=tuple(imports or ()),
         parallel=parallel,
     )
     with Progress(quiet=as_json) as progress:

@@ -48,6 +48,7 @@ class RestoreOptions:
     strategy: str
     stale_after: timedelta
     address: str | None
+    imports: tuple[str, ...]
     parallel: int
 
 
@@ -120,6 +121,7 @@ def _refuse_what_cannot_run(
             trainable=options.trainable,
             trainable_name=plan.trainable_name,
             param_space=options.param_space,
+            imports=options.imports,
             experiment=plan.experiment,
         )
 
@@ -140,6 +142,7 @@ def _run_trial(  # noqa: PLR0913
         trainable=options.trainable,
         param_space=options.param_space,
         address=options.address,
+        imports=options.imports,
     )
     progress.start(trial)
     process = launcher.start(request)

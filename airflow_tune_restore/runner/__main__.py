@@ -26,6 +26,7 @@ from airflow_tune_restore.storage.fs import open_store
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables tell of one trial only
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use our interpreter, whoever started it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # SIGINT is taken as SIGTERM is, see signals
 }
 """Set for Ray unless the user's environment says otherwise."""

@@ -1,0 +1,116 @@
+"""A real Tune sweep fails and its driver is killed; `dags/nightly_recovery.py` recovers it; see the tables.
+
+Everything runs on this machine: a real S3 server (SeaweedFS), Ray, and Airflow's own processes.
+What it leaves lies in `.demo/`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from airflow_tune_restore.exceptions import TuneRestoreError  # noqa: E402
+from airflow_tune_restore.experiments.read import read_experiment  # noqa: E402
+from airflow_tune_restore.storage.fs import open_store  # noqa: E402
+from tests.servers import s3_server  # noqa: E402
+from tests.standalone import airflow  # noqa: E402
+
+HOME = ROOT / ".demo"
+EXPERIMENT = "lr_sweep"
+
+
+def main() -> int:
+    """Run the demo; the exit code says whether the experiment came back."""
+    shutil.rmtree(HOME, ignore_errors=True)
+    HOME.mkdir()
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # private Rays on 127.0.0.1
+    with s3_server() as s3:
+        os.environ.update(s3.env)
+        prefix = f"{s3.url}/sweeps"
+        say(f"1. A Ray Tune sweep of four trials starts on {prefix}/{EXPERIMENT} ...")
+        break_sweep(prefix)
+        say("2. One trial raised, then its driver was killed with kill -9. What Ray left behind:")
+        tune_restore("scan", prefix, "--stale-after", "5")
+        time.sleep(5)
+        tune_restore("scan", prefix, "--stale-after", "5")
+        tune_restore("plan", f"{prefix}/{EXPERIMENT}", "--resume-errored")
+        say("3. Airflow starts and runs dags/nightly_recovery.py ...")
+        state = recover(prefix)
+        say(f"4. The DAG run ended: {state}. The experiment now:")
+        tune_restore("scan", prefix)
+        say("5. And as Ray's own ResultGrid reads it:")
+        subprocess.run([sys.executable, "-c", READ_WITH_RAY, f"{prefix}/{EXPERIMENT}"], check=True)
+    return 0 if state == "success" else 1
+
+
+def break_sweep(prefix: str) -> None:
+    """Run the sweep until one trial has failed and another runs, then kill its driver."""
+    command = [sys.executable, str(ROOT / "dags" / "example_sweep.py"), "--storage-path", prefix]
+    log = (HOME / "sweep.log").open("wb")
+    driver = subprocess.Popen(
+        [*command, "--name", EXPERIMENT, "--seconds", "2"],
+        env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1", "RAY_AIR_NEW_OUTPUT": "0"},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    store = open_store(f"{prefix}/{EXPERIMENT}")
+    deadline = time.monotonic() + 180
+    while not is_half_broken(store) and time.monotonic() < deadline and driver.poll() is None:
+        time.sleep(0.5)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    if not is_half_broken(store):
+        sys.exit(f"The sweep did not fail as it should; see {HOME}/sweep.log")
+
+
+def is_half_broken(store) -> bool:  # noqa: ANN001
+    """Whether its newest state shows a failed trial beside one that runs."""
+    try:
+        statuses = read_experiment(store).count_by_status
+    except TuneRestoreError:
+        return False
+    return "ERROR" in statuses and "RUNNING" in statuses
+
+
+def recover(prefix: str) -> str:
+    """Run the nightly DAG under a real Airflow and return the state of the run."""
+    with airflow(HOME / "airflow", TUNE_RESTORE_PREFIX=prefix) as running:
+        # a night would wait half an hour to be sure that the driver is dead
+        run_id = running.trigger("nightly_recovery", {"stale_after": 5})
+        for task in running.watch("nightly_recovery", run_id):
+            label = f" [{task['rendered_map_index']}]" if task["rendered_map_index"] else ""
+            if task["state"] is not None:
+                print(f"   {task['task_id']}{label}: {task['state']}", flush=True)
+        say("   The log of its commit task ends with trials before and after:")
+        print(running.task_log("nightly_recovery", run_id, "restore.commit"))
+        return running.state("nightly_recovery", run_id)
+
+
+def tune_restore(*arguments: str) -> None:
+    """Run the command as a user would, and show it."""
+    print(f"\n$ tune-restore {' '.join(arguments)}", flush=True)
+    subprocess.run([str(Path(sys.executable).parent / "tune-restore"), *arguments], check=True)
+
+
+def say(text: str) -> None:
+    """Print a step."""
+    print(f"\n{text}", flush=True)
+
+
+READ_WITH_RAY = """
+import sys
+from ray.tune import ExperimentAnalysis, ResultGrid
+grid = ResultGrid(ExperimentAnalysis(sys.argv[1], default_metric="score", default_mode="max"))
+print(grid.get_dataframe()[["trial_id", "config/lr", "training_iteration", "score"]].to_string(index=False))
+print(f"{len(grid)} trials, {grid.num_errors} errors, {grid.num_terminated} terminated")
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())

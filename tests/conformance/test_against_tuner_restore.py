@@ -1,0 +1,174 @@
+"""The end of a restore equals the end of `Tuner.restore` on a copy of the same experiment.
+
+Statuses x flags x kinds of trainable, on local disk and on a real S3 server. What Ray does is never
+written down here: it is asked, on a copy. Only what differs from run to run (times, pids) is left out.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.experiments import (
+    ROOT,
+    TRAINABLES,
+    environment,
+    make_experiments,
+    make_killed_experiment,
+)
+from tests.tuner_restore import VOLATILE  # noqa: F401  one list of what may differ
+
+ERRORED = ["resume_errored"]
+KINDS = ["sparse", "retries", "extras", "kept", "class", "registered", "with_parameters", "with_resources",
+         "trainer"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One experiment, restored twice: by Ray and by us."""
+
+    name: str
+    kind: str
+    options: tuple[str, ...] = ()  # of `tune-restore restore`
+    flags: dict[str, Any] = field(default_factory=dict)  # of Tuner.restore
+    on_s3: bool = False
+    healed: bool = True
+
+
+CASES = [
+    Case("errored, no flag", "errored"),
+    Case("errored, resumed", "errored", ("--resume-errored",), {"resume_errored": True}),
+    Case("errored, restarted", "errored", ("--restart-errored",), {"restart_errored": True}),
+    Case(
+        "errored, both",
+        "errored",
+        ("--resume-errored", "--restart-errored"),
+        {"resume_errored": True, "restart_errored": True},
+    ),
+    Case("killed, resumed", "killed"),
+    Case(
+        "killed, not resumed", "killed", ("--no-resume-unfinished",), {"resume_unfinished": False}
+    ),
+    *(Case(kind, kind, ("--resume-errored",), {"resume_errored": True}) for kind in KINDS),
+    Case("errored on S3", "errored", ("--resume-errored",), {"resume_errored": True}, on_s3=True),
+    Case("killed on S3", "killed", on_s3=True),
+]
+AGAIN = Case(
+    "errored, fails again", "errored", ("--resume-errored",), {"resume_errored": True}, healed=False
+)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    made = tmp_path_factory.mktemp("originals")
+    experiments = make_experiments(made, ["errored", *KINDS])
+    return {**experiments, "killed": make_killed_experiment(made)}
+
+
+@pytest.fixture(scope="module")
+def theirs(originals, s3, tmp_path_factory):
+    """Ray's own restores of all cases, in one process, and what they came to."""
+    return {
+        **_restored_by_ray(CASES, originals, s3, tmp_path_factory.mktemp("theirs"), healed=True),
+        **_restored_by_ray([AGAIN], originals, s3, tmp_path_factory.mktemp("again"), healed=False),
+    }
+
+
+def _restored_by_ray(cases, originals, s3, scratch, *, healed) -> dict[str, Any]:
+    uris = {case.name: _copy(case, originals, s3, scratch, "theirs") for case in cases}
+    plan = [
+        {"uri": uris[case.name], "trainable": TRAINABLES[case.kind], "flags": case.flags}
+        for case in cases
+    ]
+    (scratch / "cases.json").write_text(json.dumps(plan))
+    _python(["-m", "tests.tuner_restore", "restore", str(scratch / "cases.json")], healed=healed)
+    return dict(zip(uris, _describe(list(uris.values())), strict=True))
+
+
+@pytest.mark.parametrize("case", [*CASES, AGAIN], ids=lambda case: case.name)
+def test_a_restore_ends_as_tuner_restore_ends(case, originals, theirs, s3, tmp_path):
+    uri = _copy(case, originals, s3, tmp_path, "ours")
+    before = _root_files(uri)
+    command = [
+        "-m",
+        "airflow_tune_restore.cli.app",
+        "restore",
+        uri,
+        "--trainable",
+        TRAINABLES[case.kind],
+    ]
+    command += ["--import", "tests.trainables", "--stale-after", "0", *case.options]
+    done = _python(command, healed=case.healed, check=False)
+    assert done.returncode == (0 if case.healed else 1), done.stdout[-3000:] + done.stderr[-3000:]
+
+    (ours,) = _describe([uri])
+    _compare(ours, theirs[case.name], restarted="--restart-errored" in case.options)
+    after = _root_files(uri)
+    assert {name: after[name] for name in before} == before  # nothing Ray wrote was touched
+    assert len(after) - len(before) <= 1  # one new state file, or none
+
+
+def _compare(ours: dict[str, Any], theirs: dict[str, Any], *, restarted: bool) -> None:
+    assert (ours["errors"], ours["terminated"]) == (theirs["errors"], theirs["terminated"])
+    assert len(ours["trials"]) == len(theirs["trials"])
+    for mine, his in zip(ours["trials"], theirs["trials"], strict=True):
+        if restarted and mine["trial_id"] != his["trial_id"]:
+            # a new trial has a random id with Ray, and a directory named after it
+            for trial in (mine, his):
+                trial["trial_id"] = trial["dir"] = "new"
+        assert mine == his
+
+
+def _copy(case: Case, originals: dict[str, Path], s3: Any, scratch: Path, whose: str) -> str:
+    """Copy the experiment; a moved directory restores at its new place."""
+    if not case.on_s3:
+        target = scratch / case.name.replace(" ", "-").replace(",", "")
+        shutil.copytree(originals[case.kind], target)
+        return str(target)
+    import s3fs
+
+    uri = f"{s3.url}/{whose}/{case.kind}"
+    s3fs.S3FileSystem(skip_instance_cache=True).put(
+        str(originals[case.kind]) + "/", uri + "/", recursive=True
+    )
+    return uri
+
+
+def _root_files(uri: str) -> dict[str, bytes]:
+    from airflow_tune_restore.storage.fs import open_store
+
+    store = open_store(uri)
+    return {
+        entry.name: store.get(entry.name)
+        for entry in store.list_dir()
+        if not entry.is_dir and not entry.name.startswith(".")
+    }
+
+
+def _describe(uris: list[str]) -> list[dict[str, Any]]:
+    done = _python(["-m", "tests.tuner_restore", "describe", *uris])
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("DESCRIBED ")]
+    return json.loads(line.removeprefix("DESCRIBED "))
+
+
+def _python(arguments: list[str], *, healed: bool = True, check: bool = True) -> Any:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment(TUNE_TEST_HEALED="1" if healed else "0", COLUMNS="200", **_aws()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def _aws() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
