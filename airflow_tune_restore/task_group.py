@@ -16,7 +16,7 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
 RETRIES = 1
-"""Of every task: stores and workers have their moments, and each step can be done again."""
+"""Unless default_args say otherwise: stores and workers have their moments, every step can be redone."""
 
 
 class TuneRestoreTaskGroup(TaskGroup):
@@ -89,7 +89,8 @@ class TuneRestoreTaskGroup(TaskGroup):
                 f"TuneRestoreTaskGroup {group_id!r} needs either prefix= or experiments=."
             )
         super().__init__(group_id=group_id, **kwargs)
-        defaults = {"retries": RETRIES, "storage_conn_id": storage_conn_id}
+        from_dag = self.dag.default_args if self.dag else {}
+        self.default_args = {"retries": RETRIES, **from_dag, **self.default_args}
         with self:
             if prefix is not None:
                 find = {"deferrable": deferrable} if deferrable is not None else {}
@@ -100,7 +101,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                         "health": health,
                         "stale_after": stale_after,
                         "wait": wait,
-                        **defaults,
+                        "storage_conn_id": storage_conn_id,
                         **find,
                         **(find_args or {}),
                     }
@@ -121,7 +122,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "restart_errored": restart_errored,
                     "resume_config": resume_config,
                     "stale_after": stale_after,
-                    **defaults,
+                    "storage_conn_id": storage_conn_id,
                     **shared,
                     **(plan_args or {}),
                 }
@@ -130,7 +131,6 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.trial = RestoreTrialOperator.partial(
                 **{
                     "task_id": "trial",
-                    "retries": RETRIES,
                     "max_active_tis_per_dagrun": max_active_trials,
                     **shared,
                     **(trial_args or {}),
@@ -139,7 +139,6 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.commit = CommitRestoreOperator(
                 **{
                     "task_id": "commit",
-                    "retries": RETRIES,
                     "restores": XComArg(self.plan, key=RESTORES_KEY),
                     **(commit_args or {}),
                 }

@@ -9,6 +9,8 @@ from pathlib import Path
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.local import LocalLauncher
 
+_PACKAGE_DIRS = frozenset({"site-packages", "dist-packages"})
+
 
 def build_launcher(
     name: str, *, python: str | None = None, env: Mapping[str, str] | None = None
@@ -35,12 +37,15 @@ def user_code_paths() -> list[str]:
 
     What belongs to this interpreter is left out: the runner's may be another one.
     """
-    own = {Path(path).resolve() for path in sysconfig.get_paths().values()}
-    scripts = Path(sysconfig.get_path("scripts")).resolve()
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    own = {Path(sysconfig.get_path(name)).resolve() for name in names}
+    own.add(
+        Path(sysconfig.get_path("scripts")).resolve()
+    )  # first when `airflow` itself was started
     paths: list[str] = []
     for entry in sys.path:
         path = Path(entry or os.curdir).resolve()
-        of_interpreter = path in own or any(path.is_relative_to(o) for o in own if o != scripts)
-        if path.is_dir() and not of_interpreter and path != scripts and str(path) not in paths:
+        of_interpreter = _PACKAGE_DIRS & set(path.parts) or any(path.is_relative_to(o) for o in own)
+        if path.is_dir() and not of_interpreter and str(path) not in paths:
             paths.append(str(path))
     return paths

@@ -48,6 +48,13 @@ def test_every_task_is_retried_unless_told_otherwise():
     assert {dag.task_dict[f"restore.{t}"].retries for t in ("find", "plan", "commit")} == {1}
 
 
+def test_default_args_of_the_dag_win():
+    with DAG("d", default_args={"retries": 7, "owner": "me"}) as dag:
+        TuneRestoreTaskGroup(trainable="a:b", prefix="/data")
+    assert {task.retries for task in dag.tasks} == {7}
+    assert {task.owner for task in dag.tasks} == {"me"}
+
+
 def test_it_survives_serialization():
     dag = dag_with(prefix="s3://minio@bucket/a", env={"A": "b"}, health={"errored"})
     again = DagSerialization.from_dict(DagSerialization.to_dict(dag))

@@ -127,6 +127,14 @@ def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
         plan(str(errored), resume_errored=False).execute(make_context())
 
 
+def test_coupled_trials_are_refused_with_the_way_to_force_them(errored):
+    with pytest.raises(
+        AirflowFailException, match='strategy="per_trial" does so and gives that up'
+    ):
+        plan(str(errored), strategy="whole_experiment").execute(make_context())
+    assert not is_leased(errored)
+
+
 def test_no_experiments_are_skipped_in_words():
     with pytest.raises(AirflowSkipException, match="No experiment was given"):
         plan([]).execute(make_context())

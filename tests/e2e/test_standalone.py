@@ -1,0 +1,228 @@
+"""The whole way under a real `airflow standalone`, with real Ray, on local disk and real S3.
+
+One Airflow for all tests here. Experiments really failed before; what comes back is read from storage.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.servers import s3_server
+from tests.standalone import ROOT, airflow
+
+SWEEP = ROOT / "dags" / "example_sweep.py"
+WAITING_DAG = """
+from airflow.sdk import DAG
+from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+with DAG("waits", schedule=None):
+    TuneRestoreTaskGroup(
+        prefix="{{ dag_run.conf['prefix'] }}",
+        trainable="example_sweep:train",
+        resume_errored=True,
+        deferrable=True,
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
+        find_args={"poke_interval": 2, "timeout": 300},
+        trial_args={"retries": 0},
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A real S3 server whose credentials are known to the connection `seaweed` alone."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def running(s3, tmp_path_factory):
+    dags = tmp_path_factory.mktemp("dags")
+    for path in (ROOT / "dags").glob("*.py"):
+        shutil.copy(path, dags)
+    (dags / "waits.py").write_text(WAITING_DAG)
+    connection = {
+        "conn_type": "aws",
+        "login": s3.env["AWS_ACCESS_KEY_ID"],
+        "password": s3.env["AWS_SECRET_ACCESS_KEY"],
+        "extra": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
+    }
+    with airflow(
+        tmp_path_factory.mktemp("airflow"),
+        dags,
+        PYTHONPATH=str(ROOT),
+        AIRFLOW_CONN_SEAWEED=json.dumps(connection),
+        RAY_AUTH_MODE="disabled",
+        TUNE_GLOBAL_CHECKPOINT_S="1",
+    ) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def failed_sweep(tmp_path_factory) -> Path:
+    """A sweep of four trials of which one raised."""
+    storage_path = tmp_path_factory.mktemp("sweeps")
+    subprocess.run(
+        [sys.executable, SWEEP, "--storage-path", storage_path, "--name", "sweep"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return storage_path / "sweep"
+
+
+def killed_sweep(storage_path: Path) -> Path:
+    """A slow sweep whose driver was killed with `kill -9` when its first trials had reported."""
+    driver = subprocess.Popen(
+        [sys.executable, SWEEP, "--storage-path", storage_path, "--name", "slow", "--seconds", "2"],
+        env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and "training_iteration" not in newest_state(
+        storage_path / "slow"
+    ):
+        time.sleep(0.2)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    return storage_path / "slow"
+
+
+def newest_state(experiment: Path) -> str:
+    found = list(experiment.glob("experiment_state-*.json"))
+    return max(found).read_text() if found else ""
+
+
+def iterations(experiment: Path) -> list[tuple[str, int]]:
+    rows = json.loads(newest_state(experiment))["trial_data"]
+    return sorted(
+        (json.loads(t)["status"], json.loads(run)["last_result"].get("training_iteration", 0))
+        for t, run in rows
+    )
+
+
+def states(tasks) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        found.setdefault(task["task_id"], []).append(task["state"])
+    return found
+
+
+def test_nightly_recovery_finds_resumes_and_commits(running, failed_sweep, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(failed_sweep, tmp_path / name)
+    run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path)})
+    assert running.finish("nightly_recovery", run_id) == "success", running.log_tail()
+    tasks = running.tasks("nightly_recovery", run_id)
+    assert states(tasks) == {
+        "restore.find": ["success"],
+        "restore.plan": ["success"],
+        "restore.trial": ["success", "success"],
+        "restore.commit": ["success"],
+        "restore.done": ["success"],
+    }
+    labels = {task["rendered_map_index"].split()[0] for task in tasks if task["map_index"] >= 0}
+    assert labels == {"first", "second"}
+    log = running.task_log("nightly_recovery", run_id, "restore.find")
+    assert "2 experiments; 2 errored" in log
+    log = running.task_log("nightly_recovery", run_id, "restore.trial", 0)
+    assert "iteration 4, score=0.9375" in log
+    assert "iteration 6, score=" in log
+    log = running.task_log("nightly_recovery", run_id, "restore.commit")
+    last = [line for line in log.splitlines() if line.startswith(" ")][-4:]
+    assert all("TERMINATED" in line for line in last)
+    assert sum("3 → 6" in line for line in last) == 1
+    for name in ("first", "second"):
+        assert iterations(tmp_path / name) == [("TERMINATED", 6)] * 4
+
+
+def test_a_night_without_failures_is_skipped_and_succeeds(running, tmp_path):
+    run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path)})
+    assert running.finish("nightly_recovery", run_id) == "success"
+    found = states(running.tasks("nightly_recovery", run_id))
+    assert found.pop("restore.done") == ["success"]
+    assert set(map(tuple, found.values())) == {("skipped",)}
+
+
+def test_a_trial_whose_task_is_killed_keeps_its_progress_and_the_others_finish(running, tmp_path):
+    experiment = killed_sweep(tmp_path)
+    run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path), "stale_after": 0})
+    victim = wait_for_progress(running, run_id)
+    running.call(
+        "PATCH",
+        f"/api/v2/dags/nightly_recovery/dagRuns/{run_id}/taskInstances/restore.trial/{victim}",
+        {"new_state": "failed"},
+    )
+    assert running.finish("nightly_recovery", run_id) == "failed"
+    found = states(running.tasks("nightly_recovery", run_id))
+    assert sorted(found["restore.trial"]) == ["failed"] + ["success"] * 3
+    assert (found["restore.commit"], found["restore.done"]) == (["success"], ["upstream_failed"])
+    log = running.task_log("nightly_recovery", run_id, "restore.trial", victim)
+    assert "Stopping the runner; it saves a snapshot first." in log
+    *finished, (status, iteration) = sorted(iterations(experiment), reverse=True)
+    assert finished == [("TERMINATED", 6)] * 3
+    assert status in ("PENDING", "RUNNING", "PAUSED")
+    assert 1 <= iteration < 6
+    assert not runners_of(experiment)
+
+
+def wait_for_progress(running, run_id: str) -> int:
+    """Return the map index of a trial that has reported something."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        for task in running.tasks("nightly_recovery", run_id):
+            if task["map_index"] >= 0 and task["state"] == "running":
+                log = running.task_log(
+                    "nightly_recovery", run_id, "restore.trial", task["map_index"]
+                )
+                if "iteration " in log:
+                    return task["map_index"]
+        time.sleep(0.5)
+    raise TimeoutError(running.log_tail())
+
+
+def runners_of(experiment: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "airflow_tune_restore.runner" in command and str(experiment) in command:
+            found.append(int(entry.name))
+    return found
+
+
+def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(running, s3, failed_sweep):
+    prefix = f"s3://seaweed@{s3.bucket}/waits"
+    run_id = running.trigger("waits", {"prefix": prefix})
+    deadline = time.monotonic() + 120
+    while "deferred" not in str(states(running.tasks("waits", run_id)).get("restore.find")):
+        assert time.monotonic() < deadline, running.log_tail()
+        time.sleep(0.5)
+    upload(failed_sweep, s3, f"{s3.bucket}/waits/sweep")
+    assert running.finish("waits", run_id) == "success", running.log_tail()
+    log = running.task_log("waits", run_id, "restore.commit")
+    assert f"s3://{s3.bucket}/waits/sweep: 1 of 1 resumed trials finished" in log
+    secret = s3.env["AWS_SECRET_ACCESS_KEY"].encode()
+    files = [path for path in running.home.rglob("*") if path.is_file()]
+    assert [path.name for path in files if secret in path.read_bytes()] == []
+
+
+def upload(directory: Path, s3, target: str) -> None:
+    import s3fs
+
+    store = s3fs.S3FileSystem(
+        key=s3.env["AWS_ACCESS_KEY_ID"],
+        secret=s3.env["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3.endpoint,
+    )
+    store.put(str(directory), target, recursive=True)
