@@ -127,7 +127,8 @@ def _recipe(kind: str) -> dict:
                 "role": tune.grid_search(["finishes", "hangs", "waits"]),
                 "hangs_at": tune.sample_from(_hangs_at),
             },
-            "tune": {"max_concurrent_trials": 1},
+            # one at a time, so that the third is drawn but never started
+            "trainable": tune.with_resources(t.counting, {"cpu": 2}),
         },
         "class": {
             **plain,
@@ -158,7 +159,7 @@ def _run(directory: Path, kind: str) -> None:
     tune.Tuner(
         recipe["trainable"] or t.make_trainer(),
         param_space=recipe["param_space"],
-        tune_config=tune.TuneConfig(metric="score", mode="max", **recipe.get("tune", {})),
+        tune_config=tune.TuneConfig(metric="score", mode="max"),
         run_config=t.RunConfig(
             name=kind, storage_path=directory.as_posix(), verbose=0, **recipe["run"]
         ),
