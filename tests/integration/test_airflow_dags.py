@@ -8,11 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests import airflow_home  # imported before any of Airflow
+from tests.experiments import make_killed_experiment
 
 SWEEP = airflow_home.DAGS / "example_sweep.py"
 
@@ -173,11 +175,13 @@ def test_a_trial_that_fails_again_is_committed_and_fails_the_run(errored, capfd)
             experiments=str(errored),
             trainable="example_sweep:train",
             resume_errored=True,
-            trial_args={"retries": 0},
+            trial_args={"retries": 1, "retry_delay": timedelta(0)},
         )
     register(dag)
     done = run(dag, capfd)
     assert done.state == "failed"
+    assert "attempt 1 of restore" in done.log
+    assert "attempt 2 of restore" in done.log
     assert done.states["restore.trial"] == ["failed"]
     assert done.states["restore.commit"] == ["success"]
     assert done.states["restore.done"] == ["upstream_failed"]
@@ -185,6 +189,37 @@ def test_a_trial_that_fails_again_is_committed_and_fails_the_run(errored, capfd)
     assert "failed again: " in done.log
     assert "0 of 1 resumed trials finished, 1 did not" in done.log
     assert statuses(errored) == ["ERROR"] + ["TERMINATED"] * 3
+
+
+def test_a_trial_that_hangs_is_stopped_by_its_timeout_and_goes_on_the_next_night(
+    tmp_path, capfd, monkeypatch
+):
+    from airflow.sdk import DAG
+
+    from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+    experiment = make_killed_experiment(tmp_path)
+    with DAG("times_out", schedule=None) as dag:
+        TuneRestoreTaskGroup(
+            experiments=str(experiment),
+            trainable="tests.trainables:counting",
+            stale_after=0,
+            trial_args={"retries": 0, "execution_timeout": timedelta(seconds=45)},
+        )
+    register(dag)
+    monkeypatch.syspath_prepend(airflow_home.ROOT)
+    first = run(dag, capfd)
+    assert sorted(first.states["restore.trial"]) == ["failed", "success"]
+    assert first.states["restore.commit"] == ["success"]
+    assert "Stopping the runner; it saves a snapshot first." in first.log
+    assert statuses(experiment)[1:] == ["TERMINATED"] * 2
+    monkeypatch.setenv("TUNE_TEST_HEALED", "1")
+    second = run(dag, capfd)
+    assert second.state == "success"
+    assert second.states["restore.trial"] == ["success"]
+    assert "iteration 3, " in second.log
+    assert "iteration 2, " not in second.log
+    assert statuses(experiment) == ["TERMINATED"] * 3
 
 
 def test_of_two_runs_on_one_experiment_the_second_names_the_first(errored, capfd):
