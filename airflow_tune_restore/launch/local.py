@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ CHECK_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 60.0
 """How long a runner that was told to stop may take to save its snapshot."""
 
+KILL_SECONDS = 10.0
 _PACKAGE = "airflow_tune_restore"
 _AIRFLOW = ("AIRFLOW", "_AIRFLOW")
 """Prefixes of variables the runner never sees: connections, database, fernet key, tokens."""
@@ -218,19 +220,24 @@ def _refusal(trainable: str, done: "subprocess.CompletedProcess[str]") -> TuneRe
 
 
 def _kill_session(session: int) -> None:
-    """Kill every process of a session; Ray's workers are in process groups of their own."""
-    for pid in _members(session):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    """Kill every process of a session and see them gone; those of Ray's workers start others."""
+    deadline = time.monotonic() + KILL_SECONDS
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(session, signal.SIGKILL)
+    while (alive := _members(session)) and time.monotonic() < deadline:
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _members(session: int) -> list[int]:
-    """Return the processes of a session; nothing where there is no /proc (macOS)."""
+    """Return the living processes of a session; nothing where there is no /proc (macOS)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.getsid(int(entry.name)) == session:
+            # pid (name) state ppid pgrp session …; the name may hold anything
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
                 found.append(int(entry.name))
     return found

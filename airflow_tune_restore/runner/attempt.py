@@ -97,6 +97,7 @@ class Attempt:
         with ExitStack() as stack:
             stack.callback(ray.shutdown)
             connect(self._request)
+            self._stop.install()
             for owner, name, value in _replacements(scope):
                 stack.enter_context(ray_internals.replaced(owner, name, value))
             if has_tuner:

@@ -17,6 +17,10 @@ class StopSignals:
     def __init__(self) -> None:
         self.came = False
         self._ignored = False
+        self.install()
+
+    def install(self) -> None:
+        """Take both signals; again once Ray runs, whose C++ part takes SIGTERM for a crash."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -25,6 +29,9 @@ class StopSignals:
         self._ignored = True
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        # came through Ray's handler, that aborts the process three seconds later: absl's
+        # AbslFailureSignalHandler, installed by the core worker (seen in 2.60)
+        signal.alarm(0)
         if self.came or self._ignored:
             return  # a second one must not spoil the snapshot
         self.came = True
