@@ -1,0 +1,153 @@
+"""The local launcher, with a small program in the place of the runner."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
+from airflow_tune_restore.launch.local import LocalLauncher, _members
+from airflow_tune_restore.restore.request import RunnerRequest
+
+REQUEST = RunnerRequest(
+    experiment="/e", restore_id="r", trial_id="t", attempt=1, trainable="m:f", trainable_name="f",
+    action="resume",
+)  # fmt: skip
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """Returns a launcher whose interpreter runs a given script instead of the runner."""
+
+    def make(script: str, **arguments) -> LocalLauncher:
+        program = tmp_path / "program.py"
+        program.write_text(script)
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -u {program} "$@"\n')
+        python.chmod(0o755)
+        return LocalLauncher(python=python.as_posix(), **arguments)
+
+    return make
+
+
+def check(launcher: LocalLauncher) -> None:
+    launcher.check(experiment="/e", trainable="m:f", trainable_name="f", imports=["a", "b"])
+
+
+def test_lines_and_exit_code_come_through(launcher):
+    process = launcher(
+        "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
+    ).start(REQUEST)
+    assert list(process.lines()) == ["one", "two"]
+    assert process.wait() == 3
+
+
+def test_the_runner_is_told_experiment_request_and_parent(launcher):
+    process = launcher("import sys; print(sys.argv[1:])").start(REQUEST)
+    (line,) = process.lines()
+    key = ".tune_restore/r/trials/t/attempts/000001/request.json"
+    assert line == str(
+        ["-m", "airflow_tune_restore.runner", "run", "--experiment", "/e", "--request", key,
+         "--parent-pid", str(os.getpid())]
+    )  # fmt: skip
+
+
+def test_airflows_variables_stay_here_and_the_users_arrive(launcher, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "secret")
+    monkeypatch.setenv("AIRFLOW_CONN_AWS", "secret")
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "secret")
+    script = "import os\nfor item in sorted(os.environ.items()): print(*item, sep='=')"
+    process = launcher(script, env={"AWS_REGION": "x"}, pythonpath=["/code"]).start(REQUEST)
+    lines = list(process.lines())
+    assert "AWS_REGION=x" in lines
+    assert not any("AIRFLOW" in line.partition("=")[0] for line in lines)
+    (path,) = [line for line in lines if line.startswith("PYTHONPATH=")]
+    assert path.startswith("PYTHONPATH=/code")
+
+
+def test_only_our_package_is_put_on_the_path(launcher):
+    script = "import os, sys; print(sorted(os.listdir(os.environ['PYTHONPATH'].split(':')[-1])))"
+    process = launcher(script).start(REQUEST)
+    assert list(process.lines()) == ["['airflow_tune_restore']"]
+
+
+def test_a_runner_that_nobody_reads_does_not_wait(launcher):
+    process = launcher("print('x' * 1_000_000)").start(REQUEST)
+    assert process.wait(20) == 0
+
+
+def test_stop_asks_first(launcher):
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))\n"
+        "print('ready')\ntime.sleep(60)"
+    )
+    process = launcher(script).start(REQUEST)
+    assert next(process.lines()) == "ready"
+    assert process.stop() == 4
+
+
+def test_stop_kills_what_does_not_end_and_all_it_started(launcher):
+    script = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = 'import os, time; os.setpgid(0, 0); print(\"ready\", flush=True); time.sleep(60)'\n"
+        "subprocess.Popen([sys.executable, '-c', child])\ntime.sleep(60)"
+    )
+    process = launcher(script).start(REQUEST)
+    assert next(process.lines()) == "ready"
+    started = time.monotonic()
+    assert process.stop(grace_seconds=0.2) == -signal.SIGKILL
+    assert time.monotonic() - started < 10
+    assert _members(process.pid) == []
+
+
+def test_what_a_killed_runner_leaves_behind_is_ended(launcher):
+    script = (
+        "import subprocess, sys, time\n"
+        "child = 'import time; print(\"ready\", flush=True); time.sleep(60)'\n"
+        "subprocess.Popen([sys.executable, '-c', child])\ntime.sleep(60)"
+    )
+    process = launcher(script).start(REQUEST)
+    lines = process.lines()
+    assert next(lines) == "ready"
+    os.kill(process.pid, signal.SIGKILL)
+    assert list(lines) == []  # the pipe is closed by all who held it
+    assert process.wait() == -signal.SIGKILL
+    assert _members(process.pid) == []
+
+
+def test_an_interpreter_that_is_missing_is_named():
+    with pytest.raises(InvalidInputError, match="Cannot start /nowhere/python"):
+        LocalLauncher(python="/nowhere/python").start(REQUEST)
+
+
+def test_check_passes_what_fits(launcher):
+    check(launcher("print('fits')"))
+
+
+def test_check_gives_the_runners_sentence(launcher):
+    script = "import sys; print('noise\\nerror: it is another one.\\nmore', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(InvalidInputError, match=r"^it is another one\.$"):
+        check(launcher(script))
+
+
+def test_check_that_breaks_is_no_verdict(launcher):
+    with pytest.raises(RunnerError, match=r"ended with exit code 1\. boom"):
+        check(launcher("import sys; sys.exit('boom')"))
+
+
+def test_no_value_of_env_is_shown():
+    launcher = LocalLauncher(env={"AWS_SECRET_ACCESS_KEY": "hidden"})
+    assert "hidden" not in repr(launcher)
+
+
+def test_the_package_link_goes_with_the_runner(launcher):
+    script = "import os; print(os.environ['PYTHONPATH'].split(':')[-1])"
+    process = launcher(script).start(REQUEST)
+    (path,) = process.lines()
+    process.wait()
+    assert not Path(path).exists()

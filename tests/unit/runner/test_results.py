@@ -1,0 +1,102 @@
+"""Which rows of result.json and progress.csv go before a trial is resumed."""
+
+import json
+
+import pytest
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.runner.results import prepare_results
+from airflow_tune_restore.storage.fs import open_store
+
+TRIAL = "train_0"
+
+
+def request(attempt: int = 1, *, trim: bool = False) -> RunnerRequest:
+    return RunnerRequest(
+        experiment="", restore_id="r", trial_id="t", attempt=attempt, trainable="", trainable_name="",
+        action="resume", trim_results=trim,
+    )  # fmt: skip
+
+
+class Files:
+    def __init__(self, directory) -> None:
+        self.store = open_store(directory.as_posix())
+
+    def write(self, *iterations: int) -> None:
+        rows = [{"training_iteration": i, "note": 'a "quoted"\nline'} for i in iterations]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.store.put(f"{TRIAL}/result.json", text.encode())
+        table = "".join(f'{i},"a ""quoted""\nline"\r\n' for i in iterations)
+        self.store.put(f"{TRIAL}/progress.csv", f"training_iteration,note\r\n{table}".encode())
+
+    def append(self, text: bytes, name: str = "result.json") -> None:
+        key = f"{TRIAL}/{name}"
+        self.store.put(key, self.store.get(key) + text)
+
+    def read(self) -> tuple[list[int], list[int]]:
+        lines = self.store.get(f"{TRIAL}/result.json").decode().splitlines()
+        table = self.store.get(f"{TRIAL}/progress.csv").decode().split("\r\n")[1:-1]
+        rows = [json.loads(line)["training_iteration"] for line in lines]
+        return rows, [int(line.partition(",")[0]) for line in table]
+
+
+@pytest.fixture
+def files(tmp_path) -> Files:
+    return Files(tmp_path)
+
+
+def test_rows_from_before_the_restore_are_left_to_ray(files):
+    files.write(1, 2, 3)
+    prepare_results(files.store, request(), TRIAL, 2)
+    assert files.read() == ([1, 2, 3], [1, 2, 3])
+
+
+def test_rows_an_earlier_attempt_wrote_past_the_checkpoint_go(files):
+    files.write(1, 2, 3)
+    prepare_results(files.store, request(), TRIAL, 2)
+    files.write(1, 2, 3, 3, 4, 5)
+    prepare_results(files.store, request(2), TRIAL, 4)
+    assert files.read() == ([1, 2, 3, 3, 4], [1, 2, 3, 3, 4])
+
+
+def test_trimming_drops_all_rows_past_the_checkpoint_and_keeps_a_copy_of_the_first(files):
+    files.write(1, 2, 3)
+    original = files.store.get(f"{TRIAL}/result.json")
+    prepare_results(files.store, request(trim=True), TRIAL, 2)
+    assert files.read() == ([1, 2], [1, 2])
+    files.write(1, 2, 3, 4)
+    prepare_results(files.store, request(2, trim=True), TRIAL, 3)
+    assert files.read() == ([1, 2, 3], [1, 2, 3])
+    assert files.store.get(layout.results_backup_key("r", "t")) == original
+
+
+def test_a_row_that_was_cut_off_goes(files):
+    files.write(1, 2)
+    files.append(b'{"training_iteration": 3, "sc')
+    files.append(b'3,"a', "progress.csv")
+    prepare_results(files.store, request(), TRIAL, 2)
+    assert files.read() == ([1, 2], [1, 2])
+
+
+def test_all_rows_of_a_trial_that_is_new_are_our_own(files):
+    prepare_results(files.store, request(), TRIAL, None)
+    files.write(1, 2, 3)
+    prepare_results(files.store, request(2), TRIAL, 2)
+    assert files.read() == ([1, 2], [1, 2])
+
+
+def test_rows_that_starting_from_scratch_overwrites_are_kept_as_a_copy(files):
+    files.write(1, 2, 3)
+    original = files.store.get(f"{TRIAL}/result.json")
+    prepare_results(files.store, request(), TRIAL, None)
+    files.write(1, 2)  # Ray begins the file anew
+    prepare_results(files.store, request(2), TRIAL, 1)
+    assert files.read() == ([1], [1])
+    assert files.store.get(layout.results_backup_key("r", "t")) == original
+
+
+def test_files_without_iterations_are_left_alone(files):
+    files.store.put(f"{TRIAL}/progress.csv", b"a,b\r\n1,2\r\n")
+    prepare_results(files.store, request(trim=True), TRIAL, 0)
+    assert files.store.get(f"{TRIAL}/progress.csv") == b"a,b\r\n1,2\r\n"
