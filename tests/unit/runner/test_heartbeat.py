@@ -1,0 +1,75 @@
+"""A runner says that it lives before it looks for newer ones, and stops for them."""
+
+import pytest
+
+from airflow_tune_restore.exceptions import LeaseLostError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.runner.heartbeat import FencedError, Heartbeat
+from airflow_tune_restore.storage.fs import open_store
+
+REQUEST = RunnerRequest(
+    experiment="", restore_id="r", trial_id="t", attempt=1, trainable="", trainable_name="",
+    action="resume",
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = open_store(tmp_path.as_posix())
+    lease.acquire(store, restore_id="r", holder="test")
+    store.create(layout.request_key("r", "t", 1), REQUEST.to_json())
+    return store
+
+
+def heartbeat(store) -> Heartbeat:
+    return Heartbeat(store, REQUEST, None)
+
+
+def test_it_beats_and_renews_the_lease(store):
+    before = store.list_dir(layout.LEASE)
+    pulse = heartbeat(store)
+    pulse.start()
+    pulse.stop()
+    first = store.get(layout.heartbeat_key("r", "t", 1))
+    pulse.beat()
+    assert store.get(layout.heartbeat_key("r", "t", 1)) != first
+    assert store.list_dir(layout.LEASE) != before
+
+
+def test_a_newer_attempt_ends_it_after_it_has_shown_itself(store):
+    store.create(layout.request_key("r", "t", 2), b"{}")
+    with pytest.raises(FencedError, match="attempt 2 has been started"):
+        heartbeat(store).start()
+    assert store.get(layout.heartbeat_key("r", "t", 1))
+
+
+def test_a_lost_lease_ends_it(store):
+    lease.release(store, lease.check_held(store, "r"))
+    with pytest.raises(LeaseLostError):
+        heartbeat(store).start()
+
+
+@pytest.mark.parametrize("lost", ["attempt", "lease"])
+def test_while_running_it_leaves_without_another_word(store, lost, monkeypatch):
+    pulse = heartbeat(store)
+    pulse.start()
+    pulse.stop()
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    if lost == "attempt":
+        store.create(layout.request_key("r", "t", 2), b"{}")
+    else:
+        lease.release(store, lease.check_held(store, "r"))
+    pulse.check_or_end()
+    assert codes == [3]
+
+
+def test_a_parent_that_is_gone_is_a_request_to_stop(store, monkeypatch):
+    sent = []
+    monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
+    pulse = Heartbeat(store, REQUEST, parent_pid=1)
+    pulse._watch_parent()
+    pulse._watch_parent()
+    assert sent == [15]

@@ -1,0 +1,89 @@
+"""What the user names is loaded, or refused in one sentence."""
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.runner.loading import load, load_param_space, load_trainable
+from airflow_tune_restore.storage.fs import open_store
+
+pytest.importorskip("ray.tune")
+MODULE = "tests.trainables"
+
+
+@pytest.mark.parametrize(
+    ("name", "imports"),
+    [
+        (f"{MODULE}:counting", ()),
+        (f"{MODULE}:Counter", ()),
+        (f"{MODULE}:Counter.step", ()),  # dotted attributes are followed
+        (f"{MODULE}:counting_with_parameters", ()),
+        (f"{MODULE}:counting_with_resources", ()),
+        ("counting_by_name", (MODULE,)),
+    ],
+)
+def test_every_kind_is_loaded(name, imports):
+    assert load_trainable(name, imports)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("tests.nowhere:train", "there is no module 'tests.nowhere' here"),
+        (f"{MODULE}:missing", "has no 'missing'"),
+        (f"{MODULE}:ITERATIONS", "is a int, not a function, Trainable or trainer"),
+        (":train", "not of the form package.module:attribute"),
+        ("nobody_registered_this", "is not registered with Tune"),
+    ],
+)
+def test_what_is_none_is_refused(name, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        load_trainable(name)
+
+
+def test_a_param_space_is_a_dict_or_makes_one():
+    assert load_param_space(f"{MODULE}:UNFITTING_PARAM_SPACE") == {"learning_rate": 0.1}
+    assert load_param_space(f"{MODULE}:fitting_param_space")["role"] == "x"
+    with pytest.raises(InvalidInputError, match="not a dict"):
+        load_param_space(f"{MODULE}:ITERATIONS")
+
+
+def request(**fields) -> RunnerRequest:
+    fields = {"trainable": f"{MODULE}:counting", "trainable_name": "counting", **fields}
+    return RunnerRequest(
+        experiment="", restore_id="", trial_id="", attempt=0, action="resume", **fields
+    )
+
+
+def write_tuner(store, body: bytes) -> None:
+    store.put("tuner.pkl", body)
+
+
+def test_param_space_keys_are_compared_with_the_recorded_ones(tmp_path):
+    from ray import cloudpickle
+
+    store = open_store(tmp_path.as_posix())
+    write_tuner(store, cloudpickle.dumps({"__flattened_param_space_keys": ["fails_at", "role"]}))
+    assert load(store, request(param_space=f"{MODULE}:fitting_param_space"))[2] is True
+    with pytest.raises(InvalidInputError, match="Invalid `param_space`"):
+        load(store, request(param_space=f"{MODULE}:UNFITTING_PARAM_SPACE"))
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80\x04", b"not a pickle"])
+def test_a_damaged_tuner_pkl_is_as_good_as_none(tmp_path, body):
+    store = open_store(tmp_path.as_posix())
+    assert load(store, request())[2] is False
+    write_tuner(store, body)
+    assert load(store, request())[2] is False
+
+
+def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path):
+    store = open_store(tmp_path.as_posix())
+    write_tuner(store, b"ctests.gone\nCallback\n.")
+    with pytest.raises(InvalidInputError, match=r"tests\.gone"):
+        load(store, request())
+
+
+def test_another_trainable_is_refused():
+    with pytest.raises(InvalidInputError, match="the experiment was made with 'counting'"):
+        load(None, request(trainable=f"{MODULE}:other"))
