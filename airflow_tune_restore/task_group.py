@@ -43,6 +43,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         param_space: `package.module:attribute` of a re-specified param_space.
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
+        ray_address: Ray cluster to run on; without, every trial gets a private Ray.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_active_trials: How many trials run at the same time in one DAG run.
         find_args: More arguments of `FailedTuneExperimentSensor`.
@@ -76,6 +77,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         param_space: str | None = None,
         imports: Sequence[str] = (),
         python: str | None = None,
+        ray_address: str | None = None,
         env: Mapping[str, str] | None = None,
         max_active_trials: int | None = None,
         find_args: Mapping[str, Any] | None = None,
@@ -131,6 +133,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.trial = RestoreTrialOperator.partial(
                 **{
                     "task_id": "trial",
+                    "ray_address": ray_address,
                     "max_active_tis_per_dagrun": max_active_trials,
                     **shared,
                     **(trial_args or {}),

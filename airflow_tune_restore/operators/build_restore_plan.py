@@ -264,6 +264,7 @@ class BuildRestorePlanOperator(BaseOperator):
                 "%s: restore %s, %d of %d trials to run, from %s",
                 *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
             )
+            self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
             for trial in plan.to_run[:_SHOWN_TRIALS]:
                 self.log.info("  %s %s: %s", trial.action, trial.trial_id, printable(trial.reason))
             if len(plan.to_run) > _SHOWN_TRIALS:
