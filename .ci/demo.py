@@ -1,4 +1,4 @@
-"""A real Tune sweep fails and its driver is killed; `dags/nightly_recovery.py` recovers it; see the tables.
+"""A real Tune sweep fails, its driver is killed, and `dags/nightly_recovery.py` brings it back.
 
 Everything runs on this machine: a real S3 server (SeaweedFS), Ray, and Airflow's own processes.
 What it leaves lies in `.demo/`.
@@ -108,7 +108,8 @@ READ_WITH_RAY = """
 import sys
 from ray.tune import ExperimentAnalysis, ResultGrid
 grid = ResultGrid(ExperimentAnalysis(sys.argv[1], default_metric="score", default_mode="max"))
-print(grid.get_dataframe()[["trial_id", "config/lr", "training_iteration", "score"]].to_string(index=False))
+columns = ["trial_id", "config/lr", "training_iteration", "score"]
+print(grid.get_dataframe()[columns].to_string(index=False))
 print(f"{len(grid)} trials, {grid.num_errors} errors, {grid.num_terminated} terminated")
 """
 

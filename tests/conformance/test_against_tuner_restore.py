@@ -22,11 +22,10 @@ from tests.experiments import (
     make_experiments,
     make_killed_experiment,
 )
-from tests.tuner_restore import VOLATILE  # noqa: F401  one list of what may differ
 
-ERRORED = ["resume_errored"]
-KINDS = ["sparse", "retries", "extras", "kept", "class", "registered", "with_parameters", "with_resources",
-         "trainer"]  # fmt: skip
+KINDS = (
+    "sparse retries extras kept class registered with_parameters with_resources trainer"
+).split()
 
 
 @dataclass(frozen=True)

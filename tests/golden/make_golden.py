@@ -37,7 +37,9 @@ def train(config):
         with tempfile.TemporaryDirectory() as directory:
             Path(directory, "state.json").write_text(json.dumps({"iteration": iteration}))
             report = getattr(tune, "report", None)
-            made = (tune if hasattr(tune, "Checkpoint") else train).Checkpoint.from_directory(directory)
+            made = (tune if hasattr(tune, "Checkpoint") else train).Checkpoint.from_directory(
+                directory
+            )
             metrics = {"score": iteration * config["factor"]}
             try:
                 report(metrics, checkpoint=made)

@@ -1,6 +1,7 @@
 """What a pickle says is read without doing any of it, and hostile ones end in an error, not in a hang."""
 
 import collections
+import contextlib
 import copyreg
 import os
 import pickle
@@ -126,10 +127,8 @@ def test_a_hash_bomb_is_only_looked_at():
     with pytest.raises(SymbolicError):
         read_pickle(deep)
     nested = b"\x80\x05}" + b")" + b"\x86".join([b"\x32" for _ in range(40)]) + b"K\x01s."
-    try:
+    with contextlib.suppress(SymbolicError):
         read_pickle(nested)
-    except SymbolicError:
-        pass
 
 
 @settings(max_examples=400)
@@ -138,10 +137,8 @@ def test_mutants_of_a_real_file_are_read_or_refused(data):
     body = bytearray((GOLDEN / "tuner.pkl").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(SymbolicError):
         read_pickle(bytes(body))
-    except SymbolicError:
-        pass
 
 
 def test_every_opcode_of_python_is_either_followed_or_refused():

@@ -1,0 +1,221 @@
+"""The command line: what it prints, what it exits with, and that a mistake is one sentence."""
+
+import json
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from airflow_tune_restore.cli import app as cli
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.storage.fs import open_store
+from tests.builders import STATE_NAME, make_experiment, make_row, make_state
+
+
+@pytest.fixture
+def tune_restore(monkeypatch, capsys):
+    """Run the command as `main` does; return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["tune-restore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def age(directory, seconds):
+    """Make every file of an experiment look as old as that."""
+    for path in directory.rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)  # noqa: TID251
+
+
+DONE = make_row("done", last_result={"training_iteration": 4, "score": 8}, last_result_time=4.0)
+BAD = make_row("bad", status="ERROR", error=True, last_result_time=3.0)
+HUNG = make_row("hung", status="RUNNING", last_result_time=2.0)
+
+
+def test_scan_tells_the_health_of_every_experiment(tune_restore, tmp_path):
+    age(make_experiment(tmp_path / "a-finished", [DONE]), 9999)
+    age(make_experiment(tmp_path / "b-errored", [DONE, BAD]), 9999)
+    age(make_experiment(tmp_path / "c-interrupted", [DONE, HUNG]), 9999)
+    make_experiment(tmp_path / "d-running", [DONE, HUNG])
+    (make_experiment(tmp_path / "e-not-started", [DONE]) / STATE_NAME).unlink()
+    age(tmp_path / "e-not-started", 9999)
+    (make_experiment(tmp_path / "f-unreadable", [DONE]) / STATE_NAME).write_bytes(
+        b'{"trial_data": [["'
+    )
+    make_experiment(tmp_path / "team" / "user" / "g-nested", [DONE])
+    (tmp_path / "not an experiment").mkdir()
+
+    code, out, _ = tune_restore("scan", tmp_path, "--json")
+    assert code == 0
+    found = {Path(entry["experiment"]).name: entry for entry in json.loads(out)}
+    assert {name: entry["health"] for name, entry in found.items()} == {
+        "a-finished": "finished",
+        "b-errored": "errored",
+        "c-interrupted": "interrupted",
+        "d-running": "running",
+        "e-not-started": "not_started",
+        "f-unreadable": "unreadable",
+        "g-nested": "finished",
+    }
+    errored = found["b-errored"]
+    assert errored["trials"] == {"ERROR": 1, "TERMINATED": 1}
+    assert errored["state_file"] == STATE_NAME
+    assert errored["samples_left"] == 0
+    assert datetime.fromisoformat(errored["last_write"]).tzinfo is not None
+    assert set(errored) == set(
+        "experiment health reason trials state_file last_write samples_left".split()
+    )
+    assert "not a whole experiment state" in found["f-unreadable"]["reason"]
+
+
+def test_stale_after_says_how_long_silence_must_last(tune_restore, tmp_path):
+    age(make_experiment(tmp_path / "x", [HUNG]), 100)
+    for seconds, health in ((50, "interrupted"), (200, "running"), (0, "interrupted")):
+        _, out, _ = tune_restore("scan", tmp_path, "--stale-after", seconds, "--json")
+        assert json.loads(out)[0]["health"] == health
+
+
+def test_a_trial_directory_that_is_written_to_is_a_sign_of_life(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [HUNG])
+    age(experiment, 9999)
+    (experiment / "dir_hung").mkdir()
+    (experiment / "dir_hung" / "result.json").write_text("{}\n")
+    _, out, _ = tune_restore("scan", tmp_path, "--json")
+    assert json.loads(out)[0]["health"] == "running"
+
+
+def test_an_empty_prefix_is_an_empty_list(tune_restore, tmp_path):
+    assert tune_restore("scan", tmp_path, "--json")[:2] == (0, "[]\n")
+    assert "No Tune experiment" in tune_restore("scan", tmp_path)[1]
+
+
+def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):
+    make_experiment(tmp_path / "x", [DONE, BAD, HUNG])
+    code, out, _ = tune_restore("plan", tmp_path / "x", "--resume-errored", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert {"experiment", "strategy", "samples_left", "trials"} <= set(plan)
+    fields = {"trial_id", "status", "action", "checkpoint", "iteration", "reason"}
+    assert all(fields <= set(trial) for trial in plan["trials"])
+    assert {t["trial_id"]: t["action"] for t in plan["trials"]} == {
+        "done": "keep",
+        "bad": "resume",
+        "hung": "resume",
+    }
+    assert not (tmp_path / "x" / layout.ROOT).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "actions"),
+    [
+        ((), {"bad": "keep", "hung": "resume"}),
+        (("--restart-errored",), {"bad": "restart", "hung": "resume"}),
+        (("--resume-errored", "--restart-errored"), {"bad": "resume", "hung": "resume"}),
+        (("--no-resume-unfinished",), {"bad": "keep", "hung": "terminate"}),
+    ],
+)
+def test_flags_reach_the_plan(tune_restore, tmp_path, flags, actions):
+    make_experiment(tmp_path / "x", [BAD, HUNG])
+    _, out, _ = tune_restore("plan", tmp_path / "x", *flags, "--json")
+    assert {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]} == actions
+
+
+def test_a_live_experiment_is_refused_with_exit_code_3(tune_restore, tmp_path):
+    make_experiment(tmp_path / "x", [HUNG])
+    code, _, err = tune_restore("restore", tmp_path / "x", "--trainable", "m:train")
+    assert code == 3
+    assert "is running" in err
+    assert "--stale-after 0" in err
+
+
+def test_a_leased_experiment_is_refused_with_exit_code_3(tune_restore, tmp_path):
+    make_experiment(tmp_path / "x", [BAD])
+    store = open_store(str(tmp_path / "x"))
+    lease.acquire(store, restore_id="other", holder="dag nightly on host 7")
+    code, _, err = tune_restore(
+        "restore", tmp_path / "x", "--trainable", "m:train", "--resume-errored"
+    )
+    assert code == 3
+    assert "dag nightly on host 7" in err
+
+
+def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
+    make_experiment(tmp_path / "x", [DONE, BAD])
+    before = sorted(path.name for path in (tmp_path / "x").iterdir())
+    code, out, _ = tune_restore("restore", tmp_path / "x", "--trainable", "m:train")
+    assert code == 0
+    assert "Nothing to restore" in out
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("restore", "{x}", "--trainable", "no_such_module:train", "--resume-errored"),
+            "no_such_module",
+        ),
+        (("restore", "{x}", "--trainable", "json:dumps", "--resume-errored"), "'train'"),
+        (("plan", "{x}", "--strategy", "sideways"), "sideways"),
+        (("plan", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("plan", "s3://conn@bucket/x"), "Airflow connection"),
+        (("restore", "{x}"), "trainable"),
+        (("scan", "{x}", "--stale-after", "-1"), "stale-after"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(tune_restore, tmp_path, arguments, words):
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    code, _, err = tune_restore(*(part.format(x=experiment) for part in arguments))
+    assert code == 2
+    assert words in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (experiment / layout.ROOT).exists()
+
+
+def test_a_coupled_experiment_is_refused_before_anything_is_started(
+    tune_restore, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(LocalLauncher, "check", lambda *_args, **_kwargs: None)
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    tuner = (experiment / "tuner.pkl").read_bytes()
+    # as TuneConfig(scheduler="…") pickles: the name in the place of None
+    name = b"\x8c\x09scheduler\x94N"
+    assert name in tuner
+    coupled = tuner.replace(name, b"\x8c\x09scheduler\x94\x8c\x03PB2")
+    (experiment / "tuner.pkl").write_bytes(coupled)
+    _, out, _ = tune_restore("plan", experiment, "--json")
+    assert json.loads(out)["strategy"] == "whole_experiment"
+    code, _, err = tune_restore("restore", experiment, "--trainable", "m:t", "--resume-errored")
+    assert code == 2
+    assert "PB2" in err
+    assert "--strategy per_trial" in " ".join(err.split())
+
+
+def test_the_newest_valid_state_is_used_and_the_bad_one_named(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    (experiment / "experiment_state-2026-11-24_10-00-00.json").write_bytes(make_state([BAD])[:-50])
+    (experiment / "experiment_state-2026-11-25_10-00-00.json").write_bytes(make_state([]))
+    _, out, _ = tune_restore("scan", tmp_path, "--json")
+    (report,) = json.loads(out)
+    assert (report["health"], report["state_file"]) == ("errored", STATE_NAME)
+    assert "2026-11-24_10-00-00.json was passed over" in report["reason"]
+    assert "2026-11-25_10-00-00.json was passed over: it holds no trials" in report["reason"]
+
+
+def test_a_driver_in_another_time_zone_does_not_hide_the_newer_state(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [BAD], start_time=1000.0)
+    west = "experiment_state-2026-11-23_04-00-00.json"  # later, by a clock six hours behind
+    (experiment / west).write_bytes(make_state([DONE], start_time=2000.0))
+    _, out, _ = tune_restore("scan", tmp_path, "--json")
+    (report,) = json.loads(out)
+    assert (report["state_file"], report["health"]) == (west, "finished")
+    assert "Ray alone would take the other" in report["reason"]
