@@ -156,6 +156,19 @@ def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, 
     assert "Nothing to commit: no restore was started." in done.log
 
 
+def test_the_prefix_may_come_from_a_variable(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_VAR_TUNE_RESTORE_PREFIX", str(tmp_path))
+    done = run_example("nightly_recovery", capfd)
+    assert done.state == "success"
+    assert f"Nothing to restore under {tmp_path}" in done.log
+
+
+def test_without_any_prefix_the_first_task_says_what_is_missing(capfd):
+    done = run_example("nightly_recovery", capfd)
+    assert done.state == "failed"
+    assert "An experiment address must be a path or a URL, not ''." in done.log
+
+
 def test_a_sweep_that_fails_is_recovered_in_the_same_run(tmp_path, capfd):
     done = run_example("sweep_with_recovery", capfd, storage_path=str(tmp_path))
     assert done.state == "success"
