@@ -117,6 +117,7 @@ def gcs_server(bucket: str = "experiments") -> Iterator[Server]:
                 "STORAGE_EMULATOR_HOST": endpoint,
                 "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
                 "GOOGLE_CLOUD_PROJECT": "test",
+                "NO_GCE_CHECK": "true",  # no metadata server to wait for
             },
         )
 
