@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,12 +55,15 @@ class Attempt:
         self._heartbeat.start()
         try:
             result, error = self._run()
-        finally:
             self._stop.ignore()
+        finally:
             self._heartbeat.stop()
             if self._scope is not None:
                 shutil.rmtree(self._scope.staging, ignore_errors=True)
         self._record(result, error)
+        # last: Ray gives SIGTERM back its default action, and a second one may come any time. Tune has
+        # waited for the trial's actor to end (TuneController.cleanup, 2.60)
+        _shut_down()
         return result
 
     def _run(self) -> tuple[Result, tuple[str, str]]:
@@ -91,11 +95,9 @@ class Attempt:
 
     def _fit(self, trainable: Any, param_space: dict[str, Any] | None, has_tuner: bool) -> None:  # noqa: FBT001
         """Run `Tuner.restore(…).fit()` with the controller, the state and the staging directory ours."""
-        import ray
-
         scope = self._scope
         with ExitStack() as stack:
-            stack.callback(ray.shutdown)
+            stack.push(self._end_ray_early)
             connect(self._request)
             self._stop.install()
             for owner, name, value in _replacements(scope):
@@ -108,8 +110,20 @@ class Attempt:
                 )
                 _restore_state(scope, trainable, param_space)
 
+    def _end_ray_early(self, error: type[BaseException] | None, *_details: object) -> None:
+        """Leave no actor behind when the run broke off: what is recorded then must be true at once."""
+        if error is not None:
+            _shut_down()
+            self._stop.install()
+
     def _has_ended(self) -> bool:
-        return self._scope is not None and self._scope.saved_status in ("TERMINATED", "ERROR")
+        trial = self._scope.trial if self._scope is not None else None
+        return (
+            self._scope is not None
+            and trial is not None
+            and self._scope.saved_status == trial.status
+            and trial.is_finished()
+        )
 
     def _judge(self, scope: "Scope | None") -> tuple[Result, tuple[str, str]]:
         """Say how it ended, by what was saved: the commit takes the snapshot, not our word."""
@@ -136,6 +150,12 @@ class Attempt:
         )
         key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
         self._store.put(key, outcome.to_json())
+
+
+def _shut_down() -> None:
+    """End a private Ray, or leave a cluster."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def _make_scope(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> "Scope":
