@@ -121,6 +121,18 @@ def test_a_fresh_budget_gives_rays_own_retries_back(copied):
     assert run["num_failures"] == 2
 
 
+def test_rays_own_retry_loses_no_row_that_was_not_uploaded_yet(copied, tmp_path):
+    """Ray's loggers fetch result.json again when a trial is retried, over what is not stored yet."""
+    env = {"TUNE_TEST_FAILS_ONCE": str(tmp_path / "failed"), "TUNE_GLOBAL_CHECKPOINT_S": "600"}
+    restoring = Restoring(copied("retries"), "retries", fresh_budget=True, env=env)
+    ran = restoring.run()
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert (tmp_path / "failed").exists()
+    assert restoring.iterations() == restoring.csv_iterations() == EVERY
+    _, run = restoring.snapshot()
+    assert run["num_failures"] == 1
+
+
 @pytest.mark.parametrize(("trim", "rows"), [(False, [1, 2, 3, 3, 4, 5, 6]), (True, EVERY)])
 def test_rows_past_the_checkpoint_are_repeated_as_by_ray_unless_trimmed(copied, trim, rows):
     restoring = Restoring(copied("sparse"), "sparse", trim_results=trim)

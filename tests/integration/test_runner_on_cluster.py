@@ -1,0 +1,51 @@
+"""A runner that joins a Ray cluster which is there already, and leaves it as it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED
+from tests.experiments import environment
+from tests.restoring import Restoring
+from tests.servers import free_port
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A one-node cluster in a session of its own; its workers know nothing of our PYTHONPATH."""
+    port = free_port()
+    env = environment(TUNE_TEST_HEALED="1", TUNE_TEST_STEP_SECONDS="1")
+    env.pop("PYTHONPATH")
+    head = subprocess.Popen(
+        [Path(sys.executable).with_name("ray").as_posix(), "start", "--head", "--block", "--num-cpus=2",
+         f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"],
+        env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for line in head.stdout:
+        if "Ray runtime started" in line:
+            break
+    time.sleep(1)
+    yield f"127.0.0.1:{port}"
+    os.kill(head.pid, signal.SIGKILL)
+    _kill_session(head.pid)
+    head.wait()
+
+
+def test_a_trial_is_stopped_and_resumed_on_a_cluster(copied, cluster):
+    restoring = Restoring(copied("errored"), "errored")
+    request, process, seen = restoring.run_until(4, address=cluster)
+    process.stop()
+    ran = restoring.finish(request, process, tuple(seen))
+    assert ran.code == EXIT_INTERRUPTED, ran.output
+
+    ran = restoring.run(address=cluster)
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert "Connecting to existing Ray cluster" in ran.output
+    assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
