@@ -54,7 +54,7 @@ def main() -> int:
     import ray
     from ray import tune
 
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False)
     results = tune.Tuner(
         train,
         param_space={

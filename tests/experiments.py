@@ -49,9 +49,11 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def make_experiments(directory: Path, kinds: Sequence[str]) -> dict[str, Path]:
+def make_experiments(
+    directory: Path, kinds: Sequence[str], python: str = sys.executable
+) -> dict[str, Path]:
     """Run sweeps that fail, one after another in one Ray, and return their directories."""
-    command = [sys.executable, "-m", "tests.experiments", directory.as_posix(), *kinds]
+    command = [python, "-m", "tests.experiments", directory.as_posix(), *kinds]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return {kind: directory / kind for kind in kinds}
@@ -169,7 +171,9 @@ def _run(directory: Path, kind: str) -> None:
 def main(directory: str, *kinds: str) -> None:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2
+    )
     for kind in kinds:
         _run(Path(directory), kind)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,13 @@ class Restoring:
 
     def __init__(
         self, uri: str | Path, kind: str, *, healed: bool = True, env: dict[str, str] | None = None,
-        **plan: Any,
+        python: str = sys.executable, **plan: Any,
     ) -> None:  # fmt: skip
         self.store: ObjectStore = open_store(str(uri))
         self.trainable = TRAINABLES[kind]
         self.imports = [] if ":" in self.trainable else ["tests.trainables"]
         self.launcher = LocalLauncher(
+            python=python,
             env={**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1" if healed else "0", **(env or {})},
             pythonpath=[ROOT.as_posix()],
         )

@@ -32,7 +32,9 @@ def restore(cases: list[dict[str, Any]]) -> None:
     from ray import tune
     from ray.tune.tune_config import ResumeConfig
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2
+    )
     for case in cases:
         flags = dict(case["flags"])
         if "per_status" in flags:

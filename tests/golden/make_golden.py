@@ -52,7 +52,7 @@ def drive(storage: str) -> None:
     from ray import train as ray_train
     from ray import tune
 
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False)
     run_config = getattr(tune, "RunConfig", None) or ray_train.RunConfig
     tune.Tuner(
         train,
