@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
@@ -193,6 +194,21 @@ def test_what_cannot_fit_is_refused_before_anything_starts(copied, changes, sent
     assert "Traceback" not in ran.output
     assert "Started a local Ray" not in ran.output
     assert before == sorted((p, p.stat().st_mtime_ns) for p in trial_dir.rglob("*"))
+
+
+def test_check_says_beforehand_whether_a_trainable_fits(copied):
+    directory = copied("errored")
+    restoring = Restoring(directory, "errored")
+    asked = {"experiment": directory.as_posix(), "trainable_name": "counting"}
+    restoring.launcher.check(trainable="tests.trainables:counting", **asked)
+    with pytest.raises(InvalidInputError, match="the experiment was made with 'counting'"):
+        restoring.launcher.check(trainable="tests.trainables:other", **asked)
+    with pytest.raises(InvalidInputError, match="Invalid `param_space`"):
+        restoring.launcher.check(
+            trainable="tests.trainables:counting",
+            param_space="tests.trainables:UNFITTING_PARAM_SPACE",
+            **asked,
+        )
 
 
 def test_a_damaged_seed_fails_closed(copied):

@@ -123,8 +123,14 @@ def test_a_fresh_budget_gives_rays_own_retries_back(copied):
 
 def test_rays_own_retry_loses_no_row_that_was_not_uploaded_yet(copied, tmp_path):
     """Ray's loggers fetch result.json again when a trial is retried, over what is not stored yet."""
-    env = {"TUNE_TEST_FAILS_ONCE": str(tmp_path / "failed"), "TUNE_GLOBAL_CHECKPOINT_S": "600"}
-    restoring = Restoring(copied("retries"), "retries", fresh_budget=True, env=env)
+    directory = copied("retries")
+    state = next(directory.glob("experiment_state-*.json"))
+    body = state.read_text()
+    rare = body.replace('"_checkpoint_period": "1"', '"_checkpoint_period": "600"')
+    assert rare != body
+    state.write_text(rare)
+    env = {"TUNE_TEST_FAILS_ONCE": str(tmp_path / "failed")}
+    restoring = Restoring(directory, "retries", fresh_budget=True, env=env)
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
     assert (tmp_path / "failed").exists()
