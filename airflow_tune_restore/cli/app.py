@@ -142,14 +142,17 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     """
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
+    from airflow_tune_restore.restore.draft import DraftOptions
 
     del on  # one launcher so far
     options = RestoreOptions(
-        flags=_flags(resume_unfinished, resume_errored, restart_errored),
+        draft=DraftOptions(
+            flags=_flags(resume_unfinished, resume_errored, restart_errored),
+            strategy=strategy,
+            stale_after=timedelta(seconds=stale_after),
+        ),
         trainable=trainable,
         param_space=param_space,
-        strategy=strategy,
-        stale_after=timedelta(seconds=stale_after),
         address=address,
         imports=tuple(imports or ()),
         parallel=parallel,

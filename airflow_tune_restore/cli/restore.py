@@ -10,26 +10,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import (
-    ExperimentRunningError,
-    InvalidInputError,
-    StateUnreadableError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
-from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan, Strategy, TrialAction, TrialPlan
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.request import RunnerProgress
-from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -42,11 +34,9 @@ logger = logging.getLogger(__name__)
 class RestoreOptions:
     """What the user chose on the command line."""
 
-    flags: ResumeFlags
+    draft: DraftOptions
     trainable: str
     param_space: str | None
-    strategy: str
-    stale_after: timedelta
     address: str | None
     imports: tuple[str, ...]
     parallel: int
@@ -65,65 +55,34 @@ def restore_experiment(
         LeaseHeldError: If another restore is at work on it.
         InvalidInputError: If trainable or param_space do not fit; nothing was started.
     """
-    _refuse_unless_dead(store, options.stale_after)
-    restore_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     holder = f"tune-restore of {getpass.getuser()} on {socket.gethostname()}, pid {os.getpid()}"
-    settled = settle_abandoned(store, restore_id=restore_id, holder=holder)
-    if settled is not None:
-        progress.say(f"A restore that died was settled first. {settled.headline()}")
-    experiment = read_experiment(store)
-    plan = plan_restore(
-        store,
-        experiment,
-        restore_id=restore_id,
-        flags=options.flags,
-        strategy=options.strategy,
-    )
-    if not any(trial.action is not TrialAction.KEEP for trial in plan.trials):
+    base_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    draft = draft_restore(store, base_id, options.draft)
+    if isinstance(draft, str):
+        progress.say(draft)
         return None
     launcher = LocalLauncher(pythonpath=[os.getcwd()])  # noqa: PTH109  a string for PYTHONPATH
-    _refuse_what_cannot_run(plan, options, launcher)
-    plan = start_restore(store, experiment, plan, holder=holder, ttl_seconds=TTL_SECONDS)
+    if draft.plan.to_run:
+        # a wrong trainable is found out before anything is leased or started
+        launcher.check(
+            trainable=options.trainable,
+            trainable_name=draft.plan.trainable_name,
+            param_space=options.param_space,
+            imports=options.imports,
+            experiment=draft.plan.experiment,
+        )
+    plan, settled = start_draft(draft, options.draft, holder=holder, ttl_seconds=TTL_SECONDS)
+    if settled is not None:
+        progress.say(f"A restore that died was committed first. {settled.headline()}")
+    if plan is None:
+        return settled
+    restore_id = plan.restore_id
     progress.say(f"Restore {restore_id}: {len(plan.to_run)} trials to run.")
     with _renewed(store, restore_id), ThreadPoolExecutor(options.parallel) as pool:
         list(
             pool.map(lambda t: _run_trial(store, plan, t, options, launcher, progress), plan.to_run)
         )
     return commit_restore(store, restore_id)
-
-
-def _refuse_unless_dead(store: ObjectStore, stale_after: timedelta) -> None:
-    report = examine(store, stale_after=stale_after)
-    match report.health:
-        case Health.RUNNING:
-            raise ExperimentRunningError(report.experiment, report.reason)
-        case Health.UNREADABLE:
-            raise StateUnreadableError(report.experiment, report.reason)
-        case Health.NOT_STARTED:
-            raise InvalidInputError(
-                f"{report.reason}. There is nothing to resume; run its sweep again."
-            )
-        case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
-            return
-
-
-def _refuse_what_cannot_run(
-    plan: RestorePlan, options: RestoreOptions, launcher: LocalLauncher
-) -> None:
-    """Find out about a wrong trainable before anything is leased or started."""
-    if plan.strategy is Strategy.WHOLE_EXPERIMENT and plan.to_run:
-        raise InvalidInputError(
-            f"{plan.experiment} wants to be restored as a whole: {plan.strategy_reason}. This release "
-            "runs trials one by one only; --strategy per_trial does so and gives that up."
-        )
-    if plan.to_run:
-        launcher.check(
-            trainable=options.trainable,
-            trainable_name=plan.trainable_name,
-            param_space=options.param_space,
-            imports=options.imports,
-            experiment=plan.experiment,
-        )
 
 
 def _run_trial(  # noqa: PLR0913

@@ -8,7 +8,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import ExperimentRunningError, InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.arguments import (
     parse_addresses,
@@ -18,7 +18,6 @@ from airflow_tune_restore.hooks.arguments import (
 )
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.operators.drafts import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.operators.items import (
     RESTORES_KEY,
     RestoreItem,
@@ -27,6 +26,7 @@ from airflow_tune_restore.operators.items import (
 )
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.verdicts import Verdicts, for_each
+from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.summary import CommitSummary, printable
@@ -150,7 +150,10 @@ class BuildRestorePlanOperator(BaseOperator):
                 ti.map_index if ti.map_index is not None else -1,
                 store.uri,
             )
-            return draft_restore(places[text], store, base_id, options)
+            try:
+                return draft_restore(store, base_id, options)
+            except ExperimentRunningError as error:
+                return f"it is running: {error.reason}"
 
         drafts: dict[str, Draft] = {}
         for text, result in for_each(draft, places, verdicts):
@@ -158,9 +161,9 @@ class BuildRestorePlanOperator(BaseOperator):
                 drafts[text] = result
             else:
                 verdicts.left_alone[text] = result
-        drafts = self._without_unfit(hook, drafts, verdicts)
+        drafts = self._without_unfit(hook, places, drafts, verdicts)
         _refuse_too_many(drafts)
-        started = self._start(context, drafts, options, verdicts)
+        started = self._start(context, places, drafts, options, verdicts)
         self._report(started, verdicts)
         if not started:
             verdicts.stop_without_work()
@@ -173,13 +176,16 @@ class BuildRestorePlanOperator(BaseOperator):
     def _start(
         self,
         context: Context,
+        places: dict[str, Address],
         drafts: dict[str, Draft],
         options: DraftOptions,
         verdicts: Verdicts,
     ) -> list[tuple[Address, RestorePlan]]:
         ti = context["ti"]
         # pushed before, too: should this task die half-way, the commit finds the leases it took
-        ti.xcom_push(RESTORES_KEY, [_restore(d.address, d.plan) for d in drafts.values()])
+        ti.xcom_push(
+            RESTORES_KEY, [_restore(places[text], draft.plan) for text, draft in drafts.items()]
+        )
         holder = f"DAG {ti.dag_id}, run {ti.run_id}"
         ttl_seconds = parse_span("lease_ttl", self.lease_ttl).total_seconds()
 
@@ -193,12 +199,16 @@ class BuildRestorePlanOperator(BaseOperator):
             if plan is None:
                 verdicts.left_alone[text] = "a restore that died had left nothing more to do"
             else:
-                started.append((drafts[text].address, plan))
+                started.append((places[text], plan))
         ti.xcom_push(RESTORES_KEY, [_restore(address, plan) for address, plan in started])
         return started
 
     def _without_unfit(
-        self, hook: ExperimentStorageHook, drafts: dict[str, Draft], verdicts: Verdicts
+        self,
+        hook: ExperimentStorageHook,
+        places: dict[str, Address],
+        drafts: dict[str, Draft],
+        verdicts: Verdicts,
     ) -> dict[str, Draft]:
         """Leave out experiments that the trainable does not fit, if we know the trainable."""
         trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
@@ -210,7 +220,9 @@ class BuildRestorePlanOperator(BaseOperator):
             # without a param_space the answer depends on the recorded name alone
             question = (draft.plan.trainable_name, draft.plan.experiment if param_space else "")
             if draft.plan.to_run and not draft.is_started and question not in answers:
-                answers[question] = self._check(hook, draft, trainable, param_space)
+                answers[question] = self._check(
+                    hook, places[text], draft.plan, trainable, param_space
+                )
             if (error := answers.get(question)) is None:
                 fit[text] = draft
             else:
@@ -218,17 +230,22 @@ class BuildRestorePlanOperator(BaseOperator):
         return fit
 
     def _check(
-        self, hook: ExperimentStorageHook, draft: Draft, trainable: str, param_space: str | None
+        self,
+        hook: ExperimentStorageHook,
+        address: Address,
+        plan: RestorePlan,
+        trainable: str,
+        param_space: str | None,
     ) -> InvalidInputError | None:
-        with plain_errors(), hook.runner_env(draft.address) as credentials:
+        with plain_errors(), hook.runner_env(address) as credentials:
             launcher = build_launcher(
                 self.launcher, python=self.python, env={**credentials, **(self.env or {})}
             )
             try:
                 launcher.check(
-                    experiment=draft.plan.experiment,
+                    experiment=plan.experiment,
                     trainable=trainable,
-                    trainable_name=draft.plan.trainable_name,
+                    trainable_name=plan.trainable_name,
                     param_space=param_space,
                     imports=self.imports,
                 )

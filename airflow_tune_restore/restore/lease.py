@@ -87,6 +87,20 @@ def acquire(
         return Lease(epoch=epoch, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
 
 
+def refuse_if_alive(store: ObjectStore, restore_id: str) -> None:
+    """Find out early, without waiting, that `acquire` would be refused.
+
+    Raises:
+        LeaseHeldError: If another restore has shown a sign of life within its TTL.
+    """
+    entries = store.list_dir(layout.LEASE)
+    current = newest_claim(store, entries)
+    if current is None or current.restore_id == restore_id:
+        return
+    if not is_released(entries, current.epoch):
+        _refuse_recent(store, current)
+
+
 def renew(store: ObjectStore, lease: Lease) -> None:
     """Say that the restore lives. Cheap: one put."""
     beat = {"restore_id": lease.restore_id, "nonce": secrets.token_hex(8)}
@@ -162,9 +176,7 @@ def _wait_for_death(
     Raises:
         LeaseHeldError: If it shows a sign of life.
     """
-    age = _silent_for(store, current.epoch)
-    if age < current.ttl_seconds:
-        raise LeaseHeldError(store.uri, current.restore_id, current.holder, age)
+    _refuse_recent(store, current)
     before = _pulse(store, current.epoch)
     started = monotonic()
     while monotonic() - started < current.ttl_seconds:
@@ -173,6 +185,12 @@ def _wait_for_death(
             return
         if _pulse(store, current.epoch) != before:
             raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
+
+
+def _refuse_recent(store: ObjectStore, current: Lease) -> None:
+    age = _silent_for(store, current.epoch)
+    if age < current.ttl_seconds:
+        raise LeaseHeldError(store.uri, current.restore_id, current.holder, age)
 
 
 def _silent_for(store: ObjectStore, epoch: int) -> float:

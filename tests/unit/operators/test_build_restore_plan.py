@@ -128,9 +128,7 @@ def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
 
 
 def test_coupled_trials_are_refused_with_the_way_to_force_them(errored):
-    with pytest.raises(
-        AirflowFailException, match='strategy="per_trial" does so and gives that up'
-    ):
+    with pytest.raises(AirflowFailException, match='strategy="per_trial"'):
         plan(str(errored), strategy="whole_experiment").execute(make_context())
     assert not is_leased(errored)
 

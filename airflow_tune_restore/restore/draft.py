@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
     InvalidInputError,
     KeyNotFoundError,
     LeaseLostError,
@@ -16,7 +17,6 @@ from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import examine
-from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -33,14 +33,14 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOptions:
-    """What the user chose, after templating."""
+    """What the user chose: when an experiment counts as dead, and what `build_plan` is told."""
 
     flags: ResumeFlags
     strategy: str
     stale_after: timedelta
-    fresh_budget: bool
-    trim_results: bool
-    allow_scratch: bool
+    fresh_budget: bool = False
+    trim_results: bool = False
+    allow_scratch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,45 +48,43 @@ class Draft:
     """A restore that could be started.
 
     Args:
-        address: Where the experiment is, with its connection id.
-        store: Rooted there.
+        store: Rooted at the experiment directory.
         experiment: As read.
         plan: What would be done.
-        is_started: Whether this very restore holds the lease already: the task is a retry.
+        is_started: Whether this very restore holds the lease already: whoever asks does so again.
     """
 
-    address: Address
     store: ObjectStore
     experiment: Experiment
     plan: RestorePlan
     is_started: bool = False
 
 
-def draft_restore(
-    address: Address, store: ObjectStore, base_id: str, options: DraftOptions
-) -> Draft | str:
-    """Plan the restore of one experiment.
+def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:
+    """Plan the restore of one experiment. Writes nothing.
 
     Args:
-        address: Where it is.
-        store: Rooted there.
-        base_id: Identifies the task that asks; a retry of it re-enters its own restore.
+        store: Rooted at the experiment directory.
+        base_id: Identifies who asks; asking again re-enters the restore.
         options: What the user chose.
 
     Returns:
         The draft, or in words why there is nothing to do.
 
     Raises:
+        ExperimentRunningError: If it is alive.
+        LeaseHeldError: If another restore is at work on it.
         TuneRestoreError: If it cannot be restored.
     """
     restore_id = fresh_restore_id(store, base_id)
     if (own := _own_plan(store, restore_id)) is not None:
         experiment = read_experiment(store)
-        return Draft(address=address, store=store, experiment=experiment, plan=own, is_started=True)
+        return Draft(store=store, experiment=experiment, plan=own, is_started=True)
+    lease.refuse_if_alive(store, restore_id)
     report = examine(store, stale_after=options.stale_after)
     match report.health:
         case Health.RUNNING:
-            return f"it is running: {report.reason}"
+            raise ExperimentRunningError(report.experiment, report.reason)
         case Health.UNREADABLE:
             raise StateUnreadableError(report.experiment, report.reason)
         case Health.NOT_STARTED:
@@ -94,13 +92,14 @@ def draft_restore(
                 f"{report.reason}. There is nothing to resume; run its sweep again."
             )
         case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
-            draft = _plan(address, store, restore_id, options)
+            draft = _plan(store, restore_id, options)
     if all(trial.action is TrialAction.KEEP for trial in draft.plan.trials):
         return f"{report.reason}; with these flags every trial stays as it is"
     if draft.plan.strategy is Strategy.WHOLE_EXPERIMENT and draft.plan.to_run:
         raise InvalidInputError(
-            f"{address.uri} wants to be restored as a whole: {draft.plan.strategy_reason}. This "
-            'release runs trials one by one only; strategy="per_trial" does so and gives that up.'
+            f"{store.uri} wants to be restored as a whole: {draft.plan.strategy_reason}. This "
+            'release runs trials one by one only; strategy="per_trial" (--strategy per_trial) does '
+            "so and gives that up."
         )
     return draft
 
@@ -120,7 +119,7 @@ def start_draft(
     if not draft.is_started:
         settled = settle_abandoned(draft.store, restore_id=draft.plan.restore_id, holder=holder)
         if settled is not None:
-            draft = _plan(draft.address, draft.store, draft.plan.restore_id, options)
+            draft = _plan(draft.store, draft.plan.restore_id, options)
             if all(trial.action is TrialAction.KEEP for trial in draft.plan.trials):
                 return None, settled
     plan = start_restore(
@@ -129,7 +128,7 @@ def start_draft(
     return plan, settled
 
 
-def _plan(address: Address, store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
+def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     experiment = read_experiment(store)
     plan = plan_restore(
         store,
@@ -141,7 +140,7 @@ def _plan(address: Address, store: ObjectStore, restore_id: str, options: DraftO
         trim_results=options.trim_results,
         allow_scratch=options.allow_scratch,
     )
-    return Draft(address=address, store=store, experiment=experiment, plan=plan)
+    return Draft(store=store, experiment=experiment, plan=plan)
 
 
 def _own_plan(store: ObjectStore, restore_id: str) -> RestorePlan | None:
