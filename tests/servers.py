@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+AZURITE = "azurite@3.35.0"
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = (  # the account key that Azurite's documentation publishes for everybody
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
+
+GOOGLE_KEY_CANARY = "canary-private-key-id"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,32 @@ class Server:
     bucket: str
     url: str
     env: dict[str, str] = field(repr=False)
+
+
+def google_key_file(directory: Path) -> str:
+    """Write a service account's key file, as GOOGLE_APPLICATION_CREDENTIALS names one."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path = directory / "key.json"
+    path.write_text(
+        json.dumps(
+            {
+                "type": "service_account",
+                "project_id": "test",
+                "private_key_id": GOOGLE_KEY_CANARY,
+                "private_key": key.decode(),
+                "client_email": "runner@test.iam.gserviceaccount.com",
+                "token_uri": "http://127.0.0.1:9/token",
+            }
+        )
+    )
+    return str(path)
 
 
 def free_port() -> int:
@@ -163,25 +192,22 @@ def install_azurite() -> str:
         os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "airflow-tune-restore", "azurite"
     )
     program = cache / "node_modules" / ".bin" / "azurite-blob"
-    if not program.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise FileNotFoundError("npm")
-        cache.mkdir(parents=True, exist_ok=True)
+    if program.exists():
+        return str(program)
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    # beside its place, then moved: several test processes may install it at once
+    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
+        installed = Path(scratch, "azurite")
+        installed.mkdir()
+        command = [npm, "install", "--no-save", "--no-audit", "--no-fund"]
         subprocess.run(
-            [
-                npm,
-                "install",
-                "--no-save",
-                "--no-audit",
-                "--no-fund",
-                "--prefix",
-                str(cache),
-                "azurite@3.35.0",
-            ],
-            check=True,
-            capture_output=True,
+            [*command, "--prefix", str(installed), AZURITE], check=True, capture_output=True
         )
+        with contextlib.suppress(OSError):  # somebody else was first
+            installed.rename(cache)
     return str(program)
 
 

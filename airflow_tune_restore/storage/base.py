@@ -54,13 +54,16 @@ class ObjectStore(Protocol):
 
         Raises:
             KeyNotFoundError: If it does not exist.
-            StorageError: If it is larger than `max_bytes` (nothing is read then).
+            StorageError: If it is larger than `max_bytes` (of which one more is read at most).
 
         """
         ...
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object, whole or not at all; of many racing callers exactly one succeeds.
+
+        Bodies must differ between callers (a nonce): some stores tell a client that repeats its own
+        successful write that the object exists, and only the body can say whose it is.
 
         Raises:
             KeyExistsError: If it exists already.

@@ -1,0 +1,179 @@
+"""An `ObjectStore` over any fsspec filesystem; the clients that need more have a module each."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    StorageError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.storage import foreign_errors
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+
+class FsspecStore:
+    """A prefix in an object store behind fsspec.
+
+    Args:
+        filesystem: The filesystem, with its credentials.
+        scheme: How its URLs begin.
+        root: Bucket and prefix.
+    """
+
+    def __init__(self, filesystem: "AbstractFileSystem", scheme: str, root: str) -> None:
+        self._fs: Any = filesystem
+        self._scheme = scheme
+        self._root = root
+
+    @property
+    def uri(self) -> str:
+        """The root as a URL."""
+        return f"{self._scheme}://{self._root}"
+
+    def at(self, path: str) -> Self:
+        """Return the store rooted at `path` below this one."""
+        return type(self)(self._fs, self._scheme, self._path(path))
+
+    def list_dir(self, path: str = "") -> list[Entry]:
+        """Return the direct children of `path`, sorted by name."""
+        try:
+            with self._translated("list", path):
+                found = list(self._children(self._path(path)))
+        except KeyNotFoundError:
+            return []
+        entries: dict[str, Entry] = {}
+        for entry in found:
+            # a prefix and its zero-byte marker are one directory
+            if entry.name and (entry.is_dir or entry.name not in entries):
+                entries[entry.name] = entry
+        return sorted(entries.values(), key=lambda entry: entry.name)
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """Return the whole object; of one that is too large, a byte too many is read at most."""
+        with self._translated("read", key):
+            body = self._read(self._path(key), None if max_bytes is None else max_bytes + 1)
+        if max_bytes is not None and len(body) > max_bytes:
+            raise StorageError(
+                f"{self.uri}/{key} holds more than the {max_bytes} bytes that are read."
+            )
+        return body
+
+    def create(self, key: str, body: bytes) -> None:
+        """Write a new object by a conditional put.
+
+        A client that repeats its own successful put is told that the object exists, so a body that is
+        already there counts as written: callers whose bodies could be equal put a nonce into them.
+        """
+        try:
+            with self._translated("create", key):
+                self._create(self._path(key), body)
+        except KeyExistsError:
+            if not self._holds(key, body):
+                raise
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write or overwrite an object."""
+        with self._translated("write", key):
+            self._put(self._path(key), body)
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        with contextlib.suppress(KeyNotFoundError), self._translated("delete", key):
+            self._fs.rm_file(self._path(key))
+
+    def now(self) -> datetime:
+        """Return the server's time where it tells it, else this machine's."""
+        with self._translated("ask the time of", ""):
+            return self._server_time() or datetime.now(UTC)
+
+    def _children(self, prefix: str) -> Iterable[Entry]:
+        self._fs.invalidate_cache(prefix)  # a filesystem that we were given may have a cache
+        for item in self._fs.ls(prefix, detail=True):
+            if str(item["name"]).strip("/") != prefix.strip("/"):  # the directory's own marker
+                yield _entry(item)
+
+    def _read(self, path: str, end: int | None) -> bytes:
+        try:
+            body: bytes = self._fs.cat_file(path, end=end)
+        except Exception as error:
+            if end is None or not foreign_errors.is_empty_range(error):
+                raise
+            return b""  # no byte of an empty object satisfies a range
+        return body
+
+    def _create(self, path: str, body: bytes) -> None:
+        self._fs.pipe_file(path, body, mode="create")
+
+    def _put(self, path: str, body: bytes) -> None:
+        self._fs.pipe_file(path, body)
+
+    def _server_time(self) -> datetime | None:
+        return None
+
+    def _is_bucket_missing(self, verb: str, error: Exception) -> bool:  # noqa: ARG002  for GCS
+        return foreign_errors.is_bucket_missing(error)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/")
+
+    def _holds(self, key: str, body: bytes) -> bool:
+        try:
+            return self.get(key) == body
+        except KeyNotFoundError:
+            return False  # deleted since
+
+    @contextlib.contextmanager
+    def _translated(self, verb: str, key: str) -> Iterator[None]:
+        """Turn whatever a client raises into our errors."""
+        where = f"{self.uri}/{key}".rstrip("/")
+        try:
+            yield
+        except TuneRestoreError:
+            raise
+        except Exception as error:  # every client has a tree of its own
+            if self._is_bucket_missing(verb, error):
+                bucket = self._root.partition("/")[0]
+                raise StorageError(
+                    f"Cannot {verb} {where}: there is no bucket {bucket!r}. "
+                    "Check its name, and whose account the credentials belong to."
+                ) from error
+            if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                raise KeyNotFoundError(self.uri, key) from error
+            if verb == "create" and foreign_errors.is_taken(error):
+                raise KeyExistsError(self.uri, key) from error
+            raise StorageError(f"Cannot {verb} {where}: {foreign_errors.explain(error)}") from error
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    """Read one entry of a listing; fsspec's filesystems do not agree on the name of the time."""
+    times = ("LastModified", "last_modified", "updated", "mtime", "created")
+    modified = next((item[name] for name in times if item.get(name)), None)
+    is_dir = item["type"] == "directory" or str(item["name"]).endswith("/")
+    return Entry(
+        name=str(item["name"]).strip("/").rpartition("/")[2],
+        is_dir=is_dir,
+        size_bytes=0 if is_dir else int(item.get("size") or 0),
+        modified_at=None if is_dir else _as_time(modified),
+        etag=str(item.get("ETag") or item.get("etag") or "").strip('"'),
+    )
+
+
+def _as_time(value: Any) -> datetime | None:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    if not isinstance(value, datetime):
+        return None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+if TYPE_CHECKING:
+    _fits: ObjectStore = FsspecStore(AbstractFileSystem(), "", "")

@@ -1,0 +1,60 @@
+"""Google Cloud Storage through gcsfs."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from airflow_tune_restore.storage.base import Entry
+from airflow_tune_restore.storage.fsspec_store import FsspecStore
+
+
+class GcsStore(FsspecStore):
+    """Google Cloud Storage through gcsfs."""
+
+    def _children(self, prefix: str) -> Iterator[Entry]:
+        """List by ourselves: gcsfs finds nothing where there is no bucket, and does not say so."""
+        below = prefix.partition("/")[2]
+        below = f"{below}/" if below else ""
+        for _, page in self._pages(prefix=below, delimiter="/"):
+            for name in page.get("prefixes", ()):
+                yield Entry(name=name.removeprefix(below).rstrip("/"), is_dir=True)
+            for item in page.get("items", ()):
+                yield Entry(
+                    name=item["name"].removeprefix(below),
+                    is_dir=False,
+                    size_bytes=int(item["size"]),
+                    modified_at=datetime.fromisoformat(item["updated"]).astimezone(UTC),
+                    etag=item["etag"],
+                )
+
+    def _pages(self, **parameters: Any) -> Iterator[tuple[Mapping[str, str], dict[str, Any]]]:
+        bucket = self._root.partition("/")[0]
+        while True:
+            headers, body = self._fs.call("GET", "b/{}/o", bucket, **parameters)
+            page = json.loads(body)
+            yield headers, page
+            if not page.get("nextPageToken"):
+                return
+            parameters["pageToken"] = page["nextPageToken"]
+
+    def _first_page(self) -> tuple[Mapping[str, str], dict[str, Any]]:
+        below = self._root.partition("/")[2]
+        return next(self._pages(prefix=f"{below}/" if below else "", maxResults=1))
+
+    def _server_time(self) -> datetime | None:
+        stamp = self._first_page()[0].get("Date")
+        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+
+    def _is_bucket_missing(self, verb: str, error: Exception) -> bool:
+        """Tell the two kinds of "not found" apart: gcsfs keeps the answer's words from us."""
+        if not isinstance(error, FileNotFoundError):
+            return False
+        if verb not in ("read", "delete"):
+            return True  # to list or write, only the bucket has to exist
+        try:
+            self._first_page()
+        except FileNotFoundError:
+            return True
+        return False

@@ -1,0 +1,110 @@
+"""S3 through s3fs, and through pyarrow where s3fs is missing."""
+
+import random
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.storage import foreign_errors
+from airflow_tune_restore.storage.base import Entry
+from airflow_tune_restore.storage.fsspec_store import FsspecStore
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+ONE_PUT_BYTES = 2 * 1024**3
+"""Conditions hold for single puts only (they race on multipart completion), so none is ever split."""
+
+CONFLICT_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds to wait for the end of a race that AWS tells of (409) before asking again."""
+
+
+class S3Store(FsspecStore):
+    """S3 through s3fs."""
+
+    def _children(self, prefix: str) -> Iterator[Entry]:
+        """List by ourselves: s3fs lists the parent as well when there is nothing at the prefix."""
+        below = prefix.partition("/")[2]
+        below = f"{below}/" if below else ""
+        for page in self._pages(Prefix=below, Delimiter="/"):
+            for item in page.get("CommonPrefixes", ()):
+                yield Entry(name=item["Prefix"].removeprefix(below).rstrip("/"), is_dir=True)
+            for item in page.get("Contents", ()):
+                yield Entry(
+                    name=item["Key"].removeprefix(below),
+                    is_dir=False,
+                    size_bytes=item["Size"],
+                    modified_at=item["LastModified"].astimezone(UTC),
+                    etag=item["ETag"].strip('"'),
+                )
+
+    def _pages(self, **parameters: Any) -> Iterator[dict[str, Any]]:
+        parameters |= self._fs.req_kw | {"Bucket": self._root.partition("/")[0]}
+        while True:
+            page = self._fs.call_s3("list_objects_v2", **parameters)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            parameters["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _read(self, path: str, end: int | None) -> bytes:
+        if end is not None:
+            return super()._read(path, end)
+        body: bytes = self._fs.cat_file(
+            path, max_concurrency=1
+        )  # more would ask for the size first
+        return body
+
+    def _create(self, path: str, body: bytes) -> None:
+        for delay in CONFLICT_DELAYS:
+            try:
+                self._fs.pipe_file(path, body, mode="create", chunksize=ONE_PUT_BYTES)
+            except OSError as error:
+                if not foreign_errors.is_conflict(error):
+                    raise
+            else:
+                return
+            time.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311
+        self._fs.pipe_file(path, body, mode="create", chunksize=ONE_PUT_BYTES)
+
+    def _put(self, path: str, body: bytes) -> None:
+        self._fs.pipe_file(path, body, chunksize=ONE_PUT_BYTES)
+
+    def _server_time(self) -> datetime | None:
+        # a listing below our prefix: HeadBucket is denied to those who may see that prefix only
+        below = self._root.partition("/")[2]
+        page = next(self._pages(Prefix=f"{below}/" if below else "", MaxKeys=1))
+        stamp = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+
+
+class ArrowStore(FsspecStore):
+    """A store through pyarrow, which cannot create exclusively: enough for a runner."""
+
+    def _read(self, path: str, end: int | None) -> bytes:
+        with self._fs.open(path, "rb") as file:  # its cat_file seeks, which a stream cannot
+            body: bytes = file.read() if end is None else file.read(end)
+            return body
+
+    def _create(self, path: str, body: bytes) -> None:  # noqa: ARG002
+        raise StorageError(
+            f"{self.uri} is open through pyarrow, which cannot create exclusively. "
+            "Install s3fs: pip install 'airflow-tune-restore[s3]'."
+        )
+
+
+def s3_over_arrow(bucket: str) -> "AbstractFileSystem | None":
+    """Open S3 through pyarrow: a Ray image has pyarrow, but not always s3fs. None without pyarrow."""
+    try:
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow.fs import FileSystem
+    except ImportError:
+        return None
+    try:
+        # from_uri, as Ray does it: the constructor does not look at AWS_ENDPOINT_URL
+        return ArrowFSWrapper(FileSystem.from_uri(f"s3://{bucket}")[0])
+    except (OSError, ValueError) as error:  # it may ask for the bucket's region
+        raise StorageError(f"Cannot open s3://{bucket}: {foreign_errors.explain(error)}") from error
