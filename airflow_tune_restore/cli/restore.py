@@ -15,7 +15,7 @@ from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
-from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
@@ -78,46 +78,66 @@ def restore_experiment(
         return settled
     restore_id = plan.restore_id
     progress.say(f"Restore {restore_id}: {len(plan.to_run)} trials to run.")
-    with _renewed(store, restore_id), ThreadPoolExecutor(options.parallel) as pool:
-        list(
-            pool.map(lambda t: _run_trial(store, plan, t, options, launcher, progress), plan.to_run)
-        )
+    with _renewed(store, restore_id):
+        _Runs(store, plan, options, launcher, progress).run_all()
     return commit_restore(store, restore_id)
 
 
-def _run_trial(  # noqa: PLR0913
-    store: ObjectStore,
-    plan: RestorePlan,
-    trial: TrialPlan,
-    options: RestoreOptions,
-    launcher: LocalLauncher,
-    progress: Progress,
-) -> None:
-    """Run one trial to its end; how it ended is in its outcome record."""
-    request = claim_attempt(
-        store,
-        plan,
-        trial.trial_id,
-        trainable=options.trainable,
-        param_space=options.param_space,
-        address=options.address,
-        imports=options.imports,
-    )
-    progress.start(trial)
-    process = launcher.start(request)
-    try:
+class _Runs:
+    """The trials of one restore, some at a time."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        plan: RestorePlan,
+        options: RestoreOptions,
+        launcher: LocalLauncher,
+        progress: Progress,
+    ) -> None:
+        self._store = store
+        self._plan = plan
+        self._options = options
+        self._launcher = launcher
+        self._progress = progress
+        self._processes: list[RunnerProcess] = []
+        self._stopping = threading.Event()
+
+    def run_all(self) -> None:
+        """Run every trial of the plan; Ctrl-C stops them with their snapshots saved."""
+        with ThreadPoolExecutor(self._options.parallel) as pool:
+            try:
+                list(pool.map(self._run, self._plan.to_run))
+            except KeyboardInterrupt:
+                self._progress.say("Stopping: snapshots are saved, and what there is is committed.")
+                self._stopping.set()
+                for process in self._processes:
+                    process.stop()
+
+    def _run(self, trial: TrialPlan) -> None:
+        """Run one trial to its end; how it ended is in its outcome record."""
+        if self._stopping.is_set():
+            return
+        request = claim_attempt(
+            self._store,
+            self._plan,
+            trial.trial_id,
+            trainable=self._options.trainable,
+            param_space=self._options.param_space,
+            address=self._options.address,
+            imports=self._options.imports,
+        )
+        self._progress.start(trial)
+        process = self._launcher.start(request)
+        self._processes.append(process)
         for line in process.lines():
             reported = RunnerProgress.from_line(line)
             if reported is None:
-                progress.say(f"{trial.trial_id} | {line}")
+                self._progress.say(f"{trial.trial_id} | {line}")
             else:
-                progress.advance(trial.trial_id, reported)
+                self._progress.advance(trial.trial_id, reported)
         process.wait()
-    finally:
-        process.stop()  # Ctrl-C: the snapshot is saved, the commit takes what there is
-    progress.end(
-        trial.trial_id, read_outcome(store, plan.restore_id, trial.trial_id, request.attempt)
-    )
+        ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id, request.attempt)
+        self._progress.end(trial.trial_id, ended)
 
 
 @contextmanager
