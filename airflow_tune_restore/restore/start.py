@@ -15,6 +15,7 @@ from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.planner import build_plan, trials_to_run
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.create import check_exclusive_create
 
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
@@ -75,9 +76,11 @@ def start_restore(
     Done again for the same restore_id it changes nothing and returns the plan as first written.
 
     Raises:
+        StorageError: If the store cannot create objects exclusively.
         LeaseHeldError: If another restore is alive.
         StateChangedError: If the experiment was written to since it was read.
     """
+    check_exclusive_create(store)  # or the lease would be worth nothing
     held = lease.acquire(store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds)
     try:
         newest = read_experiment(store).state_file
