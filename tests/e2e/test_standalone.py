@@ -18,7 +18,9 @@ from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
 
 SWEEP = ROOT / "dags" / "example_sweep.py"
-WAITING_DAG = """
+MORE_DAGS = """
+from datetime import timedelta
+
 from airflow.sdk import DAG
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 
@@ -31,6 +33,15 @@ with DAG("waits", schedule=None):
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
         find_args={"poke_interval": 2, "timeout": 300},
         trial_args={"retries": 0},
+    )
+
+with DAG("survives", schedule=None):
+    TuneRestoreTaskGroup(
+        experiments="{{ dag_run.conf['experiment'] }}",
+        trainable="example_sweep:train",
+        stale_after=0,
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
+        trial_args={"retries": 1, "retry_delay": timedelta(seconds=1)},
     )
 """
 
@@ -47,7 +58,7 @@ def running(s3, tmp_path_factory):
     dags = tmp_path_factory.mktemp("dags")
     for path in (ROOT / "dags").glob("*.py"):
         shutil.copy(path, dags)
-    (dags / "waits.py").write_text(WAITING_DAG)
+    (dags / "more_dags.py").write_text(MORE_DAGS)
     connection = {
         "conn_type": "aws",
         "login": s3.env["AWS_ACCESS_KEY_ID"],
@@ -69,11 +80,12 @@ def running(s3, tmp_path_factory):
 def failed_sweep(tmp_path_factory) -> Path:
     """A sweep of four trials of which one raised."""
     storage_path = tmp_path_factory.mktemp("sweeps")
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, SWEEP, "--storage-path", storage_path, "--name", "sweep"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
+    assert (storage_path / "sweep").exists(), done.stdout[-3000:] + done.stderr[-3000:]
     return storage_path / "sweep"
 
 
@@ -93,6 +105,7 @@ def killed_sweep(storage_path: Path) -> Path:
         time.sleep(0.2)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
+    assert "training_iteration" in newest_state(storage_path / "slow"), "the sweep never got going"
     return storage_path / "slow"
 
 
@@ -152,10 +165,10 @@ def test_a_night_without_failures_is_skipped_and_succeeds(running, tmp_path):
     assert set(map(tuple, found.values())) == {("skipped",)}
 
 
-def test_a_trial_whose_task_is_killed_keeps_its_progress_and_the_others_finish(running, tmp_path):
+def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, tmp_path):
     experiment = killed_sweep(tmp_path)
     run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path), "stale_after": 0})
-    victim = wait_for_progress(running, run_id)
+    victim = wait_for_progress(running, "nightly_recovery", run_id)
     running.call(
         "PATCH",
         f"/api/v2/dags/nightly_recovery/dagRuns/{run_id}/taskInstances/restore.trial/{victim}",
@@ -172,17 +185,39 @@ def test_a_trial_whose_task_is_killed_keeps_its_progress_and_the_others_finish(r
     assert status in ("PENDING", "RUNNING", "PAUSED")
     assert 1 <= iteration < 6
     assert not runners_of(experiment)
+    the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment)
 
 
-def wait_for_progress(running, run_id: str) -> int:
+def the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment: Path) -> None:
+    run_id = running.trigger("survives", {"experiment": str(experiment)})
+    victim = wait_for_progress(running, "survives", run_id)
+    label = next(
+        task["rendered_map_index"]
+        for task in running.tasks("survives", run_id)
+        if task["map_index"] == victim
+    )
+    trial_id = label.split()[1]
+    (runner,) = runners_of(experiment)
+    worker = command_of(runner).split()[-1]
+    assert "--parent-pid" in command_of(runner)
+    os.kill(int(worker), signal.SIGKILL)
+    assert running.finish("survives", run_id) == "success", running.log_tail()
+    log = running.task_log("survives", run_id, "restore.trial", victim)
+    assert "attempt 2 of restore" in log
+    assert iterations(experiment) == [("TERMINATED", 6)] * 4
+    (results,) = experiment.glob(f"*{trial_id}*/result.json")
+    rows = [json.loads(line)["training_iteration"] for line in results.read_text().splitlines()]
+    assert sorted(set(rows)) == [1, 2, 3, 4, 5, 6]
+    assert rows[-1] == 6
+
+
+def wait_for_progress(running, dag_id: str, run_id: str) -> int:
     """Return the map index of a trial that has reported something."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        for task in running.tasks("nightly_recovery", run_id):
+        for task in running.tasks(dag_id, run_id):
             if task["map_index"] >= 0 and task["state"] == "running":
-                log = running.task_log(
-                    "nightly_recovery", run_id, "restore.trial", task["map_index"]
-                )
+                log = running.task_log(dag_id, run_id, "restore.trial", task["map_index"])
                 if "iteration " in log:
                     return task["map_index"]
         time.sleep(0.5)
@@ -192,13 +227,17 @@ def wait_for_progress(running, run_id: str) -> int:
 def runners_of(experiment: Path) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
+        command = command_of(int(entry.name))
         if "airflow_tune_restore.runner" in command and str(experiment) in command:
             found.append(int(entry.name))
     return found
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
 
 
 def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(running, s3, failed_sweep):
