@@ -1,12 +1,14 @@
-"""Session-wide servers and hypothesis profiles; nothing else."""
+"""What is made once a session: servers, failed experiments, hypothesis profiles."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests import servers
+from tests.experiments import make_experiments, make_killed_experiment
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machine only
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,6 +36,30 @@ def azure() -> Iterator[servers.Server]:
         yield from _served(servers.azure_server())
     except FileNotFoundError:
         pytest.skip("Azurite comes from npm: install Node.js and run the tests again")
+
+
+KINDS = (
+    "errored",
+    "sparse",
+    "retries",
+    "extras",
+    "kept",
+    "class",
+    "registered",
+    "with_parameters",
+    "with_resources",
+    "trainer",
+)
+
+
+@pytest.fixture(scope="session")
+def failed_experiments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One directory a kind; never write to them."""
+    root = tmp_path_factory.mktemp("failed")
+    if keep := os.environ.get("TUNE_TEST_EXPERIMENTS"):  # made before, to save a minute
+        return {path.name: path for path in Path(keep).iterdir()}
+    made = make_experiments(root, KINDS)
+    return {**made, "killed": make_killed_experiment(root)}
 
 
 def _served(starting) -> Iterator[servers.Server]:

@@ -18,6 +18,9 @@ VOLATILE = frozenset(
 )
 """What differs between two runs of the same thing."""
 
+MARKED_LATER = frozenset({"done"})
+"""Ray sets it in the last result in place, after the row's JSON may have been cached (Ray 2.60)."""
+
 
 def load(name: str) -> Any:
     if ":" not in name:
@@ -70,7 +73,11 @@ def _describe_trial(trial: Any) -> dict[str, Any]:
         "num_failures": run.num_failures,
         "max_failures": trial.max_failures,
         "error_file": run.error_filename,
-        "last_result": _stable(run.last_result),
+        "last_result": {
+            name: value
+            for name, value in _stable(run.last_result).items()
+            if name not in MARKED_LATER
+        },
         "metric": {
             name: run.metric_analysis.get("score", {}).get(name) for name in ("max", "min", "last")
         },

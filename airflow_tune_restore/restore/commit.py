@@ -40,6 +40,7 @@ class _CommitRecord(msgspec.Struct, frozen=True):
     state_file: str
     start_time: float
     attempts: dict[str, int]
+    is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
     schema: int = 1
 
 
@@ -53,7 +54,7 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     """
     plan = read_plan(store, restore_id)
     record = _read_record(store, restore_id)
-    if record is None or not _exists(store, record.state_file):
+    if record is None or not record.is_done:
         lease.check_held(store, restore_id)
         record = _commit(store, plan, record)
     summary = _summary(store, plan, record)
@@ -88,7 +89,7 @@ def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> Com
         except KeyNotFoundError:
             return None  # it died before it had a plan
         record = _read_record(store, dead.restore_id)
-        if record is None or not _exists(store, record.state_file):
+        if record is None or not record.is_done:
             record = _commit(store, plan, record)
         return _summary(store, plan, record)
     except StateChangedError:
@@ -98,15 +99,17 @@ def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> Com
 
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None) -> _CommitRecord:
-    base = read_experiment(store)
-    if base.state_file.sha256 != plan.base.sha256:
-        raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
-    if record is None:
-        record = _write_record(store, plan, base)
-    body = _build_state(store, plan, base, record)
-    if body is not None:
-        _put_state(store, record.state_file, body)
-    return record
+    if record is None or not _exists(store, record.state_file):
+        base = read_experiment(store)
+        if base.state_file.sha256 != plan.base.sha256:
+            raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
+        record = record or _write_record(store, plan, base)
+        body = _build_state(store, plan, base, record)
+        if body is not None:
+            _put_state(store, record.state_file, body)
+    done = msgspec.structs.replace(record, is_done=True)
+    store.put(layout.commit_key(plan.restore_id), encode(done))
+    return done
 
 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _CommitRecord:

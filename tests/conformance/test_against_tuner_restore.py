@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from tests.experiments import (
     ROOT,
     TRAINABLES,
     environment,
-    make_experiments,
-    make_killed_experiment,
 )
 
+AT_A_TIME = 3
 KINDS = (
     "sparse retries extras kept class registered with_parameters with_resources trainer"
 ).split()
@@ -64,19 +64,50 @@ AGAIN = Case(
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    made = tmp_path_factory.mktemp("originals")
-    experiments = make_experiments(made, ["errored", *KINDS])
-    return {**experiments, "killed": make_killed_experiment(made)}
+def theirs(failed_experiments, s3, tmp_path_factory):
+    """Ray's own restores of all cases, in one process, and what they came to."""
+    scratch = tmp_path_factory.mktemp("theirs")
+    return {
+        **_restored_by_ray(CASES, failed_experiments, s3, scratch, healed=True),
+        **_restored_by_ray([AGAIN], failed_experiments, s3, scratch, healed=False),
+    }
 
 
 @pytest.fixture(scope="module")
-def theirs(originals, s3, tmp_path_factory):
-    """Ray's own restores of all cases, in one process, and what they came to."""
-    return {
-        **_restored_by_ray(CASES, originals, s3, tmp_path_factory.mktemp("theirs"), healed=True),
-        **_restored_by_ray([AGAIN], originals, s3, tmp_path_factory.mktemp("again"), healed=False),
-    }
+def ours(failed_experiments, s3, tmp_path_factory):
+    """Our restores of all cases, some at a time: most of a restore is waiting for Ray to start."""
+    scratch = tmp_path_factory.mktemp("ours")
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        cases = [*CASES, AGAIN]
+        ends = list(
+            pool.map(lambda case: _restored_by_us(case, failed_experiments, s3, scratch), cases)
+        )
+    described = _describe([end.uri for end in ends])
+    for end, description in zip(ends, described, strict=True):
+        end.described.update(description)
+    return {case.name: end for case, end in zip(cases, ends, strict=True)}
+
+
+@dataclass(frozen=True)
+class End:
+    """How one of our restores ended."""
+
+    uri: str
+    exit_code: int
+    output: str
+    before: dict[str, bytes]
+    after: dict[str, bytes]
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def _restored_by_us(case, originals, s3, scratch) -> End:
+    uri = _copy(case, originals, s3, scratch, "ours")
+    before = _root_files(uri)
+    command = ["-m", "airflow_tune_restore.cli.app", "restore", uri]
+    command += ["--trainable", TRAINABLES[case.kind], "--import", "tests.trainables"]
+    command += ["--stale-after", "0", *case.options]
+    done = _python(command, healed=case.healed, check=False)
+    return End(uri, done.returncode, done.stdout + done.stderr, before, _root_files(uri))
 
 
 def _restored_by_ray(cases, originals, s3, scratch, *, healed) -> dict[str, Any]:
@@ -91,26 +122,13 @@ def _restored_by_ray(cases, originals, s3, scratch, *, healed) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("case", [*CASES, AGAIN], ids=lambda case: case.name)
-def test_a_restore_ends_as_tuner_restore_ends(case, originals, theirs, s3, tmp_path):
-    uri = _copy(case, originals, s3, tmp_path, "ours")
-    before = _root_files(uri)
-    command = [
-        "-m",
-        "airflow_tune_restore.cli.app",
-        "restore",
-        uri,
-        "--trainable",
-        TRAINABLES[case.kind],
-    ]
-    command += ["--import", "tests.trainables", "--stale-after", "0", *case.options]
-    done = _python(command, healed=case.healed, check=False)
-    assert done.returncode == (0 if case.healed else 1), done.stdout[-3000:] + done.stderr[-3000:]
-
-    (ours,) = _describe([uri])
-    _compare(ours, theirs[case.name], restarted="--restart-errored" in case.options)
-    after = _root_files(uri)
-    assert {name: after[name] for name in before} == before  # nothing Ray wrote was touched
-    assert len(after) - len(before) <= 1  # one new state file, or none
+def test_a_restore_ends_as_tuner_restore_ends(case, ours, theirs):
+    end = ours[case.name]
+    assert end.exit_code == (0 if case.healed else 1), end.output[-5000:]
+    _compare(end.described, theirs[case.name], restarted="--restart-errored" in case.options)
+    # nothing Ray wrote was touched, and at most one state file was added
+    assert {name: end.after[name] for name in end.before} == end.before
+    assert len(end.after) - len(end.before) <= 1
 
 
 def _compare(ours: dict[str, Any], theirs: dict[str, Any], *, restarted: bool) -> None:
@@ -121,7 +139,8 @@ def _compare(ours: dict[str, Any], theirs: dict[str, Any], *, restarted: bool) -
             # a new trial has a random id with Ray, and a directory named after it
             for trial in (mine, his):
                 trial["trial_id"] = trial["dir"] = "new"
-        assert mine == his
+        for name in his:
+            assert mine[name] == his[name], name
 
 
 def _copy(case: Case, originals: dict[str, Path], s3: Any, scratch: Path, whose: str) -> str:

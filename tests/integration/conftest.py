@@ -1,36 +1,10 @@
-"""Real failed experiments, made once a session and copied for every test."""
+"""Copies of the failed experiments."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tests.experiments import make_experiments, make_killed_experiment
-
-KINDS = (
-    "errored",
-    "sparse",
-    "retries",
-    "extras",
-    "kept",
-    "class",
-    "registered",
-    "with_parameters",
-    "with_resources",
-    "trainer",
-)
-
-
-@pytest.fixture(scope="session")
-def failed_experiments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One directory a kind; never write to them."""
-    root = tmp_path_factory.mktemp("failed")
-    if keep := os.environ.get("TUNE_TEST_EXPERIMENTS"):  # made before, to save a minute
-        return {path.name: path for path in Path(keep).iterdir()}
-    made = make_experiments(root, KINDS)
-    return {**made, "killed": make_killed_experiment(root)}
 
 
 @pytest.fixture

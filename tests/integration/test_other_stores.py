@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from airflow_tune_restore.storage.fs import open_store
-from tests.experiments import ROOT, TRAINABLES, environment, make_errored_experiment
+from tests.experiments import ROOT, TRAINABLES, environment
 
 COMMAND = [sys.executable, "-m", "airflow_tune_restore.cli.app"]
 READ_BACK = """
@@ -21,9 +21,9 @@ print("ROWS " + json.dumps(sorted(rows.values())))
 """
 
 
-@pytest.fixture(scope="module")
-def errored(tmp_path_factory):
-    return make_errored_experiment(tmp_path_factory.mktemp("made"))
+@pytest.fixture
+def errored(failed_experiments):
+    return failed_experiments["errored"]
 
 
 def upload(directory, uri):

@@ -137,7 +137,8 @@ def test_a_commit_that_was_cut_off_before_its_state_file_makes_the_same_bytes(st
     commit_restore(store, "r1")
     body = store.get(COMMITTED)
     # everything but the last step had happened
-    cut.put(layout.commit_key("r1"), store.get(layout.commit_key("r1")))
+    record = json.loads(store.get(layout.commit_key("r1")))
+    cut.put(layout.commit_key("r1"), json.dumps({**record, "is_done": False}).encode())
     commit_restore(cut, "r1")
     assert cut.get(COMMITTED) == body
 
@@ -156,6 +157,14 @@ def test_nothing_run_means_nothing_written(store):
     assert commit_restore(store, "r1").state_file is None
     with pytest.raises(KeyNotFoundError):
         store.get(COMMITTED)
+
+
+def test_committing_nothing_again_is_no_error(store):
+    start(store)
+    first = commit_restore(store, "r1")
+    assert commit_restore(store, "r1") == first
+    start(store, "r2")
+    assert commit_restore(store, "r1") == first
 
 
 def test_an_unfinished_trial_that_is_not_resumed_becomes_terminated(store):
