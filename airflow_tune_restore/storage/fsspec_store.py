@@ -101,11 +101,12 @@ class FsspecStore:
 
     def _read(self, path: str, end: int | None) -> bytes:
         try:
-            body: bytes = self._fs.cat_file(path, end=end)
+            # without a start s3fs asks for the size first
+            body: bytes = self._fs.cat_file(path, start=0, end=end)
         except Exception as error:
-            if end is None or not foreign_errors.is_empty_range(error):
-                raise
-            return b""  # no byte of an empty object satisfies a range
+            if foreign_errors.is_empty_range(error):
+                return b""  # no byte of an empty object satisfies a range
+            raise
         return body
 
     def _create(self, path: str, body: bytes) -> None:

@@ -50,14 +50,6 @@ class S3Store(FsspecStore):
                 return
             parameters["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _read(self, path: str, end: int | None) -> bytes:
-        if end is not None:
-            return super()._read(path, end)
-        body: bytes = self._fs.cat_file(
-            path, max_concurrency=1
-        )  # more would ask for the size first
-        return body
-
     def _create(self, path: str, body: bytes) -> None:
         for delay in CONFLICT_DELAYS:
             try:
