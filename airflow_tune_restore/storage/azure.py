@@ -27,6 +27,19 @@ class AzureStore(FsspecStore):
             found = client.walk_blobs(name_starts_with=below, include=["metadata"], delimiter="/")
             return [_entry(item, below) async for item in found]
 
+    def _delete(self, path: str) -> None:
+        self._wait_for(self._delete_blob, path)  # adlfs has no rm_file before 2026.2
+
+    async def _delete_blob(self, path: str) -> None:
+        from azure.core.exceptions import ResourceNotFoundError
+
+        container, _, name = path.partition("/")
+        async with self._fs.service_client.get_container_client(container) as client:
+            try:
+                await client.delete_blob(name)
+            except ResourceNotFoundError as error:
+                raise FileNotFoundError(path) from error
+
     def _server_time(self) -> datetime | None:
         stamp = self._wait_for(self._ask_the_time)
         return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None

@@ -86,7 +86,7 @@ class FsspecStore:
     def delete(self, key: str) -> None:
         """Delete an object."""
         with contextlib.suppress(KeyNotFoundError), self._translated("delete", key):
-            self._fs.rm_file(self._path(key))
+            self._delete(self._path(key))
 
     def now(self) -> datetime:
         """Return the server's time where it tells it, else this machine's."""
@@ -114,6 +114,9 @@ class FsspecStore:
 
     def _put(self, path: str, body: bytes) -> None:
         self._fs.pipe_file(path, body)
+
+    def _delete(self, path: str) -> None:
+        self._fs.rm_file(path)
 
     def _server_time(self) -> datetime | None:
         return None
