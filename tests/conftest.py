@@ -10,6 +10,8 @@ from hypothesis import settings
 from tests import servers
 from tests.experiments import make_experiments, make_killed_experiment
 
+pytest.register_assert_rewrite("tests.conformance.store")  # a suite in a plain module
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machine only
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
