@@ -8,17 +8,20 @@ import sys
 import urllib.request
 import zipfile
 from pathlib import Path
+from urllib.parse import urljoin
+
+INDEX = "https://pypi.org/pypi/uv/json"
 
 
 def main(target: Path) -> None:
     """Fetch the newest wheel for this machine."""
-    with urllib.request.urlopen("https://pypi.org/pypi/uv/json", timeout=60) as answer:  # noqa: S310
+    with urllib.request.urlopen(INDEX, timeout=60) as answer:
         files = json.load(answer)["urls"]
     system = "macosx" if sys.platform == "darwin" else "manylinux"
     machine = platform.machine().replace("aarch64", "arm64" if system == "macosx" else "aarch64")
     (wheel,) = [f for f in files if f["filename"].endswith(".whl")
                 and system in f["filename"] and machine in f["filename"]][:1]  # fmt: skip
-    with urllib.request.urlopen(wheel["url"], timeout=300) as answer:  # noqa: S310
+    with urllib.request.urlopen(urljoin(INDEX, wheel["url"]), timeout=300) as answer:
         archive = zipfile.ZipFile(io.BytesIO(answer.read()))
     (member,) = [name for name in archive.namelist() if name.endswith("/scripts/uv")]
     target.mkdir(parents=True, exist_ok=True)
