@@ -127,21 +127,7 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
         "state_file": summary.state_file,
         "samples_left": summary.samples_left,
         "failed": [change.trial_id for change in summary.failed],
-        "trials": [
-            {
-                "trial_id": change.trial_id,
-                "final_trial_id": change.final_trial_id,
-                "action": change.action,
-                "status_before": change.status_before,
-                "status_after": change.status_after,
-                "iteration_before": change.iteration_before,
-                "iteration_after": change.iteration_after,
-                "metric_before": change.metric_before,
-                "metric_after": change.metric_after,
-                "note": change.note,
-            }
-            for change in summary.changes
-        ],
+        "trials": summary.describe_changes(),
     }
 
 

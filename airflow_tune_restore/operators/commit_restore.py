@@ -13,7 +13,7 @@ from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.items import RestoreItem
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.summary import CommitSummary, TrialChange, printable
+from airflow_tune_restore.restore.summary import CommitSummary, printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 MOST_TRIALS = 1000
@@ -106,9 +106,6 @@ class CommitRestoreOperator(BaseOperator):
 
 def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any]:
     """Return the XCom form of a summary."""
-    changes = summary.changes
-    if len(changes) > MOST_TRIALS:
-        changes = tuple(change for change in changes if change.was_run)[:MOST_TRIALS]
     return {
         "experiment": item.experiment,
         "restore_id": summary.restore_id,
@@ -117,22 +114,7 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         "failed": [change.trial_id for change in summary.failed],
         "headline": summary.headline(),
         "metric": summary.metric,
-        "trials": [_describe_change(change) for change in changes],
-    }
-
-
-def _describe_change(change: TrialChange) -> dict[str, Any]:
-    return {
-        "trial_id": change.trial_id,
-        "final_trial_id": change.final_trial_id,
-        "action": change.action.value,
-        "status_before": change.status_before.value,
-        "status_after": change.status_after.value,
-        "iteration_before": change.iteration_before,
-        "iteration_after": change.iteration_after,
-        "metric_before": change.metric_before,
-        "metric_after": change.metric_after,
-        "note": change.note,
+        "trials": summary.describe_changes(MOST_TRIALS),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags
 
@@ -30,15 +31,6 @@ class Strategy(StrEnum):
 
     PER_TRIAL = "per_trial"
     WHOLE_EXPERIMENT = "whole_experiment"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateReference:
-    """The state file a plan was made from: its precondition."""
-
-    name: str
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +92,7 @@ class RestorePlan:
 
     restore_id: str
     experiment: str
-    base: StateReference
+    base: StateFile
     trainable_name: str
     flags: ResumeFlags
     strategy: Strategy

@@ -15,7 +15,6 @@ from airflow_tune_restore.experiments.trial import UNFINISHED, Trial
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
     RestorePlan,
-    StateReference,
     Strategy,
     TrialAction,
     TrialPlan,
@@ -79,11 +78,7 @@ def build_plan(
     return RestorePlan(
         restore_id=restore_id,
         experiment=experiment.uri,
-        base=StateReference(
-            name=experiment.state_file.name,
-            sha256=experiment.state_file.sha256,
-            size_bytes=experiment.state_file.size_bytes,
-        ),
+        base=experiment.state_file,
         trainable_name=experiment.trainable_name,
         flags=flags,
         strategy=chosen,

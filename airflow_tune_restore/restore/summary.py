@@ -1,7 +1,8 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
+from typing import Any
 
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
@@ -100,6 +101,16 @@ class CommitSummary:
         console = Console(file=text, width=TABLE_WIDTH, markup=False, emoji=False, highlight=False)
         console.print(table)
         return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+
+    def describe_changes(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Return the changes as plain values; above `most`, those of trials that were run only."""
+        changes = self.changes
+        if most is not None and len(changes) > most:
+            changes = tuple(change for change in changes if change.was_run)[:most]
+        return [
+            {name: getattr(value, "value", value) for name, value in asdict(change).items()}
+            for change in changes
+        ]
 
     def headline(self) -> str:
         """Say in one sentence how it went."""
