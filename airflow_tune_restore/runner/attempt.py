@@ -128,14 +128,16 @@ class Attempt:
     def _judge(self, scope: "Scope | None") -> tuple[Result, tuple[str, str]]:
         """Say how it ended, by what was saved: the commit takes the snapshot, not our word."""
         trial = scope.trial if scope is not None else None
-        if scope is None or trial is None or scope.saved_status != trial.status:
+        saved = scope.saved_status if scope is not None else ""
+        if self._stop.came and saved not in ("", "TERMINATED", "ERROR"):
+            # Ray calls a trial TERMINATED whose actor it stops at the end (_cleanup_trials, 2.60)
+            return Result.INTERRUPTED, ("Interrupted", "told to stop; a snapshot was saved")
+        if trial is None or saved != trial.status:
             raise RunnerError("The last snapshot of the trial could not be saved; see above.")
         if trial.status == "TERMINATED":
             return Result.FINISHED, ("", "")
         if trial.status == "ERROR":
             return Result.FAILED, error_of(trial)
-        if self._stop.came:
-            return Result.INTERRUPTED, ("Interrupted", "told to stop; a snapshot was saved")
         raise RunnerError(f"Ray ended the run with trial {trial.trial_id} {trial.status}.")
 
     def _record(self, result: Result, error: tuple[str, str]) -> None:
