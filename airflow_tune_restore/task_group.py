@@ -11,7 +11,8 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.operators.items import RESTORES_KEY
+from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
+from airflow_tune_restore.operators.items import CONTINUED_KEY, RESTORES_KEY
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
@@ -20,11 +21,12 @@ RETRIES = 1
 
 
 class TuneRestoreTaskGroup(TaskGroup):
-    """Find (or take) failed experiments, plan, run one task a trial, commit.
+    """Find (or take) failed experiments, plan, run one task a trial, commit, draw what samples are left.
 
-    Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped), `commit`, and `done`, an empty last task
-    that is upstream_failed when a trial or the commit failed, so that the DAG run's state tells. With
-    nothing to restore the tasks are skipped and the DAG run succeeds.
+    Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped), `commit`, `samples` (mapped; skipped for
+    experiments whose samples were all drawn), and `done`, an empty last task that is upstream_failed when
+    another one failed, so that the DAG run's state tells. With nothing to restore the tasks are skipped
+    and the DAG run succeeds.
 
     Args:
         group_id: Id of the group.
@@ -50,12 +52,14 @@ class TuneRestoreTaskGroup(TaskGroup):
         plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
         trial_args: More arguments of `RestoreTrialOperator`, as `retries` or `execution_timeout`.
         commit_args: More arguments of `CommitRestoreOperator`.
+        samples_args: More arguments of `ContinueExperimentOperator`.
         **kwargs: Arguments of `TaskGroup`.
 
     Attributes:
         plan: The plan task.
         trial: The mapped trial task.
         commit: The commit task.
+        samples: The mapped task that draws samples.
     """
 
     def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
@@ -84,6 +88,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         plan_args: Mapping[str, Any] | None = None,
         trial_args: Mapping[str, Any] | None = None,
         commit_args: Mapping[str, Any] | None = None,
+        samples_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if (prefix is None) == (experiments is None):
@@ -143,9 +148,18 @@ class TuneRestoreTaskGroup(TaskGroup):
                 **{
                     "task_id": "commit",
                     "restores": XComArg(self.plan, key=RESTORES_KEY),
+                    "continued": XComArg(self.plan, key=CONTINUED_KEY),
                     **(commit_args or {}),
                 }
             )
+            self.samples = ContinueExperimentOperator.partial(
+                **{
+                    "task_id": "samples",
+                    "ray_address": ray_address,
+                    **shared,
+                    **(samples_args or {}),
+                }
+            ).expand(experiment=self.commit.output)
             done = EmptyOperator(task_id="done", trigger_rule=TriggerRule.NONE_FAILED)
-            self.trial >> self.commit >> done
-            self.trial >> done
+            self.trial >> self.commit
+            [self.trial, self.commit, self.samples] >> done

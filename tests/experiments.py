@@ -29,6 +29,12 @@ TRAINABLES = {
     "with_parameters": f"{MODULE}:counting_with_parameters",
     "with_resources": f"{MODULE}:counting_with_resources",
     "trainer": f"{MODULE}:trainer",
+    "asha": f"{MODULE}:counting",
+    "pbt": f"{MODULE}:Counter",
+    "left": f"{MODULE}:counting",
+    "optuna": f"{MODULE}:counting",
+    "hyperopt": f"{MODULE}:counting",
+    "limited": f"{MODULE}:counting",
 }
 """What each experiment was made with, as a request names it."""
 
@@ -64,17 +70,21 @@ def make_errored_experiment(directory: Path) -> Path:
     return make_experiments(directory, ["errored"])["errored"]
 
 
-def make_killed_experiment(directory: Path) -> Path:
-    """Three trials when the driver was killed: finished, hanging after iteration 2, never started."""
+def make_killed_experiment(directory: Path, kind: str = "killed") -> Path:
+    """Kill a driver while one trial hangs after iteration 2.
+
+    `killed`: of three trials one finished and one never started. `left`, `optuna`, `hyperopt`: one
+    finished, and the others were never drawn.
+    """
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.experiments", directory.as_posix(), "killed"],
+        [sys.executable, "-m", "tests.experiments", directory.as_posix(), kind],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    experiment = directory / "killed"
+    experiment = directory / kind
     deadline = time.monotonic() + 120
     while (
         not _is_ready_to_die(experiment) and time.monotonic() < deadline and driver.poll() is None
@@ -94,14 +104,21 @@ def rows(experiment: Path) -> list[tuple[dict, dict]]:
 
 def _is_ready_to_die(experiment: Path) -> bool:
     try:
-        seen = {t["config"]["role"]: (t["status"], r["last_result"]) for t, r in rows(experiment)}
+        trials = [
+            (t["status"], r["last_result"], t["relative_logdir"]) for t, r in rows(experiment)
+        ]
     except (ValueError, OSError):
         return False
+    hanging = [
+        directory
+        for status, last, directory in trials
+        if status == "RUNNING" and last.get("training_iteration") == 2
+    ]
     return (
-        seen.get("finishes", ("",))[0] == "TERMINATED"
-        and seen.get("hangs", ("", {}))[1].get("training_iteration") == 2
-        and len(list(experiment.glob("*hangs*/result.json"))) == 1
-        and "waits" in seen
+        any(status == "TERMINATED" for status, *_ in trials)
+        and len(hanging) == 1
+        and (experiment / hanging[0] / "result.json").exists()
+        and (experiment.name != "killed" or len(trials) == 3)
     )
 
 
@@ -132,6 +149,7 @@ def _recipe(kind: str) -> dict:
             # one at a time, so that the third is drawn but never started
             "trainable": tune.with_resources(t.counting, {"cpu": 2}),
         },
+        **_searches(t.counting, fails),
         "class": {
             **plain,
             "trainable": t.Counter,
@@ -142,6 +160,63 @@ def _recipe(kind: str) -> dict:
         "with_resources": {**plain, "trainable": t.counting_with_resources},
         "trainer": {**plain, "trainable": None, "param_space": {"train_loop_config": fails}},
     }[kind]
+
+
+def _searches(counting, fails: dict) -> dict:
+    """Return recipes with a scheduler or a searcher of their own."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+
+    from tests import trainables as t
+
+    every = {"trainable": counting, "run": {}}
+    factor = {"factor": tune.grid_search([4, 3, 2, 1])}
+    drawn = {"factor": tune.uniform(1, 2), "second_hangs": True}
+    one_by_one = {"num_samples": 5, "max_concurrent_trials": 1}
+    return {
+        "asha": {
+            **every,
+            "param_space": {**factor, "fails_at": tune.sample_from(_best_fails)},
+            "tune": {
+                "scheduler": ASHAScheduler(max_t=6, grace_period=2, reduction_factor=2),
+                "max_concurrent_trials": 1,
+            },
+        },
+        "pbt": {
+            "trainable": t.Counter,
+            "param_space": {**factor, "fails_at": tune.sample_from(_best_fails)},
+            "tune": {
+                "scheduler": PopulationBasedTraining(
+                    time_attr="training_iteration",
+                    perturbation_interval=2,
+                    hyperparam_mutations={"factor": [1, 2, 3, 4]},
+                )
+            },
+            "run": {"checkpoint_config": t.CheckpointConfig(checkpoint_frequency=1)},
+        },
+        "left": {**every, "param_space": {**drawn, "i": tune.grid_search([1, 2, 3, 4])},
+                 "tune": {"max_concurrent_trials": 1}},
+        "optuna": {**every, "param_space": drawn, "tune": one_by_one, "searcher": "optuna"},
+        "hyperopt": {**every, "param_space": drawn, "tune": one_by_one, "searcher": "hyperopt"},
+        "limited": {**every, "param_space": {**fails, "factor": tune.uniform(1, 2)},
+                    "tune": {"num_samples": 3}},
+    }  # fmt: skip
+
+
+def _searcher(name: str):
+    """Make a searcher that learns; imported when wanted, not every Ray environment has them."""
+    if name == "optuna":
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(sampler=optuna.samplers.TPESampler(n_startup_trials=1, seed=1))
+    from ray.tune.search.hyperopt import HyperOptSearch
+
+    return HyperOptSearch(n_initial_points=1, random_state_seed=1)
+
+
+def _best_fails(spec) -> int | None:
+    return 4 if spec["config"]["factor"] == 4 else None
 
 
 def _fails_at(spec) -> int | None:
@@ -158,10 +233,13 @@ def _run(directory: Path, kind: str) -> None:
     from tests import trainables as t
 
     recipe = _recipe(kind)
+    options = dict(recipe.get("tune", {}))
+    if "searcher" in recipe:
+        options["search_alg"] = _searcher(recipe["searcher"])
     tune.Tuner(
         recipe["trainable"] or t.make_trainer(),
         param_space=recipe["param_space"],
-        tune_config=tune.TuneConfig(metric="score", mode="max"),
+        tune_config=tune.TuneConfig(metric="score", mode="max", **options),
         run_config=t.RunConfig(
             name=kind, storage_path=directory.as_posix(), verbose=0, **recipe["run"]
         ),

@@ -6,6 +6,7 @@ A trial whose config says `fails_at` raises there, and one that says `hangs_at` 
 
 import json
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -36,8 +37,16 @@ def misfortune(config: dict, iteration: int) -> None:
         return
     if config.get("fails_at") == iteration:
         raise RuntimeError(f"out of luck at iteration {iteration}")
-    if config.get("hangs_at") == iteration:
+    if config.get("hangs_at") == iteration or (
+        config.get("second_hangs") and iteration == 3 and _is_second_drawn()
+    ):
         time.sleep(3600)
+
+
+def _is_second_drawn() -> bool:
+    """Whether this trial's directory says that it was the second sample of its searcher."""
+    name = Path(_session.get_context().get_trial_dir()).name
+    return re.match(r"counting_([0-9a-f]{8}_2_|[0-9a-f]{5}_00001_)", name) is not None
 
 
 def counting(config: dict) -> None:

@@ -137,6 +137,9 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
 
+    Samples that were never drawn are drawn by the original searcher. With a param_space, an experiment
+    that never started is started.
+
     Exit code 0: every resumed trial finished, or there was nothing to do. 1: some failed again (their
     progress is committed). 2: bad usage or refused input. 3: the experiment is live or leased.
     """
@@ -150,6 +153,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
             flags=_flags(resume_unfinished, resume_errored, restart_errored),
             strategy=strategy,
             stale_after=timedelta(seconds=stale_after),
+            can_start=param_space is not None,
         ),
         trainable=trainable,
         param_space=param_space,

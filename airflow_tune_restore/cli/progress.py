@@ -51,6 +51,10 @@ class Progress:
 
     def advance(self, trial_id: str, progress: RunnerProgress) -> None:
         """Show a reported result."""
+        if trial_id not in self._tasks:  # a sample that was drawn just now
+            self._tasks[trial_id] = self._bars.add_task(
+                printable(f"draw {trial_id}"), total=None, note=""
+            )
         shown = ", ".join(f"{k}={v}" for k, v in list(progress.metrics.items())[:3])
         note = printable(f"iteration {progress.iteration} {shown}")
         self._bars.update(self._tasks[trial_id], note=note)

@@ -9,18 +9,26 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
-from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.draft import (
+    Draft,
+    DraftOptions,
+    draft_continuation,
+    draft_restore,
+    start_draft,
+)
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import RunnerProgress
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -45,7 +53,7 @@ class RestoreOptions:
 def restore_experiment(
     store: ObjectStore, options: RestoreOptions, progress: Progress
 ) -> CommitSummary | None:
-    """Restore the experiment at the store's root.
+    """Restore the experiment at the store's root, then draw what samples are left.
 
     Returns:
         What was done, or None if there was nothing to do.
@@ -62,7 +70,7 @@ def restore_experiment(
         progress.say(draft)
         return None
     launcher = LocalLauncher(pythonpath=[os.getcwd()])  # noqa: PTH109  a string for PYTHONPATH
-    if draft.plan.to_run:
+    if draft.plan.has_work:
         # a wrong trainable is found out before anything is leased or started
         launcher.check(
             trainable=options.trainable,
@@ -71,16 +79,53 @@ def restore_experiment(
             imports=options.imports,
             experiment=draft.plan.experiment,
         )
-    plan, settled = start_draft(draft, options.draft, holder=holder, ttl_seconds=TTL_SECONDS)
-    if settled is not None:
-        progress.say(f"A restore that died was committed first. {settled.headline()}")
-    if plan is None:
-        return settled
-    restore_id = plan.restore_id
-    progress.say(f"Restore {restore_id}: {len(plan.to_run)} trials to run.")
-    with _renewed(store, restore_id):
-        _Runs(store, plan, options, launcher, progress).run_all()
-    return commit_restore(store, restore_id)
+    run = _Restore(store, options, launcher, progress, holder)
+    done = run.carry_out(draft)
+    if done is None or done.is_one_run or not done.samples_left or run.was_stopped:
+        return done
+    known_dead = replace(options.draft, stale_after=timedelta(0))  # it was we who wrote just now
+    rest = draft_continuation(store, f"{base_id}-samples", known_dead)
+    if isinstance(rest, str):
+        return done
+    progress.say(f"{done.headline()} Drawing the samples that are left.")
+    drawn = run.carry_out(rest)
+    return done if drawn is None else done.then(drawn)
+
+
+class _Restore:
+    """Carries out drafts, one after another."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        options: RestoreOptions,
+        launcher: LocalLauncher,
+        progress: Progress,
+        holder: str,
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._launcher = launcher
+        self._progress = progress
+        self._holder = holder
+        self.was_stopped = False
+
+    def carry_out(self, draft: Draft) -> CommitSummary | None:
+        """Start, run and commit one draft; what a dead restore had left is committed first."""
+        plan, settled = start_draft(
+            draft, self._options.draft, holder=self._holder, ttl_seconds=TTL_SECONDS
+        )
+        if settled is not None:
+            self._progress.say(f"A restore that died was committed first. {settled.headline()}")
+        if plan is None:
+            return settled
+        what = f"{len(plan.to_run)} trials to run" + (", samples to draw" * plan.draws_samples)
+        self._progress.say(f"Restore {plan.restore_id}: {what}.")
+        with _renewed(self._store, plan.restore_id):
+            runs = _Runs(self._store, plan, self._options, self._launcher, self._progress)
+            runs.run_all()
+            self.was_stopped = runs.was_stopped
+        return commit_restore(self._store, plan.restore_id)
 
 
 class _Runs:
@@ -102,42 +147,53 @@ class _Runs:
         self._processes: list[RunnerProcess] = []
         self._stopping = threading.Event()
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the user has stopped it."""
+        return self._stopping.is_set()
+
     def run_all(self) -> None:
-        """Run every trial of the plan; Ctrl-C stops them with their snapshots saved."""
+        """Run every trial of the plan, or the one run of all; Ctrl-C saves their snapshots first."""
+        units = [trial.trial_id for trial in self._plan.to_run]
+        if self._plan.is_one_run:
+            units = [layout.EVERY_TRIAL] if self._plan.has_work else []
         with ThreadPoolExecutor(self._options.parallel) as pool:
             try:
-                list(pool.map(self._run, self._plan.to_run))
+                list(pool.map(self._run, units))
             except KeyboardInterrupt:
                 self._progress.say("Stopping: snapshots are saved, and what there is is committed.")
                 self._stopping.set()
                 for process in self._processes:
                     process.stop()
 
-    def _run(self, trial: TrialPlan) -> None:
-        """Run one trial to its end; how it ended is in its outcome record."""
+    def _run(self, unit: str) -> None:
+        """Run one trial, or all, to the end; how it ended is in the outcome records."""
         if self._stopping.is_set():
             return
         request = claim_attempt(
             self._store,
             self._plan,
-            trial.trial_id,
+            unit,
             trainable=self._options.trainable,
             param_space=self._options.param_space,
             address=self._options.address,
             imports=self._options.imports,
         )
-        self._progress.start(trial)
+        planned = [t for t in self._plan.to_run if unit in (t.trial_id, layout.EVERY_TRIAL)]
+        for trial in planned:
+            self._progress.start(trial)
         process = self._launcher.start(request)
         self._processes.append(process)
         for line in process.lines():
             reported = RunnerProgress.from_line(line)
             if reported is None:
-                self._progress.say(f"{trial.trial_id} | {line}")
+                self._progress.say(line if unit == layout.EVERY_TRIAL else f"{unit} | {line}")
             else:
-                self._progress.advance(trial.trial_id, reported)
+                self._progress.advance(reported.trial_id, reported)
         process.wait()
-        ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id, request.attempt)
-        self._progress.end(trial.trial_id, ended)
+        for trial in planned:
+            ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id)
+            self._progress.end(trial.trial_id, ended)
 
 
 @contextmanager

@@ -22,6 +22,10 @@ class StateFile:
     size_bytes: int
 
 
+NO_STATE_FILE = StateFile(name="", sha256="", size_bytes=0)
+"""Stands for the state of an experiment that was never started."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunerFacts:
     """What `tuner.pkl` says, read symbolically (ray.tune.impl.tuner_internal, 2.60).
@@ -79,7 +83,7 @@ class Experiment:
         """The recorded name of the trainable."""
         if self.tuner is not None and self.tuner.trainable_name:
             return self.tuner.trainable_name
-        return self.trials[0].trainable_name
+        return self.trials[0].trainable_name if self.trials else ""
 
     @property
     def count_by_status(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ segment by an injective encoding: no two of them share a key and none leads outs
 
 import re
 from datetime import datetime
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 STATE_PREFIX = "experiment_state-"
 STATE_SUFFIX = ".json"
@@ -20,6 +20,15 @@ SEARCH_STATE_PREFIX = "search_gen_state-"
 ROOT = ".tune_restore"
 LEASE = f"{ROOT}/lease"
 
+EVERY_TRIAL = "*"
+"""Stands where a trial id stands, for the one run of a whole experiment; no trial may be called so."""
+
+KEPT = "kept"
+"""Stands for the driver session in the names of what a runner saves."""
+
+_SAVED = re.compile(
+    r"^(?P<kind>.+)-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(?:_r\d{6})?)\.(?:json|pkl)$"
+)
 _COMMITTED = re.compile(r"^(?P<stem>.*?)(?:_r(?P<number>\d{6}))?$", re.DOTALL)
 _SESSION = re.compile(r"^experiment_state-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_r\d{6})?\.json$")
 
@@ -29,6 +38,11 @@ def segment(name: str) -> str:
     encoded = quote(name, safe="")
     # `.` and `..` are directions, and quote() leaves dots alone
     return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
+
+
+def unsegment(text: str) -> str:
+    """Return the text that `segment` has encoded."""
+    return unquote(text)
 
 
 def is_state_file(name: str) -> bool:
@@ -51,13 +65,31 @@ def state_session(name: str) -> datetime | None:
         return None
 
 
-def committed_state_name(existing: list[str]) -> str:
-    """Return a state file name that sorts after all existing ones.
+def session_of(name: str) -> str | None:
+    """Return the driver session in the name of anything Ray saves once a session; None if it has none."""
+    match = _SAVED.match(name)
+    return match["session"] if match else None
+
+
+def in_session(name: str, session: str) -> str:
+    """Return the name under which Ray looks for what a runner saved as `<kind>-kept.<suffix>`."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem.removesuffix(KEPT)}{session}.{suffix}"
+
+
+def is_searcher_state(name: str) -> bool:
+    """Tell the saved states of searchers: what is saved once a session and is not something else."""
+    match = _SAVED.match(name)
+    return match is not None and match["kind"] not in ("experiment_state", "callback-states")
+
+
+def committed_state_name(existing: list[str], now: datetime) -> str:
+    """Return a state file name that sorts after all existing ones; `now` names the very first.
 
     Ray takes `max(filenames)` (ray.tune.execution.experiment_state, 2.60). `_` sorts after `.`,
     so `…_r000001.json` follows `….json`, and a later driver session still sorts after both.
     """
-    newest = max(existing)
+    newest = max(existing, default=f"{STATE_PREFIX}{now:%Y-%m-%d_%H-%M-%S}{STATE_SUFFIX}")
     match = _COMMITTED.match(newest.removesuffix(STATE_SUFFIX))
     assert match is not None  # noqa: S101  the pattern matches every text
     number = int(match["number"] or 0) + 1
@@ -96,6 +128,8 @@ def commit_key(restore_id: str) -> str:
 
 def trial_dir(restore_id: str, trial_id: str) -> str:
     """Return our directory for one trial of a restore (not Ray's trial directory)."""
+    if trial_id == EVERY_TRIAL:
+        return f"{restore_dir(restore_id)}/whole"
     return f"{restore_dir(restore_id)}/trials/{segment(trial_id)}"
 
 
@@ -132,6 +166,26 @@ def heartbeat_key(restore_id: str, trial_id: str, attempt: int) -> str:
 def snapshot_key(restore_id: str, trial_id: str, attempt: int) -> str:
     """Return the key of an attempt's newest state: this trial's row only, in Ray's format."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/state.json"
+
+
+def progress_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of what a trial of a whole experiment has reported lately."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/progress.json"
+
+
+def stops_dir(restore_id: str, attempt: int) -> str:
+    """Return the directory of requests to stop single trials of a whole experiment."""
+    return f"{attempt_dir(restore_id, EVERY_TRIAL, attempt)}/stops"
+
+
+def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
+    """Return the key of a request to stop one trial of a whole experiment."""
+    return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
+
+
+def searcher_dir(restore_id: str, attempt: int, number: int) -> str:
+    """Return the directory of the searcher's state that belongs to the snapshot of this number."""
+    return f"{attempt_dir(restore_id, EVERY_TRIAL, attempt)}/searcher-{number:06d}"
 
 
 def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:

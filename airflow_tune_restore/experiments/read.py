@@ -15,6 +15,7 @@ from airflow_tune_restore.experiments.checkpoints import (
     choose_checkpoint,
 )
 from airflow_tune_restore.experiments.experiment import (
+    NO_STATE_FILE,
     Experiment,
     StateFile,
     TunerFacts,
@@ -23,6 +24,7 @@ from airflow_tune_restore.experiments.experiment import (
 )
 from airflow_tune_restore.experiments.state import (
     MAX_STATE_BYTES,
+    NO_STATE,
     MalformedStateError,
     State,
     parse_state,
@@ -73,6 +75,28 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
         )
         return replace(experiment, warnings=(*experiment.warnings, note))
     return experiment
+
+
+def read_base(store: ObjectStore) -> Experiment:
+    """Read the experiment at the store's root; one that was never started has no trials.
+
+    Raises:
+        StateUnreadableError: If no state file can be used.
+    """
+    try:
+        return read_experiment(store)
+    except NotStartedError:
+        names = {entry.name for entry in store.list_dir() if not entry.is_dir}
+        tuner, warning = _read_tuner(store, names)
+        return Experiment(
+            uri=store.uri,
+            name=store.uri.rstrip("/").rpartition("/")[2],
+            state_file=NO_STATE_FILE,
+            state=NO_STATE,
+            tuner=tuner,
+            samples_left=None,
+            warnings=tuple(filter(None, [warning])),
+        )
 
 
 def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str, CheckpointChoice]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
 from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial, TrialStatus
 
@@ -122,6 +123,10 @@ class State:
         return float(value) if isinstance(value, int | float) else -math.inf
 
 
+NO_STATE = State((), (), {}, {})
+"""Of an experiment whose driver died before it saved one."""
+
+
 def parse_state(body: bytes) -> State:
     """Parse a state file.
 
@@ -178,7 +183,7 @@ def _parse_row(row: RawRow) -> Trial:
     head = _decode(row.trial, _RowHead)
     run = _decode(row.metadata, _RunMetadata)
     for label, name in (("trial id", head.trial_id), ("trial directory", head.relative_logdir)):
-        if name is not None and not is_safe_name(name):
+        if name is not None and (not is_safe_name(name) or name == EVERY_TRIAL):
             raise MalformedStateError(f"{label} {name!r} leads outside or cannot be a name")
     return Trial(
         trial_id=head.trial_id,

@@ -7,6 +7,7 @@ can be found and ended with it, and a Ctrl-C in a terminal reaches it only throu
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ GRACE_SECONDS = 60.0
 
 KILL_SECONDS = 10.0
 _PACKAGE = "airflow_tune_restore"
+_KEY_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 _AIRFLOW = ("AIRFLOW", "_AIRFLOW")
 """Prefixes of variables the runner never sees: connections, database, fernet key, tokens."""
 
@@ -53,17 +55,10 @@ class LocalLauncher:
         Raises:
             InvalidInputError: If the interpreter cannot be started.
         """
-        key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
-        command = [
-            "run",
-            *("--experiment", request.experiment),
-            *("--request", key),
-            *("--parent-pid", str(os.getpid())),
-        ]
         package = tempfile.TemporaryDirectory(prefix="tune-restore-package-")
         try:
             process = subprocess.Popen(  # noqa: S603  the arguments are ours
-                [self.python, "-m", f"{_PACKAGE}.runner", *command],
+                [*self._run(request), "--parent-pid", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -78,6 +73,40 @@ class LocalLauncher:
             package.cleanup()
             raise self._no_interpreter(error) from error
         return RunnerProcess(process, package)
+
+    def start_detached(self, request: RunnerRequest) -> Path:
+        """Start a runner that outlives this process: many follow it, whoever started it.
+
+        Returns:
+            The file its output goes to, in a directory that the runner removes at its end.
+
+        Raises:
+            InvalidInputError: If the interpreter cannot be started.
+        """
+        home = Path(tempfile.mkdtemp(prefix="tune-restore-run-"))
+        env = self._environment(home.as_posix())
+        if key_file := self.env.get(_KEY_FILE):  # whoever made it may remove it when we are gone
+            env[_KEY_FILE] = shutil.copy(key_file, f"{home}/credentials.json")
+        output = home / "output.log"
+        try:
+            with output.open("wb") as out:
+                subprocess.Popen(  # noqa: S603  the arguments are ours
+                    [*self._run(request), "--home", home.as_posix()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            shutil.rmtree(home, ignore_errors=True)
+            raise self._no_interpreter(error) from error
+        return output
+
+    def _run(self, request: RunnerRequest) -> list[str]:
+        key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
+        command = ["run", "--experiment", request.experiment, "--request", key]
+        return [self.python, "-m", f"{_PACKAGE}.runner", *command]
 
     def check(
         self,

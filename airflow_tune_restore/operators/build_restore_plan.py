@@ -19,6 +19,7 @@ from airflow_tune_restore.hooks.arguments import (
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.items import (
+    CONTINUED_KEY,
     RESTORES_KEY,
     RestoreItem,
     TrialItem,
@@ -162,16 +163,17 @@ class BuildRestorePlanOperator(BaseOperator):
             else:
                 verdicts.left_alone[text] = result
         drafts = self._without_unfit(hook, places, drafts, verdicts)
+        continued = [places[text] for text, draft in drafts.items() if draft.plan.is_continuation]
+        drafts = {text: d for text, d in drafts.items() if not d.plan.is_continuation}
         _refuse_too_many(drafts)
         started = self._start(context, places, drafts, options, verdicts)
+        ti.xcom_push(CONTINUED_KEY, [str(address) for address in continued])
+        for address in continued:
+            self.log.info("%s: only samples are left to draw", address)
         self._report(started, verdicts)
-        if not started:
+        if not started and not continued:
             verdicts.stop_without_work()
-        return [
-            TrialItem.build(address, plan, trial).to_xcom()
-            for address, plan in started
-            for trial in plan.to_run
-        ]
+        return [item.to_xcom() for address, plan in started for item in _items(address, plan)]
 
     def _start(
         self,
@@ -219,7 +221,7 @@ class BuildRestorePlanOperator(BaseOperator):
         for text, draft in drafts.items():
             # without a param_space the answer depends on the recorded name alone
             question = (draft.plan.trainable_name, draft.plan.experiment if param_space else "")
-            if draft.plan.to_run and not draft.is_started and question not in answers:
+            if draft.plan.has_work and not draft.is_started and question not in answers:
                 answers[question] = self._check(
                     hook, places[text], draft.plan, trainable, param_space
                 )
@@ -269,6 +271,7 @@ class BuildRestorePlanOperator(BaseOperator):
             fresh_budget=parse_bool("fresh_budget", self.fresh_budget),
             trim_results=parse_bool("trim_results", self.trim_results),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
+            can_start=parse_text(self.param_space) is not None,
         )
 
     def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:
@@ -300,6 +303,12 @@ def _refuse_too_many(drafts: dict[str, Draft]) -> None:
             f"{limit} tasks: [core] max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise it on API "
             "server, scheduler and workers, or restore fewer experiments at a time. Nothing was leased."
         )
+
+
+def _items(address: Address, plan: RestorePlan) -> list[TrialItem]:
+    """Return one item a trial; samples that the same run draws are followed by one of their own."""
+    items = [TrialItem.build(address, plan, trial) for trial in plan.to_run]
+    return [*items, TrialItem.build_samples(address, plan)] if plan.draws_samples else items
 
 
 def _restore(address: Address, plan: RestorePlan) -> dict[str, Any]:

@@ -30,12 +30,14 @@ class CommitRestoreOperator(BaseOperator):
     so that the DAG run's state shows it. Give it `retries` of 1 or more.
 
     Returns one mapping an experiment: `experiment`, `restore_id`, `state_file` (None if nothing had
-    changed), `samples_left`, `failed` (trial ids), `headline`, and `trials`, before and after. The log
-    ends with the same as a table.
+    changed), `samples_left` (to be drawn by a `ContinueExperimentOperator`), `failed` (trial ids),
+    `headline`, and `trials`, before and after. The log ends with the same as a table.
 
     Args:
         restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. It is read
             when the task runs: as a templated field, a plan that was skipped would be an error.
+        continued: `plan.output["continued"]`: experiments of which only samples are left. Nothing is
+            committed for them; they are handed on in the output. Read when the task runs.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
             (templated)
     """
@@ -47,24 +49,30 @@ class CommitRestoreOperator(BaseOperator):
         self,
         *,
         restores: Any,
+        continued: Any = (),
         storage_conn_id: str | None = None,
         trigger_rule: TriggerRule | str = TriggerRule.ALL_DONE,
         **kwargs: Any,
     ) -> None:
         super().__init__(trigger_rule=trigger_rule, **kwargs)
         self.restores = restores
+        self.continued = continued
         self.storage_conn_id = storage_conn_id
         XComArg.apply_upstream_relationship(self, restores)
+        XComArg.apply_upstream_relationship(self, continued)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Commit every restore, then show what they did."""
         with plain_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             items = [RestoreItem.parse(item) for item in _resolve(self.restores, context)]
-        if not items:
+        outputs: list[dict[str, Any]] = [
+            {"experiment": str(address), "restore_id": None, "samples_left": True}
+            for address in _resolve(self.continued, context)
+        ]
+        if not items and not outputs:
             raise AirflowSkipException("Nothing to commit: no restore was started.")
         summaries: list[CommitSummary] = []
-        outputs: list[dict[str, Any]] = []
         failures: list[str] = []
         for item in items:
             try:
@@ -110,7 +118,8 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         "experiment": item.experiment,
         "restore_id": summary.restore_id,
         "state_file": summary.state_file,
-        "samples_left": summary.samples_left,
+        # what one run of all leaves undrawn, it was told to leave
+        "samples_left": 0 if summary.is_one_run else summary.samples_left,
         "failed": [change.trial_id for change in summary.failed],
         "headline": summary.headline(),
         "metric": summary.metric,

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan
 from airflow_tune_restore.restore.summary import printable
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ _Item = TypeVar("_Item", bound="DataclassInstance")
 
 RESTORES_KEY = "restores"
 """XCom key under which the plan task pushes the restores it has started."""
+
+CONTINUED_KEY = "continued"
+"""XCom key for the experiments whose samples are to be drawn: pushed by plan, and then by commit."""
 
 _NAME_LENGTH, _ID_LENGTH = 120, 80
 """Airflow keeps 250 characters of a map index's label."""
@@ -54,9 +58,9 @@ class TrialItem:
     Args:
         experiment: Address of the experiment, with its connection id.
         restore_id: The restore it belongs to.
-        trial_id: Its id in the plan.
+        trial_id: Its id in the plan; `*` for the samples that are drawn.
         experiment_name: Last part of the experiment's URI.
-        action: `resume` or `restart`.
+        action: `resume`, `restart` or `draw`.
         checkpoint: Checkpoint it starts from, if any.
         iteration: Iteration it starts after.
         label: What the grid shows in place of the map index.
@@ -75,6 +79,19 @@ class TrialItem:
     def parse(cls, value: Any) -> Self:
         """Read an item (InvalidInputError if it is none)."""
         return _parse(cls, value, "trial")
+
+    @classmethod
+    def build_samples(cls, address: Address, plan: RestorePlan) -> Self:
+        """Build the item of the samples that the run of a whole experiment draws: it follows the run."""
+        name = plan.experiment.rstrip("/").rpartition("/")[2]
+        return cls(
+            experiment=str(address),
+            restore_id=plan.restore_id,
+            trial_id=EVERY_TRIAL,
+            experiment_name=name,
+            action=TrialAction.DRAW.value,
+            label=f"{printable(name)[:_NAME_LENGTH]} new samples",
+        )
 
     @classmethod
     def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan) -> Self:

@@ -1,12 +1,15 @@
 """Runs one trial of a restore, as one (mapped) task."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerError, TrialFailedError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
@@ -14,6 +17,7 @@ from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import (
     Result,
@@ -43,6 +47,11 @@ _LAST_LINES = 5
 
 class RestoreTrialOperator(BaseOperator):
     """Resumes or restarts one trial, as the plan says, and follows it to its end.
+
+    Where trials are coupled (strategy `whole_experiment`), all tasks of an experiment share one real
+    `Tuner.restore(…).fit()`: the first to come starts it, each follows, logs and ends with its own trial,
+    and killing a task stops its trial alone. The run outlives the task that started it; so it needs
+    workers that outlive a task, which pods of the KubernetesExecutor do not.
 
     `RestoreTrialOperator.partial(task_id=…, trainable=…).expand(trial=plan.output)` makes one task a
     trial. The runner's output appears in the task's log line by line. Killing the task (by hand, by
@@ -106,6 +115,7 @@ class RestoreTrialOperator(BaseOperator):
         self.env = env
         self.storage_conn_id = storage_conn_id
         self._process: RunnerProcess | None = None
+        self._followed: tuple[ObjectStore, str, str] | None = None
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
@@ -122,6 +132,8 @@ class RestoreTrialOperator(BaseOperator):
             address = hook.address(item.experiment)
             store = hook.open(address)
             plan = read_plan(store, item.restore_id)
+            if plan.is_one_run:
+                return self._judge(plan, item, self._follow(hook, store, plan, item))
             outcome = read_outcome(store, item.restore_id, item.trial_id)
             if outcome is None or outcome.result != Result.FINISHED:
                 lease.renew(store, lease.check_held(store, item.restore_id))
@@ -132,7 +144,14 @@ class RestoreTrialOperator(BaseOperator):
             return self._judge(plan, item, outcome)
 
     def on_kill(self) -> None:
-        """Let the runner save a snapshot and end; asked twice, it waits once."""
+        """Let the runner save a snapshot and end; asked twice, it waits once.
+
+        The run of a whole experiment is asked to stop this trial alone; the others go on.
+        """
+        followed, self._followed = self._followed, None
+        if followed is not None:
+            self.log.info("Asking the run to stop this trial; the others go on.")
+            ask_to_stop(*followed)
         process, self._process = self._process, None
         if process is not None:
             self.log.info("Stopping the runner; it saves a snapshot first.")
@@ -175,7 +194,42 @@ class RestoreTrialOperator(BaseOperator):
             )
         return outcome
 
-    def _claim(self, store: ObjectStore, plan: RestorePlan, item: TrialItem) -> RunnerRequest:
+    def _follow(
+        self, hook: ExperimentStorageHook, store: ObjectStore, plan: RestorePlan, item: TrialItem
+    ) -> RunnerOutcome:
+        """Attach to the one run of the experiment, or start it, until this trial ends."""
+        lease.renew(store, lease.check_held(store, item.restore_id))
+        output = _Output(self.log.info)
+
+        def start(attempt: int) -> None:
+            every = replace(item, trial_id=layout.EVERY_TRIAL)
+            request = self._claim(store, plan, every, attempt)
+            self.log.info("Starting the run of the whole experiment, attempt %d.", attempt)
+            with hook.runner_env(hook.address(item.experiment)) as credentials:
+                launcher = build_launcher(
+                    self.launcher,
+                    python=parse_text(self.python),
+                    env={**credentials, **(self.env or {})},
+                )
+                output.open(launcher.start_detached(request))
+
+        follower = Follower(store, item.restore_id, item.trial_id, start)
+        self._followed = (store, item.restore_id, item.trial_id)
+        try:
+            for progress in follower.progress():
+                output.show_new()
+                if progress is not None:
+                    self.log.info("%s", describe_line(progress.to_line(), plan.metric))
+            self._followed = None
+        finally:
+            output.close()
+            self.on_kill()  # a timeout or an error of ours: this trial is given back
+        assert follower.outcome is not None  # noqa: S101  progress() ends with one
+        return follower.outcome
+
+    def _claim(
+        self, store: ObjectStore, plan: RestorePlan, item: TrialItem, attempt: int | None = None
+    ) -> RunnerRequest:
         return claim_attempt(
             store,
             plan,
@@ -185,6 +239,7 @@ class RestoreTrialOperator(BaseOperator):
             imports=self.imports,
             address=parse_text(self.ray_address),
             runtime_env=dict(self.runtime_env or {}),
+            attempt=attempt,
         )
 
     def _judge(self, plan: RestorePlan, item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
@@ -197,7 +252,10 @@ class RestoreTrialOperator(BaseOperator):
                 return _summary(item, outcome)
             case Result.FAILED:
                 kept = f"{cause}, after iteration {outcome.iteration}"
-                raise TrialFailedError(plan.experiment, item.trial_id, kept)
+                failed = TrialFailedError(plan.experiment, item.trial_id, kept)
+                if plan.is_one_run:  # it is over for this run: the next restore takes the trial up
+                    raise AirflowFailException(str(failed))
+                raise failed
             case Result.INTERRUPTED:
                 raise AirflowException(
                     f"{name} was stopped at iteration {outcome.iteration}; its snapshot is saved and a "
@@ -209,6 +267,37 @@ class RestoreTrialOperator(BaseOperator):
                 raise AirflowFailException(
                     f"{name} was given up: a newer attempt or restore has taken over. {cause}"
                 )
+
+
+class _Output:
+    """What the run itself prints, shown by the task that started it; results are shown by each task."""
+
+    def __init__(self, show: Callable[[str, str], None]) -> None:
+        self._show = show
+        self._file: IO[str] | None = None
+
+    def open(self, path: Path) -> None:
+        """Show what this file holds from now on."""
+        self.close()
+        self._file = path.open(encoding="utf-8", errors="replace")
+
+    def show_new(self) -> None:
+        """Show the whole lines that came since the last call."""
+        while self._file is not None:
+            before = self._file.tell()
+            line = self._file.readline()
+            if not line.endswith("\n"):
+                self._file.seek(before)
+                return
+            if RunnerProgress.from_line(line) is None:
+                self._show("%s", line.rstrip("\n"))
+
+    def close(self) -> None:
+        """Stop showing."""
+        if self._file is not None:
+            self.show_new()
+            self._file.close()
+            self._file = None
 
 
 def describe_line(line: str, metric: str | None) -> str:

@@ -22,7 +22,7 @@ QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
 
 
-def claim_attempt(
+def claim_attempt(  # noqa: PLR0913  what a runner is told
     store: ObjectStore,
     plan: "RestorePlan",
     trial_id: str,
@@ -32,37 +32,59 @@ def claim_attempt(
     imports: Sequence[str] = (),
     address: str | None = None,
     runtime_env: dict[str, Any] | None = None,
+    attempt: int | None = None,
 ) -> RunnerRequest:
-    """Claim the next attempt of a trial and store its request at `layout.request_key`."""
-    trial = plan.trial(trial_id)
-    attempt = max(list_attempts(store, plan.restore_id, trial_id), default=0)
+    """Claim the next attempt of a trial and store its request at `layout.request_key`.
+
+    With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all.
+
+    Raises:
+        KeyExistsError: If `attempt`, the one number wanted, is taken.
+    """
+    number = attempt or max(list_attempts(store, plan.restore_id, trial_id), default=0) + 1
     while True:
-        attempt += 1
         request = RunnerRequest(
+            **_of_plan(plan, trial_id),
             experiment=plan.experiment,
             restore_id=plan.restore_id,
             trial_id=trial_id,
-            attempt=attempt,
+            attempt=number,
             trainable=trainable,
             trainable_name=plan.trainable_name,
-            action=trial.action.value,
-            checkpoint=trial.checkpoint,
-            iteration=trial.iteration,
-            new_trial_id=trial.new_trial_id,
             fresh_budget=plan.fresh_budget,
             trim_results=plan.trim_results,
             param_space=param_space,
             imports=list(imports),
             address=address,
-            resources=trial.resources,
             runtime_env=runtime_env or {},
             nonce=secrets.token_hex(8),
         )
         try:
-            store.create(layout.request_key(plan.restore_id, trial_id, attempt), request.to_json())
+            store.create(layout.request_key(plan.restore_id, trial_id, number), request.to_json())
         except KeyExistsError:
+            if attempt is not None:
+                raise
+            number += 1
             continue
         return request
+
+
+def _of_plan(plan: "RestorePlan", trial_id: str) -> dict[str, Any]:
+    """Return what the plan says of a trial; of all of them, the most that one of them asks for."""
+    if trial_id == layout.EVERY_TRIAL:
+        most: dict[str, float] = {}
+        for trial in plan.to_run:
+            for name, amount in trial.resources.items():
+                most[name] = max(amount, most.get(name, 0.0))
+        return {"action": "run", "resources": most}
+    trial = plan.trial(trial_id)
+    return {
+        "action": trial.action.value,
+        "checkpoint": trial.checkpoint,
+        "iteration": trial.iteration,
+        "new_trial_id": trial.new_trial_id,
+        "resources": trial.resources,
+    }
 
 
 def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[int]:

@@ -2,9 +2,12 @@
 
 Rows of resumed trials are what their runners left in their last snapshot; all others go in byte for byte.
 One object is added in one put; its name sorts after every other. Deleting it undoes the commit.
+Where a run drew samples, their rows follow, and the searcher's state is put beside the state file under
+the same session, as Ray does: with one of the two alone, samples would be lost or drawn again.
 """
 
 import json
+from typing import Any
 
 import msgspec
 
@@ -17,8 +20,10 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.state import (
+    MAX_STATE_BYTES,
+    NO_STATE,
     MalformedStateError,
     RawRow,
     State,
@@ -28,7 +33,14 @@ from airflow_tune_restore.experiments.state import (
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, wait_until_over
-from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan, decode, encode
+from airflow_tune_restore.restore.plan import (
+    RUN_ACTIONS,
+    RestorePlan,
+    TrialAction,
+    TrialPlan,
+    decode,
+    encode,
+)
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
@@ -39,7 +51,7 @@ class _CommitRecord(msgspec.Struct, frozen=True):
 
     state_file: str
     start_time: float
-    attempts: dict[str, int]
+    attempts: dict[str, int]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
     is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
     schema: int = 1
 
@@ -100,13 +112,15 @@ def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> Com
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None) -> _CommitRecord:
     if record is None or not _exists(store, record.state_file):
-        base = read_experiment(store)
+        base = read_base(store)
         if base.state_file.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
         record = record or _write_record(store, plan, base)
         body = _build_state(store, plan, base, record)
         if body is not None:
             _put_state(store, record.state_file, body)
+    if plan.draws_samples:
+        _put_searcher(store, plan, record)
     done = msgspec.structs.replace(record, is_done=True)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return done
@@ -115,23 +129,24 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None)
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     attempts: dict[str, int] = {}
-    for trial in plan.to_run:
-        numbers = list_attempts(store, plan.restore_id, trial.trial_id)
+    for unit in _units(plan):
+        numbers = list_attempts(store, plan.restore_id, unit)
         if numbers:
             over = wait_until_over(
-                store, plan.restore_id, trial.trial_id, numbers[-1], patience_seconds=120.0
+                store, plan.restore_id, unit, numbers[-1], patience_seconds=120.0
             )
             if not over:
+                what = "The run" if unit == layout.EVERY_TRIAL else f"Trial {unit}"
                 raise RunnerError(
-                    f"Trial {trial.trial_id} of {plan.experiment} still has a living runner (attempt "
+                    f"{what} of {plan.experiment} still has a living runner (attempt "
                     f"{numbers[-1]}). Nothing was committed; wait for it to end, or stop it."
                 )
-        with_snapshot = [n for n in numbers if _snapshot(store, plan, trial, n) is not None]
+        with_snapshot = [n for n in numbers if _snapshot(store, plan, unit, n) is not None]
         if with_snapshot:
-            attempts[trial.trial_id] = with_snapshot[-1]
+            attempts[unit] = with_snapshot[-1]
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
     record = _CommitRecord(
-        state_file=layout.committed_state_name(names),
+        state_file=layout.committed_state_name(names, store.now()),
         # states are ordered by the start of their session: ours comes right after what it is made from
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
         attempts=attempts,
@@ -150,30 +165,72 @@ def _build_state(
 ) -> bytes | None:
     """Return the new state file, or None if every row stays as it was."""
     planned = {trial.trial_id: trial for trial in plan.trials}
+    snapshots = _Snapshots(store, plan, record)
     rows = [
-        _committed_row(store, plan, planned[trial.trial_id], row, record)
+        _committed_row(snapshots, planned[trial.trial_id], row)
         for trial, row in zip(base.trials, base.state.rows, strict=True)
     ]
+    if plan.draws_samples:
+        rows += snapshots.drawn()
     if rows == list(base.state.rows):
         return None
     stats = {**base.state.stats, "start_time": record.start_time}
-    return encode_state(rows, base.state.runner, stats)
+    return encode_state(rows, base.state.runner or snapshots.runner(), stats)
 
 
-def _committed_row(
-    store: ObjectStore, plan: RestorePlan, trial: TrialPlan, row: RawRow, record: _CommitRecord
-) -> RawRow:
+class _Snapshots:
+    """The rows that the committed attempts left: one object a trial, or one for all."""
+
+    def __init__(self, store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> None:
+        self._store = store
+        self._plan = plan
+        self._record = record
+        self._of_all = self._read(layout.EVERY_TRIAL) if plan.is_one_run else NO_STATE
+        self._rows = dict(
+            zip((t.trial_id for t in self._of_all.trials), self._of_all.rows, strict=True)
+        )
+
+    def row(self, trial: TrialPlan) -> RawRow | None:
+        """Return what is known of a trial that was to run; None if nothing is."""
+        if self._plan.is_one_run:
+            return self._rows.get(trial.final_trial_id)
+        return next(iter(self._read(trial.trial_id).rows), None)
+
+    def drawn(self) -> list[RawRow]:
+        """Return the rows of samples that were drawn."""
+        known = {trial.final_trial_id for trial in self._plan.trials}
+        return [row for trial_id, row in self._rows.items() if trial_id not in known]
+
+    def runner(self) -> dict[str, Any]:
+        """Return the run's own data, for an experiment that had no state before."""
+        return self._of_all.runner
+
+    def _read(self, unit: str) -> State:
+        attempt = self._record.attempts.get(unit)
+        if attempt is None:
+            return NO_STATE
+        state = _snapshot(self._store, self._plan, unit, attempt)
+        if state is None:
+            what = "the run" if unit == layout.EVERY_TRIAL else f"trial {unit}"
+            raise StateUnreadableError(
+                self._store.uri, f"the snapshot of attempt {attempt} of {what} is gone"
+            )
+        return state
+
+
+def _committed_row(snapshots: _Snapshots, trial: TrialPlan, row: RawRow) -> RawRow:
     if trial.action is TrialAction.TERMINATE:
         return _terminated(row)
-    attempt = record.attempts.get(trial.trial_id)
-    if attempt is None:
+    if trial.action not in RUN_ACTIONS:
         return row
-    state = _snapshot(store, plan, trial, attempt)
-    if state is None:
-        raise StateUnreadableError(
-            store.uri, f"the snapshot of attempt {attempt} of trial {trial.trial_id} is gone"
-        )
-    return state.rows[0]
+    return snapshots.row(trial) or row
+
+
+def _units(plan: RestorePlan) -> list[str]:
+    """Return what has attempts of its own: each trial, or the one run of all."""
+    if plan.is_one_run:
+        return [layout.EVERY_TRIAL] if plan.has_work else []
+    return [trial.trial_id for trial in plan.to_run]
 
 
 def _terminated(row: RawRow) -> RawRow:
@@ -184,19 +241,37 @@ def _terminated(row: RawRow) -> RawRow:
     return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
 
 
-def _snapshot(
-    store: ObjectStore, plan: RestorePlan, trial: TrialPlan, attempt: int
-) -> State | None:
-    """Read what a runner left, if it is whole and speaks of this trial alone."""
+def _snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) -> State | None:
+    """Read what a runner left, if it is whole and speaks of what it was started for."""
     try:
         state = parse_state(
-            store.get(layout.snapshot_key(plan.restore_id, trial.trial_id, attempt))
+            store.get(
+                layout.snapshot_key(plan.restore_id, unit, attempt), max_bytes=MAX_STATE_BYTES
+            )
         )
     except (KeyNotFoundError, MalformedStateError):
         return None
-    if [row.trial_id for row in state.trials] != [trial.final_trial_id]:
+    if unit == layout.EVERY_TRIAL:
+        return state if state.trials else None
+    if [row.trial_id for row in state.trials] != [plan.trial(unit).final_trial_id]:
         return None
     return state
+
+
+def _put_searcher(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> None:
+    """Put the searcher's state where Ray looks for it, under the session of the state file."""
+    attempt = record.attempts.get(layout.EVERY_TRIAL)
+    session = layout.session_of(record.state_file)
+    if attempt is None or session is None or not _exists(store, record.state_file):
+        return
+    state = _snapshot(store, plan, layout.EVERY_TRIAL, attempt)
+    number = state.stats.get("searcher") if state is not None else None
+    if not isinstance(number, int):
+        return
+    directory = layout.searcher_dir(plan.restore_id, attempt, number)
+    for entry in store.list_dir(directory):
+        body = store.get(f"{directory}/{entry.name}", max_bytes=MAX_STATE_BYTES)
+        store.put(layout.in_session(entry.name, session), body)
 
 
 def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
@@ -228,7 +303,7 @@ def _release(store: ObjectStore, restore_id: str) -> None:
 
 
 def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> CommitSummary:
-    before = parse_state(store.get(plan.base.name))
+    before = parse_state(store.get(plan.base.name)) if plan.base.name else NO_STATE
     committed = _exists(store, record.state_file)
     outcomes = {
         trial.trial_id: read_outcome(store, plan.restore_id, trial.trial_id)

@@ -3,7 +3,7 @@
 What speaks against a restore is raised; what makes one needless is returned in words.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from airflow_tune_restore.exceptions import (
@@ -15,12 +15,13 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan, Strategy, TrialAction
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.planner import build_continuation
 from airflow_tune_restore.restore.start import (
     fresh_restore_id,
     plan_restore,
@@ -33,7 +34,10 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOptions:
-    """What the user chose: when an experiment counts as dead, and what `build_plan` is told."""
+    """What the user chose: when an experiment counts as dead, and what `build_plan` is told.
+
+    `can_start`: a param_space is given, so that an experiment that never began can be started.
+    """
 
     flags: ResumeFlags
     strategy: str
@@ -41,6 +45,7 @@ class DraftOptions:
     fresh_budget: bool = False
     trim_results: bool = False
     allow_scratch: bool = False
+    can_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +57,14 @@ class Draft:
         experiment: As read.
         plan: What would be done.
         is_started: Whether this very restore holds the lease already: whoever asks does so again.
+        health_reason: What its health is, in words.
     """
 
     store: ObjectStore
     experiment: Experiment
     plan: RestorePlan
     is_started: bool = False
+    health_reason: str = ""
 
 
 def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:
@@ -76,10 +83,32 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
         LeaseHeldError: If another restore is at work on it.
         TuneRestoreError: If it cannot be restored.
     """
+    draft = _begin(store, base_id, options)
+    if draft.is_started or draft.plan.changes_trials or draft.plan.is_continuation:
+        return draft
+    if draft.experiment.samples_left:
+        return _continuation(draft.store, draft.plan.restore_id)
+    return f"{draft.health_reason}; with these flags every trial stays as it is"
+
+
+def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:
+    """Plan to draw the samples that were never drawn, and nothing else. Writes nothing.
+
+    Takes, returns and raises what `draft_restore` does.
+    """
+    draft = _begin(store, base_id, options)
+    if draft.is_started or draft.plan.is_continuation:
+        return draft
+    if draft.experiment.samples_left == 0:
+        return f"{draft.health_reason}; all its samples are drawn"
+    return _continuation(draft.store, draft.plan.restore_id)
+
+
+def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
+    """Refuse what must not be touched; plan the rest with the flags."""
     restore_id = fresh_restore_id(store, base_id)
     if (own := _own_plan(store, restore_id)) is not None:
-        experiment = read_experiment(store)
-        return Draft(store=store, experiment=experiment, plan=own, is_started=True)
+        return Draft(store=store, experiment=read_base(store), plan=own, is_started=True)
     lease.refuse_if_alive(store, restore_id)
     report = examine(store, stale_after=options.stale_after)
     match report.health:
@@ -87,21 +116,14 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
             raise ExperimentRunningError(report.experiment, report.reason)
         case Health.UNREADABLE:
             raise StateUnreadableError(report.experiment, report.reason)
-        case Health.NOT_STARTED:
+        case Health.NOT_STARTED if not options.can_start:
             raise InvalidInputError(
-                f"{report.reason}. There is nothing to resume; run its sweep again."
+                f"{report.reason}. With a param_space (--param-space) it is started in its place."
             )
+        case Health.NOT_STARTED:
+            return _continuation(store, restore_id)
         case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
-            draft = _plan(store, restore_id, options)
-    if all(trial.action is TrialAction.KEEP for trial in draft.plan.trials):
-        return f"{report.reason}; with these flags every trial stays as it is"
-    if draft.plan.strategy is Strategy.WHOLE_EXPERIMENT and draft.plan.to_run:
-        raise InvalidInputError(
-            f"{store.uri} wants to be restored as a whole: {draft.plan.strategy_reason}. This "
-            'release runs trials one by one only; strategy="per_trial" (--strategy per_trial) does '
-            "so and gives that up."
-        )
-    return draft
+            return replace(_plan(store, restore_id, options), health_reason=report.reason)
 
 
 def start_draft(
@@ -119,8 +141,8 @@ def start_draft(
     if not draft.is_started:
         settled = settle_abandoned(draft.store, restore_id=draft.plan.restore_id, holder=holder)
         if settled is not None:
-            draft = _plan(draft.store, draft.plan.restore_id, options)
-            if all(trial.action is TrialAction.KEEP for trial in draft.plan.trials):
+            draft = _again(draft, options)
+            if not draft.plan.has_work and not draft.plan.changes_trials:
                 return None, settled
     plan = start_restore(
         draft.store, draft.experiment, draft.plan, holder=holder, ttl_seconds=ttl_seconds
@@ -141,6 +163,22 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         allow_scratch=options.allow_scratch,
     )
     return Draft(store=store, experiment=experiment, plan=plan)
+
+
+def _continuation(store: ObjectStore, restore_id: str) -> Draft:
+    experiment = read_base(store)
+    plan = build_continuation(experiment, restore_id=restore_id)
+    return Draft(store=store, experiment=experiment, plan=plan)
+
+
+def _again(draft: Draft, options: DraftOptions) -> Draft:
+    """Plan the same anew, from what a restore that died has left."""
+    if not draft.plan.is_continuation:
+        return _plan(draft.store, draft.plan.restore_id, options)
+    again = _continuation(draft.store, draft.plan.restore_id)
+    if again.experiment.samples_left == 0:
+        return replace(again, plan=replace(again.plan, draws_samples=False))
+    return again
 
 
 def _own_plan(store: ObjectStore, restore_id: str) -> RestorePlan | None:

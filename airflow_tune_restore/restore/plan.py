@@ -20,6 +20,7 @@ class TrialAction(StrEnum):
     RESUME = "resume"
     RESTART = "restart"
     TERMINATE = "terminate"
+    DRAW = "draw"  # in no plan: what a searcher will draw is not known before
 
 
 RUN_ACTIONS = frozenset({TrialAction.RESUME, TrialAction.RESTART})
@@ -87,6 +88,7 @@ class RestorePlan:
         warnings: What the user should know: lost RunConfig, unreadable files, repairs.
         fresh_budget: Whether resumed trials get their failure budget back.
         trim_results: Whether result rows past the checkpoint are dropped before resuming.
+        draws_samples: Whether the run also draws the samples that are left.
 
     """
 
@@ -104,7 +106,28 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     fresh_budget: bool = False
     trim_results: bool = False
+    draws_samples: bool = False
     schema: int = PLAN_SCHEMA
+
+    @property
+    def is_one_run(self) -> bool:
+        """Whether one runner runs everything, instead of one a trial."""
+        return self.strategy is Strategy.WHOLE_EXPERIMENT
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a runner is started at all."""
+        return bool(self.to_run) or self.draws_samples
+
+    @property
+    def is_continuation(self) -> bool:
+        """Whether nothing happens but that samples are drawn."""
+        return self.draws_samples and not self.changes_trials
+
+    @property
+    def changes_trials(self) -> bool:
+        """Whether any trial there is does not stay as it is."""
+        return any(trial.action is not TrialAction.KEEP for trial in self.trials)
 
     @property
     def to_run(self) -> tuple[TrialPlan, ...]:

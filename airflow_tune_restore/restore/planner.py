@@ -7,6 +7,7 @@ stays ERROR. What Ray leaves to chance (a checkpoint that is gone) is decided he
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
@@ -29,6 +30,9 @@ _LOST_BY_FORCING = {
     "PopulationBasedTraining": "it copies good trials over bad ones",
     "PB2": "it copies good trials over bad ones",
 }
+
+
+_NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
 
 def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
@@ -90,6 +94,29 @@ def build_plan(
         warnings=experiment.warnings,
         fresh_budget=fresh_budget,
         trim_results=trim_results,
+        # one real run draws what is left, as Tuner.restore does; alone, a trial cannot
+        draws_samples=chosen is Strategy.WHOLE_EXPERIMENT and experiment.samples_left != 0,
+    )
+
+
+def build_continuation(experiment: Experiment, *, restore_id: str) -> RestorePlan:
+    """Plan to draw the samples that are left, and nothing else: every trial stays as it is.
+
+    An experiment that never started is one whose samples are all left.
+    """
+    plan = build_plan(
+        experiment, restore_id=restore_id, flags=_NOTHING, checkpoints={}, strategy="auto"
+    )
+    kept = tuple(
+        replace(trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is")
+        for trial in plan.trials
+    )
+    return replace(
+        plan,
+        trials=kept,
+        strategy=Strategy.WHOLE_EXPERIMENT,
+        strategy_reason="the original searcher draws the samples that are left",
+        draws_samples=True,
     )
 
 

@@ -61,11 +61,11 @@ class RunnerRequest(_Record):
     Args:
         experiment: URI of the experiment directory; credentials come from the environment.
         restore_id: The restore it belongs to; must hold the lease.
-        trial_id: Trial id in the plan.
+        trial_id: Trial id in the plan; `layout.EVERY_TRIAL` for the one run of a whole experiment.
         attempt: Number of the attempt, from 1; a runner that sees a higher one stops.
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
-        action: `resume` or `restart`.
+        action: `resume` or `restart`; in a whole experiment the plan says it for each trial.
         checkpoint: Directory name of the checkpoint to start from; None to start from scratch.
         iteration: `training_iteration` of that checkpoint.
         new_trial_id: Id of the new trial, for `restart`.
@@ -121,6 +121,28 @@ class RunnerProgress(_Record):
         if not line.startswith(PROGRESS_PREFIX):
             return None
         return cls.from_json(line.removeprefix(PROGRESS_PREFIX))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressTail(_Record):
+    """What a trial of a whole experiment reported lately, for a task that follows it from elsewhere.
+
+    Args:
+        first: How many reports came before those that are kept.
+        reports: The kept ones, each as `RunnerProgress` has them.
+    """
+
+    first: int
+    reports: list[dict[str, Any]]
+
+    def after(self, seen: int) -> list[RunnerProgress]:
+        """Return the reports that follow the first `seen` of all."""
+        return [RunnerProgress(**report) for report in self.reports[max(0, seen - self.first) :]]
+
+    @property
+    def count(self) -> int:
+        """How many reports there were in all."""
+        return self.first + len(self.reports)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.read import read_base, read_checkpoint_choices
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
@@ -83,7 +83,7 @@ def start_restore(
     check_exclusive_create(store)  # or the lease would be worth nothing
     held = lease.acquire(store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds)
     try:
-        newest = read_experiment(store).state_file
+        newest = read_base(store).state_file
         if newest.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, newest.name)
         return _write(store, experiment, plan)
@@ -102,12 +102,15 @@ def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
 
 
 def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> RestorePlan:
-    """Write the seeds, then the plan: once the plan is there, all its seeds are."""
+    """Write the seeds, then the plan: once the plan is there, all its seeds are.
+
+    One run of all trials starts from the state itself.
+    """
     rows = {
         trial.trial_id: row
         for trial, row in zip(experiment.trials, experiment.state.rows, strict=True)
     }
-    for trial in plan.to_run:
+    for trial in () if plan.is_one_run else plan.to_run:
         seed = encode_state([rows[trial.trial_id]], experiment.state.runner, experiment.state.stats)
         store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
     try:

@@ -1,6 +1,6 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -20,7 +20,7 @@ class TrialChange:
         trial_id: Its id in the state the plan was made from.
         final_trial_id: Its id now; another one after a restart.
         action: What was planned.
-        status_before: Stored status before.
+        status_before: Stored status before; None if the trial was drawn in this restore.
         status_after: Status in the committed state.
         iteration_before: Iterations it had reported.
         iteration_after: Iterations it has reported.
@@ -32,7 +32,7 @@ class TrialChange:
     trial_id: str
     final_trial_id: str
     action: TrialAction
-    status_before: TrialStatus
+    status_before: TrialStatus | None
     status_after: TrialStatus
     iteration_before: int
     iteration_after: int
@@ -42,8 +42,8 @@ class TrialChange:
 
     @property
     def was_run(self) -> bool:
-        """Whether a runner was to be started for it."""
-        return self.action in RUN_ACTIONS
+        """Whether it was to be run."""
+        return self.action in RUN_ACTIONS or self.action is TrialAction.DRAW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,9 @@ class CommitSummary:
         restore_id: The restore.
         state_file: State file it added; None if nothing had changed.
         metric: Name of the metric shown.
-        samples_left: Samples never drawn; None if unknown.
-        changes: One entry a trial, in the order of the plan.
+        samples_left: Samples still not drawn; None if unknown.
+        is_one_run: Whether one run did it all, and so had the samples drawn, too.
+        changes: One entry a trial, in the order of the plan; then those that were drawn.
     """
 
     experiment: str
@@ -64,6 +65,7 @@ class CommitSummary:
     state_file: str | None
     metric: str | None
     samples_left: int | None
+    is_one_run: bool
     changes: tuple[TrialChange, ...]
 
     @property
@@ -73,6 +75,15 @@ class CommitSummary:
             change
             for change in self.changes
             if change.was_run and change.status_after is not TrialStatus.TERMINATED
+        )
+
+    def then(self, later: "CommitSummary") -> "CommitSummary":
+        """Join what one restore did and what the next did that drew the samples that were left."""
+        drawn = tuple(change for change in later.changes if change.status_before is None)
+        return replace(
+            later,
+            state_file=later.state_file or self.state_file,
+            changes=(*self.changes, *drawn),
         )
 
     def table(self) -> str:
@@ -90,7 +101,7 @@ class CommitSummary:
         for change in self.changes:
             cells = [
                 _arrow(change.trial_id, change.final_trial_id),
-                change.status_before.value,
+                change.status_before.value if change.status_before else "-",
                 change.status_after.value,
                 _arrow(change.iteration_before, change.iteration_after),
             ]
@@ -114,13 +125,15 @@ class CommitSummary:
 
     def headline(self) -> str:
         """Say in one sentence how it went."""
-        ran = sum(change.was_run for change in self.changes)
-        done = ran - len(self.failed)
-        text = f"{self.experiment}: {done} of {ran} resumed trials finished"
-        if self.failed:
-            text += (
-                f", {len(self.failed)} did not ({', '.join(c.trial_id for c in self.failed[:5])})"
-            )
+        parts = []
+        for what, is_meant in (("resumed trials", False), ("samples drawn now", True)):
+            ran = [c for c in self.changes if c.was_run and (c.status_before is None) == is_meant]
+            failed = [c.trial_id for c in ran if c in self.failed]
+            if ran or not is_meant:
+                parts.append(f"{len(ran) - len(failed)} of {len(ran)} {what} finished")
+            if failed:
+                parts.append(f"{len(failed)} did not ({', '.join(failed[:5])})")
+        text = f"{self.experiment}: {', '.join(parts)}"
         if self.samples_left:
             text += f"; {self.samples_left} samples were never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
@@ -141,20 +154,45 @@ def summarise(
         plan: What was planned.
         state_file: The state file that was added, if any.
         before: The state the plan was made from.
-        after: The committed state; rows stand at the same places.
+        after: The committed state; rows stand at the same places, those of drawn samples follow.
         outcomes: How the last attempt of each trial ended, by trial id in the plan.
     """
-    rows = {old.trial_id: (old, new) for old, new in zip(before.trials, after.trials, strict=True)}
+    known = len(before.trials)
+    rows = {
+        old.trial_id: (old, new)
+        for old, new in zip(before.trials, after.trials[:known], strict=True)
+    }
+    drawn = after.trials[known:]
+    left = plan.samples_left
     return CommitSummary(
         experiment=plan.experiment,
         restore_id=plan.restore_id,
         state_file=state_file,
         metric=plan.metric,
-        samples_left=plan.samples_left,
-        changes=tuple(
-            _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id))
-            for trial in plan.trials
+        samples_left=left if left is None else max(0, left - len(drawn)),
+        is_one_run=plan.is_one_run,
+        changes=(
+            *(
+                _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id))
+                for trial in plan.trials
+            ),
+            *(_drawn(plan, trial) for trial in drawn),
         ),
+    )
+
+
+def _drawn(plan: RestorePlan, trial: Trial) -> TrialChange:
+    return TrialChange(
+        trial_id=trial.trial_id,
+        final_trial_id=trial.trial_id,
+        action=TrialAction.DRAW,
+        status_before=None,
+        status_after=trial.status,
+        iteration_before=0,
+        iteration_after=trial.iteration,
+        metric_before=None,
+        metric_after=_metric(trial, plan.metric),
+        note="a sample that had not been drawn",
     )
 
 

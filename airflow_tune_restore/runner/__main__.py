@@ -1,6 +1,6 @@
 """`python -m airflow_tune_restore.runner`: runs one attempt of one trial, or checks that it could.
 
-    run   --experiment URI --request KEY [--parent-pid PID]
+    run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
     check --trainable NAME --trainable-name RECORDED [--import MODULE]… [--param-space NAME]
           [--experiment URI]
 
@@ -10,6 +10,7 @@ Credentials come from the environment. Nothing but ray, pyarrow and fsspec is ne
 import argparse
 import logging
 import os
+import shutil
 import sys
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
@@ -48,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_REFUSED
     except ToldToStopError:
         return EXIT_INTERRUPTED  # before there was anything to record
+    finally:
+        if home := getattr(options, "home", None):
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -87,7 +91,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run = commands.add_parser("run", help="run one attempt of one trial")
     run.add_argument("--experiment", required=True)
     run.add_argument("--request", required=True)
-    run.add_argument("--parent-pid", type=int)
+    run.add_argument("--parent-pid", type=int, help="end when this process does")
+    run.add_argument("--home", help="directory of a detached runner, removed at its end")
     check = commands.add_parser("check", help="say whether a trainable fits an experiment")
     check.add_argument("--experiment")
     check.add_argument("--trainable", required=True)

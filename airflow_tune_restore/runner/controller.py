@@ -1,15 +1,15 @@
-"""Ray's TuneController, scoped to one trial of a restore.
+"""Ray's TuneController under our guards, for one trial or for a whole experiment.
 
-Differences from Ray's own (ray.tune.execution.tune_controller, 2.60), and no others:
-it restores the one row it is given instead of the experiment's newest state, draws no new samples,
-saves its state under `.tune_restore/` (a second `experiment_state-*.json` in the root would hide every
-other trial), and fails closed where Ray would log an error and start an empty experiment.
+Differences from Ray's own (ray.tune.execution.tune_controller, 2.60) that both share:
+it restores from the state it is given instead of the experiment's newest, saves its state under
+`.tune_restore/` (a second `experiment_state-*.json` in the root would hide every other trial), and fails
+closed where Ray would log an error and start an empty experiment.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,13 @@ from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.impl.out_of_band_serialize_dataset import out_of_band_serialize_dataset
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.tune_config import ResumeConfig
 from ray.tune.utils.serialization import TuneFunctionEncoder
 
 from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
-from airflow_tune_restore.runner import checkpoint_choice
+from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.outcome import scalar_metrics
-from airflow_tune_restore.runner.ray_internals import replaced
-from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
 
 CALLBACK_STATES = "callback-states-"
@@ -37,111 +34,121 @@ CALLBACK_STATES = "callback-states-"
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scope:
-    """What a scoped controller works on, and what it leaves behind.
+    """What a guarded controller works on, and what it leaves behind.
 
     Args:
         store: Rooted at the experiment directory.
         request: The attempt.
-        source_key: Seed or snapshot the row comes from.
-        is_seed: Whether that is the seed, that is, nothing of this restore was run before.
+        source_key: State it starts from: a seed, or the snapshot of an earlier attempt. None if there
+            is no state at all, and the experiment is started for the first time.
+        is_seed: Whether nothing of this restore was run before.
         staging: Private directory for files on their way to storage.
         check_fence: Ends this process if a newer attempt or restore is at work.
-        trial: The trial, once restored.
-        saved_status: Its status in the newest snapshot; "" before the first.
+        saved: Status of each trial in the newest snapshot; empty before the first.
 
     """
 
     store: ObjectStore
     request: RunnerRequest
-    source_key: str
+    source_key: str | None
     is_seed: bool
     staging: Path
     check_fence: Callable[[], None]
-    trial: Trial | None = field(default=None)
-    saved_status: str = ""
+    saved: dict[str, str] = field(default_factory=dict)
 
     @property
-    def starts_over(self) -> bool:
-        """Whether a new trial takes the row; once it has, it is resumed like any other."""
-        return self.is_seed and self.request.action == "restart"
+    def trial(self) -> Trial | None:
+        """The trial the outcome is about, once restored; None for a whole experiment."""
+        return None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether everything there was to run has ended, and was saved so."""
+        raise NotImplementedError
+
+    def resume_config(self) -> ResumeConfig:
+        """Return what `Tuner.restore` is told about trials of each status."""
+        return ResumeConfig()
+
+    def close(self) -> None:
+        """End what runs beside the controller."""
+
+    def controller(self) -> type["GuardedController"]:
+        """Return the controller class that works on this scope."""
+        raise NotImplementedError
+
+    def judge(self, *, told_to_stop: bool) -> tuple[Result, tuple[str, str]]:
+        """Say how it ended, by what was saved: the commit takes the snapshot, not our word.
+
+        Raises:
+            RunnerError: If the last snapshot does not tell.
+        """
+        raise NotImplementedError
 
 
-def scoped_controller(scope: Scope) -> type[TuneController]:
+def bound_controller(scope: Scope) -> type[TuneController]:
     """Make the controller class that `tune.run` uses in the place of Ray's."""
-
-    class ScopedTuneController(_ScopedTuneController):
-        pass
-
-    ScopedTuneController.scope = scope
-    return ScopedTuneController
+    return type("BoundTuneController", (scope.controller(),), {"scope": scope})
 
 
-class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is untyped
+class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
+    """What is the same for one trial and for all."""
+
     scope: Scope
 
     def __init__(self, **kwargs: Any) -> None:
-        exhausted = BasicVariantGenerator()
-        exhausted.set_finished()
-        kwargs["search_alg"] = exhausted
         # last, because Ray finds the saved state of callbacks by their position
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), _ProgressLines(self.scope, kwargs)]
+        kwargs["callbacks"] = [
+            *(kwargs.get("callbacks") or []),
+            _ProgressLines(self.report, kwargs.get("metric")),
+        ]
         self._failure: Exception | None = None
         super().__init__(**kwargs)
-        if not self._resumed:
+        if not self._resumed and self.scope.source_key is not None:
+            request = self.scope.request
+            what = "It" if request.trial_id == layout.EVERY_TRIAL else f"Trial {request.trial_id}"
             raise RunnerError(
-                f"Trial {self.scope.request.trial_id} could not be restored: {self._failure}. "
-                "Nothing was run."
+                f"{what} could not be restored: {self._failure}. Nothing was run."
             ) from self._failure
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
-        """Restore the row; Ray swallows what goes wrong here, so it is kept for `__init__`."""
+        """Restore; Ray swallows what goes wrong here, so it is kept for `__init__`."""
         try:
             super().resume(*args, **kwargs)
-            self._adopt()
+            # a failed trial of long ago must not end the run at once (fail_fast, 2.60)
+            self._has_errored = False
+            self.scope.check_fence()
+            self.adopt()
+            self._put_snapshot()
         except Exception as error:
             self._failure = error
             raise
 
-    def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
-        trials: list[Trial] = super()._restore_trials(experiment_state)
-        scope, request = self.scope, self.scope.request
-        expected = request.trial_id if scope.is_seed else request.new_trial_id or request.trial_id
-        if [trial.trial_id for trial in trials] != [expected]:
-            raise RunnerError(f"{scope.source_key} does not hold trial {expected} alone")
-        (trial,) = trials
-        if not scope.is_seed:
-            checkpoint_choice.continue_from_snapshot(scope.store, trial)
-        elif not scope.starts_over:
-            checkpoint_choice.start_as_planned(scope.store, trial, request)
-            if request.fresh_budget:
-                trial.run_metadata.num_failures = 0
-        return trials
+    def adopt(self) -> None:
+        """Prepare the restored trials, before the first snapshot and before anything runs."""
+        raise NotImplementedError
 
-    def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
-        new_id = self.scope.request.new_trial_id
-        if not self.scope.starts_over or new_id is None:
-            super()._requeue_restored_trials(trials, resume_config)
-            return
-        # Trial.reset() draws a random id; ours is the same every time, so that a re-run converges
-        with replaced(Trial, "generate_id", classmethod(lambda _cls: new_id)):
-            super()._requeue_restored_trials(trials, resume_config)
+    def changed_trials(self) -> Iterable[Trial]:
+        """Return the trials whose files may differ from what was uploaded last."""
+        raise NotImplementedError
 
-    def _adopt(self) -> None:
-        """Fix a new trial's directory, drop rows that come again, and save before anything runs."""
-        self.scope.check_fence()
-        (trial,) = self._trials
-        trial.init_local_path()
-        if not trial.is_finished():
-            prepare_results(
-                self.scope.store,
-                self.scope.request,
-                trial.relative_logdir,
-                checkpoint_choice.iteration_of(trial),
-            )
-        self.scope.trial = trial
-        self._put_snapshot()
+    def fetch_states(self, target: Path) -> None:
+        """Fetch the saved states of callbacks, and of what else there is, into a directory."""
+        self._fetch_callbacks(target)
+
+    def save_states(self) -> dict[str, Any]:
+        """Save what belongs to the next snapshot; returned values go into its `stats`."""
+        return {}
+
+    def after_snapshot(self) -> None:
+        """Do what must follow a snapshot."""
+
+    def report(self, trial: Trial, progress: RunnerProgress) -> None:
+        """Tell whoever started the runner of a result."""
+        del trial
+        print(progress.to_line(), flush=True)  # noqa: T201  stdout is the channel
 
     def _requeue_trial(self, trial: Trial) -> None:
         """Save before Ray retries a failed trial by itself.
@@ -152,32 +159,32 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
         super()._requeue_trial(trial)
         self.checkpoint(force=True)
 
-    def _create_checkpoint_manager(self) -> "_ScopedCheckpointManager":
-        return _ScopedCheckpointManager(
+    def _create_checkpoint_manager(self) -> "_GuardedCheckpointManager":
+        return _GuardedCheckpointManager(
             storage=self._storage,
             checkpoint_period=self._checkpoint_period,
             sync_every_n_trial_checkpoints=self._trial_checkpoint_config.num_to_keep,
             save=self._save,
-            fetch_callbacks=self._fetch_callbacks,
+            fetch=self.fetch_states,
         )
 
     def _save(self) -> None:
-        """Upload the trial's own files, then the state that goes with them."""
+        """Upload the trials' own files, then the state that goes with them."""
         self.scope.check_fence()
-        trial = self.scope.trial
-        if trial is not None and any(Path(trial.local_path).glob("*")):
-            _upload_to_fs_path(
-                local_path=trial.local_path,
-                fs=trial.storage.storage_filesystem,
-                fs_path=trial.storage.trial_fs_path,
-            )
+        for trial in self.changed_trials():
+            if trial.local_path and any(Path(trial.local_path).glob("*")):
+                _upload_to_fs_path(
+                    local_path=trial.local_path,
+                    fs=trial.storage.storage_filesystem,
+                    fs_path=trial.storage.trial_fs_path,
+                )
         self._save_callbacks()
         self._put_snapshot()
 
     def _fetch_callbacks(self, target: Path) -> None:
         """Fetch the newest saved state of callbacks: the source attempt's, or else the experiment's."""
         store = self.scope.store
-        for directory in (self.scope.source_key.rpartition("/")[0], ""):
+        for directory in ((self.scope.source_key or "").rpartition("/")[0], ""):
             saved = [
                 e.name for e in store.list_dir(directory) if e.name.startswith(CALLBACK_STATES)
             ]
@@ -188,27 +195,32 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
 
     def _save_callbacks(self) -> None:
         """Keep the state of callbacks beside the snapshot; a later attempt goes on from it."""
-        self._callbacks.save_to_dir(self.scope.staging.as_posix(), session_str="kept")
-        saved = self.scope.staging / f"{CALLBACK_STATES}kept.pkl"
+        self._callbacks.save_to_dir(self.scope.staging.as_posix(), session_str=layout.KEPT)
+        saved = self.scope.staging / f"{CALLBACK_STATES}{layout.KEPT}.pkl"
         if saved.is_file():
             request = self.scope.request
             directory = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
             self.scope.store.put(f"{directory}/{saved.name}", saved.read_bytes())
 
     def _put_snapshot(self) -> None:
-        request, trial = self.scope.request, self.scope.trial
-        if trial is not None:
-            self._mark_trial_to_checkpoint(trial)
+        request = self.scope.request
+        stats = {"start_time": self._start_time, **self.save_states()}
         with out_of_band_serialize_dataset():  # as Ray does: for Datasets in a config
             state = {
-                "trial_data": list(self._get_trial_checkpoints().values()),
+                "trial_data": self.rows(),
                 "runner_data": self.__getstate__(),
-                "stats": {"start_time": self._start_time},
+                "stats": stats,
             }
             body = json.dumps(state, cls=TuneFunctionEncoder).encode()
+        statuses = {trial.trial_id: trial.status for trial in self._trials}
         key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
         self.scope.store.put(key, body)
-        self.scope.saved_status = trial.status if trial is not None else ""
+        self.scope.saved = statuses
+        self.after_snapshot()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the rows of the snapshot."""
+        return list(self._get_trial_checkpoints().values())
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -216,18 +228,18 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
         return state
 
 
-class _ScopedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[misc]
+class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[misc]
     """Ray's timing of snapshots, with another place to put them."""
 
     _should_force_sync_up: bool
     _last_save_time: float
 
     def __init__(
-        self, *, save: Callable[[], None], fetch_callbacks: Callable[[Path], None], **kwargs: Any
+        self, *, save: Callable[[], None], fetch: Callable[[Path], None], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self._save = save
-        self._fetch_callbacks = fetch_callbacks
+        self._fetch = fetch
 
     def sync_up_experiment_state(
         self, *_args: Any, force: bool = False, wait: bool = False, **_kwargs: Any
@@ -256,31 +268,31 @@ class _ScopedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[mi
         self._last_save_time = time.monotonic()
 
     def sync_down_experiment_state(self) -> None:
-        """Fetch the saved state of callbacks only; Ray fetches every state file there is."""
+        """Fetch only the states that are needed; Ray fetches every state file there is."""
         target = Path(self._storage.experiment_driver_staging_path)
         target.mkdir(parents=True, exist_ok=True)
-        self._fetch_callbacks(target)
+        self._fetch(target)
 
 
 class _ProgressLines(Callback):  # type: ignore[misc]
-    """Prints one line a result for whoever started the runner."""
+    """Reports every result."""
 
-    def __init__(self, scope: Scope, kwargs: dict[str, Any]) -> None:
-        self._trial_id = scope.request.trial_id
-        self._metric = kwargs.get("metric")
+    def __init__(self, report: Callable[[Trial, RunnerProgress], None], metric: str | None) -> None:
+        self._report = report
+        self._metric = metric
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Print it."""
-        del iteration, trials, trial, info
-        print(  # noqa: T201  stdout is the channel
+        """Report it."""
+        del iteration, trials, info
+        self._report(
+            trial,
             RunnerProgress(
-                trial_id=self._trial_id,
+                trial_id=trial.trial_id,
                 iteration=int(result.get("training_iteration", 0)),
                 metrics=scalar_metrics(result, self._metric),
-            ).to_line(),
-            flush=True,
+            ),
         )
 
     def get_state(self) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner import signals
 
@@ -27,9 +28,11 @@ def connect(request: RunnerRequest) -> None:
 
 
 def _private(request: RunnerRequest) -> dict[str, Any]:
-    """Return the arguments of a Ray as large as what the trial asks for, in whole CPUs and GPUs."""
+    """Return the arguments of a Ray as large as what is asked for, in whole CPUs and GPUs."""
     amounts = dict(request.resources)
     cpus, gpus = amounts.pop("CPU", 1.0), amounts.pop("GPU", 0.0)
+    if request.trial_id == EVERY_TRIAL:
+        cpus = max(cpus, os.cpu_count() or 1)  # as many trials side by side as fit, as Ray would
     amounts.pop("memory", None)  # the machine's own memory decides
     size = os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
     return {

@@ -29,7 +29,8 @@ def prepare_results(
             Ray begins the files anew (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
     """
     texts = {name: _get(store, f"{trial_dir}/{name}") for name in _TRIM}
-    starts = _rows_at_start(store, request, trial_dir, None if iteration is None else texts)
+    is_new = iteration is None or request.action == "draw"  # drawn in this very restore
+    starts = _rows_at_start(store, request, trial_dir, None if is_new else texts)
     if iteration is None:
         _back_up(store, request, texts[layout.RESULT_FILE])
         return

@@ -51,7 +51,9 @@ def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_
     ran = restoring.finish(request, process, tuple(seen))
     # the second signal may end the process, but only after its outcome was recorded
     assert ran.code in (EXIT_INTERRUPTED, -signal.SIGTERM), ran.output
-    assert (ran.outcome.result, ran.outcome.error_type) == ("interrupted", "Interrupted"), ran.output
+    assert (ran.outcome.result, ran.outcome.error_type) == ("interrupted", "Interrupted"), (
+        ran.output
+    )
     trial, _ = restoring.snapshot()
     assert trial["status"] not in ("TERMINATED", "ERROR")
     assert restoring.iterations() == [1, 2, 3, 4]

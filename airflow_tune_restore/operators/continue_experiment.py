@@ -1,0 +1,221 @@
+"""Draws the samples of an experiment that were never drawn, as one task."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from airflow_tune_restore.exceptions import ExperimentRunningError, RunnerError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.hooks.arguments import parse_span, parse_text
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
+from airflow_tune_restore.operators.commit_restore import describe_summary
+from airflow_tune_restore.operators.items import RestoreItem, restore_id_for
+from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS, describe_line
+from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, start_draft
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.request import Result, RunnerOutcome
+from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.storage.base import ObjectStore
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
+
+
+class ContinueExperimentOperator(BaseOperator):
+    """Draws what is left of an experiment's samples with its original searcher, and commits them.
+
+    One real `Tuner.restore(…).fit()` in which every trial that there is stays as it is. A searcher that
+    learns (Optuna, HyperOpt) is first told the results of the trials that were restored without it. An
+    experiment whose driver died before its first snapshot is started in its place, if a param_space is
+    given. With nothing left to draw the task is skipped. Killing it saves a snapshot; a retry goes on
+    from there, so give it `retries` of 1 or more. Trials that fail are committed with what they have
+    done, and do not fail the task.
+
+    Returns what `CommitRestoreOperator` returns for one experiment.
+
+    Args:
+        experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
+            (templated)
+        trainable: `package.module:attribute`, or a name registered with Tune. (templated)
+        param_space: `package.module:attribute` of the param_space. Needed only for an experiment that
+            never started. (templated)
+        imports: Modules the runner imports first.
+        stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
+        launcher: Where it runs; `local`.
+        python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
+        ray_address: Ray cluster to run on; without, a private Ray on all CPUs of the worker. (templated)
+        env: Environment variables of the runner. No secrets.
+        storage_conn_id: Airflow connection to open the experiment with; by default the one in its
+            address. (templated)
+    """
+
+    template_fields = (
+        "experiment",
+        "trainable",
+        "param_space",
+        "python",
+        "ray_address",
+        "storage_conn_id",
+    )
+    template_fields_renderers = {"experiment": "json"}  # noqa: RUF012  as Airflow declares it
+    ui_color = "#e2f2e4"
+
+    def __init__(  # noqa: PLR0913  what to run, where, and with what
+        self,
+        *,
+        experiment: Any,
+        trainable: str,
+        param_space: str | None = None,
+        imports: Sequence[str] = (),
+        stale_after: timedelta | float | str = 0,
+        launcher: str = "local",
+        python: str | None = None,
+        ray_address: str | None = None,
+        env: Mapping[str, str] | None = None,
+        storage_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.experiment = experiment
+        self.trainable = trainable
+        self.param_space = param_space
+        self.imports = imports
+        self.stale_after = stale_after
+        self.launcher = launcher
+        self.python = python
+        self.ray_address = ray_address
+        self.env = env
+        self.storage_conn_id = storage_conn_id
+        self._process: RunnerProcess | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Plan, run, commit."""
+        with plain_errors():
+            hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+            address = hook.address(self._address())
+            store = hook.open(address)
+            with hook.runner_env(address) as credentials:
+                launcher = build_launcher(
+                    self.launcher,
+                    python=parse_text(self.python),
+                    env={**credentials, **(self.env or {})},
+                )
+                plan, settled = self._start(context, store, launcher)
+                if plan is None:
+                    return self._output(address, settled)
+                outcome = self._run(store, plan, launcher)
+            self._refuse_unfinished(plan, outcome)
+            return self._output(address, commit_restore(store, plan.restore_id))
+
+    def on_kill(self) -> None:
+        """Let the runner save a snapshot and end; asked twice, it waits once."""
+        process, self._process = self._process, None
+        if process is not None:
+            self.log.info("Stopping the run; it saves a snapshot first.")
+            process.stop(STOP_GRACE_SECONDS)
+
+    def _address(self) -> str:
+        given = self.experiment
+        if isinstance(given, Mapping):
+            if not given.get("samples_left"):
+                raise AirflowSkipException(
+                    f"{given.get('experiment')}: no samples are left to draw."
+                )
+            given = given.get("experiment")
+        return str(given)
+
+    def _start(
+        self, context: Context, store: ObjectStore, launcher: "LocalLauncher"
+    ) -> tuple[RestorePlan | None, CommitSummary | None]:
+        ti = context["ti"]
+        index = ti.map_index if ti.map_index is not None else -1
+        base_id = restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
+        options = DraftOptions(
+            flags=ResumeFlags(),
+            strategy="auto",
+            stale_after=parse_span("stale_after", self.stale_after),
+            can_start=parse_text(self.param_space) is not None,
+        )
+        try:
+            draft = draft_continuation(store, base_id, options)
+        except ExperimentRunningError as error:
+            raise AirflowSkipException(str(error)) from error
+        if isinstance(draft, str):
+            raise AirflowSkipException(f"Nothing to draw. {draft}")
+        if not draft.is_started:
+            launcher.check(
+                experiment=draft.plan.experiment,
+                trainable=str(self.trainable),
+                trainable_name=draft.plan.trainable_name,
+                param_space=parse_text(self.param_space),
+                imports=self.imports,
+            )
+        return start_draft(
+            draft,
+            options,
+            holder=f"DAG {ti.dag_id}, run {ti.run_id}",
+            ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
+        )
+
+    def _run(
+        self, store: ObjectStore, plan: RestorePlan, launcher: "LocalLauncher"
+    ) -> RunnerOutcome:
+        done = read_outcome(store, plan.restore_id, layout.EVERY_TRIAL)
+        if done is not None and done.result == Result.FINISHED:
+            self.log.info("An earlier try of this task has drawn them already.")
+            return done
+        request = claim_attempt(
+            store,
+            plan,
+            layout.EVERY_TRIAL,
+            trainable=str(self.trainable),
+            param_space=parse_text(self.param_space),
+            imports=self.imports,
+            address=parse_text(self.ray_address),
+        )
+        self._process = process = launcher.start(request)
+        try:
+            for line in process.lines():
+                self.log.info("%s", describe_line(line, plan.metric))
+            exit_code = process.wait()
+            self._process = None
+        finally:
+            self.on_kill()
+        outcome = read_outcome(store, plan.restore_id, layout.EVERY_TRIAL, request.attempt)
+        if outcome is None:
+            raise RunnerError(
+                f"The run of {plan.experiment} ended (exit {exit_code}) without saying how. A retry goes "
+                "on from its newest snapshot."
+            )
+        return outcome
+
+    def _refuse_unfinished(self, plan: RestorePlan, outcome: RunnerOutcome) -> None:
+        cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
+        match Result(outcome.result):
+            case Result.INTERRUPTED:
+                raise AirflowException(
+                    f"The run of {plan.experiment} was stopped ({cause}); a retry goes on from its "
+                    "snapshot."
+                )
+            case Result.REFUSED | Result.FENCED:
+                raise AirflowFailException(f"{plan.experiment} was not continued: {cause}")
+            case Result.FINISHED | Result.FAILED:
+                return
+
+    def _output(self, address: Address, summary: CommitSummary | None) -> dict[str, Any]:
+        if summary is None:
+            raise AirflowSkipException(f"Nothing to draw in {address}.")
+        self.log.info("%s", summary.headline())
+        for line in summary.table().splitlines():
+            self.log.info("%s", line)
+        item = RestoreItem(experiment=str(address), restore_id=summary.restore_id)
+        return describe_summary(item, summary)

@@ -1,0 +1,288 @@
+"""A whole experiment: all its trials in one run, with its own scheduler and searcher.
+
+Differs from `Tuner.restore(…).fit()` in this: what becomes of each trial is what the plan says; results
+that a searcher missed are told to it first; a single trial can be stopped, and stays unfinished;
+and the state of the searcher is saved with the snapshot it belongs to, not before or after it.
+"""
+
+import copy
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.tune_config import ResumeConfig
+
+from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
+from airflow_tune_restore.runner import checkpoint_choice, searcher
+from airflow_tune_restore.runner.controller import GuardedController, Scope
+from airflow_tune_restore.runner.outcome import build_outcome, error_of
+from airflow_tune_restore.runner.ray_internals import replaced, version
+from airflow_tune_restore.runner.reporter import Reporter
+from airflow_tune_restore.runner.results import prepare_results
+
+RESUMED_LATER = Trial.PAUSED
+"""Ray's status of a trial that waits to go on: what one is saved as that was stopped alone."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ExperimentScope(Scope):
+    """A whole experiment.
+
+    Args:
+        planned: `plan.json` as plain values.
+        reporter: Tells tasks of their trials, and of their wish to stop them.
+        started_at: ISO 8601 UTC.
+        held: Trials that were stopped alone; they stay unfinished.
+        told: Trials whose outcome was recorded.
+        is_drawn: Whether the searcher has no more samples to draw, as of the newest snapshot.
+
+    """
+
+    planned: dict[str, Any]
+    reporter: Reporter
+    started_at: str
+    held: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+    is_drawn: bool = False
+
+    def __post_init__(self) -> None:
+        """Index the plan by the ids its trials have before and after."""
+        self._by_id = {trial["trial_id"]: trial for trial in self.planned["trials"]}
+        self._by_final_id = {
+            trial.get("new_trial_id") or trial["trial_id"]: trial
+            for trial in self.planned["trials"]
+        }
+
+    def part(self, trial: Trial) -> RunnerRequest:
+        """Return the request for one trial alone; `draw` stands for one the searcher has drawn."""
+        planned = self._by_id.get(trial.trial_id) or self._by_final_id.get(trial.trial_id)
+        if planned is None:
+            return replace(self.request, trial_id=trial.trial_id, action="draw")
+        names = ("trial_id", "action", "checkpoint", "iteration", "new_trial_id")
+        return replace(self.request, **{name: planned.get(name) for name in names})
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all that was to run has ended, and was saved so."""
+        return self.is_drawn and bool(self.saved) and not self._unfinished()
+
+    def close(self) -> None:
+        """Write the last progress."""
+        self.reporter.stop()
+
+    def controller(self) -> type[GuardedController]:
+        """Return the controller of a whole experiment."""
+        return ExperimentController
+
+    def judge(self, *, told_to_stop: bool) -> tuple[Result, tuple[str, str]]:
+        """Say how the run ended; each trial's end is in an outcome of its own."""
+        if self.has_ended:
+            return Result.FINISHED, ("", "")
+        if told_to_stop and self.saved:
+            return Result.INTERRUPTED, ("Interrupted", "told to stop; a snapshot was saved")
+        raise RunnerError(
+            f"Ray ended the run with {len(self._unfinished())} trials unfinished, or its last snapshot "
+            "could not be saved; see above."
+        )
+
+    def _unfinished(self) -> list[str]:
+        return [
+            trial_id
+            for trial_id, status in self.saved.items()
+            if status not in (Trial.TERMINATED, Trial.ERROR)
+        ]
+
+
+class ExperimentController(GuardedController):
+    """Ray's TuneController, over all trials of a restore."""
+
+    scope: ExperimentScope
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._saved_stats: dict[str, Any] = {}
+        if self.scope.source_key is None:
+            kwargs["resume_config"] = None  # nothing to resume: a new run in its old directory
+        super().__init__(**kwargs)
+        self.scope.reporter.start()
+
+    def step(self) -> None:
+        """Stop the trials that are to stop, then go on as Ray does."""
+        for trial_id in self.scope.reporter.take_stops():
+            self._hold(trial_id)
+        super().step()
+
+    def _hold(self, wanted: str) -> None:
+        """Stop trials without ending them: they are saved as unfinished, a later run resumes them."""
+        if wanted == layout.EVERY_TRIAL:  # the drawing of samples, and what was drawn
+            self._search_alg.set_finished()
+        for trial in self._trials:
+            part = self.scope.part(trial)
+            owner = layout.EVERY_TRIAL if part.action == "draw" else part.trial_id
+            if owner == wanted and not trial.is_finished():
+                logger.info("Trial %s was told to stop; it can be resumed later.", trial.trial_id)
+                self.scope.held.add(trial.trial_id)
+                self.request_stop_trial(trial)
+        self._process_stop_requests()
+
+    def add_trial(self, trial: Trial) -> None:
+        """Let a sample that is drawn now live where the experiment lies now.
+
+        A restored searcher holds the experiment as it was first run: its old place and its old
+        credentials (ray.tune.search.search_generator, 2.60).
+        """
+        if trial.storage is not None and self._storage is not None:
+            storage = copy.copy(trial.storage)
+            storage.storage_filesystem = self._storage.storage_filesystem
+            storage.storage_fs_path = self._storage.storage_fs_path
+            storage.experiment_dir_name = self._storage.experiment_dir_name
+            trial.set_storage(storage)
+        super().add_trial(trial)
+
+    def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
+        self._saved_stats = experiment_state.get("stats", {})
+        trials: list[Trial] = super()._restore_trials(experiment_state)
+        for trial in trials:
+            part = self.scope.part(trial)
+            if not self.scope.is_seed:
+                if not trial.is_finished():
+                    checkpoint_choice.continue_from_snapshot(self.scope.store, trial)
+            elif part.action == "resume":
+                checkpoint_choice.start_as_planned(self.scope.store, trial, part)
+                if part.fresh_budget:
+                    trial.run_metadata.num_failures = 0
+        return trials
+
+    def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
+        """Take up each trial as planned, in Ray's order; what a past attempt ended stays ended."""
+        del resume_config
+        if self.scope.is_seed:
+            searcher.catch_up(self.scope.store, self._search_alg, trials, self.scope.part)
+        for trial in sorted(trials, key=lambda t: t.run_metadata.last_result_time, reverse=True):
+            self._requeue(trial, self.scope.part(trial))
+
+    def _requeue(self, trial: Trial, part: RunnerRequest) -> None:
+        kind = ResumeConfig.ResumeType
+        choice = kind.SKIP
+        if not self.scope.is_seed:
+            if not trial.is_finished():
+                choice = kind.RESUME
+        elif part.action == "resume":
+            choice = kind.RESUME
+        elif part.action == "restart":
+            choice = kind.RESTART
+        config = ResumeConfig(finished=choice, unfinished=choice, errored=choice)
+        # Trial.reset() draws a random id; ours is the same every time, so that a re-run converges
+        new_id = classmethod(lambda _cls: part.new_trial_id)
+        with replaced(Trial, "generate_id", new_id):
+            super()._requeue_restored_trials([trial], config)
+
+    def adopt(self) -> None:
+        """Fix the directories of new trials, and drop rows that come again."""
+        for trial in self._trials:
+            if trial.is_finished():
+                continue
+            trial.init_local_path()
+            prepare_results(
+                self.scope.store,
+                self.scope.part(trial),
+                trial.relative_logdir,
+                checkpoint_choice.iteration_of(trial),
+            )
+
+    def changed_trials(self) -> Iterable[Trial]:
+        """Return those that Ray has marked since the last snapshot."""
+        return list(self._trials_to_cache)
+
+    def fetch_states(self, target: Path) -> None:
+        """Fetch the saved states of callbacks and searcher."""
+        super().fetch_states(target)
+        if self.scope.is_seed:
+            searcher.fetch_newest(self.scope.store, target)
+        elif self.scope.source_key is not None:
+            directory = self.scope.source_key.rpartition("/")[0]
+            number = int(self._saved_stats.get("searcher", 0))
+            searcher.fetch_saved(self.scope.store, f"{directory}/searcher-{number:06d}", target)
+
+    def save_states(self) -> dict[str, Any]:
+        """Save the searcher under a new number; the snapshot that names the number makes it count."""
+        directory = self.scope.staging / "searcher"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        self._search_alg.save_to_dir(directory.as_posix(), session_str=layout.KEPT)
+        request = self.scope.request
+        number = int(self._saved_stats.get("searcher", 0)) + 1
+        self._saved_stats = {**self._saved_stats, "searcher": number}
+        target = layout.searcher_dir(request.restore_id, request.attempt, number)
+        for path in directory.iterdir():
+            self.scope.store.put(f"{target}/{path.name}", path.read_bytes())
+        return {"searcher": number}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return all rows; trials that were stopped alone stand there as unfinished."""
+        for trial in self._trials:
+            if not trial.is_finished():
+                self._mark_trial_to_checkpoint(trial)
+        self._get_trial_checkpoints()
+        saved: dict[str, tuple[str, str]] = self._trial_metadata
+        return [
+            _unfinished(row) if trial_id in self.scope.held else row
+            for trial_id, row in saved.items()
+        ]
+
+    def after_snapshot(self) -> None:
+        """Forget the searcher of the snapshot before, and record the trials that have ended."""
+        scope = self.scope
+        scope.is_drawn = bool(self._search_alg.is_finished())
+        number = int(self._saved_stats["searcher"]) - 1
+        directory = layout.searcher_dir(scope.request.restore_id, scope.request.attempt, number)
+        for entry in scope.store.list_dir(directory):
+            scope.store.delete(f"{directory}/{entry.name}")
+        for trial in self._trials:
+            if trial.is_finished() and trial.trial_id not in scope.told:
+                self._record(trial)
+                scope.told.add(trial.trial_id)
+
+    def _record(self, trial: Trial) -> None:
+        """Write the outcome of one trial where its own runner would have left it."""
+        part = self.scope.part(trial)
+        if part.action not in ("resume", "restart", "draw"):
+            return
+        if trial.trial_id in self.scope.held:
+            ended = Result.INTERRUPTED, ("Interrupted", "told to stop; it can be resumed")
+        elif trial.status == Trial.ERROR:
+            ended = Result.FAILED, error_of(trial)
+        else:
+            ended = Result.FINISHED, ("", "")
+        outcome = build_outcome(
+            part,
+            *ended,
+            trial=trial,
+            started_at=self.scope.started_at,
+            ray_version=version(),
+        )
+        self.scope.reporter.flush()
+        key = layout.outcome_key(part.restore_id, part.trial_id, part.attempt)
+        self.scope.store.put(key, outcome.to_json())
+
+    def report(self, trial: Trial, progress: RunnerProgress) -> None:
+        """Print it, and keep it for the task that follows this trial."""
+        part = self.scope.part(trial)
+        progress = replace(progress, trial_id=part.trial_id)
+        super().report(trial, progress)
+        owner = layout.EVERY_TRIAL if part.action == "draw" else part.trial_id
+        self.scope.reporter.add(owner, progress)
+
+
+def _unfinished(row: tuple[str, str]) -> tuple[str, str]:
+    document = json.loads(row[0])
+    document["status"] = RESUMED_LATER
+    return json.dumps(document, indent=2), row[1]  # as Trial.get_json_state writes it

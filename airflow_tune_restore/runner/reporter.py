@@ -1,0 +1,96 @@
+"""What tasks learn of their trials in a whole experiment's run, and how they ask it to stop one.
+
+A task reads one small object; the run lists one directory. Both happen every few seconds in a thread of
+their own, so that a slow store never slows the training down.
+"""
+
+import logging
+import threading
+from collections import defaultdict, deque
+from dataclasses import asdict
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress, RunnerRequest
+from airflow_tune_restore.storage.base import ObjectStore
+
+FLUSH_SECONDS = 2.0
+KEPT_REPORTS = 200
+"""A follower that looks every few seconds misses none of these."""
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes progress for followers and reads their wishes, until it is stopped."""
+
+    def __init__(self, store: ObjectStore, request: RunnerRequest) -> None:
+        self._store = store
+        self._request = request
+        self._lock = threading.Lock()
+        self._reports: dict[str, deque[RunnerProgress]] = defaultdict(
+            lambda: deque(maxlen=KEPT_REPORTS)
+        )
+        self._counts: dict[str, int] = defaultdict(int)
+        self._news: set[str] = set()
+        self._stops: set[str] = set()
+        self._taken: set[str] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left, and end."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def add(self, owner: str, progress: RunnerProgress) -> None:
+        """Keep a result for the task that follows `owner`, a trial id in the plan."""
+        with self._lock:
+            self._reports[owner].append(progress)
+            self._counts[owner] += 1
+            self._news.add(owner)
+
+    def take_stops(self) -> list[str]:
+        """Return the trials that were asked to stop since the last call."""
+        with self._lock:
+            wanted = sorted(self._stops - self._taken)
+            self._taken.update(wanted)
+        return wanted
+
+    def flush(self) -> None:
+        """Write what is new."""
+        with self._lock:
+            tails = {owner: self._tail(owner) for owner in self._news}
+            self._news.clear()
+        request = self._request
+        for owner, tail in tails.items():
+            key = layout.progress_key(request.restore_id, owner, request.attempt)
+            self._store.put(key, tail.to_json())
+
+    def _tail(self, owner: str) -> ProgressTail:
+        kept = self._reports[owner]
+        return ProgressTail(
+            first=self._counts[owner] - len(kept), reports=[asdict(report) for report in kept]
+        )
+
+    def _run(self) -> None:
+        while True:
+            ending = self._stopped.wait(FLUSH_SECONDS)
+            try:
+                self.flush()
+                self._look_for_stops()
+            except (TuneRestoreError, OSError) as error:
+                logger.warning("Progress could not be written, the next try may: %s", error)
+            if ending:
+                return
+
+    def _look_for_stops(self) -> None:
+        directory = layout.stops_dir(self._request.restore_id, self._request.attempt)
+        names = [entry.name.removesuffix(".json") for entry in self._store.list_dir(directory)]
+        with self._lock:
+            self._stops.update(map(layout.unsegment, names))
