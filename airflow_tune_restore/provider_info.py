@@ -28,7 +28,10 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "operators": modules(
-            "operators.build_restore_plan", "operators.restore_trial", "operators.commit_restore"
+            "operators.build_restore_plan",
+            "operators.restore_trial",
+            "operators.commit_restore",
+            "operators.continue_experiment",
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage"),

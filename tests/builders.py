@@ -1,6 +1,7 @@
 """Experiments for tests, made of real rows: a golden experiment's own JSON with fields replaced."""
 
 import json
+import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,18 @@ def make_state(rows: list[list[str]], *, start_time: float = 1000.0, **runner: A
     ).encode()
 
 
-def make_experiment(directory: Path, rows: list[list[str]], **state: Any) -> Path:
-    """Write an experiment directory: state and the golden tuner.pkl and searcher state."""
+def make_experiment(
+    directory: Path, rows: list[list[str]], *, total_samples: int | None = None, **state: Any
+) -> Path:
+    """Write an experiment directory: state and the golden tuner.pkl and searcher state.
+
+    With `total_samples`, the searcher has not drawn all of them.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / STATE_NAME).write_bytes(make_state(rows, **state))
     for name in ("tuner.pkl", next(GOLDEN.glob("basic-variant-state-*")).name):
         (directory / name).write_bytes((GOLDEN / name).read_bytes())
+    if total_samples is not None:  # as BasicVariantGenerator.save_to_dir pickles its `__dict__`
+        searcher = {"_total_samples": total_samples, "_finished": False}
+        (directory / name).write_bytes(pickle.dumps(searcher))
     return directory

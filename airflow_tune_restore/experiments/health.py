@@ -52,8 +52,33 @@ class ExperimentReport:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """When things were written, by the store's clock (UTC).
+
+    Args:
+        last_write: Newest write; None if the store does not say.
+        last_restore_ended: When the restore ended that committed the newest state, if one did. What was
+            written before is its own doing, and no sign of a living driver.
+        now: The time.
+    """
+
+    last_write: datetime | None
+    last_restore_ended: datetime | None = None
+    now: datetime
+
+    @property
+    def is_our_own(self) -> bool:
+        """Whether the last write was a restore's."""
+        return (
+            self.last_write is not None
+            and self.last_restore_ended is not None
+            and self.last_write <= self.last_restore_ended
+        )
+
+
 def judge(
-    experiment: Experiment, *, last_write: datetime | None, now: datetime, stale_after: timedelta
+    experiment: Experiment, evidence: Evidence, *, stale_after: timedelta
 ) -> tuple[Health, str]:
     """Return the health of a readable experiment, and why.
 
@@ -64,7 +89,8 @@ def judge(
     unfinished = sum(not trial.is_finished for trial in experiment.trials)
     errored = experiment.count_by_status.get("ERROR", 0)
     left = experiment.samples_left or 0
-    silent = last_write is not None and now - last_write >= stale_after
+    last_write, now = evidence.last_write, evidence.now
+    silent = evidence.is_our_own or (last_write is not None and now - last_write >= stale_after)
     may_draw_more = experiment.samples_left is None and not silent
     if not unfinished and not left and not may_draw_more:
         if errored:
@@ -79,6 +105,8 @@ def judge(
         )
         if part
     )
+    if evidence.is_our_own:
+        return Health.INTERRUPTED, f"{what}, nothing written since it was last restored"
     if last_write is None:
         return Health.RUNNING, f"{what}; the store does not say when it was last written to"
     age = now - last_write

@@ -56,6 +56,13 @@ def is_committed_state(name: str) -> bool:
     return is_state_file(name) and match is not None and match["number"] is not None
 
 
+def is_committed(name: str) -> bool:
+    """Tell what our commits put into the root from what drivers do."""
+    return is_committed_state(name) or (
+        is_searcher_state(name) and "_r" in (session_of(name) or "")
+    )
+
+
 def state_session(name: str) -> datetime | None:
     """Return the start of the driver session in a state file's name: its local time, without a zone."""
     match = _SESSION.match(name)
@@ -183,9 +190,14 @@ def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
     return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
 
 
-def searcher_dir(restore_id: str, attempt: int, number: int) -> str:
-    """Return the directory of the searcher's state that belongs to the snapshot of this number."""
-    return f"{attempt_dir(restore_id, EVERY_TRIAL, attempt)}/searcher-{number:06d}"
+def searcher_dir(restore_id: str, attempt: int) -> str:
+    """Return the directory of the searcher's saved states in one run of a whole experiment."""
+    return f"{attempt_dir(restore_id, EVERY_TRIAL, attempt)}/searcher"
+
+
+def numbered(number: int, name: str = "") -> str:
+    """Return the name of a file of the searcher's state that belongs to the snapshot of this number."""
+    return f"{number:06d}-{name}"
 
 
 def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:

@@ -1,6 +1,7 @@
 """Store -> a report on every experiment below a prefix. Nothing here walks checkpoints."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
@@ -8,6 +9,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
+    Evidence,
     ExperimentReport,
     Health,
     judge,
@@ -80,12 +82,15 @@ def _report(
         return _without_state(store.uri, name, health, str(error), last_write)
     except TuneRestoreError as error:
         return _without_state(store.uri, name, Health.UNREADABLE, str(error), last_write)
-    health, reason = judge(experiment, last_write=last_write, now=now, stale_after=stale_after)
+    ended = _last_restore_ended(store, experiment)
+    evidence = Evidence(last_write=last_write, last_restore_ended=ended, now=now)
+    health, reason = judge(experiment, evidence, stale_after=stale_after)
     if health is Health.INTERRUPTED and stale_after:
         # the root is silent; a trial directory may still be written to
         times = [last_write, _newest_in_trials(store, experiment)]
         last_write = max(filter(None, times), default=None)
-        health, reason = judge(experiment, last_write=last_write, now=now, stale_after=stale_after)
+        evidence = replace(evidence, last_write=last_write)
+        health, reason = judge(experiment, evidence, stale_after=stale_after)
     if experiment.warnings:
         reason = "; ".join([reason, *experiment.warnings])
     return ExperimentReport(
@@ -124,6 +129,19 @@ def _newest_in_trials(store: ObjectStore, experiment: Experiment) -> datetime | 
         return max(filter(None, newest), default=None)
 
 
+def _last_restore_ended(store: ObjectStore, experiment: Experiment) -> datetime | None:
+    """Return when the restore that committed the newest state gave its lease back, by the store's clock.
+
+    None if the newest state is a driver's own, or another restore has taken the lease since.
+    """
+    if not layout.is_committed_state(experiment.state_file.name):
+        return None
+    entries = store.list_dir(layout.LEASE)
+    newest = max((entry.name.partition(".")[0] for entry in entries), default="")
+    release = next((e for e in entries if e.name == f"{newest}.release.json"), None)
+    return release.modified_at if release is not None else None
+
+
 def _newest(entries: list[Entry]) -> datetime | None:
     """Return the newest write to a file; states that we committed are no sign of a living driver."""
     return max(
@@ -132,7 +150,7 @@ def _newest(entries: list[Entry]) -> datetime | None:
             for entry in entries
             if entry.modified_at is not None
             and not entry.is_dir
-            and not layout.is_committed_state(entry.name)
+            and not layout.is_committed(entry.name)
         ),
         default=None,
     )

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 
 
+MAP_INDEX_TEMPLATE = "{{ task.experiment['experiment'] | default(task.experiment) }}"
+"""The grid shows the experiment in place of 0, 1, 2 …"""
+
+
 class ContinueExperimentOperator(BaseOperator):
     """Draws what is left of an experiment's samples with its original searcher, and commits them.
 
@@ -96,6 +100,12 @@ class ContinueExperimentOperator(BaseOperator):
         self.env = env
         self.storage_conn_id = storage_conn_id
         self._process: RunnerProcess | None = None
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Set the arguments all experiments share; the map index is labelled unless told otherwise."""
+        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
+        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run, commit."""

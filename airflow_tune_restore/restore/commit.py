@@ -268,10 +268,11 @@ def _put_searcher(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) 
     number = state.stats.get("searcher") if state is not None else None
     if not isinstance(number, int):
         return
-    directory = layout.searcher_dir(plan.restore_id, attempt, number)
+    directory, prefix = layout.searcher_dir(plan.restore_id, attempt), layout.numbered(number)
     for entry in store.list_dir(directory):
-        body = store.get(f"{directory}/{entry.name}", max_bytes=MAX_STATE_BYTES)
-        store.put(layout.in_session(entry.name, session), body)
+        if entry.name.startswith(prefix):
+            body = store.get(f"{directory}/{entry.name}", max_bytes=MAX_STATE_BYTES)
+            store.put(layout.in_session(entry.name.removeprefix(prefix), session), body)
 
 
 def _put_state(store: ObjectStore, name: str, body: bytes) -> None:

@@ -108,7 +108,7 @@ class ExperimentController(GuardedController):
     scope: ExperimentScope
 
     def __init__(self, **kwargs: Any) -> None:
-        self._saved_stats: dict[str, Any] = {}
+        self._searcher_number = 0
         if self.scope.source_key is None:
             kwargs["resume_config"] = None  # nothing to resume: a new run in its old directory
         super().__init__(**kwargs)
@@ -148,7 +148,7 @@ class ExperimentController(GuardedController):
         super().add_trial(trial)
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
-        self._saved_stats = experiment_state.get("stats", {})
+        self._searcher_number = int(experiment_state.get("stats", {}).get("searcher", 0))
         trials: list[Trial] = super()._restore_trials(experiment_state)
         for trial in trials:
             part = self.scope.part(trial)
@@ -208,9 +208,8 @@ class ExperimentController(GuardedController):
         if self.scope.is_seed:
             searcher.fetch_newest(self.scope.store, target)
         elif self.scope.source_key is not None:
-            directory = self.scope.source_key.rpartition("/")[0]
-            number = int(self._saved_stats.get("searcher", 0))
-            searcher.fetch_saved(self.scope.store, f"{directory}/searcher-{number:06d}", target)
+            directory = f"{self.scope.source_key.rpartition('/')[0]}/searcher"
+            searcher.fetch_saved(self.scope.store, directory, self._searcher_number, target)
 
     def save_states(self) -> dict[str, Any]:
         """Save the searcher under a new number; the snapshot that names the number makes it count."""
@@ -218,13 +217,14 @@ class ExperimentController(GuardedController):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         self._search_alg.save_to_dir(directory.as_posix(), session_str=layout.KEPT)
-        request = self.scope.request
-        number = int(self._saved_stats.get("searcher", 0)) + 1
-        self._saved_stats = {**self._saved_stats, "searcher": number}
-        target = layout.searcher_dir(request.restore_id, request.attempt, number)
+        self._searcher_number += 1
         for path in directory.iterdir():
-            self.scope.store.put(f"{target}/{path.name}", path.read_bytes())
-        return {"searcher": number}
+            name = layout.numbered(self._searcher_number, path.name)
+            self.scope.store.put(f"{self._searcher_dir()}/{name}", path.read_bytes())
+        return {"searcher": self._searcher_number}
+
+    def _searcher_dir(self) -> str:
+        return layout.searcher_dir(self.scope.request.restore_id, self.scope.request.attempt)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return all rows; trials that were stopped alone stand there as unfinished."""
@@ -242,10 +242,9 @@ class ExperimentController(GuardedController):
         """Forget the searcher of the snapshot before, and record the trials that have ended."""
         scope = self.scope
         scope.is_drawn = bool(self._search_alg.is_finished())
-        number = int(self._saved_stats["searcher"]) - 1
-        directory = layout.searcher_dir(scope.request.restore_id, scope.request.attempt, number)
-        for entry in scope.store.list_dir(directory):
-            scope.store.delete(f"{directory}/{entry.name}")
+        for entry in scope.store.list_dir(self._searcher_dir()):
+            if not entry.name.startswith(layout.numbered(self._searcher_number)):
+                scope.store.delete(f"{self._searcher_dir()}/{entry.name}")
         for trial in self._trials:
             if trial.is_finished() and trial.trial_id not in scope.told:
                 self._record(trial)

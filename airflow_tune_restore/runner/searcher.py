@@ -24,10 +24,12 @@ def fetch_newest(store: ObjectStore, target: Path) -> None:
             (target / entry.name).write_bytes(store.get(entry.name))
 
 
-def fetch_saved(store: ObjectStore, directory: str, target: Path) -> None:
-    """Fetch the searcher state that an earlier attempt saved, into a directory."""
+def fetch_saved(store: ObjectStore, directory: str, number: int, target: Path) -> None:
+    """Fetch what an earlier attempt saved with the snapshot of this number, into a directory."""
     for entry in store.list_dir(directory):
-        (target / entry.name).write_bytes(store.get(f"{directory}/{entry.name}"))
+        if entry.name.startswith(layout.numbered(number)):
+            name = entry.name.removeprefix(layout.numbered(number))
+            (target / name).write_bytes(store.get(f"{directory}/{entry.name}"))
 
 
 def newest_session(store: ObjectStore) -> str | None:

@@ -21,7 +21,8 @@ def test_with_a_prefix_it_finds_plans_runs_and_commits():
         "restore.plan": {"restore.find"},
         "restore.trial": {"restore.plan"},
         "restore.commit": {"restore.plan", "restore.trial"},
-        "restore.done": {"restore.trial", "restore.commit"},
+        "restore.samples": {"restore.commit"},
+        "restore.done": {"restore.trial", "restore.commit", "restore.samples"},
     }
 
 

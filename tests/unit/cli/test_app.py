@@ -10,7 +10,6 @@ import pytest
 
 from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import STATE_NAME, make_experiment, make_row, make_state
@@ -181,10 +180,7 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(tune_restore, tmp_path, argumen
     assert not (experiment / layout.ROOT).exists()
 
 
-def test_a_coupled_experiment_is_refused_before_anything_is_started(
-    tune_restore, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(LocalLauncher, "check", lambda *_args, **_kwargs: None)
+def test_a_coupled_experiment_is_restored_as_a_whole_unless_told_otherwise(tune_restore, tmp_path):
     experiment = make_experiment(tmp_path / "x", [BAD])
     tuner = (experiment / "tuner.pkl").read_bytes()
     # as TuneConfig(scheduler="…") pickles: the name in the place of None
@@ -194,10 +190,10 @@ def test_a_coupled_experiment_is_refused_before_anything_is_started(
     (experiment / "tuner.pkl").write_bytes(coupled)
     _, out, _ = tune_restore("plan", experiment, "--json")
     assert json.loads(out)["strategy"] == "whole_experiment"
-    code, _, err = tune_restore("restore", experiment, "--trainable", "m:t", "--resume-errored")
-    assert code == 2
-    assert "PB2" in err
-    assert "--strategy per_trial" in " ".join(err.split())
+    assert "PB2" in json.loads(out)["strategy_reason"]
+    _, out, _ = tune_restore("plan", experiment, "--json", "--strategy", "per_trial")
+    assert json.loads(out)["strategy"] == "per_trial"
+    assert "alone, a trial is not judged by others" in json.loads(out)["strategy_reason"]
 
 
 def test_the_newest_valid_state_is_used_and_the_bad_one_named(tune_restore, tmp_path):

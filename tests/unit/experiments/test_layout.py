@@ -1,12 +1,15 @@
 """Names: injective, inside, and sorted as Ray sorts them."""
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments import layout
 
-names = st.text(min_size=1, max_size=30)
+NOW = datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC)
+names = st.text(min_size=1, max_size=30).filter(lambda name: name != layout.EVERY_TRIAL)
 
 
 @given(a=st.tuples(names, names), b=st.tuples(names, names))
@@ -28,16 +31,16 @@ def test_no_name_leads_outside(restore_id, trial_id):
 )
 def test_a_committed_state_sorts_after_all_others(existing):
     """Ray takes the largest name (ray.tune.execution.experiment_state, 2.60)."""
-    name = layout.committed_state_name(existing)
+    name = layout.committed_state_name(existing, NOW)
     assert name > max(existing)
     assert layout.is_state_file(name)
     assert layout.is_committed_state(name)
 
 
 def test_a_second_commit_counts_on_and_a_later_driver_still_wins():
-    first = layout.committed_state_name(["experiment_state-2026-11-23_10-00-00.json"])
+    first = layout.committed_state_name(["experiment_state-2026-11-23_10-00-00.json"], NOW)
     assert first == "experiment_state-2026-11-23_10-00-00_r000001.json"
-    assert layout.committed_state_name([first]).endswith("_r000002.json")
+    assert layout.committed_state_name([first], NOW).endswith("_r000002.json")
     assert first < "experiment_state-2026-11-23_10-00-01.json"
 
 
@@ -46,3 +49,26 @@ def test_a_second_commit_counts_on_and_a_later_driver_still_wins():
 )
 def test_other_files_are_no_state(name):
     assert not layout.is_state_file(name)
+
+
+def test_the_first_state_of_an_experiment_that_never_started_is_named_by_the_clock():
+    name = layout.committed_state_name([], NOW)
+    assert name == "experiment_state-2026-11-24_01-02-03_r000001.json"
+
+
+@pytest.mark.parametrize("session", ["2026-11-23_10-00-00", "2026-11-23_10-00-00_r000002"])
+@pytest.mark.parametrize("kind", ["basic-variant-state", "search_gen_state"])
+def test_a_searcher_state_is_found_again_under_its_session(kind, session):
+    name = layout.in_session(f"{kind}-{layout.KEPT}.json", session)
+    assert layout.is_searcher_state(name)
+    assert (
+        layout.session_of(name) == session == layout.session_of(f"experiment_state-{session}.json")
+    )
+    assert not layout.is_searcher_state(f"experiment_state-{session}.json")
+    assert not layout.is_searcher_state(f"callback-states-{session}.pkl")
+
+
+@given(trial_id=names)
+def test_a_wish_to_stop_names_its_trial(trial_id):
+    key = layout.stop_key("r", 1, trial_id)
+    assert layout.unsegment(key.rpartition("/")[2].removesuffix(".json")) == trial_id

@@ -8,6 +8,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.start import read_plan
@@ -127,10 +128,42 @@ def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
         plan(str(errored), resume_errored=False).execute(make_context())
 
 
-def test_coupled_trials_are_refused_with_the_way_to_force_them(errored):
-    with pytest.raises(AirflowFailException, match='strategy="per_trial"'):
-        plan(str(errored), strategy="whole_experiment").execute(make_context())
-    assert not is_leased(errored)
+def test_one_run_of_all_gets_a_task_a_trial_and_no_seeds(errored):
+    context = make_context()
+    items = plan(str(errored), strategy="whole_experiment").execute(context)
+    (restore,) = context["ti"].pushed["restores"]
+    kept = json.loads((errored / layout.plan_key(restore["restore_id"])).read_text())
+    assert (kept["strategy"], kept["draws_samples"]) == ("whole_experiment", False)
+    assert [item["trial_id"] for item in items] == [
+        trial["trial_id"] for trial in kept["trials"] if trial["action"] == "resume"
+    ]
+    assert not list((errored / layout.restore_dir(restore["restore_id"])).glob("trials/*"))
+
+
+def test_samples_that_the_run_of_all_will_draw_get_a_task_of_their_own(tmp_path):
+    dead = make_experiment(tmp_path / "dead", [make_row("b1", status="PENDING")], total_samples=3)
+    items = plan(str(dead), strategy="whole_experiment").execute(make_context())
+    assert [item["trial_id"] for item in items] == ["b1", layout.EVERY_TRIAL]
+    assert items[1]["label"] == "dead new samples"
+
+
+def test_experiments_with_nothing_but_samples_left_are_handed_on_unleased(tmp_path):
+    dead = make_experiment(
+        tmp_path / "dead", [make_row("b1", status="TERMINATED")], total_samples=3
+    )
+    context = make_context()
+    assert plan(str(dead)).execute(context) == []
+    assert context["ti"].pushed["continued"] == [str(dead)]
+    assert not (dead / layout.ROOT).exists()
+
+
+def test_one_that_never_started_is_handed_on_if_there_is_a_param_space(tmp_path):
+    unborn = make_experiment(tmp_path / "unborn", [])
+    context = make_context()
+    with pytest.raises(AirflowFailException, match="param_space"):
+        plan(str(unborn)).execute(context)
+    plan(str(unborn), param_space="a:b").execute(context)
+    assert context["ti"].pushed["continued"] == [str(unborn)]
 
 
 def test_no_experiments_are_skipped_in_words():

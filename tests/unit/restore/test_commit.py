@@ -10,17 +10,24 @@ from airflow_tune_restore.exceptions import (
     LeaseHeldError,
     LeaseLostError,
     StateChangedError,
+    StorageError,
 )
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore import commit, lease
 from airflow_tune_restore.restore.attempts import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.planner import build_continuation
 from airflow_tune_restore.restore.request import RunnerOutcome
-from airflow_tune_restore.restore.start import fresh_restore_id, plan_restore, start_restore
+from airflow_tune_restore.restore.start import (
+    fresh_restore_id,
+    plan_restore,
+    read_plan,
+    start_restore,
+)
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.builders import STATE_NAME, make_row, make_state
 
@@ -237,3 +244,99 @@ def test_a_restarted_trial_takes_the_row_of_the_old_one(store):
     commit_restore(store, "r1")
     ids = [trial.trial_id for trial in parse_state(store.get(COMMITTED)).trials]
     assert ids == ["done", new_id, "hung"]
+
+
+# one run of all trials
+
+
+def run_of_all(store, rows, *, searcher=b"after"):
+    """Leave what the run of a whole experiment leaves: one snapshot, with the searcher of its number."""
+    request = claim_attempt(store, read_plan(store, "r1"), layout.EVERY_TRIAL, trainable="m:train")
+    state = json.loads(make_state(rows))
+    state["stats"]["searcher"] = 7
+    store.put(
+        layout.snapshot_key("r1", layout.EVERY_TRIAL, request.attempt), json.dumps(state).encode()
+    )
+    directory = layout.searcher_dir("r1", request.attempt)
+    store.put(f"{directory}/{layout.numbered(6, 'search_gen_state-kept.json')}", b"before")
+    store.put(f"{directory}/{layout.numbered(7, 'search_gen_state-kept.json')}", searcher)
+    outcome = RunnerOutcome(
+        restore_id="r1",
+        trial_id=layout.EVERY_TRIAL,
+        attempt=request.attempt,
+        result="finished",
+        status="",
+        final_trial_id=layout.EVERY_TRIAL,
+    )
+    store.put(layout.outcome_key("r1", layout.EVERY_TRIAL, request.attempt), outcome.to_json())
+
+
+HUNG_DONE = make_row("hung", last_result={"training_iteration": 6}, last_result_time=9.5)
+DRAWN = make_row("new", last_result={"training_iteration": 6}, last_result_time=10.0)
+
+
+def start_all(store):
+    experiment = read_experiment(store)
+    plan = plan_restore(
+        store,
+        experiment,
+        restore_id="r1",
+        flags=ResumeFlags.from_flags(resume_errored=True),
+        strategy="whole_experiment",
+    )
+    return start_restore(store, experiment, plan, holder="test")
+
+
+def test_the_run_of_all_gives_every_row_and_what_was_drawn_follows(store):
+    start_all(store)
+    run_of_all(store, [DRAWN, HUNG_DONE, BAD_DONE])
+    summary = commit_restore(store, "r1")
+    rows = json.loads(store.get(COMMITTED))["trial_data"]
+    assert rows == [ROWS[0], BAD_DONE, HUNG_DONE, DRAWN]
+    assert store.get("search_gen_state-2026-11-23_10-00-00_r000001.json") == b"after"
+    assert "2 of 2 resumed trials finished, 1 of 1 samples drawn now finished" in summary.headline()
+    before = [(entry.name, entry.etag) for entry in store.list_dir()]
+    commit_restore(store, "r1")
+    assert [(entry.name, entry.etag) for entry in store.list_dir()] == before
+
+
+def test_a_commit_cut_off_before_the_searcher_was_put_puts_it_when_run_again(store, monkeypatch):
+    start_all(store)
+    run_of_all(store, [HUNG_DONE, BAD_DONE, DRAWN])
+
+    def cut_off(*_args):
+        raise StorageError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_put_searcher", cut_off)
+        with pytest.raises(StorageError):
+            commit_restore(store, "r1")
+    commit_restore(store, "r1")
+    assert store.get("search_gen_state-2026-11-23_10-00-00_r000001.json") == b"after"
+    assert sum(layout.is_state_file(entry.name) for entry in store.list_dir()) == 2
+
+
+def test_an_experiment_that_never_started_gets_its_first_state(store):
+    store.delete(STATE_NAME)
+    store.put("tuner.pkl", b"")
+    unborn = read_base(store)
+    plan = build_continuation(unborn, restore_id="r1")
+    start_restore(store, unborn, plan, holder="test")
+    run_of_all(store, [DRAWN])
+    summary = commit_restore(store, "r1")
+    assert [trial.trial_id for trial in read_experiment(store).trials] == ["new"]
+    assert summary.state_file is not None
+    assert layout.is_committed_state(summary.state_file)
+
+
+def test_samples_drawn_by_a_dead_run_are_settled_and_not_drawn_again(store):
+    start_all(store)
+    run_of_all(store, [HUNG_AGAIN, BAD_DONE, DRAWN])
+    held = lease.newest_claim(store, store.list_dir(layout.LEASE))
+    store.put(
+        layout.lease_claim_key(held.epoch),
+        json.dumps({"restore_id": "r1", "holder": "x", "ttl_seconds": 0.0}).encode(),
+    )
+    settle_abandoned(store, restore_id="r2", holder="next")
+    assert [t.trial_id for t in read_experiment(store).trials] == ["done", "bad", "hung", "new"]
+    assert store.get("search_gen_state-2026-11-23_10-00-00_r000001.json") == b"after"
