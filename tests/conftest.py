@@ -51,7 +51,11 @@ KINDS = (
     "with_parameters",
     "with_resources",
     "trainer",
+    "asha",
+    "pbt",
+    "limited",
 )
+KILLED = ("killed", "left", "optuna", "hyperopt")
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +65,7 @@ def failed_experiments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     if keep := os.environ.get("TUNE_TEST_EXPERIMENTS"):  # made before, to save a minute
         return {path.name: path for path in Path(keep).iterdir()}
     made = make_experiments(root, KINDS)
-    return {**made, "killed": make_killed_experiment(root)}
+    return {**made, **{kind: make_killed_experiment(root, kind) for kind in KILLED}}
 
 
 def _served(starting) -> Iterator[servers.Server]:

@@ -136,6 +136,10 @@ def fitting_param_space() -> dict:
     return {"role": "x", "fails_at": 4}
 
 
+def limited_space() -> dict:
+    return {"role": "fails", "fails_at": 4, "factor": tune.uniform(1, 2)}
+
+
 UNFITTING_PARAM_SPACE = {"learning_rate": 0.1}
 
 
