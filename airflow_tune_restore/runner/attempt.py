@@ -70,6 +70,7 @@ class Attempt:
         """Return the result, and type and message of an error."""
         try:
             self._wait_for_earlier()
+            self._heartbeat.runs()
             loaded = load(self._store, self._request)
             self._scope = _make_scope(self._store, self._request, self._heartbeat)
             self._fit(*loaded)
