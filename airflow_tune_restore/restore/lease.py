@@ -27,6 +27,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 DEFAULT_TTL_SECONDS = 120.0
+_LOOK_BACK = 20
 _CLAIM = ".claim.json"
 _RELEASE = ".release.json"
 _HEARTBEAT = ".heartbeat.json"
@@ -146,6 +147,13 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     epochs = sorted(epoch for epoch in _claimed(entries) if not is_released(entries, epoch))
     claims = [_read_claim(store, epoch) for epoch in epochs]
     return [claim for claim in claims if claim.restore_id != but]
+
+
+def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
+    """Return which restores held the lease before this one, the newest first."""
+    epochs = sorted(_claimed(store.list_dir(layout.LEASE)), reverse=True)
+    ids = [_read_claim(store, epoch).restore_id for epoch in epochs[:_LOOK_BACK]]
+    return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
 
 
 def is_released(entries: list[Entry], epoch: int) -> bool:
