@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import (
     RunnerError,
     StateChangedError,
     StateUnreadableError,
+    TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
@@ -49,7 +50,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 class _CommitRecord(msgspec.Struct, frozen=True):
     """Written before the state file, so that a commit that was cut off makes the same bytes again."""
 
-    state_file: str
+    state_file: str  # "" once it is known that nothing has changed
     start_time: float
     attempts: dict[str, int]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
     is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
@@ -74,40 +75,59 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     return summary
 
 
-def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> CommitSummary | None:
-    """Commit what a restore that died left behind, so that the next plan starts from it.
+def settle_abandoned(
+    store: ObjectStore,
+    *,
+    restore_id: str,
+    holder: str,
+    ttl_seconds: float = lease.DEFAULT_TTL_SECONDS,
+) -> CommitSummary | None:
+    """Commit what restores that died left behind, so that the next plan starts from it.
 
-    Does nothing if no other restore holds the lease. Watches the holder for its TTL first.
+    Does nothing if every other restore has ended. Otherwise takes the lease for the restore about to
+    start, after the holder was watched for its TTL, and keeps it: `start_restore` re-enters it. Cut off
+    anywhere, it is done again by whoever comes next.
 
     Args:
         store: Rooted at the experiment directory.
-        restore_id: The restore about to start; its own lease is left alone.
+        restore_id: The restore about to start.
         holder: Who is asking, for the lease.
+        ttl_seconds: TTL of the lease it takes.
 
     Returns:
-        What was committed; None if there was nothing to settle.
+        What was committed last; None if there was nothing to settle.
 
     Raises:
         LeaseHeldError: If the holder is alive.
     """
-    entries = store.list_dir(layout.LEASE)
-    dead = lease.newest_claim(store, entries)
-    if dead is None or dead.restore_id == restore_id or lease.is_released(entries, dead.epoch):
+    if not lease.unreleased(store, but=restore_id):
         return None
-    held = lease.acquire(store, restore_id=f"settle-{dead.restore_id}", holder=holder)
+    held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
+    summary = None
     try:
-        try:
-            plan = read_plan(store, dead.restore_id)
-        except KeyNotFoundError:
-            return None  # it died before it had a plan
-        record = _read_record(store, dead.restore_id)
+        for dead in lease.unreleased(store, but=restore_id):
+            if dead.epoch > held.epoch:
+                break  # it is we who were taken for dead
+            summary = _settle(store, dead.restore_id) or summary
+            lease.release(store, dead)  # settled: nobody looks at it again
+    except TuneRestoreError:
+        lease.release(store, held)
+        raise
+    return summary
+
+
+def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
+    try:
+        plan = read_plan(store, restore_id)
+    except KeyNotFoundError:
+        return None  # it died before it had a plan
+    try:
+        record = _read_record(store, restore_id)
         if record is None or not record.is_done:
             record = _commit(store, plan, record)
         return _summary(store, plan, record)
     except StateChangedError:
         return None  # its own driver has run since; what the dead restore did no longer fits
-    finally:
-        lease.release(store, held)
 
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None) -> _CommitRecord:
@@ -119,7 +139,9 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None)
         body = _build_state(store, plan, base, record)
         if body is not None:
             _put_state(store, record.state_file, body)
-    if plan.draws_samples:
+        else:  # the name is free for the next restore
+            record = msgspec.structs.replace(record, state_file="")
+    if plan.draws_samples and record.state_file:
         _put_searcher(store, plan, record)
     done = msgspec.structs.replace(record, is_done=True)
     store.put(layout.commit_key(plan.restore_id), encode(done))
@@ -262,7 +284,7 @@ def _put_searcher(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) 
     """Put the searcher's state where Ray looks for it, under the session of the state file."""
     attempt = record.attempts.get(layout.EVERY_TRIAL)
     session = layout.session_of(record.state_file)
-    if attempt is None or session is None or not _exists(store, record.state_file):
+    if attempt is None or session is None:
         return
     state = _snapshot(store, plan, layout.EVERY_TRIAL, attempt)
     number = state.stats.get("searcher") if state is not None else None

@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseLostError,
     StateUnreadableError,
+    TuneRestoreError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import Health
@@ -139,10 +140,18 @@ def start_draft(
     """
     settled = None
     if not draft.is_started:
-        settled = settle_abandoned(draft.store, restore_id=draft.plan.restore_id, holder=holder)
+        store, restore_id = draft.store, draft.plan.restore_id
+        settled = settle_abandoned(
+            store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds
+        )
         if settled is not None:
-            draft = _again(draft, options)
+            try:
+                draft = _again(draft, options)
+            except TuneRestoreError:
+                lease.release(store, lease.check_held(store, restore_id))
+                raise
             if not draft.plan.has_work and not draft.plan.changes_trials:
+                lease.release(store, lease.check_held(store, restore_id))
                 return None, settled
     plan = start_restore(
         draft.store, draft.experiment, draft.plan, holder=holder, ttl_seconds=ttl_seconds

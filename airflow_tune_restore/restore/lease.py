@@ -27,6 +27,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 DEFAULT_TTL_SECONDS = 120.0
+_LOOK_BACK = 20
 _CLAIM = ".claim.json"
 _RELEASE = ".release.json"
 _HEARTBEAT = ".heartbeat.json"
@@ -133,10 +134,38 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
 
 def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
     """Read the claim with the highest number."""
-    epochs = [_epoch(entry.name) for entry in entries if entry.name.endswith(_CLAIM)]
-    if not epochs:
-        return None
-    epoch = max(epochs)
+    epochs = _claimed(entries)
+    return _read_claim(store, max(epochs)) if epochs else None
+
+
+def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
+    """Return the claims of other restores that were never released, the oldest first.
+
+    All but the newest were taken over; so was the newest once another one is created.
+    """
+    entries = store.list_dir(layout.LEASE)
+    epochs = sorted(epoch for epoch in _claimed(entries) if not is_released(entries, epoch))
+    claims = [_read_claim(store, epoch) for epoch in epochs]
+    return [claim for claim in claims if claim.restore_id != but]
+
+
+def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
+    """Return which restores held the lease before this one, the newest first."""
+    epochs = sorted(_claimed(store.list_dir(layout.LEASE)), reverse=True)
+    ids = [_read_claim(store, epoch).restore_id for epoch in epochs[:_LOOK_BACK]]
+    return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
+
+
+def is_released(entries: list[Entry], epoch: int) -> bool:
+    """Whether the holder of this epoch has given it back."""
+    return any(e.name.endswith(_RELEASE) and _epoch(e.name) == epoch for e in entries)
+
+
+def _claimed(entries: list[Entry]) -> list[int]:
+    return [_epoch(entry.name) for entry in entries if entry.name.endswith(_CLAIM)]
+
+
+def _read_claim(store: ObjectStore, epoch: int) -> Lease:
     claim = _read(store, layout.lease_claim_key(epoch))
     return Lease(
         epoch=epoch,
@@ -144,11 +173,6 @@ def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
         holder=str(claim.get("holder", "?")),
         ttl_seconds=float(claim.get("ttl_seconds", DEFAULT_TTL_SECONDS)),
     )
-
-
-def is_released(entries: list[Entry], epoch: int) -> bool:
-    """Whether the holder of this epoch has given it back."""
-    return any(e.name.endswith(_RELEASE) and _epoch(e.name) == epoch for e in entries)
 
 
 def _read(store: ObjectStore, key: str) -> dict[str, Any]:

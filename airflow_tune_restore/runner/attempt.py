@@ -71,6 +71,7 @@ class Attempt:
         """Return the result, and type and message of an error."""
         try:
             self._wait_for_earlier()
+            self._heartbeat.runs()
             loaded = load(self._store, self._request)
             self._scope = _make_scope(self._store, self._request, self._heartbeat, self._started_at)
             self._fit(self._scope, loaded)

@@ -18,6 +18,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts
 from airflow_tune_restore.restore.request import EXIT_FENCED, RunnerRequest
+from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
 
 BEAT_SECONDS = 5.0
@@ -37,7 +38,9 @@ class Heartbeat:
         self._request = request
         self._parent_pid = parent_pid
         self._count = 0
+        self._runs_since = ""
         self._ttl_seconds = lease.DEFAULT_TTL_SECONDS
+        self._last_success = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -58,10 +61,15 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join()
 
+    def runs(self) -> None:
+        """Say from now on that earlier attempts are over and this one runs the trial."""
+        self._runs_since = now()
+
     def beat(self) -> None:
         """Write one beat."""
         self._count += 1
-        body = json.dumps({"count": self._count, "pid": os.getpid()}).encode()
+        beat = {"count": self._count, "pid": os.getpid(), "at": now()}
+        body = json.dumps({**beat, "runs_since": self._runs_since}).encode()
         request = self._request
         self._store.put(
             layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt), body
@@ -94,18 +102,22 @@ class Heartbeat:
             _end(error)
 
     def _run(self) -> None:
-        last_success = time.monotonic()
-        while not self._stopped.wait(BEAT_SECONDS):
+        self._last_success = time.monotonic()
+        while not self._stopped.wait(min(BEAT_SECONDS, self._ttl_seconds / 4)):
+            self._end_if_overdue()  # first: a process that was frozen must not write even a beat
             self._watch_parent()
             try:
                 self.beat()
                 self.check_or_end()
-                last_success = time.monotonic()
+                self._last_success = time.monotonic()
             except Exception as error:  # noqa: BLE001  whatever a store raises, this thread lives on
-                silent = time.monotonic() - last_success
-                logger.warning("No heartbeat for %.0f s: %s", silent, error)
-                if silent > self._ttl_seconds * 2 / 3:
-                    _end("Others may take this runner for dead by now; it stops itself.")
+                logger.warning("No heartbeat: %s", error)
+                self._end_if_overdue()
+
+    def _end_if_overdue(self) -> None:
+        silent = time.monotonic() - self._last_success
+        if silent > self._ttl_seconds * 2 / 3:
+            _end(f"No heartbeat for {silent:.0f} s: others may take this runner for dead by now.")
 
     def _watch_parent(self) -> None:
         """If whoever started us was killed, end as if it had told us to."""

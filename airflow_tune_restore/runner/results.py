@@ -2,7 +2,8 @@
 
 Ray alone appends to result.json and so repeats those rows. Rows that stood there before this restore
 are left to Ray's way unless `trim_results` asks otherwise. Rows that an earlier attempt of this same
-restore wrote are dropped always: that attempt died, and the trial reports them again.
+restore wrote are dropped always: that attempt died, and the trial reports them again. So are those of
+an attempt in the restore before, if it died or was stopped there before the trial had ended.
 """
 
 import csv
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterator
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -48,13 +51,29 @@ def _rows_at_start(
     store: ObjectStore, request: RunnerRequest, trial_dir: str, texts: dict[str, str] | None
 ) -> dict[str, int]:
     """Return how many rows there were before this restore; the first attempt writes it down."""
-    directory = layout.trial_dir(request.restore_id, request.trial_id)
-    key = f"{directory}/start-{layout.segment(trial_dir)}.json"
+    key = _start_key(request.restore_id, request.trial_id, trial_dir)
     if not _get(store, key):
         rows = {name: _COUNT[name](texts[name]) if texts else 0 for name in _TRIM}
-        store.put(key, json.dumps(rows).encode())
+        died = _rows_before_death(store, request, trial_dir)
+        store.put(key, died.encode() if died else json.dumps(rows).encode())
     known: dict[str, int] = json.loads(_get(store, key))
     return known
+
+
+def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: str) -> str:
+    """Return what the restore before wrote down; "" if the trial ended in it, or never ran in one."""
+    trial_id = request.trial_id
+    for restore_id in lease.earlier_restores(store, request.restore_id):
+        rows = _get(store, _start_key(restore_id, trial_id, trial_dir))
+        if rows:
+            outcome = read_outcome(store, restore_id, trial_id)
+            has_ended = outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
+            return "" if has_ended else rows
+    return ""
+
+
+def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:
+    return f"{layout.trial_dir(restore_id, trial_id)}/start-{layout.segment(trial_dir)}.json"
 
 
 def _trim_json(text: str, first: int, iteration: int) -> str:

@@ -1,8 +1,11 @@
 """A runner says that it lives before it looks for newer ones, and stops for them."""
 
+import json
+import time
+
 import pytest
 
-from airflow_tune_restore.exceptions import LeaseLostError
+from airflow_tune_restore.exceptions import LeaseLostError, StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.request import RunnerRequest
@@ -73,3 +76,81 @@ def test_a_parent_that_is_gone_is_a_request_to_stop(store, monkeypatch):
     pulse._watch_parent()
     pulse._watch_parent()
     assert sent == [15]
+
+
+def test_it_beats_often_enough_for_a_short_lease(tmp_path, monkeypatch):
+    store = open_store(tmp_path.as_posix())
+    lease.acquire(store, restore_id="r", holder="test", ttl_seconds=0.4)
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    pulse = heartbeat(store)
+    pulse.start()
+    deadline = time.monotonic() + 20
+    while beat(store)["count"] < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pulse.stop()
+    assert beat(store)["count"] >= 4
+
+
+def test_it_stops_itself_at_two_thirds_of_the_ttl_without_another_write(store, monkeypatch):
+    """As after SIGSTOP: the thread wakes, and its last success was long ago."""
+    ended = []
+
+    def end(code):
+        ended.append(code)
+        raise SystemExit  # the thread ends as the process would
+
+    monkeypatch.setattr("os._exit", end)
+    pulse = heartbeat(store)
+    pulse.beat()
+    pulse.check()
+    before = {name: store.get(name) for name in written(store)}
+    clock = iter([0.0, lease.DEFAULT_TTL_SECONDS * 2 / 3 + 1])
+    monkeypatch.setattr("airflow_tune_restore.runner.heartbeat.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(pulse._stopped, "wait", lambda _seconds: False)
+    with pytest.raises(SystemExit):
+        pulse._run()
+    assert ended == [3]
+    assert {name: store.get(name) for name in written(store)} == before
+
+
+def test_a_store_that_fails_for_a_while_is_survived_and_for_too_long_is_not(store, monkeypatch):
+    ended = []
+
+    def end(code):
+        ended.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr("os._exit", end)
+    pulse = heartbeat(store)
+    pulse.beat()
+    pulse.check()
+
+    def refuse(_key, _body):
+        raise StorageError("the store does not answer")
+
+    monkeypatch.setattr(store, "put", refuse)
+    clock = {"now": 0.0, "beats": 0}
+
+    def wait(_seconds):
+        clock["now"] += 5
+        clock["beats"] += 1
+        return False
+
+    monkeypatch.setattr(
+        "airflow_tune_restore.runner.heartbeat.time.monotonic", lambda: clock["now"]
+    )
+    monkeypatch.setattr(pulse._stopped, "wait", wait)
+    with pytest.raises(SystemExit):
+        pulse._run()
+    assert ended == [3]
+    assert lease.DEFAULT_TTL_SECONDS * 2 / 3 < clock["now"] <= lease.DEFAULT_TTL_SECONDS * 2 / 3 + 5
+
+
+def beat(store):
+    return json.loads(store.get(layout.heartbeat_key("r", "t", 1)))
+
+
+def written(store):
+    keys = [f"{layout.LEASE}/{entry.name}" for entry in store.list_dir(layout.LEASE)]
+    return [*keys, layout.heartbeat_key("r", "t", 1)]

@@ -5,17 +5,18 @@ import json
 import pytest
 
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.fs import open_store
 
 TRIAL = "train_0"
 
 
-def request(attempt: int = 1, *, trim: bool = False) -> RunnerRequest:
+def request(attempt: int = 1, *, trim: bool = False, restore_id: str = "r") -> RunnerRequest:
     return RunnerRequest(
-        experiment="", restore_id="r", trial_id="t", attempt=attempt, trainable="", trainable_name="",
-        action="resume", trim_results=trim,
+        experiment="", restore_id=restore_id, trial_id="t", attempt=attempt, trainable="",
+        trainable_name="", action="resume", trim_results=trim,
     )  # fmt: skip
 
 
@@ -58,6 +59,26 @@ def test_rows_an_earlier_attempt_wrote_past_the_checkpoint_go(files):
     files.write(1, 2, 3, 3, 4, 5)
     prepare_results(files.store, request(2), TRIAL, 4)
     assert files.read() == ([1, 2, 3, 3, 4], [1, 2, 3, 3, 4])
+
+
+@pytest.mark.parametrize("ended", [None, "interrupted", "failed"])
+def test_rows_of_a_restore_that_died_go_too(files, ended):
+    files.write(1, 2, 3)
+    first = lease.acquire(files.store, restore_id="r", holder="the first night")
+    prepare_results(files.store, request(), TRIAL, 2)
+    files.store.put(layout.request_key("r", "t", 1), b"{}")
+    if ended is not None:
+        outcome = RunnerOutcome(
+            restore_id="r", trial_id="t", attempt=1, result=ended, status="", final_trial_id="t"
+        )
+        files.store.put(layout.outcome_key("r", "t", 1), outcome.to_json())
+    files.write(1, 2, 3, 3, 4, 5)
+    lease.release(files.store, first)
+    for night in ("r2", "r3"):  # the second died before it ran the trial
+        lease.release(files.store, lease.acquire(files.store, restore_id=night, holder=night))
+    prepare_results(files.store, request(restore_id="r3"), TRIAL, 4)
+    rows = [1, 2, 3, 3, 4, 5] if ended == "failed" else [1, 2, 3, 3, 4]
+    assert files.read() == (rows, rows)
 
 
 def test_trimming_drops_all_rows_past_the_checkpoint_and_keeps_a_copy_of_the_first(files):
