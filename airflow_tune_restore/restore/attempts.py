@@ -10,8 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    RecordUnreadableError,
+)
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -33,11 +38,19 @@ def claim_attempt(
     address: str | None = None,
     runtime_env: dict[str, Any] | None = None,
 ) -> RunnerRequest:
-    """Claim the next attempt of a trial and store its request at `layout.request_key`."""
+    """Claim the next attempt of a trial and store its request at `layout.request_key`.
+
+    Raises:
+        InvalidInputError: If the plan has no such trial.
+        RecordUnreadableError: If somebody has placed an attempt with the highest number there is.
+    """
     trial = plan.trial(trial_id)
     attempt = max(list_attempts(store, plan.restore_id, trial_id), default=0)
     while True:
         attempt += 1
+        key = layout.request_key(plan.restore_id, trial_id, attempt)
+        if layout.attempt_number(f"{attempt:06d}") is None:
+            raise RecordUnreadableError(store.uri, key, "no number is left after the last attempt")
         request = RunnerRequest(
             experiment=plan.experiment,
             restore_id=plan.restore_id,
@@ -59,7 +72,7 @@ def claim_attempt(
             nonce=secrets.token_hex(8),
         )
         try:
-            store.create(layout.request_key(plan.restore_id, trial_id, attempt), request.to_json())
+            store.create(key, request.to_json())
         except KeyExistsError:
             continue
         return request
@@ -68,7 +81,8 @@ def claim_attempt(
 def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[int]:
     """Return the numbers of all attempts, ascending."""
     entries = store.list_dir(layout.attempts_dir(restore_id, trial_id))
-    return sorted(int(entry.name) for entry in entries if entry.is_dir and entry.name.isdigit())
+    numbers = (layout.attempt_number(entry.name) for entry in entries if entry.is_dir)
+    return sorted(number for number in numbers if number is not None)
 
 
 def read_outcome(
@@ -77,11 +91,11 @@ def read_outcome(
     """Return how an attempt ended (the newest, unless one is named); None if it has not said."""
     if attempt is None:
         attempt = max(list_attempts(store, restore_id, trial_id), default=0)
+    key = layout.outcome_key(restore_id, trial_id, attempt)
     try:
-        body = store.get(layout.outcome_key(restore_id, trial_id, attempt))
+        return read_record(store, key, RunnerOutcome.from_json)
     except KeyNotFoundError:
         return None
-    return RunnerOutcome.from_json(body)
 
 
 def wait_until_over(
@@ -120,6 +134,6 @@ def wait_until_over(
 
 def _get(store: ObjectStore, key: str) -> bytes | None:
     try:
-        return store.get(key)
+        return store.get(key, max_bytes=layout.MAX_RECORD_BYTES)
     except KeyNotFoundError:
         return None

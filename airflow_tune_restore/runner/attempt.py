@@ -180,8 +180,10 @@ def _make_scope(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat
 
 def _is_whole(store: ObjectStore, key: str) -> bool:
     try:
-        return len(json.loads(store.get(key))["trial_data"]) == 1
-    except (KeyNotFoundError, ValueError, KeyError, TypeError):
+        return (
+            len(json.loads(store.get(key, max_bytes=layout.MAX_SNAPSHOT_BYTES))["trial_data"]) == 1
+        )
+    except (KeyNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

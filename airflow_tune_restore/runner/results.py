@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -52,7 +53,13 @@ def _rows_at_start(
     if not _get(store, key):
         rows = {name: _COUNT[name](texts[name]) if texts else 0 for name in _TRIM}
         store.put(key, json.dumps(rows).encode())
-    known: dict[str, int] = json.loads(_get(store, key))
+    return read_record(store, key, _row_counts)
+
+
+def _row_counts(body: bytes) -> dict[str, int]:
+    known = json.loads(body)
+    if not isinstance(known, dict) or any(type(known.get(name)) is not int for name in _TRIM):
+        raise ValueError("no numbers of rows")
     return known
 
 
@@ -73,7 +80,7 @@ def _iteration(line: str) -> float | None:
     """Return the iteration of a row; None if it is no whole row."""
     try:
         return float(json.loads(line)["training_iteration"]) if line.endswith("\n") else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -133,6 +140,7 @@ def _back_up(store: ObjectStore, request: RunnerRequest, text: str) -> None:
 def _get(store: ObjectStore, key: str) -> str:
     """Return an object's text; empty if it does not exist."""
     try:
-        return store.get(key).decode("utf-8", "surrogateescape")
+        body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+        return body.decode("utf-8", "surrogateescape")
     except KeyNotFoundError:
         return ""
