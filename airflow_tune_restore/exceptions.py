@@ -49,6 +49,22 @@ class StateUnreadableError(TuneRestoreError):
         return f"{self.experiment} cannot be read: {self.reason}. Nothing was restored."
 
 
+class RecordUnreadableError(TuneRestoreError):
+    """One of our own records cannot be understood: damaged, or written by somebody else."""
+
+    def __init__(self, uri: str, key: str, reason: str) -> None:
+        super().__init__(uri, key, reason)
+        self.uri = uri
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.uri}/{self.key} cannot be understood: {self.reason}. Only this package writes there; "
+            "find out who else did, then delete it. Nothing was done with it."
+        )
+
+
 class StateChangedError(TuneRestoreError):
     """The experiment was written to after the plan was made; the plan no longer fits."""
 

@@ -1,5 +1,7 @@
 """What the commands print: tables for people, JSON for machines. Nothing else prints."""
 
+import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ def print_reports(reports: Sequence[ExperimentReport], *, prefix: str, as_json: 
         return
     table = _table("experiment", "health", "trials", "last write", "why")
     for report in reports:
-        counts = " ".join(f"{count} {status}" for status, count in report.trials.items())
+        counts = printable(" ".join(f"{n} {status}" for status, n in report.trials.items()))
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
         table.add_row(
             printable(report.experiment),
@@ -90,7 +92,9 @@ def print_error(error: Exception) -> None:
     """Print one of our errors on stderr."""
     from rich.console import Console
 
-    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(f"error: {error}")
+    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
+        f"error: {printable(str(error), 4000)}"
+    )
 
 
 def _report_json(report: ExperimentReport) -> dict[str, Any]:
@@ -150,4 +154,15 @@ def _out() -> "Console":
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=1).decode() + "\n")
+    # ASCII: a terminal must not obey what a name holds, and not every name can be encoded
+    plain = _without_nan(msgspec.to_builtins(value))
+    sys.stdout.write(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """Put null where JSON has no number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

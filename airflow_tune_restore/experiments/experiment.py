@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_tune_restore.experiments.state import State
+from airflow_tune_restore.experiments.state import State, is_count, is_printable_name
 from airflow_tune_restore.experiments.symbolic import Instance, attribute
 from airflow_tune_restore.experiments.trial import Trial
 
@@ -114,7 +114,10 @@ def tuner_facts(pickle: Any) -> TunerFacts:
     searcher, wrappers = _unwrap(attribute(pickle, "_tune_config", "search_alg"))
     return TunerFacts(
         trainable_name=_text(attribute(pickle, "__trainable_name")),
-        param_space_keys=tuple(map(str, keys)) if isinstance(keys, list) else None,
+        # never str(): a value may hold itself, or 2**60 leaves in a hundred bytes
+        param_space_keys=tuple(k for k in keys if isinstance(k, str))
+        if isinstance(keys, list)
+        else None,
         metric=_text(attribute(pickle, "_tune_config", "metric")),
         mode=_text(attribute(pickle, "_tune_config", "mode")),
         scheduler=_class_name(attribute(pickle, "_tune_config", "scheduler"), DEFAULT_SCHEDULER),
@@ -136,7 +139,7 @@ def samples_left(search_state: Any, trials: int) -> int | None:
         finished = attribute(search_state, "finished")
     if finished is True:
         return 0
-    return max(0, total - trials) if isinstance(total, int) else None
+    return max(0, total - trials) if is_count(total) else None
 
 
 def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:
@@ -150,9 +153,10 @@ def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _class_name(value: Any, default: str) -> str:
     if isinstance(value, Instance):
-        return value.class_name or "unknown"
-    return value if isinstance(value, str) else default
+        return _text(value.class_name) or "unknown"
+    return _text(value) or default
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    """Return a name that can be shown and stored: a pickle may hold lone surrogates, or a megabyte."""
+    return value if isinstance(value, str) and is_printable_name(value) else None

@@ -1,5 +1,7 @@
 """Every name in an experiment directory: Ray's, and ours beside them. Built and parsed only here.
 
+Also how much is read of each at most: whoever may write to a bucket can put anything under any name.
+
 Ours live under `.tune_restore/`, which Ray ignores. Foreign names (trial ids) become one path
 segment by an injective encoding: no two of them share a key and none leads outside.
 """
@@ -16,6 +18,18 @@ PROGRESS_FILE = "progress.csv"
 CHECKPOINT_PREFIX = "checkpoint_"
 VARIANT_STATE_PREFIX = "basic-variant-state-"
 SEARCH_STATE_PREFIX = "search_gen_state-"
+
+MAX_RECORD_BYTES = 1024 * 1024
+MAX_STATE_BYTES = 512 * 1024 * 1024
+"""Four times an experiment of 10,000 trials; larger files are refused unread."""
+
+MAX_PLAN_BYTES = 128 * 1024 * 1024
+MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
+MAX_RESULT_BYTES = 256 * 1024 * 1024
+"""How much is read of one of our small records, a plan, a snapshot, and Ray's rows of one trial."""
+
+_MOST_DIGITS = 15
+"""Of a lease or an attempt. Nobody gets there by counting; who names more is not one of us."""
 
 ROOT = ".tune_restore"
 LEASE = f"{ROOT}/lease"
@@ -35,7 +49,9 @@ _SESSION = re.compile(r"^experiment_state-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_r\
 
 def segment(name: str) -> str:
     """Encode any text as one path segment, injectively."""
-    encoded = quote(name, safe="")
+    encoded = quote(name, safe="", errors="surrogatepass")
+    if not encoded:
+        return "%"  # which quote() gives for no name
     # `.` and `..` are directions, and quote() leaves dots alone
     return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
 
@@ -101,6 +117,24 @@ def committed_state_name(existing: list[str], now: datetime) -> str:
     assert match is not None  # noqa: S101  the pattern matches every text
     number = int(match["number"] or 0) + 1
     return f"{match['stem']}_r{number:06d}{STATE_SUFFIX}"
+
+
+def parse_number(text: str, digits: int) -> int | None:
+    """Read a number as we write it into names; None for anything else, however much like one."""
+    if not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS:
+        return None
+    return int(text) if text == f"{int(text):0{digits}d}" else None
+
+
+def attempt_number(name: str) -> int | None:
+    """Read the number in the name of an attempt's directory; None if it is none."""
+    return parse_number(name, 6)
+
+
+def lease_epoch(name: str, kind: str) -> int | None:
+    """Read the epoch in the name of a claim, heartbeat or release of a lease; None if it is none."""
+    text, _, rest = name.partition(".")
+    return parse_number(text, 8) if rest == f"{kind}.json" else None
 
 
 def lease_claim_key(epoch: int) -> str:

@@ -22,11 +22,13 @@ from airflow_tune_restore.experiments.experiment import (
     samples_left,
     tuner_facts,
 )
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import (
-    MAX_STATE_BYTES,
     NO_STATE,
     MalformedStateError,
     State,
+    is_count,
+    is_safe_name,
     parse_state,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
@@ -34,7 +36,6 @@ from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 CONCURRENCY = 32
-MAX_RESULT_BYTES = 256 * 1024 * 1024
 CLOCK_SPREAD = timedelta(hours=27)
 """State names carry the driver's local time: two zones lie at most 26 hours apart."""
 
@@ -66,7 +67,7 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
         state=state,
         tuner=tuner,
         samples_left=left,
-        warnings=tuple(filter(None, [*warnings, tuner_warning])),
+        warnings=tuple(printable(text) for text in (*warnings, tuner_warning) if text),
     )
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
@@ -101,7 +102,16 @@ def read_base(store: ObjectStore) -> Experiment:
 
 def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str, CheckpointChoice]:
     """Say for each trial what it can start from. Lists trial directories, not the whole experiment."""
-    recorded = [trial.recorded_checkpoint for trial in trials]  # decoding is no work for threads
+    recorded: list[RecordedCheckpoint | CheckpointChoice | None] = []
+    for trial in trials:  # decoding is no work for threads
+        try:
+            recorded.append(trial.recorded_checkpoint)
+        except MalformedStateError as error:
+            recorded.append(
+                CheckpointChoice(
+                    name=None, iteration=0, repaired=False, lost=True, reason=str(error)
+                )
+            )
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         choices = pool.map(
             lambda pair: _checkpoint_choice(store, *pair), zip(trials, recorded, strict=True)
@@ -118,7 +128,12 @@ def _newest_valid_state(
     `stats.start_time` inside the file decides. A file that cannot be used is passed over and named.
     """
     states = sorted(
-        (e for e in entries if not e.is_dir and layout.is_state_file(e.name)),
+        # a name that could not be shown is none of Ray's
+        (
+            e
+            for e in entries
+            if not e.is_dir and layout.is_state_file(e.name) and is_safe_name(e.name)
+        ),
         key=lambda e: e.name,
         reverse=True,
     )
@@ -133,7 +148,7 @@ def _newest_valid_state(
             continue
         try:
             candidate = _read_state(store, entry)
-        except (MalformedStateError, TuneRestoreError) as error:
+        except TuneRestoreError as error:
             warnings.append(f"{entry.name} was passed over: {error}")
             continue
         if best is None or candidate[1].start_time > best[1].start_time:
@@ -159,7 +174,7 @@ def _may_be_newer(name: str, than: str) -> bool:
 
 
 def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
-    body = store.get(entry.name, max_bytes=MAX_STATE_BYTES)
+    body = store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
     with ThreadPoolExecutor(1) as beside:  # hashing 150 MB takes as long as half of the parsing
         digest = beside.submit(lambda: hashlib.sha256(body).hexdigest())
         state = parse_state(body)
@@ -193,14 +208,18 @@ def _read_samples_left(store: ObjectStore, names: set[str], trials: int) -> int 
 
 
 def _checkpoint_choice(
-    store: ObjectStore, trial: Trial, recorded: RecordedCheckpoint | None
+    store: ObjectStore, trial: Trial, recorded: RecordedCheckpoint | CheckpointChoice | None
 ) -> CheckpointChoice:
+    if isinstance(recorded, CheckpointChoice):
+        return recorded
     if recorded is None or trial.trial_dir is None:
         return choose_checkpoint(None, [], {})
     directories = [
         entry.name
         for entry in store.list_dir(trial.trial_dir)
-        if entry.is_dir and entry.name.startswith(layout.CHECKPOINT_PREFIX)
+        if entry.is_dir
+        and entry.name.startswith(layout.CHECKPOINT_PREFIX)
+        and is_safe_name(entry.name)
     ]
     if recorded.name not in directories:
         return choose_checkpoint(
@@ -235,7 +254,9 @@ def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> lis
 def _reported(store: ObjectStore, trial: Trial) -> dict[str, int]:
     """Return checkpoint name -> iteration from result.json."""
     try:
-        body = store.get(f"{trial.trial_dir}/{layout.RESULT_FILE}", max_bytes=MAX_RESULT_BYTES)
+        body = store.get(
+            f"{trial.trial_dir}/{layout.RESULT_FILE}", max_bytes=layout.MAX_RESULT_BYTES
+        )
     except KeyNotFoundError:
         return {}
     return dict(_checkpoint_rows(body))
@@ -245,10 +266,10 @@ def _checkpoint_rows(body: bytes) -> Iterator[tuple[str, int]]:
     for line in body.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the last line of a killed writer
         if not isinstance(row, dict):
             continue
         name, iteration = row.get("checkpoint_dir_name"), row.get("training_iteration")
-        if isinstance(name, str) and isinstance(iteration, int):
+        if isinstance(name, str) and is_count(iteration):
             yield name, iteration

@@ -15,6 +15,7 @@ from airflow_tune_restore.experiments.health import (
     judge,
 )
 from airflow_tune_restore.experiments.read import CONCURRENCY, NotStartedError, read_experiment
+from airflow_tune_restore.experiments.state import is_safe_name
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 MAX_DEPTH = 4
@@ -50,7 +51,12 @@ def scan(
                 for entry in entries
                 if entry.is_dir and _may_hold_experiments(entry.name)
             ]
-            found = list(zip(below, pool.map(lambda at: at.list_dir(), below), strict=True))
+            found = []
+            for at, listed in zip(below, pool.map(_list, below), strict=True):
+                if isinstance(listed, list):
+                    found.append((at, listed))
+                else:
+                    reports.append(listed)
     return sorted(reports, key=lambda report: report.experiment)
 
 
@@ -74,7 +80,7 @@ def _report(
     last_write = _newest(entries)
     name = store.uri.rstrip("/").rpartition("/")[2]
     try:
-        experiment = read_experiment(store, entries)
+        return _report_readable(store, entries, now, stale_after)
     except NotStartedError as error:
         health = Health.NOT_STARTED
         if last_write is not None and now - last_write < stale_after:
@@ -82,6 +88,13 @@ def _report(
         return _without_state(store.uri, name, health, str(error), last_write)
     except TuneRestoreError as error:
         return _without_state(store.uri, name, Health.UNREADABLE, str(error), last_write)
+
+
+def _report_readable(
+    store: ObjectStore, entries: list[Entry], now: datetime, stale_after: timedelta
+) -> ExperimentReport:
+    last_write = _newest(entries)
+    experiment = read_experiment(store, entries)
     ended = _last_restore_ended(store, experiment)
     evidence = Evidence(last_write=last_write, last_restore_ended=ended, now=now)
     health, reason = judge(experiment, evidence, stale_after=stale_after)
@@ -95,7 +108,7 @@ def _report(
         reason = "; ".join([reason, *experiment.warnings])
     return ExperimentReport(
         experiment=store.uri,
-        name=name,
+        name=experiment.name,
         health=health,
         reason=reason,
         trials=experiment.count_by_status,
@@ -156,6 +169,15 @@ def _newest(entries: list[Entry]) -> datetime | None:
     )
 
 
+def _list(store: ObjectStore) -> list[Entry] | ExperimentReport:
+    """List a directory; one that cannot be listed keeps nobody from looking into the others."""
+    try:
+        return store.list_dir()
+    except TuneRestoreError as error:
+        name = store.uri.rpartition("/")[2]
+        return _without_state(store.uri, name, Health.UNREADABLE, str(error), None)
+
+
 def _is_experiment(entries: list[Entry]) -> bool:
     return any(
         not entry.is_dir and (entry.name == layout.TUNER_FILE or layout.is_state_file(entry.name))
@@ -164,5 +186,8 @@ def _is_experiment(entries: list[Entry]) -> bool:
 
 
 def _may_hold_experiments(name: str) -> bool:
-    """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment."""
-    return not name.startswith((".", layout.CHECKPOINT_PREFIX))
+    """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment.
+
+    And what nobody could write as an address: Ray makes no such name.
+    """
+    return is_safe_name(name) and not name.startswith((".", layout.CHECKPOINT_PREFIX))

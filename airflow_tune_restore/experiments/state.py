@@ -9,18 +9,32 @@ The raw slices stay, so that a commit can put untouched rows back byte for byte.
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 
-from airflow_tune_restore.experiments.layout import EVERY_TRIAL
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
 from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial, TrialStatus
 
-MAX_STATE_BYTES = 512 * 1024 * 1024
-"""Four times an experiment of 10,000 trials; larger files are refused unread."""
+MAX_DEPTH = 100
+"""How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
+
+MAX_COUNT = 2**53
+"""Iterations and samples above this are no counts: other readers of JSON would round them."""
+
+MAX_NAME = 255
+"""Bytes of a name: the most a file system takes for one segment of a path."""
+
+_MAX_LONG_NAME = 1000
+_MAX_BUNDLES = 10_000
+_ALL_TRIALS = "*"
+"""No trial may have this id: it stands for all of them."""
 
 _TRIALS_START = b'{"trial_data": '
 _TRIALS_END = b', "runner_data": '
@@ -28,7 +42,7 @@ _TRIALS_END = b', "runner_data": '
 T = TypeVar("T")
 
 
-class MalformedStateError(ValueError):
+class MalformedStateError(TuneRestoreError):
     """A state file that cannot be used; the text says why."""
 
 
@@ -85,26 +99,31 @@ class RawRow:
         pickled = _decode(self.trial, _Resources).placement_group_factory
         bundles = attribute(_pickled(pickled), "_bundles")
         total: dict[str, float] = {}
-        for bundle in bundles if isinstance(bundles, list) else []:
-            for name, amount in bundle.pairs if isinstance(bundle, Mapping) else []:
-                if isinstance(name, str) and isinstance(amount, int | float):
-                    total[name] = total.get(name, 0.0) + float(amount)
+        # many references to one large bundle are small in the file
+        for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
+            if isinstance(name, str) and is_printable_name(name) and _is_amount(amount):
+                total[name] = total.get(name, 0.0) + float(amount)
         return total
 
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
-        """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60)."""
+        """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60).
+
+        Raises:
+            MalformedStateError: If a record is there and cannot be read: that is not "none".
+        """
         pickled = _decode(self.metadata, _Checkpoints).checkpoint_manager
-        latest = attribute(_pickled(pickled), "_latest_checkpoint_result")
+        manager = _pickled(pickled)
+        if manager is None and pickled is not None:
+            raise MalformedStateError("the record of its checkpoints cannot be read")
+        latest = attribute(manager, "_latest_checkpoint_result")
         path = attribute(latest, "checkpoint", "path")
-        if not isinstance(path, str):
+        if path is None:
             return None
-        iteration = attribute(latest, "metrics", "training_iteration")
-        name = path.rstrip("/").rpartition("/")[2]
+        name = path.rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
         if not is_safe_name(name):
-            return None
-        return RecordedCheckpoint(
-            name=name, iteration=iteration if isinstance(iteration, int) else 0
-        )
+            raise MalformedStateError("the path of its checkpoint leads outside or is none")
+        iteration = attribute(latest, "metrics", "training_iteration")
+        return RecordedCheckpoint(name=name, iteration=iteration if is_count(iteration) else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +139,7 @@ class State:
     def start_time(self) -> float:
         """Unix seconds at which the driver session that wrote it started; what orders states."""
         value = self.stats.get("start_time")
-        return float(value) if isinstance(value, int | float) else -math.inf
+        return float(value) if _is_amount(value) else -math.inf
 
 
 NO_STATE = State((), (), {}, {})
@@ -140,6 +159,8 @@ def parse_state(body: bytes) -> State:
         if trial.trial_id in seen:
             raise MalformedStateError(f"two trials have the id {trial.trial_id!r}")
         seen.add(trial.trial_id)
+    if not _is_shallow(rest):
+        raise MalformedStateError(f"what stands around its rows nests deeper than {MAX_DEPTH}")
     return State(trials, rows, _dict(rest.get("runner_data")), _dict(rest.get("stats")))
 
 
@@ -153,10 +174,41 @@ def encode_state(rows: Sequence[RawRow], runner: dict[str, Any], stats: dict[str
 def is_safe_name(name: str) -> bool:
     """Whether a name from a state file is one path segment that stays where it is put."""
     return (
-        name not in ("", ".", "..")
+        name not in ("", ".", "..", layout.ROOT)
         and not any(character in name for character in "/\\")
         and name.isprintable()
+        and len(name.encode()) <= MAX_NAME
     )
+
+
+def is_printable_name(name: str) -> bool:
+    """Whether a name that is no path can be shown, stored and put on a command line."""
+    return name.isprintable() and len(name) <= _MAX_LONG_NAME
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value can be a number of iterations or samples."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _is_amount(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that JSON and floats can hold; not -1, not 10**400, not NaN."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether a document nests no deeper than `MAX_DEPTH`; without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def _split(body: bytes) -> tuple[tuple[RawRow, ...], dict[str, Any]]:
@@ -182,9 +234,8 @@ def _split(body: bytes) -> tuple[tuple[RawRow, ...], dict[str, Any]]:
 def _parse_row(row: RawRow) -> Trial:
     head = _decode(row.trial, _RowHead)
     run = _decode(row.metadata, _RunMetadata)
-    for label, name in (("trial id", head.trial_id), ("trial directory", head.relative_logdir)):
-        if name is not None and (not is_safe_name(name) or name == EVERY_TRIAL):
-            raise MalformedStateError(f"{label} {name!r} leads outside or cannot be a name")
+    iteration = run.last_result.training_iteration
+    _check_names(head)
     return Trial(
         trial_id=head.trial_id,
         trainable_name=head.trainable_name,
@@ -194,11 +245,23 @@ def _parse_row(row: RawRow) -> Trial:
         max_failures=head.max_failures,
         num_failures=run.num_failures,
         error_file=run.error_filename,
-        iteration=run.last_result.training_iteration,
+        iteration=iteration if is_count(iteration) else 0,
         last_result_time=-math.inf if run.last_result_time is None else run.last_result_time,
         start_time=run.start_time,
         details=row,
     )
+
+
+def _check_names(head: _RowHead) -> None:
+    """Refuse a row whose names could lead outside, or could not be shown or handed on."""
+    if head.trial_id == _ALL_TRIALS:
+        raise MalformedStateError(f"trial id {_ALL_TRIALS!r} is reserved")
+    for label, name in (("trial id", head.trial_id), ("trial directory", head.relative_logdir)):
+        if name is not None and not is_safe_name(name):
+            raise MalformedStateError(f"{label} {name[:80]!r} leads outside or cannot be a name")
+    for label, name in (("trainable", head.trainable_name), ("tag", head.experiment_tag)):
+        if not is_printable_name(name):
+            raise MalformedStateError(f"{label} {name[:80]!r} cannot be a name")
 
 
 def _decode(raw: msgspec.Raw, kind: type[T]) -> T:
@@ -220,8 +283,11 @@ def _constant(text: str) -> float | None:
 
 
 def _field(raw: msgspec.Raw, name: str) -> Any:
-    """Return one field of an inner document."""
-    document = json.loads(msgspec.json.decode(raw, type=str))
+    """Return one field of an inner document; None if it cannot be read: these are only shown."""
+    try:
+        document = json.loads(msgspec.json.decode(raw, type=str))
+    except (ValueError, RecursionError):
+        return None
     return document.get(name) if isinstance(document, dict) else None
 
 
@@ -237,3 +303,9 @@ def _pickled(value: Any) -> Any:
         return read_pickle(bytes.fromhex(value)) if isinstance(value, str) else None
     except (SymbolicError, ValueError):
         return None
+
+
+def _bundle_items(bundles: Any) -> Iterator[tuple[Any, Any]]:
+    for bundle in islice(bundles, _MAX_BUNDLES) if isinstance(bundles, list) else ():
+        if isinstance(bundle, Mapping):
+            yield from bundle.pairs

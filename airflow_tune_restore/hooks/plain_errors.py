@@ -9,15 +9,18 @@ from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyNotFoundError,
     LeaseLostError,
+    RecordUnreadableError,
     StateChangedError,
     StateUnreadableError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.printable import printable
 
 PERMANENT = (
     InvalidInputError,  # the same arguments are refused again
     KeyNotFoundError,  # a plan that is gone does not come back
     LeaseLostError,  # a newer restore is at work
+    RecordUnreadableError,  # nor what lies there in the place of a plan
     StateChangedError,  # the plan no longer fits
     StateUnreadableError,  # what lies in storage does not mend itself
 )
@@ -30,6 +33,6 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except PERMANENT as error:
-        raise AirflowFailException(str(error)) from None
+        raise AirflowFailException(printable(str(error), 4000)) from None
     except TuneRestoreError as error:
-        raise AirflowException(str(error)) from None
+        raise AirflowException(printable(str(error), 4000)) from None

@@ -43,6 +43,7 @@ Airflow kills a task 5 s after its SIGTERM; the runner, in a session of its own,
 
 _SHOWN_METRICS = 3
 _LAST_LINES = 5
+_LINE_LENGTH = 4000
 
 
 class RestoreTrialOperator(BaseOperator):
@@ -304,7 +305,7 @@ def describe_line(line: str, metric: str | None) -> str:
     """Return the log form of one line of a runner: a reported result in words, others as they are."""
     progress = RunnerProgress.from_line(line)
     if progress is None:
-        return line
+        return printable(line, _LINE_LENGTH)
     names = [name for name in (metric,) if name in progress.metrics]
     names += [name for name in progress.metrics if name not in names]
     shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]

@@ -10,8 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    RecordUnreadableError,
+)
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -40,9 +45,14 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
+        InvalidInputError: If the plan has no such trial.
+        RecordUnreadableError: If somebody has placed an attempt with the highest number there is.
     """
     number = attempt or max(list_attempts(store, plan.restore_id, trial_id), default=0) + 1
     while True:
+        key = layout.request_key(plan.restore_id, trial_id, number)
+        if layout.attempt_number(f"{number:06d}") is None:
+            raise RecordUnreadableError(store.uri, key, "no number is left after the last attempt")
         request = RunnerRequest(
             **_of_plan(plan, trial_id),
             experiment=plan.experiment,
@@ -60,7 +70,7 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
             nonce=secrets.token_hex(8),
         )
         try:
-            store.create(layout.request_key(plan.restore_id, trial_id, number), request.to_json())
+            store.create(key, request.to_json())
         except KeyExistsError:
             if attempt is not None:
                 raise
@@ -90,7 +100,8 @@ def _of_plan(plan: "RestorePlan", trial_id: str) -> dict[str, Any]:
 def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[int]:
     """Return the numbers of all attempts, ascending."""
     entries = store.list_dir(layout.attempts_dir(restore_id, trial_id))
-    return sorted(int(entry.name) for entry in entries if entry.is_dir and entry.name.isdigit())
+    numbers = (layout.attempt_number(entry.name) for entry in entries if entry.is_dir)
+    return sorted(number for number in numbers if number is not None)
 
 
 def read_outcome(
@@ -99,11 +110,11 @@ def read_outcome(
     """Return how an attempt ended (the newest, unless one is named); None if it has not said."""
     if attempt is None:
         attempt = max(list_attempts(store, restore_id, trial_id), default=0)
+    key = layout.outcome_key(restore_id, trial_id, attempt)
     try:
-        body = store.get(layout.outcome_key(restore_id, trial_id, attempt))
+        return read_record(store, key, RunnerOutcome.from_json)
     except KeyNotFoundError:
         return None
-    return RunnerOutcome.from_json(body)
 
 
 def wait_until_over(
@@ -142,6 +153,6 @@ def wait_until_over(
 
 def _get(store: ObjectStore, key: str) -> bytes | None:
     try:
-        return store.get(key)
+        return store.get(key, max_bytes=layout.MAX_RECORD_BYTES)
     except KeyNotFoundError:
         return None

@@ -14,6 +14,7 @@ import msgspec
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
+    RecordUnreadableError,
     RunnerError,
     StateChangedError,
     StateUnreadableError,
@@ -23,12 +24,12 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.state import (
-    MAX_STATE_BYTES,
     NO_STATE,
     MalformedStateError,
     RawRow,
     State,
     encode_state,
+    is_safe_name,
     parse_state,
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
@@ -42,6 +43,8 @@ from airflow_tune_restore.restore.plan import (
     decode,
     encode,
 )
+from airflow_tune_restore.restore.records import read_record
+from airflow_tune_restore.restore.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
@@ -135,6 +138,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None)
         base = read_base(store)
         if base.state_file.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
+        _check_fits(store, plan, base.state)
         record = record or _write_record(store, plan, base)
         body = _build_state(store, plan, base, record)
         if body is not None:
@@ -268,7 +272,8 @@ def _snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) ->
     try:
         state = parse_state(
             store.get(
-                layout.snapshot_key(plan.restore_id, unit, attempt), max_bytes=MAX_STATE_BYTES
+                layout.snapshot_key(plan.restore_id, unit, attempt),
+                max_bytes=layout.MAX_STATE_BYTES,
             )
         )
     except (KeyNotFoundError, MalformedStateError):
@@ -293,7 +298,7 @@ def _put_searcher(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) 
     directory, prefix = layout.searcher_dir(plan.restore_id, attempt), layout.numbered(number)
     for entry in store.list_dir(directory):
         if entry.name.startswith(prefix):
-            body = store.get(f"{directory}/{entry.name}", max_bytes=MAX_STATE_BYTES)
+            body = store.get(f"{directory}/{entry.name}", max_bytes=layout.MAX_STATE_BYTES)
             store.put(layout.in_session(entry.name.removeprefix(prefix), session), body)
 
 
@@ -301,16 +306,32 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
     try:
         store.create(name, body)
     except KeyExistsError:
-        if store.get(name) != body:
+        if store.get(name, max_bytes=layout.MAX_STATE_BYTES) != body:
             raise StateChangedError(store.uri, "the state it was planned from", name) from None
 
 
 def _read_record(store: ObjectStore, restore_id: str) -> _CommitRecord | None:
     try:
-        record: _CommitRecord = decode(store.get(layout.commit_key(restore_id)), _CommitRecord)
+        return read_record(
+            store, layout.commit_key(restore_id), _decode_record, max_bytes=layout.MAX_PLAN_BYTES
+        )
     except KeyNotFoundError:
         return None
+
+
+def _decode_record(body: bytes) -> _CommitRecord:
+    record: _CommitRecord = decode(body, _CommitRecord)
+    name = record.state_file
+    if name and not (layout.is_committed_state(name) and is_safe_name(name)):
+        raise ValueError(f"{name[:80]!r} is no state file that a commit makes")
     return record
+
+
+def _check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
+    """Refuse a plan that does not speak of the trials of the state it says it was made from."""
+    if {trial.trial_id for trial in plan.trials} != {trial.trial_id for trial in state.trials}:
+        key = layout.plan_key(plan.restore_id)
+        raise RecordUnreadableError(store.uri, key, f"its trials are not those of {plan.base.name}")
 
 
 def _exists(store: ObjectStore, name: str) -> bool:
@@ -325,17 +346,44 @@ def _release(store: ObjectStore, restore_id: str) -> None:
         lease.release(store, held)
 
 
+def _read_outcome(store: ObjectStore, restore_id: str, trial_id: str) -> RunnerOutcome | None:
+    """Read how a trial ended; by now that is only told, and garbage must not keep the lease held."""
+    try:
+        return read_outcome(store, restore_id, trial_id)
+    except RecordUnreadableError as error:
+        return RunnerOutcome(
+            restore_id=restore_id,
+            trial_id=trial_id,
+            attempt=0,
+            result=Result.INTERRUPTED,
+            status="",
+            final_trial_id=trial_id,
+            error=str(error),
+        )
+
+
 def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> CommitSummary:
-    before = parse_state(store.get(plan.base.name)) if plan.base.name else NO_STATE
+    before = NO_STATE
+    if plan.base.name:
+        before = parse_state(store.get(plan.base.name, max_bytes=layout.MAX_STATE_BYTES))
+    _check_fits(store, plan, before)
     committed = _exists(store, record.state_file)
+    after = before
+    if committed:
+        after = parse_state(store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES))
+    drawn = len(after.trials) - len(before.trials)
+    if drawn and not (drawn > 0 and plan.draws_samples):
+        raise RecordUnreadableError(
+            store.uri, record.state_file, f"it has not as many trials as {plan.base.name}"
+        )
     outcomes = {
-        trial.trial_id: read_outcome(store, plan.restore_id, trial.trial_id)
+        trial.trial_id: _read_outcome(store, plan.restore_id, trial.trial_id)
         for trial in plan.to_run
     }
     return summarise(
         plan,
         state_file=record.state_file if committed else None,
         before=before,
-        after=parse_state(store.get(record.state_file)) if committed else before,
+        after=after,
         outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
     )

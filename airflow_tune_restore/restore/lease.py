@@ -22,15 +22,18 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseHeldError,
     LeaseLostError,
+    RecordUnreadableError,
 )
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 DEFAULT_TTL_SECONDS = 120.0
+MAX_TTL_SECONDS = 24 * 3600.0
+"""No claim holds an experiment for longer without a sign of life, whatever it says."""
+
 _LOOK_BACK = 20
-_CLAIM = ".claim.json"
-_RELEASE = ".release.json"
-_HEARTBEAT = ".heartbeat.json"
+_CLAIM, _RELEASE, _HEARTBEAT = "claim", "release", "heartbeat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +84,13 @@ def acquire(
             "ttl_seconds": ttl_seconds,
             "nonce": secrets.token_hex(8),
         }
+        key = layout.lease_claim_key(epoch)
+        if layout.lease_epoch(key.rpartition("/")[2], _CLAIM) is None:
+            raise RecordUnreadableError(
+                store.uri, layout.lease_claim_key(epoch - 1), "no number is left after it"
+            )
         try:
-            store.create(layout.lease_claim_key(epoch), json.dumps(claim).encode())
+            store.create(key, json.dumps(claim).encode())
         except KeyExistsError:
             continue  # somebody was faster: look who
         return Lease(epoch=epoch, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
@@ -158,20 +166,21 @@ def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
 
 def is_released(entries: list[Entry], epoch: int) -> bool:
     """Whether the holder of this epoch has given it back."""
-    return any(e.name.endswith(_RELEASE) and _epoch(e.name) == epoch for e in entries)
+    return any(layout.lease_epoch(entry.name, _RELEASE) == epoch for entry in entries)
 
 
 def _claimed(entries: list[Entry]) -> list[int]:
-    return [_epoch(entry.name) for entry in entries if entry.name.endswith(_CLAIM)]
+    found = (layout.lease_epoch(entry.name, _CLAIM) for entry in entries if not entry.is_dir)
+    return [epoch for epoch in found if epoch is not None]
 
 
 def _read_claim(store: ObjectStore, epoch: int) -> Lease:
     claim = _read(store, layout.lease_claim_key(epoch))
     return Lease(
         epoch=epoch,
-        restore_id=str(claim.get("restore_id", "?")),
-        holder=str(claim.get("holder", "?")),
-        ttl_seconds=float(claim.get("ttl_seconds", DEFAULT_TTL_SECONDS)),
+        restore_id=_text(claim.get("restore_id")),
+        holder=_text(claim.get("holder")),
+        ttl_seconds=_ttl(claim.get("ttl_seconds")),
     )
 
 
@@ -179,14 +188,20 @@ def _read(store: ObjectStore, key: str) -> dict[str, Any]:
     """Read one of our objects; one that makes no sense counts as empty."""
     try:
         value = json.loads(store.get(key, max_bytes=65536))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _epoch(name: str) -> int:
-    digits = name.partition(".")[0]
-    return int(digits) if digits.isdigit() else 0
+def _text(value: Any) -> str:
+    return (printable(value) if isinstance(value, str) else "") or "?"
+
+
+def _ttl(value: Any) -> float:
+    """Read a TTL; one that makes no sense (NaN, "soon", 1e300) must not hold the lease for ever."""
+    if type(value) in (int, float) and 0 <= value <= MAX_TTL_SECONDS:
+        return float(value)
+    return DEFAULT_TTL_SECONDS
 
 
 def _wait_for_death(
@@ -222,8 +237,7 @@ def _silent_for(store: ObjectStore, epoch: int) -> float:
     written = [
         entry.modified_at
         for entry in store.list_dir(layout.LEASE)
-        if _epoch(entry.name) == epoch
-        and entry.name.endswith((_CLAIM, _HEARTBEAT))
+        if epoch in (layout.lease_epoch(entry.name, kind) for kind in (_CLAIM, _HEARTBEAT))
         and entry.modified_at is not None
     ]
     return (store.now() - max(written)).total_seconds() if written else 0.0

@@ -6,7 +6,10 @@ from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.experiments.experiment import StateFile
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
+from airflow_tune_restore.experiments.state import is_printable_name, is_safe_name
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags
 
@@ -135,11 +138,11 @@ class RestorePlan:
         return tuple(trial for trial in self.trials if trial.action in RUN_ACTIONS)
 
     def trial(self, trial_id: str) -> TrialPlan:
-        """Return the entry of one trial (KeyError if the plan has none)."""
+        """Return the entry of one trial (InvalidInputError if the plan has none)."""
         for trial in self.trials:
             if trial.trial_id == trial_id:
                 return trial
-        raise KeyError(trial_id)
+        raise InvalidInputError(f"The plan of {self.experiment} has no trial {trial_id!r}.")
 
     def to_json(self) -> bytes:
         """Encode; the same plan gives the same bytes."""
@@ -147,9 +150,32 @@ class RestorePlan:
 
     @classmethod
     def from_json(cls, body: bytes) -> "RestorePlan":
-        """Decode what `to_json` wrote, by this version or an older one."""
+        """Decode what `to_json` wrote, by this version or an older one.
+
+        Raises:
+            ValueError: If it is no plan, or names something that leads outside.
+        """
         plan: RestorePlan = decode(body, cls)
+        _check_names(plan)
         return plan
+
+
+def _check_names(plan: RestorePlan) -> None:
+    """Hold a plan that was stored to the same rules as the state it was made from."""
+    is_unstarted = plan.base == NO_STATE_FILE and not plan.trials
+    names = [] if is_unstarted else [plan.base.name]
+    for trial in plan.trials:
+        names += [trial.trial_id, trial.final_trial_id]
+        names += [name for name in (trial.trial_dir, trial.checkpoint) if name is not None]
+    for name in names:
+        if not is_safe_name(name) or name == layout.EVERY_TRIAL:
+            raise ValueError(f"{name[:80]!r} leads outside or cannot be a name")
+    if not is_unstarted and not layout.is_state_file(plan.base.name):
+        raise ValueError("its state file cannot be one")
+    if not is_printable_name(plan.trainable_name):
+        raise ValueError("its trainable cannot be one")
+    if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
+        raise ValueError("two of its trials have one id")
 
 
 def encode(record: Any) -> bytes:

@@ -8,7 +8,8 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
 """A runner's stdout line that starts with this carries one `RunnerProgress`."""
@@ -39,8 +40,45 @@ class _Record:
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Self:
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{key: value for key, value in json.loads(body).items() if key in known})
+        """Read what `to_json` wrote, by this version or another one.
+
+        Raises:
+            ValueError: If it is something else; TypeError if it is no object, or a field is missing.
+        """
+        given = _readable(json.loads(body))
+        if not isinstance(given, dict):
+            raise TypeError(f"no {cls.__name__}")
+        known = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]
+        values = {name: value for name, value in given.items() if name in known}
+        for name, value in values.items():
+            if not _fits(value, known[name]):
+                raise ValueError(f"{name} of a {cls.__name__} cannot be a {type(value).__name__}")
+        return cls(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; of what lists and dicts hold, only scalars are checked."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is NoneType or kind is bool or kind is int:
+        return type(value) is kind
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _readable(value: Any) -> Any:
+    """Replace lone surrogates, which JSON can spell and nothing can encode."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """Keep metrics that can be shown."""
+    return {
+        name: value for name, value in values.items() if isinstance(value, str | int | float | None)
+    }
 
 
 def _jsonable(value: Any) -> Any:
@@ -111,6 +149,9 @@ class RunnerProgress(_Record):
     iteration: int
     metrics: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", _scalars(self.metrics))
+
     def to_line(self) -> str:
         """Return the stdout line."""
         return PROGRESS_PREFIX + self.to_json().decode()
@@ -120,7 +161,10 @@ class RunnerProgress(_Record):
         """Parse a stdout line; None if it is an ordinary one."""
         if not line.startswith(PROGRESS_PREFIX):
             return None
-        return cls.from_json(line.removeprefix(PROGRESS_PREFIX))
+        try:
+            return cls.from_json(line.removeprefix(PROGRESS_PREFIX))
+        except (ValueError, TypeError, RecursionError):
+            return None  # the trainable prints what it likes, and two processes may share a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,3 +225,7 @@ class RunnerOutcome(_Record):
     ended_at: str = ""
     ray_version: str = ""
     schema: int = 1
+
+    def __post_init__(self) -> None:
+        Result(self.result)  # ValueError if it is none
+        object.__setattr__(self, "metrics", _scalars(self.metrics))

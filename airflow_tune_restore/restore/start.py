@@ -3,6 +3,7 @@
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
+    RecordUnreadableError,
     StateChangedError,
     TuneRestoreError,
 )
@@ -14,6 +15,7 @@ from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.planner import build_plan, trials_to_run
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.create import check_exclusive_create
 
@@ -28,7 +30,7 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
     while True:
         restore_id = base if number == 1 else f"{base}-{number}"
         try:
-            store.get(layout.commit_key(restore_id))
+            store.get(layout.commit_key(restore_id), max_bytes=layout.MAX_RECORD_BYTES)
         except KeyNotFoundError:
             return restore_id
         number += 1
@@ -97,8 +99,13 @@ def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
 
     Raises:
         KeyNotFoundError: If there is none.
+        RecordUnreadableError: If what is there is no plan of this restore.
     """
-    return RestorePlan.from_json(store.get(layout.plan_key(restore_id)))
+    key = layout.plan_key(restore_id)
+    plan = read_record(store, key, RestorePlan.from_json, max_bytes=layout.MAX_PLAN_BYTES)
+    if plan.restore_id != restore_id:
+        raise RecordUnreadableError(store.uri, key, "it is the plan of another restore")
+    return plan
 
 
 def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> RestorePlan:

@@ -4,10 +4,13 @@ from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
 
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
 from airflow_tune_restore.restore.request import RunnerOutcome
+
+__all__ = ["CommitSummary", "TrialChange", "printable", "summarise"]
 
 TABLE_WIDTH = 160
 
@@ -215,18 +218,16 @@ def _change(
         iteration_after=after.iteration,
         metric_before=_metric(before, plan.metric),
         metric_after=_metric(after, plan.metric),
-        note=note,
+        note=printable(note),
     )
 
 
 def _metric(trial: Trial, name: str | None) -> float | None:
     value = trial.last_result.get(name) if name else None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def printable(text: str) -> str:
-    """Reduce foreign text to one line without control characters: names and errors are untrusted."""
-    return "".join(c if c.isprintable() else " " for c in text)[:400]
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # JSON knows larger integers than there are floats
+        return None
 
 
 def _arrow(before: object, after: object) -> str:

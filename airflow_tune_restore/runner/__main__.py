@@ -14,6 +14,7 @@ import shutil
 import sys
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import (
     EXIT_FENCED,
     EXIT_INTERRUPTED,
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     from airflow_tune_restore.runner.outcome import EXIT_CODES
 
     store = open_store(options.experiment)
-    request = RunnerRequest.from_json(store.get(options.request))
+    request = read_record(store, options.request, RunnerRequest.from_json)
     return EXIT_CODES[Attempt(store, request, stop, options.parent_pid).run()]
 
 

@@ -166,7 +166,8 @@ def _make_scope(
 
 
 def _read_plan(store: ObjectStore, request: RunnerRequest) -> dict[str, Any]:
-    plan: dict[str, Any] = json.loads(store.get(layout.plan_key(request.restore_id)))
+    key = layout.plan_key(request.restore_id)
+    plan: dict[str, Any] = json.loads(store.get(key, max_bytes=layout.MAX_PLAN_BYTES))
     return plan
 
 
@@ -181,6 +182,7 @@ def _newest_snapshot(store: ObjectStore, request: RunnerRequest) -> str | None:
 
 def _is_whole(store: ObjectStore, key: str) -> bool:
     try:
-        return len(json.loads(store.get(key))["trial_data"]) > 0
-    except (KeyNotFoundError, ValueError, KeyError, TypeError):
+        body = store.get(key, max_bytes=layout.MAX_STATE_BYTES)
+        return len(json.loads(body)["trial_data"]) > 0
+    except (KeyNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return False

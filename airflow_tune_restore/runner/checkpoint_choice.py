@@ -130,14 +130,15 @@ def _look_into(store: ObjectStore, trial: Any, name: str) -> CheckpointDir:
 def _rows_by_checkpoint(store: ObjectStore, trial: Any) -> dict[str, dict[str, Any]]:
     """Return the result row that reported each checkpoint; the trainable continues its counters."""
     try:
-        lines = store.get(f"{trial.relative_logdir}/{layout.RESULT_FILE}").splitlines()
+        key = f"{trial.relative_logdir}/{layout.RESULT_FILE}"
+        lines = store.get(key, max_bytes=layout.MAX_RESULT_BYTES).splitlines()
     except KeyNotFoundError:
         return {}
     found = {}
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut off
         if isinstance(row, dict) and isinstance(row.get("checkpoint_dir_name"), str):
             found[row["checkpoint_dir_name"]] = row

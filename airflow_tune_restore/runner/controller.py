@@ -190,7 +190,7 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
             ]
             if saved:
                 key = f"{directory}/{max(saved)}".lstrip("/")
-                (target / max(saved)).write_bytes(store.get(key))
+                (target / max(saved)).write_bytes(store.get(key, max_bytes=layout.MAX_RESULT_BYTES))
                 return
 
     def _save_callbacks(self) -> None:

@@ -12,6 +12,8 @@ from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner import ray_internals
 from airflow_tune_restore.storage.base import ObjectStore
 
+MAX_TUNER_BYTES = 512 * 1024 * 1024
+
 
 def load(
     store: ObjectStore | None, request: RunnerRequest
@@ -97,7 +99,9 @@ def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
     from ray import cloudpickle
 
     try:
-        state: dict[str, Any] = cloudpickle.loads(store.get(layout.TUNER_FILE))
+        state: dict[str, Any] = cloudpickle.loads(
+            store.get(layout.TUNER_FILE, max_bytes=MAX_TUNER_BYTES)
+        )
     except (KeyNotFoundError, EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError):
         return None
     except (ImportError, AttributeError) as error:

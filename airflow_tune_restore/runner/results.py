@@ -15,6 +15,7 @@ from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -56,7 +57,13 @@ def _rows_at_start(
         rows = {name: _COUNT[name](texts[name]) if texts else 0 for name in _TRIM}
         died = _rows_before_death(store, request, trial_dir)
         store.put(key, died.encode() if died else json.dumps(rows).encode())
-    known: dict[str, int] = json.loads(_get(store, key))
+    return read_record(store, key, _row_counts)
+
+
+def _row_counts(body: bytes) -> dict[str, int]:
+    known = json.loads(body)
+    if not isinstance(known, dict) or any(type(known.get(name)) is not int for name in _TRIM):
+        raise ValueError("no numbers of rows")
     return known
 
 
@@ -93,7 +100,7 @@ def _iteration(line: str) -> float | None:
     """Return the iteration of a row; None if it is no whole row."""
     try:
         return float(json.loads(line)["training_iteration"]) if line.endswith("\n") else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -153,6 +160,7 @@ def _back_up(store: ObjectStore, request: RunnerRequest, text: str) -> None:
 def _get(store: ObjectStore, key: str) -> str:
     """Return an object's text; empty if it does not exist."""
     try:
-        return store.get(key).decode("utf-8", "surrogateescape")
+        body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+        return body.decode("utf-8", "surrogateescape")
     except KeyNotFoundError:
         return ""

@@ -21,7 +21,9 @@ def fetch_newest(store: ObjectStore, target: Path) -> None:
     session = newest_session(store)
     for entry in store.list_dir() if session else []:
         if _is_saved_in(entry.name, session):
-            (target / entry.name).write_bytes(store.get(entry.name))
+            (target / entry.name).write_bytes(
+                store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
+            )
 
 
 def fetch_saved(store: ObjectStore, directory: str, number: int, target: Path) -> None:
@@ -29,7 +31,8 @@ def fetch_saved(store: ObjectStore, directory: str, number: int, target: Path) -
     for entry in store.list_dir(directory):
         if entry.name.startswith(layout.numbered(number)):
             name = entry.name.removeprefix(layout.numbered(number))
-            (target / name).write_bytes(store.get(f"{directory}/{entry.name}"))
+            key = f"{directory}/{entry.name}"
+            (target / name).write_bytes(store.get(key, max_bytes=layout.MAX_STATE_BYTES))
 
 
 def newest_session(store: ObjectStore) -> str | None:
@@ -106,15 +109,14 @@ def _add_point(search_alg: Any, trial: Any) -> int:
 
 def _statuses(store: ObjectStore, session: str) -> Mapping[str, str] | None:
     """Return the statuses in the experiment state of a session; None if there is no such state."""
+    name = f"{layout.STATE_PREFIX}{session}{layout.STATE_SUFFIX}"
     try:
-        rows = json.loads(
-            store.get(f"{layout.STATE_PREFIX}{session}{layout.STATE_SUFFIX}")
-        )["trial_data"]  # fmt: skip
-        trials = [json.loads(row[0]) for row in rows]
-    except (KeyNotFoundError, ValueError, KeyError, TypeError):
+        state = json.loads(store.get(name, max_bytes=layout.MAX_STATE_BYTES))
+        trials = [json.loads(row[0]) for row in state["trial_data"]]
+        return {trial["trial_id"]: trial["status"] for trial in trials}
+    except (KeyNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         logger.warning("The state of session %s is gone: the searcher is told nothing.", session)
         return None
-    return {trial["trial_id"]: trial["status"] for trial in trials}
 
 
 def _is_saved_in(name: str, session: str | None) -> bool:

@@ -129,9 +129,9 @@ class FsspecStore:
 
     def _holds(self, key: str, body: bytes) -> bool:
         try:
-            return self.get(key) == body
-        except KeyNotFoundError:
-            return False  # deleted since
+            return self.get(key, max_bytes=len(body)) == body
+        except (KeyNotFoundError, StorageError):
+            return False  # deleted since, or another one
 
     @contextlib.contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.arguments import parse_health
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 
@@ -69,7 +70,7 @@ class FailedExperimentTrigger(BaseTrigger):
             try:
                 found = await asyncio.to_thread(self._look)
             except InvalidInputError as error:  # waiting cannot mend it
-                yield TriggerEvent({"error": str(error)})
+                yield TriggerEvent({"error": printable(str(error), 4000)})
                 return
             except TuneRestoreError as error:
                 failures += 1
@@ -115,7 +116,7 @@ def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -
     log.info("%s: %d experiments; %s", place, len(reports), words or "nothing found")
     unreadable = [report for report in reports if report.health is Health.UNREADABLE]
     for report in unreadable[:_SHOWN]:
-        log.warning("%s is left alone: %s", report.experiment, report.reason)
+        log.warning("%s is left alone: %s", report.experiment, printable(report.reason))
     if len(unreadable) > _SHOWN:
         log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
 
@@ -125,7 +126,7 @@ def _item(place: Address, report: ExperimentReport) -> dict[str, Any]:
         "experiment": str(place.at(report.experiment)),
         "name": report.name,
         "health": report.health.value,
-        "reason": report.reason,
+        "reason": printable(report.reason),
         "trials": report.trials,
         "samples_left": report.samples_left,
         "last_write": report.last_write.isoformat() if report.last_write else None,

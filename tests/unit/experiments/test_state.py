@@ -107,4 +107,5 @@ def test_a_checkpoint_path_that_leads_outside_is_no_checkpoint():
     real = b"checkpoint_000001"
     run["checkpoint_manager"]["value"] = hexed.replace(real.hex(), b"checkpoint/../../".hex())
     trial = parse_state(make_state([[row[0], json.dumps(run)]])).trials[0]
-    assert trial.recorded_checkpoint is None
+    with pytest.raises(MalformedStateError, match="leads outside"):
+        _ = trial.recorded_checkpoint

@@ -232,7 +232,7 @@ def test_a_run_after_the_commit_starts_a_new_restore(errored):
 def test_a_name_from_storage_is_data_in_a_label(tmp_path):
     odd = make_experiment(tmp_path / "{{ 7*7 }}\x1b[31m", [make_row("t", status="ERROR")])
     (item,) = plan(str(odd)).execute(make_context())
-    assert item["label"] == "{{ 7*7 }} [31m t"
+    assert item["label"] == "{{ 7*7 }} t"
     assert json.loads(json.dumps(item)) == item
 
 

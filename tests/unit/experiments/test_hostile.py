@@ -1,0 +1,215 @@
+"""One hostile experiment: a clear error or a harmless value for it, and the others go on."""
+
+import json
+import math
+import os
+import struct
+import time
+
+import pytest
+
+from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.state import MalformedStateError, parse_state
+from airflow_tune_restore.experiments.symbolic import read_pickle
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.plan import RestorePlan, TrialAction
+from airflow_tune_restore.restore.start import plan_restore
+from airflow_tune_restore.storage.local import LocalStore
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.builders import STATE_NAME, make_experiment, make_row, make_state
+from tests.campaigns.hostile_inputs import _bombs
+
+
+def test_the_id_that_stands_for_all_trials_is_refused():
+    with pytest.raises(MalformedStateError, match="reserved"):
+        parse_state(make_state([make_row("*")]))
+
+
+@pytest.mark.parametrize("name", [".tune_restore", "x" * 256, "é" * 200, "\u202eevil", "a\ud800"])
+def test_names_no_directory_may_have_are_refused(name):
+    with pytest.raises(MalformedStateError):
+        parse_state(make_state([make_row("a", relative_logdir=name)]))
+
+
+@pytest.mark.parametrize("name", ["train\0", "x" * 1001, "\ud800", "line\nbreak"])
+def test_a_trainable_name_that_no_command_line_takes_is_refused(name):
+    with pytest.raises(MalformedStateError, match="trainable"):
+        parse_state(make_state([make_row("a", trainable_name=name)]))
+
+
+@pytest.mark.parametrize("start", [10**400, -5, True, "soon", math.nan, math.inf])
+def test_a_start_time_that_is_none_orders_a_state_first(start):
+    assert parse_state(make_state([make_row("a")], start_time=start)).start_time == -math.inf
+
+
+def test_a_frame_that_nests_deeply_is_refused_before_it_must_be_written_again():
+    deep = json.loads("[" * 150 + "]" * 150)
+    with pytest.raises(MalformedStateError, match="nests deeper"):
+        parse_state(make_state([make_row("a")], deep=deep))
+
+
+@pytest.mark.parametrize("iteration", [10**400, -1])
+def test_an_iteration_that_counts_nothing_is_none(iteration):
+    row = make_row("a", last_result={"training_iteration": iteration})
+    assert parse_state(make_state([row])).trials[0].iteration == 0
+
+
+def test_what_is_only_shown_never_stops_anybody():
+    row = make_row("a", last_result_time=1.0)
+    row[1] = row[1].replace('"last_result": {}', '"last_result": {"score": ' + "9" * 5000 + "}")
+    trial = parse_state(make_state([row])).trials[0]
+    assert trial.last_result == {}
+
+
+def unreadable_checkpoints(value):
+    row = make_row("t", status="ERROR", checkpoint=True, last_result={"training_iteration": 2})
+    run = json.loads(row[1])
+    run["checkpoint_manager"] = value
+    return [row[0], json.dumps(run)]
+
+
+@pytest.mark.parametrize("value", ["zz", {"_type": "CLOUDPICKLE_FALLBACK", "value": "8005"}, 7, []])
+def test_a_trial_whose_checkpoints_cannot_be_told_is_not_started_from_scratch(value):
+    store = MemoryStore()
+    store.put(STATE_NAME, make_state([unreadable_checkpoints(value)]))
+    experiment = read_experiment(store)
+    assert read_checkpoint_choices(store, list(experiment.trials))["t"].lost
+    flags = ResumeFlags.from_flags(resume_errored=True)
+    (trial,) = plan_restore(store, experiment, restore_id="r", flags=flags).trials
+    assert trial.action is TrialAction.KEEP
+    assert "cannot be read" in trial.reason
+
+
+def text(name: str) -> bytes:
+    return b"X" + struct.pack("<I", len(name)) + name.encode()
+
+
+def test_a_key_with_a_billion_leaves_is_no_key():
+    doubled = b")" + b"2\x86" * 60
+    body = b"}" + text("__flattened_param_space_keys") + b"]" + doubled + b"a" + text("lr") + b"as."
+    assert tuner_facts(read_pickle(body)).param_space_keys == ("lr",)
+
+
+def test_many_references_to_one_bundle_are_not_added_up_for_a_day():
+    bundle = b"}(" + (text("CPU") + b"K\x01") * 20_000 + b"u\x94"
+    pickled = b"}" + text("_bundles") + b"](" + bundle + b"h\x00" * 50_000 + b"es."
+    row = make_row("a", placement_group_factory=pickled.hex())
+    started = time.monotonic()
+    assert parse_state(make_state([row])).trials[0].resources["CPU"] <= 10_000
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("amount", [b"G\x7f\xf0\0\0\0\0\0\0", b"\x8a\x40" + b"\x7f" * 64, b"K\x00"])
+def test_a_plan_with_absurd_resources_can_be_read_again(amount):
+    pickled = b"}" + text("_bundles") + b"](}" + text("CPU") + amount + b"ses."
+    store = MemoryStore()
+    row = make_row("a", status="ERROR", placement_group_factory=pickled.hex())
+    store.put(STATE_NAME, make_state([row]))
+    flags = ResumeFlags.from_flags(resume_errored=True)
+    plan = plan_restore(store, read_experiment(store), restore_id="r", flags=flags)
+    assert RestorePlan.from_json(plan.to_json()) == plan
+
+
+def test_absurd_numbers_of_samples_are_unknown():
+    body = b"}" + text("_total_samples") + b"\x8a\x40" + b"\x7f" * 64 + b"s."
+    assert samples_left(read_pickle(body), 3) is None
+
+
+def test_a_name_in_a_pickle_that_nothing_can_encode_is_none():
+    name = b"X\x03\x00\x00\x00\xed\xa0\x80"
+    assert (
+        tuner_facts(read_pickle(b"}" + text("__trainable_name") + name + b"s.")).trainable_name
+        is None
+    )
+
+
+@pytest.mark.parametrize("number", range(len(_bombs())))
+def test_a_pickle_that_explodes_is_read_or_refused_beside_a_good_experiment(number):
+    store = MemoryStore()
+    for name in ("bad", "good"):
+        store.put(f"{name}/{STATE_NAME}", make_state([make_row("t")]))
+    store.put("bad/tuner.pkl", _bombs()[number])
+    started = time.monotonic()
+    reports = {report.name: report for report in scan(store)}
+    assert time.monotonic() - started < 5
+    assert reports["good"].trials == reports["bad"].trials == {"TERMINATED": 1}
+
+
+class Refusing(MemoryStore):
+    """Will not list one trial directory, and one directory beside the experiments."""
+
+    def at(self, path):
+        return Refusing(self._objects, root=f"{self._root}{path}/", clock=self._clock)
+
+    def list_dir(self, path=""):
+        if path == "dir_secret" or self._root.endswith("forbidden/"):
+            raise StorageError("access denied")
+        return super().list_dir(path)
+
+
+def test_a_directory_that_cannot_be_listed_stops_no_other():
+    store = Refusing()
+    store.put(f"good/{STATE_NAME}", make_state([make_row("t")]))
+    store.put(f"bad/{STATE_NAME}", make_state([make_row("secret", status="RUNNING")]))
+    old = {key: (body, store.now().replace(year=2020)) for key, (body, _) in store._objects.items()}
+    store._objects.update(old)
+    store.put("forbidden/x/tuner.pkl", b"")
+    health = {report.name: report.health for report in scan(store)}
+    assert health.pop("good") in (Health.FINISHED, Health.RUNNING)
+    assert health == {"bad": Health.UNREADABLE, "forbidden": Health.UNREADABLE}
+
+
+def test_a_state_of_a_name_that_cannot_be_shown_is_passed_over(tmp_path):
+    experiment = make_experiment(tmp_path / "e", [make_row("t")])
+    (experiment / os.fsdecode(b"experiment_state-\xff\x1b.json")).write_bytes(b"{}")
+    assert read_experiment(LocalStore(experiment)).state_file.name == STATE_NAME
+
+
+def test_segments_are_injective_for_names_nobody_should_use():
+    names = [
+        "",
+        "%",
+        "%2E",
+        ".",
+        "..",
+        "A",
+        "a",
+        "%41",
+        "%00",
+        "\0",
+        "\ud800",
+        "\udcff",
+        "é",
+        "e\u0301",
+    ]
+    assert len({layout.segment(name) for name in names}) == len(names)
+    assert all(layout.segment(name) not in ("", ".", "..") for name in names)
+
+
+@pytest.mark.parametrize(
+    "name", ["²", "٣", "1", "0000001", "-00001", "9" * 16, "9" * 5000, "", "00000x"]
+)
+def test_what_only_looks_like_a_number_of_ours_is_none(name):
+    assert layout.attempt_number(name) is None
+
+
+@pytest.mark.parametrize(
+    ("foreign", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("two\nlines\r\0", "two lines  "),
+        ("::group::folded", ":group::folded"),
+        ("a ::endgroup:: b", "a :endgroup:: b"),
+        ("\u202eevil\ud800", " evil "),
+        ("[red]markup", "[red]markup"),
+    ],
+)
+def test_foreign_text_is_shown_as_one_harmless_line(foreign, shown):
+    assert printable(foreign) == shown
