@@ -43,6 +43,15 @@ with DAG("survives", schedule=None):
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
         trial_args={"retries": 1, "retry_delay": timedelta(seconds=1)},
     )
+
+with DAG("together", schedule=None):
+    TuneRestoreTaskGroup(
+        experiments="{{ dag_run.conf['experiment'] }}",
+        trainable="example_sweep:train",
+        stale_after=0,
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
+        plan_args={"strategy": "whole_experiment"},
+    )
 """
 
 
@@ -140,6 +149,7 @@ def test_nightly_recovery_finds_resumes_and_commits(running, failed_sweep, tmp_p
         "restore.plan": ["success"],
         "restore.trial": ["success", "success"],
         "restore.commit": ["success"],
+        "restore.samples": ["skipped", "skipped"],
         "restore.done": ["success"],
     }
     labels = {task["rendered_map_index"].split()[0] for task in tasks if task["map_index"] >= 0}
@@ -209,6 +219,27 @@ def the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment: Path
     rows = [json.loads(line)["training_iteration"] for line in results.read_text().splitlines()]
     assert sorted(set(rows)) == [1, 2, 3, 4, 5, 6]
     assert rows[-1] == 6
+
+
+def test_one_run_of_all_is_followed_by_a_task_a_trial_and_outlives_the_one_that_started_it(
+    running, tmp_path
+):
+    experiment = killed_sweep(tmp_path)
+    run_id = running.trigger("together", {"experiment": str(experiment)})
+    assert running.finish("together", run_id) == "success", running.log_tail()
+    tasks = [t for t in running.tasks("together", run_id) if t["task_id"] == "restore.trial"]
+    logs = {
+        t["map_index"]: running.task_log("together", run_id, "restore.trial", t["map_index"])
+        for t in tasks
+    }
+    (starter,) = [i for i, log in logs.items() if "Starting the run of the whole experiment" in log]
+    assert all("iteration 6, score=" in log for log in logs.values())
+    # two trials at a time: it ended with its own, while others still ran
+    ends = sorted((t["end_date"], t["map_index"]) for t in tasks)
+    assert ends[-1][1] != starter
+    assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 1
+    assert iterations(experiment) == [("TERMINATED", 6)] * 4
+    assert not runners_of(experiment)
 
 
 def wait_for_progress(running, dag_id: str, run_id: str) -> int:
