@@ -1,0 +1,82 @@
+"""Checkpoints that the state names and that are not there any more: what the plan says and the run does."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.plan import TrialAction
+from tests.restoring import RESTORE_ID, Restoring
+
+
+def empty(checkpoint: Path) -> None:
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def half_upload(checkpoint: Path) -> None:
+    """Leave what a client leaves that dies between two files: the directory, and not all of them."""
+    for path in list(checkpoint.iterdir()):
+        path.unlink()
+    (checkpoint / ".metadata.json").write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, empty, half_upload])
+def test_the_newest_complete_one_is_used_and_the_plan_says_so(copied, damage):
+    directory = copied("errored")
+    (trial_dir,) = (path.parent for path in directory.glob("*/error.txt"))
+    damage(trial_dir / "checkpoint_000002")  # the newest, of iteration 3
+    restoring = Restoring(directory, "errored", trim_results=True)
+    planned = restoring.trial
+    assert (planned.checkpoint, planned.iteration) == ("checkpoint_000001", 2)
+    assert planned.checkpoint_repaired
+    assert "recorded checkpoint_000002 is" in planned.reason
+    assert "repaired to checkpoint_000001, the newest complete one" in planned.reason
+    ran = restoring.run()
+    assert ran.outcome.result == "finished", ran.output
+    assert ran.outcome.metrics["started_from"] == 2
+    assert restoring.iterations() == restoring.csv_iterations() == [1, 2, 3, 4, 5, 6]
+
+
+def lose_all(directory: Path) -> str:
+    """Delete every checkpoint of one errored trial; return the name of its directory."""
+    trial_dir = min(path.parent for path in directory.glob("*/error.txt"))
+    for checkpoint in trial_dir.glob("checkpoint_*"):
+        shutil.rmtree(checkpoint)
+    return trial_dir.name
+
+
+def test_with_none_left_that_trial_alone_is_refused(copied):
+    directory = copied("limited")
+    lost = lose_all(directory)
+    restoring = Restoring(directory, "limited")
+    (refused,) = (trial for trial in restoring.plan.trials if trial.trial_dir == lost)
+    assert refused.action is TrialAction.KEEP
+    assert "no complete checkpoint is left; allow_scratch starts it over" in refused.reason
+    assert any(refused.trial_id in warning for warning in restoring.plan.warnings)
+    assert len(restoring.plan.to_run) == 2
+    with pytest.raises(InvalidInputError):
+        restoring.plan.trial("no such trial")
+    for trial in restoring.plan.to_run:
+        restoring.trial = trial
+        assert restoring.run().outcome.result == "finished"
+    summary = commit_restore(restoring.store, RESTORE_ID)
+    after = {change.trial_id: change.status_after for change in summary.changes}
+    assert after.pop(refused.trial_id) is TrialStatus.ERROR
+    assert set(after.values()) == {TrialStatus.TERMINATED}
+
+
+def test_with_none_left_it_starts_over_if_that_is_allowed(copied):
+    directory = copied("limited")
+    lost = lose_all(directory)
+    restoring = Restoring(directory, "limited", allow_scratch=True)
+    restoring.trial = next(t for t in restoring.plan.to_run if t.trial_dir == lost)
+    assert "started from scratch" in restoring.trial.reason
+    ran = restoring.run()
+    assert ran.outcome.result == "finished", ran.output
+    assert ran.outcome.metrics["started_from"] == 0
+    assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
