@@ -6,7 +6,7 @@ segment by an injective encoding: no two of them share a key and none leads outs
 
 import re
 from datetime import datetime
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 STATE_PREFIX = "experiment_state-"
 STATE_SUFFIX = ".json"
@@ -19,6 +19,7 @@ SEARCH_STATE_PREFIX = "search_gen_state-"
 
 ROOT = ".tune_restore"
 LEASE = f"{ROOT}/lease"
+LEDGER = f"{ROOT}/ledger.json"
 
 _COMMITTED = re.compile(r"^(?P<stem>.*?)(?:_r(?P<number>\d{6}))?$", re.DOTALL)
 _SESSION = re.compile(r"^experiment_state-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_r\d{6})?\.json$")
@@ -29,6 +30,11 @@ def segment(name: str) -> str:
     encoded = quote(name, safe="")
     # `.` and `..` are directions, and quote() leaves dots alone
     return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
+
+
+def segment_name(encoded: str) -> str:
+    """Return the text that `segment` encoded."""
+    return unquote(encoded)
 
 
 def is_state_file(name: str) -> bool:
@@ -137,3 +143,8 @@ def snapshot_key(restore_id: str, trial_id: str, attempt: int) -> str:
 def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
     """Return the key of the record of how an attempt ended."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"
+
+
+def end_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of what was seen of a runner's end, where it left no outcome."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/end.json"

@@ -4,11 +4,13 @@ Rows of resumed trials are what their runners left in their last snapshot; all o
 One object is added in one put; its name sorts after every other. Deleting it undoes the commit.
 """
 
+import hashlib
 import json
 
 import msgspec
 
 from airflow_tune_restore.exceptions import (
+    CommitUndoneError,
     KeyExistsError,
     KeyNotFoundError,
     RunnerError,
@@ -26,7 +28,7 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore import lease, ledger
 from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, wait_until_over
 from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan, decode, encode
 from airflow_tune_restore.restore.start import read_plan
@@ -34,13 +36,15 @@ from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
 
 
-class _CommitRecord(msgspec.Struct, frozen=True):
+class CommitRecord(msgspec.Struct, frozen=True):
     """Written before the state file, so that a commit that was cut off makes the same bytes again."""
 
     state_file: str
     start_time: float
     attempts: dict[str, int]
     is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
+    sha256: str = ""  # of the state file, set at the end; "" if there is none, or by older versions
+    undone_at: str = ""  # when somebody set out to take it back, ISO 8601 UTC
     schema: int = 1
 
 
@@ -51,9 +55,12 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
         KeyNotFoundError: If there is no such restore.
         LeaseLostError: If a newer restore took over before anything was committed.
         StateChangedError: If somebody else wrote a newer state meanwhile.
+        CommitUndoneError: If it was committed, and taken back since.
     """
     plan = read_plan(store, restore_id)
-    record = _read_record(store, restore_id)
+    record = read_record(store, restore_id)
+    if record is not None and record.undone_at and not stands(store, record):
+        raise CommitUndoneError(store.uri, restore_id, record.undone_at)
     if record is None or not record.is_done:
         lease.check_held(store, restore_id)
         record = _commit(store, plan, record)
@@ -88,7 +95,7 @@ def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> Com
             plan = read_plan(store, dead.restore_id)
         except KeyNotFoundError:
             return None  # it died before it had a plan
-        record = _read_record(store, dead.restore_id)
+        record = read_record(store, dead.restore_id)
         if record is None or not record.is_done:
             record = _commit(store, plan, record)
         return _summary(store, plan, record)
@@ -98,7 +105,8 @@ def settle_abandoned(store: ObjectStore, *, restore_id: str, holder: str) -> Com
         lease.release(store, held)
 
 
-def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None) -> _CommitRecord:
+def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
+    digest = ""
     if record is None or not _exists(store, record.state_file):
         base = read_experiment(store)
         if base.state_file.sha256 != plan.base.sha256:
@@ -107,12 +115,15 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None)
         body = _build_state(store, plan, base, record)
         if body is not None:
             _put_state(store, record.state_file, body)
-    done = msgspec.structs.replace(record, is_done=True)
+            digest = hashlib.sha256(body).hexdigest()
+    ledger.record_failures(store, plan)
+    digest = digest or _sha256(store, record)
+    done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return done
 
 
-def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _CommitRecord:
+def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     attempts: dict[str, int] = {}
     for trial in plan.to_run:
@@ -130,7 +141,7 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _C
         if with_snapshot:
             attempts[trial.trial_id] = with_snapshot[-1]
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
-    record = _CommitRecord(
+    record = CommitRecord(
         state_file=layout.committed_state_name(names),
         # states are ordered by the start of their session: ours comes right after what it is made from
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
@@ -139,14 +150,14 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _C
     try:
         store.create(layout.commit_key(plan.restore_id), encode(record))
     except KeyExistsError:
-        written = _read_record(store, plan.restore_id)
+        written = read_record(store, plan.restore_id)
         if written is not None:
             return written
     return record
 
 
 def _build_state(
-    store: ObjectStore, plan: RestorePlan, base: Experiment, record: _CommitRecord
+    store: ObjectStore, plan: RestorePlan, base: Experiment, record: CommitRecord
 ) -> bytes | None:
     """Return the new state file, or None if every row stays as it was."""
     planned = {trial.trial_id: trial for trial in plan.trials}
@@ -161,7 +172,7 @@ def _build_state(
 
 
 def _committed_row(
-    store: ObjectStore, plan: RestorePlan, trial: TrialPlan, row: RawRow, record: _CommitRecord
+    store: ObjectStore, plan: RestorePlan, trial: TrialPlan, row: RawRow, record: CommitRecord
 ) -> RawRow:
     if trial.action is TrialAction.TERMINATE:
         return _terminated(row)
@@ -207,12 +218,25 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
             raise StateChangedError(store.uri, "the state it was planned from", name) from None
 
 
-def _read_record(store: ObjectStore, restore_id: str) -> _CommitRecord | None:
+def read_record(store: ObjectStore, restore_id: str) -> CommitRecord | None:
+    """Return what was written down of a commit; None if there was none."""
     try:
-        record: _CommitRecord = decode(store.get(layout.commit_key(restore_id)), _CommitRecord)
+        record: CommitRecord = decode(store.get(layout.commit_key(restore_id)), CommitRecord)
     except KeyNotFoundError:
         return None
     return record
+
+
+def stands(store: ObjectStore, record: CommitRecord) -> bool:
+    """Whether the state file that this commit made is there; the name alone may be a later one's."""
+    found = _sha256(store, record)
+    return found != "" and record.sha256 in ("", found)
+
+
+def _sha256(store: ObjectStore, record: CommitRecord) -> str:
+    if not _exists(store, record.state_file):
+        return ""
+    return hashlib.sha256(store.get(record.state_file)).hexdigest()
 
 
 def _exists(store: ObjectStore, name: str) -> bool:
@@ -227,9 +251,10 @@ def _release(store: ObjectStore, restore_id: str) -> None:
         lease.release(store, held)
 
 
-def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> CommitSummary:
+def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> CommitSummary:
     before = parse_state(store.get(plan.base.name))
     committed = _exists(store, record.state_file)
+    quarantined = ledger.read_ledger(store)[0].quarantined(plan.max_attempts)
     outcomes = {
         trial.trial_id: read_outcome(store, plan.restore_id, trial.trial_id)
         for trial in plan.to_run
@@ -240,4 +265,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> Co
         before=before,
         after=parse_state(store.get(record.state_file)) if committed else before,
         outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
+        quarantined=[
+            trial.final_trial_id for trial in plan.to_run if trial.final_trial_id in quarantined
+        ],
     )

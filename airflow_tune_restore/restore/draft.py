@@ -20,7 +20,13 @@ from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan, Strategy, TrialAction
+from airflow_tune_restore.restore.plan import (
+    DEFAULT_MAX_MEMORY_BYTES,
+    RestorePlan,
+    Strategy,
+    TrialAction,
+    describe_quarantine,
+)
 from airflow_tune_restore.restore.start import (
     fresh_restore_id,
     plan_restore,
@@ -41,6 +47,8 @@ class DraftOptions:
     fresh_budget: bool = False
     trim_results: bool = False
     allow_scratch: bool = False
+    max_attempts: int | None = None
+    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +102,7 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
         case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
             draft = _plan(store, restore_id, options)
     if all(trial.action is TrialAction.KEEP for trial in draft.plan.trials):
-        return f"{report.reason}; with these flags every trial stays as it is"
+        return _nothing_to_run(report.reason, draft.plan)
     if draft.plan.strategy is Strategy.WHOLE_EXPERIMENT and draft.plan.to_run:
         raise InvalidInputError(
             f"{store.uri} wants to be restored as a whole: {draft.plan.strategy_reason}. This "
@@ -128,6 +136,14 @@ def start_draft(
     return plan, settled
 
 
+def _nothing_to_run(reason: str, plan: RestorePlan) -> str:
+    text = f"{reason}; with these flags every trial stays as it is"
+    if plan.quarantined:
+        ids = [trial.trial_id for trial in plan.quarantined]
+        text += f"; {describe_quarantine(plan.experiment, ids)}"
+    return text
+
+
 def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     experiment = read_experiment(store)
     plan = plan_restore(
@@ -139,6 +155,8 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         fresh_budget=options.fresh_budget,
         trim_results=options.trim_results,
         allow_scratch=options.allow_scratch,
+        max_attempts=options.max_attempts,
+        max_memory_bytes=options.max_memory_bytes,
     )
     return Draft(store=store, experiment=experiment, plan=plan)
 

@@ -11,6 +11,8 @@ from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags
 
 PLAN_SCHEMA = 1
+DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
+"""Trials that run out of memory are given twice as much, up to this."""
 
 
 class TrialAction(StrEnum):
@@ -48,6 +50,7 @@ class TrialPlan:
         reason: The same in words.
         resources: What it asks for, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
+        quarantined: Whether it would be run, had it not failed too often.
 
     """
 
@@ -61,6 +64,7 @@ class TrialPlan:
     reason: str
     resources: dict[str, float]
     new_trial_id: str | None = None
+    quarantined: bool = False
 
     @property
     def final_trial_id(self) -> str:
@@ -87,6 +91,8 @@ class RestorePlan:
         warnings: What the user should know: lost RunConfig, unreadable files, repairs.
         fresh_budget: Whether resumed trials get their failure budget back.
         trim_results: Whether result rows past the checkpoint are dropped before resuming.
+        max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
+        max_memory_bytes: Most that a trial is given after it ran out of memory.
 
     """
 
@@ -104,12 +110,19 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     fresh_budget: bool = False
     trim_results: bool = False
+    max_attempts: int | None = None
+    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
     schema: int = PLAN_SCHEMA
 
     @property
     def to_run(self) -> tuple[TrialPlan, ...]:
         """The trials a runner is started for."""
         return tuple(trial for trial in self.trials if trial.action in RUN_ACTIONS)
+
+    @property
+    def quarantined(self) -> tuple[TrialPlan, ...]:
+        """The trials that are kept as they are because they failed too often."""
+        return tuple(trial for trial in self.trials if trial.quarantined)
 
     def trial(self, trial_id: str) -> TrialPlan:
         """Return the entry of one trial (KeyError if the plan has none)."""
@@ -127,6 +140,15 @@ class RestorePlan:
         """Decode what `to_json` wrote, by this version or an older one."""
         plan: RestorePlan = decode(body, cls)
         return plan
+
+
+def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
+    """Say which trials are in quarantine, and how to let them out."""
+    named = ", ".join(trial_ids[:5]) + (", …" if len(trial_ids) > 5 else "")  # noqa: PLR2004
+    return (
+        f"{len(trial_ids)} quarantined ({named}); "
+        f"`tune-restore release {experiment} TRIAL` lets one run again"
+    )
 
 
 def encode(record: Any) -> bytes:

@@ -1,12 +1,19 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
 
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
-from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
+from airflow_tune_restore.restore.plan import (
+    RUN_ACTIONS,
+    RestorePlan,
+    TrialAction,
+    TrialPlan,
+    describe_quarantine,
+)
 from airflow_tune_restore.restore.request import RunnerOutcome
 
 TABLE_WIDTH = 160
@@ -57,6 +64,7 @@ class CommitSummary:
         metric: Name of the metric shown.
         samples_left: Samples never drawn; None if unknown.
         changes: One entry a trial, in the order of the plan.
+        quarantined: Ids of trials that failed too often in this restore and are not run again.
     """
 
     experiment: str
@@ -65,6 +73,7 @@ class CommitSummary:
     metric: str | None
     samples_left: int | None
     changes: tuple[TrialChange, ...]
+    quarantined: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[TrialChange, ...]:
@@ -121,6 +130,8 @@ class CommitSummary:
             text += (
                 f", {len(self.failed)} did not ({', '.join(c.trial_id for c in self.failed[:5])})"
             )
+        if self.quarantined:
+            text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
         if self.samples_left:
             text += f"; {self.samples_left} samples were never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
@@ -134,6 +145,7 @@ def summarise(
     before: State,
     after: State,
     outcomes: dict[str, RunnerOutcome],
+    quarantined: Sequence[str] = (),
 ) -> CommitSummary:
     """Put the rows before and after side by side, in the order of the plan.
 
@@ -143,6 +155,7 @@ def summarise(
         before: The state the plan was made from.
         after: The committed state; rows stand at the same places.
         outcomes: How the last attempt of each trial ended, by trial id in the plan.
+        quarantined: Final ids of trials that were run and are in quarantine now.
     """
     rows = {old.trial_id: (old, new) for old, new in zip(before.trials, after.trials, strict=True)}
     return CommitSummary(
@@ -155,6 +168,7 @@ def summarise(
             _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id))
             for trial in plan.trials
         ),
+        quarantined=tuple(quarantined),
     )
 
 
