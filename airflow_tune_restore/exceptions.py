@@ -131,21 +131,63 @@ class LeaseLostError(TuneRestoreError):
         )
 
 
-class TrialFailedError(TuneRestoreError):
-    """A resumed trial failed again. Its progress is kept and will be committed."""
+class CommitUndoneError(TuneRestoreError):
+    """The commit was taken back by `tune-restore undo`. It is not put back."""
 
-    def __init__(self, experiment: str, trial_id: str, cause: str) -> None:
-        super().__init__(experiment, trial_id, cause)
+    def __init__(self, experiment: str, restore_id: str, undone_at: str) -> None:
+        super().__init__(experiment, restore_id, undone_at)
         self.experiment = experiment
-        self.trial_id = trial_id
-        self.cause = cause
+        self.restore_id = restore_id
+        self.undone_at = undone_at
 
     def __str__(self) -> str:
         return (
-            f"Trial {self.trial_id} of {self.experiment} failed again: {self.cause}. "
-            "Its progress is kept and will be committed."
+            f"The commit of restore {self.restore_id} was undone at {self.undone_at}; it is not put "
+            f"back. To restore {self.experiment} again, make a new plan."
+        )
+
+
+class TrialFailedError(TuneRestoreError):
+    """A resumed trial failed again. Its progress is kept and will be committed.
+
+    `cause` is one of `failures.Cause`; `final` says why a retry would fail in the same way, "" if it may
+    not.
+    """
+
+    def __init__(
+        self, experiment: str, trial_id: str, reason: str, cause: str = "unknown", final: str = ""
+    ) -> None:
+        super().__init__(experiment, trial_id, reason, cause, final)
+        self.experiment = experiment
+        self.trial_id = trial_id
+        self.reason = reason
+        self.cause = cause
+        self.final = final
+
+    def __str__(self) -> str:
+        final = f" {self.final}." if self.final else ""
+        return (
+            f"Trial {self.trial_id} of {self.experiment} failed again ({self.cause}): {self.reason}."
+            f"{final} Its progress is kept and will be committed."
         )
 
 
 class RunnerError(TuneRestoreError):
     """A runner could not do its work, or ended without saying how."""
+
+
+class RunnerDiedError(RunnerError):
+    """A runner ended without saying how. `cause` is one of `failures.Cause`."""
+
+    def __init__(self, experiment: str, trial_id: str, reason: str, cause: str) -> None:
+        super().__init__(experiment, trial_id, reason, cause)
+        self.experiment = experiment
+        self.trial_id = trial_id
+        self.reason = reason
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"The runner of trial {self.trial_id} of {self.experiment} ended without saying how "
+            f"({self.cause}). A retry goes on from its newest snapshot. {self.reason}"
+        )

@@ -33,6 +33,7 @@ _MOST_DIGITS = 15
 
 ROOT = ".tune_restore"
 LEASE = f"{ROOT}/lease"
+LEDGER = f"{ROOT}/ledger.json"
 
 EVERY_TRIAL = "*"
 """Stands where a trial id stands, for the one run of a whole experiment; no trial may be called so."""
@@ -237,3 +238,8 @@ def numbered(number: int, name: str = "") -> str:
 def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
     """Return the key of the record of how an attempt ended."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"
+
+
+def end_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of what was seen of a runner's end, where it left no outcome."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/end.json"

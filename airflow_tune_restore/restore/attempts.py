@@ -17,12 +17,13 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
     from airflow_tune_restore.restore.plan import RestorePlan  # needs msgspec; runners have none
 
+MESSAGE_LIMIT = 4000
 QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
 
@@ -115,6 +116,48 @@ def read_outcome(
         return read_record(store, key, RunnerOutcome.from_json)
     except KeyNotFoundError:
         return None
+
+
+def read_whatever_outcome(
+    store: ObjectStore, restore_id: str, trial_id: str, attempt: int | None = None
+) -> RunnerOutcome | None:
+    """As `read_outcome`, for what is only told: garbage counts as interrupted and holds up nothing."""
+    try:
+        return read_outcome(store, restore_id, trial_id, attempt)
+    except RecordUnreadableError as error:
+        return RunnerOutcome(
+            restore_id=restore_id,
+            trial_id=trial_id,
+            attempt=attempt or 0,
+            result=Result.INTERRUPTED,
+            status="",
+            final_trial_id=trial_id,
+            error=str(error),
+        )
+
+
+def record_end(
+    store: ObjectStore, request: RunnerRequest, exit_code: int, message: str
+) -> RunnerEnd:
+    """Keep what was seen of a runner that ended without an outcome: the ledger counts it."""
+    end = RunnerEnd(
+        exit_code=exit_code, message=message[-MESSAGE_LIMIT:], ended_at=store.now().isoformat()
+    )
+    key = layout.end_key(request.restore_id, request.trial_id, request.attempt)
+    store.put(key, end.to_json())
+    return end
+
+
+def read_end(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> RunnerEnd | None:
+    """Return what was seen of the end of an attempt without outcome; None if nobody saw it.
+
+    An attempt that was never heard of (no heartbeat, no end) did not run: None, too.
+    """
+    body = _get(store, layout.end_key(restore_id, trial_id, attempt))
+    if body is not None:
+        return RunnerEnd.from_json(body)
+    beat = _get(store, layout.heartbeat_key(restore_id, trial_id, attempt))
+    return RunnerEnd() if beat is not None else None
 
 
 def wait_until_over(

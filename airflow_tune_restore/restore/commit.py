@@ -6,12 +6,14 @@ Where a run drew samples, their rows follow, and the searcher's state is put bes
 the same session, as Ray does: with one of the two alone, samples would be lost or drawn again.
 """
 
+import hashlib
 import json
 from typing import Any
 
 import msgspec
 
 from airflow_tune_restore.exceptions import (
+    CommitUndoneError,
     KeyExistsError,
     KeyNotFoundError,
     RecordUnreadableError,
@@ -33,8 +35,12 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, wait_until_over
+from airflow_tune_restore.restore import lease, ledger
+from airflow_tune_restore.restore.attempts import (
+    list_attempts,
+    read_whatever_outcome,
+    wait_until_over,
+)
 from airflow_tune_restore.restore.plan import (
     RUN_ACTIONS,
     RestorePlan,
@@ -44,19 +50,20 @@ from airflow_tune_restore.restore.plan import (
     encode,
 )
 from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
 
 
-class _CommitRecord(msgspec.Struct, frozen=True):
+class CommitRecord(msgspec.Struct, frozen=True):
     """Written before the state file, so that a commit that was cut off makes the same bytes again."""
 
     state_file: str  # "" once it is known that nothing has changed
     start_time: float
     attempts: dict[str, int]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
     is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
+    sha256: str = ""  # of the state file, set at the end; "" if there is none, or by older versions
+    undone_at: str = ""  # when somebody set out to take it back, ISO 8601 UTC
     schema: int = 1
 
 
@@ -67,9 +74,12 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
         KeyNotFoundError: If there is no such restore.
         LeaseLostError: If a newer restore took over before anything was committed.
         StateChangedError: If somebody else wrote a newer state meanwhile.
+        CommitUndoneError: If it was committed, and taken back since.
     """
     plan = read_plan(store, restore_id)
-    record = _read_record(store, restore_id)
+    record = read_commit_record(store, restore_id)
+    if record is not None and record.undone_at and not stands(store, record):
+        raise CommitUndoneError(store.uri, restore_id, record.undone_at)
     if record is None or not record.is_done:
         lease.check_held(store, restore_id)
         record = _commit(store, plan, record)
@@ -125,7 +135,7 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
     except KeyNotFoundError:
         return None  # it died before it had a plan
     try:
-        record = _read_record(store, restore_id)
+        record = read_commit_record(store, restore_id)
         if record is None or not record.is_done:
             record = _commit(store, plan, record)
         return _summary(store, plan, record)
@@ -133,7 +143,8 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
         return None  # its own driver has run since; what the dead restore did no longer fits
 
 
-def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None) -> _CommitRecord:
+def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
+    digest = ""
     if record is None or not _exists(store, record.state_file):
         base = read_base(store)
         if base.state_file.sha256 != plan.base.sha256:
@@ -143,16 +154,19 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: _CommitRecord | None)
         body = _build_state(store, plan, base, record)
         if body is not None:
             _put_state(store, record.state_file, body)
+            digest = hashlib.sha256(body).hexdigest()
         else:  # the name is free for the next restore
             record = msgspec.structs.replace(record, state_file="")
     if plan.draws_samples and record.state_file:
         _put_searcher(store, plan, record)
-    done = msgspec.structs.replace(record, is_done=True)
+    ledger.record_failures(store, plan)
+    digest = digest or _sha256(store, record)
+    done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return done
 
 
-def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _CommitRecord:
+def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     attempts: dict[str, int] = {}
     for unit in _units(plan):
@@ -171,7 +185,7 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _C
         if with_snapshot:
             attempts[unit] = with_snapshot[-1]
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
-    record = _CommitRecord(
+    record = CommitRecord(
         state_file=layout.committed_state_name(names, store.now()),
         # states are ordered by the start of their session: ours comes right after what it is made from
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
@@ -180,14 +194,14 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _C
     try:
         store.create(layout.commit_key(plan.restore_id), encode(record))
     except KeyExistsError:
-        written = _read_record(store, plan.restore_id)
+        written = read_commit_record(store, plan.restore_id)
         if written is not None:
             return written
     return record
 
 
 def _build_state(
-    store: ObjectStore, plan: RestorePlan, base: Experiment, record: _CommitRecord
+    store: ObjectStore, plan: RestorePlan, base: Experiment, record: CommitRecord
 ) -> bytes | None:
     """Return the new state file, or None if every row stays as it was."""
     planned = {trial.trial_id: trial for trial in plan.trials}
@@ -207,7 +221,7 @@ def _build_state(
 class _Snapshots:
     """The rows that the committed attempts left: one object a trial, or one for all."""
 
-    def __init__(self, store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> None:
+    def __init__(self, store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
         self._store = store
         self._plan = plan
         self._record = record
@@ -285,7 +299,7 @@ def _snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) ->
     return state
 
 
-def _put_searcher(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> None:
+def _put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
     """Put the searcher's state where Ray looks for it, under the session of the state file."""
     attempt = record.attempts.get(layout.EVERY_TRIAL)
     session = layout.session_of(record.state_file)
@@ -310,7 +324,8 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
             raise StateChangedError(store.uri, "the state it was planned from", name) from None
 
 
-def _read_record(store: ObjectStore, restore_id: str) -> _CommitRecord | None:
+def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | None:
+    """Return what was written down of a commit; None if there was none."""
     try:
         return read_record(
             store, layout.commit_key(restore_id), _decode_record, max_bytes=layout.MAX_PLAN_BYTES
@@ -319,8 +334,8 @@ def _read_record(store: ObjectStore, restore_id: str) -> _CommitRecord | None:
         return None
 
 
-def _decode_record(body: bytes) -> _CommitRecord:
-    record: _CommitRecord = decode(body, _CommitRecord)
+def _decode_record(body: bytes) -> CommitRecord:
+    record: CommitRecord = decode(body, CommitRecord)
     name = record.state_file
     if name and not (layout.is_committed_state(name) and is_safe_name(name)):
         raise ValueError(f"{name[:80]!r} is no state file that a commit makes")
@@ -332,6 +347,20 @@ def _check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
     if {trial.trial_id for trial in plan.trials} != {trial.trial_id for trial in state.trials}:
         key = layout.plan_key(plan.restore_id)
         raise RecordUnreadableError(store.uri, key, f"its trials are not those of {plan.base.name}")
+
+
+def stands(store: ObjectStore, record: CommitRecord) -> bool:
+    """Whether the state file that this commit made is there; the name alone may be a later one's."""
+    found = _sha256(store, record)
+    return found != "" and record.sha256 in ("", found)
+
+
+def _sha256(store: ObjectStore, record: CommitRecord) -> str:
+    if not _exists(store, record.state_file):
+        return ""
+    return hashlib.sha256(
+        store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES)
+    ).hexdigest()
 
 
 def _exists(store: ObjectStore, name: str) -> bool:
@@ -346,23 +375,7 @@ def _release(store: ObjectStore, restore_id: str) -> None:
         lease.release(store, held)
 
 
-def _read_outcome(store: ObjectStore, restore_id: str, trial_id: str) -> RunnerOutcome | None:
-    """Read how a trial ended; by now that is only told, and garbage must not keep the lease held."""
-    try:
-        return read_outcome(store, restore_id, trial_id)
-    except RecordUnreadableError as error:
-        return RunnerOutcome(
-            restore_id=restore_id,
-            trial_id=trial_id,
-            attempt=0,
-            result=Result.INTERRUPTED,
-            status="",
-            final_trial_id=trial_id,
-            error=str(error),
-        )
-
-
-def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> CommitSummary:
+def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> CommitSummary:
     before = NO_STATE
     if plan.base.name:
         before = parse_state(store.get(plan.base.name, max_bytes=layout.MAX_STATE_BYTES))
@@ -376,8 +389,9 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> Co
         raise RecordUnreadableError(
             store.uri, record.state_file, f"it has not as many trials as {plan.base.name}"
         )
+    quarantined = ledger.read_ledger(store)[0].quarantined(plan.max_attempts)
     outcomes = {
-        trial.trial_id: _read_outcome(store, plan.restore_id, trial.trial_id)
+        trial.trial_id: read_whatever_outcome(store, plan.restore_id, trial.trial_id)
         for trial in plan.to_run
     }
     return summarise(
@@ -386,4 +400,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: _CommitRecord) -> Co
         before=before,
         after=after,
         outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
+        quarantined=[
+            trial.final_trial_id for trial in plan.to_run if trial.final_trial_id in quarantined
+        ],
     )

@@ -21,7 +21,11 @@ from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.plan import (
+    DEFAULT_MAX_MEMORY_BYTES,
+    RestorePlan,
+    describe_quarantine,
+)
 from airflow_tune_restore.restore.planner import build_continuation
 from airflow_tune_restore.restore.start import (
     fresh_restore_id,
@@ -47,6 +51,8 @@ class DraftOptions:
     trim_results: bool = False
     allow_scratch: bool = False
     can_start: bool = False
+    max_attempts: int | None = None
+    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +95,7 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
         return draft
     if draft.experiment.samples_left:
         return _continuation(draft.store, draft.plan.restore_id)
-    return f"{draft.health_reason}; with these flags every trial stays as it is"
+    return _nothing_to_run(draft.health_reason, draft.plan)
 
 
 def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:
@@ -159,6 +165,14 @@ def start_draft(
     return plan, settled
 
 
+def _nothing_to_run(reason: str, plan: RestorePlan) -> str:
+    text = f"{reason}; with these flags every trial stays as it is"
+    if plan.quarantined:
+        ids = [trial.trial_id for trial in plan.quarantined]
+        text += f"; {describe_quarantine(plan.experiment, ids)}"
+    return text
+
+
 def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     experiment = read_experiment(store)
     plan = plan_restore(
@@ -170,6 +184,8 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         fresh_budget=options.fresh_budget,
         trim_results=options.trim_results,
         allow_scratch=options.allow_scratch,
+        max_attempts=options.max_attempts,
+        max_memory_bytes=options.max_memory_bytes,
     )
     return Draft(store=store, experiment=experiment, plan=plan)
 

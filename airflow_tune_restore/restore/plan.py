@@ -14,6 +14,8 @@ from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags
 
 PLAN_SCHEMA = 1
+DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
+"""Trials that run out of memory are given twice as much, up to this."""
 
 
 class TrialAction(StrEnum):
@@ -52,6 +54,7 @@ class TrialPlan:
         reason: The same in words.
         resources: What it asks for, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
+        quarantined: Whether it would be run, had it not failed too often.
 
     """
 
@@ -65,6 +68,7 @@ class TrialPlan:
     reason: str
     resources: dict[str, float]
     new_trial_id: str | None = None
+    quarantined: bool = False
 
     @property
     def final_trial_id(self) -> str:
@@ -92,6 +96,8 @@ class RestorePlan:
         fresh_budget: Whether resumed trials get their failure budget back.
         trim_results: Whether result rows past the checkpoint are dropped before resuming.
         draws_samples: Whether the run also draws the samples that are left.
+        max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
+        max_memory_bytes: Most that a trial is given after it ran out of memory.
 
     """
 
@@ -110,6 +116,8 @@ class RestorePlan:
     fresh_budget: bool = False
     trim_results: bool = False
     draws_samples: bool = False
+    max_attempts: int | None = None
+    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
     schema: int = PLAN_SCHEMA
 
     @property
@@ -136,6 +144,11 @@ class RestorePlan:
     def to_run(self) -> tuple[TrialPlan, ...]:
         """The trials a runner is started for."""
         return tuple(trial for trial in self.trials if trial.action in RUN_ACTIONS)
+
+    @property
+    def quarantined(self) -> tuple[TrialPlan, ...]:
+        """The trials that are kept as they are because they failed too often."""
+        return tuple(trial for trial in self.trials if trial.quarantined)
 
     def trial(self, trial_id: str) -> TrialPlan:
         """Return the entry of one trial (InvalidInputError if the plan has none)."""
@@ -176,6 +189,15 @@ def _check_names(plan: RestorePlan) -> None:
         raise ValueError("its trainable cannot be one")
     if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
         raise ValueError("two of its trials have one id")
+
+
+def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
+    """Say which trials are in quarantine, and how to let them out."""
+    named = ", ".join(trial_ids[:5]) + (", …" if len(trial_ids) > 5 else "")  # noqa: PLR2004
+    return (
+        f"{len(trial_ids)} quarantined ({named}); "
+        f"`tune-restore release {experiment} TRIAL` lets one run again"
+    )
 
 
 def encode(record: Any) -> bytes:

@@ -12,13 +12,15 @@ from dataclasses import replace
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
 from airflow_tune_restore.experiments.experiment import DEFAULT_SCHEDULER, Experiment
-from airflow_tune_restore.experiments.trial import UNFINISHED, Trial
+from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
+    DEFAULT_MAX_MEMORY_BYTES,
     RestorePlan,
     Strategy,
     TrialAction,
     TrialPlan,
+    describe_quarantine,
 )
 
 _LOST_BY_FORCING = {
@@ -40,7 +42,7 @@ def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
     return [t for t in _in_order(experiment) if flags.choice_for(t.status) is not ResumeType.SKIP]
 
 
-def build_plan(
+def build_plan(  # noqa: PLR0913  what the user chose, by name
     experiment: Experiment,
     *,
     restore_id: str,
@@ -50,6 +52,9 @@ def build_plan(
     fresh_budget: bool = False,
     trim_results: bool = False,
     allow_scratch: bool = False,
+    quarantined: Mapping[str, str] | None = None,
+    max_attempts: int | None = None,
+    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
 ) -> RestorePlan:
     """Decide what becomes of each trial.
 
@@ -62,13 +67,20 @@ def build_plan(
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
         trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
         allow_scratch: Let a trial whose checkpoints are all gone start over; else it is kept as it is.
+        quarantined: Why trials are in quarantine, by trial id; they are kept as they are.
+        max_attempts: Failed attempts after which the commit puts a trial in quarantine.
+        max_memory_bytes: Most that a trial is given after it ran out of memory.
 
     Raises:
         InvalidInputError: If `strategy` is none.
     """
     taken = {trial.trial_id for trial in experiment.trials}
+    would_run = {trial.trial_id for trial in trials_to_run(experiment, flags) if not _ended(trial)}
+    reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
     trials = tuple(
-        _plan_trial(
+        _quarantined(trial, reasons[trial.trial_id], experiment.uri)
+        if trial.trial_id in reasons
+        else _plan_trial(
             trial,
             flags.choice_for(trial.status),
             checkpoints.get(trial.trial_id),
@@ -91,9 +103,15 @@ def build_plan(
         metric=tuner.metric if tuner else None,
         mode=tuner.mode if tuner else None,
         trials=trials,
-        warnings=experiment.warnings,
+        warnings=(
+            *experiment.warnings,
+            *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
+            *_refusals(trials, flags),
+        ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
+        max_attempts=max_attempts,
+        max_memory_bytes=max_memory_bytes,
         # one real run draws what is left, as Tuner.restore does; alone, a trial cannot
         draws_samples=chosen is Strategy.WHOLE_EXPERIMENT and experiment.samples_left != 0,
     )
@@ -162,6 +180,40 @@ def _plan_trial(
         reason=reason,
         resources={} if choice is ResumeType.SKIP else trial.resources,
         new_trial_id=new_id,
+    )
+
+
+def _refusals(trials: tuple[TrialPlan, ...], flags: ResumeFlags) -> list[str]:
+    """Say which trials the flags take up and the plan does not."""
+    return [
+        f"trial {trial.trial_id}: {trial.reason}"
+        for trial in trials
+        if trial.action is TrialAction.KEEP
+        and not trial.quarantined
+        and flags.choice_for(trial.status) is not ResumeType.SKIP
+    ]
+
+
+def _ended(trial: Trial) -> bool:
+    """Whether the trial came to its end at last, whatever it went through."""
+    return trial.status is TrialStatus.TERMINATED
+
+
+def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
+    return TrialPlan(
+        trial_id=trial.trial_id,
+        status=trial.status,
+        trial_dir=trial.trial_dir,
+        action=TrialAction.KEEP,
+        checkpoint=None,
+        checkpoint_repaired=False,
+        iteration=0,
+        reason=(
+            f"{trial.status}, quarantined: {why}; `tune-restore release {experiment} "
+            f"{trial.trial_id}` lets it run again"
+        ),
+        resources={},
+        quarantined=True,
     )
 
 

@@ -204,6 +204,8 @@ class RunnerOutcome(_Record):
         metrics: Scalar metrics of the last result.
         error_type: Type name of the exception, "" if none.
         error: Its message, "" if none.
+        cause: Why it failed, one of `failures.Cause`; "" if it did not.
+        place: Innermost line of the user's code in its traceback; "" if none.
         started_at: ISO 8601 UTC.
         ended_at: ISO 8601 UTC.
         ray_version: Version that ran it.
@@ -221,6 +223,8 @@ class RunnerOutcome(_Record):
     metrics: dict[str, Any] = field(default_factory=dict)
     error_type: str = ""
     error: str = ""
+    cause: str = ""
+    place: str = ""
     started_at: str = ""
     ended_at: str = ""
     ray_version: str = ""
@@ -229,3 +233,21 @@ class RunnerOutcome(_Record):
     def __post_init__(self) -> None:
         Result(self.result)  # ValueError if it is none
         object.__setattr__(self, "metrics", _scalars(self.metrics))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerEnd(_Record):
+    """What whoever followed a runner saw of its end. Stored at `layout.end_key`, if it left no outcome.
+
+    Args:
+        exit_code: Of its process, pod or job, negative for a signal; None if unknown.
+        message: What Ray or Kubernetes says of its end, or the last lines it printed.
+        ended_at: ISO 8601 UTC.
+        schema: Version of this record.
+
+    """
+
+    exit_code: int | None = None
+    message: str = ""
+    ended_at: str = ""
+    schema: int = 1

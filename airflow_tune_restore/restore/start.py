@@ -1,5 +1,7 @@
 """From a plan to a restore that runners can work on: lease, seeds, plan. Each step can be redone."""
 
+from dataclasses import replace
+
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
@@ -13,7 +15,8 @@ from airflow_tune_restore.experiments.read import read_base, read_checkpoint_cho
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.ledger import read_ledger
+from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
 from airflow_tune_restore.restore.planner import build_plan, trials_to_run
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
@@ -36,7 +39,7 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
         number += 1
 
 
-def plan_restore(
+def plan_restore(  # noqa: PLR0913  what the user chose, by name
     store: ObjectStore,
     experiment: Experiment,
     *,
@@ -46,14 +49,20 @@ def plan_restore(
     fresh_budget: bool = False,
     trim_results: bool = False,
     allow_scratch: bool = False,
+    max_attempts: int | None = None,
+    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
 ) -> RestorePlan:
-    """Look at the checkpoints of the trials the flags take up, and build the plan. Writes nothing."""
+    """Look at the checkpoints and failures of the trials the flags take up, and build the plan.
+
+    Writes nothing.
+    """
     resumable = [
         trial
         for trial in trials_to_run(experiment, flags)
         if flags.choice_for(trial.status) is ResumeType.RESUME
     ]
-    return build_plan(
+    ledger, warning = read_ledger(store)
+    plan = build_plan(
         experiment,
         restore_id=restore_id,
         flags=flags,
@@ -62,7 +71,11 @@ def plan_restore(
         fresh_budget=fresh_budget,
         trim_results=trim_results,
         allow_scratch=allow_scratch,
+        quarantined=ledger.quarantined(max_attempts),
+        max_attempts=max_attempts,
+        max_memory_bytes=max_memory_bytes,
     )
+    return replace(plan, warnings=(*plan.warnings, warning)) if warning else plan
 
 
 def start_restore(

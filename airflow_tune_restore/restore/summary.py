@@ -1,5 +1,6 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
@@ -7,7 +8,13 @@ from typing import Any
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
-from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
+from airflow_tune_restore.restore.plan import (
+    RUN_ACTIONS,
+    RestorePlan,
+    TrialAction,
+    TrialPlan,
+    describe_quarantine,
+)
 from airflow_tune_restore.restore.request import RunnerOutcome
 
 __all__ = ["CommitSummary", "TrialChange", "printable", "summarise"]
@@ -61,6 +68,7 @@ class CommitSummary:
         samples_left: Samples still not drawn; None if unknown.
         is_one_run: Whether one run did it all, and so had the samples drawn, too.
         changes: One entry a trial, in the order of the plan; then those that were drawn.
+        quarantined: Ids of trials that failed too often in this restore and are not run again.
     """
 
     experiment: str
@@ -70,6 +78,7 @@ class CommitSummary:
     samples_left: int | None
     is_one_run: bool
     changes: tuple[TrialChange, ...]
+    quarantined: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[TrialChange, ...]:
@@ -137,6 +146,8 @@ class CommitSummary:
             if failed:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:5])})")
         text = f"{self.experiment}: {', '.join(parts)}"
+        if self.quarantined:
+            text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
         if self.samples_left:
             text += f"; {self.samples_left} samples were never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
@@ -150,6 +161,7 @@ def summarise(
     before: State,
     after: State,
     outcomes: dict[str, RunnerOutcome],
+    quarantined: Sequence[str] = (),
 ) -> CommitSummary:
     """Put the rows before and after side by side, in the order of the plan.
 
@@ -159,6 +171,7 @@ def summarise(
         before: The state the plan was made from.
         after: The committed state; rows stand at the same places, those of drawn samples follow.
         outcomes: How the last attempt of each trial ended, by trial id in the plan.
+        quarantined: Final ids of trials that were run and are in quarantine now.
     """
     known = len(before.trials)
     rows = {
@@ -181,6 +194,7 @@ def summarise(
             ),
             *(_drawn(plan, trial) for trial in drawn),
         ),
+        quarantined=tuple(quarantined),
     )
 
 

@@ -1,9 +1,11 @@
 """How an attempt ended, as the record that outlives it."""
 
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
 import airflow_tune_restore.restore.request as contract
+from airflow_tune_restore.restore.failures import Failure, classify
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 
 EXIT_CODES = {
@@ -14,8 +16,12 @@ EXIT_CODES = {
     Result.INTERRUPTED: contract.EXIT_INTERRUPTED,
 }
 
+logger = logging.getLogger(__name__)
+
 MESSAGE_LIMIT = 2000
 METRIC_LIMIT = 20
+INTERRUPTED = "Interrupted"
+"""Stands in for the type of an exception where an attempt was told to stop."""
 
 _AUTOFILLED = frozenset(
     "training_iteration timestamp checkpoint_dir_name should_checkpoint done trial_id date "
@@ -35,6 +41,7 @@ def build_outcome(
 ) -> RunnerOutcome:
     """Build the record; `trial` is Ray's, None if it never came to one."""
     last = trial.last_result if trial is not None else {}
+    failure = _failure(result, error, trial)
     return RunnerOutcome(
         restore_id=request.restore_id,
         trial_id=request.trial_id,
@@ -46,6 +53,8 @@ def build_outcome(
         metrics=scalar_metrics(last, None),
         error_type=error[0],
         error=error[1][:MESSAGE_LIMIT],
+        cause=failure.cause.value if failure is not None else "",
+        place=failure.place if failure is not None else "",
         started_at=started_at,
         ended_at=now(),
         ray_version=ray_version,
@@ -65,6 +74,23 @@ def error_of(trial: Any) -> tuple[str, str]:
         return type(cause).__name__, lines[0] if lines else ""
     lines = (trial.get_error() or "").strip().splitlines()
     return "Error", lines[-1] if lines else "unknown"
+
+
+def _failure(result: Result, error: tuple[str, str], trial: Any) -> Failure | None:
+    """Tell why it failed: the trial by Ray's text of it, the runner itself by its exception."""
+    if result is Result.FAILED:
+        return classify(_text_of_error(trial) or error[1], type_name=error[0])
+    if result is Result.INTERRUPTED and error[0] not in ("", INTERRUPTED):
+        return classify(error[1], type_name=error[0])
+    return None
+
+
+def _text_of_error(trial: Any) -> str:
+    try:
+        return trial.get_error() or ""
+    except (OSError, ValueError) as error:
+        logger.warning("error.txt could not be read, its exception must do: %s", error)
+        return ""
 
 
 def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]:

@@ -1,0 +1,238 @@
+"""The failed attempts of every trial across nights, and which trials are in quarantine for them.
+
+One object, `.tune_restore/ledger.json`, written only under the experiment's lease. It advises: results
+never depend on it. One that makes no sense is therefore reported and taken for empty, rather than
+standing in the way of a commit; what quarantine it held is found again by two more failures.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_whatever_outcome
+from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
+from airflow_tune_restore.restore.plan import RestorePlan, encode
+from airflow_tune_restore.restore.request import Result, RunnerRequest
+from airflow_tune_restore.storage.base import ObjectStore
+
+READ_LIMIT_BYTES = 256 * 1024**2
+_KEPT = 100
+"""Failures kept of one trial, the newest."""
+
+_SAME_TWICE = 2
+_HAVE_A_PLACE = frozenset({Cause.TRAINABLE.value, Cause.OUT_OF_MEMORY.value})
+"""Causes that lie with the trial. A store that failed twice at the same line proves nothing."""
+
+
+class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt that ended in a failure.
+
+    Args:
+        restore_id: The restore it belonged to.
+        attempt: Its number there.
+        cause: One of `Cause`.
+        type: Type of the exception; "" if there was none.
+        message: First line of its message.
+        place: Innermost line of the user's code in its traceback; "" if none.
+        iteration: Last `training_iteration` reported.
+        ended_at: ISO 8601 UTC; "" if nobody saw the end.
+        memory: Bytes of memory it had asked for; None if it had not.
+    """
+
+    restore_id: str
+    attempt: int
+    cause: str
+    type: str = ""
+    message: str = ""
+    place: str = ""
+    iteration: int = 0
+    ended_at: str = ""
+    memory: float | None = None
+
+    @property
+    def signature(self) -> tuple[object, ...] | None:
+        """What makes two failures the same; None if it is never the same as another.
+
+        With more memory, running out of it is another failure.
+        """
+        if self.cause not in _HAVE_A_PLACE or not self.place:
+            return None
+        return (self.type, self.place, self.iteration, self.memory)
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """The failures of one trial.
+
+    Args:
+        failures: Those that count, oldest first.
+        released: Those before the last release.
+        released_at: When that was, ISO 8601 UTC; "" if never.
+        quarantined: Why a commit put it in quarantine; "" if none did.
+    """
+
+    failures: tuple[FailedAttempt, ...] = ()
+    released: tuple[FailedAttempt, ...] = ()
+    released_at: str = ""
+    quarantined: str = ""
+
+    def quarantine_reason(self, max_attempts: int | None) -> str:
+        """Say why the trial is not run any more; "" if it is."""
+        return self.quarantined or _verdict(self.failures, max_attempts)
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """All trials of an experiment that ever failed in a restore, by trial id."""
+
+    trials: dict[str, History] = {}
+    schema: int = 1
+
+    def quarantined(self, max_attempts: int | None) -> dict[str, str]:
+        """Return why trials are in quarantine, by trial id."""
+        reasons = {
+            trial_id: history.quarantine_reason(max_attempts)
+            for trial_id, history in self.trials.items()
+        }
+        return {trial_id: reason for trial_id, reason in reasons.items() if reason}
+
+
+def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
+    """Return the ledger (an empty one if there is none), and a warning if it could not be understood."""
+    try:
+        body = store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES)
+    except KeyNotFoundError:
+        return Ledger(), ""
+    try:
+        return msgspec.json.decode(body, type=Ledger), ""
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Ledger(), (
+            f"{layout.LEDGER} makes no sense ({error}) and is taken for empty: earlier failures do not "
+            "count, and no trial is in quarantine"
+        )
+
+
+def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
+    """Enter the failed attempts of a restore; done again it changes nothing. Needs the lease.
+
+    A trial that was started over hands its failures on to the new one.
+    """
+    ledger, _ = read_ledger(store)
+    trials = dict(ledger.trials)
+    for planned in plan.to_run:
+        before = trials.get(planned.trial_id, History())
+        failures = read_failures(store, plan.restore_id, planned.trial_id)
+        after = _with_failures(before, plan.restore_id, failures)
+        if after == History():
+            continue
+        trials[planned.trial_id] = after
+        outcome = read_whatever_outcome(store, plan.restore_id, planned.trial_id)
+        if outcome is None or outcome.result != Result.FINISHED:
+            reason = after.quarantine_reason(plan.max_attempts)
+            after = msgspec.structs.replace(after, quarantined=reason)
+        trials[planned.final_trial_id] = after
+    recorded = Ledger(trials=trials)
+    if recorded != ledger:
+        write_ledger(store, recorded)
+    return recorded
+
+
+def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
+    """Write the ledger. Needs the lease."""
+    store.put(layout.LEDGER, encode(ledger))
+
+
+def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[FailedAttempt, ...]:
+    """Return the attempts of one restore that failed, oldest first.
+
+    What was interrupted on request, refused or overtaken did not fail; a runner that died without an
+    outcome did.
+    """
+    found = (
+        _read_failure(store, restore_id, trial_id, attempt)
+        for attempt in list_attempts(store, restore_id, trial_id)
+    )
+    return tuple(failure for failure in found if failure is not None)
+
+
+def seen_before(
+    failures: Iterable[FailedAttempt], restore_id: str, attempt: int
+) -> FailedAttempt | None:
+    """Return an earlier failure that was the same as that of this attempt, if there is one."""
+    known = list(failures)
+    if not known or (known[-1].restore_id, known[-1].attempt) != (restore_id, attempt):
+        return None
+    signature = known[-1].signature
+    same = [failure for failure in known[:-1] if failure.signature == signature]
+    return same[-1] if signature is not None and same else None
+
+
+def counting_failures(
+    store: ObjectStore, restore_id: str, trial_id: str
+) -> tuple[FailedAttempt, ...]:
+    """Return the failures of a trial that count, those of the restore under way last."""
+    history = read_ledger(store)[0].trials.get(trial_id, History())
+    failures = read_failures(store, restore_id, trial_id)
+    return _with_failures(history, restore_id, failures).failures
+
+
+def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> str:
+    counts = Counter(failure.signature for failure in failures)
+    for failure in failures:
+        times = counts[failure.signature]
+        if failure.signature is not None and times >= _SAME_TWICE:
+            return (
+                f"{failure.type or failure.cause} at {failure.place} after iteration "
+                f"{failure.iteration}, {times} times"
+            )
+    if max_attempts is not None and len(failures) >= max_attempts:
+        return f"{len(failures)} failed attempts, of at most {max_attempts}"
+    return ""
+
+
+def _with_failures(
+    history: History, restore_id: str, failures: tuple[FailedAttempt, ...]
+) -> History:
+    """Put a restore's failures in the place of what was entered for it before."""
+    released = {(f.restore_id, f.attempt) for f in history.released}
+    others = tuple(f for f in history.failures if f.restore_id != restore_id)
+    new = tuple(f for f in failures if (f.restore_id, f.attempt) not in released)
+    return msgspec.structs.replace(history, failures=(others + new)[-_KEPT:])
+
+
+def _read_failure(
+    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
+) -> FailedAttempt | None:
+    outcome = read_whatever_outcome(store, restore_id, trial_id, attempt)
+    if outcome is not None:
+        if outcome.result != Result.FAILED:
+            return None
+        return FailedAttempt(
+            restore_id=restore_id,
+            attempt=attempt,
+            cause=outcome.cause or Cause.UNKNOWN.value,
+            type=str(outcome.error_type)[:TEXT_LIMIT],
+            message=str(outcome.error)[:TEXT_LIMIT],
+            place=str(outcome.place)[:TEXT_LIMIT],
+            iteration=int(outcome.iteration),
+            ended_at=str(outcome.ended_at),
+            memory=_memory_asked(store, restore_id, trial_id, attempt),
+        )
+    end = read_end(store, restore_id, trial_id, attempt)
+    failure = classify_end(end.exit_code, end.message) if end is not None else None
+    if end is None or failure is None:
+        return None
+    return FailedAttempt(
+        restore_id=restore_id,
+        attempt=attempt,
+        cause=failure.cause.value,
+        message=failure.message,
+        ended_at=end.ended_at,
+        memory=_memory_asked(store, restore_id, trial_id, attempt),
+    )
+
+
+def _memory_asked(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> float | None:
+    request = RunnerRequest.from_json(store.get(layout.request_key(restore_id, trial_id, attempt)))
+    return request.resources.get("memory")

@@ -1,0 +1,59 @@
+"""Letting a trial out of quarantine: its failures so far no longer count."""
+
+import secrets
+
+import msgspec
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.commit import settle_abandoned
+from airflow_tune_restore.restore.ledger import History, read_ledger, write_ledger
+from airflow_tune_restore.storage.base import ObjectStore
+
+TTL_SECONDS = 30.0
+
+
+def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
+    """Let a trial run again. What a restore that died left behind is committed first.
+
+    Args:
+        store: Rooted at the experiment directory.
+        trial_id: The trial.
+        holder: Who is asking, for the lease.
+
+    Returns:
+        Its history; `released` holds the failures that no longer count.
+
+    Raises:
+        InvalidInputError: If there is no such trial, or nothing to release it from.
+        LeaseHeldError: If a restore is at work.
+    """
+    _check(store, trial_id)
+    restore_id = f"release-{secrets.token_hex(4)}"
+    settle_abandoned(store, restore_id=restore_id, holder=holder)
+    held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
+    try:
+        ledger, _ = read_ledger(store)
+        history = ledger.trials.get(trial_id, History())
+        released = History(
+            released=history.released + history.failures, released_at=store.now().isoformat()
+        )
+        trials = {**ledger.trials, trial_id: released}
+        write_ledger(store, msgspec.structs.replace(ledger, trials=trials))
+    finally:
+        lease.release(store, held)
+    return released
+
+
+def _check(store: ObjectStore, trial_id: str) -> None:
+    ledger, warning = read_ledger(store)
+    if trial_id not in {trial.trial_id for trial in read_experiment(store).trials}:
+        raise InvalidInputError(
+            f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {store.uri}` lists them."
+        )
+    if not ledger.trials.get(trial_id, History()).failures:
+        raise InvalidInputError(
+            f"Trial {trial_id} of {store.uri} is not quarantined: no failed attempt of it counts. "
+            + (f"({warning}.)" if warning else "Nothing was changed.")
+        )

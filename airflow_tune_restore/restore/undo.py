@@ -1,0 +1,190 @@
+"""Taking back the last commit: what it added to the experiment's root is deleted, nothing else.
+
+The commit's record is marked first and its state file deleted second, under a lease whose name says
+which commit it is about; so an undo that was cut off anywhere is finished by the next one, and never
+takes the commit before it along.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyNotFoundError,
+    RecordUnreadableError,
+)
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.experiment import StateFile
+from airflow_tune_restore.experiments.read import read_base, read_experiment
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.commit import CommitRecord, read_commit_record, stands
+from airflow_tune_restore.restore.plan import encode
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.base import ObjectStore
+
+TTL_SECONDS = 30.0
+_UNDO = "undo-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoneCommit:
+    """A commit that was taken back.
+
+    Args:
+        experiment: URI of the experiment directory.
+        restore_id: The restore whose commit it was.
+        state_file: The state file that was deleted.
+        newest: The state file that is the newest now; "" if there is none.
+    """
+
+    experiment: str
+    restore_id: str
+    state_file: str
+    newest: str
+
+
+def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
+    """Take back the last commit. What its trials wrote into their own directories stays.
+
+    Args:
+        store: Rooted at the experiment directory.
+        holder: Who is asking, for the lease.
+
+    Raises:
+        InvalidInputError: If the newest state is none of our commits, or something newer was written.
+        LeaseHeldError: If a restore is at work.
+    """
+    restore_id = _cut_off(store)
+    if restore_id is None:
+        restore_id = _last_commit(store)
+    held = lease.acquire(
+        store, restore_id=f"{_UNDO}{restore_id}", holder=holder, ttl_seconds=TTL_SECONDS
+    )
+    try:
+        record = _check(store, restore_id)
+    except BaseException:
+        lease.release(store, held)
+        raise
+    # from here on the lease is kept if anything goes wrong: it tells the next undo to finish this one
+    record = _mark(store, restore_id, record)
+    if stands(store, record):
+        _delete(store, record.state_file)
+    newest = read_base(store).state_file.name
+    lease.release(store, held)
+    return UndoneCommit(
+        experiment=store.uri, restore_id=restore_id, state_file=record.state_file, newest=newest
+    )
+
+
+def _delete(store: ObjectStore, state_file: str) -> None:
+    """Delete what the commit added; the searcher's state goes first, or its samples would be lost."""
+    session = layout.session_of(state_file)
+    for entry in store.list_dir():
+        if layout.is_searcher_state(entry.name) and layout.session_of(entry.name) == session:
+            store.delete(entry.name)
+    store.delete(state_file)
+
+
+def _cut_off(store: ObjectStore) -> str | None:
+    """Return the restore whose undo was begun and not ended."""
+    entries = store.list_dir(layout.LEASE)
+    current = lease.newest_claim(store, entries)
+    if current is None or lease.is_released(entries, current.epoch):
+        return None
+    if not current.restore_id.startswith(_UNDO):
+        return None
+    return current.restore_id.removeprefix(_UNDO)
+
+
+def _last_commit(store: ObjectStore) -> str:
+    """Return the restore that made the newest state; refuse if something newer was written since."""
+    entries = store.list_dir()
+    names = [
+        entry.name for entry in entries if not entry.is_dir and layout.is_state_file(entry.name)
+    ]
+    newest = read_experiment(store, entries).state_file
+    if not layout.is_committed_state(newest.name):
+        raise InvalidInputError(
+            f"There is no commit to undo: the newest state of {store.uri} is {newest.name}, which its "
+            "own driver wrote. Nothing was changed."
+        )
+    if max(names) != newest.name:
+        raise InvalidInputError(
+            f"{newest.name} cannot be undone: {max(names)} was written since. Nothing was changed."
+        )
+    records = _records(store)
+    made = [
+        restore_id
+        for restore_id, record in records.items()
+        if record.state_file == newest.name and record.sha256 in ("", newest.sha256)
+    ]
+    if not made:
+        raise InvalidInputError(
+            f"{newest.name} cannot be undone: it is not what a commit on record wrote there. "
+            "Nothing was changed."
+        )
+    made.sort(key=lambda restore_id: records[restore_id].sha256)  # older records have none
+    _refuse_if_used(store, newest, records)
+    return made[-1]
+
+
+def _refuse_if_used(
+    store: ObjectStore, newest: StateFile, records: dict[str, CommitRecord]
+) -> None:
+    """Refuse if a restore was begun from the state and never committed: its trials may have run."""
+    for restore_id in _restores(store):
+        if restore_id in records:
+            continue
+        try:
+            base = read_plan(store, restore_id).base
+        except (KeyNotFoundError, RecordUnreadableError):
+            continue
+        if base.name == newest.name:
+            raise InvalidInputError(
+                f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
+                "committed. The next `tune-restore restore` commits it first. Nothing was changed."
+            )
+
+
+def _check(store: ObjectStore, restore_id: str) -> CommitRecord:
+    """Look again, now that nobody else can write."""
+    record = read_commit_record(store, restore_id)
+    if record is not None and record.undone_at and not stands(store, record):
+        return record  # an undo that was cut off after its last step but one
+    if record is None or _last_commit(store) != restore_id:
+        raise InvalidInputError(
+            f"{store.uri} was written to while its commit was to be undone. Nothing was changed."
+        )
+    return record
+
+
+def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRecord:
+    """Write down that the commit is taken back, and what it was: its name may be used again."""
+    if record.undone_at:
+        return record
+    marked = msgspec.structs.replace(
+        record,
+        undone_at=store.now().isoformat(),
+        sha256=record.sha256 or read_experiment(store).state_file.sha256,
+    )
+    store.put(layout.commit_key(restore_id), encode(marked))
+    return marked
+
+
+def _records(store: ObjectStore) -> dict[str, CommitRecord]:
+    """Return all commits that came to their end, by restore."""
+    found: dict[str, CommitRecord] = {}
+    for restore_id in _restores(store):
+        try:
+            record = read_commit_record(store, restore_id)
+        except RecordUnreadableError:
+            continue  # not ours, or not any more
+        if record is not None and record.is_done:
+            found[restore_id] = record
+    return found
+
+
+def _restores(store: ObjectStore) -> list[str]:
+    entries = store.list_dir(layout.ROOT)
+    return [layout.unsegment(e.name) for e in entries if e.is_dir and e.name != "lease"]
