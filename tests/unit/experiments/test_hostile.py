@@ -100,9 +100,9 @@ def test_many_references_to_one_bundle_are_not_added_up_for_a_day():
     bundle = b"}(" + (text("CPU") + b"K\x01") * 20_000 + b"u\x94"
     pickled = b"}" + text("_bundles") + b"](" + bundle + b"h\x00" * 50_000 + b"es."
     row = make_row("a", placement_group_factory=pickled.hex())
-    started = time.monotonic()
+    started = time.process_time()
     assert parse_state(make_state([row])).trials[0].resources["CPU"] <= 10_000
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("amount", [b"G\x7f\xf0\0\0\0\0\0\0", b"\x8a\x40" + b"\x7f" * 64, b"K\x00"])
@@ -135,9 +135,9 @@ def test_a_pickle_that_explodes_is_read_or_refused_beside_a_good_experiment(numb
     for name in ("bad", "good"):
         store.put(f"{name}/{STATE_NAME}", make_state([make_row("t")]))
     store.put("bad/tuner.pkl", _bombs()[number])
-    started = time.monotonic()
+    started = time.process_time()
     reports = {report.name: report for report in scan(store)}
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert reports["good"].trials == reports["bad"].trials == {"TERMINATED": 1}
 
 

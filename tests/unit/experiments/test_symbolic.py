@@ -116,10 +116,10 @@ def test_extension_codes_are_refused():
     ],
 )
 def test_hostile_or_broken_bytes_are_refused_quickly(body):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SymbolicError):
         read_pickle(body)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_hash_bomb_is_only_looked_at():
