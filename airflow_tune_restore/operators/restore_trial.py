@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.exceptions import RunnerError, TrialFailedError
+from airflow_tune_restore.exceptions import RunnerError, TrialFailedError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
@@ -222,9 +222,12 @@ class RestoreTrialOperator(BaseOperator):
                 if progress is not None:
                     self.log.info("%s", describe_line(progress.to_line(), plan.metric))
             self._followed = None
+        except TuneRestoreError:
+            self._followed = None  # the run goes on without us; a retry attaches again
+            raise
         finally:
             output.close()
-            self.on_kill()  # a timeout or an error of ours: this trial is given back
+            self.on_kill()  # a timeout: this trial is given back
         assert follower.outcome is not None  # noqa: S101  progress() ends with one
         return follower.outcome
 

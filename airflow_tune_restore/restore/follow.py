@@ -5,13 +5,15 @@ from the outcome at its end. Nothing else is shared, so that it does not matter 
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError
+from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.attempts import list_attempts, read_outcome
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import (
     ProgressTail,
     Result,
@@ -28,6 +30,10 @@ QUIET_SECONDS = 60.0
 runner of one trial: much more is lost with it."""
 
 POLL_SECONDS = 2.0
+OUTAGE_SECONDS = 600.0
+"""How long a store may be out of reach before a follower gives up; the run itself goes on."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,28 +66,45 @@ class Follower:
         """Yield the reports of the trial until it ends; None whenever there is nothing new.
 
         Starts a run if none is alive. A trial that has ended for good is not run again; one that was
-        stopped before goes on in the next run.
+        stopped before goes on in the next run. A store that is out of reach for a while is waited for.
+
+        Raises:
+            StorageError: If the store was out of reach for `OUTAGE_SECONDS`.
         """
         stopped = self._stopped_before()
+        reached = self.monotonic()
         while True:
-            self.outcome = read_outcome(self.store, self.restore_id, self.trial_id)
-            yield from self._new_reports()
-            if self._has_ended(stopped):
+            reports: list[RunnerProgress] = []
+            has_ended = False
+            try:
+                reports, has_ended = self._look(stopped)
+                reached = self.monotonic()
+            except StorageError as error:
+                if self.monotonic() - reached > OUTAGE_SECONDS:
+                    raise
+                logger.warning("The run goes on; it cannot be looked at just now: %s", error)
+            yield from reports
+            if has_ended:
                 return
-            newest = self._newest()
-            if newest == 0 or self._is_over(newest):
-                # its last words may have come between our two looks
-                self.outcome = read_outcome(self.store, self.restore_id, self.trial_id)
-                if self._has_ended(stopped):
-                    yield from self._new_reports()
-                    return
-                try:
-                    self.start(newest + 1)
-                    self._seen = 0
-                except KeyExistsError:
-                    pass  # somebody else was faster: attach to that one
             yield None
             self.sleep(POLL_SECONDS)
+
+    def _look(self, stopped: int) -> tuple[list[RunnerProgress], bool]:
+        """Return what is new and whether the trial has ended; start the run if there is none."""
+        newest = self._newest()
+        is_over = newest == 0 or self._is_over(newest)
+        # in this order: a trial's last words come before its end, and its end before the run's
+        self.outcome = read_outcome(self.store, self.restore_id, self.trial_id)
+        reports = self._new_reports(newest)
+        if self.outcome is not None and self.outcome.attempt > stopped:
+            return reports, True
+        if is_over:
+            try:
+                self.start(newest + 1)
+                self._seen = 0
+            except KeyExistsError:
+                pass  # somebody else was faster: attach to that one
+        return reports, False
 
     def _stopped_before(self) -> int:
         """Return the number of the run in which this trial was stopped before we came; 0 if in none."""
@@ -89,9 +112,6 @@ class Follower:
         if past is None or past.result in (Result.FINISHED, Result.FAILED):
             return 0
         return past.attempt
-
-    def _has_ended(self, stopped: int) -> bool:
-        return self.outcome is not None and self.outcome.attempt > stopped
 
     def _newest(self) -> int:
         return max(list_attempts(self.store, self.restore_id, layout.EVERY_TRIAL), default=0)
@@ -115,17 +135,15 @@ class Follower:
         except KeyNotFoundError:
             return b""
 
-    def _new_reports(self) -> Iterator[RunnerProgress]:
-        attempt = self._newest()
-        if attempt == 0:
-            return
+    def _new_reports(self, attempt: int) -> list[RunnerProgress]:
         key = layout.progress_key(self.restore_id, self.trial_id, attempt)
         try:
-            tail = ProgressTail.from_json(self.store.get(key, max_bytes=16 * 1024**2))
+            tail = read_record(self.store, key, ProgressTail.from_json, max_bytes=16 * 1024**2)
         except KeyNotFoundError:
-            return
-        yield from tail.after(self._seen)
+            return []
+        new = tail.after(self._seen)
         self._seen = tail.count
+        return new
 
 
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:

@@ -179,6 +179,9 @@ class ProgressTail(_Record):
     first: int
     reports: list[dict[str, Any]]
 
+    def __post_init__(self) -> None:
+        self.after(0)  # TypeError if one is none
+
     def after(self, seen: int) -> list[RunnerProgress]:
         """Return the reports that follow the first `seen` of all."""
         return [RunnerProgress(**report) for report in self.reports[max(0, seen - self.first) :]]

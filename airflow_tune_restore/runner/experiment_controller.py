@@ -229,8 +229,8 @@ class ExperimentController(GuardedController):
     def rows(self) -> list[tuple[str, str]]:
         """Return all rows; trials that were stopped alone stand there as unfinished."""
         for trial in self._trials:
-            if not trial.is_finished():
-                self._mark_trial_to_checkpoint(trial)
+            if self.scope.saved.get(trial.trial_id) != trial.status:
+                self._mark_trial_to_checkpoint(trial)  # Ray forgets some that have no actor
         self._get_trial_checkpoints()
         saved: dict[str, tuple[str, str]] = self._trial_metadata
         return [

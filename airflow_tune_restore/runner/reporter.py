@@ -64,13 +64,17 @@ class Reporter:
 
     def flush(self) -> None:
         """Write what is new."""
-        with self._lock:
-            tails = {owner: self._tail(owner) for owner in self._news}
-            self._news.clear()
         request = self._request
-        for owner, tail in tails.items():
-            key = layout.progress_key(request.restore_id, owner, request.attempt)
-            self._store.put(key, tail.to_json())
+        while self._news:
+            with self._lock:
+                owner = self._news.pop()
+                tail = self._tail(owner)
+            try:
+                key = layout.progress_key(request.restore_id, owner, request.attempt)
+                self._store.put(key, tail.to_json())
+            except BaseException:
+                self._news.add(owner)
+                raise
 
     def _tail(self, owner: str) -> ProgressTail:
         kept = self._reports[owner]

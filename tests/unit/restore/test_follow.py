@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from airflow_tune_restore.exceptions import KeyExistsError
+from airflow_tune_restore.exceptions import KeyExistsError, StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.follow import (
+    OUTAGE_SECONDS,
     QUIET_SECONDS,
     START_SECONDS,
     Follower,
@@ -178,3 +179,30 @@ def test_a_tail_tells_what_is_new():
     assert ProgressTail.from_json(tail.to_json()) == tail
     assert isinstance(tail.after(0)[0], RunnerProgress)
     assert json.loads(tail.to_json())["first"] == 3
+
+
+def test_a_store_that_is_out_of_reach_for_a_while_is_waited_for(world, monkeypatch):
+    world.store.create(layout.request_key("r", EVERY, 1), b"{}")
+    world.beat()
+    listing = world.store.list_dir
+
+    def down(_path: str = "") -> list:
+        raise StorageError("no route to host")
+
+    world.script = [
+        lambda: monkeypatch.setattr(world.store, "list_dir", down),
+        lambda: None,
+        lambda: monkeypatch.setattr(world.store, "list_dir", listing),
+        lambda: world.end("a"),
+    ]
+    follower = world.follower("a")
+    watch(follower)
+    assert follower.outcome.result == "finished"
+    assert world.started == []
+
+    monkeypatch.setattr(world.store, "list_dir", down)
+    lasting = world.follower("b")
+    monkeypatch.setattr(lasting, "_stopped_before", lambda: 0)
+    with pytest.raises(StorageError, match="no route to host"):
+        watch(lasting)
+    assert world.now > OUTAGE_SECONDS
