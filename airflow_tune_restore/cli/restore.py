@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,15 +18,17 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome, record_end
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.request import RunnerProgress
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0
+_LAST_LINES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,6 @@ def restore_experiment(
         LeaseHeldError: If another restore is at work on it.
         InvalidInputError: If trainable or param_space do not fit; nothing was started.
     """
-    holder = f"tune-restore of {getpass.getuser()} on {socket.gethostname()}, pid {os.getpid()}"
     base_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     draft = draft_restore(store, base_id, options.draft)
     if isinstance(draft, str):
@@ -71,7 +73,7 @@ def restore_experiment(
             imports=options.imports,
             experiment=draft.plan.experiment,
         )
-    plan, settled = start_draft(draft, options.draft, holder=holder, ttl_seconds=TTL_SECONDS)
+    plan, settled = start_draft(draft, options.draft, holder=holder(), ttl_seconds=TTL_SECONDS)
     if settled is not None:
         progress.say(f"A restore that died was committed first. {settled.headline()}")
     if plan is None:
@@ -81,6 +83,11 @@ def restore_experiment(
     with _renewed(store, restore_id):
         _Runs(store, plan, options, launcher, progress).run_all()
     return commit_restore(store, restore_id)
+
+
+def holder() -> str:
+    """Say who takes a lease, for people."""
+    return f"tune-restore of {getpass.getuser()} on {socket.gethostname()}, pid {os.getpid()}"
 
 
 class _Runs:
@@ -117,10 +124,15 @@ class _Runs:
         """Run one trial to its end; how it ended is in its outcome record."""
         if self._stopping.is_set():
             return
+        history = read_history(self._store, self._plan.restore_id, trial.trial_id)
+        memory = memory_to_ask(self._plan, trial.trial_id, history)
+        if memory is not None:
+            self._progress.say(_describe_memory(trial, memory, self._options.address))
         request = claim_attempt(
             self._store,
             self._plan,
             trial.trial_id,
+            memory=memory if self._options.address is not None else None,
             trainable=self._options.trainable,
             param_space=self._options.param_space,
             address=self._options.address,
@@ -129,15 +141,26 @@ class _Runs:
         self._progress.start(trial)
         process = self._launcher.start(request)
         self._processes.append(process)
+        last: deque[str] = deque(maxlen=_LAST_LINES)
         for line in process.lines():
+            last.append(line)
             reported = RunnerProgress.from_line(line)
             if reported is None:
                 self._progress.say(f"{trial.trial_id} | {line}")
             else:
                 self._progress.advance(trial.trial_id, reported)
-        process.wait()
+        exit_code = process.wait()
         ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id, request.attempt)
+        if ended is None:
+            record_end(self._store, request, exit_code, "\n".join(last))
         self._progress.end(trial.trial_id, ended)
+
+
+def _describe_memory(trial: TrialPlan, memory: float, address: str | None) -> str:
+    text = f"Trial {trial.trial_id} ran out of memory"
+    if address is None:
+        return f"{text}; a private Ray cannot be asked for more of it."
+    return f"{text}: asking for {memory / 1024**3:.1f} GiB."
 
 
 @contextmanager

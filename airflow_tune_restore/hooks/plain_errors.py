@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import (
+    CommitUndoneError,
     InvalidInputError,
     KeyNotFoundError,
     LeaseLostError,
@@ -15,6 +16,7 @@ from airflow_tune_restore.exceptions import (
 )
 
 PERMANENT = (
+    CommitUndoneError,  # somebody meant it
     InvalidInputError,  # the same arguments are refused again
     KeyNotFoundError,  # a plan that is gone does not come back
     LeaseLostError,  # a newer restore is at work
@@ -33,3 +35,12 @@ def plain_errors() -> Iterator[None]:
         raise AirflowFailException(str(error)) from None
     except TuneRestoreError as error:
         raise AirflowException(str(error)) from None
+
+
+def original(error: BaseException) -> BaseException:
+    """Return our error behind one that `plain_errors` raised; any other error as it is.
+
+    `raise … from None` hides the context from logs; Python keeps it all the same.
+    """
+    behind = error.__context__
+    return behind if isinstance(behind, TuneRestoreError) else error

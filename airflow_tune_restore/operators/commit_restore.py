@@ -30,8 +30,9 @@ class CommitRestoreOperator(BaseOperator):
     so that the DAG run's state shows it. Give it `retries` of 1 or more.
 
     Returns one mapping an experiment: `experiment`, `restore_id`, `state_file` (None if nothing had
-    changed), `samples_left`, `failed` (trial ids), `headline`, and `trials`, before and after. The log
-    ends with the same as a table.
+    changed), `samples_left`, `failed` (trial ids), `quarantined` (ids of trials that failed too often and
+    are not run again until they are released), `headline`, and `trials`, before and after. The log ends
+    with the same as a table.
 
     Args:
         restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. It is read
@@ -112,6 +113,7 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         "state_file": summary.state_file,
         "samples_left": summary.samples_left,
         "failed": [change.trial_id for change in summary.failed],
+        "quarantined": list(summary.quarantined),
         "headline": summary.headline(),
         "metric": summary.metric,
         "trials": summary.describe_changes(MOST_TRIALS),

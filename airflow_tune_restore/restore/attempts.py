@@ -23,7 +23,7 @@ QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
 
 
-def claim_attempt(
+def claim_attempt(  # noqa: PLR0913  what to run, and with what
     store: ObjectStore,
     plan: "RestorePlan",
     trial_id: str,
@@ -33,8 +33,12 @@ def claim_attempt(
     imports: Sequence[str] = (),
     address: str | None = None,
     runtime_env: dict[str, Any] | None = None,
+    memory: float | None = None,
 ) -> RunnerRequest:
-    """Claim the next attempt of a trial and store its request at `layout.request_key`."""
+    """Claim the next attempt of a trial and store its request at `layout.request_key`.
+
+    `memory`, in bytes, takes the place of what the trial asks for by itself.
+    """
     trial = plan.trial(trial_id)
     attempt = max(list_attempts(store, plan.restore_id, trial_id), default=0)
     while True:
@@ -55,7 +59,7 @@ def claim_attempt(
             param_space=param_space,
             imports=list(imports),
             address=address,
-            resources=trial.resources,
+            resources=trial.resources if memory is None else {**trial.resources, "memory": memory},
             runtime_env=runtime_env or {},
             nonce=secrets.token_hex(8),
         )

@@ -26,7 +26,7 @@ from ray.tune.utils.serialization import TuneFunctionEncoder
 from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
-from airflow_tune_restore.runner import checkpoint_choice
+from airflow_tune_restore.runner import checkpoint_choice, memory
 from airflow_tune_restore.runner.outcome import scalar_metrics
 from airflow_tune_restore.runner.ray_internals import replaced
 from airflow_tune_restore.runner.results import prepare_results
@@ -127,6 +127,18 @@ class _ScopedTuneController(TuneController):  # type: ignore[misc]  # Ray is unt
         # Trial.reset() draws a random id; ours is the same every time, so that a re-run converges
         with replaced(Trial, "generate_id", classmethod(lambda _cls: new_id)):
             super()._requeue_restored_trials(trials, resume_config)
+
+    def add_trial(self, trial: Trial) -> None:
+        """Add it with the memory that this attempt asks for."""
+        with memory.more_memory(self.scope.request):
+            super().add_trial(trial)
+
+    def _get_trial_checkpoints(self) -> dict[str, str]:
+        trial = self.scope.trial
+        if trial is None:
+            return dict(super()._get_trial_checkpoints())
+        with memory.own_resources(trial, self.scope.request):
+            return dict(super()._get_trial_checkpoints())
 
     def _adopt(self) -> None:
         """Fix a new trial's directory, drop rows that come again, and save before anything runs."""
