@@ -165,9 +165,10 @@ class TrialFailedError(TuneRestoreError):
         self.final = final
 
     def __str__(self) -> str:
+        told = f" ({self.cause})" if self.cause != "unknown" else ""
         final = f" {self.final}." if self.final else ""
         return (
-            f"Trial {self.trial_id} of {self.experiment} failed again ({self.cause}): {self.reason}."
+            f"Trial {self.trial_id} of {self.experiment} failed again{told}: {self.reason}."
             f"{final} Its progress is kept and will be committed."
         )
 

@@ -47,6 +47,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
+        max_attempts: Failed attempts over all nights after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
         find_args: More arguments of `FailedTuneExperimentSensor`.
         plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
@@ -83,6 +84,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         python: str | None = None,
         ray_address: str | None = None,
         env: Mapping[str, str] | None = None,
+        max_attempts: int | str | None = None,
         max_active_trials: int | None = None,
         find_args: Mapping[str, Any] | None = None,
         plan_args: Mapping[str, Any] | None = None,
@@ -128,6 +130,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "resume_errored": resume_errored,
                     "restart_errored": restart_errored,
                     "resume_config": resume_config,
+                    "max_attempts": max_attempts,
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
                     **shared,

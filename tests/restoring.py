@@ -51,9 +51,10 @@ class Restoring:
 
     def __init__(
         self, uri: str | Path, kind: str, *, healed: bool = True, env: dict[str, str] | None = None,
-        python: str = sys.executable, **plan: Any,
+        python: str = sys.executable, restore_id: str = RESTORE_ID, **plan: Any,
     ) -> None:  # fmt: skip
         self.store: ObjectStore = open_store(str(uri))
+        self.restore_id = restore_id
         self.trainable = TRAINABLES[kind]
         self.imports = [] if ":" in self.trainable else ["tests.trainables"]
         self.launcher = LocalLauncher(
@@ -63,7 +64,7 @@ class Restoring:
         )
         experiment = read_experiment(self.store)
         plan.setdefault("flags", ResumeFlags.from_flags(resume_errored=True))
-        self.plan = plan_restore(self.store, experiment, restore_id=RESTORE_ID, **plan)
+        self.plan = plan_restore(self.store, experiment, restore_id=restore_id, **plan)
         start_restore(self.store, experiment, self.plan, holder="test")
         self.trial = self.plan.to_run[0]
 
@@ -95,7 +96,7 @@ class Restoring:
         code = process.wait()
         if os.environ.get("SHOW_RUNNERS"):
             print(f"--- attempt {request.attempt}: exit {code}", *lines, sep="\n")
-        outcome = read_outcome(self.store, RESTORE_ID, request.trial_id, request.attempt)
+        outcome = read_outcome(self.store, self.restore_id, request.trial_id, request.attempt)
         return Ran(request, code, lines, outcome)
 
     def run_until(
@@ -113,7 +114,7 @@ class Restoring:
 
     def snapshot(self, attempt: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the decoded row of an attempt's snapshot."""
-        body = self.store.get(layout.snapshot_key(RESTORE_ID, self.trial.trial_id, attempt))
+        body = self.store.get(layout.snapshot_key(self.restore_id, self.trial.trial_id, attempt))
         (row,) = json.loads(body)["trial_data"]
         return json.loads(row[0]), json.loads(row[1])
 

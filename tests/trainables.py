@@ -49,6 +49,15 @@ def _is_second_drawn() -> bool:
     return re.match(r"counting_([0-9a-f]{8}_2_|[0-9a-f]{5}_00001_)", name) is not None
 
 
+def memory_asked() -> float:
+    """Return the memory of the placement group we run in, in bytes."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    bundles = group.bundle_specs if group is not None else []
+    return sum(bundle.get("memory", 0.0) for bundle in bundles)
+
+
 def counting(config: dict) -> None:
     """Count to `iterations`, a checkpoint at every `checkpoint_every`-th."""
     start, checkpoint = 0, _session.get_checkpoint()
@@ -61,6 +70,7 @@ def counting(config: dict) -> None:
             "score": iteration * config.get("factor", 1),
             "started_from": start,
             "pid_of_worker": os.getpid(),
+            "memory_asked": memory_asked(),
         }
         if iteration % config.get("checkpoint_every", 1):
             _session.report(metrics)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from airflow_tune_restore.cli import output
+from airflow_tune_restore.cli.reports import with_quarantined
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
@@ -20,6 +21,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 
@@ -70,6 +72,13 @@ ResumeUnfinished = Annotated[
 ]
 Strategy = Annotated[str, typer.Option(help="auto, per_trial or whole_experiment.")]
 
+MaxAttempts = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Failed attempts, over all nights, after which a trial is quarantined."
+    ),
+]
+
 _STALE_SECONDS = DEFAULT_STALE_AFTER.total_seconds()
 
 
@@ -81,7 +90,7 @@ def scan(
 ) -> None:
     """List the experiments at or below PREFIX, and how they are."""
     reports = scan_experiments(open_store(prefix), stale_after=timedelta(seconds=stale_after))
-    output.print_reports(reports, prefix=prefix, as_json=as_json)
+    output.print_reports(with_quarantined(reports), prefix=prefix, as_json=as_json)
 
 
 @app.command()
@@ -91,6 +100,7 @@ def plan(
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
     strategy: Strategy = "auto",
+    max_attempts: MaxAttempts = None,
     as_json: Json = False,
 ) -> None:
     """Show what a restore of EXPERIMENT would do. Writes nothing."""
@@ -101,6 +111,7 @@ def plan(
         restore_id="preview",
         flags=_flags(resume_unfinished, resume_errored, restart_errored),
         strategy=strategy,
+        max_attempts=max_attempts,
     )
     output.print_plan(made, as_json=as_json)
 
@@ -119,6 +130,15 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
     strategy: Strategy = "auto",
+    max_attempts: MaxAttempts = None,
+    max_memory: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="BYTES",
+            help="Most memory a trial is given after it ran out of it; with --address.",
+        ),
+    ] = DEFAULT_MAX_MEMORY_BYTES,
     stale_after: StaleAfter = _STALE_SECONDS,
     on: Annotated[LauncherName, typer.Option(help="Where the trials run.")] = LauncherName.LOCAL,
     address: Annotated[
@@ -154,6 +174,8 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
             strategy=strategy,
             stale_after=timedelta(seconds=stale_after),
             can_start=param_space is not None,
+            max_attempts=max_attempts,
+            max_memory_bytes=max_memory,
         ),
         trainable=trainable,
         param_space=param_space,
@@ -166,6 +188,30 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     output.print_summary(summary, experiment=experiment, as_json=as_json)
     if summary is not None and summary.failed:
         raise typer.Exit(EXIT_FAILED_AGAIN)
+
+
+@app.command()
+def release(
+    experiment: ExperimentUri,
+    trial: Annotated[str, typer.Argument(help="Trial id, as `plan` shows it.")],
+    as_json: Json = False,
+) -> None:
+    """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
+    from airflow_tune_restore.cli.restore import holder
+    from airflow_tune_restore.restore.release import release_trial
+
+    store = open_store(experiment)
+    history = release_trial(store, trial, holder=holder())
+    output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
+
+
+@app.command()
+def undo(experiment: ExperimentUri, as_json: Json = False) -> None:
+    """Take back the last commit to EXPERIMENT, unless something newer was written since."""
+    from airflow_tune_restore.cli.restore import holder
+    from airflow_tune_restore.restore.undo import undo_commit
+
+    output.print_undone(undo_commit(open_store(experiment), holder=holder()), as_json=as_json)
 
 
 def main() -> None:

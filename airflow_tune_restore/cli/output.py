@@ -4,29 +4,34 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
+from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.undo import UndoneCommit
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 
-def print_reports(reports: Sequence[ExperimentReport], *, prefix: str, as_json: bool) -> None:
-    """Print a scan."""
+def print_reports(
+    reports: Sequence[tuple[ExperimentReport, Sequence[str]]], *, prefix: str, as_json: bool
+) -> None:
+    """Print a scan: each experiment with the ids of its quarantined trials."""
     if as_json:
-        _print_json([_report_json(report) for report in reports])
+        _print_json([_report_json(*report) for report in reports])
         return
     if not reports:
         _out().print(f"No Tune experiment at or below {prefix}.")
         return
     table = _table("experiment", "health", "trials", "last write", "why")
-    for report in reports:
+    for report, quarantined in reports:
         counts = printable(" ".join(f"{n} {status}" for status, n in report.trials.items()))
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
         table.add_row(
@@ -34,7 +39,7 @@ def print_reports(reports: Sequence[ExperimentReport], *, prefix: str, as_json: 
             report.health.value,
             counts,
             written,
-            printable(report.reason),
+            printable(report.reason + (f"; {len(quarantined)} quarantined" if quarantined else "")),
         )
     _out().print(table)
 
@@ -88,6 +93,31 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
     _out().print(summary.headline())
 
 
+def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
+    """Print which commit was taken back."""
+    if as_json:
+        _print_json(asdict(undone))
+        return
+    _out().print(
+        f"The commit of restore {undone.restore_id} is undone: {undone.state_file} is deleted, "
+        f"{undone.newest} is the newest state of {undone.experiment} again. What its trials wrote into "
+        "their own directories stays."
+    )
+
+
+def print_released(history: History, *, experiment: str, trial_id: str, as_json: bool) -> None:
+    """Print what a trial was released from."""
+    if as_json:
+        _print_json(
+            {"experiment": experiment, "trial_id": trial_id, **msgspec.structs.asdict(history)}
+        )
+        return
+    _out().print(
+        f"Trial {trial_id} runs again with the next restore of {experiment}; its "
+        f"{len(history.released)} failed attempts no longer count."
+    )
+
+
 def print_error(error: Exception) -> None:
     """Print one of our errors on stderr."""
     from rich.console import Console
@@ -97,7 +127,7 @@ def print_error(error: Exception) -> None:
     )
 
 
-def _report_json(report: ExperimentReport) -> dict[str, Any]:
+def _report_json(report: ExperimentReport, quarantined: Sequence[str]) -> dict[str, Any]:
     return {
         "experiment": report.experiment,
         "health": report.health,
@@ -106,6 +136,7 @@ def _report_json(report: ExperimentReport) -> dict[str, Any]:
         "state_file": report.state_file,
         "last_write": report.last_write.isoformat() if report.last_write else None,
         "samples_left": report.samples_left,
+        "quarantined": quarantined,
     }
 
 
@@ -119,6 +150,7 @@ def _trial_json(trial: TrialPlan) -> dict[str, Any]:
         "reason": trial.reason,
         "resources": trial.resources,
         "new_trial_id": trial.new_trial_id,
+        "quarantined": trial.quarantined,
     }
 
 
@@ -131,6 +163,7 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
         "state_file": summary.state_file,
         "samples_left": summary.samples_left,
         "failed": [change.trial_id for change in summary.failed],
+        "quarantined": summary.quarantined,
         "trials": summary.describe_changes(),
     }
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome, record_end
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import (
     Draft,
@@ -28,12 +29,14 @@ from airflow_tune_restore.restore.draft import (
     draft_restore,
     start_draft,
 )
+from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import RunnerProgress
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0
+_LAST_LINES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,6 @@ def restore_experiment(
         LeaseHeldError: If another restore is at work on it.
         InvalidInputError: If trainable or param_space do not fit; nothing was started.
     """
-    holder = f"tune-restore of {getpass.getuser()} on {socket.gethostname()}, pid {os.getpid()}"
     base_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     draft = draft_restore(store, base_id, options.draft)
     if isinstance(draft, str):
@@ -79,7 +81,7 @@ def restore_experiment(
             imports=options.imports,
             experiment=draft.plan.experiment,
         )
-    run = _Restore(store, options, launcher, progress, holder)
+    run = _Restore(store, options, launcher, progress)
     done = run.carry_out(draft)
     if done is None or done.is_one_run or not done.samples_left or run.was_stopped:
         return done
@@ -101,19 +103,17 @@ class _Restore:
         options: RestoreOptions,
         launcher: LocalLauncher,
         progress: Progress,
-        holder: str,
     ) -> None:
         self._store = store
         self._options = options
         self._launcher = launcher
         self._progress = progress
-        self._holder = holder
         self.was_stopped = False
 
     def carry_out(self, draft: Draft) -> CommitSummary | None:
         """Start, run and commit one draft; what a dead restore had left is committed first."""
         plan, settled = start_draft(
-            draft, self._options.draft, holder=self._holder, ttl_seconds=TTL_SECONDS
+            draft, self._options.draft, holder=holder(), ttl_seconds=TTL_SECONDS
         )
         if settled is not None:
             self._progress.say(f"A restore that died was committed first. {settled.headline()}")
@@ -126,6 +126,11 @@ class _Restore:
             runs.run_all()
             self.was_stopped = runs.was_stopped
         return commit_restore(self._store, plan.restore_id)
+
+
+def holder() -> str:
+    """Say who takes a lease, for people."""
+    return f"tune-restore of {getpass.getuser()} on {socket.gethostname()}, pid {os.getpid()}"
 
 
 class _Runs:
@@ -170,10 +175,15 @@ class _Runs:
         """Run one trial, or all, to the end; how it ended is in the outcome records."""
         if self._stopping.is_set():
             return
+        history = read_history(self._store, self._plan.restore_id, unit)
+        memory = memory_to_ask(self._plan, unit, history)
+        if memory is not None:
+            self._progress.say(_describe_memory(unit, memory, self._options.address))
         request = claim_attempt(
             self._store,
             self._plan,
             unit,
+            memory=memory if self._options.address is not None else None,
             trainable=self._options.trainable,
             param_space=self._options.param_space,
             address=self._options.address,
@@ -184,16 +194,28 @@ class _Runs:
             self._progress.start(trial)
         process = self._launcher.start(request)
         self._processes.append(process)
+        last: deque[str] = deque(maxlen=_LAST_LINES)
         for line in process.lines():
+            last.append(line)
             reported = RunnerProgress.from_line(line)
             if reported is None:
                 self._progress.say(line if unit == layout.EVERY_TRIAL else f"{unit} | {line}")
             else:
                 self._progress.advance(reported.trial_id, reported)
-        process.wait()
+        exit_code = process.wait()
+        how = read_outcome(self._store, self._plan.restore_id, unit, request.attempt)
+        if how is None:
+            record_end(self._store, request, exit_code, "\n".join(last))
         for trial in planned:
             ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id)
             self._progress.end(trial.trial_id, ended)
+
+
+def _describe_memory(trial_id: str, memory: float, address: str | None) -> str:
+    text = f"Trial {trial_id} ran out of memory"
+    if address is None:
+        return f"{text}; a private Ray cannot be asked for more of it."
+    return f"{text}: asking for {memory / 1024**3:.1f} GiB."
 
 
 @contextmanager

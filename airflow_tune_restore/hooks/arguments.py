@@ -1,5 +1,6 @@
 """Reading operator arguments after templating: a rendered `{{ params.x }}` is text, whatever it was."""
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -35,6 +36,31 @@ def parse_span(name: str, value: Any) -> timedelta:
     if span < timedelta():
         raise InvalidInputError(f"{name}={value!r} is less than zero.")
     return span
+
+
+def parse_count(name: str, value: Any) -> int | None:
+    """Read an optional number of things, at least one."""
+    text = parse_text(value)
+    if text is None:
+        return None
+    try:
+        count = int(text)
+    except ValueError:
+        raise InvalidInputError(f"{name}={value!r} is no whole number.") from None
+    if count < 1:
+        raise InvalidInputError(f"{name}={value!r} is less than one.")
+    return count
+
+
+def parse_bytes(name: str, value: Any) -> float:
+    """Read an amount of memory in bytes, as Ray's `memory` resource is given."""
+    try:
+        amount = float(value)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{name}={value!r} is no number of bytes.") from None
+    if not 0 <= amount < math.inf:
+        raise InvalidInputError(f"{name}={value!r} is no amount of memory.")
+    return amount
 
 
 def parse_text(value: Any) -> str | None:

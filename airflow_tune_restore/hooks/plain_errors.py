@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import (
+    CommitUndoneError,
     InvalidInputError,
     KeyNotFoundError,
     LeaseLostError,
@@ -17,6 +18,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.printable import printable
 
 PERMANENT = (
+    CommitUndoneError,  # somebody meant it
     InvalidInputError,  # the same arguments are refused again
     KeyNotFoundError,  # a plan that is gone does not come back
     LeaseLostError,  # a newer restore is at work
@@ -36,3 +38,12 @@ def plain_errors() -> Iterator[None]:
         raise AirflowFailException(printable(str(error), 4000)) from None
     except TuneRestoreError as error:
         raise AirflowException(printable(str(error), 4000)) from None
+
+
+def original(error: BaseException) -> BaseException:
+    """Return our error behind one that `plain_errors` raised; any other error as it is.
+
+    `raise … from None` hides the context from logs; Python keeps it all the same.
+    """
+    behind = error.__context__
+    return behind if isinstance(behind, TuneRestoreError) else error

@@ -13,6 +13,8 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.arguments import (
     parse_addresses,
     parse_bool,
+    parse_bytes,
+    parse_count,
     parse_span,
     parse_text,
 )
@@ -29,7 +31,7 @@ from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.verdicts import Verdicts, for_each
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
 from airflow_tune_restore.restore.summary import CommitSummary, printable
 
 DEFAULT_LEASE_TTL = timedelta(minutes=15)
@@ -63,6 +65,10 @@ class BuildRestorePlanOperator(BaseOperator):
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
         trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
         allow_scratch: Let a trial whose checkpoints are all gone start over.
+        max_attempts: Failed attempts, counted over all nights, after which a trial is quarantined; None
+            for no limit. The same exception at the same place and iteration twice quarantines it anyway.
+        max_memory: Bytes of memory that a trial is given at most after it ran out of it. It is given
+            twice as much each time, where it runs on a cluster (`ray_address`).
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
             0 for ones known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
@@ -85,6 +91,8 @@ class BuildRestorePlanOperator(BaseOperator):
         "fresh_budget",
         "trim_results",
         "allow_scratch",
+        "max_attempts",
+        "max_memory",
         "stale_after",
         "storage_conn_id",
     )
@@ -105,6 +113,8 @@ class BuildRestorePlanOperator(BaseOperator):
         fresh_budget: bool | str = False,
         trim_results: bool | str = False,
         allow_scratch: bool | str = False,
+        max_attempts: int | str | None = None,
+        max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
         storage_conn_id: str | None = None,
@@ -126,6 +136,8 @@ class BuildRestorePlanOperator(BaseOperator):
         self.fresh_budget = fresh_budget
         self.trim_results = trim_results
         self.allow_scratch = allow_scratch
+        self.max_attempts = max_attempts
+        self.max_memory = max_memory
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
         self.storage_conn_id = storage_conn_id
@@ -272,6 +284,8 @@ class BuildRestorePlanOperator(BaseOperator):
             trim_results=parse_bool("trim_results", self.trim_results),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
             can_start=parse_text(self.param_space) is not None,
+            max_attempts=parse_count("max_attempts", self.max_attempts),
+            max_memory_bytes=parse_bytes("max_memory", self.max_memory),
         )
 
     def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:
@@ -289,6 +303,8 @@ class BuildRestorePlanOperator(BaseOperator):
                 self.log.info("  %s %s: %s", trial.action, trial.trial_id, printable(trial.reason))
             if len(plan.to_run) > _SHOWN_TRIALS:
                 self.log.info("  … and %d more", len(plan.to_run) - _SHOWN_TRIALS)
+            for trial in plan.quarantined[:_SHOWN_TRIALS]:
+                self.log.warning("  %s: %s", trial.trial_id, printable(trial.reason))
             for warning in plan.warnings:
                 self.log.warning("  %s", printable(warning))
 

@@ -31,6 +31,7 @@ class CommitRestoreOperator(BaseOperator):
 
     Returns one mapping an experiment: `experiment`, `restore_id`, `state_file` (None if nothing had
     changed), `samples_left` (to be drawn by a `ContinueExperimentOperator`), `failed` (trial ids),
+    `quarantined` (ids of trials that failed too often and are not run again until they are released),
     `headline`, and `trials`, before and after. The log ends with the same as a table.
 
     Args:
@@ -121,6 +122,7 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         # what one run of all leaves undrawn, it was told to leave
         "samples_left": 0 if summary.is_one_run else summary.samples_left,
         "failed": [change.trial_id for change in summary.failed],
+        "quarantined": list(summary.quarantined),
         "headline": summary.headline(),
         "metric": summary.metric,
         "trials": summary.describe_changes(MOST_TRIALS),

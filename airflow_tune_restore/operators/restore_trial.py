@@ -5,19 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, Context, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.exceptions import RunnerError, TrialFailedError, TuneRestoreError
+from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome, record_end
+from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import (
     Result,
@@ -76,6 +79,8 @@ class RestoreTrialOperator(BaseOperator):
             serialized form. Credentials belong into the storage connection.
         storage_conn_id: Airflow connection to open the experiment with; by default the one in the
             trial's address. (templated)
+        retry_policy: By default `TrialRetryPolicy`: no retry of what fails in the same way again, a
+            longer wait after running out of memory and for a store. None for Airflow's plain retries.
     """
 
     template_fields = (
@@ -102,9 +107,10 @@ class RestoreTrialOperator(BaseOperator):
         imports: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
+        retry_policy: RetryPolicy | None = TRIAL_RETRY_POLICY,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(retry_policy=retry_policy, **kwargs)
         self.trial = trial
         self.trainable = trainable
         self.param_space = param_space
@@ -134,7 +140,7 @@ class RestoreTrialOperator(BaseOperator):
             store = hook.open(address)
             plan = read_plan(store, item.restore_id)
             if plan.is_one_run:
-                return self._judge(plan, item, self._follow(hook, store, plan, item))
+                return self._judge(store, plan, item, self._follow(hook, store, plan, item))
             outcome = read_outcome(store, item.restore_id, item.trial_id)
             if outcome is None or outcome.result != Result.FINISHED:
                 lease.renew(store, lease.check_held(store, item.restore_id))
@@ -142,7 +148,7 @@ class RestoreTrialOperator(BaseOperator):
                     outcome = self._run(store, plan, item, credentials)
             else:
                 self.log.info("An earlier try of this task has finished the trial already.")
-            return self._judge(plan, item, outcome)
+            return self._judge(store, plan, item, outcome)
 
     def on_kill(self) -> None:
         """Let the runner save a snapshot and end; asked twice, it waits once.
@@ -188,11 +194,11 @@ class RestoreTrialOperator(BaseOperator):
             self.on_kill()  # a timeout or an error of ours: no runner is left behind
         outcome = read_outcome(store, plan.restore_id, item.trial_id, request.attempt)
         if outcome is None:
-            raise RunnerError(
-                f"The runner of trial {item.trial_id} of {plan.experiment} ended (exit {exit_code}) "
-                "without saying how. A retry goes on from its newest snapshot. "
-                f"It last said: {' | '.join(last)}"
-            )
+            record_end(store, request, exit_code, "\n".join(last))
+            failure = classify_end(exit_code, "\n".join(last))
+            said = f"It ended with exit code {exit_code}. It last said: {' | '.join(last)}"
+            cause = failure.cause if failure is not None else Cause.UNKNOWN
+            raise RunnerDiedError(plan.experiment, item.trial_id, said, cause.value)
         return outcome
 
     def _follow(
@@ -234,6 +240,13 @@ class RestoreTrialOperator(BaseOperator):
     def _claim(
         self, store: ObjectStore, plan: RestorePlan, item: TrialItem, attempt: int | None = None
     ) -> RunnerRequest:
+        history = read_history(store, plan.restore_id, item.trial_id)
+        memory = memory_to_ask(plan, item.trial_id, history)
+        address = parse_text(self.ray_address)
+        if memory is not None and address is not None:
+            self.log.info("It ran out of memory: asking for %.1f GiB.", memory / 1024**3)
+        elif memory is not None:
+            self.log.info("It ran out of memory; a private Ray cannot be asked for more of it.")
         return claim_attempt(
             store,
             plan,
@@ -241,12 +254,15 @@ class RestoreTrialOperator(BaseOperator):
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
             imports=self.imports,
-            address=parse_text(self.ray_address),
+            address=address,
             runtime_env=dict(self.runtime_env or {}),
             attempt=attempt,
+            memory=memory if address is not None else None,
         )
 
-    def _judge(self, plan: RestorePlan, item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
+    def _judge(
+        self, store: ObjectStore, plan: RestorePlan, item: TrialItem, outcome: RunnerOutcome
+    ) -> dict[str, Any]:
         """Return the summary of a finished trial; every other end fails the task."""
         cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
         name = f"Trial {item.trial_id} of {plan.experiment}"
@@ -256,10 +272,9 @@ class RestoreTrialOperator(BaseOperator):
                 return _summary(item, outcome)
             case Result.FAILED:
                 kept = f"{cause}, after iteration {outcome.iteration}"
-                failed = TrialFailedError(plan.experiment, item.trial_id, kept)
-                if plan.is_one_run:  # it is over for this run: the next restore takes the trial up
-                    raise AirflowFailException(str(failed))
-                raise failed
+                final = _why_final(store, plan, outcome)
+                why = outcome.cause or Cause.UNKNOWN.value
+                raise TrialFailedError(plan.experiment, item.trial_id, kept, why, final)
             case Result.INTERRUPTED:
                 raise AirflowException(
                     f"{name} was stopped at iteration {outcome.iteration}; its snapshot is saved and a "
@@ -302,6 +317,20 @@ class _Output:
             self.show_new()
             self._file.close()
             self._file = None
+
+
+def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
+    """Say why a retry would fail in the same way; "" if it may not."""
+    if plan.is_one_run:
+        return "The run of all trials has ended it; the next restore takes it up"
+    failures = read_history(store, plan.restore_id, outcome.trial_id).failures
+    before = seen_before(failures, plan.restore_id, outcome.attempt)
+    if before is None:
+        return ""
+    return (
+        f"It failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
+        f"restore {before.restore_id}), so it is not retried"
+    )
 
 
 def describe_line(line: str, metric: str | None) -> str:

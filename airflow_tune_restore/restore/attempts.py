@@ -39,23 +39,28 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     address: str | None = None,
     runtime_env: dict[str, Any] | None = None,
     attempt: int | None = None,
+    memory: float | None = None,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial and store its request at `layout.request_key`.
 
-    With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all.
+    With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all. `memory`, in
+    bytes, takes the place of what the trial asks for by itself.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
         InvalidInputError: If the plan has no such trial.
         RecordUnreadableError: If somebody has placed an attempt with the highest number there is.
     """
+    planned = _of_plan(plan, trial_id)
+    if memory is not None:
+        planned["resources"] = {**planned["resources"], "memory": memory}
     number = attempt or max(list_attempts(store, plan.restore_id, trial_id), default=0) + 1
     while True:
         key = layout.request_key(plan.restore_id, trial_id, number)
         if layout.attempt_number(f"{number:06d}") is None:
             raise RecordUnreadableError(store.uri, key, "no number is left after the last attempt")
         request = RunnerRequest(
-            **_of_plan(plan, trial_id),
+            **planned,
             experiment=plan.experiment,
             restore_id=plan.restore_id,
             trial_id=trial_id,

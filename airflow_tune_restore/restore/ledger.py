@@ -19,6 +19,9 @@ from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 READ_LIMIT_BYTES = 256 * 1024**2
+FIRST_MEMORY_BYTES = 4.0 * 1024**3
+"""What a trial that ran out of memory is given first if it had asked for none."""
+
 _KEPT = 100
 """Failures kept of one trial, the newest."""
 
@@ -168,13 +171,31 @@ def seen_before(
     return same[-1] if signature is not None and same else None
 
 
-def counting_failures(
-    store: ObjectStore, restore_id: str, trial_id: str
-) -> tuple[FailedAttempt, ...]:
-    """Return the failures of a trial that count, those of the restore under way last."""
+def read_history(store: ObjectStore, restore_id: str, trial_id: str) -> History:
+    """Return the history of a trial, with the failures of the restore under way."""
     history = read_ledger(store)[0].trials.get(trial_id, History())
     failures = read_failures(store, restore_id, trial_id)
-    return _with_failures(history, restore_id, failures).failures
+    return _with_failures(history, restore_id, failures)
+
+
+def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float | None:
+    """Return how many bytes of memory the next attempt of a trial should ask for.
+
+    Twice the most it ran out of, starting from what it asks for by itself, up to the plan's
+    `max_memory_bytes`; never less than its own. A release does not take it back.
+
+    Returns:
+        None if it never ran out of memory, or for the one run of all trials: it has the machine.
+    """
+    if trial_id == layout.EVERY_TRIAL:
+        return None
+    own = plan.trial(trial_id).resources.get("memory")
+    short = [f for f in history.released + history.failures if f.cause == Cause.OUT_OF_MEMORY]
+    if not short:
+        return None
+    most = max((f.memory or 0.0 for f in short), default=0.0) or own
+    wanted = most * 2 if most else FIRST_MEMORY_BYTES
+    return max(min(wanted, plan.max_memory_bytes), own or 0.0)
 
 
 def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> str:

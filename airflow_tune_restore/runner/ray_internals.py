@@ -42,6 +42,8 @@ _NEEDED = (
     "ray._private.utils:set_sigterm_handler",
     # ids of restarted trials, and JSON of rows
     "ray.tune.experiment:Trial.generate_id",
+    # what a trial asks for
+    "ray.tune.experiment:Trial.create_placement_group_factory",
     "ray.tune.experiment:Experiment.get_trainable_name",
     "ray.tune.utils.serialization:TuneFunctionEncoder",
     "ray.tune.search:BasicVariantGenerator.set_finished",

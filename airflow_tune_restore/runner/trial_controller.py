@@ -9,7 +9,7 @@ from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.restore.request import Result, RunnerProgress
-from airflow_tune_restore.runner import checkpoint_choice
+from airflow_tune_restore.runner import checkpoint_choice, memory
 from airflow_tune_restore.runner.controller import GuardedController, Scope
 from airflow_tune_restore.runner.outcome import error_of
 from airflow_tune_restore.runner.ray_internals import replaced
@@ -108,6 +108,18 @@ class TrialController(GuardedController):
         # Trial.reset() draws a random id; ours is the same every time, so that a re-run converges
         with replaced(Trial, "generate_id", classmethod(lambda _cls: new_id)):
             super()._requeue_restored_trials(trials, resume_config)
+
+    def add_trial(self, trial: Trial) -> None:
+        """Add it with the memory that this attempt asks for."""
+        with memory.more_memory(self.scope.request):
+            super().add_trial(trial)
+
+    def _get_trial_checkpoints(self) -> dict[str, str]:
+        trial = self.scope.trial
+        if trial is None:
+            return dict(super()._get_trial_checkpoints())
+        with memory.own_resources(trial, self.scope.request):
+            return dict(super()._get_trial_checkpoints())
 
     def adopt(self) -> None:
         """Fix a new trial's directory, and drop rows that come again."""

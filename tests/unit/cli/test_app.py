@@ -71,7 +71,7 @@ def test_scan_tells_the_health_of_every_experiment(tune_restore, tmp_path):
     assert errored["samples_left"] == 0
     assert datetime.fromisoformat(errored["last_write"]).tzinfo is not None
     assert set(errored) == set(
-        "experiment health reason trials state_file last_write samples_left".split()
+        "experiment health reason trials state_file last_write samples_left quarantined".split()
     )
     assert "not a whole experiment state" in found["f-unreadable"]["reason"]
 
