@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 MODULE = "tests.trainables"
 TRAINABLES = {
     "errored": f"{MODULE}:counting",
+    "two_errored": f"{MODULE}:counting",
     "sparse": f"{MODULE}:counting",
     "retries": f"{MODULE}:counting",
     "extras": f"{MODULE}:counting",
@@ -136,6 +137,14 @@ def _recipe(kind: str) -> dict:
     plain = {"trainable": t.counting, "param_space": fails, "run": {}}
     return {
         "errored": {**plain, "param_space": {**both, "factor": 2}},
+        "two_errored": {
+            **plain,
+            "param_space": {
+                "role": tune.grid_search(["finishes", "fails", "fails sparsely"]),
+                "fails_at": tune.sample_from(_fails_at),
+                "checkpoint_every": tune.sample_from(_checkpoint_every),
+            },
+        },
         "sparse": {**plain, "param_space": {**fails, "checkpoint_every": 2}},
         "retries": {**plain, "run": {"failure_config": t.FailureConfig(max_failures=1)}},
         "extras": {**plain, "run": {"callbacks": [t.Recorder()], "stop": t.StopAtFive()}},
@@ -220,7 +229,11 @@ def _best_fails(spec) -> int | None:
 
 
 def _fails_at(spec) -> int | None:
-    return 4 if spec["role"] == "fails" else None
+    return 4 if spec["role"].startswith("fails") else None
+
+
+def _checkpoint_every(spec) -> int:
+    return 2 if spec["role"] == "fails sparsely" else 1
 
 
 def _hangs_at(spec) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
+from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import RunnerOutcome, RunnerProgress, RunnerRequest
@@ -51,7 +52,8 @@ class Restoring:
 
     def __init__(
         self, uri: str | Path, kind: str, *, healed: bool = True, env: dict[str, str] | None = None,
-        python: str = sys.executable, restore_id: str = RESTORE_ID, **plan: Any,
+        python: str = sys.executable, restore_id: str = RESTORE_ID,
+        ttl_seconds: float = lease.DEFAULT_TTL_SECONDS, **plan: Any,
     ) -> None:  # fmt: skip
         self.store: ObjectStore = open_store(str(uri))
         self.restore_id = restore_id
@@ -65,7 +67,7 @@ class Restoring:
         experiment = read_experiment(self.store)
         plan.setdefault("flags", ResumeFlags.from_flags(resume_errored=True))
         self.plan = plan_restore(self.store, experiment, restore_id=restore_id, **plan)
-        start_restore(self.store, experiment, self.plan, holder="test")
+        start_restore(self.store, experiment, self.plan, holder="test", ttl_seconds=ttl_seconds)
         self.trial = self.plan.to_run[0]
 
     def claim(self, **changes: Any) -> RunnerRequest:

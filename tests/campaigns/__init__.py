@@ -1,0 +1,1 @@
+"""Campaigns: many rounds of deliberate harm, with a seed. See docs/reliability.md."""

@@ -1,11 +1,12 @@
 """Opening stores: URLs, missing packages, given filesystems, and the view of the same place for Ray."""
 
 import pickle
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_tune_restore.exceptions import InvalidInputError, StorageError
+from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, StorageError
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 from airflow_tune_restore.storage.create import check_exclusive_create
 from airflow_tune_restore.storage.fs import open_store
@@ -41,12 +42,25 @@ def test_the_time_is_the_servers(kind, request, monkeypatch):
     assert abs(store.now() - datetime.now(UTC)) < timedelta(hours=1)
 
 
-def test_a_store_that_lets_two_creators_win_is_refused():
-    class Careless(MemoryStore):
-        def create(self, key, body):
-            self.put(key, body)
+class Careless(MemoryStore):
+    def create(self, key, body):
+        self.put(key, body)
 
-    store = Careless()
+
+class LookingFirst(MemoryStore):
+    """As many clients do it over a network: passes if creators come one after the other."""
+
+    def create(self, key, body):
+        taken = key in self._objects
+        time.sleep(0.05)
+        if taken:
+            raise KeyExistsError(self.uri, key)
+        self.put(key, body)
+
+
+@pytest.mark.parametrize("kind", [Careless, LookingFirst])
+def test_a_store_that_lets_two_creators_win_is_refused(kind):
+    store = kind()
     with pytest.raises(StorageError, match="exclusively"):
         check_exclusive_create(store)
     assert store.list_dir() == []
