@@ -151,6 +151,11 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
         _check_fits(store, plan, base.state)
         record = record or _write_record(store, plan, base)
+        if record.state_file <= plan.base.name:  # Ray would never look at it
+            key = layout.commit_key(plan.restore_id)
+            raise RecordUnreadableError(
+                store.uri, key, f"{record.state_file} does not sort after {plan.base.name}"
+            )
         body = _build_state(store, plan, base, record)
         if body is not None:
             _put_state(store, record.state_file, body)

@@ -4,8 +4,8 @@
     python -m tests.campaigns.hostile --seed 1 --only 1234         one input again, with its traceback
 
 Each input is made from the seed and its number alone, so that any of them can be tried again. It is read
-in a child process whose memory is limited, under a watchdog, with a tripwire that hears of whatever Python
-is told to execute, import, open or connect to. What fails is printed and saved.
+in a child process whose memory is limited, under a watchdog, with a tripwire that hears of whatever
+Python is told to execute, import, open or connect to. What fails is printed and saved.
 """
 
 import argparse
@@ -97,6 +97,7 @@ def _collect(exit_code: int | None, own: Path, seed: int) -> Report:
 def _child(
     inputs: int, seed: int, first: int, step: int, scratch: str, save_to: Path | None
 ) -> None:
+    import tests.airflow_home  # noqa: F401  first of all: it sets AIRFLOW_HOME
     from tests.campaigns.guards import Tripwire
     from tests.campaigns.hostile_targets import Lab
 

@@ -30,7 +30,8 @@ NUMBERS = (
 TOKENS = (
     b"1e999", b"-1e999", b"NaN", b"Infinity", b"-Infinity", b"9" * 5000, b'"\\ud800"', b'"\xff\xfe"',
     b"\x00", b"[" * 2000, b"{" * 2000, b'{"a":' * 500, b"0" * 100, b"1E+400", b"\xef\xbb\xbf",
-    b'"\\u0000"',    b", \"runner_data\": ", b'{"trial_data": ', b"true", b"null", b"[]", b"{}", b'""', b"-", b"\\",
+    b'"\\u0000"',
+    b", \"runner_data\": ", b'{"trial_data": ', b"true", b"null", b"[]", b"{}", b'""', b"-", b"\\",
 )  # fmt: skip
 
 
@@ -256,7 +257,8 @@ _TARGETS = (
 )  # fmt: skip
 _OPCODES = (
     b"(", b".", b"0", b"1", b"2", b"F1e999\n", b"I9\n", b"I01\n", b"J\xff\xff\xff\x7f", b"K\x01",
-    b"L9L\n",    b"M\xff\xff", b"N", b"P1\n", b"Q", b"R", b"S'a'\n", b"T\x02\x00\x00\x00ab", b"U\x01a", b"Va\n",
+    b"L9L\n",
+    b"M\xff\xff", b"N", b"P1\n", b"Q", b"R", b"S'a'\n", b"T\x02\x00\x00\x00ab", b"U\x01a", b"Va\n",
     b"X\x01\x00\x00\x00a", b"a", b"b", b"cos\nsystem\n", b"d", b"}", b"e", b"g0\n", b"h\x00",
     b"ios\nsystem\n", b"j\x00\x00\x00\x00", b"l", b"]", b"o", b"p0\n", b"q\x00", b"r\xff\xff\xff\x7f",
     b"s", b"t", b")", b"u", b"G\x7f\xf0\x00\x00\x00\x00\x00\x00", b"\x80\x05", b"\x81",

@@ -1,8 +1,8 @@
 """Everything that is read back from storage, each as one function that is given hostile input.
 
 A target draws its input from `rng`, keeps it with `lab.keep` (so that it can be saved), and reads it.
-It may return, or raise one of our errors; anything else is a failure. Add a target to `TARGETS`, an object
-of ours to `RECORDS`.
+It may return, or raise one of our errors; anything else is a failure. Add a target to `TARGETS`, an
+object of ours to `RECORDS`.
 """
 
 import contextlib
@@ -41,7 +41,6 @@ from airflow_tune_restore.restore.start import fresh_restore_id, plan_restore, r
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests import airflow_home  # noqa: F401  first: it sets AIRFLOW_HOME
 from tests.builders import STATE_NAME, make_row, make_state
 from tests.campaigns import hostile_inputs as inputs
 from tests.campaigns.guards import GuardedStore, OutsideError
@@ -435,7 +434,9 @@ def _spoil(rng: random.Random, lab: Lab, place: str) -> Objects:
     """Return a copy of the golden experiment at `place`, some of its files hostile."""
     objects = {place + key.removeprefix(GOOD): value for key, value in lab.golden.items()}
     for _ in range(rng.choice((1, 1, 2, 3))):
-        key = rng.choice([key for key in objects if "/checkpoint_" not in key])
+        in_root = rng.random() < 0.7  # the state, tuner.pkl and the searcher's state
+        files = [key for key in objects if "/checkpoint_" not in key]
+        key = rng.choice([key for key in files if key.count("/") == 2 or not in_root] or files)
         body = objects[key][0]
         pickled = key.endswith(".pkl") or "variant" in key
         made = (inputs.hostile_pickle if pickled else inputs.hostile_json)(rng, body)

@@ -133,6 +133,13 @@ def test_a_commit_record_cannot_choose_what_is_written(store, name):
     assert store._objects == before
 
 
+def test_a_commit_record_cannot_hide_what_is_committed(store):
+    body = {"state_file": "experiment_state-2025-01-01_00-00-00_r000001.json", "start_time": 1.0}
+    store.put(layout.commit_key("r1"), json.dumps(body | {"attempts": {"bad": 1}}).encode())
+    with pytest.raises(RecordUnreadableError, match="does not sort after"):
+        commit_restore(store, "r1")
+
+
 def test_a_state_whose_driver_started_at_infinity_can_be_restored_and_committed():
     store = MemoryStore()
     store.put(STATE_NAME, make_state(ROWS, start_time=math.inf))
