@@ -72,6 +72,12 @@ ResumeUnfinished = Annotated[
 ]
 Strategy = Annotated[str, typer.Option(help="auto, per_trial or whole_experiment.")]
 
+AllowScratch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-scratch", help="Start trials over whose recorded checkpoints are all gone."
+    ),
+]
 MaxAttempts = Annotated[
     int | None,
     typer.Option(
@@ -100,6 +106,7 @@ def plan(
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
     strategy: Strategy = "auto",
+    allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
     as_json: Json = False,
 ) -> None:
@@ -111,6 +118,7 @@ def plan(
         restore_id="preview",
         flags=_flags(resume_unfinished, resume_errored, restart_errored),
         strategy=strategy,
+        allow_scratch=allow_scratch,
         max_attempts=max_attempts,
     )
     output.print_plan(made, as_json=as_json)
@@ -130,6 +138,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
     strategy: Strategy = "auto",
+    allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
     max_memory: Annotated[
         float,
@@ -173,6 +182,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
             flags=_flags(resume_unfinished, resume_errored, restart_errored),
             strategy=strategy,
             stale_after=timedelta(seconds=stale_after),
+            allow_scratch=allow_scratch,
             can_start=param_space is not None,
             max_attempts=max_attempts,
             max_memory_bytes=max_memory,

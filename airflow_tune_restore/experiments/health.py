@@ -58,13 +58,13 @@ class Evidence:
 
     Args:
         last_write: Newest write; None if the store does not say.
-        last_restore_ended: When the restore ended that committed the newest state, if one did. What was
-            written before is its own doing, and no sign of a living driver.
+        committed_at: When a restore committed the newest state, if one did. What was written before is
+            its own doing, and no sign of a living driver.
         now: The time.
     """
 
     last_write: datetime | None
-    last_restore_ended: datetime | None = None
+    committed_at: datetime | None = None
     now: datetime
 
     @property
@@ -72,8 +72,8 @@ class Evidence:
         """Whether the last write was a restore's."""
         return (
             self.last_write is not None
-            and self.last_restore_ended is not None
-            and self.last_write <= self.last_restore_ended
+            and self.committed_at is not None
+            and self.last_write <= self.committed_at
         )
 
 

@@ -95,8 +95,8 @@ def _report_readable(
 ) -> ExperimentReport:
     last_write = _newest(entries)
     experiment = read_experiment(store, entries)
-    ended = _last_restore_ended(store, experiment)
-    evidence = Evidence(last_write=last_write, last_restore_ended=ended, now=now)
+    committed_at = _committed_at(entries, experiment)
+    evidence = Evidence(last_write=last_write, committed_at=committed_at, now=now)
     health, reason = judge(experiment, evidence, stale_after=stale_after)
     if health is Health.INTERRUPTED and stale_after:
         # the root is silent; a trial directory may still be written to
@@ -142,17 +142,12 @@ def _newest_in_trials(store: ObjectStore, experiment: Experiment) -> datetime | 
         return max(filter(None, newest), default=None)
 
 
-def _last_restore_ended(store: ObjectStore, experiment: Experiment) -> datetime | None:
-    """Return when the restore that committed the newest state gave its lease back, by the store's clock.
-
-    None if the newest state is a driver's own, or another restore has taken the lease since.
-    """
-    if not layout.is_committed_state(experiment.state_file.name):
+def _committed_at(entries: list[Entry], experiment: Experiment) -> datetime | None:
+    """Return when the newest state was written, if a commit of ours did."""
+    name = experiment.state_file.name
+    if not layout.is_committed_state(name):
         return None
-    entries = store.list_dir(layout.LEASE)
-    newest = max((entry.name.partition(".")[0] for entry in entries), default="")
-    release = next((e for e in entries if e.name == f"{newest}.release.json"), None)
-    return release.modified_at if release is not None else None
+    return next((entry.modified_at for entry in entries if entry.name == name), None)
 
 
 def _newest(entries: list[Entry]) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Checkpoints that the state names and that are not there any more: what the plan says and the run does."""
+"""Checkpoints that the state names and that are not there any more: what plan and run make of it."""
 
 import shutil
 from pathlib import Path

@@ -92,6 +92,23 @@ def test_a_trial_directory_that_is_written_to_is_a_sign_of_life(tune_restore, tm
     assert json.loads(out)[0]["health"] == "running"
 
 
+def test_what_a_restore_wrote_itself_is_no_sign_of_life(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [HUNG])
+    (experiment / "dir_hung").mkdir()
+    (experiment / "dir_hung" / "result.json").write_text("{}\n")
+    committed = STATE_NAME.replace(".json", "_r000001.json")
+    (experiment / committed).write_bytes(make_state([HUNG], start_time=1001.0))
+    _, out, _ = tune_restore("scan", tmp_path, "--json")
+    (report,) = json.loads(out)
+    assert report["health"] == "interrupted"
+    assert "nothing written since it was last restored" in report["reason"]
+
+    age(experiment, 9999)
+    (experiment / "dir_hung" / "result.json").write_text("{}\n{}\n")  # its driver is back
+    _, out, _ = tune_restore("scan", tmp_path, "--json")
+    assert json.loads(out)[0]["health"] == "running"
+
+
 def test_an_empty_prefix_is_an_empty_list(tune_restore, tmp_path):
     assert tune_restore("scan", tmp_path, "--json")[:2] == (0, "[]\n")
     assert "No Tune experiment" in tune_restore("scan", tmp_path)[1]
