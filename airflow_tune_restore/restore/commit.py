@@ -254,7 +254,7 @@ def _release(store: ObjectStore, restore_id: str) -> None:
 def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> CommitSummary:
     before = parse_state(store.get(plan.base.name))
     committed = _exists(store, record.state_file)
-    quarantined = ledger.read_ledger(store)[0].quarantined(plan.max_attempts)
+    histories = ledger.read_ledger(store)[0].trials
     outcomes = {
         trial.trial_id: read_outcome(store, plan.restore_id, trial.trial_id)
         for trial in plan.to_run
@@ -266,6 +266,8 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
         after=parse_state(store.get(record.state_file)) if committed else before,
         outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
         quarantined=[
-            trial.final_trial_id for trial in plan.to_run if trial.final_trial_id in quarantined
+            trial.final_trial_id
+            for trial in plan.to_run
+            if trial.final_trial_id in histories and histories[trial.final_trial_id].quarantined
         ],
     )
