@@ -394,7 +394,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
         raise RecordUnreadableError(
             store.uri, record.state_file, f"it has not as many trials as {plan.base.name}"
         )
-    quarantined = ledger.read_ledger(store)[0].quarantined(plan.max_attempts)
+    histories = ledger.read_ledger(store)[0].trials
     outcomes = {
         trial.trial_id: read_whatever_outcome(store, plan.restore_id, trial.trial_id)
         for trial in plan.to_run
@@ -406,6 +406,8 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
         after=after,
         outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
         quarantined=[
-            trial.final_trial_id for trial in plan.to_run if trial.final_trial_id in quarantined
+            trial.final_trial_id
+            for trial in plan.to_run
+            if trial.final_trial_id in histories and histories[trial.final_trial_id].quarantined
         ],
     )

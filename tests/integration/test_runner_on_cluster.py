@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from tests.experiments import environment
 from tests.restoring import Restoring
@@ -49,3 +51,24 @@ def test_a_trial_is_stopped_and_resumed_on_a_cluster(copied, cluster):
     assert ran.code == EXIT_FINISHED, ran.output
     assert "Connecting to existing Ray cluster" in ran.output
     assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trial_that_ran_out_of_memory_asks_a_cluster_for_more(copied, cluster):
+    restoring = Restoring(copied("errored"), "errored", env={"TUNE_TEST_STEP_SECONDS": "0"})
+    asked = 512.0 * 1024**2
+    before = read_experiment(restoring.store).trials
+    resources = {**restoring.trial.resources, "memory": asked}
+    ran = restoring.run(address=cluster, resources=resources)
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert ran.outcome.metrics["memory_asked"] == asked
+    commit_restore(restoring.store, restoring.restore_id)
+    # the row still says what the trial asks for by itself
+    after = read_experiment(restoring.store).trials
+    assert [trial.resources for trial in after] == [trial.resources for trial in before]
+
+
+def test_more_memory_than_any_node_has_is_not_waited_for(copied, cluster):
+    restoring = Restoring(copied("errored"), "errored", env={"TUNE_TEST_STEP_SECONDS": "0"})
+    ran = restoring.run(address=cluster, resources={"CPU": 1.0, "memory": 2.0**50})
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert 0 < ran.outcome.metrics["memory_asked"] < 2.0**50
