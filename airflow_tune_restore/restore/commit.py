@@ -28,7 +28,12 @@ from airflow_tune_restore.experiments.state import (
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, wait_until_over
+from airflow_tune_restore.restore.attempts import (
+    list_attempts,
+    newest_started,
+    read_outcome,
+    wait_until_over,
+)
 from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan, decode, encode
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
@@ -139,14 +144,15 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> _C
     attempts: dict[str, int] = {}
     for trial in plan.to_run:
         numbers = list_attempts(store, plan.restore_id, trial.trial_id)
-        if numbers:
+        started = newest_started(store, plan.restore_id, trial.trial_id)
+        if started is not None:
             over = wait_until_over(
-                store, plan.restore_id, trial.trial_id, numbers[-1], patience_seconds=120.0
+                store, plan.restore_id, trial.trial_id, started, patience_seconds=120.0
             )
             if not over:
                 raise RunnerError(
                     f"Trial {trial.trial_id} of {plan.experiment} still has a living runner (attempt "
-                    f"{numbers[-1]}). Nothing was committed; wait for it to end, or stop it."
+                    f"{started}). Nothing was committed; wait for it to end, or stop it."
                 )
         with_snapshot = [n for n in numbers if _snapshot(store, plan, trial, n) is not None]
         if with_snapshot:
