@@ -110,6 +110,14 @@ def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[in
     return sorted(number for number in numbers if number is not None)
 
 
+def newest_started(store: ObjectStore, restore_id: str, trial_id: str) -> int | None:
+    """Return the newest attempt whose runner has shown itself; later ones never got to run."""
+    for attempt in reversed(list_attempts(store, restore_id, trial_id)):
+        if _get(store, layout.heartbeat_key(restore_id, trial_id, attempt)) is not None:
+            return attempt
+    return None
+
+
 def read_outcome(
     store: ObjectStore, restore_id: str, trial_id: str, attempt: int | None = None
 ) -> RunnerOutcome | None:

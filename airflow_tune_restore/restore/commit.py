@@ -38,6 +38,7 @@ from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore import lease, ledger
 from airflow_tune_restore.restore.attempts import (
     list_attempts,
+    newest_started,
     read_whatever_outcome,
     wait_until_over,
 )
@@ -176,15 +177,16 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     attempts: dict[str, int] = {}
     for unit in _units(plan):
         numbers = list_attempts(store, plan.restore_id, unit)
-        if numbers:
+        started = newest_started(store, plan.restore_id, unit)
+        if started is not None:
             over = wait_until_over(
-                store, plan.restore_id, unit, numbers[-1], patience_seconds=120.0
+                store, plan.restore_id, unit, started, patience_seconds=120.0
             )
             if not over:
                 what = "The run" if unit == layout.EVERY_TRIAL else f"Trial {unit}"
                 raise RunnerError(
                     f"{what} of {plan.experiment} still has a living runner (attempt "
-                    f"{numbers[-1]}). Nothing was committed; wait for it to end, or stop it."
+                    f"{started}). Nothing was committed; wait for it to end, or stop it."
                 )
         with_snapshot = [n for n in numbers if _snapshot(store, plan, unit, n) is not None]
         if with_snapshot:

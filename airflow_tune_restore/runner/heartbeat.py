@@ -39,6 +39,7 @@ class Heartbeat:
         self._parent_pid = parent_pid
         self._count = 0
         self._runs_since = ""
+        self._epoch = 0
         self._ttl_seconds = lease.DEFAULT_TTL_SECONDS
         self._last_success = time.monotonic()
         self._stopped = threading.Event()
@@ -88,7 +89,10 @@ class Heartbeat:
                 "has been started."
             )
         held = lease.check_held(self._store, request.restore_id)
-        self._ttl_seconds = held.ttl_seconds
+        if self._epoch not in (0, held.epoch):
+            newer = f"it was lost and taken again: epoch {held.epoch} is not {self._epoch}"
+            raise LeaseLostError(self._store.uri, request.restore_id, newer)
+        self._epoch, self._ttl_seconds = held.epoch, held.ttl_seconds
         lease.renew(self._store, held)
 
     def check_or_end(self) -> None:

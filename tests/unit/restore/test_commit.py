@@ -9,6 +9,7 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseHeldError,
     LeaseLostError,
+    RunnerError,
     StateChangedError,
     StorageError,
 )
@@ -201,6 +202,19 @@ def test_a_restore_that_lost_its_lease_commits_nothing(store):
         commit_restore(store, "r1")
     with pytest.raises(KeyNotFoundError):
         store.get(COMMITTED)
+
+
+def test_a_living_runner_is_waited_for_even_if_a_later_attempt_was_claimed(store, monkeypatch):
+    plan = start(store)
+    claim_attempt(store, plan, "bad", trainable="m:train")
+    store.put(layout.heartbeat_key("r1", "bad", 1), b"{}")
+    claim_attempt(store, plan, "bad", trainable="m:train")  # its launcher was killed there
+    monkeypatch.setattr(
+        "airflow_tune_restore.restore.commit.wait_until_over",
+        lambda _store, _restore, _trial, attempt, **_kwargs: attempt != 1,
+    )
+    with pytest.raises(RunnerError, match=r"living runner \(attempt 1\)"):
+        commit_restore(store, "r1")
 
 
 def test_the_lease_is_free_after_the_commit(store):

@@ -105,6 +105,53 @@ def test_a_released_lease_is_no_longer_held_by_its_own_restore(store, time):
 
 
 @given(
+    pauses=st.lists(st.floats(0.1, 40.0), max_size=30),  # 40 s: two thirds of the TTL
+    looks=st.lists(st.floats(0.0, 300.0), max_size=5),
+)
+def test_a_holder_that_renews_in_time_is_never_replaced(pauses, looks):
+    """Whenever others look, and however long they watch: it stops itself before they take over."""
+    time = Time()
+    store = MemoryStore(clock=time.now)
+    held = take(store, time, "one", ttl=60)
+    due, moments = [], 0.0
+    for pause in pauses:
+        moments += pause
+        due.append(moments)
+    ends = moments + 40.0  # after its last beat it must have stopped
+
+    def live():
+        while due and due[0] <= time.seconds:
+            due.pop(0)
+            lease.renew(store, held)
+
+    time.while_asleep = live
+    for look in sorted(looks):
+        time.seconds = max(time.seconds, look)
+        live()
+        try:
+            take(store, time, "two")
+        except LeaseHeldError:
+            continue
+        assert time.seconds >= ends
+        return
+
+
+def test_the_watchers_of_a_dead_holder_are_one_heir_and_refusals(time, store):
+    take(store, time, "dead", ttl=60)
+    time.seconds = 1000
+    heirs = []
+
+    def another():
+        time.while_asleep = lambda: None
+        heirs.append(take(store, time, "two"))
+
+    time.while_asleep = another  # while the third watches, the second does, too, and is faster
+    with pytest.raises(LeaseHeldError, match="holder of two"):
+        take(store, time, "three")
+    assert [heir.epoch for heir in heirs] == [2]
+
+
+@given(
     steps=st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from(["take", "release", "wait"])))
 )
 def test_never_do_two_restores_hold_it(steps):

@@ -54,6 +54,20 @@ def test_a_lost_lease_ends_it(store):
         heartbeat(store).start()
 
 
+def test_a_lease_that_its_restore_lost_and_took_again_ends_it(store):
+    pulse = heartbeat(store)
+    pulse.check()
+    for restore_id in ("another", "r"):
+        lease.release(store, lease.check_held(store, lease_holder(store)))
+        lease.acquire(store, restore_id=restore_id, holder="test")
+    with pytest.raises(LeaseLostError, match="epoch 3 is not 1"):
+        pulse.check()
+
+
+def lease_holder(store):
+    return lease.newest_claim(store, store.list_dir(layout.LEASE)).restore_id
+
+
 @pytest.mark.parametrize("lost", ["attempt", "lease"])
 def test_while_running_it_leaves_without_another_word(store, lost, monkeypatch):
     pulse = heartbeat(store)

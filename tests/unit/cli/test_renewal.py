@@ -1,0 +1,48 @@
+"""While `tune-restore restore` works, its lease lives, whatever its trials do."""
+
+import time
+
+import pytest
+
+from airflow_tune_restore.cli import restore
+from airflow_tune_restore.exceptions import LeaseHeldError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.storage.memory import MemoryStore
+
+
+def beats(store):
+    entries = store.list_dir(layout.LEASE)
+    return [store.get(f"{layout.LEASE}/{e.name}") for e in entries if "heartbeat" in e.name]
+
+
+def eventually(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_the_shell_renews_its_lease_until_it_is_done(monkeypatch):
+    monkeypatch.setattr(restore, "TTL_SECONDS", 0.25)
+    store = MemoryStore()
+    lease.acquire(store, restore_id="shell", holder="test", ttl_seconds=3600)
+    with restore._renewed(store, "shell"):
+        assert eventually(lambda: beats(store))
+        first = beats(store)
+        assert eventually(lambda: beats(store) != first)
+        with pytest.raises(LeaseHeldError):
+            lease.refuse_if_alive(store, "another")
+    last = beats(store)
+    time.sleep(0.2)
+    assert beats(store) == last
+
+
+def test_a_lease_that_was_lost_is_not_renewed(monkeypatch):
+    monkeypatch.setattr(restore, "TTL_SECONDS", 0.25)
+    store = MemoryStore()
+    lease.release(store, lease.acquire(store, restore_id="shell", holder="test"))
+    lease.acquire(store, restore_id="another", holder="test")
+    with restore._renewed(store, "shell"):
+        time.sleep(0.3)
+    assert beats(store) == []
