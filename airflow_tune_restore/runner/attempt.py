@@ -198,6 +198,7 @@ def _replacements(scope: Any) -> list[tuple[Any, str, Any]]:
 
     staging = (scope.staging / "driver_artifacts").as_posix()
     return [
+        *_without_credentials(scope.request),
         (tune_module, "TuneController", scoped_controller(scope)),
         (
             tune_controller,
@@ -213,6 +214,20 @@ def _replacements(scope: Any) -> list[tuple[Any, str, Any]]:
         # Tuner.restore stages all trials where the first row says
         (StorageContext, "experiment_driver_staging_path", property(lambda _self: staging)),
     ]
+
+
+def _without_credentials(request: RunnerRequest) -> list[tuple[Any, str, Any]]:
+    """Keep Ray Tune from handing AWS keys to the trial in its runtime_env.
+
+    Ray writes those into its logs and its workers' command lines (ray.tune.execution.class_cache, seen
+    in 2.60). A private Ray inherits our environment; the nodes of a cluster may depend on it.
+    """
+    from ray.tune.execution import class_cache
+
+    if request.address is not None:
+        return []
+    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    return [(class_cache, "ENV_VARS_TO_PROPAGATE", names)]
 
 
 def _restore_tuner(scope: Any, trainable: Any, param_space: dict[str, Any] | None) -> None:
