@@ -33,6 +33,9 @@ MEMORY_LIMIT = 2 * 1024**3
 """Address space of a child: interpreter, Airflow and msgspec take about half of it."""
 
 TIME_LIMIT_SECONDS = 20.0
+"""Of the processor: a busy machine is not the input's fault."""
+
+WALL_LIMIT_SECONDS = 600.0
 MOST_FAILURES = 50
 
 
@@ -103,8 +106,9 @@ def _child(
     from tests.campaigns.hostile_targets import Lab
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    faulthandler.register(signal.SIGALRM, chain=True)  # the traceback, then death
-    signal.setitimer(signal.ITIMER_REAL, 10 * TIME_LIMIT_SECONDS)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        faulthandler.register(number, chain=True)  # the traceback, then death
+    signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     lab, wire = Lab(scratch), Tripwire(scratch)
     _warm_up(lab)
     report = Report(start_mib=_peak_mib())
@@ -146,8 +150,9 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
     (name,) = rng.choices(list(targets), [weight for _, weight in targets.values()])
     lab.kept.clear()
     failure = None
-    started = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_SECONDS)
+    started = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     try:
         with wire:
             targets[name][0](rng, lab)
@@ -155,13 +160,14 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
         pass
     except BaseException:  # noqa: BLE001  whatever gets out is what we look for
         failure = f"seed {seed} input {index} ({name}): {traceback.format_exc(limit=-6)}"
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if wire.trips and failure is None:
         failure = f"seed {seed} input {index} ({name}): swallowed {wire.trips}"
     wire.trips.clear()
     report.tried += 1
     report.by_target[name] += 1
-    report.slowest = max(report.slowest, (time.perf_counter() - started, index, name))
+    report.slowest = max(report.slowest, (time.process_time() - started, index, name))
     return failure
 
 
@@ -250,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{report.tried} inputs of seed {options.seed} in {time.monotonic() - started:.0f} s: "
         f"{dict(report.by_target)}"
     )
-    print(f"slowest: input {index} ({name}), {seconds:.2f} s")
+    print(f"slowest: input {index} ({name}), {seconds:.2f} s of the processor")
     print(
         f"peak memory: {report.peak_mib:.0f} MiB ({report.start_mib:.0f} MiB before the first input)"
     )
