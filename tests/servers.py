@@ -84,11 +84,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def s3_server(bucket: str = "experiments") -> Iterator[Server]:
+def s3_server(bucket: str = "experiments", secret: str = "test-secret-canary") -> Iterator[Server]:
     """SeaweedFS's S3 gateway, with credentials that it checks."""
     identity = {
         "name": "admin",
-        "credentials": [{"accessKey": "test-access", "secretKey": "test-secret-canary"}],
+        "credentials": [{"accessKey": "test-access", "secretKey": secret}],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +114,7 @@ def s3_server(bucket: str = "experiments") -> Iterator[Server]:
                 env={
                     "AWS_ENDPOINT_URL": endpoint,
                     "AWS_ACCESS_KEY_ID": "test-access",
-                    "AWS_SECRET_ACCESS_KEY": "test-secret-canary",
+                    "AWS_SECRET_ACCESS_KEY": secret,
                     "AWS_DEFAULT_REGION": "us-east-1",
                     "AWS_REGION": "us-east-1",
                     "AWS_EC2_METADATA_DISABLED": "true",

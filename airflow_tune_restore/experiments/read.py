@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from io import BytesIO
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, StateUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
@@ -36,6 +39,10 @@ from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 CONCURRENCY = 32
+LARGE_BYTES = 16 * 1024 * 1024
+_LARGE = threading.Semaphore(1)
+"""Larger files are read one at a time: 32 threads with 512 MiB each are too much for a worker."""
+
 CLOCK_SPREAD = timedelta(hours=27)
 """State names carry the driver's local time: two zones lie at most 26 hours apart."""
 
@@ -174,6 +181,15 @@ def _may_be_newer(name: str, than: str) -> bool:
 
 
 def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
+    if entry.size_bytes > layout.MAX_STATE_BYTES:  # the listing says so: not a byte is read
+        raise MalformedStateError(
+            f"it holds {entry.size_bytes} bytes; at most {layout.MAX_STATE_BYTES} are read"
+        )
+    with _in_turn(entry.size_bytes):
+        return _read_sized_state(store, entry)
+
+
+def _read_sized_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
     body = store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
     with ThreadPoolExecutor(1) as beside:  # hashing 150 MB takes as long as half of the parsing
         digest = beside.submit(lambda: hashlib.sha256(body).hexdigest())
@@ -181,6 +197,11 @@ def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
     if not state.trials:
         raise MalformedStateError("it holds no trials")
     return StateFile(name=entry.name, sha256=digest.result(), size_bytes=len(body)), state
+
+
+def _in_turn(size_bytes: int) -> AbstractContextManager[object]:
+    """Wait for other large files to be read; small ones are read side by side."""
+    return _LARGE if size_bytes > LARGE_BYTES else nullcontext()
 
 
 def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:
@@ -214,16 +235,20 @@ def _checkpoint_choice(
         return recorded
     if recorded is None or trial.trial_dir is None:
         return choose_checkpoint(None, [], {})
+    entries = store.list_dir(trial.trial_dir)
+    rows_size = sum(entry.size_bytes for entry in entries if entry.name == layout.RESULT_FILE)
     directories = [
         entry.name
-        for entry in store.list_dir(trial.trial_dir)
+        for entry in entries
         if entry.is_dir
         and entry.name.startswith(layout.CHECKPOINT_PREFIX)
         and is_safe_name(entry.name)
     ]
     if recorded.name not in directories:
         return choose_checkpoint(
-            recorded, _list_checkpoints(store, trial, directories), _reported(store, trial)
+            recorded,
+            _list_checkpoints(store, trial, directories),
+            _reported(store, trial, rows_size),
         )
     # the recorded one and one sibling to hold it against: two listings, however many there are
     siblings = sorted((n for n in directories if n != recorded.name), reverse=True)[:1]
@@ -233,7 +258,7 @@ def _checkpoint_choice(
     if choice.name == recorded.name:
         return choice
     return choose_checkpoint(
-        recorded, _list_checkpoints(store, trial, directories), _reported(store, trial)
+        recorded, _list_checkpoints(store, trial, directories), _reported(store, trial, rows_size)
     )
 
 
@@ -251,19 +276,19 @@ def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> lis
     ]
 
 
-def _reported(store: ObjectStore, trial: Trial) -> dict[str, int]:
+def _reported(store: ObjectStore, trial: Trial, size_bytes: int) -> dict[str, int]:
     """Return checkpoint name -> iteration from result.json."""
-    try:
-        body = store.get(
-            f"{trial.trial_dir}/{layout.RESULT_FILE}", max_bytes=layout.MAX_RESULT_BYTES
-        )
-    except KeyNotFoundError:
-        return {}
-    return dict(_checkpoint_rows(body))
+    key = f"{trial.trial_dir}/{layout.RESULT_FILE}"
+    with _in_turn(size_bytes):
+        try:
+            body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+        except KeyNotFoundError:
+            return {}
+        return dict(_checkpoint_rows(body))
 
 
 def _checkpoint_rows(body: bytes) -> Iterator[tuple[str, int]]:
-    for line in body.splitlines():
+    for line in BytesIO(body):  # which copies nothing but the line
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

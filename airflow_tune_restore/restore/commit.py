@@ -179,9 +179,7 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
         numbers = list_attempts(store, plan.restore_id, unit)
         started = newest_started(store, plan.restore_id, unit)
         if started is not None:
-            over = wait_until_over(
-                store, plan.restore_id, unit, started, patience_seconds=120.0
-            )
+            over = wait_until_over(store, plan.restore_id, unit, started, patience_seconds=120.0)
             if not over:
                 what = "The run" if unit == layout.EVERY_TRIAL else f"Trial {unit}"
                 raise RunnerError(

@@ -24,6 +24,8 @@ _NEEDED = (
     "ray.tune.execution.tune_controller:TuneController.resume",
     # which state file resume() reads
     "ray.tune.execution.tune_controller:_find_newest_experiment_checkpoint",
+    # what is put into a trial's runtime_env
+    "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
     # when and how states are saved
     "ray.tune.execution.experiment_state:_ExperimentCheckpointManager",
     # Tuner.restore, and the analysis of the whole experiment it would load

@@ -3,6 +3,7 @@
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.controller import Scope, bound_controller
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 
@@ -16,6 +17,7 @@ def replacements(scope: Scope) -> list[tuple[Any, str, Any]]:
 
     staging = (scope.staging / "driver_artifacts").as_posix()
     return [
+        *_without_credentials(scope.request),
         (tune_module, "TuneController", bound_controller(scope)),
         (
             tune_controller,
@@ -31,6 +33,20 @@ def replacements(scope: Scope) -> list[tuple[Any, str, Any]]:
         # Tuner.restore stages all trials where the first row says
         (StorageContext, "experiment_driver_staging_path", property(lambda _self: staging)),
     ]
+
+
+def _without_credentials(request: RunnerRequest) -> list[tuple[Any, str, Any]]:
+    """Keep Ray Tune from handing AWS keys to the trial in its runtime_env.
+
+    Ray writes those into its logs and its workers' command lines (ray.tune.execution.class_cache, seen
+    in 2.60). A private Ray inherits our environment; the nodes of a cluster may depend on it.
+    """
+    from ray.tune.execution import class_cache
+
+    if request.address is not None:
+        return []
+    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    return [(class_cache, "ENV_VARS_TO_PROPAGATE", names)]
 
 
 def restore_tuner(scope: Scope, trainable: Any, param_space: dict[str, Any] | None) -> None:

@@ -2,6 +2,7 @@
 
     python -m tests.campaigns.hostile --inputs 200000 --seed 1     the campaign
     python -m tests.campaigns.hostile --seed 1 --only 1234         one input again, with its traceback
+    python -m tests.campaigns.hostile --large [--streamed]         files of 1 GiB in the place of each
 
 Each input is made from the seed and its number alone, so that any of them can be tried again. It is read
 in a child process whose memory is limited, under a watchdog, with a tripwire that hears of whatever
@@ -32,6 +33,9 @@ MEMORY_LIMIT = 2 * 1024**3
 """Address space of a child: interpreter, Airflow and msgspec take about half of it."""
 
 TIME_LIMIT_SECONDS = 20.0
+"""Of the processor: a busy machine is not the input's fault."""
+
+WALL_LIMIT_SECONDS = 600.0
 MOST_FAILURES = 50
 
 
@@ -102,8 +106,9 @@ def _child(
     from tests.campaigns.hostile_targets import Lab
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    faulthandler.register(signal.SIGALRM, chain=True)  # the traceback, then death
-    signal.setitimer(signal.ITIMER_REAL, 10 * TIME_LIMIT_SECONDS)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        faulthandler.register(number, chain=True)  # the traceback, then death
+    signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     lab, wire = Lab(scratch), Tripwire(scratch)
     _warm_up(lab)
     report = Report(start_mib=_peak_mib())
@@ -145,8 +150,9 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
     (name,) = rng.choices(list(targets), [weight for _, weight in targets.values()])
     lab.kept.clear()
     failure = None
-    started = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_SECONDS)
+    started = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     try:
         with wire:
             targets[name][0](rng, lab)
@@ -154,13 +160,14 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
         pass
     except BaseException:  # noqa: BLE001  whatever gets out is what we look for
         failure = f"seed {seed} input {index} ({name}): {traceback.format_exc(limit=-6)}"
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if wire.trips and failure is None:
         failure = f"seed {seed} input {index} ({name}): swallowed {wire.trips}"
     wire.trips.clear()
     report.tried += 1
     report.by_target[name] += 1
-    report.slowest = max(report.slowest, (time.perf_counter() - started, index, name))
+    report.slowest = max(report.slowest, (time.process_time() - started, index, name))
     return failure
 
 
@@ -176,6 +183,42 @@ def _save(save_to: Path | None, seed: int, index: int, failure: str, lab) -> Non
             file.write(f"\n{number}.bin is {name!r}")
 
 
+LARGE_BYTES = 1024**3
+LARGE_NAMES = ("state", "older state", "tuner.pkl", "searcher", "result.json", "plan.json", "commit.json",
+               "claim", "heartbeat", "snapshot", "outcome.json")  # fmt: skip
+
+
+def large_files(*, streamed: bool = False) -> Report:
+    """Put a file of 1 GiB in the place of each, one after another, and read the experiment.
+
+    Args:
+        streamed: From an object store whose listing lies about sizes and that sends zeros, instead of a
+            sparse file on disk.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="tune-hostile-") as scratch:
+        child = context.Process(target=_large_child, args=(scratch, streamed))
+        child.start()
+        child.join()
+        return _collect(child.exitcode, Path(scratch), 0)
+
+
+def _large_child(scratch: str, streamed: bool) -> None:
+    from tests.campaigns import hostile_large
+
+    report = Report(start_mib=_peak_mib())
+    for index, name in enumerate(LARGE_NAMES):
+        started = time.perf_counter()
+        try:
+            hostile_large.read_all(Path(scratch), name, LARGE_BYTES, streamed=streamed)
+        except BaseException:  # noqa: BLE001  whatever gets out is what we look for
+            report.failures.append(f"1 GiB as {name}: {traceback.format_exc(limit=-6)}")
+        report.tried += 1
+        report.slowest = max(report.slowest, (time.perf_counter() - started, index, name))
+    report.peak_mib = _peak_mib()
+    Path(scratch, "report.json").write_text(json.dumps(vars(report)))
+
+
 def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -187,13 +230,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--large", action="store_true", help="files of 1 GiB instead")
+    parser.add_argument(
+        "--streamed", action="store_true", help="with --large: from an object store"
+    )
     parser.add_argument("--only", type=int, help="try this input again")
     parser.add_argument(
         "--save-to", type=Path, default=Path(tempfile.gettempdir(), "tune-hostile-failures")
     )
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    if options.only is not None:
+    if options.large:
+        report = large_files(streamed=options.streamed)
+    elif options.only is not None:
         with tempfile.TemporaryDirectory() as scratch:
             _child(options.only + 1, options.seed, options.only, 1, scratch, options.save_to)
             report = _collect(0, Path(scratch), options.seed)
@@ -207,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{report.tried} inputs of seed {options.seed} in {time.monotonic() - started:.0f} s: "
         f"{dict(report.by_target)}"
     )
-    print(f"slowest: input {index} ({name}), {seconds:.2f} s")
+    print(f"slowest: input {index} ({name}), {seconds:.2f} s of the processor")
     print(
         f"peak memory: {report.peak_mib:.0f} MiB ({report.start_mib:.0f} MiB before the first input)"
     )
