@@ -146,7 +146,7 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
     digest = ""
-    if record is None or not _exists(store, record.state_file):
+    if record is None or (record.state_file and not _exists(store, record.state_file)):
         base = read_base(store)
         if base.state_file.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
