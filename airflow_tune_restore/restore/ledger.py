@@ -234,7 +234,7 @@ def _read_failure(
             type=str(outcome.error_type)[:TEXT_LIMIT],
             message=str(outcome.error)[:TEXT_LIMIT],
             place=str(outcome.place)[:TEXT_LIMIT],
-            iteration=int(outcome.iteration),
+            iteration=outcome.iteration if isinstance(outcome.iteration, int) else 0,
             ended_at=str(outcome.ended_at),
             memory=_memory_asked(store, restore_id, trial_id, attempt),
         )
@@ -253,5 +253,9 @@ def _read_failure(
 
 
 def _memory_asked(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> float | None:
-    request = RunnerRequest.from_json(store.get(layout.request_key(restore_id, trial_id, attempt)))
-    return request.resources.get("memory")
+    body = store.get(layout.request_key(restore_id, trial_id, attempt))
+    try:
+        memory = RunnerRequest.from_json(body).resources.get("memory")
+    except (ValueError, TypeError, AttributeError):
+        return None  # not ours, or not any more
+    return float(memory) if isinstance(memory, int | float) else None
