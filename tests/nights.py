@@ -46,7 +46,7 @@ def leave(
         status=status,
         error=status == "ERROR",
         last_result={"training_iteration": iteration},
-        last_result_time=float(1000 + request.attempt),
+        last_result_time=1000.0 * len(store.list_dir(layout.ROOT)) + request.attempt,
     )
     store.put(layout.snapshot_key(*where), make_state([row]))
     if result == "failed":

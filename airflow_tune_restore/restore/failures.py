@@ -49,12 +49,6 @@ class Failure:
     place: str = ""
     iteration: int = 0
 
-    def __str__(self) -> str:
-        """Say it in one line."""
-        what = f"{self.type}: {self.message}".strip(": ") or self.cause.value.replace("_", " ")
-        where = f" at {self.place}" if self.place else ""
-        return f"{what}{where} after iteration {self.iteration}"
-
 
 _NEW_FAILURE = "Failure # "
 """Begins each failure in error.txt (ray.tune.experiment.trial.Trial.handle_error, 2.60)."""

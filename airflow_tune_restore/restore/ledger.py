@@ -7,6 +7,7 @@ standing in the way of a commit; what quarantine it held is found again by two m
 
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -25,6 +26,7 @@ FIRST_MEMORY_BYTES = 4.0 * 1024**3
 _KEPT = 100
 """Failures kept of one trial, the newest."""
 
+_CONCURRENCY = 16
 _SAME_TWICE = 2
 _HAVE_A_PLACE = frozenset({Cause.TRAINABLE.value, Cause.OUT_OF_MEMORY.value})
 """Causes that lie with the trial. A store that failed twice at the same line proves nothing."""
@@ -123,16 +125,17 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
     """
     ledger, _ = read_ledger(store)
     trials = dict(ledger.trials)
-    for planned in plan.to_run:
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        read = pool.map(lambda t: read_failures(store, plan.restore_id, t.trial_id), plan.to_run)
+        found = list(zip(plan.to_run, read, strict=True))
+    for planned, failures in found:
         before = trials.get(planned.trial_id, History())
-        failures = read_failures(store, plan.restore_id, planned.trial_id)
         after = _with_failures(before, plan.restore_id, failures)
         if after == History():
             continue
         trials[planned.trial_id] = after
-        outcome = read_whatever_outcome(store, plan.restore_id, planned.trial_id)
-        if outcome is None or outcome.result != Result.FINISHED:
-            reason = after.quarantine_reason(plan.max_attempts)
+        reason = after.quarantine_reason(plan.max_attempts)
+        if reason and not _has_finished(store, plan.restore_id, planned.trial_id):
             after = msgspec.structs.replace(after, quarantined=reason)
         trials[planned.final_trial_id] = after
     recorded = Ledger(trials=trials)
@@ -198,6 +201,11 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     return max(min(wanted, plan.max_memory_bytes), own or 0.0)
 
 
+def _has_finished(store: ObjectStore, restore_id: str, trial_id: str) -> bool:
+    outcome = read_whatever_outcome(store, restore_id, trial_id)
+    return outcome is not None and outcome.result == Result.FINISHED
+
+
 def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> str:
     counts = Counter(failure.signature for failure in failures)
     for failure in failures:
@@ -236,7 +244,7 @@ def _read_failure(
             type=str(outcome.error_type)[:TEXT_LIMIT],
             message=str(outcome.error)[:TEXT_LIMIT],
             place=str(outcome.place)[:TEXT_LIMIT],
-            iteration=int(outcome.iteration),
+            iteration=outcome.iteration if isinstance(outcome.iteration, int) else 0,
             ended_at=str(outcome.ended_at),
             memory=_memory_asked(store, restore_id, trial_id, attempt),
         )
@@ -255,5 +263,9 @@ def _read_failure(
 
 
 def _memory_asked(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> float | None:
-    request = RunnerRequest.from_json(store.get(layout.request_key(restore_id, trial_id, attempt)))
-    return request.resources.get("memory")
+    body = store.get(layout.request_key(restore_id, trial_id, attempt))
+    try:
+        memory = RunnerRequest.from_json(body).resources.get("memory")
+    except (ValueError, TypeError, AttributeError):
+        return None  # not ours, or not any more
+    return float(memory) if isinstance(memory, int | float) else None

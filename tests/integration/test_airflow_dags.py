@@ -188,20 +188,30 @@ def test_a_trial_that_fails_again_is_committed_and_fails_the_run(errored, capfd)
             experiments=str(errored),
             trainable="example_sweep:train",
             resume_errored=True,
-            trial_args={"retries": 1, "retry_delay": timedelta(0)},
+            trial_args={"retries": 5, "retry_delay": timedelta(0)},
         )
     register(dag)
     done = run(dag, capfd)
     assert done.state == "failed"
     assert "attempt 1 of restore" in done.log
+    assert "out_of_memory: tried again in 0:01:00" in done.log
     assert "attempt 2 of restore" in done.log
+    # it ends where the first one did: the retry policy spends no more of the five
+    assert "attempt 3 of restore" not in done.log
+    assert "It failed at the same place and iteration before (dags/example_sweep.py:" in done.log
     assert done.states["restore.trial"] == ["failed"]
     assert done.states["restore.commit"] == ["success"]
     assert done.states["restore.done"] == ["upstream_failed"]
     assert "needs more memory than this node has" in done.log
-    assert "failed again: " in done.log
+    assert "failed again (out_of_memory): MemoryError: " in done.log
     assert "0 of 1 resumed trials finished, 1 did not" in done.log
+    assert "1 quarantined (" in done.log
     assert statuses(errored) == ["ERROR"] + ["TERMINATED"] * 3
+    # the next night leaves it alone, and says why
+    done = run(dag, capfd)
+    assert done.state == "success"
+    assert done.states["restore.trial"] == ["skipped"]
+    assert "lets one run again" in done.log
 
 
 def test_a_trial_that_hangs_is_stopped_by_its_timeout_and_goes_on_the_next_night(

@@ -77,3 +77,8 @@ def test_arguments_reach_the_tasks():
     assert (find.health, find.wait, find.stale_after) == ({"interrupted"}, False, 5)
     assert (plan.resume_errored, plan.strategy, plan.stale_after) == (True, "per_trial", 5)
     assert trial.max_active_tis_per_dagrun == 3
+
+
+def test_max_attempts_reaches_the_plan():
+    dag = dag_with(prefix="/data", max_attempts=3)
+    assert dag.task_dict["restore.plan"].max_attempts == 3

@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import STATE_NAME, make_experiment, make_row, make_state
+from tests.nights import night
 
 
 @pytest.fixture
@@ -232,3 +233,83 @@ def test_a_driver_in_another_time_zone_does_not_hide_the_newer_state(tune_restor
     (report,) = json.loads(out)
     assert (report["state_file"], report["health"]) == (west, "finished")
     assert "Ray alone would take the other" in report["reason"]
+
+
+def failing_twice(directory):
+    """Return an experiment with a trial that failed twice at the same place."""
+    experiment = make_experiment(directory / "x", [DONE, BAD])
+    store = open_store(str(experiment))
+    night(store, "r1")
+    night(store, "r2")
+    age(experiment, 9999)
+    return experiment
+
+
+def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_restore, tmp_path):
+    experiment = failing_twice(tmp_path)
+    assert json.loads(tune_restore("scan", tmp_path, "--json")[1])[0]["quarantined"] == ["bad"]
+    assert "1 quarantined" in tune_restore("scan", tmp_path)[1]
+    arguments = (experiment, "--resume-errored")
+    (_, bad) = sorted(
+        json.loads(tune_restore("plan", *arguments, "--json")[1])["trials"],
+        key=lambda trial: trial["quarantined"],
+    )
+    assert (bad["trial_id"], bad["action"]) == ("bad", "keep")
+    _, out, _ = tune_restore("plan", *arguments)
+    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} TRIAL`" in out
+    code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
+    assert (code, "Nothing to restore" in out) == (0, True)
+    assert "1 quarantined (bad)" in " ".join(err.split())
+
+    code, out, _ = tune_restore("release", experiment, "bad")
+    assert code == 0
+    assert "Trial bad runs again with the next restore" in out
+    assert "its 2 failed attempts no longer count" in out
+    assert json.loads(tune_restore("scan", tmp_path, "--json")[1])[0]["quarantined"] == []
+    _, out, _ = tune_restore("plan", *arguments, "--json")
+    assert {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]}["bad"] == "resume"
+
+
+def test_release_prints_json_and_refuses_in_a_sentence(tune_restore, tmp_path):
+    experiment = failing_twice(tmp_path)
+    code, _, err = tune_restore("release", experiment, "nobody")
+    assert (code, "has no trial 'nobody'" in " ".join(err.split())) == (2, True)
+    code, out, _ = tune_restore("release", experiment, "bad", "--json")
+    released = json.loads(out)
+    assert (code, released["trial_id"], len(released["released"])) == (0, "bad", 2)
+    code, _, err = tune_restore("release", experiment, "bad")
+    assert (code, "is not quarantined" in " ".join(err.split())) == (2, True)
+
+
+def test_max_attempts_reaches_the_plan(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [DONE, BAD])
+    night(open_store(str(experiment)), "r1", cause="actor_died", place="")
+    for limit, action in ((1, "keep"), (2, "resume")):
+        _, out, _ = tune_restore(
+            "plan", experiment, "--resume-errored", "--max-attempts", limit, "--json"
+        )
+        assert {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]}["bad"] == action
+    code, _, err = tune_restore("plan", experiment, "--max-attempts", 0)
+    assert (code, "max-attempts" in err) == (2, True)
+
+
+def test_undo_says_what_it_did_and_when_there_is_nothing_to_undo(tune_restore, tmp_path):
+    experiment = failing_twice(tmp_path)
+    code, out, _ = tune_restore("undo", experiment)
+    assert code == 0
+    assert "The commit of restore r2 is undone" in out
+    code, out, _ = tune_restore("undo", experiment, "--json")
+    assert json.loads(out)["newest"] == STATE_NAME
+    code, _, err = tune_restore("undo", experiment)
+    assert code == 2
+    assert "no commit to undo" in " ".join(err.split())
+
+
+def test_undo_is_refused_with_exit_code_3_while_a_restore_is_at_work(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [DONE, BAD])
+    store = open_store(str(experiment))
+    night(store, "r1")
+    lease.acquire(store, restore_id="other", holder="dag nightly on host 7")
+    code, _, err = tune_restore("undo", experiment)
+    assert code == 3
+    assert "dag nightly on host 7" in err

@@ -14,6 +14,7 @@ from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import make_experiment, make_row
+from tests.nights import night
 from tests.tasks import make_context
 
 
@@ -239,3 +240,33 @@ def test_a_name_from_storage_is_data_in_a_label(tmp_path):
 def test_a_mistake_in_a_flag_is_one_sentence(errored):
     with pytest.raises(AirflowFailException, match="neither true nor false"):
         plan(str(errored), resume_errored="perhaps").execute(make_context())
+
+
+def test_trials_that_failed_too_often_are_left_alone_and_named(errored, capfd):
+    night(open_store(str(errored)), "r1", trial_id="a3", cause="actor_died", place="")
+    arguments = {"experiments": str(errored), "resume_errored": True, "stale_after": 0}
+    items = BuildRestorePlanOperator(task_id="plan", max_attempts="1", **arguments).execute(
+        make_context()
+    )
+    assert [item["trial_id"] for item in items] == ["a1"]
+    assert "a3: ERROR, quarantined: 1 failed attempts, of at most 1" in capfd.readouterr().out
+
+
+def test_nothing_but_quarantined_trials_is_nothing_to_restore(errored):
+    for trial_id in ("a1", "a3"):
+        night(open_store(str(errored)), f"r-{trial_id}", trial_id=trial_id)
+        night(open_store(str(errored)), f"s-{trial_id}", trial_id=trial_id)
+    operator = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0
+    )
+    with pytest.raises(AirflowSkipException, match="2 quarantined"):
+        operator.execute(make_context())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_attempts": 0}, {"max_attempts": "two"}, {"max_memory": -1}]
+)
+def test_limits_that_are_none_are_refused(errored, arguments):
+    operator = BuildRestorePlanOperator(task_id="plan", experiments=str(errored), **arguments)
+    with pytest.raises(AirflowFailException, match=next(iter(arguments))):
+        operator.execute(make_context())

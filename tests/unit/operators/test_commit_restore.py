@@ -9,8 +9,10 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import make_experiment, make_row
+from tests.nights import leave, night, start_night
 from tests.tasks import make_context
 
 
@@ -106,3 +108,21 @@ def test_what_is_no_restore_is_shown():
 
 def test_it_runs_whatever_became_of_the_trials():
     assert commit([]).trigger_rule == "all_done"
+
+
+def test_trials_that_were_quarantined_are_named(errored):
+    store = open_store(str(errored))
+    night(store, "r1", trial_id="a1")
+    plan = start_night(store, "r2")
+    leave(store, plan, "a1")
+    (summary,) = commit([{"experiment": str(errored), "restore_id": "r2"}]).execute(make_context())
+    assert summary["quarantined"] == ["a1"]
+    assert "tune-restore release" in summary["headline"]
+
+
+def test_a_commit_that_was_undone_is_not_put_back(errored):
+    store = open_store(str(errored))
+    night(store, "r1", trial_id="a1")
+    undo_commit(store, holder="test")
+    with pytest.raises(AirflowException, match="was undone at"):
+        commit([{"experiment": str(errored), "restore_id": "r1"}]).execute(make_context())

@@ -8,10 +8,12 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.hooks.plain_errors import original
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.launchers import user_code_paths
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator, describe_line
 from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from tests.tasks import make_context
@@ -223,3 +225,58 @@ def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interp
     paths = user_code_paths()
     assert str(tmp_path) in paths
     assert not set(paths) & set(sysconfig.get_paths().values())
+
+
+def failing(store, **fields):
+    """Return what a runner does whose trial raises, always at the same place."""
+    fields = {
+        "cause": "trainable",
+        "error_type": "ValueError",
+        "error": "no",
+        "place": "p/t.py:7 in f",
+    } | fields
+    return leave(store, Result.FAILED, iteration=3, **fields)
+
+
+def test_the_same_failure_again_is_said_to_be_final(item, launcher, store):
+    launcher.on_start = failing(store)
+    with pytest.raises(AirflowException) as first:
+        trial(item).execute(make_context())
+    assert original(first.value).final == ""
+    with pytest.raises(
+        AirflowException, match=r"same place and iteration before \(p/t.py:7"
+    ) as second:
+        trial(item).execute(make_context())
+    assert original(second.value).cause == "trainable"
+    assert "attempt 1 of restore" in original(second.value).final
+
+
+def test_what_was_seen_of_a_dead_runner_is_kept_for_the_ledger(item, launcher, store):
+    launcher.said = ("a line", "Killed")
+    with pytest.raises(AirflowException) as error:
+        trial(item).execute(make_context())
+    assert original(error.value).cause == "killed"
+    (failure,) = read_failures(store, item["restore_id"], "a3")
+    assert (failure.cause, failure.message) == (
+        "killed",
+        "the runner ended with exit code 0: Killed",
+    )
+
+
+def test_after_running_out_of_memory_a_cluster_is_asked_for_more(item, launcher, store, capfd):
+    launcher.on_start = failing(store, cause="out_of_memory", place="")
+    for _ in range(3):
+        with pytest.raises(AirflowException):
+            trial(item, ray_address="head:6379").execute(make_context())
+    asked = [request.resources.get("memory") for request in launcher.requests]
+    assert asked == [None, 4.0 * 1024**3, 8.0 * 1024**3]
+    assert "asking for 8.0 GiB" in capfd.readouterr().out
+
+
+def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd):
+    launcher.on_start = failing(store, cause="out_of_memory", place="")
+    for _ in range(2):
+        with pytest.raises(AirflowException):
+            trial(item).execute(make_context())
+    assert ["memory" in request.resources for request in launcher.requests] == [False, False]
+    assert "a private Ray cannot be asked for more of it" in capfd.readouterr().out

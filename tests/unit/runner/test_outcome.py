@@ -1,8 +1,13 @@
 """What an attempt's record says of its trial."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
-from airflow_tune_restore.runner.outcome import error_of, scalar_metrics
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.runner.outcome import build_outcome, error_of, scalar_metrics
+
+ERRORS = Path(__file__).parents[2] / "golden" / "errors"
 
 
 def trial(error=None, text=""):
@@ -26,3 +31,45 @@ def test_an_error_without_a_pickle_is_the_last_line_of_its_text():
 def test_the_metric_comes_first_and_only_numbers_are_taken():
     result = {"a": 1, "loss": 0.5, "config": {"x": 1}, "name": "x", "pid": 7, "flag": True}
     assert list(scalar_metrics(result, "loss").items()) == [("loss", 0.5), ("a", 1), ("flag", True)]
+
+
+REQUEST = RunnerRequest(
+    experiment="/e", restore_id="r", trial_id="t", attempt=1, trainable="m:t",
+    trainable_name="t", action="resume",
+)  # fmt: skip
+
+
+def outcome(result, error, text="", failing=False):
+    def get_error():
+        if failing:
+            raise OSError("no answer")
+        return text
+
+    ended = SimpleNamespace(
+        get_error=get_error, last_result={"training_iteration": 3}, status="ERROR", trial_id="t"
+    )
+    return build_outcome(REQUEST, result, error, trial=ended, started_at="", ray_version="")
+
+
+def test_cause_and_place_come_from_rays_text():
+    text = (ERRORS / "raised.txt").read_text()
+    record = outcome(Result.FAILED, ("LossExploded", "loss is nan"), text)
+    assert (record.cause, record.place) == ("trainable", "project/training.py:8 in inner")
+    assert RunnerOutcome.from_json(record.to_json()) == record
+
+
+def test_without_the_text_the_exception_must_do():
+    assert outcome(Result.FAILED, ("MemoryError", "no"), failing=True).cause == "out_of_memory"
+
+
+def test_a_runner_that_could_not_go_on_says_why_and_one_that_was_stopped_does_not():
+    assert outcome(Result.INTERRUPTED, ("StorageError", "no answer")).cause == "storage"
+    assert outcome(Result.INTERRUPTED, ("Interrupted", "told to stop")).cause == ""
+    assert outcome(Result.FINISHED, ("", "")).cause == ""
+
+
+def test_an_outcome_of_an_older_runner_is_read():
+    record = outcome(Result.FINISHED, ("", ""))
+    older = json.loads(record.to_json())
+    del older["cause"], older["place"]
+    assert RunnerOutcome.from_json(json.dumps(older)) == record
