@@ -23,7 +23,7 @@ READ_LIMIT_BYTES = 256 * 1024**2
 FIRST_MEMORY_BYTES = 4.0 * 1024**3
 """What a trial that ran out of memory is given first if it had asked for none."""
 
-_KEPT = 100
+KEPT = 100
 """Failures kept of one trial, the newest."""
 
 _CONCURRENCY = 16
@@ -227,7 +227,7 @@ def _with_failures(
     released = {(f.restore_id, f.attempt) for f in history.released}
     others = tuple(f for f in history.failures if f.restore_id != restore_id)
     new = tuple(f for f in failures if (f.restore_id, f.attempt) not in released)
-    return msgspec.structs.replace(history, failures=(others + new)[-_KEPT:])
+    return msgspec.structs.replace(history, failures=(others + new)[-KEPT:])
 
 
 def _read_failure(

@@ -8,7 +8,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
-from airflow_tune_restore.restore.ledger import History, read_ledger, write_ledger
+from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0
@@ -37,7 +37,8 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
         ledger, _ = read_ledger(store)
         history = ledger.trials.get(trial_id, History())
         released = History(
-            released=history.released + history.failures, released_at=store.now().isoformat()
+            released=(history.released + history.failures)[-KEPT:],
+            released_at=store.now().isoformat(),
         )
         trials = {**ledger.trials, trial_id: released}
         write_ledger(store, msgspec.structs.replace(ledger, trials=trials))
