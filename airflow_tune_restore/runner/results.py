@@ -51,11 +51,12 @@ def prepare_results(
 def _rows_at_start(
     store: ObjectStore, request: RunnerRequest, trial_dir: str, texts: dict[str, str] | None
 ) -> dict[str, int]:
-    """Return how many rows there were before this restore; the first attempt writes it down."""
+    """Return how many rows are not ours to drop; the first attempt of the restore writes it down."""
     key = _start_key(request.restore_id, request.trial_id, trial_dir)
     if not _get(store, key):
-        rows = {name: _COUNT[name](texts[name]) if texts else 0 for name in _TRIM}
-        died = _rows_before_death(store, request, trial_dir)
+        died = _rows_before_death(store, request, trial_dir) if texts else ""
+        kept = texts if texts and not request.trim_results else dict.fromkeys(_TRIM, "")
+        rows = {name: _COUNT[name](kept[name]) for name in _TRIM}
         store.put(key, died.encode() if died else json.dumps(rows).encode())
     return read_record(store, key, _row_counts)
 

@@ -81,6 +81,32 @@ def test_rows_of_a_restore_that_died_go_too(files, ended):
     assert files.read() == (rows, rows)
 
 
+def next_night(files) -> None:
+    """End the restore `r`, whose attempt died, and let `r2` take the lease."""
+    files.store.put(layout.request_key("r", "t", 1), b"{}")
+    for night in ("r", "r2"):
+        lease.release(files.store, lease.acquire(files.store, restore_id=night, holder=night))
+
+
+def test_rows_of_a_restore_that_had_trimmed_and_died_go_too(files):
+    files.write(1, 2, 3)
+    prepare_results(files.store, request(trim=True), TRIAL, 2)
+    files.write(1, 2, 3, 4, 5)
+    next_night(files)
+    prepare_results(files.store, request(restore_id="r2"), TRIAL, 2)
+    assert files.read() == ([1, 2], [1, 2])
+
+
+def test_a_trial_that_starts_over_after_a_restore_that_died_owns_all_its_rows(files):
+    files.write(1, 2, 3)
+    prepare_results(files.store, request(), TRIAL, 2)
+    next_night(files)
+    prepare_results(files.store, request(restore_id="r2"), TRIAL, None)
+    files.write(1, 2, 3)
+    prepare_results(files.store, request(2, restore_id="r2"), TRIAL, 2)
+    assert files.read() == ([1, 2], [1, 2])
+
+
 def test_trimming_drops_all_rows_past_the_checkpoint_and_keeps_a_copy_of_the_first(files):
     files.write(1, 2, 3)
     original = files.store.get(f"{TRIAL}/result.json")
