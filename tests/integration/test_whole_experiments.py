@@ -13,6 +13,7 @@ import pytest
 from tests import airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
+from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.experiments import layout
@@ -149,8 +150,10 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
         task.start()
     for task in tasks:
         task.join(180)
-        assert isinstance(task.error, AirflowFailException)
         assert "out of luck at iteration 4" in str(task.error)
+        assert "the next restore takes it up" in str(task.error)
+        decided = task.operator.retry_policy.evaluate(task.error, 1, 2)
+        assert decided.action is RetryAction.FAIL
     (output,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
     assert len(output["failed"]) == 3
 
