@@ -235,6 +235,11 @@ def numbered(number: int, name: str = "") -> str:
     return f"{number:06d}-{name}"
 
 
+def max_snapshot_bytes(trial_id: str) -> int:
+    """Return how much is read of a snapshot: that of all trials is as large as their state."""
+    return MAX_STATE_BYTES if trial_id == EVERY_TRIAL else MAX_SNAPSHOT_BYTES
+
+
 def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
     """Return the key of the record of how an attempt ended."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"

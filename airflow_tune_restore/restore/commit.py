@@ -288,13 +288,9 @@ def _terminated(row: RawRow) -> RawRow:
 
 def _snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) -> State | None:
     """Read what a runner left, if it is whole and speaks of what it was started for."""
+    key = layout.snapshot_key(plan.restore_id, unit, attempt)
     try:
-        state = parse_state(
-            store.get(
-                layout.snapshot_key(plan.restore_id, unit, attempt),
-                max_bytes=layout.MAX_STATE_BYTES,
-            )
-        )
+        state = parse_state(store.get(key, max_bytes=layout.max_snapshot_bytes(unit)))
     except (KeyNotFoundError, MalformedStateError):
         return None
     if unit == layout.EVERY_TRIAL:

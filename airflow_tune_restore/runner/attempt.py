@@ -175,14 +175,15 @@ def _newest_snapshot(store: ObjectStore, request: RunnerRequest) -> str | None:
     """Return the key of the newest whole snapshot of an earlier attempt."""
     for attempt in reversed(list_attempts(store, request.restore_id, request.trial_id)):
         key = layout.snapshot_key(request.restore_id, request.trial_id, attempt)
-        if attempt < request.attempt and _is_whole(store, key):
+        limit = layout.max_snapshot_bytes(request.trial_id)
+        if attempt < request.attempt and _is_whole(store, key, limit):
             return key
     return None
 
 
-def _is_whole(store: ObjectStore, key: str) -> bool:
+def _is_whole(store: ObjectStore, key: str, max_bytes: int) -> bool:
     try:
-        body = store.get(key, max_bytes=layout.MAX_STATE_BYTES)
+        body = store.get(key, max_bytes=max_bytes)
         return len(json.loads(body)["trial_data"]) > 0
     except (KeyNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return False
