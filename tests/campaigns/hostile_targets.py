@@ -154,7 +154,11 @@ def experiments(rng: random.Random, lab: Lab) -> None:
     reports = scan(store)
     good = [r for r in reports if r.experiment == lab.good_report.experiment]
     assert good == [lab.good_report], good
-    output_of(lambda: output.print_reports(reports, prefix="x", as_json=rng.random() < 0.5))
+    output_of(
+        lambda: output.print_reports(
+            [(r, []) for r in reports], prefix="x", as_json=rng.random() < 0.5
+        )
+    )
     for key in {
         key.rpartition("/")[0] for key in bad if layout.is_state_file(key.rpartition("/")[2])
     }:
@@ -337,8 +341,8 @@ def shown(rng: random.Random, lab: Lab) -> None:
         trials={texts[2]: 1}, state_file=texts[3], last_write=None, samples_left=None,
         warnings=(texts[1],),
     )  # fmt: skip
-    output_of(lambda: output.print_reports([report], prefix="x", as_json=False))
-    output_of(lambda: output.print_reports([report], prefix="x", as_json=True))
+    output_of(lambda: output.print_reports([(report, [texts[0]])], prefix="x", as_json=False))
+    output_of(lambda: output.print_reports([(report, [texts[0]])], prefix="x", as_json=True))
     output_of(lambda: output.print_error(TuneRestoreError("\n".join(texts))))
     _assert_shown(printable(" ".join(texts)))
 

@@ -152,7 +152,11 @@ def test_nightly_recovery_finds_resumes_and_commits(running, failed_sweep, tmp_p
         "restore.samples": ["skipped", "skipped"],
         "restore.done": ["success"],
     }
-    labels = {task["rendered_map_index"].split()[0] for task in tasks if task["map_index"] >= 0}
+    labels = {
+        task["rendered_map_index"].split()[0]
+        for task in tasks
+        if task["task_id"] == "restore.trial"
+    }
     assert labels == {"first", "second"}
     log = running.task_log("nightly_recovery", run_id, "restore.find")
     assert "2 experiments; 2 errored" in log
@@ -247,7 +251,7 @@ def wait_for_progress(running, dag_id: str, run_id: str) -> int:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         for task in running.tasks(dag_id, run_id):
-            if task["map_index"] >= 0 and task["state"] == "running":
+            if task["task_id"] == "restore.trial" and task["state"] == "running":
                 log = running.task_log(dag_id, run_id, "restore.trial", task["map_index"])
                 if "iteration " in log:
                     return task["map_index"]

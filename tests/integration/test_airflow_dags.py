@@ -86,7 +86,9 @@ class Run:
         for ti in sorted(tasks, key=lambda ti: ti.map_index):
             self.states.setdefault(ti.task_id, []).append(str(ti.state))
         self.labels = sorted(
-            ti.rendered_map_index for ti in tasks if ti.map_index >= 0 and ti.rendered_map_index
+            ti.rendered_map_index
+            for ti in tasks
+            if ti.map_index >= 0 and ti.task_id.endswith("trial") and ti.rendered_map_index
         )
         self.log = log
 
@@ -150,6 +152,7 @@ def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, 
         "restore.plan": ["skipped"],
         "restore.trial": ["skipped"],
         "restore.commit": ["skipped"],
+        "restore.samples": ["skipped"],
         "restore.done": ["success"],
     }
     assert f"Nothing to restore under {tmp_path}" in done.log
