@@ -33,8 +33,6 @@ MAX_NAME = 255
 
 _MAX_LONG_NAME = 1000
 _MAX_BUNDLES = 10_000
-_ALL_TRIALS = "*"
-"""No trial may have this id: it stands for all of them."""
 
 _TRIALS_START = b'{"trial_data": '
 _TRIALS_END = b', "runner_data": '
@@ -254,8 +252,8 @@ def _parse_row(row: RawRow) -> Trial:
 
 def _check_names(head: _RowHead) -> None:
     """Refuse a row whose names could lead outside, or could not be shown or handed on."""
-    if head.trial_id == _ALL_TRIALS:
-        raise MalformedStateError(f"trial id {_ALL_TRIALS!r} is reserved")
+    if head.trial_id == layout.EVERY_TRIAL:
+        raise MalformedStateError(f"trial id {layout.EVERY_TRIAL!r} is reserved")
     for label, name in (("trial id", head.trial_id), ("trial directory", head.relative_logdir)):
         if name is not None and not is_safe_name(name):
             raise MalformedStateError(f"{label} {name[:80]!r} leads outside or cannot be a name")

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_whatever_outcome
 from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
 from airflow_tune_restore.restore.plan import RestorePlan, encode
+from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -263,9 +264,9 @@ def _read_failure(
 
 
 def _memory_asked(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> float | None:
-    body = store.get(layout.request_key(restore_id, trial_id, attempt))
+    key = layout.request_key(restore_id, trial_id, attempt)
     try:
-        memory = RunnerRequest.from_json(body).resources.get("memory")
-    except (ValueError, TypeError, AttributeError):
+        memory = read_record(store, key, RunnerRequest.from_json).resources.get("memory")
+    except (KeyNotFoundError, RecordUnreadableError):
         return None  # not ours, or not any more
     return float(memory) if isinstance(memory, int | float) else None
