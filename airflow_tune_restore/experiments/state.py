@@ -55,6 +55,7 @@ class _RowHead(msgspec.Struct):
 
 class _Iteration(msgspec.Struct):
     training_iteration: int = 0
+    time_this_iter_s: Any = None  # a user's own metric may have taken the name
 
 
 class _RunMetadata(msgspec.Struct):
@@ -246,6 +247,9 @@ def _parse_row(row: RawRow) -> Trial:
         iteration=iteration if is_count(iteration) else 0,
         last_result_time=-math.inf if run.last_result_time is None else run.last_result_time,
         start_time=run.start_time,
+        last_interval=float(seconds)
+        if _is_amount(seconds := run.last_result.time_this_iter_s)
+        else 0.0,
         details=row,
     )
 

@@ -6,7 +6,7 @@ obstore cannot do as s3fs would (a proxy, an own certificate, a bucket in anothe
 and every request it fails at goes through s3fs, whose errors we know how to explain.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from airflow_tune_restore.storage.s3 import S3Store
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
+_RETRIES = 2
 """s3fs comes next, and has retries of its own."""
 
 _ASK_AGAIN = timedelta(minutes=5)
@@ -43,14 +43,14 @@ class BulkS3Store(S3Store):
         """Return the store rooted at `path` below this one."""
         return type(self)(self._fs, self._scheme, self._path(path), self._client)
 
-    def _children(self, prefix: str) -> Iterable[Entry]:
+    def _children(self, prefix: str) -> Iterator[Entry]:
         from obstore.exceptions import BaseError
 
         below = prefix.partition("/")[2]
         below = f"{below}/" if below else ""
         try:
             found = self._client.list_with_delimiter(below)
-            return [*_directories(found, below), *_objects(found, below)]
+            return iter([*_directories(found, below), *_objects(found, below)])
         except (BaseError, OSError, ValueError):
             return super()._children(prefix)
 
@@ -128,6 +128,6 @@ def _client(filesystem: Any, bucket: str) -> Any:
         region=region,
         virtual_hosted_style_request=False,
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": "60s"},
-        retry_config=_RETRIES,
+        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=20)},
         credential_provider=credentials,
     )
