@@ -35,5 +35,8 @@ def get_provider_info() -> dict[str, Any]:
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage"),
-        "triggers": modules("triggers.failed_experiment"),
+        "notifications": [
+            "airflow_tune_restore.notifications.trigger_recovery.TriggerRecoveryNotifier"
+        ],
+        "triggers": modules("triggers.failed_experiment", "triggers.failed_tune_experiment"),
     }

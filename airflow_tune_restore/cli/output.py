@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 def print_reports(
-    reports: Sequence[tuple[ExperimentReport, Sequence[str]]], *, prefix: str, as_json: bool
+    reports: Sequence[tuple[ExperimentReport, Sequence[str]]],
+    *,
+    prefix: str,
+    explain: bool,
+    as_json: bool,
 ) -> None:
-    """Print a scan: each experiment with the ids of its quarantined trials."""
+    """Print a scan: each experiment with the ids of its quarantined trials, and the evidence if asked."""
     if as_json:
-        _print_json([_report_json(*report) for report in reports])
+        _print_json([_report_json(*report, explain=explain) for report in reports])
         return
     if not reports:
         _out().print(f"No Tune experiment at or below {prefix}.")
@@ -41,6 +45,17 @@ def print_reports(
             written,
             printable(report.reason + (f"; {len(quarantined)} quarantined" if quarantined else "")),
         )
+    _out().print(table)
+    if explain:
+        for report, _ in reports:
+            _print_evidence(report)
+
+
+def _print_evidence(report: ExperimentReport) -> None:
+    table = _table("evidence", "found", "speaks for")
+    for sign in report.evidence:
+        table.add_row(sign.name, printable(sign.found), sign.speaks_for or "-")
+    _out().print(f"{printable(report.experiment)} is {report.health.value}")
     _out().print(table)
 
 
@@ -127,7 +142,10 @@ def print_error(error: Exception) -> None:
     )
 
 
-def _report_json(report: ExperimentReport, quarantined: Sequence[str]) -> dict[str, Any]:
+def _report_json(
+    report: ExperimentReport, quarantined: Sequence[str], *, explain: bool
+) -> dict[str, Any]:
+    evidence = {"evidence": [asdict(sign) for sign in report.evidence]} if explain else {}
     return {
         "experiment": report.experiment,
         "health": report.health,
@@ -137,6 +155,7 @@ def _report_json(report: ExperimentReport, quarantined: Sequence[str]) -> dict[s
         "last_write": report.last_write.isoformat() if report.last_write else None,
         "samples_left": report.samples_left,
         "quarantined": quarantined,
+        **evidence,
     }
 
 
