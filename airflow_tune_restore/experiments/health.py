@@ -16,6 +16,8 @@ MAX_PATIENCE = timedelta(days=2)
 ONE_UPLOAD = timedelta(minutes=1)
 """A restored driver uploads `tuner.pkl` with every state (Ray 2.60), in no order within this time."""
 
+_TEN_YEARS = 315360000.0
+
 _INTERVALS, _SNAPSHOTS = 2, 3
 """How many of its own intervals an experiment may be silent for: of results, and of snapshots."""
 
@@ -146,7 +148,7 @@ def patience(facts: Facts, stale_after: timedelta) -> tuple[timedelta, str]:
     seconds = min(seconds, MAX_PATIENCE.total_seconds())
     if seconds <= stale_after.total_seconds():
         return stale_after, "stale_after"
-    return timedelta(seconds=seconds), f"{what} of it takes {span(timedelta(seconds=interval))}"
+    return timedelta(seconds=seconds), f"{what} of it takes {span_of(interval)}"
 
 
 def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> tuple[Health, str]:
@@ -199,7 +201,7 @@ def _ended(facts: Facts, evidence: Evidence, *, silent: bool) -> tuple[Health, s
 
 def _at_work(restore: RestoreSign) -> str:
     lease = restore.lease
-    seen = span(timedelta(seconds=restore.silent_seconds))
+    seen = span_of(restore.silent_seconds)
     return f"restore {lease.restore_id} of {lease.holder} is at work on it, last seen {seen} ago"
 
 
@@ -211,3 +213,8 @@ def span(length: timedelta) -> str:
     if seconds < 7200:
         return f"{seconds // 60} min"
     return f"{seconds // 3600} h" if seconds < 172800 else f"{seconds // 86400} days"
+
+
+def span_of(seconds: float) -> str:
+    """Return a number of seconds in words; the number may be anybody's."""
+    return span(timedelta(seconds=min(seconds, _TEN_YEARS)))
