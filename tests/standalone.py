@@ -36,7 +36,7 @@ class Airflow:
         self.url = url
         self.process = process
         self._env = env
-        self._started: list[subprocess.Popen[bytes]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
         self._token = ""
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -119,23 +119,23 @@ class Airflow:
 
     def kill_triggerer(self) -> None:
         """Kill the triggerer, whoever started it, and the process that runs its triggers."""
-        group = os.getpgid(self.process.pid)
+        groups = {process.pid for process in (self.process, *self.started)}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if "triggerer" in command and os.getpgid(int(entry.name)) == group:
+                if "triggerer" in command and os.getpgid(int(entry.name)) in groups:
                     os.kill(int(entry.name), signal.SIGKILL)
 
     def start_triggerer(self) -> None:
         """Start a triggerer beside `standalone`, which restarts none of its parts."""
         with (self.home / "standalone.log").open("ab") as log:
-            self._started.append(
+            self.started.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "airflow", "triggerer"],
                     env=self._env,
                     stdout=log,
                     stderr=log,
-                    process_group=os.getpgid(self.process.pid),
+                    start_new_session=True,
                 )
             )
 
@@ -200,9 +200,8 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
             running.wait_until_up()
             yield running
         finally:
-            _end(process)
-            for part in running._started:
-                part.wait()
+            for part in (*running.started, process):
+                _end(part)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from airflow_tune_restore.experiments.facts import Facts
-from airflow_tune_restore.experiments.health import Evidence, Sign, patience, span
+from airflow_tune_restore.experiments.health import Evidence, Sign, patience, span, span_of
 
 ALIVE, DEAD = "alive", "dead"
 
@@ -56,11 +56,9 @@ def _restore(evidence: Evidence) -> Sign:
     name, sign = "restore at work", evidence.restore
     if sign is None:
         return Sign(name=name, found="none")
-    ttl, silent = (
-        span(timedelta(seconds=s)) for s in (sign.lease.ttl_seconds, sign.silent_seconds)
-    )
     found = (
-        f"{sign.lease.restore_id} of {sign.lease.holder}, silent for {silent} (dead after {ttl})"
+        f"{sign.lease.restore_id} of {sign.lease.holder}, silent for {span_of(sign.silent_seconds)} "
+        f"(dead after {span_of(sign.lease.ttl_seconds)})"
     )
     return Sign(name=name, found=found, speaks_for=ALIVE if sign.is_alive else "")
 
@@ -88,7 +86,7 @@ def _start(evidence: Evidence) -> Sign:
 
 def _rhythm(facts: Facts, evidence: Evidence) -> list[Sign]:
     every = facts.snapshot_period
-    interval = span(timedelta(seconds=facts.longest_interval)) if facts.longest_interval else "?"
+    interval = span_of(facts.longest_interval) if facts.longest_interval else "not recorded"
     return [
         Sign(
             name="snapshots of its driver",
