@@ -213,6 +213,8 @@ def _report_readable(
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if health in RESTORABLE:
         evidence = _look_closer(store, entries, facts, evidence, health, look)
+        if (now_listed := _list_again(store, entries, look)) != entries:
+            return _report(store, now_listed, path, look)
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
         look.index.remember(path, print_of_root, facts)
@@ -248,6 +250,15 @@ def _look_closer(
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)
     return replace(evidence, restore=restore, trials_written=written)
+
+
+def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[Entry]:
+    """List the root once more if a restore may have committed since it was listed.
+
+    Its lease is released by then, so that neither listing alone shows that somebody was at work.
+    """
+    is_ours = any(entry.is_dir and entry.name == layout.ROOT for entry in entries)
+    return store.list_dir() if is_ours and look.asks_for_restore else entries
 
 
 def _restore_sign(store: ObjectStore, entries: list[Entry], look: _Look) -> RestoreSign | None:
