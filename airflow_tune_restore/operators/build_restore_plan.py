@@ -27,7 +27,7 @@ from airflow_tune_restore.operators.items import (
     TrialItem,
     restore_id_for,
 )
-from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher
 from airflow_tune_restore.operators.verdicts import Verdicts, for_each
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -74,7 +74,8 @@ class BuildRestorePlanOperator(BaseOperator):
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
             seconds.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
-        launcher: Where the trials will run; `local`.
+        launcher: Where the trials will run: `local` or `ray`. The trainable is checked beforehand only
+            where they run here; elsewhere the runner refuses one that does not fit. (templated)
         python: Interpreter for the check; by default the worker's own.
         env: Environment variables for the check; no secrets.
     """
@@ -95,6 +96,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "max_memory",
         "stale_after",
         "storage_conn_id",
+        "launcher",
     )
     ui_color = "#fdf3d8"
 
@@ -226,7 +228,7 @@ class BuildRestorePlanOperator(BaseOperator):
     ) -> dict[str, Draft]:
         """Leave out experiments that the trainable does not fit, if we know the trainable."""
         trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
-        if trainable is None:
+        if trainable is None or self.launcher in ELSEWHERE:
             return drafts
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
         fit: dict[str, Draft] = {}
