@@ -69,9 +69,7 @@ class RayCluster:
         """Start another node: its own raylet, object store and agent."""
         port = f"--dashboard-agent-listen-port={free_port()}"
         address = "127.0.0.1"  # all nodes of this machine
-        return self._start(
-            f"--address={self.gcs}", f"--node-ip-address={address}", port, **options
-        )
+        return self._start(f"--address={self.gcs}", f"--node-ip-address={address}", port, **options)
 
     def end(self) -> None:
         """End all nodes, by their sessions."""

@@ -106,7 +106,11 @@ class RayRun:
         if outcome is None:
             return None
         final = {Result.FINISHED, Result.FAILED} if self._is_part else {Result.FINISHED}
-        return outcome if outcome.result in final else None
+        if outcome.result not in final:
+            return None
+        self.log.info("It has ended already, in attempt %d.", outcome.attempt)
+        self._show_results(outcome.attempt, 0)
+        return outcome
 
     def attach(self, remembered: int = 0) -> Attached:
         """Find the living job of the newest attempt, or claim the next attempt and start its job.
