@@ -71,6 +71,7 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
             trainable_name=plan.trainable_name,
             fresh_budget=plan.fresh_budget,
             trim_results=plan.trim_results,
+            remember_scheduler=plan.remember_scheduler,
             param_space=param_space,
             imports=list(imports),
             address=address,

@@ -1,8 +1,8 @@
 """The nightly DAG brings an experiment on S3 back through a real Ray cluster, with what a night brings.
 
-Authentication is on, the triggerer and a worker are killed, and a job is cancelled in the Ray dashboard. The
-end equals that of `Tuner.restore` on a copy. Ray's token is known to the connection alone, the store's keys to
-the cluster and to Airflow's connection.
+Authentication is on, the triggerer and a worker are killed, and a job is cancelled in the Ray dashboard.
+The end equals that of `Tuner.restore` on a copy. Ray's token is known to the connection alone, the
+store's keys to the cluster and to Airflow's connection.
 """
 
 import contextlib
@@ -116,13 +116,12 @@ def kill_a_worker(running, run_id: str) -> int:
 
 def kill_the_triggerer() -> "subprocess.Popen[bytes]":
     """Kill it with `kill -9` and start another one, as its supervisor would."""
-    mine = children_of_tests()
-    (pid,) = [p for p in mine if command_of(p)[-1:] == ["triggerer"]]
-    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    found = [pid for pid in children_of_tests() if command_of(pid)[-1:] == ["triggerer"]]
+    pairs = Path(f"/proc/{found[0]}/environ").read_text().split("\0")
     env = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    for one in [pid, *(p for p in mine if parent_of(p) == pid)]:
+    for pid in found:  # it and the process in which the triggers run
         with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     time.sleep(3)
     with Path(env["AIRFLOW_HOME"], "triggerer.log").open("wb") as log:
         return subprocess.Popen(
