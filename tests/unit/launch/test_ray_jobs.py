@@ -148,6 +148,14 @@ def test_a_job_is_found_or_not(server, jobs):
     assert jobs.find("b") is None
 
 
+def test_a_job_may_have_said_anything(server, jobs):
+    body = b'{"submission_id": "a", "status": "RUNNING", "message": "\\udc80"}'
+    says(server, "GET", "/api/jobs/a", 200, body)
+    assert jobs.find("a").status == "RUNNING"
+    says(server, "GET", "/api/jobs/a/logs", 200, b'{"logs": "\\udc80 \\u0000"}')
+    assert len(jobs.logs("a")) == 3
+
+
 def test_a_log_that_is_gone_is_empty(server, jobs):
     says(server, "GET", "/api/jobs/a/logs", 500, b"Traceback")
     assert jobs.logs("a") == ""
