@@ -191,7 +191,7 @@ def _searches(counting, fails: dict) -> dict:
     drawn = {"factor": tune.uniform(1, 2), "second_hangs": True}
     asha = ASHAScheduler(max_t=6, grace_period=2, reduction_factor=2)
     median = MedianStoppingRule(
-        time_attr="training_iteration", grace_period=1, min_samples_required=2
+        time_attr="training_iteration", grace_period=2, min_samples_required=2
     )
     worst = {"param_space": {**factor, "fails_at": tune.sample_from(_worst_fails)}}
     one_by_one = {"num_samples": 5, "max_concurrent_trials": 1}
