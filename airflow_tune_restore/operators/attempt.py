@@ -15,7 +15,6 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import (
     Result,
     RunnerOutcome,
-    RunnerProgress,
     RunnerRequest,
 )
 from airflow_tune_restore.restore.summary import printable
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 LAST_LINES = 5
 """How many of a runner's last lines are kept for the case that it ends without an outcome."""
-
-_SHOWN_METRICS = 3
-_LINE_LENGTH = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +38,7 @@ class RunnerArguments:
         address: Ray cluster to connect to; None starts a private one.
         runtime_env: Ray runtime_env for the connection.
         can_grow: Whether more memory can be asked for: a private Ray is as large as its machine.
+        reports: Whether results are written to storage, too: we do not read the runner's stdout.
     """
 
     trainable: str
@@ -50,6 +47,7 @@ class RunnerArguments:
     address: str | None = None
     runtime_env: dict[str, Any] = field(default_factory=dict)
     can_grow: bool = False
+    reports: bool = False
 
 
 def claim(
@@ -83,6 +81,7 @@ def claim(
         runtime_env=dict(arguments.runtime_env),
         attempt=attempt,
         memory=memory if arguments.can_grow else None,
+        reports=arguments.reports,
     )
 
 
@@ -129,7 +128,7 @@ def record_death(
     store: ObjectStore,
     plan: RestorePlan,
     request: RunnerRequest,
-    exit_code: int,
+    exit_code: int | None,
     last_lines: Sequence[str],
 ) -> RunnerDiedError:
     """Keep what was seen of a runner that ended without an outcome, and return the error to raise."""
@@ -137,19 +136,9 @@ def record_death(
     record_end(store, request, exit_code, said)
     failure = classify_end(exit_code, said)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
-    words = f"It ended with exit code {exit_code}. It last said: {' | '.join(last_lines)}"
+    ended = "" if exit_code is None else f"It ended with exit code {exit_code}. "
+    words = f"{ended}It last said: {' | '.join(last_lines)}"
     return RunnerDiedError(plan.experiment, request.trial_id, words, cause.value)
-
-
-def describe_line(line: str, metric: str | None) -> str:
-    """Return the log form of one line of a runner: a reported result in words, others as they are."""
-    progress = RunnerProgress.from_line(line)
-    if progress is None:
-        return printable(line, _LINE_LENGTH)
-    names = [name for name in (metric,) if name in progress.metrics]
-    names += [name for name in progress.metrics if name not in names]
-    shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
-    return printable(", ".join([f"iteration {progress.iteration}", *shown]))
 
 
 def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
@@ -164,10 +153,6 @@ def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) ->
         f"It failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
         f"restore {before.restore_id}), so it is not retried"
     )
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _summary(item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
