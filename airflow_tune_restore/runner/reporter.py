@@ -1,4 +1,4 @@
-"""What tasks learn of their trials in a whole experiment's run, and how they ask it to stop one.
+"""What tasks learn of their trials from storage, and how they ask the run of all to stop one.
 
 A task reads one small object; the run lists one directory. Both happen every few seconds in a thread of
 their own, so that a slow store never slows the training down.
@@ -99,7 +99,8 @@ class Reporter:
             ending = self._stopped.wait(FLUSH_SECONDS)
             try:
                 self.flush()
-                self._look_for_stops()
+                if self._request.trial_id == layout.EVERY_TRIAL:
+                    self._look_for_stops()
             except (TuneRestoreError, OSError) as error:
                 logger.warning("Progress could not be written, the next try may: %s", error)
             if ending:

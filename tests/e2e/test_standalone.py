@@ -98,10 +98,19 @@ def failed_sweep(tmp_path_factory) -> Path:
     return storage_path / "sweep"
 
 
-def killed_sweep(storage_path: Path) -> Path:
+def killed_sweep(storage_path: Path, seconds: float = 2) -> Path:
     """A slow sweep whose driver was killed with `kill -9` when its first trials had reported."""
     driver = subprocess.Popen(
-        [sys.executable, SWEEP, "--storage-path", storage_path, "--name", "slow", "--seconds", "2"],
+        [
+            sys.executable,
+            SWEEP,
+            "--storage-path",
+            storage_path,
+            "--name",
+            "slow",
+            "--seconds",
+            str(seconds),
+        ],
         env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
