@@ -11,7 +11,7 @@ import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.restore.ledger import History
-from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, printable
 from airflow_tune_restore.restore.undo import UndoneCommit
 
@@ -30,7 +30,7 @@ def print_reports(
     if not reports:
         _out().print(f"No Tune experiment at or below {prefix}.")
         return
-    table = _table("experiment", "health", "trials", "last write", "why")
+    table = _table("experiment", "health", "trials", "last write (UTC)", "why")
     for report, quarantined in reports:
         counts = printable(" ".join(f"{n} {status}" for status, n in report.trials.items()))
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
@@ -67,7 +67,7 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
             trial.status.value,
             trial.action.value,
             trial.checkpoint or "-",
-            str(trial.iteration),
+            str(trial.iteration) if trial.action in RUN_ACTIONS else "-",
             printable(trial.reason),
         )
     out = _out()

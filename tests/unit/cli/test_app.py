@@ -131,6 +131,17 @@ def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):
     assert not (tmp_path / "x" / layout.ROOT).exists()
 
 
+@pytest.mark.parametrize("command", ["scan", "plan", "restore", "release", "undo"])
+def test_help_shows_the_whole_name_of_every_option(tune_restore, monkeypatch, command):
+    """Typer's panels cut them off in a terminal of the usual width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = tune_restore(command, "--help")
+    assert code == 0
+    assert "…" not in out
+    assert "--json" in out
+    assert ("--no-resume-unfinished" in out) == (command in ("plan", "restore"))
+
+
 @pytest.mark.parametrize(
     ("flags", "actions"),
     [
@@ -183,10 +194,14 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
         ),
         (("restore", "{x}", "--trainable", "json:dumps", "--resume-errored"), "'train'"),
         (("plan", "{x}", "--strategy", "sideways"), "sideways"),
-        (("plan", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("plan", "/nowhere/at/all"), "/nowhere/at/all cannot be read: there is no tuner.pkl"),
+        (("restore", "/nowhere/at/all", "--trainable", "m:t"), "there is no tuner.pkl"),
         (("plan", "s3://conn@bucket/x"), "Airflow connection"),
         (("restore", "{x}"), "trainable"),
-        (("scan", "{x}", "--stale-after", "-1"), "stale-after"),
+        (("scan", "{x}", "--stale-after", "-1"), "'--stale-after': -1 is less than 0"),
+        (("scan", "{x}", "--stale-after", "inf"), "'--stale-after': inf is no number"),
+        (("scan", "{x}", "--stale-after", "1e30"), "'--stale-after': 1e30 is no number"),
+        (("scan", "{x}", "--stale-after", "soon"), "'--stale-after': soon is no number"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(tune_restore, tmp_path, arguments, words):
