@@ -1,6 +1,7 @@
 """`tune-restore`: the same restore from a shell, without Airflow. Commands compute, `output` prints."""
 
 import gc
+import io
 import logging
 import sys
 from datetime import timedelta
@@ -247,6 +248,9 @@ def undo(experiment: ExperimentUri, as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; our own errors are one sentence on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only gets the rest
     gc.disable()  # a short process that makes many small values and no cycles to speak of
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

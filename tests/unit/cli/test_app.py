@@ -77,6 +77,16 @@ def test_scan_tells_the_health_of_every_experiment(tune_restore, tmp_path):
     assert "not a whole experiment state" in found["f-unreadable"]["reason"]
 
 
+def test_the_table_of_a_scan_is_plain_lines_in_a_pipe(tune_restore, tmp_path):
+    age(make_experiment(tmp_path / "x", [DONE, BAD]), 9999)
+    code, out, _ = tune_restore("scan", tmp_path)
+    assert code == 0
+    heading, _, line = out.splitlines()
+    assert heading.split() == "experiment health trials last write (UTC) why".split()
+    assert line.split()[:2] == [str(tmp_path / "x"), "errored"]
+    assert all(text == text.rstrip() for text in out.splitlines())
+
+
 def test_stale_after_says_how_long_silence_must_last(tune_restore, tmp_path):
     age(make_experiment(tmp_path / "x", [HUNG]), 100)
     for seconds, health in ((50, "interrupted"), (200, "running"), (0, "interrupted")):
