@@ -5,7 +5,6 @@ The operators run here as Airflow's workers run them; what waits in a triggerer 
 
 import asyncio
 import json
-import logging
 import shutil
 import threading
 import time
@@ -180,8 +179,7 @@ def rows(address: str) -> dict[str, list[int]]:
     return found
 
 
-def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied_to_s3, s3, caplog):
-    caplog.set_level(logging.INFO)
+def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied_to_s3, s3, capfd):
     address = copied_to_s3("limited")
     items, restores = plan(address, "limited", "both-nodes", strategy="per_trial")
     assert len(items) == 3
@@ -199,9 +197,9 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
     async def wait():
         return await asyncio.wait_for(asyncio.gather(*map(fire, triggers)), 240)
 
-    caplog.clear()
+    capfd.readouterr()
     events = asyncio.run(wait())
-    shown = caplog.text
+    shown = capfd.readouterr().out
     assert shown.count("iteration 6, score=") == 3
     results = [
         operator.execute_complete(context, event)
