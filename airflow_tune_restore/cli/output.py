@@ -185,7 +185,7 @@ def _out() -> "Console":
 
     # a pipe has no width: wide enough that a table is not broken in the middle of a URI
     width = None if sys.stdout.isatty() else 200
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=width)
 
 
 def _print_json(value: Any) -> None:
