@@ -70,6 +70,7 @@ def get_provider_info() -> dict[str, Any]:
             "operators.restore_trial",
             "operators.commit_restore",
             "operators.continue_experiment",
+            "operators.on_ray",
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage", "hooks.ray_jobs"),
