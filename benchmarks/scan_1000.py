@@ -4,8 +4,8 @@
 
 SeaweedFS is started and filled with experiments of real rows (tests/golden) in `team/user/experiment`: nine
 in ten have ended well, one in twenty with an error, one in twenty runs. All ways are run in turn (A B C …
-A B C …) in this process; medians are shown, wall and processor time. What each scan asks of the server is
-counted by a proxy in a pass of its own, without a clock.
+A B C …) in this process; medians are shown, wall and processor time. What each scan asks of the server
+is counted by a proxy in a pass of its own, without a clock.
 
 The bound is `curl --parallel` with signed addresses of the same listings and gets, to /dev/null.
 """

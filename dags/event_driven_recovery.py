@@ -1,7 +1,7 @@
 """Recovers sweeps minutes after they die, instead of at night.
 
-The asset is watched in the triggerer: when a sweep below TUNE_RESTORE_PREFIX (in the environment of the DAG
-processor) has been silent for TUNE_RESTORE_STALE_AFTER seconds (1800), this DAG is woken up.
+The asset is watched in the triggerer: when a sweep below TUNE_RESTORE_PREFIX (in the environment of the
+DAG processor) has been silent for TUNE_RESTORE_STALE_AFTER seconds (1800), this DAG is woken up.
 The event is only a wake-up; the DAG looks by itself, and restores whatever it finds dead.
 As it is, it restores the experiments of `example_sweep.py`; put your own trainable in.
 """

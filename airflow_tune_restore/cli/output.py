@@ -11,8 +11,8 @@ import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.restore.ledger import History
-from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
-from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
+from airflow_tune_restore.restore.summary import CommitSummary, printable, render
 from airflow_tune_restore.restore.undo import UndoneCommit
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def print_reports(
     if not reports:
         _out().print(f"No Tune experiment at or below {prefix}.")
         return
-    table = _table("experiment", "health", "trials", "last write", "why")
+    table = _table("experiment", "health", "trials", "last write (UTC)", "why")
     for report, quarantined in reports:
         counts = printable(" ".join(f"{n} {status}" for status, n in report.trials.items()))
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
@@ -45,7 +45,8 @@ def print_reports(
             written,
             printable(report.reason + (f"; {len(quarantined)} quarantined" if quarantined else "")),
         )
-    _out().print(table)
+    out = _out()
+    out.print(render(table, out.width))
     if explain:
         for report, _ in reports:
             _print_evidence(report)
@@ -56,7 +57,8 @@ def _print_evidence(report: ExperimentReport) -> None:
     for sign in report.evidence:
         table.add_row(sign.name, printable(sign.found), sign.speaks_for or "-")
     _out().print(f"{printable(report.experiment)} is {report.health.value}")
-    _out().print(table)
+    out = _out()
+    out.print(render(table, out.width))
 
 
 def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
@@ -82,11 +84,11 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
             trial.status.value,
             trial.action.value,
             trial.checkpoint or "-",
-            str(trial.iteration),
+            str(trial.iteration) if trial.action in RUN_ACTIONS else "-",
             printable(trial.reason),
         )
     out = _out()
-    out.print(table)
+    out.print(render(table, out.width))
     left = "unknown" if plan.samples_left is None else plan.samples_left
     out.print(
         f"{len(plan.to_run)} of {len(plan.trials)} trials to run; samples never drawn: {left}"
@@ -104,8 +106,9 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
     if summary is None:
         _out().print(f"Nothing to restore in {experiment}.")
         return
-    _out().print(summary.table())
-    _out().print(summary.headline())
+    out = _out()
+    out.print(summary.table(out.width))
+    out.print(summary.headline())
 
 
 def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
@@ -202,7 +205,7 @@ def _out() -> "Console":
 
     # a pipe has no width: wide enough that a table is not broken in the middle of a URI
     width = None if sys.stdout.isatty() else 200
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=width)
 
 
 def _print_json(value: Any) -> None:

@@ -28,6 +28,7 @@ from airflow_tune_restore.experiments.health import (
 from airflow_tune_restore.experiments.index import Index, read_index
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
+    NO_EXPERIMENT,
     NotStartedError,
     read_outline,
     read_samples_left,
@@ -107,7 +108,7 @@ def examine(
     """
     entries = store.list_dir()
     if not _is_experiment(entries):
-        raise StateUnreadableError(store.uri, "there is no tuner.pkl and no experiment state here")
+        raise StateUnreadableError(store.uri, NO_EXPERIMENT)
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         look = _Look(now=store.now(), stale_after=stale_after, asks_for_restore=False, pool=pool)
         return _report(store, entries, "", look)
