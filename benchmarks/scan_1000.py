@@ -2,8 +2,8 @@
 
     uv run python benchmarks/scan_1000.py [--experiments 1000] [--objects 50] [--runs 3]
 
-SeaweedFS is started and filled with experiments of real rows (tests/golden) in `team/user/experiment`: nine
-in ten have ended well, one in twenty with an error, one in twenty runs. All ways are run in turn (A B C …
+SeaweedFS is started and filled with experiments of real rows (tests/golden) in `team/user/experiment`:
+nine in ten ended well, one in twenty with an error, one in twenty runs. All ways are run in turn (A B C …
 A B C …) in this process; medians are shown, wall and processor time. What each scan asks of the server
 is counted by a proxy in a pass of its own, without a clock.
 
