@@ -34,6 +34,7 @@ from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from tests.builders import make_experiment, make_row
 from tests.conformance.test_against_tuner_restore import Case, _compare, _describe, _python
 from tests.experiments import ROOT, TRAINABLES, make_experiments
 from tests.ray_cluster import ray_cluster
@@ -407,13 +408,13 @@ def test_samples_that_are_left_are_drawn_by_a_job(cluster, copied):
     assert sorted(rows(address).values()) == [EVERY] * 4
 
 
-def test_what_looks_dead_lives_while_a_job_of_the_cluster_names_it(cluster, copied):
-    prefix = Path(copied("errored", "sweep-with-a-driver")).parent
+def test_what_looks_dead_lives_while_a_job_of_the_cluster_names_it(cluster, tmp_path):
+    make_experiment(tmp_path / "sweep-with-a-driver", [make_row(status="ERROR")])
 
     def find():
         sensor = FailedTuneExperimentSensor(
             task_id="find",
-            prefix=str(prefix),
+            prefix=str(tmp_path),
             stale_after=0,
             ray_conn_id="ray_jobs_default",
             wait=False,
