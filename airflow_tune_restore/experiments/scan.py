@@ -91,6 +91,8 @@ def _report(
         if last_write is not None and now - last_write < stale_after:
             health = Health.RUNNING
         return _without_state(store.uri, name, health, str(error), last_write)
+    except StateUnreadableError as error:
+        return _without_state(store.uri, name, Health.UNREADABLE, error.reason, last_write)
     except TuneRestoreError as error:
         return _without_state(store.uri, name, Health.UNREADABLE, str(error), last_write)
 
