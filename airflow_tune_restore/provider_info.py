@@ -74,7 +74,12 @@ def get_provider_info() -> dict[str, Any]:
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage", "hooks.ray_jobs"),
-        "triggers": modules("triggers.failed_experiment", "triggers.ray_job"),
+        "notifications": [
+            "airflow_tune_restore.notifications.trigger_recovery.TriggerRecoveryNotifier"
+        ],
+        "triggers": modules(
+            "triggers.failed_experiment", "triggers.failed_tune_experiment", "triggers.ray_job"
+        ),
         "extra-links": ["airflow_tune_restore.links.ray_job.RayJobLink"],
         "connection-types": [_RAY_JOBS],
     }

@@ -29,7 +29,14 @@ def test_every_module_it_names_can_be_imported(room):
 
 
 def test_no_operator_sensor_or_trigger_is_forgotten():
-    bases = ("BaseOperator", "OnRayOperator", "BaseSensorOperator", "BaseTrigger", "BaseHook")
+    bases = (
+        "BaseOperator",
+        "OnRayOperator",
+        "BaseSensorOperator",
+        "BaseTrigger",
+        "ExperimentWatch",
+        "BaseHook",
+    )
     named = {
         name
         for room in ("operators", "sensors", "hooks", "triggers")
