@@ -12,11 +12,12 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_span, parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.attempt import describe_line
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary
 from airflow_tune_restore.operators.items import RestoreItem, restore_id_for
 from airflow_tune_restore.operators.launchers import build_launcher
-from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS, describe_line
+from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, start_draft
