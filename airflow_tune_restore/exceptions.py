@@ -192,3 +192,13 @@ class RunnerDiedError(RunnerError):
             f"The runner of trial {self.trial_id} of {self.experiment} ended without saying how "
             f"({self.cause}). A retry goes on from its newest snapshot. {self.reason}"
         )
+
+
+class PodLostError(RunnerDiedError):
+    """Kubernetes took a runner's pod away, or it ended without saying how."""
+
+    def __str__(self) -> str:
+        return (
+            f"The pod of trial {self.trial_id} of {self.experiment} was lost ({self.cause}): "
+            f"{self.reason}. A retry goes on from its newest snapshot."
+        )

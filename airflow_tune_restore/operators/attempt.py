@@ -12,12 +12,7 @@ from airflow_tune_restore.restore.attempts import claim_attempt, record_end
 from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import (
-    Result,
-    RunnerOutcome,
-    RunnerProgress,
-    RunnerRequest,
-)
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -26,9 +21,6 @@ if TYPE_CHECKING:
 
 LAST_LINES = 5
 """How many of a runner's last lines are kept for the case that it ends without an outcome."""
-
-_SHOWN_METRICS = 3
-_LINE_LENGTH = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +34,7 @@ class RunnerArguments:
         address: Ray cluster to connect to; None starts a private one.
         runtime_env: Ray runtime_env for the connection.
         can_grow: Whether more memory can be asked for: a private Ray is as large as its machine.
+        concurrent: For how many trials at the same time the one run of all asks.
     """
 
     trainable: str
@@ -50,6 +43,7 @@ class RunnerArguments:
     address: str | None = None
     runtime_env: dict[str, Any] = field(default_factory=dict)
     can_grow: bool = False
+    concurrent: int = 1
 
 
 def claim(
@@ -83,6 +77,7 @@ def claim(
         runtime_env=dict(arguments.runtime_env),
         attempt=attempt,
         memory=memory if arguments.can_grow else None,
+        concurrent=arguments.concurrent,
     )
 
 
@@ -141,17 +136,6 @@ def record_death(
     return RunnerDiedError(plan.experiment, request.trial_id, words, cause.value)
 
 
-def describe_line(line: str, metric: str | None) -> str:
-    """Return the log form of one line of a runner: a reported result in words, others as they are."""
-    progress = RunnerProgress.from_line(line)
-    if progress is None:
-        return printable(line, _LINE_LENGTH)
-    names = [name for name in (metric,) if name in progress.metrics]
-    names += [name for name in progress.metrics if name not in names]
-    shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
-    return printable(", ".join([f"iteration {progress.iteration}", *shown]))
-
-
 def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
     """Say why a retry would fail in the same way; "" if it may not."""
     if plan.is_one_run:
@@ -164,10 +148,6 @@ def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) ->
         f"It failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
         f"restore {before.restore_id}), so it is not retried"
     )
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _summary(item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:

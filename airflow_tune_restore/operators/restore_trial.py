@@ -15,7 +15,6 @@ from airflow_tune_restore.operators.attempt import (
     LAST_LINES,
     RunnerArguments,
     claim,
-    describe_line,
     judge,
     record_death,
 )
@@ -25,6 +24,7 @@ from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import (
     Result,

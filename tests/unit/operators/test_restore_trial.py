@@ -9,12 +9,12 @@ from airflow.sdk.exceptions import (
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.plain_errors import original
-from airflow_tune_restore.operators.attempt import describe_line
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.launchers import user_code_paths
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.ledger import read_failures
+from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from tests.tasks import make_context
