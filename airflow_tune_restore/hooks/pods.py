@@ -16,6 +16,7 @@ from airflow.providers.cncf.kubernetes.exceptions import KubernetesApiError
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook, KubernetesHook
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager
+from airflow.sdk.exceptions import AirflowException
 from urllib3.exceptions import HTTPError
 
 OUTAGE_SECONDS = 600.0
@@ -48,11 +49,11 @@ def status_of(error: BaseException | None) -> int | None:
     return int(error.status) if error.status else 503  # it was never reached
 
 
-def api_errors() -> tuple[type[Exception], ...]:
-    """Return what the clients of the API server raise, and the provider lets through."""
+def provider_errors() -> tuple[type[Exception], ...]:
+    """Return what the provider's operator raises: its own errors, and those of the client it uses."""
     from kubernetes.client.exceptions import ApiException
 
-    return (ApiException, HTTPError)
+    return (AirflowException, ApiException, HTTPError)
 
 
 def describe_error(error: BaseException) -> str:

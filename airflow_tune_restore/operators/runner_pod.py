@@ -19,9 +19,9 @@ from airflow_tune_restore.hooks.arguments import parse_span, parse_text
 from airflow_tune_restore.hooks.pods import (
     PatientKubernetesHook,
     PatientPodManager,
-    api_errors,
     describe_error,
     is_outage,
+    provider_errors,
     status_of,
 )
 from airflow_tune_restore.launch import kubernetes as shapes
@@ -176,7 +176,7 @@ class RunnerPodOperator(KubernetesPodOperator):
             super().execute(context)
         except (AirflowSkipException, AirflowFailException):
             raise
-        except (AirflowException, *api_errors()) as error:
+        except provider_errors() as error:
             self._refuse(error, existed=self.pod is not None)
 
     def resume_following(
@@ -190,7 +190,7 @@ class RunnerPodOperator(KubernetesPodOperator):
             super().trigger_reentry(context, event)
         except (AirflowSkipException, AirflowFailException):
             raise
-        except (AirflowException, *api_errors()) as error:
+        except provider_errors() as error:
             self._refuse(error, existed=True, seen=str(event.get("seen") or ""))
 
     def start_pod(

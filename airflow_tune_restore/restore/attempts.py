@@ -156,7 +156,7 @@ def read_whatever_outcome(
 def record_end(
     store: ObjectStore, request: RunnerRequest, exit_code: int | None, message: str
 ) -> RunnerEnd:
-    """Keep what was seen of a runner that ended without an outcome, or was taken away: the ledger counts it."""
+    """Keep what was seen of a runner that left no outcome, or was taken away: the ledger counts it."""
     end = RunnerEnd(
         exit_code=exit_code, message=message[-MESSAGE_LIMIT:], ended_at=store.now().isoformat()
     )
