@@ -32,8 +32,10 @@ def get_provider_info() -> dict[str, Any]:
             "operators.restore_trial",
             "operators.commit_restore",
             "operators.continue_experiment",
+            "operators.restore_trial_kubernetes",
+            "operators.continue_experiment_kubernetes",
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage"),
-        "triggers": modules("triggers.failed_experiment"),
+        "triggers": modules("triggers.failed_experiment", "triggers.runner_pod"),
     }

@@ -19,6 +19,9 @@ from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentS
 RETRIES = 1
 """Unless default_args say otherwise: stores and workers have their moments, every step can be redone."""
 
+KUBERNETES = "kubernetes"
+_OPERATORS: tuple[Any, Any] = (RestoreTrialOperator, ContinueExperimentOperator)
+
 
 class TuneRestoreTaskGroup(TaskGroup):
     """Find (or take) failed experiments, plan, run one task a trial, commit, draw what samples are left.
@@ -46,6 +49,9 @@ class TuneRestoreTaskGroup(TaskGroup):
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
+        launcher: Where trials run: `local`, or `kubernetes` in pods, for which `trial_args` holds the
+            image, the namespace and all else that a `KubernetesPodOperator` is given; `samples` gets the
+            same. Never a template: each has operators of its own.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_attempts: Failed attempts over all nights after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
@@ -83,6 +89,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         imports: Sequence[str] = (),
         python: str | None = None,
         ray_address: str | None = None,
+        launcher: str = "local",
         env: Mapping[str, str] | None = None,
         max_attempts: int | str | None = None,
         max_active_trials: int | None = None,
@@ -134,14 +141,19 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
                     **shared,
+                    # the image has the trainable, the worker need not: the runner checks it
+                    **({"trainable": None} if launcher == KUBERNETES else {}),
                     **(plan_args or {}),
                 }
             )
+            in_pods = launcher == KUBERNETES
+            trial_operator, samples_operator = _pod_operators() if in_pods else _OPERATORS
+            run = {} if in_pods else {"ray_address": ray_address, "launcher": launcher}
             # the trials' addresses carry the connection already
-            self.trial = RestoreTrialOperator.partial(
+            self.trial = trial_operator.partial(
                 **{
                     "task_id": "trial",
-                    "ray_address": ray_address,
+                    **run,
                     "max_active_tis_per_dagrun": max_active_trials,
                     **shared,
                     **(trial_args or {}),
@@ -155,14 +167,27 @@ class TuneRestoreTaskGroup(TaskGroup):
                     **(commit_args or {}),
                 }
             )
-            self.samples = ContinueExperimentOperator.partial(
+            self.samples = samples_operator.partial(
                 **{
                     "task_id": "samples",
-                    "ray_address": ray_address,
+                    **run,
                     **shared,
+                    **((trial_args or {}) if in_pods else {}),
                     **(samples_args or {}),
                 }
             ).expand(experiment=self.commit.output)
             done = EmptyOperator(task_id="done", trigger_rule=TriggerRule.NONE_FAILED)
             self.trial >> self.commit
             [self.trial, self.commit, self.samples] >> done
+
+
+def _pod_operators() -> tuple[Any, Any]:
+    """Import the operators that need the Kubernetes provider, which the package does without."""
+    from airflow_tune_restore.operators.continue_experiment_kubernetes import (
+        ContinueExperimentKubernetesOperator,
+    )
+    from airflow_tune_restore.operators.restore_trial_kubernetes import (
+        RestoreTrialKubernetesOperator,
+    )
+
+    return RestoreTrialKubernetesOperator, ContinueExperimentKubernetesOperator

@@ -241,7 +241,7 @@ class Kubelet:
         assert container.process.stdout is not None
         with contextlib.closing(container.process.stdout) as output:
             for line in output:
-                container.said.append((time.time(), line.rstrip("\n")))
+                container.said.append((datetime.now(UTC).timestamp(), line.rstrip("\n")))
 
     def _end(self, container: Container, grace_seconds: float) -> None:
         process = container.process

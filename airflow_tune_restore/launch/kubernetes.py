@@ -87,11 +87,11 @@ def runner_command(request: RunnerRequest, python: str) -> list[str]:
     return [python, *module, "--experiment", request.experiment, "--request", key]
 
 
-def runner_env(request: RunnerRequest, shape: PodShape) -> dict[str, str]:
+def size_env(resources: Mapping[str, float], shape: PodShape) -> dict[str, str]:
     """Return the variables that tell a runner how large its pod is; `os.cpu_count` tells of the node."""
     return {
         "TUNE_RESTORE_OBJECT_STORE_BYTES": str(shape.object_store_bytes),
-        "TUNE_RESTORE_CPUS": str(max(1, math.ceil(request.resources.get("CPU", 1.0)))),
+        "TUNE_RESTORE_CPUS": str(max(1, math.ceil(resources.get("CPU", 1.0)))),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.restore.attempts import claim_attempt, record_end
 from airflow_tune_restore.restore.failures import Cause, classify_end
@@ -35,6 +36,7 @@ class RunnerArguments:
         runtime_env: Ray runtime_env for the connection.
         can_grow: Whether more memory can be asked for: a private Ray is as large as its machine.
         concurrent: For how many trials at the same time the one run of all asks.
+        memory: Bytes that a trial has which asks for none, where it runs; None if nobody knows.
     """
 
     trainable: str
@@ -44,6 +46,7 @@ class RunnerArguments:
     runtime_env: dict[str, Any] = field(default_factory=dict)
     can_grow: bool = False
     concurrent: int = 1
+    memory: float | None = None
 
 
 def claim(
@@ -66,6 +69,8 @@ def claim(
         log.info("It ran out of memory: asking for %.1f GiB.", memory / 1024**3)
     elif memory is not None:
         log.info("It ran out of memory; a private Ray cannot be asked for more of it.")
+    elif trial_id != layout.EVERY_TRIAL and "memory" not in plan.trial(trial_id).resources:
+        memory = arguments.memory  # so that twice as much is known, should it not suffice
     return claim_attempt(
         store,
         plan,

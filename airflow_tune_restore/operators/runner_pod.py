@@ -128,6 +128,7 @@ class RunnerPodOperator(KubernetesPodOperator):
         self._metric: str | None = None
         self._end: PodEnd | None = None
         self._given_up = False
+        self._seen = ""
 
     @property
     def shape(self) -> PodShape:
@@ -162,6 +163,7 @@ class RunnerPodOperator(KubernetesPodOperator):
             imports=self.imports,
             can_grow=True,
             concurrent=concurrent,
+            memory=self.read_memory_limit(),
         )
 
     def follow_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
@@ -184,6 +186,7 @@ class RunnerPodOperator(KubernetesPodOperator):
     ) -> None:
         """Go on after a deferral."""
         self._request, self._metric = request, metric
+        self._seen = str(event.get("seen") or "")
         if self.log_formatter is None:
             self.log_formatter = lambda _container, line: describe_line(line, metric)
         try:
@@ -191,7 +194,7 @@ class RunnerPodOperator(KubernetesPodOperator):
         except (AirflowSkipException, AirflowFailException):
             raise
         except provider_errors() as error:
-            self._refuse(error, existed=True, seen=str(event.get("seen") or ""))
+            self._refuse(error, existed=True)
 
     def start_pod(
         self, context: Context, request: RunnerRequest, describe: Callable[[str], str]
@@ -315,7 +318,7 @@ class RunnerPodOperator(KubernetesPodOperator):
         """Return how much memory the trial has where the user, and not the trial, says so."""
         return shapes.trial_memory(self._given_resources()["limits"].get("memory"), self.shape)
 
-    def _refuse(self, error: Exception, *, existed: bool, seen: str = "") -> None:
+    def _refuse(self, error: Exception, *, existed: bool) -> None:
         """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
         if self._end is not None:
             return
@@ -326,7 +329,7 @@ class RunnerPodOperator(KubernetesPodOperator):
                 "attaches to it."
             ) from error
         if existed and not self._given_up and self._read(name) is None:
-            self._end = gone_pod_end(name, self._events(name), seen)
+            self._end = gone_pod_end(name, self._events(name), self._seen)
             return
         what = "was given up" if existed else "could not be created"
         raise AirflowException(f"Pod {name} {what}: {printable(_cause(error))}") from error
@@ -453,7 +456,12 @@ class RunnerPodOperator(KubernetesPodOperator):
             self.log.warning("The pod goes on unseen; a retry attaches to it.")
             return
         if remote_pod is not None and not self._killed:
-            self._end = self._see(remote_pod.metadata.name)
+            name = remote_pod.metadata.name
+            found = self._read(name)
+            if found is None:  # nothing is left to clean
+                self._end = gone_pod_end(name, self._events(name), self._seen)
+                return
+            self._end = read_pod_end(found, self.base_container_name)
             self._given_up = self._end is None
         super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
 
@@ -492,7 +500,7 @@ class RunnerPodOperator(KubernetesPodOperator):
         }
         command = shapes.runner_command(request, shape.python)
         self.cmds, self.arguments = command[:1], command[1:]
-        given = {**shapes.runner_env(request, shape), **(self.env or {})}
+        given = {**shapes.size_env(request.resources, shape), **(self.env or {})}
         named = convert_env_vars_or_raise_error(self.env_vars) if self.env_vars else []
         taken = {variable.name for variable in named}
         fresh = {name: value for name, value in given.items() if name not in taken}
