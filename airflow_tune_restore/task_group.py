@@ -49,9 +49,12 @@ class TuneRestoreTaskGroup(TaskGroup):
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
-        launcher: Where trials run: `local`, or `kubernetes` in pods, for which `trial_args` holds the
-            image, the namespace and all else that a `KubernetesPodOperator` is given; `samples` gets the
-            same. Never a template: each has operators of its own.
+        launcher: Where trials run: `local`; `ray`, as jobs of the cluster that `ray_conn_id` names; or
+            `kubernetes`, in pods, for which `trial_args` holds the image, the namespace and all else that
+            a `KubernetesPodOperator` is given (`samples` gets the same). The last has operators of its
+            own, so it cannot come from a template.
+        ray_conn_id: With `launcher="ray"`: connection of type `ray_jobs`.
+        runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_attempts: Failed attempts over all nights after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
@@ -90,6 +93,8 @@ class TuneRestoreTaskGroup(TaskGroup):
         python: str | None = None,
         ray_address: str | None = None,
         launcher: str = "local",
+        ray_conn_id: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         max_attempts: int | str | None = None,
         max_active_trials: int | None = None,
@@ -129,6 +134,15 @@ class TuneRestoreTaskGroup(TaskGroup):
                 "python": python,
                 "env": env,
             }
+            in_pods = launcher == KUBERNETES
+            trial_operator, samples_operator = _pod_operators() if in_pods else _OPERATORS
+            run = {
+                "launcher": launcher,
+                "ray_address": ray_address,
+                "runtime_env": runtime_env,
+                **({"ray_conn_id": ray_conn_id} if ray_conn_id else {}),
+            }
+            run = {} if in_pods else run
             self.plan = BuildRestorePlanOperator(
                 **{
                     "task_id": "plan",
@@ -140,22 +154,18 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "max_attempts": max_attempts,
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
+                    "launcher": launcher,
                     **shared,
-                    # the image has the trainable, the worker need not: the runner checks it
-                    **({"trainable": None} if launcher == KUBERNETES else {}),
                     **(plan_args or {}),
                 }
             )
-            in_pods = launcher == KUBERNETES
-            trial_operator, samples_operator = _pod_operators() if in_pods else _OPERATORS
-            run = {} if in_pods else {"ray_address": ray_address, "launcher": launcher}
             # the trials' addresses carry the connection already
             self.trial = trial_operator.partial(
                 **{
                     "task_id": "trial",
-                    **run,
                     "max_active_tis_per_dagrun": max_active_trials,
                     **shared,
+                    **run,
                     **(trial_args or {}),
                 }
             ).expand(trial=self.plan.output)
@@ -170,8 +180,8 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.samples = samples_operator.partial(
                 **{
                     "task_id": "samples",
-                    **run,
                     **shared,
+                    **run,
                     **((trial_args or {}) if in_pods else {}),
                     **(samples_args or {}),
                 }

@@ -37,6 +37,7 @@ class RunnerArguments:
         can_grow: Whether more memory can be asked for: a private Ray is as large as its machine.
         concurrent: For how many trials at the same time the one run of all asks.
         memory: Bytes that a trial has which asks for none, where it runs; None if nobody knows.
+        reports: Whether results are written to storage, too: we do not read the runner's stdout.
     """
 
     trainable: str
@@ -47,6 +48,7 @@ class RunnerArguments:
     can_grow: bool = False
     concurrent: int = 1
     memory: float | None = None
+    reports: bool = False
 
 
 def claim(
@@ -83,6 +85,7 @@ def claim(
         attempt=attempt,
         memory=memory if arguments.can_grow else None,
         concurrent=arguments.concurrent,
+        reports=arguments.reports,
     )
 
 
@@ -129,7 +132,7 @@ def record_death(
     store: ObjectStore,
     plan: RestorePlan,
     request: RunnerRequest,
-    exit_code: int,
+    exit_code: int | None,
     last_lines: Sequence[str],
 ) -> RunnerDiedError:
     """Keep what was seen of a runner that ended without an outcome, and return the error to raise."""
@@ -137,7 +140,8 @@ def record_death(
     record_end(store, request, exit_code, said)
     failure = classify_end(exit_code, said)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
-    words = f"It ended with exit code {exit_code}. It last said: {' | '.join(last_lines)}"
+    ended = "" if exit_code is None else f"It ended with exit code {exit_code}. "
+    words = f"{ended}It last said: {' | '.join(last_lines)}"
     return RunnerDiedError(plan.experiment, request.trial_id, words, cause.value)
 
 

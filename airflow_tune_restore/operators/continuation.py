@@ -50,7 +50,7 @@ def start_continuation(
     context: Context,
     store: ObjectStore,
     options: DraftOptions,
-    check: Callable[[RestorePlan], None],
+    check: Callable[[RestorePlan], None] | None = None,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Plan the draw and take the lease, or find what an earlier try of this task has started.
 
@@ -58,7 +58,7 @@ def start_continuation(
         context: The task's.
         store: Rooted at the experiment.
         options: How to plan.
-        check: Raises if the trainable does not fit a new plan.
+        check: Raises if the trainable does not fit a new plan; None where only the runner can tell.
 
     Returns:
         The plan (None if nothing is left after settling), and what was settled.
@@ -75,7 +75,7 @@ def start_continuation(
         raise AirflowSkipException(str(error)) from error
     if isinstance(draft, str):
         raise AirflowSkipException(f"Nothing to draw. {draft}")
-    if not draft.is_started:
+    if check is not None and not draft.is_started:
         check(draft.plan)
     return start_draft(
         draft,

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 
 from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.continuation import (
     continuation_options,
@@ -19,6 +19,8 @@ from airflow_tune_restore.operators.continuation import (
     start_continuation,
 )
 from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
+from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
@@ -35,7 +37,7 @@ MAP_INDEX_TEMPLATE = "{{ task.experiment['experiment'] | default(task.experiment
 """The grid shows the experiment in place of 0, 1, 2 …"""
 
 
-class ContinueExperimentOperator(BaseOperator):
+class ContinueExperimentOperator(OnRayOperator):
     """Draws what is left of an experiment's samples with its original searcher, and commits them.
 
     One real `Tuner.restore(…).fit()` in which every trial that there is stays as it is. A searcher that
@@ -55,18 +57,21 @@ class ContinueExperimentOperator(BaseOperator):
             never started. (templated)
         imports: Modules the runner imports first.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        launcher: Where it runs; `local`.
+        launcher: Where it runs: `local`, or `ray` as in `RestoreTrialOperator`. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
         ray_address: Ray cluster to run on; without, a private Ray on all CPUs of the worker. (templated)
         env: Environment variables of the runner. No secrets.
         storage_conn_id: Airflow connection to open the experiment with; by default the one in its
             address. (templated)
+        kwargs: With `launcher="ray"`: the arguments of `OnRayOperator`; and those of every operator.
     """
 
     template_fields = (
         "experiment",
         "trainable",
         "param_space",
+        "launcher",
+        "ray_conn_id",
         "python",
         "ray_address",
         "storage_conn_id",
@@ -114,6 +119,12 @@ class ContinueExperimentOperator(BaseOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(parse_continued(self.experiment))
             store = hook.open(address)
+            if self.launcher == RAY:
+                options = continuation_options(self.stale_after, self.param_space)
+                plan, settled = start_continuation(context, store, options)
+                if plan is None:
+                    return describe_continued(address, settled, log=self.log)
+                return self._run_on_ray(context, self._ray_run(plan.restore_id))
             with hook.runner_env(address) as credentials:
                 launcher = build_launcher(
                     self.launcher,
@@ -140,10 +151,20 @@ class ContinueExperimentOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Let the runner save a snapshot and end; asked twice, it waits once."""
+        super().on_kill()
         process, self._process = self._process, None
         if process is not None:
             self.log.info("Stopping the run; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
+
+    def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        return hook, hook.address(parse_continued(self.experiment)), layout.EVERY_TRIAL
+
+    def _ray_end(self, run: RayRun, outcome: RunnerOutcome) -> dict[str, Any]:
+        refuse_unfinished(run.plan, outcome)
+        summary = commit_restore(run.store, run.plan.restore_id)
+        return describe_continued(run.address, summary, log=self.log)
 
     def _run(
         self, store: ObjectStore, plan: RestorePlan, launcher: "LocalLauncher"

@@ -80,8 +80,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         with plain_errors():
             address, store = self._open()
             options = continuation_options(self.stale_after, self.param_space)
-            # no Ray here to check the trainable with: the runner refuses one that does not fit
-            plan, settled = start_continuation(context, store, options, lambda _plan: None)
+            plan, settled = start_continuation(context, store, options)
             if plan is None:
                 return self.say(context, describe_continued(address, settled, log=self.log))
             done = read_outcome(store, plan.restore_id, layout.EVERY_TRIAL)
@@ -104,7 +103,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         with plain_errors():
             address, store = self._open()
             options = continuation_options(self.stale_after, self.param_space)
-            plan, settled = start_continuation(context, store, options, lambda _plan: None)
+            plan, settled = start_continuation(context, store, options)
             if plan is None:  # committed before, by a try that died right after
                 return self.say(context, describe_continued(address, settled, log=self.log))
             request = self.find_request(store, plan, layout.EVERY_TRIAL, event["name"])

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context, RetryPolicy
+from airflow.sdk import Context, RetryPolicy
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import (
     LAST_LINES,
@@ -20,6 +20,8 @@ from airflow_tune_restore.operators.attempt import (
 )
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
+from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
@@ -48,7 +50,7 @@ Airflow kills a task 5 s after its SIGTERM; the runner, in a session of its own,
 """
 
 
-class RestoreTrialOperator(BaseOperator):
+class RestoreTrialOperator(OnRayOperator):
     """Resumes or restarts one trial, as the plan says, and follows it to its end.
 
     Where trials are coupled (strategy `whole_experiment`), all tasks of an experiment share one real
@@ -68,11 +70,11 @@ class RestoreTrialOperator(BaseOperator):
             name, and be importable where the trial runs. (templated)
         param_space: `package.module:attribute` of a re-specified param_space, a dict or a function
             without arguments; its flat keys must be the recorded ones. (templated)
-        launcher: Where the trial runs. `local`: in a child process of the worker.
+        launcher: Where the trial runs. `local`: in a child process of the worker. `ray`: as a job of the
+            cluster that `ray_conn_id` names, waited for in the triggerer. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
         ray_address: Ray cluster to run on, as `ray://head:10001` or `head:6379`; without, the runner
             starts a private Ray as large as the trial asks for. (templated)
-        runtime_env: Ray runtime_env for the connection to a cluster.
         imports: Modules the runner imports first; they may register trainables or environments.
         env: Environment variables of the runner. No secrets: they stand in the DAG's code and in its
             serialized form. Credentials belong into the storage connection.
@@ -80,12 +82,17 @@ class RestoreTrialOperator(BaseOperator):
             trial's address. (templated)
         retry_policy: By default `TrialRetryPolicy`: no retry of what fails in the same way again, a
             longer wait after running out of memory and for a store. None for Airflow's plain retries.
+        kwargs: With `launcher="ray"`: `ray_conn_id`, `runtime_env`, `entrypoint_num_cpus`,
+            `entrypoint_memory`, `entrypoint_resources`, `deferrable`, `poll_interval`, see
+            `OnRayOperator`; and those of every operator.
     """
 
     template_fields = (
         "trial",
         "trainable",
         "param_space",
+        "launcher",
+        "ray_conn_id",
         "python",
         "ray_address",
         "storage_conn_id",
@@ -102,7 +109,6 @@ class RestoreTrialOperator(BaseOperator):
         launcher: str = "local",
         python: str | None = None,
         ray_address: str | None = None,
-        runtime_env: Mapping[str, Any] | None = None,
         imports: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
@@ -116,7 +122,6 @@ class RestoreTrialOperator(BaseOperator):
         self.launcher = launcher
         self.python = python
         self.ray_address = ray_address
-        self.runtime_env = runtime_env
         self.imports = imports
         self.env = env
         self.storage_conn_id = storage_conn_id
@@ -131,13 +136,15 @@ class RestoreTrialOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Claim an attempt, run it, and say how it ended."""
-        del context
         with plain_errors():
             item = TrialItem.parse(self.trial)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(item.experiment)
             store = hook.open(address)
             plan = read_plan(store, item.restore_id)
+            if self.launcher == RAY:
+                lease.renew(store, lease.check_held(store, item.restore_id))
+                return self._run_on_ray(context, self._ray_run(item.restore_id))
             if plan.is_one_run:
                 followed = self._follow(hook, store, plan, item)
                 return judge(store, plan, item, followed, log=self.log)
@@ -155,6 +162,7 @@ class RestoreTrialOperator(BaseOperator):
 
         The run of a whole experiment is asked to stop this trial alone; the others go on.
         """
+        super().on_kill()
         followed, self._followed = self._followed, None
         if followed is not None:
             self.log.info("Asking the run to stop this trial; the others go on.")
@@ -163,6 +171,14 @@ class RestoreTrialOperator(BaseOperator):
         if process is not None:
             self.log.info("Stopping the runner; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
+
+    def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
+        item = TrialItem.parse(self.trial)
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        return hook, hook.address(item.experiment), item.trial_id
+
+    def _ray_end(self, run: RayRun, outcome: RunnerOutcome) -> dict[str, Any]:
+        return judge(run.store, run.plan, TrialItem.parse(self.trial), outcome, log=self.log)
 
     def _run(
         self,

@@ -41,12 +41,13 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     attempt: int | None = None,
     memory: float | None = None,
     concurrent: int = 1,
+    reports: bool = False,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial and store its request at `layout.request_key`.
 
     With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all, which asks for
     `concurrent` times as much as the largest of its trials. `memory`, in bytes, takes the place of what
-    the trial asks for by itself.
+    the trial asks for by itself. `reports` is for a follower that does not read the runner's stdout.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
@@ -73,10 +74,12 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
             trainable_name=plan.trainable_name,
             fresh_budget=plan.fresh_budget,
             trim_results=plan.trim_results,
+            remember_scheduler=plan.remember_scheduler,
             param_space=param_space,
             imports=list(imports),
             address=address,
             runtime_env=runtime_env or {},
+            reports=reports,
             nonce=secrets.token_hex(8),
         )
         try:

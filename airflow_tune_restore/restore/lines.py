@@ -1,4 +1,4 @@
-"""A runner's lines as people read them, wherever they are shown."""
+"""What a runner prints, as a log shows it. Standard library only."""
 
 from typing import Any
 

@@ -51,6 +51,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     strategy: str = "auto",
     fresh_budget: bool = False,
     trim_results: bool = False,
+    remember_scheduler: bool = False,
     allow_scratch: bool = False,
     quarantined: Mapping[str, str] | None = None,
     max_attempts: int | None = None,
@@ -66,6 +67,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         strategy: `auto`, or one of `Strategy` to force it.
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
         trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
+        remember_scheduler: Tell ASHA and MedianStopping what all trials reported before.
         allow_scratch: Let a trial whose checkpoints are all gone start over; else it is kept as it is.
         quarantined: Why trials are in quarantine, by trial id; they are kept as they are.
         max_attempts: Failed attempts after which the commit puts a trial in quarantine.
@@ -110,6 +112,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
+        remember_scheduler=remember_scheduler,
         max_attempts=max_attempts,
         max_memory_bytes=max_memory_bytes,
         # one real run draws what is left, as Tuner.restore does; alone, a trial cannot

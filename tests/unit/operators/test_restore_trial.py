@@ -192,7 +192,7 @@ def test_an_item_that_is_none_is_shown(value, launcher):
 
 
 def test_an_unknown_launcher_is_refused(item):
-    with pytest.raises(AirflowFailException, match='this release has "local"'):
+    with pytest.raises(AirflowFailException, match="'moon' is not known"):
         trial(item, launcher="moon").execute(make_context())
 
 
