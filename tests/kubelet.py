@@ -48,6 +48,7 @@ class Container:
         self.made: list[Path] = []
         self.home = Path(tempfile.mkdtemp(prefix="tune-restore-pod-"))
         self.started_at = ""
+        self.has_place = False
 
 
 class Kubelet:
@@ -60,6 +61,7 @@ class Kubelet:
         images: The images it can pull, and their variables.
         delay_seconds: How long a pod waits for the node.
         has_room: Whether pods are scheduled at all.
+        slots: How many pods run at the same time; the others wait.
     """
 
     def __init__(self, api: "KubernetesApi") -> None:
@@ -67,6 +69,7 @@ class Kubelet:
         self.images: dict[str, dict[str, str]] = {}
         self.delay_seconds = 0.0
         self.has_room = True
+        self.slots = 100
         self.containers: dict[str, Container] = {}
 
     # what a cluster does to pods
@@ -157,7 +160,7 @@ class Kubelet:
     def _await_node(self, container: Container) -> bool:
         pod = container.pod
         begun = time.monotonic()
-        while not self.has_room or time.monotonic() - begun < self.delay_seconds:
+        while time.monotonic() - begun < self.delay_seconds or not self._admit(container):
             if container.wanted_gone.wait(0.1):
                 return False
         self._condition(pod, "PodScheduled")
@@ -165,6 +168,12 @@ class Kubelet:
             pod, "Scheduled", f"Successfully assigned {pod['metadata']['name']} to {NODE}"
         )
         return True
+
+    def _admit(self, container: Container) -> bool:
+        with self.api.lock:
+            others = [c for c in self.containers.values() if c.has_place and not c.over.is_set()]
+            container.has_place = self.has_room and len(others) < self.slots
+            return container.has_place
 
     def _run(self, container: Container) -> None:
         pod = container.pod

@@ -14,6 +14,7 @@ resource versions, knows no label selectors, no logs, no graceful deletion, and 
 import contextlib
 import json
 import re
+import sys
 import threading
 import time
 import uuid
@@ -26,10 +27,15 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
+import yaml
 
+from tests.experiments import ROOT
 from tests.kubelet import Kubelet, merge
+from tests.restoring import TRAINABLE_ENV
 
 NAMESPACE = "sweeps"
+IMAGE = "registry.example.com/sweeps:1"
+RBAC = ROOT / "docs" / "kubernetes" / "rbac.yaml"
 TOKEN = "canary-token-of-the-cluster"
 SCHEMA = "1.34"
 """Kubernetes release whose schema pods are checked against."""
@@ -486,3 +492,24 @@ def kubernetes_api(
         server.shutdown()
         server.server_close()
         api.kubelet.shut_down()
+
+
+@contextlib.contextmanager
+def cluster(**image_env: str) -> Iterator[KubernetesApi]:
+    """Serve a cluster that allows what the roles in our documentation do, and nothing else."""
+    env = {
+        **TRAINABLE_ENV,
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": ROOT.as_posix(),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "TUNE_TEST_HEALED": "1",
+        **image_env,
+    }
+    rules = rules_of(yaml.safe_load_all(RBAC.read_text()))
+    with kubernetes_api({IMAGE: env}, rules=rules) as api:
+        yield api
+
+
+def base(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runner's container in a pod's spec."""
+    return next(c for c in pod["spec"]["containers"] if c["name"] == "base")

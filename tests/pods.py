@@ -1,16 +1,11 @@
-"""Restores in pods: an emulated cluster whose image is this interpreter, and contexts for operators."""
+"""Restores in pods of an emulated cluster: contexts for operators, tasks in threads."""
 
 import json
-import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import yaml
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
@@ -20,29 +15,9 @@ from airflow_tune_restore.restore.ledger import FailedAttempt, read_failures
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
-from tests.experiments import ROOT
-from tests.kubernetes_api import NAMESPACE, KubernetesApi, kubernetes_api, rules_of
-from tests.restoring import TRAINABLE_ENV
+from tests import airflow_home  # noqa: F401  imported before any of Airflow
+from tests.kubernetes_api import IMAGE, NAMESPACE, KubernetesApi
 from tests.tasks import FakeTaskInstance
-
-IMAGE = "registry.example.com/sweeps:1"
-RBAC = ROOT / "docs" / "kubernetes" / "rbac.yaml"
-
-
-@contextmanager
-def cluster(**image_env: str) -> Iterator[KubernetesApi]:
-    """Serve a cluster that allows what the roles in our documentation do, and nothing else."""
-    env = {
-        **TRAINABLE_ENV,
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "PYTHONPATH": ROOT.as_posix(),
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "TUNE_TEST_HEALED": "1",
-        **image_env,
-    }
-    rules = rules_of(yaml.safe_load_all(RBAC.read_text()))
-    with kubernetes_api({IMAGE: env}, rules=rules) as api:
-        yield api
 
 
 def connection(api: KubernetesApi, directory: Path) -> str:
@@ -68,11 +43,6 @@ def arguments(**more: Any) -> dict[str, Any]:
         "startup_check_interval_seconds": 1,
         **more,
     }
-
-
-def base(pod: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the runner's container in a pod's spec."""
-    return next(c for c in pod["spec"]["containers"] if c["name"] == "base")
 
 
 class Trial:

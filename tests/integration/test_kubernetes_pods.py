@@ -12,7 +12,8 @@ from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import Result
 from tests import pods
-from tests.pods import Trial, base
+from tests.kubernetes_api import base, cluster
+from tests.pods import Trial
 
 SLOW = {"TUNE_TEST_STEP_SECONDS": "1.5"}
 
@@ -20,7 +21,7 @@ SLOW = {"TUNE_TEST_STEP_SECONDS": "1.5"}
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):
     directory = tmp_path_factory.mktemp("kube")
-    with pods.cluster() as api, pytest.MonkeyPatch.context() as patch:
+    with cluster() as api, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", pods.connection(api, directory))
         yield api
 
