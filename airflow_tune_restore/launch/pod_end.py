@@ -99,7 +99,7 @@ def gone_pod_end(name: str, events: Iterable[Mapping[str, Any]], seen: str = "")
     return PodEnd(
         exit_code=None,
         message=f"pod {name} is gone: somebody deleted it, or its node is no more",
-        is_disruption=True,
+        is_disruption=False,
     )
 
 
