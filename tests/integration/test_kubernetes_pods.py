@@ -6,11 +6,16 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import PodLostError
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.hooks.plain_errors import original
+from airflow_tune_restore.operators.continue_experiment_kubernetes import (
+    ContinueExperimentKubernetesOperator,
+)
 from airflow_tune_restore.operators.retries import SOON, TrialRetryPolicy
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.storage.fs import open_store
 from tests import pods
 from tests.kubernetes_api import base, cluster
 from tests.pods import Trial
@@ -145,3 +150,37 @@ def _limits(memory: str):
     from kubernetes.client import models
 
     return models.V1ResourceRequirements(requests={"memory": memory}, limits={"memory": memory})
+
+
+def test_coupled_trials_share_one_pod_and_each_task_follows_its_own(api, copied, capfd):
+    trial = Trial(api, copied("pbt"))
+    tasks = []
+    for item in trial.items:
+        more = {"trainable": "tests.trainables:Counter", "concurrent_trials": 2}
+        tasks.append(trial.start(trial=item, **more))
+    assert [task.end()["status"] for task in tasks] == ["TERMINATED"] * len(trial.items)
+    (pod,) = api.created
+    assert pod["metadata"]["labels"]["tune-restore/trial"] == "whole"
+    assert pod["metadata"]["name"].startswith("tune-whole-")
+    concurrent = str(min(2, len(trial.items)))
+    assert base(pod)["resources"]["limits"]["cpu"] == concurrent
+    assert {"name": "TUNE_RESTORE_CPUS", "value": concurrent} in base(pod)["env"]
+    assert "iteration 6, score=" in capfd.readouterr().out
+    commit_restore(trial.store, trial.restore_id)
+
+
+def test_samples_are_drawn_in_one_pod(api, copied):
+    experiment = copied("left")
+    operator = ContinueExperimentKubernetesOperator(
+        **pods.arguments(
+            task_id="samples", experiment=str(experiment), trainable="tests.trainables:counting"
+        )
+    )
+    context = pods.pod_context()
+    result = operator.execute(context)
+    assert context["ti"].pushed["return_value"] == result
+    assert result["samples_left"] == 0
+    assert len(api.created) == 1
+    assert {trial.status for trial in read_experiment(open_store(str(experiment))).trials} == {
+        "TERMINATED"
+    }
