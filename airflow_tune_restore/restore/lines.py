@@ -20,5 +20,12 @@ def describe_line(line: str, metric: str | None) -> str:
     return printable(", ".join([f"iteration {progress.iteration}", *shown]))
 
 
+def describe_any_line(line: str, metric: str | None) -> str:
+    """Do the same where many trials report in one log: a result says whose it is."""
+    progress = RunnerProgress.from_line(line)
+    shown = describe_line(line, metric)
+    return shown if progress is None else printable(f"{progress.trial_id}: {shown}")
+
+
 def _number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
