@@ -185,6 +185,8 @@ def _report(store: ObjectStore, entries: list[Entry], path: str, look: _Look) ->
         if evidence.restore is not None and evidence.restore.is_alive:
             health = Health.RUNNING
         return _without_state(store, health, str(error), evidence, look)
+    except StateUnreadableError as error:
+        return _without_state(store, Health.UNREADABLE, error.reason, evidence, look)
     except TuneRestoreError as error:
         return _without_state(store, Health.UNREADABLE, str(error), evidence, look)
 
