@@ -119,7 +119,8 @@ def test_samples_may_have_pods_of_another_size():
 
 def test_without_the_provider_only_pods_are_missing():
     code = (
-        "import sys; sys.modules['airflow.providers.cncf.kubernetes'] = None\n"
+        "import sys; p = 'airflow.providers.cncf.kubernetes.'\n"
+        "sys.modules |= dict.fromkeys([p + 'exceptions', p + 'operators', p + 'hooks'])\n"
         "from tests import airflow_home\n"
         "from airflow.sdk import DAG\n"
         "from airflow_tune_restore.task_group import TuneRestoreTaskGroup\n"
