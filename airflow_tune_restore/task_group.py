@@ -193,11 +193,14 @@ class TuneRestoreTaskGroup(TaskGroup):
 
 def _pod_operators() -> tuple[Any, Any]:
     """Import the operators that need the Kubernetes provider, which the package does without."""
-    from airflow_tune_restore.operators.continue_experiment_kubernetes import (
-        ContinueExperimentKubernetesOperator,
-    )
-    from airflow_tune_restore.operators.restore_trial_kubernetes import (
-        RestoreTrialKubernetesOperator,
-    )
-
-    return RestoreTrialKubernetesOperator, ContinueExperimentKubernetesOperator
+    try:
+        from airflow_tune_restore.operators import continue_experiment_kubernetes as samples
+        from airflow_tune_restore.operators import restore_trial_kubernetes as trial
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(("airflow.providers.cncf", "kubernetes")):
+            raise
+        raise InvalidInputError(
+            f'launcher="{KUBERNETES}" needs the Kubernetes provider: '
+            "pip install 'airflow-tune-restore[kubernetes]'."
+        ) from error
+    return trial.RestoreTrialKubernetesOperator, samples.ContinueExperimentKubernetesOperator

@@ -5,12 +5,12 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.exceptions import PodLostError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import claim
+from airflow_tune_restore.operators.attempt_pods import find_request
 from airflow_tune_restore.operators.continuation import (
     continuation_options,
     describe_continued,
@@ -24,7 +24,7 @@ from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import Result, RunnerRequest
+from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -87,7 +87,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
             else:
-                request = self.find_attempt(store, plan, layout.EVERY_TRIAL) or claim(
+                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or claim(
                     store,
                     plan,
                     layout.EVERY_TRIAL,
@@ -95,7 +95,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
                     log=self.log,
                 )
                 self.follow_pod(context, request, plan.metric)
-                self._refuse_lost(store, plan, request)
+                refuse_unfinished(plan, self.outcome_of(store, plan, request))
             return self._commit(context, address, store, plan)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -106,21 +106,15 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             plan, settled = start_continuation(context, store, options)
             if plan is None:  # committed before, by a try that died right after
                 return self.say(context, describe_continued(address, settled, log=self.log))
-            request = self.find_request(store, plan, layout.EVERY_TRIAL, event["name"])
+            request = find_request(store, plan, layout.EVERY_TRIAL, event["name"])
             self.resume_following(context, event, request, plan.metric)
-            self._refuse_lost(store, plan, request)
+            refuse_unfinished(plan, self.outcome_of(store, plan, request))
             return self._commit(context, address, store, plan)
 
     def _open(self) -> tuple[Address, ObjectStore]:
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
         address = hook.address(parse_continued(self.experiment))
         return address, hook.open(address)
-
-    def _refuse_lost(self, store: ObjectStore, plan: RestorePlan, request: RunnerRequest) -> None:
-        end = self.ended(store, plan, request)
-        if isinstance(end, PodLostError):
-            raise end
-        refuse_unfinished(plan, end)
 
     def _commit(
         self, context: Context, address: Address, store: ObjectStore, plan: RestorePlan

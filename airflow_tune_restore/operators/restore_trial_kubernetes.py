@@ -12,6 +12,7 @@ from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import claim, judge
+from airflow_tune_restore.operators.attempt_pods import find_request, name_of, read_request
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.restore_trial import MAP_INDEX_TEMPLATE
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
@@ -19,7 +20,7 @@ from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.lines import describe_any_line, describe_line
+from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.start import read_plan
@@ -89,13 +90,17 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             store, plan, item = self._open()
             if plan.is_one_run:
                 outcome = self._follow(context, store, plan, item)
-                return self.say(context, judge(store, plan, item, outcome, log=self.log))
+                run = read_request(store, plan, layout.EVERY_TRIAL, outcome.attempt)
+                end = self.pods.judge_one_of_all(store, plan, run, outcome)
+                if isinstance(end, PodLostError):
+                    raise end
+                return self.say(context, judge(store, plan, item, end, log=self.log))
             done = read_outcome(store, plan.restore_id, item.trial_id)
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has finished the trial already.")
                 return self.say(context, judge(store, plan, item, done, log=self.log))
             lease.renew(store, lease.check_held(store, plan.restore_id))
-            request = self.find_attempt(store, plan, item.trial_id) or self._claim(
+            request = self.pods.find_attempt(store, plan, item.trial_id) or self._claim(
                 store, plan, item.trial_id
             )
             self.follow_pod(context, request, plan.metric)
@@ -105,7 +110,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         """Come back from the triggerer: say how the pod ended, or wait on."""
         with plain_errors():
             store, plan, item = self._open()
-            request = self.find_request(store, plan, item.trial_id, event["name"])
+            request = find_request(store, plan, item.trial_id, event["name"])
             self.resume_following(context, event, request, plan.metric)
             return self._conclude(context, store, plan, item, request)
 
@@ -135,7 +140,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         self.log.info(
             "%s trial %s of %s: attempt %d of restore %s in pod %s",
             *(request.action, trial_id, plan.experiment, request.attempt, plan.restore_id),
-            self.pod_name(request),
+            name_of(request),
         )
         return request
 
@@ -147,10 +152,8 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         item: TrialItem,
         request: RunnerRequest,
     ) -> dict[str, Any]:
-        end = self.ended(store, plan, request)
-        if isinstance(end, PodLostError):
-            raise end
-        return self.say(context, judge(store, plan, item, end, log=self.log))
+        outcome = self.outcome_of(store, plan, request)
+        return self.say(context, judge(store, plan, item, outcome, log=self.log))
 
     def _follow(
         self, context: Context, store: ObjectStore, plan: RestorePlan, item: TrialItem
@@ -159,11 +162,11 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         lease.renew(store, lease.check_held(store, plan.restore_id))
 
         def start(attempt: int) -> None:
-            if self.find_attempt(store, plan, layout.EVERY_TRIAL) is not None:
+            if self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) is not None:
                 self._refuse_pending(store, plan, attempt - 1)
                 return  # it waits for a node, or for an API server of its own
             request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
-            self.start_pod(context, request, lambda line: describe_any_line(line, plan.metric))
+            self.start_pod(context, request, plan.metric)
 
         follower = Follower(store, item.restore_id, item.trial_id, start)
         self._followed = (store, item.restore_id, item.trial_id)
@@ -182,12 +185,12 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
 
     def _refuse_pending(self, store: ObjectStore, plan: RestorePlan, attempt: int) -> None:
         """Give up a pod that has waited too long to start, for lack of a node or of its image."""
-        request = self.read_request(store, plan, layout.EVERY_TRIAL, attempt)
+        request = read_request(store, plan, layout.EVERY_TRIAL, attempt)
         now = time.monotonic()
-        if not self.is_pending(request):
+        if not self.pods.is_pending(request):
             self._pending_since = now
         if now - self._pending_since > self.startup_timeout_seconds:
-            self.give_up(request)
+            self.pods.delete(name_of(request))
             raise AirflowException(
                 f"The pod of the whole experiment {plan.experiment} did not start within "
                 f"{self.startup_timeout_seconds} s; the next try makes another one."

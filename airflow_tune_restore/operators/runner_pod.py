@@ -4,16 +4,17 @@ import copy
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import InvalidInputError, PodLostError
+from airflow_tune_restore.exceptions import PodLostError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.arguments import parse_span, parse_text
 from airflow_tune_restore.hooks.pods import (
@@ -26,27 +27,21 @@ from airflow_tune_restore.hooks.pods import (
 )
 from airflow_tune_restore.launch import kubernetes as shapes
 from airflow_tune_restore.launch.kubernetes import PodShape
-from airflow_tune_restore.launch.pod_end import (
-    PodEnd,
-    gone_pod_end,
-    is_live,
-    is_terminating,
-    read_pod_end,
-)
 from airflow_tune_restore.operators.attempt import RunnerArguments
-from airflow_tune_restore.restore.attempts import (
-    list_attempts,
-    read_outcome,
-    read_recorded_end,
-    record_end,
+from airflow_tune_restore.operators.attempt_pods import (
+    NOT_FOUND,
+    POLL_SECONDS,
+    AttemptPods,
+    name_of,
 )
-from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.launch.pod_end import PodEnd
 
 GRACE_SECONDS = 120
 """What a pod is given to save a snapshot in; Kubernetes gives 30 s, which a large checkpoint outlasts."""
@@ -56,9 +51,6 @@ START_SECONDS = 300
 nobody renews that until the runner does."""
 
 LOG_SECONDS = 10
-
-_POLL_SECONDS = 2.0
-_NOT_FOUND = 404
 
 
 class RunnerPodOperator(KubernetesPodOperator):
@@ -155,6 +147,19 @@ class RunnerPodOperator(KubernetesPodOperator):
         """Whoever creates, reads and follows pods."""
         return PatientPodManager(kube_client=self.client, callbacks=self.callbacks)
 
+    @cached_property
+    def pods(self) -> AttemptPods:
+        """The pods of attempts, whoever made them."""
+        return AttemptPods(
+            hook=self.hook,
+            manager=self.pod_manager,
+            namespace=self.pod_namespace,
+            container=self.base_container_name,
+            patience_seconds=(self.termination_grace_period or 0) + START_SECONDS,
+            deletes_ended=self.on_finish_action.value == "delete_pod",
+            log=self.log,
+        )
+
     def runner_arguments(self, *, concurrent: int = 1) -> RunnerArguments:
         """Return what a runner is told that the plan does not say."""
         return RunnerArguments(
@@ -171,9 +176,7 @@ class RunnerPodOperator(KubernetesPodOperator):
 
         What the provider makes of a pod that failed is left to `ended`, which knows more.
         """
-        self._request, self._metric = request, metric
-        if self.log_formatter is None:
-            self.log_formatter = lambda _container, line: describe_line(line, metric)
+        self._take(request, metric)
         try:
             super().execute(context)
         except (AirflowSkipException, AirflowFailException):
@@ -185,10 +188,8 @@ class RunnerPodOperator(KubernetesPodOperator):
         self, context: Context, event: dict[str, Any], request: RunnerRequest, metric: str | None
     ) -> None:
         """Go on after a deferral."""
-        self._request, self._metric = request, metric
+        self._take(request, metric)
         self._seen = str(event.get("seen") or "")
-        if self.log_formatter is None:
-            self.log_formatter = lambda _container, line: describe_line(line, metric)
         try:
             super().trigger_reentry(context, event)
         except (AirflowSkipException, AirflowFailException):
@@ -196,123 +197,49 @@ class RunnerPodOperator(KubernetesPodOperator):
         except provider_errors() as error:
             self._refuse(error, existed=True)
 
-    def start_pod(
-        self, context: Context, request: RunnerRequest, describe: Callable[[str], str]
-    ) -> None:
+    def start_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
         """Create the attempt's pod, and show its log for as long as this process lives."""
-        self._request = request
+        self._take(request, metric)
         pod = self.build_pod_request_obj(context)
         self.pod_manager.create_pod(pod)
 
         def show() -> None:
             try:
-                while self.is_pending(request):
-                    time.sleep(_POLL_SECONDS)
+                while self.pods.is_pending(request):
+                    time.sleep(POLL_SECONDS)
                 self.pod_manager.fetch_container_logs(
                     pod,
                     self.base_container_name,
                     follow=True,
-                    log_formatter=lambda _container, line: describe(line),
+                    log_formatter=self.log_formatter,
                 )
             except Exception as error:  # noqa: BLE001  the log of others is shown as long as it can be
                 self.log.warning("The pod's log ends here: %s", printable(describe_error(error)))
 
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 
-    def is_pending(self, request: RunnerRequest) -> bool:
-        """Whether the attempt's pod waits for a node or for its image."""
-        pod = self._read(self.pod_name(request)) or {}
-        return (pod.get("status") or {}).get("phase") == "Pending"
+    def _take(self, request: RunnerRequest, metric: str | None) -> None:
+        self._request, self._metric = request, metric
+        of_many = request.trial_id == layout.EVERY_TRIAL
+        if self.log_formatter is None:
+            self.log_formatter = lambda _container, line: describe_line(
+                line, metric, of_many=of_many
+            )
 
-    def give_up(self, request: RunnerRequest) -> None:
-        """Delete the attempt's pod."""
-        self._delete(self.pod_name(request))
-
-    def ended(
+    def outcome_of(
         self, store: ObjectStore, plan: RestorePlan, request: RunnerRequest
-    ) -> RunnerOutcome | PodLostError:
-        """Return how the attempt ended: as its runner says, or as Kubernetes does if that took it away.
-
-        The latter is written down, for the ledger and for later tries.
-        """
-        where = (request.restore_id, request.trial_id, request.attempt)
-        outcome = read_outcome(store, *where)
-        end = self._end or self._look(self.pod_name(request))
-        was_taken = outcome is None or (outcome.result == Result.INTERRUPTED and end.is_disruption)
-        if not was_taken:
-            assert outcome is not None  # noqa: S101
-            return outcome
-        record_end(store, request, end.exit_code, end.message)
-        failure = classify_end(end.exit_code, end.message)
-        if failure is None and outcome is not None:
-            return outcome
-        cause = failure.cause if failure is not None else Cause.UNKNOWN
-        code = f", exit code {end.exit_code}" if end.exit_code is not None else ""
-        said = f". It last said: {end.last_words}" if end.last_words and outcome is None else ""
-        return PodLostError(
-            plan.experiment, request.trial_id, f"{end.message}{code}{said}", cause.value
-        )
-
-    def find_attempt(
-        self, store: ObjectStore, plan: RestorePlan, trial_id: str
-    ) -> RunnerRequest | None:
-        """Return the newest attempt if its pod is alive; None if the next one is to be claimed.
-
-        A pod that is about to end is waited for, so that it can save its snapshot in peace.
-        """
-        newest = max(list_attempts(store, plan.restore_id, trial_id), default=0)
-        if not newest:
-            return None
-        request = self.read_request(store, plan, trial_id, newest)
-        name = self.pod_name(request)
-        pod = self._read(name)
-        deadline = time.monotonic() + (self.termination_grace_period or 0) + START_SECONDS
-        while pod is not None and is_terminating(pod) and time.monotonic() < deadline:
-            self.log.info("Waiting for pod %s to end; it saves a snapshot.", name)
-            time.sleep(_POLL_SECONDS)
-            pod = self._read(name)
-        if pod is not None and is_live(pod, self.base_container_name):
-            self.log.info("Attaching to pod %s, attempt %d.", name, newest)
-            return request
-        where = (plan.restore_id, trial_id, newest)
-        has_said = read_outcome(store, *where) or read_recorded_end(store, *where)
-        if pod is not None and has_said is None:
-            end = self._look(name)
-            self.log.warning("Attempt %d ended unseen: %s", newest, end.message)
-            record_end(store, request, end.exit_code, end.message)
-        if pod is not None:
-            self._remove(name)
-        return None
-
-    def read_request(
-        self, store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int
-    ) -> RunnerRequest:
-        """Read what was claimed."""
-        from airflow_tune_restore.experiments.layout import request_key
-
-        key = request_key(plan.restore_id, trial_id, attempt)
-        return read_record(store, key, RunnerRequest.from_json)
+    ) -> RunnerOutcome:
+        """Return what the runner of the attempt that was followed says (PodLostError if it was lost)."""
+        end = self.pods.judge(store, plan, request, self._end)
+        if isinstance(end, PodLostError):
+            raise end
+        return end
 
     def say(self, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
         """Push the summary: the provider takes `do_xcom_push` for a wish to have a sidecar."""
         if not self.do_xcom_push:
             context["ti"].xcom_push(key="return_value", value=summary)
         return summary
-
-    def find_request(
-        self, store: ObjectStore, plan: RestorePlan, trial_id: str, name: str
-    ) -> RunnerRequest:
-        """Return the attempt whose pod has this name."""
-        for attempt in reversed(list_attempts(store, plan.restore_id, trial_id)):
-            if shapes.pod_name(plan.experiment, plan.restore_id, trial_id, attempt) == name:
-                return self.read_request(store, plan, trial_id, attempt)
-        raise InvalidInputError(f"Pod {name} runs no attempt of restore {plan.restore_id}.")
-
-    def pod_name(self, request: RunnerRequest) -> str:
-        """Return the name of an attempt's pod."""
-        return shapes.pod_name(
-            request.experiment, request.restore_id, request.trial_id, request.attempt
-        )
 
     def read_memory_limit(self) -> float | None:
         """Return how much memory the trial has where the user, and not the trial, says so."""
@@ -322,59 +249,17 @@ class RunnerPodOperator(KubernetesPodOperator):
         """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
         if self._end is not None:
             return
-        name = self.pod_name(self._request) if self._request is not None else "?"
+        name = name_of(self._request) if self._request is not None else "?"
         if is_outage(error):
             raise AirflowException(
                 f"Pod {name} cannot be followed: {printable(describe_error(error))}. It goes on; a retry "
                 "attaches to it."
             ) from error
-        if existed and not self._given_up and self._read(name) is None:
-            self._end = gone_pod_end(name, self._events(name), self._seen)
+        if existed and not self._given_up and self.pods.read(name) is None:
+            self._end = self.pods.look(name, self._seen)
             return
         what = "was given up" if existed else "could not be created"
         raise AirflowException(f"Pod {name} {what}: {printable(_cause(error))}") from error
-
-    def _look(self, name: str) -> PodEnd:
-        """Return how a pod ended; of one that is gone, what its events say."""
-        return self._see(name) or gone_pod_end(name, self._events(name))
-
-    def _see(self, name: str) -> PodEnd | None:
-        pod = self._read(name)
-        return read_pod_end(pod, self.base_container_name) if pod is not None else None
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            pod: dict[str, Any] = self.hook.get_pod(name, self.pod_namespace).to_dict(
-                serialize=True
-            )
-        except Exception as error:
-            if status_of(error) == _NOT_FOUND:
-                return None
-            raise
-        return pod
-
-    def _remove(self, name: str) -> None:
-        """Delete a pod that has ended, if the user wants such pods deleted."""
-        if self.on_finish_action.value == "delete_pod":
-            self._delete(name)
-
-    def _delete(self, name: str) -> None:
-        from kubernetes.client import models
-
-        metadata = models.V1ObjectMeta(name=name, namespace=self.pod_namespace)
-        self.pod_manager.delete_pod(models.V1Pod(metadata=metadata))
-
-    def _events(self, name: str) -> list[dict[str, Any]]:
-        """Return what Kubernetes reported of a pod; nothing if we may not read events."""
-        try:
-            found = self.client.list_namespaced_event(
-                namespace=self.pod_namespace, field_selector=f"involvedObject.name={name}"
-            )
-        except Exception as error:
-            if status_of(error) is None:
-                raise
-            return []
-        return [event.to_dict(serialize=True) for event in found.items]
 
     @cached_property
     def pod_namespace(self) -> str:
@@ -430,11 +315,11 @@ class RunnerPodOperator(KubernetesPodOperator):
         del context, exclude_checked
         if self._request is None:
             return None
-        name = self.pod_name(self._request)
+        name = name_of(self._request)
         try:
             return self.hook.get_pod(name, namespace)
         except Exception as error:
-            if status_of(error) == _NOT_FOUND:
+            if status_of(error) == NOT_FOUND:
                 return None
             raise
 
@@ -448,7 +333,9 @@ class RunnerPodOperator(KubernetesPodOperator):
     def defer(self, *, trigger: Any, **kwargs: Any) -> Never:
         """Defer to our trigger in the place of the provider's."""
         _, arguments = trigger.serialize()
-        super().defer(trigger=RunnerPodTrigger(metric=self._metric, **arguments), **kwargs)
+        of_many = self._request is not None and self._request.trial_id == layout.EVERY_TRIAL
+        ours = RunnerPodTrigger(metric=self._metric, of_many=of_many, **arguments)
+        super().defer(trigger=ours, **kwargs)
 
     def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
         """Look how the pod ended, before the provider deletes it; one that goes on is left alone."""
@@ -457,12 +344,10 @@ class RunnerPodOperator(KubernetesPodOperator):
             return
         if remote_pod is not None and not self._killed:
             name = remote_pod.metadata.name
-            found = self._read(name)
-            if found is None:  # nothing is left to clean
-                self._end = gone_pod_end(name, self._events(name), self._seen)
-                return
-            self._end = read_pod_end(found, self.base_container_name)
+            self._end = self.pods.look(name, self._seen)
             self._given_up = self._end is None
+            if self.pods.read(name) is None:
+                return  # nothing is left to clean
         super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
 
     def _write_logs(  # type: ignore[override]  # the provider's is wrapped by tenacity
@@ -491,7 +376,7 @@ class RunnerPodOperator(KubernetesPodOperator):
         from kubernetes.client import models
 
         shape = self.shape
-        self.name, self.random_name_suffix = self.pod_name(request), False
+        self.name, self.random_name_suffix = name_of(request), False
         self.labels = {**self.labels, **shapes.pod_labels(request)}
         self.annotations = {
             **self.annotations,

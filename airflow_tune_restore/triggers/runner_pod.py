@@ -26,18 +26,23 @@ class RunnerPodTrigger(KubernetesPodTrigger):
 
     Args:
         metric: The metric to show first.
+        of_many: Whether many trials report there.
         **kwargs: Arguments of `KubernetesPodTrigger`.
     """
 
-    def __init__(self, *, metric: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, metric: str | None = None, of_many: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.metric = metric
+        self.of_many = of_many
         self._seen = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments: a wire format, only ever add."""
         _, arguments = super().serialize()
-        return (f"{__name__}.RunnerPodTrigger", {**arguments, "metric": self.metric})
+        return (
+            f"{__name__}.RunnerPodTrigger",
+            {**arguments, "metric": self.metric, "of_many": self.of_many},
+        )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield how it ended."""
@@ -60,7 +65,9 @@ class RunnerPodTrigger(KubernetesPodTrigger):
     @cached_property
     def pod_manager(self) -> DescribingPodManager:
         """Whoever shows the log."""
-        return DescribingPodManager(self.hook, lambda line: describe_line(line, self.metric))
+        return DescribingPodManager(
+            self.hook, lambda line: describe_line(line, self.metric, of_many=self.of_many)
+        )
 
     async def _get_pod(self) -> Any:  # type: ignore[override]  # the provider's is wrapped by tenacity
         pod = await super()._get_pod()
