@@ -75,10 +75,15 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
     }
 
 
+def is_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job."""
+    return _JOB_CONFIG in os.environ
+
+
 def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
     """Let the cluster's workers import what we can import; a private Ray inherits it."""
-    if _JOB_CONFIG in os.environ:
-        return None  # we are a Ray job: its runtime_env is that of its workers, too
+    if is_job():
+        return None  # its runtime_env is that of its workers, too
     return request.runtime_env or _own_path()
 
 

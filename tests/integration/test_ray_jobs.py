@@ -41,7 +41,7 @@ from tests.ray_cluster import ray_cluster
 from tests.tasks import make_context
 
 KINDS = ["errored", "limited", "asha", "pbt", "hyperband", "hopeless", "median"]
-CANARY = "canary-of-the-connection"
+LOGS = (".log", ".out", ".err")
 EVERY = [1, 2, 3, 4, 5, 6]
 
 
@@ -222,12 +222,21 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
     assert len({job["driver_node_id"] for job in jobs}) == 2
     ids = {job["job_id"] for job in jobs}
     actors = call(cluster, "/logical/actors")["data"]["actors"].values()
-    print([a for a in actors if a["jobId"] in ids][:1])
+    ran_on = {
+        actor["address"]["nodeId"]
+        for actor in actors
+        if actor["jobId"] in ids and "Func" in actor["actorClass"]
+    }
+    assert len(ran_on) == 2, actors
     # keys of the store stay where they are
     metadata = json.dumps(jobs)
     assert s3.endpoint in metadata
     assert s3.env["AWS_SECRET_ACCESS_KEY"] not in metadata
     assert cluster.token not in metadata
+    key = s3.env["AWS_SECRET_ACCESS_KEY"].encode()
+    logs = [path for path in cluster.scratch.rglob("*") if path.suffix in LOGS]
+    assert len(logs) > 10
+    assert [path.name for path in logs if key in path.read_bytes()] == []
 
 
 def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster, copied):
