@@ -4,7 +4,6 @@ The experiments lie in `tests/golden`, made by `make_golden.py` with each versio
 restored here; `python -m tests.matrix` restores them all.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.conformance.hosts import started_hosts
 from tests.conformance.pair import Pair
+from tests.matrix.environments import WHOLE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSIONS = [
     path.name.removeprefix("ray-")
     for path in sorted(GOLDEN.glob("ray-*"), key=lambda p: tuple(map(int, p.name[4:].split("."))))
 ]
-RESTORED = VERSIONS if os.environ.get("MATRIX") else [VERSIONS[0], VERSIONS[-2]]
+RESTORED = VERSIONS if WHOLE else [VERSIONS[0], VERSIONS[-2]]
 
 
 @pytest.fixture(scope="module")
