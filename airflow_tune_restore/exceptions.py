@@ -192,3 +192,15 @@ class RunnerDiedError(RunnerError):
             f"The runner of trial {self.trial_id} of {self.experiment} ended without saying how "
             f"({self.cause}). A retry goes on from its newest snapshot. {self.reason}"
         )
+
+
+class RayClusterError(TuneRestoreError):
+    """A Ray cluster does not answer, or not as it should. It may again."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The Ray cluster at {self.address} does not answer: {self.reason}."

@@ -5,6 +5,44 @@ from typing import Any
 _NAME = "Ray Tune restore"
 
 
+def _field(label: str, kind: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {
+        "label": label,
+        "description": description,
+        "schema": {"type": [kind, "null"], **schema},
+    }
+
+
+_RAY_JOBS: dict[str, Any] = {
+    "connection-type": "ray_jobs",
+    "hook-class-name": "airflow_tune_restore.hooks.ray_jobs.RayJobsHook",
+    "hook-name": "Ray Jobs",
+    "ui-field-behaviour": {
+        "hidden-fields": ["schema", "login"],
+        "relabeling": {"host": "Dashboard address", "password": "Token"},
+        "placeholders": {"host": "http://ray-head:8265"},
+    },
+    "conn-fields": {
+        "verify_tls": _field("Verify TLS", "boolean", "Check the certificate.", default=True),
+        "ca_file": _field("CA file", "string", "On workers and triggerers; trusted as well."),
+        "runtime_env": _field(
+            "Runtime env",
+            "string",
+            "Of jobs, as JSON; no secrets, Ray shows it.",
+            format="multiline",
+        ),
+        "entrypoint_num_cpus": _field(
+            "Driver CPUs", "number", "What a driver asks for; 0 if empty."
+        ),
+        "entrypoint_memory": _field("Driver memory", "integer", "Bytes; 512 MiB if empty."),
+        "entrypoint_resources": _field(
+            "Driver resources", "string", "Custom resources, as JSON.", format="multiline"
+        ),
+    },
+}
+"""Written by hand where most would import the hook: every process of Airflow reads this."""
+
+
 def get_provider_info() -> dict[str, Any]:
     """Return the provider metadata (airflow's provider_info.schema.json)."""
 
@@ -32,8 +70,11 @@ def get_provider_info() -> dict[str, Any]:
             "operators.restore_trial",
             "operators.commit_restore",
             "operators.continue_experiment",
+            "operators.on_ray",
         ),
         "sensors": modules("sensors.failed_experiment"),
-        "hooks": modules("hooks.experiment_storage"),
-        "triggers": modules("triggers.failed_experiment"),
+        "hooks": modules("hooks.experiment_storage", "hooks.ray_jobs"),
+        "triggers": modules("triggers.failed_experiment", "triggers.ray_job"),
+        "extra-links": ["airflow_tune_restore.links.ray_job.RayJobLink"],
+        "connection-types": [_RAY_JOBS],
     }

@@ -46,6 +46,9 @@ class TuneRestoreTaskGroup(TaskGroup):
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
+        launcher: Where trials run: `local`, or `ray` as jobs of the cluster that `ray_conn_id` names.
+        ray_conn_id: With `launcher="ray"`: connection of type `ray_jobs`.
+        runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_attempts: Failed attempts over all nights after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
@@ -83,6 +86,9 @@ class TuneRestoreTaskGroup(TaskGroup):
         imports: Sequence[str] = (),
         python: str | None = None,
         ray_address: str | None = None,
+        launcher: str = "local",
+        ray_conn_id: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         max_attempts: int | str | None = None,
         max_active_trials: int | None = None,
@@ -120,7 +126,13 @@ class TuneRestoreTaskGroup(TaskGroup):
                 "param_space": param_space,
                 "imports": imports,
                 "python": python,
+                "launcher": launcher,
                 "env": env,
+            }
+            run = {
+                "ray_address": ray_address,
+                "runtime_env": runtime_env,
+                **({"ray_conn_id": ray_conn_id} if ray_conn_id else {}),
             }
             self.plan = BuildRestorePlanOperator(
                 **{
@@ -141,9 +153,9 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.trial = RestoreTrialOperator.partial(
                 **{
                     "task_id": "trial",
-                    "ray_address": ray_address,
                     "max_active_tis_per_dagrun": max_active_trials,
                     **shared,
+                    **run,
                     **(trial_args or {}),
                 }
             ).expand(trial=self.plan.output)
@@ -158,8 +170,8 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.samples = ContinueExperimentOperator.partial(
                 **{
                     "task_id": "samples",
-                    "ray_address": ray_address,
                     **shared,
+                    **run,
                     **(samples_args or {}),
                 }
             ).expand(experiment=self.commit.output)

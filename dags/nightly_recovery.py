@@ -3,9 +3,14 @@
 Where it looks: the Param `prefix`, whose default is TUNE_RESTORE_PREFIX in the environment, else the
 Airflow Variable `tune_restore_prefix`. An address may name a connection: `s3://conn_id@bucket/path`.
 As it is, it restores the experiments of `example_sweep.py`; put your own trainable into the Param.
+
+Where trials run: the Param `launcher`, whose default is TUNE_RESTORE_LAUNCHER in the environment, else
+the Airflow Variable `tune_restore_launcher`, else this worker. With `ray`, the connection
+`ray_jobs_default` names the cluster, and this folder goes along as the jobs' working directory.
 """
 
 import os
+from pathlib import Path
 
 from airflow.sdk import DAG, Param
 
@@ -29,6 +34,11 @@ with DAG(
             type="string",
             description="package.module:attribute, importable by the workers.",
         ),
+        "launcher": Param(
+            os.environ.get("TUNE_RESTORE_LAUNCHER", ""),
+            type="string",
+            description="local or ray. Empty: the Variable tune_restore_launcher, else local.",
+        ),
         "stale_after": Param(
             1800, type="number", description="Seconds of silence after which a sweep is dead."
         ),
@@ -40,11 +50,18 @@ with DAG(
     TuneRestoreTaskGroup(
         prefix="{{ params.prefix or var.value.get('tune_restore_prefix', '') }}",
         trainable="{{ params.trainable }}",
+        launcher="{{ params.launcher or var.value.get('tune_restore_launcher', 'local') }}",
+        runtime_env={
+            "working_dir": str(Path(__file__).parent)
+        },  # with ray: your code travels along
         stale_after="{{ params.stale_after }}",
         wait=False,
         resume_unfinished="{{ params.resume_unfinished }}",
         resume_errored="{{ params.resume_errored }}",
         restart_errored="{{ params.restart_errored }}",
         max_active_trials=4,
+        trial_args={
+            "retries": 3
+        },  # nodes die, jobs are cancelled; each retry goes on from a snapshot
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the example's bug is fixed; yours needs no such line
     )

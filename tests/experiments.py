@@ -86,7 +86,7 @@ def make_killed_experiment(directory: Path, kind: str = "killed") -> Path:
         start_new_session=True,
     )
     experiment = directory / kind
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (
         not _is_ready_to_die(experiment) and time.monotonic() < deadline and driver.poll() is None
     ):

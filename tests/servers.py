@@ -137,7 +137,7 @@ def gcs_server(bucket: str = "experiments") -> Iterator[Server]:
             data=json.dumps({"name": bucket}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=60).close()
         yield Server(
             endpoint=endpoint,
             bucket=bucket,
@@ -237,10 +237,10 @@ def _running(command: list[str], ready_url: str) -> Iterator[None]:
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            urllib.request.urlopen(url, timeout=10).close()
         except urllib.error.HTTPError:
             return  # it answers, if only to say who are you
         except OSError:

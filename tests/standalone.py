@@ -42,11 +42,11 @@ class Airflow:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             text = answer.read()
         return json.loads(text) if text else None
 
-    def wait_until_up(self, timeout_seconds: float = 180) -> None:
+    def wait_until_up(self, timeout_seconds: float = 300) -> None:
         """Block until all components are healthy and a token was given out."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
@@ -63,7 +63,7 @@ class Airflow:
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
         """Unpause a DAG, start a run, and return its id."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             try:
                 self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})

@@ -1,6 +1,7 @@
 """`tune-restore`: the same restore from a shell, without Airflow. Commands compute, `output` prints."""
 
 import gc
+import io
 import logging
 import sys
 from datetime import timedelta
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its panels cut the names of options off in a narrow terminal
     help="Bring failed Ray Tune experiments back.",
 )
 
@@ -43,25 +45,49 @@ class LauncherName(StrEnum):
     LOCAL = "local"
 
 
+def _span(seconds: str | timedelta) -> timedelta:
+    """Read a length of time; Typer passes the default through here, too."""
+    if isinstance(seconds, timedelta):
+        return seconds
+    try:
+        span = timedelta(seconds=float(seconds))
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{seconds} is no number of seconds.") from None
+    if span < timedelta():
+        raise typer.BadParameter(f"{seconds} is less than 0.")
+    return span
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 StaleAfter = Annotated[
-    float,
+    timedelta,
     typer.Option(
-        min=0,
+        parser=_span,
         metavar="SECONDS",
-        help="An unfinished experiment counts as dead when nothing was written for this long. "
-        "0: you know that its driver is dead.",
+        help="An unfinished experiment counts as dead when nothing was written for this long "
+        f"({DEFAULT_STALE_AFTER.total_seconds():.0f}). 0: you know that its driver is dead.",
+        show_default=False,
     ),
 ]
 ExperimentUri = Annotated[
     str,
-    typer.Argument(help="Experiment directory: a path, or a URL such as s3://bucket/experiment."),
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="Experiment directory: a path, or a URL such as s3://bucket/experiment.",
+    ),
 ]
 ResumeErrored = Annotated[
     bool, typer.Option("--resume-errored", help="Resume ERROR trials from their checkpoint.")
 ]
 RestartErrored = Annotated[
     bool, typer.Option("--restart-errored", help="Start ERROR trials over, as new trials.")
+]
+ResumeCutShort = Annotated[
+    bool,
+    typer.Option(
+        "--resume-cut-short",
+        help="Resume trials that fail_fast marked TERMINATED when another one failed.",
+    ),
 ]
 ResumeUnfinished = Annotated[
     bool,
@@ -85,26 +111,28 @@ MaxAttempts = Annotated[
     ),
 ]
 
-_STALE_SECONDS = DEFAULT_STALE_AFTER.total_seconds()
-
 
 @app.command()
 def scan(
-    prefix: Annotated[str, typer.Argument(help="Where to look: a path or a URL.")],
-    stale_after: StaleAfter = _STALE_SECONDS,
+    prefix: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="Where to look: a path or a URL.")
+    ],
+    stale_after: StaleAfter = DEFAULT_STALE_AFTER,
     as_json: Json = False,
 ) -> None:
     """List the experiments at or below PREFIX, and how they are."""
-    reports = scan_experiments(open_store(prefix), stale_after=timedelta(seconds=stale_after))
-    output.print_reports(with_quarantined(reports), prefix=prefix, as_json=as_json)
+    store = open_store(prefix)
+    reports = scan_experiments(store, stale_after=stale_after)
+    output.print_reports(with_quarantined(reports), prefix=store.uri, as_json=as_json)
 
 
-@app.command()
-def plan(
+@app.command(short_help="Show what a restore would do. Writes nothing.")
+def plan(  # noqa: PLR0913  a command line has as many arguments as it has options
     experiment: ExperimentUri,
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
+    resume_cut_short: ResumeCutShort = False,
     strategy: Strategy = "auto",
     allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
@@ -116,7 +144,7 @@ def plan(
         store,
         read_experiment(store),
         restore_id="preview",
-        flags=_flags(resume_unfinished, resume_errored, restart_errored),
+        flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
         strategy=strategy,
         allow_scratch=allow_scratch,
         max_attempts=max_attempts,
@@ -124,7 +152,7 @@ def plan(
     output.print_plan(made, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Plan, run and commit a restore.")
 def restore(  # noqa: PLR0913  a command line has as many arguments as it has options
     experiment: ExperimentUri,
     trainable: Annotated[
@@ -134,6 +162,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
+    resume_cut_short: ResumeCutShort = False,
     param_space: Annotated[
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
@@ -145,10 +174,12 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         typer.Option(
             min=0,
             metavar="BYTES",
-            help="Most memory a trial is given after it ran out of it; with --address.",
+            show_default=False,
+            help="Most memory a trial is given after it ran out of it; with --address. "
+            f"({DEFAULT_MAX_MEMORY_BYTES / 1024**3:.0f} GiB)",
         ),
     ] = DEFAULT_MAX_MEMORY_BYTES,
-    stale_after: StaleAfter = _STALE_SECONDS,
+    stale_after: StaleAfter = DEFAULT_STALE_AFTER,
     on: Annotated[LauncherName, typer.Option(help="Where the trials run.")] = LauncherName.LOCAL,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to use; without, each trial gets a private Ray.")
@@ -179,9 +210,9 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     del on  # one launcher so far
     options = RestoreOptions(
         draft=DraftOptions(
-            flags=_flags(resume_unfinished, resume_errored, restart_errored),
+            flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
             strategy=strategy,
-            stale_after=timedelta(seconds=stale_after),
+            stale_after=stale_after,
             allow_scratch=allow_scratch,
             can_start=param_space is not None,
             max_attempts=max_attempts,
@@ -200,10 +231,10 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         raise typer.Exit(EXIT_FAILED_AGAIN)
 
 
-@app.command()
+@app.command(short_help="Let a quarantined trial run again.")
 def release(
     experiment: ExperimentUri,
-    trial: Annotated[str, typer.Argument(help="Trial id, as `plan` shows it.")],
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Trial id, as `plan` shows it.")],
     as_json: Json = False,
 ) -> None:
     """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
@@ -215,7 +246,7 @@ def release(
     output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Take back the last commit.")
 def undo(experiment: ExperimentUri, as_json: Json = False) -> None:
     """Take back the last commit to EXPERIMENT, unless something newer was written since."""
     from airflow_tune_restore.cli.restore import holder
@@ -226,6 +257,9 @@ def undo(experiment: ExperimentUri, as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; our own errors are one sentence on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only gets the rest
     gc.disable()  # a short process that makes many small values and no cycles to speak of
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -238,11 +272,17 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
 
 
-def _flags(resume_unfinished: bool, resume_errored: bool, restart_errored: bool) -> ResumeFlags:  # noqa: FBT001
+def _flags(
+    resume_unfinished: bool,  # noqa: FBT001
+    resume_errored: bool,  # noqa: FBT001
+    restart_errored: bool,  # noqa: FBT001
+    resume_cut_short: bool,  # noqa: FBT001
+) -> ResumeFlags:
     return ResumeFlags.from_flags(
         resume_unfinished=resume_unfinished,
         resume_errored=resume_errored,
         restart_errored=restart_errored,
+        resume_cut_short=resume_cut_short,
     )
 
 

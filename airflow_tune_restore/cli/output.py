@@ -11,8 +11,8 @@ import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.restore.ledger import History
-from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
-from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
+from airflow_tune_restore.restore.summary import CommitSummary, printable, render
 from airflow_tune_restore.restore.undo import UndoneCommit
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def print_reports(
     if not reports:
         _out().print(f"No Tune experiment at or below {prefix}.")
         return
-    table = _table("experiment", "health", "trials", "last write", "why")
+    table = _table("experiment", "health", "trials", "last write (UTC)", "why")
     for report, quarantined in reports:
         counts = printable(" ".join(f"{n} {status}" for status, n in report.trials.items()))
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
@@ -41,7 +41,8 @@ def print_reports(
             written,
             printable(report.reason + (f"; {len(quarantined)} quarantined" if quarantined else "")),
         )
-    _out().print(table)
+    out = _out()
+    out.print(render(table, out.width))
 
 
 def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
@@ -67,11 +68,11 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
             trial.status.value,
             trial.action.value,
             trial.checkpoint or "-",
-            str(trial.iteration),
+            str(trial.iteration) if trial.action in RUN_ACTIONS else "-",
             printable(trial.reason),
         )
     out = _out()
-    out.print(table)
+    out.print(render(table, out.width))
     left = "unknown" if plan.samples_left is None else plan.samples_left
     out.print(
         f"{len(plan.to_run)} of {len(plan.trials)} trials to run; samples never drawn: {left}"
@@ -89,8 +90,9 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
     if summary is None:
         _out().print(f"Nothing to restore in {experiment}.")
         return
-    _out().print(summary.table())
-    _out().print(summary.headline())
+    out = _out()
+    out.print(summary.table(out.width))
+    out.print(summary.headline())
 
 
 def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Progress bars of a restore. A module of its own, because only that command pays for importing it."""
+"""How a restore is going. A module of its own, because only that command pays for importing it."""
 
 from types import TracebackType
 from typing import Self
@@ -11,18 +11,29 @@ from airflow_tune_restore.restore.plan import TrialPlan
 from airflow_tune_restore.restore.request import RunnerOutcome, RunnerProgress
 from airflow_tune_restore.restore.summary import printable
 
+_LINE_LENGTH = 4000
+_SHOWN_METRICS = 3
+
 
 class Progress:
-    """Progress bars on stderr, one a trial, under a scrolling log; silent when `quiet`."""
+    """On stderr: in a terminal bars, one a trial, under a scrolling log; elsewhere the same as lines.
+
+    Silent when `quiet`.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
+        console = Console(
+            stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True
+        )  # a line of a log is one line, however narrow the terminal
+        self._quiet = quiet
+        self._has_bars = console.is_terminal and not quiet
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
-            console=Console(stderr=True, markup=False, highlight=False, emoji=False),
-            disable=quiet,
+            console=console,
+            disable=not self._has_bars,
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -40,26 +51,30 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        if not self._bars.disable:
-            self._bars.console.print(printable(text))
+        if not self._quiet:
+            self._bars.console.print(printable(text, _LINE_LENGTH))
 
     def start(self, trial: TrialPlan) -> None:
         """Show a trial that is about to run."""
-        self._tasks[trial.trial_id] = self._bars.add_task(
-            f"{trial.action} {trial.trial_id}", total=None, note="starting"
-        )
+        where = f" from {trial.checkpoint}" if trial.checkpoint else ""
+        self._show(trial.trial_id, f"{trial.action} {trial.trial_id}", f"starting{where}")
 
     def advance(self, trial_id: str, progress: RunnerProgress) -> None:
-        """Show a reported result."""
-        if trial_id not in self._tasks:  # a sample that was drawn just now
-            self._tasks[trial_id] = self._bars.add_task(
-                printable(f"draw {trial_id}"), total=None, note=""
-            )
-        shown = ", ".join(f"{k}={v}" for k, v in list(progress.metrics.items())[:3])
-        note = printable(f"iteration {progress.iteration} {shown}")
-        self._bars.update(self._tasks[trial_id], note=note)
+        """Show a reported result; one of a trial not shown before is of a sample drawn just now."""
+        shown = [f"{k}={v}" for k, v in list(progress.metrics.items())[:_SHOWN_METRICS]]
+        note = ", ".join([f"iteration {progress.iteration}", *shown])
+        self._show(trial_id, f"draw {trial_id}", note)
 
     def end(self, trial_id: str, outcome: RunnerOutcome | None) -> None:
         """Show how a trial ended."""
-        note = outcome.result if outcome else "ended without a word"
-        self._bars.update(self._tasks[trial_id], total=1, completed=1, note=note)
+        self._show(trial_id, trial_id, outcome.result if outcome else "ended without a word")
+        self._bars.update(self._tasks[trial_id], total=1, completed=1)
+
+    def _show(self, trial_id: str, name: str, note: str) -> None:
+        note = printable(note)
+        if trial_id not in self._tasks:
+            self._tasks[trial_id] = self._bars.add_task(printable(name), total=None, note=note)
+        else:
+            self._bars.update(self._tasks[trial_id], note=note)
+        if not self._has_bars:
+            self.say(f"{trial_id} | {note}")

@@ -225,6 +225,11 @@ def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
     return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
 
 
+def stopped_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key that says that an attempt was told to stop: it is not attached to again."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/stopped.json"
+
+
 def searcher_dir(restore_id: str, attempt: int) -> str:
     """Return the directory of the searcher's saved states in one run of a whole experiment."""
     return f"{attempt_dir(restore_id, EVERY_TRIAL, attempt)}/searcher"

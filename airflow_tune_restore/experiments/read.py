@@ -38,6 +38,8 @@ from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, 
 from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
+NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"
+
 CONCURRENCY = 32
 LARGE_BYTES = 16 * 1024 * 1024
 _LARGE = threading.Semaphore(1)
@@ -59,7 +61,8 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
         entries: Its listing, if the caller has just made one.
 
     Raises:
-        StateUnreadableError: If no state file can be used; says why for each.
+        StateUnreadableError: If no state file can be used, and why each cannot; or if this is no
+            experiment at all.
         NotStartedError: If there is none, or none with a trial in it.
     """
     entries = store.list_dir() if entries is None else entries
@@ -79,7 +82,7 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
             f"fail_fast marked {len(cut_short)} trials TERMINATED before they finished: "
-            f"{', '.join(trial.trial_id for trial in cut_short[:5])}"
+            f"{', '.join(trial.trial_id for trial in cut_short[:5])}; resume_cut_short takes them up"
         )
         return replace(experiment, warnings=(*experiment.warnings, note))
     return experiment
@@ -144,6 +147,8 @@ def _newest_valid_state(
         key=lambda e: e.name,
         reverse=True,
     )
+    if not states and all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
+        raise StateUnreadableError(store.uri, NO_EXPERIMENT)
     if not states:
         raise NotStartedError(
             f"{store.uri} was never started: it has a tuner.pkl, but no experiment state"

@@ -14,7 +14,12 @@ from airflow_tune_restore.experiments.health import (
     Health,
     judge,
 )
-from airflow_tune_restore.experiments.read import CONCURRENCY, NotStartedError, read_experiment
+from airflow_tune_restore.experiments.read import (
+    CONCURRENCY,
+    NO_EXPERIMENT,
+    NotStartedError,
+    read_experiment,
+)
 from airflow_tune_restore.experiments.state import is_safe_name
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
@@ -70,7 +75,7 @@ def examine(
     """
     entries = store.list_dir()
     if not _is_experiment(entries):
-        raise StateUnreadableError(store.uri, "there is no tuner.pkl and no experiment state here")
+        raise StateUnreadableError(store.uri, NO_EXPERIMENT)
     return _report(store, entries, store.now(), stale_after)
 
 

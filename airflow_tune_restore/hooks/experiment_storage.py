@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.hooks.runner_environment import runner_environment
+from airflow_tune_restore.hooks.runner_environment import WHERE, runner_environment
 from airflow_tune_restore.storage.fs import open_store
 
 if TYPE_CHECKING:
@@ -126,6 +126,15 @@ class ExperimentStorageHook(BaseHook):
             return
         with runner_environment(_connection(place.conn_id)) as env:
             yield env
+
+    def public_env(self, address: str | Address) -> dict[str, str]:
+        """Return what a runner elsewhere needs to know of the place, without any credential.
+
+        Raises:
+            InvalidInputError: If we do not know this type of connection.
+        """
+        with self.runner_env(address) as env:
+            return {name: value for name, value in env.items() if name in WHERE}
 
 
 def _connection(conn_id: str) -> "Connection":

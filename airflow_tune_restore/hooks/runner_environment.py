@@ -37,6 +37,13 @@ _PUBLIC = frozenset(
 """Masking a region or a host would only make logs unreadable."""
 
 
+WHERE = frozenset(
+    "AWS_REGION AWS_DEFAULT_REGION AWS_ENDPOINT_URL GOOGLE_CLOUD_PROJECT "
+    "AZURE_STORAGE_ACCOUNT_NAME".split()
+)
+"""What says where a store is, and nothing of who may open it: this may be shown to anybody."""
+
+
 @contextmanager
 def runner_environment(connection: "Connection") -> Iterator[dict[str, str]]:
     """Yield the environment of a runner that may use this connection; secrets in it are masked in logs.

@@ -27,7 +27,7 @@ from airflow_tune_restore.operators.items import (
     TrialItem,
     restore_id_for,
 )
-from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher
 from airflow_tune_restore.operators.verdicts import Verdicts, for_each
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -55,8 +55,9 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_unfinished: Resume PENDING, RUNNING and PAUSED trials; else they become TERMINATED.
         resume_errored: Resume ERROR trials from their latest checkpoint.
         restart_errored: Start ERROR trials over, under new ids. Resume wins over restart.
+        resume_cut_short: Resume trials that `fail_fast` marked TERMINATED when another one failed.
         resume_config: `{"finished": …, "unfinished": …, "errored": …}` with `skip`, `resume` or
-            `restart`, in place of the three flags.
+            `restart`, in place of the flags; `cut_short` is a fourth key.
         trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
             before anything is leased.
         param_space: `package.module:attribute` of a re-specified param_space.
@@ -64,6 +65,9 @@ class BuildRestorePlanOperator(BaseOperator):
         strategy: `auto`, or `per_trial` to run coupled trials one by one all the same.
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
         trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
+        remember_scheduler: Let ASHA and MedianStopping judge resumed trials against all there were.
+            Ray forgets: after a restore its rungs and averages are empty, and a hopeless trial may
+            train to its end. Needs one run of all trials.
         allow_scratch: Let a trial whose checkpoints are all gone start over.
         max_attempts: Failed attempts, counted over all nights, after which a trial is quarantined; None
             for no limit. The same exception at the same place and iteration twice quarantines it anyway.
@@ -74,7 +78,8 @@ class BuildRestorePlanOperator(BaseOperator):
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
             seconds.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
-        launcher: Where the trials will run; `local`.
+        launcher: Where the trials will run: `local` or `ray`. The trainable is checked beforehand only
+            where they run here; elsewhere the runner refuses one that does not fit. (templated)
         python: Interpreter for the check; by default the worker's own.
         env: Environment variables for the check; no secrets.
     """
@@ -84,17 +89,20 @@ class BuildRestorePlanOperator(BaseOperator):
         "resume_unfinished",
         "resume_errored",
         "restart_errored",
+        "resume_cut_short",
         "resume_config",
         "trainable",
         "param_space",
         "strategy",
         "fresh_budget",
         "trim_results",
+        "remember_scheduler",
         "allow_scratch",
         "max_attempts",
         "max_memory",
         "stale_after",
         "storage_conn_id",
+        "launcher",
     )
     ui_color = "#fdf3d8"
 
@@ -105,6 +113,7 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_unfinished: bool | str = True,
         resume_errored: bool | str = False,
         restart_errored: bool | str = False,
+        resume_cut_short: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
         trainable: str | None = None,
         param_space: str | None = None,
@@ -112,6 +121,7 @@ class BuildRestorePlanOperator(BaseOperator):
         strategy: str = "auto",
         fresh_budget: bool | str = False,
         trim_results: bool | str = False,
+        remember_scheduler: bool | str = False,
         allow_scratch: bool | str = False,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
@@ -128,6 +138,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.resume_unfinished = resume_unfinished
         self.resume_errored = resume_errored
         self.restart_errored = restart_errored
+        self.resume_cut_short = resume_cut_short
         self.resume_config = resume_config
         self.trainable = trainable
         self.param_space = param_space
@@ -135,6 +146,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.strategy = strategy
         self.fresh_budget = fresh_budget
         self.trim_results = trim_results
+        self.remember_scheduler = remember_scheduler
         self.allow_scratch = allow_scratch
         self.max_attempts = max_attempts
         self.max_memory = max_memory
@@ -226,7 +238,7 @@ class BuildRestorePlanOperator(BaseOperator):
     ) -> dict[str, Draft]:
         """Leave out experiments that the trainable does not fit, if we know the trainable."""
         trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
-        if trainable is None:
+        if trainable is None or self.launcher in ELSEWHERE:
             return drafts
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
         fit: dict[str, Draft] = {}
@@ -275,6 +287,7 @@ class BuildRestorePlanOperator(BaseOperator):
                 resume_unfinished=parse_bool("resume_unfinished", self.resume_unfinished),
                 resume_errored=parse_bool("resume_errored", self.resume_errored),
                 restart_errored=parse_bool("restart_errored", self.restart_errored),
+                resume_cut_short=parse_bool("resume_cut_short", self.resume_cut_short),
             )
         return DraftOptions(
             flags=flags,
@@ -282,6 +295,7 @@ class BuildRestorePlanOperator(BaseOperator):
             stale_after=parse_span("stale_after", self.stale_after),
             fresh_budget=parse_bool("fresh_budget", self.fresh_budget),
             trim_results=parse_bool("trim_results", self.trim_results),
+            remember_scheduler=parse_bool("remember_scheduler", self.remember_scheduler),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
             can_start=parse_text(self.param_space) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),

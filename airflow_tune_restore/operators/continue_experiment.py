@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import ExperimentRunningError, RunnerError
@@ -16,11 +16,14 @@ from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary
 from airflow_tune_restore.operators.items import RestoreItem, restore_id_for
 from airflow_tune_restore.operators.launchers import build_launcher
-from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS, describe_line
+from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
+from airflow_tune_restore.operators.ray_run import RayRun
+from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.summary import CommitSummary, printable
@@ -34,7 +37,7 @@ MAP_INDEX_TEMPLATE = "{{ task.experiment['experiment'] | default(task.experiment
 """The grid shows the experiment in place of 0, 1, 2 …"""
 
 
-class ContinueExperimentOperator(BaseOperator):
+class ContinueExperimentOperator(OnRayOperator):
     """Draws what is left of an experiment's samples with its original searcher, and commits them.
 
     One real `Tuner.restore(…).fit()` in which every trial that there is stays as it is. A searcher that
@@ -54,18 +57,21 @@ class ContinueExperimentOperator(BaseOperator):
             never started. (templated)
         imports: Modules the runner imports first.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        launcher: Where it runs; `local`.
+        launcher: Where it runs: `local`, or `ray` as in `RestoreTrialOperator`. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
         ray_address: Ray cluster to run on; without, a private Ray on all CPUs of the worker. (templated)
         env: Environment variables of the runner. No secrets.
         storage_conn_id: Airflow connection to open the experiment with; by default the one in its
             address. (templated)
+        kwargs: With `launcher="ray"`: the arguments of `OnRayOperator`; and those of every operator.
     """
 
     template_fields = (
         "experiment",
         "trainable",
         "param_space",
+        "launcher",
+        "ray_conn_id",
         "python",
         "ray_address",
         "storage_conn_id",
@@ -113,6 +119,11 @@ class ContinueExperimentOperator(BaseOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(self._address())
             store = hook.open(address)
+            if self.launcher == RAY:
+                plan, settled = self._start(context, store, None)
+                if plan is None:
+                    return self._output(address, settled)
+                return self._run_on_ray(context, self._ray_run(plan.restore_id))
             with hook.runner_env(address) as credentials:
                 launcher = build_launcher(
                     self.launcher,
@@ -128,10 +139,19 @@ class ContinueExperimentOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Let the runner save a snapshot and end; asked twice, it waits once."""
+        super().on_kill()
         process, self._process = self._process, None
         if process is not None:
             self.log.info("Stopping the run; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
+
+    def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        return hook, hook.address(self._address()), layout.EVERY_TRIAL
+
+    def _ray_end(self, run: RayRun, outcome: RunnerOutcome) -> dict[str, Any]:
+        self._refuse_unfinished(run.plan, outcome)
+        return self._output(run.address, commit_restore(run.store, run.plan.restore_id))
 
     def _address(self) -> str:
         given = self.experiment
@@ -144,7 +164,7 @@ class ContinueExperimentOperator(BaseOperator):
         return str(given)
 
     def _start(
-        self, context: Context, store: ObjectStore, launcher: "LocalLauncher"
+        self, context: Context, store: ObjectStore, launcher: "LocalLauncher | None"
     ) -> tuple[RestorePlan | None, CommitSummary | None]:
         ti = context["ti"]
         index = ti.map_index if ti.map_index is not None else -1
@@ -161,7 +181,7 @@ class ContinueExperimentOperator(BaseOperator):
             raise AirflowSkipException(str(error)) from error
         if isinstance(draft, str):
             raise AirflowSkipException(f"Nothing to draw. {draft}")
-        if not draft.is_started:
+        if launcher is not None and not draft.is_started:
             launcher.check(
                 experiment=draft.plan.experiment,
                 trainable=str(self.trainable),

@@ -1,4 +1,4 @@
-"""Which launcher an operator's arguments mean. In this release: a child process of the worker."""
+"""Which launcher an operator's arguments mean: a child process of the worker, or one elsewhere."""
 
 import os
 import sys
@@ -8,6 +8,9 @@ from pathlib import Path
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.local import LocalLauncher
+
+ELSEWHERE = frozenset({"ray"})
+"""Launchers that start runners on other machines: nothing is asked of a worker's own Python for them."""
 
 _PACKAGE_DIRS = frozenset({"site-packages", "dist-packages"})
 
@@ -26,7 +29,8 @@ def build_launcher(
         InvalidInputError: If there is none of this name.
     """
     if name != "local":
-        raise InvalidInputError(f'launcher={name!r} is not known; this release has "local".')
+        known = ", ".join(["local", *sorted(ELSEWHERE)])
+        raise InvalidInputError(f"launcher={name!r} is not known here; there are: {known}.")
     return LocalLauncher(
         python=python or sys.executable, env=dict(env or {}), pythonpath=user_code_paths()
     )

@@ -1,26 +1,32 @@
 """Runs one trial of a restore, as one (mapped) task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context, RetryPolicy
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk import Context, RetryPolicy
 
-from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError, TuneRestoreError
+from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.attempt import (
+    LAST_LINES,
+    RunnerArguments,
+    claim,
+    judge,
+    record_death,
+)
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.launchers import build_launcher
+from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
+from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome, record_end
-from airflow_tune_restore.restore.failures import Cause, classify_end
+from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
+from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import (
     Result,
@@ -29,7 +35,6 @@ from airflow_tune_restore.restore.request import (
     RunnerRequest,
 )
 from airflow_tune_restore.restore.start import read_plan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -44,12 +49,8 @@ STOP_GRACE_SECONDS = 30.0
 Airflow kills a task 5 s after its SIGTERM; the runner, in a session of its own, still finishes saving.
 """
 
-_SHOWN_METRICS = 3
-_LAST_LINES = 5
-_LINE_LENGTH = 4000
 
-
-class RestoreTrialOperator(BaseOperator):
+class RestoreTrialOperator(OnRayOperator):
     """Resumes or restarts one trial, as the plan says, and follows it to its end.
 
     Where trials are coupled (strategy `whole_experiment`), all tasks of an experiment share one real
@@ -69,11 +70,11 @@ class RestoreTrialOperator(BaseOperator):
             name, and be importable where the trial runs. (templated)
         param_space: `package.module:attribute` of a re-specified param_space, a dict or a function
             without arguments; its flat keys must be the recorded ones. (templated)
-        launcher: Where the trial runs. `local`: in a child process of the worker.
+        launcher: Where the trial runs. `local`: in a child process of the worker. `ray`: as a job of the
+            cluster that `ray_conn_id` names, waited for in the triggerer. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
         ray_address: Ray cluster to run on, as `ray://head:10001` or `head:6379`; without, the runner
             starts a private Ray as large as the trial asks for. (templated)
-        runtime_env: Ray runtime_env for the connection to a cluster.
         imports: Modules the runner imports first; they may register trainables or environments.
         env: Environment variables of the runner. No secrets: they stand in the DAG's code and in its
             serialized form. Credentials belong into the storage connection.
@@ -81,12 +82,17 @@ class RestoreTrialOperator(BaseOperator):
             trial's address. (templated)
         retry_policy: By default `TrialRetryPolicy`: no retry of what fails in the same way again, a
             longer wait after running out of memory and for a store. None for Airflow's plain retries.
+        kwargs: With `launcher="ray"`: `ray_conn_id`, `runtime_env`, `entrypoint_num_cpus`,
+            `entrypoint_memory`, `entrypoint_resources`, `deferrable`, `poll_interval`, see
+            `OnRayOperator`; and those of every operator.
     """
 
     template_fields = (
         "trial",
         "trainable",
         "param_space",
+        "launcher",
+        "ray_conn_id",
         "python",
         "ray_address",
         "storage_conn_id",
@@ -103,7 +109,6 @@ class RestoreTrialOperator(BaseOperator):
         launcher: str = "local",
         python: str | None = None,
         ray_address: str | None = None,
-        runtime_env: Mapping[str, Any] | None = None,
         imports: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
@@ -117,7 +122,6 @@ class RestoreTrialOperator(BaseOperator):
         self.launcher = launcher
         self.python = python
         self.ray_address = ray_address
-        self.runtime_env = runtime_env
         self.imports = imports
         self.env = env
         self.storage_conn_id = storage_conn_id
@@ -132,15 +136,18 @@ class RestoreTrialOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Claim an attempt, run it, and say how it ended."""
-        del context
         with plain_errors():
             item = TrialItem.parse(self.trial)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(item.experiment)
             store = hook.open(address)
             plan = read_plan(store, item.restore_id)
+            if self.launcher == RAY:
+                lease.renew(store, lease.check_held(store, item.restore_id))
+                return self._run_on_ray(context, self._ray_run(item.restore_id))
             if plan.is_one_run:
-                return self._judge(store, plan, item, self._follow(hook, store, plan, item))
+                followed = self._follow(hook, store, plan, item)
+                return judge(store, plan, item, followed, log=self.log)
             outcome = read_outcome(store, item.restore_id, item.trial_id)
             if outcome is None or outcome.result != Result.FINISHED:
                 lease.renew(store, lease.check_held(store, item.restore_id))
@@ -148,13 +155,14 @@ class RestoreTrialOperator(BaseOperator):
                     outcome = self._run(store, plan, item, credentials)
             else:
                 self.log.info("An earlier try of this task has finished the trial already.")
-            return self._judge(store, plan, item, outcome)
+            return judge(store, plan, item, outcome, log=self.log)
 
     def on_kill(self) -> None:
         """Let the runner save a snapshot and end; asked twice, it waits once.
 
         The run of a whole experiment is asked to stop this trial alone; the others go on.
         """
+        super().on_kill()
         followed, self._followed = self._followed, None
         if followed is not None:
             self.log.info("Asking the run to stop this trial; the others go on.")
@@ -163,6 +171,14 @@ class RestoreTrialOperator(BaseOperator):
         if process is not None:
             self.log.info("Stopping the runner; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
+
+    def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
+        item = TrialItem.parse(self.trial)
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        return hook, hook.address(item.experiment), item.trial_id
+
+    def _ray_end(self, run: RayRun, outcome: RunnerOutcome) -> dict[str, Any]:
+        return judge(run.store, run.plan, TrialItem.parse(self.trial), outcome, log=self.log)
 
     def _run(
         self,
@@ -176,7 +192,7 @@ class RestoreTrialOperator(BaseOperator):
             python=parse_text(self.python),
             env={**credentials, **(self.env or {})},
         )
-        request = self._claim(store, plan, item)
+        request = self._claim(store, plan, item.trial_id)
         self.log.info(
             "%s trial %s of %s: attempt %d of restore %s",
             *(request.action, item.trial_id, plan.experiment, request.attempt, plan.restore_id),
@@ -187,18 +203,14 @@ class RestoreTrialOperator(BaseOperator):
             for line in process.lines():
                 shown = describe_line(line, plan.metric)
                 self.log.info("%s", shown)
-                last = [*last[1 - _LAST_LINES :], shown]
+                last = [*last[1 - LAST_LINES :], shown]
             exit_code = process.wait()
             self._process = None
         finally:
             self.on_kill()  # a timeout or an error of ours: no runner is left behind
         outcome = read_outcome(store, plan.restore_id, item.trial_id, request.attempt)
         if outcome is None:
-            record_end(store, request, exit_code, "\n".join(last))
-            failure = classify_end(exit_code, "\n".join(last))
-            said = f"It ended with exit code {exit_code}. It last said: {' | '.join(last)}"
-            cause = failure.cause if failure is not None else Cause.UNKNOWN
-            raise RunnerDiedError(plan.experiment, item.trial_id, said, cause.value)
+            raise record_death(store, plan, request, exit_code, last)
         return outcome
 
     def _follow(
@@ -209,8 +221,7 @@ class RestoreTrialOperator(BaseOperator):
         output = _Output(self.log.info)
 
         def start(attempt: int) -> None:
-            every = replace(item, trial_id=layout.EVERY_TRIAL)
-            request = self._claim(store, plan, every, attempt)
+            request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
             self.log.info("Starting the run of the whole experiment, attempt %d.", attempt)
             with hook.runner_env(hook.address(item.experiment)) as credentials:
                 launcher = build_launcher(
@@ -238,54 +249,18 @@ class RestoreTrialOperator(BaseOperator):
         return follower.outcome
 
     def _claim(
-        self, store: ObjectStore, plan: RestorePlan, item: TrialItem, attempt: int | None = None
+        self, store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int | None = None
     ) -> RunnerRequest:
-        history = read_history(store, plan.restore_id, item.trial_id)
-        memory = memory_to_ask(plan, item.trial_id, history)
         address = parse_text(self.ray_address)
-        if memory is not None and address is not None:
-            self.log.info("It ran out of memory: asking for %.1f GiB.", memory / 1024**3)
-        elif memory is not None:
-            self.log.info("It ran out of memory; a private Ray cannot be asked for more of it.")
-        return claim_attempt(
-            store,
-            plan,
-            item.trial_id,
+        arguments = RunnerArguments(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
             imports=self.imports,
             address=address,
             runtime_env=dict(self.runtime_env or {}),
-            attempt=attempt,
-            memory=memory if address is not None else None,
+            can_grow=address is not None,
         )
-
-    def _judge(
-        self, store: ObjectStore, plan: RestorePlan, item: TrialItem, outcome: RunnerOutcome
-    ) -> dict[str, Any]:
-        """Return the summary of a finished trial; every other end fails the task."""
-        cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
-        name = f"Trial {item.trial_id} of {plan.experiment}"
-        match Result(outcome.result):
-            case Result.FINISHED:
-                self.log.info("%s finished at iteration %d.", name, outcome.iteration)
-                return _summary(item, outcome)
-            case Result.FAILED:
-                kept = f"{cause}, after iteration {outcome.iteration}"
-                final = _why_final(store, plan, outcome)
-                why = outcome.cause or Cause.UNKNOWN.value
-                raise TrialFailedError(plan.experiment, item.trial_id, kept, why, final)
-            case Result.INTERRUPTED:
-                raise AirflowException(
-                    f"{name} was stopped at iteration {outcome.iteration}; its snapshot is saved and a "
-                    "retry goes on from there."
-                )
-            case Result.REFUSED:
-                raise AirflowFailException(f"{name} was not started: {cause}")
-            case Result.FENCED:
-                raise AirflowFailException(
-                    f"{name} was given up: a newer attempt or restore has taken over. {cause}"
-                )
+        return claim(store, plan, trial_id, arguments, log=self.log, attempt=attempt)
 
 
 class _Output:
@@ -317,44 +292,3 @@ class _Output:
             self.show_new()
             self._file.close()
             self._file = None
-
-
-def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
-    """Say why a retry would fail in the same way; "" if it may not."""
-    if plan.is_one_run:
-        return "The run of all trials has ended it; the next restore takes it up"
-    failures = read_history(store, plan.restore_id, outcome.trial_id).failures
-    before = seen_before(failures, plan.restore_id, outcome.attempt)
-    if before is None:
-        return ""
-    return (
-        f"It failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
-        f"restore {before.restore_id}), so it is not retried"
-    )
-
-
-def describe_line(line: str, metric: str | None) -> str:
-    """Return the log form of one line of a runner: a reported result in words, others as they are."""
-    progress = RunnerProgress.from_line(line)
-    if progress is None:
-        return printable(line, _LINE_LENGTH)
-    names = [name for name in (metric,) if name in progress.metrics]
-    names += [name for name in progress.metrics if name not in names]
-    shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
-    return printable(", ".join([f"iteration {progress.iteration}", *shown]))
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _summary(item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
-    return {
-        "experiment": item.experiment,
-        "trial_id": item.trial_id,
-        "final_trial_id": outcome.final_trial_id,
-        "status": outcome.status,
-        "iteration": outcome.iteration,
-        "metrics": outcome.metrics,
-        "attempt": outcome.attempt,
-    }

@@ -40,11 +40,13 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     runtime_env: dict[str, Any] | None = None,
     attempt: int | None = None,
     memory: float | None = None,
+    reports: bool = False,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial and store its request at `layout.request_key`.
 
     With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all. `memory`, in
-    bytes, takes the place of what the trial asks for by itself.
+    bytes, takes the place of what the trial asks for by itself. `reports` is for a follower that does not
+    read the runner's stdout.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
@@ -69,10 +71,12 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
             trainable_name=plan.trainable_name,
             fresh_budget=plan.fresh_budget,
             trim_results=plan.trim_results,
+            remember_scheduler=plan.remember_scheduler,
             param_space=param_space,
             imports=list(imports),
             address=address,
             runtime_env=runtime_env or {},
+            reports=reports,
             nonce=secrets.token_hex(8),
         )
         try:
@@ -150,7 +154,7 @@ def read_whatever_outcome(
 
 
 def record_end(
-    store: ObjectStore, request: RunnerRequest, exit_code: int, message: str
+    store: ObjectStore, request: RunnerRequest, exit_code: int | None, message: str
 ) -> RunnerEnd:
     """Keep what was seen of a runner that ended without an outcome: the ledger counts it."""
     end = RunnerEnd(

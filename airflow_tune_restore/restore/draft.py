@@ -49,6 +49,7 @@ class DraftOptions:
     stale_after: timedelta
     fresh_budget: bool = False
     trim_results: bool = False
+    remember_scheduler: bool = False
     allow_scratch: bool = False
     can_start: bool = False
     max_attempts: int | None = None
@@ -183,6 +184,7 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         strategy=options.strategy,
         fresh_budget=options.fresh_budget,
         trim_results=options.trim_results,
+        remember_scheduler=options.remember_scheduler,
         allow_scratch=options.allow_scratch,
         max_attempts=options.max_attempts,
         max_memory_bytes=options.max_memory_bytes,

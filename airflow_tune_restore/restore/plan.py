@@ -95,6 +95,7 @@ class RestorePlan:
         warnings: What the user should know: lost RunConfig, unreadable files, repairs.
         fresh_budget: Whether resumed trials get their failure budget back.
         trim_results: Whether result rows past the checkpoint are dropped before resuming.
+        remember_scheduler: Whether ASHA and MedianStopping are told what all trials reported before.
         draws_samples: Whether the run also draws the samples that are left.
         max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
         max_memory_bytes: Most that a trial is given after it ran out of memory.
@@ -115,6 +116,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     fresh_budget: bool = False
     trim_results: bool = False
+    remember_scheduler: bool = False
     draws_samples: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES

@@ -39,7 +39,17 @@ _NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
 def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
     """Return the trials the flags take up again, in Ray's order."""
-    return [t for t in _in_order(experiment) if flags.choice_for(t.status) is not ResumeType.SKIP]
+    choices = choices_for(experiment, flags)
+    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+
+
+def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
+    """Return what the flags say of each trial, by trial id."""
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    return {
+        trial.trial_id: flags.choice_for(trial.status, is_cut_short=trial.trial_id in cut_short)
+        for trial in experiment.trials
+    }
 
 
 def build_plan(  # noqa: PLR0913  what the user chose, by name
@@ -51,6 +61,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     strategy: str = "auto",
     fresh_budget: bool = False,
     trim_results: bool = False,
+    remember_scheduler: bool = False,
     allow_scratch: bool = False,
     quarantined: Mapping[str, str] | None = None,
     max_attempts: int | None = None,
@@ -66,6 +77,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         strategy: `auto`, or one of `Strategy` to force it.
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
         trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
+        remember_scheduler: Tell ASHA and MedianStopping what all trials reported before.
         allow_scratch: Let a trial whose checkpoints are all gone start over; else it is kept as it is.
         quarantined: Why trials are in quarantine, by trial id; they are kept as they are.
         max_attempts: Failed attempts after which the commit puts a trial in quarantine.
@@ -76,13 +88,14 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     """
     taken = {trial.trial_id for trial in experiment.trials}
     would_run = {trial.trial_id for trial in trials_to_run(experiment, flags) if not _ended(trial)}
+    choices = choices_for(experiment, flags)
     reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
         else _plan_trial(
             trial,
-            flags.choice_for(trial.status),
+            choices[trial.trial_id],
             checkpoints.get(trial.trial_id),
             _new_trial_id(restore_id, trial.trial_id, taken),
             allow_scratch=allow_scratch,
@@ -106,10 +119,11 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
-            *_refusals(trials, flags),
+            *_refusals(trials, choices),
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
+        remember_scheduler=remember_scheduler,
         max_attempts=max_attempts,
         max_memory_bytes=max_memory_bytes,
         # one real run draws what is left, as Tuner.restore does; alone, a trial cannot
@@ -183,14 +197,14 @@ def _plan_trial(
     )
 
 
-def _refusals(trials: tuple[TrialPlan, ...], flags: ResumeFlags) -> list[str]:
+def _refusals(trials: tuple[TrialPlan, ...], choices: Mapping[str, ResumeType]) -> list[str]:
     """Say which trials the flags take up and the plan does not."""
     return [
         f"trial {trial.trial_id}: {trial.reason}"
         for trial in trials
         if trial.action is TrialAction.KEEP
         and not trial.quarantined
-        and flags.choice_for(trial.status) is not ResumeType.SKIP
+        and choices[trial.trial_id] is not ResumeType.SKIP
     ]
 
 

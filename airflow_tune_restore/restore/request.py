@@ -115,6 +115,8 @@ class RunnerRequest(_Record):
         address: Ray cluster to connect to; None starts a private one in the runner.
         resources: What the trial asks for; a private Ray is made that large.
         runtime_env: Ray runtime_env for the connection.
+        reports: Whether results are written to storage, too, for a follower that cannot read stdout.
+        remember_scheduler: Whether the scheduler is told what all trials reported before (Ray forgets).
         nonce: Makes the bytes unique, so that an exclusive create is recognised as ours.
         schema: Version of this record.
 
@@ -137,6 +139,8 @@ class RunnerRequest(_Record):
     address: str | None = None
     resources: dict[str, float] = field(default_factory=dict)
     runtime_env: dict[str, Any] = field(default_factory=dict)
+    reports: bool = False
+    remember_scheduler: bool = False
     nonce: str = ""
     schema: int = 1
 

@@ -17,7 +17,7 @@ from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
-from airflow_tune_restore.restore.planner import build_plan, trials_to_run
+from airflow_tune_restore.restore.planner import build_plan, choices_for, trials_to_run
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.create import check_exclusive_create
@@ -48,6 +48,7 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
     strategy: str = "auto",
     fresh_budget: bool = False,
     trim_results: bool = False,
+    remember_scheduler: bool = False,
     allow_scratch: bool = False,
     max_attempts: int | None = None,
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
@@ -56,10 +57,11 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
 
     Writes nothing.
     """
+    choices = choices_for(experiment, flags)
     resumable = [
         trial
         for trial in trials_to_run(experiment, flags)
-        if flags.choice_for(trial.status) is ResumeType.RESUME
+        if choices[trial.trial_id] is ResumeType.RESUME
     ]
     ledger, warning = read_ledger(store)
     plan = build_plan(
@@ -70,6 +72,7 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
         strategy=strategy,
         fresh_budget=fresh_budget,
         trim_results=trim_results,
+        remember_scheduler=remember_scheduler,
         allow_scratch=allow_scratch,
         quarantined=ledger.quarantined(max_attempts),
         max_attempts=max_attempts,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
@@ -17,7 +17,10 @@ from airflow_tune_restore.restore.plan import (
 )
 from airflow_tune_restore.restore.request import RunnerOutcome
 
-__all__ = ["CommitSummary", "TrialChange", "printable", "summarise"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["CommitSummary", "TrialChange", "printable", "render", "summarise"]
 
 TABLE_WIDTH = 160
 
@@ -98,10 +101,9 @@ class CommitSummary:
             changes=(*self.changes, *drawn),
         )
 
-    def table(self) -> str:
+    def table(self, width: int = TABLE_WIDTH) -> str:
         """Render before and after as plain text, for logs and terminals alike."""
         from rich import box  # takes longer to import than a plan takes to make
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -120,10 +122,7 @@ class CommitSummary:
             if self.metric:
                 cells.append(_arrow(_number(change.metric_before), _number(change.metric_after)))
             table.add_row(*cells, printable(f"{change.action}: {change.note}"))
-        text = StringIO()
-        console = Console(file=text, width=TABLE_WIDTH, markup=False, emoji=False, highlight=False)
-        console.print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+        return render(table, width)
 
     def describe_changes(self, most: int | None = None) -> list[dict[str, Any]]:
         """Return the changes as plain values; above `most`, those of trials that were run only."""
@@ -152,6 +151,16 @@ class CommitSummary:
             text += f"; {self.samples_left} samples were never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
         return f"{text}; {where}."
+
+
+def render(table: "Table", width: int) -> str:
+    """Return a table as plain text, without the blanks that rich puts around it."""
+    from rich.console import Console
+
+    text = StringIO()
+    console = Console(file=text, width=width, markup=False, emoji=False, highlight=False)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
 
 def summarise(

@@ -21,6 +21,7 @@ from airflow_tune_restore.restore.request import (
     EXIT_REFUSED,
     RunnerRequest,
 )
+from airflow_tune_restore.runner import streams
 from airflow_tune_restore.runner.heartbeat import FencedError
 from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
 from airflow_tune_restore.storage.fs import open_store
@@ -104,4 +105,5 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    streams.keep_open()
     sys.exit(main())

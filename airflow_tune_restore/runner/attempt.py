@@ -160,7 +160,10 @@ def _make_scope(
         "check_fence": heartbeat.check_or_end,
     }
     if not is_experiment:
-        return TrialScope(**shared)
+        reporter = Reporter(store, request) if request.reports else None
+        if reporter is not None:
+            reporter.start()
+        return TrialScope(**shared, reporter=reporter)
     reporter = Reporter(store, request)
     return ExperimentScope(**shared, planned=planned, reporter=reporter, started_at=started_at)
 

@@ -20,7 +20,7 @@ from ray.tune.tune_config import ResumeConfig
 from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
-from airflow_tune_restore.runner import checkpoint_choice, searcher
+from airflow_tune_restore.runner import checkpoint_choice, scheduler_memory, searcher
 from airflow_tune_restore.runner.controller import GuardedController, Scope
 from airflow_tune_restore.runner.outcome import build_outcome, error_of
 from airflow_tune_restore.runner.ray_internals import replaced, version
@@ -197,6 +197,8 @@ class ExperimentController(GuardedController):
                 trial.relative_logdir,
                 checkpoint_choice.iteration_of(trial),
             )
+        if self.scope.request.remember_scheduler:
+            scheduler_memory.remember(self.scope.store, self._scheduler_alg, self._trials)
 
     def changed_trials(self) -> Iterable[Trial]:
         """Return those that Ray has marked since the last snapshot."""

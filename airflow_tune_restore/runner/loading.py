@@ -67,7 +67,12 @@ def load_param_space(name: str) -> dict[str, Any]:
     """
     value = _resolve(name, "param_space")
     if callable(value) and not hasattr(value, "to_dict"):
-        value = value()
+        try:
+            value = value()
+        except Exception as error:  # the user's function may raise anything
+            raise InvalidInputError(
+                f"param_space {name}: calling it failed with {type(error).__name__}: {error}"
+            ) from error
     if not isinstance(value, dict) and not hasattr(value, "to_dict"):
         raise InvalidInputError(f"param_space {name} is a {type(value).__name__}, not a dict.")
     return value  # type: ignore[no-any-return]

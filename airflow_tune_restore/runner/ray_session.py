@@ -8,6 +8,9 @@ from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner import signals
 
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray for the driver of a submitted job (ray.job_config, 2.60)."""
+
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Ray takes 30 % of the machine by default, which a dozen runners on it cannot all have."""
 
@@ -20,7 +23,7 @@ def connect(request: RunnerRequest) -> None:
         if request.address is not None:
             ray.init(
                 address=request.address,
-                runtime_env=request.runtime_env or _own_path(),
+                runtime_env=_cluster_env(request),
                 log_to_driver=True,
             )
         else:
@@ -47,7 +50,13 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
     }
 
 
-def _own_path() -> dict[str, Any]:
+def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
     """Let the cluster's workers import what we can import; a private Ray inherits it."""
+    if _JOB_CONFIG in os.environ:
+        return None  # we are a Ray job: its runtime_env is that of its workers, too
+    return request.runtime_env or _own_path()
+
+
+def _own_path() -> dict[str, Any]:
     path = os.environ.get("PYTHONPATH", "")
     return {"env_vars": {"PYTHONPATH": path}} if path else {}

@@ -1,4 +1,4 @@
-"""What tasks learn of their trials in a whole experiment's run, and how they ask it to stop one.
+"""What tasks learn of their trials from storage, and how they ask the run of all to stop one.
 
 A task reads one small object; the run lists one directory. Both happen every few seconds in a thread of
 their own, so that a slow store never slows the training down.
@@ -28,6 +28,7 @@ class Reporter:
         self._store = store
         self._request = request
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._reports: dict[str, deque[RunnerProgress]] = defaultdict(
             lambda: deque(maxlen=KEPT_REPORTS)
         )
@@ -63,18 +64,29 @@ class Reporter:
         return wanted
 
     def flush(self) -> None:
-        """Write what is new."""
+        """Write what is new; when it returns, all that was added before is written.
+
+        One at a time: the outcome of a trial follows its last words, and older words never come last.
+        """
+        with self._writing:
+            while (owner := self._next_owner()) is not None:
+                try:
+                    self._write(owner)
+                except BaseException:
+                    with self._lock:
+                        self._news.add(owner)
+                    raise
+
+    def _next_owner(self) -> str | None:
+        with self._lock:
+            return self._news.pop() if self._news else None
+
+    def _write(self, owner: str) -> None:
         request = self._request
-        while self._news:
-            with self._lock:
-                owner = self._news.pop()
-                tail = self._tail(owner)
-            try:
-                key = layout.progress_key(request.restore_id, owner, request.attempt)
-                self._store.put(key, tail.to_json())
-            except BaseException:
-                self._news.add(owner)
-                raise
+        with self._lock:
+            tail = self._tail(owner)
+        key = layout.progress_key(request.restore_id, owner, request.attempt)
+        self._store.put(key, tail.to_json())
 
     def _tail(self, owner: str) -> ProgressTail:
         kept = self._reports[owner]
@@ -87,7 +99,8 @@ class Reporter:
             ending = self._stopped.wait(FLUSH_SECONDS)
             try:
                 self.flush()
-                self._look_for_stops()
+                if self._request.trial_id == layout.EVERY_TRIAL:
+                    self._look_for_stops()
             except (TuneRestoreError, OSError) as error:
                 logger.warning("Progress could not be written, the next try may: %s", error)
             if ending:

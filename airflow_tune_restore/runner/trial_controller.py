@@ -13,6 +13,7 @@ from airflow_tune_restore.runner import checkpoint_choice, memory
 from airflow_tune_restore.runner.controller import GuardedController, Scope
 from airflow_tune_restore.runner.outcome import error_of
 from airflow_tune_restore.runner.ray_internals import replaced
+from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.results import prepare_results
 
 
@@ -22,10 +23,12 @@ class TrialScope(Scope):
 
     Args:
         restored: The trial, once there is one.
+        reporter: Writes results to storage for a follower that does not read our stdout.
 
     """
 
     restored: Trial | None = None
+    reporter: Reporter | None = None
 
     @property
     def trial(self) -> Trial | None:
@@ -55,6 +58,11 @@ class TrialScope(Scope):
             chosen = kind.RESTART if self.starts_over else kind.RESUME
             return ResumeConfig(finished=chosen, unfinished=chosen, errored=chosen)
         return ResumeConfig(finished=kind.SKIP, unfinished=kind.RESUME, errored=kind.RESUME)
+
+    def close(self) -> None:
+        """Write the last progress."""
+        if self.reporter is not None:
+            self.reporter.stop()
 
     def controller(self) -> type[GuardedController]:
         """Return the controller of one trial."""
@@ -146,4 +154,7 @@ class TrialController(GuardedController):
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
         """Print it under the id the plan has."""
-        super().report(trial, replace(progress, trial_id=self.scope.request.trial_id))
+        progress = replace(progress, trial_id=self.scope.request.trial_id)
+        super().report(trial, progress)
+        if self.scope.reporter is not None:
+            self.scope.reporter.add(progress.trial_id, progress)

@@ -24,11 +24,11 @@ from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_
 from airflow_tune_restore.experiments.scan import examine, scan
 from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
 from airflow_tune_restore.experiments.symbolic import SymbolicError, read_pickle
-from airflow_tune_restore.operators.restore_trial import describe_line
 from airflow_tune_restore.restore import attempts, lease
 from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import (

@@ -1,7 +1,7 @@
 """Opening stores: URLs, missing packages, given filesystems, and the view of the same place for Ray."""
 
 import pickle
-import time
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -50,9 +50,13 @@ class Careless(MemoryStore):
 class LookingFirst(MemoryStore):
     """As many clients do it over a network: passes if creators come one after the other."""
 
+    def __init__(self):
+        super().__init__()
+        self.have_looked = threading.Barrier(2)
+
     def create(self, key, body):
         taken = key in self._objects
-        time.sleep(0.05)
+        self.have_looked.wait(120)
         if taken:
             raise KeyExistsError(self.uri, key)
         self.put(key, body)

@@ -31,7 +31,7 @@ with DAG("waits", schedule=None):
         resume_errored=True,
         deferrable=True,
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
-        find_args={"poke_interval": 2, "timeout": 300},
+        find_args={"poke_interval": 2, "timeout": 600},
         trial_args={"retries": 0},
     )
 
@@ -98,16 +98,25 @@ def failed_sweep(tmp_path_factory) -> Path:
     return storage_path / "sweep"
 
 
-def killed_sweep(storage_path: Path) -> Path:
+def killed_sweep(storage_path: Path, seconds: float = 2) -> Path:
     """A slow sweep whose driver was killed with `kill -9` when its first trials had reported."""
     driver = subprocess.Popen(
-        [sys.executable, SWEEP, "--storage-path", storage_path, "--name", "slow", "--seconds", "2"],
+        [
+            sys.executable,
+            SWEEP,
+            "--storage-path",
+            storage_path,
+            "--name",
+            "slow",
+            "--seconds",
+            str(seconds),
+        ],
         env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and "training_iteration" not in newest_state(
         storage_path / "slow"
     ):
@@ -248,7 +257,7 @@ def test_one_run_of_all_is_followed_by_a_task_a_trial_and_outlives_the_one_that_
 
 def wait_for_progress(running, dag_id: str, run_id: str) -> int:
     """Return the map index of a trial that has reported something."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         for task in running.tasks(dag_id, run_id):
             if task["task_id"] == "restore.trial" and task["state"] == "running":
@@ -278,7 +287,7 @@ def command_of(pid: int) -> str:
 def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(running, s3, failed_sweep):
     prefix = f"s3://seaweed@{s3.bucket}/waits"
     run_id = running.trigger("waits", {"prefix": prefix})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while "deferred" not in str(states(running.tasks("waits", run_id)).get("restore.find")):
         assert time.monotonic() < deadline, running.log_tail()
         time.sleep(0.5)

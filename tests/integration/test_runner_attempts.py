@@ -35,7 +35,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def eventually(condition, seconds: float = 30.0) -> bool:
+def eventually(condition, seconds: float = 180.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -56,19 +56,22 @@ def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_
     )
     trial, _ = restoring.snapshot()
     assert trial["status"] not in ("TERMINATED", "ERROR")
-    assert restoring.iterations() == [1, 2, 3, 4]
+    stopped_at = ran.outcome.iteration  # 4, or 5 on a busy machine
+    assert restoring.iterations() == EVERY[:stopped_at]
 
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
     assert restoring.iterations() == restoring.csv_iterations() == EVERY
     # the stop may come between a result and the checkpoint reported with it
-    assert ran.outcome.metrics["started_from"] in (3, 4)
+    assert ran.outcome.metrics["started_from"] in (stopped_at - 1, stopped_at)
     assert members(process.pid) == []
 
 
 def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copied):
     directory = copied("sparse")  # checkpoints at 2, 4 and 6 only
-    restoring = Restoring(directory, "sparse", env=SLOW, trim_results=True)
+    # slow enough that on a busy machine, too, it is killed between 5 and 6
+    slow = {"TUNE_TEST_STEP_SECONDS": "4"}
+    restoring = Restoring(directory, "sparse", env=slow, trim_results=True)
     _, process, _ = restoring.run_until(5)
     assert eventually(lambda: restoring.iterations()[-1] == 5)
     for pid in members(process.pid):
@@ -165,10 +168,10 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
         text=True,
     )
     runner = int(parent.stdout.readline())
-    assert eventually(lambda: len(restoring.iterations()) > 3, 60)
+    assert eventually(lambda: len(restoring.iterations()) > 3)
     parent.kill()
     parent.wait()
-    assert eventually(lambda: members(runner) == [], 60)
+    assert eventually(lambda: members(runner) == [])
     outcome = read_outcome(restoring.store, RESTORE_ID, request.trial_id, 1)
     assert outcome is not None
     assert outcome.result in ("interrupted", "finished")

@@ -74,7 +74,7 @@ def rows(experiment: Path) -> dict[str, list[int]]:
     }
 
 
-def wait_for(condition, seconds: float = 120.0):
+def wait_for(condition, seconds: float = 240.0):
     deadline = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -107,14 +107,14 @@ def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(cop
     wait_for(lambda: (experiment / mine).exists())
     stopped.operator.on_kill()
     for task in tasks:
-        task.join(180)
+        task.join(300)
     assert [task.result and task.result["iteration"] for task in tasks] == [None, 6, 6]
     assert "was stopped at iteration" in str(stopped.error)
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 1
 
     retried = Task(items[0], 0)
     retried.start()
-    retried.join(180)
+    retried.join(300)
     assert retried.result["iteration"] == 6, retried.error
     (output,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
     assert output["failed"] == []
@@ -149,7 +149,7 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
     for task in tasks:
         task.start()
     for task in tasks:
-        task.join(180)
+        task.join(300)
         assert "out of luck at iteration 4" in str(task.error)
         assert "the next restore takes it up" in str(task.error)
         decided = task.operator.retry_policy.evaluate(task.error, 1, 2)
@@ -221,7 +221,7 @@ def test_a_killed_run_that_drew_samples_draws_none_twice_and_none_is_lost(copied
     task.start()
     wait_for(lambda: len(list(experiment.glob("counting_*_00002_*/checkpoint_000002"))) == 1)
     os.killpg(heartbeat(experiment)["pid"], signal.SIGKILL)
-    task.join(60)
+    task.join(300)
     assert "without saying how" in failed[0]
     continue_(experiment, "left")
     trials = read_experiment(open_store(str(experiment))).trials

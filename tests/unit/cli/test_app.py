@@ -77,6 +77,16 @@ def test_scan_tells_the_health_of_every_experiment(tune_restore, tmp_path):
     assert "not a whole experiment state" in found["f-unreadable"]["reason"]
 
 
+def test_the_table_of_a_scan_is_plain_lines_in_a_pipe(tune_restore, tmp_path):
+    age(make_experiment(tmp_path / "x", [DONE, BAD]), 9999)
+    code, out, _ = tune_restore("scan", tmp_path)
+    assert code == 0
+    heading, _, line = out.splitlines()
+    assert heading.split() == "experiment health trials last write (UTC) why".split()
+    assert line.split()[:2] == [str(tmp_path / "x"), "errored"]
+    assert all(text == text.rstrip() for text in out.splitlines())
+
+
 def test_stale_after_says_how_long_silence_must_last(tune_restore, tmp_path):
     age(make_experiment(tmp_path / "x", [HUNG]), 100)
     for seconds, health in ((50, "interrupted"), (200, "running"), (0, "interrupted")):
@@ -131,6 +141,17 @@ def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):
     assert not (tmp_path / "x" / layout.ROOT).exists()
 
 
+@pytest.mark.parametrize("command", ["scan", "plan", "restore", "release", "undo"])
+def test_help_shows_the_whole_name_of_every_option(tune_restore, monkeypatch, command):
+    """Typer's panels cut them off in a terminal of the usual width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = tune_restore(command, "--help")
+    assert code == 0
+    assert "…" not in out
+    assert "--json" in out
+    assert ("--no-resume-unfinished" in out) == (command in ("plan", "restore"))
+
+
 @pytest.mark.parametrize(
     ("flags", "actions"),
     [
@@ -183,10 +204,14 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
         ),
         (("restore", "{x}", "--trainable", "json:dumps", "--resume-errored"), "'train'"),
         (("plan", "{x}", "--strategy", "sideways"), "sideways"),
-        (("plan", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("plan", "/nowhere/at/all"), "/nowhere/at/all cannot be read: there is no tuner.pkl"),
+        (("restore", "/nowhere/at/all", "--trainable", "m:t"), "there is no tuner.pkl"),
         (("plan", "s3://conn@bucket/x"), "Airflow connection"),
         (("restore", "{x}"), "trainable"),
-        (("scan", "{x}", "--stale-after", "-1"), "stale-after"),
+        (("scan", "{x}", "--stale-after", "-1"), "'--stale-after': -1 is less than 0"),
+        (("scan", "{x}", "--stale-after", "inf"), "'--stale-after': inf is no number"),
+        (("scan", "{x}", "--stale-after", "1e30"), "'--stale-after': 1e30 is no number"),
+        (("scan", "{x}", "--stale-after", "soon"), "'--stale-after': soon is no number"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(tune_restore, tmp_path, arguments, words):

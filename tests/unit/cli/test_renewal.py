@@ -16,7 +16,7 @@ def beats(store):
     return [store.get(f"{layout.LEASE}/{e.name}") for e in entries if "heartbeat" in e.name]
 
 
-def eventually(condition, seconds=30.0):
+def eventually(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

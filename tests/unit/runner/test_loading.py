@@ -46,6 +46,8 @@ def test_a_param_space_is_a_dict_or_makes_one():
     assert load_param_space(f"{MODULE}:fitting_param_space")["role"] == "x"
     with pytest.raises(InvalidInputError, match="not a dict"):
         load_param_space(f"{MODULE}:ITERATIONS")
+    with pytest.raises(InvalidInputError, match="calling it failed with TypeError"):
+        load_param_space(f"{MODULE}:counting")
 
 
 def request(**fields) -> RunnerRequest:

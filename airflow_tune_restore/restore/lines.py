@@ -1,0 +1,24 @@
+"""What a runner prints, as a log shows it. Standard library only."""
+
+from typing import Any
+
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.restore.request import RunnerProgress
+
+_SHOWN_METRICS = 3
+_LINE_LENGTH = 4000
+
+
+def describe_line(line: str, metric: str | None) -> str:
+    """Return the log form of one line of a runner: a reported result in words, others as they are."""
+    progress = RunnerProgress.from_line(line)
+    if progress is None:
+        return printable(line, _LINE_LENGTH)
+    names = [name for name in (metric,) if name in progress.metrics]
+    names += [name for name in progress.metrics if name not in names]
+    shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
+    return printable(", ".join([f"iteration {progress.iteration}", *shown]))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

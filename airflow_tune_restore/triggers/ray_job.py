@@ -1,0 +1,169 @@
+"""Waits in the triggerer until a trial's Ray job has ended, and shows what it does meanwhile."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
+from airflow_tune_restore.launch.ray_jobs import Cluster
+from airflow_tune_restore.launch.ray_runner import unshown_lines, whole_lines
+from airflow_tune_restore.launch.ray_stop import stop_attempt
+from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.triggers.failed_experiment import FIRST_EVENT_SECONDS
+from airflow_tune_restore.triggers.ray_poller import JobPoller, JobWatch
+from airflow_tune_restore.triggers.storage_watch import StorageWatch, TrialWatch
+
+
+class RayJobTrigger(BaseTrigger):
+    """Fires once: when the job has ended or is lost, or the trial has ended in a run of all.
+
+    Results are read from storage, what else the job prints from the cluster, both shared with all other
+    triggers of this process. A triggerer that dies is followed by one that starts from here again, so
+    that lines may be shown twice, and none is missed. Killing the task (by hand, by clearing it, with its
+    DAG run) stops the job, or in a run of all this trial alone; a triggerer that ends stops nothing.
+
+    Class path and arguments are a wire format. None is a secret.
+
+    Args:
+        ray_conn_id: Connection of type `ray_jobs`.
+        submission_id: The job.
+        experiment: Address of the experiment, with its connection id.
+        restore_id: The restore.
+        trial_id: Trial id in the plan.
+        attempt: The attempt the job runs; of the run of all, where there is one.
+        one_run: Whether the job runs all trials.
+        ends_with_job: Whether the job's end is waited for, and not the trial's own.
+        shows_output: Whether what the job prints is shown by this task.
+        poll_interval: Seconds between two requests to the cluster.
+        metric: The metric that is shown first.
+    """
+
+    def __init__(  # noqa: PLR0913  what it waits for, and where
+        self,
+        ray_conn_id: str,
+        submission_id: str,
+        experiment: str,
+        restore_id: str,
+        trial_id: str,
+        attempt: int,
+        *,
+        one_run: bool = False,
+        ends_with_job: bool = True,
+        shows_output: bool = True,
+        poll_interval: float = 5.0,
+        metric: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.ray_conn_id = ray_conn_id
+        self.submission_id = submission_id
+        self.experiment = experiment
+        self.restore_id = restore_id
+        self.trial_id = trial_id
+        self.attempt = attempt
+        self.one_run = one_run
+        self.ends_with_job = ends_with_job
+        self.shows_output = shows_output
+        self.poll_interval = poll_interval
+        self.metric = metric
+        self._offset = 0
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and arguments."""
+        names = (
+            "ray_conn_id submission_id experiment restore_id trial_id attempt one_run "
+            "ends_with_job shows_output poll_interval metric"
+        )
+        return (
+            "airflow_tune_restore.triggers.ray_job.RayJobTrigger",
+            {name: getattr(self, name) for name in names.split()},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait; the event says how much was shown, and storage and cluster what happened."""
+        begun = time.monotonic()
+        try:
+            cluster = await asyncio.to_thread(RayJobsHook(self.ray_conn_id).cluster)
+            told = await self._wait(cluster)
+        except InvalidInputError as error:  # the connection was changed while we waited
+            told = {"error": printable(str(error), 4000)}
+        await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - begun)))
+        yield TriggerEvent({"restore_id": self.restore_id, "attempt": self.attempt, **told})
+
+    async def on_kill(self) -> None:
+        """Stop the job, so that it saves a snapshot; unless the task waits on, elsewhere."""
+        if await asyncio.to_thread(self._still_waits):
+            return  # another triggerer has taken this trigger over
+        self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
+        await asyncio.to_thread(self._stop)
+
+    async def _wait(self, cluster: Cluster) -> dict[str, Any]:
+        trial = TrialWatch(self.trial_id, self.attempt, has_outcome_alone=not self.ends_with_job)
+        async with AsyncExitStack() as stack:
+            watch = JobPoller.watch(
+                cluster,
+                self.submission_id,
+                interval=self.poll_interval,
+                wants_log=self.shows_output,
+            )
+            job = await stack.enter_async_context(watch)
+            await stack.enter_async_context(
+                StorageWatch.watch(self.experiment, self.restore_id, trial)
+            )
+            trial.changed = job.changed  # one thing to wait for
+            while not (job.is_over or trial.has_ended):
+                await job.changed.wait()
+                job.changed.clear()
+                self._show(job, trial)
+        return {
+            "offset": self._offset,
+            "seen": trial.seen - len(trial.reports),
+            "is_lost": job.is_lost,
+            "trouble": printable(job.trouble, 4000) if job.out_of_reach else "",
+        }
+
+    def _show(self, job: JobWatch, trial: TrialWatch) -> None:
+        if broken := job.broken or trial.broken:
+            raise broken
+        if job.trouble and not job.is_over:
+            self.log.warning("%s It is asked again; the job runs on.", job.trouble)
+        for report in trial.take_reports():
+            self.log.info("%s", describe_line(report.to_line(), self.metric))
+        text = job.log[: whole_lines(job.log)]
+        for line in unshown_lines(text, offset=self._offset, results=None):
+            self.log.info("%s", describe_line(line, self.metric))
+        self._offset = max(self._offset, len(text))
+
+    def _stop(self) -> None:
+        store = ExperimentStorageHook().open(self.experiment)
+        try:
+            stop_attempt(
+                store,
+                RayJobsHook(self.ray_conn_id).jobs(),
+                restore_id=self.restore_id,
+                trial_id=self.trial_id,
+                attempt=self.attempt,
+                submission_id=self.submission_id,
+                one_run=self.one_run,
+            )
+        except TuneRestoreError as error:
+            self.log.error("The job could not be stopped: %s", error)  # noqa: TRY400  said plainly
+
+    def _still_waits(self) -> bool:
+        """Whether the task is deferred still: then nobody has killed it."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        ti = self.task_instance
+        if ti is None:
+            return False
+        found = RuntimeTaskInstance.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        states = found.get(ti.run_id, {})
+        return "deferred" in map(str, states.values())

@@ -1,0 +1,104 @@
+"""What followers read, however many threads of a run report at once."""
+
+import threading
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress, RunnerRequest
+from airflow_tune_restore.runner.reporter import Reporter
+from airflow_tune_restore.storage.memory import MemoryStore
+
+KEY = layout.progress_key("r", "t", 1)
+
+
+class SlowStore(MemoryStore):
+    """Its first write waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing = threading.Event()
+        self.go_on = threading.Event()
+
+    def put(self, key: str, body: bytes) -> None:
+        if not self.is_writing.is_set():
+            self.is_writing.set()
+            assert self.go_on.wait(60)
+        super().put(key, body)
+
+
+def make_reporter(store: MemoryStore) -> Reporter:
+    request = RunnerRequest(
+        experiment="memory://", restore_id="r", trial_id=layout.EVERY_TRIAL, attempt=1,
+        trainable="m:t", trainable_name="t", action="run",
+    )  # fmt: skip
+    return Reporter(store, request)
+
+
+def progress(iteration: int) -> RunnerProgress:
+    return RunnerProgress(trial_id="t", iteration=iteration, metrics={})
+
+
+def iterations(store: MemoryStore) -> list[int]:
+    return [p.iteration for p in ProgressTail.from_json(store.get(KEY)).after(0)]
+
+
+def test_the_last_words_of_a_trial_are_written_when_flush_returns():
+    """An outcome is put after it: a follower that sees the outcome looks no more for words."""
+    store = SlowStore()
+    reporter = make_reporter(store)
+    reporter.add("t", progress(1))
+    other = threading.Thread(target=reporter.flush)
+    other.start()
+    assert store.is_writing.wait(60)
+    reporter.add("t", progress(2))
+    written = []
+    mine = threading.Thread(target=lambda: (reporter.flush(), written.append(iterations(store))))
+    mine.start()
+    mine.join(0.2)  # where it would end if it did not wait for the other
+    assert written == []
+    store.go_on.set()
+    mine.join(60)
+    other.join(60)
+    assert written == [[1, 2]]
+    assert iterations(store) == [1, 2]
+
+
+def test_many_threads_flush_at_once_and_none_fails():
+    store = MemoryStore()
+    reporter = make_reporter(store)
+    errors = []
+
+    def report(number: int) -> None:
+        try:
+            for iteration in range(200):
+                reporter.add("t", progress(number * 1000 + iteration))
+                reporter.flush()
+        except Exception as error:  # noqa: BLE001  told below
+            errors.append(repr(error))
+
+    threads = [threading.Thread(target=report, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert ProgressTail.from_json(store.get(KEY)).count == 800
+
+
+def test_what_could_not_be_written_is_written_by_the_next_flush():
+    class Failing(MemoryStore):
+        fails = True
+
+        def put(self, key: str, body: bytes) -> None:
+            if self.fails:
+                self.fails = False
+                raise OSError("not now")
+            super().put(key, body)
+
+    store = Failing()
+    reporter = make_reporter(store)
+    reporter.add("t", progress(1))
+    try:
+        reporter.flush()
+    except OSError:
+        reporter.flush()
+    assert iterations(store) == [1]
