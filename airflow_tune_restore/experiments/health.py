@@ -53,6 +53,19 @@ class Sign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DriverSign:
+    """What somebody who knows drivers said of one, when asked.
+
+    Args:
+        is_running: Whether one runs for this experiment. False decides nothing: it may run elsewhere.
+        found: The answer in words.
+    """
+
+    is_running: bool
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentReport:
     """One line of a scan.
 
@@ -95,6 +108,7 @@ class Evidence:
         committed_at: When a restore committed the newest state, if one did. What was written before is
             its own doing, and no sign of a living driver.
         restore: The lease of a restore that has not ended.
+        driver: What was said of its driver, if anybody was asked.
         now: The time.
     """
 
@@ -104,6 +118,7 @@ class Evidence:
     tuner_written: datetime | None = None
     committed_at: datetime | None = None
     restore: RestoreSign | None = None
+    driver: DriverSign | None = None
     now: datetime
 
     @property
@@ -154,13 +169,15 @@ def patience(facts: Facts, stale_after: timedelta) -> tuple[timedelta, str]:
 def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> tuple[Health, str]:
     """Return the health of a readable experiment, and why.
 
-    A restore at work means that it is alive. Once all trials have ended and all samples are drawn, no
-    driver has anything left to do, however recent the last write, unless one has just begun anew. In
-    every other case only silence tells dead from alive; so does a searcher whose state we cannot read,
-    because it may be about to draw more.
+    A restore at work, or a driver that is said to run, means that it is alive. Once all trials have
+    ended and all samples are drawn, no driver has anything left to do, however recent the last write,
+    unless one has just begun anew. In every other case only silence tells dead from alive; so does a
+    searcher whose state we cannot read, because it may be about to draw more.
     """
     if evidence.restore is not None and evidence.restore.is_alive:
         return Health.RUNNING, _at_work(evidence.restore)
+    if evidence.driver is not None and evidence.driver.is_running:
+        return Health.RUNNING, evidence.driver.found
     allowed, why = patience(facts, stale_after)
     left = facts.samples_left or 0
     last_write = evidence.last_write
@@ -186,6 +203,17 @@ def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> tuple[
         limit = span(allowed) + (f", because {why}" if allowed != stale_after else "")
         return Health.RUNNING, f"{what}, last written {span(age)} ago (stale after {limit})"
     return Health.INTERRUPTED, f"{what}, nothing written for {span(age)}"
+
+
+def judge_unstarted(evidence: Evidence, *, stale_after: timedelta) -> Health:
+    """Return the health of an experiment without any trial: has its driver died before the first one."""
+    restore, driver, last_write = evidence.restore, evidence.driver, evidence.last_write
+    lives = (
+        (restore is not None and restore.is_alive)
+        or (driver is not None and driver.is_running)
+        or (last_write is not None and evidence.now - last_write < stale_after)
+    )
+    return Health.RUNNING if lives else Health.NOT_STARTED
 
 
 def _ended(facts: Facts, evidence: Evidence, *, silent: bool) -> tuple[Health, str]:

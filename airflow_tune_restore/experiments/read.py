@@ -115,7 +115,7 @@ def _experiment(
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
             f"fail_fast marked {len(cut_short)} trials TERMINATED before they finished: "
-            f"{', '.join(trial.trial_id for trial in cut_short[:5])}"
+            f"{', '.join(trial.trial_id for trial in cut_short[:5])}; resume_cut_short takes them up"
         )
         return replace(experiment, warnings=(*experiment.warnings, note))
     return experiment

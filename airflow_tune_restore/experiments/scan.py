@@ -5,7 +5,7 @@ searcher's state, where all trials have ended. A scan that remembers the last on
 what has changed since. Roots are listed every time: that is how a change is noticed at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,10 +20,12 @@ from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerpri
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
     RESTORABLE,
+    DriverSign,
     Evidence,
     ExperimentReport,
     Health,
     judge,
+    judge_unstarted,
 )
 from airflow_tune_restore.experiments.index import Index, read_index
 from airflow_tune_restore.experiments.read import (
@@ -52,6 +54,7 @@ class _Look:
         now: When it began, by the store's clock.
         stale_after: Silence after which an unfinished experiment counts as dead.
         asks_for_restore: Whether a restore at work counts; who is about to start one asks that himself.
+        ask_driver: Says of an experiment (URI) whether a driver runs for it.
         index: What is remembered of the prefix, if anything is.
         pool: Threads for what several trials of one experiment are asked.
     """
@@ -59,6 +62,7 @@ class _Look:
     now: datetime
     stale_after: timedelta
     asks_for_restore: bool = True
+    ask_driver: Callable[[str], DriverSign] | None = None
     index: Index | None = None
     pool: ThreadPoolExecutor
 
@@ -69,6 +73,7 @@ def scan(
     stale_after: timedelta = DEFAULT_STALE_AFTER,
     selection: Selection = _EVERYTHING,
     use_index: bool = True,
+    ask_driver: Callable[[str], DriverSign] | None = None,
 ) -> list[ExperimentReport]:
     """Report on every experiment at or below the store's root, sorted by URI.
 
@@ -80,12 +85,19 @@ def scan(
         stale_after: Silence after which an unfinished experiment counts as dead.
         selection: Which directories are looked into.
         use_index: Remember in the prefix what was read, and get only what has changed since.
+        ask_driver: Says of an experiment (URI) whether a driver runs for it; asked of what looks dead.
     """
     root = store.list_dir()
     at_root = _is_experiment(root)  # then its `.tune_restore` is no prefix's
     index = read_index(store) if use_index and not at_root else None
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(CONCURRENCY) as pool:
-        look = _Look(now=store.now(), stale_after=stale_after, index=index, pool=pool)
+        look = _Look(
+            now=store.now(),
+            stale_after=stale_after,
+            ask_driver=ask_driver,
+            index=index,
+            pool=pool,
+        )
         reports = list(_walk(threads, store, root, selection, look))
     if index is not None:
         index.write(store, was_complete=selection.takes_all)
@@ -177,13 +189,9 @@ def _report(store: ObjectStore, entries: list[Entry], path: str, look: _Look) ->
     try:
         return _report_readable(store, entries, path, evidence, look)
     except NotStartedError as error:
-        evidence = replace(evidence, restore=_restore_sign(store, entries, look))
-        last_write = evidence.last_write
-        health = Health.NOT_STARTED
-        if last_write is not None and look.now - last_write < look.stale_after:
-            health = Health.RUNNING
-        if evidence.restore is not None and evidence.restore.is_alive:
-            health = Health.RUNNING
+        restore, driver = _restore_sign(store, entries, look), _driver_sign(store, look)
+        evidence = replace(evidence, restore=restore, driver=driver)
+        health = judge_unstarted(evidence, stale_after=look.stale_after)
         return _without_state(store, health, str(error), evidence, look)
     except StateUnreadableError as error:
         return _without_state(store, Health.UNREADABLE, error.reason, evidence, look)
@@ -216,6 +224,8 @@ def _report_readable(
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if health in RESTORABLE:
         evidence = _look_closer(store, entries, facts, evidence, health, look)
+        if (now_listed := _list_again(store, entries, look)) != entries:
+            return _report(store, now_listed, path, look)
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
         look.index.remember(path, print_of_root, facts)
@@ -243,18 +253,33 @@ def _look_closer(
     health: Health,
     look: _Look,
 ) -> Evidence:
-    """Before an experiment is called dead: is a restore at work, are its trials written to."""
+    """Before it is called dead: is a restore at work, a driver on Ray, are its trials written to."""
     restore = _restore_sign(store, entries, look)
-    at_work = restore is not None and restore.is_alive
-    if at_work or health is not Health.INTERRUPTED or not look.stale_after:
-        return replace(evidence, restore=restore)
+    driver = _driver_sign(store, look)
+    evidence = replace(evidence, restore=restore, driver=driver)
+    lives = (restore is not None and restore.is_alive) or (driver is not None and driver.is_running)
+    if lives or health is not Health.INTERRUPTED or not look.stale_after:
+        return evidence
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)
-    return replace(evidence, restore=restore, trials_written=written)
+    return replace(evidence, trials_written=written)
+
+
+def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[Entry]:
+    """List the root once more if a restore may have committed since it was listed.
+
+    Its lease is released by then, so that neither listing alone shows that somebody was at work.
+    """
+    is_ours = any(entry.is_dir and entry.name == layout.ROOT for entry in entries)
+    return store.list_dir() if is_ours and look.asks_for_restore else entries
 
 
 def _restore_sign(store: ObjectStore, entries: list[Entry], look: _Look) -> RestoreSign | None:
     return read_restore_sign(store, entries, look.now) if look.asks_for_restore else None
+
+
+def _driver_sign(store: ObjectStore, look: _Look) -> DriverSign | None:
+    return look.ask_driver(store.uri) if look.ask_driver is not None else None
 
 
 def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:

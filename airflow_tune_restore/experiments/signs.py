@@ -26,6 +26,7 @@ def describe_evidence(
         Sign(name="silence allowed", found=f"{span(allowed)} ({why})"),
         _commit(evidence),
         _restore(evidence),
+        _driver(evidence),
     ]
     if facts is None:
         return tuple(signs)
@@ -61,6 +62,13 @@ def _restore(evidence: Evidence) -> Sign:
         f"(dead after {span_of(sign.lease.ttl_seconds)})"
     )
     return Sign(name=name, found=found, speaks_for=ALIVE if sign.is_alive else "")
+
+
+def _driver(evidence: Evidence) -> Sign:
+    name, sign = "driver on Ray", evidence.driver
+    if sign is None:
+        return Sign(name=name, found="nobody was asked, or need be")
+    return Sign(name=name, found=sign.found, speaks_for=ALIVE if sign.is_running else "")
 
 
 def _trials(facts: Facts) -> Sign:

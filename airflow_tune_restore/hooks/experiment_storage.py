@@ -4,7 +4,7 @@ An address may name an Airflow connection, never a secret. What a connection hol
 its filesystem, and a runner through environment variables of the child process; it is written nowhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from fsspec import AbstractFileSystem
 
-    from airflow_tune_restore.experiments.health import ExperimentReport
+    from airflow_tune_restore.experiments.health import DriverSign, ExperimentReport
     from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -118,6 +118,7 @@ class ExperimentStorageHook(BaseHook):
         stale_after: timedelta,
         selection: Selection | None = None,
         use_index: bool = True,
+        ask_driver: "Callable[[str], DriverSign] | None" = None,
     ) -> "list[ExperimentReport]":
         """Report on every experiment at or below a prefix; their URIs carry no connection id."""
         return scan(
@@ -125,6 +126,7 @@ class ExperimentStorageHook(BaseHook):
             stale_after=stale_after,
             selection=selection or Selection(),
             use_index=use_index,
+            ask_driver=ask_driver,
         )
 
     @contextmanager

@@ -12,6 +12,7 @@ from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.hooks.arguments import parse_span
+from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 
 _SHOWN = 20
@@ -26,15 +27,17 @@ class Search:
         stale_after: Silence after which an unfinished experiment counts as dead.
         selection: Which directories are looked into.
         use_index: Remember in the prefix what was read.
+        ray_conn_id: Cluster to ask whether a driver runs for what looks dead.
     """
 
     place: Address
     stale_after: timedelta
     selection: Selection
     use_index: bool = True
+    ray_conn_id: str | None = None
 
 
-def build_search(
+def build_search(  # noqa: PLR0913  what a sensor takes, by name
     prefix: Any,
     *,
     storage_conn_id: str | None = None,
@@ -43,6 +46,7 @@ def build_search(
     exclude: Any = (),
     max_depth: Any = MAX_DEPTH,
     use_index: bool = True,
+    ray_conn_id: str | None = None,
 ) -> Search:
     """Read the arguments of a sensor or trigger.
 
@@ -58,6 +62,7 @@ def build_search(
             max_depth=_depth(max_depth),
         ),
         use_index=use_index,
+        ray_conn_id=ray_conn_id,
     )
 
 
@@ -68,6 +73,7 @@ def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
         stale_after=search.stale_after,
         selection=search.selection,
         use_index=search.use_index,
+        ask_driver=driver_jobs(search.ray_conn_id) if search.ray_conn_id else None,
     )
     _say(search.place, reports, log)
     return reports

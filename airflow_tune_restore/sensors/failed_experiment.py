@@ -46,9 +46,18 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         max_depth: How many levels below the prefix experiments may lie.
         use_index: Remember in `<prefix>/.tune_restore` what was read, so that the next scan, of whoever,
             gets only what has changed. A prefix that cannot be written to is scanned without.
+        ray_conn_id: Connection `ray_jobs` of a cluster: what looks dead is running all the same if a live
+            job there names it, by its address or its name, in its command line or metadata. (templated)
     """
 
-    template_fields = ("prefix", "stale_after", "storage_conn_id", "include", "exclude")
+    template_fields = (
+        "prefix",
+        "stale_after",
+        "storage_conn_id",
+        "include",
+        "exclude",
+        "ray_conn_id",
+    )
     ui_color = "#e8f1f8"
 
     def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
@@ -64,6 +73,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         exclude: Sequence[str] | str = (),
         max_depth: int = MAX_DEPTH,
         use_index: bool = True,
+        ray_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -77,6 +87,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         self.exclude = exclude
         self.max_depth = max_depth
         self.use_index = use_index
+        self.ray_conn_id = ray_conn_id
 
     def execute(self, context: Context) -> Any:
         """Look; wait in the way that was asked for."""
@@ -102,6 +113,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
                 exclude=list(search.selection.exclude),
                 max_depth=search.selection.max_depth,
                 use_index=self.use_index,
+                ray_conn_id=search.ray_conn_id,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
@@ -139,6 +151,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
             exclude=self.exclude,
             max_depth=self.max_depth,
             use_index=self.use_index,
+            ray_conn_id=parse_text(self.ray_conn_id),
         )
 
     def _time_out(self) -> None:

@@ -49,6 +49,7 @@ class ExperimentWatch(BaseEventTrigger):
         exclude: Globs of directories to leave out.
         max_depth: Levels below the prefix.
         use_index: Remember in the prefix what was read.
+        ray_conn_id: Cluster to ask whether a driver runs for what looks dead.
     """
 
     def __init__(  # noqa: PLR0913  a wire format has its fields by name
@@ -61,6 +62,7 @@ class ExperimentWatch(BaseEventTrigger):
         exclude: list[str] | None = None,
         max_depth: int = MAX_DEPTH,
         use_index: bool = True,  # noqa: FBT001, FBT002
+        ray_conn_id: str | None = None,
     ) -> None:
         super().__init__()
         self.prefix = prefix
@@ -71,6 +73,7 @@ class ExperimentWatch(BaseEventTrigger):
         self.exclude = exclude or []
         self.max_depth = max_depth
         self.use_index = use_index
+        self.ray_conn_id = ray_conn_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments."""
@@ -85,6 +88,7 @@ class ExperimentWatch(BaseEventTrigger):
                 "exclude": self.exclude,
                 "max_depth": self.max_depth,
                 "use_index": self.use_index,
+                "ray_conn_id": self.ray_conn_id,
             },
         )
 
@@ -99,6 +103,7 @@ class ExperimentWatch(BaseEventTrigger):
             tuple(self.exclude),
             self.max_depth,
             self.use_index,
+            self.ray_conn_id,
         )
 
     @classmethod
@@ -144,6 +149,7 @@ def _search(kwargs: dict[str, Any]) -> Search:
         exclude=kwargs["exclude"],
         max_depth=kwargs["max_depth"],
         use_index=kwargs["use_index"],
+        ray_conn_id=kwargs["ray_conn_id"],
     )
 
 

@@ -52,6 +52,7 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
         exclude: Globs of directories to leave out.
         max_depth: Levels below the prefix.
         use_index: Remember in the prefix what was read.
+        ray_conn_id: Connection `ray_jobs` of a cluster to ask whether a driver runs for what looks dead.
         stale_after_seconds: The wire form of `stale_after`.
     """
 
@@ -67,6 +68,7 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
         exclude: Iterable[str] | None = None,
         max_depth: int = MAX_DEPTH,
         use_index: bool = True,
+        ray_conn_id: str | None = None,
         stale_after_seconds: float | None = None,
     ) -> None:
         if stale_after_seconds is None:
@@ -83,6 +85,7 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
             exclude=list(exclude or ()),
             max_depth=max_depth,
             use_index=use_index,
+            ray_conn_id=ray_conn_id,
         )
 
     async def filter_shared_stream(

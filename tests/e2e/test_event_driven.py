@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_tune_restore.triggers.failed_tune_experiment import SETTLED_SECONDS
 from tests.standalone import ROOT, airflow
 
 SWEEP = ROOT / "dags" / "example_sweep.py"
@@ -91,7 +92,8 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
     assert 0 <= late <= 2 * POLL
     assert event["extra"]["payload"]["experiments"] == [str(prefix / "dying")]
 
-    running.kill_triggerer()  # while it remembers
+    time.sleep(SETTLED_SECONDS + 5)  # it remembers now what it has reported
+    running.kill_triggerer()
     running.start_triggerer()
     (run,) = running.runs(dag_id)
     assert running.finish(dag_id, run["dag_run_id"]) == "success", running.log_tail()
@@ -99,7 +101,8 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
     assert commits(prefix / "dying") == 1
 
     time.sleep(3 * POLL)
-    assert len(asset_events(running)) == len(running.runs(dag_id)) == 1
+    assert [e["extra"] for e in asset_events(running)] == [event["extra"]]
+    assert len(running.runs(dag_id)) == 1
     assert alive.poll() is None
     assert not (prefix / "alive" / ".tune_restore").exists()
     log = running.task_log(dag_id, run["dag_run_id"], "restore.find")

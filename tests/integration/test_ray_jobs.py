@@ -16,7 +16,12 @@ import pytest
 from tests import airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
@@ -27,14 +32,16 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from tests.builders import make_experiment, make_row
 from tests.conformance.test_against_tuner_restore import Case, _compare, _describe, _python
 from tests.experiments import ROOT, TRAINABLES, make_experiments
 from tests.ray_cluster import ray_cluster
 from tests.tasks import make_context
 
 KINDS = ["errored", "limited", "asha", "pbt", "hyperband", "hopeless", "median"]
-CANARY = "canary-of-the-connection"
+LOGS = (".log", ".out", ".err")
 EVERY = [1, 2, 3, 4, 5, 6]
 
 
@@ -215,12 +222,21 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
     assert len({job["driver_node_id"] for job in jobs}) == 2
     ids = {job["job_id"] for job in jobs}
     actors = call(cluster, "/logical/actors")["data"]["actors"].values()
-    print([a for a in actors if a["jobId"] in ids][:1])
+    ran_on = {
+        actor["address"]["nodeId"]
+        for actor in actors
+        if actor["jobId"] in ids and "Func" in actor["actorClass"]
+    }
+    assert len(ran_on) == 2, actors
     # keys of the store stay where they are
     metadata = json.dumps(jobs)
     assert s3.endpoint in metadata
     assert s3.env["AWS_SECRET_ACCESS_KEY"] not in metadata
     assert cluster.token not in metadata
+    key = s3.env["AWS_SECRET_ACCESS_KEY"].encode()
+    logs = [path for path in cluster.scratch.rglob("*") if path.suffix in LOGS]
+    assert len(logs) > 10
+    assert [path.name for path in logs if key in path.read_bytes()] == []
 
 
 def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster, copied):
@@ -399,6 +415,29 @@ def test_samples_that_are_left_are_drawn_by_a_job(cluster, copied):
     done = operator.execute_complete(context, event)
     assert done["samples_left"] == 0
     assert sorted(rows(address).values()) == [EVERY] * 4
+
+
+def test_what_looks_dead_lives_while_a_job_of_the_cluster_names_it(cluster, tmp_path):
+    make_experiment(tmp_path / "sweep-with-a-driver", [make_row(status="ERROR")])
+
+    def find():
+        sensor = FailedTuneExperimentSensor(
+            task_id="find",
+            prefix=str(tmp_path),
+            stale_after=0,
+            ray_conn_id="ray_jobs_default",
+            wait=False,
+        )
+        return [item["name"] for item in sensor.execute(make_context())]
+
+    jobs = RayJobsHook().jobs()
+    command = "python -c 'import time; time.sleep(600)' --name=sweep-with-a-driver"
+    jobs.submit({"submission_id": "the-driver", "entrypoint": command})
+    with pytest.raises(AirflowSkipException):
+        find()
+    jobs.stop("the-driver")
+    eventually(lambda: jobs.find("the-driver").is_over)
+    assert find() == ["sweep-with-a-driver"]
 
 
 def test_a_job_that_went_with_its_head_node_is_noticed_and_goes_on(cluster, copied):

@@ -245,6 +245,27 @@ def test_a_restore_at_work_is_seen_by_its_lease(store, clock):
     assert verdicts(store)["exp"] is Health.ERRORED
 
 
+def test_a_commit_between_two_looks_of_a_scan_is_seen(store, clock):
+    """A restore commits and releases its lease after the root was listed, before the lease is."""
+    put_experiment(store, "exp", status="RUNNING")
+    claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
+    store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
+    clock.now += timedelta(hours=1)
+    store.put(f"exp/{layout.lease_heartbeat_key(1)}", b"{}")
+    list_dir = MemoryStore.list_dir
+
+    def commits_first(self, path=""):
+        if path == layout.LEASE:
+            committed = STATE_NAME.replace(".json", "_r000001.json")
+            store.put(f"exp/{committed}", make_state([make_row("t1")]))
+            store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
+        return list_dir(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryStore, "list_dir", commits_first)
+        assert verdicts(store)["exp"] is Health.FINISHED
+
+
 def test_a_store_that_fails_once_makes_nothing_older_the_newest(store, clock):
     put_experiment(store, "exp", status="ERROR")
     newer = "experiment_state-2026-11-24_10-00-00.json"

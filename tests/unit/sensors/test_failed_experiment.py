@@ -111,6 +111,7 @@ def test_a_deferrable_sensor_defers_with_its_timeout(tmp_path):
         "exclude": [],
         "max_depth": 4,
         "use_index": True,
+        "ray_conn_id": None,
     }
 
 

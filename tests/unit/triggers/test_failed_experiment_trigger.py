@@ -20,7 +20,13 @@ ARGUMENTS = {
     "stale_after_seconds": 1800.0,
     "poke_interval": 60.0,
 }
-MORE = {"include": ["team_a"], "exclude": ["tmp*"], "max_depth": 2, "use_index": False}
+MORE = {
+    "include": ["team_a"],
+    "exclude": ["tmp*"],
+    "max_depth": 2,
+    "use_index": False,
+    "ray_conn_id": "r",
+}
 
 
 def report(name: str, health: Health = Health.ERRORED, **fields) -> ExperimentReport:
@@ -80,6 +86,7 @@ def test_the_wire_form_is_what_older_triggerers_wrote_and_more():
         "exclude": [],
         "max_depth": 4,
         "use_index": True,
+        "ray_conn_id": None,
     }
 
 
