@@ -62,10 +62,12 @@ class Cluster:
 
 
 class RayJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster says of one job."""
+    """What the cluster says of one job; one that was not submitted has no submission id."""
 
     submission_id: str | None = None
     status: str = ""
+    entrypoint: str = ""
+    metadata: dict[str, str] | None = None
     message: str | None = None
     driver_exit_code: int | None = None
 
@@ -101,6 +103,12 @@ class RayJobs:
     def find(self, submission_id: str) -> RayJob | None:
         """Return a job; None if the cluster knows of none."""
         return _read_job(self.cluster, self._send("GET", _job_path(submission_id)))
+
+    def list_live(self) -> list[RayJob]:
+        """Return all jobs that wait or run, those among them that connected by themselves."""
+        answer = _good(self.cluster, self._send("GET", "/api/jobs/"))
+        jobs: list[RayJob] = _decode(self.cluster, answer, list[RayJob])
+        return [job for job in jobs if not job.is_over]
 
     def submit(self, submission: Mapping[str, Any]) -> bool:
         """Start a job; False if there is one of this submission id already.

@@ -16,7 +16,12 @@ import pytest
 from tests import airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
@@ -27,7 +32,9 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from tests.builders import make_experiment, make_row
 from tests.conformance.test_against_tuner_restore import Case, _compare, _describe, _python
 from tests.experiments import ROOT, TRAINABLES, make_experiments
 from tests.ray_cluster import ray_cluster
@@ -405,6 +412,29 @@ def test_samples_that_are_left_are_drawn_by_a_job(cluster, copied):
     done = operator.execute_complete(context, event)
     assert done["samples_left"] == 0
     assert sorted(rows(address).values()) == [EVERY] * 4
+
+
+def test_what_looks_dead_lives_while_a_job_of_the_cluster_names_it(cluster, tmp_path):
+    make_experiment(tmp_path / "sweep-with-a-driver", [make_row(status="ERROR")])
+
+    def find():
+        sensor = FailedTuneExperimentSensor(
+            task_id="find",
+            prefix=str(tmp_path),
+            stale_after=0,
+            ray_conn_id="ray_jobs_default",
+            wait=False,
+        )
+        return [item["name"] for item in sensor.execute(make_context())]
+
+    jobs = RayJobsHook().jobs()
+    command = "python -c 'import time; time.sleep(600)' --name=sweep-with-a-driver"
+    jobs.submit({"submission_id": "the-driver", "entrypoint": command})
+    with pytest.raises(AirflowSkipException):
+        find()
+    jobs.stop("the-driver")
+    eventually(lambda: jobs.find("the-driver").is_over)
+    assert find() == ["sweep-with-a-driver"]
 
 
 def test_a_job_that_went_with_its_head_node_is_noticed_and_goes_on(cluster, copied):
