@@ -17,7 +17,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machi
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 settings.register_profile("ci", deadline=None, print_blob=True)
-settings.load_profile("ci")
+settings.register_profile("nightly", settings.get_profile("ci"))  # see tests/conformance
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

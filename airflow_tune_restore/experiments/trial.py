@@ -74,6 +74,7 @@ class Trial:
         iteration: `training_iteration` of the last result; 0 if it never reported.
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
+        last_interval: Seconds its last iteration took, as it said itself; 0 if it did not.
         details: Decodes the rest on demand.
     """
 
@@ -88,6 +89,7 @@ class Trial:
     iteration: int = 0
     last_result_time: float = -math.inf
     start_time: float | None = None
+    last_interval: float = 0.0
     details: TrialDetails = field(repr=False, compare=False)
 
     @cached_property

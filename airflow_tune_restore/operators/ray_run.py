@@ -122,9 +122,15 @@ class RayRun:
             newest = max(
                 [remembered, *list_attempts(self.store, self.plan.restore_id, self.run_id)]
             )
-            if newest and (attached := self._attach_to(newest)) is not None:
-                self.attached = attached
-                return attached
+            number = newest + 1
+            try:
+                if newest and (attached := self._attach_to(newest)) is not None:
+                    self.attached = attached
+                    return attached
+            except KeyNotFoundError:
+                number = (
+                    newest  # its directory is there, its request not yet: whoever is first has it
+                )
             try:
                 request = claim(
                     self.store,
@@ -132,7 +138,7 @@ class RayRun:
                     self.run_id,
                     self.arguments,
                     log=self.log,
-                    attempt=newest + 1,
+                    attempt=number,
                 )
             except KeyExistsError:
                 continue  # another task was faster: attach to its run
@@ -140,7 +146,11 @@ class RayRun:
             return self.attached
 
     def _attach_to(self, attempt: int) -> Attached | None:
-        """Attach to an attempt's job; None if the attempt is over."""
+        """Attach to an attempt's job; None if the attempt is over.
+
+        Raises:
+            KeyNotFoundError: If nobody has claimed it.
+        """
         plan, job_id = self.plan, self.job_id(attempt)
         if read_outcome(self.store, plan.restore_id, self.run_id, attempt) is not None:
             return None
@@ -155,11 +165,7 @@ class RayRun:
         if job is not None or ran:
             return None
         # claimed, and whoever did so died before the job was started, or is about to start it
-        try:
-            request = self._request(attempt)
-        except KeyNotFoundError:
-            return None
-        return self._submit(request)
+        return self._submit(self._request(attempt))
 
     def _submit(self, request: RunnerRequest) -> Attached:
         submission = build_submission(

@@ -59,7 +59,8 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
     amounts = dict(request.resources)
     cpus, gpus = amounts.pop("CPU", 1.0), amounts.pop("GPU", 0.0)
     if request.trial_id == EVERY_TRIAL:
-        cpus = max(cpus, os.cpu_count() or 1)  # as many trials side by side as fit, as Ray would
+        # as many trials side by side as fit, as Ray would; in a pod, `cpu_count` tells of its node
+        cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
     amounts.pop("memory", None)  # the machine's own memory decides
     size = os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
     return {
@@ -74,10 +75,15 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
     }
 
 
+def is_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job."""
+    return _JOB_CONFIG in os.environ
+
+
 def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
     """Let the cluster's workers import what we can import; a private Ray inherits it."""
-    if _JOB_CONFIG in os.environ:
-        return None  # we are a Ray job: its runtime_env is that of its workers, too
+    if is_job():
+        return None  # its runtime_env is that of its workers, too
     return request.runtime_env or _own_path()
 
 

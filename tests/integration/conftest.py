@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import airflow_home  # noqa: F401  before any test here imports Airflow
+
 
 @pytest.fixture
 def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[[str], Path]:
