@@ -1,9 +1,11 @@
 """One pod a trial: the real operator and client against an emulated cluster, real Ray in the pods."""
 
+import asyncio
 import time
 
 import pytest
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.exceptions import PodLostError
 from airflow_tune_restore.experiments.read import read_experiment
@@ -114,6 +116,30 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, mor
     assert task.end()["attempt"] == 4
     assert (answer.hits, throttled.hits) == (1, 1)
     assert outage.hits > 3
+
+
+def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, capfd):
+    operator = trial.operator(env=SLOW, deferrable=True, logging_interval=1)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(pods.pod_context())
+    trial.await_iteration(4)
+    path, arguments = deferred.value.trigger.serialize()
+
+    async def follow() -> dict:
+        first = import_string(path)(**arguments)
+        with pytest.raises(TimeoutError):  # this triggerer dies
+            await asyncio.wait_for(anext(first.run()), 2)
+        await first.cleanup()
+        return (await anext(import_string(path)(**arguments).run())).payload
+
+    event = asyncio.run(follow())
+    shown = capfd.readouterr().out
+    assert "iteration 5, score=10" in shown
+    resumed = trial.operator(deferrable=True)
+    result = getattr(resumed, deferred.value.method_name)(pods.pod_context(), event)
+    assert (result["status"], result["attempt"]) == ("TERMINATED", 1)
+    assert len(api.created) == 1
+    assert api.pod_names() == []
 
 
 def test_killing_the_task_deletes_the_pod_and_the_snapshot_survives(trial, api):
