@@ -26,6 +26,7 @@ from airflow_tune_restore.operators.attempt import (
     claim,
     record_death,
 )
+from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_outcome
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -35,7 +36,7 @@ from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from airflow_tune_restore.triggers.ray_poller import ABSENT_LISTS, OUTAGE_SECONDS
-from airflow_tune_restore.triggers.storage_watch import read_progress
+from airflow_tune_restore.triggers.storage_watch import RENEW_SECONDS, read_progress
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -219,8 +220,11 @@ class RayRun:
         """Wait here, in the worker, and show what is printed; return what the trigger's event says."""
         offset = seen = absent = 0
         ends_with_job = self._ends_with_job(attached.attempt)
-        reached = time.monotonic()
+        reached = renewed = time.monotonic()
         while True:
+            if time.monotonic() - renewed > RENEW_SECONDS:  # a job that waits for a place cannot
+                renewed = time.monotonic()
+                lease.renew(self.store, lease.check_held(self.store, self.plan.restore_id))
             try:
                 job = self.jobs.find(attached.submission_id)
                 reached = time.monotonic()

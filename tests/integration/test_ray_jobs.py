@@ -164,6 +164,23 @@ def run_trigger(trigger, until=None) -> dict:
     return asyncio.run(asyncio.wait_for(first_event(), 240))
 
 
+def run_deferred(operators, contexts) -> list[dict]:
+    """Run tasks side by side: their triggers in one event loop, as in a triggerer."""
+    results, waiting = {}, {}
+    for i, (operator, context) in enumerate(zip(operators, contexts, strict=True)):
+        try:
+            results[i] = operator.execute(context)
+        except TaskDeferred as deferred:
+            waiting[i] = deferred.trigger
+
+    async def wait():
+        return await asyncio.wait_for(asyncio.gather(*map(fire, waiting.values())), 300)
+
+    for i, event in zip(waiting, asyncio.run(wait()), strict=True):
+        results[i] = operators[i].execute_complete(contexts[i], event)
+    return [results[i] for i in range(len(operators))]
+
+
 def rows(address: str) -> dict[str, list[int]]:
     """Return the iterations in result.json, by trial directory."""
     store = open_store(address.replace("seaweed@", ""))
@@ -186,23 +203,10 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
         trial(item, "limited", env={"TUNE_TEST_STEP_SECONDS": "4"}, entrypoint_num_cpus=0.5)
         for item in items
     ]
-    triggers = []
-    for operator, context in zip(operators, contexts, strict=True):
-        with pytest.raises(TaskDeferred) as deferred:
-            operator.execute(context)
-        triggers.append(deferred.value.trigger)
-
-    async def wait():
-        return await asyncio.wait_for(asyncio.gather(*map(fire, triggers)), 240)
-
     capfd.readouterr()
-    events = asyncio.run(wait())
+    results = run_deferred(operators, contexts)
     shown = capfd.readouterr().out
     assert shown.count("iteration 6, score=") == 3
-    results = [
-        operator.execute_complete(context, event)
-        for operator, context, event in zip(operators, contexts, events, strict=True)
-    ]
     assert [result["iteration"] for result in results] == [6, 6, 6]
     assert set(map(tuple, rows(address).values())) == {tuple(EVERY)}
     jobs = jobs_of(cluster, restores[0]["restore_id"])
@@ -350,14 +354,7 @@ def test_one_job_runs_coupled_trials_and_ends_as_tuner_restore(cluster, copied, 
         ours[kind] = copied(kind)
         items, restores = plan(ours[kind], kind, f"coupled-{kind}")
         contexts = [make_context(map_index=i) for i in range(len(items))]
-        threads = [
-            threading.Thread(target=trial(item, kind, deferrable=False).execute, args=(context,))
-            for item, context in zip(items, contexts, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(240)
+        run_deferred([trial(item, kind) for item in items], contexts)
         assert [len(jobs_of(cluster, r["restore_id"])) for r in restores] == [1]
         CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
     described = _describe([*ours.values(), *theirs.values()])
