@@ -140,7 +140,7 @@ class Kubelet:
             container.wanted_gone.set()
             self._end(container, 0)
         for container in list(self.containers.values()):
-            container.over.wait(20)
+            container.over.wait(120)
 
     # the life of a pod
 
@@ -212,7 +212,7 @@ class Kubelet:
         os.waitid(os.P_PID, container.process.pid, os.WEXITED | os.WNOWAIT)
         kill_session(container.process.pid)
         code = container.process.wait()
-        reader.join(10)
+        reader.join(120)
         self._report_end(container, 128 - code if code < 0 else code, spec)
 
     def _report_end(self, container: Container, code: int, spec: dict[str, Any]) -> None:
@@ -364,7 +364,7 @@ def merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
 
 def kill_session(session: int) -> None:
     """Kill every process of a session: a container ends with its first process."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while (alive := _members(session)) and time.monotonic() < deadline:
         for pid in alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
