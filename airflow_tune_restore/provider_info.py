@@ -76,8 +76,14 @@ def get_provider_info() -> dict[str, Any]:
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage", "hooks.ray_jobs"),
+        "notifications": [
+            "airflow_tune_restore.notifications.trigger_recovery.TriggerRecoveryNotifier"
+        ],
         "triggers": modules(
-            "triggers.failed_experiment", "triggers.ray_job", "triggers.runner_pod"
+            "triggers.failed_experiment",
+            "triggers.failed_tune_experiment",
+            "triggers.ray_job",
+            "triggers.runner_pod",
         ),
         "extra-links": ["airflow_tune_restore.links.ray_job.RayJobLink"],
         "connection-types": [_RAY_JOBS],

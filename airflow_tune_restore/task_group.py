@@ -58,7 +58,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_attempts: Failed attempts over all nights after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
-        find_args: More arguments of `FailedTuneExperimentSensor`.
+        find_args: More arguments of `FailedTuneExperimentSensor`, as `include`, `exclude` or `max_depth`.
         plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
         trial_args: More arguments of `RestoreTrialOperator`, as `retries` or `execution_timeout`.
         commit_args: More arguments of `CommitRestoreOperator`.

@@ -21,6 +21,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
+from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
 from airflow_tune_restore.restore.start import plan_restore
@@ -82,6 +83,13 @@ ResumeErrored = Annotated[
 RestartErrored = Annotated[
     bool, typer.Option("--restart-errored", help="Start ERROR trials over, as new trials.")
 ]
+ResumeCutShort = Annotated[
+    bool,
+    typer.Option(
+        "--resume-cut-short",
+        help="Resume trials that fail_fast marked TERMINATED when another one failed.",
+    ),
+]
 ResumeUnfinished = Annotated[
     bool,
     typer.Option(
@@ -106,25 +114,60 @@ MaxAttempts = Annotated[
 
 
 @app.command()
-def scan(
+def scan(  # noqa: PLR0913  a command line has as many arguments as it has options
     prefix: Annotated[
         str, typer.Argument(metavar="PREFIX", help="Where to look: a path or a URL.")
     ],
     stale_after: StaleAfter = DEFAULT_STALE_AFTER,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Only experiments that match, or lie below a directory that does: a name, or with "
+            "slashes a path from PREFIX, as 'team_a/**'. Can be repeated.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out directories that match. Can be repeated."),
+    ] = None,
+    max_depth: Annotated[
+        int, typer.Option(min=0, help="Levels below PREFIX that are looked into.")
+    ] = MAX_DEPTH,
+    use_index: Annotated[
+        bool,
+        typer.Option(
+            "--index/--no-index",
+            help="Keep in PREFIX/.tune_restore what was read, and get only what has changed since.",
+        ),
+    ] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the evidence for each verdict.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the experiments at or below PREFIX, and how they are."""
-    store = open_store(prefix)
-    reports = scan_experiments(store, stale_after=stale_after)
-    output.print_reports(with_quarantined(reports), prefix=store.uri, as_json=as_json)
+    store = open_store(prefix, in_bulk=True)
+    reports = scan_experiments(
+        store,
+        stale_after=stale_after,
+        selection=Selection(
+            include=tuple(include or ()), exclude=tuple(exclude or ()), max_depth=max_depth
+        ),
+        use_index=use_index,
+    )
+    output.print_reports(
+        with_quarantined(reports), prefix=store.uri, explain=explain, as_json=as_json
+    )
 
 
 @app.command(short_help="Show what a restore would do. Writes nothing.")
-def plan(
+def plan(  # noqa: PLR0913  a command line has as many arguments as it has options
     experiment: ExperimentUri,
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
+    resume_cut_short: ResumeCutShort = False,
     strategy: Strategy = "auto",
     allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
@@ -136,7 +179,7 @@ def plan(
         store,
         read_experiment(store),
         restore_id="preview",
-        flags=_flags(resume_unfinished, resume_errored, restart_errored),
+        flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
         strategy=strategy,
         allow_scratch=allow_scratch,
         max_attempts=max_attempts,
@@ -154,6 +197,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
+    resume_cut_short: ResumeCutShort = False,
     param_space: Annotated[
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
@@ -201,7 +245,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     del on  # one launcher so far
     options = RestoreOptions(
         draft=DraftOptions(
-            flags=_flags(resume_unfinished, resume_errored, restart_errored),
+            flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
             strategy=strategy,
             stale_after=stale_after,
             allow_scratch=allow_scratch,
@@ -263,11 +307,17 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
 
 
-def _flags(resume_unfinished: bool, resume_errored: bool, restart_errored: bool) -> ResumeFlags:  # noqa: FBT001
+def _flags(
+    resume_unfinished: bool,  # noqa: FBT001
+    resume_errored: bool,  # noqa: FBT001
+    restart_errored: bool,  # noqa: FBT001
+    resume_cut_short: bool,  # noqa: FBT001
+) -> ResumeFlags:
     return ResumeFlags.from_flags(
         resume_unfinished=resume_unfinished,
         resume_errored=resume_errored,
         restart_errored=restart_errored,
+        resume_cut_short=resume_cut_short,
     )
 
 

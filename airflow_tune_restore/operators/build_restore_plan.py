@@ -55,8 +55,9 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_unfinished: Resume PENDING, RUNNING and PAUSED trials; else they become TERMINATED.
         resume_errored: Resume ERROR trials from their latest checkpoint.
         restart_errored: Start ERROR trials over, under new ids. Resume wins over restart.
+        resume_cut_short: Resume trials that `fail_fast` marked TERMINATED when another one failed.
         resume_config: `{"finished": …, "unfinished": …, "errored": …}` with `skip`, `resume` or
-            `restart`, in place of the three flags.
+            `restart`, in place of the flags; `cut_short` is a fourth key.
         trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
             before anything is leased.
         param_space: `package.module:attribute` of a re-specified param_space.
@@ -88,6 +89,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "resume_unfinished",
         "resume_errored",
         "restart_errored",
+        "resume_cut_short",
         "resume_config",
         "trainable",
         "param_space",
@@ -111,6 +113,7 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_unfinished: bool | str = True,
         resume_errored: bool | str = False,
         restart_errored: bool | str = False,
+        resume_cut_short: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
         trainable: str | None = None,
         param_space: str | None = None,
@@ -135,6 +138,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.resume_unfinished = resume_unfinished
         self.resume_errored = resume_errored
         self.restart_errored = restart_errored
+        self.resume_cut_short = resume_cut_short
         self.resume_config = resume_config
         self.trainable = trainable
         self.param_space = param_space
@@ -283,6 +287,7 @@ class BuildRestorePlanOperator(BaseOperator):
                 resume_unfinished=parse_bool("resume_unfinished", self.resume_unfinished),
                 resume_errored=parse_bool("resume_errored", self.resume_errored),
                 restart_errored=parse_bool("restart_errored", self.restart_errored),
+                resume_cut_short=parse_bool("resume_cut_short", self.resume_cut_short),
             )
         return DraftOptions(
             flags=flags,

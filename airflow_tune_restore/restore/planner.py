@@ -6,8 +6,10 @@ stays ERROR. What Ray leaves to chance (a checkpoint that is gone) is decided he
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
@@ -39,7 +41,17 @@ _NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
 def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
     """Return the trials the flags take up again, in Ray's order."""
-    return [t for t in _in_order(experiment) if flags.choice_for(t.status) is not ResumeType.SKIP]
+    choices = choices_for(experiment, flags)
+    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+
+
+def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
+    """Return what the flags say of each trial, by trial id."""
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    return {
+        trial.trial_id: flags.choice_for(trial.status, is_cut_short=trial.trial_id in cut_short)
+        for trial in experiment.trials
+    }
 
 
 def build_plan(  # noqa: PLR0913  what the user chose, by name
@@ -77,16 +89,19 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         InvalidInputError: If `strategy` is none.
     """
     taken = {trial.trial_id for trial in experiment.trials}
-    would_run = {trial.trial_id for trial in trials_to_run(experiment, flags) if not _ended(trial)}
-    reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
+    choices = choices_for(experiment, flags)
+    reasons: dict[str, str] = {}
+    if quarantined:
+        would_run = {t.trial_id for t in trials_to_run(experiment, flags) if not _ended(t)}
+        reasons = {key: why for key, why in quarantined.items() if key in would_run}
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
         else _plan_trial(
             trial,
-            flags.choice_for(trial.status),
+            choices[trial.trial_id],
             checkpoints.get(trial.trial_id),
-            _new_trial_id(restore_id, trial.trial_id, taken),
+            lambda trial_id: _new_trial_id(restore_id, trial_id, taken),
             allow_scratch=allow_scratch,
         )
         for trial in _in_order(experiment)
@@ -108,7 +123,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
-            *_refusals(trials, flags),
+            *_refusals(trials, choices),
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
@@ -129,7 +144,9 @@ def build_continuation(experiment: Experiment, *, restore_id: str) -> RestorePla
         experiment, restore_id=restore_id, flags=_NOTHING, checkpoints={}, strategy="auto"
     )
     kept = tuple(
-        replace(trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is")
+        msgspec.structs.replace(
+            trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"
+        )
         for trial in plan.trials
     )
     return replace(
@@ -149,7 +166,7 @@ def _plan_trial(
     trial: Trial,
     choice: ResumeType,
     checkpoint: CheckpointChoice | None,
-    new_trial_id: str,
+    new_trial_id: Callable[[str], str],
     *,
     allow_scratch: bool,
 ) -> TrialPlan:
@@ -157,10 +174,8 @@ def _plan_trial(
     if choice is ResumeType.SKIP:
         action, reason = _skip(trial)
     elif choice is ResumeType.RESTART:
-        action, new_id = TrialAction.RESTART, new_trial_id
-        reason = (
-            f"{trial.status}: started over as trial {new_trial_id}, old checkpoints are not loaded"
-        )
+        action, new_id = TrialAction.RESTART, new_trial_id(trial.trial_id)
+        reason = f"{trial.status}: started over as trial {new_id}, old checkpoints are not loaded"
     elif checkpoint is not None and checkpoint.lost and not allow_scratch:
         action = TrialAction.KEEP
         reason = f"{trial.status}, not resumed: {checkpoint.reason}; allow_scratch starts it over"
@@ -186,14 +201,14 @@ def _plan_trial(
     )
 
 
-def _refusals(trials: tuple[TrialPlan, ...], flags: ResumeFlags) -> list[str]:
+def _refusals(trials: tuple[TrialPlan, ...], choices: Mapping[str, ResumeType]) -> list[str]:
     """Say which trials the flags take up and the plan does not."""
     return [
         f"trial {trial.trial_id}: {trial.reason}"
         for trial in trials
         if trial.action is TrialAction.KEEP
         and not trial.quarantined
-        and flags.choice_for(trial.status) is not ResumeType.SKIP
+        and choices[trial.trial_id] is not ResumeType.SKIP
     ]
 
 

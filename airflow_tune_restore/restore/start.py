@@ -17,7 +17,7 @@ from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
-from airflow_tune_restore.restore.planner import build_plan, trials_to_run
+from airflow_tune_restore.restore.planner import build_plan, choices_for, trials_to_run
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.create import check_exclusive_create
@@ -57,10 +57,11 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
 
     Writes nothing.
     """
+    choices = choices_for(experiment, flags)
     resumable = [
         trial
         for trial in trials_to_run(experiment, flags)
-        if flags.choice_for(trial.status) is ResumeType.RESUME
+        if choices[trial.trial_id] is ResumeType.RESUME
     ]
     ledger, warning = read_ledger(store)
     plan = build_plan(
