@@ -22,7 +22,8 @@ from tests.e2e.test_ray_cluster import (
     wait_for,
 )
 from tests.e2e.test_standalone import killed_sweep, states, upload
-from tests.kubernetes_api import NAMESPACE, TOKEN, cluster
+from tests.kubernetes_api import NAMESPACE, TOKEN
+from tests.kubernetes_server import cluster
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
 

@@ -21,7 +21,8 @@ from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests import pods
-from tests.kubernetes_api import base, cluster
+from tests.kubernetes_api import base
+from tests.kubernetes_server import cluster
 from tests.pods import Trial
 
 SLOW = {"TUNE_TEST_STEP_SECONDS": "1.5"}
