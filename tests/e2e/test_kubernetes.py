@@ -44,7 +44,7 @@ def api(s3):
     with cluster(PYTHONPATH=path) as api:
         keys = {name: base64.b64encode(value.encode()).decode() for name, value in s3.env.items()}
         api.secrets[NAMESPACE, "tune-restore-storage"] = keys
-        api.kubelet.slots = 2
+        api.kubelet.slots, api.kubelet.delay_seconds = 2, 2
         yield api
 
 
@@ -85,6 +85,7 @@ def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, tmp_path):
     triggerer = kill_the_triggerer()
     try:
         outage = api.fail(500, seconds=40)
+        api.drop_streams()
         assert running.finish(DAG, run_id, 900) == "success", running.log_tail()
     finally:
         os.killpg(triggerer.pid, signal.SIGKILL)

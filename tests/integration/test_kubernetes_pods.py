@@ -107,6 +107,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
 
 def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, more) -> None:
     # the worker that made the pod has died: nothing is left of it but the claim, and the pod
+    conflict = api.fail(409, "POST", times=1)
     answer = api.fail(500, "POST", times=1, after=True)  # created, but nobody heard
     dead = trial.operator(**more)
     store, plan, item = dead._open()
@@ -117,7 +118,7 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, mor
     outage = api.fail(500, seconds=20)
     api.drop_streams()
     assert task.end()["attempt"] == 4
-    assert (answer.hits, throttled.hits) == (1, 1)
+    assert (conflict.hits, answer.hits, throttled.hits) == (1, 1, 1)
     assert outage.hits > 3
 
 
@@ -126,6 +127,7 @@ def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, 
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(pods.pod_context())
     trial.await_iteration(4)
+    api.drop_streams()
     path, arguments = deferred.value.trigger.serialize()
 
     async def follow() -> dict:
