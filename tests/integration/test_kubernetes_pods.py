@@ -127,10 +127,10 @@ def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, 
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(pods.pod_context())
     trial.await_iteration(4)
-    api.drop_streams()
     path, arguments = deferred.value.trigger.serialize()
 
     async def follow() -> dict:
+        asyncio.get_running_loop().call_later(3, api.drop_streams)
         first = import_string(path)(**arguments)
         with pytest.raises(TimeoutError):  # this triggerer dies
             await asyncio.wait_for(anext(first.run()), 2)
