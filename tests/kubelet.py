@@ -18,6 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_tune_restore.launch.local import (
+    _kill_session,  # a container ends with its first process
+)
+
 if TYPE_CHECKING:
     from tests.kubernetes_api import KubernetesApi
 
@@ -210,7 +214,7 @@ class Kubelet:
         reader = threading.Thread(target=self._read, args=(container,), daemon=True)
         reader.start()
         os.waitid(os.P_PID, container.process.pid, os.WEXITED | os.WNOWAIT)
-        kill_session(container.process.pid)
+        _kill_session(container.process.pid)
         code = container.process.wait()
         reader.join(120)
         self._report_end(container, 128 - code if code < 0 else code, spec)
@@ -257,14 +261,14 @@ class Kubelet:
         if process is None or container.over.is_set():
             return
         if grace_seconds <= 0:
-            kill_session(process.pid)
+            _kill_session(process.pid)
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
 
         def kill() -> None:
             if not container.over.wait(grace_seconds):
-                kill_session(process.pid)
+                _kill_session(process.pid)
 
         threading.Thread(target=kill, daemon=True).start()
 
@@ -360,26 +364,6 @@ def merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
             target.pop(key, None)
         else:
             target[key] = value
-
-
-def kill_session(session: int) -> None:
-    """Kill every process of a session: a container ends with its first process."""
-    deadline = time.monotonic() + 120
-    while (alive := _members(session)) and time.monotonic() < deadline:
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _members(session: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] not in "ZX":
-                found.append(int(entry.name))
-    return found
 
 
 def _now() -> str:

@@ -34,6 +34,11 @@ from airflow_tune_restore.operators.attempt_pods import (
     AttemptPods,
     name_of,
 )
+from airflow_tune_restore.operators.pod_template import (
+    given_resources,
+    keep_one_shm,
+    read_template,
+)
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
@@ -244,7 +249,7 @@ class RunnerPodOperator(KubernetesPodOperator):
 
     def read_memory_limit(self) -> float | None:
         """Return how much memory the trial has where the user, and not the trial, says so."""
-        return shapes.trial_memory(self._given_resources()["limits"].get("memory"), self.shape)
+        return shapes.trial_memory(given_resources(self)["limits"].get("memory"), self.shape)
 
     def _refuse(self, error: Exception, *, existed: bool) -> None:
         """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
@@ -265,36 +270,10 @@ class RunnerPodOperator(KubernetesPodOperator):
     @cached_property
     def pod_namespace(self) -> str:
         """The namespace of the pods, found as the provider finds it."""
-        template = self._template()
-        of_template = (
-            template.metadata.namespace if template is not None and template.metadata else None
-        )
-        found = (
-            self.namespace or of_template or self.hook.get_namespace() or self._incluster_namespace
-        )
+        template = read_template(self)
+        given = template.metadata.namespace if template is not None and template.metadata else None
+        found = self.namespace or given or self.hook.get_namespace() or self._incluster_namespace
         return str(found or "default")
-
-    def _given_resources(self) -> dict[str, dict[str, str]]:
-        """Return requests and limits that the user gives, by argument or template."""
-        template = self._template()
-        containers = template.spec.containers if template is not None and template.spec else []
-        of_template = _plain(containers[0].resources) if containers else {}
-        own = _plain(self.container_resources)
-        return {
-            kind: {**(of_template.get(kind) or {}), **(own.get(kind) or {})}
-            for kind in ("requests", "limits")
-        }
-
-    def _template(self) -> Any | None:
-        from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
-
-        if self.pod_template_file:
-            template = PodGenerator.deserialize_model_file(self.pod_template_file)
-        elif self.pod_template_dict:
-            template = PodGenerator.deserialize_model_dict(self.pod_template_dict)
-        else:
-            return self.full_pod_spec
-        return PodGenerator.reconcile_pods(template, self.full_pod_spec)
 
     # what the provider calls
 
@@ -306,7 +285,7 @@ class RunnerPodOperator(KubernetesPodOperator):
         if self._request is not None:
             shaped._take_shape(self._request)  # noqa: SLF001  a copy of ourselves
         pod = super(RunnerPodOperator, shaped).build_pod_request_obj(context, dry_run=dry_run)
-        _keep_one_shm(pod)
+        keep_one_shm(pod)
         return pod
 
     def find_pod(
@@ -392,30 +371,12 @@ class RunnerPodOperator(KubernetesPodOperator):
         fresh = {name: value for name, value in given.items() if name not in taken}
         self.env_vars = [*named, *convert_env_vars_or_raise_error(fresh)]
         asked = shapes.container_resources(request.resources, shape)
-        resources = shapes.merge_resources(asked, self._given_resources())
+        resources = shapes.merge_resources(asked, given_resources(self))
         self.container_resources = models.V1ResourceRequirements(**resources)
         self.volumes = [*self.volumes, shapes.shm_volume(shape)]
         self.volume_mounts = [*self.volume_mounts, shapes.shm_mount()]
         if self.ttl is not None:
             self.active_deadline_seconds = int(parse_span("ttl", self.ttl).total_seconds())
-
-
-def _keep_one_shm(pod: Any) -> None:
-    """Leave `/dev/shm` to the user's template if that mounts something there."""
-    container = pod.spec.containers[0]
-    mounts = container.volume_mounts or []
-    at_shm = [mount for mount in mounts if mount.mount_path == shapes.SHM_PATH]
-    if len(at_shm) > 1:
-        container.volume_mounts = [m for m in mounts if m.name != shapes.SHM_VOLUME]
-        pod.spec.volumes = [v for v in pod.spec.volumes if v.name != shapes.SHM_VOLUME]
-
-
-def _plain(model: Any) -> dict[str, Any]:
-    """Return an object of Kubernetes' client, or what stands for one, as a mapping."""
-    if model is None:
-        return {}
-    plain: dict[str, Any] = model if isinstance(model, dict) else model.to_dict(serialize=True)
-    return {name: value for name, value in plain.items() if value is not None}
 
 
 def _cause(error: BaseException) -> str:

@@ -18,9 +18,11 @@ from airflow_tune_restore.operators.retries import SOON, TrialRetryPolicy
 from airflow_tune_restore.restore.attempts import read_outcome, read_recorded_end
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests import pods
-from tests.kubernetes_api import base, cluster
+from tests.kubernetes_api import base
+from tests.kubernetes_server import cluster
 from tests.pods import Trial
 
 SLOW = {"TUNE_TEST_STEP_SECONDS": "1.5"}
@@ -105,6 +107,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
 
 def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, more) -> None:
     # the worker that made the pod has died: nothing is left of it but the claim, and the pod
+    conflict = api.fail(409, "POST", times=1)
     answer = api.fail(500, "POST", times=1, after=True)  # created, but nobody heard
     dead = trial.operator(**more)
     store, plan, item = dead._open()
@@ -115,7 +118,7 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, mor
     outage = api.fail(500, seconds=20)
     api.drop_streams()
     assert task.end()["attempt"] == 4
-    assert (answer.hits, throttled.hits) == (1, 1)
+    assert (conflict.hits, answer.hits, throttled.hits) == (1, 1, 1)
     assert outage.hits > 3
 
 
@@ -127,6 +130,7 @@ def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, 
     path, arguments = deferred.value.trigger.serialize()
 
     async def follow() -> dict:
+        asyncio.get_running_loop().call_later(3, api.drop_streams)
         first = import_string(path)(**arguments)
         with pytest.raises(TimeoutError):  # this triggerer dies
             await asyncio.wait_for(anext(first.run()), 2)
@@ -180,20 +184,19 @@ def _limits(memory: str):
 
 
 def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(api, copied, capfd):
-    trial = Trial(api, copied("pbt"))
-    more = {"trainable": "tests.trainables:Counter", "concurrent_trials": 2, "env": SLOW}
-    task = trial.start(**more)
+    trial = Trial(api, copied("limited"), strategy="whole_experiment")
+    tasks = [trial.start(trial=item, concurrent_trials=2, env=SLOW) for item in trial.items]
     api.kubelet.evict(trial.await_iteration(5, whole=True), grace=60)
-    assert task.end()["status"] == "TERMINATED"
+    assert [task.end()["status"] for task in tasks] == ["TERMINATED"] * 3
     assert len(api.created) == 2
     for pod in api.created:
         assert pod["metadata"]["labels"]["tune-restore/trial"] == "whole"
-        assert base(pod)["resources"]["limits"]["cpu"] == "1"  # one trial alone had failed
-        assert {"name": "TUNE_RESTORE_CPUS", "value": "1"} in base(pod)["env"]
+        cpus = base(pod)["resources"]["limits"]["cpu"]
+        assert {"name": "TUNE_RESTORE_CPUS", "value": cpus} in base(pod)["env"]
+    assert cpus == str(int(2 * read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]))
     end = read_recorded_end(trial.store, trial.restore_id, layout.EVERY_TRIAL, 1)
     assert "The pod was evicted" in end.message
-    log = capfd.readouterr().out
-    assert log.count(" iteration 4, score=4") == 2  # in this task, and as the run's own line
+    assert "Attempt 1 ended unseen: The pod was evicted" in capfd.readouterr().out
     commit_restore(trial.store, trial.restore_id)
 
 
