@@ -69,22 +69,22 @@ class Trial:
         """Run a task in a thread of its own."""
         return Task(self.operator(**more))
 
-    def await_iteration(self, iteration: int, attempt: int = 1) -> str:
+    def await_iteration(self, iteration: int, attempt: int = 1, *, whole: bool = False) -> str:
         """Wait until the trial has reported an iteration, and return the name of its pod."""
-        key = layout.snapshot_key(self.restore_id, self.item["trial_id"], attempt)
+        trial_id = self.item["trial_id"]
+        run = layout.EVERY_TRIAL if whole else trial_id
+        key = layout.snapshot_key(self.restore_id, run, attempt)
 
         def has_reported(pods: list[dict[str, Any]]) -> str | None:
             try:
-                (row,) = json.loads(self.store.get(key))["trial_data"]
+                rows = json.loads(self.store.get(key))["trial_data"]
             except (KeyNotFoundError, ValueError):
                 return None
-            done = json.loads(row[1])["last_result"].get("training_iteration", 0)
+            results = [json.loads(row[1])["last_result"] for row in rows]
+            own = [r.get("training_iteration", 0) for r in results if r.get("trial_id") == trial_id]
             names = [pod["metadata"]["name"] for pod in pods]
-            return (
-                next((n for n in names if n.endswith(f"-{attempt}")), None)
-                if done >= iteration
-                else None
-            )
+            pod = (name for name in names if name.endswith(f"-{attempt}"))
+            return next(pod, None) if own and own[0] >= iteration else None
 
         return self.api.wait_for(has_reported)
 

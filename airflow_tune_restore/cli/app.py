@@ -259,9 +259,10 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         imports=tuple(imports or ()),
         parallel=parallel,
     )
+    store = open_store(experiment)
     with Progress(quiet=as_json) as progress:
-        summary = restore_experiment(open_store(experiment), options, progress)
-    output.print_summary(summary, experiment=experiment, as_json=as_json)
+        summary = restore_experiment(store, options, progress)
+    output.print_summary(summary, experiment=store.uri, as_json=as_json)
     if summary is not None and summary.failed:
         raise typer.Exit(EXIT_FAILED_AGAIN)
 

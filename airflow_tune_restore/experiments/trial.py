@@ -1,10 +1,12 @@
 """What one row of an experiment says, as frozen values."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol
+
+import msgspec
 
 
 class TrialStatus(StrEnum):
@@ -58,9 +60,8 @@ class TrialDetails(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One row of the experiment state.
+class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """One row of the experiment state. A Struct, because there are thousands of them.
 
     Args:
         trial_id: Ray's id.
@@ -90,7 +91,7 @@ class Trial:
     last_result_time: float = -math.inf
     start_time: float | None = None
     last_interval: float = 0.0
-    details: TrialDetails = field(repr=False, compare=False)
+    details: TrialDetails
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, PodLostError
@@ -14,7 +14,6 @@ from airflow_tune_restore.launch.pod_end import (
     gone_pod_end,
     is_live,
     is_terminating,
-    read_disruption,
     read_pod_end,
 )
 from airflow_tune_restore.restore.attempts import (
@@ -107,12 +106,7 @@ class AttemptPods:
         if pod is not None and is_live(pod, self.container):
             self.log.info("Attaching to pod %s, attempt %d.", name, newest)
             return request
-        where = (plan.restore_id, trial_id)
-        has_run = pod is not None or newest_started(store, *where) == newest
-        has_said = read_outcome(store, *where, newest) or read_recorded_end(store, *where, newest)
-        if has_run and has_said is None and (end := self.look(name)) is not None:
-            self.log.warning("Attempt %d ended unseen: %s", newest, end.message)
-            record_end(store, request, end.exit_code, end.message)
+        self._record_unseen(store, request, has_pod=pod is not None)
         if pod is not None and self.deletes_ended:
             self.delete(name)
         return None
@@ -147,18 +141,19 @@ class AttemptPods:
         reason = f"{end.message}{code}{said}"
         return PodLostError(plan.experiment, request.trial_id, reason, cause.value)
 
-    def judge_one_of_all(
-        self, store: ObjectStore, plan: RestorePlan, run: RunnerRequest, outcome: RunnerOutcome
-    ) -> RunnerOutcome | PodLostError:
-        """Do the same for one trial of a run of all: that may have been stopped with its pod."""
-        if outcome.result != Result.INTERRUPTED:
-            return outcome
-        pod = self.read(name_of(run))
-        told = read_disruption(pod) if pod is not None else ""
-        end = PodEnd(exit_code=None, message=told, is_disruption=True) if told else None
-        if end is None and pod is not None and is_live(pod, self.container):
-            return outcome  # the trial alone was stopped
-        return self.judge(store, plan, replace(run, trial_id=outcome.trial_id), end)
+    def _record_unseen(self, store: ObjectStore, request: RunnerRequest, *, has_pod: bool) -> None:
+        where = (request.restore_id, request.trial_id)
+        outcome = read_outcome(store, *where, request.attempt)
+        if read_recorded_end(store, *where, request.attempt) is not None:
+            return
+        if outcome is None:
+            can_tell = has_pod or newest_started(store, *where) == request.attempt
+        else:
+            can_tell = outcome.result == Result.INTERRUPTED
+        end = self.look(name_of(request)) if can_tell else None
+        if end is not None and (outcome is None or end.is_disruption):
+            self.log.warning("Attempt %d ended unseen: %s", request.attempt, end.message)
+            record_end(store, request, end.exit_code, end.message)
 
     def _settled(self, name: str) -> dict[str, Any] | None:
         """Return a pod once it is no more about to end."""

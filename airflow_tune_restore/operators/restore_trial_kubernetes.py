@@ -6,7 +6,7 @@ from typing import Any
 from airflow.sdk import Context, RetryPolicy
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_tune_restore.exceptions import PodLostError, TuneRestoreError
+from airflow_tune_restore.exceptions import KeyExistsError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
@@ -90,11 +90,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             store, plan, item = self._open()
             if plan.is_one_run:
                 outcome = self._follow(context, store, plan, item)
-                run = read_request(store, plan, layout.EVERY_TRIAL, outcome.attempt)
-                end = self.pods.judge_one_of_all(store, plan, run, outcome)
-                if isinstance(end, PodLostError):
-                    raise end
-                return self.say(context, judge(store, plan, item, end, log=self.log))
+                return self.say(context, judge(store, plan, item, outcome, log=self.log))
             done = read_outcome(store, plan.restore_id, item.trial_id)
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has finished the trial already.")
@@ -164,7 +160,10 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         def start(attempt: int) -> None:
             if self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) is not None:
                 self._refuse_pending(store, plan, attempt - 1)
-                return  # it waits for a node, or for an API server of its own
+                key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
+                raise KeyExistsError(
+                    store.uri, key
+                )  # it is only slow: it waits for a node, perhaps
             request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
             self.start_pod(context, request, plan.metric)
 

@@ -214,7 +214,8 @@ class RunnerPodOperator(KubernetesPodOperator):
                     log_formatter=self.log_formatter,
                 )
             except Exception as error:  # noqa: BLE001  the log of others is shown as long as it can be
-                self.log.warning("The pod's log ends here: %s", printable(describe_error(error)))
+                if status_of(error) != NOT_FOUND:
+                    self.log.warning("The log ends here: %s", printable(describe_error(error)))
 
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import msgspec
+
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
 from airflow_tune_restore.experiments.experiment import DEFAULT_SCHEDULER, Experiment
@@ -142,7 +144,9 @@ def build_continuation(experiment: Experiment, *, restore_id: str) -> RestorePla
         experiment, restore_id=restore_id, flags=_NOTHING, checkpoints={}, strategy="auto"
     )
     kept = tuple(
-        replace(trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is")
+        msgspec.structs.replace(
+            trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"
+        )
         for trial in plan.trials
     )
     return replace(

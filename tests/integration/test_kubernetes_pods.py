@@ -1,18 +1,21 @@
 """One pod a trial: the real operator and client against an emulated cluster, real Ray in the pods."""
 
+import asyncio
 import time
 
 import pytest
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.exceptions import PodLostError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.hooks.plain_errors import original
 from airflow_tune_restore.operators.continue_experiment_kubernetes import (
     ContinueExperimentKubernetesOperator,
 )
 from airflow_tune_restore.operators.retries import SOON, TrialRetryPolicy
-from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.attempts import read_outcome, read_recorded_end
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.storage.fs import open_store
@@ -116,6 +119,30 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, mor
     assert outage.hits > 3
 
 
+def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, capfd):
+    operator = trial.operator(env=SLOW, deferrable=True, logging_interval=1)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(pods.pod_context())
+    trial.await_iteration(4)
+    path, arguments = deferred.value.trigger.serialize()
+
+    async def follow() -> dict:
+        first = import_string(path)(**arguments)
+        with pytest.raises(TimeoutError):  # this triggerer dies
+            await asyncio.wait_for(anext(first.run()), 2)
+        await first.cleanup()
+        return (await anext(import_string(path)(**arguments).run())).payload
+
+    event = asyncio.run(follow())
+    shown = capfd.readouterr().out
+    assert "iteration 5, score=10" in shown
+    resumed = trial.operator(deferrable=True)
+    result = getattr(resumed, deferred.value.method_name)(pods.pod_context(), event)
+    assert (result["status"], result["attempt"]) == ("TERMINATED", 1)
+    assert len(api.created) == 1
+    assert api.pod_names() == []
+
+
 def test_killing_the_task_deletes_the_pod_and_the_snapshot_survives(trial, api):
     task = trial.start(env=SLOW)
     trial.await_iteration(4)
@@ -152,20 +179,21 @@ def _limits(memory: str):
     return models.V1ResourceRequirements(requests={"memory": memory}, limits={"memory": memory})
 
 
-def test_coupled_trials_share_one_pod_and_each_task_follows_its_own(api, copied, capfd):
+def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(api, copied, capfd):
     trial = Trial(api, copied("pbt"))
-    tasks = []
-    for item in trial.items:
-        more = {"trainable": "tests.trainables:Counter", "concurrent_trials": 2}
-        tasks.append(trial.start(trial=item, **more))
-    assert [task.end()["status"] for task in tasks] == ["TERMINATED"] * len(trial.items)
-    (pod,) = api.created
-    assert pod["metadata"]["labels"]["tune-restore/trial"] == "whole"
-    assert pod["metadata"]["name"].startswith("tune-whole-")
-    concurrent = str(min(2, len(trial.items)))
-    assert base(pod)["resources"]["limits"]["cpu"] == concurrent
-    assert {"name": "TUNE_RESTORE_CPUS", "value": concurrent} in base(pod)["env"]
-    assert "iteration 6, score=" in capfd.readouterr().out
+    more = {"trainable": "tests.trainables:Counter", "concurrent_trials": 2, "env": SLOW}
+    task = trial.start(**more)
+    api.kubelet.evict(trial.await_iteration(5, whole=True), grace=60)
+    assert task.end()["status"] == "TERMINATED"
+    assert len(api.created) == 2
+    for pod in api.created:
+        assert pod["metadata"]["labels"]["tune-restore/trial"] == "whole"
+        assert base(pod)["resources"]["limits"]["cpu"] == "1"  # one trial alone had failed
+        assert {"name": "TUNE_RESTORE_CPUS", "value": "1"} in base(pod)["env"]
+    end = read_recorded_end(trial.store, trial.restore_id, layout.EVERY_TRIAL, 1)
+    assert "The pod was evicted" in end.message
+    log = capfd.readouterr().out
+    assert log.count(" iteration 4, score=4") == 2  # in this task, and as the run's own line
     commit_restore(trial.store, trial.restore_id)
 
 
