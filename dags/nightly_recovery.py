@@ -19,6 +19,7 @@ from airflow.sdk import DAG, Param
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 
 IN_PODS = os.environ.get("TUNE_RESTORE_LAUNCHER") == "kubernetes"
+WITH_CODE = {"working_dir": str(Path(__file__).parent)}  # with ray: your code travels along
 POD = {"pod_template_file": os.environ.get("TUNE_RESTORE_POD_TEMPLATE"), "deferrable": True}
 
 with DAG(
@@ -58,9 +59,7 @@ with DAG(
         launcher="kubernetes"
         if IN_PODS
         else "{{ params.launcher or var.value.get('tune_restore_launcher', 'local') }}",
-        runtime_env={
-            "working_dir": str(Path(__file__).parent)
-        },  # with ray: your code travels along
+        runtime_env=WITH_CODE,
         stale_after="{{ params.stale_after }}",
         wait=False,
         resume_unfinished="{{ params.resume_unfinished }}",

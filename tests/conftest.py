@@ -56,6 +56,7 @@ TOGETHER = (
         "trainer",
     ),
     ("asha", "pbt", "limited"),
+    ("hyperband", "hopeless", "median"),
 )
 """Made in one Ray each."""
 

@@ -144,7 +144,7 @@ class Kubelet:
             container.wanted_gone.set()
             self._end(container, 0)
         for container in list(self.containers.values()):
-            container.over.wait(20)
+            container.over.wait(120)
 
     # the life of a pod
 
@@ -216,7 +216,7 @@ class Kubelet:
         os.waitid(os.P_PID, container.process.pid, os.WEXITED | os.WNOWAIT)
         _kill_session(container.process.pid)
         code = container.process.wait()
-        reader.join(10)
+        reader.join(120)
         self._report_end(container, 128 - code if code < 0 else code, spec)
 
     def _report_end(self, container: Container, code: int, spec: dict[str, Any]) -> None:

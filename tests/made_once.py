@@ -36,6 +36,10 @@ class MadeOnce(Mapping[str, Path]):
                 (home / "made").touch()
         return home / "experiments" / kind
 
+    def __contains__(self, kind: object) -> bool:
+        """Whether it can be made; asking makes nothing."""
+        return kind in self._batch_of
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._batch_of)
 

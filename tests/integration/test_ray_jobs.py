@@ -36,21 +36,12 @@ from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentS
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import make_experiment, make_row
 from tests.conformance.test_against_tuner_restore import Case, _compare, _describe, _python
-from tests.experiments import ROOT, TRAINABLES, make_experiments
+from tests.experiments import ROOT, TRAINABLES
 from tests.ray_cluster import ray_cluster
 from tests.tasks import make_context
 
-KINDS = ["errored", "limited", "asha", "pbt", "hyperband", "hopeless", "median"]
 LOGS = (".log", ".out", ".err")
 EVERY = [1, 2, 3, 4, 5, 6]
-
-
-@pytest.fixture(scope="module")
-def experiments(failed_experiments, tmp_path_factory):
-    """What the whole session shares, and some that only this file needs."""
-    root = tmp_path_factory.mktemp("more")
-    more = [kind for kind in KINDS if kind not in failed_experiments]
-    return {**failed_experiments, **make_experiments(root, more)}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def cluster(s3):
 
 
 @pytest.fixture
-def copied_to_s3(experiments, s3, request):
+def copied_to_s3(failed_experiments, s3, request):
     """Copy an experiment to S3; the address names a connection that holds the store's keys."""
     import s3fs
 
@@ -79,7 +70,7 @@ def copied_to_s3(experiments, s3, request):
     def copy(kind: str, name: str = "") -> str:
         path = f"{s3.bucket}/{request.node.name}/{name or kind}"
         store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.put(f"{experiments[kind]}/", f"{path}/", recursive=True)
+        store.put(f"{failed_experiments[kind]}/", f"{path}/", recursive=True)
         return f"s3://seaweed@{path}"
 
     with pytest.MonkeyPatch.context() as patch:
@@ -88,9 +79,9 @@ def copied_to_s3(experiments, s3, request):
 
 
 @pytest.fixture
-def copied(experiments, tmp_path):
+def copied(failed_experiments, tmp_path):
     def copy(kind: str, name: str = "") -> str:
-        return str(shutil.copytree(experiments[kind], tmp_path / (name or kind)))
+        return str(shutil.copytree(failed_experiments[kind], tmp_path / (name or kind)))
 
     return copy
 
