@@ -285,9 +285,9 @@ def _run(directory: Path, kind: str) -> None:
 
 
 def main(directory: str, *kinds: str) -> None:
-    import ray
+    from airflow_tune_restore.runner import ray_session
 
-    ray.init(
+    ray_session.start(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2
     )
     for kind in kinds:

@@ -32,18 +32,25 @@ def load(name: str) -> Any:
 
 def restore(cases: list[dict[str, Any]]) -> None:
     import ray
-    from ray import tune
-    from ray.tune.tune_config import ResumeConfig
 
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2
     )
     for case in cases:
-        flags = dict(case["flags"])
-        if "per_status" in flags:
-            kinds = {k: ResumeConfig.ResumeType(v) for k, v in flags.pop("per_status").items()}
-            flags["_resume_config"] = ResumeConfig(**kinds)
-        tune.Tuner.restore(case["uri"], load(case["trainable"]), **flags).fit()
+        restore_one(case)
+
+
+def restore_one(case: dict[str, Any]) -> None:
+    from ray import tune
+    from ray.tune.tune_config import ResumeConfig
+
+    flags = dict(case["flags"])
+    if "per_status" in flags:
+        kinds = {k: ResumeConfig.ResumeType(v) for k, v in flags.pop("per_status").items()}
+        flags["_resume_config"] = ResumeConfig(**kinds)
+    if case.get("param_space"):
+        flags["param_space"] = load(case["param_space"])()
+    tune.Tuner.restore(case["uri"], load(case["trainable"]), **flags).fit()
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -88,6 +95,8 @@ def _describe_trial(trial: Any) -> dict[str, Any]:
             _stable(json.loads(line)) for line in _read(fs, f"{path}/result.json").splitlines()
         ],
         "csv_rows": len(_read(fs, f"{path}/progress.csv").splitlines()),
+        "contents": _contents(fs, path),
+        "index": trial.storage.current_checkpoint_index,
     }
 
 
@@ -106,10 +115,23 @@ def _list(fs: Any, path: str) -> list[str]:
     return [Path(entry.path).name for entry in found]
 
 
+def _contents(fs: Any, path: str) -> dict[str, dict[str, str]]:
+    """Return the user's files of each checkpoint, with their text; Ray's own hold times."""
+    return {
+        name: {
+            file: _read(fs, f"{path}/{name}/{file}")
+            for file in sorted(_list(fs, f"{path}/{name}"))
+            if not file.startswith(".")
+        }
+        for name in sorted(_list(fs, path))
+        if name.startswith("checkpoint_")
+    }
+
+
 def _read(fs: Any, path: str) -> str:
     try:
         with fs.open_input_stream(path) as file:
-            return file.read().decode()
+            return file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
 

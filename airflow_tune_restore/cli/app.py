@@ -83,6 +83,13 @@ ResumeErrored = Annotated[
 RestartErrored = Annotated[
     bool, typer.Option("--restart-errored", help="Start ERROR trials over, as new trials.")
 ]
+ResumeCutShort = Annotated[
+    bool,
+    typer.Option(
+        "--resume-cut-short",
+        help="Resume trials that fail_fast marked TERMINATED when another one failed.",
+    ),
+]
 ResumeUnfinished = Annotated[
     bool,
     typer.Option(
@@ -155,11 +162,12 @@ def scan(  # noqa: PLR0913  a command line has as many arguments as it has optio
 
 
 @app.command(short_help="Show what a restore would do. Writes nothing.")
-def plan(
+def plan(  # noqa: PLR0913  a command line has as many arguments as it has options
     experiment: ExperimentUri,
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
+    resume_cut_short: ResumeCutShort = False,
     strategy: Strategy = "auto",
     allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
@@ -171,7 +179,7 @@ def plan(
         store,
         read_experiment(store),
         restore_id="preview",
-        flags=_flags(resume_unfinished, resume_errored, restart_errored),
+        flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
         strategy=strategy,
         allow_scratch=allow_scratch,
         max_attempts=max_attempts,
@@ -189,6 +197,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
     resume_unfinished: ResumeUnfinished = True,
+    resume_cut_short: ResumeCutShort = False,
     param_space: Annotated[
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
@@ -236,7 +245,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     del on  # one launcher so far
     options = RestoreOptions(
         draft=DraftOptions(
-            flags=_flags(resume_unfinished, resume_errored, restart_errored),
+            flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
             strategy=strategy,
             stale_after=stale_after,
             allow_scratch=allow_scratch,
@@ -250,9 +259,10 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         imports=tuple(imports or ()),
         parallel=parallel,
     )
+    store = open_store(experiment)
     with Progress(quiet=as_json) as progress:
-        summary = restore_experiment(open_store(experiment), options, progress)
-    output.print_summary(summary, experiment=experiment, as_json=as_json)
+        summary = restore_experiment(store, options, progress)
+    output.print_summary(summary, experiment=store.uri, as_json=as_json)
     if summary is not None and summary.failed:
         raise typer.Exit(EXIT_FAILED_AGAIN)
 
@@ -298,11 +308,17 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
 
 
-def _flags(resume_unfinished: bool, resume_errored: bool, restart_errored: bool) -> ResumeFlags:  # noqa: FBT001
+def _flags(
+    resume_unfinished: bool,  # noqa: FBT001
+    resume_errored: bool,  # noqa: FBT001
+    restart_errored: bool,  # noqa: FBT001
+    resume_cut_short: bool,  # noqa: FBT001
+) -> ResumeFlags:
     return ResumeFlags.from_flags(
         resume_unfinished=resume_unfinished,
         resume_errored=resume_errored,
         restart_errored=restart_errored,
+        resume_cut_short=resume_cut_short,
     )
 
 

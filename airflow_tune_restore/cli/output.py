@@ -56,8 +56,8 @@ def _print_evidence(report: ExperimentReport) -> None:
     table = _table("evidence", "found", "speaks for")
     for sign in report.evidence:
         table.add_row(sign.name, printable(sign.found), sign.speaks_for or "-")
-    _out().print(f"{printable(report.experiment)} is {report.health.value}")
     out = _out()
+    out.print(f"{printable(report.experiment)} is {report.health.value}")
     out.print(render(table, out.width))
 
 

@@ -14,6 +14,7 @@ from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.checkpoints import (
     CheckpointChoice,
     CheckpointDir,
+    RecordedCheckpoint,
     choose_checkpoint,
 )
 from airflow_tune_restore.experiments.experiment import (
@@ -34,7 +35,7 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
+from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"
@@ -115,7 +116,7 @@ def _experiment(
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
             f"fail_fast marked {len(cut_short)} trials TERMINATED before they finished: "
-            f"{', '.join(trial.trial_id for trial in cut_short[:5])}"
+            f"{', '.join(trial.trial_id for trial in cut_short[:5])}; resume_cut_short takes them up"
         )
         return replace(experiment, warnings=(*experiment.warnings, note))
     return experiment
@@ -143,8 +144,16 @@ def read_base(store: ObjectStore) -> Experiment:
         )
 
 
-def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str, CheckpointChoice]:
-    """Say for each trial what it can start from. Lists trial directories, not the whole experiment."""
+def read_checkpoint_choices(
+    store: ObjectStore, trials: list[Trial], *, prefer_newest: bool = False
+) -> dict[str, CheckpointChoice]:
+    """Say for each trial what it can start from. Lists trial directories, not the whole experiment.
+
+    Args:
+        store: Rooted at the experiment directory.
+        trials: Those to be resumed.
+        prefer_newest: Take a newer checkpoint than the state names, if one was reported and is complete.
+    """
     recorded: list[RecordedCheckpoint | CheckpointChoice | None] = []
     for trial in trials:  # decoding is no work for threads
         try:
@@ -157,7 +166,8 @@ def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str
             )
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         choices = pool.map(
-            lambda pair: _checkpoint_choice(store, *pair), zip(trials, recorded, strict=True)
+            lambda pair: _checkpoint_choice(store, *pair, prefer_newest=prefer_newest),
+            zip(trials, recorded, strict=True),
         )
         return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
 
@@ -271,11 +281,15 @@ def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> 
 
 
 def _checkpoint_choice(
-    store: ObjectStore, trial: Trial, recorded: RecordedCheckpoint | CheckpointChoice | None
+    store: ObjectStore,
+    trial: Trial,
+    recorded: RecordedCheckpoint | CheckpointChoice | None,
+    *,
+    prefer_newest: bool,
 ) -> CheckpointChoice:
     if isinstance(recorded, CheckpointChoice):
         return recorded
-    if recorded is None or trial.trial_dir is None:
+    if trial.trial_dir is None or (recorded is None and not prefer_newest):
         return choose_checkpoint(None, [], {})
     entries = store.list_dir(trial.trial_dir)
     rows_size = sum(entry.size_bytes for entry in entries if entry.name == layout.RESULT_FILE)
@@ -286,11 +300,12 @@ def _checkpoint_choice(
         and entry.name.startswith(layout.CHECKPOINT_PREFIX)
         and is_safe_name(entry.name)
     ]
-    if recorded.name not in directories:
+    if prefer_newest or recorded is None or recorded.name not in directories:
         return choose_checkpoint(
             recorded,
             _list_checkpoints(store, trial, directories),
             _reported(store, trial, rows_size),
+            prefer_newest=prefer_newest,
         )
     # the recorded one and one sibling to hold it against: two listings, however many there are
     siblings = sorted((n for n in directories if n != recorded.name), reverse=True)[:1]

@@ -193,6 +193,8 @@ def _report(store: ObjectStore, entries: list[Entry], path: str, look: _Look) ->
         evidence = replace(evidence, restore=restore, driver=driver)
         health = judge_unstarted(evidence, stale_after=look.stale_after)
         return _without_state(store, health, str(error), evidence, look)
+    except StateUnreadableError as error:
+        return _without_state(store, Health.UNREADABLE, error.reason, evidence, look)
     except TuneRestoreError as error:
         return _without_state(store, Health.UNREADABLE, str(error), evidence, look)
 

@@ -55,8 +55,9 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_unfinished: Resume PENDING, RUNNING and PAUSED trials; else they become TERMINATED.
         resume_errored: Resume ERROR trials from their latest checkpoint.
         restart_errored: Start ERROR trials over, under new ids. Resume wins over restart.
+        resume_cut_short: Resume trials that `fail_fast` marked TERMINATED when another one failed.
         resume_config: `{"finished": …, "unfinished": …, "errored": …}` with `skip`, `resume` or
-            `restart`, in place of the three flags.
+            `restart`, in place of the flags; `cut_short` is a fourth key.
         trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
             before anything is leased.
         param_space: `package.module:attribute` of a re-specified param_space.
@@ -68,6 +69,8 @@ class BuildRestorePlanOperator(BaseOperator):
             Ray forgets: after a restore its rungs and averages are empty, and a hopeless trial may
             train to its end. Needs one run of all trials.
         allow_scratch: Let a trial whose checkpoints are all gone start over.
+        newest_checkpoint: Resume from a complete checkpoint that was reported after the state was saved,
+            rather than from the one that the state names, as Ray does.
         max_attempts: Failed attempts, counted over all nights, after which a trial is quarantined; None
             for no limit. The same exception at the same place and iteration twice quarantines it anyway.
         max_memory: Bytes of memory that a trial is given at most after it ran out of it. It is given
@@ -88,6 +91,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "resume_unfinished",
         "resume_errored",
         "restart_errored",
+        "resume_cut_short",
         "resume_config",
         "trainable",
         "param_space",
@@ -96,6 +100,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "trim_results",
         "remember_scheduler",
         "allow_scratch",
+        "newest_checkpoint",
         "max_attempts",
         "max_memory",
         "stale_after",
@@ -111,6 +116,7 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_unfinished: bool | str = True,
         resume_errored: bool | str = False,
         restart_errored: bool | str = False,
+        resume_cut_short: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
         trainable: str | None = None,
         param_space: str | None = None,
@@ -120,6 +126,7 @@ class BuildRestorePlanOperator(BaseOperator):
         trim_results: bool | str = False,
         remember_scheduler: bool | str = False,
         allow_scratch: bool | str = False,
+        newest_checkpoint: bool | str = False,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -135,6 +142,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.resume_unfinished = resume_unfinished
         self.resume_errored = resume_errored
         self.restart_errored = restart_errored
+        self.resume_cut_short = resume_cut_short
         self.resume_config = resume_config
         self.trainable = trainable
         self.param_space = param_space
@@ -144,6 +152,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.trim_results = trim_results
         self.remember_scheduler = remember_scheduler
         self.allow_scratch = allow_scratch
+        self.newest_checkpoint = newest_checkpoint
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -283,6 +292,7 @@ class BuildRestorePlanOperator(BaseOperator):
                 resume_unfinished=parse_bool("resume_unfinished", self.resume_unfinished),
                 resume_errored=parse_bool("resume_errored", self.resume_errored),
                 restart_errored=parse_bool("restart_errored", self.restart_errored),
+                resume_cut_short=parse_bool("resume_cut_short", self.resume_cut_short),
             )
         return DraftOptions(
             flags=flags,
@@ -292,6 +302,7 @@ class BuildRestorePlanOperator(BaseOperator):
             trim_results=parse_bool("trim_results", self.trim_results),
             remember_scheduler=parse_bool("remember_scheduler", self.remember_scheduler),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
+            newest_checkpoint=parse_bool("newest_checkpoint", self.newest_checkpoint),
             can_start=parse_text(self.param_space) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),

@@ -30,11 +30,16 @@ def parse_resume_type(name: str, value: object) -> ResumeType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeFlags:
-    """The choice for finished (TERMINATED), unfinished and errored trials."""
+    """The choice for finished (TERMINATED), unfinished and errored trials.
+
+    `cut_short` is for those of the finished that never finished: `fail_fast` ended them with another's
+    error. Ray cannot tell them apart; they stay as they are unless it is asked for.
+    """
 
     finished: ResumeType = ResumeType.SKIP
     unfinished: ResumeType = ResumeType.RESUME
     errored: ResumeType = ResumeType.SKIP
+    cut_short: ResumeType = ResumeType.SKIP
 
     @classmethod
     def from_flags(
@@ -43,28 +48,39 @@ class ResumeFlags:
         resume_unfinished: bool = True,
         resume_errored: bool = False,
         restart_errored: bool = False,
+        resume_cut_short: bool = False,
     ) -> "ResumeFlags":
-        """Build from the three flags of `Tuner.restore`; resume wins over restart, as there."""
+        """Build from the three flags of `Tuner.restore`; resume wins over restart, as there.
+
+        `resume_cut_short` is ours.
+        """
         errored = ResumeType.SKIP
         if resume_errored:
             errored = ResumeType.RESUME
         elif restart_errored:
             errored = ResumeType.RESTART
         unfinished = ResumeType.RESUME if resume_unfinished else ResumeType.SKIP
-        return cls(unfinished=unfinished, errored=errored)
+        cut_short = ResumeType.RESUME if resume_cut_short else ResumeType.SKIP
+        return cls(unfinished=unfinished, errored=errored, cut_short=cut_short)
 
     @classmethod
     def parse(cls, choices: dict[str, Any]) -> "ResumeFlags":
-        """Build from `{"finished": …, "unfinished": …, "errored": …}`; default is Ray's."""
-        unknown = set(choices) - {"finished", "unfinished", "errored"}
+        """Build from `{"finished": …, "unfinished": …, "errored": …}`; default is Ray's.
+
+        `cut_short` is a fourth.
+        """
+        unknown = set(choices) - {"finished", "unfinished", "errored", "cut_short"}
         if unknown:
             raise InvalidInputError(
-                f"Unknown kind of trial {sorted(unknown)}; use finished, unfinished or errored."
+                f"Unknown kind of trial {sorted(unknown)}; use finished, unfinished, errored or "
+                "cut_short."
             )
         return cls(**{name: parse_resume_type(name, value) for name, value in choices.items()})
 
-    def choice_for(self, status: TrialStatus) -> ResumeType:
+    def choice_for(self, status: TrialStatus, *, is_cut_short: bool = False) -> ResumeType:
         """Return what to do with a trial of this stored status."""
+        if is_cut_short and self.cut_short is not ResumeType.SKIP:
+            return self.cut_short
         if status is TrialStatus.ERROR:
             return self.errored
         if status in UNFINISHED:

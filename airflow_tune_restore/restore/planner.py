@@ -41,7 +41,17 @@ _NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
 def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
     """Return the trials the flags take up again, in Ray's order."""
-    return [t for t in _in_order(experiment) if flags.choice_for(t.status) is not ResumeType.SKIP]
+    choices = choices_for(experiment, flags)
+    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+
+
+def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
+    """Return what the flags say of each trial, by trial id."""
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    return {
+        trial.trial_id: flags.choice_for(trial.status, is_cut_short=trial.trial_id in cut_short)
+        for trial in experiment.trials
+    }
 
 
 def build_plan(  # noqa: PLR0913  what the user chose, by name
@@ -79,6 +89,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         InvalidInputError: If `strategy` is none.
     """
     taken = {trial.trial_id for trial in experiment.trials}
+    choices = choices_for(experiment, flags)
     reasons: dict[str, str] = {}
     if quarantined:
         would_run = {t.trial_id for t in trials_to_run(experiment, flags) if not _ended(t)}
@@ -88,7 +99,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         if trial.trial_id in reasons
         else _plan_trial(
             trial,
-            flags.choice_for(trial.status),
+            choices[trial.trial_id],
             checkpoints.get(trial.trial_id),
             lambda trial_id: _new_trial_id(restore_id, trial_id, taken),
             allow_scratch=allow_scratch,
@@ -112,7 +123,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
-            *_refusals(trials, flags),
+            *_refusals(trials, choices),
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
@@ -190,14 +201,14 @@ def _plan_trial(
     )
 
 
-def _refusals(trials: tuple[TrialPlan, ...], flags: ResumeFlags) -> list[str]:
+def _refusals(trials: tuple[TrialPlan, ...], choices: Mapping[str, ResumeType]) -> list[str]:
     """Say which trials the flags take up and the plan does not."""
     return [
         f"trial {trial.trial_id}: {trial.reason}"
         for trial in trials
         if trial.action is TrialAction.KEEP
         and not trial.quarantined
-        and flags.choice_for(trial.status) is not ResumeType.SKIP
+        and choices[trial.trial_id] is not ResumeType.SKIP
     ]
 
 

@@ -17,7 +17,7 @@ from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
-from airflow_tune_restore.restore.planner import build_plan, trials_to_run
+from airflow_tune_restore.restore.planner import build_plan, choices_for, trials_to_run
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.create import check_exclusive_create
@@ -50,24 +50,27 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
     trim_results: bool = False,
     remember_scheduler: bool = False,
     allow_scratch: bool = False,
+    newest_checkpoint: bool = False,
     max_attempts: int | None = None,
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
 ) -> RestorePlan:
     """Look at the checkpoints and failures of the trials the flags take up, and build the plan.
 
-    Writes nothing.
+    Writes nothing. `newest_checkpoint` takes one that was reported after the state was saved; the other
+    choices are those of `build_plan`.
     """
+    choices = choices_for(experiment, flags)
     resumable = [
         trial
         for trial in trials_to_run(experiment, flags)
-        if flags.choice_for(trial.status) is ResumeType.RESUME
+        if choices[trial.trial_id] is ResumeType.RESUME
     ]
     ledger, warning = read_ledger(store)
     plan = build_plan(
         experiment,
         restore_id=restore_id,
         flags=flags,
-        checkpoints=read_checkpoint_choices(store, resumable),
+        checkpoints=read_checkpoint_choices(store, resumable, prefer_newest=newest_checkpoint),
         strategy=strategy,
         fresh_budget=fresh_budget,
         trim_results=trim_results,

@@ -1,8 +1,11 @@
 """The client of the Ray Jobs API, against a server that answers as it is told to."""
 
 import json
+import ssl
 import threading
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import ip_address
 
 import pytest
 
@@ -167,3 +170,57 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path):
     cluster = Cluster(address="https://127.0.0.1:9", ca_file=str(tmp_path / "none.pem"))
     with pytest.raises(InvalidInputError, match="pem cannot be read"):
         RayJobs(cluster).version()
+
+
+def test_a_certificate_must_be_trusted(tmp_path):
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with HTTPServer(("127.0.0.1", 0), _Handler) as httpd:
+        httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+        httpd.asked, httpd.answers = [], {}
+        says(httpd, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
+        says(httpd, "GET", "/api/jobs/", 200, [])
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        address = f"https://127.0.0.1:{httpd.server_port}"
+        with pytest.raises(InvalidInputError, match="is not trusted"):
+            RayJobs(Cluster(address=address)).version()
+        assert RayJobs(Cluster(address=address, ca_file=certificate)).version() == "2.60.0"
+        assert RayJobs(Cluster(address=address, verify=False)).version() == "2.60.0"
+        httpd.shutdown()
+        thread.join()
+
+
+def self_signed(directory) -> tuple[str, str]:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(tz=UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / "certificate.pem", directory / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return str(paths[0]), str(paths[1])

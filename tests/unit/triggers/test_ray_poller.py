@@ -50,7 +50,7 @@ def job(name: str, status: str = "RUNNING") -> RayJob:
     return RayJob(submission_id=name, status=status)
 
 
-async def until(condition, seconds: float = 30):
+async def until(condition, seconds: float = 180):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -36,21 +36,12 @@ from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentS
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import make_experiment, make_row
 from tests.conformance.test_against_tuner_restore import Case, _compare, _describe, _python
-from tests.experiments import ROOT, TRAINABLES, make_experiments
+from tests.experiments import ROOT, TRAINABLES
 from tests.ray_cluster import ray_cluster
 from tests.tasks import make_context
 
-KINDS = ["errored", "limited", "asha", "pbt", "hyperband", "hopeless", "median"]
-CANARY = "canary-of-the-connection"
+LOGS = (".log", ".out", ".err")
 EVERY = [1, 2, 3, 4, 5, 6]
-
-
-@pytest.fixture(scope="module")
-def experiments(failed_experiments, tmp_path_factory):
-    """What the whole session shares, and some that only this file needs."""
-    root = tmp_path_factory.mktemp("more")
-    more = [kind for kind in KINDS if kind not in failed_experiments]
-    return {**failed_experiments, **make_experiments(root, more)}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def cluster(s3):
 
 
 @pytest.fixture
-def copied_to_s3(experiments, s3, request):
+def copied_to_s3(failed_experiments, s3, request):
     """Copy an experiment to S3; the address names a connection that holds the store's keys."""
     import s3fs
 
@@ -79,7 +70,7 @@ def copied_to_s3(experiments, s3, request):
     def copy(kind: str, name: str = "") -> str:
         path = f"{s3.bucket}/{request.node.name}/{name or kind}"
         store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.put(f"{experiments[kind]}/", f"{path}/", recursive=True)
+        store.put(f"{failed_experiments[kind]}/", f"{path}/", recursive=True)
         return f"s3://seaweed@{path}"
 
     with pytest.MonkeyPatch.context() as patch:
@@ -88,9 +79,9 @@ def copied_to_s3(experiments, s3, request):
 
 
 @pytest.fixture
-def copied(experiments, tmp_path):
+def copied(failed_experiments, tmp_path):
     def copy(kind: str, name: str = "") -> str:
-        return str(shutil.copytree(experiments[kind], tmp_path / (name or kind)))
+        return str(shutil.copytree(failed_experiments[kind], tmp_path / (name or kind)))
 
     return copy
 
@@ -173,6 +164,23 @@ def run_trigger(trigger, until=None) -> dict:
     return asyncio.run(asyncio.wait_for(first_event(), 240))
 
 
+def run_deferred(operators, contexts) -> list[dict]:
+    """Run tasks side by side: their triggers in one event loop, as in a triggerer."""
+    results, waiting = {}, {}
+    for i, (operator, context) in enumerate(zip(operators, contexts, strict=True)):
+        try:
+            results[i] = operator.execute(context)
+        except TaskDeferred as deferred:
+            waiting[i] = deferred.trigger
+
+    async def wait():
+        return await asyncio.wait_for(asyncio.gather(*map(fire, waiting.values())), 300)
+
+    for i, event in zip(waiting, asyncio.run(wait()), strict=True):
+        results[i] = operators[i].execute_complete(contexts[i], event)
+    return [results[i] for i in range(len(operators))]
+
+
 def rows(address: str) -> dict[str, list[int]]:
     """Return the iterations in result.json, by trial directory."""
     store = open_store(address.replace("seaweed@", ""))
@@ -195,23 +203,10 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
         trial(item, "limited", env={"TUNE_TEST_STEP_SECONDS": "4"}, entrypoint_num_cpus=0.5)
         for item in items
     ]
-    triggers = []
-    for operator, context in zip(operators, contexts, strict=True):
-        with pytest.raises(TaskDeferred) as deferred:
-            operator.execute(context)
-        triggers.append(deferred.value.trigger)
-
-    async def wait():
-        return await asyncio.wait_for(asyncio.gather(*map(fire, triggers)), 240)
-
     capfd.readouterr()
-    events = asyncio.run(wait())
+    results = run_deferred(operators, contexts)
     shown = capfd.readouterr().out
     assert shown.count("iteration 6, score=") == 3
-    results = [
-        operator.execute_complete(context, event)
-        for operator, context, event in zip(operators, contexts, events, strict=True)
-    ]
     assert [result["iteration"] for result in results] == [6, 6, 6]
     assert set(map(tuple, rows(address).values())) == {tuple(EVERY)}
     jobs = jobs_of(cluster, restores[0]["restore_id"])
@@ -222,12 +217,21 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
     assert len({job["driver_node_id"] for job in jobs}) == 2
     ids = {job["job_id"] for job in jobs}
     actors = call(cluster, "/logical/actors")["data"]["actors"].values()
-    print([a for a in actors if a["jobId"] in ids][:1])
+    ran_on = {
+        actor["address"]["nodeId"]
+        for actor in actors
+        if actor["jobId"] in ids and "Func" in actor["actorClass"]
+    }
+    assert len(ran_on) == 2, actors
     # keys of the store stay where they are
     metadata = json.dumps(jobs)
     assert s3.endpoint in metadata
     assert s3.env["AWS_SECRET_ACCESS_KEY"] not in metadata
     assert cluster.token not in metadata
+    key = s3.env["AWS_SECRET_ACCESS_KEY"].encode()
+    logs = [path for path in cluster.scratch.rglob("*") if path.suffix in LOGS]
+    assert len(logs) > 10
+    assert [path.name for path in logs if key in path.read_bytes()] == []
 
 
 def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster, copied):
@@ -350,14 +354,7 @@ def test_one_job_runs_coupled_trials_and_ends_as_tuner_restore(cluster, copied, 
         ours[kind] = copied(kind)
         items, restores = plan(ours[kind], kind, f"coupled-{kind}")
         contexts = [make_context(map_index=i) for i in range(len(items))]
-        threads = [
-            threading.Thread(target=trial(item, kind, deferrable=False).execute, args=(context,))
-            for item, context in zip(items, contexts, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(240)
+        run_deferred([trial(item, kind) for item in items], contexts)
         assert [len(jobs_of(cluster, r["restore_id"])) for r in restores] == [1]
         CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
     described = _describe([*ours.values(), *theirs.values()])

@@ -1,0 +1,105 @@
+"""Runs every cell of the version matrix, and prints the table of docs/conformance.md.
+
+    python -m tests.matrix                 all of it, an hour on two cores
+    python -m tests.matrix ray trainers    the cells of these kinds
+
+Environments are made with uv and kept in ~/.cache/airflow-tune-restore; the trainers' needs 5 GB. A
+Python that this machine does not have is skipped, and said to be.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.experiments import ROOT
+from tests.matrix import environments
+from tests.matrix.environments import airflow_python, find_python, project_python
+
+UNIT = ["tests/unit", "tests/conformance/test_planner_against_ray.py"]
+RUNNER = ["tests/integration/test_runner_resume.py"]
+AIRFLOW = [
+    f"tests/unit/{room}" for room in "operators sensors triggers hooks test_task_group.py".split()
+]
+NEXT_AIRFLOW = "3.4.0b2"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of some tests in one environment; `python` makes it, or returns None to skip it."""
+
+    kind: str
+    what: str
+    python: Callable[[], str | None]
+    tests: list[str]
+
+
+def cells() -> list[Cell]:
+    """Return the whole matrix."""
+    here = lambda: sys.executable  # noqa: E731
+    return [
+        Cell("ray", "experiments of Ray 2.10 to 2.60, read, planned and restored by 2.60",
+             here, ["tests/conformance/test_versions.py"]),
+        *(
+            Cell("ray", f"Ray {version} restores its own", here,
+                 ["tests/integration/test_oldest_ray.py", "-k", version])
+            for version in environments.OWN_RAYS
+        ),
+        *(
+            Cell("python", f"Python {version}", _other_python(version), [*UNIT, *RUNNER])
+            for version in ("3.11", "3.12", "3.13")
+        ),
+        Cell("airflow", "Airflow of uv.lock", here, AIRFLOW),
+        Cell("airflow", f"Airflow {NEXT_AIRFLOW}", lambda: airflow_python(NEXT_AIRFLOW), AIRFLOW),
+        Cell("trainers", "Torch, RLlib, LightGBM", lambda: project_python(sys.executable, "trainers"),
+             ["tests/conformance/test_trainers.py"]),
+    ]  # fmt: skip
+
+
+def _other_python(version: str) -> Callable[[], str | None]:
+    def make() -> str | None:
+        found = find_python(version)
+        return project_python(found) if found else None
+
+    return make
+
+
+def run(cell: Cell) -> tuple[str, bool]:
+    """Run one cell and return its row."""
+    begun = time.monotonic()
+    python = cell.python()
+    if python is None:
+        return f"| {cell.what} | skipped: not on this machine | |", True
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cell.tests],
+        cwd=ROOT, env={**os.environ, "MATRIX": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if re.search(r"\d+ (passed|failed)", line)]
+    ending = re.sub(r"[=]+", "", lines[-1]).strip() if lines else "no test ran"
+    if done.returncode != 0:
+        print(done.stdout[-6000:], done.stderr[-2000:], sep="\n")
+    seconds = time.monotonic() - begun
+    return (
+        f"| {cell.what} | {ending.partition(' in ')[0]} | {seconds:.0f} s |",
+        done.returncode == 0,
+    )
+
+
+def main(kinds: list[str]) -> int:
+    """Run the cells; the exit code says whether all are green."""
+    green = True
+    print("| cell | result | time |", "|---|---|---|", sep="\n", flush=True)
+    for cell in cells():
+        if kinds and cell.kind not in kinds:
+            continue
+        row, is_green = run(cell)
+        print(row, flush=True)
+        green = green and is_green
+    return 0 if green else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Environments of other versions, made with uv and kept between runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.experiments import ROOT
+
+WHOLE = bool(os.environ.get("MATRIX"))
+"""Whether every version is wanted: set by `python -m tests.matrix`."""
+
+OWN_RAYS = ("2.40.0", "2.44.1", "2.50.1", "2.54.1")
+"""Rays that restore what they wrote, with our runner; the newest is the one of `uv.lock`."""
+
+OLD_RAYS = {
+    # what the oldest were built against and later versions of these took away
+    "2.10.0": ["pyarrow<16", "numpy<2", "pandas<2.2"],
+}
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "airflow-tune-restore")
+UV = str(Path(sys.executable).with_name("uv"))
+
+
+def ray_python(version: str) -> str:
+    """Return an interpreter that has a version of Ray, and nothing of ours or of Airflow's."""
+    home = CACHE / f"ray-{version}-python-{_python_version()}"
+    if not (home / "ready").exists():
+        packages = [f"ray[tune]=={version}", "setuptools<81", *OLD_RAYS.get(version, [])]
+        shutil.rmtree(home, ignore_errors=True)
+        _uv("venv", "--quiet", "--python", sys.executable, str(home))
+        _uv("pip", "install", "--quiet", "--compile-bytecode",
+            "--python", str(home / "bin" / "python"), *packages)  # fmt: skip
+        (home / "ready").touch()
+    return str(home / "bin" / "python")
+
+
+def project_python(python: str, *groups: str) -> str:
+    """Return an interpreter with what `uv.lock` says for another Python, or with more groups."""
+    home = CACHE / "-".join(["project", "python", python_name(python), *groups])
+    chosen = [argument for group in groups for argument in ("--group", group)]
+    _uv(
+        "sync", "--quiet", "--locked", "--compile-bytecode", "--python", python, *chosen,
+        UV_PROJECT_ENVIRONMENT=str(home),
+    )  # fmt: skip
+    return str(home / "bin" / "python")
+
+
+def airflow_python(version: str) -> str:
+    """Return an interpreter with the project and another Airflow."""
+    home = CACHE / f"airflow-{version}-python-{_python_version()}"
+    if not (home / "ready").exists():
+        shutil.rmtree(home, ignore_errors=True)
+        _uv("venv", "--quiet", "--python", sys.executable, str(home))
+        _uv("pip", "install", "--quiet", "--compile-bytecode", "--prerelease=allow",
+            "--python", str(home / "bin" / "python"), "--editable", f"{ROOT}[ray,s3]",
+            "--group", f"{ROOT}/pyproject.toml:dev", f"apache-airflow=={version}")  # fmt: skip
+        (home / "ready").touch()
+    return str(home / "bin" / "python")
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of a version if this machine has one; none is downloaded."""
+    found = subprocess.run(
+        [UV, "python", "find", version], capture_output=True, text=True, check=False, env=_env()
+    )
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def python_name(python: str) -> str:
+    """Return `3.12` for an interpreter."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _env(**extra: str) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    return {**env, "UV_PYTHON_DOWNLOADS": "never", **extra}
+
+
+def _uv(*arguments: str, **env: str) -> None:
+    done = subprocess.run([UV, *arguments], cwd=ROOT, env=_env(**env), check=False, text=True,
+                          capture_output=True)  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(f"uv {' '.join(arguments)}:\n{done.stderr[-2000:]}")
