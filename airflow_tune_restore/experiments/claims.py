@@ -16,6 +16,8 @@ DEFAULT_TTL_SECONDS = 120.0
 MAX_TTL_SECONDS = 24 * 3600.0
 """No claim holds an experiment for longer without a sign of life, whatever it says."""
 
+MAX_CLAIM_BYTES = 65536
+
 CLAIM, RELEASE, HEARTBEAT = "claim", "release", "heartbeat"
 
 
@@ -68,11 +70,19 @@ def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> R
     epochs = claimed(entries)
     if not epochs or is_released(entries, max(epochs)):
         return None
-    lease = read_claim(store, max(epochs))
+    lease = _read_small_claim(store, entries, max(epochs))
     written = last_sign_of_life(entries, lease.epoch)
     return RestoreSign(
         lease=lease, silent_seconds=(now - written).total_seconds() if written else 0.0
     )
+
+
+def _read_small_claim(store: ObjectStore, entries: list[Entry], epoch: int) -> Lease:
+    """Read a claim; one that its listing shows to be none of ours has nobody's name."""
+    sizes = [e.size_bytes for e in entries if layout.lease_epoch(e.name, CLAIM) == epoch]
+    if max(sizes) > MAX_CLAIM_BYTES:
+        return Lease(epoch=epoch, restore_id="?", holder="?", ttl_seconds=DEFAULT_TTL_SECONDS)
+    return read_claim(store, epoch)
 
 
 def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
@@ -119,7 +129,7 @@ def read_claim(store: ObjectStore, epoch: int) -> Lease:
 def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
     """Read one of our objects; one that makes no sense counts as empty."""
     try:
-        value = json.loads(store.get(key, max_bytes=65536))
+        value = json.loads(store.get(key, max_bytes=MAX_CLAIM_BYTES))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
