@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from airflow_tune_restore.exceptions import TooLargeError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -70,19 +71,16 @@ def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> R
     epochs = claimed(entries)
     if not epochs or is_released(entries, max(epochs)):
         return None
-    lease = _read_small_claim(store, entries, max(epochs))
+    try:
+        lease = read_claim(store, max(epochs))
+    except TooLargeError:  # whoever put that there, it holds no longer than others
+        lease = Lease(
+            epoch=max(epochs), restore_id="?", holder="?", ttl_seconds=DEFAULT_TTL_SECONDS
+        )
     written = last_sign_of_life(entries, lease.epoch)
     return RestoreSign(
         lease=lease, silent_seconds=(now - written).total_seconds() if written else 0.0
     )
-
-
-def _read_small_claim(store: ObjectStore, entries: list[Entry], epoch: int) -> Lease:
-    """Read a claim; one that its listing shows to be none of ours has nobody's name."""
-    sizes = [e.size_bytes for e in entries if layout.lease_epoch(e.name, CLAIM) == epoch]
-    if max(sizes) > MAX_CLAIM_BYTES:
-        return Lease(epoch=epoch, restore_id="?", holder="?", ttl_seconds=DEFAULT_TTL_SECONDS)
-    return read_claim(store, epoch)
 
 
 def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
