@@ -180,6 +180,25 @@ def test_nightly_recovery_finds_resumes_and_commits(running, failed_sweep, tmp_p
         assert iterations(tmp_path / name) == [("TERMINATED", 6)] * 4
 
 
+def test_a_sweep_that_fails_in_its_task_reports_itself_and_just_it_is_recovered(
+    running, failed_sweep, tmp_path
+):
+    shutil.copytree(failed_sweep, tmp_path / "another")
+    running.unpause("recover_experiment")
+    run_id = running.trigger("sweep_that_reports", {"storage_path": str(tmp_path)})
+    assert running.finish("sweep_that_reports", run_id) == "failed", running.log_tail()
+    deadline = time.monotonic() + 180
+    while not (runs := running.runs("recover_experiment")):
+        assert time.monotonic() < deadline, running.log_tail()
+        time.sleep(1)
+    (run,) = runs
+    (experiment,) = tmp_path.glob("sweep_*")
+    assert run["conf"] == {"stale_after": 0, "experiment": str(experiment)}
+    assert running.finish("recover_experiment", run["dag_run_id"]) == "success", running.log_tail()
+    assert iterations(experiment) == [("TERMINATED", 6)] * 4
+    assert not (tmp_path / "another" / ".tune_restore").exists()
+
+
 def test_a_night_without_failures_is_skipped_and_succeeds(running, tmp_path):
     run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path)})
     assert running.finish("nightly_recovery", run_id) == "success"
