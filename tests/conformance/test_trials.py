@@ -107,8 +107,9 @@ def test_an_error_in_setup_is_resumed_or_restarted_from_scratch(hosts, tmp_path,
 @pytest.mark.parametrize("strategy", ["auto", "per_trial"])
 def test_a_paused_trial_goes_on_from_its_checkpoint(hosts, tmp_path, cause, strategy):
     pair = make_pair(
-        hosts, tmp_path, "paused", trainable="Class", dies_after=5, is_saved=True, cause=str(cause)
-    )
+        hosts, tmp_path, "paused", trainable="Class", dies_after=2, dies_with=("PAUSED",),
+        is_saved=True, cause=str(cause),
+    )  # fmt: skip
     assert "PAUSED" in [trial["status"] for trial, _ in rows(pair.ours)]
     ends = pair.restore(strategy=strategy)
     ends.assert_same("dir")
