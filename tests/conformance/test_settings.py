@@ -70,8 +70,11 @@ def test_a_searcher_that_was_interrupted_draws_what_is_left(hosts, tmp_path, cau
     assert ours["completed"] == theirs["completed"] == ["done", "done"]
     mine, his = (pair.describe(each)["trials"] for each in (pair.ours, pair.theirs))
     assert [t["config"] for t in mine] == [t["config"] for t in his]
-    for each in (mine, his):
-        assert [len(trial["rows"]) for trial in each] == [3, 3]
+    iterations = [
+        [[r["training_iteration"] for r in t["rows"]] for t in each] for each in (mine, his)
+    ]
+    assert iterations[0] == iterations[1]
+    assert [sorted(set(rows)) for rows in iterations[0]] == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_a_repeated_and_limited_searcher_repeats_nothing_more_than_it_should(hosts, tmp_path):
