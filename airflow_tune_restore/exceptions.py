@@ -194,6 +194,16 @@ class RunnerDiedError(RunnerError):
         )
 
 
+class PodLostError(RunnerDiedError):
+    """Kubernetes took a runner's pod away, or it ended without saying how."""
+
+    def __str__(self) -> str:
+        return (
+            f"The pod of trial {self.trial_id} of {self.experiment} was lost ({self.cause}): "
+            f"{self.reason}. A retry goes on from its newest snapshot."
+        )
+
+
 class RayClusterError(TuneRestoreError):
     """A Ray cluster does not answer, or not as it should. It may again."""
 

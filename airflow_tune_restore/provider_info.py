@@ -70,11 +70,21 @@ def get_provider_info() -> dict[str, Any]:
             "operators.restore_trial",
             "operators.commit_restore",
             "operators.continue_experiment",
+            "operators.restore_trial_kubernetes",
+            "operators.continue_experiment_kubernetes",
             "operators.on_ray",
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage", "hooks.ray_jobs"),
-        "triggers": modules("triggers.failed_experiment", "triggers.ray_job"),
+        "notifications": [
+            "airflow_tune_restore.notifications.trigger_recovery.TriggerRecoveryNotifier"
+        ],
+        "triggers": modules(
+            "triggers.failed_experiment",
+            "triggers.failed_tune_experiment",
+            "triggers.ray_job",
+            "triggers.runner_pod",
+        ),
         "extra-links": ["airflow_tune_restore.links.ray_job.RayJobLink"],
         "connection-types": [_RAY_JOBS],
     }

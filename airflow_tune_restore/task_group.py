@@ -19,6 +19,9 @@ from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentS
 RETRIES = 1
 """Unless default_args say otherwise: stores and workers have their moments, every step can be redone."""
 
+KUBERNETES = "kubernetes"
+_OPERATORS: tuple[Any, Any] = (RestoreTrialOperator, ContinueExperimentOperator)
+
 
 class TuneRestoreTaskGroup(TaskGroup):
     """Find (or take) failed experiments, plan, run one task a trial, commit, draw what samples are left.
@@ -46,13 +49,16 @@ class TuneRestoreTaskGroup(TaskGroup):
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
-        launcher: Where trials run: `local`, or `ray` as jobs of the cluster that `ray_conn_id` names.
+        launcher: Where trials run: `local`; `ray`, as jobs of the cluster that `ray_conn_id` names; or
+            `kubernetes`, in pods, for which `trial_args` holds the image, the namespace and all else that
+            a `KubernetesPodOperator` is given (`samples` gets the same). The last has operators of its
+            own, so it cannot come from a template.
         ray_conn_id: With `launcher="ray"`: connection of type `ray_jobs`.
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_attempts: Failed attempts over all nights after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
-        find_args: More arguments of `FailedTuneExperimentSensor`.
+        find_args: More arguments of `FailedTuneExperimentSensor`, as `include`, `exclude` or `max_depth`.
         plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
         trial_args: More arguments of `RestoreTrialOperator`, as `retries` or `execution_timeout`.
         commit_args: More arguments of `CommitRestoreOperator`.
@@ -126,14 +132,17 @@ class TuneRestoreTaskGroup(TaskGroup):
                 "param_space": param_space,
                 "imports": imports,
                 "python": python,
-                "launcher": launcher,
                 "env": env,
             }
+            in_pods = launcher == KUBERNETES
+            trial_operator, samples_operator = _pod_operators() if in_pods else _OPERATORS
             run = {
+                "launcher": launcher,
                 "ray_address": ray_address,
                 "runtime_env": runtime_env,
                 **({"ray_conn_id": ray_conn_id} if ray_conn_id else {}),
             }
+            run = {} if in_pods else run
             self.plan = BuildRestorePlanOperator(
                 **{
                     "task_id": "plan",
@@ -145,12 +154,13 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "max_attempts": max_attempts,
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
+                    "launcher": launcher,
                     **shared,
                     **(plan_args or {}),
                 }
             )
             # the trials' addresses carry the connection already
-            self.trial = RestoreTrialOperator.partial(
+            self.trial = trial_operator.partial(
                 **{
                     "task_id": "trial",
                     "max_active_tis_per_dagrun": max_active_trials,
@@ -167,14 +177,30 @@ class TuneRestoreTaskGroup(TaskGroup):
                     **(commit_args or {}),
                 }
             )
-            self.samples = ContinueExperimentOperator.partial(
+            self.samples = samples_operator.partial(
                 **{
                     "task_id": "samples",
                     **shared,
                     **run,
+                    **((trial_args or {}) if in_pods else {}),
                     **(samples_args or {}),
                 }
             ).expand(experiment=self.commit.output)
             done = EmptyOperator(task_id="done", trigger_rule=TriggerRule.NONE_FAILED)
             self.trial >> self.commit
             [self.trial, self.commit, self.samples] >> done
+
+
+def _pod_operators() -> tuple[Any, Any]:
+    """Import the operators that need the Kubernetes provider, which the package does without."""
+    try:
+        from airflow_tune_restore.operators import continue_experiment_kubernetes as samples
+        from airflow_tune_restore.operators import restore_trial_kubernetes as trial
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(("airflow.providers.cncf", "kubernetes")):
+            raise
+        raise InvalidInputError(
+            f'launcher="{KUBERNETES}" needs the Kubernetes provider: '
+            "pip install 'airflow-tune-restore[kubernetes]'."
+        ) from error
+    return trial.RestoreTrialKubernetesOperator, samples.ContinueExperimentKubernetesOperator

@@ -7,6 +7,8 @@ As it is, it restores the experiments of `example_sweep.py`; put your own traina
 Where trials run: the Param `launcher`, whose default is TUNE_RESTORE_LAUNCHER in the environment, else
 the Airflow Variable `tune_restore_launcher`, else this worker. With `ray`, the connection
 `ray_jobs_default` names the cluster, and this folder goes along as the jobs' working directory.
+With TUNE_RESTORE_LAUNCHER=kubernetes (in the environment alone: it has operators of its own), each trial
+runs in a pod made from the template that TUNE_RESTORE_POD_TEMPLATE names; see docs/kubernetes.md.
 """
 
 import os
@@ -15,6 +17,10 @@ from pathlib import Path
 from airflow.sdk import DAG, Param
 
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+IN_PODS = os.environ.get("TUNE_RESTORE_LAUNCHER") == "kubernetes"
+WITH_CODE = {"working_dir": str(Path(__file__).parent)}  # with ray: your code travels along
+POD = {"pod_template_file": os.environ.get("TUNE_RESTORE_POD_TEMPLATE"), "deferrable": True}
 
 with DAG(
     "nightly_recovery",
@@ -50,18 +56,17 @@ with DAG(
     TuneRestoreTaskGroup(
         prefix="{{ params.prefix or var.value.get('tune_restore_prefix', '') }}",
         trainable="{{ params.trainable }}",
-        launcher="{{ params.launcher or var.value.get('tune_restore_launcher', 'local') }}",
-        runtime_env={
-            "working_dir": str(Path(__file__).parent)
-        },  # with ray: your code travels along
+        launcher="kubernetes"
+        if IN_PODS
+        else "{{ params.launcher or var.value.get('tune_restore_launcher', 'local') }}",
+        runtime_env=WITH_CODE,
         stale_after="{{ params.stale_after }}",
         wait=False,
         resume_unfinished="{{ params.resume_unfinished }}",
         resume_errored="{{ params.resume_errored }}",
         restart_errored="{{ params.restart_errored }}",
         max_active_trials=4,
-        trial_args={
-            "retries": 3
-        },  # nodes die, jobs are cancelled; each retry goes on from a snapshot
+        # nodes die, jobs are cancelled, pods are evicted; each retry goes on from a snapshot
+        trial_args={"retries": 3, **(POD if IN_PODS else {})},
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the example's bug is fixed; yours needs no such line
     )

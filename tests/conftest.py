@@ -1,7 +1,7 @@
 """What is made once a session: servers, failed experiments, hypothesis profiles."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from tests import servers
 from tests.experiments import make_experiments, make_killed_experiment
+from tests.made_once import MadeOnce
 
 pytest.register_assert_rewrite("tests.conformance.store")  # a suite in a plain module
 
@@ -41,32 +42,43 @@ def azure() -> Iterator[servers.Server]:
         pytest.skip("Azurite comes from npm: install Node.js and run the tests again")
 
 
-KINDS = (
-    "errored",
-    "sparse",
-    "retries",
-    "extras",
-    "kept",
-    "class",
-    "registered",
-    "with_parameters",
-    "with_resources",
-    "trainer",
-    "asha",
-    "pbt",
-    "limited",
+TOGETHER = (
+    (
+        "errored",
+        "sparse",
+        "retries",
+        "extras",
+        "kept",
+        "class",
+        "registered",
+        "with_parameters",
+        "with_resources",
+        "trainer",
+    ),
+    ("asha", "pbt", "limited"),
+    ("hyperband", "hopeless", "median"),
 )
-KILLED = ("killed", "left", "optuna", "hyperopt")
+"""Made in one Ray each."""
+
+KILLED = (("killed",), ("left",), ("optuna",), ("hyperopt",))
 
 
 @pytest.fixture(scope="session")
-def failed_experiments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One directory a kind; never write to them."""
-    root = tmp_path_factory.mktemp("failed")
+def failed_experiments(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """One directory a kind, made when it is first asked for; never write to them."""
     if keep := os.environ.get("TUNE_TEST_EXPERIMENTS"):  # made before, to save a minute
         return {path.name: path for path in Path(keep).iterdir()}
-    made = make_experiments(root, KINDS)
-    return {**made, **{kind: make_killed_experiment(root, kind) for kind in KILLED}}
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    return MadeOnce(root / "failed", (*TOGETHER, *KILLED), _make_batch)
+
+
+def _make_batch(directory: Path, batch: tuple[str, ...]) -> None:
+    if batch in KILLED:
+        make_killed_experiment(directory, *batch)
+    else:
+        make_experiments(directory, batch)
 
 
 def _served(starting) -> Iterator[servers.Server]:

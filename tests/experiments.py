@@ -36,6 +36,9 @@ TRAINABLES = {
     "optuna": f"{MODULE}:counting",
     "hyperopt": f"{MODULE}:counting",
     "limited": f"{MODULE}:counting",
+    "hyperband": f"{MODULE}:Counter",
+    "hopeless": f"{MODULE}:counting",
+    "median": f"{MODULE}:counting",
 }
 """What each experiment was made with, as a request names it."""
 
@@ -174,22 +177,40 @@ def _recipe(kind: str) -> dict:
 def _searches(counting, fails: dict) -> dict:
     """Return recipes with a scheduler or a searcher of their own."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+    from ray.tune.schedulers import (
+        ASHAScheduler,
+        HyperBandScheduler,
+        MedianStoppingRule,
+        PopulationBasedTraining,
+    )
 
     from tests import trainables as t
 
     every = {"trainable": counting, "run": {}}
     factor = {"factor": tune.grid_search([4, 3, 2, 1])}
     drawn = {"factor": tune.uniform(1, 2), "second_hangs": True}
+    asha = ASHAScheduler(max_t=6, grace_period=2, reduction_factor=2)
+    median = MedianStoppingRule(
+        time_attr="training_iteration", grace_period=2, min_samples_required=2
+    )
+    worst = {"param_space": {**factor, "fails_at": tune.sample_from(_worst_fails)}}
     one_by_one = {"num_samples": 5, "max_concurrent_trials": 1}
     return {
         "asha": {
             **every,
             "param_space": {**factor, "fails_at": tune.sample_from(_best_fails)},
             "tune": {
-                "scheduler": ASHAScheduler(max_t=6, grace_period=2, reduction_factor=2),
+                "scheduler": asha,
                 "max_concurrent_trials": 1,
             },
+        },
+        "hopeless": {**every, **worst, "tune": {"scheduler": asha, "max_concurrent_trials": 1}},
+        "median": {**every, **worst, "tune": {"scheduler": median, "max_concurrent_trials": 1}},
+        "hyperband": {
+            "trainable": t.Counter,
+            "param_space": {**factor, "fails_at": tune.sample_from(_best_fails)},
+            "tune": {"scheduler": HyperBandScheduler(max_t=6, reduction_factor=2)},
+            "run": {"checkpoint_config": t.CheckpointConfig(checkpoint_frequency=1)},
         },
         "pbt": {
             "trainable": t.Counter,
@@ -228,6 +249,10 @@ def _best_fails(spec) -> int | None:
     return 4 if spec["config"]["factor"] == 4 else None
 
 
+def _worst_fails(spec) -> int | None:
+    return 2 if spec["config"]["factor"] == 1 else None
+
+
 def _fails_at(spec) -> int | None:
     return 4 if spec["role"].startswith("fails") else None
 
@@ -260,9 +285,9 @@ def _run(directory: Path, kind: str) -> None:
 
 
 def main(directory: str, *kinds: str) -> None:
-    import ray
+    from airflow_tune_restore.runner import ray_session
 
-    ray.init(
+    ray_session.start(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2
     )
     for kind in kinds:

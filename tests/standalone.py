@@ -26,12 +26,17 @@ class Airflow:
         home: Its AIRFLOW_HOME.
         url: Where its API server listens.
         process: The `airflow standalone` process.
+        env: What all its processes have in their environment.
     """
 
-    def __init__(self, home: Path, url: str, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(
+        self, home: Path, url: str, process: "subprocess.Popen[bytes]", env: dict[str, str]
+    ) -> None:
         self.home = home
         self.url = url
         self.process = process
+        self._env = env
+        self.started: list[subprocess.Popen[bytes]] = []
         self._token = ""
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -63,15 +68,7 @@ class Airflow:
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
         """Unpause a DAG, start a run, and return its id."""
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
-                break
-            except urllib.error.HTTPError as error:
-                if error.code != 404 or time.monotonic() > deadline:
-                    raise
-                time.sleep(1)  # the DAG processor has not got to it yet
+        self.unpause(dag_id)
         run = self.call(
             "POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}}
         )
@@ -120,6 +117,45 @@ class Airflow:
         events = (json.loads(line) for line in newest.read_text().splitlines() if line)
         return "\n".join(str(event.get("event", "")) for event in events)
 
+    def kill_triggerer(self) -> None:
+        """Kill the triggerer, whoever started it, and the process that runs its triggers."""
+        groups = {process.pid for process in (self.process, *self.started)}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if "triggerer" in command and os.getpgid(int(entry.name)) in groups:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def start_triggerer(self) -> None:
+        """Start a triggerer beside `standalone`, which restarts none of its parts."""
+        with (self.home / "standalone.log").open("ab") as log:
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow", "triggerer"],
+                    env=self._env,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+    def unpause(self, dag_id: str) -> None:
+        """Unpause a DAG, as soon as the DAG processor has got to it."""
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
+            except urllib.error.HTTPError as error:
+                if error.code != 404 or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                return
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Return all runs of a DAG."""
+        return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1000")["dag_runs"]
+
     def log_tail(self) -> str:
         """Return the end of what its processes printed."""
         return (self.home / "standalone.log").read_text(errors="replace")[-6000:]
@@ -146,6 +182,9 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        # a busy machine takes longer to import a DAG than Airflow's 30 s
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+        "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "360",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }
@@ -159,12 +198,13 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
             # a background job of a shell ignores SIGINT, and so would its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        running = Airflow(home, url, process)
+        running = Airflow(home, url, process, env)
         try:
             running.wait_until_up()
             yield running
         finally:
-            _end(process)
+            for part in (*running.started, process):
+                _end(part)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -21,6 +21,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
+from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
 from airflow_tune_restore.restore.start import plan_restore
@@ -113,17 +114,51 @@ MaxAttempts = Annotated[
 
 
 @app.command()
-def scan(
+def scan(  # noqa: PLR0913  a command line has as many arguments as it has options
     prefix: Annotated[
         str, typer.Argument(metavar="PREFIX", help="Where to look: a path or a URL.")
     ],
     stale_after: StaleAfter = DEFAULT_STALE_AFTER,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Only experiments that match, or lie below a directory that does: a name, or with "
+            "slashes a path from PREFIX, as 'team_a/**'. Can be repeated.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out directories that match. Can be repeated."),
+    ] = None,
+    max_depth: Annotated[
+        int, typer.Option(min=0, help="Levels below PREFIX that are looked into.")
+    ] = MAX_DEPTH,
+    use_index: Annotated[
+        bool,
+        typer.Option(
+            "--index/--no-index",
+            help="Keep in PREFIX/.tune_restore what was read, and get only what has changed since.",
+        ),
+    ] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the evidence for each verdict.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the experiments at or below PREFIX, and how they are."""
-    store = open_store(prefix)
-    reports = scan_experiments(store, stale_after=stale_after)
-    output.print_reports(with_quarantined(reports), prefix=store.uri, as_json=as_json)
+    store = open_store(prefix, in_bulk=True)
+    reports = scan_experiments(
+        store,
+        stale_after=stale_after,
+        selection=Selection(
+            include=tuple(include or ()), exclude=tuple(exclude or ()), max_depth=max_depth
+        ),
+        use_index=use_index,
+    )
+    output.print_reports(
+        with_quarantined(reports), prefix=store.uri, explain=explain, as_json=as_json
+    )
 
 
 @app.command(short_help="Show what a restore would do. Writes nothing.")
@@ -224,9 +259,10 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
         imports=tuple(imports or ()),
         parallel=parallel,
     )
+    store = open_store(experiment)
     with Progress(quiet=as_json) as progress:
-        summary = restore_experiment(open_store(experiment), options, progress)
-    output.print_summary(summary, experiment=experiment, as_json=as_json)
+        summary = restore_experiment(store, options, progress)
+    output.print_summary(summary, experiment=store.uri, as_json=as_json)
     if summary is not None and summary.failed:
         raise typer.Exit(EXIT_FAILED_AGAIN)
 

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 def print_reports(
-    reports: Sequence[tuple[ExperimentReport, Sequence[str]]], *, prefix: str, as_json: bool
+    reports: Sequence[tuple[ExperimentReport, Sequence[str]]],
+    *,
+    prefix: str,
+    as_json: bool,
+    explain: bool = False,
 ) -> None:
-    """Print a scan: each experiment with the ids of its quarantined trials."""
+    """Print a scan: each experiment with the ids of its quarantined trials, and the evidence if asked."""
     if as_json:
-        _print_json([_report_json(*report) for report in reports])
+        _print_json([_report_json(*report, explain=explain) for report in reports])
         return
     if not reports:
         _out().print(f"No Tune experiment at or below {prefix}.")
@@ -42,6 +46,18 @@ def print_reports(
             printable(report.reason + (f"; {len(quarantined)} quarantined" if quarantined else "")),
         )
     out = _out()
+    out.print(render(table, out.width))
+    if explain:
+        for report, _ in reports:
+            _print_evidence(report)
+
+
+def _print_evidence(report: ExperimentReport) -> None:
+    table = _table("evidence", "found", "speaks for")
+    for sign in report.evidence:
+        table.add_row(sign.name, printable(sign.found), sign.speaks_for or "-")
+    out = _out()
+    out.print(f"{printable(report.experiment)} is {report.health.value}")
     out.print(render(table, out.width))
 
 
@@ -129,7 +145,10 @@ def print_error(error: Exception) -> None:
     )
 
 
-def _report_json(report: ExperimentReport, quarantined: Sequence[str]) -> dict[str, Any]:
+def _report_json(
+    report: ExperimentReport, quarantined: Sequence[str], *, explain: bool
+) -> dict[str, Any]:
+    evidence = {"evidence": [asdict(sign) for sign in report.evidence]} if explain else {}
     return {
         "experiment": report.experiment,
         "health": report.health,
@@ -139,6 +158,7 @@ def _report_json(report: ExperimentReport, quarantined: Sequence[str]) -> dict[s
         "last_write": report.last_write.isoformat() if report.last_write else None,
         "samples_left": report.samples_left,
         "quarantined": quarantined,
+        **evidence,
     }
 
 
@@ -185,7 +205,7 @@ def _out() -> "Console":
 
     # a pipe has no width: wide enough that a table is not broken in the middle of a URI
     width = None if sys.stdout.isatty() else 200
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=width)
 
 
 def _print_json(value: Any) -> None:

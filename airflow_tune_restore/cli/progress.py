@@ -61,7 +61,10 @@ class Progress:
 
     def advance(self, trial_id: str, progress: RunnerProgress) -> None:
         """Show a reported result; one of a trial not shown before is of a sample drawn just now."""
-        shown = [f"{k}={v}" for k, v in list(progress.metrics.items())[:_SHOWN_METRICS]]
+        shown = [
+            f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in list(progress.metrics.items())[:_SHOWN_METRICS]
+        ]
         note = ", ".join([f"iteration {progress.iteration}", *shown])
         self._show(trial_id, f"draw {trial_id}", note)
 

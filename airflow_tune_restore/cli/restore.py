@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from airflow_tune_restore.cli.progress import Progress
-from airflow_tune_restore.exceptions import (
-    TuneRestoreError,
-)
+from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.restore import lease
@@ -32,7 +30,7 @@ from airflow_tune_restore.restore.draft import (
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import RunnerProgress
-from airflow_tune_restore.restore.summary import CommitSummary
+from airflow_tune_restore.restore.summary import CommitSummary, printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0
@@ -164,12 +162,19 @@ class _Runs:
             units = [layout.EVERY_TRIAL] if self._plan.has_work else []
         with ThreadPoolExecutor(self._options.parallel) as pool:
             try:
-                list(pool.map(self._run, units))
+                list(pool.map(self._try, units))
             except KeyboardInterrupt:
                 self._progress.say("Stopping: snapshots are saved, and what there is is committed.")
                 self._stopping.set()
                 for process in self._processes:
                     process.stop()
+
+    def _try(self, unit: str) -> None:
+        """Run one trial, or all; what cannot be run keeps no other from running and being committed."""
+        try:
+            self._run(unit)
+        except TuneRestoreError as error:
+            logger.error("%s: %s", unit, printable(str(error)))  # noqa: TRY400  said plainly
 
     def _run(self, unit: str) -> None:
         """Run one trial, or all, to the end; how it ended is in the outcome records."""
@@ -194,6 +199,8 @@ class _Runs:
             self._progress.start(trial)
         process = self._launcher.start(request)
         self._processes.append(process)
+        if self._stopping.is_set():  # asked for just now: whoever stops may not have seen it
+            process.stop()
         last: deque[str] = deque(maxlen=_LAST_LINES)
         for line in process.lines():
             last.append(line)

@@ -4,14 +4,27 @@ Ray writes no "complete" marker. What we take as evidence: a checkpoint that the
 a row of result.json names, was persisted before it was reported (ray.train._internal.storage, 2.60),
 so it was complete once. A directory no report names may be half uploaded, and one that has lost files
 its siblings have, or holds them empty where theirs are not, has been half deleted.
+
+Standard library only: runners choose, too.
 """
 
 import re
 from dataclasses import dataclass
 
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint
-
 _NUMBERED = re.compile(r"^checkpoint_(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCheckpoint:
+    """The checkpoint Ray would resume from.
+
+    Args:
+        name: Directory name inside the trial directory.
+        iteration: `training_iteration` it was taken at; 0 if not recorded.
+    """
+
+    name: str
+    iteration: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,8 @@ def choose_checkpoint(
     recorded: RecordedCheckpoint | None,
     found: list[CheckpointDir],
     reported: dict[str, int],
+    *,
+    prefer_newest: bool = False,
 ) -> CheckpointChoice:
     """Choose what to resume from.
 
@@ -58,12 +73,15 @@ def choose_checkpoint(
         recorded: What the state names.
         found: Checkpoint directories that exist.
         reported: Checkpoint name -> iteration, from the rows of result.json.
+        prefer_newest: Take a complete one that was reported after the state was saved; Ray would not.
     """
+    complete = {item.name: item for item in found if _is_complete(item, found)}
+    if prefer_newest and (newer := _newer(recorded, list(complete.values()), reported)):
+        return newer
     if recorded is None:
         return CheckpointChoice(
             name=None, iteration=0, repaired=False, lost=False, reason="no checkpoint was recorded"
         )
-    complete = {item.name: item for item in found if _is_complete(item, found)}
     if recorded.name in complete:
         return CheckpointChoice(
             name=recorded.name,
@@ -93,6 +111,25 @@ def choose_checkpoint(
         repaired=True,
         lost=False,
         reason=f"recorded {recorded.name} {trouble}; repaired to {newest.name}, the newest complete one",
+    )
+
+
+def _newer(
+    recorded: RecordedCheckpoint | None, complete: list[CheckpointDir], reported: dict[str, int]
+) -> CheckpointChoice | None:
+    """Return the newest reported one, if the state is too old to name it."""
+    known = recorded.iteration or reported.get(recorded.name, 0) if recorded is not None else 0
+    newer = [item for item in complete if reported.get(item.name, 0) > known]
+    if not newer:
+        return None
+    newest = max(newer, key=lambda item: (reported[item.name], item.index))
+    named = f"names {recorded.name}" if recorded is not None else "names none"
+    return CheckpointChoice(
+        name=newest.name,
+        iteration=reported[newest.name],
+        repaired=True,
+        lost=False,
+        reason=f"resumed from {newest.name}, newer than the state, which {named}",
     )
 
 

@@ -34,6 +34,8 @@ _MOST_DIGITS = 15
 ROOT = ".tune_restore"
 LEASE = f"{ROOT}/lease"
 LEDGER = f"{ROOT}/ledger.json"
+INDEX = f"{ROOT}/index-v1.parquet"
+"""Below a prefix, not below an experiment: what scans remember."""
 
 EVERY_TRIAL = "*"
 """Stands where a trial id stands, for the one run of a whole experiment; no trial may be called so."""

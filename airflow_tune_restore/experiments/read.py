@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, StateUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.checkpoints import (
     CheckpointChoice,
     CheckpointDir,
+    RecordedCheckpoint,
     choose_checkpoint,
 )
 from airflow_tune_restore.experiments.experiment import (
@@ -35,15 +35,18 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
+from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"
 
 CONCURRENCY = 32
-LARGE_BYTES = 16 * 1024 * 1024
-_LARGE = threading.Semaphore(1)
-"""Larger files are read one at a time: 32 threads with 512 MiB each are too much for a worker."""
+_IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
+"""What all threads of this process hold of state files and result rows while they read them."""
+
+_SMALL_BYTES = 1024 * 1024
+
+_LOST = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
 
 CLOCK_SPREAD = timedelta(hours=27)
 """State names carry the driver's local time: two zones lie at most 26 hours apart."""
@@ -69,7 +72,38 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
     names = {entry.name for entry in entries if not entry.is_dir}
     state_file, state, warnings = _newest_valid_state(store, entries)
     tuner, tuner_warning = _read_tuner(store, names)
-    left = _read_samples_left(store, names, len(state.trials))
+    left = read_samples_left(store, entries, len(state.trials))
+    return _experiment(store, state_file, state, tuner, left, (*warnings, tuner_warning))
+
+
+def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
+    """Read just what tells how an experiment is: its state, and nothing else if trials are unfinished.
+
+    `tuner.pkl` is looked at in the listing only. Where all trials have ended, the searcher's state
+    alone tells whether there are samples left.
+
+    Raises:
+        As `read_experiment`.
+    """
+    state_file, state, warnings = _newest_valid_state(store, entries)
+    tuners = [entry for entry in entries if entry.name == layout.TUNER_FILE and not entry.is_dir]
+    if not tuners:
+        warnings.append(f"tuner.pkl is missing: {_LOST}")
+    elif not tuners[0].size_bytes:
+        warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
+    ended = all(trial.is_finished for trial in state.trials)
+    left = read_samples_left(store, entries, len(state.trials)) if ended else None
+    return _experiment(store, state_file, state, None, left, warnings)
+
+
+def _experiment(
+    store: ObjectStore,
+    state_file: StateFile,
+    state: State,
+    tuner: TunerFacts | None,
+    left: int | None,
+    warnings: Iterable[str],
+) -> Experiment:
     experiment = Experiment(
         uri=store.uri,
         name=store.uri.rstrip("/").rpartition("/")[2],
@@ -77,7 +111,7 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
         state=state,
         tuner=tuner,
         samples_left=left,
-        warnings=tuple(printable(text) for text in (*warnings, tuner_warning) if text),
+        warnings=tuple(printable(text) for text in warnings if text),
     )
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
@@ -110,8 +144,16 @@ def read_base(store: ObjectStore) -> Experiment:
         )
 
 
-def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str, CheckpointChoice]:
-    """Say for each trial what it can start from. Lists trial directories, not the whole experiment."""
+def read_checkpoint_choices(
+    store: ObjectStore, trials: list[Trial], *, prefer_newest: bool = False
+) -> dict[str, CheckpointChoice]:
+    """Say for each trial what it can start from. Lists trial directories, not the whole experiment.
+
+    Args:
+        store: Rooted at the experiment directory.
+        trials: Those to be resumed.
+        prefer_newest: Take a newer checkpoint than the state names, if one was reported and is complete.
+    """
     recorded: list[RecordedCheckpoint | CheckpointChoice | None] = []
     for trial in trials:  # decoding is no work for threads
         try:
@@ -124,7 +166,8 @@ def read_checkpoint_choices(store: ObjectStore, trials: list[Trial]) -> dict[str
             )
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         choices = pool.map(
-            lambda pair: _checkpoint_choice(store, *pair), zip(trials, recorded, strict=True)
+            lambda pair: _checkpoint_choice(store, *pair, prefer_newest=prefer_newest),
+            zip(trials, recorded, strict=True),
         )
         return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
 
@@ -160,7 +203,8 @@ def _newest_valid_state(
             continue
         try:
             candidate = _read_state(store, entry)
-        except TuneRestoreError as error:
+        except (MalformedStateError, KeyNotFoundError) as error:
+            # a store that fails is another matter: an older state must not take this one's place
             warnings.append(f"{entry.name} was passed over: {error}")
             continue
         if best is None or candidate[1].start_time > best[1].start_time:
@@ -190,55 +234,62 @@ def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
         raise MalformedStateError(
             f"it holds {entry.size_bytes} bytes; at most {layout.MAX_STATE_BYTES} are read"
         )
-    with _in_turn(entry.size_bytes):
+    with _IN_FLIGHT.hold(entry.size_bytes):
         return _read_sized_state(store, entry)
 
 
 def _read_sized_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
     body = store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
-    with ThreadPoolExecutor(1) as beside:  # hashing 150 MB takes as long as half of the parsing
-        digest = beside.submit(lambda: hashlib.sha256(body).hexdigest())
-        state = parse_state(body)
+    if len(body) < _SMALL_BYTES:
+        state, digest = parse_state(body), hashlib.sha256(body).hexdigest()
+    else:
+        with ThreadPoolExecutor(1) as beside:  # hashing 150 MB takes as long as half of the parsing
+            hashed = beside.submit(lambda: hashlib.sha256(body).hexdigest())
+            state, digest = parse_state(body), hashed.result()
     if not state.trials:
         raise MalformedStateError("it holds no trials")
-    return StateFile(name=entry.name, sha256=digest.result(), size_bytes=len(body)), state
-
-
-def _in_turn(size_bytes: int) -> AbstractContextManager[object]:
-    """Wait for other large files to be read; small ones are read side by side."""
-    return _LARGE if size_bytes > LARGE_BYTES else nullcontext()
+    return StateFile(name=entry.name, sha256=digest, size_bytes=len(body)), state
 
 
 def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:
-    lost = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
     if layout.TUNER_FILE not in names:
-        return None, f"tuner.pkl is missing: {lost}"
+        return None, f"tuner.pkl is missing: {_LOST}"
     try:
         return tuner_facts(read_pickle(store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES))), ""
     except (SymbolicError, TuneRestoreError) as error:
-        return None, f"tuner.pkl cannot be read ({error}): {lost}"
+        return None, f"tuner.pkl cannot be read ({error}): {_LOST}"
 
 
-def _read_samples_left(store: ObjectStore, names: set[str], trials: int) -> int | None:
+def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
+    """Return how many samples were never drawn, by the searcher's newest state.
+
+    None, which counts as "may draw more", if there is none or it does not tell.
+    """
     saved = [
-        name
-        for name in names
-        if name.startswith((layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX))
+        entry
+        for entry in entries
+        if not entry.is_dir
+        and entry.name.startswith((layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX))
     ]
-    if not saved:
+    newest = max(saved, key=lambda entry: entry.name, default=None)
+    if newest is None or newest.size_bytes > MAX_BYTES:
         return None
     try:
-        return samples_left(read_pickle(store.get(max(saved), max_bytes=MAX_BYTES)), trials)
-    except (SymbolicError, TuneRestoreError):
-        return None  # reported as unknown, which counts as "may draw more"
+        return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
+    except (SymbolicError, KeyNotFoundError):
+        return None
 
 
 def _checkpoint_choice(
-    store: ObjectStore, trial: Trial, recorded: RecordedCheckpoint | CheckpointChoice | None
+    store: ObjectStore,
+    trial: Trial,
+    recorded: RecordedCheckpoint | CheckpointChoice | None,
+    *,
+    prefer_newest: bool,
 ) -> CheckpointChoice:
     if isinstance(recorded, CheckpointChoice):
         return recorded
-    if recorded is None or trial.trial_dir is None:
+    if trial.trial_dir is None or (recorded is None and not prefer_newest):
         return choose_checkpoint(None, [], {})
     entries = store.list_dir(trial.trial_dir)
     rows_size = sum(entry.size_bytes for entry in entries if entry.name == layout.RESULT_FILE)
@@ -249,11 +300,12 @@ def _checkpoint_choice(
         and entry.name.startswith(layout.CHECKPOINT_PREFIX)
         and is_safe_name(entry.name)
     ]
-    if recorded.name not in directories:
+    if prefer_newest or recorded is None or recorded.name not in directories:
         return choose_checkpoint(
             recorded,
             _list_checkpoints(store, trial, directories),
             _reported(store, trial, rows_size),
+            prefer_newest=prefer_newest,
         )
     # the recorded one and one sibling to hold it against: two listings, however many there are
     siblings = sorted((n for n in directories if n != recorded.name), reverse=True)[:1]
@@ -284,7 +336,7 @@ def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> lis
 def _reported(store: ObjectStore, trial: Trial, size_bytes: int) -> dict[str, int]:
     """Return checkpoint name -> iteration from result.json."""
     key = f"{trial.trial_dir}/{layout.RESULT_FILE}"
-    with _in_turn(size_bytes):
+    with _IN_FLIGHT.hold(size_bytes):
         try:
             body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
         except KeyNotFoundError:

@@ -1,74 +1,119 @@
-"""Store -> a report on every experiment below a prefix. Nothing here walks checkpoints."""
+"""Store -> a report on every experiment below a prefix. Nothing here walks checkpoints.
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+Each experiment costs one listing of its root and one get of its newest state; one more get, of the
+searcher's state, where all trials have ended. A scan that remembers the last one (`index`) gets only
+what has changed since. Roots are listed every time: that is how a change is noticed at all.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from queue import SimpleQueue
+
+import msgspec
 
 from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.claims import RestoreSign, read_restore_sign
+from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerprint
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
+    RESTORABLE,
+    DriverSign,
     Evidence,
     ExperimentReport,
     Health,
     judge,
+    judge_unstarted,
 )
+from airflow_tune_restore.experiments.index import Index, read_index
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
     NO_EXPERIMENT,
     NotStartedError,
-    read_experiment,
+    read_outline,
+    read_samples_left,
 )
+from airflow_tune_restore.experiments.selection import Selection
+from airflow_tune_restore.experiments.signs import describe_evidence
 from airflow_tune_restore.experiments.state import is_safe_name
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
-MAX_DEPTH = 4
-"""How deep below a prefix experiments are looked for (`team/user/project/experiment`)."""
+THREADS = 64
+"""Requests in flight: more gained nothing on the test server, and fewer wait on a distant one."""
+
+_EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """How a scan looks at each experiment.
+
+    Args:
+        now: When it began, by the store's clock.
+        stale_after: Silence after which an unfinished experiment counts as dead.
+        asks_for_restore: Whether a restore at work counts; who is about to start one asks that himself.
+        ask_driver: Says of an experiment (URI) whether a driver runs for it.
+        index: What is remembered of the prefix, if anything is.
+        pool: Threads for what several trials of one experiment are asked.
+    """
+
+    now: datetime
+    stale_after: timedelta
+    asks_for_restore: bool = True
+    ask_driver: Callable[[str], DriverSign] | None = None
+    index: Index | None = None
+    pool: ThreadPoolExecutor
 
 
 def scan(
     store: ObjectStore,
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
-    max_depth: int = MAX_DEPTH,
+    selection: Selection = _EVERYTHING,
+    use_index: bool = True,
+    ask_driver: Callable[[str], DriverSign] | None = None,
 ) -> list[ExperimentReport]:
     """Report on every experiment at or below the store's root, sorted by URI.
 
     An experiment is a directory that holds `tuner.pkl` or a state file. One that cannot be read is
     reported as such and does not keep the others from being found.
+
+    Args:
+        store: Rooted at the prefix.
+        stale_after: Silence after which an unfinished experiment counts as dead.
+        selection: Which directories are looked into.
+        use_index: Remember in the prefix what was read, and get only what has changed since.
+        ask_driver: Says of an experiment (URI) whether a driver runs for it; asked of what looks dead.
     """
-    now = store.now()
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        found = [(store, store.list_dir())]
-        reports: list[ExperimentReport] = []
-        for depth in range(max_depth + 1):
-            experiments = [(at, entries) for at, entries in found if _is_experiment(entries)]
-            reports += pool.map(
-                lambda item: _report(item[0], item[1], now, stale_after), experiments
-            )
-            if depth == max_depth:
-                break
-            below = [
-                at.at(entry.name)
-                for at, entries in found
-                if not _is_experiment(entries)
-                for entry in entries
-                if entry.is_dir and _may_hold_experiments(entry.name)
-            ]
-            found = []
-            for at, listed in zip(below, pool.map(_list, below), strict=True):
-                if isinstance(listed, list):
-                    found.append((at, listed))
-                else:
-                    reports.append(listed)
+    root = store.list_dir()
+    at_root = _is_experiment(root)  # then its `.tune_restore` is no prefix's
+    index = read_index(store) if use_index and not at_root else None
+    with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(CONCURRENCY) as pool:
+        look = _Look(
+            now=store.now(),
+            stale_after=stale_after,
+            ask_driver=ask_driver,
+            index=index,
+            pool=pool,
+        )
+        reports = list(_walk(threads, store, root, selection, look))
+    if index is not None:
+        index.write(store, was_complete=selection.takes_all)
     return sorted(reports, key=lambda report: report.experiment)
 
 
 def examine(
     store: ObjectStore, *, stale_after: timedelta = DEFAULT_STALE_AFTER
 ) -> ExperimentReport:
-    """Report on the experiment at the store's root.
+    """Report on the experiment at the store's root. Reads it, whatever an index says.
+
+    A restore at work on it does not count: whoever starts one deals with the lease himself.
+
+    Args:
+        store: Rooted at the experiment directory.
+        stale_after: Silence after which it counts as dead.
 
     Raises:
         StateUnreadableError: If there is no experiment at all.
@@ -76,83 +121,215 @@ def examine(
     entries = store.list_dir()
     if not _is_experiment(entries):
         raise StateUnreadableError(store.uri, NO_EXPERIMENT)
-    return _report(store, entries, store.now(), stale_after)
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        look = _Look(now=store.now(), stale_after=stale_after, asks_for_restore=False, pool=pool)
+        return _report(store, entries, "", look)
 
 
-def _report(
-    store: ObjectStore, entries: list[Entry], now: datetime, stale_after: timedelta
-) -> ExperimentReport:
-    last_write = _newest(entries)
-    name = store.uri.rstrip("/").rpartition("/")[2]
+def _walk(
+    threads: ThreadPoolExecutor,
+    store: ObjectStore,
+    root: list[Entry],
+    selection: Selection,
+    look: _Look,
+) -> Iterator[ExperimentReport]:
+    """Yield reports as they come; a directory that is no experiment brings those below it."""
+    ended: SimpleQueue[Future[ExperimentReport | list[str]]] = SimpleQueue()
+    first: Future[ExperimentReport | list[str]] = Future()
+    first.add_done_callback(ended.put)
+    first.set_result(_visit(store, root, "", selection, look))
+    open_visits = 1
+    while open_visits:
+        found = ended.get().result()
+        open_visits -= 1
+        if isinstance(found, ExperimentReport):
+            yield found
+            continue
+        for path in found:
+            visit = threads.submit(_list_and_visit, store.at(path), path, selection, look)
+            visit.add_done_callback(ended.put)
+        open_visits += len(found)
+
+
+def _list_and_visit(
+    store: ObjectStore, path: str, selection: Selection, look: _Look
+) -> ExperimentReport | list[str]:
     try:
-        return _report_readable(store, entries, now, stale_after)
-    except NotStartedError as error:
-        health = Health.NOT_STARTED
-        if last_write is not None and now - last_write < stale_after:
-            health = Health.RUNNING
-        return _without_state(store.uri, name, health, str(error), last_write)
+        entries = store.list_dir()
     except TuneRestoreError as error:
-        return _without_state(store.uri, name, Health.UNREADABLE, str(error), last_write)
+        # one that cannot be listed keeps nobody from looking into the others
+        return _without_state(
+            store, Health.UNREADABLE, str(error), Evidence(root_written=None, now=look.now), look
+        )
+    return _visit(store, entries, path, selection, look)
+
+
+def _visit(
+    store: ObjectStore, entries: list[Entry], path: str, selection: Selection, look: _Look
+) -> ExperimentReport | list[str]:
+    """Return the report of an experiment, or the paths of the directories to visit below this one."""
+    if _is_experiment(entries):
+        return _report(store, entries, path, look) if selection.takes(path) else []
+    if path.count("/") + bool(path) >= selection.max_depth:
+        return []
+    below = [
+        f"{path}/{entry.name}".lstrip("/")
+        for entry in entries
+        if entry.is_dir and _may_hold_experiments(entry.name)
+    ]
+    return [name for name in below if selection.enters(name)]
+
+
+def _report(store: ObjectStore, entries: list[Entry], path: str, look: _Look) -> ExperimentReport:
+    evidence = Evidence(
+        root_written=_newest(entries),
+        tuner_written=_written(entries, layout.TUNER_FILE),
+        now=look.now,
+    )
+    try:
+        return _report_readable(store, entries, path, evidence, look)
+    except NotStartedError as error:
+        restore, driver = _restore_sign(store, entries, look), _driver_sign(store, look)
+        evidence = replace(evidence, restore=restore, driver=driver)
+        health = judge_unstarted(evidence, stale_after=look.stale_after)
+        return _without_state(store, health, str(error), evidence, look)
+    except StateUnreadableError as error:
+        return _without_state(store, Health.UNREADABLE, error.reason, evidence, look)
+    except TuneRestoreError as error:
+        return _without_state(store, Health.UNREADABLE, str(error), evidence, look)
 
 
 def _report_readable(
-    store: ObjectStore, entries: list[Entry], now: datetime, stale_after: timedelta
+    store: ObjectStore, entries: list[Entry], path: str, evidence: Evidence, look: _Look
 ) -> ExperimentReport:
-    last_write = _newest(entries)
-    experiment = read_experiment(store, entries)
-    committed_at = _committed_at(entries, experiment)
-    evidence = Evidence(last_write=last_write, committed_at=committed_at, now=now)
-    health, reason = judge(experiment, evidence, stale_after=stale_after)
-    if health is Health.INTERRUPTED and stale_after:
-        # the root is silent; a trial directory may still be written to
-        times = [last_write, _newest_in_trials(store, experiment)]
-        last_write = max(filter(None, times), default=None)
-        evidence = replace(evidence, last_write=last_write)
-        health, reason = judge(experiment, evidence, stale_after=stale_after)
-    if experiment.warnings:
-        reason = "; ".join([reason, *experiment.warnings])
+    print_of_root = fingerprint(entries)
+    facts = look.index.look_up(path, print_of_root) if look.index else None
+    is_new = facts is None
+    if facts is None:
+        facts = build_facts(read_outline(store, entries))
+    left = facts.samples_left
+    if facts.unfinished:  # then it does not bear on life and death
+        facts = msgspec.structs.replace(facts, samples_left=None)
+    evidence = replace(
+        evidence,
+        state_written=_written(entries, facts.state_file),
+        committed_at=_committed_at(entries, facts.state_file),
+    )
+    health, reason = judge(facts, evidence, stale_after=look.stale_after)
+    if health is Health.INTERRUPTED and facts.unfinished:
+        if left is None:  # it will be restored, and people are told what is left
+            left = read_samples_left(store, entries, facts.total)
+            is_new = is_new or left is not None
+        facts = msgspec.structs.replace(facts, samples_left=left)
+        health, reason = judge(facts, evidence, stale_after=look.stale_after)
+    if health in RESTORABLE:
+        evidence = _look_closer(store, entries, facts, evidence, health, look)
+        if (now_listed := _list_again(store, entries, look)) != entries:
+            return _report(store, now_listed, path, look)
+        health, reason = judge(facts, evidence, stale_after=look.stale_after)
+    if is_new and look.index and health is not Health.RUNNING:
+        look.index.remember(path, print_of_root, facts)
+    if facts.warnings:
+        reason = "; ".join([reason, *facts.warnings])
     return ExperimentReport(
         experiment=store.uri,
-        name=experiment.name,
+        name=_name(store),
         health=health,
         reason=reason,
-        trials=experiment.count_by_status,
-        state_file=experiment.state_file.name,
-        last_write=last_write,
-        samples_left=experiment.samples_left,
-        warnings=experiment.warnings,
+        trials=facts.trials,
+        state_file=facts.state_file,
+        last_write=evidence.last_write,
+        samples_left=facts.samples_left,
+        warnings=facts.warnings,
+        evidence=describe_evidence(facts, evidence, stale_after=look.stale_after),
     )
 
 
+def _look_closer(
+    store: ObjectStore,
+    entries: list[Entry],
+    facts: Facts,
+    evidence: Evidence,
+    health: Health,
+    look: _Look,
+) -> Evidence:
+    """Before it is called dead: is a restore at work, a driver on Ray, are its trials written to."""
+    restore = _restore_sign(store, entries, look)
+    driver = _driver_sign(store, look)
+    evidence = replace(evidence, restore=restore, driver=driver)
+    lives = (restore is not None and restore.is_alive) or (driver is not None and driver.is_running)
+    if lives or health is not Health.INTERRUPTED or not look.stale_after:
+        return evidence
+    newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
+    written = max(filter(None, newest), default=None)
+    return replace(evidence, trials_written=written)
+
+
+def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[Entry]:
+    """List the root once more if a restore may have committed since it was listed.
+
+    Its lease is released by then, so that neither listing alone shows that somebody was at work.
+    """
+    is_ours = any(entry.is_dir and entry.name == layout.ROOT for entry in entries)
+    return store.list_dir() if is_ours and look.asks_for_restore else entries
+
+
+def _restore_sign(store: ObjectStore, entries: list[Entry], look: _Look) -> RestoreSign | None:
+    return read_restore_sign(store, entries, look.now) if look.asks_for_restore else None
+
+
+def _driver_sign(store: ObjectStore, look: _Look) -> DriverSign | None:
+    return look.ask_driver(store.uri) if look.ask_driver is not None else None
+
+
+def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
+    """Return the newest write to a trial's directory, or to its newest checkpoint.
+
+    Workers upload checkpoints by themselves; result rows come with the driver's snapshots, which may be
+    rare. Of the checkpoints only the newest is listed, one level deep.
+    """
+    entries = store.list_dir(trial_dir)
+    checkpoints = [
+        entry.name
+        for entry in entries
+        if entry.is_dir
+        and entry.name.startswith(layout.CHECKPOINT_PREFIX)
+        and is_safe_name(entry.name)
+    ]
+    times = [_newest(entries)]
+    if checkpoints:
+        times.append(_newest(store.list_dir(f"{trial_dir}/{max(checkpoints)}")))
+    return max(filter(None, times), default=None)
+
+
 def _without_state(
-    uri: str, name: str, health: Health, reason: str, last_write: datetime | None
+    store: ObjectStore, health: Health, reason: str, evidence: Evidence, look: _Look
 ) -> ExperimentReport:
     return ExperimentReport(
-        experiment=uri,
-        name=name,
+        experiment=store.uri,
+        name=_name(store),
         health=health,
         reason=reason,
         trials={},
         state_file=None,
-        last_write=last_write,
+        last_write=evidence.last_write,
         samples_left=None,
+        evidence=describe_evidence(None, evidence, stale_after=look.stale_after),
     )
 
 
-def _newest_in_trials(store: ObjectStore, experiment: Experiment) -> datetime | None:
-    """Return the newest write in the directories of unfinished trials, one level deep."""
-    directories = [t.trial_dir for t in experiment.trials if not t.is_finished and t.trial_dir]
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        newest = pool.map(lambda name: _newest(store.list_dir(name)), directories)
-        return max(filter(None, newest), default=None)
+def _name(store: ObjectStore) -> str:
+    return store.uri.rstrip("/").rpartition("/")[2]
 
 
-def _committed_at(entries: list[Entry], experiment: Experiment) -> datetime | None:
-    """Return when the newest state was written, if a commit of ours did."""
-    name = experiment.state_file.name
-    if not layout.is_committed_state(name):
-        return None
+def _written(entries: list[Entry], name: str) -> datetime | None:
+    """Return when an object was written; None if there is none, or the store does not tell."""
     return next((entry.modified_at for entry in entries if entry.name == name), None)
+
+
+def _committed_at(entries: list[Entry], state_file: str) -> datetime | None:
+    """Return when the newest state was written, if a commit of ours did."""
+    return _written(entries, state_file) if layout.is_committed_state(state_file) else None
 
 
 def _newest(entries: list[Entry]) -> datetime | None:
@@ -167,15 +344,6 @@ def _newest(entries: list[Entry]) -> datetime | None:
         ),
         default=None,
     )
-
-
-def _list(store: ObjectStore) -> list[Entry] | ExperimentReport:
-    """List a directory; one that cannot be listed keeps nobody from looking into the others."""
-    try:
-        return store.list_dir()
-    except TuneRestoreError as error:
-        name = store.uri.rpartition("/")[2]
-        return _without_state(store.uri, name, Health.UNREADABLE, str(error), None)
 
 
 def _is_experiment(entries: list[Entry]) -> bool:

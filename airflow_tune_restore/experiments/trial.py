@@ -1,10 +1,13 @@
 """What one row of an experiment says, as frozen values."""
 
 import math
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol
+
+import msgspec
+
+from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 
 
 class TrialStatus(StrEnum):
@@ -19,19 +22,6 @@ class TrialStatus(StrEnum):
 
 UNFINISHED = frozenset({TrialStatus.PENDING, TrialStatus.RUNNING, TrialStatus.PAUSED})
 """What `resume_unfinished` speaks of: all that is neither TERMINATED nor ERROR (Ray 2.60)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedCheckpoint:
-    """The checkpoint Ray would resume from.
-
-    Args:
-        name: Directory name inside the trial directory.
-        iteration: `training_iteration` it was taken at; 0 if not recorded.
-    """
-
-    name: str
-    iteration: int
 
 
 class TrialDetails(Protocol):
@@ -58,9 +48,8 @@ class TrialDetails(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One row of the experiment state.
+class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """One row of the experiment state. A Struct, because there are thousands of them.
 
     Args:
         trial_id: Ray's id.
@@ -74,6 +63,7 @@ class Trial:
         iteration: `training_iteration` of the last result; 0 if it never reported.
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
+        last_interval: Seconds its last iteration took, as it said itself; 0 if it did not.
         details: Decodes the rest on demand.
     """
 
@@ -88,7 +78,8 @@ class Trial:
     iteration: int = 0
     last_result_time: float = -math.inf
     start_time: float | None = None
-    details: TrialDetails = field(repr=False, compare=False)
+    last_interval: float = 0.0
+    details: TrialDetails
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ An address may name an Airflow connection, never a secret. What a connection hol
 its filesystem, and a runner through environment variables of the child process; it is written nowhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.hooks.runner_environment import WHERE, runner_environment
 from airflow_tune_restore.storage.fs import open_store
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from fsspec import AbstractFileSystem
 
-    from airflow_tune_restore.experiments.health import ExperimentReport
+    from airflow_tune_restore.experiments.health import DriverSign, ExperimentReport
     from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -96,19 +97,37 @@ class ExperimentStorageHook(BaseHook):
         """Parse an address, with this hook's connection if it has one."""
         return Address.parse(text, storage_conn_id=self.storage_conn_id)
 
-    def open(self, address: str | Address) -> "ObjectStore":
+    def open(self, address: str | Address, *, in_bulk: bool = False) -> "ObjectStore":
         """Return the store rooted at an address. Opens a fresh filesystem: nothing is cached.
+
+        Args:
+            address: Where.
+            in_bulk: Thousands of small reads follow.
 
         Raises:
             InvalidInputError: If the address or its connection cannot be used.
             StorageError: If the connection cannot be read.
         """
         place = self.address(address) if isinstance(address, str) else address
-        return open_store(place.uri, filesystem=_filesystem(place))
+        return open_store(place.uri, filesystem=_filesystem(place), in_bulk=in_bulk)
 
-    def scan(self, prefix: str | Address, *, stale_after: timedelta) -> "list[ExperimentReport]":
+    def scan(
+        self,
+        prefix: str | Address,
+        *,
+        stale_after: timedelta,
+        selection: Selection | None = None,
+        use_index: bool = True,
+        ask_driver: "Callable[[str], DriverSign] | None" = None,
+    ) -> "list[ExperimentReport]":
         """Report on every experiment at or below a prefix; their URIs carry no connection id."""
-        return scan(self.open(prefix), stale_after=stale_after)
+        return scan(
+            self.open(prefix, in_bulk=True),
+            stale_after=stale_after,
+            selection=selection or Selection(),
+            use_index=use_index,
+            ask_driver=ask_driver,
+        )
 
     @contextmanager
     def runner_env(self, address: str | Address) -> Iterator[dict[str, str]]:

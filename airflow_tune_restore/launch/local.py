@@ -180,10 +180,10 @@ class RunnerProcess:
         self._process = process
         self._package = package
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._drained = threading.Thread(target=self._drain, name="runner-output", daemon=True)
-        self._ended = threading.Thread(target=self._see_off, name="runner-end", daemon=True)
-        self._drained.start()
-        self._ended.start()
+        # an event, not the thread's end: a Ctrl-C in Thread.join makes it forget that it waits (3.11)
+        self._ended = threading.Event()
+        threading.Thread(target=self._drain, name="runner-output", daemon=True).start()
+        threading.Thread(target=self._see_off, name="runner-end", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -202,14 +202,13 @@ class RunnerProcess:
         Raises:
             TimeoutError: If it still runs.
         """
-        self._ended.join(timeout_seconds)
-        if self._ended.is_alive():
+        if not self._ended.wait(timeout_seconds):
             raise TimeoutError(f"runner {self.pid} still runs")
         return self._process.wait()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
         """Ask it to save a snapshot and end; kill it and all it started if it does not in time."""
-        if self._ended.is_alive():
+        if not self._ended.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)  # not its group: Ray must live until the snapshot
         try:
@@ -229,10 +228,13 @@ class RunnerProcess:
 
         The process is reaped last; until then its id, which names the session, cannot be reused.
         """
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        _kill_session(self.pid)
-        self._process.wait()
-        self._package.cleanup()
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            _kill_session(self.pid)
+            self._process.wait()
+            self._package.cleanup()
+        finally:
+            self._ended.set()
 
 
 def _refusal(trainable: str, done: "subprocess.CompletedProcess[str]") -> TuneRestoreError:

@@ -4,6 +4,7 @@ Its paths and fields are those of ray/dashboard/modules/job (read in 2.60). What
 token, certificate, version) is an InvalidInputError; what may pass is a RayClusterError.
 """
 
+import json
 import re
 import ssl
 from collections.abc import Mapping
@@ -61,10 +62,12 @@ class Cluster:
 
 
 class RayJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster says of one job."""
+    """What the cluster says of one job; one that was not submitted has no submission id."""
 
     submission_id: str | None = None
     status: str = ""
+    entrypoint: str = ""
+    metadata: dict[str, str] | None = None
     message: str | None = None
     driver_exit_code: int | None = None
 
@@ -101,6 +104,12 @@ class RayJobs:
         """Return a job; None if the cluster knows of none."""
         return _read_job(self.cluster, self._send("GET", _job_path(submission_id)))
 
+    def list_live(self) -> list[RayJob]:
+        """Return all jobs that wait or run, those among them that connected by themselves."""
+        answer = _good(self.cluster, self._send("GET", "/api/jobs/"))
+        jobs: list[RayJob] = _decode(self.cluster, answer, list[RayJob])
+        return [job for job in jobs if not job.is_over]
+
     def submit(self, submission: Mapping[str, Any]) -> bool:
         """Start a job; False if there is one of this submission id already.
 
@@ -123,7 +132,7 @@ class RayJobs:
 
     def logs(self, submission_id: str) -> str:
         """Return all that a job has printed; "" if nothing is known of it."""
-        return _read_logs(self._send("GET", f"{_job_path(submission_id)}/logs"))
+        return _read_logs(self.cluster, self._send("GET", f"{_job_path(submission_id)}/logs"))
 
     def has_package(self, name: str) -> bool:
         """Whether the cluster holds a package; if so, it keeps it for some more minutes."""
@@ -156,15 +165,12 @@ class AsyncRayJobs:
     async def list_jobs(self) -> dict[str, RayJob]:
         """Return all jobs that were submitted, by submission id: one request, however many."""
         answer = _good(self.cluster, await self._send("GET", "/api/jobs/"))
-        try:
-            jobs = msgspec.json.decode(answer.content, type=list[RayJob])
-        except msgspec.DecodeError as error:
-            raise _no_ray(self.cluster, str(error)) from error
+        jobs: list[RayJob] = _decode(self.cluster, answer, list[RayJob])
         return {job.submission_id: job for job in jobs if job.submission_id is not None}
 
     async def logs(self, submission_id: str) -> str:
         """Return all that a job has printed."""
-        return _read_logs(await self._send("GET", f"{_job_path(submission_id)}/logs"))
+        return _read_logs(self.cluster, await self._send("GET", f"{_job_path(submission_id)}/logs"))
 
     async def stop(self, submission_id: str) -> None:
         """Ask a job to end."""
@@ -299,10 +305,8 @@ def _last_line(answer: httpx.Response) -> str:
 
 
 def _read_version(cluster: Cluster, answer: httpx.Response, send: Any) -> str:
-    try:
-        version = msgspec.json.decode(_good(cluster, answer).content, type=_Version).ray_version
-    except msgspec.DecodeError as error:
-        raise _no_ray(cluster, str(error)) from error
+    told: _Version = _decode(cluster, _good(cluster, answer), _Version)
+    version = told.ray_version
     number = re.match(r"(\d+)\.(\d+)", version)
     if number is None or (int(number[1]), int(number[2])) < OLDEST_RAY:
         oldest = ".".join(map(str, OLDEST_RAY))
@@ -316,20 +320,27 @@ def _read_version(cluster: Cluster, answer: httpx.Response, send: Any) -> str:
 def _read_job(cluster: Cluster, answer: httpx.Response) -> RayJob | None:
     if answer.status_code == httpx.codes.NOT_FOUND:
         return None
+    job: RayJob = _decode(cluster, _good(cluster, answer), RayJob)
+    return job
+
+
+def _decode(cluster: Cluster, answer: httpx.Response, kind: Any) -> Any:
+    """Read an answer; jobs may have said anything, also what msgspec refuses (lone surrogates)."""
     try:
-        return msgspec.json.decode(_good(cluster, answer).content, type=RayJob)
+        return msgspec.json.decode(answer.content, type=kind)
     except msgspec.DecodeError as error:
-        raise _no_ray(cluster, str(error)) from error
+        try:
+            return msgspec.convert(json.loads(answer.content), kind)
+        except (ValueError, RecursionError):
+            raise _no_ray(cluster, str(error)) from error
 
 
-def _read_logs(answer: httpx.Response) -> str:
+def _read_logs(cluster: Cluster, answer: httpx.Response) -> str:
     """Return the text; a log that is out of reach (its node is gone) is no reason to fail."""
     if not answer.is_success:
         return ""
-    try:
-        return msgspec.json.decode(answer.content, type=_Logs).logs or ""
-    except msgspec.DecodeError:
-        return ""
+    told: _Logs = _decode(cluster, answer, _Logs)
+    return told.logs or ""
 
 
 def _job_path(submission_id: str) -> str:

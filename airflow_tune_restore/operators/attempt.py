@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.restore.attempts import claim_attempt, record_end
 from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import (
-    Result,
-    RunnerOutcome,
-    RunnerRequest,
-)
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -38,6 +35,8 @@ class RunnerArguments:
         address: Ray cluster to connect to; None starts a private one.
         runtime_env: Ray runtime_env for the connection.
         can_grow: Whether more memory can be asked for: a private Ray is as large as its machine.
+        concurrent: For how many trials at the same time the one run of all asks.
+        memory: Bytes that a trial has which asks for none, where it runs; None if nobody knows.
         reports: Whether results are written to storage, too: we do not read the runner's stdout.
     """
 
@@ -47,6 +46,8 @@ class RunnerArguments:
     address: str | None = None
     runtime_env: dict[str, Any] = field(default_factory=dict)
     can_grow: bool = False
+    concurrent: int = 1
+    memory: float | None = None
     reports: bool = False
 
 
@@ -70,6 +71,8 @@ def claim(
         log.info("It ran out of memory: asking for %.1f GiB.", memory / 1024**3)
     elif memory is not None:
         log.info("It ran out of memory; a private Ray cannot be asked for more of it.")
+    elif trial_id != layout.EVERY_TRIAL and "memory" not in plan.trial(trial_id).resources:
+        memory = arguments.memory  # so that twice as much is known, should it not suffice
     return claim_attempt(
         store,
         plan,
@@ -81,6 +84,7 @@ def claim(
         runtime_env=dict(arguments.runtime_env),
         attempt=attempt,
         memory=memory if arguments.can_grow else None,
+        concurrent=arguments.concurrent,
         reports=arguments.reports,
     )
 

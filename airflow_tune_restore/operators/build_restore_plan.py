@@ -69,6 +69,8 @@ class BuildRestorePlanOperator(BaseOperator):
             Ray forgets: after a restore its rungs and averages are empty, and a hopeless trial may
             train to its end. Needs one run of all trials.
         allow_scratch: Let a trial whose checkpoints are all gone start over.
+        newest_checkpoint: Resume from a complete checkpoint that was reported after the state was saved,
+            rather than from the one that the state names, as Ray does.
         max_attempts: Failed attempts, counted over all nights, after which a trial is quarantined; None
             for no limit. The same exception at the same place and iteration twice quarantines it anyway.
         max_memory: Bytes of memory that a trial is given at most after it ran out of it. It is given
@@ -98,6 +100,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "trim_results",
         "remember_scheduler",
         "allow_scratch",
+        "newest_checkpoint",
         "max_attempts",
         "max_memory",
         "stale_after",
@@ -123,6 +126,7 @@ class BuildRestorePlanOperator(BaseOperator):
         trim_results: bool | str = False,
         remember_scheduler: bool | str = False,
         allow_scratch: bool | str = False,
+        newest_checkpoint: bool | str = False,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -148,6 +152,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.trim_results = trim_results
         self.remember_scheduler = remember_scheduler
         self.allow_scratch = allow_scratch
+        self.newest_checkpoint = newest_checkpoint
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -297,6 +302,7 @@ class BuildRestorePlanOperator(BaseOperator):
             trim_results=parse_bool("trim_results", self.trim_results),
             remember_scheduler=parse_bool("remember_scheduler", self.remember_scheduler),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
+            newest_checkpoint=parse_bool("newest_checkpoint", self.newest_checkpoint),
             can_start=parse_text(self.param_space) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),

@@ -5,28 +5,28 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import ExperimentRunningError, RunnerError
+from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks.arguments import parse_span, parse_text
+from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
-from airflow_tune_restore.operators.commit_restore import describe_summary
-from airflow_tune_restore.operators.items import RestoreItem, restore_id_for
+from airflow_tune_restore.operators.continuation import (
+    continuation_options,
+    describe_continued,
+    parse_continued,
+    refuse_unfinished,
+    start_continuation,
+)
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
 from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, start_draft
-from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome
-from airflow_tune_restore.restore.summary import CommitSummary, printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -117,12 +117,13 @@ class ContinueExperimentOperator(OnRayOperator):
         """Plan, run, commit."""
         with plain_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            address = hook.address(self._address())
+            address = hook.address(parse_continued(self.experiment))
             store = hook.open(address)
             if self.launcher == RAY:
-                plan, settled = self._start(context, store, None)
+                options = continuation_options(self.stale_after, self.param_space)
+                plan, settled = start_continuation(context, store, options)
                 if plan is None:
-                    return self._output(address, settled)
+                    return describe_continued(address, settled, log=self.log)
                 return self._run_on_ray(context, self._ray_run(plan.restore_id))
             with hook.runner_env(address) as credentials:
                 launcher = build_launcher(
@@ -130,12 +131,23 @@ class ContinueExperimentOperator(OnRayOperator):
                     python=parse_text(self.python),
                     env={**credentials, **(self.env or {})},
                 )
-                plan, settled = self._start(context, store, launcher)
+
+                def check(plan: RestorePlan) -> None:
+                    launcher.check(
+                        experiment=plan.experiment,
+                        trainable=str(self.trainable),
+                        trainable_name=plan.trainable_name,
+                        param_space=parse_text(self.param_space),
+                        imports=self.imports,
+                    )
+
+                options = continuation_options(self.stale_after, self.param_space)
+                plan, settled = start_continuation(context, store, options, check)
                 if plan is None:
-                    return self._output(address, settled)
+                    return describe_continued(address, settled, log=self.log)
                 outcome = self._run(store, plan, launcher)
-            self._refuse_unfinished(plan, outcome)
-            return self._output(address, commit_restore(store, plan.restore_id))
+            refuse_unfinished(plan, outcome)
+            return describe_continued(address, commit_restore(store, plan.restore_id), log=self.log)
 
     def on_kill(self) -> None:
         """Let the runner save a snapshot and end; asked twice, it waits once."""
@@ -147,54 +159,12 @@ class ContinueExperimentOperator(OnRayOperator):
 
     def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-        return hook, hook.address(self._address()), layout.EVERY_TRIAL
+        return hook, hook.address(parse_continued(self.experiment)), layout.EVERY_TRIAL
 
     def _ray_end(self, run: RayRun, outcome: RunnerOutcome) -> dict[str, Any]:
-        self._refuse_unfinished(run.plan, outcome)
-        return self._output(run.address, commit_restore(run.store, run.plan.restore_id))
-
-    def _address(self) -> str:
-        given = self.experiment
-        if isinstance(given, Mapping):
-            if not given.get("samples_left"):
-                raise AirflowSkipException(
-                    f"{given.get('experiment')}: no samples are left to draw."
-                )
-            given = given.get("experiment")
-        return str(given)
-
-    def _start(
-        self, context: Context, store: ObjectStore, launcher: "LocalLauncher | None"
-    ) -> tuple[RestorePlan | None, CommitSummary | None]:
-        ti = context["ti"]
-        index = ti.map_index if ti.map_index is not None else -1
-        base_id = restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
-        options = DraftOptions(
-            flags=ResumeFlags(),
-            strategy="auto",
-            stale_after=parse_span("stale_after", self.stale_after),
-            can_start=parse_text(self.param_space) is not None,
-        )
-        try:
-            draft = draft_continuation(store, base_id, options)
-        except ExperimentRunningError as error:
-            raise AirflowSkipException(str(error)) from error
-        if isinstance(draft, str):
-            raise AirflowSkipException(f"Nothing to draw. {draft}")
-        if launcher is not None and not draft.is_started:
-            launcher.check(
-                experiment=draft.plan.experiment,
-                trainable=str(self.trainable),
-                trainable_name=draft.plan.trainable_name,
-                param_space=parse_text(self.param_space),
-                imports=self.imports,
-            )
-        return start_draft(
-            draft,
-            options,
-            holder=f"DAG {ti.dag_id}, run {ti.run_id}",
-            ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
-        )
+        refuse_unfinished(run.plan, outcome)
+        summary = commit_restore(run.store, run.plan.restore_id)
+        return describe_continued(run.address, summary, log=self.log)
 
     def _run(
         self, store: ObjectStore, plan: RestorePlan, launcher: "LocalLauncher"
@@ -227,25 +197,3 @@ class ContinueExperimentOperator(OnRayOperator):
                 "on from its newest snapshot."
             )
         return outcome
-
-    def _refuse_unfinished(self, plan: RestorePlan, outcome: RunnerOutcome) -> None:
-        cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
-        match Result(outcome.result):
-            case Result.INTERRUPTED:
-                raise AirflowException(
-                    f"The run of {plan.experiment} was stopped ({cause}); a retry goes on from its "
-                    "snapshot."
-                )
-            case Result.REFUSED | Result.FENCED:
-                raise AirflowFailException(f"{plan.experiment} was not continued: {cause}")
-            case Result.FINISHED | Result.FAILED:
-                return
-
-    def _output(self, address: Address, summary: CommitSummary | None) -> dict[str, Any]:
-        if summary is None:
-            raise AirflowSkipException(f"Nothing to draw in {address}.")
-        self.log.info("%s", summary.headline())
-        for line in summary.table().splitlines():
-            self.log.info("%s", line)
-        item = RestoreItem(experiment=str(address), restore_id=summary.restore_id)
-        return describe_summary(item, summary)

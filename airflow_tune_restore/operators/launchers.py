@@ -9,7 +9,7 @@ from pathlib import Path
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.local import LocalLauncher
 
-ELSEWHERE = frozenset({"ray"})
+ELSEWHERE = frozenset({"ray", "kubernetes"})
 """Launchers that start runners on other machines: nothing is asked of a worker's own Python for them."""
 
 _PACKAGE_DIRS = frozenset({"site-packages", "dist-packages"})

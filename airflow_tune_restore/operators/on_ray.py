@@ -34,7 +34,8 @@ class OnRayOperator(BaseOperator):
     Args:
         ray_conn_id: Connection of type `ray_jobs`: the cluster.
         runtime_env: Ray runtime_env of the job, over that of the connection. Directories of this worker
-            in `working_dir` and `py_modules` are uploaded. No secrets: Ray shows it.
+            in `working_dir` and `py_modules` are uploaded. No secrets: Ray shows it. (With `ray_address`:
+            of the connection to that cluster; not used by a private Ray.)
         entrypoint_num_cpus: CPUs that the driver itself asks for, beside its trials.
         entrypoint_memory: Bytes that the driver asks for; 512 MiB unless the connection says otherwise,
             so that drivers spread over the cluster.

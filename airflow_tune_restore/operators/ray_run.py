@@ -26,6 +26,7 @@ from airflow_tune_restore.operators.attempt import (
     claim,
     record_death,
 )
+from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_outcome
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -35,10 +36,13 @@ from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from airflow_tune_restore.triggers.ray_poller import ABSENT_LISTS, OUTAGE_SECONDS
-from airflow_tune_restore.triggers.storage_watch import read_progress
+from airflow_tune_restore.triggers.storage_watch import RENEW_SECONDS, read_progress
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
+
+SUBMIT_SECONDS = 60.0
+"""How long a job is posted again and again, under the same id, to a head that does not take it."""
 
 FORGOTTEN = "The cluster does not know the job any more: its head node died and was started anew."
 
@@ -122,9 +126,15 @@ class RayRun:
             newest = max(
                 [remembered, *list_attempts(self.store, self.plan.restore_id, self.run_id)]
             )
-            if newest and (attached := self._attach_to(newest)) is not None:
-                self.attached = attached
-                return attached
+            number = newest + 1
+            try:
+                if newest and (attached := self._attach_to(newest)) is not None:
+                    self.attached = attached
+                    return attached
+            except KeyNotFoundError:
+                number = (
+                    newest  # its directory is there, its request not yet: whoever is first has it
+                )
             try:
                 request = claim(
                     self.store,
@@ -132,7 +142,7 @@ class RayRun:
                     self.run_id,
                     self.arguments,
                     log=self.log,
-                    attempt=newest + 1,
+                    attempt=number,
                 )
             except KeyExistsError:
                 continue  # another task was faster: attach to its run
@@ -140,7 +150,11 @@ class RayRun:
             return self.attached
 
     def _attach_to(self, attempt: int) -> Attached | None:
-        """Attach to an attempt's job; None if the attempt is over."""
+        """Attach to an attempt's job; None if the attempt is over.
+
+        Raises:
+            KeyNotFoundError: If nobody has claimed it.
+        """
         plan, job_id = self.plan, self.job_id(attempt)
         if read_outcome(self.store, plan.restore_id, self.run_id, attempt) is not None:
             return None
@@ -155,18 +169,14 @@ class RayRun:
         if job is not None or ran:
             return None
         # claimed, and whoever did so died before the job was started, or is about to start it
-        try:
-            request = self._request(attempt)
-        except KeyNotFoundError:
-            return None
-        return self._submit(request)
+        return self._submit(self._request(attempt))
 
     def _submit(self, request: RunnerRequest) -> Attached:
         submission = build_submission(
             self.jobs, request, runtime_env=self.runtime_env, env=self.env, driver=self.driver
         )
         job_id = submission["submission_id"]
-        is_ours = self.jobs.submit(submission)
+        is_ours = self._post(submission)
         words = "Started" if is_ours else "Attached to"
         self.log.info(
             "%s Ray job %s: %s %s of %s, attempt %d of restore %s",
@@ -174,6 +184,18 @@ class RayRun:
             *(request.attempt, self.plan.restore_id),
         )
         return Attached(attempt=request.attempt, submission_id=job_id, is_ours=is_ours)
+
+    def _post(self, submission: dict[str, Any]) -> bool:
+        """Post a job; a head that has just started answers before it can take one. Once is enough."""
+        deadline = time.monotonic() + SUBMIT_SECONDS
+        while True:
+            try:
+                return self.jobs.submit(submission)
+            except RayClusterError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self.log.warning("%s It is asked again.", error)
+                time.sleep(self.poll_interval)
 
     @property
     def _is_part(self) -> bool:
@@ -213,8 +235,11 @@ class RayRun:
         """Wait here, in the worker, and show what is printed; return what the trigger's event says."""
         offset = seen = absent = 0
         ends_with_job = self._ends_with_job(attached.attempt)
-        reached = time.monotonic()
+        reached = renewed = time.monotonic()
         while True:
+            if time.monotonic() - renewed > RENEW_SECONDS:  # a job that waits for a place cannot
+                renewed = time.monotonic()
+                lease.renew(self.store, lease.check_held(self.store, self.plan.restore_id))
             try:
                 job = self.jobs.find(attached.submission_id)
                 reached = time.monotonic()

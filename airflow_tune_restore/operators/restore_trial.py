@@ -257,7 +257,8 @@ class RestoreTrialOperator(OnRayOperator):
             param_space=parse_text(self.param_space),
             imports=self.imports,
             address=address,
-            runtime_env=dict(self.runtime_env or {}),
+            # a private Ray needs none: it inherits what its runner has
+            runtime_env=dict(self.runtime_env or {}) if address is not None else {},
             can_grow=address is not None,
         )
         return claim(store, plan, trial_id, arguments, log=self.log, attempt=attempt)

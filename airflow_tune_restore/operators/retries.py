@@ -5,7 +5,12 @@ from typing import Any
 
 from airflow.sdk import Context, RetryDecision, RetryPolicy
 
-from airflow_tune_restore.exceptions import RunnerDiedError, StorageError, TrialFailedError
+from airflow_tune_restore.exceptions import (
+    RayClusterError,
+    RunnerDiedError,
+    StorageError,
+    TrialFailedError,
+)
 from airflow_tune_restore.hooks.plain_errors import original
 from airflow_tune_restore.restore.failures import Cause
 
@@ -15,16 +20,17 @@ LONGEST_WAIT = timedelta(minutes=10)
 """Shorter than `build_restore_plan.DEFAULT_LEASE_TTL`: nothing renews the lease while all tasks wait."""
 
 _CHEAP = frozenset({Cause.ACTOR_DIED, Cause.NODE_LOST, Cause.KILLED})
-_SLOW = frozenset({Cause.STORAGE, Cause.OUT_OF_MEMORY})
+UNREACHABLE = "no answer of the Ray cluster"
+_SLOW = frozenset({Cause.STORAGE, Cause.OUT_OF_MEMORY, UNREACHABLE})
 
 
 class TrialRetryPolicy(RetryPolicy):
     """Retries what a retry can cure, up to the task's `retries`.
 
     The same exception at the same place and iteration as in an earlier attempt fails the task at once.
-    After a lost node or a dead process the trial is tried again in half a minute. A store that does not
-    answer, and a node without memory, are given time: a minute, doubled at each try, ten at most. All
-    else waits for the task's own `retry_delay`.
+    After a lost node or a dead process the trial is tried again in half a minute. A store or cluster that
+    does not answer, and a node without memory, are given time: a minute, doubled at each try, ten at
+    most. All else waits for the task's own `retry_delay`.
     """
 
     def evaluate(
@@ -65,4 +71,6 @@ TRIAL_RETRY_POLICY = TrialRetryPolicy()
 def _cause(error: BaseException | None) -> str:
     if isinstance(error, TrialFailedError | RunnerDiedError):
         return error.cause
+    if isinstance(error, RayClusterError):
+        return UNREACHABLE
     return Cause.STORAGE.value if isinstance(error, StorageError) else ""

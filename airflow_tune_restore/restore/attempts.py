@@ -40,13 +40,14 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     runtime_env: dict[str, Any] | None = None,
     attempt: int | None = None,
     memory: float | None = None,
+    concurrent: int = 1,
     reports: bool = False,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial and store its request at `layout.request_key`.
 
-    With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all. `memory`, in
-    bytes, takes the place of what the trial asks for by itself. `reports` is for a follower that does not
-    read the runner's stdout.
+    With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all, which asks for
+    `concurrent` times as much as the largest of its trials. `memory`, in bytes, takes the place of what
+    the trial asks for by itself. `reports` is for a follower that does not read the runner's stdout.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
@@ -54,6 +55,8 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
         RecordUnreadableError: If somebody has placed an attempt with the highest number there is.
     """
     planned = _of_plan(plan, trial_id)
+    if trial_id == layout.EVERY_TRIAL:
+        planned["resources"] = {k: v * concurrent for k, v in planned["resources"].items()}
     if memory is not None:
         planned["resources"] = {**planned["resources"], "memory": memory}
     number = attempt or max(list_attempts(store, plan.restore_id, trial_id), default=0) + 1
@@ -156,7 +159,7 @@ def read_whatever_outcome(
 def record_end(
     store: ObjectStore, request: RunnerRequest, exit_code: int | None, message: str
 ) -> RunnerEnd:
-    """Keep what was seen of a runner that ended without an outcome: the ledger counts it."""
+    """Keep what was seen of a runner that left no outcome, or was taken away: the ledger counts it."""
     end = RunnerEnd(
         exit_code=exit_code, message=message[-MESSAGE_LIMIT:], ended_at=store.now().isoformat()
     )
@@ -170,11 +173,19 @@ def read_end(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -
 
     An attempt that was never heard of (no heartbeat, no end) did not run: None, too.
     """
-    body = _get(store, layout.end_key(restore_id, trial_id, attempt))
-    if body is not None:
-        return RunnerEnd.from_json(body)
+    seen = read_recorded_end(store, restore_id, trial_id, attempt)
+    if seen is not None:
+        return seen
     beat = _get(store, layout.heartbeat_key(restore_id, trial_id, attempt))
     return RunnerEnd() if beat is not None else None
+
+
+def read_recorded_end(
+    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
+) -> RunnerEnd | None:
+    """Return what somebody has written down of an attempt's end, whether or not it has an outcome."""
+    body = _get(store, layout.end_key(restore_id, trial_id, attempt))
+    return RunnerEnd.from_json(body) if body is not None else None
 
 
 def wait_until_over(

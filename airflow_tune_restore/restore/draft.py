@@ -51,6 +51,7 @@ class DraftOptions:
     trim_results: bool = False
     remember_scheduler: bool = False
     allow_scratch: bool = False
+    newest_checkpoint: bool = False
     can_start: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
@@ -186,6 +187,7 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         trim_results=options.trim_results,
         remember_scheduler=options.remember_scheduler,
         allow_scratch=options.allow_scratch,
+        newest_checkpoint=options.newest_checkpoint,
         max_attempts=options.max_attempts,
         max_memory_bytes=options.max_memory_bytes,
     )

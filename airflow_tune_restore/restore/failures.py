@@ -92,6 +92,7 @@ _SYSTEM_TYPES = frozenset(
     "ActorPlacementGroupRemoved TaskPlacementGroupRemoved ActorUnschedulableError "
     "TaskUnschedulableError".split()
 )
+_TAKEN_AWAY = frozenset({Cause.NODE_LOST, Cause.OUT_OF_MEMORY})
 _ACTOR_WORDS = (
     "actor died",
     "actor is dead",
@@ -136,12 +137,13 @@ def classify_end(exit_code: int | None, message: str = "") -> Failure | None:
         message: What the Ray job or Kubernetes says of its end, or the runner's last lines.
 
     Returns:
-        None if it was no failure: it was refused, overtaken, or told to stop.
+        None if it was no failure: it was refused, overtaken, or told to stop by us and not by a node.
     """
-    if exit_code in (EXIT_REFUSED, EXIT_FENCED, EXIT_INTERRUPTED):
-        return None
     message = message[-_READ_LIMIT:]
     cause = _cause_of_system(message)
+    was_evicted = exit_code == EXIT_INTERRUPTED and cause in _TAKEN_AWAY
+    if exit_code in (EXIT_REFUSED, EXIT_FENCED, EXIT_INTERRUPTED) and not was_evicted:
+        return None
     if cause in (Cause.UNKNOWN, Cause.ACTOR_DIED):
         cause = Cause.KILLED
     lines = [line for line in message.splitlines() if line.strip()]

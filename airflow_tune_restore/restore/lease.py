@@ -14,8 +14,6 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
@@ -25,32 +23,35 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
 )
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.printable import printable
-from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.experiments.claims import (
+    CLAIM,
+    DEFAULT_TTL_SECONDS,
+    MAX_TTL_SECONDS,
+    Lease,
+    claimed,
+    is_released,
+    last_sign_of_life,
+    newest_claim,
+    read_claim,
+)
+from airflow_tune_restore.storage.base import ObjectStore
 
-DEFAULT_TTL_SECONDS = 120.0
-MAX_TTL_SECONDS = 24 * 3600.0
-"""No claim holds an experiment for longer without a sign of life, whatever it says."""
+__all__ = [
+    "DEFAULT_TTL_SECONDS",
+    "MAX_TTL_SECONDS",
+    "Lease",
+    "acquire",
+    "check_held",
+    "earlier_restores",
+    "is_released",
+    "newest_claim",
+    "refuse_if_alive",
+    "release",
+    "renew",
+    "unreleased",
+]
 
 _LOOK_BACK = 20
-_CLAIM, _RELEASE, _HEARTBEAT = "claim", "release", "heartbeat"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A held lease.
-
-    Args:
-        epoch: Its number, the fencing token.
-        restore_id: Which restore holds it.
-        holder: Who that is, for people (`dag nightly_recovery, run …`, `tune-restore on host`).
-        ttl_seconds: How long a silent holder counts as alive.
-    """
-
-    epoch: int
-    restore_id: str
-    holder: str
-    ttl_seconds: float
 
 
 def acquire(
@@ -85,7 +86,7 @@ def acquire(
             "nonce": secrets.token_hex(8),
         }
         key = layout.lease_claim_key(epoch)
-        if layout.lease_epoch(key.rpartition("/")[2], _CLAIM) is None:
+        if layout.lease_epoch(key.rpartition("/")[2], CLAIM) is None:
             raise RecordUnreadableError(
                 store.uri, layout.lease_claim_key(epoch - 1), "no number is left after it"
             )
@@ -140,68 +141,22 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
     return current
 
 
-def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
-    """Read the claim with the highest number."""
-    epochs = _claimed(entries)
-    return _read_claim(store, max(epochs)) if epochs else None
-
-
 def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     """Return the claims of other restores that were never released, the oldest first.
 
     All but the newest were taken over; so was the newest once another one is created.
     """
     entries = store.list_dir(layout.LEASE)
-    epochs = sorted(epoch for epoch in _claimed(entries) if not is_released(entries, epoch))
-    claims = [_read_claim(store, epoch) for epoch in epochs]
+    epochs = sorted(epoch for epoch in claimed(entries) if not is_released(entries, epoch))
+    claims = [read_claim(store, epoch) for epoch in epochs]
     return [claim for claim in claims if claim.restore_id != but]
 
 
 def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
     """Return which restores held the lease before this one, the newest first."""
-    epochs = sorted(_claimed(store.list_dir(layout.LEASE)), reverse=True)
-    ids = [_read_claim(store, epoch).restore_id for epoch in epochs[:_LOOK_BACK]]
+    epochs = sorted(claimed(store.list_dir(layout.LEASE)), reverse=True)
+    ids = [read_claim(store, epoch).restore_id for epoch in epochs[:_LOOK_BACK]]
     return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
-
-
-def is_released(entries: list[Entry], epoch: int) -> bool:
-    """Whether the holder of this epoch has given it back."""
-    return any(layout.lease_epoch(entry.name, _RELEASE) == epoch for entry in entries)
-
-
-def _claimed(entries: list[Entry]) -> list[int]:
-    found = (layout.lease_epoch(entry.name, _CLAIM) for entry in entries if not entry.is_dir)
-    return [epoch for epoch in found if epoch is not None]
-
-
-def _read_claim(store: ObjectStore, epoch: int) -> Lease:
-    claim = _read(store, layout.lease_claim_key(epoch))
-    return Lease(
-        epoch=epoch,
-        restore_id=_text(claim.get("restore_id")),
-        holder=_text(claim.get("holder")),
-        ttl_seconds=_ttl(claim.get("ttl_seconds")),
-    )
-
-
-def _read(store: ObjectStore, key: str) -> dict[str, Any]:
-    """Read one of our objects; one that makes no sense counts as empty."""
-    try:
-        value = json.loads(store.get(key, max_bytes=65536))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str:
-    return (printable(value) if isinstance(value, str) else "") or "?"
-
-
-def _ttl(value: Any) -> float:
-    """Read a TTL; one that makes no sense (NaN, "soon", 1e300) must not hold the lease for ever."""
-    if type(value) in (int, float) and 0 <= value <= MAX_TTL_SECONDS:
-        return float(value)
-    return DEFAULT_TTL_SECONDS
 
 
 def _wait_for_death(
@@ -234,13 +189,8 @@ def _refuse_recent(store: ObjectStore, current: Lease) -> None:
 
 def _silent_for(store: ObjectStore, epoch: int) -> float:
     """Return the seconds since the holder's last write, by the store's clock."""
-    written = [
-        entry.modified_at
-        for entry in store.list_dir(layout.LEASE)
-        if epoch in (layout.lease_epoch(entry.name, kind) for kind in (_CLAIM, _HEARTBEAT))
-        and entry.modified_at is not None
-    ]
-    return (store.now() - max(written)).total_seconds() if written else 0.0
+    written = last_sign_of_life(store.list_dir(layout.LEASE), epoch)
+    return (store.now() - written).total_seconds() if written else 0.0
 
 
 def _pulse(store: ObjectStore, epoch: int) -> bytes:

@@ -13,7 +13,12 @@ import msgspec
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_whatever_outcome
+from airflow_tune_restore.restore.attempts import (
+    list_attempts,
+    read_end,
+    read_recorded_end,
+    read_whatever_outcome,
+)
 from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
 from airflow_tune_restore.restore.plan import RestorePlan, encode
 from airflow_tune_restore.restore.records import read_record
@@ -154,7 +159,7 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     """Return the attempts of one restore that failed, oldest first.
 
     What was interrupted on request, refused or overtaken did not fail; a runner that died without an
-    outcome did.
+    outcome, or lost its node, did.
     """
     found = (
         _read_failure(store, restore_id, trial_id, attempt)
@@ -235,9 +240,7 @@ def _read_failure(
     store: ObjectStore, restore_id: str, trial_id: str, attempt: int
 ) -> FailedAttempt | None:
     outcome = read_whatever_outcome(store, restore_id, trial_id, attempt)
-    if outcome is not None:
-        if outcome.result != Result.FAILED:
-            return None
+    if outcome is not None and outcome.result == Result.FAILED:
         return FailedAttempt(
             restore_id=restore_id,
             attempt=attempt,
@@ -249,7 +252,14 @@ def _read_failure(
             ended_at=str(outcome.ended_at),
             memory=_memory_asked(store, restore_id, trial_id, attempt),
         )
-    end = read_end(store, restore_id, trial_id, attempt)
+    if outcome is None:
+        end = read_end(store, restore_id, trial_id, attempt)
+    elif (
+        outcome.result == Result.INTERRUPTED
+    ):  # it had time to save, and was taken away all the same
+        end = read_recorded_end(store, restore_id, trial_id, attempt)
+    else:
+        return None
     failure = classify_end(end.exit_code, end.message) if end is not None else None
     if end is None or failure is None:
         return None
@@ -258,6 +268,7 @@ def _read_failure(
         attempt=attempt,
         cause=failure.cause.value,
         message=failure.message,
+        iteration=outcome.iteration if outcome is not None else 0,
         ended_at=end.ended_at,
         memory=_memory_asked(store, restore_id, trial_id, attempt),
     )

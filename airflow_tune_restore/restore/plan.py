@@ -39,9 +39,8 @@ class Strategy(StrEnum):
     WHOLE_EXPERIMENT = "whole_experiment"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialPlan:
-    """What becomes of one trial, and why.
+class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of one trial, and why. A Struct, because there are thousands of them.
 
     Args:
         trial_id: Ray's id in the state the plan was made from.

@@ -6,8 +6,10 @@ stays ERROR. What Ray leaves to chance (a checkpoint that is gone) is decided he
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
@@ -87,9 +89,11 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         InvalidInputError: If `strategy` is none.
     """
     taken = {trial.trial_id for trial in experiment.trials}
-    would_run = {trial.trial_id for trial in trials_to_run(experiment, flags) if not _ended(trial)}
     choices = choices_for(experiment, flags)
-    reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
+    reasons: dict[str, str] = {}
+    if quarantined:
+        would_run = {t.trial_id for t in trials_to_run(experiment, flags) if not _ended(t)}
+        reasons = {key: why for key, why in quarantined.items() if key in would_run}
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
@@ -97,7 +101,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
             trial,
             choices[trial.trial_id],
             checkpoints.get(trial.trial_id),
-            _new_trial_id(restore_id, trial.trial_id, taken),
+            lambda trial_id: _new_trial_id(restore_id, trial_id, taken),
             allow_scratch=allow_scratch,
         )
         for trial in _in_order(experiment)
@@ -140,7 +144,9 @@ def build_continuation(experiment: Experiment, *, restore_id: str) -> RestorePla
         experiment, restore_id=restore_id, flags=_NOTHING, checkpoints={}, strategy="auto"
     )
     kept = tuple(
-        replace(trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is")
+        msgspec.structs.replace(
+            trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"
+        )
         for trial in plan.trials
     )
     return replace(
@@ -160,7 +166,7 @@ def _plan_trial(
     trial: Trial,
     choice: ResumeType,
     checkpoint: CheckpointChoice | None,
-    new_trial_id: str,
+    new_trial_id: Callable[[str], str],
     *,
     allow_scratch: bool,
 ) -> TrialPlan:
@@ -168,10 +174,8 @@ def _plan_trial(
     if choice is ResumeType.SKIP:
         action, reason = _skip(trial)
     elif choice is ResumeType.RESTART:
-        action, new_id = TrialAction.RESTART, new_trial_id
-        reason = (
-            f"{trial.status}: started over as trial {new_trial_id}, old checkpoints are not loaded"
-        )
+        action, new_id = TrialAction.RESTART, new_trial_id(trial.trial_id)
+        reason = f"{trial.status}: started over as trial {new_id}, old checkpoints are not loaded"
     elif checkpoint is not None and checkpoint.lost and not allow_scratch:
         action = TrialAction.KEEP
         reason = f"{trial.status}, not resumed: {checkpoint.reason}; allow_scratch starts it over"

@@ -50,12 +50,14 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
     trim_results: bool = False,
     remember_scheduler: bool = False,
     allow_scratch: bool = False,
+    newest_checkpoint: bool = False,
     max_attempts: int | None = None,
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
 ) -> RestorePlan:
     """Look at the checkpoints and failures of the trials the flags take up, and build the plan.
 
-    Writes nothing.
+    Writes nothing. `newest_checkpoint` takes one that was reported after the state was saved; the other
+    choices are those of `build_plan`.
     """
     choices = choices_for(experiment, flags)
     resumable = [
@@ -68,7 +70,7 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
         experiment,
         restore_id=restore_id,
         flags=flags,
-        checkpoints=read_checkpoint_choices(store, resumable),
+        checkpoints=read_checkpoint_choices(store, resumable, prefer_newest=newest_checkpoint),
         strategy=strategy,
         fresh_budget=fresh_budget,
         trim_results=trim_results,

@@ -1,5 +1,6 @@
 """The Ray an attempt runs on: a private one of the trial's size, or a cluster that is there already."""
 
+import logging
 import math
 import os
 from typing import Any
@@ -15,6 +16,13 @@ OBJECT_STORE_BYTES = 200 * 1024**2
 """Ray takes 30 % of the machine by default, which a dozen runners on it cannot all have."""
 
 
+STARTS = 3
+"""How often a private Ray is started before its attempt is given up. Ray waits 30 s for its raylet, which
+is fixed (ray._private.node, 2.60) and too short where many start at once on a busy node (seen)."""
+
+logger = logging.getLogger(__name__)
+
+
 def connect(request: RunnerRequest) -> None:
     """Start or join Ray; `ray.shutdown` ends either."""
     import ray
@@ -27,7 +35,23 @@ def connect(request: RunnerRequest) -> None:
                 log_to_driver=True,
             )
         else:
-            ray.init(**_private(request))
+            start(**_private(request))
+
+
+def start(**options: Any) -> None:
+    """Start a private Ray with these options of `ray.init`."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+        except Exception as error:  # noqa: BLE001  Ray has no narrower one for this
+            if not left:
+                raise
+            logger.warning("Ray did not start, trying again: %s", error)
+            ray.shutdown()
+        else:
+            return
 
 
 def _private(request: RunnerRequest) -> dict[str, Any]:
@@ -35,7 +59,8 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
     amounts = dict(request.resources)
     cpus, gpus = amounts.pop("CPU", 1.0), amounts.pop("GPU", 0.0)
     if request.trial_id == EVERY_TRIAL:
-        cpus = max(cpus, os.cpu_count() or 1)  # as many trials side by side as fit, as Ray would
+        # as many trials side by side as fit, as Ray would; in a pod, `cpu_count` tells of its node
+        cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
     amounts.pop("memory", None)  # the machine's own memory decides
     size = os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
     return {
@@ -50,10 +75,15 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
     }
 
 
+def is_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job."""
+    return _JOB_CONFIG in os.environ
+
+
 def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
     """Let the cluster's workers import what we can import; a private Ray inherits it."""
-    if _JOB_CONFIG in os.environ:
-        return None  # we are a Ray job: its runtime_env is that of its workers, too
+    if is_job():
+        return None  # its runtime_env is that of its workers, too
     return request.runtime_env or _own_path()
 
 

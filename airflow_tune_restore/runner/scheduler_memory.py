@@ -9,9 +9,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
-
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.runner import checkpoint_choice
@@ -20,8 +17,10 @@ from airflow_tune_restore.storage.base import ObjectStore
 logger = logging.getLogger(__name__)
 
 
-def remember(store: ObjectStore, scheduler: Any, trials: Iterable[Trial]) -> None:
+def remember(store: ObjectStore, scheduler: Any, trials: Iterable[Any]) -> None:
     """Tell a scheduler what all trials have reported, up to where those that run resume."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+
     if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
         logger.warning("%s has no memory that we could rebuild.", type(scheduler).__name__)
         return
@@ -36,9 +35,7 @@ def remember(store: ObjectStore, scheduler: Any, trials: Iterable[Trial]) -> Non
     logger.info("%s remembers the results of %d trials.", type(scheduler).__name__, count)
 
 
-def _tell_asha(
-    scheduler: AsyncHyperBandScheduler, trial: Trial, rows: list[dict[str, Any]]
-) -> None:
+def _tell_asha(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
     """Enter results into the trial's rungs; what ASHA would decide now was decided long ago."""
     bracket = scheduler._trial_info.get(trial.trial_id, scheduler._brackets[0])
     for row in rows:
@@ -47,13 +44,13 @@ def _tell_asha(
             bracket.on_result(trial, row[scheduler._time_attr], value)
 
 
-def _tell_median(scheduler: MedianStoppingRule, trial: Trial, rows: list[dict[str, Any]]) -> None:
+def _tell_median(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
     told = [row for row in rows if scheduler._time_attr in row and scheduler._metric in row]
     if told:
         scheduler._results[trial].extend(told)
 
 
-def _results(store: ObjectStore, trial: Trial) -> list[dict[str, Any]]:
+def _results(store: ObjectStore, trial: Any) -> list[dict[str, Any]]:
     """Return a trial's rows, each iteration once and as it was reported last."""
     last = None
     if not trial.is_finished():

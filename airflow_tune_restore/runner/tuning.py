@@ -5,6 +5,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.controller import Scope, bound_controller
+from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 
 
@@ -39,11 +40,12 @@ def _without_credentials(request: RunnerRequest) -> list[tuple[Any, str, Any]]:
     """Keep Ray Tune from handing AWS keys to the trial in its runtime_env.
 
     Ray writes those into its logs and its workers' command lines (ray.tune.execution.class_cache, seen
-    in 2.60). A private Ray inherits our environment; the nodes of a cluster may depend on it.
+    in 2.60). A private Ray inherits our environment, and where we are a Ray job, every node has an
+    identity of its own. The nodes of a cluster that we connect to by address may depend on it.
     """
     from ray.tune.execution import class_cache
 
-    if request.address is not None:
+    if request.address is not None and not is_job():
         return []
     names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
     return [(class_cache, "ENV_VARS_TO_PROPAGATE", names)]

@@ -1,6 +1,6 @@
 """Waits for Ray Tune experiments that need restoring."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,13 +13,11 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
-from airflow_tune_restore.hooks.arguments import parse_health, parse_span, parse_text
-from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.experiments.selection import MAX_DEPTH
+from airflow_tune_restore.hooks.arguments import parse_health, parse_text
+from airflow_tune_restore.hooks.finding import Search, build_search, find_experiments
 from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.triggers.failed_experiment import (
-    FailedExperimentTrigger,
-    find_experiments,
-)
+from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
 
 
 class FailedTuneExperimentSensor(BaseSensorOperator):
@@ -39,13 +37,30 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         storage_conn_id: Airflow connection to open the prefix with; by default the one in the prefix,
             or the environment's credentials. (templated)
         wait: False looks once and is skipped if there is nothing, as a scheduled scan wants it.
-        deferrable: Wait in the triggerer, without a worker slot. Give it `retries` of 1 or more.
+        deferrable: Wait in the triggerer, without a worker slot; sensors that look for experiments in the
+            same place in the same way share one poll. Give it `retries` of 1 or more.
+        include: Report only experiments that match one of these globs, or lie below a directory that
+            does. Without a slash a glob is held against every name, with slashes against the path from
+            the prefix (`team_a/**`). (templated)
+        exclude: Leave out, and do not list, directories that match one of these. (templated)
+        max_depth: How many levels below the prefix experiments may lie.
+        use_index: Remember in `<prefix>/.tune_restore` what was read, so that the next scan, of whoever,
+            gets only what has changed. A prefix that cannot be written to is scanned without.
+        ray_conn_id: Connection `ray_jobs` of a cluster: what looks dead is running all the same if a live
+            job there names it, by its address or its name, in its command line or metadata. (templated)
     """
 
-    template_fields = ("prefix", "stale_after", "storage_conn_id")
+    template_fields = (
+        "prefix",
+        "stale_after",
+        "storage_conn_id",
+        "include",
+        "exclude",
+        "ray_conn_id",
+    )
     ui_color = "#e8f1f8"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
         self,
         *,
         prefix: str,
@@ -54,6 +69,11 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         storage_conn_id: str | None = None,
         wait: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        include: Sequence[str] | str = (),
+        exclude: Sequence[str] | str = (),
+        max_depth: int = MAX_DEPTH,
+        use_index: bool = True,
+        ray_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -63,6 +83,11 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         self.storage_conn_id = storage_conn_id
         self.wait = wait
         self.deferrable = deferrable
+        self.include = include
+        self.exclude = exclude
+        self.max_depth = max_depth
+        self.use_index = use_index
+        self.ray_conn_id = ray_conn_id
 
     def execute(self, context: Context) -> Any:
         """Look; wait in the way that was asked for."""
@@ -77,12 +102,18 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
             return found
         if self.timeout <= 0:
             return self._time_out()
+        search = self._search()
         return self.defer(
             trigger=FailedExperimentTrigger(
-                prefix=str(self._place()),
+                prefix=str(search.place),
                 health=sorted(parse_health(self.health)),
-                stale_after_seconds=parse_span("stale_after", self.stale_after).total_seconds(),
+                stale_after_seconds=search.stale_after.total_seconds(),
                 poke_interval=self.poke_interval,
+                include=list(search.selection.include),
+                exclude=list(search.selection.exclude),
+                max_depth=search.selection.max_depth,
+                use_index=self.use_index,
+                ray_conn_id=search.ray_conn_id,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
@@ -106,14 +137,22 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
     def _look(self) -> list[dict[str, Any]]:
         with plain_errors():
             return find_experiments(
-                str(self._place()),
+                self._search(),
                 health=parse_health(self.health),
-                stale_after=parse_span("stale_after", self.stale_after),
                 log=self.log,  # type: ignore[arg-type]  # Airflow's own kind of logger
             )
 
-    def _place(self) -> Address:
-        return Address.parse(self.prefix, storage_conn_id=parse_text(self.storage_conn_id))
+    def _search(self) -> Search:
+        return build_search(
+            self.prefix,
+            storage_conn_id=parse_text(self.storage_conn_id),
+            stale_after=self.stale_after,
+            include=self.include,
+            exclude=self.exclude,
+            max_depth=self.max_depth,
+            use_index=self.use_index,
+            ray_conn_id=parse_text(self.ray_conn_id),
+        )
 
     def _time_out(self) -> None:
         message = f"Nothing to restore under {self.prefix}, and a timeout of 0 s."

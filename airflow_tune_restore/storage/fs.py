@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
-from airflow_tune_restore.storage import foreign_errors
+from airflow_tune_restore.storage import foreign_errors, s3_bulk
 from airflow_tune_restore.storage.azure import AzureStore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
@@ -29,12 +29,15 @@ _STORES: dict[str, type[FsspecStore]] = {
 _EXTRAS: dict[type[FsspecStore], str] = {S3Store: "s3", GcsStore: "gcs", AzureStore: "azure"}
 
 
-def open_store(uri: str, *, filesystem: "AbstractFileSystem | None" = None) -> ObjectStore:
+def open_store(
+    uri: str, *, filesystem: "AbstractFileSystem | None" = None, in_bulk: bool = False
+) -> ObjectStore:
     """Open the store rooted at a path or URL.
 
     Args:
         uri: A local path, or any URL fsspec knows, without credentials.
         filesystem: An authenticated fsspec filesystem to use instead of the environment.
+        in_bulk: Thousands of small reads follow: use the client that is best at those, if installed.
 
     Raises:
         InvalidInputError: If the URL cannot be used, or needs a package that is not installed.
@@ -53,7 +56,10 @@ def open_store(uri: str, *, filesystem: "AbstractFileSystem | None" = None) -> O
     filesystem = filesystem or open_filesystem(scheme, root.partition("/")[0])
     if type(filesystem).__name__ == "ArrowFSWrapper":
         return ArrowStore(filesystem, scheme, root)
-    return _STORES.get(scheme, FsspecStore)(filesystem, scheme, root)
+    store = _STORES.get(scheme, FsspecStore)
+    if in_bulk and store is S3Store and s3_bulk.can_read_in_bulk(filesystem):
+        store = s3_bulk.BulkS3Store
+    return store(filesystem, scheme, root)
 
 
 def open_filesystem(scheme: str, bucket: str) -> "AbstractFileSystem":

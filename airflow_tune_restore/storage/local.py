@@ -116,17 +116,18 @@ class LocalStore:
 
 
 def _entry(item: "os.DirEntry[str]") -> Entry | None:
+    if item.is_dir():  # which the listing itself says
+        return Entry(name=item.name, is_dir=True)
     try:
         status = item.stat()
     except FileNotFoundError:
         return None  # deleted while we looked
-    is_dir = item.is_dir()
     return Entry(
         name=item.name,
-        is_dir=is_dir,
-        size_bytes=0 if is_dir else status.st_size,
+        is_dir=False,
+        size_bytes=status.st_size,
         modified_at=datetime.fromtimestamp(status.st_mtime, UTC),
-        etag="" if is_dir else f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
+        etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
     )
 
 

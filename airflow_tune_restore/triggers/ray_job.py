@@ -135,7 +135,7 @@ class RayJobTrigger(BaseTrigger):
             self.log.warning("%s It is asked again; the job runs on.", job.trouble)
         for report in trial.take_reports():
             self.log.info("%s", describe_line(report.to_line(), self.metric))
-        text = job.log[: whole_lines(job.log)]
+        text, job.log = job.log[: whole_lines(job.log)], ""
         for line in unshown_lines(text, offset=self._offset, results=None):
             self.log.info("%s", describe_line(line, self.metric))
         self._offset = max(self._offset, len(text))

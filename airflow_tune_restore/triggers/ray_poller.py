@@ -18,6 +18,9 @@ from airflow_tune_restore.launch.ray_jobs import AsyncRayJobs, Cluster, JobState
 ABSENT_LISTS = 3
 """A job that so many lists in a row do not hold is lost: its head node was started anew."""
 
+LONGEST_LOG = 1024**2
+"""Ray answers with a whole log or none; what a job prints beyond this is shown at its end."""
+
 OUTAGE_SECONDS = 1800.0
 """How long a cluster may be out of reach before its jobs are given up; they may run on."""
 
@@ -32,7 +35,7 @@ class JobWatch:
         wants_log: Whether the job's log is to be fetched.
         job: The job as last listed.
         is_lost: Whether the cluster has forgotten it.
-        log: All it had printed when last asked.
+        log: All it had printed when last asked; whoever shows it forgets it.
         trouble: Why the cluster cannot be asked; "" if it can.
         out_of_reach: Whether that has gone on for too long.
         broken: What ended the poller, if it was no error of ours.
@@ -44,6 +47,7 @@ class JobWatch:
     job: RayJob | None = None
     is_lost: bool = False
     log: str = ""
+    log_length: int = 0
     trouble: str = ""
     out_of_reach: bool = False
     broken: Exception | None = None
@@ -137,15 +141,18 @@ class JobPoller:
         running = [
             watch
             for watch in self._watches
-            if watch.wants_log and watch.job is not None and watch.job.status == JobState.RUNNING
+            if watch.wants_log
+            and watch.log_length < LONGEST_LOG
+            and watch.job is not None
+            and watch.job.status == JobState.RUNNING
         ]
         return min(running, key=lambda watch: watch.log_turn, default=None)
 
     async def _fetch_log(self, watch: JobWatch) -> None:
         watch.log_turn = time.monotonic()
         log = await self._jobs.logs(watch.submission_id)
-        if len(log) > len(watch.log):
-            watch.log = log
+        if len(log) > watch.log_length:
+            watch.log, watch.log_length = log, len(log)
             watch.changed.set()
 
     def _tell_trouble(self, trouble: str) -> None:

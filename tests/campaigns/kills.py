@@ -1,12 +1,13 @@
 """Killed anywhere: the whole chain on a real S3 server, killed at every step and inside every write.
 
-    python -m tests.campaigns.kills --kills 160 --real 36 --seed 7    the nightly form
+    python -m tests.campaigns.kills --kills 180 --seed 7              the nightly form
     python -m tests.campaigns.kills --seed 7 --only recorded:12       one round again
 
-One failed experiment is restored in round after round. Two lanes run side by side: in one the runners
-are real ones with Ray, in the other they write what real ones had written (recorded_runner), so that
-kills of the other steps are cheap. In each round a task is killed by kill -9 (the operator's process, the
-runner, or both) and tried again as Airflow does, or given up, and the DAG run of the next night goes on.
+One failed experiment is restored in round after round. Three lanes run side by side: in one the runners
+are real ones with Ray, in one all trials are one real run that their tasks follow, and in one runners
+write what real ones had written (recorded_runner), so that kills of the other steps are cheap. In each
+round a task is killed by kill -9 (the operator's process, the runner, or both) and tried again as Airflow
+does, or given up, and the DAG run of the next night goes on.
 """
 
 from tests import airflow_home  # noqa: I001  first: it sets AIRFLOW_HOME
@@ -45,8 +46,10 @@ from tests.servers import Server, s3_server
 
 assert airflow_home.HOME
 KIND = "two_errored"
-RECORDED, REAL = "recorded", "real"
-LEASE_TTL = {RECORDED: 6.0, REAL: 12.0}
+RECORDED, REAL, WHOLE = "recorded", "real", "whole"
+LEASE_TTL = {RECORDED: 6.0, REAL: 12.0, WHOLE: 12.0}
+QUIET_SECONDS = 25.0
+"""After this a silent run of all counts as dead here, so that a round does not wait for a minute."""
 RECORDED_RUNNER = f'#!/bin/sh\nexec "{sys.executable}" -m tests.campaigns.recorded_runner "$@"\n'
 
 
@@ -185,7 +188,7 @@ def write_script(lane: str, number: int, rng: random.Random) -> Script:
     tasks = ["plan", "trial 0", "trial 1", "commit"]
     outage_at = rng.choice(tasks) if rng.random() < 0.5 else None
     trial = rng.choice(["trial 0", "trial 1"])
-    if lane == REAL:
+    if lane != RECORDED:
         kills = {"trial 0": [_real_point(rng)], "trial 1": [_real_point(rng), _real_point(rng)]}
         abandon_at = trial if number % 3 == 2 else None
         return Script(kills, abandon_at, outage_at=outage_at)
@@ -259,6 +262,8 @@ class Setting:
             python=str(recorder) if lane == RECORDED else None,
             runner_env=changed,
             log=f"{self.scratch}/{name}.log",
+            strategy="whole_experiment" if lane == WHOLE else "auto",
+            quiet_seconds=QUIET_SECONDS,
         )
 
 
@@ -290,9 +295,11 @@ class Round:
                 self._was_abandoned = night.is_abandoned
                 if night.is_abandoned:
                     script.kills, script.abandon_at = {"plan": script.settle}, None
-                    Night(chain, "night-2", self._before, self._after).carry_out()
+                    # a run of all outlives the night; the next waits until it and its lease are over
+                    tries = 120 if self._lane == WHOLE else 12
+                    Night(chain, "night-2", self._before, self._after, tries).carry_out()
             finally:
-                for session in self._runners:
+                for session in self._runners | set(self._runs_of_all()):
                     for pid in _members(session):
                         kill(pid)
             return self._check(chain)
@@ -359,10 +366,17 @@ class Round:
         else:
             self._kill(night, night.operator_pid, point)
 
+    def _runs_of_all(self) -> list[int]:
+        """Return the runs of all trials of this round; whoever started one may be gone."""
+        if self._lane != WHOLE:
+            return []
+        pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+        return [pid for pid in pids if _is_runner(pid, self.url)]
+
     def _kill(self, night: Night, operator: int, point: Point) -> None:
         if night.operator_pid != operator or not operator:
             return  # that try is over
-        runners = [pid for pid in children(operator) if _is_runner(pid)]
+        runners = self._runs_of_all() or [pid for pid in children(operator) if _is_runner(pid)]
         self._runners.update(runners)
         hit = False
         if point.victim in ("operator", "node"):
@@ -377,11 +391,12 @@ class Round:
             self.told.append(f"{time.strftime('%H:%M:%S')} {point}")
 
 
-def _is_runner(pid: int) -> bool:
+def _is_runner(pid: int, of: str = "") -> bool:
     try:
-        return b"--request" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return b"--request" in command and of.encode() in command
 
 
 @dataclass
@@ -403,7 +418,7 @@ class Report:
             self.killed += done.killed
             self.kills_by_lane[lane] += done.killed.total()
             self.outages += done.outages
-            if lane == REAL:
+            if lane != RECORDED:
                 self.urls.append(done.url)
             print(f"{lane}:{number}: {'; '.join(done.told) or 'nobody was killed'}", flush=True)
             for loss in lost:
@@ -416,10 +431,10 @@ class Report:
         for how, times in sorted(self.outages.items()):
             print(f"{times:4}  storage: {how}")
         print(*(f"LOST {loss}" for loss in self.lost), sep="\n")
+        lanes = ", ".join(f"{lane} {kills}" for lane, kills in sorted(self.kills_by_lane.items()))
         print(
-            f"seed {self.seed}: {self.killed.total()} kills "
-            f"({self.kills_by_lane[REAL]} with real runners, {self.kills_by_lane[RECORDED]} with "
-            f"recorded ones) and {self.outages.total()} outages in {self.rounds} rounds, "
+            f"seed {self.seed}: {self.killed.total()} kills ({lanes}) "
+            f"and {self.outages.total()} outages in {self.rounds} rounds, "
             f"{seconds / 60:.1f} min; lost: {len(self.lost) or 'nothing'}"
         )
 
@@ -498,8 +513,9 @@ def _essence(described: dict[str, Any]) -> list[Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; the exit code says whether something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.campaigns.kills")
-    parser.add_argument("--kills", type=int, default=160, help="how many at least")
+    parser.add_argument("--kills", type=int, default=180, help="how many at least")
     parser.add_argument("--real", type=int, default=36, help="how many of them with real runners")
+    parser.add_argument("--whole", type=int, default=20, help="how many in one run of all trials")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", help="one round, as in recorded:12")
     options = parser.parse_args(arguments)
@@ -515,7 +531,8 @@ def main(arguments: list[str] | None = None) -> int:
             lane, _, number = options.only.partition(":")
             run_round(setting, lane, int(number), report)
         else:
-            shares = {REAL: options.real, RECORDED: options.kills - options.real}
+            shares = {REAL: options.real, WHOLE: options.whole}
+            shares[RECORDED] = options.kills - sum(shares.values())
             with ThreadPoolExecutor(len(shares)) as pool:
                 list(pool.map(lambda lane: run_lane(setting, lane, shares[lane], report), shares))
         undisturbed = f"{setting.s3.url}/undisturbed/{KIND}"

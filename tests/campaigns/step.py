@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.restore import follow
 from tests.tasks import make_context
 
 DONE, SKIPPED, FAILED, RETRY = "done", "skipped", "failed", "up for retry"
@@ -31,6 +32,8 @@ class Chain:
         python: What runs the runner; None for this interpreter.
         runner_env: The runner's own variables.
         log: File the output of all steps goes to.
+        strategy: How trials are run.
+        quiet_seconds: How long a silent run of all trials counts as alive.
     """
 
     experiment: str
@@ -40,6 +43,8 @@ class Chain:
     python: str | None
     runner_env: dict[str, str]
     log: str
+    strategy: str = "auto"
+    quiet_seconds: float = follow.QUIET_SECONDS
 
 
 def run_step(chain: Chain, step: str, run_id: str, argument: Any, answer: Any) -> None:
@@ -53,6 +58,7 @@ def run_step(chain: Chain, step: str, run_id: str, argument: Any, answer: Any) -
         sys.path.insert(0, root)
     print(f"--- {step} of {run_id}, pid {os.getpid()}", flush=True)
     context = make_context(run_id=run_id)
+    follow.QUIET_SECONDS = chain.quiet_seconds
     try:
         result = _OPERATORS[step](chain, argument).execute(context)
         ended = (DONE, result, context["ti"].pushed)
@@ -71,6 +77,7 @@ def _plan(chain: Chain, _argument: Any) -> BuildRestorePlanOperator:
         task_id="plan",
         experiments=chain.experiment,
         resume_errored=True,
+        strategy=chain.strategy,
         stale_after=0,
         lease_ttl=chain.lease_ttl,
     )

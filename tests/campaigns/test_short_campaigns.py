@@ -24,7 +24,7 @@ def run(campaign: str, *options: str) -> str:
 
 def test_a_dozen_kills_lose_nothing():
     pytest.importorskip("s3fs")
-    out = run("kills", "--kills", "12", "--real", "2", "--seed", SEED)
+    out = run("kills", "--kills", "12", "--real", "2", "--whole", "0", "--seed", SEED)
     assert "lost: nothing" in out
 
 

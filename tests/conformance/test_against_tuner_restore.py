@@ -21,6 +21,7 @@ from tests.experiments import (
     ROOT,
     TRAINABLES,
     environment,
+    make_killed_experiment,
 )
 
 AT_A_TIME = 3
@@ -75,24 +76,30 @@ AGAIN = Case(
 
 
 @pytest.fixture(scope="module")
-def theirs(failed_experiments, s3, tmp_path_factory):
+def originals(failed_experiments, tmp_path_factory):
+    """The experiments of all cases; `left` for us alone: Ray draws samples where it was made."""
+    kinds = {case.kind for case in CASES} - {"left"}
+    own = make_killed_experiment(tmp_path_factory.mktemp("original"), "left")
+    return {"left": own, **{kind: failed_experiments[kind] for kind in sorted(kinds)}}
+
+
+@pytest.fixture(scope="module")
+def theirs(originals, s3, tmp_path_factory):
     """Ray's own restores of all cases, in one process, and what they came to."""
     scratch = tmp_path_factory.mktemp("theirs")
     return {
-        **_restored_by_ray(CASES, failed_experiments, s3, scratch, healed=True),
-        **_restored_by_ray([AGAIN], failed_experiments, s3, scratch, healed=False),
+        **_restored_by_ray(CASES, originals, s3, scratch, healed=True),
+        **_restored_by_ray([AGAIN], originals, s3, scratch, healed=False),
     }
 
 
 @pytest.fixture(scope="module")
-def ours(failed_experiments, s3, tmp_path_factory):
+def ours(originals, s3, tmp_path_factory):
     """Our restores of all cases, some at a time: most of a restore is waiting for Ray to start."""
     scratch = tmp_path_factory.mktemp("ours")
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         cases = [*CASES, AGAIN]
-        ends = list(
-            pool.map(lambda case: _restored_by_us(case, failed_experiments, s3, scratch), cases)
-        )
+        ends = list(pool.map(lambda case: _restored_by_us(case, originals, s3, scratch), cases))
     described = _describe([end.uri for end in ends])
     for end, description in zip(ends, described, strict=True):
         end.described.update(description)
@@ -128,9 +135,9 @@ def _restored_by_ray(cases, originals, s3, scratch, *, healed) -> dict[str, Any]
         for case in cases
     ]
     (scratch / "cases.json").write_text(json.dumps(plan))
-    before = {path for original in originals.values() for path in original.iterdir()}
+    before = set(originals["left"].iterdir())
     _python(["-m", "tests.tuner_restore", "restore", str(scratch / "cases.json")], healed=healed)
-    for path in {path for original in originals.values() for path in original.iterdir()} - before:
+    for path in set(originals["left"].iterdir()) - before:
         shutil.rmtree(path)  # see _compare
     return dict(zip(uris, _describe(list(uris.values())), strict=True))
 

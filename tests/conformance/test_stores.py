@@ -11,6 +11,7 @@ from airflow_tune_restore.storage import s3 as s3_module
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.storage.s3 import ArrowStore
+from airflow_tune_restore.storage.s3_bulk import BulkS3Store
 from tests.conformance.store import (
     CloudConformance,
     ObjectStoreConformance,
@@ -80,6 +81,32 @@ class TestLocalDisk(ObjectStoreConformance):
         monkeypatch.setattr(os, "link", answered_late)
         store.create("x", b"ours")
         assert store.get("x") == b"ours"
+
+
+class TestS3InBulk(CloudConformance, ObjectStoreConformance):
+    """Listings and gets through obstore; what it cannot do, through s3fs."""
+
+    racers = 4
+    rounds = 1
+
+    @pytest.fixture
+    def store(self, s3):
+        store = open_store(s3.url, in_bulk=True)
+        assert isinstance(store, BulkS3Store)
+        return store
+
+    def test_it_lists_and_reads_without_s3fs(self, root, monkeypatch):
+        root.put("x", b"1")
+        root.put("a=1, 50%/y", b"2")
+
+        async def refuse(*_args, **_kwargs):
+            raise AssertionError("s3fs was asked")
+
+        monkeypatch.setattr(type(root._fs), "_call_s3", refuse)
+        assert [e.name for e in root.list_dir()] == ["a=1, 50%", "x"]
+        assert root.get("x", max_bytes=1) == root.get("x") == b"1"
+        assert root.get("a=1, 50%/y") == b"2"
+        assert root.list_dir("a=1, 50%")[0].size_bytes == 1
 
 
 class TestS3(CloudConformance, ObjectStoreConformance):

@@ -65,9 +65,10 @@ def running(s3, cluster, tmp_path_factory):
 
 
 def test_a_night_on_a_cluster_ends_as_tuner_restore(running, cluster, s3, tmp_path):
-    experiment = killed_sweep(tmp_path, seconds=5)
+    experiment = killed_sweep(tmp_path, seconds=3)
     for copy in ("nightly", "theirs"):
         upload(experiment, s3, f"{s3.bucket}/{copy}/slow")
+    theirs = restore_by_hand(s3, tmp_path)
     run_id = running.trigger(DAG, {"prefix": f"s3://seaweed@{s3.bucket}/nightly", "stale_after": 0})
     killed = kill_a_worker(running, run_id)
     wait_for(lambda: len(jobs(cluster, "RUNNING")) >= 2, running)
@@ -98,7 +99,8 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(running, cluster, s3, tmp_pa
     files = [path for path in running.home.rglob("*") if path.is_file()]
     held = [path.name for path in files for s in secrets if s.encode() in path.read_bytes()]
     assert held == []
-    assert_equal_to_tuner_restore(s3)
+    assert theirs.wait(300) == 0
+    assert_equal_to_theirs(s3)
 
 
 def kill_a_worker(running, run_id: str) -> int:
@@ -138,37 +140,34 @@ def cancel_a_job(cluster, running) -> str:
     return victim
 
 
-def assert_equal_to_tuner_restore(s3) -> None:
-    uris = [f"{s3.url}/nightly/slow", f"{s3.url}/theirs/slow"]
-    cases = ROOT / ".pytest_cache" / f"cases-{os.getpid()}.json"
-    cases.parent.mkdir(exist_ok=True)
-    cases.write_text(
-        json.dumps(
-            [
-                {
-                    "uri": uris[1],
-                    "trainable": "example_sweep:train",
-                    "flags": {"resume_errored": True},
-                }
-            ]
-        )
-    )
+def python_with_ray(s3, *arguments: str) -> dict:
+    """Return how tests.tuner_restore is started where the sweep's code can be imported."""
     env = environment(EXAMPLE_SWEEP_REPAIRED="1", **s3.env)
     env["PYTHONPATH"] += os.pathsep + str(ROOT / "dags")
-    python = [sys.executable, "-m", "tests.tuner_restore"]
-    subprocess.run(
-        [*python, "restore", str(cases)], env=env, cwd=ROOT, check=True, capture_output=True
-    )
-    cases.unlink()
+    command = [sys.executable, "-m", "tests.tuner_restore", *arguments]
+    return {"args": command, "env": env, "cwd": ROOT, "stderr": subprocess.DEVNULL}
+
+
+def restore_by_hand(s3, directory: Path) -> "subprocess.Popen[bytes]":
+    """Begin what Ray's users do: `Tuner.restore(...).fit()`."""
+    case = {"uri": f"{s3.url}/theirs/slow", "trainable": "example_sweep:train"}
+    cases = directory / "cases.json"
+    cases.write_text(json.dumps([{**case, "flags": {"resume_errored": True}}]))
+    return subprocess.Popen(**python_with_ray(s3, "restore", str(cases)), stdout=subprocess.DEVNULL)
+
+
+def assert_equal_to_theirs(s3) -> None:
+    uris = [f"{s3.url}/{copy}/slow" for copy in ("nightly", "theirs")]
     done = subprocess.run(
-        [*python, "describe", *uris], env=env, cwd=ROOT, check=True, capture_output=True, text=True
+        **python_with_ray(s3, "describe", *uris), stdout=subprocess.PIPE, text=True, check=True
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("DESCRIBED ")]
     ours, theirs = json.loads(line.removeprefix("DESCRIBED "))
     for mine, his in zip(ours["trials"], theirs["trials"], strict=True):
+        for trial in (mine, his):  # a trial that was stopped numbers its checkpoints on
+            trial["last_result"].pop("checkpoint_dir_name")
         for name in ("trial_id", "dir", "config", "status", "last_result", "metric", "tag"):
             assert mine[name] == his[name], name
-        # a trial that was stopped repeats no row and numbers its checkpoints on
         numbers = [row["training_iteration"] for row in mine["rows"]]
         assert sorted(set(numbers)) == [1, 2, 3, 4, 5, 6]
 

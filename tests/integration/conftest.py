@@ -1,14 +1,16 @@
 """Copies of the failed experiments."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests import airflow_home  # noqa: F401  before any test here imports Airflow
+
 
 @pytest.fixture
-def copied(failed_experiments: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     """Copies an experiment to a new place; Ray restores a moved directory there."""
 
     def copy(kind: str) -> Path:

@@ -1,5 +1,6 @@
 """Checkpoints that the state names and that are not there any more: what plan and run make of it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,29 @@ def test_the_newest_complete_one_is_used_and_the_plan_says_so(copied, damage):
     assert ran.outcome.result == "finished", ran.output
     assert ran.outcome.metrics["started_from"] == 2
     assert restoring.iterations() == restoring.csv_iterations() == [1, 2, 3, 4, 5, 6]
+
+
+def go_on_unsaved(trial_dir: Path) -> None:
+    """Leave what a driver leaves that dies between a reported checkpoint and its next snapshot."""
+    newer = shutil.copytree(trial_dir / "checkpoint_000002", trial_dir / "checkpoint_000003")
+    (newer / "state.json").write_text(json.dumps({"iteration": 4}))
+    row = json.loads((trial_dir / "result.json").read_text().splitlines()[-1])
+    row |= {"training_iteration": 4, "checkpoint_dir_name": newer.name}
+    with (trial_dir / "result.json").open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
+
+
+@pytest.mark.parametrize(("newest", "started_from"), [(False, 3), (True, 4)])
+def test_one_newer_than_a_stale_state_is_used_by_choice(copied, newest, started_from):
+    directory = copied("errored")
+    (trial_dir,) = (path.parent for path in directory.glob("*/error.txt"))
+    go_on_unsaved(trial_dir)
+    restoring = Restoring(directory, "errored", trim_results=True, newest_checkpoint=newest)
+    assert restoring.trial.iteration == started_from
+    ran = restoring.run()
+    assert ran.outcome.result == "finished", ran.output
+    assert ran.outcome.metrics["started_from"] == started_from
+    assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
 
 
 def lose_all(directory: Path) -> str:

@@ -22,6 +22,7 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.restore import follow
 from airflow_tune_restore.storage.fs import open_store
 from tests.experiments import ROOT, TRAINABLES
 from tests.restoring import TRAINABLE_ENV
@@ -122,7 +123,10 @@ def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(cop
     assert all(found == EVERY for found in rows(experiment).values())
 
 
-def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_again(copied):
+def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_again(
+    copied, monkeypatch
+):
+    monkeypatch.setattr(follow, "QUIET_SECONDS", 25.0)  # five beats, rather than a minute
     experiment = copied("limited")
     items, restores = plan(experiment, strategy="whole_experiment")
     tasks = [Task(item, i, TUNE_TEST_STEP_SECONDS="2") for i, item in enumerate(items)]

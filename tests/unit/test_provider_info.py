@@ -29,7 +29,11 @@ def test_every_module_it_names_can_be_imported(room):
 
 
 def test_no_operator_sensor_or_trigger_is_forgotten():
-    bases = ("BaseOperator", "OnRayOperator", "BaseSensorOperator", "BaseTrigger", "BaseHook")
+    bases = (
+        *("BaseOperator", "OnRayOperator", "RunnerPodOperator"),
+        *("BaseSensorOperator", "BaseHook"),
+        *("BaseTrigger", "ExperimentWatch", "KubernetesPodTrigger"),
+    )
     named = {
         name
         for room in ("operators", "sensors", "hooks", "triggers")

@@ -1,11 +1,15 @@
 """The chain in one line: its tasks, what they wait for, and what a DAG processor makes of it."""
 
+import subprocess
+import sys
+
 import pytest
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+from tests.experiments import ROOT
 
 
 def dag_with(**arguments) -> DAG:
@@ -82,3 +86,48 @@ def test_arguments_reach_the_tasks():
 def test_max_attempts_reaches_the_plan():
     dag = dag_with(prefix="/data", max_attempts=3)
     assert dag.task_dict["restore.plan"].max_attempts == 3
+
+
+POD = {"image": "registry.example.com/sweeps:1", "namespace": "sweeps", "deferrable": True}
+
+
+def test_on_kubernetes_trials_and_samples_run_in_pods():
+    dag = dag_with(prefix="/data", launcher="kubernetes", trial_args=POD, env={"A": "b"})
+    trial, samples = dag.task_dict["restore.trial"], dag.task_dict["restore.samples"]
+    names = [task.operator_class.__name__ for task in (trial, samples)]
+    assert names == ["RestoreTrialKubernetesOperator", "ContinueExperimentKubernetesOperator"]
+    for task in (trial, samples):
+        assert POD.items() <= task.partial_kwargs.items()
+        assert task.partial_kwargs["env"] == {"A": "b"}
+    # the image has the trainable, not the worker: nothing is asked of that
+    assert dag.task_dict["restore.plan"].launcher == "kubernetes"
+    again = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    assert again.task_dict["restore.trial"].map_index_template == "{{ task.trial['label'] }}"
+
+
+def test_samples_may_have_pods_of_another_size():
+    dag = dag_with(
+        prefix="/data",
+        launcher="kubernetes",
+        trial_args=POD,
+        samples_args={"concurrent_trials": 8, "deferrable": False},
+    )
+    samples = dag.task_dict["restore.samples"].partial_kwargs
+    assert (samples["concurrent_trials"], samples["deferrable"]) == (8, False)
+    assert "concurrent_trials" not in dag.task_dict["restore.trial"].partial_kwargs
+
+
+def test_without_the_provider_only_pods_are_missing():
+    code = (
+        "import sys; p = 'airflow.providers.cncf.kubernetes.'\n"
+        "sys.modules |= dict.fromkeys([p + 'exceptions', p + 'operators', p + 'hooks'])\n"
+        "from tests import airflow_home\n"
+        "from airflow.sdk import DAG\n"
+        "from airflow_tune_restore.task_group import TuneRestoreTaskGroup\n"
+        "with DAG('d'):\n"
+        "    TuneRestoreTaskGroup('a', trainable='a:b', prefix='/data')\n"
+        "    TuneRestoreTaskGroup('b', trainable='a:b', prefix='/data', launcher='kubernetes')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "InvalidInputError" in done.stderr, done.stderr
+    assert "pip install 'airflow-tune-restore[kubernetes]'" in done.stderr

@@ -250,6 +250,18 @@ def test_the_newest_valid_state_is_used_and_the_bad_one_named(tune_restore, tmp_
     assert "2026-11-25_10-00-00.json was passed over: it holds no trials" in report["reason"]
 
 
+def test_an_unreadable_experiment_is_named_once_in_one_sentence(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [DONE])
+    (experiment / STATE_NAME).write_bytes(b'{"trial_data": [["')
+    code, _, err = tune_restore("restore", experiment, "--trainable", "m:train")
+    assert code == 2
+    assert err.count(str(experiment)) == err.count("Nothing was restored.") == 1
+    _, out, _ = tune_restore("scan", experiment, "--json")
+    (report,) = json.loads(out)
+    assert str(experiment) not in report["reason"]
+    assert "Nothing was restored" not in report["reason"]
+
+
 def test_a_driver_in_another_time_zone_does_not_hide_the_newer_state(tune_restore, tmp_path):
     experiment = make_experiment(tmp_path / "x", [BAD], start_time=1000.0)
     west = "experiment_state-2026-11-23_04-00-00.json"  # later, by a clock six hours behind

@@ -1,7 +1,10 @@
 """The newest complete checkpoint, by the evidence there is."""
 
-from airflow_tune_restore.experiments.checkpoints import CheckpointDir, choose_checkpoint
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint
+from airflow_tune_restore.experiments.checkpoints import (
+    CheckpointDir,
+    RecordedCheckpoint,
+    choose_checkpoint,
+)
 
 RECORDED = RecordedCheckpoint(name="checkpoint_000002", iteration=3)
 WHOLE = {"model.pt": 100, "meta.json": 5}
@@ -45,6 +48,26 @@ def test_a_directory_marker_alone_is_no_content():
     choice = choose_checkpoint(RECORDED, [CheckpointDir(name=RECORDED.name, files={})], {})
     assert choice.name is None
     assert choice.lost
+
+
+def test_a_newer_one_than_a_stale_state_names_is_taken_only_by_choice():
+    reported = {RECORDED.name: 3, "checkpoint_000003": 4, "checkpoint_000004": 5}
+    found = [*listed(2, 3), CheckpointDir(name="checkpoint_000004", files={"meta.json": 5})]
+    assert choose_checkpoint(RECORDED, found, reported).name == RECORDED.name
+    choice = choose_checkpoint(RECORDED, found, reported, prefer_newest=True)
+    assert (choice.name, choice.iteration, choice.repaired) == ("checkpoint_000003", 4, True)
+    assert "newer than the state, which names checkpoint_000002" in choice.reason
+
+
+def test_a_newer_one_that_nobody_reported_is_not_taken_even_by_choice():
+    choice = choose_checkpoint(RECORDED, listed(2, 3), {RECORDED.name: 3}, prefer_newest=True)
+    assert choice.name == RECORDED.name
+
+
+def test_one_that_came_after_a_state_without_any_is_taken_by_choice():
+    choice = choose_checkpoint(None, listed(0), {"checkpoint_000000": 1}, prefer_newest=True)
+    assert (choice.name, choice.iteration) == ("checkpoint_000000", 1)
+    assert "names none" in choice.reason
 
 
 def test_a_trial_without_any_recorded_checkpoint_starts_from_scratch():

@@ -151,3 +151,22 @@ def test_the_package_link_goes_with_the_runner(launcher):
     (path,) = process.lines()
     process.wait()
     assert not Path(path).exists()
+
+
+def test_a_wait_that_is_interrupted_does_not_take_the_runner_for_ended(launcher):
+    """After a Ctrl-C in `Thread.join`, Python 3.11 says that the thread is over (seen: a second one)."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    process = launcher("import time; time.sleep(600)").start(REQUEST)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.wait(60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(TimeoutError):
+        process.wait(0.1)
+    assert process.stop(60) == -signal.SIGTERM

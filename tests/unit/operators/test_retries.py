@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import (
     LeaseHeldError,
+    RayClusterError,
     RunnerDiedError,
     StorageError,
     TrialFailedError,
@@ -52,8 +53,13 @@ def test_a_lost_process_is_tried_again_soon(cause):
 
 @pytest.mark.parametrize(
     "error",
-    [failed("storage"), failed("out_of_memory"), StorageError("no answer")],
-    ids=["storage", "out_of_memory", "our own store"],
+    [
+        failed("storage"),
+        failed("out_of_memory"),
+        StorageError("no answer"),
+        RayClusterError("http://head:8265", "no answer"),
+    ],
+    ids=["storage", "out_of_memory", "our own store", "the cluster"],
 )
 def test_a_store_and_a_full_node_are_given_time(error):
     waits = [decide(as_airflow_sees(error), n).retry_delay for n in (1, 2, 3, 9, 10_000)]

@@ -56,6 +56,23 @@ def test_a_failed_attempt_is_entered_with_all_that_tells_it_apart(store):
     )  # fmt: skip
 
 
+def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
+    """Its outcome says that it was told to stop; what Kubernetes says of its pod tells by whom."""
+    plan = start_night(store, "r1")
+    request = leave(store, plan, "bad", result="interrupted", iteration=3)
+    record_end(store, request, 4, "The pod was evicted: The node was low on resource: disk.")
+    commit_restore(store, "r1")
+    (failure,) = history(store).failures
+    assert (failure.cause, failure.iteration) == ("node_lost", 3)
+
+
+def test_a_pod_that_was_stopped_by_us_does_not_count(store):
+    plan = start_night(store, "r1")
+    record_end(store, leave(store, plan, "bad", result="interrupted"), 4, "pod p ended (Error)")
+    commit_restore(store, "r1")
+    assert history(store) == History()
+
+
 @pytest.mark.parametrize("result", ["interrupted", "refused", "fenced", "finished"])
 def test_what_is_no_failure_does_not_count(store, result):
     night(store, "r1", result=result)

@@ -107,7 +107,20 @@ def test_a_deferrable_sensor_defers_with_its_timeout(tmp_path):
         "health": ["errored", "interrupted"],
         "stale_after_seconds": 60.0,
         "poke_interval": 60.0,
+        "include": [],
+        "exclude": [],
+        "max_depth": 4,
+        "use_index": True,
+        "ray_conn_id": None,
     }
+
+
+def test_a_selection_narrows_the_search_and_the_log_says_why(prefix, capfd):
+    found = sensor(prefix, stale_after=0, include="team/*").execute(make_context())
+    assert names(found) == ["unfinished"]
+    log = capfd.readouterr().out
+    assert "unfinished is interrupted: 1 unfinished trials" in log
+    assert "    newest write to its root: " in log
 
 
 def test_what_the_trigger_found_is_returned(tmp_path):

@@ -1,12 +1,13 @@
-"""The trigger: one event, not too soon, and patience with a store that fails."""
+"""The trigger of a deferred sensor: when it asks, when it fires, and its wire form."""
 
 import asyncio
 
 import pytest
-from airflow.sdk.module_loading import import_string
+from airflow.sdk._shared.module_loading import import_string
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
-from airflow_tune_restore.triggers import failed_experiment
+from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.triggers import experiment_watch
 from airflow_tune_restore.triggers.failed_experiment import (
     FIRST_EVENT_SECONDS,
     FailedExperimentTrigger,
@@ -19,6 +20,29 @@ ARGUMENTS = {
     "stale_after_seconds": 1800.0,
     "poke_interval": 60.0,
 }
+MORE = {
+    "include": ["team_a"],
+    "exclude": ["tmp*"],
+    "max_depth": 2,
+    "use_index": False,
+    "ray_conn_id": "r",
+}
+
+
+def report(name: str, health: Health = Health.ERRORED, **fields) -> ExperimentReport:
+    return ExperimentReport(
+        **{
+            "experiment": f"/sweeps/{name}",
+            "name": name,
+            "health": health,
+            "reason": "why",
+            "trials": {"ERROR": 1},
+            "state_file": "experiment_state-x.json",
+            "last_write": None,
+            "samples_left": 0,
+            **fields,
+        }
+    )
 
 
 @pytest.fixture
@@ -29,7 +53,7 @@ def slept(monkeypatch):
     async def sleep(delay):
         seconds.append(delay)
 
-    monkeypatch.setattr(failed_experiment.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     return seconds
 
 
@@ -44,23 +68,31 @@ def answers(monkeypatch, *results):
     """Let each poll answer with, or raise, the next of these."""
     left = list(results)
 
-    def find(*args, **kwargs):
+    def survey(*_arguments):
         result = left.pop(0)
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(failed_experiment, "find_experiments", find)
+    monkeypatch.setattr(experiment_watch, "survey", survey)
 
 
-def test_the_wire_form_is_what_older_triggerers_wrote():
+def test_the_wire_form_is_what_older_triggerers_wrote_and_more():
     path, arguments = FailedExperimentTrigger(**ARGUMENTS).serialize()
     assert path == "airflow_tune_restore.triggers.failed_experiment.FailedExperimentTrigger"
-    assert arguments == ARGUMENTS
+    assert arguments == {
+        **ARGUMENTS,
+        "include": [],
+        "exclude": [],
+        "max_depth": 4,
+        "use_index": True,
+        "ray_conn_id": None,
+    }
 
 
-def test_the_wire_form_makes_an_equal_trigger():
-    path, arguments = FailedExperimentTrigger(**ARGUMENTS).serialize()
+@pytest.mark.parametrize("more", [{}, MORE])
+def test_the_wire_form_makes_an_equal_trigger(more):
+    path, arguments = FailedExperimentTrigger(**ARGUMENTS, **more).serialize()
     assert import_string(path)(**arguments).serialize() == (path, arguments)
 
 
@@ -72,22 +104,40 @@ def test_one_event_carries_all_experiments_of_a_poll(tmp_path, slept):
     assert [item["name"] for item in event["experiments"]] == ["one", "two"]
 
 
+def test_what_is_left_out_of_a_search_fires_nothing(tmp_path, slept):
+    make_experiment(tmp_path / "team_a" / "one", [make_row(status="ERROR")])
+    make_experiment(tmp_path / "team_b" / "two", [make_row(status="ERROR")])
+    trigger = FailedExperimentTrigger(
+        **{**ARGUMENTS, "prefix": str(tmp_path), "exclude": ["team_b"]}
+    )
+    (event,) = events(trigger)
+    assert [item["name"] for item in event["experiments"]] == ["one"]
+
+
 def test_the_first_event_does_not_come_too_soon(monkeypatch, slept):
-    answers(monkeypatch, [{"experiment": "/a"}])
+    answers(monkeypatch, [report("a")])
     events(FailedExperimentTrigger(**{**ARGUMENTS, "poke_interval": 1.0}))
-    assert slept == [FIRST_EVENT_SECONDS]
+    assert slept == [pytest.approx(FIRST_EVENT_SECONDS, abs=1)]
 
 
 def test_it_polls_until_there_is_something(monkeypatch, slept):
-    answers(monkeypatch, [], [], [{"experiment": "/a"}])
-    assert events(FailedExperimentTrigger(**ARGUMENTS)) == [{"experiments": [{"experiment": "/a"}]}]
-    assert slept == [60.0, 60.0, 60.0]
+    answers(monkeypatch, [], [report("b", Health.RUNNING)], [report("a")])
+    (event,) = events(FailedExperimentTrigger(**{**ARGUMENTS, "prefix": "/sweeps"}))
+    assert [item["experiment"] for item in event["experiments"]] == ["/sweeps/a"]
+    assert slept[:2] == [60.0, 60.0]
 
 
 def test_a_store_that_fails_is_asked_again_later_and_later(monkeypatch, slept):
-    answers(monkeypatch, StorageError("gone"), StorageError("gone"), [], [{"experiment": "/a"}])
+    answers(
+        monkeypatch,
+        StorageError("gone"),
+        StorageError("gone"),
+        [],
+        RuntimeError("a bug"),
+        [report("a")],
+    )
     events(FailedExperimentTrigger(**ARGUMENTS))
-    assert slept == [60.0, 120.0, 240.0, 60.0]
+    assert slept[:-1] == [120.0, 240.0, 60.0, 120.0]
 
 
 def test_what_waiting_cannot_mend_ends_the_waiting(monkeypatch, slept):
@@ -95,3 +145,12 @@ def test_what_waiting_cannot_mend_ends_the_waiting(monkeypatch, slept):
     assert events(FailedExperimentTrigger(**ARGUMENTS)) == [
         {"error": "There is no connection 'minio' in Airflow."}
     ]
+
+
+def test_one_poll_serves_all_that_look_in_the_same_place_in_the_same_way():
+    one = FailedExperimentTrigger(**ARGUMENTS).shared_stream_key()
+    other = {**ARGUMENTS, "health": ["finished"]}
+    assert one == FailedExperimentTrigger(**other).shared_stream_key()
+    for name, value in {**MORE, "prefix": "/b", "stale_after_seconds": 1.0}.items():
+        different = FailedExperimentTrigger(**{**ARGUMENTS, name: value}).shared_stream_key()
+        assert different != one, name

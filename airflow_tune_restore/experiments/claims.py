@@ -1,0 +1,136 @@
+"""Who holds an experiment: reading the row of numbered lease objects that `restore.lease` writes.
+
+Standard library only: runners use it inside Ray images.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+DEFAULT_TTL_SECONDS = 120.0
+MAX_TTL_SECONDS = 24 * 3600.0
+"""No claim holds an experiment for longer without a sign of life, whatever it says."""
+
+CLAIM, RELEASE, HEARTBEAT = "claim", "release", "heartbeat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A held lease.
+
+    Args:
+        epoch: Its number, the fencing token.
+        restore_id: Which restore holds it.
+        holder: Who that is, for people (`dag nightly_recovery, run …`, `tune-restore on host`).
+        ttl_seconds: How long a silent holder counts as alive.
+    """
+
+    epoch: int
+    restore_id: str
+    holder: str
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreSign:
+    """What the lease of an unreleased restore says.
+
+    Args:
+        lease: The lease.
+        silent_seconds: Since its holder's last sign of life, by the store's clock.
+    """
+
+    lease: Lease
+    silent_seconds: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the holder has shown a sign of life within its time."""
+        return self.silent_seconds < self.lease.ttl_seconds
+
+
+def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> RestoreSign | None:
+    """Read whether a restore is at work on an experiment, or was and never ended.
+
+    Args:
+        store: Rooted at the experiment directory.
+        root: Its listing: without our directory in it nothing is asked.
+        now: The time by the store's clock.
+    """
+    if not any(entry.is_dir and entry.name == layout.ROOT for entry in root):
+        return None
+    entries = store.list_dir(layout.LEASE)
+    epochs = claimed(entries)
+    if not epochs or is_released(entries, max(epochs)):
+        return None
+    lease = read_claim(store, max(epochs))
+    written = last_sign_of_life(entries, lease.epoch)
+    return RestoreSign(
+        lease=lease, silent_seconds=(now - written).total_seconds() if written else 0.0
+    )
+
+
+def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
+    """Read the claim with the highest number."""
+    epochs = claimed(entries)
+    return read_claim(store, max(epochs)) if epochs else None
+
+
+def is_released(entries: list[Entry], epoch: int) -> bool:
+    """Whether the holder of this epoch has given it back."""
+    return any(layout.lease_epoch(entry.name, RELEASE) == epoch for entry in entries)
+
+
+def claimed(entries: list[Entry]) -> list[int]:
+    """Return the epochs that were ever claimed."""
+    found = (layout.lease_epoch(entry.name, CLAIM) for entry in entries if not entry.is_dir)
+    return [epoch for epoch in found if epoch is not None]
+
+
+def last_sign_of_life(entries: list[Entry], epoch: int) -> datetime | None:
+    """Return the holder's last write by the store's clock; None if the store does not tell."""
+    return max(
+        (
+            entry.modified_at
+            for entry in entries
+            if epoch in (layout.lease_epoch(entry.name, kind) for kind in (CLAIM, HEARTBEAT))
+            and entry.modified_at is not None
+        ),
+        default=None,
+    )
+
+
+def read_claim(store: ObjectStore, epoch: int) -> Lease:
+    """Read a claim; one that makes no sense has nobody's name."""
+    claim = read_lease_object(store, layout.lease_claim_key(epoch))
+    return Lease(
+        epoch=epoch,
+        restore_id=_text(claim.get("restore_id")),
+        holder=_text(claim.get("holder")),
+        ttl_seconds=_ttl(claim.get("ttl_seconds")),
+    )
+
+
+def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
+    """Read one of our objects; one that makes no sense counts as empty."""
+    try:
+        value = json.loads(store.get(key, max_bytes=65536))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return (printable(value) if isinstance(value, str) else "") or "?"
+
+
+def _ttl(value: Any) -> float:
+    """Read a TTL; one that makes no sense (NaN, "soon", 1e300) must not hold the lease for ever."""
+    if type(value) in (int, float) and 0 <= value <= MAX_TTL_SECONDS:
+        return float(value)
+    return DEFAULT_TTL_SECONDS

@@ -1,0 +1,68 @@
+"""Asking a Ray cluster whether the driver of an experiment still runs there.
+
+Nothing ties a Ray job to an experiment but what its user wrote: a live job counts as its driver if its
+command line, or a value of its metadata, holds the experiment's address, or its name as a word of its
+own. That errs on the side of life. That no job names it proves nothing, and neither does a cluster that
+does not answer: both are said and decide nothing.
+"""
+
+import re
+import threading
+from collections.abc import Callable
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments.health import DriverSign
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
+from airflow_tune_restore.launch.ray_jobs import RayJob
+
+_SHORTEST_NAME = 4
+"""A shorter name stands in many a command line by chance."""
+
+
+def driver_jobs(ray_conn_id: str) -> Callable[[str], DriverSign]:
+    """Return what answers for experiments (by URI); asks the cluster once, when first asked.
+
+    Args:
+        ray_conn_id: Connection of type `ray_jobs`.
+    """
+    answer: list[list[RayJob] | str] = []
+    lock = threading.Lock()
+
+    def ask(experiment: str) -> DriverSign:
+        with lock:
+            if not answer:
+                answer.append(_live_jobs(ray_conn_id))
+        return read_jobs(answer[0], experiment)
+
+    return ask
+
+
+def read_jobs(jobs: list[RayJob] | str, experiment: str) -> DriverSign:
+    """Say which of a cluster's live jobs runs for an experiment; a text says why it was not asked."""
+    if isinstance(jobs, str):
+        return DriverSign(is_running=False, found=f"the cluster could not be asked: {jobs}")
+    for job in jobs:
+        if _names(job, experiment):
+            name = printable(job.submission_id or job.entrypoint)
+            return DriverSign(
+                is_running=True, found=f"Ray job {name} names it and is {printable(job.status)}"
+            )
+    return DriverSign(is_running=False, found=f"none of {len(jobs)} live Ray jobs names it")
+
+
+def _live_jobs(ray_conn_id: str) -> list[RayJob] | str:
+    try:
+        return RayJobsHook(ray_conn_id).jobs().list_live()
+    except TuneRestoreError as error:
+        return printable(str(error))
+
+
+def _names(job: RayJob, experiment: str) -> bool:
+    address = experiment.rstrip("/")
+    name = address.rpartition("/")[2]
+    words = [rf"{re.escape(address)}(?![\w.-])"]
+    if len(name) >= _SHORTEST_NAME:
+        words.append(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
+    texts = [job.entrypoint, *(job.metadata or {}).values()]
+    return any(re.search(word, text) for word in words for text in texts)

@@ -1,0 +1,123 @@
+"""Draws the samples of an experiment that were never drawn, in one pod, as one task."""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Context
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.attempt import claim
+from airflow_tune_restore.operators.attempt_pods import find_request
+from airflow_tune_restore.operators.continuation import (
+    continuation_options,
+    describe_continued,
+    parse_continued,
+    refuse_unfinished,
+    start_continuation,
+)
+from airflow_tune_restore.operators.continue_experiment import MAP_INDEX_TEMPLATE
+from airflow_tune_restore.operators.restore_trial_kubernetes import CONCURRENT_TRIALS
+from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
+from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.storage.base import ObjectStore
+
+
+class ContinueExperimentKubernetesOperator(RunnerPodOperator):
+    """Does what `ContinueExperimentOperator` does, in a pod with a Ray of its own.
+
+    What one sample will ask for is not known before it is drawn; give the pod's size with
+    `container_resources`, or it is that of `concurrent_trials` CPUs.
+
+    Args:
+        experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
+            (templated)
+        stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
+        concurrent_trials: For how many trials at the same time the pod is sized.
+        **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
+    """
+
+    template_fields = (
+        *RunnerPodOperator.template_fields,
+        "experiment",
+        "trainable",
+        "param_space",
+        "python",
+        "storage_conn_id",
+    )
+    template_fields_renderers = {  # noqa: RUF012  as Airflow declares it
+        **RunnerPodOperator.template_fields_renderers,
+        "experiment": "json",
+    }
+    ui_color = "#e2f2e4"
+
+    def __init__(
+        self,
+        *,
+        experiment: Any,
+        stale_after: timedelta | float | str = 0,
+        concurrent_trials: int = CONCURRENT_TRIALS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.experiment = experiment
+        self.stale_after = stale_after
+        self.concurrent_trials = concurrent_trials
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Set the arguments all experiments share; the map index is labelled unless told otherwise."""
+        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
+        return super().partial(**kwargs)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Plan, run in a pod, commit."""
+        with plain_errors():
+            address, store = self._open()
+            options = continuation_options(self.stale_after, self.param_space)
+            plan, settled = start_continuation(context, store, options)
+            if plan is None:
+                return self.say(context, describe_continued(address, settled, log=self.log))
+            done = read_outcome(store, plan.restore_id, layout.EVERY_TRIAL)
+            if done is not None and done.result == Result.FINISHED:
+                self.log.info("An earlier try of this task has drawn them already.")
+            else:
+                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or claim(
+                    store,
+                    plan,
+                    layout.EVERY_TRIAL,
+                    self.runner_arguments(concurrent=self.concurrent_trials),
+                    log=self.log,
+                )
+                self.follow_pod(context, request, plan.metric)
+                refuse_unfinished(plan, self.outcome_of(store, plan, request))
+            return self._commit(context, address, store, plan)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Come back from the triggerer: commit, or wait on."""
+        with plain_errors():
+            address, store = self._open()
+            options = continuation_options(self.stale_after, self.param_space)
+            plan, settled = start_continuation(context, store, options)
+            if plan is None:  # committed before, by a try that died right after
+                return self.say(context, describe_continued(address, settled, log=self.log))
+            request = find_request(store, plan, layout.EVERY_TRIAL, event["name"])
+            self.resume_following(context, event, request, plan.metric)
+            refuse_unfinished(plan, self.outcome_of(store, plan, request))
+            return self._commit(context, address, store, plan)
+
+    def _open(self) -> tuple[Address, ObjectStore]:
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        address = hook.address(parse_continued(self.experiment))
+        return address, hook.open(address)
+
+    def _commit(
+        self, context: Context, address: Address, store: ObjectStore, plan: RestorePlan
+    ) -> dict[str, Any]:
+        summary = commit_restore(store, plan.restore_id)
+        return self.say(context, describe_continued(address, summary, log=self.log))

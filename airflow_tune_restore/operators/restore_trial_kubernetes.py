@@ -1,0 +1,196 @@
+"""Runs one trial of a restore in a pod of its own, as one (mapped) task."""
+
+import time
+from typing import Any
+
+from airflow.sdk import Context, RetryPolicy
+from airflow.sdk.exceptions import AirflowException
+
+from airflow_tune_restore.exceptions import KeyExistsError, TuneRestoreError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.operators.attempt import claim, judge
+from airflow_tune_restore.operators.attempt_pods import find_request, name_of, read_request
+from airflow_tune_restore.operators.items import TrialItem
+from airflow_tune_restore.operators.restore_trial import MAP_INDEX_TEMPLATE
+from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
+from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.base import ObjectStore
+
+CONCURRENT_TRIALS = 4
+
+
+class RestoreTrialKubernetesOperator(RunnerPodOperator):
+    """Resumes or restarts one trial, as the plan says, in a pod with a Ray of its own.
+
+    A `KubernetesPodOperator`: image, namespace, service account, templates, node selection and all else
+    are given to it as usual. What the trial asks for becomes the pod's requests and limits, on top of
+    what Ray itself needs; a trial that ran out of memory asks for twice as much. Storage credentials
+    reach the pod through its service account, `env_from` or `secrets`, never through this task.
+
+    A retry, of a task or of a worker that died, attaches to the pod that is still alive, else claims the
+    next attempt, which goes on from the newest snapshot. Killing the task deletes the pod, which saves a
+    snapshot first. Pods that Kubernetes took away (evicted, preempted, out of memory) fail the task with
+    that reason, and the ledger has it.
+
+    Where trials are coupled (strategy `whole_experiment`), all tasks of an experiment share one pod: the
+    first to come creates it, each follows its own trial through storage, in a worker also if
+    `deferrable`, and killing a task stops its trial alone.
+
+    Args:
+        trial: One item of `BuildRestorePlanOperator`'s output. (templated)
+        concurrent_trials: For how many trials at the same time the one pod of coupled trials is sized.
+        retry_policy: By default `TrialRetryPolicy`. None for Airflow's plain retries.
+        **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
+    """
+
+    template_fields = (
+        *RunnerPodOperator.template_fields,
+        "trial",
+        "trainable",
+        "param_space",
+        "python",
+        "storage_conn_id",
+    )
+    template_fields_renderers = {**RunnerPodOperator.template_fields_renderers, "trial": "json"}  # noqa: RUF012  as Airflow declares it
+    ui_color = "#e2f2e4"
+
+    def __init__(
+        self,
+        *,
+        trial: Any,
+        concurrent_trials: int = CONCURRENT_TRIALS,
+        retry_policy: RetryPolicy | None = TRIAL_RETRY_POLICY,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retry_policy=retry_policy, **kwargs)
+        self.trial = trial
+        self.concurrent_trials = concurrent_trials
+        self._followed: tuple[ObjectStore, str, str] | None = None
+        self._pending_since = time.monotonic()
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Set the arguments all trials share; the map index is labelled unless told otherwise."""
+        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
+        return super().partial(**kwargs)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Attach to the trial's pod or claim an attempt and create one, and say how it ended."""
+        with plain_errors():
+            store, plan, item = self._open()
+            if plan.is_one_run:
+                outcome = self._follow(context, store, plan, item)
+                return self.say(context, judge(store, plan, item, outcome, log=self.log))
+            done = read_outcome(store, plan.restore_id, item.trial_id)
+            if done is not None and done.result == Result.FINISHED:
+                self.log.info("An earlier try of this task has finished the trial already.")
+                return self.say(context, judge(store, plan, item, done, log=self.log))
+            lease.renew(store, lease.check_held(store, plan.restore_id))
+            request = self.pods.find_attempt(store, plan, item.trial_id) or self._claim(
+                store, plan, item.trial_id
+            )
+            self.follow_pod(context, request, plan.metric)
+            return self._conclude(context, store, plan, item, request)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Come back from the triggerer: say how the pod ended, or wait on."""
+        with plain_errors():
+            store, plan, item = self._open()
+            request = find_request(store, plan, item.trial_id, event["name"])
+            self.resume_following(context, event, request, plan.metric)
+            return self._conclude(context, store, plan, item, request)
+
+    def on_kill(self) -> None:
+        """Delete the pod: it saves a snapshot first. Of one pod for all, ask to stop this trial alone."""
+        followed, self._followed = self._followed, None
+        if followed is not None:
+            self.log.info("Asking the run to stop this trial; the others go on.")
+            ask_to_stop(*followed)
+            return
+        super().on_kill()
+
+    def _open(self) -> tuple[ObjectStore, RestorePlan, TrialItem]:
+        item = TrialItem.parse(self.trial)
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        store = hook.open(hook.address(item.experiment))
+        return store, read_plan(store, item.restore_id), item
+
+    def _claim(
+        self, store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int | None = None
+    ) -> RunnerRequest:
+        side_by_side = max(
+            1, min(self.concurrent_trials, len(plan.to_run) or self.concurrent_trials)
+        )
+        arguments = self.runner_arguments(concurrent=side_by_side)
+        request = claim(store, plan, trial_id, arguments, log=self.log, attempt=attempt)
+        self.log.info(
+            "%s trial %s of %s: attempt %d of restore %s in pod %s",
+            *(request.action, trial_id, plan.experiment, request.attempt, plan.restore_id),
+            name_of(request),
+        )
+        return request
+
+    def _conclude(
+        self,
+        context: Context,
+        store: ObjectStore,
+        plan: RestorePlan,
+        item: TrialItem,
+        request: RunnerRequest,
+    ) -> dict[str, Any]:
+        outcome = self.outcome_of(store, plan, request)
+        return self.say(context, judge(store, plan, item, outcome, log=self.log))
+
+    def _follow(
+        self, context: Context, store: ObjectStore, plan: RestorePlan, item: TrialItem
+    ) -> RunnerOutcome:
+        """Attach to the one run of the experiment, or start its pod, until this trial ends."""
+        lease.renew(store, lease.check_held(store, plan.restore_id))
+
+        def start(attempt: int) -> None:
+            if self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) is not None:
+                self._refuse_pending(store, plan, attempt - 1)
+                key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
+                raise KeyExistsError(
+                    store.uri, key
+                )  # it is only slow: it waits for a node, perhaps
+            request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
+            self.start_pod(context, request, plan.metric)
+
+        follower = Follower(store, item.restore_id, item.trial_id, start)
+        self._followed = (store, item.restore_id, item.trial_id)
+        try:
+            for progress in follower.progress():
+                if progress is not None:
+                    self.log.info("%s", describe_line(progress.to_line(), plan.metric))
+            self._followed = None
+        except (TuneRestoreError, AirflowException):
+            self._followed = None  # the run goes on without us; a retry attaches again
+            raise
+        finally:
+            self.on_kill()  # a timeout: this trial is given back
+        assert follower.outcome is not None  # noqa: S101  progress() ends with one
+        return follower.outcome
+
+    def _refuse_pending(self, store: ObjectStore, plan: RestorePlan, attempt: int) -> None:
+        """Give up a pod that has waited too long to start, for lack of a node or of its image."""
+        request = read_request(store, plan, layout.EVERY_TRIAL, attempt)
+        now = time.monotonic()
+        if not self.pods.is_pending(request):
+            self._pending_since = now
+        if now - self._pending_since > self.startup_timeout_seconds:
+            self.pods.delete(name_of(request))
+            raise AirflowException(
+                f"The pod of the whole experiment {plan.experiment} did not start within "
+                f"{self.startup_timeout_seconds} s; the next try makes another one."
+            )

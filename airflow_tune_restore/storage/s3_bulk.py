@@ -1,0 +1,133 @@
+"""S3 for many small reads at once: listings and gets through obstore, all else through s3fs.
+
+Measured in benchmarks/scan_1000.py: a seventh of s3fs's processor time a request, which is what bounds
+a scan. Credentials, endpoint and region are asked of the s3fs client, however it came by them. What
+obstore cannot do as s3fs would (a proxy, an own certificate, a bucket in another region, requester pays)
+and every request it fails at goes through s3fs, whose errors we know how to explain.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from airflow_tune_restore.storage.base import Entry
+from airflow_tune_restore.storage.s3 import S3Store
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_RETRIES = 2
+"""s3fs comes next, and has retries of its own."""
+
+_ASK_AGAIN = timedelta(minutes=5)
+"""How long obstore keeps credentials before it asks s3fs for them again."""
+
+
+class BulkS3Store(S3Store):
+    """S3 with the reads through obstore.
+
+    Args:
+        filesystem: The s3fs filesystem, with its credentials.
+        scheme: How its URLs begin.
+        root: Bucket and prefix.
+        client: obstore's store for the bucket; stores made by `at` share it.
+    """
+
+    def __init__(
+        self, filesystem: "AbstractFileSystem", scheme: str, root: str, client: Any = None
+    ) -> None:
+        super().__init__(filesystem, scheme, root)
+        self._client = client or _client(filesystem, root.partition("/")[0])
+
+    def at(self, path: str) -> Self:
+        """Return the store rooted at `path` below this one."""
+        return type(self)(self._fs, self._scheme, self._path(path), self._client)
+
+    def _children(self, prefix: str) -> Iterator[Entry]:
+        from obstore.exceptions import BaseError
+
+        below = prefix.partition("/")[2]
+        below = f"{below}/" if below else ""
+        try:
+            found = self._client.list_with_delimiter(below)
+            return iter([*_directories(found, below), *_objects(found, below)])
+        except (BaseError, OSError, ValueError):
+            return super()._children(prefix)
+
+    def _read(self, path: str, end: int | None) -> bytes:
+        from obstore.exceptions import BaseError
+
+        try:
+            answer = self._client.get(path.partition("/")[2])
+            if end is None or answer.meta["size"] < end:
+                body: bytes = answer.bytes().to_bytes()
+                return body
+        except (BaseError, OSError, ValueError):
+            pass  # s3fs says what is wrong
+        return super()._read(path, end)
+
+
+def _directories(found: Any, below: str) -> list[Entry]:
+    names = (path.removeprefix(below).rstrip("/") for path in found["common_prefixes"])
+    return [Entry(name=name, is_dir=True) for name in names]
+
+
+def _objects(found: Any, below: str) -> list[Entry]:
+    return [
+        Entry(
+            name=item["path"].removeprefix(below),
+            is_dir=False,
+            size_bytes=item["size"],
+            modified_at=item["last_modified"].astimezone(UTC),
+            etag=(item["e_tag"] or "").strip('"'),
+        )
+        for item in found["objects"]
+        if item["path"].startswith(below)  # the directory's own marker has lost its slash
+    ]
+
+
+def can_read_in_bulk(filesystem: "AbstractFileSystem") -> bool:
+    """Whether obstore is installed, and would reach what this s3fs filesystem reaches."""
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        return False
+    fs: Any = filesystem
+    plain = not fs.req_kw and not fs.anon and fs.client_kwargs.get("verify") in (None, True)
+    return plain and not fs.s3.meta.config.proxies and not _has_own_certificates(fs)
+
+
+def _has_own_certificates(fs: Any) -> bool:
+    if fs.s3.meta.endpoint_url.startswith("http://"):
+        return False
+    session = getattr(fs.s3._endpoint, "http_session", None)  # noqa: SLF001  AWS_CA_BUNDLE ends there
+    return getattr(session, "_verify", True) is not True
+
+
+def _client(filesystem: Any, bucket: str) -> Any:
+    from fsspec.asyn import sync
+    from obstore.store import S3Store as Client
+
+    client = filesystem.s3  # made, and connected, by s3fs
+    region = client.meta.region_name or "us-east-1"
+    endpoint = client.meta.endpoint_url
+    signer = client._request_signer  # noqa: SLF001  the one place that knows what s3fs signs with
+
+    def credentials() -> Any:
+        frozen = sync(filesystem.loop, signer._credentials.get_frozen_credentials)  # noqa: SLF001
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _ASK_AGAIN,  # s3fs refreshes those of a role
+        }
+
+    return Client(
+        bucket,
+        endpoint=endpoint,
+        region=region,
+        virtual_hosted_style_request=False,
+        client_options={"allow_http": endpoint.startswith("http://"), "timeout": "60s"},
+        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=20)},
+        credential_provider=credentials,
+    )

@@ -1,0 +1,77 @@
+"""A sweep whose task reports its own failure, and the DAG that then recovers just that experiment.
+
+`sweep_that_reports` runs a sweep. When its task has failed for good, `TriggerRecoveryNotifier` starts
+`recover_experiment` with the experiment's address in its conf; that DAG can be started by hand, too.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_tune_restore.notifications.trigger_recovery import TriggerRecoveryNotifier
+from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+SCRIPT = Path(__file__).with_name("example_sweep.py")
+STORAGE_PATH = (
+    os.environ.get("TUNE_RESTORE_PREFIX")
+    or Path(tempfile.gettempdir(), "tune_restore_example").as_posix()
+)
+NAME = "sweep_{{ dag_run.run_after | ts_nodash }}"
+
+with DAG(
+    "sweep_that_reports",
+    schedule=None,
+    catchup=False,
+    doc_md=__doc__,
+    tags=["ray", "tune"],
+    params={
+        "storage_path": Param(
+            STORAGE_PATH,
+            type="string",
+            description="Local directory or s3:// URL; credentials come from the environment.",
+        ),
+    },
+):
+
+    @task(
+        retries=0,
+        on_failure_callback=TriggerRecoveryNotifier(
+            dag_id="recover_experiment",
+            experiment="{{ params.storage_path }}/" + NAME,
+            extra_conf={"stale_after": 0},  # the task has ended, and the driver was its child
+        ),
+    )
+    def sweep(storage_path: str, name: str) -> None:
+        """Run the sweep; the task fails with it."""
+        subprocess.run(  # noqa: S603  our own script
+            [sys.executable, SCRIPT, "--storage-path", storage_path, "--name", name], check=True
+        )
+
+    sweep("{{ params.storage_path }}", NAME)
+
+with DAG(
+    "recover_experiment",
+    schedule=None,
+    catchup=False,
+    doc_md=__doc__,
+    tags=["ray", "tune"],
+    params={
+        "experiment": Param("", type="string", description="Address of the experiment."),
+        "stale_after": Param(
+            1800, type="number", description="Seconds of silence after which it is dead."
+        ),
+    },
+):
+    TuneRestoreTaskGroup(
+        prefix="{{ params.experiment }}",  # waits until it is dead, in the triggerer
+        trainable="example_sweep:train",
+        stale_after="{{ params.stale_after }}",
+        deferrable=True,
+        resume_errored=True,
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the next night's code
+        find_args={"timeout": 6 * 3600, "soft_fail": True},
+    )

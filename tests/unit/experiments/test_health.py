@@ -1,0 +1,120 @@
+"""Alive or dead: what each piece of evidence does to the verdict."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_tune_restore.experiments.claims import Lease, RestoreSign
+from airflow_tune_restore.experiments.facts import Facts
+from airflow_tune_restore.experiments.health import MAX_PATIENCE, Evidence, Health, judge, patience
+from airflow_tune_restore.experiments.signs import describe_evidence
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+HALF_HOUR = timedelta(minutes=30)
+
+
+def facts(**fields) -> Facts:
+    return Facts(**{"state_file": "experiment_state-x.json", "trials": {"RUNNING": 1}, **fields})
+
+
+def ago(minutes: float) -> datetime:
+    return NOW - timedelta(minutes=minutes)
+
+
+def evidence(minutes: float | None = 60, **fields) -> Evidence:
+    return Evidence(root_written=None if minutes is None else ago(minutes), now=NOW, **fields)
+
+
+def verdict(some: Facts, seen: Evidence, stale_after: timedelta = HALF_HOUR) -> Health:
+    return judge(some, seen, stale_after=stale_after)[0]
+
+
+def restore(silent_seconds: float) -> RestoreSign:
+    lease = Lease(epoch=1, restore_id="r1", holder="somebody", ttl_seconds=120)
+    return RestoreSign(lease=lease, silent_seconds=silent_seconds)
+
+
+def test_silence_of_stale_after_is_death():
+    assert verdict(facts(), evidence(29)) is Health.RUNNING
+    assert verdict(facts(), evidence(30)) is Health.INTERRUPTED
+
+
+def test_a_store_that_tells_no_times_shows_no_death():
+    assert verdict(facts(), evidence(None)) is Health.RUNNING
+
+
+def test_a_write_in_the_future_is_no_death():
+    seen = evidence(-600)
+    assert verdict(facts(), seen) is Health.RUNNING
+    (sign, *_) = describe_evidence(facts(), seen, stale_after=HALF_HOUR)
+    assert "10 h in the future of the store's clock" in sign.found
+
+
+def test_a_trial_that_reports_every_two_hours_is_not_dead_after_one():
+    slow = facts(longest_interval=7200.0)
+    assert verdict(slow, evidence(60)) is Health.RUNNING
+    assert verdict(slow, evidence(239)) is Health.RUNNING
+    assert verdict(slow, evidence(240)) is Health.INTERRUPTED
+    assert (
+        "stale after 4 h, because an iteration of it takes 2 h"
+        in judge(slow, evidence(60), stale_after=HALF_HOUR)[1]
+    )
+
+
+def test_a_driver_that_was_told_to_save_every_hour_is_not_dead_after_two():
+    rare = facts(snapshot_period=3600.0)
+    assert verdict(rare, evidence(120)) is Health.RUNNING
+    assert verdict(rare, evidence(180)) is Health.INTERRUPTED
+
+
+def test_a_user_who_knows_that_the_driver_is_dead_need_not_wait():
+    slow = facts(longest_interval=7200.0, snapshot_period=3600.0)
+    assert verdict(slow, evidence(0), timedelta()) is Health.INTERRUPTED
+
+
+@pytest.mark.parametrize("lie", [1e300, 1e18])
+def test_no_number_in_a_state_keeps_an_experiment_alive_for_ever(lie):
+    assert patience(facts(longest_interval=lie), HALF_HOUR)[0] == MAX_PATIENCE
+
+
+def test_a_restore_at_work_is_life_whatever_else_is_seen():
+    for some in (facts(), facts(trials={"ERROR": 1}, samples_left=0)):
+        assert verdict(some, evidence(600, restore=restore(10))) is Health.RUNNING
+        assert verdict(some, evidence(600, restore=restore(120))) is not Health.RUNNING
+
+
+def test_writes_to_a_trial_are_life_though_the_root_is_silent():
+    assert verdict(facts(), evidence(60, trials_written=ago(5))) is Health.RUNNING
+
+
+def test_a_sweep_that_was_started_anew_in_the_same_place_is_alive_before_its_first_snapshot():
+    ended = facts(trials={"ERROR": 1, "TERMINATED": 1}, samples_left=0)
+    seen = Evidence(root_written=ago(5), tuner_written=ago(5), state_written=ago(600), now=NOW)
+    assert verdict(ended, seen) is Health.RUNNING
+    assert (
+        verdict(ended, replace(seen, root_written=ago(31), tuner_written=ago(31))) is Health.ERRORED
+    )
+    # uploaded together with the last state
+    assert verdict(ended, replace(seen, state_written=ago(5.5))) is Health.ERRORED
+
+
+def test_errors_count_at_once_when_all_has_ended():
+    ended = facts(trials={"ERROR": 1}, samples_left=0)
+    assert verdict(ended, evidence(0)) is Health.ERRORED
+
+
+def test_the_drivers_clock_decides_nothing_but_is_told():
+    ahead = facts(last_result=(NOW + timedelta(hours=5)).timestamp())
+    seen = evidence(60, state_written=ago(60))
+    assert verdict(ahead, seen) is Health.INTERRUPTED
+    table = describe_evidence(ahead, seen, stale_after=HALF_HOUR)
+    assert [s.found for s in table if s.name == "clock of its driver"] == [
+        "6 h ahead of the store's"
+    ]
+
+
+def test_what_a_restore_committed_is_no_sign_of_a_driver():
+    seen = evidence(1, committed_at=ago(1))
+    assert verdict(facts(), seen) is Health.INTERRUPTED
+    assert verdict(facts(), replace(seen, root_written=ago(0.5))) is Health.RUNNING

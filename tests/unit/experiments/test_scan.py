@@ -1,0 +1,336 @@
+"""What a scan asks of the store, what it remembers, and that remembering changes no verdict."""
+
+import json
+import pickle
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.experiments import index as index_module
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.selection import Selection
+from airflow_tune_restore.storage import parquet
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.builders import STATE_NAME, make_row, make_state
+
+ODD = ["with space", "ünïcode-日本", "a=1,b=2", "50%", "%2F", "(x) [y]", "plus+plus", "a'b"]
+
+
+class Counting(MemoryStore):
+    """Counts what is asked of it, in all places below it; can be made to refuse writes."""
+
+    asked: Counter
+    refuses = False
+
+    @classmethod
+    def new(cls, clock):
+        store = cls(clock=clock)
+        store.asked = Counter()
+        return store
+
+    def at(self, path):
+        below = Counting(self._objects, root=f"{self._root}{path}/", clock=self._clock)
+        below.asked, below.refuses = self.asked, self.refuses
+        return below
+
+    def list_dir(self, path=""):
+        self.asked["list"] += 1
+        return super().list_dir(path)
+
+    def get(self, key, *, max_bytes=None):
+        self.asked["get"] += 1
+        return super().get(key, max_bytes=max_bytes)
+
+    def put(self, key, body):
+        self.asked["put"] += 1
+        if self.refuses:
+            raise StorageError("read only")
+        super().put(key, body)
+
+
+class Clock:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(clock):
+    return Counting.new(clock)
+
+
+@pytest.fixture(autouse=True)
+def small_index(monkeypatch):
+    monkeypatch.setattr(index_module, "MIN_ROWS", 1)
+
+
+def put_experiment(store, path, *, status="TERMINATED", samples=None, **fields):
+    store.put(f"{path}/{STATE_NAME}", make_state([make_row("t1", status=status, **fields)]))
+    store.put(f"{path}/tuner.pkl", b"x")
+    searcher = {"_total_samples": samples or 1, "_finished": samples is None}
+    store.put(f"{path}/basic-variant-state-2026-01-01_00-00-00.json", pickle.dumps(searcher))
+
+
+def fill(store, clock, *, days=1.0):
+    put_experiment(store, "team/user/done")
+    put_experiment(store, "team/user/bad", status="ERROR")
+    put_experiment(store, "team/left", samples=3)
+    put_experiment(store, "dead", status="RUNNING")
+    store.put("broken/experiment_state-2026-01-01_00-00-00.json", b"{")
+    store.put("bare/tuner.pkl", b"x")
+    clock.now += timedelta(days=days)
+    put_experiment(store, "alive", status="RUNNING")
+
+
+def verdicts(store, **options):
+    return {r.experiment.removeprefix("memory://"): r.health for r in scan(store, **options)}
+
+
+def test_every_experiment_is_found_and_judged(store, clock):
+    fill(store, clock)
+    assert verdicts(store) == {
+        "alive": Health.RUNNING,
+        "bare": Health.NOT_STARTED,
+        "broken": Health.UNREADABLE,
+        "dead": Health.INTERRUPTED,
+        "team/left": Health.INTERRUPTED,
+        "team/user/bad": Health.ERRORED,
+        "team/user/done": Health.FINISHED,
+    }
+
+
+def test_a_live_experiment_costs_one_listing_and_one_get(store, clock):
+    put_experiment(store, "alive", status="RUNNING")
+    store.asked.clear()
+    scan(store, use_index=False)
+    assert store.asked == {"list": 2, "get": 1}  # the prefix is listed, too
+
+
+def test_an_ended_one_costs_one_more_get_for_the_samples_that_may_be_left(store, clock):
+    put_experiment(store, "done")
+    store.asked.clear()
+    scan(store, use_index=False)
+    assert store.asked == {"list": 2, "get": 2}
+
+
+def test_a_second_scan_gets_the_index_and_nothing_else_that_has_not_changed(store, clock):
+    for number in range(20):
+        put_experiment(store, f"e{number}", status="ERROR" if number % 2 else "TERMINATED")
+    clock.now += timedelta(days=1)
+    first = scan(store)
+    store.asked.clear()
+    assert scan(store) == first
+    assert store.asked == {"list": 21, "get": 1}
+    put_experiment(store, "e3")
+    store.asked.clear()
+    assert verdicts(store)["e3"] is Health.FINISHED
+    assert (store.asked["list"], store.asked["get"]) == (21, 3)
+
+
+def test_a_live_experiment_is_not_remembered(store, clock):
+    put_experiment(store, "alive", status="RUNNING")
+    scan(store)
+    assert layout.INDEX not in store._objects
+
+
+def test_a_prefix_that_cannot_be_written_to_is_scanned_all_the_same(store, clock):
+    fill(store, clock)
+    store.refuses = True
+    assert verdicts(store)["dead"] is Health.INTERRUPTED
+    assert layout.INDEX not in store._objects
+
+
+def test_without_an_index_nothing_is_written(store, clock):
+    fill(store, clock)
+    before = dict(store._objects)
+    scan(store, use_index=False)
+    assert store._objects == before
+
+
+def test_the_index_of_an_experiments_own_directory_is_none_of_a_prefix(store, clock):
+    put_experiment(store, "exp")
+    scan(store.at("exp"))
+    assert f"exp/{layout.INDEX}" not in store._objects
+
+
+def test_an_experiment_that_is_gone_is_forgotten(store, clock):
+    put_experiment(store, "one")
+    put_experiment(store, "two")
+    clock.now += timedelta(days=1)
+    scan(store)
+    for key in [key for key in store._objects if key.startswith("one/")]:
+        store.delete(key)
+    put_experiment(store, "three")
+    scan(store)
+    table = parquet.decode_table(store.get(layout.INDEX), ["path"])
+    assert table["path"] == ["three", "two"] or table["path"] == ["two"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_are_found_remembered_and_told(store, clock, name):
+    put_experiment(store, f"{name}/{name}", status="ERROR")
+    clock.now += timedelta(days=1)
+    for _ in range(2):
+        assert verdicts(store) == {f"{name}/{name}": Health.ERRORED}
+
+
+def test_a_selection_leaves_out_and_does_not_list(store, clock):
+    fill(store, clock)
+    store.asked.clear()
+    assert list(verdicts(store, selection=Selection(include=("team/*/*",)), use_index=False)) == [
+        "team/user/bad",
+        "team/user/done",
+    ]
+    assert "team/left" not in verdicts(store, selection=Selection(exclude=("left",)))
+    assert list(verdicts(store, selection=Selection(max_depth=1, exclude=("b*",)))) == [
+        "alive",
+        "dead",
+    ]
+
+
+def test_a_selective_scan_forgets_nothing_that_it_did_not_see(store, clock):
+    put_experiment(store, "one")
+    put_experiment(store, "two")
+    clock.now += timedelta(days=1)
+    scan(store)
+    put_experiment(store, "two")
+    clock.now += timedelta(days=1)
+    scan(store, selection=Selection(include=("two",)))
+    assert parquet.decode_table(store.get(layout.INDEX), ["path"])["path"] == ["one", "two"]
+
+
+def test_a_trial_whose_worker_uploads_checkpoints_is_alive(store, clock):
+    put_experiment(store, "exp", status="RUNNING", trial_dir="trial")
+    clock.now += timedelta(hours=2)
+    assert verdicts(store)["exp"] is Health.INTERRUPTED
+    store.put("exp/trial/checkpoint_000007/model.bin", b"x")
+    assert verdicts(store)["exp"] is Health.RUNNING
+
+
+def test_checkpoints_below_the_newest_are_not_listed(store, clock):
+    put_experiment(store, "exp", status="RUNNING", trial_dir="trial")
+    for number in range(50):
+        store.put(f"exp/trial/checkpoint_{number:06d}/deep/model.bin", b"x")
+    clock.now += timedelta(hours=2)
+    store.asked.clear()
+    scan(store, use_index=False)
+    assert store.asked["list"] == 4  # prefix, root, trial, its newest checkpoint
+
+
+def test_a_restore_at_work_is_seen_by_its_lease(store, clock):
+    put_experiment(store, "exp", status="ERROR")
+    clock.now += timedelta(days=1)
+    claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
+    store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
+    (report,) = scan(store)
+    assert report.health is Health.RUNNING
+    assert "restore r1 of dag nightly is at work on it" in report.reason
+    clock.now += timedelta(seconds=121)
+    assert verdicts(store)["exp"] is Health.ERRORED
+    store.put(f"exp/{layout.lease_heartbeat_key(1)}", b"{}")
+    assert verdicts(store)["exp"] is Health.RUNNING
+    store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
+    assert verdicts(store)["exp"] is Health.ERRORED
+
+
+def test_a_commit_between_two_looks_of_a_scan_is_seen(store, clock):
+    """A restore commits and releases its lease after the root was listed, before the lease is."""
+    put_experiment(store, "exp", status="RUNNING")
+    claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
+    store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
+    clock.now += timedelta(hours=1)
+    store.put(f"exp/{layout.lease_heartbeat_key(1)}", b"{}")
+    list_dir = MemoryStore.list_dir
+
+    def commits_first(self, path=""):
+        if path == layout.LEASE:
+            committed = STATE_NAME.replace(".json", "_r000001.json")
+            store.put(f"exp/{committed}", make_state([make_row("t1")]))
+            store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
+        return list_dir(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryStore, "list_dir", commits_first)
+        assert verdicts(store)["exp"] is Health.FINISHED
+
+
+def test_a_store_that_fails_once_makes_nothing_older_the_newest(store, clock):
+    put_experiment(store, "exp", status="ERROR")
+    newer = "experiment_state-2026-11-24_10-00-00.json"
+    store.put(f"exp/{newer}", make_state([make_row("t1")], start_time=2000.0))
+    get = MemoryStore.get
+
+    def fails(self, key, *, max_bytes=None):
+        if key == newer:
+            raise StorageError("timeout")
+        return get(self, key, max_bytes=max_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryStore, "get", fails)
+        assert verdicts(store)["exp"] is Health.UNREADABLE
+    assert verdicts(store)["exp"] is Health.FINISHED
+
+
+changes = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "t/b", "t/u/c"]),
+        st.sampled_from(["TERMINATED", "ERROR", "RUNNING", "PENDING"]),
+        st.sampled_from([None, 1, 3]),
+        st.sampled_from([0, 60, 3600, 90000]),
+    ),
+    max_size=6,
+)
+
+
+@st.composite
+def indexes(draw):
+    """What may be found in the place of an index: nothing, noise, or a table of anything."""
+    kind = draw(st.sampled_from(["kept", "gone", "noise", "cut", "table", "swapped", "edited"]))
+    return kind, draw(st.binary(max_size=200)), draw(st.integers(0, 2**16))
+
+
+@settings(max_examples=60)
+@given(history=changes, damage=indexes(), later=st.sampled_from([0, 60, 3600, 90000]))
+def test_with_and_without_an_index_the_reports_are_the_same(history, damage, later):
+    clock = Clock()
+    store = Counting.new(clock)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "MIN_ROWS", 1)
+        for path, status, samples, seconds in history:
+            put_experiment(store, path, status=status, samples=samples)
+            clock.now += timedelta(seconds=seconds)
+            scan(store)
+        clock.now += timedelta(seconds=later)
+        damage_index(store, *damage)
+        assert scan(store) == scan(store, use_index=False) == scan(store)
+
+
+def damage_index(store, kind, noise, number):
+    body = store._objects.get(layout.INDEX, (b"",))[0]
+    if kind == "gone":
+        store.delete(layout.INDEX)
+    elif kind == "noise":
+        store.put(layout.INDEX, noise)
+    elif kind == "cut":
+        store.put(layout.INDEX, body[: number % (len(body) + 1)])
+    elif kind == "table":
+        store.put(layout.INDEX, parquet.encode_table({"path": ["a"], "facts": [noise.hex()]}))
+    elif body:
+        table = parquet.decode_table(body, ["path", "fingerprint", "facts", "check"])
+        if kind == "swapped":  # each row says what another one is
+            table["facts"] = table["facts"][1:] + table["facts"][:1]
+        else:
+            table["facts"] = [text.replace("ERROR", "TERMINATED") for text in table["facts"]]
+        store.put(layout.INDEX, parquet.encode_table(table))

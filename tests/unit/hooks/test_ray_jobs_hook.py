@@ -1,0 +1,100 @@
+"""What a connection of type `ray_jobs` means."""
+
+import json
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
+from airflow_tune_restore.provider_info import get_provider_info
+
+
+def hook(monkeypatch, **fields) -> RayJobsHook:
+    connection = {"conn_type": "ray_jobs", "host": "head", **fields}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY", json.dumps(connection))
+    return RayJobsHook("ray")
+
+
+@pytest.mark.parametrize(
+    ("fields", "address"),
+    [
+        ({}, "http://head:8265"),
+        ({"host": "http://head:9000"}, "http://head:9000"),
+        ({"port": 9000}, "http://head:9000"),
+        ({"host": "https://ray.example.com"}, "https://ray.example.com"),
+        ({"host": "https://ray.example.com", "port": 8443}, "https://ray.example.com:8443"),
+        ({"host": "ray.example.com", "schema": "https"}, "https://ray.example.com"),
+    ],
+)
+def test_the_address_may_be_written_in_many_ways(monkeypatch, fields, address):
+    assert hook(monkeypatch, **fields).cluster().address == address
+
+
+def test_defaults_come_from_the_connection_and_ours_last(monkeypatch):
+    extra = {
+        "runtime_env": '{"pip": ["x"]}',
+        "entrypoint_num_cpus": 0.5,
+        "entrypoint_resources": {"spot": 1},
+    }
+    ray = hook(monkeypatch, extra=extra, password="t0ken")
+    assert ray.runtime_env() == {"pip": ["x"]}
+    driver = ray.driver_resources(num_cpus=2)
+    assert (driver.num_cpus, driver.memory, driver.resources) == (2.0, 512 * 1024**2, {"spot": 1.0})
+    assert ray.driver_resources(memory=0).memory == 0
+    assert ray.driver_resources().num_cpus == 0.5
+    assert ray.cluster().token == "t0ken"
+    assert ray.cluster().verify is True
+
+
+def test_tls_may_be_left_unchecked_or_given_an_authority(monkeypatch):
+    extra = {"verify_tls": False, "ca_file": "/certs/ca.pem"}
+    cluster = hook(monkeypatch, extra=extra).cluster()
+    assert (cluster.verify, cluster.ca_file) == (False, "/certs/ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"runtime_env": "no json"}, "runtime_env of connection 'ray' is no JSON object"),
+        ({"entrypoint_num_cpus": "many"}, "entrypoint_num_cpus='many' is no number"),
+        ({"entrypoint_memory": -1}, "entrypoint_memory=-1 is no amount of memory"),
+        ({"entrypoint_resources": {"a": float("inf")}}, "is no amount"),
+        ({"verify_tls": "perhaps"}, "verify_tls='perhaps' is neither"),
+    ],
+)
+def test_the_button_says_what_is_wrong(monkeypatch, extra, words):
+    ray = hook(monkeypatch, extra=extra)
+
+    class Jobs:
+        def __init__(self, cluster):
+            self.cluster = cluster
+
+        def version(self):
+            return "2.60.0"
+
+    monkeypatch.setattr("airflow_tune_restore.hooks.ray_jobs.RayJobs", Jobs)
+    works, said = ray.test_connection()
+    assert not works
+    assert words in said
+
+
+def test_a_connection_that_is_not_there_is_named():
+    with pytest.raises(InvalidInputError, match="There is no connection 'ray_of_nobody'"):
+        RayJobsHook("ray_of_nobody").cluster()
+
+
+def test_the_form_in_the_ui_has_every_field_the_hook_reads():
+    (form,) = [
+        one
+        for one in get_provider_info()["connection-types"]
+        if one["connection-type"] == "ray_jobs"
+    ]
+    assert form["hook-class-name"].endswith(".hooks.ray_jobs.RayJobsHook")
+    assert set(form["conn-fields"]) == {
+        "verify_tls",
+        "ca_file",
+        "runtime_env",
+        "entrypoint_num_cpus",
+        "entrypoint_memory",
+        "entrypoint_resources",
+    }

@@ -1,0 +1,121 @@
+"""How a pod ended, told apart; the texts are Kubernetes' own, of 1.26 and newer."""
+
+import pytest
+
+from airflow_tune_restore.launch.pod_end import (
+    gone_pod_end,
+    is_live,
+    is_terminating,
+    read_disruption,
+    read_pod_end,
+)
+from airflow_tune_restore.restore.failures import Cause, classify_end
+from airflow_tune_restore.restore.request import EXIT_INTERRUPTED, EXIT_REFUSED
+
+
+def pod(
+    phase: str = "Failed", exit_code: int | None = None, why: str = "Error", **status: object
+) -> dict:
+    states = {}
+    if exit_code is not None:
+        ended = {"exitCode": exit_code, "reason": why, "message": "the last words"}
+        states = {"containerStatuses": [{"name": "base", "state": {"terminated": ended}}]}
+    return {"metadata": {"name": "p"}, "status": {"phase": phase, **states, **status}}
+
+
+def target(reason: str, message: str = "") -> list[dict]:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+    return [{"type": "Ready", "status": "False"}, {**condition, "message": message}]
+
+
+LOW_MEMORY = (
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 91Mi. Container base "
+    "was using 3Gi, request is 0, has larger consumption of memory. "
+)
+
+
+@pytest.mark.parametrize(
+    ("ended", "words", "cause"),
+    [
+        (pod(exit_code=137, why="OOMKilled"), "OOMKilled", Cause.OUT_OF_MEMORY),
+        (pod(reason="Evicted", message="Pod ephemeral local storage usage exceeds the total limit"),
+         "was evicted", Cause.NODE_LOST),
+        (pod(exit_code=137, reason="Evicted", conditions=target("TerminationByKubelet"),
+             message=LOW_MEMORY), "low on resource: memory", Cause.OUT_OF_MEMORY),
+        (pod(exit_code=4, conditions=target("PreemptionByScheduler", "preempting for a higher one")),
+         "was preempted (PreemptionByScheduler): preempting for", Cause.NODE_LOST),
+        (pod(exit_code=4, conditions=target("EvictionByEvictionAPI", "Eviction API: evicting")),
+         "was evicted (EvictionByEvictionAPI)", Cause.NODE_LOST),
+        (pod(conditions=target("DeletionByTaintManager")), "was evicted", Cause.NODE_LOST),
+        (pod(conditions=target("TerminationByKubelet"),
+             message="Pod was terminated in response to imminent node shutdown."),
+         "imminent node shutdown", Cause.NODE_LOST),
+        (pod(exit_code=137), "ended (Error)", Cause.KILLED),
+    ],
+)  # fmt: skip
+def test_ends_are_told_apart(ended, words, cause):
+    end = read_pod_end(ended, "base")
+    assert words in end.message
+    assert classify_end(end.exit_code, end.message).cause == cause
+    assert end.is_disruption == (cause is not Cause.KILLED)
+
+
+def test_a_deadline_is_named():
+    ended = pod(exit_code=4)
+    ended["status"] |= {"reason": "DeadlineExceeded", "message": "Pod was active for too long"}
+    end = read_pod_end(ended, "base")
+    assert end.message == "pod p ended (DeadlineExceeded: Pod was active for too long)"
+    assert classify_end(end.exit_code, end.message) is None  # it was told to stop, and saved
+
+
+def test_last_words_are_kept_apart_from_what_is_classified():
+    ended = pod(exit_code=1)
+    ended["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = "OOMKilled, I think"
+    end = read_pod_end(ended, "base")
+    assert end.last_words == "OOMKilled, I think"
+    assert classify_end(end.exit_code, end.message).cause == Cause.KILLED
+
+
+def test_a_container_that_kubernetes_started_again_has_ended_before():
+    ended = pod("Running", exit_code=137, why="OOMKilled")
+    status = ended["status"]["containerStatuses"][0]
+    status |= {"lastState": status["state"], "state": {"running": {}}}
+    assert "OOMKilled" in read_pod_end(ended, "base").message
+
+
+def test_a_sidecar_that_ends_says_nothing_of_the_runner():
+    ended = pod("Running", exit_code=1)
+    ended["status"]["containerStatuses"][0]["name"] = "istio-proxy"
+    assert read_pod_end(ended, "base") is None
+
+
+def test_a_pod_may_be_attached_to_until_it_ends_or_is_to_end():
+    assert is_live(pod("Pending"), "base")
+    assert is_live(pod("Running"), "base")
+    assert not is_live(pod("Succeeded", exit_code=0), "base")
+    leaving = pod("Running")
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+    assert is_terminating(leaving)
+    assert not is_live(leaving, "base")
+
+
+def test_what_was_seen_of_a_pod_tells_more_than_its_events():
+    events = [{"reason": "Scheduled"}, {"reason": "Preempted", "message": "by pod 42"}]
+    assert gone_pod_end("p", events, "The pod was evicted").message == "The pod was evicted"
+    assert gone_pod_end("p", events).message == "The pod was preempted (Preempted): by pod 42"
+    gone = gone_pod_end("p", [])
+    assert "is gone" in gone.message
+    assert classify_end(None, gone.message).cause == Cause.KILLED
+
+
+@pytest.mark.parametrize("status", [{}, {"conditions": None}, {"containerStatuses": None}])
+def test_a_pod_without_a_status_has_not_ended(status):
+    assert read_pod_end({"metadata": {"name": "p"}, "status": status}, "base") is None
+    assert read_disruption({"status": status}) == ""
+
+
+def test_a_runner_that_saved_before_its_node_went_is_lost_and_one_that_refused_is_not():
+    words = "The pod was evicted: The node was low on resource: ephemeral-storage."
+    assert classify_end(EXIT_INTERRUPTED, words).cause == Cause.NODE_LOST
+    assert classify_end(EXIT_INTERRUPTED, "pod p ended (Error)") is None
+    assert classify_end(EXIT_REFUSED, words) is None

@@ -1,0 +1,77 @@
+"""What is posted for an attempt, and what of a job's log is shown."""
+
+import json
+
+from airflow_tune_restore.launch.ray_runner import (
+    DriverResources,
+    build_submission,
+    submission_id,
+    unshown_lines,
+    whole_lines,
+)
+from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
+from tests.unit.launch.test_ray_package import Store
+
+REQUEST = RunnerRequest(
+    experiment="s3://bucket/my sweep",
+    restore_id="r1",
+    trial_id="a b/1",
+    attempt=2,
+    trainable="m:t",
+    trainable_name="t",
+    action="resume",
+)
+
+
+def result(iteration: int) -> str:
+    return RunnerProgress(trial_id="t", iteration=iteration, metrics={}).to_line()
+
+
+def test_a_job_is_the_runner_with_room_for_its_snapshot():
+    posted = build_submission(
+        Store(),
+        REQUEST,
+        runtime_env={"env_vars": {"A": "1", "B": "1"}},
+        env={"B": "2"},
+        driver=DriverResources(num_cpus=0.5, resources={"spot": 0.1}),
+    )
+    assert posted["entrypoint"] == (
+        "exec python -m airflow_tune_restore.runner run --experiment 's3://bucket/my sweep' "
+        "--request .tune_restore/r1/trials/a%20b%2F1/attempts/000002/request.json"
+    )
+    env = posted["runtime_env"]["env_vars"]
+    assert env == {"RAY_JOB_STOP_WAIT_TIME_S": "60", "A": "1", "B": "2"}
+    assert len(posted["runtime_env"]["py_modules"]) == 1
+    assert posted["entrypoint_num_cpus"] == 0.5
+    assert posted["entrypoint_memory"] == 512 * 1024**2
+    assert posted["entrypoint_resources"] == {"spot": 0.1}
+    json.dumps(posted)
+
+
+def test_a_driver_may_ask_for_nothing():
+    posted = build_submission(
+        Store(), REQUEST, runtime_env={}, env={}, driver=DriverResources(memory=0)
+    )
+    assert not [name for name in posted if name.startswith("entrypoint_")]
+
+
+def test_an_id_is_of_one_attempt_alone_and_fits_into_a_path():
+    ids = {
+        submission_id(experiment, restore, trial, attempt)
+        for experiment in ("s3://a", "s3://b")
+        for restore in ("r1", "r2")
+        for trial in ("a b/1", "*", "a-b-1")
+        for attempt in (1, 2)
+    }
+    assert len(ids) == 24
+    assert all(name.replace("-", "").replace("_", "").isalnum() for name in ids)
+    assert submission_id("s3://a", "r1", "a", 1) == submission_id("s3://a", "r1", "a", 1)
+
+
+def test_lines_are_shown_once_and_results_counted():
+    log = f"a\n{result(1)}\nb\n{result(2)}\nc"
+    assert whole_lines(log) == len(log) - 1
+    assert list(unshown_lines(log, offset=0, results=None)) == ["a", "b", "c"]
+    offset = log.index("b\n") + 2
+    assert list(unshown_lines(log, offset=offset, results=1)) == [result(2), "c"]
+    assert list(unshown_lines(log, offset=len(log), results=2)) == []

@@ -1,0 +1,172 @@
+"""The trigger of an asset's watcher: what it reports, remembers and survives."""
+
+import asyncio
+import json
+
+import pytest
+from airflow.sdk import Asset, AssetWatcher
+from airflow.sdk._shared.module_loading import import_string
+from airflow.triggers.base import BaseEventTrigger
+from airflow.triggers.shared_stream import SharedStreamManager
+
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.triggers import experiment_watch, failed_tune_experiment
+from airflow_tune_restore.triggers.experiment_watch import Poll
+from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
+from airflow_tune_restore.triggers.failed_tune_experiment import FailedTuneExperimentTrigger
+from tests.unit.triggers.test_failed_experiment_trigger import report
+
+DEAD = report("dead", Health.INTERRUPTED)
+
+
+class Memory:
+    """Stands in for Airflow's state store of an asset."""
+
+    def __init__(self, *, is_broken=False):
+        self.kept = {}
+        self.is_broken = is_broken
+
+    async def aget(self, key, default=None):
+        if self.is_broken:
+            raise RuntimeError("no API server")
+        return json.loads(self.kept[key]) if key in self.kept else default
+
+    async def aset(self, key, value):
+        if self.is_broken:
+            raise RuntimeError("no API server")
+        self.kept[key] = json.dumps(value)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(failed_tune_experiment, "SETTLED_SECONDS", 0)
+
+
+def reported(*polls, memory=None, **arguments) -> list[list[str]]:
+    """Return the experiments of each event that these polls make."""
+    trigger = FailedTuneExperimentTrigger(prefix="/sweeps", **arguments)
+    trigger.asset_state_store = memory
+
+    async def stream():
+        for poll in polls:
+            yield Poll(tuple(poll)) if not isinstance(poll, str) else Poll(refusal=poll)
+
+    async def collect():
+        return [event.payload async for event in trigger.filter_shared_stream(stream())]
+
+    return [event["experiments"] for event in asyncio.run(collect())]
+
+
+def test_it_is_what_a_watcher_takes_and_its_wire_form_makes_an_equal_one():
+    trigger = FailedTuneExperimentTrigger(
+        prefix="s3://bucket/a", storage_conn_id="minio", stale_after=60, include=["x"]
+    )
+    assert isinstance(trigger, BaseEventTrigger)
+    Asset("a", watchers=[AssetWatcher(name="w", trigger=trigger)])
+    path, arguments = trigger.serialize()
+    assert path == (
+        "airflow_tune_restore.triggers.failed_tune_experiment.FailedTuneExperimentTrigger"
+    )
+    assert arguments["prefix"] == "s3://minio@bucket/a"
+    assert import_string(path)(**arguments).serialize() == (path, arguments)
+
+
+def test_nothing_is_reported_twice_while_it_is_unchanged():
+    assert reported([DEAD], [DEAD], [], [DEAD]) == [["/sweeps/dead"], ["/sweeps/dead"]]
+    assert reported([DEAD], [DEAD], [DEAD]) == [["/sweeps/dead"]]
+
+
+def test_one_event_a_poll_whatever_was_found():
+    assert reported([DEAD, report("b")], [DEAD, report("b"), report("c")]) == [
+        ["/sweeps/dead", "/sweeps/b"],
+        ["/sweeps/c"],
+    ]
+
+
+def test_a_change_is_reported_and_so_is_who_died_again():
+    newer = report("dead", Health.INTERRUPTED, state_file="experiment_state-y.json")
+    lives = report("dead", Health.RUNNING)
+    assert len(reported([DEAD], [newer], [newer])) == 2
+    assert len(reported([DEAD], [lives], [DEAD])) == 2
+
+
+def test_only_what_is_asked_for_is_reported():
+    assert reported([DEAD, report("b", Health.FINISHED)], health={"finished"}) == [["/sweeps/b"]]
+
+
+def test_who_cannot_be_read_or_seen_for_a_while_is_not_reported_again():
+    blind = report("dead", Health.UNREADABLE)
+    above = report("", Health.UNREADABLE)
+    assert len(reported([DEAD], [blind], [DEAD], [above], [DEAD])) == 1
+
+
+def test_what_was_reported_is_remembered_by_the_next_triggerer():
+    memory = Memory()
+    assert len(reported([DEAD], memory=memory)) == 1
+    assert reported([DEAD], memory=memory) == []
+    assert reported([DEAD, report("b")], memory=memory) == [["/sweeps/b"]]
+
+
+def test_a_memory_that_fails_stops_nothing():
+    assert len(reported([DEAD], [DEAD], memory=Memory(is_broken=True))) == 1
+
+
+@pytest.mark.parametrize("found", [None, "x", [1], {"a": 1}])
+def test_a_memory_of_something_else_is_none(found):
+    memory = Memory()
+    memory.kept["reported"] = json.dumps(found)
+    assert len(reported([DEAD], memory=memory)) == 1
+
+
+def test_memory_of_a_thousand_experiments_fits_into_airflows_limit():
+    memory = Memory()
+    reported([report(f"e{n}") for n in range(1000)], memory=memory)
+    assert len(memory.kept["reported"]) < 65536
+
+
+def test_an_event_names_few_experiments_of_many():
+    (names,) = reported([report(f"e{n}") for n in range(1000)])
+    assert len(names) == 20
+
+
+def test_a_refusal_is_no_event_and_no_end():
+    assert reported("no such connection", [DEAD]) == [["/sweeps/dead"]]
+
+
+def test_watchers_and_sensors_of_one_prefix_share_one_poll(monkeypatch):
+    """Through Airflow's own manager, as the triggerer does it."""
+    polls = []
+
+    def survey(*_arguments):
+        polls.append(1)
+        return [DEAD]
+
+    monkeypatch.setattr(experiment_watch, "survey", survey)
+    monkeypatch.setattr("airflow_tune_restore.triggers.failed_experiment.FIRST_EVENT_SECONDS", 0)
+    watcher = FailedTuneExperimentTrigger(prefix="/sweeps", poke_interval=3600)
+    watcher.asset_state_store = None
+    sensors = [
+        FailedExperimentTrigger(
+            prefix="/sweeps",
+            health=["interrupted"],
+            stale_after_seconds=1800.0,
+            poke_interval=3600.0,
+        )
+        for _ in range(100)
+    ]
+
+    async def first(streams, number, trigger):
+        stream = streams.subscribe(
+            trigger_id=number, trigger=trigger, key=trigger.shared_stream_key()
+        )
+        return await anext(trigger.filter_shared_stream(stream))
+
+    async def share():
+        streams = SharedStreamManager()
+        waiting = [first(streams, n, trigger) for n, trigger in enumerate([watcher, *sensors])]
+        found = await asyncio.wait_for(asyncio.gather(*waiting), 30)
+        await streams.stop_all()
+        return found
+
+    assert len(asyncio.run(share())) == 101
+    assert len(polls) == 1

@@ -1,0 +1,170 @@
+"""One trigger: what it shows while it waits, when it fires, and whom it stops."""
+
+import asyncio
+
+import pytest
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
+from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.request import (
+    ProgressTail,
+    Result,
+    RunnerOutcome,
+    RunnerProgress,
+)
+from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.triggers import ray_job, ray_poller, storage_watch
+from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+
+
+@pytest.fixture
+def head(monkeypatch):
+    """Stands in for the cluster."""
+
+    class Head:
+        status = "RUNNING"
+        said = ""
+        stopped: list  # of submission ids
+
+        def __init__(self, cluster=None):
+            pass
+
+        async def list_jobs(self):
+            return {"j1": RayJob(submission_id="j1", status=Head.status)} if Head.status else {}
+
+        async def logs(self, submission_id):
+            return Head.said
+
+        async def close(self):
+            pass
+
+        def stop(self, submission_id):
+            Head.stopped.append(submission_id)
+
+    Head.stopped = []
+    monkeypatch.setattr(ray_poller, "AsyncRayJobs", Head)
+    monkeypatch.setattr(RayJobsHook, "cluster", lambda self: Cluster(address="http://head:8265"))
+    monkeypatch.setattr(RayJobsHook, "jobs", lambda self: Head())
+    monkeypatch.setattr(ray_job, "FIRST_EVENT_SECONDS", 0.0)
+    monkeypatch.setattr(storage_watch, "ROUND_SECONDS", 0.02)
+    return Head
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = open_store(str(tmp_path))
+    lease.acquire(opened, restore_id="r1", holder="test", ttl_seconds=60)
+    return opened
+
+
+def trigger(store, **arguments) -> RayJobTrigger:
+    return RayJobTrigger(
+        ray_conn_id="ray",
+        submission_id="j1",
+        experiment=store.uri.removeprefix("file://"),
+        restore_id="r1",
+        trial_id="t1",
+        attempt=1,
+        poll_interval=0.02,
+        **arguments,
+    )
+
+
+def report(store, *iterations: int, first: int = 0) -> None:
+    reports = [{"trial_id": "t1", "iteration": i, "metrics": {"a": i}} for i in iterations]
+    key = layout.progress_key("r1", "t1", 1)
+    store.put(key, ProgressTail(first=first, reports=reports).to_json())
+
+
+def fire(one: RayJobTrigger, *steps) -> dict:
+    """Run a trigger, and each step some time after the one before."""
+
+    async def main():
+        async def first():
+            return await anext(event.payload async for event in one.run())
+
+        task = asyncio.create_task(first())
+        for step in steps:
+            await asyncio.sleep(0.4)
+            assert not task.done()
+            step()
+        async with asyncio.timeout(60):
+            return await task
+
+    return asyncio.run(main())
+
+
+def test_it_shows_what_happens_and_fires_at_the_end(head, store, capfd):
+    head.said = "setting up\n" + RunnerProgress(trial_id="t1", iteration=1, metrics={}).to_line()
+    report(store, 1, 2)
+    event = fire(trigger(store, metric="a"), lambda: setattr(head, "status", "FAILED"))
+    log = capfd.readouterr().out
+    assert log.count("setting up") == 1
+    assert log.count("iteration 1, a=1") == 1
+    assert "iteration 2, a=2" in log
+    assert event == {
+        "restore_id": "r1",
+        "attempt": 1,
+        "offset": len("setting up\n"),
+        "seen": 2,
+        "is_lost": False,
+        "trouble": "",
+    }
+
+
+def test_results_that_were_missed_are_left_for_the_end(head, store, capfd):
+    report(store, 7, 8, first=6)
+    event = fire(trigger(store), lambda: setattr(head, "status", "SUCCEEDED"))
+    assert event["seen"] == 0
+    assert "iteration" not in capfd.readouterr().out
+
+
+def test_a_lost_job_is_told(head, store):
+    event = fire(trigger(store), lambda: setattr(head, "status", ""))
+    assert event["is_lost"]
+
+
+def test_in_a_run_of_all_it_fires_with_the_trials_own_end(head, store):
+    def end():
+        outcome = RunnerOutcome(
+            restore_id="r1", trial_id="t1", attempt=1, result=Result.FINISHED.value,
+            status="TERMINATED", final_trial_id="t1",
+        )  # fmt: skip
+        report(store, 1)
+        store.put(layout.outcome_key("r1", "t1", 1), outcome.to_json())
+
+    event = fire(trigger(store, one_run=True, ends_with_job=False), end)
+    assert (event["seen"], event["is_lost"]) == (1, False)
+
+
+@pytest.mark.parametrize("one_run", [False, True])
+def test_killing_stops_the_job_or_in_a_run_of_all_the_trial(head, store, monkeypatch, one_run):
+    store.put(layout.request_key("r1", layout.EVERY_TRIAL, 1), b"{}")
+    killed = trigger(store, one_run=one_run)
+    monkeypatch.setattr(killed, "_still_waits", lambda: True)
+    asyncio.run(killed.on_kill())
+    assert head.stopped == []
+    monkeypatch.setattr(killed, "_still_waits", lambda: False)
+    asyncio.run(killed.on_kill())
+    assert head.stopped == ([] if one_run else ["j1"])
+    assert len(store.list_dir(layout.stops_dir("r1", 1))) == one_run
+
+
+def test_ending_with_the_triggerer_stops_nothing(head, store):
+    async def main():
+        waiting = trigger(store)
+
+        async def first():
+            return await anext(event.payload async for event in waiting.run())
+
+        task = asyncio.create_task(first())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await waiting.cleanup()
+
+    asyncio.run(main())
+    assert head.stopped == []

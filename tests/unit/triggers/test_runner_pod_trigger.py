@@ -1,0 +1,87 @@
+"""Following a pod in the triggerer: what is serialized, the first event, what is remembered."""
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.sdk.module_loading import import_string
+
+from airflow_tune_restore.hooks.pods import PatientAsyncKubernetesHook
+from airflow_tune_restore.triggers import runner_pod
+from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
+
+
+def trigger(**arguments) -> RunnerPodTrigger:
+    return RunnerPodTrigger(
+        pod_name="p",
+        pod_namespace="n",
+        trigger_start_time=datetime.now(UTC),
+        base_container_name="base",
+        **arguments,
+    )
+
+
+def test_it_survives_serialization():
+    path, arguments = trigger(metric="score", logging_interval=10).serialize()
+    assert path == "airflow_tune_restore.triggers.runner_pod.RunnerPodTrigger"
+    again = import_string(path)(**arguments)
+    assert again.serialize() == (path, arguments)
+    assert (again.metric, again.logging_interval, again.pod_name) == ("score", 10, "p")
+
+
+def test_it_is_patient_with_the_api_server():
+    assert isinstance(trigger().hook, PatientAsyncKubernetesHook)
+
+
+class Pod(SimpleNamespace):
+    def to_dict(self, *, serialize: bool = False) -> dict:
+        assert serialize
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+        }
+        return {"status": {"phase": self.phase, "conditions": [condition]}}
+
+
+def test_its_first_event_waits_until_the_task_is_deferred_and_tells_what_was_seen(monkeypatch):
+    waited = []
+
+    async def run(self):
+        await self._get_pod()
+        yield runner_pod.TriggerEvent({"status": "success", "name": "p"})
+
+    async def get_pod(self):
+        return Pod(phase="Running")
+
+    async def sleep(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(KubernetesPodTrigger, "run", run)
+    monkeypatch.setattr(KubernetesPodTrigger, "_get_pod", get_pod)
+    monkeypatch.setattr(runner_pod.asyncio, "sleep", sleep)
+
+    async def first(made):
+        return await anext(made.run())
+
+    event = asyncio.run(first(trigger()))
+    assert event.payload["status"] == "success"
+    assert event.payload["seen"] == "The pod was preempted (PreemptionByScheduler)"
+    assert 9 < waited[-1] <= runner_pod.FIRST_EVENT_SECONDS
+
+
+def test_lines_are_shown_as_people_read_them(monkeypatch):
+    from airflow_tune_restore.restore.request import RunnerProgress
+
+    shown = []
+    manager = trigger(metric="score").pod_manager
+    monkeypatch.setattr(
+        type(manager), "log", SimpleNamespace(log=lambda _level, *said: shown.append(said[-1]))
+    )
+    progress = RunnerProgress(trial_id="t", iteration=4, metrics={"score": 0.5}).to_line()
+    lines = [f"2026-01-01T00:00:00Z {progress}", "2026-01-01T00:00:01Z a plain line"]
+    import pendulum
+
+    manager._emit_container_logs(lines, pendulum.now(), "base")
+    assert shown == ["iteration 4, score=0.5", "a plain line"]
