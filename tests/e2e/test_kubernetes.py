@@ -17,8 +17,9 @@ import pytest
 from tests.e2e.test_ray_cluster import (
     DAG,
     TRIAL,
-    assert_equal_to_tuner_restore,
+    assert_equal_to_theirs,
     kill_the_triggerer,
+    restore_by_hand,
     wait_for,
 )
 from tests.e2e.test_standalone import killed_sweep, states, upload
@@ -102,7 +103,8 @@ def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, tmp_path):
     for task in tasks:
         assert "iteration 6, score=" in logs_of(running, run_id, task["map_index"])
     assert_no_secret_is_anywhere(running, api)
-    assert_equal_to_tuner_restore(s3)
+    assert restore_by_hand(s3, tmp_path).wait(300) == 0
+    assert_equal_to_theirs(s3)
 
 
 def pod_that_reports(api) -> str | None:
