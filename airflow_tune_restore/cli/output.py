@@ -24,8 +24,8 @@ def print_reports(
     reports: Sequence[tuple[ExperimentReport, Sequence[str]]],
     *,
     prefix: str,
-    explain: bool,
     as_json: bool,
+    explain: bool = False,
 ) -> None:
     """Print a scan: each experiment with the ids of its quarantined trials, and the evidence if asked."""
     if as_json:

@@ -4,14 +4,27 @@ Ray writes no "complete" marker. What we take as evidence: a checkpoint that the
 a row of result.json names, was persisted before it was reported (ray.train._internal.storage, 2.60),
 so it was complete once. A directory no report names may be half uploaded, and one that has lost files
 its siblings have, or holds them empty where theirs are not, has been half deleted.
+
+Standard library only: runners choose, too.
 """
 
 import re
 from dataclasses import dataclass
 
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint
-
 _NUMBERED = re.compile(r"^checkpoint_(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCheckpoint:
+    """The checkpoint Ray would resume from.
+
+    Args:
+        name: Directory name inside the trial directory.
+        iteration: `training_iteration` it was taken at; 0 if not recorded.
+    """
+
+    name: str
+    iteration: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,9 +77,7 @@ def is_committed_state(name: str) -> bool:
 
 def is_committed(name: str) -> bool:
     """Tell what our commits put into the root from what drivers do."""
-    return is_committed_state(name) or (
-        is_searcher_state(name) and "_r" in (session_of(name) or "")
-    )
+    return is_committed_state(name) or (is_state_beside(name) and "_r" in (session_of(name) or ""))
 
 
 def state_session(name: str) -> datetime | None:
@@ -103,10 +101,22 @@ def in_session(name: str, session: str) -> str:
     return f"{stem.removesuffix(KEPT)}{session}.{suffix}"
 
 
+def callbacks_name(session: str) -> str:
+    """Return the name of the saved states of callbacks."""
+    return f"callback-states-{session}.pkl"
+
+
 def is_searcher_state(name: str) -> bool:
     """Tell the saved states of searchers: what is saved once a session and is not something else."""
     match = _SAVED.match(name)
     return match is not None and match["kind"] not in ("experiment_state", "callback-states")
+
+
+def is_state_beside(name: str) -> bool:
+    """Tell what is saved beside an experiment state: the states of the searcher and of callbacks."""
+    return is_searcher_state(name) or (
+        name.startswith(callbacks_name("").removesuffix(".pkl")) and session_of(name) is not None
+    )
 
 
 def committed_state_name(existing: list[str], now: datetime) -> str:

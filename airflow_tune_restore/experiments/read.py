@@ -14,6 +14,7 @@ from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.checkpoints import (
     CheckpointChoice,
     CheckpointDir,
+    RecordedCheckpoint,
     choose_checkpoint,
 )
 from airflow_tune_restore.experiments.experiment import (
@@ -34,7 +35,7 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial
+from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"

@@ -20,8 +20,9 @@ import msgspec
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint, Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 
 MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""

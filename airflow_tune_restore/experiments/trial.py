@@ -1,12 +1,13 @@
 """What one row of an experiment says, as frozen values."""
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
+
+from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 
 
 class TrialStatus(StrEnum):
@@ -21,19 +22,6 @@ class TrialStatus(StrEnum):
 
 UNFINISHED = frozenset({TrialStatus.PENDING, TrialStatus.RUNNING, TrialStatus.PAUSED})
 """What `resume_unfinished` speaks of: all that is neither TERMINATED nor ERROR (Ray 2.60)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedCheckpoint:
-    """The checkpoint Ray would resume from.
-
-    Args:
-        name: Directory name inside the trial directory.
-        iteration: `training_iteration` it was taken at; 0 if not recorded.
-    """
-
-    name: str
-    iteration: int
 
 
 class TrialDetails(Protocol):

@@ -41,6 +41,9 @@ from airflow_tune_restore.triggers.storage_watch import RENEW_SECONDS, read_prog
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
+SUBMIT_SECONDS = 60.0
+"""How long a job is posted again and again, under the same id, to a head that does not take it."""
+
 FORGOTTEN = "The cluster does not know the job any more: its head node died and was started anew."
 
 
@@ -173,7 +176,7 @@ class RayRun:
             self.jobs, request, runtime_env=self.runtime_env, env=self.env, driver=self.driver
         )
         job_id = submission["submission_id"]
-        is_ours = self.jobs.submit(submission)
+        is_ours = self._post(submission)
         words = "Started" if is_ours else "Attached to"
         self.log.info(
             "%s Ray job %s: %s %s of %s, attempt %d of restore %s",
@@ -181,6 +184,18 @@ class RayRun:
             *(request.attempt, self.plan.restore_id),
         )
         return Attached(attempt=request.attempt, submission_id=job_id, is_ours=is_ours)
+
+    def _post(self, submission: dict[str, Any]) -> bool:
+        """Post a job; a head that has just started answers before it can take one. Once is enough."""
+        deadline = time.monotonic() + SUBMIT_SECONDS
+        while True:
+            try:
+                return self.jobs.submit(submission)
+            except RayClusterError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self.log.warning("%s It is asked again.", error)
+                time.sleep(self.poll_interval)
 
     @property
     def _is_part(self) -> bool:

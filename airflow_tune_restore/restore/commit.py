@@ -165,6 +165,8 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             record = msgspec.structs.replace(record, state_file="")
     if plan.draws_samples and record.state_file:
         _put_searcher(store, plan, record)
+    if record.state_file:
+        _put_callbacks(store, plan, record)
     ledger.record_failures(store, plan)
     digest = digest or _sha256(store, record)
     done = msgspec.structs.replace(record, is_done=True, sha256=digest)
@@ -220,7 +222,8 @@ def _build_state(
     if rows == list(base.state.rows):
         return None
     stats = {**base.state.stats, "start_time": record.start_time}
-    return encode_state(rows, base.state.runner or snapshots.runner(), stats)
+    runner = base.state.runner or snapshots.runner()
+    return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
 
 
 class _Snapshots:
@@ -249,6 +252,17 @@ class _Snapshots:
     def runner(self) -> dict[str, Any]:
         """Return the run's own data, for an experiment that had no state before."""
         return self._of_all.runner
+
+    def stopper(self) -> dict[str, Any]:
+        """Return the stopper as the run left it, for Ray keeps its memory in the runner's data.
+
+        Of several trials that ran alone each has a stopper of its own, and none can be told to be it.
+        """
+        if len(self._record.attempts) != 1:
+            return {}
+        (unit,) = self._record.attempts
+        runner = self._read(unit).runner
+        return {name: runner[name] for name in ("_stopper",) if name in runner}
 
     def _read(self, unit: str) -> State:
         attempt = self._record.attempts.get(unit)
@@ -315,6 +329,21 @@ def _put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -
         if entry.name.startswith(prefix):
             body = store.get(f"{directory}/{entry.name}", max_bytes=layout.MAX_STATE_BYTES)
             store.put(layout.in_session(entry.name.removeprefix(prefix), session), body)
+
+
+def _put_callbacks(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
+    """Put the state of callbacks where Ray looks for it; of several runs each has its own."""
+    session = layout.session_of(record.state_file)
+    if len(record.attempts) != 1 or session is None:
+        return
+    ((unit, attempt),) = record.attempts.items()
+    saved = layout.callbacks_name(layout.KEPT)
+    key = f"{layout.attempt_dir(plan.restore_id, unit, attempt)}/{saved}"
+    try:
+        body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+    except KeyNotFoundError:
+        return  # no callback has any
+    store.put(layout.in_session(saved, session), body)
 
 
 def _put_state(store: ObjectStore, name: str, body: bytes) -> None:

@@ -81,7 +81,7 @@ def _delete(store: ObjectStore, state_file: str) -> None:
     """Delete what the commit added; the searcher's state goes first, or its samples would be lost."""
     session = layout.session_of(state_file)
     for entry in store.list_dir():
-        if layout.is_searcher_state(entry.name) and layout.session_of(entry.name) == session:
+        if layout.is_state_beside(entry.name) and layout.session_of(entry.name) == session:
             store.delete(entry.name)
     store.delete(state_file)
 

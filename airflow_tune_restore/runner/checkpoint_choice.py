@@ -11,8 +11,11 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.checkpoints import CheckpointDir, choose_checkpoint
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint
+from airflow_tune_restore.experiments.checkpoints import (
+    CheckpointDir,
+    RecordedCheckpoint,
+    choose_checkpoint,
+)
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 

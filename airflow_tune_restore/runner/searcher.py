@@ -63,8 +63,11 @@ def catch_up(
     told = 0
     here = set()
     for trial in trials:
+        action = part(trial).action
+        if action == "restart":
+            continue  # not here any more: another id takes its row
         here.add(trial.trial_id)
-        if part(trial).action in ("resume", "restart"):
+        if action == "resume":
             continue
         told += _tell(search_alg, trial, known.get(trial.trial_id))
     for trial_id, status in known.items():

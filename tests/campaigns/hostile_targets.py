@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
-from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.facts import Facts, fingerprint
+from airflow_tune_restore.experiments.health import ExperimentReport, Health, Sign
+from airflow_tune_restore.experiments.index import _check
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.scan import examine, scan
 from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
@@ -40,6 +44,7 @@ from airflow_tune_restore.restore.request import (
 from airflow_tune_restore.restore.start import fresh_restore_id, plan_restore, read_plan
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.runner.results import prepare_results
+from airflow_tune_restore.storage import parquet
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.builders import STATE_NAME, make_row, make_state
 from tests.campaigns import hostile_inputs as inputs
@@ -150,6 +155,9 @@ def experiments(rng: random.Random, lab: Lab) -> None:
     objects = dict(lab.golden)
     bad = _spoil(rng, lab, rng.choice((BAD, BAD, _name(rng))))
     objects.update({key: value for key, value in bad.items() if key not in objects})
+    if rng.random() < 0.3:
+        index = lab.keep("index", _hostile_index(rng, lab.store(objects)))
+        objects[layout.INDEX] = (index, lab.clock.now())
     store = GuardedStore(lab.store(objects), writable=False)
     reports = scan(store)
     good = [r for r in reports if r.experiment == lab.good_report.experiment]
@@ -164,6 +172,16 @@ def experiments(rng: random.Random, lab: Lab) -> None:
     }:
         if key.startswith(BAD):
             _plan_only(store.at(key))
+
+
+def _hostile_index(rng: random.Random, store: MemoryStore) -> bytes:
+    """Return what may stand in the place of an index: a whole one that lies of the bad one, or noise."""
+    facts = Facts(state_file=STATE_NAME, trials={"RUNNING": 2}, unfinished_dirs=("a", "b"))
+    lie = inputs.hostile_json(rng, msgspec.json.encode(facts)).decode("utf-8", "replace")
+    mark = fingerprint(store.at(BAD).list_dir()) or ""
+    row = {"path": BAD, "fingerprint": mark, "facts": lie, "check": _check(BAD, mark, lie)}
+    table = parquet.encode_table({name: [value] for name, value in row.items()})
+    return table if rng.random() < 0.7 else inputs.mutate_bytes(rng, table)
 
 
 def _plan_only(store: GuardedStore) -> None:
@@ -339,10 +357,14 @@ def shown(rng: random.Random, lab: Lab) -> None:
     report = ExperimentReport(
         experiment=f"s3://b/{texts[0]}", name=texts[0], health=Health.UNREADABLE, reason=texts[1],
         trials={texts[2]: 1}, state_file=texts[3], last_write=None, samples_left=None,
-        warnings=(texts[1],),
+        warnings=(texts[1],), evidence=(Sign(name="restore at work", found=texts[3]),),
     )  # fmt: skip
-    output_of(lambda: output.print_reports([(report, [texts[0]])], prefix="x", as_json=False))
-    output_of(lambda: output.print_reports([(report, [texts[0]])], prefix="x", as_json=True))
+    for as_json in (False, True):
+        output_of(
+            lambda as_json=as_json: output.print_reports(
+                [(report, [texts[0]])], prefix="x", as_json=as_json, explain=True
+            )
+        )
     output_of(lambda: output.print_error(TuneRestoreError("\n".join(texts))))
     _assert_shown(printable(" ".join(texts)))
 

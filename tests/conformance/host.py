@@ -36,6 +36,12 @@ def start_ray() -> dict[str, Any]:
     return {"address": ray.get_runtime_context().gcs_address}
 
 
+def join_ray(address: str) -> None:
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+
+
 def make(recipe: dict[str, Any]) -> dict[str, Any]:
     """Run `Tuner(…).fit()` by a recipe: `module:function`, called with `arguments`, makes the Tuner.
 
@@ -53,6 +59,8 @@ def make(recipe: dict[str, Any]) -> dict[str, Any]:
             super().step()
             results = sum(trial.last_result.get("training_iteration", 0) for trial in self._trials)
             if results >= recipe["dies_after"]:
+                if recipe["is_saved"]:
+                    self.checkpoint(force=True, wait=True)
                 self._storage.syncer.wait()  # cut-off uploads have tests of their own
                 shutil.copytree(self._storage.experiment_fs_path, recipe["image"])
                 raise DiedError
@@ -121,6 +129,7 @@ def ask(question: dict[str, Any]) -> Any:
 
 CALLS = {
     "start_ray": lambda _argument: start_ray(),
+    "join_ray": join_ray,
     "make": make,
     "restore": restore,
     "describe": describe,

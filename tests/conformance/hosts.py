@@ -116,13 +116,27 @@ class Host:
                 stream.close()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Hosts:
     """Ray, and a runner beside it."""
 
     ray: Host
     runner: Host
     address: str
+
+    @contextlib.contextmanager
+    def fresh(self, directory: Path) -> Iterator["Hosts"]:
+        """Give processes that have imported and registered nothing yet, on the same Ray.
+
+        Where it matters: objects that `tune.with_parameters` puts into a Ray, names in Tune's registry.
+        """
+        ray, runner = Host(directory / "fresh-ray.log"), Host(directory / "fresh-runner.log")
+        try:
+            ray.call("join_ray", self.address)
+            yield Hosts(ray, runner, self.address)
+        finally:
+            runner.end()
+            ray.end()
 
     def restore_by_us(
         self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",

@@ -85,17 +85,20 @@ class Pair:
 
 def make_pair(
     hosts: Hosts, scratch: Path, tuner: str, *, trainable: str, dies_after: int | None = None,
-    env: dict[str, str] | None = None, module: str = RECIPES, **arguments: Any,
+    is_saved: bool = False, env: dict[str, str] | None = None, module: str = RECIPES,
+    **arguments: Any,
 ) -> Pair:  # fmt: skip
     """Make an experiment with `module:tuner(directory, name, **arguments)`, and copy it.
 
-    With `dies_after` its driver dies once so many results were taken in.
+    With `dies_after` its driver dies once so many results were taken in; with `is_saved` not before it
+    has saved what it knows.
     """
     theirs, ours, image = scratch / "made" / NAME, scratch / "moved" / NAME, scratch / "image"
     recipe = {
         "tuner": f"{module}:{tuner}",
         "arguments": {"directory": str(theirs.parent), "name": NAME, **arguments},
         "dies_after": dies_after,
+        "is_saved": is_saved,
         "image": str(image),
     }
     made = hosts.ray.call("make", recipe, **{**SNAPSHOTS_AT_ONCE, **(env or {})})

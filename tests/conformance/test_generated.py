@@ -150,9 +150,10 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
         with pytest.raises(InvalidInputError, match="param_space"):
             pair.restore_ours(rounds[0]["flags"])
         return ["not started"]
-    ends = []
+    ends: list[str] = []
+    torn: set[str] = set()
     for each in rounds:
-        torn = _torn_trials(pair)
+        torn |= _torn_trials(pair)  # once the numbers differ, they do so in all later rounds
         if each["healed"]:
             cause.unlink(missing_ok=True)
         end = pair.restore(each["flags"], strategy=each["strategy"])

@@ -1,7 +1,10 @@
 """The newest complete checkpoint, by the evidence there is."""
 
-from airflow_tune_restore.experiments.checkpoints import CheckpointDir, choose_checkpoint
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint
+from airflow_tune_restore.experiments.checkpoints import (
+    CheckpointDir,
+    RecordedCheckpoint,
+    choose_checkpoint,
+)
 
 RECORDED = RecordedCheckpoint(name="checkpoint_000002", iteration=3)
 WHOLE = {"model.pt": 100, "meta.json": 5}

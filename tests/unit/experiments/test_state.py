@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
-from airflow_tune_restore.experiments.trial import RecordedCheckpoint, TrialStatus
+from airflow_tune_restore.experiments.trial import TrialStatus
 from tests.builders import GOLDEN, make_row, make_state
 
 GOLDEN_FILES = sorted(GOLDEN.parent.parent.glob("ray-*/killed/experiment_state-*.json"))

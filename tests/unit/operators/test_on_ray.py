@@ -318,6 +318,22 @@ def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
         trial(item).execute(make_context())
 
 
+def test_a_head_that_has_just_started_is_asked_again(item, jobs):
+    from airflow_tune_restore.exceptions import RayClusterError
+
+    errors = [RayClusterError("http://head:8265", "it answers 500: No available agent")] * 3
+    submit = jobs.submit
+
+    def later(submission):
+        if errors:
+            raise errors.pop()
+        return submit(submission)
+
+    jobs.submit = later
+    deferred(trial(item))
+    assert len(jobs.posted) == 1
+
+
 def test_trouble_that_lasted_too_long_fails_the_task(item, jobs):
     told = {**event(item), "trouble": "The Ray cluster does not answer: it timed out."}
     with pytest.raises(AirflowException, match="timed out"):
