@@ -37,6 +37,10 @@ class StorageError(TuneRestoreError):
     """The store refused, timed out or lacks something we depend on."""
 
 
+class TooLargeError(StorageError):
+    """An object is larger than what is read of its kind: it is none of ours or Ray's."""
+
+
 class StateUnreadableError(TuneRestoreError):
     """An experiment directory holds no state that can be understood. Nothing was restored."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from airflow_tune_restore.exceptions import TooLargeError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -15,6 +16,8 @@ from airflow_tune_restore.storage.base import Entry, ObjectStore
 DEFAULT_TTL_SECONDS = 120.0
 MAX_TTL_SECONDS = 24 * 3600.0
 """No claim holds an experiment for longer without a sign of life, whatever it says."""
+
+MAX_CLAIM_BYTES = 65536
 
 CLAIM, RELEASE, HEARTBEAT = "claim", "release", "heartbeat"
 
@@ -68,7 +71,12 @@ def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> R
     epochs = claimed(entries)
     if not epochs or is_released(entries, max(epochs)):
         return None
-    lease = read_claim(store, max(epochs))
+    try:
+        lease = read_claim(store, max(epochs))
+    except TooLargeError:  # whoever put that there, it holds no longer than others
+        lease = Lease(
+            epoch=max(epochs), restore_id="?", holder="?", ttl_seconds=DEFAULT_TTL_SECONDS
+        )
     written = last_sign_of_life(entries, lease.epoch)
     return RestoreSign(
         lease=lease, silent_seconds=(now - written).total_seconds() if written else 0.0
@@ -119,7 +127,7 @@ def read_claim(store: ObjectStore, epoch: int) -> Lease:
 def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
     """Read one of our objects; one that makes no sense counts as empty."""
     try:
-        value = json.loads(store.get(key, max_bytes=65536))
+        value = json.loads(store.get(key, max_bytes=MAX_CLAIM_BYTES))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

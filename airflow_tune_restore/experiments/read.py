@@ -8,7 +8,12 @@ from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, StateUnreadableError, TuneRestoreError
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    StateUnreadableError,
+    TooLargeError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.checkpoints import (
@@ -203,7 +208,7 @@ def _newest_valid_state(
             continue
         try:
             candidate = _read_state(store, entry)
-        except (MalformedStateError, KeyNotFoundError) as error:
+        except (MalformedStateError, KeyNotFoundError, TooLargeError) as error:
             # a store that fails is another matter: an older state must not take this one's place
             warnings.append(f"{entry.name} was passed over: {error}")
             continue
@@ -276,7 +281,7 @@ def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> 
         return None
     try:
         return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
-    except (SymbolicError, KeyNotFoundError):
+    except (SymbolicError, KeyNotFoundError, TooLargeError):
         return None
 
 

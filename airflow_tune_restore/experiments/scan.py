@@ -54,6 +54,7 @@ class _Look:
         now: When it began, by the store's clock.
         stale_after: Silence after which an unfinished experiment counts as dead.
         asks_for_restore: Whether a restore at work counts; who is about to start one asks that himself.
+        looks_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Says of an experiment (URI) whether a driver runs for it.
         index: What is remembered of the prefix, if anything is.
         pool: Threads for what several trials of one experiment are asked.
@@ -62,6 +63,7 @@ class _Look:
     now: datetime
     stale_after: timedelta
     asks_for_restore: bool = True
+    looks_again: bool = True
     ask_driver: Callable[[str], DriverSign] | None = None
     index: Index | None = None
     pool: ThreadPoolExecutor
@@ -224,8 +226,9 @@ def _report_readable(
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if health in RESTORABLE:
         evidence = _look_closer(store, entries, facts, evidence, health, look)
-        if (now_listed := _list_again(store, entries, look)) != entries:
-            return _report(store, now_listed, path, look)
+        if (listed_now := _list_again(store, entries, look)) != entries:
+            # once: what changes under our eyes again is no commit of the same restore
+            return _report(store, listed_now, path, replace(look, looks_again=False))
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
         look.index.remember(path, print_of_root, facts)
@@ -271,7 +274,7 @@ def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[E
     Its lease is released by then, so that neither listing alone shows that somebody was at work.
     """
     is_ours = any(entry.is_dir and entry.name == layout.ROOT for entry in entries)
-    return store.list_dir() if is_ours and look.asks_for_restore else entries
+    return store.list_dir() if is_ours and look.asks_for_restore and look.looks_again else entries
 
 
 def _restore_sign(store: ObjectStore, entries: list[Entry], look: _Look) -> RestoreSign | None:

@@ -9,6 +9,7 @@ from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
     StorageError,
+    TooLargeError,
     TuneRestoreError,
 )
 from airflow_tune_restore.storage import foreign_errors
@@ -60,7 +61,7 @@ class FsspecStore:
         with self._translated("read", key):
             body = self._read(self._path(key), None if max_bytes is None else max_bytes + 1)
         if max_bytes is not None and len(body) > max_bytes:
-            raise StorageError(
+            raise TooLargeError(
                 f"{self.uri}/{key} holds more than the {max_bytes} bytes that are read."
             )
         return body

@@ -13,6 +13,7 @@ from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
     StorageError,
+    TooLargeError,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
@@ -53,7 +54,7 @@ class LocalStore:
         try:
             size = path.stat().st_size
             if max_bytes is not None and size > max_bytes:
-                raise StorageError(f"{path} holds {size} bytes; at most {max_bytes} are read.")
+                raise TooLargeError(f"{path} holds {size} bytes; at most {max_bytes} are read.")
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise KeyNotFoundError(self.uri, key) from error

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, StorageError
+from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, TooLargeError
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
@@ -60,7 +60,7 @@ class MemoryStore:
         except KeyError:
             raise KeyNotFoundError(self.uri, key) from None
         if max_bytes is not None and len(body) > max_bytes:
-            raise StorageError(f"{self.uri}/{key} holds more than {max_bytes} bytes.")
+            raise TooLargeError(f"{self.uri}/{key} holds more than {max_bytes} bytes.")
         return body
 
     def create(self, key: str, body: bytes) -> None:

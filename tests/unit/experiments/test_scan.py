@@ -266,6 +266,22 @@ def test_a_commit_between_two_looks_of_a_scan_is_seen(store, clock):
         assert verdicts(store)["exp"] is Health.FINISHED
 
 
+def test_a_root_that_never_looks_the_same_twice_is_judged_all_the_same(store, clock):
+    put_experiment(store, "exp", status="ERROR")
+    store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
+    list_dir = MemoryStore.list_dir
+
+    def changes(self, path=""):
+        store.put("exp/events.out", str(store.asked["list"]).encode())
+        return list_dir(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryStore, "list_dir", changes)
+        store.asked.clear()
+        assert verdicts(store)["exp"] is Health.ERRORED
+    assert store.asked["list"] < 10
+
+
 def test_a_store_that_fails_once_makes_nothing_older_the_newest(store, clock):
     put_experiment(store, "exp", status="ERROR")
     newer = "experiment_state-2026-11-24_10-00-00.json"
