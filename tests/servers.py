@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -69,15 +70,17 @@ def google_key_file(directory: Path) -> str:
 
 
 def free_port() -> int:
-    """Return a free port P for which P + 10000 is free, too (`weed` opens both)."""
+    """Return a free port P for which P + 10000 is free, too (`weed` opens both).
+
+    Both lie below the ports that the kernel gives to outgoing connections: one of those could take ours
+    between here and the server's start (seen on a busy machine).
+    """
     while True:
+        port = random.randrange(20_000, 22_768)
         with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            if port > 50000:
-                continue
             try:
-                other.bind(("127.0.0.1", port + 10000))
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
             return port

@@ -108,11 +108,11 @@ def _kept(trial: Any) -> list[Any]:
     return trial.run_metadata.checkpoint_manager.best_checkpoint_results
 
 
-def _list(fs: Any, path: str) -> list[str]:
+def _list(fs: Any, path: str, *, files_only: bool = False) -> list[str]:
     import pyarrow.fs
 
     found = fs.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-    return [Path(entry.path).name for entry in found]
+    return [Path(entry.path).name for entry in found if entry.is_file or not files_only]
 
 
 def _contents(fs: Any, path: str) -> dict[str, dict[str, str]]:
@@ -120,7 +120,7 @@ def _contents(fs: Any, path: str) -> dict[str, dict[str, str]]:
     return {
         name: {
             file: _read(fs, f"{path}/{name}/{file}")
-            for file in sorted(_list(fs, f"{path}/{name}"))
+            for file in sorted(_list(fs, f"{path}/{name}", files_only=True))
             if not file.startswith(".")
         }
         for name in sorted(_list(fs, path))

@@ -7,8 +7,7 @@ the same session, as Ray does: with one of the two alone, samples would be lost 
 """
 
 import hashlib
-import json
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -19,7 +18,6 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     RunnerError,
     StateChangedError,
-    StateUnreadableError,
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
@@ -27,14 +25,9 @@ from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
-    MalformedStateError,
-    RawRow,
     State,
-    encode_state,
-    is_safe_name,
     parse_state,
 )
-from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore import lease, ledger
 from airflow_tune_restore.restore.attempts import (
     list_attempts,
@@ -42,30 +35,26 @@ from airflow_tune_restore.restore.attempts import (
     read_whatever_outcome,
     wait_until_over,
 )
+from airflow_tune_restore.restore.commit_record import (
+    CommitRecord,
+    committed_sha256,
+    is_in_root,
+    read_commit_record,
+    stands,
+)
+from airflow_tune_restore.restore.committed_state import build_committed_state, read_snapshot, units
 from airflow_tune_restore.restore.plan import (
-    RUN_ACTIONS,
     RestorePlan,
-    TrialAction,
-    TrialPlan,
-    decode,
     encode,
 )
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
 
+_PATIENCE_SECONDS = 120.0
+"""How long a commit waits for a runner that still lives."""
 
-class CommitRecord(msgspec.Struct, frozen=True):
-    """Written before the state file, so that a commit that was cut off makes the same bytes again."""
-
-    state_file: str  # "" once it is known that nothing has changed
-    start_time: float
-    attempts: dict[str, int]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
-    is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
-    sha256: str = ""  # of the state file, set at the end; "" if there is none, or by older versions
-    undone_at: str = ""  # when somebody set out to take it back, ISO 8601 UTC
-    schema: int = 1
+_CONCURRENCY = 16
 
 
 def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
@@ -146,7 +135,7 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
     digest = ""
-    if record is None or (record.state_file and not _exists(store, record.state_file)):
+    if record is None or (record.state_file and not is_in_root(store, record.state_file)):
         base = read_base(store)
         if base.state_file.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
@@ -157,7 +146,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             raise RecordUnreadableError(
                 store.uri, key, f"{record.state_file} does not sort after {plan.base.name}"
             )
-        body = _build_state(store, plan, base, record)
+        body = build_committed_state(store, plan, base, record)
         if body is not None:
             _put_state(store, record.state_file, body)
             digest = hashlib.sha256(body).hexdigest()
@@ -168,7 +157,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
     if record.state_file:
         _put_callbacks(store, plan, record)
     ledger.record_failures(store, plan)
-    digest = digest or _sha256(store, record)
+    digest = digest or committed_sha256(store, record)
     done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return done
@@ -176,21 +165,10 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
-    attempts: dict[str, int] = {}
-    for unit in _units(plan):
-        numbers = list_attempts(store, plan.restore_id, unit)
-        started = newest_started(store, plan.restore_id, unit)
-        if started is not None:
-            over = wait_until_over(store, plan.restore_id, unit, started, patience_seconds=120.0)
-            if not over:
-                what = "The run" if unit == layout.EVERY_TRIAL else f"Trial {unit}"
-                raise RunnerError(
-                    f"{what} of {plan.experiment} still has a living runner (attempt "
-                    f"{started}). Nothing was committed; wait for it to end, or stop it."
-                )
-        with_snapshot = [n for n in numbers if _snapshot(store, plan, unit, n) is not None]
-        if with_snapshot:
-            attempts[unit] = with_snapshot[-1]
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        newest = pool.map(lambda unit: _attempt_to_take(store, plan, unit), units(plan))
+        found = zip(units(plan), newest, strict=True)
+        attempts = {unit: attempt for unit, attempt in found if attempt is not None}
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
     record = CommitRecord(
         state_file=layout.committed_state_name(names, store.now()),
@@ -207,111 +185,24 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     return record
 
 
-def _build_state(
-    store: ObjectStore, plan: RestorePlan, base: Experiment, record: CommitRecord
-) -> bytes | None:
-    """Return the new state file, or None if every row stays as it was."""
-    planned = {trial.trial_id: trial for trial in plan.trials}
-    snapshots = _Snapshots(store, plan, record)
-    rows = [
-        _committed_row(snapshots, planned[trial.trial_id], row)
-        for trial, row in zip(base.trials, base.state.rows, strict=True)
-    ]
-    if plan.draws_samples:
-        rows += snapshots.drawn()
-    if rows == list(base.state.rows):
-        return None
-    stats = {**base.state.stats, "start_time": record.start_time}
-    runner = base.state.runner or snapshots.runner()
-    return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
+def _attempt_to_take(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
+    """Return the newest attempt that left a snapshot, once none runs any more; None if none did.
 
-
-class _Snapshots:
-    """The rows that the committed attempts left: one object a trial, or one for all."""
-
-    def __init__(self, store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
-        self._store = store
-        self._plan = plan
-        self._record = record
-        self._of_all = self._read(layout.EVERY_TRIAL) if plan.is_one_run else NO_STATE
-        self._rows = dict(
-            zip((t.trial_id for t in self._of_all.trials), self._of_all.rows, strict=True)
+    Raises:
+        RunnerError: If one goes on running.
+    """
+    numbers = list_attempts(store, plan.restore_id, unit)
+    started = newest_started(store, plan.restore_id, unit)
+    if started is not None and not wait_until_over(
+        store, plan.restore_id, unit, started, patience_seconds=_PATIENCE_SECONDS
+    ):
+        what = "The run" if unit == layout.EVERY_TRIAL else f"Trial {unit}"
+        raise RunnerError(
+            f"{what} of {plan.experiment} still has a living runner (attempt {started}). "
+            "Nothing was committed; wait for it to end, or stop it."
         )
-
-    def row(self, trial: TrialPlan) -> RawRow | None:
-        """Return what is known of a trial that was to run; None if nothing is."""
-        if self._plan.is_one_run:
-            return self._rows.get(trial.final_trial_id)
-        return next(iter(self._read(trial.trial_id).rows), None)
-
-    def drawn(self) -> list[RawRow]:
-        """Return the rows of samples that were drawn."""
-        known = {trial.final_trial_id for trial in self._plan.trials}
-        return [row for trial_id, row in self._rows.items() if trial_id not in known]
-
-    def runner(self) -> dict[str, Any]:
-        """Return the run's own data, for an experiment that had no state before."""
-        return self._of_all.runner
-
-    def stopper(self) -> dict[str, Any]:
-        """Return the stopper as the run left it, for Ray keeps its memory in the runner's data.
-
-        Of several trials that ran alone each has a stopper of its own, and none can be told to be it.
-        """
-        if len(self._record.attempts) != 1:
-            return {}
-        (unit,) = self._record.attempts
-        runner = self._read(unit).runner
-        return {name: runner[name] for name in ("_stopper",) if name in runner}
-
-    def _read(self, unit: str) -> State:
-        attempt = self._record.attempts.get(unit)
-        if attempt is None:
-            return NO_STATE
-        state = _snapshot(self._store, self._plan, unit, attempt)
-        if state is None:
-            what = "the run" if unit == layout.EVERY_TRIAL else f"trial {unit}"
-            raise StateUnreadableError(
-                self._store.uri, f"the snapshot of attempt {attempt} of {what} is gone"
-            )
-        return state
-
-
-def _committed_row(snapshots: _Snapshots, trial: TrialPlan, row: RawRow) -> RawRow:
-    if trial.action is TrialAction.TERMINATE:
-        return _terminated(row)
-    if trial.action not in RUN_ACTIONS:
-        return row
-    return snapshots.row(trial) or row
-
-
-def _units(plan: RestorePlan) -> list[str]:
-    """Return what has attempts of its own: each trial, or the one run of all."""
-    if plan.is_one_run:
-        return [layout.EVERY_TRIAL] if plan.has_work else []
-    return [trial.trial_id for trial in plan.to_run]
-
-
-def _terminated(row: RawRow) -> RawRow:
-    """Return the row with the status Ray gives a skipped unfinished trial."""
-    document = json.loads(msgspec.json.decode(row.trial, type=str))
-    document["status"] = TrialStatus.TERMINATED.value
-    text = json.dumps(document, indent=2)  # as Trial.get_json_state writes it
-    return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
-
-
-def _snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) -> State | None:
-    """Read what a runner left, if it is whole and speaks of what it was started for."""
-    key = layout.snapshot_key(plan.restore_id, unit, attempt)
-    try:
-        state = parse_state(store.get(key, max_bytes=layout.max_snapshot_bytes(unit)))
-    except (KeyNotFoundError, MalformedStateError):
-        return None
-    if unit == layout.EVERY_TRIAL:
-        return state if state.trials else None
-    if [row.trial_id for row in state.trials] != [plan.trial(unit).final_trial_id]:
-        return None
-    return state
+    left = (n for n in reversed(numbers) if read_snapshot(store, plan, unit, n) is not None)
+    return next(left, None)
 
 
 def _put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
@@ -320,7 +211,7 @@ def _put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -
     session = layout.session_of(record.state_file)
     if attempt is None or session is None:
         return
-    state = _snapshot(store, plan, layout.EVERY_TRIAL, attempt)
+    state = read_snapshot(store, plan, layout.EVERY_TRIAL, attempt)
     number = state.stats.get("searcher") if state is not None else None
     if not isinstance(number, int):
         return
@@ -354,47 +245,11 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
             raise StateChangedError(store.uri, "the state it was planned from", name) from None
 
 
-def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | None:
-    """Return what was written down of a commit; None if there was none."""
-    try:
-        return read_record(
-            store, layout.commit_key(restore_id), _decode_record, max_bytes=layout.MAX_PLAN_BYTES
-        )
-    except KeyNotFoundError:
-        return None
-
-
-def _decode_record(body: bytes) -> CommitRecord:
-    record: CommitRecord = decode(body, CommitRecord)
-    name = record.state_file
-    if name and not (layout.is_committed_state(name) and is_safe_name(name)):
-        raise ValueError(f"{name[:80]!r} is no state file that a commit makes")
-    return record
-
-
 def _check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
     """Refuse a plan that does not speak of the trials of the state it says it was made from."""
     if {trial.trial_id for trial in plan.trials} != {trial.trial_id for trial in state.trials}:
         key = layout.plan_key(plan.restore_id)
         raise RecordUnreadableError(store.uri, key, f"its trials are not those of {plan.base.name}")
-
-
-def stands(store: ObjectStore, record: CommitRecord) -> bool:
-    """Whether the state file that this commit made is there; the name alone may be a later one's."""
-    found = _sha256(store, record)
-    return found != "" and record.sha256 in ("", found)
-
-
-def _sha256(store: ObjectStore, record: CommitRecord) -> str:
-    if not _exists(store, record.state_file):
-        return ""
-    return hashlib.sha256(
-        store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES)
-    ).hexdigest()
-
-
-def _exists(store: ObjectStore, name: str) -> bool:
-    return any(entry.name == name and not entry.is_dir for entry in store.list_dir())
 
 
 def _release(store: ObjectStore, restore_id: str) -> None:
@@ -410,7 +265,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
     if plan.base.name:
         before = parse_state(store.get(plan.base.name, max_bytes=layout.MAX_STATE_BYTES))
     _check_fits(store, plan, before)
-    committed = _exists(store, record.state_file)
+    committed = is_in_root(store, record.state_file)
     after = before
     if committed:
         after = parse_state(store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES))
@@ -420,10 +275,10 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
             store.uri, record.state_file, f"it has not as many trials as {plan.base.name}"
         )
     histories = ledger.read_ledger(store)[0].trials
-    outcomes = {
-        trial.trial_id: read_whatever_outcome(store, plan.restore_id, trial.trial_id)
-        for trial in plan.to_run
-    }
+    ids = [trial.trial_id for trial in plan.to_run]
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        read = pool.map(lambda name: read_whatever_outcome(store, plan.restore_id, name), ids)
+        outcomes = dict(zip(ids, read, strict=True))
     return summarise(
         plan,
         state_file=record.state_file if committed else None,

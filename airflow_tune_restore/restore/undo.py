@@ -18,7 +18,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.commit import CommitRecord, read_commit_record, stands
+from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record, stands
 from airflow_tune_restore.restore.plan import encode
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore

@@ -58,7 +58,8 @@ def make(recipe: dict[str, Any]) -> dict[str, Any]:
         def step(self) -> None:
             super().step()
             results = sum(trial.last_result.get("training_iteration", 0) for trial in self._trials)
-            if results >= recipe["dies_after"]:
+            statuses = {trial.status for trial in self._trials}
+            if results >= recipe["dies_after"] and statuses.issuperset(recipe["dies_with"]):
                 if recipe["is_saved"]:
                     self.checkpoint(force=True, wait=True)
                 self._storage.syncer.wait()  # cut-off uploads have tests of their own

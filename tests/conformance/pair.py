@@ -85,19 +85,21 @@ class Pair:
 
 def make_pair(
     hosts: Hosts, scratch: Path, tuner: str, *, trainable: str, dies_after: int | None = None,
-    is_saved: bool = False, env: dict[str, str] | None = None, module: str = RECIPES,
+    dies_with: tuple[str, ...] = (), is_saved: bool = False, env: dict[str, str] | None = None,
+    module: str = RECIPES,
     **arguments: Any,
 ) -> Pair:  # fmt: skip
     """Make an experiment with `module:tuner(directory, name, **arguments)`, and copy it.
 
-    With `dies_after` its driver dies once so many results were taken in; with `is_saved` not before it
-    has saved what it knows.
+    With `dies_after` its driver dies once so many results were taken in and there are trials of the
+    statuses `dies_with`; with `is_saved` not before it has saved what it knows.
     """
     theirs, ours, image = scratch / "made" / NAME, scratch / "moved" / NAME, scratch / "image"
     recipe = {
         "tuner": f"{module}:{tuner}",
         "arguments": {"directory": str(theirs.parent), "name": NAME, **arguments},
         "dies_after": dies_after,
+        "dies_with": dies_with,
         "is_saved": is_saved,
         "image": str(image),
     }

@@ -69,9 +69,11 @@ def _others_live(controller: Any, trial: Any) -> bool:
 
 
 def paused(directory: str, name: str, cause: str) -> tune.Tuner:
+    """One trial at a time: the first is paused, and then the second is started."""
     trials = [_trial(cause, name="a"), _trial(cause, name="b", iterations=4)]
     return _tuner(
-        directory, name, drawn.Class, {"trial": tune.grid_search(trials)},
+        directory, name, tune.with_resources(drawn.Class, {"cpu": 4}),
+        {"trial": tune.grid_search(trials)},
         run={"checkpoint_config": t.CheckpointConfig(checkpoint_frequency=1)},
         scheduler=PausesFirst(),
     )  # fmt: skip

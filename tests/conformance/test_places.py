@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
-from airflow_tune_restore.experiments.scan import scan_experiments
+from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.storage.fs import open_store
 from tests.conformance.hosts import started_hosts
 from tests.conformance.pair import make_pair
@@ -60,7 +60,7 @@ def test_a_relative_path_is_where_we_stand(errored, tmp_path, monkeypatch):
 
 def test_only_the_root_of_an_experiment_is_one(errored, tmp_path):
     def found(path):
-        reports = scan_experiments(open_store(str(path)), stale_after=DEFAULT_STALE_AFTER)
+        reports = scan(open_store(str(path)), stale_after=DEFAULT_STALE_AFTER)
         return [report.experiment for report in reports]
 
     root = errored.ours

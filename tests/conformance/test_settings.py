@@ -62,13 +62,19 @@ def test_searcher_and_scheduler_are_the_experiments_own(hosts, tmp_path, cause, 
 def test_a_searcher_that_was_interrupted_draws_what_is_left(hosts, tmp_path, cause, told):
     """It learns the results of the resumed trial as in Ray, though that may have run by itself."""
     env = {"CONFORMANCE_CAUSE": str(tmp_path / "never")}  # it fails at no time
-    pair = make_pair(hosts, tmp_path, "searched", trainable=FUNCTION, dies_after=2, env=env)
+    pair = make_pair(
+        hosts, tmp_path, "searched", trainable=FUNCTION, dies_after=2, is_saved=True, env=env
+    )
     pair.env.update(env)
     ours, theirs = told(pair)
     assert ours["completed"] == theirs["completed"] == ["done", "done"]
     mine, his = (pair.describe(each)["trials"] for each in (pair.ours, pair.theirs))
     assert [t["config"] for t in mine] == [t["config"] for t in his]
-    assert [len(t["rows"]) for t in mine] == [len(t["rows"]) for t in his] == [3, 3]
+    iterations = [
+        [[r["training_iteration"] for r in t["rows"]] for t in each] for each in (mine, his)
+    ]
+    assert iterations[0] == iterations[1]
+    assert [sorted(set(rows)) for rows in iterations[0]] == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_a_repeated_and_limited_searcher_repeats_nothing_more_than_it_should(hosts, tmp_path):

@@ -12,6 +12,7 @@ from airflow_tune_restore.restore.release import release_trial
 from airflow_tune_restore.storage.fs import open_store
 from tests.conformance.hosts import started_hosts
 from tests.conformance.pair import make_pair
+from tests.experiments import rows
 
 IS_NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
@@ -56,8 +57,8 @@ def test_errored_alone_are_resumed_and_unfinished_ones_end(hosts, tmp_path, caus
         env={"TUNE_MAX_PENDING_TRIALS_PG": "5"},
         trials=[{**trial, "cause": str(cause)} for trial in trials],
     )  # fmt: skip
-    statuses = [trial["status"] for trial in pair.describe(pair.ours)["trials"]]
-    assert {"TERMINATED", "ERROR", "PENDING"} <= set(statuses)
+    statuses = {trial["status"] for trial, _ in rows(pair.ours)}
+    assert {"TERMINATED", "ERROR", "PENDING"} <= statuses
     cause.unlink()
     ends = pair.restore({"resume_unfinished": False, "resume_errored": True})
     ends.assert_same("dir")
@@ -106,15 +107,15 @@ def test_an_error_in_setup_is_resumed_or_restarted_from_scratch(hosts, tmp_path,
 @pytest.mark.parametrize("strategy", ["auto", "per_trial"])
 def test_a_paused_trial_goes_on_from_its_checkpoint(hosts, tmp_path, cause, strategy):
     pair = make_pair(
-        hosts, tmp_path, "paused", trainable="Class", dies_after=4, is_saved=True, cause=str(cause)
-    )
-    statuses = [trial["status"] for trial in pair.describe(pair.ours)["trials"]]
-    assert "PAUSED" in statuses
+        hosts, tmp_path, "paused", trainable="Class", dies_after=2, dies_with=("PAUSED",),
+        is_saved=True, cause=str(cause),
+    )  # fmt: skip
+    assert "PAUSED" in [trial["status"] for trial, _ in rows(pair.ours)]
     ends = pair.restore(strategy=strategy)
     ends.assert_same("dir")
     assert ends.column("status") == ["TERMINATED", "TERMINATED"]
-    rows = next(t["rows"] for t in ends.ours["trials"] if _name(t["config"]) == "a")
-    assert [row["started_from"] for row in rows] == [0, 0, 2]
+    results = next(t["rows"] for t in ends.ours["trials"] if _name(t["config"]) == "a")
+    assert [row["started_from"] for row in results] == [0, 0, 2]
 
 
 def test_a_restore_of_a_restore_of_a_restore(hosts, tmp_path, cause):
@@ -180,8 +181,8 @@ def test_a_checkpoint_the_trainable_asked_for_is_the_one_it_goes_on_from(hosts, 
     cause.unlink()
     ends = pair.restore({"resume_errored": True})
     ends.assert_same()
-    (rows,) = ends.column("rows")
-    assert [(row["training_iteration"], row["started_from"]) for row in rows] == [
+    (results,) = ends.column("rows")
+    assert [(row["training_iteration"], row["started_from"]) for row in results] == [
         (1, 0), (2, 0), (3, 0), (3, 2), (4, 2),
     ]  # fmt: skip
 

@@ -36,7 +36,7 @@ def _tuner(directory: str, name: str, trainable: Any, space: dict, **run: Any) -
 
 def launch(config: dict) -> None:
     """Start a Train run that is named after the trial, so that a resumed trial goes on with it."""
-    from ray.train.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     _launch(DataParallelTrainer, loop, config)
 

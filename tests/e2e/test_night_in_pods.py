@@ -17,8 +17,9 @@ import pytest
 from tests.e2e.test_ray_cluster import (
     DAG,
     TRIAL,
-    assert_equal_to_tuner_restore,
+    assert_equal_to_theirs,
     kill_the_triggerer,
+    restore_by_hand,
     wait_for,
 )
 from tests.e2e.test_standalone import killed_sweep, states, upload
@@ -78,6 +79,7 @@ def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, tmp_path):
     experiment = killed_sweep(tmp_path, seconds=4)
     for copy in ("nightly", "theirs"):
         upload(experiment, s3, f"{s3.bucket}/{copy}/slow")
+    theirs = restore_by_hand(s3, tmp_path)
     run_id = running.trigger(DAG, {"prefix": f"s3://seaweed@{s3.bucket}/nightly", "stale_after": 0})
     victim = wait_for(lambda: pod_that_reports(api), running)
     api.kubelet.evict(victim, grace=60)
@@ -102,7 +104,8 @@ def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, tmp_path):
     for task in tasks:
         assert "iteration 6, score=" in logs_of(running, run_id, task["map_index"])
     assert_no_secret_is_anywhere(running, api)
-    assert_equal_to_tuner_restore(s3)
+    assert theirs.wait(300) == 0
+    assert_equal_to_theirs(s3)
 
 
 def pod_that_reports(api) -> str | None:

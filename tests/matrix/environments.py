@@ -16,7 +16,7 @@ OWN_RAYS = ("2.40.0", "2.44.1", "2.50.1", "2.54.1")
 
 OLD_RAYS = {
     # what the oldest were built against and later versions of these took away
-    "2.10.0": ["pyarrow<16", "numpy<2", "pandas<2.2"],
+    "2.10.0": ["pyarrow>=16,<21", "numpy<2", "pandas<2.2"],
 }
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "airflow-tune-restore")
 UV = str(Path(sys.executable).with_name("uv"))

@@ -1,0 +1,62 @@
+"""What is written down of a commit before it is made, and whether what it made still stands."""
+
+import hashlib
+
+import msgspec
+
+from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.state import is_safe_name
+from airflow_tune_restore.restore.plan import decode
+from airflow_tune_restore.restore.records import read_record
+from airflow_tune_restore.storage.base import ObjectStore
+
+
+class CommitRecord(msgspec.Struct, frozen=True):
+    """Written before the state file, so that a commit that was cut off makes the same bytes again."""
+
+    state_file: str  # "" once it is known that nothing has changed
+    start_time: float
+    attempts: dict[str, int]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
+    is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
+    sha256: str = ""  # of the state file, set at the end; "" if there is none, or by older versions
+    undone_at: str = ""  # when somebody set out to take it back, ISO 8601 UTC
+    schema: int = 1
+
+
+def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | None:
+    """Return what was written down of a commit; None if there was none."""
+    try:
+        return read_record(
+            store, layout.commit_key(restore_id), _decode_record, max_bytes=layout.MAX_PLAN_BYTES
+        )
+    except KeyNotFoundError:
+        return None
+
+
+def _decode_record(body: bytes) -> CommitRecord:
+    record: CommitRecord = decode(body, CommitRecord)
+    name = record.state_file
+    if name and not (layout.is_committed_state(name) and is_safe_name(name)):
+        raise ValueError(f"{name[:80]!r} is no state file that a commit makes")
+    return record
+
+
+def stands(store: ObjectStore, record: CommitRecord) -> bool:
+    """Whether the state file that this commit made is there; the name alone may be a later one's."""
+    found = committed_sha256(store, record)
+    return found != "" and record.sha256 in ("", found)
+
+
+def committed_sha256(store: ObjectStore, record: CommitRecord) -> str:
+    """Return the hash of the state file that is there under the name of this commit; "" if none is."""
+    if not is_in_root(store, record.state_file):
+        return ""
+    return hashlib.sha256(
+        store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES)
+    ).hexdigest()
+
+
+def is_in_root(store: ObjectStore, name: str) -> bool:
+    """Whether there is an object of this name in the experiment's root."""
+    return any(entry.name == name and not entry.is_dir for entry in store.list_dir())
