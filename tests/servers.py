@@ -226,7 +226,9 @@ def _program(name: str) -> str:
 @contextlib.contextmanager
 def _running(command: list[str], ready_url: str) -> Iterator[None]:
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        # without keys of our own environment: `weed` would let them in beside those it is told
+        env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         try:
             _wait_until_ready(process, ready_url, log)
             yield

@@ -84,7 +84,7 @@ class Host:
                 line = self._lines.get(timeout=PATIENCE_SECONDS)
             except queue.Empty:  # it hangs: a runner that is told to stop says how far it came
                 self.was_stopped = True
-                os.kill(self._process.pid, signal.SIGTERM)
+                self.terminate()
                 continue
             if line is None:
                 raise HostError(f"the host ended; see {self._log}")
@@ -107,6 +107,10 @@ class Host:
         if "error" in answer:
             raise HostError("\n".join([*output[-60:], answer["error"]]))
         return answer["value"]
+
+    def terminate(self) -> None:
+        """Tell the runner in it to stop, as a launcher would."""
+        os.kill(self._process.pid, signal.SIGTERM)
 
     def end(self) -> None:
         _kill_session(self._process.pid)
@@ -202,6 +206,9 @@ class HostRun:
                 return
             output.append(line)
             yield line
+
+    def stop(self) -> None:
+        self._runner.terminate()
 
     def wait(self) -> int:
         if self._code is None:
