@@ -1,6 +1,6 @@
 """S3 for many small reads at once: listings and gets through obstore, all else through s3fs.
 
-Measured in benchmarks/scan_1000.py: a seventh of s3fs's processor time a request, which is what bounds
+Measured in benchmarks/scan_1000.py: a quarter of s3fs's processor time a request, which is what bounds
 a scan. Credentials, endpoint and region are asked of the s3fs client, however it came by them. What
 obstore cannot do as s3fs would (a proxy, an own certificate, a bucket in another region, requester pays)
 and every request it fails at goes through s3fs, whose errors we know how to explain.
