@@ -42,6 +42,18 @@ class Server:
     url: str
     env: dict[str, str] = field(repr=False)
 
+    @property
+    def airflow_connection(self) -> str:
+        """The S3 server as an Airflow connection, in the form of AIRFLOW_CONN_…."""
+        return json.dumps(
+            {
+                "conn_type": "aws",
+                "login": self.env["AWS_ACCESS_KEY_ID"],
+                "password": self.env["AWS_SECRET_ACCESS_KEY"],
+                "extra": {"endpoint_url": self.endpoint, "region_name": "us-east-1"},
+            }
+        )
+
 
 def google_key_file(directory: Path) -> str:
     """Write a service account's key file, as GOOGLE_APPLICATION_CREDENTIALS names one."""

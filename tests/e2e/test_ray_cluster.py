@@ -47,16 +47,10 @@ def running(s3, cluster, tmp_path_factory):
     dags = tmp_path_factory.mktemp("dags")
     for path in (ROOT / "dags").glob("*.py"):
         shutil.copy(path, dags)
-    store = {
-        "conn_type": "aws",
-        "login": s3.env["AWS_ACCESS_KEY_ID"],
-        "password": s3.env["AWS_SECRET_ACCESS_KEY"],
-        "extra": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
     with airflow(
         tmp_path_factory.mktemp("airflow"),
         dags,
-        AIRFLOW_CONN_SEAWEED=json.dumps(store),
+        AIRFLOW_CONN_SEAWEED=s3.airflow_connection,
         AIRFLOW_CONN_RAY_JOBS_DEFAULT=json.dumps(cluster.connection),
         AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY="2",
         TUNE_RESTORE_LAUNCHER="ray",

@@ -68,17 +68,11 @@ def running(s3, tmp_path_factory):
     for path in (ROOT / "dags").glob("*.py"):
         shutil.copy(path, dags)
     (dags / "more_dags.py").write_text(MORE_DAGS)
-    connection = {
-        "conn_type": "aws",
-        "login": s3.env["AWS_ACCESS_KEY_ID"],
-        "password": s3.env["AWS_SECRET_ACCESS_KEY"],
-        "extra": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
     with airflow(
         tmp_path_factory.mktemp("airflow"),
         dags,
         PYTHONPATH=str(ROOT),
-        AIRFLOW_CONN_SEAWEED=json.dumps(connection),
+        AIRFLOW_CONN_SEAWEED=s3.airflow_connection,
         RAY_AUTH_MODE="disabled",
         TUNE_GLOBAL_CHECKPOINT_S="1",
     ) as started:
