@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, PodLostError
+from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, PodLostError
 from airflow_tune_restore.experiments.layout import request_key
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager, status_of
 from airflow_tune_restore.launch.kubernetes import pod_name
@@ -100,7 +100,10 @@ class AttemptPods:
         newest = max(list_attempts(store, plan.restore_id, trial_id), default=0)
         if not newest:
             return None
-        request = read_request(store, plan, trial_id, newest)
+        try:
+            request = read_request(store, plan, trial_id, newest)
+        except KeyNotFoundError:
+            return None  # a disk has the directory before the request: somebody claims it just now
         name = name_of(request)
         pod = self._settled(name)
         if pod is not None and is_live(pod, self.container):

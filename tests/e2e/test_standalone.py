@@ -202,7 +202,7 @@ def test_a_night_without_failures_is_skipped_and_succeeds(running, tmp_path):
 
 
 def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, tmp_path):
-    experiment = killed_sweep(tmp_path)
+    experiment = killed_sweep(tmp_path, seconds=3)
     run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path), "stale_after": 0})
     victim = wait_for_progress(running, "nightly_recovery", run_id)
     running.call(
@@ -226,19 +226,14 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, 
 
 def the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment: Path) -> None:
     run_id = running.trigger("survives", {"experiment": str(experiment)})
-    victim = wait_for_progress(running, "survives", run_id)
-    label = next(
-        task["rendered_map_index"]
-        for task in running.tasks("survives", run_id)
-        if task["map_index"] == victim
-    )
-    trial_id = label.split()[1]
-    (runner,) = runners_of(experiment)
+    runner = wait_for_runner(running, experiment)
     worker = command_of(runner).split()[-1]
     assert "--parent-pid" in command_of(runner)
     os.kill(int(worker), signal.SIGKILL)
     assert running.finish("survives", run_id) == "success", running.log_tail()
-    log = running.task_log("survives", run_id, "restore.trial", victim)
+    (victim,) = [t for t in running.tasks("survives", run_id) if t["task_id"] == "restore.trial"]
+    trial_id = victim["rendered_map_index"].split()[1]
+    log = running.task_log("survives", run_id, "restore.trial", victim["map_index"])
     assert "attempt 2 of restore" in log
     assert iterations(experiment) == [("TERMINATED", 6)] * 4
     (results,) = experiment.glob(f"*{trial_id}*/result.json")
@@ -278,6 +273,15 @@ def wait_for_progress(running, dag_id: str, run_id: str) -> int:
                 if "iteration " in log:
                     return task["map_index"]
         time.sleep(0.5)
+    raise TimeoutError(running.log_tail())
+
+
+def wait_for_runner(running, experiment: Path) -> int:
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        for runner in runners_of(experiment):
+            return runner
+        time.sleep(0.1)
     raise TimeoutError(running.log_tail())
 
 
