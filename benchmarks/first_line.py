@@ -5,8 +5,10 @@
 Both are submitted to the same head in turn (A B A B …), after one of each that does not count. The clock
 starts before the job is posted (ours: before code is delivered and the attempt claimed) and stops at the
 first line of user code: in the bare job after `import ray.tune` and `ray.init()`; ours in the trainable
-itself, in a process of its own, with state and checkpoint restored. A third job is Tune's own least: it
-imports Tune, connects, and runs one trial of an empty trainable. One clock for all, CLOCK_MONOTONIC.
+itself, in a process of its own, with state and checkpoint restored. Two more show what is possible. The
+least actor: a job that connects and at once starts an actor, where Tune is imported while the driver
+imports it, too. Tune's own least: a job that runs one trial of an empty trainable. One clock for all,
+CLOCK_MONOTONIC.
 """
 
 import argparse
@@ -38,6 +40,19 @@ from tests.ray_cluster import ray_cluster  # noqa: E402
 from tests.tasks import make_context  # noqa: E402
 
 CONNECTS = "import time, ray.tune, ray; ray.init(); print('AT', time.monotonic(), flush=True)"
+ACTOR = """
+import time
+import ray
+ray.init()
+@ray.remote(num_cpus=1)
+class Trial:
+    def first_line(self):
+        import ray.tune
+        return time.monotonic()
+line = Trial.remote().first_line.remote()
+import ray.tune
+print("AT", ray.get(line), flush=True)
+"""
 LEAST = """
 import time
 from ray import tune
@@ -111,6 +126,7 @@ def main() -> None:
         kinds: dict[str, Callable[[int], float]] = {
             "bare job": lambda number: run_plain(CONNECTS, number),
             "ours": lambda number: run_ours(experiment, scratch, number),
+            "least actor job": lambda number: run_plain(ACTOR, number),
             "least Tune job": lambda number: run_plain(LEAST, number),
         }
         took: dict[str, list[float]] = {name: [] for name in kinds}

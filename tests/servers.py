@@ -121,7 +121,9 @@ def s3_server(bucket: str = "experiments", secret: str = "test-secret-canary") -
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}"]
         command += [f"-bucket={bucket}", *(f"-{name}.port={port}" for name, port in ports.items())]
         endpoint = f"http://127.0.0.1:{ports['s3']}"
-        with _running(command, f"{endpoint}/healthz"):
+        # it is well a second before its bucket is there
+        made = f"http://127.0.0.1:{ports['filer']}/buckets/{bucket}/"
+        with _running(command, f"{endpoint}/healthz", made):
             yield Server(
                 endpoint=endpoint,
                 bucket=bucket,
@@ -236,13 +238,14 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], ready_url: str) -> Iterator[None]:
+def _running(command: list[str], *ready_urls: str) -> Iterator[None]:
     with tempfile.TemporaryFile() as log:
         # without keys of our own environment: `weed` would let them in beside those it is told
         env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         try:
-            _wait_until_ready(process, ready_url, log)
+            for url in ready_urls:
+                _wait_until_ready(process, url, log)
             yield
         finally:
             process.send_signal(signal.SIGTERM)
@@ -258,8 +261,10 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log) -> None
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=10).close()
-        except urllib.error.HTTPError:
-            return  # it answers, if only to say who are you
+        except urllib.error.HTTPError as error:
+            if error.code != 404:  # noqa: PLR2004
+                return  # it answers, if only to say who are you
+            time.sleep(0.1)
         except OSError:
             time.sleep(0.1)
         else:

@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from airflow_tune_restore.runner import ray_internals
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.loading import load
 from airflow_tune_restore.runner.outcome import build_outcome, now
-from airflow_tune_restore.runner.ray_session import connect
+from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
 from airflow_tune_restore.storage.base import ObjectStore
@@ -70,6 +71,8 @@ class Attempt:
     def _run(self) -> tuple[Result, tuple[str, str]]:
         """Return the result, and type and message of an error."""
         try:
+            if is_own_job(self._request):
+                self._join(join_early)
             self._wait_for_earlier()
             self._heartbeat.runs()
             loaded = load(self._store, self._request)
@@ -102,8 +105,8 @@ class Attempt:
         trainable, param_space, has_tuner = loaded
         with ExitStack() as stack:
             stack.push(self._end_ray_early)
-            connect(self._request)
-            self._stop.install()
+            if not is_own_job(self._request):
+                self._join(connect)
             for owner, name, value in tuning.replacements(scope):
                 stack.enter_context(ray_internals.replaced(owner, name, value))
             if has_tuner:
@@ -113,6 +116,10 @@ class Attempt:
                     "tuner.pkl cannot be used: restoring from the state, Ray's defaults."
                 )
                 tuning.restore_state(scope, trainable, param_space)
+
+    def _join(self, how: Callable[[RunnerRequest], None]) -> None:
+        how(self._request)
+        self._stop.install()
 
     def _end_ray_early(self, error: type[BaseException] | None, *_details: object) -> None:
         """Leave no actor behind when the run broke off: what is recorded then must be true at once."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from typing import Any
 
 from airflow_tune_restore.experiments.layout import EVERY_TRIAL
@@ -15,6 +16,9 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 OBJECT_STORE_BYTES = 200 * 1024**2
 """Ray takes 30 % of the machine by default, which a dozen runners on it cannot all have."""
 
+
+TRIAL_ENV = {"PL_DISABLE_FORK": "1"}
+"""What Tune gives every trial (ray.tune.execution.class_cache.DEFAULT_ENV_VARS, 2.60)."""
 
 STARTS = 3
 """How often a private Ray is started before its attempt is given up. Ray waits 30 s for its raylet, which
@@ -36,6 +40,25 @@ def connect(request: RunnerRequest) -> None:
             )
         else:
             start(**_private(request))
+
+
+def join_early(request: RunnerRequest) -> None:
+    """Join the cluster before Tune is imported, and have a worker started meanwhile.
+
+    A worker takes as long to start as Tune to be imported. Ray gives one that has not run anything to
+    the next actor of its job with the same runtime_env (raylet/worker_pool.cc, 2.60): the trial's. If it
+    does not fit (the trial is on another node), it idles for a second and ends.
+    """
+    connect(request)
+    import ray
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": TRIAL_ENV})
+    def nothing() -> None:
+        """Never run."""
+
+    never = nothing.remote()
+    time.sleep(0.1)  # until the worker is asked for
+    ray.cancel(never)
 
 
 def start(**options: Any) -> None:
@@ -78,6 +101,11 @@ def _private(request: RunnerRequest) -> dict[str, Any]:
 def is_job() -> bool:
     """Whether this process is the driver of a submitted Ray job."""
     return _JOB_CONFIG in os.environ
+
+
+def is_own_job(request: RunnerRequest) -> bool:
+    """Whether the job was submitted for this attempt, to run it on the job's own cluster."""
+    return is_job() and request.address is not None
 
 
 def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
@@ -200,6 +201,18 @@ def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(ap
     assert "The pod was evicted" in end.message
     assert "Attempt 1 ended unseen: The pod was evicted" in capfd.readouterr().out
     commit_restore(trial.store, trial.restore_id)
+
+
+def test_a_run_that_is_being_claimed_just_now_has_no_pod_yet(api, copied):
+    trial = Trial(api, copied("limited"), strategy="whole_experiment")
+    # on a disk, a request's directory is there before the request (seen to come in between)
+    key = layout.request_key(trial.restore_id, layout.EVERY_TRIAL, 1)
+    (Path(trial.store.uri) / key).parent.mkdir(parents=True)
+    found = trial.operator().pods.find_attempt(
+        trial.store, read_plan(trial.store, trial.restore_id), layout.EVERY_TRIAL
+    )
+    assert found is None
+    assert api.requests == []
 
 
 def test_samples_are_drawn_in_one_pod(api, copied):
