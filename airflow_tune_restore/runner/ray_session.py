@@ -52,13 +52,13 @@ def join_early(request: RunnerRequest) -> None:
     connect(request)
     import ray
 
-    @ray.remote(num_cpus=0, runtime_env={"env_vars": TRIAL_ENV})
-    def nothing() -> None:
-        """Never run."""
-
-    never = nothing.remote()
+    never = ray.remote(num_cpus=0, runtime_env={"env_vars": TRIAL_ENV})(_never_run).remote()
     time.sleep(0.1)  # until the worker is asked for
     ray.cancel(never)
+
+
+def _never_run() -> None:
+    """Is cancelled before it runs."""
 
 
 def start(**options: Any) -> None:
