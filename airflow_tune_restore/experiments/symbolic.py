@@ -1,6 +1,6 @@
 """What a pickle says, without doing any of it.
 
-A small stack machine over `pickletools.genops`. It imports nothing, calls nothing and hashes
+A small stack machine over the opcodes that `pickletools` describes. It imports nothing, calls nothing and hashes
 nothing that comes from the input: globals, calls and objects become plain records. A
 `pickle.Unpickler` with a `find_class` that returns stubs is not safe (extension codes, hash bombs,
 BUILD on a class); this is. Opcodes that refer to something outside the pickle are refused, and size,
@@ -10,6 +10,7 @@ length and memo are bounded, so hostile input ends in a `SymbolicError`, never i
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -85,24 +86,20 @@ def read_pickle(body: bytes) -> Any:
     if len(body) > MAX_BYTES:
         raise SymbolicError(f"pickle of {len(body)} bytes; the limit is {MAX_BYTES}")
     machine = _Machine()
+    stream = BytesIO(body)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(body)):
-            if count >= MAX_OPCODES:
-                raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
-            name = opcode.name
-            if name == "STOP":
+        for _ in range(MAX_OPCODES):
+            code = stream.read(1)
+            if code == b".":  # STOP
                 return machine.pop()
-            operation = _OPERATIONS.get(name)
-            if operation is None:
-                # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
-                raise SymbolicError(f"opcode {name} refers to something outside the pickle")
-            operation(machine, argument)
+            read_argument, operation = _BY_CODE[code]
+            operation(machine, read_argument(stream) if read_argument is not None else None)
     except SymbolicError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
         # what pickletools and an unbalanced stack raise on malformed input
         raise SymbolicError(f"malformed pickle: {error}") from error
-    raise SymbolicError("pickle without an end")
+    raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
 
 
 def attribute(value: Any, *path: str) -> Any:
@@ -172,7 +169,10 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def memoize(self, _: Any) -> None:
-        self.put(len(self.memo))
+        index = len(self.memo)
+        if index >= MAX_MEMO:
+            raise SymbolicError(f"memo index {index}")
+        self.memo[index] = self.stack[-1]
 
     def put(self, index: int) -> None:
         if not 0 <= index < MAX_MEMO:
@@ -324,3 +324,28 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "INST": _Machine.call_named,
     "BUILD": _Machine.build,
 }
+
+
+class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Machine, Any], None]]]):
+    """What is read after each opcode's byte, and what is done with it."""
+
+    def __missing__(self, code: bytes) -> Any:
+        if not code:
+            raise SymbolicError("pickle without an end")
+        if code.decode("latin-1") not in pickletools.code2op:
+            raise SymbolicError(f"malformed pickle: {code!r} is no opcode")
+        # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
+        name = pickletools.code2op[code.decode("latin-1")].name
+        raise SymbolicError(f"opcode {name} refers to something outside the pickle")
+
+
+_BY_CODE = _ByCode(
+    {
+        opcode.code.encode("latin-1"): (
+            opcode.arg.reader if opcode.arg is not None else None,
+            _OPERATIONS[opcode.name],
+        )
+        for opcode in pickletools.opcodes
+        if opcode.name in _OPERATIONS
+    }
+)

@@ -289,7 +289,7 @@ def runners_of(experiment: Path) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         command = command_of(int(entry.name))
-        if "airflow_tune_restore.runner" in command and str(experiment) in command:
+        if "airflow_tune_restore.runner run" in command and str(experiment) in command:
             found.append(int(entry.name))
     return found
 

@@ -13,6 +13,8 @@ from tests.experiments import ROOT, TRAINABLES, environment
 
 
 def start(experiment, *options, **env):
+    # a shell that runs the tests in the background has them ignore it, and all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "airflow_tune_restore.cli.app", "restore", str(experiment)),
