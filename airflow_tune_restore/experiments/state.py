@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
 
@@ -106,13 +107,7 @@ class RawRow:
     def resources(self) -> dict[str, float]:
         """Sum the bundles of the placement group factory (ray.tune.execution, 2.60)."""
         pickled = _decode(self.trial, _RESOURCES).placement_group_factory
-        bundles = attribute(_pickled(pickled), "_bundles")
-        total: dict[str, float] = {}
-        # many references to one large bundle are small in the file
-        for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
-            if isinstance(name, str) and is_printable_name(name) and _is_amount(amount):
-                total[name] = total.get(name, 0.0) + float(amount)
-        return total
+        return dict(_sum_bundles(hex_of) if (hex_of := _hex_of_pickle(pickled)) else ())
 
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
         """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60).
@@ -121,7 +116,8 @@ class RawRow:
             MalformedStateError: If a record is there and cannot be read: that is not "none".
         """
         pickled = _decode(self.metadata, _CHECKPOINTS).checkpoint_manager
-        manager = _pickled(pickled)
+        hex_of = _hex_of_pickle(pickled)
+        manager = _read_hex(hex_of) if hex_of is not None else None
         if manager is None and pickled is not None:
             raise MalformedStateError("the record of its checkpoints cannot be read")
         latest = attribute(manager, "_latest_checkpoint_result")
@@ -325,12 +321,29 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _pickled(value: Any) -> Any:
-    """Read a field that Ray wrote as hex of a pickle, bare or wrapped; None if unreadable."""
+@lru_cache(maxsize=16)
+def _sum_bundles(hex_of_factory: str) -> tuple[tuple[str, float], ...]:
+    """Sum up what a factory asks for; the trials of an experiment mostly have the same one."""
+    bundles = attribute(_read_hex(hex_of_factory), "_bundles")
+    total: dict[str, float] = {}
+    # many references to one large bundle are small in the file
+    for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
+        if isinstance(name, str) and is_printable_name(name) and _is_amount(amount):
+            total[name] = total.get(name, 0.0) + float(amount)
+    return tuple(total.items())
+
+
+def _hex_of_pickle(value: Any) -> str | None:
+    """Return a field that Ray wrote as hex of a pickle, bare or wrapped; None if it is none."""
     if isinstance(value, dict) and value.get("_type") == "CLOUDPICKLE_FALLBACK":
         value = value.get("value")
+    return value if isinstance(value, str) else None
+
+
+def _read_hex(text: str) -> Any:
+    """Read a pickle in hex; None if it cannot be read."""
     try:
-        return read_pickle(bytes.fromhex(value)) if isinstance(value, str) else None
+        return read_pickle(bytes.fromhex(text))
     except (SymbolicError, ValueError):
         return None
 

@@ -1,7 +1,7 @@
 """What a pickle says, without doing any of it.
 
-A small stack machine over the opcodes that `pickletools` describes. It imports nothing, calls nothing and hashes
-nothing that comes from the input: globals, calls and objects become plain records. A
+A small stack machine over the opcodes that `pickletools` describes. It imports nothing, calls nothing
+and hashes nothing that comes from the input: globals, calls and objects become plain records. A
 `pickle.Unpickler` with a `find_class` that returns stubs is not safe (extension codes, hash bombs,
 BUILD on a class); this is. Opcodes that refer to something outside the pickle are refused, and size,
 length and memo are bounded, so hostile input ends in a `SymbolicError`, never in a hang.
@@ -332,13 +332,13 @@ class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Mach
     def __missing__(self, code: bytes) -> Any:
         if not code:
             raise SymbolicError("pickle without an end")
-        if code.decode("latin-1") not in pickletools.code2op:
+        if code not in _NAMES:
             raise SymbolicError(f"malformed pickle: {code!r} is no opcode")
         # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
-        name = pickletools.code2op[code.decode("latin-1")].name
-        raise SymbolicError(f"opcode {name} refers to something outside the pickle")
+        raise SymbolicError(f"opcode {_NAMES[code]} refers to something outside the pickle")
 
 
+_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 _BY_CODE = _ByCode(
     {
         opcode.code.encode("latin-1"): (
