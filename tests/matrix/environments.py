@@ -60,10 +60,13 @@ def airflow_python(version: str) -> str:
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of a version if this machine has one; none is downloaded."""
+    """Return an interpreter of a version if this machine has one, pyenv's too; none is downloaded."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    path = os.pathsep.join([os.environ["PATH"], *map(str, pyenv.glob("versions/*/bin"))])
     found = subprocess.run(
-        [UV, "python", "find", version], capture_output=True, text=True, check=False, env=_env()
-    )
+        [UV, "python", "find", version],
+        capture_output=True, text=True, check=False, env=_env(PATH=path),
+    )  # fmt: skip
     return found.stdout.strip() if found.returncode == 0 else None
 
 
