@@ -214,6 +214,13 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
             f"({DEFAULT_MAX_MEMORY_BYTES / 1024**3:.0f} GiB)",
         ),
     ] = DEFAULT_MAX_MEMORY_BYTES,
+    remember_scheduler: Annotated[
+        bool,
+        typer.Option(
+            "--remember-scheduler",
+            help="Tell ASHA and MedianStopping what all trials reported before; Ray forgets it.",
+        ),
+    ] = False,
     stale_after: StaleAfter = DEFAULT_STALE_AFTER,
     on: Annotated[LauncherName, typer.Option(help="Where the trials run.")] = LauncherName.LOCAL,
     address: Annotated[
@@ -252,6 +259,7 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
             can_start=param_space is not None,
             max_attempts=max_attempts,
             max_memory_bytes=max_memory,
+            remember_scheduler=remember_scheduler,
         ),
         trainable=trainable,
         param_space=param_space,

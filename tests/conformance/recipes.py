@@ -239,7 +239,7 @@ def slowly(config: dict) -> None:
 
 def failing_fast(directory: str, name: str, cause: str) -> tune.Tuner:
     """Two at a time; one fails while the other has just begun, and `fail_fast` ends both."""
-    trials = [_trial(cause, iterations=4, fails_at=3), _trial(cause, iterations=40)]
+    trials = [_trial(cause, iterations=4, fails_at=3), _trial(cause, iterations=12)]
     return _tuner(
         directory, name, slowly, {"trial": tune.grid_search(trials)},
         run={"failure_config": t.FailureConfig(fail_fast=True)},

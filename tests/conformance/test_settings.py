@@ -139,9 +139,15 @@ def test_what_fail_fast_cut_short_is_told_apart_and_resumed_by_choice(hosts, tmp
     ends = pair.restore({"resume_errored": True})
     by_status = {trial["status"] for trial in ends.theirs["trials"]}
     assert by_status == {"TERMINATED"}
-    assert max(len(trial["rows"]) for trial in ends.theirs["trials"]) < 40
+    assert max(len(trial["rows"]) for trial in ends.theirs["trials"]) < 12
     finished = [t["rows"][-1]["training_iteration"] for t in ends.ours["trials"] if t["rows"]]
     assert 4 in finished  # the one that had failed has ended here, where Ray ended it at once
+    # another night, and by choice: the one that was cut short, too
+    pair.restore_ours({"resume_cut_short": True})
+    ends = pair.describe(pair.ours)["trials"]
+    assert sorted((t["status"], t["rows"][-1]["training_iteration"]) for t in ends) == [
+        ("TERMINATED", 4), ("TERMINATED", 12),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", [False, True])

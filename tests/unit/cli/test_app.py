@@ -350,3 +350,16 @@ def test_undo_is_refused_with_exit_code_3_while_a_restore_is_at_work(tune_restor
     code, _, err = tune_restore("undo", experiment)
     assert code == 3
     assert "dag nightly on host 7" in err
+
+
+def test_what_a_restore_is_told_reaches_its_plan(tune_restore, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        "airflow_tune_restore.cli.restore.restore_experiment",
+        lambda store, options, progress: chosen.append(options.draft),
+    )
+    command = ["restore", str(tmp_path), "--trainable", "a:b"]
+    tune_restore(*command)
+    tune_restore(*command, "--remember-scheduler", "--allow-scratch", "--max-attempts", "3")
+    told = [(d.remember_scheduler, d.allow_scratch, d.max_attempts) for d in chosen]
+    assert told == [(False, False, None), (True, True, 3)]
