@@ -100,7 +100,10 @@ class RayJobTrigger(BaseTrigger):
         """Stop the job, so that it saves a snapshot; unless the task waits on, elsewhere."""
         if await asyncio.to_thread(self._still_waits):
             return  # another triggerer has taken this trigger over
-        self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
+        if self.one_run:
+            self.log.info("Asking the run to stop this trial; the others go on.")
+        else:
+            self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
         await asyncio.to_thread(self._stop)
 
     async def _wait(self, cluster: Cluster) -> dict[str, Any]:

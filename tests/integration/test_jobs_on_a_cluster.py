@@ -363,6 +363,40 @@ def test_one_job_runs_coupled_trials_and_ends_as_tuner_restore(cluster, copied, 
         _compare(described[i], described[i + len(kinds)], case)
 
 
+def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied):
+    address = copied("limited")
+    items, restores = plan(address, "limited", "one-stopped", strategy="whole_experiment")
+    restore_id, store = restores[0]["restore_id"], open_store(address)
+    tasks = [trial(item, "limited", env={"TUNE_TEST_STEP_SECONDS": "2"}) for item in items]
+    contexts = [make_context(map_index=i) for i in range(len(items))]
+    triggers = []
+    for task, context in zip(tasks, contexts, strict=True):
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        triggers.append(deferred.value.trigger)
+
+    def has_progress(item: dict) -> bool:
+        return Path(address, layout.progress_key(restore_id, item["trial_id"], 1)).exists()
+
+    async def kill_one() -> tuple[int, list[dict]]:
+        waiting = [asyncio.create_task(fire(trigger)) for trigger in triggers]
+        while not (running := [i for i, item in enumerate(items) if has_progress(item)]):
+            await asyncio.sleep(0.3)
+        waiting[running[0]].cancel()
+        await triggers[running[0]].on_kill()
+        del waiting[running[0]]
+        return running[0], await asyncio.gather(*waiting)
+
+    killed, events = asyncio.run(asyncio.wait_for(kill_one(), 300))
+    others = [i for i in range(len(items)) if i != killed]
+    for i, event in zip(others, events, strict=True):
+        assert tasks[i].execute_complete(contexts[i], event)["iteration"] == 6
+    outcome = read_outcome(store, restore_id, items[killed]["trial_id"])
+    assert outcome.result == Result.INTERRUPTED
+    assert 4 <= outcome.iteration < 6
+    eventually(lambda: [j["status"] for j in jobs_of(cluster, restore_id)] == ["SUCCEEDED"])
+
+
 @pytest.mark.parametrize(("kind", "stopped_at"), [("hopeless", 2), ("median", 2)])
 def test_a_scheduler_that_remembers_stops_what_ray_alone_trains_to_the_end(
     cluster, copied, kind, stopped_at
