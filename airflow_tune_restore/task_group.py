@@ -53,7 +53,8 @@ class TuneRestoreTaskGroup(TaskGroup):
             `kubernetes`, in pods, for which `trial_args` holds the image, the namespace and all else that
             a `KubernetesPodOperator` is given (`samples` gets the same). The last has operators of its
             own, so it cannot come from a template.
-        ray_conn_id: With `launcher="ray"`: connection of type `ray_jobs`.
+        ray_conn_id: Connection of type `ray_jobs`: with `launcher="ray"` trials run there. If given, its
+            cluster is also asked whether a driver still runs for what looks dead.
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
         max_attempts: Failed attempts over all nights after which a trial is quarantined.
@@ -123,6 +124,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                         "stale_after": stale_after,
                         "wait": wait,
                         "storage_conn_id": storage_conn_id,
+                        "ray_conn_id": ray_conn_id,
                         **find,
                         **(find_args or {}),
                     }
@@ -155,6 +157,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
                     "launcher": launcher,
+                    "ray_conn_id": ray_conn_id,
                     **shared,
                     **(plan_args or {}),
                 }

@@ -107,7 +107,10 @@ def scan(
 
 
 def examine(
-    store: ObjectStore, *, stale_after: timedelta = DEFAULT_STALE_AFTER
+    store: ObjectStore,
+    *,
+    stale_after: timedelta = DEFAULT_STALE_AFTER,
+    ask_driver: Callable[[str], DriverSign] | None = None,
 ) -> ExperimentReport:
     """Report on the experiment at the store's root. Reads it, whatever an index says.
 
@@ -116,6 +119,7 @@ def examine(
     Args:
         store: Rooted at the experiment directory.
         stale_after: Silence after which it counts as dead.
+        ask_driver: Says of an experiment (URI) whether a driver runs for it; asked if it looks dead.
 
     Raises:
         StateUnreadableError: If there is no experiment at all.
@@ -124,7 +128,13 @@ def examine(
     if not _is_experiment(entries):
         raise StateUnreadableError(store.uri, NO_EXPERIMENT)
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        look = _Look(now=store.now(), stale_after=stale_after, asks_for_restore=False, pool=pool)
+        look = _Look(
+            now=store.now(),
+            stale_after=stale_after,
+            asks_for_restore=False,
+            ask_driver=ask_driver,
+            pool=pool,
+        )
         return _report(store, entries, "", look)
 
 

@@ -2,7 +2,8 @@
 
 Nothing ties a Ray job to an experiment but what its user wrote: a live job counts as its driver if its
 command line, or a value of its metadata, holds the experiment's address, or its name as a word of its
-own. That errs on the side of life. That no job names it proves nothing, and neither does a cluster that
+own. That errs on the side of life; a job of ours names the experiment it restores, and no other of the
+same name. That no job names it proves nothing, and neither does a cluster that
 does not answer: both are said and decide nothing.
 """
 
@@ -15,6 +16,7 @@ from airflow_tune_restore.experiments.health import DriverSign
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray_jobs import RayJob
+from airflow_tune_restore.launch.ray_runner import SUBMISSION_PREFIX
 
 _SHORTEST_NAME = 4
 """A shorter name stands in many a command line by chance."""
@@ -62,7 +64,8 @@ def _names(job: RayJob, experiment: str) -> bool:
     address = experiment.rstrip("/")
     name = address.rpartition("/")[2]
     words = [rf"{re.escape(address)}(?![\w.-])"]
-    if len(name) >= _SHORTEST_NAME:
+    is_ours = (job.submission_id or "").startswith(SUBMISSION_PREFIX)
+    if len(name) >= _SHORTEST_NAME and not is_ours:
         words.append(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
     texts = [job.entrypoint, *(job.metadata or {}).values()]
     return any(re.search(word, text) for word in words for text in texts)

@@ -46,12 +46,15 @@ class DriverResources:
     resources: Mapping[str, float] = field(default_factory=dict)
 
 
+SUBMISSION_PREFIX = "tune-restore-"
+
+
 def submission_id(experiment: str, restore_id: str, trial_id: str, attempt: int) -> str:
     """Make the id of an attempt's job: whoever claims or finds the attempt knows it."""
     identity = json.dumps([experiment, restore_id, trial_id, attempt])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     name = "all" if trial_id == layout.EVERY_TRIAL else _SAFE.sub("-", trial_id)[:32]
-    return f"tune-restore-{name}-{attempt}-{digest}"
+    return f"{SUBMISSION_PREFIX}{name}-{attempt}-{digest}"
 
 
 def build_submission(

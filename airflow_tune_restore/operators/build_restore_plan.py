@@ -18,6 +18,7 @@ from airflow_tune_restore.hooks.arguments import (
     parse_span,
     parse_text,
 )
+from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.items import (
@@ -80,6 +81,8 @@ class BuildRestorePlanOperator(BaseOperator):
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
             seconds.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
+        ray_conn_id: Connection `ray_jobs` of a cluster: as for the sensor, what looks dead is left alone all
+            the same if a live job there names it. (templated)
         launcher: Where the trials will run: `local` or `ray`. The trainable is checked beforehand only
             where they run here; elsewhere the runner refuses one that does not fit. (templated)
         python: Interpreter for the check; by default the worker's own.
@@ -106,6 +109,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "stale_after",
         "storage_conn_id",
         "launcher",
+        "ray_conn_id",
     )
     ui_color = "#fdf3d8"
 
@@ -133,6 +137,7 @@ class BuildRestorePlanOperator(BaseOperator):
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
         storage_conn_id: str | None = None,
         launcher: str = "local",
+        ray_conn_id: str | None = None,
         python: str | None = None,
         env: Mapping[str, str] | None = None,
         **kwargs: Any,
@@ -159,6 +164,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.lease_ttl = lease_ttl
         self.storage_conn_id = storage_conn_id
         self.launcher = launcher
+        self.ray_conn_id = ray_conn_id
         self.python = python
         self.env = env
 
@@ -306,6 +312,9 @@ class BuildRestorePlanOperator(BaseOperator):
             can_start=parse_text(self.param_space) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),
+            ask_driver=driver_jobs(ray_conn_id)
+            if (ray_conn_id := parse_text(self.ray_conn_id))
+            else None,
         )
 
     def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:

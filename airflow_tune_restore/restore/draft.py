@@ -3,6 +3,7 @@
 What speaks against a restore is raised; what makes one needless is returned in words.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -15,7 +16,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.health import DriverSign, Health
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
@@ -42,6 +43,7 @@ class DraftOptions:
     """What the user chose: when an experiment counts as dead, and what `build_plan` is told.
 
     `can_start`: a param_space is given, so that an experiment that never began can be started.
+    `ask_driver`: says of an experiment (URI) that looks dead whether a driver runs for it.
     """
 
     flags: ResumeFlags
@@ -55,6 +57,7 @@ class DraftOptions:
     can_start: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
+    ask_driver: Callable[[str], DriverSign] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,7 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
     if (own := _own_plan(store, restore_id)) is not None:
         return Draft(store=store, experiment=read_base(store), plan=own, is_started=True)
     lease.refuse_if_alive(store, restore_id)
-    report = examine(store, stale_after=options.stale_after)
+    report = examine(store, stale_after=options.stale_after, ask_driver=options.ask_driver)
     match report.health:
         case Health.RUNNING:
             raise ExperimentRunningError(report.experiment, report.reason)

@@ -457,9 +457,15 @@ def test_what_looks_dead_lives_while_a_job_of_the_cluster_names_it(cluster, tmp_
     jobs.submit({"submission_id": "the-driver", "entrypoint": command})
     with pytest.raises(AirflowSkipException):
         find()
+    address = str(tmp_path / "sweep-with-a-driver")
+    asks = {"ray_conn_id": "ray_jobs_default"}
+    with pytest.raises(AirflowSkipException):  # known by its address, it is asked about, too
+        plan(address, "errored", "lives", **asks)
     jobs.stop("the-driver")
     eventually(lambda: jobs.find("the-driver").is_over)
     assert find() == ["sweep-with-a-driver"]
+    items, _ = plan(address, "errored", "lives", **asks)
+    assert len(items) == 1
 
 
 def test_a_job_that_went_with_its_head_node_is_noticed_and_goes_on(cluster, copied):
