@@ -81,8 +81,8 @@ class BuildRestorePlanOperator(BaseOperator):
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
             seconds.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
-        ray_conn_id: Connection `ray_jobs` of a cluster: as for the sensor, what looks dead is left alone all
-            the same if a live job there names it. (templated)
+        ray_conn_id: Connection `ray_jobs` of a cluster: as for the sensor, what looks dead is left alone
+            if a live job there names it. (templated)
         launcher: Where the trials will run: `local` or `ray`. The trainable is checked beforehand only
             where they run here; elsewhere the runner refuses one that does not fit. (templated)
         python: Interpreter for the check; by default the worker's own.

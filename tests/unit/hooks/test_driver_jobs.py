@@ -37,7 +37,9 @@ def test_a_short_name_must_be_given_with_its_address():
 
 
 def test_a_job_of_ours_speaks_for_the_experiment_it_restores_and_no_other_of_its_name():
-    command = "exec python -m airflow_tune_restore.runner run --experiment s3://b/one/sweep --request r"
+    command = (
+        "exec python -m airflow_tune_restore.runner run --experiment s3://b/one/sweep --request r"
+    )
     job = RayJob(submission_id="tune-restore-t1-1-0123", status="RUNNING", entrypoint=command)
     assert read_jobs([job], "s3://b/one/sweep").is_running
     assert not read_jobs([job], "s3://b/two/sweep").is_running
