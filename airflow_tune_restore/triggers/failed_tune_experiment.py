@@ -19,6 +19,7 @@ from airflow_tune_restore.experiments.health import (
 )
 from airflow_tune_restore.experiments.selection import MAX_DEPTH
 from airflow_tune_restore.hooks.arguments import parse_health, parse_span
+from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.hooks.finding import say_why
 from airflow_tune_restore.triggers.experiment_watch import ExperimentWatch
 
@@ -38,9 +39,9 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
     """Fires whenever experiments below a prefix have died or changed since they were last reported.
 
     For `AssetWatcher(name=…, trigger=FailedTuneExperimentTrigger(prefix=…))`. An event only wakes the DAG
-    up, which scans by itself; it names a few experiments for people. An experiment is reported once
-    for each state it died with, across restarts of the triggerer; again if it has lived, or a restore was
-    at work on it, in between. It never returns and never raises.
+    up, which scans by itself; it names a few experiments, as addresses that a hook can open. An experiment
+    is reported once for each state it died with, across restarts of the triggerer; again if it has lived,
+    or a restore was at work on it, in between. It never returns and never raises.
 
     Args:
         prefix: Where to look: a local path or a URL, as `s3://conn_id@bucket/path`.
@@ -74,8 +75,7 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
         if stale_after_seconds is None:
             stale_after_seconds = parse_span("stale_after", stale_after).total_seconds()
         if storage_conn_id:
-            scheme, _, rest = prefix.partition("://")
-            prefix = f"{scheme}://{storage_conn_id}@{rest}"
+            prefix = str(Address.parse(prefix, storage_conn_id=storage_conn_id))
         super().__init__(
             prefix=prefix,
             health=sorted(parse_health(health)),
@@ -114,10 +114,11 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
             yield event
 
     def _wake_up(self, new: list[ExperimentReport]) -> dict[str, Any]:
+        place = Address.parse(self.prefix)
         return {
             "prefix": self.prefix,
             "count": len(new),
-            "experiments": [report.experiment for report in new[:_NAMED]],
+            "experiments": [str(place.at(report.experiment)) for report in new[:_NAMED]],
         }
 
     async def _recall(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The event-driven DAG under a real `airflow standalone`: a sweep is killed while it is watched."""
+"""The event-driven DAG under a real `airflow standalone`: a sweep on S3 is killed while it is watched."""
 
 import json
 import os
@@ -8,26 +8,40 @@ import subprocess
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
 
 import pytest
+import s3fs
 
 from airflow_tune_restore.triggers.failed_tune_experiment import SETTLED_SECONDS
+from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
 
 SWEEP = ROOT / "dags" / "example_sweep.py"
+PREFIX = "experiments/sweeps"
 STALE_AFTER, POLL = 40.0, 8.0
 
 
 @pytest.fixture
-def prefix(tmp_path):
-    made = tmp_path / "sweeps"
-    made.mkdir()
-    return made
+def s3():
+    """A real S3 server whose credentials are known to the sweeps and to the connection `seaweed`."""
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture
-def running(prefix, tmp_path):
+def store(s3):
+    """What is in its bucket."""
+    return s3fs.S3FileSystem(
+        key=s3.env["AWS_ACCESS_KEY_ID"],
+        secret=s3.env["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3.endpoint,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+@pytest.fixture
+def running(s3, tmp_path):
     dags = tmp_path / "dags"
     dags.mkdir()
     for name in ("event_driven_recovery.py", "example_sweep.py"):
@@ -38,7 +52,8 @@ def running(prefix, tmp_path):
         PYTHONPATH=str(ROOT),
         RAY_AUTH_MODE="disabled",
         TUNE_GLOBAL_CHECKPOINT_S="1",
-        TUNE_RESTORE_PREFIX=str(prefix),
+        AIRFLOW_CONN_SEAWEED=s3.airflow_connection,
+        TUNE_RESTORE_PREFIX=f"s3://seaweed@{PREFIX}",
         TUNE_RESTORE_STALE_AFTER=str(STALE_AFTER),
         TUNE_RESTORE_POLL=str(POLL),
         # a dead triggerer's triggers are given to another one sooner than after 30 s
@@ -48,23 +63,23 @@ def running(prefix, tmp_path):
 
 
 @pytest.fixture
-def sweeps(prefix):
+def sweeps(s3, store):
     """Starts sweeps, each in a process group of its own."""
     started = []
 
     def start(name: str, seconds: float) -> "subprocess.Popen[bytes]":
         driver = subprocess.Popen(
             [
-                *(sys.executable, SWEEP, "--storage-path", prefix, "--name", name),
+                *(sys.executable, SWEEP, "--storage-path", f"s3://{PREFIX}", "--name", name),
                 *("--seconds", str(seconds)),
             ],
-            env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
+            env={**os.environ, **s3.env, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         started.append(driver)
-        eventually(lambda: any(i for _, i in iterations(prefix / name)))
+        eventually(lambda: any(i for _, i in iterations(store, name)))
         return driver
 
     yield start
@@ -75,7 +90,7 @@ def sweeps(prefix):
 
 
 def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_let_alone(
-    running, prefix, sweeps
+    running, store, sweeps
 ):
     dag_id = "event_driven_recovery"
     running.unpause(dag_id)
@@ -83,7 +98,8 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
     dying = sweeps("dying", seconds=2.0)
     os.killpg(dying.pid, signal.SIGKILL)
     running.kill_triggerer()
-    died_at = max(path.stat().st_mtime for path in (prefix / "dying").rglob("*") if path.is_file())
+    files = store.find(f"{PREFIX}/dying", detail=True).values()
+    died_at = max(file["LastModified"].timestamp() for file in files)
     running.start_triggerer()
 
     # Airflow 3.3.2 answers 500 when asked for events whose DAG run has not begun
@@ -93,21 +109,21 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
     (event,) = asset_events(running)
     late = datetime.fromisoformat(event["timestamp"]).timestamp() - died_at - STALE_AFTER
     assert 0 <= late <= 2 * POLL
-    assert event["extra"]["payload"]["experiments"] == [str(prefix / "dying")]
+    assert event["extra"]["payload"]["experiments"] == [f"s3://seaweed@{PREFIX}/dying"]
 
     time.sleep(SETTLED_SECONDS + 5)  # it remembers now what it has reported
     running.kill_triggerer()
     running.start_triggerer()
     (run,) = running.runs(dag_id)
     assert running.finish(dag_id, run["dag_run_id"]) == "success", running.log_tail()
-    assert iterations(prefix / "dying") == [("TERMINATED", 6)] * 4
-    assert commits(prefix / "dying") == 1
+    assert iterations(store, "dying") == [("TERMINATED", 6)] * 4
+    assert len(store.glob(f"{PREFIX}/dying/experiment_state-*_r*.json")) == 1
 
     time.sleep(3 * POLL)
     assert len(running.runs(dag_id)) == 1
     assert [e["extra"] for e in asset_events(running)] == [event["extra"]]
     assert alive.poll() is None
-    assert not (prefix / "alive" / ".tune_restore").exists()
+    assert not store.exists(f"{PREFIX}/alive/.tune_restore")
     log = running.task_log(dag_id, run["dag_run_id"], "restore.find")
     assert "newest write to its root" in log
 
@@ -123,16 +139,11 @@ def asset_events(running) -> list[dict]:
     return running.call("GET", "/api/v2/assets/events?limit=100")["asset_events"]
 
 
-def commits(experiment: Path) -> int:
-    return len(list(experiment.glob("experiment_state-*_r*.json")))
-
-
-def iterations(experiment: Path) -> list[tuple[str, int]]:
-    try:
-        newest = max(experiment.glob("experiment_state-*.json"))
-        rows = json.loads(newest.read_text())["trial_data"]
-    except ValueError:  # none yet, or half of one
+def iterations(store, name: str) -> list[tuple[str, int]]:
+    states = store.glob(f"{PREFIX}/{name}/experiment_state-*.json")
+    if not states:
         return []
+    rows = json.loads(store.cat_file(max(states)))["trial_data"]
     return sorted(
         (json.loads(t)["status"], json.loads(run)["last_result"].get("training_iteration", 0))
         for t, run in rows

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from airflow.sdk import Asset, AssetWatcher
@@ -42,9 +43,9 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(failed_tune_experiment, "SETTLED_SECONDS", 0)
 
 
-def reported(*polls, memory=None, **arguments) -> list[list[str]]:
+def reported(*polls, memory=None, prefix="/sweeps", **arguments) -> list[list[str]]:
     """Return the experiments of each event that these polls make."""
-    trigger = FailedTuneExperimentTrigger(prefix="/sweeps", **arguments)
+    trigger = FailedTuneExperimentTrigger(prefix=prefix, **arguments)
     trigger.asset_state_store = memory
 
     async def stream():
@@ -127,6 +128,14 @@ def test_memory_of_a_thousand_experiments_fits_into_airflows_limit():
 def test_an_event_names_few_experiments_of_many():
     (names,) = reported([report(f"e{n}") for n in range(1000)])
     assert len(names) == 20
+
+
+def test_an_event_names_what_a_hook_can_open():
+    found = replace(DEAD, experiment="s3://bucket/sweeps/dead")
+    address = ["s3://minio@bucket/sweeps/dead"]
+    assert reported([found], prefix="s3://minio@bucket/sweeps") == [address]
+    assert reported([found], prefix="s3://bucket/sweeps", storage_conn_id="minio") == [address]
+    assert reported([found], prefix="s3://a@bucket/sweeps", storage_conn_id="minio") == [address]
 
 
 def test_a_refusal_is_no_event_and_no_end():
