@@ -39,7 +39,7 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
     """Fires whenever experiments below a prefix have died or changed since they were last reported.
 
     For `AssetWatcher(name=…, trigger=FailedTuneExperimentTrigger(prefix=…))`. An event only wakes the DAG
-    up, which scans by itself; it names a few experiments, as addresses that a hook can open. An experiment
+    up, which scans by itself; it names a few experiments, as addresses that a hook can open. What is dead
     is reported once for each state it died with, across restarts of the triggerer; again if it has lived,
     or a restore was at work on it, in between. It never returns and never raises.
 
