@@ -39,11 +39,13 @@ PREFIX = "sweeps"
 
 
 def make_state(status: str) -> bytes:
-    """Return the golden state with all its trials in one status."""
+    """Return the golden state with all its trials, which ran side by side, in one status."""
     state = json.loads(next(GOLDEN.glob("experiment_state-*")).read_text())
-    for row in state["trial_data"]:
-        trial = json.loads(row[0])
-        row[0] = json.dumps({**trial, "status": status}, indent=2)
+    for number, row in enumerate(state["trial_data"]):
+        trial, run = map(json.loads, row)
+        run |= {"start_time": 1000.0 + number, "last_result_time": 2000.0 + number}
+        run["last_result"]["done"] = status == "TERMINATED"
+        row[:] = json.dumps({**trial, "status": status}, indent=2), json.dumps(run, indent=2)
     return json.dumps(state).encode()
 
 

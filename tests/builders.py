@@ -25,29 +25,34 @@ def make_row(
     num_failures: int = 0,
     error: bool = False,
     checkpoint: bool = False,
+    run: dict[str, Any] | None = None,
     **fields: Any,
 ) -> list[str]:
-    """Return a `[trial_json, metadata_json]` pair; `checkpoint` keeps the golden row's recorded one."""
+    """Return a `[trial_json, metadata_json]` pair; `checkpoint` keeps the golden row's recorded one.
+
+    `run` holds more fields of the metadata, `fields` of the trial.
+    """
     source = next(
         (trial, run)
         for trial, run in _golden_state()["trial_data"]
         if ('"role": "fails"' if checkpoint else '"role": "waits"') in trial
     )
-    trial, run = json.loads(source[0]), json.loads(source[1])
+    trial, metadata = json.loads(source[0]), json.loads(source[1])
     trial |= {
         "trial_id": trial_id,
         "status": status,
         "relative_logdir": trial_dir or f"dir_{trial_id}",
     }
     trial |= fields
-    run.update(
+    metadata.update(
         last_result=last_result or {},
         last_result_time=last_result_time,
         num_failures=num_failures,
         error_filename="error.txt" if error else None,
         pickled_error_filename=None,
+        **(run or {}),
     )
-    return [json.dumps(trial, indent=2), json.dumps(run, indent=2)]
+    return [json.dumps(trial, indent=2), json.dumps(metadata, indent=2)]
 
 
 def make_state(rows: list[list[str]], *, start_time: float = 1000.0, **runner: Any) -> bytes:

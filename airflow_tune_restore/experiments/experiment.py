@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow_tune_restore.experiments.state import State, is_count, is_printable_name
 from airflow_tune_restore.experiments.symbolic import Instance, attribute
-from airflow_tune_restore.experiments.trial import Trial
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 
 DEFAULT_SCHEDULER = "FIFOScheduler"
 DEFAULT_SEARCHER = "BasicVariantGenerator"
@@ -104,7 +104,7 @@ class Experiment:
         return tuple(
             trial
             for trial in self.trials
-            if trial.status == "TERMINATED" and not trial.last_result.get("done")
+            if trial.status is TrialStatus.TERMINATED and not trial.is_done
         )
 
 
@@ -124,6 +124,34 @@ def tuner_facts(pickle: Any) -> TunerFacts:
         searcher=_class_name(searcher, DEFAULT_SEARCHER),
         wrappers=wrappers,
         fail_fast=bool(attribute(pickle, "_run_config", "failure_config", "fail_fast")),
+    )
+
+
+def must_have_drawn_all(state: State) -> bool:
+    """Whether the trials alone show that a BasicVariantGenerator had no sample left when they ended.
+
+    The controller draws before it takes in another event, and one event ends one trial
+    (`TuneController.step`, 2.60). So where two trials ran side by side, the end of the one would have
+    brought a new one, were there any. Not where a scheduler ends several at once, whose last results do
+    not say `done`, and not after a restore, ours or Ray's, which ends trials without drawing.
+    """
+    if state.runner.get("_resumed") is not False:
+        return False
+    ended_by_themselves = all(
+        trial.status is TrialStatus.ERROR
+        or (trial.status is TrialStatus.TERMINATED and trial.is_done)
+        for trial in state.trials
+    )
+    return ended_by_themselves and _ran_side_by_side(state.trials)
+
+
+def _ran_side_by_side(trials: tuple[Trial, ...]) -> bool:
+    """Whether a trial began before an earlier one had its last result; all times are the driver's."""
+    spans = sorted((t.start_time, t.last_result_time) for t in trials if t.start_time is not None)
+    return any(
+        start < max(ended for _, ended in spans[:number])
+        for number, (start, _) in enumerate(spans)
+        if number
     )
 
 

@@ -27,6 +27,7 @@ from airflow_tune_restore.experiments.experiment import (
     Experiment,
     StateFile,
     TunerFacts,
+    must_have_drawn_all,
     samples_left,
     tuner_facts,
 )
@@ -84,8 +85,8 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
 def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     """Read just what tells how an experiment is: its state, and nothing else if trials are unfinished.
 
-    `tuner.pkl` is looked at in the listing only. Where all trials have ended, the searcher's state
-    alone tells whether there are samples left.
+    `tuner.pkl` is looked at in the listing only. Where all trials have ended, samples may be left; if
+    the trials do not show that there are none, the searcher's state is read.
 
     Raises:
         As `read_experiment`.
@@ -97,8 +98,20 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     elif not tuners[0].size_bytes:
         warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
     ended = all(trial.is_finished for trial in state.trials)
-    left = read_samples_left(store, entries, len(state.trials)) if ended else None
+    left = _samples_left_of_ended(store, entries, state_file.name, state) if ended else None
     return _experiment(store, state_file, state, None, left, warnings)
+
+
+def _samples_left_of_ended(
+    store: ObjectStore, entries: list[Entry], state_name: str, state: State
+) -> int | None:
+    names = [entry.name for entry in entries if not entry.is_dir]
+    is_basic = any(name.startswith(layout.VARIANT_STATE_PREFIX) for name in names)
+    is_other = any(name.startswith(layout.SEARCH_STATE_PREFIX) for name in names)
+    is_ours = any(layout.is_committed(name) for name in names)
+    if is_basic and not is_other and not is_ours and must_have_drawn_all(state):
+        return 0
+    return read_samples_left(store, entries, len(state.trials))
 
 
 def _experiment(

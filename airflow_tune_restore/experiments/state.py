@@ -67,6 +67,7 @@ class _RowHead(msgspec.Struct):
 class _Iteration(msgspec.Struct):
     training_iteration: int = 0
     time_this_iter_s: Any = None  # a user's own metric may have taken the name
+    done: Any = None
 
 
 class _RunMetadata(msgspec.Struct):
@@ -264,6 +265,7 @@ def _parse_row(row: RawRow) -> Trial:
         last_interval=float(seconds)
         if _is_amount(seconds := run.last_result.time_this_iter_s)
         else 0.0,
+        is_done=run.last_result.done is True,
         details=row,
     )
 

@@ -64,6 +64,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
         last_interval: Seconds its last iteration took, as it said itself; 0 if it did not.
+        is_done: Whether its last result says `done`: it ended by itself, or by what it had reported.
         details: Decodes the rest on demand.
     """
 
@@ -79,6 +80,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     last_result_time: float = -math.inf
     start_time: float | None = None
     last_interval: float = 0.0
+    is_done: bool = False
     details: TrialDetails
 
     @cached_property

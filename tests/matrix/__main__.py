@@ -1,6 +1,6 @@
 """Runs every cell of the version matrix, and prints the table of docs/conformance.md.
 
-    python -m tests.matrix                 all of it, twenty minutes on two cores, once its environments are made
+    python -m tests.matrix                 all of it; twenty minutes, once environments are made
     python -m tests.matrix ray trainers    the cells of these kinds
 
 Environments are made with uv and kept in ~/.cache/airflow-tune-restore; the trainers' needs 5 GB. A
