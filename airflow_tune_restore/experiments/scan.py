@@ -1,8 +1,9 @@
 """Store -> a report on every experiment below a prefix. Nothing here walks checkpoints.
 
 Each experiment costs one listing of its root and one get of its newest state; one more get, of the
-searcher's state, where all trials have ended and do not show that all samples were drawn. A scan that remembers the last one (`index`) gets only
-what has changed since. Roots are listed every time: that is how a change is noticed at all.
+searcher's state, where all trials have ended and do not show that all samples were drawn. A scan that
+remembers the last one (`index`) gets only what has changed since. Roots are listed every time: that is
+how a change is noticed at all.
 """
 
 from collections.abc import Callable, Iterator
