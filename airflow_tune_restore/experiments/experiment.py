@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from airflow_tune_restore.experiments.state import State, is_count, is_printable_name
@@ -148,11 +149,8 @@ def must_have_drawn_all(state: State) -> bool:
 def _ran_side_by_side(trials: tuple[Trial, ...]) -> bool:
     """Whether a trial began before an earlier one had its last result; all times are the driver's."""
     spans = sorted((t.start_time, t.last_result_time) for t in trials if t.start_time is not None)
-    return any(
-        start < max(ended for _, ended in spans[:number])
-        for number, (start, _) in enumerate(spans)
-        if number
-    )
+    latest_end = accumulate((end for _, end in spans), max)
+    return any(start < end for (start, _), end in zip(spans[1:], latest_end, strict=False))
 
 
 def samples_left(search_state: Any, trials: int) -> int | None:

@@ -54,6 +54,11 @@ def test_trials_that_ran_side_by_side_and_ended_cost_one_get(look):
     assert read == ["experiment_state"]
 
 
+def test_it_is_seen_that_the_first_ran_beside_the_last(look):
+    rows = [ended("a", 1.0, 9.0), ended("b", 9.5, 9.6), ended("c", 2.0, 3.0)]
+    assert look(rows, total_samples=3)[1] == ["experiment_state"]
+
+
 ONE_BY_ONE = [ended("a", 1.0, 5.0), ended("b", 5.5, 9.0)]
 TOGETHER = [ended("a", 1.0, 5.0), ended("b", 2.0, 6.0)]
 
