@@ -7,15 +7,21 @@ outlasts; and giving up, the operator deletes the pod it cannot see, and the wor
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from aiohttp import ClientError
 from airflow.providers.cncf.kubernetes.exceptions import KubernetesApiError
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook, KubernetesHook
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
-from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    AsyncPodManager,
+    PodManager,
+    parse_log_line,
+)
 from airflow.sdk.exceptions import AirflowException
 from urllib3.exceptions import HTTPError
 
@@ -182,9 +188,36 @@ class DescribingPodManager(AsyncPodManager):
         super().__init__(async_hook=async_hook)
         self._describe = describe
 
+    async def fetch_container_logs_before_current_sec(
+        self, pod: Any, container_name: str, since_time: Any = None
+    ) -> Any:
+        """Show what is new, but for the second that is not over; return from when on it is new.
+
+        The provider's goes on from when it asked (10.25): lines of that second's beginning are shown by
+        nobody, nor are those that it could not read just then.
+        """
+        now = datetime.now(UTC)
+        lines = await self._hook.read_logs(
+            name=pod.metadata.name,
+            namespace=pod.metadata.namespace,
+            container_name=container_name,
+            since_seconds=math.ceil((now - since_time).total_seconds()) if since_time else None,
+        )
+        if not lines:
+            return since_time
+        new = [line for line in lines if since_time is None or not _is_older(line, since_time)]
+        await asyncio.to_thread(self._emit_container_logs, new, now, container_name)
+        return now.replace(microsecond=0)
+
     def _emit_container_logs(self, logs: list[str], now: Any, container_name: str) -> None:
         shown = []
         for line in logs:
             at, _, said = line.partition(" ")
             shown.append(f"{at} {self._describe(said)}")
         super()._emit_container_logs(shown, now, container_name)
+
+
+def _is_older(line: str, since: Any) -> bool:
+    """Whether a line was shown before: Kubernetes takes whole seconds, and rounds up."""
+    at, _ = parse_log_line(line)
+    return at is not None and at < since
