@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 AZURITE = "azurite@3.35.0"
 AZURITE_ACCOUNT = "devstoreaccount1"
@@ -52,6 +53,18 @@ class Server:
                 "password": self.env["AWS_SECRET_ACCESS_KEY"],
                 "extra": {"endpoint_url": self.endpoint, "region_name": "us-east-1"},
             }
+        )
+
+    def filesystem(self) -> Any:
+        """Return the S3 server as an s3fs filesystem that remembers nothing."""
+        import s3fs
+
+        return s3fs.S3FileSystem(
+            key=self.env["AWS_ACCESS_KEY_ID"],
+            secret=self.env["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=self.endpoint,
+            use_listings_cache=False,
+            skip_instance_cache=True,
         )
 
 

@@ -98,13 +98,11 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     elif not tuners[0].size_bytes:
         warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
     ended = all(trial.is_finished for trial in state.trials)
-    left = _samples_left_of_ended(store, entries, state_file.name, state) if ended else None
+    left = _samples_left_of_ended(store, entries, state) if ended else None
     return _experiment(store, state_file, state, None, left, warnings)
 
 
-def _samples_left_of_ended(
-    store: ObjectStore, entries: list[Entry], state_name: str, state: State
-) -> int | None:
+def _samples_left_of_ended(store: ObjectStore, entries: list[Entry], state: State) -> int | None:
     names = [entry.name for entry in entries if not entry.is_dir]
     is_basic = any(name.startswith(layout.VARIANT_STATE_PREFIX) for name in names)
     is_other = any(name.startswith(layout.SEARCH_STATE_PREFIX) for name in names)

@@ -22,12 +22,14 @@ _SHORTEST_NAME = 4
 """A shorter name stands in many a command line by chance."""
 
 
-def driver_jobs(ray_conn_id: str) -> Callable[[str], DriverSign]:
+def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverSign] | None:
     """Return what answers for experiments (by URI); asks the cluster once, when first asked.
 
     Args:
-        ray_conn_id: Connection of type `ray_jobs`.
+        ray_conn_id: Connection of type `ray_jobs`; without one nobody is asked: None.
     """
+    if not ray_conn_id:
+        return None
     answer: list[list[RayJob] | str] = []
     lock = threading.Lock()
 

@@ -73,7 +73,7 @@ def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
         stale_after=search.stale_after,
         selection=search.selection,
         use_index=search.use_index,
-        ask_driver=driver_jobs(search.ray_conn_id) if search.ray_conn_id else None,
+        ask_driver=driver_jobs(search.ray_conn_id),
     )
     _say(search.place, reports, log)
     return reports

@@ -312,9 +312,7 @@ class BuildRestorePlanOperator(BaseOperator):
             can_start=parse_text(self.param_space) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),
-            ask_driver=driver_jobs(ray_conn_id)
-            if (ray_conn_id := parse_text(self.ray_conn_id))
-            else None,
+            ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
         )
 
     def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:

@@ -225,11 +225,7 @@ class Setting:
     undisturbed: Files = field(default_factory=dict)
 
     def filesystem(self) -> Any:
-        import s3fs
-
-        return s3fs.S3FileSystem(
-            skip_instance_cache=True, use_listings_cache=False, endpoint_url=self.s3.endpoint
-        )
+        return self.s3.filesystem()
 
     def upload(self, name: str) -> str:
         root = f"{self.s3.bucket}/{name}/{KIND}"

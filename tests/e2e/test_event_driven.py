@@ -10,7 +10,6 @@ import time
 from datetime import datetime
 
 import pytest
-import s3fs
 
 from airflow_tune_restore.triggers.failed_tune_experiment import SETTLED_SECONDS
 from tests.servers import s3_server
@@ -31,13 +30,7 @@ def s3():
 @pytest.fixture
 def store(s3):
     """What is in its bucket."""
-    return s3fs.S3FileSystem(
-        key=s3.env["AWS_ACCESS_KEY_ID"],
-        secret=s3.env["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=s3.endpoint,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
+    return s3.filesystem()
 
 
 @pytest.fixture

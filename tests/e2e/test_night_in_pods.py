@@ -124,13 +124,7 @@ def assert_told(running, run_id: str, tasks, trial_id: str, s3) -> None:
     index = next(t["map_index"] for t in tasks if trial_id in t["rendered_map_index"])
     log = logs_of(running, run_id, index)
     assert "was lost (node_lost): The pod was evicted" in log
-    import s3fs
-
-    store = s3fs.S3FileSystem(
-        key=s3.env["AWS_ACCESS_KEY_ID"],
-        secret=s3.env["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=s3.endpoint,
-    )
+    store = s3.filesystem()
     ledger = json.loads(store.cat(f"{s3.bucket}/nightly/slow/.tune_restore/ledger.json"))
     failures = {trial: history["failures"] for trial, history in ledger["trials"].items()}
     assert [failure["cause"] for failure in failures.pop(trial_id)] == ["node_lost"]

@@ -318,11 +318,5 @@ def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(running, s3
 
 
 def upload(directory: Path, s3, target: str) -> None:
-    import s3fs
-
-    store = s3fs.S3FileSystem(
-        key=s3.env["AWS_ACCESS_KEY_ID"],
-        secret=s3.env["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=s3.endpoint,
-    )
+    store = s3.filesystem()
     store.put(str(directory), target, recursive=True)

@@ -276,13 +276,7 @@ def test_a_connection_opens_s3_and_its_secret_is_seen_nowhere(s3, capfd, monkeyp
     secret = s3.env["AWS_SECRET_ACCESS_KEY"]
     for name in s3.env:
         monkeypatch.delenv(name)
-    connection = {
-        "conn_type": "aws",
-        "login": s3.env["AWS_ACCESS_KEY_ID"],
-        "password": secret,
-        "extra": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", s3.airflow_connection)
     prefix = f"s3://seaweed@{s3.bucket}/nightly"
     done = run_example("nightly_recovery", capfd, prefix=prefix)
     assert done.state == "success"
@@ -307,14 +301,7 @@ def _all_text_in(database: Path) -> str:
 
 
 def _all_objects(server, prefix: str) -> bytes:
-    import s3fs
-
-    store = s3fs.S3FileSystem(
-        key=server.env["AWS_ACCESS_KEY_ID"],
-        secret=server.env["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=server.endpoint,
-        skip_instance_cache=True,
-    )
+    store = server.filesystem()
     # zero-byte directory markers are listed and cannot be read
     found = store.cat(prefix, recursive=True, on_error="omit")
     assert any(path.endswith("/plan.json") for path in found)

@@ -181,14 +181,7 @@ def _assert_searched(places: dict[str, bytes]) -> None:
 
 
 def _objects(server, prefix: str) -> dict[str, bytes]:
-    import s3fs
-
-    store = s3fs.S3FileSystem(
-        key=server.env["AWS_ACCESS_KEY_ID"],
-        secret=server.env["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=server.endpoint,
-        skip_instance_cache=True,
-    )
+    store = server.filesystem()
     # zero-byte directory markers are listed and cannot be read
     return dict(store.cat(prefix, recursive=True, on_error="omit"))
 

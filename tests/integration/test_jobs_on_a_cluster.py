@@ -60,13 +60,6 @@ def copied_to_s3(failed_experiments, s3, request):
     """Copy an experiment to S3; the address names a connection that holds the store's keys."""
     import s3fs
 
-    connection = {
-        "conn_type": "aws",
-        "login": s3.env["AWS_ACCESS_KEY_ID"],
-        "password": s3.env["AWS_SECRET_ACCESS_KEY"],
-        "extra": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
-
     def copy(kind: str, name: str = "") -> str:
         path = f"{s3.bucket}/{request.node.name}/{name or kind}"
         store = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -74,7 +67,7 @@ def copied_to_s3(failed_experiments, s3, request):
         return f"s3://seaweed@{path}"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW_CONN_SEAWEED", json.dumps(connection))
+        patch.setenv("AIRFLOW_CONN_SEAWEED", s3.airflow_connection)
         yield copy
 
 
