@@ -2,12 +2,13 @@
 
     uv run python benchmarks/plan_10000.py [--trials 10000] [--every 50] [--runs 3]
 
-Both are started in turn (A B A B …) from nothing: interpreter, imports, reading, result. Wall time of the
-whole process is measured outside; peak memory is what the kernel accounts to the finished process. The
-load time is measured inside, after the imports: what reads the state, looks at checkpoints and makes the
-plan, beside what Ray's loader takes to make its analysis; wall and processor time, all threads included.
-`Tuner.restore` loads that analysis, too, and its `fit` then makes a TuneController, which loads all of it
-once more before it knows what is resumed: what our plan says, Ray knows only then.
+On a real S3 server (SeaweedFS), then on a disk. All are started in turn (A B A B …) from nothing:
+interpreter, imports, reading, result. Wall time of the whole process is measured outside; peak memory is
+what the kernel accounts to the finished process. The load time is measured inside, after the imports:
+what reads the state, looks at checkpoints and makes the plan, beside what Ray's loader takes to make its
+analysis (on S3 it gets the results of one trial after the other); wall and processor time, all threads
+included. `Tuner.restore` loads that analysis, too, and its `fit` then makes a TuneController, which loads
+all of it once more before it knows what is resumed: what our plan says, Ray knows only then.
 The experiment is made of real rows (tests/golden); one trial in fifty ended with ERROR, to be resumed.
 """
 
@@ -22,6 +23,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.servers import s3_server  # noqa: E402
+
 GOLDEN = ROOT / "tests" / "golden" / "ray-2.60.0" / "killed"
 
 
@@ -53,6 +58,28 @@ def make_experiment(directory: Path, trials: int, every: int) -> None:
         (directory / name).write_bytes((GOLDEN / name).read_bytes())
 
 
+MAKE = """
+import pathlib, sys
+from benchmarks.plan_10000 import make_experiment
+make_experiment(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+"""
+UPLOAD = """
+import os, pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from obstore.store import S3Store
+bucket, _, root = sys.argv[2].removeprefix("s3://").partition("/")
+client = S3Store(
+    bucket, endpoint=os.environ["AWS_ENDPOINT_URL"], client_options={"allow_http": True},
+    virtual_hosted_style_request=False,
+)
+directory = pathlib.Path(sys.argv[1])
+files = [path for path in directory.rglob("*") if path.is_file()]
+with ThreadPoolExecutor(32) as threads:
+    put = lambda path: client.put(f"{root}/{path.relative_to(directory)}", path.read_bytes())
+    list(threads.map(put, files))
+"""
+"""In processes of their own: a child's peak memory counts from what its parent held at the fork."""
+
 OURS = """
 import gc, sys, time
 from airflow_tune_restore.experiments.read import read_experiment
@@ -62,7 +89,7 @@ from airflow_tune_restore.storage.fs import open_store
 gc.disable()  # as the command line does
 flags = ResumeFlags.from_flags(resume_unfinished=True, resume_errored=True, restart_errored=False)
 wall, cpu = time.perf_counter(), time.process_time()
-store = open_store(sys.argv[1])
+store = open_store(sys.argv[1], in_bulk=True)  # as it does, too
 plan = plan_restore(store, read_experiment(store), restore_id="preview", flags=flags)
 print(time.perf_counter() - wall, time.process_time() - cpu)
 assert plan.to_run and len(plan.trials) == int(sys.argv[2])
@@ -114,51 +141,24 @@ def measure(command: list[str]) -> tuple[float, ...]:
         return wall, usage.ru_maxrss / 1024, *inside
 
 
-def main() -> None:
-    """Run the benchmark and print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--every", type=int, default=50, help="every n-th trial errored")
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch, "experiment")
-        # in a process of its own: a child's peak memory counts from what its parent held at the fork
-        make = (
-            "import pathlib, sys; from plan_10000 import make_experiment; "
-            "make_experiment(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
-        )
-        command = [
-            sys.executable,
-            "-c",
-            make,
-            str(directory),
-            str(options.trials),
-            str(options.every),
-        ]
-        subprocess.run(command, check=True, cwd=Path(__file__).parent)
-        size = next(directory.glob("experiment_state-*.json")).stat().st_size
-        print(f"{options.trials} trials, state file of {size / 1e6:.0f} MB")
-        commands = {
-            "tune-restore plan": [
-                *(sys.executable, "-m", "airflow_tune_restore.cli.app", "plan"),
-                *(str(directory), "--resume-errored", "--json"),
-            ],
-            **{
-                name: [sys.executable, "-c", code, str(directory), str(options.trials)]
-                for name, code in (
-                    ("plan, inside", OURS),
-                    ("ExperimentAnalysis", RAYS),
-                    ("Tuner.restore", RESTORES),
-                )
-            },
-        }
-        figures: dict[str, list[tuple[float, ...]]] = {name: [] for name in commands}
-        for run in range(options.runs + 1):
-            for name, command in commands.items():
-                figure = measure(command)
-                if run:  # the first one warms the page cache
-                    figures[name].append(figure)
+def compare(place: str, loaders: dict[str, str], trials: int, runs: int) -> None:
+    """Run the command, then our plan and Ray's loaders from the inside; print medians and ratios."""
+    commands = {
+        "tune-restore plan": [
+            *(sys.executable, "-m", "airflow_tune_restore.cli.app", "plan"),
+            *(place, "--resume-errored", "--json"),
+        ],
+        **{
+            name: [sys.executable, "-c", code, place, str(trials)]
+            for name, code in {"plan, inside": OURS, **loaders}.items()
+        },
+    }
+    figures: dict[str, list[tuple[float, ...]]] = {name: [] for name in commands}
+    for run in range(runs + 1):
+        for name, command in commands.items():
+            figure = measure(command)
+            if run:  # the first one warms the page cache
+                figures[name].append(figure)
     medians = {
         name: tuple(statistics.median(column) for column in zip(*rows, strict=True))
         for name, rows in figures.items()
@@ -166,12 +166,38 @@ def main() -> None:
     for name, (wall, memory, *inside) in medians.items():
         loaded = f", load {inside[0]:.2f} s ({inside[1]:.2f} s cpu)" if inside else ""
         print(f"{name:20} {wall:6.2f} s {memory:7.0f} MiB{loaded}")
-    whole, ours, rays, restores = medians.values()
-    print(
-        f"whole process: {rays[0] / whole[0]:.1f} times faster, {whole[1] / rays[1]:.0%} of the memory"
-    )
-    print(f"load: {rays[2] / ours[2]:.1f} times faster, {rays[3] / ours[3]:.1f} by processor time")
-    print(f"to know what Tuner.restore would resume: {restores[2] / ours[2]:.1f} times faster")
+    whole, ours = medians["tune-restore plan"], medians["plan, inside"]
+    for name in loaders:
+        rays = medians[name]
+        print(
+            f"beside {name}: load {rays[2] / ours[2]:.1f} times faster "
+            f"({rays[3] / ours[3]:.1f} by processor time), whole process {rays[0] / whole[0]:.1f} "
+            f"times faster, {whole[1] / rays[1]:.0%} of the memory"
+        )
+
+
+def main() -> None:
+    """Run the benchmark on both places."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--every", type=int, default=50, help="every n-th trial errored")
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    counts = [str(options.trials), str(options.every)]
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, "experiment")
+        subprocess.run([sys.executable, "-c", MAKE, str(directory), *counts], check=True, cwd=ROOT)
+        size = next(directory.glob("experiment_state-*.json")).stat().st_size
+        print(f"{options.trials} trials, state file of {size / 1e6:.0f} MB")
+        with s3_server() as server:
+            os.environ.update(server.env)
+            url = f"{server.url}/experiment"
+            subprocess.run([sys.executable, "-c", UPLOAD, str(directory), url], check=True)
+            print("SeaweedFS (S3):")
+            compare(url, {"ExperimentAnalysis": RAYS}, options.trials, options.runs)
+        print("Disk:")
+        loaders = {"ExperimentAnalysis": RAYS, "Tuner.restore": RESTORES}
+        compare(str(directory), loaders, options.trials, options.runs)
     print(f"load average {os.getloadavg()[0]:.1f}; medians of {options.runs}")
 
 

@@ -174,7 +174,7 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
     as_json: Json = False,
 ) -> None:
     """Show what a restore of EXPERIMENT would do. Writes nothing."""
-    store = open_store(experiment)
+    store = open_store(experiment, in_bulk=True)
     made = plan_restore(
         store,
         read_experiment(store),

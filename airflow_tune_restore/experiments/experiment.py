@@ -139,9 +139,7 @@ def must_have_drawn_all(state: State) -> bool:
     if state.runner.get("_resumed") is not False:
         return False
     ended_by_themselves = all(
-        trial.status is TrialStatus.ERROR
-        or (trial.status is TrialStatus.TERMINATED and trial.is_done)
-        for trial in state.trials
+        trial.status is TrialStatus.ERROR or trial.came_to_its_end for trial in state.trials
     )
     return ended_by_themselves and _ran_side_by_side(state.trials)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
@@ -38,7 +38,7 @@ from airflow_tune_restore.experiments.state import (
     State,
     is_count,
     is_safe_name,
-    parse_state,
+    parse_pieces,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
 from airflow_tune_restore.experiments.trial import Trial
@@ -63,7 +63,9 @@ class NotStartedError(TuneRestoreError):
 
 
 def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> Experiment:
-    """Read the experiment at the store's root.
+    """Read the experiment at the store's root, to look at it and to plan.
+
+    Of trials that came to their end it keeps what a plan needs, and not their rows.
 
     Args:
         store: Rooted at the experiment directory.
@@ -74,9 +76,12 @@ def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> E
             experiment at all.
         NotStartedError: If there is none, or none with a trial in it.
     """
-    entries = store.list_dir() if entries is None else entries
+    return _read(store, store.list_dir() if entries is None else entries, keep_ended=False)
+
+
+def _read(store: ObjectStore, entries: list[Entry], *, keep_ended: bool) -> Experiment:
     names = {entry.name for entry in entries if not entry.is_dir}
-    state_file, state, warnings = _newest_valid_state(store, entries)
+    state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
     tuner, tuner_warning = _read_tuner(store, names)
     left = read_samples_left(store, entries, len(state.trials))
     return _experiment(store, state_file, state, tuner, left, (*warnings, tuner_warning))
@@ -91,7 +96,7 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     Raises:
         As `read_experiment`.
     """
-    state_file, state, warnings = _newest_valid_state(store, entries)
+    state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=False)
     tuners = [entry for entry in entries if entry.name == layout.TUNER_FILE and not entry.is_dir]
     if not tuners:
         warnings.append(f"tuner.pkl is missing: {_LOST}")
@@ -139,15 +144,16 @@ def _experiment(
 
 
 def read_base(store: ObjectStore) -> Experiment:
-    """Read the experiment at the store's root; one that was never started has no trials.
+    """Read what a commit starts from, with every row; one that was never started has no trials.
 
     Raises:
         StateUnreadableError: If no state file can be used.
     """
+    entries = store.list_dir()
     try:
-        return read_experiment(store)
+        return _read(store, entries, keep_ended=True)
     except NotStartedError:
-        names = {entry.name for entry in store.list_dir() if not entry.is_dir}
+        names = {entry.name for entry in entries if not entry.is_dir}
         tuner, warning = _read_tuner(store, names)
         return Experiment(
             uri=store.uri,
@@ -189,7 +195,7 @@ def read_checkpoint_choices(
 
 
 def _newest_valid_state(
-    store: ObjectStore, entries: list[Entry]
+    store: ObjectStore, entries: list[Entry], *, keep_ended: bool
 ) -> tuple[StateFile, State, list[str]]:
     """Return the newest valid state by the time its driver session started, and what was wrong.
 
@@ -218,7 +224,7 @@ def _newest_valid_state(
         if best is not None and not _may_be_newer(entry.name, best[0].name):
             continue
         try:
-            candidate = _read_state(store, entry)
+            candidate = _read_state(store, entry, keep_ended=keep_ended)
         except (MalformedStateError, KeyNotFoundError, TooLargeError) as error:
             # a store that fails is another matter: an older state must not take this one's place
             warnings.append(f"{entry.name} was passed over: {error}")
@@ -245,26 +251,46 @@ def _may_be_newer(name: str, than: str) -> bool:
     return other - mine <= CLOCK_SPREAD
 
 
-def _read_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
+def _read_state(store: ObjectStore, entry: Entry, *, keep_ended: bool) -> tuple[StateFile, State]:
     if entry.size_bytes > layout.MAX_STATE_BYTES:  # the listing says so: not a byte is read
         raise MalformedStateError(
             f"it holds {entry.size_bytes} bytes; at most {layout.MAX_STATE_BYTES} are read"
         )
     with _IN_FLIGHT.hold(entry.size_bytes):
-        return _read_sized_state(store, entry)
-
-
-def _read_sized_state(store: ObjectStore, entry: Entry) -> tuple[StateFile, State]:
-    body = store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
-    if len(body) < _SMALL_BYTES:
-        state, digest = parse_state(body), hashlib.sha256(body).hexdigest()
-    else:
-        with ThreadPoolExecutor(1) as beside:  # hashing 150 MB takes as long as half of the parsing
-            hashed = beside.submit(lambda: hashlib.sha256(body).hexdigest())
-            state, digest = parse_state(body), hashed.result()
+        summed = _Summed(
+            store.stream(entry.name, max_bytes=layout.MAX_STATE_BYTES)
+            if entry.size_bytes > _SMALL_BYTES
+            else [store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)]
+        )
+        state = parse_pieces(summed, keep_ended=keep_ended)
     if not state.trials:
         raise MalformedStateError("it holds no trials")
-    return StateFile(name=entry.name, sha256=digest, size_bytes=len(body)), state
+    file = StateFile(
+        name=entry.name, sha256=summed.sha256.hexdigest(), size_bytes=summed.size_bytes
+    )
+    return file, state
+
+
+class _Summed:
+    """Passes pieces on and sums them up meanwhile: that takes half as long as parsing them does."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        with ThreadPoolExecutor(1) as beside:
+            summing: Future[None] | None = None
+            for piece in self._pieces:
+                self.size_bytes += len(piece)
+                if summing is None and len(piece) < _SMALL_BYTES:
+                    self.sha256.update(piece)  # not worth a thread
+                else:
+                    if summing is not None:
+                        summing.result()  # never more than two pieces are held
+                    summing = beside.submit(self.sha256.update, piece)
+                yield piece
 
 
 def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:

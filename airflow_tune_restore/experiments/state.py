@@ -1,17 +1,18 @@
 """Experiment state JSON -> rows.
 
 The file is JSON inside JSON strings, about 13 KB a trial, and holds `NaN`, `Infinity` and `-Infinity`,
-which strict parsers refuse. So the frame (`trial_data`) is split into raw row slices by msgspec without
-copying, and each row's two inner documents are decoded into just the fields a plan needs, the second
-without its long end, which holds none; a document that holds a non-finite number falls back to the stdlib
-parser, string by string.
-The raw slices stay, so that a commit can put untouched rows back byte for byte.
+which strict parsers refuse. It is taken in piece by piece: msgspec splits what has come in into raw rows,
+and each row's two inner documents are decoded into just the fields a plan needs, the second without its
+long end, which holds none; a document that holds a non-finite number falls back to the stdlib parser,
+string by string.
+Raw rows stay, so that a commit can put untouched ones back byte for byte. Whoever commits nothing lets go
+of those whose trials came to their end, for nobody takes them up again: they are nearly all of the file.
 """
 
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -34,11 +35,16 @@ MAX_COUNT = 2**53
 MAX_NAME = 255
 """Bytes of a name: the most a file system takes for one segment of a path."""
 
+_STEP_BYTES = 256 * 1024
+"""Split at once: some twenty rows, in memory that is in the cache and used again."""
+
 _MAX_LONG_NAME = 1000
 _MAX_BUNDLES = 10_000
 
-_TRIALS_START = b'{"trial_data": '
+_TRIALS_START = b'{"trial_data": ['
 _TRIALS_END = b', "runner_data": '
+_BETWEEN_ROWS = b'"], ["'
+"""Stands between two rows and not inside one, where each quote is escaped."""
 
 _REST_OF_METADATA = b',\\n  \\"metric_analysis\\": '
 """Nine tenths of a row come after this, at this depth (Ray 2.40 to 2.60), and no plan needs them."""
@@ -49,6 +55,7 @@ _BRIEF_BYTES = 2048
 """How far it is looked for; what is in front of it holds one result."""
 
 T = TypeVar("T")
+_Pairs = list[tuple[msgspec.Raw, msgspec.Raw]]
 
 
 class MalformedStateError(TuneRestoreError):
@@ -134,10 +141,17 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A parsed state file: its rows, and the rest of the frame as plain values."""
+    """A parsed state file.
+
+    Args:
+        trials: In the order of the file.
+        rows: The raw rows that were kept, by trial id, in the same order.
+        runner: `runner_data` of the frame, as plain values.
+        stats: `stats` of the frame.
+    """
 
     trials: tuple[Trial, ...]
-    rows: tuple[RawRow, ...]
+    rows: dict[str, RawRow]
     runner: dict[str, Any]
     stats: dict[str, Any]
 
@@ -148,7 +162,7 @@ class State:
         return float(value) if _is_amount(value) else -math.inf
 
 
-NO_STATE = State((), (), {}, {})
+NO_STATE = State((), {}, {}, {})
 """Of an experiment whose driver died before it saved one."""
 
 
@@ -160,28 +174,52 @@ _HEAD, _RUN = msgspec.json.Decoder(_RowHead), msgspec.json.Decoder(_RunMetadata)
 
 
 def parse_state(body: bytes) -> State:
-    """Parse a state file.
+    """Parse a state file and keep all its rows.
 
     Raises:
         MalformedStateError: If it is truncated, no experiment state, or names something unsafe.
     """
-    rows, rest = _split(body)
-    trials = tuple(_parse_row(row) for row in rows)
-    seen: set[str] = set()
-    for trial in trials:
-        if trial.trial_id in seen:
-            raise MalformedStateError(f"two trials have the id {trial.trial_id!r}")
-        seen.add(trial.trial_id)
+    return parse_pieces([body], keep_ended=True)
+
+
+def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
+    """Parse a state file as it comes in.
+
+    Args:
+        pieces: Its bytes, in order.
+        keep_ended: Keep the rows of trials that came to their end, too: a commit writes them again.
+
+    Raises:
+        MalformedStateError: As `parse_state`.
+    """
+    trials: dict[str, Trial] = {}
+    rows: dict[str, RawRow] = {}
+
+    def take(pairs: _Pairs) -> None:
+        for pair in pairs:
+            trial = _parse_row(*pair)
+            if trial.trial_id in trials:
+                raise MalformedStateError(f"two trials have the id {trial.trial_id!r}")
+            if keep_ended or not trial.came_to_its_end:
+                # a copy lets go of the piece it stands in
+                row = RawRow(*pair) if keep_ended else RawRow(*(raw.copy() for raw in pair))
+                rows[trial.trial_id] = row
+                trial = msgspec.structs.replace(trial, details=row)
+            trials[trial.trial_id] = trial
+
+    rest = _split_pieces(pieces, take)
     if not _is_shallow(rest):
         raise MalformedStateError(f"what stands around its rows nests deeper than {MAX_DEPTH}")
-    return State(trials, rows, _dict(rest.get("runner_data")), _dict(rest.get("stats")))
+    return State(
+        tuple(trials.values()), rows, _dict(rest.get("runner_data")), _dict(rest.get("stats"))
+    )
 
 
-def encode_state(rows: Sequence[RawRow], runner: dict[str, Any], stats: dict[str, Any]) -> bytes:
+def encode_state(rows: Iterable[RawRow], runner: dict[str, Any], stats: dict[str, Any]) -> bytes:
     """Put a state file together; rows go in byte for byte as they were read."""
     body = b", ".join(b"[" + bytes(row.trial) + b", " + bytes(row.metadata) + b"]" for row in rows)
     tail = json.dumps({"runner_data": runner, "stats": stats}).encode()
-    return _TRIALS_START + b"[" + body + b"], " + tail[1:]
+    return _TRIALS_START + body + b"], " + tail[1:]
 
 
 def is_safe_name(name: str) -> bool:
@@ -225,29 +263,62 @@ def _is_shallow(value: Any) -> bool:
     return False
 
 
-def _split(body: bytes) -> tuple[tuple[RawRow, ...], dict[str, Any]]:
-    """Split the frame. Ray writes `trial_data` first; anything else takes the slow, general way."""
-    end = body.rfind(_TRIALS_END)
+def _split_pieces(pieces: Iterable[bytes], take: Callable[[_Pairs], None]) -> dict[str, Any]:
+    """Hand over rows as they come in, and return what stands around them.
+
+    What is left of a state after its first rows is a state itself, with a start put before it.
+    """
+    state, searched, may_cut = bytearray(), 0, True
+    for step in _steps(pieces):
+        state += step
+        cut = state.rfind(_BETWEEN_ROWS, searched) if may_cut else -1
+        searched = max(0, len(state) - len(_BETWEEN_ROWS))
+        if cut < 0 or not state.startswith(_TRIALS_START):
+            continue
+        cut += len('"]')
+        state[cut] = ord("]")  # in place of the comma
+        try:
+            pairs = _ROWS.decode(memoryview(state)[len(_TRIALS_START) - 1 : cut + 1])
+        except ValueError:
+            state[cut] = ord(",")
+            may_cut = False  # these are strings behind the rows, or nothing we know
+            continue
+        rest = state[cut + len(", ") :]
+        state, searched = bytearray(_TRIALS_START) + rest, 0
+        take(pairs)
+    pairs, around = _split(state)
+    take(pairs)
+    return around
+
+
+def _steps(pieces: Iterable[bytes]) -> Iterator[memoryview]:
+    for piece in pieces:
+        for start in range(0, len(piece), _STEP_BYTES):
+            yield memoryview(piece)[start : start + _STEP_BYTES]
+
+
+def _split(state: bytes | bytearray) -> tuple[_Pairs, dict[str, Any]]:
+    """Split a whole state. Ray writes `trial_data` first; anything else takes the slow, general way."""
+    end = state.rfind(_TRIALS_END)
     try:
-        if body.startswith(_TRIALS_START) and end > 0:
+        if state.startswith(_TRIALS_START) and end > 0:
             # a quote inside a row is escaped, so a bare `, "runner_data": ` stands behind all rows
-            rest = json.loads(b"{" + body[end + 2 :])
-            frame = memoryview(body)[len(_TRIALS_START) : end]
-            pairs = _ROWS.decode(frame)
+            around = json.loads(b"{" + state[end + 2 :])
+            pairs = _ROWS.decode(memoryview(state)[len(_TRIALS_START) - 1 : end])
         else:
-            rest = json.loads(body)
+            around = json.loads(state)
             pairs = [
                 (msgspec.Raw(json.dumps(trial).encode()), msgspec.Raw(json.dumps(meta).encode()))
-                for trial, meta in rest.pop("trial_data")
+                for trial, meta in around.pop("trial_data")
             ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedStateError(f"not a whole experiment state ({error})") from error
-    return tuple(RawRow(trial, metadata) for trial, metadata in pairs), _dict(rest)
+    return pairs, _dict(around)
 
 
-def _parse_row(row: RawRow) -> Trial:
-    head = _decode(row.trial, _HEAD)
-    run = _decode_metadata(row.metadata)
+def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
+    head = _decode(trial, _HEAD)
+    run = _decode_metadata(metadata)
     iteration = run.last_result.training_iteration
     _check_names(head)
     return Trial(
@@ -266,7 +337,6 @@ def _parse_row(row: RawRow) -> Trial:
         if _is_amount(seconds := run.last_result.time_this_iter_s)
         else 0.0,
         is_done=run.last_result.done is True,
-        details=row,
     )
 
 

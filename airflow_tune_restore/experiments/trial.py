@@ -65,7 +65,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         start_time: Unix seconds of the start; None if it never started.
         last_interval: Seconds its last iteration took, as it said itself; 0 if it did not.
         is_done: Whether its last result says `done`: it ended by itself, or by what it had reported.
-        details: Decodes the rest on demand.
+        details: Decodes the rest on demand; None if its row was let go of.
     """
 
     trial_id: str
@@ -81,34 +81,45 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     start_time: float | None = None
     last_interval: float = 0.0
     is_done: bool = False
-    details: TrialDetails
+    details: TrialDetails | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The full config; values JSON cannot hold appear as Ray wrote them."""
-        return self.details.config()
+        return self._row.config()
 
     @cached_property
     def evaluated_params(self) -> dict[str, Any]:
         """The sampled part of the config."""
-        return self.details.evaluated_params()
+        return self._row.evaluated_params()
 
     @cached_property
     def last_result(self) -> dict[str, Any]:
         """The last reported result; empty if it never reported."""
-        return self.details.last_result()
+        return self._row.last_result()
 
     @cached_property
     def resources(self) -> dict[str, float]:
         """Total resources it asks for, as `{"CPU": 1.0}`; empty if they cannot be read."""
-        return self.details.resources()
+        return self._row.resources()
 
     @cached_property
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
         """The checkpoint Ray would resume from, if any."""
-        return self.details.recorded_checkpoint()
+        return self._row.recorded_checkpoint()
 
     @property
     def is_finished(self) -> bool:
         """Whether Ray would call it finished: TERMINATED or ERROR."""
         return self.status not in UNFINISHED
+
+    @property
+    def came_to_its_end(self) -> bool:
+        """Whether it is TERMINATED by itself or by what it had reported: nothing takes it up again."""
+        return self.status is TrialStatus.TERMINATED and self.is_done
+
+    @property
+    def _row(self) -> TrialDetails:
+        if self.details is None:
+            raise LookupError(f"the row of trial {self.trial_id} was not kept: it came to its end")
+        return self.details

@@ -102,7 +102,7 @@ class ExperimentStorageHook(BaseHook):
 
         Args:
             address: Where.
-            in_bulk: Thousands of small reads follow.
+            in_bulk: Many reads follow, or large ones.
 
         Raises:
             InvalidInputError: If the address or its connection cannot be used.

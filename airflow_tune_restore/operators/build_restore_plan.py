@@ -178,7 +178,7 @@ class BuildRestorePlanOperator(BaseOperator):
         verdicts = Verdicts()
 
         def draft(text: str) -> Draft | str:
-            store = hook.open(places[text])
+            store = hook.open(places[text], in_bulk=True)
             base_id = restore_id_for(
                 ti.dag_id,
                 ti.run_id,

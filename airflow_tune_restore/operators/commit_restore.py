@@ -77,7 +77,7 @@ class CommitRestoreOperator(BaseOperator):
         failures: list[str] = []
         for item in items:
             try:
-                summary = self._commit(hook.open(item.experiment), item)
+                summary = self._commit(hook.open(item.experiment, in_bulk=True), item)
             except TuneRestoreError as error:
                 self.log.error("%s: %s", item.experiment, printable(str(error)))  # noqa: TRY400  said plainly
                 failures.append(f"{item.experiment}: {printable(str(error))}")

@@ -29,12 +29,12 @@ def build_committed_state(
     planned = {trial.trial_id: trial for trial in plan.trials}
     snapshots = _Snapshots(store, plan, record)
     rows = [
-        _committed_row(snapshots, planned[trial.trial_id], row)
-        for trial, row in zip(base.trials, base.state.rows, strict=True)
+        _committed_row(snapshots, planned[trial.trial_id], base.state.rows[trial.trial_id])
+        for trial in base.trials
     ]
     if plan.draws_samples:
         rows += snapshots.drawn()
-    if rows == list(base.state.rows):
+    if rows == list(base.state.rows.values()):
         return None
     stats = {**base.state.stats, "start_time": record.start_time}
     runner = base.state.runner or snapshots.runner()
@@ -49,20 +49,17 @@ class _Snapshots:
         self._plan = plan
         self._record = record
         self._of_all = self._read(layout.EVERY_TRIAL) if plan.is_one_run else NO_STATE
-        self._rows = dict(
-            zip((t.trial_id for t in self._of_all.trials), self._of_all.rows, strict=True)
-        )
 
     def row(self, trial: TrialPlan) -> RawRow | None:
         """Return what is known of a trial that was to run; None if nothing is."""
         if self._plan.is_one_run:
-            return self._rows.get(trial.final_trial_id)
-        return next(iter(self._read(trial.trial_id).rows), None)
+            return self._of_all.rows.get(trial.final_trial_id)
+        return next(iter(self._read(trial.trial_id).rows.values()), None)
 
     def drawn(self) -> list[RawRow]:
         """Return the rows of samples that were drawn."""
         known = {trial.final_trial_id for trial in self._plan.trials}
-        return [row for trial_id, row in self._rows.items() if trial_id not in known]
+        return [row for trial_id, row in self._of_all.rows.items() if trial_id not in known]
 
     def runner(self) -> dict[str, Any]:
         """Return the run's own data, for an experiment that had no state before."""

@@ -131,12 +131,9 @@ def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> Res
 
     One run of all trials starts from the state itself.
     """
-    rows = {
-        trial.trial_id: row
-        for trial, row in zip(experiment.trials, experiment.state.rows, strict=True)
-    }
+    state = experiment.state
     for trial in () if plan.is_one_run else plan.to_run:
-        seed = encode_state([rows[trial.trial_id]], experiment.state.runner, experiment.state.stats)
+        seed = encode_state([state.rows[trial.trial_id]], state.runner, state.stats)
         store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
     try:
         store.create(layout.plan_key(plan.restore_id), plan.to_json())

@@ -4,14 +4,16 @@ A store is rooted at a URI; keys are relative to it, use `/` and never start wit
 Compare-and-swap is deliberately missing: neither local disks nor pyarrow have it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+PIECE_BYTES = 8 * 1024 * 1024
+"""About as much as a stream yields at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One child in a listing: an object, or a prefix ("directory") of others.
+class Entry(NamedTuple):
+    """One child in a listing: an object, or a prefix ("directory") of others. There are thousands.
 
     Args:
         name: The last path segment, without a trailing slash.
@@ -55,6 +57,18 @@ class ObjectStore(Protocol):
         Raises:
             KeyNotFoundError: If it does not exist.
             StorageError: If it is larger than `max_bytes` (of which one more is read at most).
+
+        """
+        ...
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the object piece by piece, all of one version; what `get` would return, never held whole.
+
+        A store that cannot read this way yields it in one piece.
+
+        Raises:
+            KeyNotFoundError: As `get` does; here and below before the piece that cannot be had.
+            StorageError: As `get` does.
 
         """
         ...

@@ -37,7 +37,7 @@ def open_store(
     Args:
         uri: A local path, or any URL fsspec knows, without credentials.
         filesystem: An authenticated fsspec filesystem to use instead of the environment.
-        in_bulk: Thousands of small reads follow: use the client that is best at those, if installed.
+        in_bulk: Many reads follow, or large ones: use the client that is best at those, if installed.
 
     Raises:
         InvalidInputError: If the URL cannot be used, or needs a package that is not installed.

@@ -61,10 +61,12 @@ class FsspecStore:
         with self._translated("read", key):
             body = self._read(self._path(key), None if max_bytes is None else max_bytes + 1)
         if max_bytes is not None and len(body) > max_bytes:
-            raise TooLargeError(
-                f"{self.uri}/{key} holds more than the {max_bytes} bytes that are read."
-            )
+            raise self._too_large(key, max_bytes)
         return body
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the object piece by piece."""
+        yield self.get(key, max_bytes=max_bytes)
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object by a conditional put.
@@ -124,6 +126,11 @@ class FsspecStore:
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:  # noqa: ARG002  for GCS
         return foreign_errors.is_bucket_missing(error)
+
+    def _too_large(self, key: str, max_bytes: int) -> TooLargeError:
+        return TooLargeError(
+            f"{self.uri}/{key} holds more than the {max_bytes} bytes that are read."
+        )
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")

@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     TooLargeError,
 )
-from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.base import PIECE_BYTES, Entry, ObjectStore
 
 TEMPORARY = ".tmp-"
 """Names of half-written files; listings leave them out."""
@@ -50,16 +51,16 @@ class LocalStore:
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object."""
-        path = self._path(key)
-        try:
-            size = path.stat().st_size
-            if max_bytes is not None and size > max_bytes:
-                raise TooLargeError(f"{path} holds {size} bytes; at most {max_bytes} are read.")
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise KeyNotFoundError(self.uri, key) from error
-        except OSError as error:
-            raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+        with self._opened(key, max_bytes) as file:
+            return file.read()
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the object piece by piece; a file that is replaced meanwhile is read to its own end."""
+        with self._opened(key, max_bytes) as file:
+            left = max_bytes  # whoever appends to it meanwhile is not followed beyond
+            while piece := file.read(min(left, PIECE_BYTES)):
+                left -= len(piece)
+                yield piece
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object. A hard link of a whole temporary file: atomic, and exclusive."""
@@ -97,6 +98,20 @@ class LocalStore:
         if key.startswith("/") or ".." in PurePosixPath(key).parts:
             raise InvalidInputError(f"{key!r} leads out of {self.uri}.")
         return self._root / key
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, max_bytes: int | None) -> Iterator[FileIO]:
+        path = self._path(key)
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if max_bytes is not None and size > max_bytes:
+                    raise TooLargeError(f"{path} holds {size} bytes; at most {max_bytes} are read.")
+                yield file
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise KeyNotFoundError(self.uri, key) from error
+        except OSError as error:
+            raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
 
     @contextlib.contextmanager
     def _temporary(self, key: str, body: bytes) -> Iterator[Path]:

@@ -1,12 +1,12 @@
 """A store in this process, with a clock that is given: for tests of what is built on stores."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, TooLargeError
-from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.base import PIECE_BYTES, Entry, ObjectStore
 
 
 class MemoryStore:
@@ -62,6 +62,12 @@ class MemoryStore:
         if max_bytes is not None and len(body) > max_bytes:
             raise TooLargeError(f"{self.uri}/{key} holds more than {max_bytes} bytes.")
         return body
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the object piece by piece."""
+        body = self.get(key, max_bytes=max_bytes)
+        for start in range(0, len(body), PIECE_BYTES):
+            yield body[start : start + PIECE_BYTES]
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object; `setdefault` is atomic under the interpreter lock."""

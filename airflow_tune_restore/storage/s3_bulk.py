@@ -1,4 +1,4 @@
-"""S3 for many small reads at once: listings and gets through obstore, all else through s3fs.
+"""S3 for many small reads at once, and large ones: reads through obstore, all else through s3fs.
 
 Measured in benchmarks/scan_1000.py: a quarter of s3fs's processor time a request, which is what bounds
 a scan. Credentials, endpoint and region are asked of the s3fs client, however it came by them. What
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_tune_restore.storage.base import Entry
+from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.storage.base import PIECE_BYTES, Entry
 from airflow_tune_restore.storage.s3 import S3Store
 
 if TYPE_CHECKING:
@@ -42,6 +43,27 @@ class BulkS3Store(S3Store):
     def at(self, path: str) -> Self:
         """Return the store rooted at `path` below this one."""
         return type(self)(self._fs, self._scheme, self._path(path), self._client)
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the object piece by piece, from one request."""
+        from obstore.exceptions import BaseError
+
+        path = self._path(key).partition("/")[2]
+        try:
+            answer = self._client.get(path)
+        except (BaseError, OSError, ValueError):
+            yield from super().stream(key, max_bytes=max_bytes)  # s3fs says what is wrong
+            return
+        if answer.meta["size"] > max_bytes:
+            raise self._too_large(key, max_bytes)
+        try:
+            for piece in answer.stream(min_chunk_size=PIECE_BYTES):
+                yield bytes(piece)
+        except (BaseError, OSError) as error:  # obstore has tried again, and its words are many
+            raise StorageError(
+                f"Cannot read {self.uri}/{key} to its end: the store broke off again and again, or "
+                "it was written anew meanwhile. Check the network, and whether its sweep still runs."
+            ) from error
 
     def _children(self, prefix: str) -> Iterator[Entry]:
         from obstore.exceptions import BaseError

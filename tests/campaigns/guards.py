@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -46,6 +47,9 @@ class GuardedStore:
         if max_bytes is None:
             raise OutsideError(f"{key!r} is read without a limit")
         return self._inner.get(_inside(key), max_bytes=max_bytes)
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        return self._inner.stream(_inside(key), max_bytes=max_bytes)
 
     def create(self, key: str, body: bytes) -> None:
         self._inner.create(self._ours(key), body)

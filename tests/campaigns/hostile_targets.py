@@ -24,9 +24,19 @@ from airflow_tune_restore.experiments.experiment import samples_left, tuner_fact
 from airflow_tune_restore.experiments.facts import Facts, fingerprint
 from airflow_tune_restore.experiments.health import ExperimentReport, Health, Sign
 from airflow_tune_restore.experiments.index import _check
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.read import (
+    read_base,
+    read_checkpoint_choices,
+    read_experiment,
+)
 from airflow_tune_restore.experiments.scan import examine, scan
-from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
+from airflow_tune_restore.experiments.state import (
+    MalformedStateError,
+    State,
+    encode_state,
+    parse_pieces,
+    parse_state,
+)
 from airflow_tune_restore.experiments.symbolic import SymbolicError, read_pickle
 from airflow_tune_restore.restore import attempts, lease
 from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
@@ -119,15 +129,27 @@ class Lab:
 def state(rng: random.Random, lab: Lab) -> None:
     """A state file: rows, details, and what a commit would make of it."""
     body = lab.keep("state.json", inputs.hostile_json(rng, rng.choice(_small_states())))
-    try:
-        parsed = parse_state(body)
-    except MalformedStateError:
+    step = rng.choice([1, 7, 100, 5000])
+    pieces = [body[start : start + step] for start in range(0, len(body), step)]
+    by_pieces = _parsed(lambda: parse_pieces(pieces, keep_ended=False))
+    parsed = _parsed(lambda: parse_state(body))
+    if parsed is None or by_pieces is None:
+        assert parsed is by_pieces
         return
+    assert [t.trial_id for t in by_pieces.trials] == [t.trial_id for t in parsed.trials]
+    assert all(parsed.rows[trial_id] == row for trial_id, row in by_pieces.rows.items())
     for trial in parsed.trials:
         _touch(trial)
-    again = parse_state(encode_state(parsed.rows, parsed.runner, parsed.stats))
+    again = parse_state(encode_state(parsed.rows.values(), parsed.runner, parsed.stats))
     assert again.rows == parsed.rows
     assert [t.trial_id for t in again.trials] == [t.trial_id for t in parsed.trials]
+
+
+def _parsed(parse: Callable[[], State]) -> State | None:
+    try:
+        return parse()
+    except MalformedStateError:
+        return None
 
 
 def _touch(trial: Any) -> None:
@@ -241,16 +263,17 @@ def _pretend_to_run(
 
 def _commit(store: GuardedStore) -> None:
     plan = read_plan(store, RESTORE_ID)
-    base = read_experiment(store)
+    base = read_base(store)
     summary = commit_restore(store, RESTORE_ID)
     output_of(lambda: output.print_summary(summary, experiment="x", as_json=False))
     output_of(lambda: output.print_summary(summary, experiment="x", as_json=True))
     if summary.state_file is not None:
-        committed = read_experiment(store)
+        committed = read_base(store)
         assert committed.state_file.name == summary.state_file
         ran = {trial.trial_id for trial in plan.to_run}
-        for row, trial, new in zip(base.state.rows, base.trials, committed.state.rows, strict=True):
-            assert trial.trial_id in ran or row == new
+        assert committed.state.rows.keys() == base.state.rows.keys()
+        for trial_id, row in base.state.rows.items():
+            assert trial_id in ran or committed.state.rows[trial_id] == row
     assert commit_restore(store, RESTORE_ID) == summary
 
 

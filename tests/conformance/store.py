@@ -122,6 +122,18 @@ class ReadWriteConformance:
         with pytest.raises(StorageError):
             root.get("big", max_bytes=99)
 
+    def test_a_large_object_is_streamed_as_it_was_put(self, root):
+        body = b"".join(number.to_bytes(4, "big") for number in range(5_000_000))
+        root.put("large", body)
+        assert b"".join(root.stream("large", max_bytes=len(body))) == body
+        root.put("empty", b"")
+        assert b"".join(root.stream("empty", max_bytes=0)) == b""
+        with pytest.raises(StorageError, match="holds"):
+            list(root.stream("large", max_bytes=len(body) - 1))
+        for key in ("nothing", "nothing/here"):
+            with pytest.raises(KeyNotFoundError):
+                list(root.stream(key, max_bytes=10))
+
     def test_many_threads_may_use_one_store(self, root):
         def write_and_read(number):
             root.put(f"{number}/object", str(number).encode())

@@ -12,6 +12,7 @@ from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.storage.s3 import ArrowStore
 from airflow_tune_restore.storage.s3_bulk import BulkS3Store
+from tests.campaigns.proxy import Fault, Proxy
 from tests.conformance.store import (
     CloudConformance,
     ObjectStoreConformance,
@@ -107,6 +108,20 @@ class TestS3InBulk(CloudConformance, ObjectStoreConformance):
         assert root.get("x", max_bytes=1) == root.get("x") == b"1"
         assert root.get("a=1, 50%/y") == b"2"
         assert root.list_dir("a=1, 50%")[0].size_bytes == 1
+
+    @pytest.mark.parametrize("times", [1, 1000])
+    def test_a_stream_that_breaks_is_taken_up_again_or_an_error(self, s3, root, monkeypatch, times):
+        body = bytes(range(256)) * 80_000
+        root.put("large", body)
+        with Proxy(s3.endpoint) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            behind = open_store(root.uri, in_bulk=True)
+            proxy.add(Fault("drop_answer", "^GET .*large", times=times))
+            if times == 1:
+                assert b"".join(behind.stream("large", max_bytes=len(body))) == body
+                return
+            with pytest.raises(StorageError, match=r"Cannot read .*large to its end: "):
+                list(behind.stream("large", max_bytes=len(body)))
 
 
 class TestS3(CloudConformance, ObjectStoreConformance):

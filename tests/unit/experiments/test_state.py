@@ -3,12 +3,18 @@
 import json
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
-from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
+from airflow_tune_restore.experiments.state import (
+    MalformedStateError,
+    encode_state,
+    parse_pieces,
+    parse_state,
+)
 from airflow_tune_restore.experiments.trial import TrialStatus
 from tests.builders import GOLDEN, make_row, make_state
 
@@ -40,7 +46,7 @@ def test_a_real_state_is_read_field_by_field(golden):
 
 def test_a_state_put_together_again_is_byte_for_byte_the_same(golden):
     state = parse_state(golden)
-    assert encode_state(state.rows, state.runner, state.stats) == golden
+    assert encode_state(state.rows.values(), state.runner, state.stats) == golden
 
 
 def test_numbers_json_does_not_have_are_read():
@@ -60,11 +66,57 @@ def test_a_frame_in_another_order_is_read_too():
     ]
 
 
+def cut_up(body, size):
+    return [body[start : start + size] for start in range(0, len(body), size)]
+
+
+@given(size=st.integers(1, 40_000))
+def test_however_it_comes_in_a_state_is_the_same(size):
+    rows = [make_row(trial_id) for trial_id in ("a", "b", "c")]
+    # strings behind the rows look like the space between two rows
+    body = make_state(rows, odd=[["x"], ["y"]])
+    whole, state = parse_state(body), parse_pieces(cut_up(body, size), keep_ended=True)
+    assert encode_state(state.rows.values(), state.runner, state.stats) == body
+    assert state.runner == whole.runner
+    assert [msgspec.structs.replace(t, details=None) for t in state.trials] == [
+        msgspec.structs.replace(t, details=None) for t in whole.trials
+    ]
+
+
+def test_a_large_state_is_split_as_it_comes_in():
+    body = make_state([make_row(f"{number:04}") for number in range(400)])
+    assert len(body) > 1_000_000
+    state = parse_pieces([body], keep_ended=True)
+    assert encode_state(state.rows.values(), state.runner, state.stats) == body
+
+
+def test_rows_of_trials_that_came_to_their_end_are_kept_for_a_commit_only():
+    done = {"last_result": {"training_iteration": 3, "done": True}}
+    rows = [
+        make_row("ended", **done),
+        make_row("stopped"),
+        make_row("failed", status="ERROR", **done),
+    ]
+    body = make_state(rows)
+    assert list(parse_state(body).rows) == ["ended", "stopped", "failed"]
+    state = parse_pieces([body], keep_ended=False)
+    assert list(state.rows) == ["stopped", "failed"]
+    ended, stopped, failed = state.trials
+    assert (ended.trial_id, ended.iteration, ended.came_to_its_end) == ("ended", 3, True)
+    with pytest.raises(LookupError, match="ended was not kept"):
+        _ = ended.config
+    assert stopped.config == parse_state(body).trials[1].config
+    assert not stopped.came_to_its_end
+    assert not failed.came_to_its_end
+
+
 @given(cut=st.floats(0, 0.999))
 def test_a_truncated_state_is_refused(cut):
     body = make_state([make_row("a"), make_row("b")])
     with pytest.raises(MalformedStateError):
         parse_state(body[: int(len(body) * cut)])
+    with pytest.raises(MalformedStateError):
+        parse_pieces(cut_up(body[: int(len(body) * cut)], 1000), keep_ended=False)
 
 
 @pytest.mark.parametrize(
