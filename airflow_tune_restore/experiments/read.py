@@ -166,6 +166,18 @@ def read_base(store: ObjectStore) -> Experiment:
         )
 
 
+def read_base_file(store: ObjectStore) -> StateFile:
+    """Return the state file that a commit starts from; `NO_STATE_FILE` where there is none yet.
+
+    Raises:
+        StateUnreadableError: If no state file can be used.
+    """
+    try:
+        return read_experiment(store).state_file
+    except NotStartedError:
+        return NO_STATE_FILE
+
+
 def read_checkpoint_choices(
     store: ObjectStore, trials: list[Trial], *, prefer_newest: bool = False
 ) -> dict[str, CheckpointChoice]:

@@ -11,7 +11,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.read import read_base, read_checkpoint_choices
+from airflow_tune_restore.experiments.read import read_base_file, read_checkpoint_choices
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
@@ -103,7 +103,7 @@ def start_restore(
     check_exclusive_create(store)  # or the lease would be worth nothing
     held = lease.acquire(store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds)
     try:
-        newest = read_base(store).state_file
+        newest = read_base_file(store)
         if newest.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, newest.name)
         return _write(store, experiment, plan)

@@ -16,7 +16,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import StateFile
-from airflow_tune_restore.experiments.read import read_base, read_experiment
+from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record, stands
 from airflow_tune_restore.restore.plan import encode
@@ -70,7 +70,7 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
     record = _mark(store, restore_id, record)
     if stands(store, record):
         _delete(store, record.state_file)
-    newest = read_base(store).state_file.name
+    newest = read_base_file(store).name
     lease.release(store, held)
     return UndoneCommit(
         experiment=store.uri, restore_id=restore_id, state_file=record.state_file, newest=newest
