@@ -121,5 +121,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def _row(self) -> TrialDetails:
         if self.details is None:
-            raise LookupError(f"the row of trial {self.trial_id} was not kept: it came to its end")
+            raise LookupError(
+                f"the row of trial {self.trial_id} was not kept, for it came to its end; `read_base` "
+                "keeps all"
+            )
         return self.details
