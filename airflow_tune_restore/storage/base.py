@@ -62,13 +62,13 @@ class ObjectStore(Protocol):
         ...
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
-        """Yield the object piece by piece, all of one version; what `get` would return, never held whole.
+        """Yield what `get` would return piece by piece, all of one version and never held whole.
 
         A store that cannot read this way yields it in one piece.
 
         Raises:
-            KeyNotFoundError: As `get` does; here and below before the piece that cannot be had.
-            StorageError: As `get` does.
+            KeyNotFoundError: While it is iterated over, as `get` does.
+            StorageError: While it is iterated over, as `get` does.
 
         """
         ...
