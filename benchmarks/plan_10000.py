@@ -90,7 +90,8 @@ gc.disable()  # as the command line does
 flags = ResumeFlags.from_flags(resume_unfinished=True, resume_errored=True, restart_errored=False)
 wall, cpu = time.perf_counter(), time.process_time()
 store = open_store(sys.argv[1], in_bulk=True)  # as it does, too
-plan = plan_restore(store, read_experiment(store), restore_id="preview", flags=flags)
+experiment = read_experiment(store, keep_ended=flags.takes_up_ended)
+plan = plan_restore(store, experiment, restore_id="preview", flags=flags)
 print(time.perf_counter() - wall, time.process_time() - cpu)
 assert plan.to_run and len(plan.trials) == int(sys.argv[2])
 """

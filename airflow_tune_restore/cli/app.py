@@ -175,11 +175,12 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
 ) -> None:
     """Show what a restore of EXPERIMENT would do. Writes nothing."""
     store = open_store(experiment, in_bulk=True)
+    flags = _flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short)
     made = plan_restore(
         store,
-        read_experiment(store),
+        read_experiment(store, keep_ended=flags.takes_up_ended),
         restore_id="preview",
-        flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
+        flags=flags,
         strategy=strategy,
         allow_scratch=allow_scratch,
         max_attempts=max_attempts,

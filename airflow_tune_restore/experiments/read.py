@@ -62,24 +62,23 @@ class NotStartedError(TuneRestoreError):
     """No state holds a trial: the driver died before its first snapshot."""
 
 
-def read_experiment(store: ObjectStore, entries: list[Entry] | None = None) -> Experiment:
-    """Read the experiment at the store's root, to look at it and to plan.
-
-    Of trials that came to their end it keeps what a plan needs, and not their rows.
+def read_experiment(
+    store: ObjectStore, entries: list[Entry] | None = None, *, keep_ended: bool = True
+) -> Experiment:
+    """Read the experiment at the store's root.
 
     Args:
         store: Rooted at the experiment directory.
         entries: Its listing, if the caller has just made one.
+        keep_ended: Keep the rows of trials that came to their end, too. They are nearly all of a large
+            experiment; whoever neither runs nor commits them does without (`Trial.came_to_its_end`).
 
     Raises:
         StateUnreadableError: If no state file can be used, and why each cannot; or if this is no
             experiment at all.
         NotStartedError: If there is none, or none with a trial in it.
     """
-    return _read(store, store.list_dir() if entries is None else entries, keep_ended=False)
-
-
-def _read(store: ObjectStore, entries: list[Entry], *, keep_ended: bool) -> Experiment:
+    entries = store.list_dir() if entries is None else entries
     names = {entry.name for entry in entries if not entry.is_dir}
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
     tuner, tuner_warning = _read_tuner(store, names)
@@ -144,14 +143,14 @@ def _experiment(
 
 
 def read_base(store: ObjectStore) -> Experiment:
-    """Read what a commit starts from, with every row; one that was never started has no trials.
+    """Read what a commit starts from; an experiment that was never started has no trials.
 
     Raises:
         StateUnreadableError: If no state file can be used.
     """
     entries = store.list_dir()
     try:
-        return _read(store, entries, keep_ended=True)
+        return read_experiment(store, entries)
     except NotStartedError:
         names = {entry.name for entry in entries if not entry.is_dir}
         tuner, warning = _read_tuner(store, names)
@@ -173,7 +172,7 @@ def read_base_file(store: ObjectStore) -> StateFile:
         StateUnreadableError: If no state file can be used.
     """
     try:
-        return read_experiment(store).state_file
+        return read_experiment(store, keep_ended=False).state_file
     except NotStartedError:
         return NO_STATE_FILE
 

@@ -5,8 +5,8 @@ which strict parsers refuse. It is taken in piece by piece: msgspec splits what 
 and each row's two inner documents are decoded into just the fields a plan needs, the second without its
 long end, which holds none; a document that holds a non-finite number falls back to the stdlib parser,
 string by string.
-Raw rows stay, so that a commit can put untouched ones back byte for byte. Whoever commits nothing lets go
-of those whose trials came to their end, for nobody takes them up again: they are nearly all of the file.
+Raw rows stay, so that a commit can put untouched ones back byte for byte. Whoever commits nothing may let
+go of those whose trials came to their end: they are nearly all of the file.
 """
 
 import json
@@ -187,7 +187,7 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
 
     Args:
         pieces: Its bytes, in order.
-        keep_ended: Keep the rows of trials that came to their end, too: a commit writes them again.
+        keep_ended: Keep the rows of trials that came to their end, too.
 
     Raises:
         MalformedStateError: As `parse_state`.

@@ -115,14 +115,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def came_to_its_end(self) -> bool:
-        """Whether it is TERMINATED by itself or by what it had reported: nothing takes it up again."""
+        """Whether it is TERMINATED by itself or by what it had reported."""
         return self.status is TrialStatus.TERMINATED and self.is_done
 
     @property
     def _row(self) -> TrialDetails:
         if self.details is None:
             raise LookupError(
-                f"the row of trial {self.trial_id} was not kept, for it came to its end; `read_base` "
-                "keeps all"
+                f"the row of trial {self.trial_id} was not kept, for it came to its end (keep_ended)"
             )
         return self.details

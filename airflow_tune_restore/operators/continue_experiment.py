@@ -18,6 +18,7 @@ from airflow_tune_restore.operators.continuation import (
     refuse_unfinished,
     start_continuation,
 )
+from airflow_tune_restore.operators.labelled import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
 from airflow_tune_restore.operators.ray_run import RayRun
@@ -31,10 +32,6 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
-
-
-MAP_INDEX_TEMPLATE = "{{ task.experiment['experiment'] | default(task.experiment) }}"
-"""The grid shows the experiment in place of 0, 1, 2 …"""
 
 
 class ContinueExperimentOperator(OnRayOperator):
@@ -66,6 +63,7 @@ class ContinueExperimentOperator(OnRayOperator):
         kwargs: With `launcher="ray"`: the arguments of `OnRayOperator`; and those of every operator.
     """
 
+    map_index_label = EXPERIMENT_LABEL
     template_fields = (
         "experiment",
         "trainable",
@@ -106,12 +104,6 @@ class ContinueExperimentOperator(OnRayOperator):
         self.env = env
         self.storage_conn_id = storage_conn_id
         self._process: RunnerProcess | None = None
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Set the arguments all experiments share; the map index is labelled unless told otherwise."""
-        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
-        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run, commit."""

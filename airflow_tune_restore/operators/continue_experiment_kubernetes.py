@@ -18,7 +18,7 @@ from airflow_tune_restore.operators.continuation import (
     refuse_unfinished,
     start_continuation,
 )
-from airflow_tune_restore.operators.continue_experiment import MAP_INDEX_TEMPLATE
+from airflow_tune_restore.operators.labelled import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.restore_trial_kubernetes import CONCURRENT_TRIALS
 from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore.attempts import read_outcome
@@ -42,6 +42,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
     """
 
+    map_index_label = EXPERIMENT_LABEL
     template_fields = (
         *RunnerPodOperator.template_fields,
         "experiment",
@@ -68,12 +69,6 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         self.experiment = experiment
         self.stale_after = stale_after
         self.concurrent_trials = concurrent_trials
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Set the arguments all experiments share; the map index is labelled unless told otherwise."""
-        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
-        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run in a pod, commit."""

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, TaskDeferralTimeout
 
 from airflow_tune_restore.experiments import layout
@@ -15,6 +15,7 @@ from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID, RayJobsHook
 from airflow_tune_restore.launch.ray_runner import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY, RayJobLink
 from airflow_tune_restore.operators.attempt import RunnerArguments
+from airflow_tune_restore.operators.labelled import LabelledOperator
 from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.restore.request import RunnerOutcome
 from airflow_tune_restore.restore.start import read_plan
@@ -28,7 +29,7 @@ RAY = "ray"
 POLL_SECONDS = 5.0
 
 
-class OnRayOperator(BaseOperator):
+class OnRayOperator(LabelledOperator):
     """Base of operators whose work is a runner that may be a Ray job (`launcher="ray"`).
 
     Args:

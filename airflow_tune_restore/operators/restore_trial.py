@@ -19,6 +19,7 @@ from airflow_tune_restore.operators.attempt import (
     record_death,
 )
 from airflow_tune_restore.operators.items import TrialItem
+from airflow_tune_restore.operators.labelled import TRIAL_LABEL
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
 from airflow_tune_restore.operators.ray_run import RayRun
@@ -39,9 +40,6 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.local import RunnerProcess
-
-MAP_INDEX_TEMPLATE = "{{ task.trial['label'] }}"
-"""The grid shows experiment and trial id in place of 0, 1, 2 …"""
 
 STOP_GRACE_SECONDS = 30.0
 """How long a runner that was told to stop may take to save a snapshot.
@@ -87,6 +85,7 @@ class RestoreTrialOperator(OnRayOperator):
             `OnRayOperator`; and those of every operator.
     """
 
+    map_index_label = TRIAL_LABEL
     template_fields = (
         "trial",
         "trainable",
@@ -127,12 +126,6 @@ class RestoreTrialOperator(OnRayOperator):
         self.storage_conn_id = storage_conn_id
         self._process: RunnerProcess | None = None
         self._followed: tuple[ObjectStore, str, str] | None = None
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Set the arguments all trials share; the map index is labelled unless told otherwise."""
-        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
-        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Claim an attempt, run it, and say how it ended."""

@@ -14,7 +14,7 @@ from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import claim, judge
 from airflow_tune_restore.operators.attempt_pods import find_request, name_of, read_request
 from airflow_tune_restore.operators.items import TrialItem
-from airflow_tune_restore.operators.restore_trial import MAP_INDEX_TEMPLATE
+from airflow_tune_restore.operators.labelled import TRIAL_LABEL
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore import lease
@@ -53,6 +53,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
     """
 
+    map_index_label = TRIAL_LABEL
     template_fields = (
         *RunnerPodOperator.template_fields,
         "trial",
@@ -77,12 +78,6 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         self.concurrent_trials = concurrent_trials
         self._followed: tuple[ObjectStore, str, str] | None = None
         self._pending_since = time.monotonic()
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Set the arguments all trials share; the map index is labelled unless told otherwise."""
-        kwargs.setdefault("map_index_template", MAP_INDEX_TEMPLATE)
-        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Attach to the trial's pod or claim an attempt and create one, and say how it ended."""

@@ -34,6 +34,7 @@ from airflow_tune_restore.operators.attempt_pods import (
     AttemptPods,
     name_of,
 )
+from airflow_tune_restore.operators.labelled import LabelledOperator
 from airflow_tune_restore.operators.pod_template import (
     given_resources,
     keep_one_shm,
@@ -58,7 +59,7 @@ nobody renews that until the runner does."""
 LOG_SECONDS = 10
 
 
-class RunnerPodOperator(KubernetesPodOperator):
+class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
     """Runs claimed attempts in pods of deterministic names.
 
     Args:

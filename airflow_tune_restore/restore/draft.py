@@ -179,7 +179,7 @@ def _nothing_to_run(reason: str, plan: RestorePlan) -> str:
 
 
 def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
-    experiment = read_experiment(store)
+    experiment = read_experiment(store, keep_ended=options.flags.takes_up_ended)
     plan = plan_restore(
         store,
         experiment,

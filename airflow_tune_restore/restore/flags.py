@@ -77,6 +77,11 @@ class ResumeFlags:
             )
         return cls(**{name: parse_resume_type(name, value) for name, value in choices.items()})
 
+    @property
+    def takes_up_ended(self) -> bool:
+        """Whether trials that came to their end are run, too, so that their rows are needed."""
+        return self.finished is not ResumeType.SKIP
+
     def choice_for(self, status: TrialStatus, *, is_cut_short: bool = False) -> ResumeType:
         """Return what to do with a trial of this stored status."""
         if is_cut_short and self.cut_short is not ResumeType.SKIP:

@@ -49,7 +49,9 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
 
 def _check(store: ObjectStore, trial_id: str) -> None:
     ledger, warning = read_ledger(store)
-    if trial_id not in {trial.trial_id for trial in read_experiment(store).trials}:
+    if trial_id not in {
+        trial.trial_id for trial in read_experiment(store, keep_ended=False).trials
+    }:
         raise InvalidInputError(
             f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {store.uri}` lists them."
         )

@@ -103,7 +103,7 @@ def _last_commit(store: ObjectStore) -> str:
     names = [
         entry.name for entry in entries if not entry.is_dir and layout.is_state_file(entry.name)
     ]
-    newest = read_experiment(store, entries).state_file
+    newest = read_experiment(store, entries, keep_ended=False).state_file
     if not layout.is_committed_state(newest.name):
         raise InvalidInputError(
             f"There is no commit to undo: the newest state of {store.uri} is {newest.name}, which its "
@@ -166,7 +166,7 @@ def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRe
     marked = msgspec.structs.replace(
         record,
         undone_at=store.now().isoformat(),
-        sha256=record.sha256 or read_experiment(store).state_file.sha256,
+        sha256=record.sha256 or read_base_file(store).sha256,
     )
     store.put(layout.commit_key(restore_id), encode(marked))
     return marked

@@ -10,11 +10,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.read import (
-    read_base,
-    read_checkpoint_choices,
-    read_experiment,
-)
+from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.restore import attempts, lease
 from airflow_tune_restore.restore.commit import commit_restore
@@ -77,7 +73,8 @@ def _restored(directory: Path) -> ObjectStore:
 
 
 def _plan(store: ObjectStore) -> None:
-    read_checkpoint_choices(store, list(read_base(store).trials))
+    experiment = read_experiment(store)
+    read_checkpoint_choices(store, list(experiment.trials))
 
 
 def _attempts(store: ObjectStore) -> None:

@@ -211,7 +211,7 @@ def _plan_only(store: GuardedStore) -> None:
         examine(store)
     with contextlib.suppress(TuneRestoreError):
         experiment = read_experiment(store)
-        read_checkpoint_choices(store, list(read_base(store).trials))
+        read_checkpoint_choices(store, list(experiment.trials))
         plan = plan_restore(store, experiment, restore_id="preview", flags=ALL)
         again = RestorePlan.from_json(plan.to_json())
         assert again == plan

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_tune_restore.experiments.read import read_base
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.start import plan_restore
@@ -35,7 +35,7 @@ def hosts(tmp_path_factory):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_it_wrote_is_read_and_planned(version):
     store = open_store((GOLDEN / f"ray-{version}" / "killed").as_posix())
-    experiment = read_base(store)
+    experiment = read_experiment(store)
     assert (experiment.trainable_name, experiment.samples_left) == ("train", 0)
     plan = plan_restore(
         store, experiment, restore_id="r", flags=ResumeFlags.from_flags(resume_errored=True)

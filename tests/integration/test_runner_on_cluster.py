@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_tune_restore.experiments.read import read_base
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import _kill_session
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED
@@ -62,7 +62,7 @@ def test_a_trial_that_ran_out_of_memory_asks_a_cluster_for_more(copied, cluster)
     assert ran.outcome.metrics["memory_asked"] == asked
     commit_restore(restoring.store, restoring.restore_id)
     # the row says what the trial asks for by itself
-    trials = {trial.trial_id: trial for trial in read_base(restoring.store).trials}
+    trials = {trial.trial_id: trial for trial in read_experiment(restoring.store).trials}
     assert trials[restoring.trial.trial_id].resources == {"CPU": 1.0}
 
 

@@ -200,7 +200,7 @@ def test_a_searcher_that_learns_is_told_what_was_restored_without_it(copied, kin
     assert len(completed(experiment, kind)) == 1
     output = continue_(experiment, kind)
     assert output["samples_left"] == 0
-    trials = read_base(open_store(str(experiment))).trials
+    trials = read_experiment(open_store(str(experiment))).trials
     assert len(trials) == 5
     scores = sorted(trial.last_result["score"] for trial in trials)
     # all five, the resumed one among them, as the searcher was told them
