@@ -24,6 +24,8 @@ AZURITE_KEY = (  # the account key that Azurite's documentation publishes for ev
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 
+_GIVEN: set[int] = set()
+
 GOOGLE_KEY_CANARY = "canary-private-key-id"
 
 
@@ -98,16 +100,21 @@ def free_port() -> int:
     """Return a free port P for which P + 10000 is free, too (`weed` opens both).
 
     Both lie below the ports that the kernel gives to outgoing connections: one of those could take ours
-    between here and the server's start (seen on a busy machine).
+    between here and the server's start (seen on a busy machine). Each worker of pytest-xdist has a range
+    of its own, and gives none out twice: what it gave is not taken until its server has started.
     """
+    first = 20_000 + 692 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4)
     while True:
-        port = random.randrange(20_000, 22_768)
+        port = random.randrange(first, first + 692)
+        if port in _GIVEN:
+            continue
         with socket.socket() as one, socket.socket() as other:
             try:
                 one.bind(("127.0.0.1", port))
                 other.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
+            _GIVEN.add(port)
             return port
 
 
