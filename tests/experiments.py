@@ -43,6 +43,22 @@ TRAINABLES = {
 """What each experiment was made with, as a request names it."""
 
 
+class Gate:
+    """No healed trial begins an iteration before a file is there: what is done to it is never late.
+
+    Attributes:
+        env: What the trials are to find in their environment.
+    """
+
+    def __init__(self, path: Path, before: int) -> None:
+        self._path = path
+        self.env = {"TUNE_TEST_GATE": f"{before}:{path.as_posix()}"}
+
+    def open(self) -> None:
+        """Let them all go on."""
+        self._path.touch()
+
+
 def environment(**extra: str) -> dict[str, str]:
     """Return the variables every Ray of a test runs with."""
     return {

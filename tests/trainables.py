@@ -34,6 +34,7 @@ def misfortune(config: dict, iteration: int) -> None:
         raise RuntimeError("out of luck once")
     if healed():
         time.sleep(float(os.environ.get("TUNE_TEST_STEP_SECONDS", "0")))
+        _wait_at_gate(iteration)
         return
     if config.get("fails_at") == iteration:
         raise RuntimeError(f"out of luck at iteration {iteration}")
@@ -41,6 +42,12 @@ def misfortune(config: dict, iteration: int) -> None:
         config.get("second_hangs") and iteration == 3 and _is_second_drawn()
     ):
         time.sleep(3600)
+
+
+def _wait_at_gate(iteration: int) -> None:
+    before, _, path = os.environ.get("TUNE_TEST_GATE", "").partition(":")
+    while path and iteration >= int(before) and not Path(path).exists():
+        time.sleep(0.05)
 
 
 def _is_second_drawn() -> bool:

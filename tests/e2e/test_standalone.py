@@ -51,6 +51,7 @@ with DAG("together", schedule=None):
         stale_after=0,
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
         plan_args={"strategy": "whole_experiment"},
+        trial_args={"max_active_tis_per_dagrun": 2},  # the first two: one of them starts the run
     )
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import airflow_home  # noqa: F401  before any test here imports Airflow
+from tests.experiments import Gate
 
 
 @pytest.fixture
@@ -17,3 +18,9 @@ def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[[
         return Path(shutil.copytree(failed_experiments[kind], tmp_path / "moved" / kind))
 
     return copy
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """Trials that have it in their environment stand still after iteration 4 until it is opened."""
+    return Gate(tmp_path / "gate-is-open", before=5)

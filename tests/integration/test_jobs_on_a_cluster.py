@@ -227,7 +227,7 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied
     assert [path.name for path in logs if key in path.read_bytes()] == []
 
 
-def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster, copied):
+def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster, copied, gate):
     address = copied("errored")
     items, restores = plan(address, "errored", "reattach")
     restore_id, store = restores[0]["restore_id"], open_store(address)
@@ -240,12 +240,12 @@ def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster,
         address="auto",
         reports=True,
     )
-    slow = {"env": {"TUNE_TEST_STEP_SECONDS": "3"}}
     with pytest.raises(TaskDeferred) as first:
-        trial(items[0], "errored", **slow).execute(make_context())
+        trial(items[0], "errored", env=gate.env).execute(make_context())
     # and another one while it waited; there is nothing in Airflow's state store
     with pytest.raises(TaskDeferred) as second:
-        trial(items[0], "errored", **slow).execute(make_context(try_number=2))
+        trial(items[0], "errored", env=gate.env).execute(make_context(try_number=2))
+    gate.open()
     assert first.value.trigger.submission_id == second.value.trigger.submission_id
     assert second.value.trigger.attempt == 1
     event = run_trigger(second.value.trigger)
@@ -255,34 +255,32 @@ def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster,
     assert EVERY in rows(address).values()
 
 
-def test_a_killed_task_stops_its_job_which_saves_a_snapshot(cluster, copied):
+def test_a_killed_task_stops_its_job_which_saves_a_snapshot(cluster, copied, gate):
     address = copied("errored")
     items, restores = plan(address, "errored", "killed")
     restore_id, store = restores[0]["restore_id"], open_store(address)
     trial_id = items[0]["trial_id"]
-    slow = {"env": {"TUNE_TEST_STEP_SECONDS": "2"}}
     progress = Path(address, layout.progress_key(restore_id, trial_id, 1))
     trigger, _ = wait_deferred(
-        trial(items[0], "errored", **slow), make_context(), until=progress.exists
+        trial(items[0], "errored", env=gate.env), make_context(), until=progress.exists
     )
     asyncio.run(trigger.on_kill())
     # the task is cleared at once: it waits for the snapshot, and goes on from there
     trigger, event = wait_deferred(trial(items[0], "errored"), make_context(try_number=2))
     assert trigger.attempt == 2
     outcome = read_outcome(store, restore_id, trial_id, 1)
-    assert outcome.result == Result.INTERRUPTED
-    assert outcome.iteration >= 4
+    assert (outcome.result, outcome.iteration) == (Result.INTERRUPTED, 4)
     done = trial(items[0], "errored").execute_complete(make_context(try_number=2), event)
     assert done["iteration"] == 6
     assert [job["status"] for job in jobs_of(cluster, restore_id)] == ["STOPPED", "SUCCEEDED"]
     assert EVERY in rows(address).values()
 
 
-def test_a_worker_that_is_killed_while_it_follows_stops_the_job(cluster, copied):
+def test_a_worker_that_is_killed_while_it_follows_stops_the_job(cluster, copied, gate):
     address = copied("errored")
     items, restores = plan(address, "errored", "followed")
     restore_id, trial_id = restores[0]["restore_id"], items[0]["trial_id"]
-    operator = trial(items[0], "errored", deferrable=False, env={"TUNE_TEST_STEP_SECONDS": "2"})
+    operator = trial(items[0], "errored", deferrable=False, env=gate.env)
     failed = []
 
     def follow():
@@ -298,6 +296,7 @@ def test_a_worker_that_is_killed_while_it_follows_stops_the_job(cluster, copied)
     operator.on_kill()
     operator.on_kill()
     eventually(lambda: jobs_of(cluster, restore_id)[0]["status"] == "STOPPED")
+    gate.open()
     thread.join(60)
     # had Airflow not killed the process, it would have gone on with the next attempt
     assert len(jobs_of(cluster, restore_id)) <= 2
@@ -356,11 +355,11 @@ def test_one_job_runs_coupled_trials_and_ends_as_tuner_restore(cluster, copied, 
         _compare(described[i], described[i + len(kinds)], case)
 
 
-def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied):
+def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied, gate):
     address = copied("limited")
     items, restores = plan(address, "limited", "one-stopped", strategy="whole_experiment")
     restore_id, store = restores[0]["restore_id"], open_store(address)
-    tasks = [trial(item, "limited", env={"TUNE_TEST_STEP_SECONDS": "2"}) for item in items]
+    tasks = [trial(item, "limited", env=gate.env) for item in items]
     contexts = [make_context(map_index=i) for i in range(len(items))]
     triggers = []
     for task, context in zip(tasks, contexts, strict=True):
@@ -377,6 +376,9 @@ def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied):
             await asyncio.sleep(0.3)
         waiting[running[0]].cancel()
         await triggers[running[0]].on_kill()
+        while read_outcome(store, restore_id, items[running[0]]["trial_id"]) is None:
+            await asyncio.sleep(0.3)
+        gate.open()
         del waiting[running[0]]
         return running[0], await asyncio.gather(*waiting)
 
@@ -385,8 +387,7 @@ def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied):
     for i, event in zip(others, events, strict=True):
         assert tasks[i].execute_complete(contexts[i], event)["iteration"] == 6
     outcome = read_outcome(store, restore_id, items[killed]["trial_id"])
-    assert outcome.result == Result.INTERRUPTED
-    assert 4 <= outcome.iteration < 6
+    assert (outcome.result, outcome.iteration) == (Result.INTERRUPTED, 4)
     eventually(lambda: [j["status"] for j in jobs_of(cluster, restore_id)] == ["SUCCEEDED"])
 
 
@@ -461,14 +462,14 @@ def test_what_looks_dead_lives_while_a_job_of_the_cluster_names_it(cluster, tmp_
     assert len(items) == 1
 
 
-def test_a_job_that_went_with_its_head_node_is_noticed_and_goes_on(cluster, copied):
+def test_a_job_that_went_with_its_head_node_is_noticed_and_goes_on(cluster, copied, gate):
     """The last test of this file: it starts the head node anew."""
     address = copied("errored")
     items, restores = plan(address, "errored", "head-lost")
     restore_id, trial_id = restores[0]["restore_id"], items[0]["trial_id"]
     progress = Path(address, layout.progress_key(restore_id, trial_id, 1))
     with pytest.raises(TaskDeferred) as deferred:
-        trial(items[0], "errored", env={"TUNE_TEST_STEP_SECONDS": "3"}).execute(make_context())
+        trial(items[0], "errored", env=gate.env).execute(make_context())
     restarted = threading.Event()
 
     def restart():

@@ -22,11 +22,10 @@ from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests import pods
+from tests.experiments import Gate
 from tests.kubernetes_api import base
 from tests.kubernetes_server import cluster
 from tests.pods import Trial
-
-SLOW = {"TUNE_TEST_STEP_SECONDS": "1.5"}
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +71,14 @@ def test_a_trial_is_resumed_in_a_pod_of_its_own(trial, api, capfd):
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes_on(trial, api):
-    more = {"env": SLOW, "container_resources": _limits("6Gi")}
+def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes_on(
+    trial, api, gate, tmp_path
+):
+    later = Gate(tmp_path / "later-gate-is-open", before=6)
+    more = {"env": later.env, "container_resources": _limits("6Gi")}
 
     def lose(attempt: int, how) -> PodLostError:
-        task = trial.start(**more)
+        task = trial.start(**{**more, "env": gate.env} if attempt == 1 else more)
         how(trial.await_iteration(4 if attempt == 1 else 5, attempt))
         with pytest.raises(AirflowException) as error:
             task.end()
@@ -98,7 +100,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
     causes = ["node_lost", "node_lost", "out_of_memory"]
     assert [failure.cause for failure in trial.failures] == causes
 
-    a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, more)
+    a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, later, more)
     memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
     # twice what was left of 6 GiB for the trial, and Ray's share again
     assert memory == ["6Gi"] * 3 + [f"{2 * (6144 - 1224) + 1224}Mi"]
@@ -106,7 +108,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
     assert api.pod_names() == []
 
 
-def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, more) -> None:
+def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, gate, more) -> None:
     # the worker that made the pod has died: nothing is left of it but the claim, and the pod
     conflict = api.fail(409, "POST", times=1)
     answer = api.fail(500, "POST", times=1, after=True)  # created, but nobody heard
@@ -118,13 +120,14 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, mor
     trial.await_iteration(5, 4)
     outage = api.fail(500, seconds=20)
     api.drop_streams()
+    gate.open()
     assert task.end()["attempt"] == 4
     assert (conflict.hits, answer.hits, throttled.hits) == (1, 1, 1)
     assert outage.hits > 3
 
 
-def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, capfd):
-    operator = trial.operator(env=SLOW, deferrable=True, logging_interval=1)
+def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, capfd, gate):
+    operator = trial.operator(env=gate.env, deferrable=True, logging_interval=1)
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(pods.pod_context())
     trial.await_iteration(4)
@@ -136,6 +139,7 @@ def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, 
         with pytest.raises(TimeoutError):  # this triggerer dies
             await asyncio.wait_for(anext(first.run()), 2)
         await first.cleanup()
+        gate.open()
         return (await anext(import_string(path)(**arguments).run())).payload
 
     event = asyncio.run(follow())
@@ -150,8 +154,8 @@ def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, 
     assert api.pod_names() == []
 
 
-def test_killing_the_task_deletes_the_pod_and_the_snapshot_survives(trial, api):
-    task = trial.start(env=SLOW)
+def test_killing_the_task_deletes_the_pod_and_the_snapshot_survives(trial, api, gate):
+    task = trial.start(env=gate.env)
     trial.await_iteration(4)
     task.operator.on_kill()
     with pytest.raises(AirflowException):
@@ -159,7 +163,7 @@ def test_killing_the_task_deletes_the_pod_and_the_snapshot_survives(trial, api):
     # at once, while the pod may still be saving: it is waited for
     assert trial.run()["attempt"] == 2
     first = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
-    assert (first.result, first.iteration >= 4) == (Result.INTERRUPTED, True)
+    assert (first.result, first.iteration) == (Result.INTERRUPTED, 4)
     assert trial.failures == ()
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]
 
@@ -186,10 +190,14 @@ def _limits(memory: str):
     return models.V1ResourceRequirements(requests={"memory": memory}, limits={"memory": memory})
 
 
-def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(api, copied, capfd):
+def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(
+    api, copied, capfd, gate
+):
     trial = Trial(api, copied("limited"), strategy="whole_experiment")
-    tasks = [trial.start(trial=item, concurrent_trials=2, env=SLOW) for item in trial.items]
-    api.kubelet.evict(trial.await_iteration(5, whole=True), grace=60)
+    tasks = [trial.start(trial=item, concurrent_trials=2, env=gate.env) for item in trial.items]
+    api.kubelet.evict(trial.await_iteration(4, whole=True), grace=60)
+    api.wait_for(lambda pods: any(pod["metadata"]["name"].endswith("-2") for pod in pods))
+    gate.open()
     assert [task.end()["status"] for task in tasks] == ["TERMINATED"] * 3
     assert len(api.created) == 2
     for pod in api.created:

@@ -15,11 +15,10 @@ from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
-from tests.experiments import ROOT, environment
+from tests.experiments import ROOT, Gate, environment
 from tests.restoring import RESTORE_ID, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]
-SLOW = {"TUNE_TEST_STEP_SECONDS": "2"}
 
 
 def members(session: int) -> list[int]:
@@ -42,8 +41,10 @@ def eventually(condition, seconds: float = 180.0) -> bool:
     return condition()
 
 
-def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_double(copied):
-    restoring = Restoring(copied("errored"), "errored", env=SLOW)
+def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_double(
+    copied, gate
+):
+    restoring = Restoring(copied("errored"), "errored", env=gate.env)
     request, process, seen = restoring.run_until(4)
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.3)
@@ -56,22 +57,22 @@ def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_
     )
     trial, _ = restoring.snapshot()
     assert trial["status"] not in ("TERMINATED", "ERROR")
-    stopped_at = ran.outcome.iteration  # 4, or 5 on a busy machine
-    assert restoring.iterations() == EVERY[:stopped_at]
+    assert ran.outcome.iteration == 4
+    assert restoring.iterations() == EVERY[:4]
 
+    gate.open()
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
     assert restoring.iterations() == restoring.csv_iterations() == EVERY
     # the stop may come between a result and the checkpoint reported with it
-    assert ran.outcome.metrics["started_from"] in (stopped_at - 1, stopped_at)
+    assert ran.outcome.metrics["started_from"] in (3, 4)
     assert members(process.pid) == []
 
 
-def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copied):
+def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copied, tmp_path):
     directory = copied("sparse")  # checkpoints at 2, 4 and 6 only
-    # slow enough that on a busy machine, too, it is killed between 5 and 6
-    slow = {"TUNE_TEST_STEP_SECONDS": "4"}
-    restoring = Restoring(directory, "sparse", env=slow, trim_results=True)
+    gate = Gate(tmp_path / "gate-is-open", before=6)
+    restoring = Restoring(directory, "sparse", env=gate.env, trim_results=True)
     _, process, _ = restoring.run_until(5)
     assert eventually(lambda: restoring.iterations()[-1] == 5)
     for pid in members(process.pid):
@@ -81,6 +82,7 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
     trial_dir = directory / restoring.trial.trial_dir
     written = {path: path.read_bytes() for path in trial_dir.glob("checkpoint_*/*")}
 
+    gate.open()
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
     assert restoring.iterations() == restoring.csv_iterations() == EVERY
@@ -88,11 +90,14 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
     assert all(path.read_bytes() == body for path, body in written.items())
 
 
-def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_again(copied):
+def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_again(
+    copied, tmp_path
+):
     directory = copied("errored")
     before = sorted(path.name for path in directory.iterdir() if path.is_dir())
     flags = ResumeFlags.from_flags(restart_errored=True)
-    restoring = Restoring(directory, "errored", env=SLOW, flags=flags)
+    gate = Gate(tmp_path / "gate-is-open", before=3)
+    restoring = Restoring(directory, "errored", env=gate.env, flags=flags)
     new_id = restoring.trial.new_trial_id
     request, process, seen = restoring.run_until(2)
     process.stop()
@@ -100,6 +105,7 @@ def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_a
     assert ran.code == EXIT_INTERRUPTED, ran.output
     assert ran.outcome.final_trial_id == new_id
 
+    gate.open()
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
     assert ran.outcome.final_trial_id == new_id
@@ -114,9 +120,9 @@ def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_a
     assert restoring.iterations() == [1, 2, 3]  # the old trial's
 
 
-def test_an_attempt_ends_when_a_newer_one_is_claimed_and_writes_nothing_more(copied):
+def test_an_attempt_ends_when_a_newer_one_is_claimed_and_writes_nothing_more(copied, gate):
     directory = copied("errored")
-    restoring = Restoring(directory, "errored", env=SLOW)
+    restoring = Restoring(directory, "errored", env=gate.env)
     request, process, seen = restoring.run_until(4)
     restoring.claim()
     ran = restoring.finish(request, process, tuple(seen))
@@ -148,9 +154,9 @@ def test_an_attempt_without_the_lease_does_not_begin(copied):
     assert restoring.iterations() == [1, 2, 3]
 
 
-def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copied):
+def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copied, gate):
     directory = copied("errored")
-    restoring = Restoring(directory, "errored", env=SLOW)
+    restoring = Restoring(directory, "errored")
     request = restoring.claim()
     code = (
         "import sys, time\n"
@@ -163,7 +169,7 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code, request.to_json().decode(), ROOT.as_posix()],
-        env=environment(TUNE_TEST_HEALED="1", **SLOW),
+        env=environment(TUNE_TEST_HEALED="1", **gate.env),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -174,8 +180,8 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
     assert eventually(lambda: members(runner) == [])
     outcome = read_outcome(restoring.store, RESTORE_ID, request.trial_id, 1)
     assert outcome is not None
-    assert outcome.result in ("interrupted", "finished")
-    assert outcome.iteration == restoring.iterations()[-1]
+    assert (outcome.result, outcome.iteration) == ("interrupted", 4)
+    assert restoring.iterations() == EVERY[:4]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.servers import free_port
 def cluster(tmp_path):
     """A one-node cluster in a session of its own; its workers know nothing of our PYTHONPATH."""
     port = free_port()
-    env = environment(TUNE_TEST_HEALED="1", TUNE_TEST_STEP_SECONDS="1")
+    env = environment(TUNE_TEST_HEALED="1")
     env.pop("PYTHONPATH")
     head = subprocess.Popen(
         [Path(sys.executable).with_name("ray").as_posix(), "start", "--head", "--block", "--num-cpus=2",
@@ -40,13 +40,14 @@ def cluster(tmp_path):
     head.wait()
 
 
-def test_a_trial_is_stopped_and_resumed_on_a_cluster(copied, cluster):
-    restoring = Restoring(copied("errored"), "errored")
+def test_a_trial_is_stopped_and_resumed_on_a_cluster(copied, cluster, gate):
+    restoring = Restoring(copied("errored"), "errored", env=gate.env)
     request, process, seen = restoring.run_until(4, address=cluster)
     process.stop()
     ran = restoring.finish(request, process, tuple(seen))
     assert ran.code == EXIT_INTERRUPTED, ran.output
 
+    gate.open()
     ran = restoring.run(address=cluster)
     assert ran.code == EXIT_FINISHED, ran.output
     assert "Connecting to existing Ray cluster" in ran.output
@@ -54,7 +55,7 @@ def test_a_trial_is_stopped_and_resumed_on_a_cluster(copied, cluster):
 
 
 def test_a_trial_that_ran_out_of_memory_asks_a_cluster_for_more(copied, cluster):
-    restoring = Restoring(copied("errored"), "errored", env={"TUNE_TEST_STEP_SECONDS": "0"})
+    restoring = Restoring(copied("errored"), "errored")
     asked = 512.0 * 1024**2
     resources = {**restoring.trial.resources, "memory": asked}
     ran = restoring.run(address=cluster, resources=resources)
@@ -67,7 +68,7 @@ def test_a_trial_that_ran_out_of_memory_asks_a_cluster_for_more(copied, cluster)
 
 
 def test_more_memory_than_any_node_has_is_not_waited_for(copied, cluster):
-    restoring = Restoring(copied("errored"), "errored", env={"TUNE_TEST_STEP_SECONDS": "0"})
+    restoring = Restoring(copied("errored"), "errored")
     ran = restoring.run(address=cluster, resources={"CPU": 1.0, "memory": 2.0**50})
     assert ran.code == EXIT_FINISHED, ran.output
     assert 0 < ran.outcome.metrics["memory_asked"] < 2.0**50

@@ -27,16 +27,17 @@ def uploaded(copied, s3):
     return upload
 
 
-def test_a_trial_is_stopped_and_resumed_on_s3_and_no_secret_is_written(uploaded, s3):
+def test_a_trial_is_stopped_and_resumed_on_s3_and_no_secret_is_written(uploaded, s3, gate):
     import s3fs
 
     url = uploaded("errored")
-    restoring = Restoring(url, "errored", env={"TUNE_TEST_STEP_SECONDS": "2"})
+    restoring = Restoring(url, "errored", env=gate.env)
     request, process, seen = restoring.run_until(4)
     process.stop()
     ran = restoring.finish(request, process, tuple(seen))
     assert ran.code == EXIT_INTERRUPTED, ran.output
 
+    gate.open()
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
     assert restoring.iterations() == restoring.csv_iterations() == [1, 2, 3, 4, 5, 6]

@@ -29,9 +29,9 @@ def start(experiment, *options, **env):
     )
 
 
-def test_ctrl_c_saves_commits_and_the_next_restore_goes_on(copied):
+def test_ctrl_c_saves_commits_and_the_next_restore_goes_on(copied, gate):
     experiment = copied("errored")
-    process = start(experiment, TUNE_TEST_STEP_SECONDS="3")
+    process = start(experiment, **gate.env)
     seen = ""
     while "Restored on" not in seen:
         line = process.stderr.readline()
@@ -57,9 +57,9 @@ def test_ctrl_c_saves_commits_and_the_next_restore_goes_on(copied):
     assert [json.loads(row)["training_iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_restore_that_was_killed_is_settled_by_the_next(copied):
+def test_a_restore_that_was_killed_is_settled_by_the_next(copied, gate):
     experiment = copied("errored")
-    process = start(experiment, TUNE_TEST_STEP_SECONDS="3")
+    process = start(experiment, **gate.env)
     seen = ""
     while "Restored on" not in seen:
         seen += process.stderr.readline()

@@ -96,21 +96,23 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(copied, caplog):
+def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(copied, gate):
     experiment = copied("limited")
     items, restores = plan(experiment, strategy="whole_experiment")
     assert len(items) == 3
-    tasks = [Task(item, i, TUNE_TEST_STEP_SECONDS="3") for i, item in enumerate(items)]
+    tasks = [Task(item, i, **gate.env) for i, item in enumerate(items)]
     for task in tasks:
         task.start()
     stopped = tasks[0]
     mine = layout.progress_key(restores[0]["restore_id"], items[0]["trial_id"], 1)
     wait_for(lambda: (experiment / mine).exists())
     stopped.operator.on_kill()
+    stopped.join(300)
+    gate.open()
     for task in tasks:
         task.join(300)
     assert [task.result and task.result["iteration"] for task in tasks] == [None, 6, 6]
-    assert "was stopped at iteration" in str(stopped.error)
+    assert "was stopped at iteration 4" in str(stopped.error)
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 1
 
     retried = Task(items[0], 0)
@@ -124,12 +126,12 @@ def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(cop
 
 
 def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_again(
-    copied, monkeypatch
+    copied, monkeypatch, gate
 ):
     monkeypatch.setattr(follow, "QUIET_SECONDS", 25.0)  # five beats, rather than a minute
     experiment = copied("limited")
     items, restores = plan(experiment, strategy="whole_experiment")
-    tasks = [Task(item, i, TUNE_TEST_STEP_SECONDS="2") for i, item in enumerate(items)]
+    tasks = [Task(item, i, **gate.env) for i, item in enumerate(items)]
     for task in tasks:
         task.start()
     wait_for(
@@ -138,6 +140,7 @@ def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_a
     pid = heartbeat(experiment)["pid"]
     os.killpg(pid, signal.SIGKILL)
     wait_for(lambda: not is_alive(pid))
+    gate.open()
     for task in tasks:
         task.join(300)
     assert [task.error for task in tasks] == [None, None, None]
