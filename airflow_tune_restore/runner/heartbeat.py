@@ -1,7 +1,8 @@
 """A runner's pulse: says that it lives, and notices when it must not go on.
 
 It writes its first beat before it looks for newer attempts, and whoever claims a newer attempt does so
-before looking at the beat; so of two runners of one trial at least one sees the other.
+before looking at the beat; so of two runners of one trial at least one sees the other. A store that keeps
+it waiting does not keep it from ending in time: a second thread, which asks no store, looks after that.
 """
 
 import json
@@ -31,7 +32,7 @@ class FencedError(TuneRestoreError):
 
 
 class Heartbeat:
-    """Beats in a thread of its own until it is stopped."""
+    """Beats in a thread, and watches over itself in another, until it is stopped."""
 
     def __init__(self, store: ObjectStore, request: RunnerRequest, parent_pid: int | None) -> None:
         self._store = store
@@ -43,7 +44,10 @@ class Heartbeat:
         self._ttl_seconds = lease.DEFAULT_TTL_SECONDS
         self._last_success = time.monotonic()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="heartbeat-watch", daemon=True),
+        ]
 
     def start(self) -> None:
         """Beat once, check that this attempt may run, and go on beating.
@@ -54,13 +58,16 @@ class Heartbeat:
         """
         self.beat()
         self.check()
-        self._thread.start()
+        self._last_success = time.monotonic()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Stop beating."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def runs(self) -> None:
         """Say from now on that earlier attempts are over and this one runs the trial."""
@@ -106,17 +113,23 @@ class Heartbeat:
             _end(error)
 
     def _run(self) -> None:
-        self._last_success = time.monotonic()
-        while not self._stopped.wait(min(BEAT_SECONDS, self._ttl_seconds / 4)):
+        while not self._stopped.wait(self._period()):
             self._end_if_overdue()  # first: a process that was frozen must not write even a beat
-            self._watch_parent()
+            began = time.monotonic()
             try:
                 self.beat()
                 self.check_or_end()
-                self._last_success = time.monotonic()
+                self._last_success = began
             except Exception as error:  # noqa: BLE001  whatever a store raises, this thread lives on
                 logger.warning("No heartbeat: %s", error)
-                self._end_if_overdue()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._period()):
+            self._end_if_overdue()
+            self._watch_parent()
+
+    def _period(self) -> float:
+        return min(BEAT_SECONDS, self._ttl_seconds / 4)
 
     def _end_if_overdue(self) -> None:
         silent = time.monotonic() - self._last_success

@@ -1,6 +1,8 @@
 """A runner says that it lives before it looks for newer ones, and stops for them."""
 
 import json
+import signal
+import threading
 import time
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from airflow_tune_restore.exceptions import LeaseLostError, StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.restore.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.heartbeat import FencedError, Heartbeat
 from airflow_tune_restore.storage.fs import open_store
 
@@ -119,8 +121,8 @@ def test_it_stops_itself_at_two_thirds_of_the_ttl_without_another_write(store, m
     pulse.beat()
     pulse.check()
     before = {name: store.get(name) for name in written(store)}
-    clock = iter([0.0, lease.DEFAULT_TTL_SECONDS * 2 / 3 + 1])
-    monkeypatch.setattr("airflow_tune_restore.runner.heartbeat.time.monotonic", lambda: next(clock))
+    woken = pulse._last_success + lease.DEFAULT_TTL_SECONDS * 2 / 3 + 1
+    monkeypatch.setattr("airflow_tune_restore.runner.heartbeat.time.monotonic", lambda: woken)
     monkeypatch.setattr(pulse._stopped, "wait", lambda _seconds: False)
     with pytest.raises(SystemExit):
         pulse._run()
@@ -144,6 +146,7 @@ def test_a_store_that_fails_for_a_while_is_survived_and_for_too_long_is_not(stor
         raise StorageError("the store does not answer")
 
     monkeypatch.setattr(store, "put", refuse)
+    pulse._last_success = 0.0
     clock = {"now": 0.0, "beats": 0}
 
     def wait(_seconds):
@@ -159,6 +162,28 @@ def test_a_store_that_fails_for_a_while_is_survived_and_for_too_long_is_not(stor
         pulse._run()
     assert ended == [3]
     assert lease.DEFAULT_TTL_SECONDS * 2 / 3 < clock["now"] <= lease.DEFAULT_TTL_SECONDS * 2 / 3 + 5
+
+
+def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(tmp_path, monkeypatch):
+    store = open_store(tmp_path.as_posix())
+    lease.acquire(store, restore_id="r", holder="test", ttl_seconds=0.4)
+    codes, signals = [], []
+    answered, ended = threading.Event(), threading.Event()
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("os.kill", lambda _pid, number: signals.append(number))
+    pulse = Heartbeat(store, REQUEST, parent_pid=1)  # not our parent: as if ours were gone
+    pulse.start()
+    monkeypatch.setattr(pulse, "beat", lambda: answered.wait(120))
+    assert ended.wait(120)
+    assert codes[0] == EXIT_FENCED
+    assert signals == [signal.SIGTERM]
+    answered.set()
+    pulse.stop()
 
 
 def beat(store):
