@@ -47,16 +47,23 @@ class Gate:
     """No healed trial begins an iteration before a file is there: what is done to it is never late.
 
     Attributes:
+        path: The file.
+        before: The iteration.
         env: What the trials are to find in their environment.
     """
 
     def __init__(self, path: Path, before: int) -> None:
-        self._path = path
+        self.path = path
+        self.before = before
         self.env = {"TUNE_TEST_GATE": f"{before}:{path.as_posix()}"}
 
     def open(self) -> None:
         """Let them all go on."""
-        self._path.touch()
+        self.path.touch()
+
+    def close(self) -> None:
+        """Let none go on any more."""
+        self.path.unlink(missing_ok=True)
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -106,9 +113,12 @@ def make_killed_experiment(directory: Path, kind: str = "killed") -> Path:
     )
     experiment = directory / kind
     deadline = time.monotonic() + 300
-    while (
-        not _is_ready_to_die(experiment) and time.monotonic() < deadline and driver.poll() is None
-    ):
+    while time.monotonic() < deadline and driver.poll() is None:
+        if _is_ready_to_die(experiment):
+            os.killpg(driver.pid, signal.SIGSTOP)
+            if _is_ready_to_die(experiment) and _is_whole(experiment):
+                break
+            os.killpg(driver.pid, signal.SIGCONT)
         time.sleep(0.3)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -140,6 +150,11 @@ def _is_ready_to_die(experiment: Path) -> bool:
         and (experiment / hanging[0] / "result.json").exists()
         and (experiment.name != "killed" or len(trials) == 3)
     )
+
+
+def _is_whole(experiment: Path) -> bool:
+    """Whether none of its files is just being written: pyarrow empties them first."""
+    return all(path.stat().st_size for path in experiment.iterdir() if path.is_file())
 
 
 def _recipe(kind: str) -> dict:

@@ -31,11 +31,9 @@ def load(name: str) -> Any:
 
 
 def restore(cases: list[dict[str, Any]]) -> None:
-    import ray
+    from airflow_tune_restore.runner.ray_session import start
 
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2
-    )
+    start(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2)
     for case in cases:
         restore_one(case)
 

@@ -33,7 +33,8 @@ from airflow_tune_restore.restore.request import RunnerProgress
 from airflow_tune_restore.restore.summary import CommitSummary, printable
 from airflow_tune_restore.storage.base import ObjectStore
 
-TTL_SECONDS = 30.0
+TTL_SECONDS = 60.0
+"""A runner ends itself when it was silent for two thirds of it: a laptop may stall for that long."""
 _LAST_LINES = 5
 
 logger = logging.getLogger(__name__)

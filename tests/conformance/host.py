@@ -29,7 +29,9 @@ class HungError(Exception):
 def start_ray() -> dict[str, Any]:
     import ray
 
-    ray.init(
+    from airflow_tune_restore.runner.ray_session import start
+
+    start(
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
         object_store_memory=100 * 1024**2,
     )  # fmt: skip

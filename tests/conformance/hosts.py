@@ -156,7 +156,11 @@ class Hosts:
             parallel=1,
         )  # fmt: skip
         launcher = HostLauncher(self.runner, env or {})
-        with mock.patch.object(shell, "LocalLauncher", return_value=launcher):
+        # a runner that ends itself because it was silent for too long ends its host
+        with (
+            mock.patch.object(shell, "LocalLauncher", return_value=launcher),
+            mock.patch.object(shell, "TTL_SECONDS", 600.0),
+        ):
             return shell.restore_experiment(open_store(uri), chosen, Progress(quiet=True))
 
 

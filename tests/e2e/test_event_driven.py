@@ -1,11 +1,8 @@
 """The event-driven DAG under a real `airflow standalone`: a sweep on S3 is killed while it is watched."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from datetime import datetime
 
@@ -14,10 +11,10 @@ import pytest
 from airflow_tune_restore.triggers.failed_tune_experiment import SETTLED_SECONDS
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
+from tests.sweeps import kill, start_sweep
 
-SWEEP = ROOT / "dags" / "example_sweep.py"
 PREFIX = "experiments/sweeps"
-STALE_AFTER, POLL = 40.0, 8.0
+STALE_AFTER, POLL = 40.0, 15.0
 
 
 @pytest.fixture
@@ -57,29 +54,23 @@ def running(s3, tmp_path):
 
 @pytest.fixture
 def sweeps(s3, store):
-    """Starts sweeps, each in a process group of its own."""
+    """Starts sweeps, whose first trials have then reported or only begun."""
     started = []
 
-    def start(name: str, seconds: float) -> "subprocess.Popen[bytes]":
-        driver = subprocess.Popen(
-            [
-                *(sys.executable, SWEEP, "--storage-path", f"s3://{PREFIX}", "--name", name),
-                *("--seconds", str(seconds)),
-            ],
-            env={**os.environ, **s3.env, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+    def start(name: str, seconds: float, *, reported: bool) -> "subprocess.Popen[bytes]":
+        driver = start_sweep(
+            f"s3://{PREFIX}",
+            name,
+            seconds=seconds,
+            until=lambda: any(i or not reported for _, i in iterations(store, name)),
+            **s3.env,
         )
         started.append(driver)
-        eventually(lambda: any(i for _, i in iterations(store, name)))
         return driver
 
     yield start
     for driver in started:
-        if driver.poll() is None:
-            os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
+        kill(driver)
 
 
 def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_let_alone(
@@ -87,9 +78,8 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
 ):
     dag_id = "event_driven_recovery"
     running.unpause(dag_id)
-    alive = sweeps("alive", seconds=60.0)
-    dying = sweeps("dying", seconds=2.0)
-    os.killpg(dying.pid, signal.SIGKILL)
+    alive = sweeps("alive", seconds=600.0, reported=False)
+    kill(sweeps("dying", seconds=2.0, reported=True))
     running.kill_triggerer()
     files = store.find(f"{PREFIX}/dying", detail=True).values()
     died_at = max(file["LastModified"].timestamp() for file in files)

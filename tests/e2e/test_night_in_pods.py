@@ -9,8 +9,8 @@ import base64
 import json
 import os
 import secrets
-import shutil
 import signal
+import time
 
 import pytest
 
@@ -22,11 +22,13 @@ from tests.e2e.test_ray_cluster import (
     restore_by_hand,
     wait_for,
 )
-from tests.e2e.test_standalone import killed_sweep, states, upload
+from tests.e2e.test_standalone import states, upload
+from tests.experiments import Gate
 from tests.kubernetes_api import NAMESPACE, TOKEN
 from tests.kubernetes_server import cluster
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
+from tests.sweeps import copy_dags, killed_sweep
 
 TEMPLATE = ROOT / "docs" / "kubernetes" / "pod-template.yaml"
 KEY, ENVIRONMENT = (f"canary-{secrets.token_hex(12)}" for _ in range(2))
@@ -39,9 +41,20 @@ def s3():
 
 
 @pytest.fixture(scope="module")
-def api(s3):
+def gate(tmp_path_factory):
+    """Trials stand still after iteration 3 until it is opened."""
+    return Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
+
+
+@pytest.fixture(scope="module")
+def dags(gate, tmp_path_factory):
+    return copy_dags(tmp_path_factory.mktemp("dags"), gate)
+
+
+@pytest.fixture(scope="module")
+def api(s3, dags):
     """A cluster with the roles of our documentation; its image is this interpreter with our DAGs."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "dags")])
+    path = os.pathsep.join([str(ROOT), str(dags)])
     with cluster(PYTHONPATH=path) as api:
         keys = {name: base64.b64encode(value.encode()).decode() for name, value in s3.env.items()}
         api.secrets[NAMESPACE, "tune-restore-storage"] = keys
@@ -50,10 +63,7 @@ def api(s3):
 
 
 @pytest.fixture(scope="module")
-def running(s3, api, tmp_path_factory):
-    dags = tmp_path_factory.mktemp("dags")
-    for path in (ROOT / "dags").glob("*.py"):
-        shutil.copy(path, dags)
+def running(s3, api, dags, tmp_path_factory):
     config = api.kubeconfig(tmp_path_factory.mktemp("kube") / "config.json")
     kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": config}}
     with airflow(
@@ -61,7 +71,6 @@ def running(s3, api, tmp_path_factory):
         dags,
         AIRFLOW_CONN_SEAWEED=s3.airflow_connection,
         AIRFLOW_CONN_KUBERNETES_DEFAULT=json.dumps(kubernetes),
-        AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY="2",
         AZURE_STORAGE_ACCOUNT_KEY=ENVIRONMENT,
         TUNE_RESTORE_LAUNCHER="kubernetes",
         TUNE_RESTORE_POD_TEMPLATE=str(TEMPLATE),
@@ -69,8 +78,8 @@ def running(s3, api, tmp_path_factory):
         yield started
 
 
-def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, tmp_path):
-    experiment = killed_sweep(tmp_path, seconds=4)
+def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, gate, tmp_path):
+    experiment = killed_sweep(tmp_path)
     for copy in ("nightly", "theirs"):
         upload(experiment, s3, f"{s3.bucket}/{copy}/slow")
     theirs = restore_by_hand(s3, tmp_path)
@@ -80,15 +89,17 @@ def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, tmp_path):
     wait_for(lambda: "deferred" in states(running.tasks(DAG, run_id)).get(TRIAL, []), running)
     triggerer = kill_the_triggerer()
     try:
-        outage = api.fail(500, seconds=40)
+        outage = api.fail(500)
         api.drop_streams()
+        wait_for(lambda: outage.hits, running)
+        outage.until = time.monotonic() + 20
+        gate.open()
         assert running.finish(DAG, run_id, 900) == "success", running.log_tail()
     finally:
         os.killpg(triggerer.pid, signal.SIGKILL)
         triggerer.wait()
     tasks = [task for task in running.tasks(DAG, run_id) if task["task_id"] == TRIAL]
     assert [task["state"] for task in tasks] == ["success"] * 4
-    assert outage.hits > 0
     # one pod a trial, and one more for the one that was evicted
     trials = [pod["metadata"]["annotations"]["tune-restore/trial"] for pod in api.created]
     assert (len(set(trials)), len(trials)) == (4, 5)

@@ -8,7 +8,6 @@ store's keys to the cluster and to Airflow's connection.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_standalone import killed_sweep, states, upload
-from tests.experiments import environment
+from tests.e2e.test_standalone import states, upload
+from tests.experiments import Gate, environment
 from tests.ray_cluster import ray_cluster
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
+from tests.sweeps import copy_dags, killed_sweep
 
 DAG = "nightly_recovery"
 TRIAL = "restore.trial"
@@ -43,23 +43,25 @@ def cluster(s3):
 
 
 @pytest.fixture(scope="module")
-def running(s3, cluster, tmp_path_factory):
-    dags = tmp_path_factory.mktemp("dags")
-    for path in (ROOT / "dags").glob("*.py"):
-        shutil.copy(path, dags)
+def gate(tmp_path_factory):
+    """Trials stand still after iteration 3 until it is opened."""
+    return Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
+
+
+@pytest.fixture(scope="module")
+def running(s3, cluster, gate, tmp_path_factory):
     with airflow(
         tmp_path_factory.mktemp("airflow"),
-        dags,
+        copy_dags(tmp_path_factory.mktemp("dags"), gate),
         AIRFLOW_CONN_SEAWEED=s3.airflow_connection,
         AIRFLOW_CONN_RAY_JOBS_DEFAULT=json.dumps(cluster.connection),
-        AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY="2",
         TUNE_RESTORE_LAUNCHER="ray",
     ) as started:
         yield started
 
 
-def test_a_night_on_a_cluster_ends_as_tuner_restore(running, cluster, s3, tmp_path):
-    experiment = killed_sweep(tmp_path, seconds=3)
+def test_a_night_on_a_cluster_ends_as_tuner_restore(running, cluster, s3, gate, tmp_path):
+    experiment = killed_sweep(tmp_path)
     for copy in ("nightly", "theirs"):
         upload(experiment, s3, f"{s3.bucket}/{copy}/slow")
     theirs = restore_by_hand(s3, tmp_path)
@@ -69,6 +71,7 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(running, cluster, s3, tmp_pa
     triggerer = kill_the_triggerer()
     try:
         cancelled = cancel_a_job(cluster, running)
+        gate.open()
         assert running.finish(DAG, run_id) == "success", running.log_tail()
     finally:
         os.killpg(triggerer.pid, signal.SIGKILL)
@@ -134,9 +137,12 @@ def kill_the_triggerer() -> "subprocess.Popen[bytes]":
 
 def cancel_a_job(cluster, running) -> str:
     """Cancel a job as the dashboard's button does, once its trial has got somewhere."""
-    wait_for(lambda: any("iteration" in log for log in logs(cluster).values()), running)
-    victim = next(name for name, log in logs(cluster).items() if "iteration" in log)
+    victim = wait_for(
+        lambda: next((name for name, log in logs(cluster).items() if "iteration" in log), None),
+        running,
+    )
     call(cluster, f"/api/jobs/{victim}/stop", "POST")
+    wait_for(lambda: victim in jobs(cluster, "STOPPED"), running)
     return victim
 
 

@@ -7,17 +7,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.experiments import Gate
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
+from tests.sweeps import copy_dags, fail_sweep, killed_sweep
 
-SWEEP = ROOT / "dags" / "example_sweep.py"
 MORE_DAGS = """
 from datetime import timedelta
 
@@ -64,10 +63,23 @@ def s3():
 
 
 @pytest.fixture(scope="module")
-def running(s3, tmp_path_factory):
-    dags = tmp_path_factory.mktemp("dags")
-    for path in (ROOT / "dags").glob("*.py"):
-        shutil.copy(path, dags)
+def gate(tmp_path_factory):
+    gate = Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
+    gate.open()
+    return gate
+
+
+@pytest.fixture
+def closed_gate(gate):
+    """Trials stand still after iteration 3 until it is opened."""
+    gate.close()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture(scope="module")
+def running(s3, gate, tmp_path_factory):
+    dags = copy_dags(tmp_path_factory.mktemp("dags"), gate)
     (dags / "more_dags.py").write_text(MORE_DAGS)
     with airflow(
         tmp_path_factory.mktemp("airflow"),
@@ -84,54 +96,15 @@ def running(s3, tmp_path_factory):
 def failed_sweep(tmp_path_factory) -> Path:
     """A sweep of four trials of which one raised."""
     storage_path = tmp_path_factory.mktemp("sweeps")
-    done = subprocess.run(
-        [sys.executable, SWEEP, "--storage-path", storage_path, "--name", "sweep"],
-        capture_output=True,
-        text=True,
-    )
-    assert (storage_path / "sweep").exists(), done.stdout[-3000:] + done.stderr[-3000:]
+    fail_sweep(storage_path, "sweep")
     return storage_path / "sweep"
 
 
-def killed_sweep(storage_path: Path, seconds: float = 2) -> Path:
-    """A slow sweep whose driver was killed with `kill -9` when its first trials had reported."""
-    driver = subprocess.Popen(
-        [
-            sys.executable,
-            SWEEP,
-            "--storage-path",
-            storage_path,
-            "--name",
-            "slow",
-            "--seconds",
-            str(seconds),
-        ],
-        env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and "training_iteration" not in newest_state(
-        storage_path / "slow"
-    ):
-        time.sleep(0.2)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert "training_iteration" in newest_state(storage_path / "slow"), "the sweep never got going"
-    return storage_path / "slow"
-
-
-def newest_state(experiment: Path) -> str:
-    found = list(experiment.glob("experiment_state-*.json"))
-    return max(found).read_text() if found else ""
-
-
 def iterations(experiment: Path) -> list[tuple[str, int]]:
-    rows = json.loads(newest_state(experiment))["trial_data"]
+    newest = max(experiment.glob("experiment_state-*.json"))
     return sorted(
         (json.loads(t)["status"], json.loads(run)["last_result"].get("training_iteration", 0))
-        for t, run in rows
+        for t, run in json.loads(newest.read_text())["trial_data"]
     )
 
 
@@ -202,8 +175,10 @@ def test_a_night_without_failures_is_skipped_and_succeeds(running, tmp_path):
     assert set(map(tuple, found.values())) == {("skipped",)}
 
 
-def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, tmp_path):
-    experiment = killed_sweep(tmp_path, seconds=3)
+def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(
+    running, closed_gate, tmp_path
+):
+    experiment = killed_sweep(tmp_path)
     run_id = running.trigger("nightly_recovery", {"prefix": str(tmp_path), "stale_after": 0})
     victim = wait_for_progress(running, "nightly_recovery", run_id)
     running.call(
@@ -211,6 +186,8 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, 
         f"/api/v2/dags/nightly_recovery/dagRuns/{run_id}/taskInstances/restore.trial/{victim}",
         {"new_state": "failed"},
     )
+    wait_for(lambda: list(experiment.glob(".tune_restore/*/trials/*/attempts/*/outcome.json")))
+    closed_gate.open()
     assert running.finish("nightly_recovery", run_id) == "failed"
     found = states(running.tasks("nightly_recovery", run_id))
     assert sorted(found["restore.trial"]) == ["failed"] + ["success"] * 3
@@ -221,7 +198,7 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, 
     assert finished == [("TERMINATED", 6)] * 3
     assert status in ("PENDING", "RUNNING", "PAUSED")
     assert 1 <= iteration < 6
-    assert not runners_of(experiment)
+    wait_for(lambda: not runners_of(experiment))
     the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment)
 
 
@@ -261,7 +238,14 @@ def test_one_run_of_all_is_followed_by_a_task_a_trial_and_outlives_the_one_that_
     assert ends[-1][1] != starter
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 1
     assert iterations(experiment) == [("TERMINATED", 6)] * 4
-    assert not runners_of(experiment)
+    wait_for(lambda: not runners_of(experiment))
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def wait_for_progress(running, dag_id: str, run_id: str) -> int:
@@ -319,5 +303,8 @@ def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(running, s3
 
 
 def upload(directory: Path, s3, target: str) -> None:
+    """Copy an experiment, its state last: before, nothing has failed."""
     store = s3.filesystem()
-    store.put(str(directory), target, recursive=True)
+    paths = [path for path in directory.rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.name.startswith("experiment_state-")):
+        store.put_file(str(path), f"{target}/{path.relative_to(directory).as_posix()}")

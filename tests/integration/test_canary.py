@@ -20,7 +20,8 @@ from tests import (
     airflow_home,  # imported before any of Airflow
     servers,
 )
-from tests.integration.test_airflow_dags import make_sweep, register, run
+from tests.integration.test_airflow_dags import register, run
+from tests.sweeps import fail_sweep
 
 # made here and now: Airflow keeps the source of a DAG's file, which is this one
 ENVIRONMENT, OTHER, BACKEND, EXTRA = (f"canary-{secrets.token_hex(12)}" for _ in range(4))
@@ -122,7 +123,7 @@ def test_a_planted_credential_is_found_nowhere(s3, sessions, capfd, monkeypatch)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in s3.env.items():
             environment.setenv(name, value)
-        make_sweep(f"{s3.url}/canary", "sweep")
+        fail_sweep(f"{s3.url}/canary", "sweep")
     secret = s3.env["AWS_SECRET_ACCESS_KEY"]
     for name in s3.env:
         monkeypatch.delenv(name, raising=False)

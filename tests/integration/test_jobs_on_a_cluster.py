@@ -49,9 +49,10 @@ def cluster(s3):
     """Two nodes with room for two trials each, and for few drivers on the head."""
     env = {**s3.env, "TUNE_GLOBAL_CHECKPOINT_S": "1", "RAY_TRAIN_V2_ENABLED": "0"}
     with ray_cluster(env, num_cpus=2) as started, pytest.MonkeyPatch.context() as patch:
-        started.add_node(num_cpus=2)
         patch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(started.connection))
-        eventually(lambda: len(nodes(started)) == 2)
+        while len(nodes(started)) < 2:
+            node = started.add_node(num_cpus=2)
+            eventually(lambda node=node: len(nodes(started)) == 2 or node.poll() is not None)
         yield started
 
 

@@ -1,5 +1,6 @@
 """Attempts that are stopped, killed or overtaken, and what the next one makes of it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,6 +42,14 @@ def eventually(condition, seconds: float = 180.0) -> bool:
     return condition()
 
 
+def wrote(restoring: Restoring, iteration: int) -> bool:
+    """Whether the last row of result.json is of an iteration; it may just be written anew."""
+    try:
+        return restoring.iterations()[-1] == iteration
+    except (IndexError, ValueError):
+        return False
+
+
 def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_double(
     copied, gate
 ):
@@ -48,7 +57,8 @@ def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_
     request, process, seen = restoring.run_until(4)
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.3)
-    os.kill(process.pid, signal.SIGTERM)  # a second one does not spoil the snapshot
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)  # a second one does not spoil the snapshot
     ran = restoring.finish(request, process, tuple(seen))
     # the second signal may end the process, but only after its outcome was recorded
     assert ran.code in (EXIT_INTERRUPTED, -signal.SIGTERM), ran.output
@@ -74,9 +84,10 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
     gate = Gate(tmp_path / "gate-is-open", before=6)
     restoring = Restoring(directory, "sparse", env=gate.env, trim_results=True)
     _, process, _ = restoring.run_until(5)
-    assert eventually(lambda: restoring.iterations()[-1] == 5)
+    assert eventually(lambda: wrote(restoring, 5))
     for pid in members(process.pid):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert process.wait() < 0
     assert read_outcome(restoring.store, RESTORE_ID, restoring.trial.trial_id, 1) is None
     trial_dir = directory / restoring.trial.trial_dir
@@ -174,7 +185,7 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
         text=True,
     )
     runner = int(parent.stdout.readline())
-    assert eventually(lambda: len(restoring.iterations()) > 3)
+    assert eventually(lambda: wrote(restoring, 4))
     parent.kill()
     parent.wait()
     assert eventually(lambda: members(runner) == [])

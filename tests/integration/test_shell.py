@@ -62,7 +62,9 @@ def test_a_restore_that_was_killed_is_settled_by_the_next(copied, gate):
     process = start(experiment, **gate.env)
     seen = ""
     while "Restored on" not in seen:
-        seen += process.stderr.readline()
+        line = process.stderr.readline()
+        assert line, seen
+        seen += line
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
 

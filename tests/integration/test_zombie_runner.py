@@ -7,12 +7,14 @@ from datetime import timedelta
 
 from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.restore.attempts import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED
-from tests.restoring import Restoring
+from tests.experiments import ROOT
+from tests.restoring import TRAINABLE_ENV, Restoring
 
 OPTIONS = DraftOptions(
     flags=ResumeFlags.from_flags(resume_errored=True), strategy="auto", stale_after=timedelta(0)
@@ -24,7 +26,7 @@ def contents(directory):
 
 
 def wait_until_quiet(directory, seconds=4.0):
-    """Wait until nothing was written for so long: what the frozen runner had asked for is done."""
+    """Wait until nothing was written for so long: what a runner had asked for is done."""
     deadline = time.monotonic() + 180
     last, since = contents(directory), time.monotonic()
     while time.monotonic() - since < seconds:
@@ -47,13 +49,16 @@ def take_over(store):
             time.sleep(0.5)
 
 
-def test_a_frozen_runner_thaws_notices_and_ends_without_writing_anything(copied):
+def test_a_frozen_runner_thaws_notices_and_ends_without_writing_anything(copied, gate):
     directory = copied("errored")
-    restoring = Restoring(
-        directory, "errored", env={"TUNE_TEST_STEP_SECONDS": "2"}, ttl_seconds=24.0
+    (state,) = directory.glob("experiment_state-*")
+    state.write_text(
+        state.read_text().replace('"_checkpoint_period": "1"', '"_checkpoint_period": "600"')
     )
+    restoring = Restoring(directory, "errored", env=gate.env, ttl_seconds=40.0)
     store = restoring.store
     request, frozen, seen = restoring.run_until(4)
+    wait_until_quiet(directory)  # but for a beat every five seconds, it only waits
     os.kill(frozen.pid, signal.SIGSTOP)
     try:
         wait_until_quiet(directory)
@@ -61,7 +66,8 @@ def test_a_frozen_runner_thaws_notices_and_ends_without_writing_anything(copied)
         assert settled is not None
         (trial,) = plan.to_run
         newer = claim_attempt(store, plan, trial.trial_id, trainable=restoring.trainable)
-        process = restoring.launcher.start(newer)
+        healed = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1"}
+        process = LocalLauncher(env=healed, pythonpath=[ROOT.as_posix()]).start(newer)
         lines = list(process.lines())
         assert process.wait() == EXIT_FINISHED, "\n".join(lines)
         commit_restore(store, "r2")

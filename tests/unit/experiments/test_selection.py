@@ -59,6 +59,6 @@ def test_what_is_listed(selection, path, entered):
 
 
 def test_a_pattern_of_many_stars_takes_no_time():
-    started = time.monotonic()
+    started = time.process_time()
     assert not Selection(include=("/".join([*["**", "a"] * 40, "z"]),)).takes("/".join("a" * 60))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10

@@ -175,8 +175,8 @@ def test_any_text_gives_a_short_printable_answer(text, type_name):
 def test_a_huge_text_is_not_read_through():
     import time
 
-    started = time.monotonic()
+    started = time.process_time()
     for text in ("A" * 30_000_000, '  File "' * 3_000_000, "a.b" * 5_000_000 + "\n" * 5_000_000):
         classify("ray::f()\n" + text + "\nValueError: x")
         classify_end(1, text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

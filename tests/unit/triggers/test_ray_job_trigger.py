@@ -78,8 +78,8 @@ def report(store, *iterations: int, first: int = 0) -> None:
     store.put(key, ProgressTail(first=first, reports=reports).to_json())
 
 
-def fire(one: RayJobTrigger, *steps) -> dict:
-    """Run a trigger, and each step some time after the one before."""
+def fire(one: RayJobTrigger, *steps, after=lambda: True) -> dict:
+    """Run a trigger, and each step some time after the one before, when `after` is true."""
 
     async def main():
         async def first():
@@ -88,6 +88,9 @@ def fire(one: RayJobTrigger, *steps) -> dict:
         task = asyncio.create_task(first())
         for step in steps:
             await asyncio.sleep(0.4)
+            async with asyncio.timeout(60):
+                while not after():
+                    await asyncio.sleep(0.02)
             assert not task.done()
             step()
         async with asyncio.timeout(60):
@@ -99,8 +102,16 @@ def fire(one: RayJobTrigger, *steps) -> dict:
 def test_it_shows_what_happens_and_fires_at_the_end(head, store, capfd):
     head.said = "setting up\n" + RunnerProgress(trial_id="t1", iteration=1, metrics={}).to_line()
     report(store, 1, 2)
-    event = fire(trigger(store, metric="a"), lambda: setattr(head, "status", "FAILED"))
-    log = capfd.readouterr().out
+    said = []
+
+    def has_shown() -> bool:
+        said.append(capfd.readouterr().out)
+        return all(text in "".join(said) for text in ("setting up", "iteration 2, a=2"))
+
+    event = fire(
+        trigger(store, metric="a"), lambda: setattr(head, "status", "FAILED"), after=has_shown
+    )
+    log = "".join(said) + capfd.readouterr().out
     assert log.count("setting up") == 1
     assert log.count("iteration 1, a=1") == 1
     assert "iteration 2, a=2" in log
