@@ -64,9 +64,22 @@ def make(recipe: dict[str, Any]) -> dict[str, Any]:
             if results >= recipe["dies_after"] and statuses.issuperset(recipe["dies_with"]):
                 if recipe["is_saved"]:
                     self.checkpoint(force=True, wait=True)
-                self._storage.syncer.wait()  # cut-off uploads have tests of their own
+                self._upload_whole()
                 shutil.copytree(self._storage.experiment_fs_path, recipe["image"])
                 raise DiedError
+
+        def _upload_whole(self) -> None:
+            """Upload what was saved last once more, with nobody writing to it meanwhile.
+
+            Ray writes a snapshot in place while the one before is uploaded: what lies in storage may be
+            cut off, which has tests of its own.
+            """
+            storage = self._storage
+            storage.syncer.wait()
+            storage.syncer.sync_up(
+                storage.experiment_driver_staging_path, storage.experiment_fs_path
+            )
+            storage.syncer.wait()
 
     tuner = load(recipe["tuner"])(**recipe["arguments"])
     if recipe.get("dies_after") is None:
