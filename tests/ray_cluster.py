@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.runner.ray_session import STARTS
 from tests.servers import free_port
-from tests.sweeps import STARTS
 
 
 @dataclass
@@ -47,14 +47,13 @@ class RayCluster:
 
     def start_head(self, **options: object) -> None:
         """Start the head node, or start it anew: it then knows of no job."""
-        for left in reversed(range(STARTS)):
-            if self._is_head_up(**options):
+        for _ in range(STARTS):
+            if self._try_head(**options):
                 return
-            if not left:
-                raise RuntimeError((self.scratch / "nodes.log").read_text(errors="replace")[-3000:])
             self.end()
+        raise RuntimeError((self.scratch / "nodes.log").read_text(errors="replace")[-3000:])
 
-    def _is_head_up(self, **options: object) -> bool:
+    def _try_head(self, **options: object) -> bool:
         temp = tempfile.mkdtemp(prefix="h", dir=self.scratch)
         head = self._start(
             "--head",

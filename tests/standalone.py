@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,14 @@ class Airflow:
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return all runs of a DAG."""
         return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1000")["dag_runs"]
+
+    def eventually(self, condition: Callable[[], Any], *, seconds: float = 240) -> Any:
+        """Wait until a condition is true, and return what it returned; else show what was printed."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, self.log_tail()
+            time.sleep(0.5)
+        return found
 
     def log_tail(self) -> str:
         """Return the end of what its processes printed."""

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
 from tests.experiments import ROOT, Gate
 
 DAGS = ROOT / "dags"
 SWEEP = DAGS / "example_sweep.py"
-STARTS = 3
-"""Ray gives its raylet 30 s to start (ray._private.node, 2.60), and a busy machine may need more."""
 
 
 def fail_sweep(storage_path: str | Path, name: str) -> None:
@@ -35,11 +34,7 @@ def fail_sweep(storage_path: str | Path, name: str) -> None:
 def start_sweep(
     storage_path: str | Path, name: str, *, seconds: float, until: Callable[[], bool], **env: str
 ) -> "subprocess.Popen[bytes]":
-    """Start a sweep, in a process group of its own, whose iterations take so long.
-
-    Args:
-        until: Returns are waited for until this is true.
-    """
+    """Start a sweep whose iterations take so long, in a process group of its own; wait `until`."""
     for _ in range(STARTS):
         driver = subprocess.Popen(
             [*_command(storage_path, name), "--seconds", str(seconds)],
@@ -94,19 +89,18 @@ def count_reported(experiment: Path) -> int:
     return sum("score" in json.loads(run)["last_result"] for _, run in rows)
 
 
-def copy_dags(directory: Path, gate: Gate | None = None) -> Path:
-    """Copy the example DAGs and the sweep; its trials wait at the gate."""
+def copy_dags(directory: Path, gate: Gate) -> Path:
+    """Copy the example DAGs and the sweep; trials of the copy wait at the gate."""
     for path in DAGS.glob("*.py"):
         shutil.copy(path, directory)
-    if gate is not None:
-        step = '        time.sleep(config["seconds"])\n'
-        wait = (
-            f"        while iteration >= {gate.before} and not Path({str(gate.path)!r}).exists():\n"
-            "            time.sleep(0.05)\n"
-        )
-        code = SWEEP.read_text()
-        assert code.count(step) == 1
-        (directory / SWEEP.name).write_text(code.replace(step, step + wait))
+    step = '        time.sleep(config["seconds"])\n'
+    wait = (
+        f"        while iteration >= {gate.before} and not Path({str(gate.path)!r}).exists():\n"
+        "            time.sleep(0.05)\n"
+    )
+    code = SWEEP.read_text()
+    assert code.count(step) == 1
+    (directory / SWEEP.name).write_text(code.replace(step, step + wait))
     return directory
 
 

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -238,9 +238,7 @@ class Setting:
         bodies = filesystem.cat(filesystem.find(root), on_error="omit")
         return {key.removeprefix(f"{root}/"): body for key, body in bodies.items()}
 
-    def chain(
-        self, lane: str, name: str, url: str, endpoint: str, lease_ttl: float | None = None
-    ) -> Chain:
+    def chain(self, lane: str, name: str, url: str, endpoint: str) -> Chain:
         recorder = self.scratch / "recorded-runner"
         if not recorder.exists():
             recorder.write_text(RECORDED_RUNNER)
@@ -254,7 +252,7 @@ class Setting:
         changed = {key: value for key, value in ray.items() if os.environ.get(key) != value}
         return Chain(
             experiment=url,
-            lease_ttl=lease_ttl or LEASE_TTL[lane],
+            lease_ttl=LEASE_TTL[lane],
             trainable=TRAINABLES[KIND],
             env={**self.s3.env, "AWS_ENDPOINT_URL": endpoint},
             python=str(recorder) if lane == RECORDED else None,
@@ -473,7 +471,8 @@ def prepared() -> Iterator[Setting]:
         setting = Setting(s3, failed, scratch)
         url = setting.upload("undisturbed")
         with Proxy(s3.endpoint) as proxy:
-            chain = setting.chain(REAL, "undisturbed", url, proxy.endpoint, lease_ttl=120.0)
+            chain = setting.chain(REAL, "undisturbed", url, proxy.endpoint)
+            chain = replace(chain, lease_ttl=120.0)  # a slow machine is no disturbance
             Night(chain, "night-1", lambda *_: None, lambda *_: None).carry_out()
         setting.undisturbed = setting.download(url)
         for key, body in setting.undisturbed.items():

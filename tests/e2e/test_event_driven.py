@@ -86,9 +86,7 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
     running.start_triggerer()
 
     # Airflow 3.3.2 answers 500 when asked for events whose DAG run has not begun
-    eventually(
-        lambda: [run for run in running.runs(dag_id) if run["start_date"]], what=running.log_tail
-    )
+    running.eventually(lambda: [run for run in running.runs(dag_id) if run["start_date"]])
     (event,) = asset_events(running)
     late = datetime.fromisoformat(event["timestamp"]).timestamp() - died_at - STALE_AFTER
     assert 0 <= late <= 2 * POLL
@@ -109,13 +107,6 @@ def test_a_sweep_killed_while_it_is_watched_is_recovered_once_and_a_live_one_is_
     assert not store.exists(f"{PREFIX}/alive/.tune_restore")
     log = running.task_log(dag_id, run["dag_run_id"], "restore.find")
     assert "newest write to its root" in log
-
-
-def eventually(condition, *, seconds: float = 240, what=lambda: "") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.5)
 
 
 def asset_events(running) -> list[dict]:

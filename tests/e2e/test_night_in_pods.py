@@ -20,10 +20,8 @@ from tests.e2e.test_ray_cluster import (
     assert_equal_to_theirs,
     kill_the_triggerer,
     restore_by_hand,
-    wait_for,
 )
 from tests.e2e.test_standalone import states, upload
-from tests.experiments import Gate
 from tests.kubernetes_api import NAMESPACE, TOKEN
 from tests.kubernetes_server import cluster
 from tests.servers import s3_server
@@ -38,12 +36,6 @@ KEY, ENVIRONMENT = (f"canary-{secrets.token_hex(12)}" for _ in range(2))
 def s3():
     with s3_server(secret=KEY) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory):
-    """Trials stand still after iteration 3 until it is opened."""
-    return Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +76,14 @@ def test_a_night_in_pods_ends_as_tuner_restore(running, api, s3, gate, tmp_path)
         upload(experiment, s3, f"{s3.bucket}/{copy}/slow")
     theirs = restore_by_hand(s3, tmp_path)
     run_id = running.trigger(DAG, {"prefix": f"s3://seaweed@{s3.bucket}/nightly", "stale_after": 0})
-    victim = wait_for(lambda: pod_that_reports(api), running)
+    victim = running.eventually(lambda: pod_that_reports(api))
     api.kubelet.evict(victim, grace=60)
-    wait_for(lambda: "deferred" in states(running.tasks(DAG, run_id)).get(TRIAL, []), running)
+    running.eventually(lambda: "deferred" in states(running.tasks(DAG, run_id)).get(TRIAL, []))
     triggerer = kill_the_triggerer()
     try:
         outage = api.fail(500)
         api.drop_streams()
-        wait_for(lambda: outage.hits, running)
+        running.eventually(lambda: outage.hits)
         outage.until = time.monotonic() + 20
         gate.open()
         assert running.finish(DAG, run_id, 900) == "success", running.log_tail()

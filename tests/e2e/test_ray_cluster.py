@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_standalone import states, upload
-from tests.experiments import Gate, environment
+from tests.experiments import environment
 from tests.ray_cluster import ray_cluster
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
@@ -43,12 +43,6 @@ def cluster(s3):
 
 
 @pytest.fixture(scope="module")
-def gate(tmp_path_factory):
-    """Trials stand still after iteration 3 until it is opened."""
-    return Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
-
-
-@pytest.fixture(scope="module")
 def running(s3, cluster, gate, tmp_path_factory):
     with airflow(
         tmp_path_factory.mktemp("airflow"),
@@ -67,7 +61,7 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(running, cluster, s3, gate, 
     theirs = restore_by_hand(s3, tmp_path)
     run_id = running.trigger(DAG, {"prefix": f"s3://seaweed@{s3.bucket}/nightly", "stale_after": 0})
     killed = kill_a_worker(running, run_id)
-    wait_for(lambda: len(jobs(cluster, "RUNNING")) >= 2, running)
+    running.eventually(lambda: len(jobs(cluster, "RUNNING")) >= 2)
     triggerer = kill_the_triggerer()
     try:
         cancelled = cancel_a_job(cluster, running)
@@ -137,12 +131,11 @@ def kill_the_triggerer() -> "subprocess.Popen[bytes]":
 
 def cancel_a_job(cluster, running) -> str:
     """Cancel a job as the dashboard's button does, once its trial has got somewhere."""
-    victim = wait_for(
-        lambda: next((name for name, log in logs(cluster).items() if "iteration" in log), None),
-        running,
+    victim = running.eventually(
+        lambda: next((name for name, log in logs(cluster).items() if "iteration" in log), None)
     )
     call(cluster, f"/api/jobs/{victim}/stop", "POST")
-    wait_for(lambda: victim in jobs(cluster, "STOPPED"), running)
+    running.eventually(lambda: victim in jobs(cluster, "STOPPED"))
     return victim
 
 
@@ -176,14 +169,6 @@ def assert_equal_to_theirs(s3) -> None:
             assert mine[name] == his[name], name
         numbers = [row["training_iteration"] for row in mine["rows"]]
         assert sorted(set(numbers)) == [1, 2, 3, 4, 5, 6]
-
-
-def wait_for(condition, running, seconds: float = 240):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, running.log_tail()
-        time.sleep(0.5)
-    return found
 
 
 def call(cluster, path: str, method: str = "GET"):

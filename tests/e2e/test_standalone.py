@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments import Gate
 from tests.servers import s3_server
 from tests.standalone import ROOT, airflow
 from tests.sweeps import copy_dags, fail_sweep, killed_sweep
@@ -62,16 +61,9 @@ def s3():
         yield server
 
 
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory):
-    gate = Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
-    gate.open()
-    return gate
-
-
 @pytest.fixture
 def closed_gate(gate):
-    """Trials stand still after iteration 3 until it is opened."""
+    """The gate is open but for tests that ask for this."""
     gate.close()
     yield gate
     gate.open()
@@ -79,6 +71,7 @@ def closed_gate(gate):
 
 @pytest.fixture(scope="module")
 def running(s3, gate, tmp_path_factory):
+    gate.open()
     dags = copy_dags(tmp_path_factory.mktemp("dags"), gate)
     (dags / "more_dags.py").write_text(MORE_DAGS)
     with airflow(
@@ -186,7 +179,8 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(
         f"/api/v2/dags/nightly_recovery/dagRuns/{run_id}/taskInstances/restore.trial/{victim}",
         {"new_state": "failed"},
     )
-    wait_for(lambda: list(experiment.glob(".tune_restore/*/trials/*/attempts/*/outcome.json")))
+    outcomes = ".tune_restore/*/trials/*/attempts/*/outcome.json"
+    running.eventually(lambda: list(experiment.glob(outcomes)), seconds=120)
     closed_gate.open()
     assert running.finish("nightly_recovery", run_id) == "failed"
     found = states(running.tasks("nightly_recovery", run_id))
@@ -198,13 +192,13 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(
     assert finished == [("TERMINATED", 6)] * 3
     assert status in ("PENDING", "RUNNING", "PAUSED")
     assert 1 <= iteration < 6
-    wait_for(lambda: not runners_of(experiment))
+    running.eventually(lambda: not runners_of(experiment), seconds=120)
     the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment)
 
 
 def the_next_night_its_worker_dies_and_a_retry_goes_on(running, experiment: Path) -> None:
     run_id = running.trigger("survives", {"experiment": str(experiment)})
-    runner = wait_for_runner(running, experiment)
+    runner, *_ = running.eventually(lambda: runners_of(experiment), seconds=400)
     worker = command_of(runner).split()[-1]
     assert "--parent-pid" in command_of(runner)
     os.kill(int(worker), signal.SIGKILL)
@@ -238,14 +232,7 @@ def test_one_run_of_all_is_followed_by_a_task_a_trial_and_outlives_the_one_that_
     assert ends[-1][1] != starter
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 1
     assert iterations(experiment) == [("TERMINATED", 6)] * 4
-    wait_for(lambda: not runners_of(experiment))
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    running.eventually(lambda: not runners_of(experiment), seconds=120)
 
 
 def wait_for_progress(running, dag_id: str, run_id: str) -> int:
@@ -258,15 +245,6 @@ def wait_for_progress(running, dag_id: str, run_id: str) -> int:
                 if "iteration " in log:
                     return task["map_index"]
         time.sleep(0.5)
-    raise TimeoutError(running.log_tail())
-
-
-def wait_for_runner(running, experiment: Path) -> int:
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline:
-        for runner in runners_of(experiment):
-            return runner
-        time.sleep(0.1)
     raise TimeoutError(running.log_tail())
 
 

@@ -32,6 +32,7 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.builders import make_experiment, make_row
@@ -51,6 +52,7 @@ def cluster(s3):
     with ray_cluster(env, num_cpus=2) as started, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(started.connection))
         while len(nodes(started)) < 2:
+            assert len(started.nodes) <= STARTS
             node = started.add_node(num_cpus=2)
             eventually(lambda node=node: len(nodes(started)) == 2 or node.poll() is not None)
         yield started

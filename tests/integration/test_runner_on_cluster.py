@@ -13,10 +13,10 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import _kill_session
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED
+from airflow_tune_restore.runner.ray_session import STARTS
 from tests.experiments import ROOT, environment
 from tests.restoring import Restoring
 from tests.servers import free_port
-from tests.sweeps import STARTS
 
 
 @pytest.fixture
@@ -35,6 +35,8 @@ def cluster(tmp_path):
         if any("Ray runtime started" in line for line in head.stdout):
             break
         head.wait()
+    else:
+        raise RuntimeError("Ray did not start")
     time.sleep(1)
     yield f"127.0.0.1:{port}"
     os.kill(head.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import EXIT_FAILED, EXIT_FINISHED
+from tests.experiments import save_rarely
 from tests.restoring import RESTORE_ID, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]
@@ -124,11 +125,7 @@ def test_a_fresh_budget_gives_rays_own_retries_back(copied):
 def test_rays_own_retry_loses_no_row_that_was_not_uploaded_yet(copied, tmp_path):
     """Ray's loggers fetch result.json again when a trial is retried, over what is not stored yet."""
     directory = copied("retries")
-    state = next(directory.glob("experiment_state-*.json"))
-    body = state.read_text()
-    rare = body.replace('"_checkpoint_period": "1"', '"_checkpoint_period": "600"')
-    assert rare != body
-    state.write_text(rare)
+    save_rarely(directory)
     env = {"TUNE_TEST_FAILS_ONCE": str(tmp_path / "failed")}
     restoring = Restoring(directory, "retries", fresh_budget=True, env=env)
     ran = restoring.run()

@@ -13,7 +13,7 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED
-from tests.experiments import ROOT
+from tests.experiments import ROOT, save_rarely
 from tests.restoring import TRAINABLE_ENV, Restoring
 
 OPTIONS = DraftOptions(
@@ -51,10 +51,7 @@ def take_over(store):
 
 def test_a_frozen_runner_thaws_notices_and_ends_without_writing_anything(copied, gate):
     directory = copied("errored")
-    (state,) = directory.glob("experiment_state-*")
-    state.write_text(
-        state.read_text().replace('"_checkpoint_period": "1"', '"_checkpoint_period": "600"')
-    )
+    save_rarely(directory)
     restoring = Restoring(directory, "errored", env=gate.env, ttl_seconds=40.0)
     store = restoring.store
     request, frozen, seen = restoring.run_until(4)
