@@ -35,7 +35,7 @@ with DAG(
     "event_driven_recovery",
     schedule=[failed_sweeps],
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=4,  # a sweep that dies while another trains again need not wait: leases see to the rest
     doc_md=__doc__,
     tags=["ray", "tune"],
 ):
@@ -45,6 +45,7 @@ with DAG(
         stale_after=STALE_AFTER,
         wait=False,
         resume_errored=True,
+        max_attempts=10,  # a trial whose process dies each time would wake this DAG again each time
         max_active_trials=4,
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the example's bug is fixed; yours needs no such line
     )

@@ -73,5 +73,6 @@ with DAG(
         deferrable=True,
         resume_errored=True,
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the next night's code
-        find_args={"timeout": 6 * 3600, "soft_fail": True},
+        # just that one, not what may lie below it
+        find_args={"max_depth": 0, "timeout": 6 * 3600, "soft_fail": True},
     )

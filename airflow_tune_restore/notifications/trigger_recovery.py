@@ -12,6 +12,7 @@ from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
 from pydantic import ValidationError
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address
 
 _SAYS_RUNNING = {"type": "DagRunStateResult", "state": "running"}
@@ -44,7 +45,7 @@ class TriggerRecoveryNotifier(BaseNotifier):
 
     def notify(self, context: Context) -> None:
         """Start the DAG, once for a try of the task."""
-        experiment = str(Address.parse(self.experiment))  # refuses a secret in it
+        experiment = str(_one_experiment(self.experiment))
         comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
         if comms is None or not _talks_for_a_task(comms):
             self.log.error(
@@ -66,6 +67,17 @@ class TriggerRecoveryNotifier(BaseNotifier):
             self.log.warning("%s is not started: %s", self.dag_id, answer.error.value)
             return
         self.log.info("Started %s, run %s, to recover %s.", self.dag_id, run_id, experiment)
+
+
+def _one_experiment(text: str) -> Address:
+    """Read an address; a template that rendered to nothing must not make it that of all experiments."""
+    address = Address.parse(text if parse_text(text) else "")  # refuses a secret in it
+    bucket, _, path = address.uri.partition("://")[2].partition("/")
+    if address.uri.endswith("/") or (bucket and not path):
+        raise InvalidInputError(
+            f"{address.uri} is no experiment, but a place for many. What is its last part rendered from?"
+        )
+    return address
 
 
 def _talks_for_a_task(comms: Any) -> bool:

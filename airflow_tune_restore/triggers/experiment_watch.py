@@ -18,6 +18,9 @@ from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.selection import MAX_DEPTH
 from airflow_tune_restore.hooks.finding import Search, build_search, survey
 
+LEAST_WAIT_SECONDS = 1.0
+"""Between two polls, whatever a sensor's `poke_interval` says: 0 would poll without a pause."""
+
 LONGEST_WAIT_SECONDS = 600.0
 """Between two polls of a store that keeps failing."""
 
@@ -155,4 +158,5 @@ def _search(kwargs: dict[str, Any]) -> Search:
 
 def _wait(interval: float, failures: int) -> float:
     """Return how long to wait: the interval, twice as long after each failure in a row."""
+    interval = max(interval, LEAST_WAIT_SECONDS)
     return max(interval, min(interval * 2.0 ** min(failures, 30), LONGEST_WAIT_SECONDS))

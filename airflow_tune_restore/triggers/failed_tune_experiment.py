@@ -11,6 +11,7 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 from pydantic import JsonValue
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
     RESTORABLE,
@@ -18,13 +19,16 @@ from airflow_tune_restore.experiments.health import (
     Health,
 )
 from airflow_tune_restore.experiments.selection import MAX_DEPTH
-from airflow_tune_restore.hooks.arguments import parse_health, parse_span
+from airflow_tune_restore.hooks.arguments import parse_globs, parse_health, parse_span
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.hooks.finding import say_why
 from airflow_tune_restore.triggers.experiment_watch import ExperimentWatch
 
-REPORTED_KEY = "reported"
-"""In the state store of the asset: what was reported, by experiment. Read by tomorrow's triggerer."""
+MAX_REMEMBERED = 2000
+"""Experiments: what is remembered of so many takes 64 KB, of more than which Airflow warns."""
+
+RECALL_WAITS_SECONDS = (1.0, 5.0, 25.0)
+"""Between tries to read what was reported before: without it, everything is reported again."""
 
 SETTLED_SECONDS = 10.0
 """After an event until it is remembered: Airflow stores events about once a second, and one that is
@@ -40,14 +44,17 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
 
     For `AssetWatcher(name=…, trigger=FailedTuneExperimentTrigger(prefix=…))`. An event only wakes the DAG
     up, which scans by itself; it names a few experiments, as addresses that a hook can open. What is dead
-    is reported once for each state it died with, across restarts of the triggerer; again if it has lived,
-    or a restore was at work on it, in between. It never returns and never raises.
+    is reported once, across restarts of the triggerer, and again when it has been written to since: a new
+    state, or a newer write. It never returns and never raises.
+
+    What was reported is remembered with the asset. A trigger that watches two assets with the very same
+    arguments is one trigger to Airflow (3.3.2), which then keeps no memory: give them one asset.
 
     Args:
         prefix: Where to look: a local path or a URL, as `s3://conn_id@bucket/path`.
         health: Which experiments to report.
         stale_after: Silence after which an unfinished experiment counts as dead; a timedelta or seconds.
-        poke_interval: Seconds between two polls.
+        poke_interval: Time between two polls; a timedelta or seconds.
         storage_conn_id: Airflow connection; by default the one in the prefix.
         include: Globs of experiments to report.
         exclude: Globs of directories to leave out.
@@ -63,7 +70,7 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
         *,
         health: Iterable[str] = RESTORABLE,
         stale_after: timedelta | float = DEFAULT_STALE_AFTER,
-        poke_interval: float = 60.0,
+        poke_interval: timedelta | float = 60.0,
         storage_conn_id: str | None = None,
         include: Iterable[str] | None = None,
         exclude: Iterable[str] | None = None,
@@ -74,15 +81,15 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
     ) -> None:
         if stale_after_seconds is None:
             stale_after_seconds = parse_span("stale_after", stale_after).total_seconds()
-        if storage_conn_id:
-            prefix = str(Address.parse(prefix, storage_conn_id=storage_conn_id))
+        if "{{" in prefix:
+            raise InvalidInputError(f"prefix={prefix!r}: Airflow renders no template of a watcher.")
         super().__init__(
-            prefix=prefix,
+            prefix=str(Address.parse(prefix, storage_conn_id=storage_conn_id)),
             health=sorted(parse_health(health)),
             stale_after_seconds=stale_after_seconds,
-            poke_interval=float(poke_interval),
-            include=list(include or ()),
-            exclude=list(exclude or ()),
+            poke_interval=parse_span("poke_interval", poke_interval).total_seconds(),
+            include=list(parse_globs("include", include)),
+            exclude=list(parse_globs("exclude", exclude)),
             max_depth=max_depth,
             use_index=use_index,
             ray_conn_id=ray_conn_id,
@@ -93,20 +100,21 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
     ) -> AsyncIterator[TriggerEvent]:
         """Yield one event for each poll that shows something new, and remember it."""
         wanted = parse_health(self.health)
-        reported = await self._recall()
+        reported = kept = await self._recall()
         async for poll in shared_stream:
             if poll.refusal:
                 log.error("%s is not watched: %s", self.prefix, poll.refusal)
                 continue
-            now = _marks(poll.reports, wanted, reported)
-            new = [r for r in poll.reports if now.get(_key(r)) not in (None, reported.get(_key(r)))]
+            # of ten thousand this takes a while
+            dead = await asyncio.to_thread(_mark_dead, poll.reports, wanted)
+            new = [report for key, mark, report in dead if reported.get(key) != mark]
             if new:
                 say_why(new, log)
                 yield TriggerEvent(self._wake_up(new))
                 await asyncio.sleep(SETTLED_SECONDS)
-            if now != reported:
-                await self._remember(now)
-            reported = now
+            reported = _add_marks(reported, {key: mark for key, mark, _ in dead})
+            if reported != kept and await self._remember(reported):
+                kept = reported
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll for this one alone, where nobody shares."""
@@ -121,52 +129,64 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
             "experiments": [str(place.at(report.experiment)) for report in new[:_NAMED]],
         }
 
+    @property
+    def _memory_key(self) -> str:
+        """Key in the state store of the asset, which may have more than one watcher."""
+        sight = (self.prefix, self.health, self.include, self.exclude, self.max_depth)
+        return f"reported_{_digest(sight)}"
+
     async def _recall(self) -> dict[str, str]:
         """Return what was reported before this triggerer began, if the asset's memory can be read."""
         if self.asset_state_store is None:
             return {}
-        try:
-            found = await self.asset_state_store.aget(REPORTED_KEY, {})
-        except Exception:  # noqa: BLE001  without memory it reports again, which a second scan bears
-            log.exception("What was reported of %s before is not known.", self.prefix)
-            return {}
-        pairs = found.items() if isinstance(found, dict) else ()
-        return {key: mark for key, mark in pairs if isinstance(mark, str)}
+        for wait in RECALL_WAITS_SECONDS:
+            try:
+                found = await self.asset_state_store.aget(self._memory_key, {})
+            except Exception:  # noqa: BLE001  without memory it reports again, which a second scan bears
+                log.exception("What was reported of %s before is not known.", self.prefix)
+                await asyncio.sleep(wait)
+            else:
+                pairs = found.items() if isinstance(found, dict) else ()
+                return {key: mark for key, mark in pairs if isinstance(mark, str)}
+        return {}
 
-    async def _remember(self, reported: dict[str, str]) -> None:
+    async def _remember(self, reported: dict[str, str]) -> bool:
+        """Say whether it is remembered; what is not is tried again at the next poll."""
         if self.asset_state_store is None:
-            return
+            return True
         try:
-            await self.asset_state_store.aset(REPORTED_KEY, dict[str, JsonValue](reported))
+            await self.asset_state_store.aset(self._memory_key, dict[str, JsonValue](reported))
         except Exception:  # noqa: BLE001  the same
             log.exception("What was reported of %s is not remembered.", self.prefix)
+            return False
+        return True
 
 
-def _marks(
-    reports: Iterable[ExperimentReport], wanted: frozenset[Health], reported: dict[str, str]
-) -> dict[str, str]:
-    """Return key -> mark of all that is dead now.
-
-    Who cannot be read now, or not be seen because a directory above cannot, stays as he was reported.
-    """
-    by_key = {_key(report): report for report in reports}
-    blind = any(report.health is Health.UNREADABLE for report in by_key.values())
-    unclear = {
-        key
-        for key in reported
-        if (by_key[key].health is Health.UNREADABLE if key in by_key else blind)
-    }
-    return {key: reported[key] for key in unclear} | {
-        key: _digest(report.health, report.state_file, report.trials)
-        for key, report in by_key.items()
+def _mark_dead(
+    reports: Iterable[ExperimentReport], wanted: frozenset[Health]
+) -> list[tuple[str, str, ExperimentReport]]:
+    """Return key, mark and report of all that is dead now; a mark changes when it is written to."""
+    return [
+        (
+            _digest(report.experiment),
+            _digest(report.health, report.state_file, report.trials, str(report.last_write)),
+            report,
+        )
+        for report in reports
         if report.health in wanted
-    }
+    ]
 
 
-def _key(report: ExperimentReport) -> str:
-    return _digest(report.experiment)
+def _add_marks(reported: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Return what is to be remembered.
+
+    Also of who is not dead now: he may live, be away, be hidden by an outage or under repair, and is
+    not reported again if he is found as he was. Of too many, those are forgotten.
+    """
+    both = {**reported, **now}
+    return both if len(both) <= MAX_REMEMBERED else now
 
 
 def _digest(*parts: Any) -> str:
-    """Return few letters: Airflow warns of more than 64 KB in a state store."""
+    """Return few letters: there may be thousands."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -79,3 +79,12 @@ def test_a_secret_in_the_address_goes_nowhere(line):
 def test_a_dags_own_callback_is_refused_in_words(line):
     with pytest.raises(InvalidInputError, match="callback of tasks"):
         notify(SimpleNamespace(get=lambda _key: None))
+
+
+@pytest.mark.parametrize(
+    "rendered", ["", " ", "None", "s3://bucket", "s3://bucket/sweeps/", "/sweeps/"]
+)
+def test_a_template_that_rendered_to_nothing_does_not_mean_all_experiments(line, rendered):
+    with pytest.raises(InvalidInputError):
+        notify(experiment=rendered)
+    assert line.sent == []

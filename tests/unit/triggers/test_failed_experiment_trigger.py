@@ -128,6 +128,12 @@ def test_it_polls_until_there_is_something(monkeypatch, slept):
     assert slept[:2] == [60.0, 60.0]
 
 
+def test_a_sensor_that_pokes_without_a_pause_polls_with_one(monkeypatch, slept):
+    answers(monkeypatch, [], StorageError("gone"), [report("a")])
+    events(FailedExperimentTrigger(**{**ARGUMENTS, "poke_interval": 0.0}))
+    assert slept[:-1] == [1.0, 2.0]
+
+
 def test_a_store_that_fails_is_asked_again_later_and_later(monkeypatch, slept):
     answers(
         monkeypatch,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from airflow.sdk import Asset, AssetWatcher
@@ -10,7 +11,9 @@ from airflow.sdk._shared.module_loading import import_string
 from airflow.triggers.base import BaseEventTrigger
 from airflow.triggers.shared_stream import SharedStreamManager
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.triggers import experiment_watch, failed_tune_experiment
 from airflow_tune_restore.triggers.experiment_watch import Poll
 from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
@@ -23,17 +26,20 @@ DEAD = report("dead", Health.INTERRUPTED)
 class Memory:
     """Stands in for Airflow's state store of an asset."""
 
-    def __init__(self, *, is_broken=False):
+    def __init__(self, *, fails_to_read=0, fails_to_write=0):
         self.kept = {}
-        self.is_broken = is_broken
+        self.fails_to_read = fails_to_read
+        self.fails_to_write = fails_to_write
 
     async def aget(self, key, default=None):
-        if self.is_broken:
+        if self.fails_to_read:
+            self.fails_to_read -= 1
             raise RuntimeError("no API server")
         return json.loads(self.kept[key]) if key in self.kept else default
 
     async def aset(self, key, value):
-        if self.is_broken:
+        if self.fails_to_write:
+            self.fails_to_write -= 1
             raise RuntimeError("no API server")
         self.kept[key] = json.dumps(value)
 
@@ -41,6 +47,8 @@ class Memory:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(failed_tune_experiment, "SETTLED_SECONDS", 0)
+    waits = [0] * len(failed_tune_experiment.RECALL_WAITS_SECONDS)
+    monkeypatch.setattr(failed_tune_experiment, "RECALL_WAITS_SECONDS", waits)
 
 
 def reported(*polls, memory=None, prefix="/sweeps", **arguments) -> list[list[str]]:
@@ -72,9 +80,33 @@ def test_it_is_what_a_watcher_takes_and_its_wire_form_makes_an_equal_one():
     assert import_string(path)(**arguments).serialize() == (path, arguments)
 
 
+def test_one_pattern_may_stand_alone_as_it_may_in_the_sensor():
+    trigger = FailedTuneExperimentTrigger(prefix="/a", include="lr-*", exclude="tmp*")
+    assert trigger.search.selection == Selection(include=("lr-*",), exclude=("tmp*",))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prefix": ""},
+        {"prefix": "{{ var.value.prefix }}"},
+        {"prefix": "/a", "poke_interval": -5},
+        {"prefix": "/a", "poke_interval": "nan"},
+        {"prefix": "/a", "include": [1]},
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_the_dag_is_parsed(arguments):
+    with pytest.raises(InvalidInputError):
+        FailedTuneExperimentTrigger(**arguments)
+
+
 def test_nothing_is_reported_twice_while_it_is_unchanged():
-    assert reported([DEAD], [DEAD], [], [DEAD]) == [["/sweeps/dead"], ["/sweeps/dead"]]
-    assert reported([DEAD], [DEAD], [DEAD]) == [["/sweeps/dead"]]
+    lives = report("dead", Health.RUNNING)  # a restore was at work on it, and came to nothing
+    blind = report("dead", Health.UNREADABLE)
+    above = report("", Health.UNREADABLE)
+    gone: list = []
+    for meanwhile in ([DEAD], [lives], [blind], [above], gone):
+        assert reported([DEAD], meanwhile, [DEAD]) == [["/sweeps/dead"]]
 
 
 def test_one_event_a_poll_whatever_was_found():
@@ -86,19 +118,14 @@ def test_one_event_a_poll_whatever_was_found():
 
 def test_a_change_is_reported_and_so_is_who_died_again():
     newer = report("dead", Health.INTERRUPTED, state_file="experiment_state-y.json")
-    lives = report("dead", Health.RUNNING)
     assert len(reported([DEAD], [newer], [newer])) == 2
-    assert len(reported([DEAD], [lives], [DEAD])) == 2
+    lives = report("dead", Health.RUNNING)
+    again = replace(DEAD, last_write=datetime(2026, 11, 25, 3, tzinfo=UTC))
+    assert len(reported([DEAD], [lives], [again])) == 2
 
 
 def test_only_what_is_asked_for_is_reported():
     assert reported([DEAD, report("b", Health.FINISHED)], health={"finished"}) == [["/sweeps/b"]]
-
-
-def test_who_cannot_be_read_or_seen_for_a_while_is_not_reported_again():
-    blind = report("dead", Health.UNREADABLE)
-    above = report("", Health.UNREADABLE)
-    assert len(reported([DEAD], [blind], [DEAD], [above], [DEAD])) == 1
 
 
 def test_what_was_reported_is_remembered_by_the_next_triggerer():
@@ -109,20 +136,49 @@ def test_what_was_reported_is_remembered_by_the_next_triggerer():
 
 
 def test_a_memory_that_fails_stops_nothing():
-    assert len(reported([DEAD], [DEAD], memory=Memory(is_broken=True))) == 1
+    assert len(reported([DEAD], [DEAD], memory=Memory(fails_to_read=9, fails_to_write=9))) == 1
 
 
-@pytest.mark.parametrize("found", [None, "x", [1], {"a": 1}])
+def test_what_could_not_be_remembered_is_tried_again_while_nothing_changes():
+    memory = Memory(fails_to_write=1)
+    reported([DEAD], [DEAD], memory=memory)
+    assert reported([DEAD], memory=memory) == []
+
+
+def test_a_memory_that_fails_for_a_moment_is_asked_again():
+    memory = Memory()
+    reported([DEAD], memory=memory)
+    memory.fails_to_read = len(failed_tune_experiment.RECALL_WAITS_SECONDS) - 1
+    assert reported([DEAD], memory=memory) == []
+
+
+def test_two_watchers_of_one_asset_do_not_forget_each_others_memory():
+    memory, other = Memory(), replace(DEAD, experiment="/other/dead")
+    for _ in range(2):
+        found = reported([DEAD], memory=memory), reported([other], prefix="/other", memory=memory)
+    assert found == ([], [])
+
+
+@pytest.mark.parametrize("found", ["x", [1], {"a": 1}])
 def test_a_memory_of_something_else_is_none(found):
     memory = Memory()
-    memory.kept["reported"] = json.dumps(found)
+    reported([DEAD], memory=memory)
+    memory.kept = {key: json.dumps(found) for key in memory.kept}
     assert len(reported([DEAD], memory=memory)) == 1
 
 
-def test_memory_of_a_thousand_experiments_fits_into_airflows_limit():
+def test_of_too_many_only_the_dead_are_remembered():
     memory = Memory()
-    reported([report(f"e{n}") for n in range(1000)], memory=memory)
-    assert len(memory.kept["reported"]) < 65536
+    many = [report(f"e{n}") for n in range(failed_tune_experiment.MAX_REMEMBERED)]
+    assert len(reported(many, [DEAD], memory=memory)) == 2
+    assert [len(json.loads(kept)) for kept in memory.kept.values()] == [1]
+
+
+def test_all_that_is_remembered_fits_into_airflows_limit():
+    memory = Memory()
+    reported([report(f"e{n}") for n in range(failed_tune_experiment.MAX_REMEMBERED)], memory=memory)
+    (kept,) = memory.kept.values()
+    assert len(kept) < 65536
 
 
 def test_an_event_names_few_experiments_of_many():
