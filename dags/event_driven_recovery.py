@@ -35,7 +35,7 @@ with DAG(
     "event_driven_recovery",
     schedule=[failed_sweeps],
     catchup=False,
-    max_active_runs=4,  # a sweep that dies while another trains again need not wait: leases see to the rest
+    max_active_runs=4,  # who dies while another trains again need not wait; leases see to the rest
     doc_md=__doc__,
     tags=["ray", "tune"],
 ):
