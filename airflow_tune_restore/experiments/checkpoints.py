@@ -14,6 +14,12 @@ from dataclasses import dataclass
 _NUMBERED = re.compile(r"^checkpoint_(\d+)$")
 
 
+def checkpoint_index(name: str) -> int:
+    """Return the number of a checkpoint directory; -1 for a name Ray did not number."""
+    match = _NUMBERED.match(name)
+    return int(match[1]) if match else -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCheckpoint:
     """The checkpoint Ray would resume from.
@@ -37,8 +43,7 @@ class CheckpointDir:
     @property
     def index(self) -> int:
         """Its number; -1 for a name Ray did not number."""
-        match = _NUMBERED.match(self.name)
-        return int(match[1]) if match else -1
+        return checkpoint_index(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +99,7 @@ def choose_checkpoint(
     usable = [
         item
         for item in complete.values()
-        if item.name in reported or (not reported and item.index < _index(recorded.name))
+        if item.name in reported or (not reported and item.index < checkpoint_index(recorded.name))
     ]
     if not usable:
         return CheckpointChoice(
@@ -131,10 +136,6 @@ def _newer(
         lost=False,
         reason=f"resumed from {newest.name}, newer than the state, which {named}",
     )
-
-
-def _index(name: str) -> int:
-    return CheckpointDir(name=name, files={}).index
 
 
 def _is_complete(item: CheckpointDir, siblings: list[CheckpointDir]) -> bool:

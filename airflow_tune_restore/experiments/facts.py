@@ -27,6 +27,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
         warnings: What was odd.
+        unreadable: Why no state can be used; "" if one can. All else is empty then.
     """
 
     state_file: str
@@ -38,6 +39,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     longest_interval: float = 0.0
     snapshot_period: float | None = None
     warnings: tuple[str, ...] = ()
+    unreadable: str = ""
 
     @property
     def unfinished(self) -> int:
@@ -57,7 +59,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_sound(self) -> bool:
-        """Whether what was remembered could have come from a state file."""
+        """Whether what was remembered could have come from state files."""
+        if self.unreadable:
+            return self == Facts(state_file="", trials={}, unreadable=self.unreadable)
         numbers = (self.session_started, self.last_result, self.snapshot_period)
         return (
             layout.is_state_file(self.state_file)

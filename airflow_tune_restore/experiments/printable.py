@@ -1,6 +1,10 @@
 """Foreign text made fit to be shown: in a log, on a terminal, in a table. Standard library only."""
 
 import re
+from unicodedata import category
+
+_JOINERS = "\u200c\u200d"
+"""Hold letters and emoji together; names have them."""
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 """Colours, cursor movements, window titles."""
@@ -11,5 +15,15 @@ _FOLDS = re.compile(r"::(?=(?:end)?group::)")
 
 def printable(text: str, most: int = 400) -> str:
     """Reduce foreign text to one line without control characters: names and errors are untrusted."""
-    line = "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", text[: 4 * most]))
+    line = "".join(c if is_printable(c) else " " for c in _ESCAPES.sub("", text[: 4 * most]))
     return _FOLDS.sub(":", line)[:most]
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text can be shown and stored as it is: no control characters, no turning of directions.
+
+    Python's own idea, and the spaces and joiners of other scripts.
+    """
+    return text.isprintable() or all(
+        c.isprintable() or c in _JOINERS or category(c) == "Zs" for c in text
+    )

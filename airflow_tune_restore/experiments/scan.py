@@ -6,6 +6,7 @@ remembers the last one (`index`) gets only what has changed since. Roots are lis
 how a change is noticed at all.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import msgspec
 
 from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.checkpoints import checkpoint_index
 from airflow_tune_restore.experiments.claims import RestoreSign, read_restore_sign
 from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerprint
 from airflow_tune_restore.experiments.health import (
@@ -45,6 +47,11 @@ THREADS = 64
 """Requests in flight: more gained nothing on the test server, and fewer wait on a distant one."""
 
 _EVERYTHING = Selection()
+
+_Visited = tuple[ExperimentReport | None, list[str]]
+"""What one directory brought: a report, and the paths of those to visit below it."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +88,8 @@ def scan(
     """Report on every experiment at or below the store's root, sorted by URI.
 
     An experiment is a directory that holds `tuner.pkl` or a state file. One that cannot be read is
-    reported as such and does not keep the others from being found.
+    reported as such and does not keep the others from being found, not even those below it. Inside one
+    that can be read no other is looked for.
 
     Args:
         store: Rooted at the prefix.
@@ -136,7 +144,8 @@ def examine(
             ask_driver=ask_driver,
             pool=pool,
         )
-        return _report(store, entries, "", look)
+        report, _ = _report(store, entries, "", look)
+        return report
 
 
 def _walk(
@@ -147,79 +156,81 @@ def _walk(
     look: _Look,
 ) -> Iterator[ExperimentReport]:
     """Yield reports as they come; a directory that is no experiment brings those below it."""
-    ended: SimpleQueue[Future[ExperimentReport | list[str]]] = SimpleQueue()
-    first: Future[ExperimentReport | list[str]] = Future()
+    ended: SimpleQueue[Future[_Visited]] = SimpleQueue()
+    first: Future[_Visited] = Future()
     first.add_done_callback(ended.put)
     first.set_result(_visit(store, root, "", selection, look))
     open_visits = 1
     while open_visits:
-        found = ended.get().result()
-        open_visits -= 1
-        if isinstance(found, ExperimentReport):
-            yield found
-            continue
-        for path in found:
+        report, below = ended.get().result()
+        open_visits += len(below) - 1
+        for path in below:
             visit = threads.submit(_list_and_visit, store.at(path), path, selection, look)
             visit.add_done_callback(ended.put)
-        open_visits += len(found)
+        if report is not None:
+            yield report
 
 
-def _list_and_visit(
-    store: ObjectStore, path: str, selection: Selection, look: _Look
-) -> ExperimentReport | list[str]:
+def _list_and_visit(store: ObjectStore, path: str, selection: Selection, look: _Look) -> _Visited:
     try:
         entries = store.list_dir()
     except TuneRestoreError as error:
         # one that cannot be listed keeps nobody from looking into the others
-        return _without_state(
-            store, Health.UNREADABLE, str(error), Evidence(root_written=None, now=look.now), look
-        )
+        evidence = Evidence(root_written=None, now=look.now)
+        return _without_state(store, Health.UNREADABLE, str(error), evidence, look), []
     return _visit(store, entries, path, selection, look)
 
 
 def _visit(
     store: ObjectStore, entries: list[Entry], path: str, selection: Selection, look: _Look
-) -> ExperimentReport | list[str]:
-    """Return the report of an experiment, or the paths of the directories to visit below this one."""
+) -> _Visited:
+    """Return the report of an experiment, or the paths of the directories to visit below this one.
+
+    Both, where a file only looks as if this were one.
+    """
+    report = None
     if _is_experiment(entries):
-        return _report(store, entries, path, look) if selection.takes(path) else []
+        if not selection.takes(path):
+            return None, []
+        report, is_one = _report(store, entries, path, look)
+        if is_one:
+            return report, []
     if path.count("/") + bool(path) >= selection.max_depth:
-        return []
+        return report, []
     below = [
         f"{path}/{entry.name}".lstrip("/")
         for entry in entries
-        if entry.is_dir and _may_hold_experiments(entry.name)
+        if entry.is_dir and _may_hold_experiments(store, entry.name)
     ]
-    return [name for name in below if selection.enters(name)]
+    return report, [name for name in below if selection.enters(name)]
 
 
-def _report(store: ObjectStore, entries: list[Entry], path: str, look: _Look) -> ExperimentReport:
+def _report(
+    store: ObjectStore, entries: list[Entry], path: str, look: _Look
+) -> tuple[ExperimentReport, bool]:
+    """Return a report, and whether this is an experiment, or may be one when the store works again."""
     evidence = Evidence(
         root_written=_newest(entries),
         tuner_written=_written(entries, layout.TUNER_FILE),
         now=look.now,
     )
     try:
-        return _report_readable(store, entries, path, evidence, look)
+        return _report_readable(store, entries, path, evidence, look), True
     except NotStartedError as error:
         restore, driver = _restore_sign(store, entries, look), _driver_sign(store, look)
         evidence = replace(evidence, restore=restore, driver=driver)
         health = judge_unstarted(evidence, stale_after=look.stale_after)
-        return _without_state(store, health, str(error), evidence, look)
+        return _without_state(store, health, str(error), evidence, look), False
     except StateUnreadableError as error:
-        return _without_state(store, Health.UNREADABLE, error.reason, evidence, look)
+        return _without_state(store, Health.UNREADABLE, error.reason, evidence, look), False
     except TuneRestoreError as error:
-        return _without_state(store, Health.UNREADABLE, str(error), evidence, look)
+        return _without_state(store, Health.UNREADABLE, str(error), evidence, look), True
 
 
 def _report_readable(
     store: ObjectStore, entries: list[Entry], path: str, evidence: Evidence, look: _Look
 ) -> ExperimentReport:
-    print_of_root = fingerprint(entries)
-    facts = look.index.look_up(path, print_of_root) if look.index else None
-    is_new = facts is None
-    if facts is None:
-        facts = build_facts(read_outline(store, entries))
+    facts, is_new = _facts(store, entries, path, look)
     left = facts.samples_left
     if facts.unfinished:  # then it does not bear on life and death
         facts = msgspec.structs.replace(facts, samples_left=None)
@@ -239,10 +250,10 @@ def _report_readable(
         evidence = _look_closer(store, entries, facts, evidence, health, look)
         if (listed_now := _list_again(store, entries, look)) != entries:
             # once: what changes under our eyes again is no commit of the same restore
-            return _report(store, listed_now, path, replace(look, looks_again=False))
+            return _report(store, listed_now, path, replace(look, looks_again=False))[0]
         health, reason = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
-        look.index.remember(path, print_of_root, facts)
+        look.index.remember(path, fingerprint(entries), facts)
     if facts.warnings:
         reason = "; ".join([reason, *facts.warnings])
     return ExperimentReport(
@@ -257,6 +268,26 @@ def _report_readable(
         warnings=facts.warnings,
         evidence=describe_evidence(facts, evidence, stale_after=look.stale_after),
     )
+
+
+def _facts(store: ObjectStore, entries: list[Entry], path: str, look: _Look) -> tuple[Facts, bool]:
+    """Return what the newest state says, and whether the index does not know it yet.
+
+    Raises:
+        StateUnreadableError: If none can be used. That is remembered, too.
+    """
+    known = look.index.look_up(path, fingerprint(entries)) if look.index else None
+    if known is not None and known.unreadable:
+        raise StateUnreadableError(store.uri, known.unreadable)
+    if known is not None:
+        return known, False
+    try:
+        return build_facts(read_outline(store, entries)), True
+    except StateUnreadableError as error:
+        if look.index:
+            facts = Facts(state_file="", trials={}, unreadable=error.reason)
+            look.index.remember(path, fingerprint(entries), facts)
+        raise
 
 
 def _look_closer(
@@ -367,9 +398,11 @@ def _is_experiment(entries: list[Entry]) -> bool:
     )
 
 
-def _may_hold_experiments(name: str) -> bool:
-    """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment.
-
-    And what nobody could write as an address: Ray makes no such name.
-    """
-    return is_safe_name(name) and not name.startswith((".", layout.CHECKPOINT_PREFIX))
+def _may_hold_experiments(store: ObjectStore, name: str) -> bool:
+    """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment."""
+    if name.startswith(".") or checkpoint_index(name) >= 0:
+        return False
+    if not is_safe_name(name):
+        log.warning("%s: %a is not looked into, for no address can hold this name", store.uri, name)
+        return False
+    return True

@@ -23,6 +23,7 @@ import msgspec
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
+from airflow_tune_restore.experiments.printable import is_printable
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 
@@ -228,14 +229,14 @@ def is_safe_name(name: str) -> bool:
         name not in ("", ".", "..", layout.ROOT)
         and "/" not in name
         and "\\" not in name
-        and name.isprintable()
+        and is_printable(name)
         and len(name.encode()) <= MAX_NAME
     )
 
 
 def is_printable_name(name: str) -> bool:
     """Whether a name that is no path can be shown, stored and put on a command line."""
-    return name.isprintable() and len(name) <= _MAX_LONG_NAME
+    return is_printable(name) and len(name) <= _MAX_LONG_NAME
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -20,6 +20,7 @@ from airflow_tune_restore.storage.memory import MemoryStore
 from tests.builders import STATE_NAME, make_row, make_state
 
 ODD = ["with space", "ünïcode-日本", "a=1,b=2", "50%", "%2F", "(x) [y]", "plus+plus", "a'b"]
+ODD += ["ideographic\u3000space", "\U0001f469\u200d\U0001f52c", "checkpoint_study"]
 
 
 class Counting(MemoryStore):
@@ -139,6 +140,17 @@ def test_a_second_scan_gets_the_index_and_nothing_else_that_has_not_changed(stor
     assert (store.asked["list"], store.asked["get"]) == (21, 3)
 
 
+def test_a_state_that_cannot_be_read_is_got_again_when_it_has_changed(store, clock):
+    key = f"broken/{STATE_NAME}"
+    store.put(key, b"{")
+    first = scan(store)
+    store.asked.clear()
+    assert scan(store) == first
+    assert store.asked["get"] == 1  # the index
+    store.put(key, make_state([make_row("t1")]))
+    assert verdicts(store)["broken"] is not Health.UNREADABLE
+
+
 def test_a_live_experiment_is_not_remembered(store, clock):
     put_experiment(store, "alive", status="RUNNING")
     scan(store)
@@ -184,6 +196,33 @@ def test_odd_names_are_found_remembered_and_told(store, clock, name):
     clock.now += timedelta(days=1)
     for _ in range(2):
         assert verdicts(store) == {f"{name}/{name}": Health.ERRORED}
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\tb", "a\u202eb"])
+def test_who_cannot_be_addressed_is_named(store, clock, name, caplog):
+    put_experiment(store, name)
+    assert verdicts(store) == {}
+    assert f"{name!a} is not looked into" in caplog.text
+
+
+@pytest.mark.parametrize("stray", ["tuner.pkl", "experiment_state-notes.json"])
+def test_a_file_that_only_looks_like_an_experiment_hides_nobody_below_it(store, clock, stray):
+    put_experiment(store, "team/one")
+    store.put(f"team/{stray}", b"{}")
+    store.put(stray, b"{}")
+    assert verdicts(store)["team/one"] is Health.FINISHED
+    assert len(verdicts(store)) == 3
+
+
+def test_an_experiment_is_not_searched_for_others_while_its_store_fails(store, clock):
+    put_experiment(store, "exp")
+    put_experiment(store, "exp/below")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MemoryStore, "get", lambda *_a, **_k: (_ for _ in ()).throw(StorageError("gone"))
+        )
+        assert verdicts(store) == {"exp": Health.UNREADABLE}
+    assert verdicts(store) == {"exp": Health.FINISHED}
 
 
 def test_a_selection_leaves_out_and_does_not_list(store, clock):
