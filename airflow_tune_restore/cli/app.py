@@ -157,7 +157,7 @@ def scan(  # noqa: PLR0913  a command line has as many arguments as it has optio
         use_index=use_index,
     )
     output.print_reports(
-        with_quarantined(reports), prefix=store.uri, explain=explain, as_json=as_json
+        with_quarantined(store, reports), prefix=store.uri, explain=explain, as_json=as_json
     )
 
 

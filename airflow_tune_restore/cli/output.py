@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def print_reports(
-    reports: Sequence[tuple[ExperimentReport, Sequence[str]]],
+    reports: Sequence[tuple[ExperimentReport, Sequence[str] | None]],
     *,
     prefix: str,
     as_json: bool,
@@ -146,7 +146,7 @@ def print_error(error: Exception) -> None:
 
 
 def _report_json(
-    report: ExperimentReport, quarantined: Sequence[str], *, explain: bool
+    report: ExperimentReport, quarantined: Sequence[str] | None, *, explain: bool
 ) -> dict[str, Any]:
     evidence = {"evidence": [asdict(sign) for sign in report.evidence]} if explain else {}
     return {

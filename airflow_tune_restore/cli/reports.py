@@ -2,24 +2,57 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.health import RESTORABLE, ExperimentReport
+from airflow_tune_restore.experiments.scan import THREADS
 from airflow_tune_restore.restore.ledger import read_ledger
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.base import ObjectStore
 
-_CONCURRENCY = 16
+_IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
+"""What all threads hold of ledgers while they read them."""
 
 
 def with_quarantined(
-    reports: Sequence[ExperimentReport],
-) -> list[tuple[ExperimentReport, list[str]]]:
-    """Add the ids of the quarantined trials of experiments that could be restored."""
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        return list(zip(reports, pool.map(_quarantined, reports), strict=True))
+    store: ObjectStore, reports: Sequence[ExperimentReport]
+) -> list[tuple[ExperimentReport, list[str] | None]]:
+    """Add the ids of the quarantined trials of experiments that could be restored.
+
+    Asks only where a restore has been. A ledger that cannot be used is named in the report's reason and
+    keeps nobody from seeing the others; None then stands for ids that cannot be told.
+
+    Args:
+        store: The one that was scanned.
+        reports: What the scan has found.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda report: _with_quarantined(store, report), reports))
 
 
-def _quarantined(report: ExperimentReport) -> list[str]:
-    if report.health not in RESTORABLE:
-        return []
-    ledger, _ = read_ledger(open_store(report.experiment))
-    return [trial_id for trial_id, history in ledger.trials.items() if history.quarantined]
+def _with_quarantined(
+    store: ObjectStore, report: ExperimentReport
+) -> tuple[ExperimentReport, list[str] | None]:
+    if report.health not in RESTORABLE or not report.was_restored:
+        return report, []
+    path = report.experiment.removeprefix(store.uri).strip("/")
+    try:
+        quarantined, warning = _read_quarantined(store.at(path) if path else store)
+    except TuneRestoreError as error:
+        quarantined, warning = None, f"its ledger cannot be read: {error}"
+    if warning:
+        report = replace(report, reason=f"{report.reason}; {warning}")
+    return report, quarantined
+
+
+def _read_quarantined(store: ObjectStore) -> tuple[list[str] | None, str]:
+    """Return the trials in quarantine, and a warning if the ledger makes no sense."""
+    beside = store.list_dir(layout.ROOT)
+    sizes = [entry.size_bytes for entry in beside if f"{layout.ROOT}/{entry.name}" == layout.LEDGER]
+    if not sizes:
+        return [], ""
+    with _IN_FLIGHT.hold(max(sizes)):
+        ledger, warning = read_ledger(store)
+    return [key for key, history in ledger.trials.items() if history.quarantined], warning

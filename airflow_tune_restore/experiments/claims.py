@@ -65,7 +65,7 @@ def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> R
         root: Its listing: without our directory in it nothing is asked.
         now: The time by the store's clock.
     """
-    if not any(entry.is_dir and entry.name == layout.ROOT for entry in root):
+    if not was_restored(root):
         return None
     entries = store.list_dir(layout.LEASE)
     epochs = claimed(entries)
@@ -81,6 +81,11 @@ def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> R
     return RestoreSign(
         lease=lease, silent_seconds=(now - written).total_seconds() if written else 0.0
     )
+
+
+def was_restored(root: list[Entry]) -> bool:
+    """Whether a restore was ever begun on an experiment, by the listing of its root."""
+    return any(entry.is_dir and entry.name == layout.ROOT for entry in root)
 
 
 def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:

@@ -79,6 +79,7 @@ class ExperimentReport:
         last_write: Newest write by the store's clock (UTC); None if nothing tells.
         samples_left: Samples not drawn; None if unknown, or if it was not asked because trials are
             unfinished anyway and the experiment lives.
+        was_restored: Whether a restore was ever begun on it.
         warnings: What was odd.
         evidence: What the verdict rests on.
     """
@@ -91,6 +92,7 @@ class ExperimentReport:
     state_file: str | None
     last_write: datetime | None
     samples_left: int | None
+    was_restored: bool = False
     warnings: tuple[str, ...] = ()
     evidence: tuple[Sign, ...] = ()
 

@@ -18,7 +18,7 @@ import msgspec
 from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import checkpoint_index
-from airflow_tune_restore.experiments.claims import RestoreSign, read_restore_sign
+from airflow_tune_restore.experiments.claims import RestoreSign, read_restore_sign, was_restored
 from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerprint
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
@@ -265,6 +265,7 @@ def _report_readable(
         state_file=facts.state_file,
         last_write=evidence.last_write,
         samples_left=facts.samples_left,
+        was_restored=was_restored(entries),
         warnings=facts.warnings,
         evidence=describe_evidence(facts, evidence, stale_after=look.stale_after),
     )
@@ -315,8 +316,8 @@ def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[E
 
     Its lease is released by then, so that neither listing alone shows that somebody was at work.
     """
-    is_ours = any(entry.is_dir and entry.name == layout.ROOT for entry in entries)
-    return store.list_dir() if is_ours and look.asks_for_restore and look.looks_again else entries
+    may_have = was_restored(entries) and look.asks_for_restore and look.looks_again
+    return store.list_dir() if may_have else entries
 
 
 def _restore_sign(store: ObjectStore, entries: list[Entry], look: _Look) -> RestoreSign | None:
