@@ -1,8 +1,10 @@
 """Is an experiment alive, dead, or done? Pure: the evidence and the clock are arguments."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple, Self
 
 from airflow_tune_restore.experiments.claims import RestoreSign
 from airflow_tune_restore.experiments.facts import Facts
@@ -15,6 +17,9 @@ MAX_PATIENCE = timedelta(days=2)
 
 ONE_UPLOAD = timedelta(minutes=1)
 """A restored driver uploads `tuner.pkl` with every state (Ray 2.60), in no order within this time."""
+
+CLOCKS_AGREE = timedelta(minutes=2)
+"""Times that differ by no more than this may be the same time by two clocks."""
 
 _TEN_YEARS = 315360000.0
 
@@ -37,14 +42,54 @@ RESTORABLE = frozenset({Health.ERRORED, Health.INTERRUPTED})
 """What a recovery DAG looks for unless told otherwise."""
 
 
+class Clue(StrEnum):
+    """What is looked at, in the words of the table of evidence."""
+
+    ROOT = "newest write to its root"
+    TRIAL_DIRS = "newest write to its unfinished trials"
+    ALLOWED = "silence allowed"
+    COMMIT = "commit of a restore"
+    RESTORE = "restore at work"
+    DRIVER = "driver on Ray"
+    TRIALS = "trials"
+    SAMPLES = "samples"
+    START = "start of a new driver"
+    SNAPSHOTS = "snapshots of its driver"
+    ITERATION = "slowest iteration"
+    CLOCK = "clock of its driver"
+
+
+class Direction(StrEnum):
+    """What a clue speaks for."""
+
+    ALIVE = "alive"  # somebody writes, or is about to
+    DEAD = "dead"  # nobody does any more
+    UNFINISHED = "unfinished"  # there is something left to do
+    ENDED = "ended"  # there is nothing left to do
+
+
+class Verdict(NamedTuple):
+    """How an experiment is.
+
+    Args:
+        health: The verdict.
+        reason: Why, in words.
+        counted: The clues that it rests on, and what each spoke for. Others were outvoted, or not needed.
+    """
+
+    health: Health
+    reason: str
+    counted: Mapping[Clue, Direction]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
     """One line of the table of evidence.
 
     Args:
         name: What was looked at.
-        found: What was seen there.
-        speaks_for: `alive`, `dead`, or "" if it decides nothing.
+        found: What was seen there; or that nobody looked.
+        speaks_for: A `Direction`, or "" if it did not count for the verdict.
     """
 
     name: str
@@ -79,7 +124,7 @@ class ExperimentReport:
         last_write: Newest write by the store's clock (UTC); None if nothing tells.
         samples_left: Samples not drawn; None if unknown, or if it was not asked because trials are
             unfinished anyway and the experiment lives.
-        was_restored: Whether a restore was ever begun on it.
+        was_restored: Whether a restore was ever begun on it; not told of one without trials.
         warnings: What was odd.
         evidence: What the verdict rests on.
     """
@@ -103,14 +148,14 @@ class Evidence:
 
     Args:
         root_written: Newest write to the root, our commits left out; None if the store does not say.
-        trials_written: Newest write to the directories of unfinished trials; None if they were not
-            looked at, or hold nothing.
+        trials_written: Newest write to the directories of unfinished trials; None if they hold nothing.
         state_written: When the newest state was written.
         tuner_written: When `tuner.pkl` was written, which a driver does when it starts.
         committed_at: When a restore committed the newest state, if one did. What was written before is
             its own doing, and no sign of a living driver.
         restore: The lease of a restore that has not ended.
         driver: What was said of its driver, if anybody was asked.
+        looked_at: Which of the clues that cost requests were looked at; of the others None says nothing.
         now: The time.
     """
 
@@ -121,22 +166,32 @@ class Evidence:
     committed_at: datetime | None = None
     restore: RestoreSign | None = None
     driver: DriverSign | None = None
+    looked_at: frozenset[Clue] = frozenset()
     now: datetime
+
+    @property
+    def writes(self) -> dict[Clue, datetime]:
+        """The newest write in each place where one is known."""
+        found = {Clue.ROOT: self.root_written, Clue.TRIAL_DIRS: self.trials_written}
+        return {clue: at for clue, at in found.items() if at is not None}
 
     @property
     def last_write(self) -> datetime | None:
         """The newest of all."""
-        times = (self.root_written, self.trials_written)
-        return max((time for time in times if time is not None), default=None)
+        return max(self.writes.values(), default=None)
 
     @property
     def is_our_own(self) -> bool:
         """Whether the last write was a restore's."""
-        return (
-            self.last_write is not None
-            and self.committed_at is not None
-            and self.last_write <= self.committed_at
-        )
+        return self.last_write is not None and self.is_by_restore(self.last_write)
+
+    def having_looked_at(self, clue: Clue) -> Self:
+        """Return the same, knowing that what it says of this clue is all there is."""
+        return replace(self, looked_at=self.looked_at | {clue})
+
+    def is_by_restore(self, at: datetime) -> bool:
+        """Whether what was written at that time is a restore's own doing."""
+        return self.committed_at is not None and at <= self.committed_at
 
     @property
     def is_restarting(self) -> bool:
@@ -168,71 +223,122 @@ def patience(facts: Facts, stale_after: timedelta) -> tuple[timedelta, str]:
     return timedelta(seconds=seconds), f"{what} of it takes {span_of(interval)}"
 
 
-def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> tuple[Health, str]:
-    """Return the health of a readable experiment, and why.
+def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> Verdict:
+    """Return the health of a readable experiment, why, and what that rests on.
 
     A restore at work, or a driver that is said to run, means that it is alive. Once all trials have
     ended and all samples are drawn, no driver has anything left to do, however recent the last write,
     unless one has just begun anew. In every other case only silence tells dead from alive; so does a
     searcher whose state we cannot read, because it may be about to draw more.
     """
-    if evidence.restore is not None and evidence.restore.is_alive:
-        return Health.RUNNING, _at_work(evidence.restore)
-    if evidence.driver is not None and evidence.driver.is_running:
-        return Health.RUNNING, evidence.driver.found
+    if (at_work := _at_work(evidence)) is not None:
+        return at_work
     allowed, why = patience(facts, stale_after)
-    left = facts.samples_left or 0
-    last_write = evidence.last_write
-    age = None if last_write is None else evidence.now - last_write
-    silent = evidence.is_our_own or (age is not None and age >= allowed)
-    may_draw_more = facts.samples_left is None and not facts.unfinished and not silent
-    if not facts.unfinished and not left and not may_draw_more:
-        return _ended(facts, evidence, silent=silent)
-    what = " and ".join(
-        part
-        for part in (
-            f"{facts.unfinished} unfinished trials" if facts.unfinished else "",
-            f"{left} samples never drawn" if left else "",
-            "a searcher that may draw more" if may_draw_more else "",
+    silent, counted = _silence(evidence, allowed)
+    if not silent and _silence(evidence, stale_after)[0]:
+        counted[Clue.ALLOWED] = Direction.ALIVE
+    left = facts.samples_left
+    if not facts.unfinished and (left == 0 or (left is None and silent)):
+        return _ended(facts, evidence, silent, counted)
+    undone = {Clue.TRIALS: f"{facts.unfinished} unfinished trials"} if facts.unfinished else {}
+    if left:
+        undone[Clue.SAMPLES] = f"{left} samples never drawn"
+    elif not undone:
+        undone[Clue.SAMPLES] = "a searcher that may draw more"
+    limit = span(allowed) + (f", because {why}" if allowed != stale_after else "")
+    return Verdict(
+        Health.INTERRUPTED if silent else Health.RUNNING,
+        f"{' and '.join(undone.values())}{_last_written(evidence, silent, limit)}",
+        counted | dict.fromkeys(undone, Direction.UNFINISHED),
+    )
+
+
+def judge_unstarted(why: str, evidence: Evidence, *, stale_after: timedelta) -> Verdict:
+    """Return the health of an experiment without any trial: has its driver died before the first one.
+
+    Args:
+        why: What it looks like if its driver is dead.
+        evidence: What was seen of it.
+        stale_after: Silence after which it is.
+    """
+    if (at_work := _at_work(evidence)) is not None:
+        return at_work
+    silent, counted = _silence(evidence, stale_after)
+    if silent:
+        return Verdict(Health.NOT_STARTED, why, counted)
+    written = _last_written(evidence, silent, span(stale_after))
+    return Verdict(Health.RUNNING, f"no trial of it is saved yet{written}", counted)
+
+
+def _at_work(evidence: Evidence) -> Verdict | None:
+    """Return the verdict if somebody is known to be at work: then nothing else is asked."""
+    restore, driver = evidence.restore, evidence.driver
+    if restore is not None and restore.is_alive:
+        reason = (
+            f"restore {restore.lease.restore_id} of {restore.lease.holder} is at work on it, "
+            f"last seen {span_of(restore.silent_seconds)} ago"
         )
-        if part
-    )
+        return Verdict(Health.RUNNING, reason, {Clue.RESTORE: Direction.ALIVE})
+    if driver is not None and driver.is_running:
+        return Verdict(Health.RUNNING, driver.found, {Clue.DRIVER: Direction.ALIVE})
+    return None
+
+
+def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Clue, Direction]]:
+    """Say whether it was silent for as long as it may be, and what tells."""
+    if evidence.last_write is None:
+        return False, {Clue.ROOT: Direction.ALIVE}  # a store that tells no times shows no death
     if evidence.is_our_own:
-        return Health.INTERRUPTED, f"{what}, nothing written since it was last restored"
-    if age is None:
-        return Health.RUNNING, f"{what}; the store does not say when it was last written to"
-    if not silent:
-        limit = span(allowed) + (f", because {why}" if allowed != stale_after else "")
-        return Health.RUNNING, f"{what}, last written {span(age)} ago (stale after {limit})"
-    return Health.INTERRUPTED, f"{what}, nothing written for {span(age)}"
+        return True, {Clue.COMMIT: Direction.DEAD}
+    others = {clue: at for clue, at in evidence.writes.items() if not evidence.is_by_restore(at)}
+    fresh = [clue for clue, at in others.items() if evidence.now - at < allowed]
+    if fresh:
+        return False, dict.fromkeys(fresh, Direction.ALIVE)
+    return True, dict.fromkeys(others, Direction.DEAD)
 
 
-def judge_unstarted(evidence: Evidence, *, stale_after: timedelta) -> Health:
-    """Return the health of an experiment without any trial: has its driver died before the first one."""
-    restore, driver, last_write = evidence.restore, evidence.driver, evidence.last_write
-    lives = (
-        (restore is not None and restore.is_alive)
-        or (driver is not None and driver.is_running)
-        or (last_write is not None and evidence.now - last_write < stale_after)
+def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa: FBT001
+    """Return the part of a reason that tells of the last write."""
+    if evidence.last_write is None:
+        return "; the store does not say when it was last written to"
+    if evidence.is_our_own:
+        return ", nothing written since it was last restored"
+    age = evidence.now - evidence.last_write
+    return (
+        f", nothing written for {span(age)}"
+        if silent
+        else f", last written {ago(age)} (stale after {limit})"
     )
-    return Health.RUNNING if lives else Health.NOT_STARTED
 
 
-def _ended(facts: Facts, evidence: Evidence, *, silent: bool) -> tuple[Health, str]:
+def _ended(
+    facts: Facts,
+    evidence: Evidence,
+    silent: bool,  # noqa: FBT001
+    written: dict[Clue, Direction],
+) -> Verdict:
     if evidence.is_restarting and not silent:
-        return (
+        return Verdict(
             Health.RUNNING,
             "all its trials ended, but a driver has begun anew and saved nothing yet",
+            written | {Clue.START: Direction.ALIVE},
         )
+    counted = {Clue.TRIALS: Direction.ENDED}
+    if facts.samples_left is not None:
+        counted[Clue.SAMPLES] = Direction.ENDED
+    if facts.samples_left is None or evidence.is_restarting:
+        counted |= written  # only silence says that nobody goes on
     if facts.errored:
-        return Health.ERRORED, f"{facts.errored} of {facts.total} trials ended with ERROR"
-    return Health.FINISHED, f"all {facts.total} trials ended well"
+        reason = f"{facts.errored} of {facts.total} trials ended with ERROR"
+        return Verdict(Health.ERRORED, reason, counted)
+    return Verdict(Health.FINISHED, f"all {facts.total} trials ended well", counted)
 
 
-def _at_work(restore: RestoreSign) -> str:
-    lease = restore.lease
-    seen = span_of(restore.silent_seconds)
-    return f"restore {lease.restore_id} of {lease.holder} is at work on it, last seen {seen} ago"
+def ago(age: timedelta) -> str:
+    """Return in words how old something is by the store's clock."""
+    if age < -CLOCKS_AGREE:
+        return f"{span(-age)} in the future of the store's clock"
+    return f"{span(age)} ago"
 
 
 def span(length: timedelta) -> str:

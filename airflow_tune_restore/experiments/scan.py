@@ -18,15 +18,17 @@ import msgspec
 from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import checkpoint_index
-from airflow_tune_restore.experiments.claims import RestoreSign, read_restore_sign, was_restored
+from airflow_tune_restore.experiments.claims import read_restore_sign, was_restored
 from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerprint
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
     RESTORABLE,
+    Clue,
     DriverSign,
     Evidence,
     ExperimentReport,
     Health,
+    Verdict,
     judge,
     judge_unstarted,
 )
@@ -176,8 +178,8 @@ def _list_and_visit(store: ObjectStore, path: str, selection: Selection, look: _
         entries = store.list_dir()
     except TuneRestoreError as error:
         # one that cannot be listed keeps nobody from looking into the others
-        evidence = Evidence(root_written=None, now=look.now)
-        return _without_state(store, Health.UNREADABLE, str(error), evidence, look), []
+        nothing = Evidence(root_written=None, now=look.now)
+        return _without_state(store, _unreadable(str(error)), nothing, look), []
     return _visit(store, entries, path, selection, look)
 
 
@@ -212,19 +214,23 @@ def _report(
     evidence = Evidence(
         root_written=_newest(entries),
         tuner_written=_written(entries, layout.TUNER_FILE),
+        looked_at=frozenset() if was_restored(entries) else frozenset({Clue.RESTORE}),
         now=look.now,
     )
     try:
         return _report_readable(store, entries, path, evidence, look), True
     except NotStartedError as error:
-        restore, driver = _restore_sign(store, entries, look), _driver_sign(store, look)
-        evidence = replace(evidence, restore=restore, driver=driver)
-        health = judge_unstarted(evidence, stale_after=look.stale_after)
-        return _without_state(store, health, str(error), evidence, look), False
+        evidence = _ask_around(store, entries, evidence, look)
+        verdict = judge_unstarted(str(error), evidence, stale_after=look.stale_after)
+        return _without_state(store, verdict, evidence, look), False
     except StateUnreadableError as error:
-        return _without_state(store, Health.UNREADABLE, error.reason, evidence, look), False
+        return _without_state(store, _unreadable(error.reason), evidence, look), False
     except TuneRestoreError as error:
-        return _without_state(store, Health.UNREADABLE, str(error), evidence, look), True
+        return _without_state(store, _unreadable(str(error)), evidence, look), True
+
+
+def _unreadable(reason: str) -> Verdict:
+    return Verdict(Health.UNREADABLE, reason, {})
 
 
 def _report_readable(
@@ -234,24 +240,26 @@ def _report_readable(
     left = facts.samples_left
     if facts.unfinished:  # then it does not bear on life and death
         facts = msgspec.structs.replace(facts, samples_left=None)
+    else:
+        evidence = evidence.having_looked_at(Clue.SAMPLES)
     evidence = replace(
         evidence,
         state_written=_written(entries, facts.state_file),
         committed_at=_committed_at(entries, facts.state_file),
     )
-    health, reason = judge(facts, evidence, stale_after=look.stale_after)
+    health = judge(facts, evidence, stale_after=look.stale_after).health
     if health is Health.INTERRUPTED and facts.unfinished:
         if left is None:  # it will be restored, and people are told what is left
             left = read_samples_left(store, entries, facts.total)
             is_new = is_new or left is not None
         facts = msgspec.structs.replace(facts, samples_left=left)
-        health, reason = judge(facts, evidence, stale_after=look.stale_after)
+        evidence = evidence.having_looked_at(Clue.SAMPLES)
     if health in RESTORABLE:
         evidence = _look_closer(store, entries, facts, evidence, health, look)
         if (listed_now := _list_again(store, entries, look)) != entries:
             # once: what changes under our eyes again is no commit of the same restore
             return _report(store, listed_now, path, replace(look, looks_again=False))[0]
-        health, reason = judge(facts, evidence, stale_after=look.stale_after)
+    health, reason, counted = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
         look.index.remember(path, fingerprint(entries), facts)
     if facts.warnings:
@@ -267,7 +275,7 @@ def _report_readable(
         samples_left=facts.samples_left,
         was_restored=was_restored(entries),
         warnings=facts.warnings,
-        evidence=describe_evidence(facts, evidence, stale_after=look.stale_after),
+        evidence=describe_evidence(facts, evidence, counted, stale_after=look.stale_after),
     )
 
 
@@ -300,15 +308,26 @@ def _look_closer(
     look: _Look,
 ) -> Evidence:
     """Before it is called dead: is a restore at work, a driver on Ray, are its trials written to."""
-    restore = _restore_sign(store, entries, look)
-    driver = _driver_sign(store, look)
-    evidence = replace(evidence, restore=restore, driver=driver)
+    evidence = _ask_around(store, entries, evidence, look)
+    restore, driver = evidence.restore, evidence.driver
     lives = (restore is not None and restore.is_alive) or (driver is not None and driver.is_running)
     if lives or health is not Health.INTERRUPTED or not look.stale_after:
         return evidence
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)
-    return replace(evidence, trials_written=written)
+    return replace(evidence, trials_written=written).having_looked_at(Clue.TRIAL_DIRS)
+
+
+def _ask_around(
+    store: ObjectStore, entries: list[Entry], evidence: Evidence, look: _Look
+) -> Evidence:
+    """Ask whether a restore is at work, and whether a driver runs."""
+    if look.asks_for_restore:
+        restore = read_restore_sign(store, entries, look.now)
+        evidence = replace(evidence, restore=restore).having_looked_at(Clue.RESTORE)
+    if look.ask_driver is not None:
+        evidence = replace(evidence, driver=look.ask_driver(store.uri))
+    return evidence
 
 
 def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[Entry]:
@@ -318,14 +337,6 @@ def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[E
     """
     may_have = was_restored(entries) and look.asks_for_restore and look.looks_again
     return store.list_dir() if may_have else entries
-
-
-def _restore_sign(store: ObjectStore, entries: list[Entry], look: _Look) -> RestoreSign | None:
-    return read_restore_sign(store, entries, look.now) if look.asks_for_restore else None
-
-
-def _driver_sign(store: ObjectStore, look: _Look) -> DriverSign | None:
-    return look.ask_driver(store.uri) if look.ask_driver is not None else None
 
 
 def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
@@ -349,18 +360,18 @@ def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
 
 
 def _without_state(
-    store: ObjectStore, health: Health, reason: str, evidence: Evidence, look: _Look
+    store: ObjectStore, verdict: Verdict, evidence: Evidence, look: _Look
 ) -> ExperimentReport:
     return ExperimentReport(
         experiment=store.uri,
         name=_name(store),
-        health=health,
-        reason=reason,
+        health=verdict.health,
+        reason=verdict.reason,
         trials={},
         state_file=None,
         last_write=evidence.last_write,
         samples_left=None,
-        evidence=describe_evidence(None, evidence, stale_after=look.stale_after),
+        evidence=describe_evidence(None, evidence, verdict.counted, stale_after=look.stale_after),
     )
 
 

@@ -1,108 +1,111 @@
 """The table of evidence: what a verdict rests on, line by line. Pure, and decides nothing."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from airflow_tune_restore.experiments.facts import Facts
-from airflow_tune_restore.experiments.health import Evidence, Sign, patience, span, span_of
+from airflow_tune_restore.experiments.health import (
+    CLOCKS_AGREE,
+    Clue,
+    Direction,
+    Evidence,
+    Sign,
+    ago,
+    patience,
+    span,
+    span_of,
+)
 
-ALIVE, DEAD = "alive", "dead"
-
-_CLOCKS_AGREE = timedelta(minutes=2)
-"""A state is written within this of the newest result in it, or the clocks of the two differ."""
+_NOT_LOOKED_AT = "not looked at"
 
 
 def describe_evidence(
-    facts: Facts | None, evidence: Evidence, *, stale_after: timedelta
+    facts: Facts | None,
+    evidence: Evidence,
+    counted: Mapping[Clue, Direction],
+    *,
+    stale_after: timedelta,
 ) -> tuple[Sign, ...]:
-    """Return the table of one experiment; `facts` is None where no state could be read."""
+    """Return the table of one experiment.
+
+    Args:
+        facts: What its newest state says; None where none could be read.
+        evidence: What was seen besides.
+        counted: What the verdict rests on.
+        stale_after: Silence after which an experiment counts as dead.
+    """
     allowed, why = (stale_after, "stale_after") if facts is None else patience(facts, stale_after)
-    signs = [
-        _written("newest write to its root", evidence.root_written, evidence, allowed),
-        _written(
-            "newest write to its unfinished trials", evidence.trials_written, evidence, allowed
-        )
-        if evidence.trials_written is not None
-        else Sign(name="newest write to its unfinished trials", found="not needed, or none"),
-        Sign(name="silence allowed", found=f"{span(allowed)} ({why})"),
-        _commit(evidence),
-        _restore(evidence),
-        _driver(evidence),
-    ]
-    if facts is None:
-        return tuple(signs)
-    return (*signs, _trials(facts), _samples(facts), _start(evidence), *_rhythm(facts, evidence))
+    found = {
+        Clue.ROOT: _written(evidence.root_written, evidence) or "the store does not say",
+        Clue.TRIAL_DIRS: _trial_dirs(evidence),
+        Clue.ALLOWED: f"{span(allowed)} ({why})",
+        Clue.RESTORE: _restore(evidence),
+        Clue.DRIVER: "nobody was asked" if evidence.driver is None else evidence.driver.found,
+    }
+    if facts is not None:
+        found |= {
+            Clue.COMMIT: _commit(evidence),
+            Clue.TRIALS: ", ".join(f"{count} {status}" for status, count in facts.trials.items()),
+            Clue.SAMPLES: _samples(facts, evidence),
+            Clue.START: _start(evidence),
+            Clue.SNAPSHOTS: _snapshots(facts),
+            Clue.ITERATION: span_of(facts.longest_interval)
+            if facts.longest_interval
+            else "not recorded",
+            Clue.CLOCK: _clock(facts, evidence),
+        }
+    return tuple(
+        Sign(name=clue, found=text, speaks_for=counted.get(clue, ""))
+        for clue, text in found.items()
+    )
 
 
-def _written(name: str, at: datetime | None, evidence: Evidence, allowed: timedelta) -> Sign:
+def _written(at: datetime | None, evidence: Evidence) -> str:
     if at is None:
-        return Sign(name=name, found="the store does not say", speaks_for=ALIVE)
-    age = evidence.now - at
-    if age < -_CLOCKS_AGREE:
-        found = f"{at:%Y-%m-%d %H:%M:%S}, {span(-age)} in the future of the store's clock"
-        return Sign(name=name, found=found, speaks_for=ALIVE)
-    found = f"{at:%Y-%m-%d %H:%M:%S}, {span(age)} ago"
-    if evidence.committed_at is not None and at <= evidence.committed_at:
-        return Sign(name=name, found=f"{found}, by a restore")
-    return Sign(name=name, found=found, speaks_for=DEAD if age >= allowed else ALIVE)
+        return ""
+    by_restore = ", by a restore" if evidence.is_by_restore(at) else ""
+    return f"{at:%Y-%m-%d %H:%M:%S}, {ago(evidence.now - at)}{by_restore}"
 
 
-def _commit(evidence: Evidence) -> Sign:
+def _trial_dirs(evidence: Evidence) -> str:
+    if Clue.TRIAL_DIRS not in evidence.looked_at:
+        return _NOT_LOOKED_AT
+    return _written(evidence.trials_written, evidence) or "none"
+
+
+def _commit(evidence: Evidence) -> str:
     at = evidence.committed_at
-    found = f"the newest state, {at:%Y-%m-%d %H:%M:%S}" if at else "did not make the newest state"
-    own = evidence.is_our_own
-    return Sign(name="commit of a restore", found=found, speaks_for=DEAD if own else "")
+    return f"the newest state, {at:%Y-%m-%d %H:%M:%S}" if at else "did not make the newest state"
 
 
-def _restore(evidence: Evidence) -> Sign:
-    name, sign = "restore at work", evidence.restore
-    if sign is None:
-        return Sign(name=name, found="none")
-    found = (
+def _restore(evidence: Evidence) -> str:
+    if Clue.RESTORE not in evidence.looked_at:
+        return _NOT_LOOKED_AT
+    if (sign := evidence.restore) is None:
+        return "none"
+    return (
         f"{sign.lease.restore_id} of {sign.lease.holder}, silent for {span_of(sign.silent_seconds)} "
         f"(dead after {span_of(sign.lease.ttl_seconds)})"
     )
-    return Sign(name=name, found=found, speaks_for=ALIVE if sign.is_alive else "")
 
 
-def _driver(evidence: Evidence) -> Sign:
-    name, sign = "driver on Ray", evidence.driver
-    if sign is None:
-        return Sign(name=name, found="nobody was asked, or need be")
-    return Sign(name=name, found=sign.found, speaks_for=ALIVE if sign.is_running else "")
+def _samples(facts: Facts, evidence: Evidence) -> str:
+    if facts.samples_left is not None:
+        return f"{facts.samples_left} never drawn"
+    return "not known" if Clue.SAMPLES in evidence.looked_at else _NOT_LOOKED_AT
 
 
-def _trials(facts: Facts) -> Sign:
-    counts = ", ".join(f"{count} {status}" for status, count in facts.trials.items())
-    return Sign(name="trials", found=counts, speaks_for="" if facts.unfinished else DEAD)
-
-
-def _samples(facts: Facts) -> Sign:
-    left = facts.samples_left
-    asked = "not known" if left is None else f"{left} never drawn"
-    return Sign(name="samples", found=asked)
-
-
-def _start(evidence: Evidence) -> Sign:
+def _start(evidence: Evidence) -> str:
+    if evidence.tuner_written is None or evidence.state_written is None:
+        return "cannot be told"
     if not evidence.is_restarting:
-        return Sign(name="start of a new driver", found="none since the newest state")
-    return Sign(
-        name="start of a new driver",
-        found=f"tuner.pkl was written {evidence.tuner_written:%H:%M:%S}, after the newest state",
-        speaks_for=ALIVE,
-    )
+        return "none since the newest state"
+    return f"tuner.pkl was written {evidence.tuner_written:%H:%M:%S}, after the newest state"
 
 
-def _rhythm(facts: Facts, evidence: Evidence) -> list[Sign]:
+def _snapshots(facts: Facts) -> str:
     every = facts.snapshot_period
-    interval = span_of(facts.longest_interval) if facts.longest_interval else "not recorded"
-    return [
-        Sign(
-            name="snapshots of its driver",
-            found="as often as they are cheap" if every is None else f"every {every:g} s",
-        ),
-        Sign(name="slowest iteration", found=interval),
-        Sign(name="clock of its driver", found=_clock(facts, evidence)),
-    ]
+    return "as often as they are cheap" if every is None else f"every {every:g} s"
 
 
 def _clock(facts: Facts, evidence: Evidence) -> str:
@@ -113,6 +116,6 @@ def _clock(facts: Facts, evidence: Evidence) -> str:
         ahead = datetime.fromtimestamp(facts.last_result, UTC) - evidence.state_written
     except (OverflowError, OSError, ValueError):
         return "tells no time"
-    if ahead > _CLOCKS_AGREE:
+    if ahead > CLOCKS_AGREE:  # a state is written soon after the newest result in it
         return f"{span(ahead)} ahead of the store's"
     return f"not ahead of the store's; newest result {span(-ahead)} before the newest state"

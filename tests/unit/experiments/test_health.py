@@ -4,10 +4,21 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments.claims import Lease, RestoreSign
 from airflow_tune_restore.experiments.facts import Facts
-from airflow_tune_restore.experiments.health import MAX_PATIENCE, Evidence, Health, judge, patience
+from airflow_tune_restore.experiments.health import (
+    MAX_PATIENCE,
+    Clue,
+    DriverSign,
+    Evidence,
+    Health,
+    judge,
+    judge_unstarted,
+    patience,
+)
 from airflow_tune_restore.experiments.signs import describe_evidence
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -30,6 +41,13 @@ def verdict(some: Facts, seen: Evidence, stale_after: timedelta = HALF_HOUR) -> 
     return judge(some, seen, stale_after=stale_after)[0]
 
 
+def table(some: Facts, seen: Evidence) -> dict[str, tuple[str, str]]:
+    """Return what each line of the table of evidence says, and speaks for."""
+    counted = judge(some, seen, stale_after=HALF_HOUR).counted
+    signs = describe_evidence(some, seen, counted, stale_after=HALF_HOUR)
+    return {sign.name: (sign.found, sign.speaks_for) for sign in signs}
+
+
 def restore(silent_seconds: float) -> RestoreSign:
     lease = Lease(epoch=1, restore_id="r1", holder="somebody", ttl_seconds=120)
     return RestoreSign(lease=lease, silent_seconds=silent_seconds)
@@ -47,8 +65,10 @@ def test_a_store_that_tells_no_times_shows_no_death():
 def test_a_write_in_the_future_is_no_death():
     seen = evidence(-600)
     assert verdict(facts(), seen) is Health.RUNNING
-    (sign, *_) = describe_evidence(facts(), seen, stale_after=HALF_HOUR)
-    assert "10 h in the future of the store's clock" in sign.found
+    found, speaks_for = table(facts(), seen)[Clue.ROOT]
+    assert "10 h in the future of the store's clock" in found
+    assert speaks_for == "alive"
+    assert "last written 10 h in the future" in judge(facts(), seen, stale_after=HALF_HOUR).reason
 
 
 def test_a_trial_that_reports_every_two_hours_is_not_dead_after_one():
@@ -108,13 +128,107 @@ def test_the_drivers_clock_decides_nothing_but_is_told():
     ahead = facts(last_result=(NOW + timedelta(hours=5)).timestamp())
     seen = evidence(60, state_written=ago(60))
     assert verdict(ahead, seen) is Health.INTERRUPTED
-    table = describe_evidence(ahead, seen, stale_after=HALF_HOUR)
-    assert [s.found for s in table if s.name == "clock of its driver"] == [
-        "6 h ahead of the store's"
-    ]
+    assert table(ahead, seen)[Clue.CLOCK] == ("6 h ahead of the store's", "")
 
 
 def test_what_a_restore_committed_is_no_sign_of_a_driver():
     seen = evidence(1, committed_at=ago(1))
     assert verdict(facts(), seen) is Health.INTERRUPTED
     assert verdict(facts(), replace(seen, root_written=ago(0.5))) is Health.RUNNING
+
+
+def unstarted(seen: Evidence, stale_after: timedelta = HALF_HOUR) -> tuple[Health, str]:
+    return judge_unstarted("it was never started", seen, stale_after=stale_after)[:2]
+
+
+def test_a_driver_that_has_just_begun_was_not_never_started():
+    health, reason = unstarted(evidence(5))
+    assert health is Health.RUNNING
+    assert reason == "no trial of it is saved yet, last written 5 min ago (stale after 30 min)"
+    assert unstarted(evidence(30)) == (Health.NOT_STARTED, "it was never started")
+    assert unstarted(evidence(0), timedelta())[0] is Health.NOT_STARTED
+    assert unstarted(evidence(60, restore=restore(10)))[1].startswith("restore r1 of somebody is")
+
+
+def test_a_store_that_tells_no_times_does_not_show_that_nothing_was_started():
+    assert unstarted(evidence(None))[0] is Health.RUNNING
+
+
+def test_where_nobody_looked_is_told_from_where_nothing_was():
+    seen = evidence(5)
+    for clue in (Clue.TRIAL_DIRS, Clue.RESTORE, Clue.SAMPLES):
+        assert table(facts(), seen)[clue] == ("not looked at", "")
+        seen = seen.having_looked_at(clue)
+    lines = table(facts(), seen)
+    assert [lines[clue][0] for clue in (Clue.TRIAL_DIRS, Clue.RESTORE, Clue.SAMPLES)] == [
+        "none",
+        "none",
+        "not known",
+    ]
+
+
+def test_of_what_has_ended_no_write_counts():
+    lines = table(facts(trials={"TERMINATED": 2}, samples_left=0), evidence(1))
+    assert {name: speaks for name, (_, speaks) in lines.items() if speaks} == {
+        Clue.TRIALS: "ended",
+        Clue.SAMPLES: "ended",
+    }
+
+
+def test_samples_that_are_left_are_what_makes_it_interrupted():
+    lines = table(facts(trials={"TERMINATED": 1}, samples_left=4), evidence(60))
+    assert lines[Clue.SAMPLES] == ("4 never drawn", "unfinished")
+    assert (lines[Clue.TRIALS][1], lines[Clue.ROOT][1]) == ("", "dead")
+
+
+def test_what_was_outvoted_did_not_count():
+    lines = table(facts(), evidence(60, trials_written=ago(5)).having_looked_at(Clue.TRIAL_DIRS))
+    assert (lines[Clue.ROOT][1], lines[Clue.TRIAL_DIRS][1]) == ("", "alive")
+    lines = table(facts(), evidence(60, restore=restore(10)).having_looked_at(Clue.RESTORE))
+    assert {name for name, (_, speaks) in lines.items() if speaks} == {Clue.RESTORE}
+
+
+def test_a_longer_patience_counts_where_it_made_the_difference():
+    slow = facts(longest_interval=7200.0)
+    assert [table(slow, evidence(minutes))[Clue.ALLOWED][1] for minutes in (5, 60, 300)] == [
+        "",
+        "alive",
+        "",
+    ]
+
+
+times = st.none() | st.floats(-600, 6000).map(ago)
+states = st.builds(
+    facts,
+    trials=st.dictionaries(
+        st.sampled_from(["RUNNING", "ERROR", "TERMINATED"]), st.integers(1, 3), min_size=1
+    ),
+    samples_left=st.none() | st.integers(0, 3),
+    longest_interval=st.sampled_from([0.0, 7200.0]),
+)
+findings = st.builds(
+    Evidence,
+    root_written=times,
+    trials_written=times,
+    state_written=times,
+    tuner_written=times,
+    committed_at=times,
+    restore=st.none() | st.sampled_from([10, 300]).map(restore),
+    driver=st.none() | st.booleans().map(lambda runs: DriverSign(is_running=runs, found="a job")),
+    now=st.just(NOW),
+)
+
+
+@given(states, findings)
+def test_what_counted_speaks_for_the_verdict_and_nothing_else(some, seen):
+    health, _, counted = judge(some, seen, stale_after=HALF_HOUR)
+    spoken = set(counted.values())
+    match health:
+        case Health.RUNNING:
+            assert "alive" in spoken
+            assert spoken <= {"alive", "unfinished"}
+        case Health.INTERRUPTED:
+            assert spoken == {"dead", "unfinished"}
+        case _:
+            assert counted[Clue.TRIALS] == "ended"
+            assert spoken <= {"ended", "dead"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.experiments import index as index_module
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.health import Clue, Health
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.storage import parquet
@@ -282,6 +282,40 @@ def test_a_restore_at_work_is_seen_by_its_lease(store, clock):
     assert verdicts(store)["exp"] is Health.RUNNING
     store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
     assert verdicts(store)["exp"] is Health.ERRORED
+
+
+def evidence(store):
+    """Return what each line of the only experiment's table says, and speaks for."""
+    (report,) = scan(store)
+    return {sign.name: (sign.found, sign.speaks_for) for sign in report.evidence}
+
+
+def test_a_lease_that_was_not_looked_at_is_not_called_none(store, clock):
+    """A live experiment is not asked for its lease: its own writes say enough."""
+    put_experiment(store, "exp", status="RUNNING", trial_dir="trial")
+    assert evidence(store)[Clue.RESTORE] == ("none", "")  # nobody ever restored it
+    claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
+    store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
+    seen = evidence(store)
+    assert [seen[clue][0] for clue in (Clue.RESTORE, Clue.TRIAL_DIRS, Clue.SAMPLES)] == [
+        "not looked at"
+    ] * 3
+    clock.now += timedelta(hours=1)
+    store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
+    seen = evidence(store)
+    assert [seen[clue] for clue in (Clue.RESTORE, Clue.TRIAL_DIRS)] == [("none", "")] * 2
+    assert seen[Clue.SAMPLES] == ("0 never drawn", "")
+
+
+def test_a_sweep_that_has_just_begun_is_not_said_to_be_never_started(store, clock):
+    store.put("exp/tuner.pkl", b"x")
+    (report,) = scan(store)
+    assert report.health is Health.RUNNING
+    assert report.reason.startswith("no trial of it is saved yet, last written 0 s ago")
+    clock.now += timedelta(hours=1)
+    (report,) = scan(store)
+    assert report.health is Health.NOT_STARTED
+    assert "was never started" in report.reason
 
 
 def test_a_commit_between_two_looks_of_a_scan_is_seen(store, clock):
