@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
@@ -19,6 +18,7 @@ from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.hooks.runner_environment import WHERE, runner_environment
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -42,28 +42,35 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, *, storage_conn_id: str | None = None) -> "Address":
-        """Take an address apart, as `ObjectStoragePath` does.
+        """Take an address apart, as `ObjectStoragePath` does, but keep every character of its path.
 
         Args:
             text: `s3://conn_id@bucket/path`, any URL without a connection id, or a local path.
             storage_conn_id: Connection to use; wins over one in the address.
 
         Raises:
-            InvalidInputError: If it is empty, carries a secret, or gives a connection to a local path.
+            InvalidInputError: If it is empty or of several lines, carries a secret, or gives a connection
+                to a local path.
         """
         if not isinstance(text, str) or not text.strip():
             raise InvalidInputError(f"An experiment address must be a path or a URL, not {text!r}.")
-        parts = urlsplit(text.strip())
-        conn_id, has_conn_id, host = parts.netloc.rpartition("@")
+        location = Location.parse(text)
+        conn_id, _, host = location.authority.rpartition("@")
         if ":" in conn_id:
             # not shown: it is probably a secret
             raise InvalidInputError(
-                f"A {parts.scheme}:// address carries a user and a password before '@'. Put them into "
-                f"an Airflow connection and write {parts.scheme}://connection_id@{host}/…."
+                f"A {location.scheme}:// address carries a user and a password before '@'. Put them "
+                f"into an Airflow connection and write {location.scheme}://connection_id@{host}/…."
             )
-        uri = parts._replace(netloc=host).geturl() if has_conn_id else text.strip()
+        if "\n" in text or "\r" in text:
+            # a place of that name may exist, but a template's last line break is far more likely
+            raise InvalidInputError(
+                "An experiment address has a line break in it. Write it in one line, and mind the "
+                "line breaks of a template."
+            )
+        uri = str(location._replace(authority=host))
         chosen = storage_conn_id or conn_id or None
-        if chosen and parts.scheme in ("", "file"):
+        if chosen and location.scheme in LOCAL_SCHEMES:
             raise InvalidInputError(
                 f"{uri} is a local path; the connection {chosen!r} cannot be used with it."
             )
@@ -77,8 +84,8 @@ class Address:
         """Return the form that travels between tasks: a connection id, never a secret."""
         if self.conn_id is None:
             return self.uri
-        scheme, _, rest = self.uri.partition("://")
-        return f"{scheme}://{self.conn_id}@{rest}"
+        location = Location.parse(self.uri)
+        return str(location._replace(authority=f"{self.conn_id}@{location.authority}"))
 
 
 class ExperimentStorageHook(BaseHook):
@@ -177,7 +184,7 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
     from airflow.sdk.io import get_fs
 
     _connection(place.conn_id)
-    scheme = place.uri.partition("://")[0]
+    scheme = Location.parse(place.uri).scheme
     try:
         return get_fs(scheme, place.conn_id)
     except (ImportError, ValueError) as error:

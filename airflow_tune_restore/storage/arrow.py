@@ -4,6 +4,8 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
+
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
@@ -23,25 +25,27 @@ def arrow_filesystem(uri: str) -> "tuple[FileSystem | None, str]":
     Raises:
         InvalidInputError: If the scheme is unknown, or its package is not installed.
     """
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme == "file":
-        return None, rest if separator else uri
+    location = Location.parse(uri)
+    scheme = location.scheme
+    if scheme in LOCAL_SCHEMES:
+        return None, location.place
     # pyarrow 26 reaches an emulator (CLOUD_STORAGE_EMULATOR_ENDPOINT) as gs://anonymous@bucket only
     emulated = scheme in ("gs", "gcs") and "STORAGE_EMULATOR_HOST" in os.environ
     if scheme in _BY_PYARROW and not emulated:
-        return _by_pyarrow(uri, scheme, rest)
+        return _by_pyarrow(location)
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     from airflow_tune_restore.storage.fs import open_filesystem
 
-    return PyFileSystem(FSSpecHandler(open_filesystem(scheme, rest.partition("/")[0]))), rest
+    filesystem = open_filesystem(scheme, location.authority)
+    return PyFileSystem(FSSpecHandler(filesystem)), location.place
 
 
-def _by_pyarrow(uri: str, scheme: str, rest: str) -> "tuple[FileSystem | None, str]":
+def _by_pyarrow(location: Location) -> "tuple[FileSystem | None, str]":
     """Leave a URL to Ray; one that is none by the letter (`my sweep`, `größe`) is taken apart for it."""
-    if quote(rest, safe=_IN_URLS) == rest:
-        return None, uri
+    if quote(location.place, safe=_IN_URLS) == location.place:
+        return None, str(location)
     from pyarrow.fs import FileSystem
 
     # the same filesystem that Ray would make, from the environment alone
-    return FileSystem.from_uri(f"{scheme}://{rest.partition('/')[0]}")[0], rest
+    return FileSystem.from_uri(f"{location.scheme}://{location.authority}")[0], location.place

@@ -7,7 +7,6 @@ connection); never from a URL. Nothing is listed from a cache.
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import foreign_errors, s3_bulk
@@ -16,6 +15,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.gcs import GcsStore
 from airflow_tune_restore.storage.local import LocalStore
+from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 from airflow_tune_restore.storage.s3 import ArrowStore, S3Store, s3_over_arrow
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ def open_store(
     """
     if not uri.strip():
         raise InvalidInputError("The experiment URL is empty.")
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme in ("file", "local"):
-        path = Path(rest if separator else uri).expanduser()
+    location = Location.parse(uri)
+    scheme = location.scheme
+    if scheme in LOCAL_SCHEMES:
+        path = Path(location.place).expanduser()
         return LocalStore(Path(os.path.abspath(path)))  # noqa: PTH100  resolve() would follow links
-    _refuse_credentials(scheme, uri)
-    root = rest.strip("/")
+    root = location.place.strip("/")
+    if "@" in root.partition("/")[0]:
+        raise _refused_credentials(scheme)
     if not root and scheme != "memory":
         raise InvalidInputError(f"{uri} names no bucket; write {scheme}://bucket/path.")
     filesystem = filesystem or open_filesystem(scheme, root.partition("/")[0])
@@ -94,15 +96,14 @@ def open_filesystem(scheme: str, bucket: str) -> "AbstractFileSystem":
         raise StorageError(f"Cannot open {scheme}://: {foreign_errors.explain(error)}") from error
 
 
-def _refuse_credentials(scheme: str, uri: str) -> None:
-    if "@" not in urlsplit(uri).netloc:
-        return
+def _refused_credentials(scheme: str) -> InvalidInputError:
+    """Say what stands before an `@`, but not the thing itself: it may be a secret."""
     if _STORES.get(scheme) is AzureStore:
-        raise InvalidInputError(
+        return InvalidInputError(
             f"{scheme}://…@… names an account or an Airflow connection. Here write "
             f"{scheme}://container/path, and name the account in AZURE_STORAGE_ACCOUNT_NAME."
         )
-    raise InvalidInputError(
+    return InvalidInputError(
         f"{scheme}://…@… names a user or an Airflow connection, which only works inside Airflow. "
         "Here credentials come from the environment; give the URL without the part before '@'."
     )

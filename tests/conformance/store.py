@@ -17,6 +17,12 @@ ODD_NAMES = [
     "plus+plus",
     "x#y",
     "q?r",
+    "x#",
+    "x?",
+    "x;y",
+    "a@b",
+    "tail ",
+    " lead",
     "(paren)",
     "NoSuchBucket 404",
 ]

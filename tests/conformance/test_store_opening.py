@@ -79,6 +79,8 @@ def test_a_store_that_lets_two_creators_win_is_refused(kind):
         "s3:///",
         "s3://conn@bucket/x",
         "s3://key:secret@bucket/x",
+        "s3://key:?secret@bucket/x",
+        "s3:///key:secret@bucket/x",
         "abfs://container@account.dfs.core.windows.net/x",
         "nope://x",
     ],

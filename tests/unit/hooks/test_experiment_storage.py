@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.storage.fs import open_store
 
 CANARY = "canary-7c1f-secret"
 
@@ -33,6 +36,48 @@ def test_an_address_is_a_uri_and_a_connection(text, uri, conn_id):
     assert str(address) == text
 
 
+keys = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1)
+
+
+@given(keys, st.sampled_from([None, "minio", "my-conn"]))
+@example("x?", "minio")
+@example("x#", "minio")
+@example("tail ", None)
+@example(" lead", None)
+@example("a%20b+c;d@e:f", "minio")
+@example("/two//slashes/", None)
+def test_no_character_of_a_key_is_lost_on_the_way_from_task_to_task(key, conn_id):
+    found = Address("s3://bucket", conn_id).at(f"s3://bucket/{key}")
+    assert Address.parse(str(found)) == found
+    assert Address.parse(f"s3://bucket/{key}", storage_conn_id=conn_id) == found
+
+
+@given(keys)
+@example("tail ")
+@example("a@b")
+def test_no_character_of_a_local_path_is_lost(key):
+    found = Address.parse(open_store(f"/sweeps/{key}").uri)
+    assert open_store(Address.parse(str(found)).uri).uri == found.uri
+
+
+def test_a_memory_of_odd_names_is_opened_where_it_was_found():
+    """From a scan's report to the store of the plan: one name, not another experiment's."""
+    for name in ("exp", "exp ", "exp?", "exp#", "exp%20", "exp\t"):
+        found = open_store("memory://odd").at(name)
+        opened = ExperimentStorageHook().open(str(Address("memory://odd").at(found.uri)))
+        assert opened.uri == f"memory://odd/{name}"
+
+
+def test_a_scheme_may_be_written_large():
+    assert str(Address.parse("S3://minio@bucket/A")) == "s3://minio@bucket/A"
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a\n", "\n/data/tune", "s3://minio@bucket/a\r\nb"])
+def test_an_address_of_two_lines_is_refused(text):
+    with pytest.raises(InvalidInputError, match="line break"):
+        Address.parse(text)
+
+
 def test_an_argument_wins_over_the_connection_in_the_address():
     assert str(Address.parse("s3://one@bucket/a", storage_conn_id="two")) == "s3://two@bucket/a"
 
@@ -42,9 +87,10 @@ def test_an_experiment_found_behind_a_connection_keeps_it():
     assert str(found) == "s3://minio@bucket/a/exp"
 
 
-def test_a_secret_in_an_address_is_refused_and_not_repeated():
-    with pytest.raises(InvalidInputError) as error:
-        Address.parse(f"s3://key:{CANARY}@bucket/a")
+@pytest.mark.parametrize("odd", ["", "?", "#", " ", "@", "\n"])
+def test_a_secret_in_an_address_is_refused_and_not_repeated(odd):
+    with pytest.raises(InvalidInputError, match="a user and a password") as error:
+        Address.parse(f"s3://key:{odd}{CANARY}{odd}@bucket/a")
     assert CANARY not in str(error.value)
 
 
