@@ -199,7 +199,7 @@ class Evidence:
         return (
             self.tuner_written is not None
             and self.state_written is not None
-            and self.tuner_written > self.state_written + ONE_UPLOAD
+            and self.tuner_written - self.state_written > ONE_UPLOAD
         )
 
 

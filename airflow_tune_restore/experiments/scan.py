@@ -91,7 +91,8 @@ def scan(
 
     An experiment is a directory that holds `tuner.pkl` or a state file. One that cannot be read is
     reported as such and does not keep the others from being found, not even those below it. Inside one
-    that can be read no other is looked for.
+    that can be read no other is looked for. Links to directories are not followed below the root: each
+    experiment is found once, by its own name.
 
     Args:
         store: Rooted at the prefix.
@@ -202,7 +203,7 @@ def _visit(
     below = [
         f"{path}/{entry.name}".lstrip("/")
         for entry in entries
-        if entry.is_dir and _may_hold_experiments(store, entry.name)
+        if _may_hold_experiments(store, entry)
     ]
     return report, [name for name in below if selection.enters(name)]
 
@@ -410,11 +411,13 @@ def _is_experiment(entries: list[Entry]) -> bool:
     )
 
 
-def _may_hold_experiments(store: ObjectStore, name: str) -> bool:
+def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:
     """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment."""
-    if name.startswith(".") or checkpoint_index(name) >= 0:
+    if not entry.is_dir or entry.is_link:
         return False
-    if not is_safe_name(name):
-        log.warning("%s: %a is not looked into, for no address can hold this name", store.uri, name)
+    if entry.name.startswith(".") or checkpoint_index(entry.name) >= 0:
+        return False
+    if not is_safe_name(entry.name):
+        log.warning("%s: %a is not looked into: no address can hold this name", store.uri, entry.name)
         return False
     return True

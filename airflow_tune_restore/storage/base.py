@@ -20,8 +20,9 @@ class Entry(NamedTuple):
         is_dir: Whether it is a prefix. Zero-byte directory markers are folded into their prefix.
         size_bytes: Size of the object; 0 for a prefix.
         modified_at: Aware UTC time of the last write by the store's own clock; None for prefixes
-            on object stores.
+            on object stores, and where the store does not tell.
         etag: The store's version tag of the content, or "" where it has none.
+        is_link: Whether it is a directory by another name: on disks, a symbolic link to one.
 
     """
 
@@ -30,6 +31,7 @@ class Entry(NamedTuple):
     size_bytes: int = 0
     modified_at: datetime | None = None
     etag: str = ""
+    is_link: bool = False
 
 
 class ObjectStore(Protocol):

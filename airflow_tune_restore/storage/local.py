@@ -3,9 +3,10 @@
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from io import FileIO
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -51,13 +52,12 @@ class LocalStore:
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object."""
-        with self._opened(key, max_bytes) as file:
-            return file.read()
+        with self._opened(key, max_bytes) as (file, size):
+            return file.read(size)
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
         """Yield the object piece by piece; a file that is replaced meanwhile is read to its own end."""
-        with self._opened(key, max_bytes) as file:
-            left = max_bytes  # whoever appends to it meanwhile is not followed beyond
+        with self._opened(key, max_bytes) as (file, left):
             while piece := file.read(min(left, PIECE_BYTES)):
                 left -= len(piece)
                 yield piece
@@ -100,14 +100,20 @@ class LocalStore:
         return self._root / key
 
     @contextlib.contextmanager
-    def _opened(self, key: str, max_bytes: int | None) -> Iterator[FileIO]:
+    def _opened(self, key: str, max_bytes: int | None) -> Iterator[tuple[BufferedReader, int]]:
+        """Open a file, and say how much of it is read: whoever appends meanwhile is not followed."""
         path = self._path(key)
         try:
-            with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
+            with open(path, "rb", opener=_open_at_once) as file:  # noqa: PTH123  Path's takes no opener
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise KeyNotFoundError(
+                        self.uri, key
+                    )  # a pipe, a device: no object, as in listings
+                size = status.st_size
                 if max_bytes is not None and size > max_bytes:
                     raise TooLargeError(f"{path} holds {size} bytes; at most {max_bytes} are read.")
-                yield file
+                yield file, size
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise KeyNotFoundError(self.uri, key) from error
         except OSError as error:
@@ -132,19 +138,37 @@ class LocalStore:
 
 
 def _entry(item: "os.DirEntry[str]") -> Entry | None:
-    if item.is_dir():  # which the listing itself says
-        return Entry(name=item.name, is_dir=True)
     try:
+        if item.is_dir():  # which the listing itself says
+            return Entry(name=item.name, is_dir=True, is_link=item.is_symlink())
         status = item.stat()
     except FileNotFoundError:
-        return None  # deleted while we looked
+        return None  # deleted while we looked, or a link to nothing
+    except OSError:
+        # a link that leads to itself, or where we may not look: who reads it is told, and nobody else
+        return Entry(name=item.name, is_dir=False)
+    if not stat.S_ISREG(status.st_mode):
+        return None  # a pipe or a device has no content that could be read to its end
     return Entry(
         name=item.name,
         is_dir=False,
         size_bytes=status.st_size,
-        modified_at=datetime.fromtimestamp(status.st_mtime, UTC),
+        modified_at=_as_time(status.st_mtime),
         etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
     )
+
+
+def _as_time(seconds: float) -> datetime | None:
+    """Return when a file was written; None where that is no year of ours, which disks may hold."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -123,6 +124,52 @@ def test_what_a_restore_wrote_itself_is_no_sign_of_life(tune_restore, tmp_path):
 def test_an_empty_prefix_is_an_empty_list(tune_restore, tmp_path):
     assert tune_restore("scan", tmp_path, "--json")[:2] == (0, "[]\n")
     assert "No Tune experiment" in tune_restore("scan", tmp_path)[1]
+
+
+def test_links_and_other_odd_things_keep_nobody_from_being_found(tune_restore, tmp_path):
+    """Each stopped or hung a whole scan; through links one experiment was found four times."""
+    for name in ("good", "looping", "piped"):
+        age(make_experiment(tmp_path / name, [DONE, BAD]), 9999)
+    later = STATE_NAME.replace("2026", "2027")
+    (tmp_path / "looping" / later).symlink_to(later)
+    os.mkfifo(tmp_path / "piped" / later)
+    (tmp_path / "latest").symlink_to("good")
+    (tmp_path / "me").symlink_to(".")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    code, out, _ = tune_restore("scan", tmp_path, "--json")
+    assert code == 0
+    found = {Path(entry["experiment"]).name: entry for entry in json.loads(out)}
+    assert len(found) == len(json.loads(out))
+    assert {name: entry["health"] for name, entry in found.items()} == {
+        "good": "errored",
+        "looping": "unreadable",
+        "piped": "errored",
+    }
+    assert "Too many levels of symbolic links" in found["looping"]["reason"]
+
+
+def test_a_link_that_is_named_is_followed(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "sweeps" / "good", [DONE, BAD])
+    (tmp_path / "link").symlink_to("sweeps")
+    (tmp_path / "latest").symlink_to(experiment)
+    for prefix, name in ((tmp_path / "link", "link/good"), (tmp_path / "latest", "latest")):
+        (report,) = json.loads(tune_restore("scan", prefix, "--json")[1])
+        assert report["experiment"] == str(tmp_path / name)
+    _, out, _ = tune_restore("plan", tmp_path / "latest", "--resume-errored", "--json")
+    assert json.loads(out)["experiment"] == str(tmp_path / "latest")
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="few other disks hold such times")
+def test_a_time_in_no_year_stops_no_scan(tune_restore):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        for name, seconds in (("a", 300_000_000_000), ("b", 253_402_300_799), ("c", -9e10)):
+            experiment = make_experiment(Path(directory, name), [DONE, BAD])
+            os.utime(experiment / STATE_NAME, (seconds, seconds))
+        code, out, _ = tune_restore("scan", directory, "--explain")
+    assert code == 0
+    assert len([line for line in out.splitlines() if line.startswith(directory)]) >= 3
 
 
 def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):
