@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import os
 import sys
 from datetime import timedelta
 from enum import StrEnum
@@ -14,6 +15,7 @@ from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.reports import with_quarantined
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
+    InvalidInputError,
     LeaseHeldError,
     LeaseLostError,
     TuneRestoreError,
@@ -25,7 +27,9 @@ from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
 from airflow_tune_restore.restore.start import plan_restore
+from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.local import LocalStore
 
 EXIT_FAILED_AGAIN = 1
 EXIT_REFUSED = 2
@@ -156,6 +160,8 @@ def scan(  # noqa: PLR0913  a command line has as many arguments as it has optio
         ),
         use_index=use_index,
     )
+    if not reports:
+        _refuse_what_is_no_directory(store)
     output.print_reports(
         with_quarantined(store, reports), prefix=store.uri, explain=explain, as_json=as_json
     )
@@ -315,6 +321,15 @@ def main() -> None:
     except TuneRestoreError as error:
         output.print_error(error)
         sys.exit(EXIT_REFUSED)
+
+
+def _refuse_what_is_no_directory(store: ObjectStore) -> None:
+    """Tell an empty directory from a slip. To a nightly DAG both are empty: its first sweep makes it."""
+    if isinstance(store, LocalStore) and not os.path.isdir(store.uri):  # noqa: PTH112  never raises
+        raise InvalidInputError(
+            f"{store.uri} is no directory. Give the directory that holds the experiments, or a URL such "
+            "as s3://bucket/prefix."
+        )
 
 
 def _flags(

@@ -172,6 +172,15 @@ def test_a_time_in_no_year_stops_no_scan(tune_restore):
     assert len([line for line in out.splitlines() if line.startswith(directory)]) >= 3
 
 
+def test_what_is_no_directory_is_no_empty_prefix(tune_restore, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for prefix in ("missing", "file", "s3:/bucket", "nowhere/at/all"):
+        code, out, err = tune_restore("scan", prefix, "--json")
+        assert (code, out) == (2, "")
+        assert f"{tmp_path / prefix} is no directory" in " ".join(err.split()).replace(" /", "/")
+
+
 def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):
     make_experiment(tmp_path / "x", [DONE, BAD, HUNG])
     code, out, _ = tune_restore("plan", tmp_path / "x", "--resume-errored", "--json")
