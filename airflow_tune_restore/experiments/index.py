@@ -22,7 +22,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 MIN_ROWS = 50
 """Fewer experiments are read as fast as an index is, and nobody wonders what the file is."""
 
-MAX_INDEX_BYTES = 64 * 1024 * 1024
+MAX_INDEX_BYTES = 32 * 1024 * 1024
 MAX_ROWS = 100_000
 
 _COLUMNS = ("path", "fingerprint", "facts", "check")
@@ -95,7 +95,7 @@ def read_index(store: ObjectStore) -> Index | None:
         return None
     try:
         body = store.get(layout.INDEX, max_bytes=MAX_INDEX_BYTES)
-        table = parquet.decode_table(body, _COLUMNS)
+        table = parquet.decode_table(body, _COLUMNS, max_rows=MAX_ROWS)
     except KeyNotFoundError:
         return Index()
     except TuneRestoreError as error:

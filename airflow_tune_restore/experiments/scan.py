@@ -418,6 +418,8 @@ def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:
     if entry.name.startswith(".") or checkpoint_index(entry.name) >= 0:
         return False
     if not is_safe_name(entry.name):
-        log.warning("%s: %a is not looked into: no address can hold this name", store.uri, entry.name)
+        log.warning(
+            "%s: %a is not looked into: no address can hold this name", store.uri, entry.name
+        )
         return False
     return True
