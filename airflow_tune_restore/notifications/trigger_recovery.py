@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.storage.location import Location
 
 _SAYS_RUNNING = {"type": "DagRunStateResult", "state": "running"}
 """An answer about DAG runs: only who talks for a task understands it (task-sdk 1.3)."""
@@ -72,8 +73,8 @@ class TriggerRecoveryNotifier(BaseNotifier):
 def _one_experiment(text: str) -> Address:
     """Read an address; a template that rendered to nothing must not make it that of all experiments."""
     address = Address.parse(text if parse_text(text) else "")  # refuses a secret in it
-    bucket, _, path = address.uri.partition("://")[2].partition("/")
-    if address.uri.endswith("/") or (bucket and not path):
+    path = Location.parse(address.uri).path
+    if not path or path.endswith("/"):
         raise InvalidInputError(
             f"{address.uri} is no experiment, but a place for many. What is its last part rendered from?"
         )
