@@ -13,6 +13,9 @@ from airflow_tune_restore.experiments.state import is_safe_name
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.base import Entry
 
+_READ_AS = 1
+"""Part of every fingerprint: raised with what we can read, or no index would ever look again."""
+
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the newest valid state says. Fields are kept in indexes: only ever add, with a default.
@@ -112,7 +115,7 @@ def fingerprint(root: list[Entry]) -> str | None:
     ]
     if not all(etag for _, etag, _, _ in named):
         return None
-    return hashlib.sha256(json.dumps(sorted(named)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_READ_AS, *sorted(named)]).encode()).hexdigest()
 
 
 def _seconds(value: Any) -> float | None:

@@ -125,6 +125,7 @@ class ExperimentReport:
         samples_left: Samples not drawn; None if unknown, or if it was not asked because trials are
             unfinished anyway and the experiment lives.
         was_restored: Whether a restore was ever begun on it; not told of one without trials.
+        abandoned: Epoch of the lease of a restore that died at work on it; None if none did.
         warnings: What was odd.
         evidence: What the verdict rests on.
     """
@@ -138,6 +139,7 @@ class ExperimentReport:
     last_write: datetime | None
     samples_left: int | None
     was_restored: bool = False
+    abandoned: int | None = None
     warnings: tuple[str, ...] = ()
     evidence: tuple[Sign, ...] = ()
 
@@ -286,6 +288,8 @@ def _at_work(evidence: Evidence) -> Verdict | None:
 
 def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Clue, Direction]]:
     """Say whether it was silent for as long as it may be, and what tells."""
+    if not allowed:  # a user said that its driver is dead
+        return True, {Clue.ALLOWED: Direction.DEAD}
     if evidence.last_write is None:
         return False, {Clue.ROOT: Direction.ALIVE}  # a store that tells no times shows no death
     if evidence.is_our_own:

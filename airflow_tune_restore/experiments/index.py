@@ -22,8 +22,11 @@ from airflow_tune_restore.storage.base import ObjectStore
 MIN_ROWS = 50
 """Fewer experiments are read as fast as an index is, and nobody wonders what the file is."""
 
-MAX_INDEX_BYTES = 32 * 1024 * 1024
+MAX_INDEX_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
+
+MAX_FACTS_BYTES = 16 * 1024
+"""Of one experiment: with some four hundred unfinished trials. A larger one is read again every time."""
 
 _COLUMNS = ("path", "fingerprint", "facts", "check")
 
@@ -60,10 +63,11 @@ class Index:
 
     def remember(self, path: str, fingerprint: str | None, facts: Facts) -> None:
         """Keep what an experiment says for the next scan."""
-        if fingerprint is None:
+        body = msgspec.json.encode(facts)
+        if fingerprint is None or len(body) > MAX_FACTS_BYTES:
             return
         with self._lock:
-            self._rows[path] = (fingerprint, msgspec.json.encode(facts).decode())
+            self._rows[path] = (fingerprint, body.decode())
             self._used.add(path)
             self._is_changed = True
 
@@ -82,8 +86,14 @@ class Index:
             row = (path, fingerprint, facts, _check(path, fingerprint, facts))
             for name, value in zip(_COLUMNS, row, strict=True):
                 table[name].append(value)
+        body = parquet.encode_table(table)
+        if len(body) > MAX_INDEX_BYTES:
+            log.warning(
+                "The index of %s is not kept: it would hold %d bytes.", store.uri, len(body)
+            )
+            return
         try:
-            store.put(layout.INDEX, parquet.encode_table(table))
+            store.put(layout.INDEX, body)
         except TuneRestoreError as error:
             log.info("The index of %s is not kept: %s", store.uri, error)
 

@@ -90,9 +90,9 @@ def scan(
     """Report on every experiment at or below the store's root, sorted by URI.
 
     An experiment is a directory that holds `tuner.pkl` or a state file. One that cannot be read is
-    reported as such and does not keep the others from being found, not even those below it. Inside one
-    that can be read no other is looked for. Links to directories are not followed below the root: each
-    experiment is found once, by its own name.
+    reported as such and does not keep the others from being found, not even those below it, if no
+    state there is named as Ray names them. Inside an experiment no other is looked for, and a link to a
+    directory of the same prefix is not followed: each is found once, by its own name.
 
     Args:
         store: Rooted at the prefix.
@@ -211,7 +211,7 @@ def _visit(
 def _report(
     store: ObjectStore, entries: list[Entry], path: str, look: _Look
 ) -> tuple[ExperimentReport, bool]:
-    """Return a report, and whether this is an experiment, or may be one when the store works again."""
+    """Return a report, and whether this is an experiment, if perhaps a damaged one."""
     evidence = Evidence(
         root_written=_newest(entries),
         tuner_written=_written(entries, layout.TUNER_FILE),
@@ -223,9 +223,10 @@ def _report(
     except NotStartedError as error:
         evidence = _ask_around(store, entries, evidence, look)
         verdict = judge_unstarted(str(error), evidence, stale_after=look.stale_after)
-        return _without_state(store, verdict, evidence, look), False
+        return _without_state(store, verdict, evidence, look), _holds_states_of_ray(entries)
     except StateUnreadableError as error:
-        return _without_state(store, _unreadable(error.reason), evidence, look), False
+        unreadable = _without_state(store, _unreadable(error.reason), evidence, look)
+        return unreadable, _holds_states_of_ray(entries)
     except TuneRestoreError as error:
         return _without_state(store, _unreadable(str(error)), evidence, look), True
 
@@ -275,6 +276,7 @@ def _report_readable(
         last_write=evidence.last_write,
         samples_left=facts.samples_left,
         was_restored=was_restored(entries),
+        abandoned=_abandoned(evidence),
         warnings=facts.warnings,
         evidence=describe_evidence(facts, evidence, counted, stale_after=look.stale_after),
     )
@@ -317,6 +319,11 @@ def _look_closer(
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)
     return replace(evidence, trials_written=written).having_looked_at(Clue.TRIAL_DIRS)
+
+
+def _abandoned(evidence: Evidence) -> int | None:
+    restore = evidence.restore
+    return restore.lease.epoch if restore is not None and not restore.is_alive else None
 
 
 def _ask_around(
@@ -409,6 +416,11 @@ def _is_experiment(entries: list[Entry]) -> bool:
         not entry.is_dir and (entry.name == layout.TUNER_FILE or layout.is_state_file(entry.name))
         for entry in entries
     )
+
+
+def _holds_states_of_ray(entries: list[Entry]) -> bool:
+    """Whether one is named as Ray names them; others may have come there in any way."""
+    return any(layout.state_session(entry.name) for entry in entries if not entry.is_dir)
 
 
 def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:

@@ -53,8 +53,11 @@ def build_search(  # noqa: PLR0913  what a sensor takes, by name
     Raises:
         InvalidInputError: If one of them makes no sense.
     """
+    place = Address.parse(prefix, storage_conn_id=storage_conn_id)
+    if prefix != prefix.strip():  # some slip of the hand, and nothing would ever be found there
+        raise InvalidInputError(f"prefix={prefix!r} begins or ends with a space.")
     return Search(
-        place=Address.parse(prefix, storage_conn_id=storage_conn_id),
+        place=place,
         stale_after=parse_span("stale_after", stale_after),
         selection=Selection(
             include=parse_globs("include", include),

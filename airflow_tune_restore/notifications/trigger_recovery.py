@@ -29,7 +29,8 @@ class TriggerRecoveryNotifier(BaseNotifier):
 
     Args:
         dag_id: DAG to start. It must not be paused, or its run waits. (templated)
-        experiment: Address of the experiment, as `s3://conn_id@bucket/path`. (templated)
+        experiment: Address of the experiment, as `s3://conn_id@bucket/path`, with no slash at its end.
+            (templated)
         extra_conf: More of the DAG run's conf, as `{"stale_after": 0}` where the task's end is the
             driver's end, too. (templated)
     """
@@ -76,7 +77,8 @@ def _one_experiment(text: str) -> Address:
     path = Location.parse(address.uri).path
     if not path or path.endswith("/"):
         raise InvalidInputError(
-            f"{address.uri} is no experiment, but a place for many. What is its last part rendered from?"
+            f"{address.uri} names no experiment, but a place for many. It has no slash at its end; "
+            "or has its last part rendered to nothing?"
         )
     return address
 

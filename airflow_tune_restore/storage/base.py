@@ -22,7 +22,7 @@ class Entry(NamedTuple):
         modified_at: Aware UTC time of the last write by the store's own clock; None for prefixes
             on object stores, and where the store does not tell.
         etag: The store's version tag of the content, or "" where it has none.
-        is_link: Whether it is a directory by another name: on disks, a symbolic link to one.
+        is_link: Whether it is another name of a directory of this store: on disks, a symbolic link.
 
     """
 

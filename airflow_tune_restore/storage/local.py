@@ -1,6 +1,7 @@
 """An `ObjectStore` on a local or mounted disk."""
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -22,12 +23,16 @@ from airflow_tune_restore.storage.base import PIECE_BYTES, Entry, ObjectStore
 TEMPORARY = ".tmp-"
 """Names of half-written files; listings leave them out."""
 
+_NOWHERE = (errno.ELOOP, errno.EACCES)
+"""A link leads to itself, or to where we may not look."""
+
 
 class LocalStore:
     """A directory on a local or mounted disk."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, top: Path | None = None) -> None:
         self._root = root
+        self._top = top or root
 
     @property
     def uri(self) -> str:
@@ -36,14 +41,16 @@ class LocalStore:
 
     def at(self, path: str) -> "LocalStore":
         """Return the store rooted at `path` below this one."""
-        return LocalStore(self._path(path))
+        return LocalStore(self._path(path), self._top)
 
     def list_dir(self, path: str = "") -> list[Entry]:
         """Return the direct children of `path`, sorted by name."""
         directory = self._path(path)
         try:
             with os.scandir(directory) as found:
-                entries = [_entry(item) for item in found if not item.name.startswith(TEMPORARY)]
+                entries = [
+                    self._entry(item) for item in found if not item.name.startswith(TEMPORARY)
+                ]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -93,6 +100,34 @@ class LocalStore:
         """Return this machine's time: a disk has no clock of its own."""
         return datetime.now(UTC)
 
+    def _entry(self, item: "os.DirEntry[str]") -> Entry | None:
+        try:
+            if item.is_dir():  # which the listing itself says
+                return Entry(name=item.name, is_dir=True, is_link=self._is_link(item))
+            status = item.stat()
+        except FileNotFoundError:
+            return None  # deleted while we looked, or a link to nothing
+        except OSError as error:
+            if error.errno not in _NOWHERE:
+                raise  # without its time, what is written to might look dead
+            return Entry(name=item.name, is_dir=False)  # who reads it is told, and nobody else
+        if not stat.S_ISREG(status.st_mode):
+            return None  # a pipe or a device has no content that could be read to its end
+        return Entry(
+            name=item.name,
+            is_dir=False,
+            size_bytes=status.st_size,
+            modified_at=_as_time(status.st_mtime),
+            etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
+        )
+
+    def _is_link(self, item: "os.DirEntry[str]") -> bool:
+        """Whether a directory lies elsewhere in the store that was opened, or above it."""
+        if not item.is_symlink():
+            return False
+        top, real = Path(os.path.realpath(self._top)), Path(os.path.realpath(item.path))
+        return real.is_relative_to(top) or top.is_relative_to(real)
+
     def _path(self, key: str) -> Path:
         """Return where a key lies: always below the root, whoever made the key."""
         if key.startswith("/") or ".." in PurePosixPath(key).parts:
@@ -135,27 +170,6 @@ class LocalStore:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise StorageError(f"Cannot write {target}: {error.strerror}.") from error
-
-
-def _entry(item: "os.DirEntry[str]") -> Entry | None:
-    try:
-        if item.is_dir():  # which the listing itself says
-            return Entry(name=item.name, is_dir=True, is_link=item.is_symlink())
-        status = item.stat()
-    except FileNotFoundError:
-        return None  # deleted while we looked, or a link to nothing
-    except OSError:
-        # a link that leads to itself, or where we may not look: who reads it is told, and nobody else
-        return Entry(name=item.name, is_dir=False)
-    if not stat.S_ISREG(status.st_mode):
-        return None  # a pipe or a device has no content that could be read to its end
-    return Entry(
-        name=item.name,
-        is_dir=False,
-        size_bytes=status.st_size,
-        modified_at=_as_time(status.st_mtime),
-        etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
-    )
 
 
 def _as_time(seconds: float) -> datetime | None:

@@ -15,7 +15,7 @@ from airflow_tune_restore.exceptions import StorageError
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-MAX_TABLE_BYTES = 64 * 1024 * 1024
+MAX_TABLE_BYTES = 128 * 1024 * 1024
 """Of texts, once decoded."""
 
 Table = dict[str, list[str]]

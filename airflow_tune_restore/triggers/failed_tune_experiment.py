@@ -19,16 +19,16 @@ from airflow_tune_restore.experiments.health import (
     Health,
 )
 from airflow_tune_restore.experiments.selection import MAX_DEPTH
-from airflow_tune_restore.hooks.arguments import parse_globs, parse_health, parse_span
+from airflow_tune_restore.hooks.arguments import parse_health, parse_span
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.hooks.finding import say_why
+from airflow_tune_restore.hooks.finding import build_search, say_why
 from airflow_tune_restore.triggers.experiment_watch import ExperimentWatch
 
 MAX_REMEMBERED = 2000
 """Experiments: what is remembered of so many takes 64 KB, of more than which Airflow warns."""
 
-RECALL_WAITS_SECONDS = (1.0, 5.0, 25.0)
-"""Between tries to read what was reported before: without it, everything is reported again."""
+RECALL_WAITS_SECONDS = (0.0, 1.0, 5.0, 25.0)
+"""Before each try to read what was reported before: without it, everything is reported again."""
 
 SETTLED_SECONDS = 10.0
 """After an event until it is remembered: Airflow stores events about once a second, and one that is
@@ -44,8 +44,8 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
 
     For `AssetWatcher(name=…, trigger=FailedTuneExperimentTrigger(prefix=…))`. An event only wakes the DAG
     up, which scans by itself; it names a few experiments, as addresses that a hook can open. What is dead
-    is reported once, across restarts of the triggerer, and again when it has been written to since: a new
-    state, or a newer write. It never returns and never raises.
+    is reported once, across restarts of the triggerer, and again when it has been written to since (a new
+    state, a newer write) or a restore has died at work on it. It never returns and never raises.
 
     What was reported is remembered with the asset. A trigger that watches two assets with the very same
     arguments is one trigger to Airflow (3.3.2), which then keeps no memory: give them one asset.
@@ -79,20 +79,28 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
         ray_conn_id: str | None = None,
         stale_after_seconds: float | None = None,
     ) -> None:
-        if stale_after_seconds is None:
-            stale_after_seconds = parse_span("stale_after", stale_after).total_seconds()
         if "{{" in prefix:
             raise InvalidInputError(f"prefix={prefix!r}: Airflow renders no template of a watcher.")
-        super().__init__(
-            prefix=str(Address.parse(prefix, storage_conn_id=storage_conn_id)),
-            health=sorted(parse_health(health)),
-            stale_after_seconds=stale_after_seconds,
-            poke_interval=parse_span("poke_interval", poke_interval).total_seconds(),
-            include=list(parse_globs("include", include)),
-            exclude=list(parse_globs("exclude", exclude)),
+        search = build_search(
+            prefix,
+            storage_conn_id=storage_conn_id,
+            stale_after=stale_after if stale_after_seconds is None else stale_after_seconds,
+            include=include,
+            exclude=exclude,
             max_depth=max_depth,
             use_index=use_index,
             ray_conn_id=ray_conn_id,
+        )
+        super().__init__(
+            prefix=str(search.place),
+            health=sorted(parse_health(health)),
+            stale_after_seconds=search.stale_after.total_seconds(),
+            poke_interval=parse_span("poke_interval", poke_interval).total_seconds(),
+            include=list(search.selection.include),
+            exclude=list(search.selection.exclude),
+            max_depth=search.selection.max_depth,
+            use_index=search.use_index,
+            ray_conn_id=search.ray_conn_id,
         )
 
     async def filter_shared_stream(
@@ -140,11 +148,11 @@ class FailedTuneExperimentTrigger(ExperimentWatch):
         if self.asset_state_store is None:
             return {}
         for wait in RECALL_WAITS_SECONDS:
+            await asyncio.sleep(wait)
             try:
                 found = await self.asset_state_store.aget(self._memory_key, {})
             except Exception:  # noqa: BLE001  without memory it reports again, which a second scan bears
                 log.exception("What was reported of %s before is not known.", self.prefix)
-                await asyncio.sleep(wait)
             else:
                 pairs = found.items() if isinstance(found, dict) else ()
                 return {key: mark for key, mark in pairs if isinstance(mark, str)}
@@ -169,7 +177,10 @@ def _mark_dead(
     return [
         (
             _digest(report.experiment),
-            _digest(report.health, report.state_file, report.trials, str(report.last_write)),
+            _digest(
+                *(report.health, report.state_file, report.trials, report.abandoned),
+                str(report.last_write),
+            ),
             report,
         )
         for report in reports
@@ -181,10 +192,11 @@ def _add_marks(reported: dict[str, str], now: dict[str, str]) -> dict[str, str]:
     """Return what is to be remembered.
 
     Also of who is not dead now: he may live, be away, be hidden by an outage or under repair, and is
-    not reported again if he is found as he was. Of too many, those are forgotten.
+    not reported again if he is found as he was. Of too many, the first of those are forgotten.
     """
-    both = {**reported, **now}
-    return both if len(both) <= MAX_REMEMBERED else now
+    others = [(key, mark) for key, mark in reported.items() if key not in now]
+    too_many = max(0, len(others) + len(now) - MAX_REMEMBERED)
+    return {**dict(others[too_many:]), **now}
 
 
 def _digest(*parts: Any) -> str:

@@ -178,7 +178,7 @@ def test_what_is_no_directory_is_no_empty_prefix(tune_restore, tmp_path, monkeyp
     for prefix in ("missing", "file", "s3:/bucket", "nowhere/at/all"):
         code, out, err = tune_restore("scan", prefix, "--json")
         assert (code, out) == (2, "")
-        assert f"{tmp_path / prefix} is no directory" in " ".join(err.split()).replace(" /", "/")
+        assert f"{tmp_path / prefix} is no directory" in err
 
 
 def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):

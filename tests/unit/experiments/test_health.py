@@ -91,6 +91,8 @@ def test_a_driver_that_was_told_to_save_every_hour_is_not_dead_after_two():
 def test_a_user_who_knows_that_the_driver_is_dead_need_not_wait():
     slow = facts(longest_interval=7200.0, snapshot_period=3600.0)
     assert verdict(slow, evidence(0), timedelta()) is Health.INTERRUPTED
+    assert verdict(slow, evidence(-1), timedelta()) is Health.INTERRUPTED  # clocks differ a little
+    assert verdict(slow, evidence(None), timedelta()) is Health.INTERRUPTED
 
 
 @pytest.mark.parametrize("lie", [1e300, 1e18])

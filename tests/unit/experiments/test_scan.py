@@ -151,6 +151,37 @@ def test_a_state_that_cannot_be_read_is_got_again_when_it_has_changed(store, clo
     assert verdicts(store)["broken"] is not Health.UNREADABLE
 
 
+def test_one_that_would_take_much_room_is_read_again(store, clock, monkeypatch):
+    put_experiment(store, "one")
+    put_experiment(store, "two", status="RUNNING", trial_dir="d" * 200)
+    monkeypatch.setattr(index_module, "MAX_FACTS_BYTES", 400)
+    clock.now += timedelta(days=1)
+    first = scan(store)
+    assert parquet.decode_table(store.get(layout.INDEX), ["path"], max_rows=9)["path"] == ["one"]
+    assert scan(store) == first
+
+
+def test_an_index_that_would_not_be_read_is_not_written(store, clock, monkeypatch, caplog):
+    put_experiment(store, "one")
+    monkeypatch.setattr(index_module, "MAX_INDEX_BYTES", 100)
+    clock.now += timedelta(days=1)
+    scan(store)
+    assert layout.INDEX not in store._objects
+    assert "is not kept" in caplog.text
+
+
+def test_a_restore_that_died_is_told(store, clock):
+    put_experiment(store, "exp", status="ERROR")
+    clock.now += timedelta(days=1)
+    claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
+    store.put(f"exp/{layout.lease_claim_key(7)}", json.dumps(claim).encode())
+    assert [report.abandoned for report in scan(store)] == [None]
+    clock.now += timedelta(seconds=121)
+    assert [report.abandoned for report in scan(store)] == [7]
+    store.put(f"exp/{layout.lease_release_key(7)}", b"{}")
+    assert [report.abandoned for report in scan(store)] == [None]
+
+
 def test_a_live_experiment_is_not_remembered(store, clock):
     put_experiment(store, "alive", status="RUNNING")
     scan(store)
@@ -212,6 +243,15 @@ def test_a_file_that_only_looks_like_an_experiment_hides_nobody_below_it(store, 
     store.put(stray, b"{}")
     assert verdicts(store)["team/one"] is Health.FINISHED
     assert len(verdicts(store)) == 3
+
+
+def test_a_damaged_experiment_costs_no_listing_of_its_trials(store, clock):
+    store.put(f"exp/{STATE_NAME}", b"{")
+    for number in range(20):
+        store.put(f"exp/trial_{number}/result.json", b"")
+    store.asked.clear()
+    assert verdicts(store) == {"exp": Health.UNREADABLE}
+    assert store.asked["list"] == 2
 
 
 def test_an_experiment_is_not_searched_for_others_while_its_store_fails(store, clock):
@@ -378,7 +418,7 @@ def test_a_store_that_fails_once_makes_nothing_older_the_newest(store, clock):
 changes = st.lists(
     st.tuples(
         st.sampled_from(["a", "t/b", "t/u/c"]),
-        st.sampled_from(["TERMINATED", "ERROR", "RUNNING", "PENDING"]),
+        st.sampled_from(["TERMINATED", "ERROR", "RUNNING", "PENDING", "damaged"]),
         st.sampled_from([None, 1, 3]),
         st.sampled_from([0, 60, 3600, 90000]),
     ),
@@ -401,7 +441,10 @@ def test_with_and_without_an_index_the_reports_are_the_same(history, damage, lat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_module, "MIN_ROWS", 1)
         for path, status, samples, seconds in history:
-            put_experiment(store, path, status=status, samples=samples)
+            if status == "damaged":
+                store.put(f"{path}/{STATE_NAME}", b"{")
+            else:
+                put_experiment(store, path, status=status, samples=samples)
             clock.now += timedelta(seconds=seconds)
             scan(store)
         clock.now += timedelta(seconds=later)

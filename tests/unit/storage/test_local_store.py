@@ -1,5 +1,6 @@
 """What lies on a disk besides files and directories."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +42,33 @@ def test_a_link_to_a_directory_is_told_from_a_directory(store, tmp_path):
     assert store.list_dir()[2] == Entry(name="link", is_dir=True, is_link=True)
     assert names(store, "link") == ["below"]
     assert names(store.at("link")) == ["below"]
+
+
+def test_a_link_that_leads_out_is_as_good_as_a_directory(store, tmp_path):
+    inner = LocalStore(tmp_path / "dir")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "dir" / "out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "dir" / "up").symlink_to(tmp_path)
+    assert [entry.is_link for entry in inner.list_dir() if entry.is_dir] == [False, True]
+    assert [entry.is_link for entry in store.at("dir").list_dir() if entry.is_dir] == [True, True]
+
+
+def test_a_disk_that_does_not_answer_makes_nothing_look_old(store, monkeypatch):
+    """Without the times of what is written to, what is not would decide."""
+    entry = LocalStore._entry
+
+    def fails(self, item):
+        if item.name == "file":
+            item = SimpleNamespace(is_dir=lambda: False, stat=_raise_io_error)
+        return entry(self, item)
+
+    monkeypatch.setattr(LocalStore, "_entry", fails)
+    with pytest.raises(StorageError, match="Cannot list"):
+        store.list_dir()
+
+
+def _raise_io_error():
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_link_to_nothing_is_nothing(store, tmp_path):

@@ -93,6 +93,8 @@ def test_one_pattern_may_stand_alone_as_it_may_in_the_sensor():
         {"prefix": "/a", "poke_interval": -5},
         {"prefix": "/a", "poke_interval": "nan"},
         {"prefix": "/a", "include": [1]},
+        {"prefix": "/a", "max_depth": -1},
+        {"prefix": "/a "},
     ],
 )
 def test_what_makes_no_sense_is_refused_when_the_dag_is_parsed(arguments):
@@ -167,11 +169,17 @@ def test_a_memory_of_something_else_is_none(found):
     assert len(reported([DEAD], memory=memory)) == 1
 
 
-def test_of_too_many_only_the_dead_are_remembered():
-    memory = Memory()
-    many = [report(f"e{n}") for n in range(failed_tune_experiment.MAX_REMEMBERED)]
-    assert len(reported(many, [DEAD], memory=memory)) == 2
-    assert [len(json.loads(kept)) for kept in memory.kept.values()] == [1]
+def test_of_too_many_those_are_forgotten_who_were_there_first(monkeypatch):
+    monkeypatch.setattr(failed_tune_experiment, "MAX_REMEMBERED", 3)
+    a, b, c, d = (report(name) for name in "abcd")
+    assert len(reported([a], [b], [c], [d], [b, c], [d])) == 4
+    assert len(reported([a], [b], [c], [d], [a])) == 5
+
+
+def test_what_a_restore_died_at_is_reported_again():
+    at_work = report("dead", Health.RUNNING)
+    left = replace(DEAD, abandoned=7)
+    assert len(reported([DEAD], [at_work], [left], [left])) == 2
 
 
 def test_all_that_is_remembered_fits_into_airflows_limit():
