@@ -425,13 +425,11 @@ def _holds_states_of_ray(entries: list[Entry]) -> bool:
 
 def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:
     """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment."""
-    if not entry.is_dir or entry.is_link:
-        return False
-    if entry.name.startswith(".") or checkpoint_index(entry.name) >= 0:
+    if not entry.is_dir or entry.is_link or entry.name.startswith("."):
         return False
     if not is_safe_name(entry.name):
         log.warning(
-            "%s: %a is not looked into: no address can hold this name", store.uri, entry.name
+            "%s: %.100a is not looked into: no address can hold this name", store.uri, entry.name
         )
         return False
-    return True
+    return checkpoint_index(entry.name) < 0

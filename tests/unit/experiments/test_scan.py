@@ -229,11 +229,11 @@ def test_odd_names_are_found_remembered_and_told(store, clock, name):
         assert verdicts(store) == {f"{name}/{name}": Health.ERRORED}
 
 
-@pytest.mark.parametrize("name", ["a\\b", "a\tb", "a\u202eb"])
+@pytest.mark.parametrize("name", ["a\\b", "a\tb", "a\u202eb", f"checkpoint_{'7' * 5000}"])
 def test_who_cannot_be_addressed_is_named(store, clock, name, caplog):
     put_experiment(store, name)
     assert verdicts(store) == {}
-    assert f"{name!a} is not looked into" in caplog.text
+    assert f"{f'{name!a}':.100} is not looked into" in caplog.text
 
 
 @pytest.mark.parametrize("stray", ["tuner.pkl", "experiment_state-notes.json"])
