@@ -233,8 +233,8 @@ def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> Verdic
     unless one has just begun anew. In every other case only silence tells dead from alive; so does a
     searcher whose state we cannot read, because it may be about to draw more.
     """
-    if (at_work := _at_work(evidence)) is not None:
-        return at_work
+    if (working := at_work(evidence)) is not None:
+        return working
     allowed, why = patience(facts, stale_after)
     silent, counted = _silence(evidence, allowed)
     if not silent and _silence(evidence, stale_after)[0]:
@@ -263,8 +263,8 @@ def judge_unstarted(why: str, evidence: Evidence, *, stale_after: timedelta) -> 
         evidence: What was seen of it.
         stale_after: Silence after which it is.
     """
-    if (at_work := _at_work(evidence)) is not None:
-        return at_work
+    if (working := at_work(evidence)) is not None:
+        return working
     silent, counted = _silence(evidence, stale_after)
     if silent:
         return Verdict(Health.NOT_STARTED, why, counted)
@@ -272,7 +272,7 @@ def judge_unstarted(why: str, evidence: Evidence, *, stale_after: timedelta) -> 
     return Verdict(Health.RUNNING, f"no trial of it is saved yet{written}", counted)
 
 
-def _at_work(evidence: Evidence) -> Verdict | None:
+def at_work(evidence: Evidence) -> Verdict | None:
     """Return the verdict if somebody is known to be at work: then nothing else is asked."""
     restore, driver = evidence.restore, evidence.driver
     if restore is not None and restore.is_alive:

@@ -29,6 +29,7 @@ from airflow_tune_restore.experiments.health import (
     ExperimentReport,
     Health,
     Verdict,
+    at_work,
     judge,
     judge_unstarted,
 )
@@ -238,7 +239,8 @@ def _unreadable(reason: str) -> Verdict:
 def _report_readable(
     store: ObjectStore, entries: list[Entry], path: str, evidence: Evidence, look: _Look
 ) -> ExperimentReport:
-    facts, is_new = _facts(store, entries, path, look)
+    print_of_root = fingerprint(entries)
+    facts, is_new = _facts(store, entries, path, print_of_root, look)
     left = facts.samples_left
     if facts.unfinished:  # then it does not bear on life and death
         facts = msgspec.structs.replace(facts, samples_left=None)
@@ -263,7 +265,7 @@ def _report_readable(
             return _report(store, listed_now, path, replace(look, looks_again=False))[0]
     health, reason, counted = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
-        look.index.remember(path, fingerprint(entries), facts)
+        look.index.remember(path, print_of_root, facts)
     if facts.warnings:
         reason = "; ".join([reason, *facts.warnings])
     return ExperimentReport(
@@ -282,13 +284,15 @@ def _report_readable(
     )
 
 
-def _facts(store: ObjectStore, entries: list[Entry], path: str, look: _Look) -> tuple[Facts, bool]:
+def _facts(
+    store: ObjectStore, entries: list[Entry], path: str, print_of_root: str | None, look: _Look
+) -> tuple[Facts, bool]:
     """Return what the newest state says, and whether the index does not know it yet.
 
     Raises:
         StateUnreadableError: If none can be used. That is remembered, too.
     """
-    known = look.index.look_up(path, fingerprint(entries)) if look.index else None
+    known = look.index.look_up(path, print_of_root) if look.index else None
     if known is not None and known.unreadable:
         raise StateUnreadableError(store.uri, known.unreadable)
     if known is not None:
@@ -298,7 +302,7 @@ def _facts(store: ObjectStore, entries: list[Entry], path: str, look: _Look) -> 
     except StateUnreadableError as error:
         if look.index:
             facts = Facts(state_file="", trials={}, unreadable=error.reason)
-            look.index.remember(path, fingerprint(entries), facts)
+            look.index.remember(path, print_of_root, facts)
         raise
 
 
@@ -312,9 +316,7 @@ def _look_closer(
 ) -> Evidence:
     """Before it is called dead: is a restore at work, a driver on Ray, are its trials written to."""
     evidence = _ask_around(store, entries, evidence, look)
-    restore, driver = evidence.restore, evidence.driver
-    lives = (restore is not None and restore.is_alive) or (driver is not None and driver.is_running)
-    if lives or health is not Health.INTERRUPTED or not look.stale_after:
+    if at_work(evidence) or health is not Health.INTERRUPTED or not look.stale_after:
         return evidence
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)

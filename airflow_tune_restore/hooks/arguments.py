@@ -71,14 +71,6 @@ def parse_text(value: Any) -> str | None:
     return None if text in ("", "None") else text
 
 
-def parse_globs(name: str, value: Any) -> tuple[str, ...]:
-    """Read patterns; one alone may stand without a list."""
-    patterns = [value] if isinstance(value, str) else list(value or ())
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise InvalidInputError(f"{name}={value!r} holds what is no pattern.")
-    return tuple(pattern for pattern in patterns if pattern.strip())
-
-
 def parse_health(value: Any) -> frozenset[Health]:
     """Read a set of health words; one alone may stand without a set."""
     words = [value] if isinstance(value, str) else list(value)

@@ -11,7 +11,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
-from airflow_tune_restore.hooks.arguments import parse_globs, parse_span
+from airflow_tune_restore.hooks.arguments import parse_span
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 
@@ -60,8 +60,8 @@ def build_search(  # noqa: PLR0913  what a sensor takes, by name
         place=place,
         stale_after=parse_span("stale_after", stale_after),
         selection=Selection(
-            include=parse_globs("include", include),
-            exclude=parse_globs("exclude", exclude),
+            include=_globs("include", include),
+            exclude=_globs("exclude", exclude),
             max_depth=_depth(max_depth),
         ),
         use_index=use_index,
@@ -130,6 +130,14 @@ def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -
         log.warning("%s is left alone: %s", report.experiment, printable(report.reason))
     if len(unreadable) > _SHOWN:
         log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
+
+
+def _globs(name: str, value: Any) -> tuple[str, ...]:
+    """Read patterns; one alone may stand without a list."""
+    patterns = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidInputError(f"{name}={value!r} holds what is no pattern.")
+    return tuple(pattern for pattern in patterns if pattern.strip())
 
 
 def _depth(value: Any) -> int:

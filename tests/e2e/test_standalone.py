@@ -155,8 +155,10 @@ def test_a_sweep_that_fails_in_its_task_reports_itself_and_just_it_is_recovered(
     (experiment,) = made
     conf = {"stale_after": 0, "experiment": str(experiment)}
     (run,) = running.eventually(
-        lambda: [run for run in running.runs("recover_experiment") if run["conf"] == conf]
+        lambda: [run for run in running.runs("recover_experiment") if run["conf"] == conf],
+        seconds=180,
     )
+    assert len(running.runs("recover_experiment")) == len(running.runs("sweep_that_reports"))
     assert running.finish("recover_experiment", run["dag_run_id"]) == "success", running.log_tail()
     assert iterations(experiment) == [("TERMINATED", 6)] * 4
     assert not (tmp_path / "another" / ".tune_restore").exists()
