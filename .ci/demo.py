@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 from airflow_tune_restore.exceptions import TuneRestoreError  # noqa: E402
 from airflow_tune_restore.experiments.read import read_experiment  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
-from tests.servers import s3_server  # noqa: E402
-from tests.standalone import airflow  # noqa: E402
+from tests.support.airflow.standalone import airflow  # noqa: E402
+from tests.support.storage.servers import s3_server  # noqa: E402
 
 HOME = ROOT / ".demo"
 EXPERIMENT = "lr_sweep"

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import airflow_home  # noqa: E402, F401  imported before any of Airflow
+from tests.support.airflow import home as airflow_home  # noqa: E402, F401  imported before any of Airflow
 
 # isort: split
 from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
@@ -35,9 +35,9 @@ from airflow_tune_restore.operators.build_restore_plan import (  # noqa: E402
     BuildRestorePlanOperator,
 )
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator  # noqa: E402
-from tests.experiments import make_errored_experiment  # noqa: E402
-from tests.ray_cluster import ray_cluster  # noqa: E402
-from tests.tasks import make_context  # noqa: E402
+from tests.support.airflow.context import make_context  # noqa: E402
+from tests.support.experiments.failed import make_errored_experiment  # noqa: E402
+from tests.support.ray.cluster import ray_cluster  # noqa: E402
 
 CONNECTS = "import time, ray.tune, ray; ray.init(); print('AT', time.monotonic(), flush=True)"
 ACTOR = """

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.servers import s3_server  # noqa: E402
+from tests.support.storage.servers import s3_server  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "ray-2.60.0" / "killed"
 

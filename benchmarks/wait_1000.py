@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import airflow_home  # noqa: E402, F401  imported before any of Airflow
+from tests.support.airflow import home as airflow_home  # noqa: E402, F401  imported before any of Airflow
 
 # isort: split
 from airflow_tune_restore.experiments import layout  # noqa: E402
@@ -38,8 +38,8 @@ from airflow_tune_restore.restore import lease  # noqa: E402
 from airflow_tune_restore.restore.request import ProgressTail  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger  # noqa: E402
-from tests.ray_cluster import ray_cluster  # noqa: E402
-from tests.servers import free_port, s3_server  # noqa: E402
+from tests.support.ray.cluster import ray_cluster  # noqa: E402
+from tests.support.storage.servers import free_port, s3_server  # noqa: E402
 
 INTERVAL = 5.0
 RECORDED = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import servers
-from tests.experiments import make_experiments, make_killed_experiment
 from tests.made_once import MadeOnce
+from tests.support.experiments.failed import make_experiments, make_killed_experiment
+from tests.support.storage import servers
 
-pytest.register_assert_rewrite("tests.conformance.store")  # a suite in a plain module
+pytest.register_assert_rewrite("tests.support.storage.conformance")  # a suite in a plain module
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machine only
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.experiments import ROOT
 from tests.matrix import environments
 from tests.matrix.environments import airflow_python, find_python, project_python
+from tests.support import ROOT
 
-UNIT = ["tests/unit", "tests/conformance/test_planner_against_ray.py"]
-RUNNER = ["tests/integration/test_runner_resume.py"]
+UNIT = ["tests/unit", "tests/ray/test_planner_against_ray.py"]
+RUNNER = ["tests/ray/kept/test_runner_resume.py"]
 AIRFLOW = [
     f"tests/unit/{room}" for room in "operators sensors triggers hooks test_task_group.py".split()
 ]
@@ -42,10 +42,10 @@ def cells() -> list[Cell]:
     here = lambda: sys.executable  # noqa: E731
     return [
         Cell("ray", "experiments of Ray 2.10 to 2.60, read, planned and restored by 2.60",
-             here, ["tests/conformance/test_versions.py"]),
+             here, ["tests/ray/kept/test_versions.py"]),
         *(
             Cell("ray", f"Ray {version} restores its own", here,
-                 ["tests/integration/test_oldest_ray.py", "-k", version])
+                 ["tests/ray/test_oldest_ray.py", "-k", version])
             for version in environments.OWN_RAYS
         ),
         *(
@@ -55,7 +55,7 @@ def cells() -> list[Cell]:
         Cell("airflow", "Airflow of uv.lock", here, AIRFLOW),
         Cell("airflow", f"Airflow {NEXT_AIRFLOW}", lambda: airflow_python(NEXT_AIRFLOW), AIRFLOW),
         Cell("trainers", "Torch, RLlib, LightGBM", lambda: project_python(sys.executable, "trainers"),
-             ["tests/conformance/test_trainers.py"]),
+             ["tests/ray/kept/test_trainers.py"]),
     ]  # fmt: skip
 
 

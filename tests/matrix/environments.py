@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.experiments import ROOT
+from tests.support import ROOT
 
 WHOLE = bool(os.environ.get("MATRIX"))
 """Whether every version is wanted: set by `python -m tests.matrix`."""

@@ -1,3 +1,3 @@
 """Gives unit tests an Airflow of their own before any of them imports it."""
 
-from tests import airflow_home  # noqa: F401
+from tests.support.airflow import home as airflow_home  # noqa: F401

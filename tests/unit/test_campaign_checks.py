@@ -8,9 +8,9 @@ import pytest
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
-from tests.campaigns.checks import Ended, find_losses
-from tests.campaigns.proxy import Write
+from campaigns.checks import Ended, find_losses
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.storage.proxy import Write
 from tests.unit.restore.test_commit import ran, start
 
 ROWS, TABLE = "dir/result.json", "dir/progress.csv"

@@ -1,11 +1,11 @@
 """docs/conformance.md names tests; each of them exists, and no row is empty."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 ROWS = [
     [cell.strip() for cell in line.strip().strip("|").split(" | ")]
     for line in (ROOT / "docs" / "conformance.md").read_text().splitlines()
@@ -24,5 +24,5 @@ def test_no_cell_is_empty_and_the_tests_named_exist(row):
         path = ROOT / (file if "/" in file else f"tests/conformance/{file}")
         text = path.read_text()
         if "::" in test:  # of a suite that many stores go through
-            text += (ROOT / "tests/conformance/store.py").read_text()
+            text += (ROOT / "tests/support/storage/conformance.py").read_text()
         assert f"def {test.rpartition('::')[2]}(" in text, test

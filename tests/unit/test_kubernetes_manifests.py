@@ -4,8 +4,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.experiments import ROOT
-from tests.kubernetes_api import rules_of
+from tests.support import ROOT
+from tests.support.kubernetes.api import rules_of
 
 DIRECTORY = ROOT / "docs" / "kubernetes"
 MANIFESTS = [

@@ -9,8 +9,8 @@ import pytest
 import typer
 
 from airflow_tune_restore.cli.app import app
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -9,7 +9,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
-from tests.experiments import ROOT
+from tests.support import ROOT
 
 
 def dag_with(**arguments) -> DAG:
@@ -121,7 +121,7 @@ def test_without_the_provider_only_pods_are_missing():
     code = (
         "import sys; p = 'airflow.providers.cncf.kubernetes.'\n"
         "sys.modules |= dict.fromkeys([p + 'exceptions', p + 'operators', p + 'hooks'])\n"
-        "from tests import airflow_home\n"
+        "from tests.support.airflow import home as airflow_home\n"
         "from airflow.sdk import DAG\n"
         "from airflow_tune_restore.task_group import TuneRestoreTaskGroup\n"
         "with DAG('d'):\n"

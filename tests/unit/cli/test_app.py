@@ -13,8 +13,8 @@ from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.storage.fs import open_store
-from tests.builders import STATE_NAME, make_experiment, make_row, make_state
-from tests.nights import night
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.records import night
 
 
 @pytest.fixture

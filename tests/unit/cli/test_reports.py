@@ -11,7 +11,7 @@ from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.ledger import READ_LIMIT_BYTES
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 
 ROWS = [make_row("bad", status="ERROR", error=True)]
 LEDGER = json.dumps({"trials": {"bad": {"quarantined": "ValueError, 2 times"}, "t2": {}}}).encode()

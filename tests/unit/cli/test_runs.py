@@ -9,8 +9,8 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.restore.draft import DraftOptions
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
-from tests.builders import make_experiment, make_row
-from tests.nights import start_night
+from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import start_night
 
 OPTIONS = RestoreOptions(
     draft=DraftOptions(flags=ResumeFlags(), strategy="auto", stale_after=DEFAULT_STALE_AFTER),

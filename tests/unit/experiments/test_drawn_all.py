@@ -7,7 +7,7 @@ import pytest
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.storage.local import LocalStore
-from tests.builders import STATE_NAME, make_experiment, make_row
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 
 
 class CountingStore(LocalStore):

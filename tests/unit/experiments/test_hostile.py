@@ -22,8 +22,8 @@ from airflow_tune_restore.restore.plan import RestorePlan, TrialAction
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_experiment, make_row, make_state
-from tests.campaigns.hostile_inputs import _bombs
+from campaigns.hostile_inputs import _bombs
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 
 
 def test_the_id_that_stands_for_all_trials_is_refused():

@@ -17,7 +17,7 @@ from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.storage import parquet
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
 
 ODD = ["with space", "ünïcode-日本", "a=1,b=2", "50%", "%2F", "(x) [y]", "plus+plus", "a'b"]
 ODD += ["ideographic\u3000space", "\U0001f469\u200d\U0001f52c", "checkpoint_study"]

@@ -16,9 +16,9 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
-from tests.builders import GOLDEN, make_row, make_state
+from tests.support.experiments.built import KILLED, make_row, make_state
 
-GOLDEN_FILES = sorted(GOLDEN.parent.parent.glob("ray-*/killed/experiment_state-*.json"))
+GOLDEN_FILES = sorted(KILLED.parent.parent.glob("ray-*/killed/experiment_state-*.json"))
 
 
 @pytest.fixture(params=GOLDEN_FILES, ids=lambda path: path.parent.parent.name)

@@ -20,7 +20,7 @@ from airflow_tune_restore.experiments.symbolic import (
     attribute,
     read_pickle,
 )
-from tests.builders import GOLDEN
+from tests.support.experiments.built import KILLED
 
 values = st.recursive(
     st.none()
@@ -134,7 +134,7 @@ def test_a_hash_bomb_is_only_looked_at():
 @settings(max_examples=400)
 @given(data=st.data())
 def test_mutants_of_a_real_file_are_read_or_refused(data):
-    body = bytearray((GOLDEN / "tuner.pkl").read_bytes())
+    body = bytearray((KILLED / "tuner.pkl").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(SymbolicError):
@@ -159,7 +159,7 @@ def test_every_opcode_of_python_is_either_followed_or_refused():
 
 
 def test_a_real_tuner_file_gives_its_facts():
-    read = read_pickle((GOLDEN / "tuner.pkl").read_bytes())
+    read = read_pickle((KILLED / "tuner.pkl").read_bytes())
     assert attribute(read, "__trainable_name") == "train"
     assert attribute(read, "_tune_config", "metric") == "score"
     assert isinstance(attribute(read, "_tune_config"), Instance)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.notifications.trigger_recovery import TriggerRecoveryNotifier
-from tests.tasks import make_context
+from tests.support.airflow.context import make_context
 
 
 class Line:

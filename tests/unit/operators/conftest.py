@@ -3,8 +3,8 @@
 import pytest
 
 from airflow_tune_restore.operators import build_restore_plan, restore_trial
-from tests.builders import make_experiment, make_row
-from tests.tasks import FakeLauncher
+from tests.support.airflow.context import FakeLauncher
+from tests.support.experiments.built import make_experiment, make_row
 
 
 @pytest.fixture

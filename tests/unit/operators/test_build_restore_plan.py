@@ -13,9 +13,9 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
-from tests.builders import make_experiment, make_row
-from tests.nights import night
-from tests.tasks import make_context
+from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import night
 
 
 def plan(experiments, **arguments) -> BuildRestorePlanOperator:

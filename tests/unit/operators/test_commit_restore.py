@@ -11,9 +11,9 @@ from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
-from tests.builders import make_experiment, make_row
-from tests.nights import leave, night, start_night
-from tests.tasks import make_context
+from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import leave, night, start_night
 
 
 def start(*experiments, **arguments) -> list:

@@ -24,7 +24,7 @@ from airflow_tune_restore.restore.request import Result, RunnerProgress
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
-from tests.tasks import make_context
+from tests.support.airflow.context import make_context
 from tests.unit.operators.test_restore_trial import leave
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}

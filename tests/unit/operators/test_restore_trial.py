@@ -17,7 +17,7 @@ from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
-from tests.tasks import make_context
+from tests.support.airflow.context import make_context
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from kubernetes.client import ApiClient, models
 
 from airflow_tune_restore.operators.restore_trial_kubernetes import RestoreTrialKubernetesOperator
 from airflow_tune_restore.restore.request import RunnerRequest
-from tests.kubernetes_api import refuse_invalid
+from tests.support.kubernetes.api import refuse_invalid
 
 GIB = 1024.0**3
 REQUEST = RunnerRequest(

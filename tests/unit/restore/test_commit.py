@@ -30,7 +30,7 @@ from airflow_tune_restore.restore.start import (
     start_restore,
 )
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
 
 ROWS = [
     make_row("done", last_result={"training_iteration": 4, "score": 8}, last_result_time=4.0),

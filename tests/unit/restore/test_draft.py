@@ -9,7 +9,7 @@ from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.local import LocalStore
-from tests.builders import make_experiment, make_row, make_state
+from tests.support.experiments.built import make_experiment, make_row, make_state
 
 
 @pytest.mark.parametrize("choice", ["resume", "restart"])

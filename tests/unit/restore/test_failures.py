@@ -1,7 +1,5 @@
 """Why a trial failed, told from Ray's real texts; and nothing that a text can do to us."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +11,8 @@ from airflow_tune_restore.restore.failures import (
     classify,
     classify_end,
 )
+from tests.support import GOLDEN
 
-GOLDEN = Path(__file__).parents[2] / "golden"
 UNPACKED = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg"
 ERRORS = GOLDEN / "errors"  # written by Ray 2.60, but for the two of nodes: its words, put together
 

@@ -28,7 +28,7 @@ from airflow_tune_restore.restore.request import (
 from airflow_tune_restore.restore.start import plan_restore, read_plan, start_restore
 from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
 
 ROWS = [make_row("done"), make_row("bad", status="ERROR")]
 OUTCOME = layout.outcome_key("r1", "bad", 1)

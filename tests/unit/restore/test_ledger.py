@@ -24,8 +24,8 @@ from airflow_tune_restore.restore.ledger import (
 from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.release import release_trial
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
-from tests.nights import PLACE, beat, leave, night, plan_night, start_night
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import PLACE, beat, leave, night, plan_night, start_night
 
 GIB = 1024.0**3
 

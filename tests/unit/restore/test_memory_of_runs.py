@@ -14,7 +14,7 @@ from airflow_tune_restore.restore.request import RunnerOutcome
 from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
 
 BEFORE, AFTER = ({"_type": "CLOUDPICKLE_FALLBACK", "value": value} for value in ("00", "01"))
 COMMITTED = "experiment_state-2026-11-23_10-00-00_r000001.json"

@@ -18,8 +18,8 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
-from tests.nights import leave, night, plan_night, start_night
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import leave, night, plan_night, start_night
 
 ROWS = [
     make_row("done", last_result={"training_iteration": 4}, last_result_time=4.0),

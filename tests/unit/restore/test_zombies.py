@@ -14,7 +14,7 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.memory import MemoryStore
-from tests.builders import STATE_NAME, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.unit.restore.test_commit import ran
 
 OPTIONS = DraftOptions(

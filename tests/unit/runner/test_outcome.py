@@ -1,13 +1,13 @@
 """What an attempt's record says of its trial."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.runner.outcome import build_outcome, error_of, scalar_metrics
+from tests.support import GOLDEN
 
-ERRORS = Path(__file__).parents[2] / "golden" / "errors"
+ERRORS = GOLDEN / "errors"
 
 
 def trial(error=None, text=""):

@@ -14,8 +14,8 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
-from tests.builders import make_experiment, make_row
-from tests.tasks import make_context
+from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
 
 
 @pytest.fixture

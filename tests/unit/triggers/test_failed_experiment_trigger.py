@@ -12,7 +12,7 @@ from airflow_tune_restore.triggers.failed_experiment import (
     FIRST_EVENT_SECONDS,
     FailedExperimentTrigger,
 )
-from tests.builders import make_experiment, make_row
+from tests.support.experiments.built import make_experiment, make_row
 
 ARGUMENTS = {
     "prefix": "s3://minio@bucket/a",

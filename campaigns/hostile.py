@@ -1,0 +1,271 @@
+"""Hostile input: everything we read from storage, mutated, exploding, lying, executing.
+
+    python -m campaigns.hostile --inputs 200000 --seed 1     the campaign
+    python -m campaigns.hostile --seed 1 --only 1234         one input again, with its traceback
+    python -m campaigns.hostile --large [--streamed]         files of 1 GiB in the place of each
+
+Each input is made from the seed and its number alone, so that any of them can be tried again. It is read
+in a child process whose memory is limited, under a watchdog, with a tripwire that hears of whatever
+Python is told to execute, import, open or connect to. What fails is printed and saved.
+"""
+
+import argparse
+import codecs
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+
+MEMORY_LIMIT = 2 * 1024**3
+"""Address space of a child: interpreter, Airflow and msgspec take about half of it."""
+
+TIME_LIMIT_SECONDS = 20.0
+"""Of the processor: a busy machine is not the input's fault."""
+
+WALL_LIMIT_SECONDS = 600.0
+MOST_FAILURES = 50
+
+
+@dataclass
+class Report:
+    """What came of a campaign, or of one child's share of it."""
+
+    tried: int = 0
+    by_target: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    slowest: tuple[float, int, str] = (0.0, -1, "")
+    peak_mib: float = 0.0
+    start_mib: float = 0.0
+
+    def add(self, other: "Report") -> None:
+        self.tried += other.tried
+        self.by_target.update(other.by_target)
+        self.failures += other.failures
+        self.slowest = max(self.slowest, other.slowest)
+        self.peak_mib = max(self.peak_mib, other.peak_mib)
+        self.start_mib = max(self.start_mib, other.start_mib)
+
+
+def run(inputs: int, seed: int, *, processes: int = 2, save_to: Path | None = None) -> Report:
+    """Try that many inputs and return what came of it; a child that dies is a failure, too."""
+    context = multiprocessing.get_context("spawn")
+    total = Report()
+    with tempfile.TemporaryDirectory(prefix="tune-hostile-") as scratch:
+        children = []
+        for number in range(processes):
+            own = Path(scratch, str(number))
+            own.mkdir()
+            share = (inputs, seed, number, processes, own.as_posix(), save_to)
+            child = context.Process(target=_child, args=share)
+            child.start()
+            children.append((child, own))
+        for child, own in children:
+            child.join()
+            total.add(_collect(child.exitcode, own, seed))
+    return total
+
+
+def _collect(exit_code: int | None, own: Path, seed: int) -> Report:
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads((own / "report.json").read_text())
+        return Report(
+            **{
+                **found,
+                "by_target": Counter(found["by_target"]),
+                "slowest": tuple(found["slowest"]),
+            }
+        )
+    current = (
+        (own / "current").read_text(errors="replace").strip("\0 ")
+        if (own / "current").exists()
+        else "?"
+    )
+    return Report(
+        failures=[f"seed {seed} input {current}: the process died with exit code {exit_code}"]
+    )
+
+
+def _child(
+    inputs: int, seed: int, first: int, step: int, scratch: str, save_to: Path | None
+) -> None:
+    import tests.support.airflow.home  # noqa: F401  first of all: it sets AIRFLOW_HOME
+    from campaigns.guards import Tripwire
+    from campaigns.hostile_targets import Lab
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        faulthandler.register(number, chain=True)  # the traceback, then death
+    signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
+    lab, wire = Lab(scratch), Tripwire(scratch)
+    _warm_up(lab)
+    report = Report(start_mib=_peak_mib())
+    current = os.open(f"{scratch}/current", os.O_RDWR | os.O_CREAT)
+    for index in range(first, inputs, step):
+        os.pwrite(current, f"{index:<20}".encode(), 0)
+        failure = try_one(seed, index, lab, wire, report)
+        if failure is not None:
+            report.failures.append(failure)
+            _save(save_to, seed, index, failure, lab)
+            if len(report.failures) >= MOST_FAILURES:
+                break
+    report.peak_mib = _peak_mib()
+    Path(scratch, "report.json").write_text(json.dumps(vars(report)))
+
+
+def _warm_up(lab) -> None:
+    """Let every lazy import happen before the tripwire is armed: inputs that do not count."""
+    for codec in ("raw_unicode_escape", "unicode_escape", "latin-1", "ascii", "utf-16", "utf-16-be",
+                  "utf-16-le", "utf-32", "utf-32-be", "utf-32-le", "utf-8-sig"):  # fmt: skip
+        codecs.lookup(codec)  # JSON may be in any of UTF's
+    for name in _targets():
+        for index in range(50):
+            rng = random.Random(f"warm/{index}")
+            with contextlib.suppress(BaseException):
+                _targets()[name][0](rng, lab)
+
+
+def _targets():  # noqa: ANN202
+    from campaigns.hostile_targets import TARGETS
+
+    return TARGETS
+
+
+def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
+    """Try one input; return what went wrong."""
+    targets = _targets()
+    rng = random.Random(f"{seed}/{index}")
+    (name,) = rng.choices(list(targets), [weight for _, weight in targets.values()])
+    lab.kept.clear()
+    failure = None
+    started = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
+    try:
+        with wire:
+            targets[name][0](rng, lab)
+    except TuneRestoreError:
+        pass
+    except BaseException:  # noqa: BLE001  whatever gets out is what we look for
+        failure = f"seed {seed} input {index} ({name}): {traceback.format_exc(limit=-6)}"
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if wire.trips and failure is None:
+        failure = f"seed {seed} input {index} ({name}): swallowed {wire.trips}"
+    wire.trips.clear()
+    report.tried += 1
+    report.by_target[name] += 1
+    report.slowest = max(report.slowest, (time.process_time() - started, index, name))
+    return failure
+
+
+def _save(save_to: Path | None, seed: int, index: int, failure: str, lab) -> None:
+    if save_to is None:
+        return
+    directory = save_to / f"seed-{seed}-input-{index}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "failure.txt").write_text(failure, errors="replace")
+    for number, (name, body) in enumerate(lab.kept.items()):
+        (directory / f"{number}.bin").write_bytes(body)
+        with (directory / "failure.txt").open("a", errors="replace") as file:
+            file.write(f"\n{number}.bin is {name!r}")
+
+
+LARGE_BYTES = 1024**3
+LARGE_NAMES = ("state", "older state", "tuner.pkl", "searcher", "result.json", "plan.json", "commit.json",
+               "claim", "heartbeat", "snapshot", "outcome.json")  # fmt: skip
+
+
+def large_files(*, streamed: bool = False) -> Report:
+    """Put a file of 1 GiB in the place of each, one after another, and read the experiment.
+
+    Args:
+        streamed: From an object store whose listing lies about sizes and that sends zeros, instead of a
+            sparse file on disk.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="tune-hostile-") as scratch:
+        child = context.Process(target=_large_child, args=(scratch, streamed))
+        child.start()
+        child.join()
+        return _collect(child.exitcode, Path(scratch), 0)
+
+
+def _large_child(scratch: str, streamed: bool) -> None:
+    from campaigns import hostile_large
+
+    report = Report(start_mib=_peak_mib())
+    for index, name in enumerate(LARGE_NAMES):
+        started = time.perf_counter()
+        try:
+            hostile_large.read_all(Path(scratch), name, LARGE_BYTES, streamed=streamed)
+        except BaseException:  # noqa: BLE001  whatever gets out is what we look for
+            report.failures.append(f"1 GiB as {name}: {traceback.format_exc(limit=-6)}")
+        report.tried += 1
+        report.slowest = max(report.slowest, (time.perf_counter() - started, index, name))
+    report.peak_mib = _peak_mib()
+    Path(scratch, "report.json").write_text(json.dumps(vars(report)))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inputs", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--large", action="store_true", help="files of 1 GiB instead")
+    parser.add_argument(
+        "--streamed", action="store_true", help="with --large: from an object store"
+    )
+    parser.add_argument("--only", type=int, help="try this input again")
+    parser.add_argument(
+        "--save-to", type=Path, default=Path(tempfile.gettempdir(), "tune-hostile-failures")
+    )
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    if options.large:
+        report = large_files(streamed=options.streamed)
+    elif options.only is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            _child(options.only + 1, options.seed, options.only, 1, scratch, options.save_to)
+            report = _collect(0, Path(scratch), options.seed)
+    else:
+        report = run(
+            options.inputs, options.seed, processes=options.processes, save_to=options.save_to
+        )
+    print(*report.failures, sep="\n")
+    seconds, index, name = report.slowest
+    print(
+        f"{report.tried} inputs of seed {options.seed} in {time.monotonic() - started:.0f} s: "
+        f"{dict(report.by_target)}"
+    )
+    print(f"slowest: input {index} ({name}), {seconds:.2f} s of the processor")
+    print(
+        f"peak memory: {report.peak_mib:.0f} MiB ({report.start_mib:.0f} MiB before the first input)"
+    )
+    print(
+        f"failures: {len(report.failures)}"
+        + (f", saved in {options.save_to}" if report.failures else "")
+    )
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

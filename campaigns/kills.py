@@ -1,0 +1,543 @@
+"""Killed anywhere: the whole chain on a real S3 server, killed at every step and inside every write.
+
+    python -m campaigns.kills --kills 180 --seed 7              the nightly form
+    python -m campaigns.kills --seed 7 --only recorded:12       one round again
+
+One failed experiment is restored in round after round. Three lanes run side by side: in one the runners
+are real ones with Ray, in one all trials are one real run that their tasks follow, and in one runners
+write what real ones had written (recorded_runner), so that kills of the other steps are cheap. In each
+round a task is killed by kill -9 (the operator's process, the runner, or both) and tried again as Airflow
+does, or given up, and the DAG run of the next night goes on.
+"""
+
+from tests.support.airflow import home as airflow_home  # noqa: I001  first: it sets AIRFLOW_HOME
+
+import argparse
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.launch.local import _members
+from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.commit import settle_abandoned
+from airflow_tune_restore.storage.fs import open_store
+from campaigns.checks import Ended, Files, find_losses
+from campaigns.night import Night, children, kill
+from tests.support.storage.proxy import AFTER, INSIDE, Fault, Proxy
+from campaigns.step import Chain
+from tests.support import ROOT
+from tests.support.experiments.failed import TRAINABLES, environment, make_experiments
+from tests.support.storage.servers import Server, s3_server
+
+assert airflow_home.HOME
+KIND = "two_errored"
+RECORDED, REAL, WHOLE = "recorded", "real", "whole"
+LEASE_TTL = {RECORDED: 6.0, REAL: 12.0, WHOLE: 12.0}
+QUIET_SECONDS = 25.0
+"""After this a silent run of all counts as dead here, so that a round does not wait for a minute."""
+RECORDED_RUNNER = f'#!/bin/sh\nexec "{sys.executable}" -m campaigns.recorded_runner "$@"\n'
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process is killed.
+
+    Args:
+        label: For people.
+        victim: `operator` (with it the launcher), `runner`, or `node`: both, and all of Ray.
+        how: `inside` or `after` a write, or `moment`: some time after it.
+        pattern: The request that triggers it; none: the start of the try.
+        nth: Which of those requests.
+        seconds: How long after it.
+    """
+
+    label: str
+    victim: str
+    how: str
+    pattern: str = ""
+    nth: int = 1
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Return it as a table shows it."""
+        return f"{self.victim} killed {self.how} {self.label}"
+
+
+def _writes(victim: str, *labels: tuple[str, str, int]) -> list[Point]:
+    return [
+        Point(label, victim, how, pattern, nth)
+        for label, pattern, nth in labels
+        for how in (INSIDE, AFTER)
+    ]
+
+
+CLAIM = ("lease claim", r"PUT .*\.claim\.json", 1)
+MOMENTS = [Point("its start", "operator", "moment", "", 1, s) for s in (0.02, 0.1, 0.3)]
+SEED = ("seed", r"PUT .*seed\.json", 1)
+PLAN = [
+    *_writes(
+        "operator",
+        ("self-test", r"PUT .*selftest", 1),
+        CLAIM,
+        SEED,
+        ("second seed", SEED[1], 2),
+        ("plan", r"PUT .*plan\.json", 1),
+    ),
+    *MOMENTS,
+]
+TRIAL = [
+    *_writes(
+        "operator",
+        ("lease renewal", r"PUT .*lease/.*heartbeat\.json", 1),
+        ("request", r"PUT .*request\.json", 1),
+    ),
+    *_writes(
+        "runner",
+        ("first beat", r"PUT .*attempts/.*heartbeat\.json", 1),
+        ("lease renewal", r"PUT .*lease/.*heartbeat\.json", 2),
+        ("row count", r"PUT .*start-.*\.json", 1),
+        ("checkpoint", r"PUT .*checkpoint_\d+/", 1),
+        ("result.json", r"PUT .*/result\.json", 1),
+        ("progress.csv", r"PUT .*/progress\.csv", 1),
+        ("snapshot", r"PUT .*attempts/.*/state\.json", 1),
+        ("outcome", r"PUT .*outcome\.json", 1),
+    ),
+]
+RECORD = [("commit record", r"PUT .*commit\.json", 1)]
+COMMIT = [
+    *_writes(
+        "operator",
+        *RECORD,
+        ("state file", r"PUT .*experiment_state-", 1),
+        ("end of the commit record", RECORD[0][1], 2),
+        ("release", r"PUT .*release\.json", 1),
+    ),
+    *MOMENTS,
+]
+SETTLE = [*PLAN, *COMMIT, *_writes("operator", ("lease re-entered", r"PUT .*heartbeat\.json", 1))]
+
+
+def _real_point(rng: random.Random) -> Point:
+    """Draw where a chain with a real runner is hit."""
+    victim = rng.choice(["runner", "runner", "runner", "node", "operator"])
+    snapshot = r"PUT .*attempts/.*/state\.json"
+    kind = rng.choice(["start", "training", "training", "write", "write", "write"])
+    if kind == "start":
+        beat = r"PUT .*attempts/.*heartbeat\.json"
+        return Point("start", victim, "moment", beat, 1, rng.uniform(0, 9))
+    if kind == "training":
+        return Point("training", victim, "moment", snapshot, 1, rng.uniform(0, 6))
+    label, pattern, most = rng.choice(
+        [
+            ("checkpoint", r"(PUT|POST) .*checkpoint_\d+/", 6),
+            ("checkpoint", r"(PUT|POST) .*checkpoint_\d+/", 6),
+            ("result.json", r"(PUT|POST) .*/result\.json", 6),
+            ("snapshot", snapshot, 4),
+            ("outcome", r"PUT .*outcome\.json", 1),
+            ("beat", r"PUT .*attempts/.*heartbeat\.json", 3),
+        ]
+    )
+    return Point(label, victim, rng.choice([INSIDE, AFTER]), pattern, rng.randint(1, most))
+
+
+def _outage(rng: random.Random) -> Fault:
+    how = rng.choice(["refuse", "delay", "slow_down", "drop_answer", INSIDE])
+    return Fault(
+        how,
+        pattern=rng.choice(["", "PUT ", "GET "]),
+        nth=rng.randint(1, 12),
+        times=rng.randint(1, 6),
+        seconds=rng.uniform(0.2, 2.0) if how == "delay" else 0.0,
+    )
+
+
+@dataclass
+class Script:
+    """What is done in one round: by task, where its tries are killed, one after another.
+
+    Args:
+        kills: Name of a task -> points, one a try.
+        abandon_at: Task whose kill ends the first DAG run for good.
+        settle: Where the plan of the next night is killed.
+        outage_at: Task during whose first try the storage fails.
+    """
+
+    kills: dict[str, list[Point]]
+    abandon_at: str | None = None
+    settle: list[Point] = field(default_factory=list)
+    outage_at: str | None = None
+
+
+def write_script(lane: str, number: int, rng: random.Random) -> Script:
+    """Write the script of a round; the recorded lane walks through all points in turn."""
+    tasks = ["plan", "trial 0", "trial 1", "commit"]
+    outage_at = rng.choice(tasks) if rng.random() < 0.5 else None
+    trial = rng.choice(["trial 0", "trial 1"])
+    if lane != RECORDED:
+        kills = {"trial 0": [_real_point(rng)], "trial 1": [_real_point(rng), _real_point(rng)]}
+        abandon_at = trial if number % 3 == 2 else None
+        return Script(kills, abandon_at, outage_at=outage_at)
+    step, half = divmod(number, 2)
+    points = {"plan": PLAN, trial: TRIAL, "commit": COMMIT}
+    if half == 0:
+        kills = {task: [_turn(points[task], step)] for task in points}
+        return Script(kills, outage_at=outage_at)
+    given_up = list(points)[step % 3]
+    kills = {given_up: [_turn(points[given_up], step // 3 + rng.randrange(3))]}
+    return Script(kills, given_up, settle=[_turn(SETTLE, step)], outage_at=outage_at)
+
+
+def _turn(points: list[Point], number: int) -> Point:
+    """Take the points in turn, in strides, so that a short campaign sees a bit of everything."""
+    stride = next((n for n in (7, 5, 3) if len(points) % n), 1)
+    return points[number * stride % len(points)]
+
+
+@dataclass
+class Setting:
+    """What all rounds share.
+
+    Args:
+        s3: The server.
+        failed: The failed experiment.
+        undisturbed: The same after a restore that nobody disturbed.
+        scratch: Directory for logs and the recording.
+    """
+
+    s3: Server
+    failed: Files
+    scratch: Path
+    undisturbed: Files = field(default_factory=dict)
+
+    def filesystem(self) -> Any:
+        return self.s3.filesystem()
+
+    def upload(self, name: str) -> str:
+        root = f"{self.s3.bucket}/{name}/{KIND}"
+        self.filesystem().pipe({f"{root}/{key}": body for key, body in self.failed.items()})
+        return f"s3://{root}"
+
+    def download(self, url: str) -> Files:
+        filesystem, root = self.filesystem(), url.removeprefix("s3://")
+        # markers of directories are found under the names of objects that do not exist
+        bodies = filesystem.cat(filesystem.find(root), on_error="omit")
+        return {key.removeprefix(f"{root}/"): body for key, body in bodies.items()}
+
+    def chain(self, lane: str, name: str, url: str, endpoint: str) -> Chain:
+        recorder = self.scratch / "recorded-runner"
+        if not recorder.exists():
+            recorder.write_text(RECORDED_RUNNER)
+            recorder.chmod(0o755)
+        ray = environment(
+            TUNE_TEST_HEALED="1",
+            TUNE_TEST_STEP_SECONDS="1",
+            TUNE_TEST_JOURNAL=f"{self.scratch}/{name}.journal",
+            TUNE_TEST_RECORDING=f"{self.scratch}/recording",
+        )
+        changed = {key: value for key, value in ray.items() if os.environ.get(key) != value}
+        return Chain(
+            experiment=url,
+            lease_ttl=LEASE_TTL[lane],
+            trainable=TRAINABLES[KIND],
+            env={**self.s3.env, "AWS_ENDPOINT_URL": endpoint},
+            python=str(recorder) if lane == RECORDED else None,
+            runner_env=changed,
+            log=f"{self.scratch}/{name}.log",
+            strategy="whole_experiment" if lane == WHOLE else "auto",
+            quiet_seconds=QUIET_SECONDS,
+        )
+
+
+class Round:
+    """One restore of one copy of the experiment, disturbed as its script says."""
+
+    def __init__(self, setting: Setting, lane: str, number: int, seed: int) -> None:
+        self.name = f"{lane}-{number}"
+        self.killed: Counter[str] = Counter()
+        self.outages: Counter[str] = Counter()
+        self.told: list[str] = []
+        self._rng = random.Random(f"{seed} {lane} {number}")
+        self._script = write_script(lane, number, self._rng)
+        self._setting, self._lane = setting, lane
+        self._armed: tuple[Point, Fault] | None = None
+        self._runners: set[int] = set()
+        self._was_abandoned = False
+
+    def run(self) -> list[str]:
+        """Carry it out and return what was lost."""
+        setting = self._setting
+        self.url = setting.upload(self.name)
+        with Proxy(setting.s3.endpoint) as self._proxy:
+            chain = setting.chain(self._lane, self.name, self.url, self._proxy.endpoint)
+            script = self._script
+            night = Night(chain, "night-1", self._before, self._after)
+            try:
+                night.carry_out()
+                self._was_abandoned = night.is_abandoned
+                if night.is_abandoned:
+                    script.kills, script.abandon_at = {"plan": script.settle}, None
+                    # a run of all outlives the night; the next waits until it and its lease are over
+                    tries = 120 if self._lane == WHOLE else 12
+                    Night(chain, "night-2", self._before, self._after, tries).carry_out()
+            finally:
+                for session in self._runners | set(self._runs_of_all()):
+                    for pid in _members(session):
+                        kill(pid)
+            return self._check(chain)
+
+    def _settle(self) -> list[str]:
+        """Do what the next restore does first, where the next night found all trials finished.
+
+        It is skipped then, and a commit that was killed after its state file keeps its lease so long.
+        """
+        store = open_store(self.url)
+        states = [e.name for e in store.list_dir() if layout.is_state_file(e.name)]
+        if not self._was_abandoned or not lease.unreleased(store, but=""):
+            return []
+        settle_abandoned(store, restore_id="the-next", holder="the campaign")
+        lease.release(store, lease.check_held(store, "the-next"))
+        after = [e.name for e in store.list_dir() if layout.is_state_file(e.name)]
+        return [] if after == states else [f"settling made {sorted(set(after) - set(states))}"]
+
+    def _check(self, chain: Chain) -> list[str]:
+        settled = self._settle()
+        root = self.url.removeprefix(f"s3://{self._setting.s3.bucket}/")
+        writes = [
+            type(write)(write.key.removeprefix(f"{root}/"), write.sha256, write.at)
+            for write in list(self._proxy.writes)
+        ]
+        journal = Path(chain.runner_env["TUNE_TEST_JOURNAL"])
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        ended = Ended(
+            open_store(self.url), self._setting.download(self.url), writes,
+            [json.loads(line) for line in lines],
+        )  # fmt: skip
+        return settled + find_losses(self._setting.failed, self._setting.undisturbed, ended)
+
+    def _before(self, night: Night, task: str, number: int) -> None:
+        script = self._script
+        if task == script.outage_at and number == 1:
+            self._outage = self._proxy.add(_outage(self._rng))
+        points = script.kills.get(task, [])
+        if self._armed is None and points:
+            point = points.pop(0)
+            how = point.how if point.how in (INSIDE, AFTER) else "delay"
+            fault = Fault(how, point.pattern, point.nth, then=lambda: self._strike(night, point))
+            self._armed = (point, self._proxy.add(fault))
+
+    def _after(self, night: Night, task: str, number: int) -> None:
+        script = self._script
+        if task == script.outage_at and number == 1:
+            if self._outage.hits:
+                self.outages[self._outage.how] += 1
+            script.outage_at = None
+            self._outage.times = 0
+        if self._armed is not None and (self._armed[1].hits or task != "plan"):
+            # a plan that waits for a lease to run out is tried again and again until it is hit
+            self._armed = None
+            self._proxy.heal()
+        if task == script.abandon_at and not script.kills.get(task):
+            night.is_abandoned = True
+
+    def _strike(self, night: Night, point: Point) -> None:
+        if point.how == "moment":
+            timer = threading.Timer(point.seconds, self._kill, (night, night.operator_pid, point))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._kill(night, night.operator_pid, point)
+
+    def _runs_of_all(self) -> list[int]:
+        """Return the runs of all trials of this round; whoever started one may be gone."""
+        if self._lane != WHOLE:
+            return []
+        pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+        return [pid for pid in pids if _is_runner(pid, self.url)]
+
+    def _kill(self, night: Night, operator: int, point: Point) -> None:
+        if night.operator_pid != operator or not operator:
+            return  # that try is over
+        runners = self._runs_of_all() or [pid for pid in children(operator) if _is_runner(pid)]
+        self._runners.update(runners)
+        hit = False
+        if point.victim in ("operator", "node"):
+            hit = kill(operator)
+        if point.victim == "node":
+            for pid in [member for runner in runners for member in _members(runner)]:
+                kill(pid)
+        if point.victim == "runner":
+            hit = sum(kill(pid) for pid in runners) > 0
+        if hit:
+            self.killed[str(point)] += 1
+            self.told.append(f"{time.strftime('%H:%M:%S')} {point}")
+
+
+def _is_runner(pid: int, of: str = "") -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"--request" in command and of.encode() in command
+
+
+@dataclass
+class Report:
+    """What the rounds of a campaign came to."""
+
+    seed: int
+    rounds: int = 0
+    killed: Counter[str] = field(default_factory=Counter)
+    kills_by_lane: Counter[str] = field(default_factory=Counter)
+    outages: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def add(self, lane: str, number: int, done: Round, lost: list[str]) -> None:
+        with self.lock:
+            self.rounds += 1
+            self.killed += done.killed
+            self.kills_by_lane[lane] += done.killed.total()
+            self.outages += done.outages
+            if lane != RECORDED:
+                self.urls.append(done.url)
+            print(f"{lane}:{number}: {'; '.join(done.told) or 'nobody was killed'}", flush=True)
+            for loss in lost:
+                self.lost.append(f"--seed {self.seed} --only {lane}:{number}: {loss}")
+                print(f"LOST {self.lost[-1]}", flush=True)
+
+    def show(self, seconds: float) -> None:
+        for what, times in sorted(self.killed.items()):
+            print(f"{times:4}  {what}")
+        for how, times in sorted(self.outages.items()):
+            print(f"{times:4}  storage: {how}")
+        print(*(f"LOST {loss}" for loss in self.lost), sep="\n")
+        lanes = ", ".join(f"{lane} {kills}" for lane, kills in sorted(self.kills_by_lane.items()))
+        print(
+            f"seed {self.seed}: {self.killed.total()} kills ({lanes}) "
+            f"and {self.outages.total()} outages in {self.rounds} rounds, "
+            f"{seconds / 60:.1f} min; lost: {len(self.lost) or 'nothing'}"
+        )
+
+
+def run_lane(setting: Setting, lane: str, kills: int, report: Report) -> None:
+    """Run rounds until so many processes were killed."""
+    for number in count():
+        if report.kills_by_lane[lane] >= kills or len(report.lost) > 20:
+            return
+        run_round(setting, lane, number, report)
+
+
+def run_round(setting: Setting, lane: str, number: int, report: Report) -> None:
+    done = Round(setting, lane, number, report.seed)
+    try:
+        lost = done.run()
+    except Exception as error:  # noqa: BLE001  the next round may go on
+        traceback.print_exc()
+        lost = [f"{type(error).__name__}: {error} (log: {setting.scratch}/{done.name}.log)"]
+    report.add(lane, number, done, lost)
+
+
+@contextmanager
+def prepared() -> Iterator[Setting]:
+    """Make the failed experiment, start the server, and restore one copy undisturbed."""
+    scratch = Path(os.environ.get("TUNE_TEST_CAMPAIGN", "") or tempfile.mkdtemp(prefix="campaign-"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    if not (scratch / "made" / KIND).exists():
+        make_experiments(scratch / "made", [KIND])
+    source = scratch / "made" / KIND
+    failed = {
+        path.relative_to(source).as_posix(): path.read_bytes()
+        for path in source.rglob("*")
+        if path.is_file()
+    }
+    with s3_server() as s3:
+        os.environ.update(s3.env)
+        setting = Setting(s3, failed, scratch)
+        url = setting.upload("undisturbed")
+        with Proxy(s3.endpoint) as proxy:
+            chain = setting.chain(REAL, "undisturbed", url, proxy.endpoint)
+            chain = replace(chain, lease_ttl=120.0)  # a slow machine is no disturbance
+            Night(chain, "night-1", lambda *_: None, lambda *_: None).carry_out()
+        setting.undisturbed = setting.download(url)
+        for key, body in setting.undisturbed.items():
+            path = scratch / "recording" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+        yield setting
+
+
+def as_ray_reads(urls: list[str]) -> list[str]:
+    """Let Ray's ExperimentAnalysis read the experiments; return what differs from the first."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.ray.tuner_restore", "describe", *urls],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    line = next((x for x in done.stdout.splitlines() if x.startswith("DESCRIBED ")), None)
+    if line is None:
+        return [f"Ray could not read them: {done.stderr[-2000:]}"]
+    wanted, *others = [_essence(item) for item in json.loads(line.removeprefix("DESCRIBED "))]
+    return [
+        f"{url} as Ray reads it: {found} instead of {wanted}"
+        for url, found in zip(urls[1:], others, strict=True)
+        if found != wanted
+    ]
+
+
+def _essence(described: dict[str, Any]) -> list[Any]:
+    return [
+        described["errors"],
+        described["terminated"],
+        [(t["trial_id"], t["status"], t["metric"], len(t["rows"])) for t in described["trials"]],
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the campaign; the exit code says whether something was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m campaigns.kills")
+    parser.add_argument("--kills", type=int, default=180, help="how many at least")
+    parser.add_argument("--real", type=int, default=36, help="how many of them with real runners")
+    parser.add_argument("--whole", type=int, default=20, help="how many in one run of all trials")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--only", help="one round, as in recorded:12")
+    options = parser.parse_args(arguments)
+    for name in ("aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    print(f"seed {options.seed}", flush=True)
+    report, started = Report(options.seed), time.monotonic()
+    with prepared() as setting:
+        print(
+            f"prepared in {time.monotonic() - started:.0f} s, logs in {setting.scratch}", flush=True
+        )
+        if options.only:
+            lane, _, number = options.only.partition(":")
+            run_round(setting, lane, int(number), report)
+        else:
+            shares = {REAL: options.real, WHOLE: options.whole}
+            shares[RECORDED] = options.kills - sum(shares.values())
+            with ThreadPoolExecutor(len(shares)) as pool:
+                list(pool.map(lambda lane: run_lane(setting, lane, shares[lane], report), shares))
+        undisturbed = f"{setting.s3.url}/undisturbed/{KIND}"
+        report.lost += as_ray_reads([undisturbed, *report.urls])
+    report.show(time.monotonic() - started)
+    return 1 if report.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

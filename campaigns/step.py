@@ -1,0 +1,100 @@
+"""One task of the chain in a process of its own, as Airflow runs it: the operators' own `execute`.
+
+The processes are forked from a server that has imported Airflow once, so that a step costs what it does.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
+from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.restore import follow
+from tests.support.airflow.context import make_context
+
+DONE, SKIPPED, FAILED, RETRY = "done", "skipped", "failed", "up for retry"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the tasks of one DAG are told.
+
+    Args:
+        experiment: Its URL.
+        lease_ttl: Seconds.
+        trainable: What the experiment was made with.
+        env: The tasks' environment, the storage's address included.
+        python: What runs the runner; None for this interpreter.
+        runner_env: The runner's own variables.
+        log: File the output of all steps goes to.
+        strategy: How trials are run.
+        quiet_seconds: How long a silent run of all trials counts as alive.
+    """
+
+    experiment: str
+    lease_ttl: float
+    trainable: str
+    env: dict[str, str] = field(repr=False)
+    python: str | None
+    runner_env: dict[str, str]
+    log: str
+    strategy: str = "auto"
+    quiet_seconds: float = follow.QUIET_SECONDS
+
+
+def run_step(chain: Chain, step: str, run_id: str, argument: Any, answer: Any) -> None:
+    """Execute one operator and send how it ended, and its result, through a pipe."""
+    log = os.open(chain.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(chain.env)
+    root = Path(__file__).parents[1].as_posix()
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    print(f"--- {step} of {run_id}, pid {os.getpid()}", flush=True)
+    context = make_context(run_id=run_id)
+    follow.QUIET_SECONDS = chain.quiet_seconds
+    try:
+        result = _OPERATORS[step](chain, argument).execute(context)
+        ended = (DONE, result, context["ti"].pushed)
+    except AirflowSkipException as error:
+        ended = (SKIPPED, str(error), {})
+    except AirflowFailException as error:
+        ended = (FAILED, str(error), {})
+    except Exception as error:  # noqa: BLE001  as Airflow does
+        ended = (RETRY, f"{type(error).__name__}: {error}", {})
+    print(f"--- {step} of {run_id}: {ended}", flush=True)
+    answer.send(ended)
+
+
+def _plan(chain: Chain, _argument: Any) -> BuildRestorePlanOperator:
+    return BuildRestorePlanOperator(
+        task_id="plan",
+        experiments=chain.experiment,
+        resume_errored=True,
+        strategy=chain.strategy,
+        stale_after=0,
+        lease_ttl=chain.lease_ttl,
+    )
+
+
+def _trial(chain: Chain, item: Any) -> RestoreTrialOperator:
+    return RestoreTrialOperator(
+        task_id="trial",
+        trial=item,
+        trainable=chain.trainable,
+        python=chain.python,
+        env=chain.runner_env,
+    )
+
+
+def _commit(_chain: Chain, restores: Any) -> CommitRestoreOperator:
+    return CommitRestoreOperator(task_id="commit", restores=restores)
+
+
+_OPERATORS: dict[str, Any] = {"plan": _plan, "trial": _trial, "commit": _commit}

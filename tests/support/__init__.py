@@ -1,0 +1,17 @@
+"""What tests are made of, each thing once.
+
+airflow/       a private Airflow for the test process, a real `airflow standalone`, contexts of tasks
+experiments/   experiments: built from rows, really failed ones, the example sweep, drawn ones
+records.py     what runners leave behind, written without Ray
+ray/           the Ray that stays up, restores by real runners, clusters, what Ray makes of it all
+kubernetes/    an API server and its node, emulated; the pods really run
+storage/       servers, the suite every store passes, a proxy with faults
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The repository."""
+
+GOLDEN = ROOT / "tests" / "golden"
+"""Experiments and error texts that real Rays wrote, kept for good."""

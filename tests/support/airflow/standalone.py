@@ -1,0 +1,228 @@
+"""A real Airflow (`airflow standalone`) of our own: scheduler, triggerer, API server, DAG processor."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support import ROOT
+from tests.support.storage.servers import free_port
+
+ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+
+class Airflow:
+    """A running Airflow, spoken to through its REST API.
+
+    Args:
+        home: Its AIRFLOW_HOME.
+        url: Where its API server listens.
+        process: The `airflow standalone` process.
+        env: What all its processes have in their environment.
+    """
+
+    def __init__(
+        self, home: Path, url: str, process: "subprocess.Popen[bytes]", env: dict[str, str]
+    ) -> None:
+        self.home = home
+        self.url = url
+        self.process = process
+        self._env = env
+        self.started: list[subprocess.Popen[bytes]] = []
+        self._token = ""
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Call the REST API (v2) and return the decoded answer."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def wait_until_up(self, timeout_seconds: float = 300) -> None:
+        """Block until all components are healthy and a token was given out."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError, KeyError, ValueError):
+                health = self.call("GET", "/api/v2/monitor/health")
+                parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+                if all(health[part]["status"] == "healthy" for part in parts):
+                    self._token = self.call("GET", "/auth/token")["access_token"]
+                    return
+            time.sleep(0.5)
+        raise RuntimeError(f"Airflow did not come up:\n{self.log_tail()}")
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+        """Unpause a DAG, start a run, and return its id."""
+        self.unpause(dag_id)
+        run = self.call(
+            "POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}}
+        )
+        return run["dag_run_id"]
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the task instances of a run, mapped ones one by one."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=1000"
+        return self.call("GET", path)["task_instances"]
+
+    def watch(
+        self, dag_id: str, run_id: str, timeout_seconds: float = 600
+    ) -> Iterator[dict[str, Any]]:
+        """Yield each task instance whenever its state changes, until the run has ended."""
+        seen: dict[str, str | None] = {}
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            ended = self.state(dag_id, run_id) in ("success", "failed")
+            for task in self.tasks(dag_id, run_id):
+                if seen.get(task["id"]) != task["state"]:
+                    seen[task["id"]] = task["state"]
+                    yield task
+            if ended:
+                return
+            time.sleep(1)
+        raise TimeoutError(
+            f"{dag_id} {run_id} did not end in {timeout_seconds} s\n{self.log_tail()}"
+        )
+
+    def finish(self, dag_id: str, run_id: str, timeout_seconds: float = 600) -> str:
+        """Wait for a run's end and return its state."""
+        for _ in self.watch(dag_id, run_id, timeout_seconds):
+            pass
+        return self.state(dag_id, run_id)
+
+    def state(self, dag_id: str, run_id: str) -> str:
+        """Return the state of a run."""
+        return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"]
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+        """Return the log of a task's last try, one event a line."""
+        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        if map_index >= 0:
+            folder /= f"map_index={map_index}"
+        newest = max(folder.glob("attempt=*.log"))
+        events = (json.loads(line) for line in newest.read_text().splitlines() if line)
+        return "\n".join(str(event.get("event", "")) for event in events)
+
+    def kill_triggerer(self) -> None:
+        """Kill the triggerer, whoever started it, and the process that runs its triggers."""
+        groups = {process.pid for process in (self.process, *self.started)}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if "triggerer" in command and os.getpgid(int(entry.name)) in groups:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def start_triggerer(self) -> None:
+        """Start a triggerer beside `standalone`, which restarts none of its parts."""
+        with (self.home / "standalone.log").open("ab") as log:
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow", "triggerer"],
+                    env=self._env,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+    def unpause(self, dag_id: str) -> None:
+        """Unpause a DAG, as soon as the DAG processor has got to it."""
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
+            except urllib.error.HTTPError as error:
+                if error.code != 404 or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                return
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Return all runs of a DAG."""
+        return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1000")["dag_runs"]
+
+    def eventually(self, condition: Callable[[], Any], *, seconds: float = 240) -> Any:
+        """Wait until a condition is true, and return what it returned; else show what was printed."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, self.log_tail()
+            time.sleep(0.5)
+        return found
+
+    def log_tail(self) -> str:
+        """Return the end of what its processes printed."""
+        return (self.home / "standalone.log").read_text(errors="replace")[-6000:]
+
+
+@contextlib.contextmanager
+def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Airflow]:
+    """Run Airflow in `home` with the DAGs of a folder, and end it."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    url = f"http://localhost:{port}"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    env |= {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        # SQLite gives up a lock after 5 s, and none of the processes would ask again
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=120",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "2",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        # a busy machine takes longer to import a DAG than Airflow's 30 s
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+        "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "360",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **extra,
+    }
+    with (home / "standalone.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", "standalone"],
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # a background job of a shell ignores SIGINT, and so would its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        running = Airflow(home, url, process, env)
+        try:
+            running.wait_until_up()
+            yield running
+        finally:
+            for part in (*running.started, process):
+                _end(part)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """SIGINT ends standalone cleanly; SIGTERM would leave its API server and triggerer behind."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

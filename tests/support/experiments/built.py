@@ -1,0 +1,86 @@
+"""Experiments for tests, made of real rows: a golden experiment's own JSON with fields replaced."""
+
+import json
+import pickle
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.support import GOLDEN
+
+KILLED = GOLDEN / "ray-2.60.0" / "killed"
+STATE_NAME = "experiment_state-2026-11-23_10-00-00.json"
+
+
+@cache
+def _golden_state() -> dict[str, Any]:
+    return json.loads(next(KILLED.glob("experiment_state-*.json")).read_text())
+
+
+def make_row(
+    trial_id: str = "t0001",
+    *,
+    status: str = "TERMINATED",
+    trial_dir: str | None = None,
+    last_result: dict[str, Any] | None = None,
+    last_result_time: float = float("-inf"),
+    num_failures: int = 0,
+    error: bool = False,
+    checkpoint: bool = False,
+    run: dict[str, Any] | None = None,
+    **fields: Any,
+) -> list[str]:
+    """Return a `[trial_json, metadata_json]` pair; `checkpoint` keeps the golden row's recorded one.
+
+    `run` holds more fields of the metadata, `fields` of the trial.
+    """
+    source = next(
+        (trial, run)
+        for trial, run in _golden_state()["trial_data"]
+        if ('"role": "fails"' if checkpoint else '"role": "waits"') in trial
+    )
+    trial, metadata = json.loads(source[0]), json.loads(source[1])
+    trial |= {
+        "trial_id": trial_id,
+        "status": status,
+        "relative_logdir": trial_dir or f"dir_{trial_id}",
+    }
+    trial |= fields
+    metadata.update(
+        last_result=last_result or {},
+        last_result_time=last_result_time,
+        num_failures=num_failures,
+        error_filename="error.txt" if error else None,
+        pickled_error_filename=None,
+        **(run or {}),
+    )
+    return [json.dumps(trial, indent=2), json.dumps(metadata, indent=2)]
+
+
+def make_state(rows: list[list[str]], *, start_time: float = 1000.0, **runner: Any) -> bytes:
+    """Return a state file as Ray would write it."""
+    golden = _golden_state()
+    return json.dumps(
+        {
+            "trial_data": rows,
+            "runner_data": {**golden["runner_data"], **runner},
+            "stats": {"start_time": start_time},
+        }
+    ).encode()
+
+
+def make_experiment(
+    directory: Path, rows: list[list[str]], *, total_samples: int | None = None, **state: Any
+) -> Path:
+    """Write an experiment directory: state and the golden tuner.pkl and searcher state.
+
+    With `total_samples`, the searcher has not drawn all of them.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / STATE_NAME).write_bytes(make_state(rows, **state))
+    for name in ("tuner.pkl", next(KILLED.glob("basic-variant-state-*")).name):
+        (directory / name).write_bytes((KILLED / name).read_bytes())
+    if total_samples is not None:  # as BasicVariantGenerator.save_to_dir pickles its `__dict__`
+        searcher = {"_total_samples": total_samples, "_finished": False}
+        (directory / name).write_bytes(pickle.dumps(searcher))
+    return directory

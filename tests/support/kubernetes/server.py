@@ -1,0 +1,214 @@
+"""HTTP in front of `tests.support.kubernetes.api`: routes, tokens, roles, streams, and what goes wrong there."""
+
+import contextlib
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from tests.support import ROOT
+from tests.support.kubernetes.api import IMAGE, TOKEN, KubernetesApi, Refusal, rules_of
+from tests.support.ray.real_restore import TRAINABLE_ENV
+
+RBAC = ROOT / "docs" / "kubernetes" / "rbac.yaml"
+
+_PATH = re.compile(
+    r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|events)(?:/(?P<name>[^/]+))?(?:/(?P<sub>log))?"
+)
+
+
+def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            request = f"{self.command} {self.path}"
+            fault = next((f for f in api.faults if f.strikes(request)), None)
+            try:
+                if fault is not None and not fault.after:
+                    raise Refusal(fault.status, "Emulated", "the cluster is not well")
+                answer = self.route(json.loads(body) if body else {})
+                if fault is not None:
+                    raise Refusal(fault.status, "Emulated", "the answer was lost")
+            except Refusal as refusal:
+                api.requests.append((request, refusal.status))
+                self.refuse(refusal)
+                return
+            except (BrokenPipeError, ConnectionError):
+                return
+            api.requests.append((request, 200))
+            if answer is not None:
+                self.answer(200, answer)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = handle_any
+
+        def route(self, body: Any) -> Any:
+            parts = urlsplit(self.path)
+            query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                raise Refusal(401, "Unauthorized", "Unauthorized")
+            match = _PATH.fullmatch(parts.path)
+            if match is None:
+                raise Refusal(404, "NotFound", f"no {parts.path} here")
+            namespace, kind, name, sub = (
+                match["namespace"],
+                match["kind"],
+                match["name"],
+                match["sub"],
+            )
+            watches = query.get("watch") in ("true", "True", "1")
+            self.allow(f"{kind}/{sub}" if sub else kind, name, watches)
+            if kind == "events":
+                return self.watch_events(query) if watches else self.list_events(query)
+            if sub:
+                return self.log(namespace, name, query)
+            match self.command:
+                case "POST":
+                    return api.create(namespace, body)
+                case "PATCH":
+                    return api.patch(namespace, name, body)
+                case "DELETE":
+                    grace = body.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))
+                    return api.delete(namespace, name, None if grace is None else float(grace))
+            if name:
+                return api.get(namespace, name)
+            items = api.select(namespace, query.get("labelSelector", ""))
+            return self.as_list("PodList", items)
+
+        def allow(self, resource: str, name: str | None, watches: bool) -> None:
+            verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "PUT": "update"}.get(
+                self.command, "watch" if watches else "get" if name else "list"
+            )
+            if api.rules is not None and (verb, resource) not in api.rules:
+                raise Refusal(403, "Forbidden", f"the role does not allow to {verb} {resource}")
+
+        def as_list(self, kind: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+            metadata = {"resourceVersion": str(api.version)}
+            return {"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items}
+
+        def list_events(self, query: dict[str, str]) -> Any:
+            return self.as_list("EventList", api.events_of(query.get("fieldSelector", "")))
+
+        def watch_events(self, query: dict[str, str]) -> None:
+            seen = int(query.get("resourceVersion") or 0)
+            until = time.monotonic() + float(query.get("timeoutSeconds") or 60)
+            with self.streaming("application/json") as send:
+                while time.monotonic() < until:
+                    for event in api.events_of(query.get("fieldSelector", ""), seen):
+                        seen = int(event["metadata"]["resourceVersion"])
+                        send(json.dumps({"type": "ADDED", "object": event}) + "\n")
+                    time.sleep(0.2)
+                    send("")
+
+        def log(self, namespace: str, name: str, query: dict[str, str]) -> None:
+            pod = api.get(namespace, name)
+            if not (pod["status"].get("containerStatuses") or [{}])[0].get("started"):
+                raise Refusal(400, "BadRequest", f'container in pod "{name}" is waiting to start')
+            since = float(query.get("sinceSeconds") or 1e12)
+            oldest = datetime.now(UTC).timestamp() - since
+            stamped = query.get("timestamps") in ("true", "True")
+            follows = query.get("follow") in ("true", "True")
+            with self.streaming("text/plain") as send:
+                for at, line in api.kubelet.lines(pod, follows=follows):
+                    if line is None:
+                        send("")
+                    elif at >= oldest:
+                        when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+                        send(f"{when} {line}\n" if stamped else f"{line}\n")
+
+        @contextlib.contextmanager
+        def streaming(self, content_type: str) -> Iterator[Any]:
+            """Send chunks; when streams are dropped, break the connection in the middle of one."""
+            generation = api.streams
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+
+            def send(text: str) -> None:
+                if api.streams != generation:
+                    self.close_connection = True
+                    self.connection.shutdown(2)
+                    raise ConnectionError
+                if body := text.encode():
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(body), body))
+                    self.wfile.flush()
+
+            yield send
+            self.wfile.write(b"0\r\n\r\n")
+
+        def refuse(self, refusal: Refusal) -> None:
+            self.answer(
+                refusal.status,
+                {
+                    "kind": "Status",
+                    "apiVersion": "v1",
+                    "status": "Failure",
+                    "reason": refusal.reason,
+                    "message": refusal.message,
+                    "code": refusal.status,
+                },
+            )
+
+        def answer(self, status: int, value: Any) -> None:
+            with api.lock:
+                body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            if status == 429:
+                self.send_header("Retry-After", "1")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    return Handler
+
+
+@contextlib.contextmanager
+def kubernetes_api(
+    images: Mapping[str, Mapping[str, str]], *, rules: frozenset[tuple[str, str]] | None = None
+) -> Iterator[KubernetesApi]:
+    """Serve a cluster with one node, which knows these images: the variables of their processes."""
+    api = KubernetesApi(rules=rules)
+    api.kubelet.images = {name: dict(env) for name, env in images.items()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(api))
+    server.daemon_threads = True
+    api.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield api
+    finally:
+        api.drop_streams()
+        server.shutdown()
+        server.server_close()
+        api.kubelet.shut_down()
+
+
+@contextlib.contextmanager
+def cluster(**image_env: str) -> Iterator[KubernetesApi]:
+    """Serve a cluster that allows what the roles in our documentation do, and nothing else."""
+    env = {
+        **TRAINABLE_ENV,
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": ROOT.as_posix(),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "TUNE_TEST_HEALED": "1",
+        **image_env,
+    }
+    rules = rules_of(yaml.safe_load_all(RBAC.read_text()))
+    with kubernetes_api({IMAGE: env}, rules=rules) as api:
+        yield api

@@ -1,0 +1,236 @@
+"""Two processes that have Ray, kept for a whole test module, and restores that run in them.
+
+`Ray` is the one that makes experiments and asks Ray itself what it makes of them; `Runner` runs our
+runner's command line on the same cluster. Around it everything is the shell's: draft, lease, plan,
+claims, commit. Only the runner's interpreter and its Ray are not started anew each time.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from airflow_tune_restore.cli import restore as shell
+from airflow_tune_restore.cli.progress import Progress
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.restore.draft import DraftOptions
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.restore.summary import CommitSummary
+from airflow_tune_restore.storage.fs import open_store
+from tests.support import ROOT
+from tests.support.experiments.failed import environment
+from tests.support.ray.kept_process import ENDED
+
+PATIENCE_SECONDS = 150.0
+"""Longest silence of a host at work."""
+
+
+class HostError(Exception):
+    """A call failed in the host; with its output."""
+
+
+class Host:
+    """One process; calls are answered in their order."""
+
+    def __init__(self, log: Path, **env: str) -> None:
+        self._log = log
+        self.was_stopped = False
+        variables = environment(TUNE_RESULT_DIR="", **env)
+        # workers of a cluster learn the path from their driver's working directory; a PYTHONPATH would
+        # make the runner ask for a runtime environment of its own
+        variables.pop("PYTHONPATH", None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.ray.kept_process"],
+            cwd=ROOT,
+            env={**variables, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        with self._log.open("a") as log:
+            for line in self._process.stdout:
+                log.write(line)
+                log.flush()
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def tell(self, do: str, argument: Any = None, **env: str) -> None:
+        """Begin a call; `lines` and `answer` are its output and its end."""
+        self._process.stdin.write(json.dumps({"do": do, "argument": argument, "env": env}) + "\n")
+        self._process.stdin.flush()
+
+    def lines(self) -> Iterator[str]:
+        """Yield the output of the call; the answer comes last, marked."""
+        while True:
+            try:
+                line = self._lines.get(timeout=PATIENCE_SECONDS)
+            except queue.Empty:  # it hangs: a runner that is told to stop says how far it came
+                self.was_stopped = True
+                self.terminate()
+                continue
+            if line is None:
+                raise HostError(f"the host ended; see {self._log}")
+            yield line
+            if line.startswith(ENDED):
+                return
+
+    def call(self, do: str, argument: Any = None, **env: str) -> Any:
+        """Make a call and return its answer.
+
+        Raises:
+            HostError: If it raised there.
+        """
+        self.tell(do, argument, **env)
+        *output, last = self.lines()
+        return self.answer(last, output)
+
+    def answer(self, last: str, output: list[str]) -> Any:
+        answer = json.loads(last.removeprefix(ENDED))
+        if "error" in answer:
+            raise HostError("\n".join([*output[-60:], answer["error"]]))
+        return answer["value"]
+
+    def terminate(self) -> None:
+        """Tell the runner in it to stop, as a launcher would."""
+        os.kill(self._process.pid, signal.SIGTERM)
+
+    def end(self) -> None:
+        _kill_session(self._process.pid)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Ray, and a runner beside it."""
+
+    ray: Host
+    runner: Host
+    address: str
+
+    @contextlib.contextmanager
+    def fresh(self, directory: Path) -> Iterator["Hosts"]:
+        """Give processes that have imported and registered nothing yet, on the same Ray.
+
+        Where it matters: objects that `tune.with_parameters` puts into a Ray, names in Tune's registry.
+        """
+        ray, runner = Host(directory / "fresh-ray.log"), Host(directory / "fresh-runner.log")
+        try:
+            ray.call("join_ray", self.address)
+            yield Hosts(ray, runner, self.address)
+        finally:
+            runner.end()
+            ray.end()
+
+    def restore_by_us(
+        self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",
+        env: dict[str, str] | None = None, param_space: str | None = None, **options: Any,
+    ) -> CommitSummary | None:  # fmt: skip
+        """Do what `tune-restore restore` does, with runners in the host."""
+        chosen = shell.RestoreOptions(
+            draft=DraftOptions(
+                flags=flags, strategy=strategy, stale_after=timedelta(0),
+                can_start=param_space is not None, **options,
+            ),
+            trainable=trainable, param_space=param_space, address=self.address, imports=(),
+            parallel=1,
+        )  # fmt: skip
+        launcher = HostLauncher(self.runner, env or {})
+        # a runner that ends itself because it was silent for too long ends its host
+        with (
+            mock.patch.object(shell, "LocalLauncher", return_value=launcher),
+            mock.patch.object(shell, "TTL_SECONDS", 600.0),
+        ):
+            return shell.restore_experiment(open_store(uri), chosen, Progress(quiet=True))
+
+
+class HostLauncher:
+    """Stands for `LocalLauncher`: the runner's command line runs in the host."""
+
+    def __init__(self, runner: Host, env: dict[str, str]) -> None:
+        self._runner = runner
+        self._env = env
+
+    def check(
+        self, *, experiment: str, trainable: str, trainable_name: str,
+        param_space: str | None = None, imports: Any = (),
+    ) -> None:  # fmt: skip
+        command = ["check", "--experiment", experiment, "--trainable", trainable]
+        command += ["--trainable-name", trainable_name]
+        command += ["--param-space", param_space] if param_space else []
+        for module in imports:
+            command += ["--import", module]
+        self._runner.tell("run", command, **self._env)
+        *output, last = self._runner.lines()
+        code = self._runner.answer(last, output)["exit_code"]
+        if code:
+            from airflow_tune_restore.exceptions import InvalidInputError
+
+            raise InvalidInputError(next(o for o in reversed(output) if o.startswith("error: ")))
+
+    def start(self, request: RunnerRequest) -> "HostRun":
+        key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
+        command = ["run", "--experiment", request.experiment, "--request", key]
+        self._runner.tell("run", command, **self._env)
+        return HostRun(self._runner)
+
+
+class HostRun:
+    """Stands for `RunnerProcess`."""
+
+    def __init__(self, runner: Host) -> None:
+        self._runner = runner
+        self._code: int | None = None
+
+    def lines(self) -> Iterator[str]:
+        output = []
+        for line in self._runner.lines():
+            if line.startswith(ENDED):
+                self._code = self._runner.answer(line, output)["exit_code"]
+                return
+            output.append(line)
+            yield line
+
+    def stop(self) -> None:
+        self._runner.terminate()
+
+    def wait(self) -> int:
+        if self._code is None:
+            list(self.lines())
+        return self._code
+
+
+@contextlib.contextmanager
+def started_hosts(directory: Path, **env: str) -> Iterator[Hosts]:
+    """Start both; they and all they started are gone afterwards."""
+    if keep := os.environ.get("CONFORMANCE_LOGS"):
+        directory = Path(keep)
+    ray = Host(directory / "ray.log", **env)
+    runner = Host(directory / "runner.log", **env)
+    try:
+        address = ray.call("start_ray")["address"]
+        yield Hosts(ray, runner, address)
+    finally:
+        runner.end()
+        ray.end()
