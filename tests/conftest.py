@@ -1,4 +1,8 @@
-"""What is made once a session: servers, failed experiments, hypothesis profiles."""
+"""Tiers and marks, which come from directories; servers and failed experiments; hypothesis profiles.
+
+A test has the marks of the directories it lies in: `tests/ray/kept/slow/test_trials.py` is `ray` and `slow`.
+What lies in a directory `slow` runs with `--all` only, or where it is named.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -7,8 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.made_once import MadeOnce
-from tests.support.experiments.failed import make_experiments, make_killed_experiment
+from tests.support import FAILED, ROOT
 from tests.support.storage import servers
 
 pytest.register_assert_rewrite("tests.support.storage.conformance")  # a suite in a plain module
@@ -17,8 +20,47 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machi
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 settings.register_profile("ci", deadline=None, print_blob=True)
-settings.register_profile("nightly", settings.get_profile("ci"))  # see tests/conformance
+settings.register_profile("nightly", settings.get_profile("ci"))  # of test_generated.py
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+MARKS = ("ray", "airflow", "servers", "slow")
+SHARED = ("tests/airflow", "tests/ray/kept")
+"""What is started once for all tests below them (an Airflow, a Ray): each is given to one worker."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests, too")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out slow tests, unless they are asked for."""
+    if collection_path.name != "slow" or config.getoption("--all"):
+        return None
+    named = [ROOT / argument.partition("::")[0] for argument in config.invocation_params.args]
+    return None if any(path.is_relative_to(collection_path) for path in named) else True
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is applied
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        directories = item.path.relative_to(ROOT).parts[:-1]
+        for mark in MARKS:
+            if mark in directories:
+                item.add_marker(mark)
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is nothing to give away
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give a worker one file after another, in their order; what shares something stays together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByDirectoryOrFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((place for place in SHARED if file.startswith(f"{place}/")), file)
+
+    config.option.loadscopereorder = False
+    return ByDirectoryOrFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -42,43 +84,10 @@ def azure() -> Iterator[servers.Server]:
         pytest.skip("Azurite comes from npm: install Node.js and run the tests again")
 
 
-TOGETHER = (
-    (
-        "errored",
-        "sparse",
-        "retries",
-        "extras",
-        "kept",
-        "class",
-        "registered",
-        "with_parameters",
-        "with_resources",
-        "trainer",
-    ),
-    ("asha", "pbt", "limited"),
-    ("hyperband", "hopeless", "median"),
-)
-"""Made in one Ray each."""
-
-KILLED = (("killed",), ("left",), ("optuna",), ("hyperopt",))
-
-
 @pytest.fixture(scope="session")
-def failed_experiments(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """One directory a kind, made when it is first asked for; never write to them."""
-    if keep := os.environ.get("TUNE_TEST_EXPERIMENTS"):  # made before, to save a minute
-        return {path.name: path for path in Path(keep).iterdir()}
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all workers
-    return MadeOnce(root / "failed", (*TOGETHER, *KILLED), _make_batch)
-
-
-def _make_batch(directory: Path, batch: tuple[str, ...]) -> None:
-    if batch in KILLED:
-        make_killed_experiment(directory, *batch)
-    else:
-        make_experiments(directory, batch)
+def failed_experiments() -> Mapping[str, Path]:
+    """One directory for each kind of failed experiment; copy them, never write to them."""
+    return {path.name: path for path in sorted(FAILED.iterdir())}
 
 
 def _served(starting) -> Iterator[servers.Server]:

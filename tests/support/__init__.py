@@ -15,3 +15,6 @@ ROOT = Path(__file__).parents[2]
 
 GOLDEN = ROOT / "tests" / "golden"
 """Experiments and error texts that real Rays wrote, kept for good."""
+
+FAILED = GOLDEN / "failed"
+"""Experiments of the newest Ray, by kind: copy them, never write to them."""

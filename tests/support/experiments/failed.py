@@ -1,9 +1,9 @@
-"""Real failed experiments, made by Ray itself in a process of its own, then copied for every test.
+"""Real failed experiments: how Ray itself makes them, in a process of its own.
 
     make_experiments(directory, ["errored", "retries"])     one Ray makes all of them
     make_killed_experiment(directory)                       its driver dies by kill -9
 
-Builders need Ray in this interpreter; the tests that use the experiments talk to storage only.
+Tests copy those that were made once: `tests/golden/failed`, by `tests/golden/make_failed.py`.
 """
 
 import json
@@ -42,6 +42,32 @@ TRAINABLES = {
     "median": f"{MODULE}:counting",
 }
 """What each experiment was made with, as a request names it."""
+
+BATCHES = (
+    (
+        "errored",
+        "two_errored",
+        "sparse",
+        "retries",
+        "extras",
+        "kept",
+        "class",
+        "registered",
+        "with_parameters",
+        "with_resources",
+        "trainer",
+    ),
+    ("asha", "pbt", "limited"),
+    ("hyperband", "hopeless", "median"),
+    ("killed",),
+    ("left",),
+    ("optuna",),
+    ("hyperopt",),
+)
+"""The kinds that one Ray makes, together."""
+
+KILLED = frozenset({"killed", "left", "optuna", "hyperopt"})
+"""The kinds whose driver is killed; each is a batch of its own."""
 
 
 class Gate:
@@ -91,6 +117,14 @@ def make_experiments(
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return {kind: directory / kind for kind in kinds}
+
+
+def make_batch(directory: Path, kinds: Sequence[str]) -> None:
+    """Make kinds of one batch."""
+    if KILLED.isdisjoint(kinds):
+        make_experiments(directory, kinds)
+    else:
+        make_killed_experiment(directory, *kinds)
 
 
 def make_errored_experiment(directory: Path) -> Path:
@@ -336,4 +370,7 @@ def main(directory: str, *kinds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    # by its name, so that Ray pickles the functions above by reference: the next Python reads them, too
+    from tests.support.experiments import failed
+
+    failed.main(*sys.argv[1:])
