@@ -1,6 +1,6 @@
 """Tiers and marks, which come from directories; servers and failed experiments; hypothesis profiles.
 
-A test has the marks of the directories it lies in: `tests/ray/kept/slow/test_trials.py` is `ray` and `slow`.
+A test has the marks of the directories it lies in: one in `tests/ray/slow` is `ray` and `slow`.
 What lies in a directory `slow` runs with `--all` only, or where it is named.
 """
 

@@ -1,4 +1,4 @@
-"""Makes `tests/golden/failed/`: an experiment of each kind that really failed, or whose driver was killed.
+"""Makes `tests/golden/failed/`: an experiment of each kind, as Ray left it.
 
     python -m tests.golden.make_failed                 all kinds
     python -m tests.golden.make_failed errored asha    these
