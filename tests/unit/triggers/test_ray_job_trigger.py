@@ -8,15 +8,11 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import (
-    ProgressTail,
-    Result,
-    RunnerOutcome,
-    RunnerProgress,
-)
+from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import ray_job, ray_poller, storage_watch
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+from tests.support.records import Attempt, leave_outcome
 
 
 @pytest.fixture
@@ -139,12 +135,8 @@ def test_a_lost_job_is_told(head, store):
 
 def test_in_a_run_of_all_it_fires_with_the_trials_own_end(head, store):
     def end():
-        outcome = RunnerOutcome(
-            restore_id="r1", trial_id="t1", attempt=1, result=Result.FINISHED.value,
-            status="TERMINATED", final_trial_id="t1",
-        )  # fmt: skip
         report(store, 1)
-        store.put(layout.outcome_key("r1", "t1", 1), outcome.to_json())
+        leave_outcome(store, Attempt("r1", "t1"))
 
     event = fire(trigger(store, one_run=True, ends_with_job=False), end)
     assert (event["seen"], event["is_lost"]) == (1, False)
