@@ -70,9 +70,14 @@ def test_an_experiment_below_a_directory_with_a_colon_is_opened_scanned_and_rest
     assert night(store, "r1", result="finished").state_file is not None
 
 
-def test_it_is_read_where_it_was_found_by_ray_too(odd, tmp_path):
+def test_it_is_read_where_it_was_found_by_ray_too(odd):
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
     for uri in (odd, open_store(odd).uri):
         assert arrow_filesystem(uri) == (None, uri)
+        filesystem, path = FileSystem.from_uri(uri)  # as Ray does
+        assert isinstance(filesystem, LocalFileSystem)
+        assert path == uri
 
 
 def test_a_path_with_a_url_in_it_takes_no_connection_and_has_no_password(odd):
