@@ -47,7 +47,6 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import (
     PROGRESS_PREFIX,
-    RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
@@ -59,6 +58,7 @@ from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
 from campaigns.guards import GuardedStore, OutsideError
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import leave_attempt, make_outcome
 
 GOOD, BAD = "team/good", "team/bad"
 RESTORE_ID = "r1"
@@ -245,6 +245,9 @@ def a_restore(rng: random.Random, lab: Lab) -> None:
         assert objects[key] == value, f"{key} was changed"
 
 
+_DONE: dict[str, Any] = {"iteration": 6, "metrics": {"score": 1.5}}
+
+
 def _pretend_to_run(
     rng: random.Random, lab: Lab, store: GuardedStore, plan: RestorePlan, trial_id: str
 ) -> None:
@@ -252,7 +255,7 @@ def _pretend_to_run(
     where = (plan.restore_id, trial_id, request.attempt)
     final = plan.trial(trial_id).final_trial_id
     snapshot = make_state([make_row(final, last_result={"training_iteration": 6})])
-    done = _outcome(trial_id, final).to_json()
+    done = make_outcome(request, final_trial_id=final, **_DONE).to_json()
     if rng.random() < 0.5:
         snapshot = lab.keep("snapshot.json", inputs.hostile_json(rng, snapshot))
     if rng.random() < 0.3:
@@ -534,26 +537,15 @@ def _restored_objects(clock: Clock) -> Objects:
     assert not isinstance(draft, str)
     plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60)
     assert plan is not None
-    request = attempts.claim_attempt(store, plan, "bad", trainable="m:train")
-    where = (RESTORE_ID, "bad", request.attempt)
-    store.put(layout.heartbeat_key(*where), b'{"count": 1, "pid": 1}')
-    store.put(
-        layout.snapshot_key(*where),
-        make_state([make_row("bad", last_result={"training_iteration": 6})]),
-    )
-    store.put(layout.outcome_key(*where), _outcome("bad", "bad").to_json())
+    finished = make_row("bad", last_result={"training_iteration": 6})
+    request = leave_attempt(store, plan, "bad", finished, **_DONE)
+    key = layout.heartbeat_key(RESTORE_ID, "bad", request.attempt)
+    store.put(key, b'{"count": 1, "pid": 1}')
     done = MemoryStore(dict(objects), clock=clock.now)
     commit_restore(done, RESTORE_ID)
     record = json.loads(done.get(layout.commit_key(RESTORE_ID)))
     store.put(layout.commit_key(RESTORE_ID), json.dumps({**record, "is_done": False}).encode())
     return objects
-
-
-def _outcome(trial_id: str, final: str) -> RunnerOutcome:
-    return RunnerOutcome(
-        restore_id=RESTORE_ID, trial_id=trial_id, attempt=1, result="finished", status="TERMINATED",
-        final_trial_id=final, iteration=6, metrics={"score": 1.5},
-    )  # fmt: skip
 
 
 __all__ = ["TARGETS", "KeyNotFoundError", "Lab", "OutsideError"]

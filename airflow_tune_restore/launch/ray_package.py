@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.storage.location import Location, at_home
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.ray_jobs import RayJobs
@@ -76,9 +77,9 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     excludes = given.pop("excludes", ())
 
     def uri(path: str, *, is_module: bool) -> str:
-        if "://" in path:
+        if Location.parse(path).scheme:
             return path
-        return _upload(jobs, _package(Path(path).expanduser(), excludes, is_module=is_module))
+        return _upload(jobs, _package(at_home(path), excludes, is_module=is_module))
 
     if "working_dir" in given:
         given["working_dir"] = uri(str(given["working_dir"]), is_module=False)

@@ -15,7 +15,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.gcs import GcsStore
 from airflow_tune_restore.storage.local import LocalStore
-from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
+from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location, at_home
 from airflow_tune_restore.storage.s3 import ArrowStore, S3Store, s3_over_arrow
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def open_store(
     location = Location.parse(uri)
     scheme = location.scheme
     if scheme in LOCAL_SCHEMES:
-        path = Path(location.place).expanduser()
+        path = at_home(location.place)
         return LocalStore(Path(os.path.abspath(path)))  # noqa: PTH100  resolve() would follow links
     root = location.place.strip("/")
     if "@" in root.partition("/")[0]:

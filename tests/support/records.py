@@ -1,7 +1,15 @@
-"""Restores of a built experiment, night after night, without Ray: what runners leave is written here."""
+"""What runners leave behind, written without Ray: the outcome of an attempt, its snapshot, a whole night.
+
+plan = start_night(store, "r1")                            a restore that runners can work on
+request = leave_attempt(store, plan, "bad")                one trial ran: a snapshot and an outcome
+leave_outcome(store, Attempt("r1", "bad"), result="failed")          an outcome and nothing else
+launcher.on_start = ending(store, "failed")                what a runner does that ends like this
+night(store, "r1")                                         start, leave one attempt, commit
+"""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
@@ -17,6 +25,94 @@ from tests.support.experiments.built import make_row, make_state
 
 PLACE = "project/train.py:7 in step"
 FAILURE = {"cause": "trainable", "error_type": "ValueError", "error": "no", "place": PLACE}
+"""What an outcome says of a failure, unless a test says something else."""
+
+STATUS = {"finished": "TERMINATED", "failed": "ERROR"}
+"""What a trial's row says after such an end; after any other it waits."""
+
+
+class AnyAttempt(Protocol):
+    """What names an attempt: a `RunnerRequest`, or an `Attempt` where none was claimed."""
+
+    @property
+    def restore_id(self) -> str: ...
+    @property
+    def trial_id(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+class Attempt(NamedTuple):
+    """An attempt that nobody claimed."""
+
+    restore_id: str
+    trial_id: str
+    attempt: int = 1
+
+
+def make_outcome(of: AnyAttempt, result: str = "finished", **fields: Any) -> RunnerOutcome:
+    """Return how an attempt ended; a failure says where, unless `fields` say something else."""
+    usual = {
+        "status": STATUS.get(result, "PENDING"),
+        "final_trial_id": of.trial_id,
+        **(FAILURE if result == "failed" else {}),
+    }
+    return RunnerOutcome(
+        restore_id=of.restore_id,
+        trial_id=of.trial_id,
+        attempt=of.attempt,
+        result=result,
+        **{**usual, **fields},
+    )
+
+
+def leave_outcome(
+    store: ObjectStore, of: AnyAttempt, result: str = "finished", **fields: Any
+) -> None:
+    key = layout.outcome_key(of.restore_id, of.trial_id, of.attempt)
+    store.put(key, make_outcome(of, result, **fields).to_json())
+
+
+def ending(
+    store: ObjectStore, result: str = "finished", **fields: Any
+) -> Callable[[AnyAttempt], None]:
+    """Return what a runner does that ends like this, for a launcher that starts none."""
+    return lambda request: leave_outcome(store, request, result, **fields)
+
+
+def leave_attempt(
+    store: ObjectStore, plan: RestorePlan, trial_id: str, *rows: list[str],
+    result: str = "finished", iteration: int = 3, memory: float | None = None,
+    runner: dict[str, Any] | None = None, **outcome: Any,
+) -> RunnerRequest:  # fmt: skip
+    """Claim the next attempt and leave what its runner leaves: a snapshot and an outcome.
+
+    The snapshot holds `rows`, or else one that fits `result` and `iteration`. `runner` holds fields of
+    its runner_data, `outcome` those of the outcome.
+    """
+    request = claim_attempt(store, plan, trial_id, trainable="m:train", memory=memory)
+    if not rows:
+        row = make_row(
+            plan.trial(trial_id).final_trial_id,
+            status=STATUS.get(result, "PENDING"),
+            error=result == "failed",
+            last_result={"training_iteration": iteration},
+            last_result_time=1000.0 * len(store.list_dir(layout.ROOT)) + request.attempt,
+        )
+        rows = (row,)
+        outcome = {"iteration": iteration, **outcome}
+    if trial_id != layout.EVERY_TRIAL:
+        trial = json.loads(rows[0][0])
+        outcome = {"status": trial["status"], "final_trial_id": trial["trial_id"], **outcome}
+    snapshot = make_state(list(rows), **(runner or {}))
+    store.put(layout.snapshot_key(plan.restore_id, trial_id, request.attempt), snapshot)
+    leave_outcome(store, request, result, **outcome)
+    return request
+
+
+def beat(store: ObjectStore, of: AnyAttempt) -> None:
+    """Leave the sign of life of a runner that then died."""
+    store.put(layout.heartbeat_key(of.restore_id, of.trial_id, of.attempt), b"{}")
 
 
 def plan_night(store: ObjectStore, restore_id: str = "preview", **options: Any) -> RestorePlan:
@@ -27,53 +123,21 @@ def plan_night(store: ObjectStore, restore_id: str = "preview", **options: Any) 
     )
 
 
-def start_night(store: ObjectStore, restore_id: str, **options: Any) -> RestorePlan:
+def start_night(store: ObjectStore, restore_id: str = "r1", **options: Any) -> RestorePlan:
     plan = plan_night(store, restore_id, **options)
     return start_restore(store, read_experiment(store), plan, holder=f"test {restore_id}")
 
 
-def leave(
-    store: ObjectStore, plan: RestorePlan, trial_id: str, *, result: str = "failed",
-    iteration: int = 3, memory: float | None = None, **outcome: Any,
-) -> RunnerRequest:  # fmt: skip
-    """Leave what a runner leaves: a snapshot and an outcome."""
-    request = claim_attempt(store, plan, trial_id, trainable="m:train", memory=memory)
-    where = (plan.restore_id, trial_id, request.attempt)
-    status = {"finished": "TERMINATED", "failed": "ERROR"}.get(result, "PENDING")
-    final = plan.trial(trial_id).final_trial_id
-    row = make_row(
-        final,
-        status=status,
-        error=status == "ERROR",
-        last_result={"training_iteration": iteration},
-        last_result_time=1000.0 * len(store.list_dir(layout.ROOT)) + request.attempt,
-    )
-    store.put(layout.snapshot_key(*where), make_state([row]))
-    if result == "failed":
-        outcome = {
-            "cause": "trainable",
-            "error_type": "ValueError",
-            "error": "no",
-            "place": PLACE,
-        } | outcome
-    ended = RunnerOutcome(
-        restore_id=plan.restore_id, trial_id=trial_id, attempt=request.attempt, result=result,
-        status=json.loads(row[0])["status"], final_trial_id=final, iteration=iteration, **outcome,
-    )  # fmt: skip
-    store.put(layout.outcome_key(*where), ended.to_json())
-    return request
-
-
-def beat(store: ObjectStore, request: RunnerRequest) -> None:
-    """Leave the sign of life of a runner that then died."""
-    key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
-    store.put(key, b"{}")
-
-
 def night(
-    store: ObjectStore, restore_id: str, *, trial_id: str = "bad", options: Any = None, **how: Any
+    store: ObjectStore,
+    restore_id: str,
+    *,
+    trial_id: str = "bad",
+    result: str = "failed",
+    options: Any = None,
+    **how: Any,
 ) -> CommitSummary:
-    """Restore one trial and commit."""
+    """Restore one trial, which fails again, and commit."""
     plan = start_night(store, restore_id, **(options or {}))
-    leave(store, plan, trial_id, **how)
+    leave_attempt(store, plan, trial_id, result=result, **how)
     return commit_restore(store, restore_id)

@@ -10,8 +10,8 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns.checks import Ended, find_losses
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import leave_attempt, start_night
 from tests.support.storage.proxy import Write
-from tests.unit.restore.test_commit import ran, start
 
 ROWS, TABLE = "dir/result.json", "dir/progress.csv"
 CHECKPOINT = "dir/checkpoint_00000{}/state.json"
@@ -46,9 +46,9 @@ class Round:
         store.put(STATE_NAME, make_state([errored]))
         fill(store, [1, 2])
         self.failed = files_of(store)
-        plan = start(store)
+        plan = start_night(store)
         finished = make_row("t", trial_dir="dir", last_result={"training_iteration": 4, "score": 4})
-        ran(store, plan, "t", finished)
+        leave_attempt(store, plan, "t", finished)
         beat = {"at": "2026-01-01T00:00:09", "runs_since": "2026-01-01T00:00:01"}
         store.put(layout.heartbeat_key("r1", "t", 1), json.dumps(beat).encode())
         fill(store, [1, 2, 3, 4])

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from tests.support import GOLDEN
 
 KILLED = GOLDEN / "ray-2.60.0" / "killed"
@@ -84,3 +85,20 @@ def make_experiment(
         searcher = {"_total_samples": total_samples, "_finished": False}
         (directory / name).write_bytes(pickle.dumps(searcher))
     return directory
+
+
+def make_report(name: str, health: Health = Health.ERRORED, **fields: Any) -> ExperimentReport:
+    """Return what a scan of `/sweeps` says of an experiment."""
+    return ExperimentReport(
+        **{
+            "experiment": f"/sweeps/{name}",
+            "name": name,
+            "health": health,
+            "reason": "why",
+            "trials": {"ERROR": 1},
+            "state_file": "experiment_state-x.json",
+            "last_write": None,
+            "samples_left": 0,
+            **fields,
+        }
+    )

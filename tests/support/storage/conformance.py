@@ -1,5 +1,6 @@
 """What every ObjectStore must do. Each implementation is a subclass with a `store` fixture."""
 
+import random
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -129,7 +130,7 @@ class ReadWriteConformance:
             root.get("big", max_bytes=99)
 
     def test_a_large_object_is_streamed_as_it_was_put(self, root):
-        body = b"".join(number.to_bytes(4, "big") for number in range(5_000_000))
+        body = random.Random(7).randbytes(20_000_000)
         root.put("large", body)
         assert b"".join(root.stream("large", max_bytes=len(body))) == body
         root.put("empty", b"")
@@ -186,6 +187,17 @@ class ObjectStoreConformance(ReadWriteConformance):
     def test_the_self_test_lets_it_pass(self, root):
         check_exclusive_create(root)
         assert [e.name for e in root.list_dir(".tune_restore")] == []
+
+
+def uses(store):
+    """Return every way of using a store, each as a function."""
+    return [
+        store.list_dir,
+        lambda: store.get("x", max_bytes=10),
+        lambda: store.put("x", b""),
+        lambda: store.create("x", b""),
+        store.now,
+    ]
 
 
 class CloudConformance:

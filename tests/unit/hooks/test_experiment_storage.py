@@ -55,6 +55,9 @@ def test_no_character_of_a_key_is_lost_on_the_way_from_task_to_task(key, conn_id
 @given(keys)
 @example("tail ")
 @example("a@b")
+@example("a://b")
+@example("s3://who@bucket/x")
+@example("://")
 def test_no_character_of_a_local_path_is_lost(key):
     found = Address.parse(open_store(f"/sweeps/{key}").uri)
     assert open_store(Address.parse(str(found)).uri).uri == found.uri

@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server():
     with HTTPServer(("127.0.0.1", 0), _Handler) as httpd:
         httpd.asked, httpd.answers = [], {}
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         yield httpd
         httpd.shutdown()
@@ -181,7 +181,7 @@ def test_a_certificate_must_be_trusted(tmp_path):
         httpd.asked, httpd.answers = [], {}
         says(httpd, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
         says(httpd, "GET", "/api/jobs/", 200, [])
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         address = f"https://127.0.0.1:{httpd.server_port}"
         with pytest.raises(InvalidInputError, match="is not trusted"):

@@ -13,20 +13,6 @@ from airflow_tune_restore.launch import ray_package
 from airflow_tune_restore.launch.ray_package import deliver, directory_package, runner_package
 
 
-class Store:
-    """Stands in for the cluster's package store."""
-
-    def __init__(self):
-        self.held, self.uploads = {}, 0
-
-    def has_package(self, name):
-        return name in self.held
-
-    def upload_package(self, name, body):
-        self.uploads += 1
-        self.held[name] = body
-
-
 def names(package) -> list[str]:
     return zipfile.ZipFile(io.BytesIO(package.body)).namelist()
 
@@ -62,45 +48,51 @@ def test_the_name_follows_the_content(project):
     assert directory_package(project, is_module=False).name != first.name
 
 
-def test_local_parts_are_uploaded_once_and_the_runner_with_them(project):
-    store = Store()
+def test_local_parts_are_uploaded_once_and_the_runner_with_them(project, packages):
     given = {
         "working_dir": str(project),
         "py_modules": ["s3://bucket/wheel.whl", str(project)],
         "excludes": ["data"],
         "pip": ["torch"],
     }
-    env = deliver(store, given)
+    env = deliver(packages, given)
     assert env["working_dir"].startswith("gcs://_ray_pkg_")
     assert env["py_modules"][0] == "s3://bucket/wheel.whl"
     assert len(env["py_modules"]) == 3
     assert env["pip"] == ["torch"]
     assert "excludes" not in env
-    assert store.uploads == 3
-    assert deliver(store, given) == env
-    assert store.uploads == 3
+    assert packages.uploads == 3
+    assert deliver(packages, given) == env
+    assert packages.uploads == 3
     assert given["excludes"] == ["data"]
 
 
-def test_a_wheel_keeps_its_name(tmp_path):
+def test_a_wheel_keeps_its_name(tmp_path, packages):
     wheel = tmp_path / "mine-1.0-py3-none-any.whl"
     wheel.write_bytes(b"")
-    env = deliver(Store(), {"py_modules": [str(wheel)]})
+    env = deliver(packages, {"py_modules": [str(wheel)]})
     assert env["py_modules"][0] == "gcs://mine-1.0-py3-none-any.whl"
 
 
+def test_a_directory_is_packed_though_its_path_looks_like_a_url(tmp_path, packages):
+    code = tmp_path / "a:" / "code"
+    code.mkdir(parents=True)
+    (code / "train.py").write_text("")
+    env = deliver(packages, {"working_dir": f"{tmp_path}/a://code"})
+    assert env["working_dir"].startswith("gcs://_ray_pkg_")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "train.py"])
-def test_what_cannot_be_packed_is_named(project, name):
+def test_what_cannot_be_packed_is_named(project, packages, name):
     with pytest.raises(InvalidInputError, match="neither a directory"):
-        deliver(Store(), {"py_modules": [str(project / name)]})
+        deliver(packages, {"py_modules": [str(project / name)]})
 
 
-def test_too_much_is_refused_before_it_is_sent(project, monkeypatch):
+def test_too_much_is_refused_before_it_is_sent(project, packages, monkeypatch):
     monkeypatch.setattr(ray_package, "MAX_PACKAGE_BYTES", 100)
-    store = Store()
     with pytest.raises(InvalidInputError, match="more than a Ray cluster takes"):
-        deliver(store, {"working_dir": str(project)})
-    assert store.uploads == 0
+        deliver(packages, {"working_dir": str(project)})
+    assert packages.uploads == 0
 
 
 def test_the_runner_needs_nothing_of_airflow_nor_msgspec(tmp_path):

@@ -10,7 +10,6 @@ from airflow_tune_restore.launch.ray_runner import (
     whole_lines,
 )
 from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
-from tests.unit.launch.test_ray_package import Store
 
 REQUEST = RunnerRequest(
     experiment="s3://bucket/my sweep",
@@ -27,9 +26,9 @@ def result(iteration: int) -> str:
     return RunnerProgress(trial_id="t", iteration=iteration, metrics={}).to_line()
 
 
-def test_a_job_is_the_runner_with_room_for_its_snapshot():
+def test_a_job_is_the_runner_with_room_for_its_snapshot(packages):
     posted = build_submission(
-        Store(),
+        packages,
         REQUEST,
         runtime_env={"env_vars": {"A": "1", "B": "1"}},
         env={"B": "2"},
@@ -48,9 +47,9 @@ def test_a_job_is_the_runner_with_room_for_its_snapshot():
     json.dumps(posted)
 
 
-def test_a_driver_may_ask_for_nothing():
+def test_a_driver_may_ask_for_nothing(packages):
     posted = build_submission(
-        Store(), REQUEST, runtime_env={}, env={}, driver=DriverResources(memory=0)
+        packages, REQUEST, runtime_env={}, env={}, driver=DriverResources(memory=0)
     )
     assert not [name for name in posted if name.startswith("entrypoint_")]
 

@@ -9,11 +9,12 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
-from tests.support.records import leave, night, start_night
+from tests.support.records import leave_attempt, night, start_night
 
 
 def start(*experiments, **arguments) -> list:
@@ -30,15 +31,10 @@ def commit(restores) -> CommitRestoreOperator:
 
 
 def finish(experiment, restore, row) -> None:
-    """Leave the snapshot a runner would."""
+    """Leave what the first attempt of the row's trial leaves."""
     store = open_store(str(experiment))
-    state = json.loads(
-        store.get(layout.seed_key(restore["restore_id"], json.loads(row[0])["trial_id"]))
-    )
-    state["trial_data"] = [row]
-    trial_id = json.loads(row[0])["trial_id"]
-    store.put(layout.request_key(restore["restore_id"], trial_id, 1), b"{}")
-    store.put(layout.snapshot_key(restore["restore_id"], trial_id, 1), json.dumps(state).encode())
+    plan = read_plan(store, restore["restore_id"])
+    leave_attempt(store, plan, json.loads(row[0])["trial_id"], row)
 
 
 def test_it_returns_before_and_after_and_its_log_ends_with_the_table(errored, capfd):
@@ -114,7 +110,7 @@ def test_trials_that_were_quarantined_are_named(errored):
     store = open_store(str(errored))
     night(store, "r1", trial_id="a1")
     plan = start_night(store, "r2")
-    leave(store, plan, "a1")
+    leave_attempt(store, plan, "a1", result="failed")
     (summary,) = commit([{"experiment": str(errored), "restore_id": "r2"}]).execute(make_context())
     assert summary["quarantined"] == ["a1"]
     assert "tune-restore release" in summary["headline"]

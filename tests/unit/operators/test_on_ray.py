@@ -25,7 +25,7 @@ from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.airflow.context import make_context
-from tests.unit.operators.test_restore_trial import leave
+from tests.support.records import Attempt, leave_outcome
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
 
@@ -149,11 +149,8 @@ def test_its_end_is_told_as_anywhere_else(item, jobs, store):
     assert len(jobs.posted) == 1
 
 
-def run_outcome(store, item, result, attempt=1, **fields):
-    from airflow_tune_restore.restore.request import RunnerRequest
-
-    body = store.get(layout.request_key(item["restore_id"], "a3", attempt))
-    leave(store, result, **fields)(RunnerRequest.from_json(body))
+def run_outcome(store, item, result, **fields):
+    leave_outcome(store, Attempt(item["restore_id"], "a3"), result, **fields)
 
 
 def test_a_retry_attaches_and_so_do_twenty_at_once(item, jobs, store):

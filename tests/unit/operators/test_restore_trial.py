@@ -7,7 +7,6 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.plain_errors import original
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.launchers import user_code_paths
@@ -15,9 +14,10 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.restore.lines import describe_line
-from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerProgress
+from airflow_tune_restore.restore.request import Result, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.records import ending
 
 
 @pytest.fixture
@@ -33,31 +33,12 @@ def store(errored):
     return open_store(str(errored))
 
 
-def leave(store, result: Result, **fields):
-    """Return what a runner does that ends like this."""
-
-    def on_start(request):
-        outcome = RunnerOutcome(
-            restore_id=request.restore_id,
-            trial_id=request.trial_id,
-            attempt=request.attempt,
-            result=result.value,
-            status="TERMINATED",
-            final_trial_id=request.trial_id,
-            **fields,
-        )
-        key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
-        store.put(key, outcome.to_json())
-
-    return on_start
-
-
 def trial(item, **arguments) -> RestoreTrialOperator:
     return RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b", **arguments)
 
 
 def test_a_finished_trial_returns_a_small_summary(item, launcher, store):
-    launcher.on_start = leave(store, Result.FINISHED, iteration=6, metrics={"score": 1.0})
+    launcher.on_start = ending(store, Result.FINISHED, iteration=6, metrics={"score": 1.0})
     assert trial(item).execute(make_context()) == {
         "experiment": item["experiment"],
         "trial_id": "a3",
@@ -70,7 +51,7 @@ def test_a_finished_trial_returns_a_small_summary(item, launcher, store):
 
 
 def test_the_runner_is_asked_for_what_the_operator_was_given(item, launcher, store):
-    launcher.on_start = leave(store, Result.FINISHED)
+    launcher.on_start = ending(store, Result.FINISHED)
     trial(
         item,
         param_space="a:space",
@@ -89,7 +70,7 @@ def test_the_runner_is_asked_for_what_the_operator_was_given(item, launcher, sto
 def test_the_runners_lines_are_the_tasks_log(item, launcher, store, capfd):
     progress = RunnerProgress(trial_id="a3", iteration=4, metrics={"score": 0.5})
     launcher.said = ("a plain line", progress.to_line())
-    launcher.on_start = leave(store, Result.FINISHED)
+    launcher.on_start = ending(store, Result.FINISHED)
     trial(item).execute(make_context())
     log = capfd.readouterr().out
     assert "a plain line" in log
@@ -102,8 +83,8 @@ def test_the_experiments_metric_is_shown_first():
 
 
 def test_a_trial_that_failed_again_fails_the_task_and_may_be_retried(item, launcher, store):
-    launcher.on_start = leave(
-        store, Result.FAILED, iteration=4, error_type="MemoryError", error="too much"
+    launcher.on_start = ending(
+        store, Result.FAILED, iteration=4, cause="", error_type="MemoryError", error="too much"
     )
     with pytest.raises(AirflowException) as error:
         trial(item).execute(make_context())
@@ -116,13 +97,13 @@ def test_a_trial_that_failed_again_fails_the_task_and_may_be_retried(item, launc
 
 @pytest.mark.parametrize("result", [Result.REFUSED, Result.FENCED])
 def test_what_a_retry_cannot_mend_is_not_retried(item, launcher, store, result):
-    launcher.on_start = leave(store, result, error="because")
+    launcher.on_start = ending(store, result, error="because")
     with pytest.raises(AirflowFailException, match="because"):
         trial(item).execute(make_context())
 
 
 def test_a_stopped_trial_says_that_a_retry_goes_on(item, launcher, store):
-    launcher.on_start = leave(store, Result.INTERRUPTED, iteration=3)
+    launcher.on_start = ending(store, Result.INTERRUPTED, iteration=3)
     with pytest.raises(AirflowException, match="at iteration 3; its snapshot is saved"):
         trial(item).execute(make_context())
 
@@ -134,7 +115,7 @@ def test_a_runner_that_dies_without_a_word_is_quoted(item, launcher):
 
 
 def test_a_retry_makes_a_new_attempt(item, launcher, store):
-    launcher.on_start = leave(store, Result.FAILED)
+    launcher.on_start = ending(store, Result.FAILED)
     for _ in range(2):
         with pytest.raises(AirflowException):
             trial(item).execute(make_context())
@@ -142,7 +123,7 @@ def test_a_retry_makes_a_new_attempt(item, launcher, store):
 
 
 def test_a_retry_of_a_finished_trial_starts_nothing(item, launcher, store):
-    launcher.on_start = leave(store, Result.FINISHED, iteration=6)
+    launcher.on_start = ending(store, Result.FINISHED, iteration=6)
     first = trial(item).execute(make_context())
     assert trial(item).execute(make_context()) == first
     assert len(launcher.requests) == 1
@@ -164,7 +145,7 @@ def test_killing_the_task_stops_the_runner_with_time_for_a_snapshot(item, launch
         operator.on_kill()
 
     launcher.said = killed_while_it_speaks()
-    launcher.on_start = leave(store, Result.INTERRUPTED)
+    launcher.on_start = ending(store, Result.INTERRUPTED)
     with pytest.raises(AirflowException, match="its snapshot is saved"):
         operator.execute(make_context())
     assert launcher.stopped == [30.0]
@@ -197,7 +178,7 @@ def test_an_unknown_launcher_is_refused(item):
 
 
 def test_an_item_of_a_later_release_is_read(item, launcher, store):
-    launcher.on_start = leave(store, Result.FINISHED)
+    launcher.on_start = ending(store, Result.FINISHED)
     trial({**item, "added_later": 1}).execute(make_context())
 
 
@@ -228,19 +209,8 @@ def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interp
     assert not set(paths) & set(sysconfig.get_paths().values())
 
 
-def failing(store, **fields):
-    """Return what a runner does whose trial raises, always at the same place."""
-    fields = {
-        "cause": "trainable",
-        "error_type": "ValueError",
-        "error": "no",
-        "place": "p/t.py:7 in f",
-    } | fields
-    return leave(store, Result.FAILED, iteration=3, **fields)
-
-
 def test_the_same_failure_again_is_said_to_be_final(item, launcher, store):
-    launcher.on_start = failing(store)
+    launcher.on_start = ending(store, Result.FAILED, iteration=3, place="p/t.py:7 in f")
     with pytest.raises(AirflowException) as first:
         trial(item).execute(make_context())
     assert original(first.value).final == ""
@@ -265,7 +235,7 @@ def test_what_was_seen_of_a_dead_runner_is_kept_for_the_ledger(item, launcher, s
 
 
 def test_after_running_out_of_memory_a_cluster_is_asked_for_more(item, launcher, store, capfd):
-    launcher.on_start = failing(store, cause="out_of_memory", place="")
+    launcher.on_start = ending(store, Result.FAILED, iteration=3, cause="out_of_memory", place="")
     for _ in range(3):
         with pytest.raises(AirflowException):
             trial(item, ray_address="head:6379").execute(make_context())
@@ -275,7 +245,7 @@ def test_after_running_out_of_memory_a_cluster_is_asked_for_more(item, launcher,
 
 
 def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd):
-    launcher.on_start = failing(store, cause="out_of_memory", place="")
+    launcher.on_start = ending(store, Result.FAILED, iteration=3, cause="out_of_memory", place="")
     for _ in range(2):
         with pytest.raises(AirflowException):
             trial(item).execute(make_context())

@@ -22,15 +22,14 @@ from airflow_tune_restore.restore.attempts import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.planner import build_continuation
-from airflow_tune_restore.restore.request import RunnerOutcome
 from airflow_tune_restore.restore.start import (
     fresh_restore_id,
-    plan_restore,
     read_plan,
     start_restore,
 )
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import leave_attempt, start_night
 
 ROWS = [
     make_row("done", last_result={"training_iteration": 4, "score": 8}, last_result_time=4.0),
@@ -55,29 +54,7 @@ def store():
 
 def start(store, restore_id="r1", **flags):
     flags.setdefault("resume_errored", True)
-    experiment = read_experiment(store)
-    plan = plan_restore(
-        store, experiment, restore_id=restore_id, flags=ResumeFlags.from_flags(**flags)
-    )
-    return start_restore(store, experiment, plan, holder=f"test {restore_id}")
-
-
-def ran(store, plan, trial_id, row, result="finished", error=""):
-    """Leave what a runner leaves: a snapshot and an outcome."""
-    request = claim_attempt(store, plan, trial_id, trainable="m:train")
-    where = (plan.restore_id, trial_id, request.attempt)
-    store.put(layout.snapshot_key(*where), make_state([row]))
-    outcome = RunnerOutcome(
-        restore_id=plan.restore_id,
-        trial_id=trial_id,
-        attempt=request.attempt,
-        result=result,
-        status=json.loads(row[0])["status"],
-        final_trial_id=json.loads(row[0])["trial_id"],
-        error_type="RuntimeError" if error else "",
-        error=error,
-    )
-    store.put(layout.outcome_key(*where), outcome.to_json())
+    return start_night(store, restore_id, flags=ResumeFlags.from_flags(**flags))
 
 
 BAD_DONE = make_row("bad", last_result={"training_iteration": 6}, last_result_time=9.0)
@@ -100,8 +77,8 @@ def _pairs(body):
 
 def test_resumed_rows_are_replaced_and_all_others_stay_byte_for_byte(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
-    ran(store, plan, "hung", HUNG_AGAIN, result="failed", error="out of luck")
+    leave_attempt(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "hung", HUNG_AGAIN, result="failed", error="out of luck")
     summary = commit_restore(store, "r1")
 
     assert summary.state_file == COMMITTED
@@ -118,7 +95,7 @@ def test_resumed_rows_are_replaced_and_all_others_stay_byte_for_byte(store):
 
 def test_the_committed_state_is_the_newest_by_name_and_by_time(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     commit_restore(store, "r1")
     experiment = read_experiment(store)
     assert experiment.state_file.name == COMMITTED
@@ -131,7 +108,7 @@ def test_the_committed_state_is_the_newest_by_name_and_by_time(store):
 
 def test_committing_again_changes_nothing(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     first = commit_restore(store, "r1")
     objects = {e.name: store.get(e.name) for e in store.list_dir() if not e.is_dir}
     assert commit_restore(store, "r1") == first
@@ -140,7 +117,7 @@ def test_committing_again_changes_nothing(store):
 
 def test_a_commit_that_was_cut_off_before_its_state_file_makes_the_same_bytes(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     cut = MemoryStore(dict(store._objects))
     commit_restore(store, "r1")
     body = store.get(COMMITTED)
@@ -153,7 +130,7 @@ def test_a_commit_that_was_cut_off_before_its_state_file_makes_the_same_bytes(st
 
 def test_a_trial_whose_runner_never_wrote_keeps_its_row(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     summary = commit_restore(store, "r1")
     before, after = raw(store.get(STATE_NAME)), raw(store.get(COMMITTED))
     assert after["hung"] == before["hung"]
@@ -185,7 +162,7 @@ def test_an_unfinished_trial_that_is_not_resumed_becomes_terminated(store):
 
 def test_a_state_written_meanwhile_stops_the_commit(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     newer = "experiment_state-2026-11-24_10-00-00.json"
     store.put(newer, make_state(ROWS, start_time=5000.0))
     with pytest.raises(StateChangedError, match="2026-11-24"):
@@ -195,7 +172,7 @@ def test_a_state_written_meanwhile_stops_the_commit(store):
 
 def test_a_restore_that_lost_its_lease_commits_nothing(store):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     lease.release(store, lease.check_held(store, "r1"))
     lease.acquire(store, restore_id="r2", holder="another")
     with pytest.raises(LeaseLostError, match="another"):
@@ -237,7 +214,7 @@ def test_starting_again_returns_the_plan_as_first_written(store):
 
 def test_what_a_dead_restore_left_is_committed_by_the_next(store, monkeypatch):
     plan = start(store)
-    ran(store, plan, "bad", BAD_DONE)
+    leave_attempt(store, plan, "bad", BAD_DONE)
     monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)  # it was silent for its TTL
     settled = settle_abandoned(store, restore_id="r2", holder="the next")
     assert settled is not None
@@ -247,14 +224,14 @@ def test_what_a_dead_restore_left_is_committed_by_the_next(store, monkeypatch):
 
 def test_a_snapshot_of_another_trial_is_not_believed(store):
     plan = start(store)
-    ran(store, plan, "bad", make_row("someone-else"))
+    leave_attempt(store, plan, "bad", make_row("someone-else"))
     assert commit_restore(store, "r1").state_file is None
 
 
 def test_a_restarted_trial_takes_the_row_of_the_old_one(store):
     plan = start(store, restart_errored=True, resume_errored=False)
     new_id = plan.trial("bad").new_trial_id
-    ran(store, plan, "bad", make_row(new_id, last_result={"training_iteration": 6}))
+    leave_attempt(store, plan, "bad", make_row(new_id, last_result={"training_iteration": 6}))
     commit_restore(store, "r1")
     ids = [trial.trial_id for trial in parse_state(store.get(COMMITTED)).trials]
     assert ids == ["done", new_id, "hung"]
@@ -265,24 +242,14 @@ def test_a_restarted_trial_takes_the_row_of_the_old_one(store):
 
 def run_of_all(store, rows, *, searcher=b"after"):
     """Leave what the run of a whole experiment leaves: one snapshot, with the searcher of its number."""
-    request = claim_attempt(store, read_plan(store, "r1"), layout.EVERY_TRIAL, trainable="m:train")
-    state = json.loads(make_state(rows))
+    request = leave_attempt(store, read_plan(store, "r1"), layout.EVERY_TRIAL, *rows)
+    key = layout.snapshot_key("r1", layout.EVERY_TRIAL, request.attempt)
+    state = json.loads(store.get(key))
     state["stats"]["searcher"] = 7
-    store.put(
-        layout.snapshot_key("r1", layout.EVERY_TRIAL, request.attempt), json.dumps(state).encode()
-    )
+    store.put(key, json.dumps(state).encode())
     directory = layout.searcher_dir("r1", request.attempt)
     store.put(f"{directory}/{layout.numbered(6, 'search_gen_state-kept.json')}", b"before")
     store.put(f"{directory}/{layout.numbered(7, 'search_gen_state-kept.json')}", searcher)
-    outcome = RunnerOutcome(
-        restore_id="r1",
-        trial_id=layout.EVERY_TRIAL,
-        attempt=request.attempt,
-        result="finished",
-        status="",
-        final_trial_id=layout.EVERY_TRIAL,
-    )
-    store.put(layout.outcome_key("r1", layout.EVERY_TRIAL, request.attempt), outcome.to_json())
 
 
 HUNG_DONE = make_row("hung", last_result={"training_iteration": 6}, last_result_time=9.5)
@@ -290,15 +257,7 @@ DRAWN = make_row("new", last_result={"training_iteration": 6}, last_result_time=
 
 
 def start_all(store):
-    experiment = read_experiment(store)
-    plan = plan_restore(
-        store,
-        experiment,
-        restore_id="r1",
-        flags=ResumeFlags.from_flags(resume_errored=True),
-        strategy="whole_experiment",
-    )
-    return start_restore(store, experiment, plan, holder="test")
+    return start_night(store, strategy="whole_experiment")
 
 
 def test_the_run_of_all_gives_every_row_and_what_was_drawn_follows(store):

@@ -13,8 +13,9 @@ from airflow_tune_restore.restore.follow import (
     Follower,
     ask_to_stop,
 )
-from airflow_tune_restore.restore.request import ProgressTail, RunnerOutcome, RunnerProgress
+from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.records import Attempt, leave_outcome
 
 EVERY = layout.EVERY_TRIAL
 
@@ -53,11 +54,7 @@ class World:
         self.store.put(layout.progress_key("r", trial_id, attempt), tail.to_json())
 
     def end(self, trial_id: str, result: str = "finished", attempt: int = 1) -> None:
-        outcome = RunnerOutcome(
-            restore_id="r", trial_id=trial_id, attempt=attempt, result=result, status="",
-            final_trial_id=trial_id,
-        )  # fmt: skip
-        self.store.put(layout.outcome_key("r", trial_id, attempt), outcome.to_json())
+        leave_outcome(self.store, Attempt("r", trial_id, attempt), result)
 
 
 @pytest.fixture

@@ -14,21 +14,20 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, list_attempts, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import (
     PROGRESS_PREFIX,
-    RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
-from airflow_tune_restore.restore.start import plan_restore, read_plan, start_restore
+from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import Attempt, leave_attempt, make_outcome, start_night
 
 ROWS = [make_row("done"), make_row("bad", status="ERROR")]
 OUTCOME = layout.outcome_key("r1", "bad", 1)
@@ -38,22 +37,13 @@ OUTCOME = layout.outcome_key("r1", "bad", 1)
 def store():
     made = MemoryStore()
     made.put(STATE_NAME, make_state(ROWS))
-    experiment = read_experiment(made)
-    flags = ResumeFlags.from_flags(resume_errored=True)
-    plan = plan_restore(made, experiment, restore_id="r1", flags=flags)
-    start_restore(made, experiment, plan, holder="test")
-    claim_attempt(made, plan, "bad", trainable="m:train")
-    made.put(
-        layout.snapshot_key("r1", "bad", 1),
-        make_state([make_row("bad", last_result={"training_iteration": 6})]),
-    )
-    made.put(OUTCOME, outcome().to_json())
+    plan = start_night(made)
+    leave_attempt(made, plan, "bad", make_row("bad", last_result={"training_iteration": 6}))
     return made
 
 
 def outcome(**fields):
-    given = {"trial_id": "bad", "attempt": 1, "result": "finished", "status": "TERMINATED"}
-    return RunnerOutcome(**{"restore_id": "r1", "final_trial_id": "bad", **given, **fields})
+    return make_outcome(Attempt("r1", "bad"), **fields)
 
 
 GARBAGE = [b"", b"{}", b"[]", b"null", b"[" * 50_000, b"\xff\xfe", b'{"result": 7}', b"9" * 5000]
@@ -143,10 +133,7 @@ def test_a_commit_record_cannot_hide_what_is_committed(store):
 def test_a_state_whose_driver_started_at_infinity_can_be_restored_and_committed():
     store = MemoryStore()
     store.put(STATE_NAME, make_state(ROWS, start_time=math.inf))
-    experiment = read_experiment(store)
-    flags = ResumeFlags(unfinished="skip", errored="resume")
-    plan = plan_restore(store, experiment, restore_id="r1", flags=flags)
-    start_restore(store, experiment, plan, holder="test")
+    start_night(store, flags=ResumeFlags(unfinished="skip", errored="resume"))
     assert commit_restore(store, "r1") == commit_restore(store, "r1")
 
 

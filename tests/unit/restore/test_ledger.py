@@ -25,7 +25,7 @@ from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.release import release_trial
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
-from tests.support.records import PLACE, beat, leave, night, plan_night, start_night
+from tests.support.records import PLACE, beat, leave_attempt, night, plan_night, start_night
 
 GIB = 1024.0**3
 
@@ -59,7 +59,7 @@ def test_a_failed_attempt_is_entered_with_all_that_tells_it_apart(store):
 def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
     """Its outcome says that it was told to stop; what Kubernetes says of its pod tells by whom."""
     plan = start_night(store, "r1")
-    request = leave(store, plan, "bad", result="interrupted", iteration=3)
+    request = leave_attempt(store, plan, "bad", result="interrupted", iteration=3)
     record_end(store, request, 4, "The pod was evicted: The node was low on resource: disk.")
     commit_restore(store, "r1")
     (failure,) = history(store).failures
@@ -68,7 +68,9 @@ def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
 
 def test_a_pod_that_was_stopped_by_us_does_not_count(store):
     plan = start_night(store, "r1")
-    record_end(store, leave(store, plan, "bad", result="interrupted"), 4, "pod p ended (Error)")
+    record_end(
+        store, leave_attempt(store, plan, "bad", result="interrupted"), 4, "pod p ended (Error)"
+    )
     commit_restore(store, "r1")
     assert history(store) == History()
 
@@ -171,8 +173,8 @@ def test_an_unfinished_trial_whose_runners_are_killed_is_quarantined_as_it_is(st
 def test_a_trial_that_finished_after_all_is_not_held_back(store):
     night(store, "r1")
     plan = start_night(store, "r2")
-    leave(store, plan, "bad")
-    leave(store, plan, "bad", result="finished")
+    leave_attempt(store, plan, "bad", result="failed")
+    leave_attempt(store, plan, "bad", result="finished")
     assert commit_restore(store, "r2").quarantined == ()
     again = plan_night(store, flags=ResumeFlags.parse({"finished": "resume"}))
     assert again.trial("bad").action is TrialAction.RESUME
@@ -183,7 +185,7 @@ def test_a_trial_that_is_started_over_hands_its_failures_on(store):
     flags = ResumeFlags.from_flags(restart_errored=True)
     plan = start_night(store, "r2", flags=flags)
     new_id = plan.trial("bad").final_trial_id
-    leave(store, plan, "bad")
+    leave_attempt(store, plan, "bad", result="failed")
     assert commit_restore(store, "r2").quarantined == (new_id,)
     assert [f.restore_id for f in history(store, new_id).failures] == ["r1", "r2"]
     assert plan_night(store).trial(new_id).quarantined
@@ -192,7 +194,7 @@ def test_a_trial_that_is_started_over_hands_its_failures_on(store):
 def test_entering_a_restore_again_changes_nothing(store):
     night(store, "r1")
     plan = start_night(store, "r2")
-    leave(store, plan, "bad")
+    leave_attempt(store, plan, "bad", result="failed")
     commit_restore(store, "r2")
     body = store.get(layout.LEDGER)
     record = json.loads(store.get(layout.commit_key("r2")))
@@ -208,7 +210,7 @@ def lease_again(store, restore_id):
 
 def test_what_a_dead_restore_left_is_entered_by_the_next(store, monkeypatch):
     plan = start_night(store, "r1")
-    leave(store, plan, "bad")
+    leave_attempt(store, plan, "bad", result="failed")
     monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)
     settle_abandoned(store, restore_id="r2", holder="the next")
     assert [f.restore_id for f in history(store).failures] == ["r1"]
@@ -277,11 +279,11 @@ def test_a_ledger_of_a_later_release_is_read(store):
 def test_an_earlier_attempt_that_failed_in_the_same_way_is_found(store):
     night(store, "r1")
     plan = start_night(store, "r2")
-    request = leave(store, plan, "bad")
+    request = leave_attempt(store, plan, "bad", result="failed")
     found = seen_before(read_history(store, "r2", "bad").failures, "r2", request.attempt)
     assert found is not None
     assert found.restore_id == "r1"
-    other = leave(store, plan, "bad", iteration=5)
+    other = leave_attempt(store, plan, "bad", result="failed", iteration=5)
     assert seen_before(read_history(store, "r2", "bad").failures, "r2", other.attempt) is None
     assert seen_before((), "r2", 1) is None
 
@@ -320,7 +322,9 @@ def test_a_trial_is_never_given_more_than_the_limit(asked, limit):
 
 def test_the_request_asks_for_the_memory_and_the_ledger_keeps_it(store):
     plan = start_night(store, "r1")
-    request = leave(store, plan, "bad", cause="out_of_memory", memory=8 * GIB)
+    request = leave_attempt(
+        store, plan, "bad", result="failed", cause="out_of_memory", memory=8 * GIB
+    )
     assert request.resources == {**plan.trial("bad").resources, "memory": 8 * GIB}
     commit_restore(store, "r1")
     assert history(store).failures[0].memory == 8 * GIB

@@ -6,15 +6,13 @@ import pytest
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore.attempts import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import TrialAction
-from airflow_tune_restore.restore.request import RunnerOutcome
-from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import leave_attempt, plan_night, start_night
 
 BEFORE, AFTER = ({"_type": "CLOUDPICKLE_FALLBACK", "value": value} for value in ("00", "01"))
 COMMITTED = "experiment_state-2026-11-23_10-00-00_r000001.json"
@@ -26,21 +24,12 @@ def restored(failed: list[str]) -> MemoryStore:
     store = MemoryStore()
     rows = [make_row(trial_id, status="ERROR", error=True) for trial_id in failed]
     store.put(STATE_NAME, make_state(rows, _stopper=BEFORE))
-    experiment = read_experiment(store)
-    flags = ResumeFlags.from_flags(resume_errored=True)
-    plan = plan_restore(store, experiment, restore_id="r", flags=flags)
-    start_restore(store, experiment, plan, holder="test")
+    plan = start_night(store, "r")
     for trial_id in failed:
-        request = claim_attempt(store, plan, trial_id, trainable="m:train")
-        where = ("r", trial_id, request.attempt)
         row = make_row(trial_id, last_result={"training_iteration": 6})
-        store.put(layout.snapshot_key(*where), make_state([row], _stopper=AFTER))
-        store.put(f"{layout.attempt_dir(*where)}/callback-states-kept.pkl", b"remembered")
-        outcome = RunnerOutcome(
-            restore_id="r", trial_id=trial_id, attempt=request.attempt, result="finished",
-            status="TERMINATED", final_trial_id=trial_id,
-        )  # fmt: skip
-        store.put(layout.outcome_key(*where), outcome.to_json())
+        request = leave_attempt(store, plan, trial_id, row, runner={"_stopper": AFTER})
+        directory = layout.attempt_dir("r", trial_id, request.attempt)
+        store.put(f"{directory}/callback-states-kept.pkl", b"remembered")
     commit_restore(store, "r")
     return store
 
@@ -84,8 +73,6 @@ def test_what_fail_fast_cut_short_is_taken_up_if_that_is_asked(asked, action):
     store.put(STATE_NAME, make_state(rows, _fail_fast=True, _has_errored=True))
     experiment = read_experiment(store)
     assert "resume_cut_short" in experiment.warnings[-1]
-    plan = plan_restore(
-        store, experiment, restore_id="r", flags=ResumeFlags.from_flags(resume_cut_short=asked)
-    )
+    plan = plan_night(store, flags=ResumeFlags.from_flags(resume_cut_short=asked))
     actions = {trial.trial_id: trial.action for trial in plan.trials}
     assert actions == {"bad": TrialAction.KEEP, "cut": action, "whole": TrialAction.KEEP}

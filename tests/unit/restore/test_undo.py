@@ -19,7 +19,7 @@ from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
-from tests.support.records import leave, night, plan_night, start_night
+from tests.support.records import leave_attempt, night, plan_night, start_night
 
 ROWS = [
     make_row("done", last_result={"training_iteration": 4}, last_result_time=4.0),
@@ -148,7 +148,7 @@ def test_a_restore_at_work_stops_it(store):
 def test_a_restore_that_was_begun_and_never_committed_stops_it(store):
     night(store, "r1")
     plan = start_night(store, "r2")
-    leave(store, plan, "bad")
+    leave_attempt(store, plan, "bad", result="failed")
     lease.release(store, lease.check_held(store, "r2"))
     with pytest.raises(InvalidInputError, match="r2 was started from it and is not committed"):
         undo_commit(store, holder="test")

@@ -15,7 +15,7 @@ from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restor
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
-from tests.unit.restore.test_commit import ran
+from tests.support.records import leave_attempt
 
 OPTIONS = DraftOptions(
     flags=ResumeFlags.from_flags(resume_errored=True), strategy="auto", stale_after=timedelta(0)
@@ -91,7 +91,7 @@ def run(store, plan, trial_ids):
     for trial in plan.to_run:
         if trial.trial_id in trial_ids:
             row = make_row(trial.trial_id, last_result={"training_iteration": 6})
-            ran(store, plan, trial.trial_id, row)
+            leave_attempt(store, plan, trial.trial_id, row)
 
 
 def whole_restore(store, restore_id):

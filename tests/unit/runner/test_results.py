@@ -6,9 +6,10 @@ import pytest
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.results import prepare_results
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.records import Attempt, leave_outcome
 
 TRIAL = "train_0"
 
@@ -68,10 +69,7 @@ def test_rows_of_a_restore_that_died_go_too(files, ended):
     prepare_results(files.store, request(), TRIAL, 2)
     files.store.put(layout.request_key("r", "t", 1), b"{}")
     if ended is not None:
-        outcome = RunnerOutcome(
-            restore_id="r", trial_id="t", attempt=1, result=ended, status="", final_trial_id="t"
-        )
-        files.store.put(layout.outcome_key("r", "t", 1), outcome.to_json())
+        leave_outcome(files.store, Attempt("r", "t"), ended)
     files.write(1, 2, 3, 3, 4, 5)
     lease.release(files.store, first)
     for night in ("r2", "r3"):  # the second died before it ran the trial

@@ -15,7 +15,8 @@ from airflow_tune_restore.storage.memory import MemoryStore
 
 NAMES = ("path", "fingerprint", "facts", "check")
 MIB = 1024 * 1024
-ROWS = 200
+ROWS = 140
+"""Of one MiB in each of four columns: more than may be taken."""
 
 rows = st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"))] * 2), max_size=20)
 

@@ -6,13 +6,13 @@ import pytest
 from airflow.sdk._shared.module_loading import import_string
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
-from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.triggers import experiment_watch
 from airflow_tune_restore.triggers.failed_experiment import (
     FIRST_EVENT_SECONDS,
     FailedExperimentTrigger,
 )
-from tests.support.experiments.built import make_experiment, make_row
+from tests.support.experiments.built import make_experiment, make_report, make_row
 
 ARGUMENTS = {
     "prefix": "s3://minio@bucket/a",
@@ -27,22 +27,6 @@ MORE = {
     "use_index": False,
     "ray_conn_id": "r",
 }
-
-
-def report(name: str, health: Health = Health.ERRORED, **fields) -> ExperimentReport:
-    return ExperimentReport(
-        **{
-            "experiment": f"/sweeps/{name}",
-            "name": name,
-            "health": health,
-            "reason": "why",
-            "trials": {"ERROR": 1},
-            "state_file": "experiment_state-x.json",
-            "last_write": None,
-            "samples_left": 0,
-            **fields,
-        }
-    )
 
 
 @pytest.fixture
@@ -115,21 +99,21 @@ def test_what_is_left_out_of_a_search_fires_nothing(tmp_path, slept):
 
 
 def test_the_first_event_does_not_come_too_soon(monkeypatch, slept):
-    answers(monkeypatch, [report("a")])
+    answers(monkeypatch, [make_report("a")])
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _loop: 100.0)
     events(FailedExperimentTrigger(**{**ARGUMENTS, "poke_interval": 1.0}))
     assert slept == [FIRST_EVENT_SECONDS]
 
 
 def test_it_polls_until_there_is_something(monkeypatch, slept):
-    answers(monkeypatch, [], [report("b", Health.RUNNING)], [report("a")])
+    answers(monkeypatch, [], [make_report("b", Health.RUNNING)], [make_report("a")])
     (event,) = events(FailedExperimentTrigger(**{**ARGUMENTS, "prefix": "/sweeps"}))
     assert [item["experiment"] for item in event["experiments"]] == ["/sweeps/a"]
     assert slept[:2] == [60.0, 60.0]
 
 
 def test_a_sensor_that_pokes_without_a_pause_polls_with_one(monkeypatch, slept):
-    answers(monkeypatch, [], StorageError("gone"), [report("a")])
+    answers(monkeypatch, [], StorageError("gone"), [make_report("a")])
     events(FailedExperimentTrigger(**{**ARGUMENTS, "poke_interval": 0.0}))
     assert slept[:-1] == [1.0, 2.0]
 
@@ -141,7 +125,7 @@ def test_a_store_that_fails_is_asked_again_later_and_later(monkeypatch, slept):
         StorageError("gone"),
         [],
         RuntimeError("a bug"),
-        [report("a")],
+        [make_report("a")],
     )
     events(FailedExperimentTrigger(**ARGUMENTS))
     assert slept[:-1] == [120.0, 240.0, 60.0, 120.0]

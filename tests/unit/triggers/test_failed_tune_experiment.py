@@ -18,9 +18,9 @@ from airflow_tune_restore.triggers import experiment_watch, failed_tune_experime
 from airflow_tune_restore.triggers.experiment_watch import Poll
 from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
 from airflow_tune_restore.triggers.failed_tune_experiment import FailedTuneExperimentTrigger
-from tests.unit.triggers.test_failed_experiment_trigger import report
+from tests.support.experiments.built import make_report
 
-DEAD = report("dead", Health.INTERRUPTED)
+DEAD = make_report("dead", Health.INTERRUPTED)
 
 
 class Memory:
@@ -103,38 +103,40 @@ def test_what_makes_no_sense_is_refused_when_the_dag_is_parsed(arguments):
 
 
 def test_nothing_is_reported_twice_while_it_is_unchanged():
-    lives = report("dead", Health.RUNNING)  # a restore was at work on it, and came to nothing
-    blind = report("dead", Health.UNREADABLE)
-    above = report("", Health.UNREADABLE)
+    lives = make_report("dead", Health.RUNNING)  # a restore was at work on it, and came to nothing
+    blind = make_report("dead", Health.UNREADABLE)
+    above = make_report("", Health.UNREADABLE)
     gone: list = []
     for meanwhile in ([DEAD], [lives], [blind], [above], gone):
         assert reported([DEAD], meanwhile, [DEAD]) == [["/sweeps/dead"]]
 
 
 def test_one_event_a_poll_whatever_was_found():
-    assert reported([DEAD, report("b")], [DEAD, report("b"), report("c")]) == [
+    assert reported([DEAD, make_report("b")], [DEAD, make_report("b"), make_report("c")]) == [
         ["/sweeps/dead", "/sweeps/b"],
         ["/sweeps/c"],
     ]
 
 
 def test_a_change_is_reported_and_so_is_who_died_again():
-    newer = report("dead", Health.INTERRUPTED, state_file="experiment_state-y.json")
+    newer = make_report("dead", Health.INTERRUPTED, state_file="experiment_state-y.json")
     assert len(reported([DEAD], [newer], [newer])) == 2
-    lives = report("dead", Health.RUNNING)
+    lives = make_report("dead", Health.RUNNING)
     again = replace(DEAD, last_write=datetime(2026, 11, 25, 3, tzinfo=UTC))
     assert len(reported([DEAD], [lives], [again])) == 2
 
 
 def test_only_what_is_asked_for_is_reported():
-    assert reported([DEAD, report("b", Health.FINISHED)], health={"finished"}) == [["/sweeps/b"]]
+    assert reported([DEAD, make_report("b", Health.FINISHED)], health={"finished"}) == [
+        ["/sweeps/b"]
+    ]
 
 
 def test_what_was_reported_is_remembered_by_the_next_triggerer():
     memory = Memory()
     assert len(reported([DEAD], memory=memory)) == 1
     assert reported([DEAD], memory=memory) == []
-    assert reported([DEAD, report("b")], memory=memory) == [["/sweeps/b"]]
+    assert reported([DEAD, make_report("b")], memory=memory) == [["/sweeps/b"]]
 
 
 def test_a_memory_that_fails_stops_nothing():
@@ -171,26 +173,28 @@ def test_a_memory_of_something_else_is_none(found):
 
 def test_of_too_many_those_are_forgotten_who_were_there_first(monkeypatch):
     monkeypatch.setattr(failed_tune_experiment, "MAX_REMEMBERED", 3)
-    a, b, c, d = (report(name) for name in "abcd")
+    a, b, c, d = (make_report(name) for name in "abcd")
     assert len(reported([a], [b], [c], [d], [b, c], [d])) == 4
     assert len(reported([a], [b], [c], [d], [a])) == 5
 
 
 def test_what_a_restore_died_at_is_reported_again():
-    at_work = report("dead", Health.RUNNING)
+    at_work = make_report("dead", Health.RUNNING)
     left = replace(DEAD, abandoned=7)
     assert len(reported([DEAD], [at_work], [left], [left])) == 2
 
 
 def test_all_that_is_remembered_fits_into_airflows_limit():
     memory = Memory()
-    reported([report(f"e{n}") for n in range(failed_tune_experiment.MAX_REMEMBERED)], memory=memory)
+    reported(
+        [make_report(f"e{n}") for n in range(failed_tune_experiment.MAX_REMEMBERED)], memory=memory
+    )
     (kept,) = memory.kept.values()
     assert len(kept) < 65536
 
 
 def test_an_event_names_few_experiments_of_many():
-    (names,) = reported([report(f"e{n}") for n in range(1000)])
+    (names,) = reported([make_report(f"e{n}") for n in range(1000)])
     assert len(names) == 20
 
 

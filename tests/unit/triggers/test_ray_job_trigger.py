@@ -8,15 +8,11 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import (
-    ProgressTail,
-    Result,
-    RunnerOutcome,
-    RunnerProgress,
-)
+from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import ray_job, ray_poller, storage_watch
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+from tests.support.records import Attempt, leave_outcome
 
 
 @pytest.fixture
@@ -27,11 +23,13 @@ def head(monkeypatch):
         status = "RUNNING"
         said = ""
         stopped: list  # of submission ids
+        lists = looks = 0
 
         def __init__(self, cluster=None):
             pass
 
         async def list_jobs(self):
+            Head.lists += 1
             return {"j1": RayJob(submission_id="j1", status=Head.status)} if Head.status else {}
 
         async def logs(self, submission_id):
@@ -44,6 +42,13 @@ def head(monkeypatch):
             Head.stopped.append(submission_id)
 
     Head.stopped = []
+    look = storage_watch.StorageWatch._round
+
+    async def counted(watch):
+        await look(watch)
+        Head.looks += 1
+
+    monkeypatch.setattr(storage_watch.StorageWatch, "_round", counted)
     monkeypatch.setattr(ray_poller, "AsyncRayJobs", Head)
     monkeypatch.setattr(RayJobsHook, "cluster", lambda self: Cluster(address="http://head:8265"))
     monkeypatch.setattr(RayJobsHook, "jobs", lambda self: Head())
@@ -78,22 +83,31 @@ def report(store, *iterations: int, first: int = 0) -> None:
     store.put(key, ProgressTail(first=first, reports=reports).to_json())
 
 
-def fire(one: RayJobTrigger, *steps, after=lambda: True) -> dict:
-    """Run a trigger, and each step some time after the one before, when `after` is true."""
+async def until(condition) -> None:
+    async with asyncio.timeout(180):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def look_twice(head) -> None:
+    """Wait until cluster and storage were looked at once more, from beginning to end."""
+    lists, looks = head.lists + 2, head.looks + 2
+    await until(lambda: head.lists >= lists and head.looks >= looks)
+
+
+def fire(head, one: RayJobTrigger, step, *, after=lambda: True) -> dict:
+    """Run a trigger, and the step when it has looked at everything and `after` is true."""
 
     async def main():
         async def first():
             return await anext(event.payload async for event in one.run())
 
         task = asyncio.create_task(first())
-        for step in steps:
-            await asyncio.sleep(0.4)
-            async with asyncio.timeout(60):
-                while not after():
-                    await asyncio.sleep(0.02)
-            assert not task.done()
-            step()
-        async with asyncio.timeout(60):
+        await look_twice(head)
+        await until(after)
+        assert not task.done()
+        step()
+        async with asyncio.timeout(180):
             return await task
 
     return asyncio.run(main())
@@ -109,7 +123,7 @@ def test_it_shows_what_happens_and_fires_at_the_end(head, store, capfd):
         return all(text in "".join(said) for text in ("setting up", "iteration 2, a=2"))
 
     event = fire(
-        trigger(store, metric="a"), lambda: setattr(head, "status", "FAILED"), after=has_shown
+        head, trigger(store, metric="a"), lambda: setattr(head, "status", "FAILED"), after=has_shown
     )
     log = "".join(said) + capfd.readouterr().out
     assert log.count("setting up") == 1
@@ -127,26 +141,22 @@ def test_it_shows_what_happens_and_fires_at_the_end(head, store, capfd):
 
 def test_results_that_were_missed_are_left_for_the_end(head, store, capfd):
     report(store, 7, 8, first=6)
-    event = fire(trigger(store), lambda: setattr(head, "status", "SUCCEEDED"))
+    event = fire(head, trigger(store), lambda: setattr(head, "status", "SUCCEEDED"))
     assert event["seen"] == 0
     assert "iteration" not in capfd.readouterr().out
 
 
 def test_a_lost_job_is_told(head, store):
-    event = fire(trigger(store), lambda: setattr(head, "status", ""))
+    event = fire(head, trigger(store), lambda: setattr(head, "status", ""))
     assert event["is_lost"]
 
 
 def test_in_a_run_of_all_it_fires_with_the_trials_own_end(head, store):
     def end():
-        outcome = RunnerOutcome(
-            restore_id="r1", trial_id="t1", attempt=1, result=Result.FINISHED.value,
-            status="TERMINATED", final_trial_id="t1",
-        )  # fmt: skip
         report(store, 1)
-        store.put(layout.outcome_key("r1", "t1", 1), outcome.to_json())
+        leave_outcome(store, Attempt("r1", "t1"))
 
-    event = fire(trigger(store, one_run=True, ends_with_job=False), end)
+    event = fire(head, trigger(store, one_run=True, ends_with_job=False), end)
     assert (event["seen"], event["is_lost"]) == (1, False)
 
 
@@ -171,7 +181,7 @@ def test_ending_with_the_triggerer_stops_nothing(head, store):
             return await anext(event.payload async for event in waiting.run())
 
         task = asyncio.create_task(first())
-        await asyncio.sleep(0.3)
+        await look_twice(head)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -77,7 +77,7 @@ def test_many_wait_for_the_price_of_one_and_logs_take_turns(head):
             head.jobs["j3"] = job("j3", "SUCCEEDED")
             await until(lambda: watches[3].is_over)
             assert sum(watch.is_over for watch in watches) == 1
-        await asyncio.sleep(0.05)
+        await until(lambda: head.closed)
 
     asyncio.run(main())
     assert head.closed == 1
