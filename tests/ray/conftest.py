@@ -11,11 +11,11 @@ from tests.support.experiments.failed import Gate
 
 
 @pytest.fixture
-def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[..., Path]:
     """Copies an experiment to a new place; Ray restores a moved directory there."""
 
-    def copy(kind: str) -> Path:
-        return Path(shutil.copytree(failed_experiments[kind], tmp_path / "moved" / kind))
+    def copy(kind: str, name: str = "") -> Path:
+        return Path(shutil.copytree(failed_experiments[kind], tmp_path / "moved" / (name or kind)))
 
     return copy
 

@@ -146,5 +146,13 @@ class Restoring:
         return [int(row["training_iteration"]) for row in csv.DictReader(io.StringIO(body))]
 
 
+def wrote(restoring: Restoring, iteration: int) -> bool:
+    """Whether the last row of result.json is of an iteration; it may just be written anew."""
+    try:
+        return restoring.iterations()[-1] == iteration
+    except (IndexError, ValueError):
+        return False
+
+
 def _request_key(request: RunnerRequest) -> str:
     return layout.request_key(request.restore_id, request.trial_id, request.attempt)
