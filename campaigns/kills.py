@@ -455,13 +455,13 @@ def run_round(setting: Setting, lane: str, number: int, report: Report) -> None:
 
 
 @contextmanager
-def prepared() -> Iterator[Setting]:
-    """Make the failed experiment, start the server, and restore one copy undisturbed."""
+def prepared(experiment: Path | None) -> Iterator[Setting]:
+    """Make the failed experiment if none is given, start the server, restore one copy undisturbed."""
     scratch = Path(os.environ.get("TUNE_TEST_CAMPAIGN", "") or tempfile.mkdtemp(prefix="campaign-"))
     scratch.mkdir(parents=True, exist_ok=True)
-    if not (scratch / "made" / KIND).exists():
-        make_experiments(scratch / "made", [KIND])
-    source = scratch / "made" / KIND
+    source = experiment or scratch / "made" / KIND
+    if not source.exists():
+        make_experiments(source.parent, [KIND])
     failed = {
         path.relative_to(source).as_posix(): path.read_bytes()
         for path in source.rglob("*")
@@ -516,12 +516,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--whole", type=int, default=20, help="how many in one run of all trials")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", help="one round, as in recorded:12")
+    parser.add_argument("--experiment", type=Path, help="a failed one that was made before")
     options = parser.parse_args(arguments)
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     print(f"seed {options.seed}", flush=True)
     report, started = Report(options.seed), time.monotonic()
-    with prepared() as setting:
+    with prepared(options.experiment) as setting:
         print(
             f"prepared in {time.monotonic() - started:.0f} s, logs in {setting.scratch}", flush=True
         )

@@ -1,8 +1,9 @@
 """Copies of the failed experiments."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +25,33 @@ def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[.
 def gate(tmp_path: Path) -> Gate:
     """Trials that have it in their environment stand still after iteration 4 until it is opened."""
     return Gate(tmp_path / "gate-is-open", before=5)
+
+
+@pytest.fixture(scope="module")
+def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An emulated cluster that Airflow's connection leads to."""
+    from tests.support.kubernetes import pods  # imports much of Airflow, which few tests here need
+    from tests.support.kubernetes.server import cluster
+
+    directory = tmp_path_factory.mktemp("kube")
+    with cluster() as api, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", pods.connection(api, directory))
+        yield api
+
+
+@pytest.fixture
+def api(kubernetes: Any) -> Iterator[Any]:
+    """The same, and healthy again afterwards."""
+    yield kubernetes
+    kubernetes.faults.clear()
+    kubernetes.created.clear()
+    kubernetes.requests.clear()
+    kubernetes.kubelet.has_room = True
+
+
+@pytest.fixture
+def trial(api: Any, copied: Callable[..., Path]) -> Any:
+    """One planned trial of an experiment with one that failed, for pods of that cluster."""
+    from tests.support.kubernetes.pods import Trial
+
+    return Trial(api, copied("errored"))
