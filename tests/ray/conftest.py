@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.airflow import home as airflow_home  # noqa: F401  before any test here imports Airflow
 from tests.support.experiments.failed import Gate
+from tests.support.storage.servers import Server
 
 
 @pytest.fixture
@@ -17,6 +18,20 @@ def copied(failed_experiments: Mapping[str, Path], tmp_path: Path) -> Callable[.
 
     def copy(kind: str, name: str = "") -> Path:
         return Path(shutil.copytree(failed_experiments[kind], tmp_path / "moved" / (name or kind)))
+
+    return copy
+
+
+@pytest.fixture
+def copied_to_s3(
+    failed_experiments: Mapping[str, Path], s3: Server, request: pytest.FixtureRequest
+) -> Callable[..., str]:
+    """Copies an experiment into the bucket, and returns its URL."""
+
+    def copy(kind: str, name: str = "") -> str:
+        url = f"{s3.url}/{request.node.name}/{name or kind}"
+        s3.filesystem().put(f"{failed_experiments[kind]}/", f"{url}/", recursive=True)
+        return url
 
     return copy
 

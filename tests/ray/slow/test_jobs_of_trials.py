@@ -46,24 +46,12 @@ LOGS = (".log", ".out", ".err")
 EVERY = [1, 2, 3, 4, 5, 6]
 
 
-@pytest.fixture
-def copied_to_s3(failed_experiments, s3, request):
-    """Copy an experiment to S3; the address names a connection that holds the store's keys."""
-    import s3fs
-
-    def copy(kind: str, name: str = "") -> str:
-        path = f"{s3.bucket}/{request.node.name}/{name or kind}"
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.put(f"{failed_experiments[kind]}/", f"{path}/", recursive=True)
-        return f"s3://seaweed@{path}"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW_CONN_SEAWEED", s3.airflow_connection)
-        yield copy
-
-
-def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(cluster, copied_to_s3, s3, capfd):
-    address = copied_to_s3("limited")
+def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(
+    cluster, copied_to_s3, s3, capfd, monkeypatch
+):
+    # the address names a connection that holds the store's keys
+    monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", s3.airflow_connection)
+    address = copied_to_s3("limited").replace("s3://", "s3://seaweed@")
     items, restores = plan(address, "limited", "both-nodes", strategy="per_trial")
     assert len(items) == 3
     contexts = [make_context(map_index=i) for i in range(3)]
