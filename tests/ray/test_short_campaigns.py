@@ -13,7 +13,7 @@ SEED = os.environ.get("TUNE_TEST_SEED", str(random.randrange(10**6)))
 def test_a_kill_in_each_lane_loses_nothing(failed_experiments):
     pytest.importorskip("s3fs")
     out = run_campaign(
-        "kills", "--kills", "3", "--real", "1", "--whole", "1", "--seed", SEED,
+        "kills", "--kills", "3", "--real", "1", "--whole", "1", "--most", "1", "--seed", SEED,
         "--experiment", str(failed_experiments["two_errored"]),
     )  # fmt: skip
     assert "lost: nothing" in out
