@@ -43,6 +43,7 @@ from tests.support.storage.proxy import AFTER, INSIDE, Fault, Proxy
 from campaigns.step import Chain
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment, make_experiments
+from tests.support.ray.kept import RAY_ENV
 from tests.support.storage.servers import Server, s3_server
 
 assert airflow_home.HOME
@@ -245,6 +246,7 @@ class Setting:
             recorder.write_text(RECORDED_RUNNER)
             recorder.chmod(0o755)
         ray = environment(
+            **RAY_ENV,
             TUNE_TEST_HEALED="1",
             TUNE_TEST_STEP_SECONDS="1",
             TUNE_TEST_JOURNAL=f"{self.scratch}/{name}.journal",
@@ -267,14 +269,16 @@ class Setting:
 class Round:
     """One restore of one copy of the experiment, disturbed as its script says."""
 
-    def __init__(self, setting: Setting, lane: str, number: int, seed: int) -> None:
+    def __init__(
+        self, setting: Setting, lane: str, number: int, seed: int, most: int | None
+    ) -> None:
         self.name = f"{lane}-{number}"
         self.killed: Counter[str] = Counter()
         self.outages: Counter[str] = Counter()
         self.told: list[str] = []
         self._rng = random.Random(f"{seed} {lane} {number}")
         self._script = write_script(lane, number, self._rng)
-        self._setting, self._lane = setting, lane
+        self._setting, self._lane, self._most = setting, lane, most
         self._armed: tuple[Point, Fault] | None = None
         self._runners: set[int] = set()
         self._was_abandoned = False
@@ -335,7 +339,8 @@ class Round:
         if task == script.outage_at and number == 1:
             self._outage = self._proxy.add(_outage(self._rng))
         points = script.kills.get(task, [])
-        if self._armed is None and points:
+        is_over = self._most is not None and self.killed.total() >= self._most
+        if self._armed is None and points and not is_over:
             point = points.pop(0)
             how = point.how if point.how in (INSIDE, AFTER) else "delay"
             fault = Fault(how, point.pattern, point.nth, then=lambda: self._strike(night, point))
@@ -398,9 +403,10 @@ def _is_runner(pid: int, of: str = "") -> bool:
 
 @dataclass
 class Report:
-    """What the rounds of a campaign came to."""
+    """What the rounds of a campaign came to; in one with real runners at most so many are killed."""
 
     seed: int
+    most: int
     rounds: int = 0
     killed: Counter[str] = field(default_factory=Counter)
     kills_by_lane: Counter[str] = field(default_factory=Counter)
@@ -445,7 +451,8 @@ def run_lane(setting: Setting, lane: str, kills: int, report: Report) -> None:
 
 
 def run_round(setting: Setting, lane: str, number: int, report: Report) -> None:
-    done = Round(setting, lane, number, report.seed)
+    most = None if lane == RECORDED else report.most
+    done = Round(setting, lane, number, report.seed, most)
     try:
         lost = done.run()
     except Exception as error:  # noqa: BLE001  the next round may go on
@@ -455,13 +462,13 @@ def run_round(setting: Setting, lane: str, number: int, report: Report) -> None:
 
 
 @contextmanager
-def prepared() -> Iterator[Setting]:
-    """Make the failed experiment, start the server, and restore one copy undisturbed."""
+def prepared(experiment: Path | None) -> Iterator[Setting]:
+    """Make the failed experiment if none is given, start the server, restore one copy undisturbed."""
     scratch = Path(os.environ.get("TUNE_TEST_CAMPAIGN", "") or tempfile.mkdtemp(prefix="campaign-"))
     scratch.mkdir(parents=True, exist_ok=True)
-    if not (scratch / "made" / KIND).exists():
-        make_experiments(scratch / "made", [KIND])
-    source = scratch / "made" / KIND
+    source = experiment or scratch / "made" / KIND
+    if not source.exists():
+        make_experiments(source.parent, [KIND])
     failed = {
         path.relative_to(source).as_posix(): path.read_bytes()
         for path in source.rglob("*")
@@ -515,13 +522,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--real", type=int, default=36, help="how many of them with real runners")
     parser.add_argument("--whole", type=int, default=20, help="how many in one run of all trials")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--most", type=int, default=9, help="kills in a round with real runners")
     parser.add_argument("--only", help="one round, as in recorded:12")
+    parser.add_argument("--experiment", type=Path, help="a failed one that was made before")
     options = parser.parse_args(arguments)
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     print(f"seed {options.seed}", flush=True)
-    report, started = Report(options.seed), time.monotonic()
-    with prepared() as setting:
+    report, started = Report(options.seed, options.most), time.monotonic()
+    with prepared(options.experiment) as setting:
         print(
             f"prepared in {time.monotonic() - started:.0f} s, logs in {setting.scratch}", flush=True
         )

@@ -14,7 +14,7 @@ from campaigns.step import DONE, FAILED, SKIPPED, Chain, run_step
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.airflow.home", "campaigns.step"])
 KILLED = "killed"
-TRY_SECONDS = 240.0
+TRY_SECONDS = 600.0
 """After this a try is hopeless: the campaign fails."""
 
 

@@ -20,7 +20,10 @@ from tests.matrix.environments import airflow_python, find_python, project_pytho
 from tests.support import ROOT
 
 UNIT = ["tests/unit", "tests/ray/test_planner_against_ray.py"]
-RUNNER = ["tests/ray/kept/test_runner_resume.py"]
+RUNNER = [
+    "tests/ray/kept/test_runner_resume.py",
+    "tests/ray/kept/slow/test_more_of_runner_resume.py",
+]
 AIRFLOW = [
     f"tests/unit/{room}" for room in "operators sensors triggers hooks test_task_group.py".split()
 ]
@@ -42,10 +45,11 @@ def cells() -> list[Cell]:
     here = lambda: sys.executable  # noqa: E731
     return [
         Cell("ray", "experiments of Ray 2.10 to 2.60, read, planned and restored by 2.60",
-             here, ["tests/ray/kept/test_versions.py"]),
+             here,
+             ["tests/ray/kept/test_versions.py", "tests/ray/kept/slow/test_every_version.py"]),
         *(
             Cell("ray", f"Ray {version} restores its own", here,
-                 ["tests/ray/test_oldest_ray.py", "-k", version])
+                 ["tests/ray/slow/test_oldest_ray.py", "-k", version])
             for version in environments.OWN_RAYS
         ),
         *(
@@ -55,7 +59,7 @@ def cells() -> list[Cell]:
         Cell("airflow", "Airflow of uv.lock", here, AIRFLOW),
         Cell("airflow", f"Airflow {NEXT_AIRFLOW}", lambda: airflow_python(NEXT_AIRFLOW), AIRFLOW),
         Cell("trainers", "Torch, RLlib, LightGBM", lambda: project_python(sys.executable, "trainers"),
-             ["tests/ray/kept/test_trainers.py"]),
+             ["tests/ray/kept/slow/test_trainers.py"]),
     ]  # fmt: skip
 
 

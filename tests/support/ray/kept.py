@@ -1,8 +1,8 @@
-"""Two processes that have Ray, kept for a whole test module, and restores that run in them.
+"""Two processes that have Ray, kept for all tests of a session, and restores that run in them.
 
-`Ray` is the one that makes experiments and asks Ray itself what it makes of them; `Runner` runs our
-runner's command line on the same cluster. Around it everything is the shell's: draft, lease, plan,
-claims, commit. Only the runner's interpreter and its Ray are not started anew each time.
+One makes experiments and asks Ray itself what it makes of them; the other runs our runner's command line
+on the same Ray. Around it everything is the shell's: draft, lease, plan, claims, commit. Only the
+runner's interpreter and its Ray are not started anew each time.
 """
 
 import contextlib
@@ -33,8 +33,16 @@ from tests.support import ROOT
 from tests.support.experiments.failed import environment
 from tests.support.ray.kept_process import ENDED
 
-PATIENCE_SECONDS = 150.0
-"""Longest silence of a host at work."""
+PATIENCE_SECONDS = 600.0
+"""Longest silence of a host at work; only what hangs for good is silent for so long on any machine."""
+
+TTL_SECONDS = 1800.0
+"""Of the leases of restores that run in the kept runner."""
+
+RAY_ENV = {
+    # a trial's worker has variables of its own: those that are started beforehand are never used
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
 class HostError(Exception):
@@ -47,7 +55,8 @@ class Host:
     def __init__(self, log: Path, **env: str) -> None:
         self._log = log
         self.was_stopped = False
-        variables = environment(TUNE_RESULT_DIR="", **env)
+        self._is_at_work = False
+        variables = environment(TUNE_RESULT_DIR="", **RAY_ENV, **env)
         # workers of a cluster learn the path from their driver's working directory; a PYTHONPATH would
         # make the runner ask for a runtime environment of its own
         variables.pop("PYTHONPATH", None)
@@ -73,8 +82,17 @@ class Host:
                 self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
+    @property
+    def is_fit(self) -> bool:
+        """Whether it lives, never hung, and has answered whatever it was told."""
+        return self._process.poll() is None and not self.was_stopped and not self._is_at_work
+
     def tell(self, do: str, argument: Any = None, **env: str) -> None:
-        """Begin a call; `lines` and `answer` are its output and its end."""
+        """Begin a call; `lines` and `answer` are its output and its end.
+
+        It and the trials that it starts have the variables `env`; nothing that comes later has them.
+        """
+        self._is_at_work = True
         self._process.stdin.write(json.dumps({"do": do, "argument": argument, "env": env}) + "\n")
         self._process.stdin.flush()
 
@@ -83,14 +101,18 @@ class Host:
         while True:
             try:
                 line = self._lines.get(timeout=PATIENCE_SECONDS)
-            except queue.Empty:  # it hangs: a runner that is told to stop says how far it came
+            except queue.Empty:
+                if self.was_stopped:
+                    self.end()
+                    raise HostError(f"the host hangs; see {self._log}") from None
                 self.was_stopped = True
-                self.terminate()
+                self.terminate()  # a runner that is told to stop says how far it came
                 continue
             if line is None:
                 raise HostError(f"the host ended; see {self._log}")
+            self._is_at_work = not line.startswith(ENDED)
             yield line
-            if line.startswith(ENDED):
+            if not self._is_at_work:
                 return
 
     def call(self, do: str, argument: Any = None, **env: str) -> Any:
@@ -130,13 +152,15 @@ class Hosts:
     address: str
 
     @contextlib.contextmanager
-    def fresh(self, directory: Path) -> Iterator["Hosts"]:
+    def fresh(self, directory: Path, **env: str) -> Iterator["Hosts"]:
         """Give processes that have imported and registered nothing yet, on the same Ray.
 
-        Where it matters: objects that `tune.with_parameters` puts into a Ray, names in Tune's registry.
+        Where it matters: what a module decides when it is imported, names in Tune's registry.
         """
-        ray, runner = Host(directory / "fresh-ray.log"), Host(directory / "fresh-runner.log")
+        ray = Host(directory / "fresh-ray.log", **env)
+        runner = Host(directory / "fresh-runner.log", **env)
         try:
+            runner.call("prepare_runner")
             ray.call("join_ray", self.address)
             yield Hosts(ray, runner, self.address)
         finally:
@@ -145,7 +169,8 @@ class Hosts:
 
     def restore_by_us(
         self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",
-        env: dict[str, str] | None = None, param_space: str | None = None, **options: Any,
+        env: dict[str, str] | None = None, param_space: str | None = None,
+        imports: tuple[str, ...] = (), **options: Any,
     ) -> CommitSummary | None:  # fmt: skip
         """Do what `tune-restore restore` does, with runners in the host."""
         chosen = shell.RestoreOptions(
@@ -153,14 +178,14 @@ class Hosts:
                 flags=flags, strategy=strategy, stale_after=timedelta(0),
                 can_start=param_space is not None, **options,
             ),
-            trainable=trainable, param_space=param_space, address=self.address, imports=(),
+            trainable=trainable, param_space=param_space, address=self.address, imports=imports,
             parallel=1,
         )  # fmt: skip
         launcher = HostLauncher(self.runner, env or {})
         # a runner that ends itself because it was silent for too long ends its host
         with (
             mock.patch.object(shell, "LocalLauncher", return_value=launcher),
-            mock.patch.object(shell, "TTL_SECONDS", 600.0),
+            mock.patch.object(shell, "TTL_SECONDS", TTL_SECONDS),
         ):
             return shell.restore_experiment(open_store(uri), chosen, Progress(quiet=True))
 
@@ -221,16 +246,40 @@ class HostRun:
         return self._code
 
 
-@contextlib.contextmanager
-def started_hosts(directory: Path, **env: str) -> Iterator[Hosts]:
-    """Start both; they and all they started are gone afterwards."""
-    if keep := os.environ.get("CONFORMANCE_LOGS"):
-        directory = Path(keep)
-    ray = Host(directory / "ray.log", **env)
-    runner = Host(directory / "runner.log", **env)
-    try:
-        address = ray.call("start_ray")["address"]
-        yield Hosts(ray, runner, address)
-    finally:
-        runner.end()
-        ray.end()
+class KeptHosts:
+    """The hosts of a session: started when they are first asked for, and anew once they are not fit."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._hosts: Hosts | None = None
+        self._started = 0
+
+    def get(self) -> Hosts:
+        """Return hosts that are fit."""
+        if self._hosts is not None and not (self._hosts.ray.is_fit and self._hosts.runner.is_fit):
+            self.end()
+        if self._hosts is None:
+            self._hosts = self._start()
+        return self._hosts
+
+    def end(self) -> None:
+        """End both, and all they started."""
+        if self._hosts is not None:
+            self._hosts.runner.end()
+            self._hosts.ray.end()
+            self._hosts = None
+
+    def _start(self) -> Hosts:
+        directory = Path(os.environ.get("KEPT_LOGS", self._directory))
+        self._started += 1
+        ray = Host(directory / f"ray-{self._started}.log")
+        runner = Host(directory / f"runner-{self._started}.log")
+        try:
+            runner.tell("prepare_runner")  # while Ray is started
+            address = ray.call("start_ray")["address"]
+            list(runner.lines())
+            return Hosts(ray, runner, address)
+        except HostError:
+            runner.end()
+            ray.end()
+            raise

@@ -1,17 +1,20 @@
 """A process that has Ray and does one thing after another: starting Ray anew for each costs 10 s.
 
-    python -m tests.support.ray.kept_process ray       starts a Ray; makes, restores and describes experiments
-    python -m tests.support.ray.kept_process runner    runs the runner's own command line, again and again
+    python -m tests.support.ray.kept_process
 
+Of the two that `Hosts` has, one starts a Ray, and makes, restores and describes experiments; the other
+runs the runner's own command line, again and again.
 One JSON line on stdin is one call; output goes to stdout as it comes, then one line that begins with
 `ENDED` and holds the answer. The runner connects to the first one's Ray by its address, and leaves it.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,49 @@ class DiedError(Exception):
 
 class HungError(Exception):
     """Raised where Ray would wait for ever for a sample."""
+
+
+class Unforgetting(dict):
+    """What Tune puts into a Ray once one is joined, and then forgets: it is put into the next, too."""
+
+    def clear(self) -> None:
+        """Forget nothing."""
+
+
+def forget_nothing() -> None:
+    """Let registered trainables and parameters be there in every Ray that this process joins."""
+    from ray.tune import registry
+
+    def remember(parameters: Any) -> None:
+        parameters.to_flush, parameters.references = Unforgetting(), {}
+
+    registry._ParameterRegistry.__init__ = remember
+    registry._global_registry._to_flush = Unforgetting(registry._global_registry._to_flush)
+
+
+@contextlib.contextmanager
+def applied(env: dict[str, str]) -> Iterator[None]:
+    """Let one call, and the trials that it starts, have these variables; no later call has them.
+
+    Ray's workers have the environment of their node. What a driver's Tune is to hand on goes into the
+    runtime_env of its trials, by name.
+    """
+    from ray.tune.execution import class_cache
+
+    from airflow_tune_restore.runner.ray_internals import replaced
+
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    names = {*class_cache.ENV_VARS_TO_PROPAGATE, *env}
+    try:
+        with replaced(class_cache, "ENV_VARS_TO_PROPAGATE", names):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def start_ray() -> dict[str, Any]:
@@ -110,7 +156,9 @@ def restore(case: dict[str, Any]) -> dict[str, Any]:
 
     class Waiting(TuneController):
         def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
-            drawn = super()._update_trial_queue(blocking, min(timeout, 5))
+            # it blocks only when no trial lives: nobody is left who could change the searcher's mind,
+            # however slow the machine
+            drawn = super()._update_trial_queue(blocking, min(timeout, 2))
             if blocking and not drawn and not self.is_finished():
                 raise HungError  # it would ask the searcher again for ten minutes, over and over
             return drawn
@@ -127,6 +175,12 @@ def describe(uri: str) -> dict[str, Any]:
     from tests.support.ray.tuner_restore import describe as described
 
     return described(uri)
+
+
+def prepare_runner() -> None:
+    """Import what every run needs."""
+    forget_nothing()
+    import airflow_tune_restore.runner.attempt  # noqa: F401
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -149,6 +203,7 @@ CALLS = {
     "make": make,
     "restore": restore,
     "describe": describe,
+    "prepare_runner": lambda _argument: prepare_runner(),
     "run": run,
     "ask": ask,
 }
@@ -157,10 +212,10 @@ CALLS = {
 def serve() -> None:
     for line in sys.stdin:
         call = json.loads(line)
-        os.environ.update(call.get("env", {}))
         answer: dict[str, Any] = {}
         try:
-            answer["value"] = CALLS[call["do"]](call.get("argument"))
+            with applied(call["env"]) if call["env"] else contextlib.nullcontext():
+                answer["value"] = CALLS[call["do"]](call["argument"])
         except Exception as error:  # noqa: BLE001  the caller decides what it means
             traceback.print_exc()
             answer["error"] = f"{type(error).__name__}: {error}"

@@ -19,6 +19,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES
+from tests.support.ray.kept import RAY_ENV, TTL_SECONDS, HostLauncher, HostRun, Hosts
 
 RESTORE_ID = "r1"
 TRAINABLE_ENV = {
@@ -26,7 +27,11 @@ TRAINABLE_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    **RAY_ENV,
 }
+
+
+Process = RunnerProcess | HostRun
 
 
 @dataclass(frozen=True)
@@ -49,22 +54,29 @@ class Ran:
 
 
 class Restoring:
-    """A planned restore; `run` makes one attempt after another of one of its trials."""
+    """A planned restore; `run` makes one attempt after another of one of its trials.
+
+    Each is a runner of its own with a Ray of its own, or, with `hosts`, runs in the kept runner.
+    """
 
     def __init__(
         self, uri: str | Path, kind: str, *, healed: bool = True, env: dict[str, str] | None = None,
-        python: str = sys.executable, restore_id: str = RESTORE_ID,
-        ttl_seconds: float = lease.DEFAULT_TTL_SECONDS, **plan: Any,
+        python: str = sys.executable, restore_id: str = RESTORE_ID, hosts: Hosts | None = None,
+        ttl_seconds: float | None = None, **plan: Any,
     ) -> None:  # fmt: skip
         self.store: ObjectStore = open_store(str(uri))
         self.restore_id = restore_id
         self.trainable = TRAINABLES[kind]
         self.imports = [] if ":" in self.trainable else ["tests.trainables"]
-        self.launcher = LocalLauncher(
-            python=python,
-            env={**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1" if healed else "0", **(env or {})},
-            pythonpath=[ROOT.as_posix()],
+        env = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1" if healed else "0", **(env or {})}
+        self.address = hosts.address if hosts else None
+        self.launcher = (
+            HostLauncher(hosts.runner, env)
+            if hosts
+            else LocalLauncher(python=python, env=env, pythonpath=[ROOT.as_posix()])
         )
+        # a runner that ends itself because it was silent for too long ends its host
+        ttl_seconds = ttl_seconds or (TTL_SECONDS if hosts else lease.DEFAULT_TTL_SECONDS)
         experiment = read_experiment(self.store)
         plan.setdefault("flags", ResumeFlags.from_flags(resume_errored=True))
         self.plan = plan_restore(self.store, experiment, restore_id=restore_id, **plan)
@@ -78,6 +90,7 @@ class Restoring:
             self.plan,
             self.trial.trial_id,
             trainable=self.trainable,
+            address=self.address,
             imports=self.imports,
         )
         if changes:
@@ -85,16 +98,14 @@ class Restoring:
             self.store.put(_request_key(request), request.to_json())
         return request
 
-    def start(self, **changes: Any) -> tuple[RunnerRequest, RunnerProcess]:
+    def start(self, **changes: Any) -> tuple[RunnerRequest, Process]:
         request = self.claim(**changes)
         return request, self.launcher.start(request)
 
     def run(self, **changes: Any) -> Ran:
         return self.finish(*self.start(**changes))
 
-    def finish(
-        self, request: RunnerRequest, process: RunnerProcess, seen: tuple[str, ...] = ()
-    ) -> Ran:
+    def finish(self, request: RunnerRequest, process: Process, seen: tuple[str, ...] = ()) -> Ran:
         lines = [*seen, *process.lines()]
         code = process.wait()
         if os.environ.get("SHOW_RUNNERS"):
@@ -102,9 +113,7 @@ class Restoring:
         outcome = read_outcome(self.store, self.restore_id, request.trial_id, request.attempt)
         return Ran(request, code, lines, outcome)
 
-    def run_until(
-        self, iteration: int, **changes: Any
-    ) -> tuple[RunnerRequest, RunnerProcess, list[str]]:
+    def run_until(self, iteration: int, **changes: Any) -> tuple[RunnerRequest, Process, list[str]]:
         """Start an attempt and return once it has reported an iteration."""
         request, process = self.start(**changes)
         seen: list[str] = []
@@ -135,6 +144,14 @@ class Restoring:
 
         body = self.store.get(f"{trial_dir or self.trial.trial_dir}/progress.csv").decode()
         return [int(row["training_iteration"]) for row in csv.DictReader(io.StringIO(body))]
+
+
+def wrote(restoring: Restoring, iteration: int) -> bool:
+    """Whether the last row of result.json is of an iteration; it may just be written anew."""
+    try:
+        return restoring.iterations()[-1] == iteration
+    except (IndexError, ValueError):
+        return False
 
 
 def _request_key(request: RunnerRequest) -> str:

@@ -8,9 +8,25 @@ Run in a process of its own: Ray, its environment and its working directory are 
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.support import ROOT
+from tests.support.experiments.failed import environment
+
+
+def ask_ray(command: str, *arguments: str, **env: str) -> list[dict[str, Any]]:
+    """Run this module in a process of its own, with a Ray of its own; return what it describes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.ray.tuner_restore", command, *arguments],
+        cwd=ROOT, env=environment(**env), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    marked = [line for line in done.stdout.splitlines() if line.startswith("DESCRIBED ")]
+    return json.loads(marked[-1].removeprefix("DESCRIBED ")) if marked else []
+
 
 VOLATILE = frozenset(
     "timestamp date time_this_iter_s time_total_s pid hostname node_ip time_since_restore "

@@ -4,13 +4,13 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment
+from tests.support.ray.waiting import eventually
 
 COMMAND = [sys.executable, "-m", "airflow_tune_restore.cli.app"]
 READ_BACK = """
@@ -87,9 +87,7 @@ def test_an_experiment_comes_back_on_an_emulated_cloud(kind, request, errored):
 def test_of_two_restores_started_together_one_wins_and_the_other_names_it(s3, errored, gate):
     uri = upload(errored, f"{s3.url}/together/errored")
     racers = [start(uri, {**s3.env, **gate.env}) for _ in range(2)]
-    deadline = time.monotonic() + 180
-    while all(racer.poll() is None for racer in racers) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    eventually(lambda: any(racer.poll() is not None for racer in racers))
     gate.open()  # the winner waited for it, its lease in its hand
     ended = [(racer.communicate(), racer.returncode) for racer in racers]
     assert sorted(code for _, code in ended) == [0, 3], ended

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from tests.support import ROOT
 from tests.support.airflow.context import make_context
 from tests.support.experiments.failed import TRAINABLES, Gate
 from tests.support.ray.real_restore import TRAINABLE_ENV
+from tests.support.ray.waiting import PATIENCE_SECONDS, eventually
 
 ENV = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1", "PYTHONPATH": ROOT.as_posix()}
 EVERY = [1, 2, 3, 4, 5, 6]
@@ -76,14 +76,6 @@ def rows(experiment: Path) -> dict[str, list[int]]:
     }
 
 
-def wait_for(condition, seconds: float = 240.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert found
-    return found
-
-
 def heartbeat(experiment: Path) -> dict | None:
     """Return the newest heartbeat of the run of all."""
     beats = sorted(experiment.glob(".tune_restore/*/whole/attempts/*/heartbeat.json"))
@@ -106,19 +98,19 @@ def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(cop
         task.start()
     stopped = tasks[0]
     mine = layout.progress_key(restores[0]["restore_id"], items[0]["trial_id"], 1)
-    wait_for(lambda: (experiment / mine).exists())
+    eventually(lambda: (experiment / mine).exists())
     stopped.operator.on_kill()
-    stopped.join(300)
+    stopped.join(PATIENCE_SECONDS)
     gate.open()
     for task in tasks:
-        task.join(300)
+        task.join(PATIENCE_SECONDS)
     assert [task.result and task.result["iteration"] for task in tasks] == [None, 6, 6]
     assert "was stopped at iteration 4" in str(stopped.error)
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 1
 
     retried = Task(items[0], 0)
     retried.start()
-    retried.join(300)
+    retried.join(PATIENCE_SECONDS)
     assert retried.result["iteration"] == 6, retried.error
     (output,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
     assert output["failed"] == []
@@ -135,15 +127,15 @@ def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_a
     tasks = [Task(item, i, **gate.env) for i, item in enumerate(items)]
     for task in tasks:
         task.start()
-    wait_for(
+    eventually(
         lambda: len(list(experiment.glob(".tune_restore/*/trials/*/attempts/*/progress.json"))) >= 2
     )
     pid = heartbeat(experiment)["pid"]
     os.killpg(pid, signal.SIGKILL)
-    wait_for(lambda: not is_alive(pid))
+    eventually(lambda: not is_alive(pid))
     gate.open()
     for task in tasks:
-        task.join(300)
+        task.join(PATIENCE_SECONDS)
     assert [task.error for task in tasks] == [None, None, None]
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 2
     CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
@@ -157,7 +149,7 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
     for task in tasks:
         task.start()
     for task in tasks:
-        task.join(300)
+        task.join(PATIENCE_SECONDS)
         assert "out of luck at iteration 4" in str(task.error)
         assert "the next restore takes it up" in str(task.error)
         decided = task.operator.retry_policy.evaluate(task.error, 1, 2)
@@ -236,9 +228,9 @@ def test_a_killed_run_that_drew_samples_draws_none_twice_and_none_is_lost(copied
 
     task = threading.Thread(target=first_try)
     task.start()
-    wait_for(lambda: ("00002", 3) in saved(experiment))
+    eventually(lambda: ("00002", 3) in saved(experiment))
     os.killpg(heartbeat(experiment)["pid"], signal.SIGKILL)
-    task.join(300)
+    task.join(PATIENCE_SECONDS)
     assert "without saying how" in failed[0]
     continue_(experiment, "left")
     trials = read_experiment(open_store(str(experiment))).trials

@@ -10,14 +10,7 @@ import pytest
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.ray.kept import started_hosts
 from tests.support.ray.pair import make_pair
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    with started_hosts(tmp_path_factory.mktemp("hosts")) as started:
-        yield started
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED
 from tests.support import ROOT
 from tests.support.experiments.failed import save_rarely
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
+from tests.support.ray.waiting import PATIENCE_SECONDS
 
 OPTIONS = DraftOptions(
     flags=ResumeFlags.from_flags(resume_errored=True), strategy="auto", stale_after=timedelta(0)
@@ -28,7 +29,7 @@ def contents(directory):
 
 def wait_until_quiet(directory, seconds=4.0):
     """Wait until nothing was written for so long: what a runner had asked for is done."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_SECONDS
     last, since = contents(directory), time.monotonic()
     while time.monotonic() - since < seconds:
         assert time.monotonic() < deadline, "somebody goes on writing"
@@ -39,7 +40,7 @@ def wait_until_quiet(directory, seconds=4.0):
 
 def take_over(store):
     """Start the next restore as soon as the lease of the frozen one has run out."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             draft = draft_restore(store, "r2", OPTIONS)

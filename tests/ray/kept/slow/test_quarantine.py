@@ -24,19 +24,21 @@ def statuses(directory) -> dict[str, tuple[str, int]]:
     }
 
 
-def night(directory, number: int, *, healed: bool) -> tuple[Restoring, str, object]:
-    restoring = Restoring(directory, "errored", healed=healed, restore_id=f"night-{number}")
+def night(hosts, directory, number: int, *, healed: bool) -> tuple[Restoring, str, object]:
+    restoring = Restoring(
+        directory, "errored", hosts=hosts, healed=healed, restore_id=f"night-{number}"
+    )
     ran = restoring.run()
     summary = commit_restore(restoring.store, restoring.restore_id)
     return restoring, ran, summary
 
 
-def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undone(copied):
+def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undone(hosts, copied):
     directory = copied("errored")
     store = open_store(str(directory))
     before = statuses(directory)
 
-    restoring, ran, summary = night(directory, 1, healed=False)
+    restoring, ran, summary = night(hosts, directory, 1, healed=False)
     trial_id = restoring.trial.trial_id
     assert ran.outcome.cause == "trainable", ran.output
     assert ran.outcome.error_type == "RuntimeError"
@@ -46,7 +48,7 @@ def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undon
     assert summary.quarantined == ()
     assert plan_restore(store, read_experiment(store), restore_id="x", flags=FLAGS).to_run
 
-    _, ran, summary = night(directory, 2, healed=False)
+    _, ran, summary = night(hosts, directory, 2, healed=False)
     assert summary.quarantined == (trial_id,)
     assert f"tune-restore release {store.uri}" in summary.headline()
     plan = plan_restore(store, read_experiment(store), restore_id="x", flags=FLAGS)
@@ -56,7 +58,7 @@ def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undon
     assert f"RuntimeError at {ran.outcome.place} after iteration 3, 2 times" in kept.reason
 
     release_trial(store, trial_id, holder="test")
-    _, ran, _ = night(directory, 3, healed=True)
+    _, ran, _ = night(hosts, directory, 3, healed=True)
     assert ran.outcome.result == "finished", ran.output
     assert len(read_ledger(store)[0].trials[trial_id].released) == 2
     finished = statuses(directory)
@@ -70,6 +72,6 @@ def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undon
     assert statuses(directory) == before
 
     # and the experiment is restored again from there
-    _, ran, summary = night(directory, 4, healed=True)
+    _, ran, summary = night(hosts, directory, 4, healed=True)
     assert ran.outcome.result == "finished", ran.output
     assert statuses(directory) == finished

@@ -11,6 +11,7 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment
+from tests.support.ray.waiting import PATIENCE_SECONDS
 
 
 def start(experiment, *options, **env):
@@ -40,7 +41,7 @@ def test_ctrl_c_saves_commits_and_the_next_restore_goes_on(copied, gate):
         seen += line
     time.sleep(1)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1, out + err
     assert "Stopping" in err
     assert "0 of 1 resumed trials finished" in " ".join(out.split())
@@ -51,7 +52,7 @@ def test_ctrl_c_saves_commits_and_the_next_restore_goes_on(copied, gate):
 
     # at once: what we wrote ourselves is no sign of a living driver only if we say so
     again = start(experiment, "--stale-after", "0", "--json")
-    out, err = again.communicate(timeout=300)
+    out, err = again.communicate(timeout=PATIENCE_SECONDS)
     assert again.returncode == 0, err
     assert [t["iteration_after"] for t in json.loads(out)["trials"]] == [6, 6]
     rows = (next(experiment.glob("*fails*")) / "result.json").read_text().splitlines()
@@ -74,10 +75,10 @@ def test_a_restore_that_was_killed_is_settled_by_the_next(copied, gate):
     assert refused.returncode == 3
     assert "is being restored by tune-restore of" in " ".join(err.split())
     out, err, code = "", "", 3
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while code == 3 and time.monotonic() < deadline:  # until its lease has run out
         again = start(experiment, "--stale-after", "0")
-        out, err = again.communicate(timeout=400)
+        out, err = again.communicate(timeout=PATIENCE_SECONDS)
         code = again.returncode
     assert code == 0, out + err
     assert "A restore that died was committed first" in " ".join(err.split())

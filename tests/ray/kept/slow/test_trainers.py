@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 
-from tests.support.ray.kept import started_hosts
 from tests.support.ray.pair import make_pair
 
 MODULE = "tests.support.experiments.trainers"
@@ -19,26 +18,14 @@ needs_torch = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    with started_hosts(tmp_path_factory.mktemp("hosts")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def hosts_of_today(tmp_path_factory):
-    """Ray Train V2: what Ray has by default since 2.51; trainers are no longer given to Tune."""
-    directory = tmp_path_factory.mktemp("hosts-v2")
-    with started_hosts(directory, RAY_TRAIN_V2_ENABLED="1") as started:
-        yield started
-
-
 @pytest.fixture
-def cause(tmp_path):
-    """While it is there, trials fail."""
-    path = tmp_path / "cause"
-    path.touch()
-    return path
+def hosts_of_today(hosts, tmp_path):
+    """Ray Train V2: what Ray has by default since 2.51; trainers are no longer given to Tune.
+
+    A process decides for one of them when it imports Ray Train, and tells the trials that it starts.
+    """
+    with hosts.fresh(tmp_path, RAY_TRAIN_V2_ENABLED="1") as fresh:
+        yield fresh
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""Waiting for what will come, however slow the machine is."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+PATIENCE_SECONDS = 600.0
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T]) -> T:
+    """Wait until something is true, and return it."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.2)
+    return found
