@@ -49,7 +49,7 @@ def cells() -> list[Cell]:
              ["tests/ray/kept/test_versions.py", "tests/ray/kept/slow/test_every_version.py"]),
         *(
             Cell("ray", f"Ray {version} restores its own", here,
-                 ["tests/ray/slow/test_oldest_ray.py", "-k", version])
+                 ["tests/ray/slow/test_older_rays.py", "-k", version])
             for version in environments.OWN_RAYS
         ),
         *(
