@@ -1,6 +1,6 @@
 """Makes `tests/golden/example_sweep/`: the example sweep as Ray left it, once failed and once killed.
 
-    python -m tests.golden.make_example_sweeps
+python -m tests.golden.make_example_sweeps
 """
 
 import shutil

@@ -1,4 +1,9 @@
-"""A real Airflow (`airflow standalone`) of our own: scheduler, triggerer, API server, DAG processor."""
+"""A real Airflow (`airflow standalone`) of our own: scheduler, triggerer, API server, DAG processor.
+
+And an API server that we alone speak to. One that gets requests from tasks, too, can hang on SQLite
+(Airflow 3.3.2): its event loop waits for the database, to write the audit log of a request of ours, while
+a task's request that has the database's lock waits for the event loop.
+"""
 
 import contextlib
 import json
@@ -26,7 +31,7 @@ class Airflow:
     Args:
         home: Its AIRFLOW_HOME.
         dags: The folder of its DAGs.
-        url: Where its API server listens.
+        url: Where the API server for us listens.
         process: The `airflow standalone` process.
         env: What all its processes have in their environment.
     """
@@ -59,6 +64,27 @@ class Airflow:
             text = answer.read()
         return json.loads(text) if text else None
 
+    def start(self, *command: str) -> None:
+        """Start another part of it."""
+        with (self.home / "standalone.log").open("ab") as log:
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow", *command],
+                    env=self._env,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+    def wait_for_database(self) -> None:
+        """Block until `standalone` has made its tables."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while "Database ready" not in (self.home / "standalone.log").read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Airflow did not come up:\n{self.log_tail()}")
+            time.sleep(0.5)
+
     def wait_until_up(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Block until all components are healthy and a token was given out."""
         deadline = time.monotonic() + timeout_seconds
@@ -66,6 +92,8 @@ class Airflow:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, KeyError, ValueError):
+                tasks_server = self._env["AIRFLOW__API__BASE_URL"]
+                urllib.request.urlopen(f"{tasks_server}/api/v2/version", timeout=120).close()
                 health = self.call("GET", "/api/v2/monitor/health")
                 parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
                 if all(health[part]["status"] == "healthy" for part in parts):
@@ -159,18 +187,14 @@ class Airflow:
                 if "triggerer" in command and os.getpgid(int(entry.name)) in groups:
                     os.kill(int(entry.name), signal.SIGKILL)
 
+    def restart_triggerer(self) -> None:
+        """Kill the triggerer, and start another one, as its supervisor would."""
+        self.kill_triggerer()
+        self.start_triggerer()
+
     def start_triggerer(self) -> None:
         """Start a triggerer beside `standalone`, which restarts none of its parts."""
-        with (self.home / "standalone.log").open("ab") as log:
-            self.started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "airflow", "triggerer"],
-                    env=self._env,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
+        self.start("triggerer")
 
     def pause(self, dag_id: str) -> None:
         """Pause a DAG: its assets are no longer watched."""
@@ -188,6 +212,26 @@ class Airflow:
                 time.sleep(1)
             else:
                 return
+
+    def parse(self, dag_id: str) -> None:
+        """Have a DAG's file parsed now: only then are assets of one that was unpaused watched."""
+        token = self.call("GET", f"/api/v2/dags/{dag_id}")["file_token"]
+        self.call("PUT", f"/api/v2/parseDagFile/{token}")
+
+    def asset_events(self, asset: str) -> list[dict[str, Any]]:
+        """Return all events of an asset."""
+        found = self.call("GET", "/api/v2/assets/events?limit=100")["asset_events"]
+        return [event for event in found if event["name"] == asset]
+
+    def remembered(self, asset: str) -> list[dict[str, Any]]:
+        """Return what a watcher remembers with its asset."""
+        found = self.call("GET", "/api/v2/assets?limit=100")["assets"]
+        ids = [each["id"] for each in found if each["name"] == asset]
+        return self.call("GET", f"/api/v2/assets/{ids[0]}/state-store")["asset_state_store"]
+
+    def polls(self, place: str) -> int:
+        """Return how often its triggerers have looked at a place, as they say."""
+        return (self.home / "standalone.log").read_text(errors="replace").count(f"@{place}: ")
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return all runs of a DAG."""
@@ -212,6 +256,7 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     url = f"http://localhost:{port}"
+    for_us = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
         "AIRFLOW_HOME": str(home),
@@ -251,13 +296,18 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
             # a background job of a shell ignores SIGINT, and so would its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        running = Airflow(home, dags, url, process, env)
+        running = Airflow(home, dags, f"http://localhost:{for_us}", process, env)
         try:
+            running.wait_for_database()
+            running.start("api-server", "--apps", "core", "--port", str(for_us))
             running.wait_until_up()
             yield running
         finally:
-            for part in (*running.started, process):
-                _end(part)
+            for part in running.started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(part.pid, signal.SIGKILL)
+                part.wait()
+            _end(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

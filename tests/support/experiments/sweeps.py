@@ -1,7 +1,7 @@
 """The example sweep (`dags/example_sweep.py`) as tests run it: failed before, failing, killed, or living.
 
-    copy_sweep("killed", directory / "mine")     what a real Ray left once (tests/golden/example_sweep)
-    copy_dags(directory, gates)                  the example DAGs; trials of the sweep can be held up
+copy_sweep("killed", directory / "mine")     what a real Ray left once (tests/golden/example_sweep)
+copy_dags(directory, gates)                  the example DAGs; trials of the sweep can be held up
 """
 
 import json
@@ -76,6 +76,16 @@ def copy_dags(directory: Path, gates: Gates) -> Path:
     closed = f"Path({str(gates.directory)!r}, {name}).exists()"
     _write_sweep(directory, f"iteration >= 4 and {closed}")
     return directory
+
+
+def copy_dag(directory: Path, dag_id: str, copy_id: str, **env: str) -> None:
+    """Copy an example DAG under another id, as it would be if this were in the environment."""
+    code = (DAGS / f"{dag_id}.py").read_text()
+    assert code.count(f'DAG(\n    "{dag_id}"') == code.count("\nimport os\n") == 1
+    code = code.replace(f'DAG(\n    "{dag_id}"', f'DAG(\n    "{copy_id}"')
+    code = code.replace("\nimport os\n", f"\nimport os\n\nos.environ |= {env!r}\n")
+    # another asset, too
+    (directory / f"{copy_id}.py").write_text(code.replace('"failed_sweeps"', f'"of_{copy_id}"'))
 
 
 def fail_sweep(storage_path: str | Path, name: str) -> None:
