@@ -1,4 +1,4 @@
-"""The event-driven DAG and living sweeps on S3: one is killed while it is watched; so is the triggerer."""
+"""The event-driven DAG and living sweeps on S3: one is killed while watched, and so is the triggerer."""
 
 from datetime import datetime
 
