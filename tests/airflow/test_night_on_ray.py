@@ -49,7 +49,7 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     tasks = [task for task in running.tasks(DAG, run_id) if task["task_id"] == TRIAL]
     assert [task["state"] for task in tasks] == ["success"] * 3
     tries = {task["map_index"]: task["try_number"] for task in tasks}
-    assert tries[killed] > 1
+    assert tries[killed["map_index"]] > 1
     # a job was cancelled and went on in another one; no trial ever had two at once
     seen = jobs(cluster)
     trial_id = seen[cancelled]["metadata"]["trial_id"]
@@ -70,13 +70,13 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     by_hand.assert_equal(ours, seaweed.env)
 
 
-def kill_a_worker(running, run_id: str) -> int | None:
-    """Kill the process of a trial's task with `kill -9`, and return its map index."""
+def kill_a_worker(running, run_id: str) -> dict | None:
+    """Kill the process of a trial's task with `kill -9`, and return the task."""
     for task in running.tasks(DAG, run_id):
         if task["task_id"] == TRIAL and task["state"] == "running" and task["pid"]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(task["pid"], signal.SIGKILL)
-                return task["map_index"]
+                return task
     return None
 
 

@@ -61,7 +61,8 @@ def test_a_killed_task_keeps_its_progress_and_a_dead_worker_is_retried(running, 
     gates.close("killed_task")
     conf = {"prefix": str(tmp_path), "stale_after": 0}
     run_id = running.trigger("nightly_recovery", conf)
-    victim = running.eventually(lambda: one_that_reports(running, "nightly_recovery", run_id))
+    task = running.eventually(lambda: one_that_reports(running, "nightly_recovery", run_id))
+    victim = task["map_index"]
     running.call(
         "PATCH",
         f"/api/v2/dags/nightly_recovery/dagRuns/{run_id}/taskInstances/{TRIAL}/{victim}",
@@ -137,13 +138,14 @@ def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(
     assert canary.leaks(canary.files(running.home), canaries.all) == []
 
 
-def one_that_reports(running, dag_id: str, run_id: str) -> int | None:
-    """Return the map index of a trial that has reported something."""
+def one_that_reports(running, dag_id: str, run_id: str) -> dict | None:
+    """Return the task of a trial that has reported something."""
     for task in running.tasks(dag_id, run_id):
         is_running = task["task_id"] == TRIAL and task["state"] == "running"
-        index = task["map_index"]
-        if is_running and "iteration " in running.whole_log(dag_id, run_id, TRIAL, index):
-            return index
+        if is_running and "iteration " in running.whole_log(
+            dag_id, run_id, TRIAL, task["map_index"]
+        ):
+            return task
     return None
 
 

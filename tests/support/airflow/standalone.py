@@ -280,13 +280,14 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
         # a dead triggerer's triggers are given to another one sooner than after 30 s
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__RUNNER_HEALTH_CHECK_THRESHOLD": "300",
-        # a busy machine takes longer to import a DAG than Airflow's 30 s
+        # a busy machine takes longer to answer than 5 s, and to import a DAG than 30 s
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
         "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "360",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }
-    with (home / "standalone.log").open("wb") as log:
+    with (home / "standalone.log").open("ab") as log:  # all its parts append to it
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", "standalone"],
             env=env,
