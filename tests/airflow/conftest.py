@@ -1,12 +1,117 @@
-"""Gives this process an Airflow of its own before any test imports it; those we start have theirs."""
+"""One Airflow for all tests that need a real one, and what it recovers sweeps with.
+
+Servers are started by the first test that asks for them, and Airflow is told through connections.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.airflow import home as airflow_home  # noqa: F401
-from tests.support.experiments.failed import Gate
+from tests.support import ROOT
+from tests.support.airflow import home as airflow_home  # noqa: F401  before any test imports Airflow
+from tests.support.airflow.by_hand import ByHand, restored_by_hand
+from tests.support.airflow.canary import Canaries
+from tests.support.airflow.standalone import Airflow, airflow
+from tests.support.experiments.sweeps import Gates, copy_dag, copy_dags
+from tests.support.storage.servers import Server, s3_server
+
+TEMPLATE = ROOT / "docs" / "kubernetes" / "pod-template.yaml"
 
 
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
-    """Trials of copied DAGs stand still after iteration 3 until it is opened."""
-    return Gate(tmp_path_factory.mktemp("gate") / "is-open", before=4)
+@pytest.fixture(scope="session")
+def database() -> None:
+    """The database of this process's own Airflow, for `dag.test()`."""
+    from airflow.utils.db import initdb
+
+    initdb()
+
+
+@pytest.fixture(scope="session")
+def canaries() -> Canaries:
+    """Credentials that nothing may leave anywhere."""
+    return Canaries()
+
+
+@pytest.fixture(scope="session")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Gates:
+    """Hold up trials of the copied DAGs."""
+    return Gates(tmp_path_factory.mktemp("gates"))
+
+
+@pytest.fixture(scope="session")
+def dags(gates: Gates, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example DAGs; the one that is woken by events watches a prefix on S3, another uses pods."""
+    directory = copy_dags(tmp_path_factory.mktemp("dags"), gates)
+    copy_dag(
+        directory,
+        "event_driven_recovery",
+        "event_driven_recovery",
+        TUNE_RESTORE_PREFIX="s3://seaweed@experiments/watched",
+        TUNE_RESTORE_STALE_AFTER="20",
+        TUNE_RESTORE_POLL="5",
+    )
+    copy_dag(
+        directory,
+        "nightly_recovery",
+        "nightly_in_pods",
+        TUNE_RESTORE_LAUNCHER="kubernetes",
+        TUNE_RESTORE_POD_TEMPLATE=str(TEMPLATE),
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ray_sessions() -> Iterator[Path]:
+    """Where the private Rays of Airflow's workers keep their sessions: a short path, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def running(
+    dags: Path, canaries: Canaries, ray_sessions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Airflow]:
+    """A real `airflow standalone`. It has no keys of a store but in its connections."""
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                patch.delenv(name)
+            starting = airflow(
+                tmp_path_factory.mktemp("airflow"),
+                dags,
+                PYTHONPATH=str(ROOT),
+                RAY_AUTH_MODE="disabled",
+                RAY_TMPDIR=str(ray_sessions),
+                TUNE_GLOBAL_CHECKPOINT_S="1",
+                **canaries.env,
+            )
+            started = stack.enter_context(starting)
+        yield started
+
+
+@pytest.fixture(scope="session")
+def s3(canaries: Canaries) -> Iterator[Server]:
+    """A real S3 server, whose key is in nobody's environment."""
+    with s3_server(secret=canaries.key) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed(running: Airflow, s3: Server, canaries: Canaries) -> Server:
+    """The same, and Airflow has a connection `seaweed` to it."""
+    connection = json.loads(s3.airflow_connection)
+    connection["extra"]["note"] = canaries.extra
+    running.connect("seaweed", connection)
+    return s3
+
+
+@pytest.fixture(scope="session")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
+    """The killed sweep as `Tuner.restore` brings it back, while we do."""
+    with restored_by_hand(tmp_path_factory.mktemp("theirs")) as restoring:
+        yield restoring

@@ -1,4 +1,9 @@
-"""A real Airflow (`airflow standalone`) of our own: scheduler, triggerer, API server, DAG processor."""
+"""A real Airflow (`airflow standalone`) of our own: scheduler, triggerer, API server, DAG processor.
+
+And an API server that we alone speak to. One that gets requests from tasks, too, can hang on SQLite
+(Airflow 3.3.2): its event loop waits for the database, to write the audit log of a request of ours, while
+a task's request that has the database's lock waits for the event loop.
+"""
 
 import contextlib
 import json
@@ -9,14 +14,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support import ROOT
 from tests.support.storage.servers import free_port
 
-ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+PATIENCE_SECONDS = 600.0
+"""With what is waited for; much shorter on an idle machine."""
 
 
 class Airflow:
@@ -24,15 +30,22 @@ class Airflow:
 
     Args:
         home: Its AIRFLOW_HOME.
-        url: Where its API server listens.
+        dags: The folder of its DAGs.
+        url: Where the API server for us listens.
         process: The `airflow standalone` process.
         env: What all its processes have in their environment.
     """
 
     def __init__(
-        self, home: Path, url: str, process: "subprocess.Popen[bytes]", env: dict[str, str]
+        self,
+        home: Path,
+        dags: Path,
+        url: str,
+        process: "subprocess.Popen[bytes]",
+        env: dict[str, str],
     ) -> None:
         self.home = home
+        self.dags = dags
         self.url = url
         self.process = process
         self._env = env
@@ -51,13 +64,36 @@ class Airflow:
             text = answer.read()
         return json.loads(text) if text else None
 
-    def wait_until_up(self, timeout_seconds: float = 300) -> None:
+    def start(self, *command: str) -> None:
+        """Start another part of it."""
+        with (self.home / "standalone.log").open("ab") as log:
+            self.started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow", *command],
+                    env=self._env,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+    def wait_for_database(self) -> None:
+        """Block until `standalone` has made its tables."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while "Database ready" not in (self.home / "standalone.log").read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Airflow did not come up:\n{self.log_tail()}")
+            time.sleep(0.5)
+
+    def wait_until_up(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Block until all components are healthy and a token was given out."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, KeyError, ValueError):
+                tasks_server = self._env["AIRFLOW__API__BASE_URL"]
+                urllib.request.urlopen(f"{tasks_server}/api/v2/version", timeout=120).close()
                 health = self.call("GET", "/api/v2/monitor/health")
                 parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
                 if all(health[part]["status"] == "healthy" for part in parts):
@@ -65,6 +101,18 @@ class Airflow:
                     return
             time.sleep(0.5)
         raise RuntimeError(f"Airflow did not come up:\n{self.log_tail()}")
+
+    def connect(self, conn_id: str, connection: Mapping[str, Any]) -> None:
+        """Add a connection, or change it, as a user would: its secrets lie encrypted in the database."""
+        body = {"connection_id": conn_id, **connection}
+        if "extra" in body:
+            body["extra"] = json.dumps(body["extra"])
+        try:
+            self.call("POST", "/api/v2/connections", body)
+        except urllib.error.HTTPError as error:
+            if error.code != 409:  # noqa: PLR2004
+                raise
+            self.call("PATCH", f"/api/v2/connections/{conn_id}", body)
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
         """Unpause a DAG, start a run, and return its id."""
@@ -79,8 +127,15 @@ class Airflow:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=1000"
         return self.call("GET", path)["task_instances"]
 
+    def states(self, dag_id: str, run_id: str) -> dict[str, list[str]]:
+        """Return the states of a run's tasks, one for each task that was mapped."""
+        found: dict[str, list[str]] = {}
+        for task in self.tasks(dag_id, run_id):
+            found.setdefault(task["task_id"], []).append(task["state"])
+        return found
+
     def watch(
-        self, dag_id: str, run_id: str, timeout_seconds: float = 600
+        self, dag_id: str, run_id: str, timeout_seconds: float = PATIENCE_SECONDS
     ) -> Iterator[dict[str, Any]]:
         """Yield each task instance whenever its state changes, until the run has ended."""
         seen: dict[str, str | None] = {}
@@ -98,7 +153,7 @@ class Airflow:
             f"{dag_id} {run_id} did not end in {timeout_seconds} s\n{self.log_tail()}"
         )
 
-    def finish(self, dag_id: str, run_id: str, timeout_seconds: float = 600) -> str:
+    def finish(self, dag_id: str, run_id: str, timeout_seconds: float = PATIENCE_SECONDS) -> str:
         """Wait for a run's end and return its state."""
         for _ in self.watch(dag_id, run_id, timeout_seconds):
             pass
@@ -110,12 +165,18 @@ class Airflow:
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Return the log of a task's last try, one event a line."""
-        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
-        if map_index >= 0:
-            folder /= f"map_index={map_index}"
-        newest = max(folder.glob("attempt=*.log"))
+        newest = max(self._logs(dag_id, run_id, task_id, map_index).glob("attempt=*.log"))
         events = (json.loads(line) for line in newest.read_text().splitlines() if line)
         return "\n".join(str(event.get("event", "")) for event in events)
+
+    def whole_log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+        """Return what all tries of a task have logged, in workers and in triggerers."""
+        files = sorted(self._logs(dag_id, run_id, task_id, map_index).glob("attempt=*"))
+        return "\n".join(path.read_text() for path in files)
+
+    def _logs(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> Path:
+        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        return folder / f"map_index={map_index}" if map_index >= 0 else folder
 
     def kill_triggerer(self) -> None:
         """Kill the triggerer, whoever started it, and the process that runs its triggers."""
@@ -126,22 +187,22 @@ class Airflow:
                 if "triggerer" in command and os.getpgid(int(entry.name)) in groups:
                     os.kill(int(entry.name), signal.SIGKILL)
 
+    def restart_triggerer(self) -> None:
+        """Kill the triggerer, and start another one, as its supervisor would."""
+        self.kill_triggerer()
+        self.start_triggerer()
+
     def start_triggerer(self) -> None:
         """Start a triggerer beside `standalone`, which restarts none of its parts."""
-        with (self.home / "standalone.log").open("ab") as log:
-            self.started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "airflow", "triggerer"],
-                    env=self._env,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
+        self.start("triggerer")
+
+    def pause(self, dag_id: str) -> None:
+        """Pause a DAG: its assets are no longer watched."""
+        self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": True})
 
     def unpause(self, dag_id: str) -> None:
         """Unpause a DAG, as soon as the DAG processor has got to it."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
@@ -152,16 +213,36 @@ class Airflow:
             else:
                 return
 
+    def parse(self, dag_id: str) -> None:
+        """Have a DAG's file parsed now: only then are assets of one that was unpaused watched."""
+        token = self.call("GET", f"/api/v2/dags/{dag_id}")["file_token"]
+        self.call("PUT", f"/api/v2/parseDagFile/{token}")
+
+    def asset_events(self, asset: str) -> list[dict[str, Any]]:
+        """Return all events of an asset."""
+        found = self.call("GET", "/api/v2/assets/events?limit=100")["asset_events"]
+        return [event for event in found if event["name"] == asset]
+
+    def remembered(self, asset: str) -> list[dict[str, Any]]:
+        """Return what a watcher remembers with its asset."""
+        found = self.call("GET", "/api/v2/assets?limit=100")["assets"]
+        ids = [each["id"] for each in found if each["name"] == asset]
+        return self.call("GET", f"/api/v2/assets/{ids[0]}/state-store")["asset_state_store"]
+
+    def polls(self, place: str) -> int:
+        """Return how often its triggerers have looked at a place, as they say."""
+        return (self.home / "standalone.log").read_text(errors="replace").count(f"@{place}: ")
+
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return all runs of a DAG."""
         return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=1000")["dag_runs"]
 
-    def eventually(self, condition: Callable[[], Any], *, seconds: float = 240) -> Any:
+    def eventually(self, condition: Callable[[], Any], *, every: float = 1.0) -> Any:
         """Wait until a condition is true, and return what it returned; else show what was printed."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := condition()):
             assert time.monotonic() < deadline, self.log_tail()
-            time.sleep(0.5)
+            time.sleep(every)
         return found
 
     def log_tail(self) -> str:
@@ -175,6 +256,7 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     url = f"http://localhost:{port}"
+    for_us = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
         "AIRFLOW_HOME": str(home),
@@ -191,14 +273,21 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        # the folder is listed often, but a file that has not changed is parsed once
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        # a busy machine takes longer to import a DAG than Airflow's 30 s
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        # a dead triggerer's triggers are given to another one sooner than after 30 s
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+        "AIRFLOW__TRIGGERER__RUNNER_HEALTH_CHECK_THRESHOLD": "300",
+        # a busy machine takes longer to answer than 5 s, and to import a DAG than 30 s
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
         "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "360",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }
-    with (home / "standalone.log").open("wb") as log:
+    with (home / "standalone.log").open("ab") as log:  # all its parts append to it
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", "standalone"],
             env=env,
@@ -208,13 +297,18 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
             # a background job of a shell ignores SIGINT, and so would its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        running = Airflow(home, url, process, env)
+        running = Airflow(home, dags, f"http://localhost:{for_us}", process, env)
         try:
+            running.wait_for_database()
+            running.start("api-server", "--apps", "core", "--port", str(for_us))
             running.wait_until_up()
             yield running
         finally:
-            for part in (*running.started, process):
-                _end(part)
+            for part in running.started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(part.pid, signal.SIGKILL)
+                part.wait()
+            _end(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -222,7 +316,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(10)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

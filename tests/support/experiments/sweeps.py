@@ -1,4 +1,8 @@
-"""The example sweep (`dags/example_sweep.py`) as tests run it: one that fails, is killed, or goes on."""
+"""The example sweep (`dags/example_sweep.py`) as tests run it: failed before, failing, killed, or living.
+
+copy_sweep("killed", directory / "mine")     what a real Ray left once (tests/golden/example_sweep)
+copy_dags(directory, gates)                  the example DAGs; trials of the sweep can be held up
+"""
 
 import json
 import os
@@ -6,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +18,82 @@ from pathlib import Path
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
-from tests.support import ROOT
-from tests.support.experiments.failed import Gate
+from tests.support import GOLDEN, ROOT
 
 DAGS = ROOT / "dags"
 SWEEP = DAGS / "example_sweep.py"
+MADE = GOLDEN / "example_sweep"
+KINDS = ("errored", "killed")
+
+HANGS = {0.03: 3, 0.1: 1}
+"""What the killed sweep waited for: the learning rates of two trials, and iterations never reached."""
+
+STEP = '        time.sleep(config["seconds"])\n'
+
+
+def copy_sweep(kind: str, target: Path) -> Path:
+    """Copy a failed sweep: a moved experiment is restored where it is.
+
+    `errored`: three trials finished, one raised at iteration 4. `killed`: one finished, one was killed
+    after iteration 2, one before it had reported anything, and one never started.
+    """
+    shutil.copytree(MADE / kind, target)
+    return target
+
+
+def make_sweep(kind: str, directory: Path) -> Path:
+    """Have a real Ray make one."""
+    made = killed_sweep(directory) if kind == "killed" else directory / kind
+    if kind == "errored":
+        fail_sweep(directory, kind)
+    return made
+
+
+class Gates:
+    """Trials of copied DAGs stand still before iteration 4 while the gate of their experiment is closed.
+
+    Args:
+        directory: Holds a file for each closed gate.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def close(self, experiment: str) -> None:
+        """Let no trial of the experiment go on."""
+        (self.directory / experiment).touch()
+
+    def open(self, experiment: str) -> None:
+        """Let them all go on."""
+        (self.directory / experiment).unlink(missing_ok=True)
+
+
+def copy_dags(directory: Path, gates: Gates) -> Path:
+    """Copy the example DAGs and the sweep, whose trials wait at gates."""
+    for path in DAGS.glob("*.py"):
+        shutil.copy(path, directory)
+    name = "tune.get_context().get_experiment_name()"
+    closed = f"Path({str(gates.directory)!r}, {name}).exists()"
+    _write_sweep(directory, f"iteration >= 4 and {closed}")
+    return directory
+
+
+def copy_dag(directory: Path, dag_id: str, copy_id: str, **env: str) -> None:
+    """Copy an example DAG under another id, as it would be if this were in the environment."""
+    code = (DAGS / f"{dag_id}.py").read_text()
+    assert code.count(f'DAG(\n    "{dag_id}"') == code.count("\nimport os\n") == 1
+    code = code.replace(f'DAG(\n    "{dag_id}"', f'DAG(\n    "{copy_id}"')
+    code = code.replace("\nimport os\n", f"\nimport os\n\nos.environ |= {env!r}\n")
+    # another asset, too
+    (directory / f"{copy_id}.py").write_text(code.replace('"failed_sweeps"', f'"of_{copy_id}"'))
 
 
 def fail_sweep(storage_path: str | Path, name: str) -> None:
     """Run the sweep to its end; one of its trials fails."""
     for _ in range(STARTS):
-        done = subprocess.run(_command(storage_path, name), capture_output=True, text=True)
+        done = subprocess.run(
+            _command(SWEEP, storage_path, name), env=_environment(), capture_output=True, text=True
+        )
         if "timed out during startup" not in done.stderr:
             break
     # a driver that crashed ends with 1 as well
@@ -32,19 +102,42 @@ def fail_sweep(storage_path: str | Path, name: str) -> None:
     assert (done.returncode, found) == (1, wanted), done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def killed_sweep(storage_path: Path, name: str = "killed") -> Path:
+    """Kill a sweep's driver with `kill -9`, always at the same point: two of its trials wait there."""
+    experiment = storage_path / name
+    with tempfile.TemporaryDirectory() as scratch:
+        script = _write_sweep(Path(scratch), f'iteration >= {HANGS}.get(config["lr"], 99)')
+        driver = start_sweep(
+            storage_path, name, seconds=0, until=lambda: _hangs(experiment), script=script
+        )
+        os.killpg(driver.pid, signal.SIGSTOP)  # not in the middle of writing its state
+        while not _hangs(experiment):
+            os.killpg(driver.pid, signal.SIGCONT)
+            time.sleep(0.3)
+            os.killpg(driver.pid, signal.SIGSTOP)
+        kill(driver)
+    return experiment
+
+
 def start_sweep(
-    storage_path: str | Path, name: str, *, seconds: float, until: Callable[[], bool], **env: str
+    storage_path: str | Path,
+    name: str,
+    *,
+    seconds: float,
+    until: Callable[[], bool],
+    script: Path = SWEEP,
+    **env: str,
 ) -> "subprocess.Popen[bytes]":
     """Start a sweep whose iterations take so long, in a process group of its own; wait `until`."""
     for _ in range(STARTS):
         driver = subprocess.Popen(
-            [*_command(storage_path, name), "--seconds", str(seconds)],
-            env={**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1", **env},
+            [*_command(script, storage_path, name), "--seconds", str(seconds)],
+            env=_environment(**env),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and driver.poll() is None:
             if until():
                 return driver
@@ -60,51 +153,43 @@ def kill(driver: "subprocess.Popen[bytes]") -> None:
     driver.wait()
 
 
-def killed_sweep(
-    storage_path: Path, name: str = "slow", *, seconds: float = 2, reported: int = 1
-) -> Path:
-    """Kill a sweep's driver with `kill -9` when so many of its trials have reported."""
-    experiment = storage_path / name
-    for _ in range(STARTS):
-        kill(
-            start_sweep(
-                storage_path,
-                name,
-                seconds=seconds,
-                until=lambda: count_reported(experiment) >= reported,
-            )
-        )
-        if count_reported(experiment) >= reported:
-            return experiment
-        shutil.rmtree(experiment)  # killed in the middle of writing its state
-    raise AssertionError("its state was cut off every time")
+def ends(experiment: Path) -> list[tuple[str, int]]:
+    """Return status and last iteration of each trial, sorted."""
+    newest = max(experiment.glob("experiment_state-*.json"))
+    return statuses_in(newest.read_text())
 
 
-def count_reported(experiment: Path) -> int:
-    """Return how many trials have results in the newest state; none if it is being written."""
-    states = list(experiment.glob("experiment_state-*.json"))
-    try:
-        rows = json.loads(max(states).read_text())["trial_data"] if states else []
-    except ValueError:
-        return 0
-    return sum("score" in json.loads(run)["last_result"] for _, run in rows)
-
-
-def copy_dags(directory: Path, gate: Gate) -> Path:
-    """Copy the example DAGs and the sweep; trials of the copy wait at the gate."""
-    for path in DAGS.glob("*.py"):
-        shutil.copy(path, directory)
-    step = '        time.sleep(config["seconds"])\n'
-    wait = (
-        f"        while iteration >= {gate.before} and not Path({str(gate.path)!r}).exists():\n"
-        "            time.sleep(0.05)\n"
+def statuses_in(state: str | bytes) -> list[tuple[str, int]]:
+    """Return the same of the text of a state file."""
+    return sorted(
+        (json.loads(t)["status"], json.loads(run)["last_result"].get("training_iteration", 0))
+        for t, run in json.loads(state)["trial_data"]
     )
+
+
+def _hangs(experiment: Path) -> bool:
+    """Whether it has come to where it is killed; not while a state is being written."""
+    wanted = [("PENDING", 0), ("RUNNING", 0), ("RUNNING", 2), ("TERMINATED", 6)]
+    try:
+        return ends(experiment) == wanted
+    except (OSError, ValueError):
+        return False
+
+
+def _write_sweep(directory: Path, waits_while: str) -> Path:
+    """Write a copy of the sweep whose trials stand still while something is true."""
     code = SWEEP.read_text()
-    assert code.count(step) == 1
-    (directory / SWEEP.name).write_text(code.replace(step, step + wait))
-    return directory
+    assert code.count(STEP) == 1
+    wait = f"        while {waits_while}:\n            time.sleep(0.05)\n"
+    script = directory / SWEEP.name
+    script.write_text(code.replace(STEP, STEP + wait))
+    return script
 
 
-def _command(storage_path: str | Path, name: str) -> list[str]:
+def _environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "disabled", "TUNE_GLOBAL_CHECKPOINT_S": "1", **extra}
+
+
+def _command(script: Path, storage_path: str | Path, name: str) -> list[str]:
     place = ["--storage-path", str(storage_path), "--name", name]
-    return [sys.executable, str(SWEEP), *place]
+    return [sys.executable, str(script), *place]

@@ -69,6 +69,15 @@ class Server:
             skip_instance_cache=True,
         )
 
+    def upload(self, directory: Path, path: str) -> str:
+        """Copy an experiment into the bucket, its state last: before, nothing has failed. Return its URL."""
+        store = self.filesystem()
+        files = [file for file in directory.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: file.name.startswith("experiment_state-")):
+            name = file.relative_to(directory).as_posix()
+            store.put_file(str(file), f"{self.bucket}/{path}/{name}")
+        return f"{self.url}/{path}"
+
 
 def google_key_file(directory: Path) -> str:
     """Write a service account's key file, as GOOGLE_APPLICATION_CREDENTIALS names one."""

@@ -1,0 +1,46 @@
+"""The example DAGs and a small one, run by `dag.test()` where nothing is trained."""
+
+import pytest
+
+from tests.support.airflow.dag_test import register, run, run_example
+from tests.support.experiments.sweeps import copy_sweep
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_VAR_TUNE_RESTORE_PREFIX", str(tmp_path))  # instead of the Param
+    done = run_example("nightly_recovery", capfd)
+    assert done.state == "success"
+    assert done.states == {
+        "restore.find": ["skipped"],
+        "restore.plan": ["skipped"],
+        "restore.trial": ["skipped"],
+        "restore.commit": ["skipped"],
+        "restore.samples": ["skipped"],
+        "restore.done": ["success"],
+    }
+    assert f"Nothing to restore under {tmp_path}" in done.log
+    assert "Nothing to commit: no restore was started." in done.log
+
+
+def test_without_any_prefix_the_first_task_says_what_is_missing(capfd):
+    done = run_example("nightly_recovery", capfd)
+    assert done.state == "failed"
+    assert "An experiment address must be a path or a URL, not ''." in done.log
+
+
+def test_of_two_runs_on_one_experiment_the_second_names_the_first(tmp_path, capfd):
+    from airflow.sdk import DAG
+
+    from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+
+    experiment = copy_sweep("errored", tmp_path / "errored")
+    with DAG("plans_only", schedule=None) as dag:
+        BuildRestorePlanOperator(
+            task_id="plan", experiments=str(experiment), resume_errored=True, retries=0
+        )
+    register(dag)
+    first, second = run(dag, capfd), run(dag, capfd)
+    assert (first.state, second.state) == ("success", "failed")
+    assert "errored is being restored by DAG plans_only, run manual__" in second.log

@@ -1,0 +1,190 @@
+"""A night under a real `airflow standalone`, with real Ray: all example DAGs at once.
+
+Sweeps on local disk and on real S3 come back: found by the nightly DAG, noticed by the one that is
+woken by events, reported by the task that ran them, or recovered in the same DAG run. Afterwards the
+credentials that were planted are searched for wherever anything is left.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from airflow_tune_restore.runner.ray_session import STARTS
+from tests.support.airflow import canary
+from tests.support.airflow.standalone import Airflow
+from tests.support.experiments.sweeps import copy_sweep, ends, statuses_in
+from tests.support.storage.servers import Server
+
+NIGHTLY, BY_EVENT = "nightly_recovery", "event_driven_recovery"
+# see the fixture `dags`
+WATCHED, STALE_AFTER, ASSET = "watched", 20.0, "of_event_driven_recovery"
+ALL_DONE = [("TERMINATED", 6)] * 4
+
+
+@dataclass
+class Night:
+    """What was begun, by DAG: the directory, and the id of the run."""
+
+    running: Airflow
+    s3: Server
+    commands: canary.CommandLines
+    directories: dict[str, Path] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    without_failures: str = ""
+
+    def begin(self, dag_id: str, directory: Path, **conf: object) -> None:
+        self.directories[dag_id] = directory
+        self.runs[dag_id] = self.running.trigger(dag_id, conf)
+
+    def end_of_sweep(self, dag_id: str) -> tuple[str, str, Path]:
+        """Return the state and the id of the run, and the experiment that it made."""
+        directory = self.directories[dag_id]
+        for _ in range(STARTS):
+            run_id = self.runs[dag_id]
+            state = self.running.finish(dag_id, run_id)
+            if made := list(directory.glob("sweep_*")):
+                return state, run_id, made[0]
+            # a Ray that did not start in time leaves no experiment
+            self.begin(dag_id, directory, storage_path=str(directory))
+        raise AssertionError(self.running.log_tail())
+
+
+@pytest.fixture(scope="module")
+def night(running: Airflow, seaweed: Server, tmp_path_factory) -> Iterator[Night]:
+    """Begin everything; each test waits for what it is about."""
+    reports, recovers, sweeps, nothing, watched = (
+        tmp_path_factory.mktemp(name)
+        for name in ("reports", "recovers", "sweeps", "nothing", "watched")
+    )
+    copy_sweep("errored", reports / "another")
+    copy_sweep("errored", sweeps / "errored")
+    copy_sweep("killed", sweeps / "killed")
+    with canary.CommandLines() as commands:
+        night = Night(running, seaweed, commands)
+        running.unpause("recover_experiment")
+        night.begin(NIGHTLY, nothing, prefix=str(nothing))
+        night.without_failures = night.runs[NIGHTLY]
+        night.begin("sweep_that_reports", reports, storage_path=str(reports))
+        night.begin("sweep_with_recovery", recovers, storage_path=str(recovers))
+        running.unpause(BY_EVENT)
+        running.parse(BY_EVENT)
+        seaweed.upload(copy_sweep("killed", watched / "dying"), f"{WATCHED}/dying")
+        night.begin(NIGHTLY, sweeps, prefix=str(sweeps), stale_after=0)
+        yield night
+    running.pause(BY_EVENT)
+
+
+def test_nightly_recovery_finds_resumes_and_commits(night, running):
+    run_id, sweeps = night.runs[NIGHTLY], night.directories[NIGHTLY]
+    assert running.finish(NIGHTLY, run_id) == "success", running.log_tail()
+    assert running.states(NIGHTLY, run_id) == {
+        "restore.find": ["success"],
+        "restore.plan": ["success"],
+        "restore.trial": ["success"] * 4,
+        "restore.commit": ["success"],
+        "restore.samples": ["skipped"] * 2,
+        "restore.done": ["success"],
+    }
+    trials = [t for t in running.tasks(NIGHTLY, run_id) if t["task_id"] == "restore.trial"]
+    labels = {trial["rendered_map_index"]: trial["map_index"] for trial in trials}
+    assert sorted(label.split()[0] for label in labels) == ["errored"] + ["killed"] * 3
+    log = running.task_log(NIGHTLY, run_id, "restore.find")
+    assert "2 experiments; 1 errored, 1 interrupted" in log
+    errored = next(index for label, index in labels.items() if label.startswith("errored"))
+    log = running.task_log(NIGHTLY, run_id, "restore.trial", errored)
+    assert "iteration 3, " not in log
+    assert "iteration 4, score=0.9375" in log
+    for index in labels.values():
+        assert "iteration 6, score=" in running.task_log(NIGHTLY, run_id, "restore.trial", index)
+    log = running.task_log(NIGHTLY, run_id, "restore.commit")
+    table = [line for line in log.splitlines() if line.startswith(" ")]
+    assert sum("TERMINATED" in line for line in table) == 8
+    assert sum("3 → 6" in line for line in table) == 1
+    assert sum("2 → 6" in line for line in table) == 1
+    assert "what happened" in log
+    assert log.count(": resumed from checkpoint_") == 2
+    for name in ("errored", "killed"):
+        assert ends(sweeps / name) == ALL_DONE
+
+
+def test_a_sweep_that_fails_in_its_task_reports_itself_and_just_it_is_recovered(night, running):
+    state, _, experiment = night.end_of_sweep("sweep_that_reports")
+    assert state == "failed"
+    dag_id, conf = "recover_experiment", {"stale_after": 0, "experiment": str(experiment)}
+    (run,) = running.eventually(lambda: [r for r in running.runs(dag_id) if r["conf"] == conf])
+    assert len(running.runs(dag_id)) == len(running.runs("sweep_that_reports"))
+    assert running.finish(dag_id, run["dag_run_id"]) == "success", running.log_tail()
+    assert ends(experiment) == ALL_DONE
+    assert not (experiment.parent / "another" / ".tune_restore").exists()
+
+
+def test_a_sweep_that_fails_is_recovered_in_the_same_run(night, running):
+    state, run_id, experiment = night.end_of_sweep("sweep_with_recovery")
+    assert state == "success", running.log_tail()
+    found = running.states("sweep_with_recovery", run_id)
+    assert (found["sweep"], found["recovery.trial"]) == (["failed"], ["success"])
+    assert ends(experiment) == ALL_DONE
+
+
+def test_a_sweep_that_dies_while_it_is_watched_is_recovered_once(night, running):
+    # Airflow 3.3.2 answers 500 when asked for events whose DAG run has not begun
+    (run,) = running.eventually(lambda: [r for r in running.runs(BY_EVENT) if r["start_date"]])
+    assert running.finish(BY_EVENT, run["dag_run_id"]) == "success", running.log_tail()
+    (event,) = running.asset_events(ASSET)
+    address = f"s3://seaweed@{night.s3.bucket}/{WATCHED}/dying"
+    assert event["extra"]["payload"]["experiments"] == [address]
+    store, place = night.s3.filesystem(), f"{night.s3.bucket}/{WATCHED}/dying"
+    first, restored = sorted(store.glob(f"{place}/experiment_state-*"))
+    assert "_r" in Path(restored).name
+    assert statuses_in(store.cat_file(restored)) == ALL_DONE
+    silent = datetime.fromisoformat(event["timestamp"]) - store.info(first)["LastModified"]
+    assert silent.total_seconds() > STALE_AFTER - 1  # the store tells whole seconds
+    log = running.task_log(BY_EVENT, run["dag_run_id"], "restore.find")
+    assert "newest write to its root" in log
+    assert f"{address}: restore " in running.task_log(BY_EVENT, run["dag_run_id"], "restore.plan")
+    log = running.task_log(BY_EVENT, run["dag_run_id"], "restore.commit")
+    assert "3 of 3 resumed trials finished" in log
+    # what was reported is remembered, and looking again changes nothing
+    running.eventually(lambda: running.remembered(ASSET))
+    place = f"{night.s3.bucket}/{WATCHED}"
+    seen = running.polls(place)
+    running.eventually(lambda: running.polls(place) >= seen + 2)
+    assert len(running.runs(BY_EVENT)) == len(running.asset_events(ASSET)) == 1
+
+
+def test_a_night_without_failures_is_skipped_and_succeeds(night, running):
+    run_id = night.without_failures
+    assert running.finish(NIGHTLY, run_id) == "success"
+    found = running.states(NIGHTLY, run_id)
+    assert found.pop("restore.done") == ["success"]
+    assert set(map(tuple, found.values())) == {("skipped",)}
+
+
+def test_a_planted_credential_is_found_nowhere(night, running, canaries, ray_sessions):
+    (run,) = running.eventually(lambda: [r for r in running.runs(BY_EVENT) if r["start_date"]])
+    assert running.finish(BY_EVENT, run["dag_run_id"]) == "success"
+    places = {
+        **canary.objects(night.s3, f"{night.s3.bucket}/{WATCHED}"),
+        **canary.values(running.home / "airflow.db"),
+        **canary.files(running.home),
+        **canary.files(ray_sessions),
+        "command lines": b"\n".join(night.commands.seen),
+    }
+    assert_searched(places)
+    assert canary.leaks(places, canaries.all) == []
+
+
+def assert_searched(places: dict[str, bytes]) -> None:
+    """Whether all was there that could have told: nothing is found in what was never written."""
+    for name in ("/plan.json", "/outcome.json", "/state.json", "/standalone.log", "/airflow.db"):
+        assert any(place.endswith(name) for place in places), name
+    for table in ("xcom", "rendered_task_instance_fields", "serialized_dag", "connection"):
+        assert places[f"table {table}"]
+    assert any("/logs/" in place and "session_" in place for place in places)
+    logs = [body for place, body in places.items() if "/task_id=restore.trial/" in place]
+    assert any(b"attempt 1 of restore" in body for body in logs)
+    assert b"airflow_tune_restore.runner" in places["command lines"]
+    assert b"raylet" in places["command lines"]
