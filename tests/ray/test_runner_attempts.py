@@ -53,7 +53,7 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
     restoring = Restoring(directory, "sparse", env=gate.env, trim_results=True)
     _, process, _ = restoring.run_until(5)
     eventually(lambda: wrote(restoring, 5))
-    for pid in _members(process.pid):
+    for pid in (process.pid, *_members(process.pid)):  # its Ray must not outlive it by a moment
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert process.wait() < 0

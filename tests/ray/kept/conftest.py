@@ -9,6 +9,12 @@ import pytest
 
 from tests.support.ray.kept import Hosts, KeptHosts
 
+COMPARING = ("compared", "pair", "golden", "generated_restores")
+"""Modules whose assertions tell what differs."""
+
+for _module in COMPARING:
+    pytest.register_assert_rewrite(f"tests.support.ray.{_module}")
+
 FAILED = pytest.StashKey[bool]()
 
 

@@ -104,9 +104,10 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], case: Case) -> None:
 
 
 def _copy(case: Case, original: Path, scratch: Path, s3: Server | None) -> str:
-    """Copy the experiment; a moved directory restores at its new place."""
+    """Copy the experiment; a moved directory restores at its new place, under a new name, too."""
     if s3 is None:
-        return str(shutil.copytree(original, scratch / case.kind))
+        name = case.name.replace(" ", "-").replace(",", "")
+        return str(shutil.copytree(original, scratch / name))
     uri = f"{s3.url}/{scratch.parent.name}/{scratch.name}/{case.kind}"
     s3.filesystem().put(f"{original}/", f"{uri}/", recursive=True)
     return uri

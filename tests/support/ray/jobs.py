@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,13 +32,16 @@ def jobs_cluster(nodes: int, **env: str) -> Iterator[RayCluster]:
     env = {**env, "TUNE_GLOBAL_CHECKPOINT_S": "1", "RAY_TRAIN_V2_ENABLED": "0"}
     with ray_cluster(env, num_cpus=2) as started, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(started.connection))
+        eventually(lambda: nodes_of(started))
         while (living := len(nodes_of(started))) < nodes:
             assert len(started.nodes) < nodes + STARTS
-            node = started.add_node(num_cpus=2)
-            eventually(
-                lambda node=node, n=living: len(nodes_of(started)) > n or node.poll() is not None
-            )
+            _await_node(started, started.add_node(num_cpus=2), living)
         yield started
+
+
+def _await_node(cluster: RayCluster, node: "subprocess.Popen[bytes]", before: int) -> None:
+    """Wait until the node is one more than before, or has ended: not every Ray starts."""
+    eventually(lambda: len(nodes_of(cluster)) > before or node.poll() is not None)
 
 
 def call(cluster, path: str):

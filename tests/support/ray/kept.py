@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -256,10 +256,15 @@ class KeptHosts:
 
     def get(self) -> Hosts:
         """Return hosts that are fit."""
-        if self._hosts is not None and not (self._hosts.ray.is_fit and self._hosts.runner.is_fit):
+        if self._hosts is not None and not self._hosts.ray.is_fit:
             self.end()
         if self._hosts is None:
             self._hosts = self._start()
+        elif not self._hosts.runner.is_fit:
+            self._hosts.runner.end()
+            runner = self._start_runner()
+            list(runner.lines())
+            self._hosts = replace(self._hosts, runner=runner)
         return self._hosts
 
     def end(self) -> None:
@@ -270,16 +275,24 @@ class KeptHosts:
             self._hosts = None
 
     def _start(self) -> Hosts:
-        directory = Path(os.environ.get("KEPT_LOGS", self._directory))
-        self._started += 1
-        ray = Host(directory / f"ray-{self._started}.log")
-        runner = Host(directory / f"runner-{self._started}.log")
+        runner = self._start_runner()
+        ray = Host(self._log("ray"))
         try:
-            runner.tell("prepare_runner")  # while Ray is started
             address = ray.call("start_ray")["address"]
             list(runner.lines())
-            return Hosts(ray, runner, address)
         except HostError:
             runner.end()
             ray.end()
             raise
+        return Hosts(ray, runner, address)
+
+    def _start_runner(self) -> Host:
+        """Start one; it answers when it has imported what it needs."""
+        runner = Host(self._log("runner"))
+        runner.tell("prepare_runner")
+        return runner
+
+    def _log(self, name: str) -> Path:
+        self._started += 1
+        directory = Path(os.environ.get("KEPT_LOGS", self._directory))
+        return directory / f"{self._started:02}-{name}.log"
