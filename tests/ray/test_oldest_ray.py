@@ -1,6 +1,6 @@
 """The oldest Ray we promise restores what it wrote, with our runner, and reads the end.
 
-Its experiment is a golden one. The other Rays, and more kinds of trainables, are in slow/test_older_rays.py.
+Its experiment is a golden one. slow/test_older_rays.py has the other Rays, and more kinds of trainables.
 """
 
 import json

@@ -1,10 +1,10 @@
 """A Kubernetes API server of our own, on 127.0.0.1, as far as a `KubernetesPodOperator` speaks to one.
 
-    with cluster() as api:                         see tests/support/kubernetes/server.py
+    with cluster() as api:                         see server.py
         api.kubeconfig(path)                       a kubeconfig with a token that is checked
         api.fail(500, seconds=20)                  answers 500 for a while; 429 and 409 likewise
         api.drop_streams()                         cuts every log and watch that is being followed
-        api.kubelet.evict(api.pod_names()[0])      what a node may do to a pod: see tests/support/kubernetes/kubelet.py
+        api.kubelet.evict(api.pod_names()[0])      what a node may do to a pod: see kubelet.py
 
 It keeps pods as JSON, checks what is created against the published schema and the rules an API server
 adds to it, and lets only do what the roles it is given allow. (kmock 0.8 was looked at: it keeps no

@@ -1,4 +1,4 @@
-"""A node for `tests.support.kubernetes.api`: it really runs a container's command, as a process of this machine.
+"""A node for the API of `api.py`: it really runs a container's command, as a process of this machine.
 
 The process gets the pod's environment (plain, from Secrets, ConfigMaps and fields), the files of its
 volumes where nothing of that name is yet, and signals as a kubelet sends them. What it prints is the log.

@@ -1,4 +1,4 @@
-"""HTTP in front of `tests.support.kubernetes.api`: routes, tokens, roles, streams, and what goes wrong there."""
+"""HTTP in front of `api.py`: routes, tokens, roles, streams, and what goes wrong there."""
 
 import contextlib
 import json

@@ -70,7 +70,7 @@ class Server:
         )
 
     def upload(self, directory: Path, path: str) -> str:
-        """Copy an experiment into the bucket, its state last: before, nothing has failed. Return its URL."""
+        """Copy an experiment into the bucket and return its URL; its state goes last, as Ray's does."""
         store = self.filesystem()
         files = [file for file in directory.rglob("*") if file.is_file()]
         for file in sorted(files, key=lambda file: file.name.startswith("experiment_state-")):
