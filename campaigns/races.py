@@ -156,7 +156,7 @@ def _die(experiment: ObjectStore) -> None:
     """Leave the lease of a restore that died."""
     lease.acquire(experiment, restore_id="dead", holder="dead", ttl_seconds=DEAD_TTL)
     # stores tell times to the second: only then is it old enough to be watched
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + ROUND_SECONDS
     while time.monotonic() < deadline:
         try:
             lease.refuse_if_alive(experiment, "another")
