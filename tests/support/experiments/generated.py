@@ -70,7 +70,7 @@ TRAINABLES: dict[str, Any] = {"function": function, "class": Class}
 
 
 def make_tuner(directory: str, name: str, recipe: dict[str, Any]) -> tune.Tuner:
-    """Make the Tuner of a recipe (see `test_generated.experiments`)."""
+    """Make the Tuner of a recipe; tests.support.ray.generated_restores draws them."""
     is_class = recipe["kind"] == "class"
     kept = {"num_to_keep": recipe["num_to_keep"]}
     if recipe["by_score"]:
