@@ -13,7 +13,7 @@ from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED, EXI
 from tests.support import ROOT
 from tests.support.experiments.failed import Gate, environment
 from tests.support.ray.real_restore import RESTORE_ID, Restoring, wrote
-from tests.support.ray.waiting import eventually
+from tests.support.waiting import eventually
 
 EVERY = [1, 2, 3, 4, 5, 6]
 

@@ -33,7 +33,7 @@ from tests.support.ray.jobs import (
     wait_deferred,
 )
 from tests.support.ray.tuner_restore import ask_ray
-from tests.support.ray.waiting import PATIENCE_SECONDS, eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 EVERY = [1, 2, 3, 4, 5, 6]
 

@@ -40,7 +40,7 @@ from tests.support.ray.jobs import (
     trial,
     wait_deferred,
 )
-from tests.support.ray.waiting import PATIENCE_SECONDS, eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 LOGS = (".log", ".out", ".err")
 EVERY = [1, 2, 3, 4, 5, 6]

@@ -10,7 +10,7 @@ import pytest
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment
-from tests.support.ray.waiting import eventually
+from tests.support.waiting import eventually
 
 COMMAND = [sys.executable, "-m", "airflow_tune_restore.cli.app"]
 READ_BACK = """

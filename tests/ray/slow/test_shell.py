@@ -11,7 +11,7 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment
-from tests.support.ray.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 def start(experiment, *options, **env):

@@ -27,7 +27,7 @@ from tests.support import ROOT
 from tests.support.airflow.context import make_context
 from tests.support.experiments.failed import TRAINABLES, Gate
 from tests.support.ray.real_restore import TRAINABLE_ENV
-from tests.support.ray.waiting import PATIENCE_SECONDS, eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 ENV = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1", "PYTHONPATH": ROOT.as_posix()}
 EVERY = [1, 2, 3, 4, 5, 6]

@@ -16,7 +16,7 @@ from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED
 from tests.support import ROOT
 from tests.support.experiments.failed import save_rarely
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
-from tests.support.ray.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS
 
 OPTIONS = DraftOptions(
     flags=ResumeFlags.from_flags(resume_errored=True), strategy="auto", stale_after=timedelta(0)

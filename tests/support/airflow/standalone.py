@@ -20,9 +20,7 @@ from typing import Any
 
 from tests.support import ROOT
 from tests.support.storage.servers import free_port
-
-PATIENCE_SECONDS = 600.0
-"""With what is waited for; much shorter on an idle machine."""
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 class Airflow:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support import ROOT
+from tests.support.waiting import PATIENCE_SECONDS
 
 MODULE = "tests.trainables"
 TRAINABLES = {
@@ -147,7 +148,7 @@ def make_killed_experiment(directory: Path, kind: str = "killed") -> Path:
         start_new_session=True,
     )
     experiment = directory / kind
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and driver.poll() is None:
         if _is_ready_to_die(experiment):
             os.killpg(driver.pid, signal.SIGSTOP)

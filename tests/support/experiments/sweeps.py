@@ -19,6 +19,7 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN, ROOT
+from tests.support.waiting import PATIENCE_SECONDS
 
 DAGS = ROOT / "dags"
 SWEEP = DAGS / "example_sweep.py"
@@ -137,7 +138,7 @@ def start_sweep(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline and driver.poll() is None:
             if until():
                 return driver

@@ -25,6 +25,7 @@ from typing import Any
 import kubernetes_validate
 
 from tests.support.kubernetes.kubelet import Kubelet, merge
+from tests.support.waiting import PATIENCE_SECONDS
 
 NAMESPACE = "sweeps"
 IMAGE = "registry.example.com/sweeps:1"
@@ -124,7 +125,7 @@ class KubernetesApi:
         with self.lock:
             return [name for _, name in self.pods]
 
-    def wait_for(self, what: Any, seconds: float = 180, whom: str = "") -> Any:
+    def wait_for(self, what: Any, seconds: float = PATIENCE_SECONDS, whom: str = "") -> Any:
         """Wait until `what(pods)` is true, and return it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

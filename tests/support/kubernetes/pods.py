@@ -18,6 +18,7 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 from tests.support.airflow.context import FakeTaskInstance
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, KubernetesApi
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 def connection(api: KubernetesApi, directory: Path) -> str:
@@ -115,7 +116,7 @@ class Task(threading.Thread):
         except BaseException as error:  # noqa: BLE001  told by `end`
             self.error = error
 
-    def end(self, seconds: float = 180) -> dict[str, Any]:
+    def end(self, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait for its end; raise what it raised."""
         self.join(seconds)
         assert not self.is_alive(), "the task has not ended"

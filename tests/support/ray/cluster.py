@@ -17,6 +17,7 @@ from pathlib import Path
 from airflow_tune_restore.launch.local import _kill_session
 from airflow_tune_restore.runner.ray_session import STARTS
 from tests.support.storage.servers import free_port
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @dataclass
@@ -64,7 +65,7 @@ class RayCluster:
             *(f"--{name}={port}" for name, port in self.ports.items()),
             **options,
         )
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + PATIENCE_SECONDS
         headers = {"Authorization": f"Bearer {self.token}"}
         while time.monotonic() < deadline and head.poll() is None:
             request = urllib.request.Request(f"{self.address}/api/jobs/", headers=headers)

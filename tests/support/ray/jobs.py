@@ -23,7 +23,7 @@ from tests.support import ROOT
 from tests.support.airflow.context import make_context
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.cluster import RayCluster, ray_cluster
-from tests.support.ray.waiting import PATIENCE_SECONDS, eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 
 @contextlib.contextmanager

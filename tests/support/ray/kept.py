@@ -32,9 +32,7 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import environment
 from tests.support.ray.kept_process import ENDED
-
-PATIENCE_SECONDS = 600.0
-"""Longest silence of a host at work; only what hangs for good is silent for so long on any machine."""
+from tests.support.waiting import PATIENCE_SECONDS
 
 TTL_SECONDS = 1800.0
 """Of the leases of restores that run in the kept runner."""

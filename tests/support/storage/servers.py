@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import PATIENCE_SECONDS
+
 AZURITE = "azurite@3.35.0"
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = (  # the account key that Azurite's documentation publishes for everybody
@@ -286,7 +288,7 @@ def _running(command: list[str], *ready_urls: str) -> Iterator[None]:
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=10).close()

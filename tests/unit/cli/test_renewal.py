@@ -1,7 +1,6 @@
 """While `tune-restore restore` works, its lease lives, whatever its trials do."""
 
 import threading
-import time
 
 import pytest
 
@@ -10,18 +9,12 @@ from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.waiting import eventually
 
 
 def beats(store):
     entries = store.list_dir(layout.LEASE)
     return [store.get(f"{layout.LEASE}/{e.name}") for e in entries if "heartbeat" in e.name]
-
-
-def eventually(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def test_the_shell_renews_its_lease_until_it_is_done(monkeypatch):

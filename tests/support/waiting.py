@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 PATIENCE_SECONDS = 600.0
+"""After this, what is waited for never comes: on an idle machine all of it takes seconds."""
 
 T = TypeVar("T")
 
