@@ -43,7 +43,6 @@ from tests.support.storage.proxy import AFTER, INSIDE, Fault, Proxy
 from campaigns.step import Chain
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment, make_experiments
-from tests.support.ray.kept import RAY_ENV
 from tests.support.storage.servers import Server, s3_server
 
 assert airflow_home.HOME
@@ -246,7 +245,6 @@ class Setting:
             recorder.write_text(RECORDED_RUNNER)
             recorder.chmod(0o755)
         ray = environment(
-            **RAY_ENV,
             TUNE_TEST_HEALED="1",
             TUNE_TEST_STEP_SECONDS="1",
             TUNE_TEST_JOURNAL=f"{self.scratch}/{name}.journal",

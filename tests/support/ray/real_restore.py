@@ -19,7 +19,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES
-from tests.support.ray.kept import RAY_ENV, TTL_SECONDS, HostLauncher, HostRun, Hosts
+from tests.support.ray.kept import TTL_SECONDS, HostLauncher, HostRun, Hosts
 
 RESTORE_ID = "r1"
 TRAINABLE_ENV = {
@@ -27,7 +27,6 @@ TRAINABLE_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
-    **RAY_ENV,
 }
 
 
