@@ -21,7 +21,7 @@ from typing import Any
 from tests.support import ROOT
 from tests.support.storage.servers import free_port
 
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 900.0
 """With what is waited for; much shorter on an idle machine."""
 
 
