@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 900.0
 """After this, what is waited for never comes: on an idle machine all of it takes seconds."""
 
 T = TypeVar("T")
