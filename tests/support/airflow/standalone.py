@@ -266,6 +266,7 @@ def airflow(home: Path, dags: Path = ROOT / "dags", **extra: str) -> Iterator[Ai
         # SQLite gives up a lock after 5 s, and none of the processes would ask again
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=120",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "2",
+        "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API__WORKERS": "1",
