@@ -29,9 +29,7 @@ def copied_to_s3(
     """Copies an experiment into the bucket, and returns its URL."""
 
     def copy(kind: str, name: str = "") -> str:
-        url = f"{s3.url}/{request.node.name}/{name or kind}"
-        s3.filesystem().put(f"{failed_experiments[kind]}/", f"{url}/", recursive=True)
-        return url
+        return s3.upload(failed_experiments[kind], f"{request.node.name}/{name or kind}")
 
     return copy
 

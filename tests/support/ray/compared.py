@@ -108,9 +108,7 @@ def _copy(case: Case, original: Path, scratch: Path, s3: Server | None) -> str:
     if s3 is None:
         name = case.name.replace(" ", "-").replace(",", "")
         return str(shutil.copytree(original, scratch / name))
-    uri = f"{s3.url}/{scratch.parent.name}/{scratch.name}/{case.kind}"
-    s3.filesystem().put(f"{original}/", f"{uri}/", recursive=True)
-    return uri
+    return s3.upload(original, f"{scratch.parent.name}/{scratch.name}/{case.kind}")
 
 
 def _root_files(uri: str) -> dict[str, bytes]:
