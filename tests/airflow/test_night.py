@@ -42,13 +42,13 @@ class Night:
     def end_of_sweep(self, dag_id: str) -> tuple[str, str, Path]:
         """Return the state and the id of the run, and the experiment that it made."""
         directory = self.directories[dag_id]
-        for _ in range(STARTS):
+        for left in reversed(range(STARTS)):
             run_id = self.runs[dag_id]
             state = self.running.finish(dag_id, run_id)
             if made := list(directory.glob("sweep_*")):
                 return state, run_id, made[0]
-            # a Ray that did not start in time leaves no experiment
-            self.begin(dag_id, directory, storage_path=str(directory))
+            if left:  # a Ray that did not start in time leaves no experiment
+                self.begin(dag_id, directory, storage_path=str(directory))
         raise AssertionError(self.running.log_tail())
 
 

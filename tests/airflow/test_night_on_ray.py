@@ -5,11 +5,9 @@ The end equals that of `Tuner.restore` on a copy. Ray's token is known to the co
 store's keys to the cluster and to Airflow's connection.
 """
 
-import contextlib
 import json
 import os
 import signal
-import urllib.request
 
 import pytest
 
@@ -39,7 +37,7 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     gates.close(NAME)
     prefix = f"s3://seaweed@{seaweed.bucket}/night_on_ray"
     run_id = running.trigger(DAG, {"prefix": prefix, "stale_after": 0, "launcher": "ray"})
-    killed = running.eventually(lambda: kill_a_worker(running, run_id), every=0.2)
+    killed = kill_a_worker(running, cluster, run_id)
     running.eventually(lambda: len(jobs(cluster, "RUNNING")) >= 2)
     running.eventually(lambda: "deferred" in running.states(DAG, run_id)[TRIAL])
     running.restart_triggerer()
@@ -49,7 +47,7 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     tasks = [task for task in running.tasks(DAG, run_id) if task["task_id"] == TRIAL]
     assert [task["state"] for task in tasks] == ["success"] * 3
     tries = {task["map_index"]: task["try_number"] for task in tasks}
-    assert tries[killed["map_index"]] > 1
+    assert tries[killed] > 1
     # a job was cancelled and went on in another one; no trial ever had two at once
     seen = jobs(cluster)
     trial_id = seen[cancelled]["metadata"]["trial_id"]
@@ -70,14 +68,21 @@ def test_a_night_on_a_cluster_ends_as_tuner_restore(
     by_hand.assert_equal(ours, seaweed.env)
 
 
-def kill_a_worker(running, run_id: str) -> dict | None:
-    """Kill the process of a trial's task with `kill -9`, and return the task."""
-    for task in running.tasks(DAG, run_id):
-        if task["task_id"] == TRIAL and task["state"] == "running" and task["pid"]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(task["pid"], signal.SIGKILL)
-                return task
-    return None
+def kill_a_worker(running, cluster, run_id: str) -> int:
+    """Kill the process of a trial's task with `kill -9`, and return its map index."""
+
+    def trials() -> list[dict]:
+        return [task for task in running.tasks(DAG, run_id) if task["task_id"] == TRIAL]
+
+    def at_work() -> list[dict]:
+        return [task for task in trials() if task["state"] == "running" and task["pid"]]
+
+    running.eventually(lambda: any(task["state"] for task in trials()), every=0.2)
+    with cluster.silenced():  # a task has a process until the head has taken its job
+        victim, *_ = running.eventually(at_work)
+        os.kill(victim["pid"], signal.SIGKILL)
+        running.eventually(lambda: victim["pid"] not in {task["pid"] for task in at_work()})
+    return victim["map_index"]
 
 
 def cancel_a_job(cluster, running) -> str:
@@ -85,26 +90,19 @@ def cancel_a_job(cluster, running) -> str:
     victim = running.eventually(
         lambda: next((name for name, log in logs(cluster).items() if "iteration" in log), None)
     )
-    call(cluster, f"/api/jobs/{victim}/stop", "POST")
+    cluster.call(f"/api/jobs/{victim}/stop", "POST")
     running.eventually(lambda: victim in jobs(cluster, "STOPPED"))
     return victim
 
 
-def call(cluster, path: str, method: str = "GET"):
-    headers = {"Authorization": f"Bearer {cluster.token}"}
-    request = urllib.request.Request(cluster.address + path, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
-
-
 def jobs(cluster, status: str = "") -> dict[str, dict]:
     """Return jobs by submission id, oldest first."""
-    found = [job for job in call(cluster, "/api/jobs/") if job["submission_id"]]
+    found = [job for job in cluster.call("/api/jobs/") if job["submission_id"]]
     found.sort(key=lambda job: job["start_time"])
     return {j["submission_id"]: j for j in found if status in ("", j["status"])}
 
 
 def logs(cluster) -> dict[str, str]:
     return {
-        name: call(cluster, f"/api/jobs/{name}/logs")["logs"] for name in jobs(cluster, "RUNNING")
+        name: cluster.call(f"/api/jobs/{name}/logs")["logs"] for name in jobs(cluster, "RUNNING")
     }

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import ROOT
-from tests.support.airflow.standalone import PATIENCE_SECONDS
 from tests.support.experiments.failed import environment
 from tests.support.experiments.sweeps import DAGS, copy_sweep
+from tests.support.waiting import PATIENCE_SECONDS
 
 SAME = ("trial_id", "dir", "config", "status", "last_result", "metric", "tag")
 """What is equal of each trial, whoever restored it, and wherever."""
@@ -25,19 +25,20 @@ class ByHand:
     Args:
         directory: Where it lies.
         restore: The process that is at it.
+        log: What that prints.
     """
 
-    def __init__(self, directory: Path, restore: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, directory: Path, restore: "subprocess.Popen[bytes]", log: Path) -> None:
         self.directory = directory
         self.restore = restore
+        self.log = log
 
     def assert_equal(self, url: str, env: Mapping[str, str]) -> None:
         """Whether an experiment that we restored came to the same end."""
-        assert self.restore.wait(PATIENCE_SECONDS) == 0
+        assert self.restore.wait(PATIENCE_SECONDS) == 0, self.log.read_text()[-6000:]
         command = _python("describe", url, str(self.directory))
-        done = subprocess.run(
-            **command, env=_environment(**env), stdout=subprocess.PIPE, text=True, check=True
-        )
+        done = subprocess.run(**command, env=_environment(**env), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-6000:]
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("DESCRIBED ")]
         ours, theirs = json.loads(line.removeprefix("DESCRIBED "))
         assert len(ours["trials"]) == len(theirs["trials"]) == 4  # noqa: PLR2004
@@ -57,14 +58,17 @@ def restored_by_hand(scratch: Path) -> Iterator[ByHand]:
     case = {"uri": str(experiment), "trainable": "example_sweep:train"}
     cases = scratch / "cases.json"
     cases.write_text(json.dumps([{**case, "flags": {"resume_errored": True}}]))
-    process = subprocess.Popen(
-        **_python("restore", str(cases)),
-        env=_environment(),
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log = scratch / "by_hand.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            **_python("restore", str(cases)),
+            env=_environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
-        yield ByHand(experiment, process)
+        yield ByHand(experiment, process, log)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -73,7 +77,7 @@ def restored_by_hand(scratch: Path) -> Iterator[ByHand]:
 
 def _python(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.support.ray.tuner_restore", *arguments]
-    return {"args": command, "cwd": ROOT, "stderr": subprocess.DEVNULL}
+    return {"args": command, "cwd": ROOT}
 
 
 def _environment(**extra: str) -> dict[str, str]:

@@ -4,13 +4,18 @@ They are made anew for each session: Airflow keeps the source of DAGs.
 """
 
 import base64
+import contextlib
 import json
+import os
 import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+LARGE = 64 * 1024**2
+"""Object stores of Rays, in bytes."""
 
 
 def _make() -> str:
@@ -91,12 +96,11 @@ def objects(server, prefix: str) -> dict[str, bytes]:
 def files(directory: Path, besides: str = "\0") -> dict[str, bytes]:
     """Return the files below a directory; what ends meanwhile may take its files along."""
     found = {}
-    for path in directory.rglob("*"):
-        try:
-            if path.is_file() and path.suffix != besides and path.stat().st_size < 64 * 1024**2:
-                found[path.as_posix()] = path.read_bytes()
-        except FileNotFoundError:
-            continue
+    for parent, _, names in os.walk(directory):  # `rglob` raises where a directory goes meanwhile
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and path.suffix != besides and path.stat().st_size < LARGE:
+                    found[path.as_posix()] = path.read_bytes()
     return found
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support import ROOT
+from tests.support import ROOT, rest
 from tests.support.storage.servers import free_port
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -52,15 +52,7 @@ class Airflow:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Call the REST API (v2) and return the decoded answer."""
-        request = urllib.request.Request(
-            f"{self.url}{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        return rest.call(f"{self.url}{path}", self._token, method=method, body=body)
 
     def start(self, *command: str) -> None:
         """Start another part of it."""
@@ -90,8 +82,8 @@ class Airflow:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, KeyError, ValueError):
-                tasks_server = self._env["AIRFLOW__API__BASE_URL"]
-                urllib.request.urlopen(f"{tasks_server}/api/v2/version", timeout=120).close()
+                for server in (self._env["AIRFLOW__API__BASE_URL"], self.url):
+                    rest.call(f"{server}/api/v2/version", patience=0)
                 health = self.call("GET", "/api/v2/monitor/health")
                 parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
                 if all(health[part]["status"] == "healthy" for part in parts):

@@ -13,9 +13,11 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.launch.local import _kill_session, _members
 from airflow_tune_restore.runner.ray_session import STARTS
+from tests.support import rest
 from tests.support.storage.servers import free_port
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -45,6 +47,23 @@ class RayCluster:
     def connection(self) -> dict[str, object]:
         """Return what AIRFLOW_CONN_… holds."""
         return {"conn_type": "ray_jobs", "host": self.address, "password": self.token}
+
+    def call(self, path: str, method: str = "GET") -> Any:
+        """Call the API of the head, and return the decoded answer."""
+        return rest.call(self.address + path, self.token, method=method)
+
+    @contextlib.contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Let the head answer nothing for a while: whoever asks it waits."""
+        pids = [pid for pid in _members(self.nodes[0].pid) if b"/dashboard.py" in _command(pid)]
+        assert pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def start_head(self, **options: object) -> None:
         """Start the head node, or start it anew: it then knows of no job."""
@@ -100,6 +119,13 @@ class RayCluster:
             )  # fmt: skip
         self.nodes.append(node)
         return node
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 @contextlib.contextmanager

@@ -293,7 +293,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log) -> None
         try:
             urllib.request.urlopen(url, timeout=10).close()
         except urllib.error.HTTPError as error:
-            if error.code != 404:  # noqa: PLR2004
+            if error.code < 500 and error.code != 404:  # noqa: PLR2004
                 return  # it answers, if only to say who are you
             time.sleep(0.1)
         except OSError:
