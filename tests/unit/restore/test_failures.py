@@ -178,11 +178,11 @@ def test_a_huge_text_is_not_read_through(part):
     """What is looked at is copied first: lines are split off, letters made small, colours removed."""
     text = "ray::f()\n" + part * (HUGE // len(part)) + "\nValueError: x"
     for classifies in (classify, lambda text: classify_end(1, text)):
-        with copying_at_most(HUGE // 4):
+        with copying_at_most(HUGE // 2):
             classifies(text)
 
 
-HUGE = 30_000_000
+HUGE = 10_000_000
 
 
 @contextlib.contextmanager

@@ -186,7 +186,7 @@ def test_a_store_that_fails_for_a_while_is_survived_and_for_too_long_is_not(stor
 
 
 def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(store, monkeypatch):
-    """While one thread waits for its beat to be written, the other tells a lost parent and ends in time."""
+    """While one thread waits for its beat to be written, another notices that it is late."""
     codes, signals, clock = [], [], {"now": 0.0}
     is_beating, answered = threading.Event(), threading.Event()
 
