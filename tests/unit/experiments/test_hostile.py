@@ -131,7 +131,8 @@ def test_a_name_in_a_pickle_that_nothing_can_encode_is_none():
     )
 
 
-SCAN_BOMBS = """
+READ_BOMBS = """
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns.hostile_inputs import _bombs
@@ -142,16 +143,18 @@ for bomb in _bombs():
     store = MemoryStore()
     for name in ("bad", "good"):
         store.put(f"{name}/{STATE_NAME}", make_state([make_row("t")]))
-    store.put("bad/tuner.pkl", bomb)
+    store.put("bad/tuner.pkl", bomb)  # which a scan does not look into
+    store.put("bad/basic-variant-state-2026-11-23_10-00-00.json", bomb)
     reports = {report.name: report for report in scan(store)}
     assert reports["good"].trials == reports["bad"].trials == {"TERMINATED": 1}
+    assert read_experiment(store.at("bad")).count_by_status == {"TERMINATED": 1}
 """
 
 
 def test_a_pickle_that_explodes_is_read_or_refused_beside_a_good_experiment():
     """In a process of its own: who walks into one of them never comes back, and no signal reaches it."""
     done = subprocess.run(
-        [sys.executable, "-c", SCAN_BOMBS],
+        [sys.executable, "-c", READ_BOMBS],
         cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-500:] + done.stderr
