@@ -14,12 +14,11 @@ from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.restore import attempts, lease
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.local import LocalStore
-from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
+from tests.support.records import leave_attempt, start_night
 
 PLACES = {
     "state": STATE_NAME,
@@ -61,14 +60,9 @@ def read_all(scratch: Path, name: str, size: int, *, streamed: bool = False) -> 
 def _restored(directory: Path) -> ObjectStore:
     rows = [make_row("done"), make_row("bad", status="ERROR", checkpoint=True)]
     store = LocalStore(make_experiment(directory, rows))
-    flags = ResumeFlags.from_flags(resume_errored=True)
-    experiment = read_experiment(store)
-    plan = plan_restore(
-        store, experiment, restore_id="r1", flags=flags, strategy="per_trial", allow_scratch=True
-    )
-    start_restore(store, experiment, plan, holder="test")
-    attempts.claim_attempt(store, plan, "bad", trainable="m:train")
-    store.put(layout.snapshot_key("r1", "bad", 1), make_state([make_row("bad")]))
+    plan = start_night(store, strategy="per_trial", allow_scratch=True)
+    request = leave_attempt(store, plan, "bad")
+    store.delete(layout.outcome_key("r1", "bad", request.attempt))  # it was killed
     return store
 
 

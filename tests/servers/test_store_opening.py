@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from airflow_tune_restore.storage.create import check_exclusive_create
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.storage.servers import AZURITE_KEY, GOOGLE_KEY_CANARY, google_key_file
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
@@ -19,12 +21,13 @@ def test_a_filesystem_that_is_given_may_have_a_cache(kind, request):
     import fsspec
 
     server = request.getfixturevalue(kind)
+    place = uuid.uuid4().hex
     scheme = server.url.partition("://")[0]
     cached = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=True)
-    ours = open_store(f"{server.url}/cached", filesystem=cached)
-    theirs = open_store(f"{server.url}/cached")
+    ours = open_store(f"{server.url}/{place}", filesystem=cached)
+    theirs = open_store(f"{server.url}/{place}")
     theirs.put("dir/first", b"x")
-    cached.ls(f"{server.bucket}/cached/dir")
+    cached.ls(f"{server.bucket}/{place}/dir")
     theirs.put("dir/second", b"x")
     assert [e.name for e in ours.list_dir("dir")] == ["first", "second"]
 
@@ -36,7 +39,7 @@ def test_the_time_is_the_servers(kind, request, monkeypatch):
         def now(cls, tz=None):
             return super().now(tz) + timedelta(days=1)
 
-    store = open_store(request.getfixturevalue(kind).url)
+    store = open_store(f"{request.getfixturevalue(kind).url}/{uuid.uuid4().hex}")
     store.put("x", b"x")
     monkeypatch.setattr("airflow_tune_restore.storage.fsspec_store.datetime", Late)
     assert abs(store.now() - datetime.now(UTC)) < timedelta(hours=1)
@@ -56,7 +59,7 @@ class LookingFirst(MemoryStore):
 
     def create(self, key, body):
         taken = key in self._objects
-        self.have_looked.wait(120)
+        self.have_looked.wait(PATIENCE_SECONDS)
         if taken:
             raise KeyExistsError(self.uri, key)
         self.put(key, body)
@@ -133,7 +136,7 @@ def test_rays_view_shows_what_the_store_wrote(kind, request):
     from pyarrow.fs import FileSelector
 
     server = request.getfixturevalue(kind)
-    store = open_store(f"{server.url}/viewed")
+    store = open_store(f"{server.url}/{uuid.uuid4().hex}")
     filesystem, path = arrow_filesystem(store.uri)
     filesystem = pickle.loads(pickle.dumps(filesystem))  # noqa: TID251  as Ray does
     assert filesystem.get_file_info(FileSelector(path, allow_not_found=True)) == []

@@ -6,6 +6,7 @@
 Tests copy those that were made once: `tests/golden/failed`, by `tests/golden/make_failed.py`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -69,6 +70,12 @@ BATCHES = (
 
 KILLED = frozenset({"killed", "left", "optuna", "hyperopt"})
 """The kinds whose driver is killed; each is a batch of its own."""
+
+TRIAL_FILES = ("params.json", "params.pkl", "progress.csv", "result.json")
+"""What Ray writes of a trial that has reported something, beside its checkpoints."""
+
+_LEARNED = ("searcher-state-*.pkl", "search_gen_state-*.json")
+_SEARCHER_FILES = {"optuna": _LEARNED, "hyperopt": _LEARNED}
 
 
 class Gate:
@@ -151,12 +158,13 @@ def make_killed_experiment(directory: Path, kind: str = "killed") -> Path:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and driver.poll() is None:
         if _is_ready_to_die(experiment):
-            os.killpg(driver.pid, signal.SIGSTOP)
-            if _is_ready_to_die(experiment) and _is_whole(experiment):
+            os.killpg(driver.pid, signal.SIGSTOP)  # not in the middle of writing its state
+            if _is_ready_to_die(experiment):
                 break
             os.killpg(driver.pid, signal.SIGCONT)
         time.sleep(0.3)
-    os.killpg(driver.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # a driver that crashed
+        os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert _is_ready_to_die(experiment), "the experiment did not get to the state wanted"
     return experiment
@@ -166,6 +174,15 @@ def rows(experiment: Path) -> list[tuple[dict, dict]]:
     """Return the decoded rows of the newest state."""
     newest = max(experiment.glob("experiment_state-*.json"))
     return [(json.loads(a), json.loads(b)) for a, b in json.loads(newest.read_text())["trial_data"]]
+
+
+def has(directory: Path, *patterns: str) -> bool:
+    """Whether there is a file of each name, and something in it.
+
+    Ray copies its files to the storage one after another, in the background; pyarrow empties each first.
+    """
+    found = [list(directory.glob(pattern)) for pattern in patterns]
+    return all(paths and all(path.stat().st_size for path in paths) for paths in found)
 
 
 def save_rarely(experiment: Path) -> None:
@@ -178,28 +195,27 @@ def save_rarely(experiment: Path) -> None:
 
 
 def _is_ready_to_die(experiment: Path) -> bool:
+    """Whether it has come to where it is killed, and all that Ray writes until then is in the storage."""
     try:
-        trials = [
-            (t["status"], r["last_result"], t["relative_logdir"]) for t, r in rows(experiment)
-        ]
+        trials = rows(experiment)
+        begun = {
+            (t["status"], r["last_result"]["training_iteration"]): experiment / t["relative_logdir"]
+            for t, r in trials
+            if "training_iteration" in r["last_result"]
+        }
+        return (
+            begun.keys() == {("TERMINATED", 6), ("RUNNING", 2)}
+            and (experiment.name != "killed" or len(trials) == 3)
+            and all(has(directory, *TRIAL_FILES) for directory in begun.values())
+            and has(
+                experiment,
+                "tuner.pkl",
+                "experiment_state-*.json",
+                *_SEARCHER_FILES.get(experiment.name, ("basic-variant-state-*.json",)),
+            )
+        )
     except (ValueError, OSError):
         return False
-    hanging = [
-        directory
-        for status, last, directory in trials
-        if status == "RUNNING" and last.get("training_iteration") == 2
-    ]
-    return (
-        any(status == "TERMINATED" for status, *_ in trials)
-        and len(hanging) == 1
-        and (experiment / hanging[0] / "result.json").exists()
-        and (experiment.name != "killed" or len(trials) == 3)
-    )
-
-
-def _is_whole(experiment: Path) -> bool:
-    """Whether no state is just being written: pyarrow empties it first. Ray's marker is always empty."""
-    return all(path.stat().st_size for path in experiment.glob("*state-*"))
 
 
 def _recipe(kind: str) -> dict:

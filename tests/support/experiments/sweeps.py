@@ -19,7 +19,8 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN, ROOT
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.experiments.failed import TRIAL_FILES, has, rows
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 DAGS = ROOT / "dags"
 SWEEP = DAGS / "example_sweep.py"
@@ -111,12 +112,10 @@ def killed_sweep(storage_path: Path, name: str = "killed") -> Path:
         driver = start_sweep(
             storage_path, name, seconds=0, until=lambda: _hangs(experiment), script=script
         )
-        os.killpg(driver.pid, signal.SIGSTOP)  # not in the middle of writing its state
-        while not _hangs(experiment):
-            os.killpg(driver.pid, signal.SIGCONT)
-            time.sleep(0.3)
-            os.killpg(driver.pid, signal.SIGSTOP)
-        kill(driver)
+        try:
+            eventually(lambda: _stands_still(driver, experiment))
+        finally:
+            kill(driver)
     return experiment
 
 
@@ -168,13 +167,38 @@ def statuses_in(state: str | bytes) -> list[tuple[str, int]]:
     )
 
 
+def _stands_still(driver: "subprocess.Popen[bytes]", experiment: Path) -> bool:
+    """Stop a driver where it is to be killed; let it go on if it was just writing something."""
+    assert driver.poll() is None, "the driver died before it was killed"
+    os.killpg(driver.pid, signal.SIGSTOP)
+    if _hangs(experiment):
+        return True
+    os.killpg(driver.pid, signal.SIGCONT)
+    return False
+
+
 def _hangs(experiment: Path) -> bool:
-    """Whether it has come to where it is killed; not while a state is being written."""
+    """Whether it has come to where it is killed, and all that Ray writes until then is in the storage."""
     wanted = [("PENDING", 0), ("RUNNING", 0), ("RUNNING", 2), ("TERMINATED", 6)]
     try:
-        return ends(experiment) == wanted
+        if ends(experiment) != wanted:
+            return False
+        begun = [(t, run) for t, run in rows(experiment) if t["status"] != "PENDING"]
+        return has(
+            experiment, "tuner.pkl", "experiment_state-*.json", "basic-variant-state-*.json"
+        ) and all(
+            has(experiment / t["relative_logdir"], *TRIAL_FILES)
+            if "training_iteration" in run["last_result"]
+            else _has_begun(experiment / t["relative_logdir"])
+            for t, run in begun
+        )
     except (OSError, ValueError):
         return False
+
+
+def _has_begun(trial_dir: Path) -> bool:
+    """Whether a trial that never reported anything has left what it will leave."""
+    return has(trial_dir, "params.json", "params.pkl") and (trial_dir / "result.json").exists()
 
 
 def _write_sweep(directory: Path, waits_while: str) -> Path:

@@ -125,15 +125,15 @@ class KubernetesApi:
         with self.lock:
             return [name for _, name in self.pods]
 
-    def wait_for(self, what: Any, seconds: float = PATIENCE_SECONDS, whom: str = "") -> Any:
+    def wait_for(self, what: Any) -> Any:
         """Wait until `what(pods)` is true, and return it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             with self.lock:
                 if found := what(list(self.pods.values())):
                     return found
             time.sleep(0.1)
-        raise TimeoutError(f"{whom}: {json.dumps(list(self.pods.values()))[:3000]}")
+        raise TimeoutError(json.dumps(list(self.pods.values()))[:3000])
 
     # the resources
 

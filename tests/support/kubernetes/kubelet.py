@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_tune_restore.launch.local import (
     _kill_session,  # a container ends with its first process
 )
+from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.support.kubernetes.api import KubernetesApi
@@ -100,13 +101,6 @@ class Kubelet:
         container.reason = "OOMKilled"
         self._end(container, 0)
 
-    def lose(self, name: str) -> None:
-        """Lose the node: what runs there is gone, and the pod with it."""
-        container = self.container(name)
-        self.api.report(container.pod, "TaintManagerEviction", "Marking for deletion Pod")
-        self.api.remove(container.pod)
-        self._end(container, 0)
-
     def container(self, name: str) -> Container:
         return next(c for c in self.containers.values() if c.pod["metadata"]["name"] == name)
 
@@ -144,7 +138,7 @@ class Kubelet:
             container.wanted_gone.set()
             self._end(container, 0)
         for container in list(self.containers.values()):
-            container.over.wait(120)
+            container.over.wait(PATIENCE_SECONDS)
 
     # the life of a pod
 
@@ -216,7 +210,7 @@ class Kubelet:
         os.waitid(os.P_PID, container.process.pid, os.WEXITED | os.WNOWAIT)
         _kill_session(container.process.pid)
         code = container.process.wait()
-        reader.join(120)
+        reader.join(PATIENCE_SECONDS)
         self._report_end(container, 128 - code if code < 0 else code, spec)
 
     def _report_end(self, container: Container, code: int, spec: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import random
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
@@ -95,7 +96,8 @@ class ReadWriteConformance:
     def test_times_are_aware_and_by_the_stores_own_clock(self, root):
         root.put("object", b"x")
         (entry,) = root.list_dir()
-        assert abs((root.now() - entry.modified_at).total_seconds()) < 60
+        # a day: of time zones and wrong units; a starved machine may take minutes between the two
+        assert abs(root.now() - entry.modified_at) < timedelta(days=1)
 
     def test_the_etag_tells_one_content_from_another(self, root):
         if not self.has_etags:

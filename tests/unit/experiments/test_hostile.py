@@ -4,7 +4,8 @@ import json
 import math
 import os
 import struct
-import time
+import subprocess
+import sys
 
 import pytest
 
@@ -23,7 +24,9 @@ from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns.hostile_inputs import _bombs
+from tests.support import ROOT
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 def test_the_id_that_stands_for_all_trials_is_refused():
@@ -97,12 +100,11 @@ def test_a_key_with_a_billion_leaves_is_no_key():
 
 
 def test_many_references_to_one_bundle_are_not_added_up_for_a_day():
+    """A million references to a CPU: the sum says how many of them were looked at."""
     bundle = b"}(" + (text("CPU") + b"K\x01") * 20_000 + b"u\x94"
     pickled = b"}" + text("_bundles") + b"](" + bundle + b"h\x00" * 50_000 + b"es."
     row = make_row("a", placement_group_factory=pickled.hex())
-    started = time.process_time()
-    assert parse_state(make_state([row])).trials[0].resources["CPU"] <= 10_000
-    assert time.process_time() - started < 5
+    assert 0 < parse_state(make_state([row])).trials[0].resources["CPU"] <= 10_000
 
 
 @pytest.mark.parametrize("amount", [b"G\x7f\xf0\0\0\0\0\0\0", b"\x8a\x40" + b"\x7f" * 64, b"K\x00"])
@@ -129,16 +131,34 @@ def test_a_name_in_a_pickle_that_nothing_can_encode_is_none():
     )
 
 
-@pytest.mark.parametrize("number", range(len(_bombs())))
-def test_a_pickle_that_explodes_is_read_or_refused_beside_a_good_experiment(number):
+READ_BOMBS = """
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.storage.memory import MemoryStore
+from campaigns.hostile_inputs import _bombs
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
+
+for bomb in _bombs():
+    print(bomb[:100], len(bomb), flush=True)
     store = MemoryStore()
     for name in ("bad", "good"):
         store.put(f"{name}/{STATE_NAME}", make_state([make_row("t")]))
-    store.put("bad/tuner.pkl", _bombs()[number])
-    started = time.process_time()
+    store.put("bad/tuner.pkl", bomb)  # which a scan does not look into
+    store.put("bad/basic-variant-state-2026-11-23_10-00-00.json", bomb)
     reports = {report.name: report for report in scan(store)}
-    assert time.process_time() - started < 5
     assert reports["good"].trials == reports["bad"].trials == {"TERMINATED": 1}
+    assert read_experiment(store.at("bad")).count_by_status == {"TERMINATED": 1}
+"""
+
+
+def test_a_pickle_that_explodes_is_read_or_refused_beside_a_good_experiment():
+    """In a process of its own: who walks into one of them never comes back, and no signal reaches it."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BOMBS],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr
+    assert len(done.stdout.splitlines()) == len(_bombs())
 
 
 class Refusing(MemoryStore):

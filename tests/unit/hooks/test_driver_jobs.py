@@ -1,4 +1,4 @@
-"""Which Ray jobs count as the driver of an experiment; the real cluster is in tests/integration."""
+"""Which Ray jobs count as the driver of an experiment; the real cluster is in tests/ray."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a sweep's task does when it has failed; the real thing is in tests/e2e."""
+"""What a sweep's task does when it has failed; the real thing is in tests/airflow."""
 
 from types import SimpleNamespace
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +11,9 @@ from airflow_tune_restore.exceptions import LeaseLostError, StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.request import EXIT_FENCED, RunnerRequest
-from airflow_tune_restore.runner.heartbeat import FencedError, Heartbeat
+from airflow_tune_restore.runner.heartbeat import BEAT_SECONDS, FencedError, Heartbeat
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 REQUEST = RunnerRequest(
     experiment="", restore_id="r", trial_id="t", attempt=1, trainable="", trainable_name="",
@@ -94,15 +95,38 @@ def test_a_parent_that_is_gone_is_a_request_to_stop(store, monkeypatch):
     assert sent == [15]
 
 
-def test_it_beats_often_enough_for_a_short_lease(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("ttl_seconds", "seconds"), [(0.4, 0.1), (8, 2), (20, 5), (3600, 5)])
+def test_it_beats_four_times_in_a_short_lease_and_every_five_seconds_in_a_long_one(
+    tmp_path, monkeypatch, ttl_seconds, seconds
+):
+    """Both threads wait for so long: the one that beats, and the one that watches over it."""
     store = open_store(tmp_path.as_posix())
-    lease.acquire(store, restore_id="r", holder="test", ttl_seconds=0.4)
-    codes = []
-    monkeypatch.setattr("os._exit", codes.append)
+    lease.acquire(store, restore_id="r", holder="test", ttl_seconds=ttl_seconds)
     pulse = heartbeat(store)
+    pulse.check()
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        return True  # stopped meanwhile
+
+    monkeypatch.setattr(pulse._stopped, "wait", wait)
+    pulse._run()
+    pulse._watch()
+    assert waits == [seconds, seconds]
+
+
+def test_once_started_it_beats_and_looks_for_its_parent_by_itself(store, monkeypatch):
+    sent = []
+    monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
+    monkeypatch.setattr("airflow_tune_restore.runner.heartbeat.BEAT_SECONDS", 0.01)
+    pulse = Heartbeat(store, REQUEST, parent_pid=1)  # not our parent: as if ours were gone
+    # a starved thread may miss the end of its lease, which is not what this is about
+    monkeypatch.setattr(pulse, "_end_if_overdue", lambda: None)
     pulse.start()
-    eventually(lambda: beat(store)["count"] >= 4)
+    eventually(lambda: beat(store)["count"] >= 4 and sent)
     pulse.stop()
+    assert sent == [signal.SIGTERM]
 
 
 def test_it_stops_itself_at_two_thirds_of_the_ttl_without_another_write(store, monkeypatch):
@@ -161,26 +185,47 @@ def test_a_store_that_fails_for_a_while_is_survived_and_for_too_long_is_not(stor
     assert lease.DEFAULT_TTL_SECONDS * 2 / 3 < clock["now"] <= lease.DEFAULT_TTL_SECONDS * 2 / 3 + 5
 
 
-def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(tmp_path, monkeypatch):
-    store = open_store(tmp_path.as_posix())
-    lease.acquire(store, restore_id="r", holder="test", ttl_seconds=0.4)
-    codes, signals = [], []
-    answered, ended = threading.Event(), threading.Event()
+def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(store, monkeypatch):
+    """While one thread waits for its beat to be written, another notices that it is late."""
+    codes, signals, clock = [], [], {"now": 0.0}
+    is_beating, answered = threading.Event(), threading.Event()
+
+    def beat_for_ever():
+        is_beating.set()
+        assert answered.wait(PATIENCE_SECONDS)
 
     def end(code):
         codes.append(code)
-        ended.set()
+        raise SystemExit  # the thread ends as the process would
+
+    def wait(seconds):
+        if threading.current_thread() is not beating:  # only the watching one moves the clock on
+            clock["now"] += seconds
+        return answered.is_set()
 
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr("os.kill", lambda _pid, number: signals.append(number))
+    monkeypatch.setattr(
+        "airflow_tune_restore.runner.heartbeat.time",
+        SimpleNamespace(monotonic=lambda: clock["now"]),
+    )
     pulse = Heartbeat(store, REQUEST, parent_pid=1)  # not our parent: as if ours were gone
-    pulse.start()
-    monkeypatch.setattr(pulse, "beat", lambda: answered.wait(120))
-    assert ended.wait(120)
-    assert codes[0] == EXIT_FENCED
+    pulse.check()
+    monkeypatch.setattr(pulse, "beat", beat_for_ever)
+    monkeypatch.setattr(pulse._stopped, "wait", wait)
+    beating = threading.Thread(target=pulse._run)
+    beating.start()
+    try:
+        assert is_beating.wait(PATIENCE_SECONDS)
+        with pytest.raises(SystemExit):
+            pulse._watch()
+    finally:
+        answered.set()
+        beating.join()
+    assert codes == [EXIT_FENCED]
     assert signals == [signal.SIGTERM]
-    answered.set()
-    pulse.stop()
+    two_thirds = lease.DEFAULT_TTL_SECONDS * 2 / 3
+    assert two_thirds < clock["now"] <= two_thirds + BEAT_SECONDS
 
 
 def beat(store):

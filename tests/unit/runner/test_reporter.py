@@ -6,6 +6,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 KEY = layout.progress_key("r", "t", 1)
 
@@ -21,8 +22,24 @@ class SlowStore(MemoryStore):
     def put(self, key: str, body: bytes) -> None:
         if not self.is_writing.is_set():
             self.is_writing.set()
-            assert self.go_on.wait(60)
+            assert self.go_on.wait(PATIENCE_SECONDS)
         super().put(key, body)
+
+
+class SeenLock:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.is_awaited = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_awaited.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def make_reporter(store: MemoryStore) -> Reporter:
@@ -45,19 +62,23 @@ def test_the_last_words_of_a_trial_are_written_when_flush_returns():
     """An outcome is put after it: a follower that sees the outcome looks no more for words."""
     store = SlowStore()
     reporter = make_reporter(store)
+    reporter._writing = lock = SeenLock()
     reporter.add("t", progress(1))
     other = threading.Thread(target=reporter.flush)
     other.start()
-    assert store.is_writing.wait(60)
+    assert store.is_writing.wait(PATIENCE_SECONDS)
     reporter.add("t", progress(2))
     written = []
     mine = threading.Thread(target=lambda: (reporter.flush(), written.append(iterations(store))))
     mine.start()
-    mine.join(0.2)  # where it would end if it did not wait for the other
-    assert written == []
-    store.go_on.set()
-    mine.join(60)
-    other.join(60)
+    try:
+        # it waits for the other; or it does not, and has ended
+        eventually(lambda: lock.is_awaited.is_set() or not mine.is_alive())
+        assert written == []
+    finally:
+        store.go_on.set()
+    mine.join(PATIENCE_SECONDS)
+    other.join(PATIENCE_SECONDS)
     assert written == [[1, 2]]
     assert iterations(store) == [1, 2]
 

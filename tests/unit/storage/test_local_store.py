@@ -15,6 +15,7 @@ import pytest
 from airflow_tune_restore.exceptions import KeyNotFoundError, StorageError
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.local import LocalStore
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_what_never_ends_is_not_read(tmp_path, kind):
         [sys.executable, "-c", READ, tmp_path.as_posix()],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.stdout.splitlines() == [f"{tmp_path}/x does not exist."] * 2, done.stderr

@@ -19,6 +19,7 @@ from airflow_tune_restore.triggers.experiment_watch import Poll
 from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
 from airflow_tune_restore.triggers.failed_tune_experiment import FailedTuneExperimentTrigger
 from tests.support.experiments.built import make_report
+from tests.support.waiting import PATIENCE_SECONDS
 
 DEAD = make_report("dead", Health.INTERRUPTED)
 
@@ -241,7 +242,7 @@ def test_watchers_and_sensors_of_one_prefix_share_one_poll(monkeypatch):
     async def share():
         streams = SharedStreamManager()
         waiting = [first(streams, n, trigger) for n, trigger in enumerate([watcher, *sensors])]
-        found = await asyncio.wait_for(asyncio.gather(*waiting), 30)
+        found = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_SECONDS)
         await streams.stop_all()
         return found
 

@@ -13,6 +13,7 @@ from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import ray_job, ray_poller, storage_watch
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.records import Attempt, leave_outcome
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def report(store, *iterations: int, first: int = 0) -> None:
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -107,7 +108,7 @@ def fire(head, one: RayJobTrigger, step, *, after=lambda: True) -> dict:
         await until(after)
         assert not task.done()
         step()
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await task
 
     return asyncio.run(main())

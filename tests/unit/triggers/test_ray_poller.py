@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import RayClusterError
 from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
 from airflow_tune_restore.triggers import ray_poller
 from airflow_tune_restore.triggers.ray_poller import JobPoller
+from tests.support.waiting import PATIENCE_SECONDS
 
 CLUSTER = Cluster(address="http://head:8265", token="t")
 INTERVAL = 0.02
@@ -50,8 +51,8 @@ def job(name: str, status: str = "RUNNING") -> RayJob:
     return RayJob(submission_id=name, status=status)
 
 
-async def until(condition, seconds: float = 180):
-    async with asyncio.timeout(seconds):
+async def until(condition):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.005)
 
