@@ -95,8 +95,8 @@ def test_an_attempt_ends_when_a_newer_one_is_claimed_and_writes_nothing_more(cop
 def written_by_others(directory, request):
     """Return all that is not an attempt's alone.
 
-    It hears of the newer one with its next beat. Until then it beats, renews the lease it still holds, and
-    saves in a directory of its own, where no other attempt writes.
+    It hears of the newer one with its next beat. Until then it beats, renews the lease it still holds,
+    and saves in a directory of its own, where no other attempt writes.
     """
     own = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
     return {
