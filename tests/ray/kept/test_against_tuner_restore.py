@@ -17,16 +17,17 @@ from tests.support.ray.compared import (
 )
 
 FLAGS = [
-    Case("errored, no flag", "errored"),
+    # its third trial had failed, too, and is said to have been paused
+    Case("errored and paused, no flag", "two_errored", statuses={"fails sparsely": "PAUSED"}),
     Case("errored, resumed", "errored", RESUMED),
     Case("errored, restarted", "errored", {"restart_errored": True}),
     Case("errored, both", "errored", {"resume_errored": True, "restart_errored": True}),
     Case("errored, fails again", "errored", RESUMED, healed=False),
     Case("killed, resumed", "killed"),
     Case("killed, not resumed", "killed", {"resume_unfinished": False}),
-    Case("paused, resumed", "killed", statuses={"hangs": "PAUSED", "waits": "TERMINATED"}),
-    Case("finished, resumed", "errored", {"per_status": {"finished": "resume"}}),
-    Case("finished, restarted", "errored", {"per_status": {"finished": "restart"}}),
+    Case(
+        "finished, restarted", "errored", {"per_status": {"finished": "restart"}}
+    ),  # as ResumeConfig
 ]
 """Each row of statuses that `Tuner.restore` knows, and what its flags make of them."""
 

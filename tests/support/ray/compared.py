@@ -144,13 +144,15 @@ def _copy(case: Case, original: Path, scratch: Path, s3: Server | None) -> str:
 
 
 def _write_statuses(experiment: Path, statuses: Mapping[str, str]) -> None:
-    """Let the state say that trials had other statuses when the driver died."""
+    """Let the state say that trials had other statuses, and had not failed, when the driver died."""
     (path,) = experiment.glob("experiment_state-*.json")
     state = json.loads(path.read_text())
     for row in state["trial_data"]:
-        trial = json.loads(row[0])
-        trial["status"] = statuses.get(trial["config"]["role"], trial["status"])
-        row[0] = json.dumps(trial)
+        trial, run = map(json.loads, row)
+        if trial["config"]["role"] in statuses:
+            trial["status"] = statuses[trial["config"]["role"]]
+            run |= {"num_failures": 0, "error_filename": None, "pickled_error_filename": None}
+        row[:] = json.dumps(trial), json.dumps(run)
     path.write_text(json.dumps(state))
 
 
