@@ -3,8 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import pytest
-
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.request import EXIT_FINISHED
@@ -61,15 +59,13 @@ def _statuses_by_ray(directory: Path) -> set[str]:
     return {trial.status for trial in ExperimentAnalysis(directory.as_posix()).trials}
 
 
-@pytest.mark.parametrize(("trim", "rows"), [(False, [1, 2, 3, 3, 4, 5, 6]), (True, EVERY)])
-def test_rows_past_the_checkpoint_are_repeated_as_by_ray_unless_trimmed(hosts, copied, trim, rows):
-    restoring = Restoring(copied("sparse"), "sparse", hosts=hosts, trim_results=trim)
+def test_rows_past_the_checkpoint_are_trimmed_by_choice(hosts, copied):
+    restoring = Restoring(copied("sparse"), "sparse", hosts=hosts, trim_results=True)
     ran = restoring.run()
     assert ran.code == EXIT_FINISHED, ran.output
-    assert restoring.iterations() == restoring.csv_iterations() == rows
+    assert restoring.iterations() == restoring.csv_iterations() == EVERY
     backup = layout.results_backup_key(RESTORE_ID, restoring.trial.trial_id)
-    if trim:
-        assert len(restoring.store.get(backup).splitlines()) == 3
+    assert len(restoring.store.get(backup).splitlines()) == 3
 
 
 def test_without_tuner_pkl_the_state_alone_is_enough(hosts, copied):

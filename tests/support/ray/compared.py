@@ -10,6 +10,7 @@ from typing import Any
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.summary import CommitSummary
+from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.kept import Hosts
@@ -81,7 +82,8 @@ def restore_ours(
 ) -> Ended:
     """Restore another copy by us, and let Ray read it."""
     uri, env = _copy(case, original, scratch / "ours", s3), _env(case, s3)
-    before = _root_files(uri)
+    store = open_store(uri)
+    before = _root_files(store)
     flags = (
         ResumeFlags.parse(case.flags["per_status"])
         if "per_status" in case.flags
@@ -92,7 +94,7 @@ def restore_ours(
         imports=("tests.trainables",),
     )  # fmt: skip
     assert not hosts.runner.was_stopped, "our runner hung"
-    return Ended(hosts.ray.call("describe", uri, **env), summary, before, _root_files(uri))
+    return Ended(hosts.ray.call("describe", uri, **env), summary, before, _root_files(store))
 
 
 def assert_untouched(ended: Ended, most: int) -> None:
@@ -156,8 +158,7 @@ def _write_statuses(experiment: Path, statuses: Mapping[str, str]) -> None:
     path.write_text(json.dumps(state))
 
 
-def _root_files(uri: str) -> dict[str, bytes]:
-    store = open_store(uri)
+def _root_files(store: ObjectStore) -> dict[str, bytes]:
     return {
         entry.name: store.get(entry.name)
         for entry in store.list_dir()

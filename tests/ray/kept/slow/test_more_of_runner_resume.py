@@ -134,3 +134,10 @@ def test_an_empty_tuner_pkl_is_as_good_as_none(hosts, copied):
     assert ran.code == EXIT_FINISHED, ran.output
     assert restoring.iterations() == EVERY
     assert (directory / "tuner.pkl").read_bytes() == b""
+
+
+def test_rows_past_the_checkpoint_are_repeated_as_by_ray(hosts, copied):
+    restoring = Restoring(copied("sparse"), "sparse", hosts=hosts)
+    ran = restoring.run()
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert restoring.iterations() == restoring.csv_iterations() == [1, 2, 3, 3, 4, 5, 6]
