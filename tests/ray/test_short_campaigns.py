@@ -7,8 +7,8 @@ import pytest
 from tests.support.ray.campaigns import run_campaign
 
 FIXED = "4388"
-"""In the first round of each lane somebody is killed inside or after a write, and no round has to wait until
-a lease has run out, or a run of all counts as dead."""
+"""In the first round of each lane somebody is killed inside or after a write, and no round has to wait
+until a lease has run out, or a run of all counts as dead."""
 SEED = os.environ.get("TUNE_TEST_SEED", FIXED)
 
 
