@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from airflow_tune_restore.storage.fs import open_store
 from campaigns.checks import Ended, Files, find_losses
 from campaigns.night import Night, children, kill
 from tests.support.storage.proxy import AFTER, INSIDE, Fault, Proxy
-from campaigns.step import Chain
+from campaigns.chain import Chain
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES, environment, make_experiments
 from tests.support.storage.servers import Server, s3_server
@@ -49,8 +48,11 @@ assert airflow_home.HOME
 KIND = "two_errored"
 RECORDED, REAL, WHOLE = "recorded", "real", "whole"
 LEASE_TTL = {RECORDED: 6.0, REAL: 12.0, WHOLE: 12.0}
-QUIET_SECONDS = 25.0
-"""After this a silent run of all counts as dead here, so that a round does not wait for a minute."""
+"""So short that no round waits long to take over; starved runners end themselves, and are tried again."""
+QUIET_SHARE = 25.0 / LEASE_TTL[WHOLE]
+"""After so many of these a silent run of all counts as dead."""
+ROUNDS_PER_KILL = 4
+"""A lane that needs more rounds than this strikes nothing any more."""
 RECORDED_RUNNER = f'#!/bin/sh\nexec "{sys.executable}" -m campaigns.recorded_runner "$@"\n'
 
 
@@ -216,13 +218,15 @@ class Setting:
     Args:
         s3: The server.
         failed: The failed experiment.
-        undisturbed: The same after a restore that nobody disturbed.
         scratch: Directory for logs and the recording.
+        ttl: Of leases, in seconds; None for that of the lane.
+        undisturbed: The failed experiment after a restore that nobody disturbed.
     """
 
     s3: Server
     failed: Files
     scratch: Path
+    ttl: float | None = None
     undisturbed: Files = field(default_factory=dict)
 
     def filesystem(self) -> Any:
@@ -249,18 +253,21 @@ class Setting:
             TUNE_TEST_STEP_SECONDS="1",
             TUNE_TEST_JOURNAL=f"{self.scratch}/{name}.journal",
             TUNE_TEST_RECORDING=f"{self.scratch}/recording",
+            # trials have variables of their own: workers that are started beforehand are never used
+            RAY_prestart_worker_first_driver="0",
         )
+        ttl = self.ttl or LEASE_TTL[lane]
         changed = {key: value for key, value in ray.items() if os.environ.get(key) != value}
         return Chain(
             experiment=url,
-            lease_ttl=LEASE_TTL[lane],
+            lease_ttl=ttl,
             trainable=TRAINABLES[KIND],
             env={**self.s3.env, "AWS_ENDPOINT_URL": endpoint},
             python=str(recorder) if lane == RECORDED else None,
             runner_env=changed,
             log=f"{self.scratch}/{name}.log",
             strategy="whole_experiment" if lane == WHOLE else "auto",
-            quiet_seconds=QUIET_SECONDS,
+            quiet_seconds=ttl * QUIET_SHARE,
         )
 
 
@@ -440,12 +447,15 @@ class Report:
         )
 
 
-def run_lane(setting: Setting, lane: str, kills: int, report: Report) -> None:
-    """Run rounds until so many processes were killed."""
-    for number in count():
+def run_lane(setting: Setting, lane: str, kills: int, rounds: int, report: Report) -> None:
+    """Run rounds until so many processes were killed; that so many rounds did not is a failure, too."""
+    for number in range(rounds):
         if report.kills_by_lane[lane] >= kills or len(report.lost) > 20:
             return
         run_round(setting, lane, number, report)
+    if report.kills_by_lane[lane] < kills:
+        done = report.kills_by_lane[lane]
+        report.lost.append(f"{lane}: {done} instead of {kills} kills in {rounds} rounds")
 
 
 def run_round(setting: Setting, lane: str, number: int, report: Report) -> None:
@@ -457,13 +467,26 @@ def run_round(setting: Setting, lane: str, number: int, report: Report) -> None:
         traceback.print_exc()
         lost = [f"{type(error).__name__}: {error} (log: {setting.scratch}/{done.name}.log)"]
     report.add(lane, number, done, lost)
+    log = setting.scratch / f"{done.name}.log"
+    if lost and log.exists():
+        print(f"{log} ended with:\n{log.read_text(errors='replace')[-8000:]}", flush=True)
 
 
 @contextmanager
-def prepared(experiment: Path | None) -> Iterator[Setting]:
+def scratch_directory() -> Iterator[Path]:
+    """Give a directory that goes with the campaign; `TUNE_TEST_CAMPAIGN` names one that stays."""
+    if named := os.environ.get("TUNE_TEST_CAMPAIGN"):
+        Path(named).mkdir(parents=True, exist_ok=True)
+        yield Path(named)
+        return
+    # what was killed may leave a process that writes its last words there
+    with tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def prepared(experiment: Path | None, scratch: Path, ttl: float | None) -> Iterator[Setting]:
     """Make the failed experiment if none is given, start the server, restore one copy undisturbed."""
-    scratch = Path(os.environ.get("TUNE_TEST_CAMPAIGN", "") or tempfile.mkdtemp(prefix="campaign-"))
-    scratch.mkdir(parents=True, exist_ok=True)
     source = experiment or scratch / "made" / KIND
     if not source.exists():
         make_experiments(source.parent, [KIND])
@@ -474,11 +497,12 @@ def prepared(experiment: Path | None) -> Iterator[Setting]:
     }
     with s3_server() as s3:
         os.environ.update(s3.env)
-        setting = Setting(s3, failed, scratch)
+        setting = Setting(s3, failed, scratch, ttl)
         url = setting.upload("undisturbed")
         with Proxy(s3.endpoint) as proxy:
-            chain = setting.chain(REAL, "undisturbed", url, proxy.endpoint)
-            chain = replace(chain, lease_ttl=120.0)  # a slow machine is no disturbance
+            # one run of all is the cheapest; a slow machine is no disturbance
+            chain = setting.chain(WHOLE, "undisturbed", url, proxy.endpoint)
+            chain = replace(chain, lease_ttl=600.0, quiet_seconds=600.0)
             Night(chain, "night-1", lambda *_: None, lambda *_: None).carry_out()
         setting.undisturbed = setting.download(url)
         for key, body in setting.undisturbed.items():
@@ -523,12 +547,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=9, help="kills in a round with real runners")
     parser.add_argument("--only", help="one round, as in recorded:12")
     parser.add_argument("--experiment", type=Path, help="a failed one that was made before")
+    parser.add_argument("--ttl", type=float, help="seconds a lease lives; short ones by default")
+    parser.add_argument(
+        "--rounds", type=int, help="in each lane at most; fewer kills than asked for are a failure"
+    )
     options = parser.parse_args(arguments)
     for name in ("aiobotocore", "botocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     print(f"seed {options.seed}", flush=True)
     report, started = Report(options.seed, options.most), time.monotonic()
-    with prepared(options.experiment) as setting:
+    with (
+        scratch_directory() as scratch,
+        prepared(options.experiment, scratch, options.ttl) as setting,
+    ):
         print(
             f"prepared in {time.monotonic() - started:.0f} s, logs in {setting.scratch}", flush=True
         )
@@ -538,8 +569,14 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             shares = {REAL: options.real, WHOLE: options.whole}
             shares[RECORDED] = options.kills - sum(shares.values())
+
+            def run(lane: str) -> None:
+                kills = shares[lane]
+                rounds = options.rounds or kills * ROUNDS_PER_KILL
+                run_lane(setting, lane, kills, rounds, report)
+
             with ThreadPoolExecutor(len(shares)) as pool:
-                list(pool.map(lambda lane: run_lane(setting, lane, shares[lane], report), shares))
+                list(pool.map(run, shares))
         undisturbed = f"{setting.s3.url}/undisturbed/{KIND}"
         report.lost += as_ray_reads([undisturbed, *report.urls])
     report.show(time.monotonic() - started)

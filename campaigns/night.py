@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from campaigns.step import DONE, FAILED, SKIPPED, Chain, run_step
+from campaigns.chain import DONE, FAILED, SKIPPED, Chain
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.airflow.home", "campaigns.step"])
@@ -80,7 +80,7 @@ class Night:
     def _try(self, step: str, argument: Any) -> tuple[str, Any, Any]:
         ours, theirs = _FORKS.Pipe(duplex=False)
         process = _FORKS.Process(
-            target=run_step, args=(self.chain, step, self.run_id, argument, theirs)
+            target=_run_step, args=(self.chain, step, self.run_id, argument, theirs)
         )
         process.start()
         theirs.close()
@@ -95,6 +95,12 @@ class Night:
         process.join()
         self.operator_pid = 0
         return ended
+
+
+def _run_step(*arguments: Any) -> None:
+    from campaigns.step import run_step  # with Airflow, which the server has imported
+
+    run_step(*arguments)
 
 
 def children(pid: int) -> list[int]:

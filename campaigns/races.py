@@ -30,7 +30,7 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support.storage import servers
 
 DEAD_TTL = 0.2
-ROUND_SECONDS = 300.0
+ROUND_SECONDS = 900.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 

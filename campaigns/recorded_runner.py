@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.experiments import layout
@@ -59,8 +60,9 @@ def run(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> Non
     heartbeat.check_or_end()
     recording = Path(os.environ["TUNE_TEST_RECORDING"])
     (recorded,) = (recording / layout.ROOT).glob(f"*/trials/{request.trial_id}/attempts/000001")
-    state = (recorded / "state.json").read_bytes()
-    trial_dir = json.loads(json.loads(state)["trial_data"][0][0])["relative_logdir"]
+    state = read_state(recorded)
+    (row,) = state["trial_data"]
+    trial_dir = json.loads(row[0])["relative_logdir"]
     prepare_results(store, request, trial_dir, request.iteration)
     files = recording / trial_dir
     for path in sorted(files.glob("checkpoint_*/*")):
@@ -71,7 +73,7 @@ def run(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> Non
     for name in (layout.RESULT_FILE, layout.PROGRESS_FILE):
         store.put(f"{trial_dir}/{name}", (files / name).read_bytes())
     where = (request.restore_id, request.trial_id, request.attempt)
-    store.put(layout.snapshot_key(*where), state)
+    store.put(layout.snapshot_key(*where), json.dumps(state).encode())
     heartbeat.stop()
     outcome = RunnerOutcome.from_json((recorded / "outcome.json").read_bytes())
     outcome = replace(
@@ -82,6 +84,16 @@ def run(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> Non
         ended_at=now(),
     )
     store.put(layout.outcome_key(*where), outcome.to_json())
+
+
+def read_state(attempt: Path) -> dict[str, Any]:
+    """Return the last state of a run of all, with the row of one trial of it alone."""
+    restore, trial_id = attempt.parents[3], attempt.parents[1].name
+    state = json.loads((restore / "whole/attempts/000001/state.json").read_text())
+    state["trial_data"] = [
+        r for r in state["trial_data"] if json.loads(r[0])["trial_id"] == trial_id
+    ]
+    return state
 
 
 if __name__ == "__main__":

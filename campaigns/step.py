@@ -5,7 +5,6 @@ The processes are forked from a server that has imported Airflow once, so that a
 
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +14,8 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore import follow
+from campaigns.chain import DONE, FAILED, RETRY, SKIPPED, Chain
 from tests.support.airflow.context import make_context
-
-DONE, SKIPPED, FAILED, RETRY = "done", "skipped", "failed", "up for retry"
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What the tasks of one DAG are told.
-
-    Args:
-        experiment: Its URL.
-        lease_ttl: Seconds.
-        trainable: What the experiment was made with.
-        env: The tasks' environment, the storage's address included.
-        python: What runs the runner; None for this interpreter.
-        runner_env: The runner's own variables.
-        log: File the output of all steps goes to.
-        strategy: How trials are run.
-        quiet_seconds: How long a silent run of all trials counts as alive.
-    """
-
-    experiment: str
-    lease_ttl: float
-    trainable: str
-    env: dict[str, str] = field(repr=False)
-    python: str | None
-    runner_env: dict[str, str]
-    log: str
-    strategy: str = "auto"
-    quiet_seconds: float = follow.QUIET_SECONDS
 
 
 def run_step(chain: Chain, step: str, run_id: str, argument: Any, answer: Any) -> None:

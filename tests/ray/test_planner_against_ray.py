@@ -24,7 +24,8 @@ TYPES = ["skip", "resume", "restart"]
 @pytest.fixture(scope="module")
 def controller(tmp_path_factory):
     """Ray's TuneController on a directory, without a cluster: resuming needs none."""
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "8"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "8")
     from ray.train._internal.storage import StorageContext
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.registry import register_trainable
@@ -32,7 +33,6 @@ def controller(tmp_path_factory):
 
     register_trainable("train", lambda config: None)
     staging = tmp_path_factory.mktemp("staging").as_posix()
-    patch = pytest.MonkeyPatch()
     patch.setattr("ray.train._internal.storage._get_ray_train_session_dir", lambda: staging)
 
     def resume(directory: Path, choices: dict[str, str]) -> list[tuple]:

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import _members
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
@@ -24,7 +24,10 @@ def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_
     restoring = Restoring(copied("errored"), "errored", env=gate.env)
     request, process, seen = restoring.run_until(4)
     os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.3)  # whenever it comes
+    for line in process.lines():
+        seen.append(line)
+        if "Told to stop" in line:
+            break
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)  # a second one does not spoil the snapshot
     ran = restoring.finish(request, process, tuple(seen))
@@ -70,16 +73,39 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
 
 
 def test_an_attempt_ends_when_a_newer_one_is_claimed_and_writes_nothing_more(copied, gate):
-    restoring = Restoring(copied("errored"), "errored", env=gate.env)
+    directory = copied("errored")
+    restoring = Restoring(directory, "errored", env=gate.env)
     request, process, seen = restoring.run_until(4)
-    eventually(lambda: wrote(restoring, 4))
+    trial_dir = directory / restoring.trial.trial_dir
+    eventually(
+        lambda: wrote(restoring, 4) and (trial_dir / "checkpoint_000003/state.json").exists()
+    )
     restoring.claim()
+    before = written_by_others(directory, request)
     ran = restoring.finish(request, process, tuple(seen))
     assert ran.code == EXIT_FENCED, ran.output
     assert ran.outcome is None
-    assert _members(process.pid) == []
     assert "attempt 2 has been started" in ran.output
+    gate.open()  # whoever were left would train now
+    assert _members(process.pid) == []
+    assert written_by_others(directory, request) == before
     assert restoring.iterations() == EVERY[:4]
+
+
+def written_by_others(directory, request):
+    """Return all that is not an attempt's alone.
+
+    It hears of the newer one with its next beat. Until then it beats, renews the lease it still holds,
+    and saves in a directory of its own, where no other attempt writes.
+    """
+    own = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
+    return {
+        path: path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+        and not path.is_relative_to(directory / own)
+        and not (path.parent == directory / layout.LEASE and "heartbeat" in path.name)
+    }
 
 
 def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copied, gate):

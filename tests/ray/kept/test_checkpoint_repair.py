@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_tune_restore.restore.plan import TrialPlan
 from tests.support.ray.real_restore import Restoring
 
 
@@ -22,17 +23,31 @@ def half_upload(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [shutil.rmtree, empty, half_upload])
-def test_the_newest_complete_one_is_used_and_the_plan_says_so(hosts, copied, damage):
+def test_the_plan_names_the_newest_complete_one(copied, damage):
     directory = copied("errored")
-    (trial_dir,) = (path.parent for path in directory.glob("*/error.txt"))
-    damage(trial_dir / "checkpoint_000002")  # the newest, of iteration 3
+    damage(newest(directory))
+    assert_repaired(Restoring(directory, "errored").trial)
+
+
+def test_the_newest_complete_one_is_used_and_the_plan_says_so(hosts, copied):
+    directory = copied("errored")
+    half_upload(newest(directory))
     restoring = Restoring(directory, "errored", hosts=hosts, trim_results=True)
-    planned = restoring.trial
-    assert (planned.checkpoint, planned.iteration) == ("checkpoint_000001", 2)
-    assert planned.checkpoint_repaired
-    assert "recorded checkpoint_000002 is" in planned.reason
-    assert "repaired to checkpoint_000001, the newest complete one" in planned.reason
+    assert_repaired(restoring.trial)
     ran = restoring.run()
     assert ran.outcome.result == "finished", ran.output
     assert ran.outcome.metrics["started_from"] == 2
     assert restoring.iterations() == restoring.csv_iterations() == [1, 2, 3, 4, 5, 6]
+
+
+def newest(directory: Path) -> Path:
+    """Return the newest checkpoint of the trial that failed, of iteration 3."""
+    (trial_dir,) = (path.parent for path in directory.glob("*/error.txt"))
+    return trial_dir / "checkpoint_000002"
+
+
+def assert_repaired(planned: TrialPlan) -> None:
+    assert (planned.checkpoint, planned.iteration) == ("checkpoint_000001", 2)
+    assert planned.checkpoint_repaired
+    assert "recorded checkpoint_000002 is" in planned.reason
+    assert "repaired to checkpoint_000001, the newest complete one" in planned.reason

@@ -1,4 +1,4 @@
-"""Searchers, schedulers, callbacks, stoppers, budgets and configs: behaviours that Ray's own tests pin.
+"""A searcher that was interrupted, and references in configs; more: slow/test_more_of_settings.py.
 
 Which of Ray's tests each of these stands for is in docs/conformance.md.
 """
@@ -6,25 +6,6 @@ Which of Ray's tests each of these stands for is in docs/conformance.md.
 from tests.support.ray.pair import make_pair
 
 FUNCTION = "tests.support.experiments.generated:function"
-
-
-def test_a_callbacks_and_a_stoppers_memory_outlives_two_restores(hosts, tmp_path, cause, told):
-    """Three results from before, one in the first restore; the stopper's fifth is the second's first."""
-    second = tmp_path / "second cause"
-    second.touch()
-    pair = make_pair(
-        hosts, tmp_path, "with_states", trainable="fails_twice", cause=str(cause),
-        second_cause=str(second),
-    )  # fmt: skip
-    cause.unlink()
-    ours, theirs = told(pair, {"resume_errored": True})
-    assert ours == theirs == {"callback": 3}
-    second.unlink()
-    ours, theirs = told(pair, {"resume_errored": True})
-    assert ours == theirs == {"callback": 5}
-    mine, his = (pair.describe(each)["trials"] for each in (pair.ours, pair.theirs))
-    assert mine == his
-    assert [len(trial["rows"]) for trial in mine] == [5]  # stopped at the fifth of nine
 
 
 def test_a_searcher_that_was_interrupted_draws_what_is_left(hosts, tmp_path, cause, told):
@@ -43,3 +24,18 @@ def test_a_searcher_that_was_interrupted_draws_what_is_left(hosts, tmp_path, cau
     ]
     assert iterations[0] == iterations[1]
     assert [sorted(set(rows)) for rows in iterations[0]] == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_references_in_a_param_space_are_refreshed_in_old_and_new_trials(hosts, tmp_path, cause):
+    pair = make_pair(
+        hosts, tmp_path, "referenced", trainable="uses_references", dies_after=None,
+        cause=str(cause),
+    )  # fmt: skip
+    pair.param_space = "tests.support.experiments.recipes:fresh_references"
+    cause.unlink()
+    ends = pair.restore({"resume_errored": True})
+    assert ends.column("status") == ["TERMINATED", "TERMINATED"]
+    for each in (ends.ours, ends.theirs):  # in any order: a config's text holds an address
+        rows = [trial["rows"][0] for trial in each["trials"]]
+        assert sorted(row["score"] for row in rows) == [11, 12]
+        assert {row["held"] for row in rows} == {"Reference"}

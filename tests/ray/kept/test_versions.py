@@ -1,7 +1,7 @@
-"""What older Rays wrote is read, planned and restored by the newest, as the newest itself would.
+"""What older Rays wrote is read and planned.
 
-The experiments lie in `tests/golden`, made by `make_golden.py` with each version. The oldest is restored
-here, and all of them in slow/test_every_version.py.
+The experiments lie in `tests/golden`, made by `make_golden.py` with each version. All of
+them are restored by the newest in slow/test_every_version.py.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN
-from tests.support.ray.golden import VERSIONS, assert_restored_as_by_ray
+from tests.support.ray.golden import VERSIONS
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -32,7 +32,3 @@ def test_what_it_wrote_is_read_and_planned(version):
         "waits": (TrialAction.RESUME, None),
     }
     assert plan.warnings == ()
-
-
-def test_what_the_oldest_wrote_is_restored_as_the_newest_ray_restores_it(hosts, tmp_path):
-    assert_restored_as_by_ray(hosts, tmp_path, VERSIONS[0])

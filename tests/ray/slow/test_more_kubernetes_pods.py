@@ -91,13 +91,25 @@ def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, 
     path, arguments = deferred.value.trigger.serialize()
 
     async def follow() -> dict:
-        asyncio.get_running_loop().call_later(3, api.drop_streams)
         first = import_string(path)(**arguments)
-        with pytest.raises(TimeoutError):  # this triggerer dies
-            await asyncio.wait_for(anext(first.run()), 2)
+        following = asyncio.ensure_future(anext(first.run()))
+        await asked_for_the_log()
+        following.cancel()  # this triggerer dies
+        with pytest.raises(asyncio.CancelledError):
+            await following
         await first.cleanup()
+        following = asyncio.ensure_future(anext(import_string(path)(**arguments).run()))
+        await asked_for_the_log()
+        api.drop_streams()
         gate.open()
-        return (await anext(import_string(path)(**arguments).run())).payload
+        return (await following).payload
+
+    async def asked_for_the_log() -> None:
+        """Wait until somebody who follows has asked for it once more."""
+        known = len(api.requests)
+        await asyncio.to_thread(
+            api.wait_for, lambda _pods: any("/log" in path for path, _ in api.requests[known:])
+        )
 
     event = asyncio.run(follow())
     resumed = trial.operator(deferrable=True)

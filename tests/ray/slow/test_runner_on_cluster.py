@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tests.support import ROOT
 from tests.support.experiments.failed import environment
 from tests.support.ray.real_restore import Restoring
 from tests.support.storage.servers import free_port
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -25,20 +25,22 @@ def cluster(tmp_path):
     """A one-node cluster in a session of its own; its workers know nothing of our PYTHONPATH."""
     env = environment(TUNE_TEST_HEALED="1")
     env.pop("PYTHONPATH")
+    log = tmp_path / "ray.log"
     for _ in range(STARTS):
         port = free_port()
+        log.write_text("")
         head = subprocess.Popen(
             [Path(sys.executable).with_name("ray").as_posix(), "start", "--head", "--block",
              "--num-cpus=2", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"],
-            env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=env, cwd=tmp_path, stdout=log.open("a"), stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
-        if any("Ray runtime started" in line for line in head.stdout):
+        # it says so once its node is known to the head
+        eventually(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)  # noqa: B023
+        if head.poll() is None:
             break
-        head.wait()
     else:
-        raise RuntimeError("Ray did not start")
-    time.sleep(1)
+        raise RuntimeError(f"Ray did not start: {log.read_text()}")
     yield f"127.0.0.1:{port}"
     os.kill(head.pid, signal.SIGKILL)
     _kill_session(head.pid)

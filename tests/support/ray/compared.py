@@ -1,13 +1,16 @@
 """One failed experiment restored twice, by `Tuner.restore` and by us, and the two ends compared."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.summary import CommitSummary
+from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.kept import Hosts
@@ -23,59 +26,83 @@ class Case:
     Args:
         name: For people, and of its directory.
         kind: Of the experiment.
-        flags: Of `Tuner.restore`, and ours.
+        flags: Of `Tuner.restore`, and ours; `per_status` stands for its `_resume_config`.
         strategy: Ours.
-        on_s3: Whether it lies there.
         healed: Whether the cause of the failures is gone.
+        statuses: What the state is to say of trials instead, by their role.
     """
 
     name: str
     kind: str
-    flags: Mapping[str, bool] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     strategy: str = "auto"
-    on_s3: bool = False
     healed: bool = True
+    statuses: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return it as pytest shows it."""
         return self.name
 
+    @property
+    def restarts(self) -> bool:
+        """Whether trials start over, under new ids."""
+        choices = self.flags.get("per_status", {}).values()
+        return bool(self.flags.get("restart_errored")) or "restart" in choices
+
 
 @dataclass(frozen=True)
-class Compared:
-    """How both restores ended.
+class Ended:
+    """How our restore ended.
 
     Args:
-        ours: What Ray reads of ours.
-        theirs: What it reads of its own.
+        described: What Ray reads of it.
         summary: Of our commit; None if there was nothing to do.
         before: Names and contents of what lay in our experiment's directory.
         after: The same, after the restore.
     """
 
-    ours: dict[str, Any]
-    theirs: dict[str, Any]
+    described: dict[str, Any]
     summary: CommitSummary | None
     before: dict[str, bytes]
     after: dict[str, bytes]
 
 
-def restore_both(
+def ask_ray(
     hosts: Hosts, case: Case, original: Path, scratch: Path, s3: Server | None = None
-) -> Compared:
-    """Restore one copy of the experiment by Ray, and another by us."""
-    theirs, ours = (_copy(case, original, scratch / whose, s3) for whose in ("theirs", "ours"))
-    env = {"TUNE_TEST_HEALED": "1" if case.healed else "0", **(s3.env if s3 else {})}
-    asked = {"uri": theirs, "trainable": TRAINABLES[case.kind], "flags": dict(case.flags)}
+) -> dict[str, Any]:
+    """Let Ray restore a copy of the experiment, and return what it then reads."""
+    uri, env = _copy(case, original, scratch / "theirs", s3), _env(case, s3)
+    asked = {"uri": uri, "trainable": TRAINABLES[case.kind], "flags": dict(case.flags)}
     assert not hosts.ray.call("restore", asked, **env)["hung"]
-    before = _root_files(ours)
+    return hosts.ray.call("describe", uri, **env)
+
+
+def restore_ours(
+    hosts: Hosts, case: Case, original: Path, scratch: Path, s3: Server | None = None
+) -> Ended:
+    """Restore another copy by us, and let Ray read it."""
+    uri, env = _copy(case, original, scratch / "ours", s3), _env(case, s3)
+    store = open_store(uri)
+    before = _root_files(store)
+    flags = (
+        ResumeFlags.parse(case.flags["per_status"])
+        if "per_status" in case.flags
+        else ResumeFlags.from_flags(**case.flags)
+    )
     summary = hosts.restore_by_us(
-        ours, TRAINABLES[case.kind], flags=ResumeFlags.from_flags(**case.flags),
-        strategy=case.strategy, env=env, imports=("tests.trainables",),
+        uri, TRAINABLES[case.kind], flags=flags, strategy=case.strategy, env=env,
+        imports=("tests.trainables",),
     )  # fmt: skip
     assert not hosts.runner.was_stopped, "our runner hung"
-    described = [hosts.ray.call("describe", uri, **env) for uri in (ours, theirs)]
-    return Compared(*described, summary, before, _root_files(ours))
+    return Ended(hosts.ray.call("describe", uri, **env), summary, before, _root_files(store))
+
+
+def assert_untouched(ended: Ended, most: int) -> None:
+    """Nothing Ray wrote was changed; commits added so many files at most, states and searchers'."""
+    assert {name: ended.after[name] for name in ended.before} == ended.before
+    added = set(ended.after) - set(ended.before)
+    assert len(added) <= most
+    assert all(layout.is_committed(name) for name in added)
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any], case: Case) -> None:
@@ -83,7 +110,7 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], case: Case) -> None:
     assert (ours["errors"], ours["terminated"]) == (theirs["errors"], theirs["terminated"])
     assert len(ours["trials"]) == len(theirs["trials"])
     for mine, his in zip(ours["trials"], theirs["trials"], strict=True):
-        if case.flags.get("restart_errored") and mine["trial_id"] != his["trial_id"]:
+        if case.restarts and mine["trial_id"] != his["trial_id"]:
             # a new trial has a random id with Ray, and a directory named after it
             for trial in (mine, his):
                 trial["trial_id"] = trial["dir"] = "new"
@@ -103,16 +130,35 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], case: Case) -> None:
             assert mine[name] == his[name], name
 
 
+def _env(case: Case, s3: Server | None) -> dict[str, str]:
+    return {"TUNE_TEST_HEALED": "1" if case.healed else "0", **(s3.env if s3 else {})}
+
+
 def _copy(case: Case, original: Path, scratch: Path, s3: Server | None) -> str:
     """Copy the experiment; a moved directory restores at its new place, under a new name, too."""
-    if s3 is None:
-        name = case.name.replace(" ", "-").replace(",", "")
-        return str(shutil.copytree(original, scratch / name))
-    return s3.upload(original, f"{scratch.parent.name}/{scratch.name}/{case.kind}")
+    name = case.name.replace(" ", "-").replace(",", "")
+    copy = Path(shutil.copytree(original, scratch / name))
+    if case.statuses:
+        _write_statuses(copy, case.statuses)
+    return (
+        str(copy) if s3 is None else s3.upload(copy, f"{scratch.parent.name}/{scratch.name}/{name}")
+    )
 
 
-def _root_files(uri: str) -> dict[str, bytes]:
-    store = open_store(uri)
+def _write_statuses(experiment: Path, statuses: Mapping[str, str]) -> None:
+    """Let the state say that trials had other statuses, and had not failed, when the driver died."""
+    (path,) = experiment.glob("experiment_state-*.json")
+    state = json.loads(path.read_text())
+    for row in state["trial_data"]:
+        trial, run = map(json.loads, row)
+        if trial["config"]["role"] in statuses:
+            trial["status"] = statuses[trial["config"]["role"]]
+            run |= {"num_failures": 0, "error_filename": None, "pickled_error_filename": None}
+        row[:] = json.dumps(trial), json.dumps(run)
+    path.write_text(json.dumps(state))
+
+
+def _root_files(store: ObjectStore) -> dict[str, bytes]:
     return {
         entry.name: store.get(entry.name)
         for entry in store.list_dir()

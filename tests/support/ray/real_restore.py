@@ -146,10 +146,10 @@ class Restoring:
 
 
 def wrote(restoring: Restoring, iteration: int) -> bool:
-    """Whether the last row of result.json is of an iteration; it may just be written anew."""
+    """Whether the last rows of result.json and progress.csv are of it; they may just be written anew."""
     try:
-        return restoring.iterations()[-1] == iteration
-    except (IndexError, ValueError):
+        return restoring.iterations()[-1] == restoring.csv_iterations()[-1] == iteration
+    except (IndexError, KeyError, TypeError, ValueError):
         return False
 
 

@@ -14,7 +14,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
-from tests.support.records import night
+from tests.support.records import leave_outcome, night
 
 
 @pytest.fixture
@@ -172,6 +172,24 @@ def test_a_time_in_no_year_stops_no_scan(tune_restore):
     assert len([line for line in out.splitlines() if line.startswith(directory)]) >= 3
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ((), "a b d t"),  # and none in a hidden directory
+        (("--include", "team_a/**"), "a d t"),
+        (("--include", "team_a/**", "--exclude", "tmp*"), "a d"),
+        (("--max-depth", "2"), "a b"),
+    ],
+)
+def test_a_search_is_narrowed_and_hidden_directories_are_passed_over(
+    tune_restore, tmp_path, options, found
+):
+    for path in ("team_a/a", "team_a/deep/er/d", "team_a/tmp-1/t", "team_b/b", ".trash/h"):
+        make_experiment(tmp_path / path, [DONE])
+    _, out, _ = tune_restore("scan", tmp_path, "--json", *options)
+    assert sorted(Path(entry["experiment"]).name for entry in json.loads(out)) == found.split()
+
+
 def test_what_is_no_directory_is_no_empty_prefix(tune_restore, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
@@ -240,6 +258,42 @@ def test_a_leased_experiment_is_refused_with_exit_code_3(tune_restore, tmp_path)
     )
     assert code == 3
     assert "dag nightly on host 7" in err
+
+
+class Launcher:
+    """Stands for `LocalLauncher`: its runners end at once, one of them with a failure."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def check(self, **_):
+        """Whatever it is, it fits."""
+
+    def start(self, request):
+        failed = request.trial_id == "bad"
+        row = make_row(request.trial_id, status="ERROR" if failed else "TERMINATED", error=failed)
+        key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
+        self._store.put(key, make_state([row]))
+        leave_outcome(self._store, request, "failed" if failed else "finished")
+        return self
+
+    def lines(self):
+        return iter(())
+
+    def wait(self):
+        return 0
+
+
+@pytest.mark.parametrize(("flags", "code"), [((), 0), (("--resume-errored",), 1)])
+def test_a_trial_that_fails_again_is_exit_code_1(tune_restore, tmp_path, monkeypatch, flags, code):
+    experiment = make_experiment(tmp_path / "x", [DONE, BAD, HUNG])
+    launcher = Launcher(open_store(str(experiment)))
+    monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0", "--json")
+    ended, out, err = tune_restore(*command, *flags)
+    assert ended == code, err
+    after = {trial["trial_id"]: trial["status_after"] for trial in json.loads(out)["trials"]}
+    assert after == {"done": "TERMINATED", "bad": "ERROR", "hung": "TERMINATED"}
 
 
 def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):

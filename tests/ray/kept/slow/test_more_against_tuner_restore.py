@@ -4,9 +4,15 @@ import shutil
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
 from tests.support.experiments.failed import make_killed_experiment
-from tests.support.ray.compared import RESUMED, Case, compare, restore_both
+from tests.support.ray.compared import (
+    RESUMED,
+    Case,
+    ask_ray,
+    assert_untouched,
+    compare,
+    restore_ours,
+)
 
 CASES = [
     *(Case(kind, kind, RESUMED) for kind in ("sparse", "retries", "extras", "kept")),
@@ -21,8 +27,10 @@ LEFT = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_restore_ends_as_tuner_restore_ends(hosts, failed_experiments, tmp_path, case):
-    end = restore_both(hosts, case, failed_experiments[case.kind], tmp_path)
-    _assert_same(case, end, most=1 if case.kind in ("sparse", "retries", "kept") else 2)
+    original = failed_experiments[case.kind]
+    theirs = ask_ray(hosts, case, original, tmp_path)
+    ours = restore_ours(hosts, case, original, tmp_path)
+    _assert_same(case, ours, theirs, 1 if case.kind in ("sparse", "retries", "kept") else 2)
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +42,16 @@ def left(tmp_path_factory):
 @pytest.mark.parametrize("case", LEFT, ids=str)
 def test_samples_that_are_left_are_drawn_as_tuner_restore_draws_them(hosts, tmp_path, case, left):
     before = set(left.iterdir())
-    end = restore_both(hosts, case, left, tmp_path)
+    theirs = ask_ray(hosts, case, left, tmp_path)
+    ours = restore_ours(hosts, case, left, tmp_path)
     for path in set(left.iterdir()) - before:
         shutil.rmtree(path)  # Ray's samples; see `compare`
-    _assert_same(case, end, most=3)
+    _assert_same(case, ours, theirs, 3)
 
 
-def _assert_same(case, end, most):
+def _assert_same(case, ours, theirs, most):
     """Ray and we came to the same, and we touched nothing; beside a state lie those of searchers."""
-    assert end.summary is not None
-    assert end.summary.failed == ()
-    compare(end.ours, end.theirs, case)
-    assert {name: end.after[name] for name in end.before} == end.before
-    added = set(end.after) - set(end.before)
-    assert len(added) <= most
-    assert all(layout.is_committed(name) for name in added)
+    assert ours.summary is not None
+    assert ours.summary.failed == ()
+    compare(ours.described, theirs, case)
+    assert_untouched(ours, most)

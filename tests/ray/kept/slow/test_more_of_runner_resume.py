@@ -1,10 +1,15 @@
 """More of ../test_runner_resume.py: kinds of trainables, budgets, what is kept."""
 
+import json
+import shutil
+
 import pytest
 
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import EXIT_FAILED, EXIT_FINISHED
-from tests.support.ray.real_restore import Restoring
+from tests.support.experiments.failed import save_rarely
+from tests.support.ray.real_restore import RESTORE_ID, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]
 
@@ -71,8 +76,6 @@ def test_num_to_keep_is_kept_and_a_fitting_param_space_is_taken(hosts, copied):
 
 
 def test_a_checkpoint_that_is_gone_is_replaced_by_the_one_the_plan_chose(hosts, copied):
-    import shutil
-
     directory = copied("errored")
     gone = next(directory.glob("*role=fails*/checkpoint_000002"))
     shutil.rmtree(gone)
@@ -82,3 +85,59 @@ def test_a_checkpoint_that_is_gone_is_replaced_by_the_one_the_plan_chose(hosts, 
     assert ran.code == EXIT_FINISHED, ran.output
     assert [row["started_from"] for row in restoring.results()][-4:] == [2, 2, 2, 2]
     assert restoring.iterations()[-4:] == [3, 4, 5, 6]
+
+
+def test_callbacks_and_stopper_of_tuner_pkl_work_and_keep_their_state(hosts, copied, tmp_path):
+    record = tmp_path / "seen"
+    restoring = Restoring(
+        copied("extras"), "extras", hosts=hosts, env={"TUNE_TEST_RECORD": str(record)}
+    )
+    ran = restoring.run()
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert restoring.iterations() == [1, 2, 3, 4, 5]  # the stopper's five, not six
+    assert record.read_text() == "5"  # three before the failure, from callback-states-*.pkl
+
+
+def test_rays_own_retry_loses_no_row_that_was_not_uploaded_yet(hosts, copied, tmp_path):
+    """Ray's loggers fetch result.json again when a trial is retried, over what is not stored yet."""
+    directory = copied("retries")
+    save_rarely(directory)
+    env = {"TUNE_TEST_FAILS_ONCE": str(tmp_path / "failed")}
+    restoring = Restoring(directory, "retries", hosts=hosts, fresh_budget=True, env=env)
+    ran = restoring.run()
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert (tmp_path / "failed").exists()
+    assert restoring.iterations() == restoring.csv_iterations() == EVERY
+    _, run = restoring.snapshot()
+    assert run["num_failures"] == 1
+
+
+def test_a_snapshot_carries_nothing_but_rays_own_row(hosts, copied):
+    """The document has Ray's three parts, and the fields of its row that Ray's own file has."""
+    directory = copied("with_resources")
+    source = json.loads(next(directory.glob("experiment_state-*.json")).read_text())
+    restoring = Restoring(directory, "with_resources", hosts=hosts)
+    assert restoring.run().code == EXIT_FINISHED
+    key = layout.snapshot_key(RESTORE_ID, restoring.trial.trial_id, 1)
+    document = json.loads(restoring.store.get(key))
+    assert document.keys() == source.keys()
+    assert document["runner_data"].keys() == source["runner_data"].keys()
+    for ours, theirs in zip(document["trial_data"][0], source["trial_data"][0], strict=True):
+        assert json.loads(ours).keys() == json.loads(theirs).keys()
+
+
+def test_an_empty_tuner_pkl_is_as_good_as_none(hosts, copied):
+    directory = copied("errored")
+    (directory / "tuner.pkl").write_bytes(b"")
+    restoring = Restoring(directory, "errored", hosts=hosts)
+    ran = restoring.run()
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert restoring.iterations() == EVERY
+    assert (directory / "tuner.pkl").read_bytes() == b""
+
+
+def test_rows_past_the_checkpoint_are_repeated_as_by_ray(hosts, copied):
+    restoring = Restoring(copied("sparse"), "sparse", hosts=hosts)
+    ran = restoring.run()
+    assert ran.code == EXIT_FINISHED, ran.output
+    assert restoring.iterations() == restoring.csv_iterations() == [1, 2, 3, 3, 4, 5, 6]

@@ -79,24 +79,6 @@ def test_what_fail_fast_cut_short_is_told_apart_and_resumed_by_choice(hosts, tmp
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["auto", "whole_experiment"])
-def test_references_in_a_param_space_are_refreshed_in_old_and_new_trials(
-    hosts, tmp_path, cause, strategy
-):
-    pair = make_pair(
-        hosts, tmp_path, "referenced", trainable="uses_references", dies_after=None,
-        cause=str(cause),
-    )  # fmt: skip
-    pair.param_space = "tests.support.experiments.recipes:fresh_references"
-    cause.unlink()
-    ends = pair.restore({"resume_errored": True}, strategy=strategy)
-    assert ends.column("status") == ["TERMINATED", "TERMINATED"]
-    for each in (ends.ours, ends.theirs):  # in any order: a config's text holds an address
-        rows = [trial["rows"][0] for trial in each["trials"]]
-        assert sorted(row["score"] for row in rows) == [11, 12]
-        assert {row["held"] for row in rows} == {"Reference"}
-
-
 def test_resources_given_at_the_restore_are_the_ones_a_trial_gets(hosts, tmp_path, cause):
     pair = make_pair(hosts, tmp_path, "resourceful", trainable="asks_for_two", cause=str(cause))
     cause.unlink()
@@ -129,3 +111,37 @@ def test_of_a_grid_every_point_is_drawn_once(hosts, tmp_path, preset):
         assert set(drawn.values()) == {1}
         assert drawn.total() == (6 if preset else 4)
     assert ends.column("config")
+
+
+def test_a_callbacks_and_a_stoppers_memory_outlives_two_restores(hosts, tmp_path, cause, told):
+    """Three results from before, one in the first restore; the stopper's fifth is the second's first."""
+    second = tmp_path / "second cause"
+    second.touch()
+    pair = make_pair(
+        hosts, tmp_path, "with_states", trainable="fails_twice", cause=str(cause),
+        second_cause=str(second),
+    )  # fmt: skip
+    cause.unlink()
+    ours, theirs = told(pair, {"resume_errored": True})
+    assert ours == theirs == {"callback": 3}
+    second.unlink()
+    ours, theirs = told(pair, {"resume_errored": True})
+    assert ours == theirs == {"callback": 5}
+    mine, his = (pair.describe(each)["trials"] for each in (pair.ours, pair.theirs))
+    assert mine == his
+    assert [len(trial["rows"]) for trial in mine] == [5]  # stopped at the fifth of nine
+
+
+def test_references_in_a_param_space_are_refreshed_in_one_run_of_all_too(hosts, tmp_path, cause):
+    pair = make_pair(
+        hosts, tmp_path, "referenced", trainable="uses_references", dies_after=None,
+        cause=str(cause),
+    )  # fmt: skip
+    pair.param_space = "tests.support.experiments.recipes:fresh_references"
+    cause.unlink()
+    ends = pair.restore({"resume_errored": True}, strategy="whole_experiment")
+    assert ends.column("status") == ["TERMINATED", "TERMINATED"]
+    for each in (ends.ours, ends.theirs):  # in any order: a config's text holds an address
+        rows = [trial["rows"][0] for trial in each["trials"]]
+        assert sorted(row["score"] for row in rows) == [11, 12]
+        assert {row["held"] for row in rows} == {"Reference"}
