@@ -72,7 +72,7 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(
     # drivers and trials were on both nodes
     assert len({job["driver_node_id"] for job in jobs}) == 2
     ids = {job["job_id"] for job in jobs}
-    actors = call(cluster, "/logical/actors")["data"]["actors"].values()
+    actors = cluster.call("/logical/actors")["data"]["actors"].values()
     ran_on = {
         actor["address"]["nodeId"]
         for actor in actors

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,20 +43,13 @@ def _await_node(cluster: RayCluster, node: "subprocess.Popen[bytes]", before: in
     eventually(lambda: len(nodes_of(cluster)) > before or node.poll() is not None)
 
 
-def call(cluster, path: str):
-    headers = {"Authorization": f"Bearer {cluster.token}"}
-    request = urllib.request.Request(cluster.address + path, headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
-
-
 def nodes_of(cluster) -> list[str]:
-    summary = call(cluster, "/nodes?view=summary")["data"]["summary"]
+    summary = cluster.call("/nodes?view=summary")["data"]["summary"]
     return [node["raylet"]["nodeId"] for node in summary if node["raylet"]["state"] == "ALIVE"]
 
 
 def jobs_of(cluster, restore_id: str) -> list[dict]:
-    found = [job for job in call(cluster, "/api/jobs/") if job["submission_id"]]
+    found = [job for job in cluster.call("/api/jobs/") if job["submission_id"]]
     mine = [job for job in found if (job["metadata"] or {}).get("restore_id") == restore_id]
     return sorted(mine, key=lambda job: job["start_time"])
 
