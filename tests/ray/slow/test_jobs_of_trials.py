@@ -31,7 +31,6 @@ from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.jobs import (
-    call,
     jobs_of,
     plan,
     rows,
