@@ -1,4 +1,4 @@
-"""A Tuner with one sample and a reference in its param_space; one with two is in experiments/recipes.py."""
+"""A Tuner with one sample and a reference in its param_space; of two: ../experiments/recipes.py."""
 
 from typing import Any
 
