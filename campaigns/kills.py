@@ -232,10 +232,15 @@ class Setting:
     def filesystem(self) -> Any:
         return self.s3.filesystem()
 
+    def url(self, name: str) -> str:
+        """Return one that no other campaign on this machine has: runs are found, and ended, by it."""
+        return f"{self.s3.url}/{os.getpid()}/{name}/{KIND}"
+
     def upload(self, name: str) -> str:
-        root = f"{self.s3.bucket}/{name}/{KIND}"
+        url = self.url(name)
+        root = url.removeprefix("s3://")
         self.filesystem().pipe({f"{root}/{key}": body for key, body in self.failed.items()})
-        return f"s3://{root}"
+        return url
 
     def download(self, url: str) -> Files:
         filesystem, root = self.filesystem(), url.removeprefix("s3://")
@@ -577,8 +582,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             with ThreadPoolExecutor(len(shares)) as pool:
                 list(pool.map(run, shares))
-        undisturbed = f"{setting.s3.url}/undisturbed/{KIND}"
-        report.lost += as_ray_reads([undisturbed, *report.urls])
+        report.lost += as_ray_reads([setting.url("undisturbed"), *report.urls])
     report.show(time.monotonic() - started)
     return 1 if report.lost else 0
 

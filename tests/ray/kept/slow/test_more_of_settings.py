@@ -132,14 +132,17 @@ def test_a_callbacks_and_a_stoppers_memory_outlives_two_restores(hosts, tmp_path
     assert [len(trial["rows"]) for trial in mine] == [5]  # stopped at the fifth of nine
 
 
-def test_references_in_a_param_space_are_refreshed_in_one_run_of_all_too(hosts, tmp_path, cause):
+@pytest.mark.parametrize("strategy", ["auto", "whole_experiment"])
+def test_references_in_a_param_space_are_refreshed_in_old_and_new_trials(
+    hosts, tmp_path, cause, strategy
+):
     pair = make_pair(
         hosts, tmp_path, "referenced", trainable="uses_references", dies_after=None,
         cause=str(cause),
     )  # fmt: skip
     pair.param_space = "tests.support.experiments.recipes:fresh_references"
     cause.unlink()
-    ends = pair.restore({"resume_errored": True}, strategy="whole_experiment")
+    ends = pair.restore({"resume_errored": True}, strategy=strategy)
     assert ends.column("status") == ["TERMINATED", "TERMINATED"]
     for each in (ends.ours, ends.theirs):  # in any order: a config's text holds an address
         rows = [trial["rows"][0] for trial in each["trials"]]
