@@ -14,7 +14,7 @@ from campaigns.chain import DONE, FAILED, SKIPPED, Chain
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.airflow.home", "campaigns.step"])
 KILLED = "killed"
-TRY_SECONDS = 600.0
+TRY_SECONDS = 1800.0
 """After this a try is hopeless: the campaign fails."""
 
 
