@@ -11,16 +11,14 @@ import pytest
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.request import Result
-from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.jobs import (
+    attach_twice,
     jobs_cluster,
     jobs_of,
     plan,
@@ -44,28 +42,14 @@ def test_a_retry_attaches_to_the_living_job_and_a_killed_task_stops_it_with_a_sn
     items, restores = plan(address, "errored", "night")
     restore_id, store = restores[0]["restore_id"], open_store(address)
     trial_id = items[0]["trial_id"]
-    # a worker died between the claim and the job
-    claim_attempt(
-        store,
-        read_plan(store, restore_id),
-        trial_id,
-        trainable=TRAINABLES["errored"],
-        address="auto",
-        reports=True,
-    )
-    with pytest.raises(TaskDeferred) as first:
-        trial(items[0], "errored", env=gate.env).execute(make_context())
-    # and another one while it waited; there is nothing in Airflow's state store
-    with pytest.raises(TaskDeferred) as second:
-        trial(items[0], "errored", env=gate.env).execute(make_context(try_number=2))
-    trigger = second.value.trigger
-    assert first.value.trigger.submission_id == trigger.submission_id
-    assert trigger.attempt == 1
+    first, second = attach_twice(address, items[0], "errored", env=gate.env)
+    assert first.submission_id == second.submission_id
+    assert second.attempt == 1
     progress = Path(address, layout.progress_key(restore_id, trial_id, 1))
-    assert run_trigger(trigger, until=progress.exists) == {}
+    assert run_trigger(second, until=progress.exists) == {}
     assert len(jobs_of(cluster, restore_id)) == 1
 
-    asyncio.run(trigger.on_kill())
+    asyncio.run(second.on_kill())
     # the task is cleared at once: it waits for the snapshot, and goes on from there
     trigger, event = wait_deferred(trial(items[0], "errored"), make_context(try_number=3))
     assert trigger.attempt == 2

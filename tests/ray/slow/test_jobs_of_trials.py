@@ -22,15 +22,14 @@ from airflow.sdk.exceptions import (
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.request import Result
-from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
-from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.jobs import (
+    attach_twice,
     jobs_of,
     plan,
     rows,
@@ -92,25 +91,12 @@ def test_trials_are_jobs_on_both_nodes_and_wait_in_the_triggerer(
 def test_a_retry_attaches_to_the_living_job_and_to_one_that_was_claimed(cluster, copied, gate):
     address = str(copied("errored"))
     items, restores = plan(address, "errored", "reattach")
-    restore_id, store = restores[0]["restore_id"], open_store(address)
-    # a worker died between the claim and the job
-    claim_attempt(
-        store,
-        read_plan(store, restore_id),
-        items[0]["trial_id"],
-        trainable=TRAINABLES["errored"],
-        address="auto",
-        reports=True,
-    )
-    with pytest.raises(TaskDeferred) as first:
-        trial(items[0], "errored", env=gate.env).execute(make_context())
-    # and another one while it waited; there is nothing in Airflow's state store
-    with pytest.raises(TaskDeferred) as second:
-        trial(items[0], "errored", env=gate.env).execute(make_context(try_number=2))
+    restore_id = restores[0]["restore_id"]
+    first, second = attach_twice(address, items[0], "errored", env=gate.env)
     gate.open()
-    assert first.value.trigger.submission_id == second.value.trigger.submission_id
-    assert second.value.trigger.attempt == 1
-    event = run_trigger(second.value.trigger)
+    assert first.submission_id == second.submission_id
+    assert second.attempt == 1
+    event = run_trigger(second)
     done = trial(items[0], "errored").execute_complete(make_context(try_number=2), event)
     assert (done["attempt"], done["iteration"]) == (1, 6)
     assert len(jobs_of(cluster, restore_id)) == 1

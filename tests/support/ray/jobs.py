@@ -16,6 +16,8 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -80,6 +82,28 @@ def trial(item: dict, kind: str, **arguments) -> RestoreTrialOperator:
         env=env,
         **arguments,
     )
+
+
+def attach_twice(address: str, item: dict, kind: str, **arguments) -> list:
+    """Return the triggers of two tries of a task; before them, a worker died between claim and job.
+
+    The first try's worker dies while it waits; nothing is in Airflow's state store.
+    """
+    store = open_store(address)
+    claim_attempt(
+        store,
+        read_plan(store, item["restore_id"]),
+        item["trial_id"],
+        trainable=TRAINABLES[kind],
+        address="auto",
+        reports=True,
+    )
+    triggers = []
+    for try_number in (1, 2):
+        with pytest.raises(TaskDeferred) as deferred:
+            trial(item, kind, **arguments).execute(make_context(try_number=try_number))
+        triggers.append(deferred.value.trigger)
+    return triggers
 
 
 def wait_deferred(operator, context, *, until=None) -> tuple[object, dict]:
