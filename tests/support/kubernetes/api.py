@@ -2,7 +2,7 @@
 
     with cluster() as api:                         see server.py
         api.kubeconfig(path)                       a kubeconfig with a token that is checked
-        api.fail(500, seconds=20)                  answers 500 for a while; 429 and 409 likewise
+        api.fail(500).until = …                    answers 500 until then; 429 and 409 likewise
         api.drop_streams()                         cuts every log and watch that is being followed
         api.kubelet.evict(api.pod_names()[0])      what a node may do to a pod: see kubelet.py
 
@@ -12,6 +12,7 @@ resource versions, knows no label selectors, no logs, no graceful deletion, and 
 """
 
 import json
+import math
 import re
 import threading
 import time
@@ -109,11 +110,11 @@ class KubernetesApi:
         return str(path)
 
     def fail(
-        self, status: int, pattern: str = ".", *, seconds: float = 1e9, times: float = 1e9,
+        self, status: int, pattern: str = ".", *, times: float = 1e9,
         after: bool = False,
     ) -> Fault:  # fmt: skip
-        """Answer requests like these with an error, for so long or so often."""
-        fault = Fault(status, pattern, time.monotonic() + seconds, times, after)
+        """Answer requests like these with an error, so often or until the fault says."""
+        fault = Fault(status, pattern, math.inf, times, after)
         self.faults.append(fault)
         return fault
 
