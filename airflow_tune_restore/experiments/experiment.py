@@ -6,12 +6,20 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from airflow_tune_restore.experiments.state import State, is_count, is_printable_name
+from airflow_tune_restore.experiments.names import is_text
+from airflow_tune_restore.experiments.numbers import is_count
+from airflow_tune_restore.experiments.state import State, read_hex_pickle
 from airflow_tune_restore.experiments.symbolic import Instance, attribute
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
+
+_MAX_TEXT = 10_000
 
 DEFAULT_SCHEDULER = "FIFOScheduler"
 DEFAULT_SEARCHER = "BasicVariantGenerator"
+
+ENDED_BY_ITSELF = "itself"
+_TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
+_MAX_STOPPERS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +105,60 @@ class Experiment:
         return max((trial.last_result_time for trial in self.trials), default=-math.inf)
 
     @property
+    def may_be_stopped_by_scheduler(self) -> bool:
+        """Whether all trials are TERMINATED, and the state alone does not tell by what."""
+        ends = {trial.end for trial in self.trials}
+        known = self._stoppers or self.state.runner.get("_resumed") is True
+        return None not in ends and (
+            TrialEnd.RESULT in ends or (TrialEnd.OUTSIDE in ends and not known)
+        )
+
+    @property
+    def ended_by(self) -> dict[str, int]:
+        """How many TERMINATED trials each thing brought to their end, in words; most first.
+
+        Ray does not record it. A trial that was not done was ended by what may end all of them; one
+        that was done with its last result by a scheduler or stopper, where there is one.
+        """
+        cut_short = {trial.trial_id for trial in self.stopped_by_fail_fast}
+        words = Counter(
+            "fail_fast" if trial.trial_id in cut_short else self._words_of_end(trial.end)
+            for trial in self.trials
+            if trial.end is not None
+        )
+        return dict(words.most_common())
+
+    def _words_of_end(self, end: TrialEnd) -> str:
+        stoppers = self._stoppers
+        budget = [_TIME_BUDGET] if _TIMEOUT in stoppers else []
+        others = [name for name in stoppers if name != _TIMEOUT]
+        if self.tuner is not None and self.tuner.scheduler != DEFAULT_SCHEDULER:
+            others.append(self.tuner.scheduler)
+        match end:
+            case TrialEnd.ITSELF:
+                return ENDED_BY_ITSELF
+            case TrialEnd.CRITERION:
+                return "a stop criterion"
+            case TrialEnd.RESULT:
+                return " or ".join(others) or ENDED_BY_ITSELF
+            case TrialEnd.OUTSIDE:
+                if self.state.runner.get("_resumed") is True:
+                    others.append("a restore that did not resume it")
+                return " or ".join(budget + others) or "somebody else before its end"
+
+    @property
+    def _stoppers(self) -> list[str]:
+        """Class names of what `RunConfig(stop=…)` and `time_budget_s` made, as the state holds it."""
+        stopper = read_hex_pickle(self.state.runner.get("_stopper"))
+        if _class_name(stopper, "") == "CombinedStopper":
+            parts = attribute(stopper, "_stoppers")
+            stoppers = list(parts)[:_MAX_STOPPERS] if isinstance(parts, list | tuple) else []
+        else:
+            stoppers = [stopper]
+        names = [_class_name(one, "") for one in stoppers]
+        return [name for name in names if name not in ("", "NoopStopper")]
+
+    @property
     def stopped_by_fail_fast(self) -> tuple[Trial, ...]:
         """Trials that `fail_fast` marked TERMINATED although they never finished (Ray 2.60)."""
         runner = self.state.runner
@@ -105,7 +167,7 @@ class Experiment:
         return tuple(
             trial
             for trial in self.trials
-            if trial.status is TrialStatus.TERMINATED and not trial.is_done
+            if trial.end is TrialEnd.OUTSIDE
         )
 
 
@@ -182,5 +244,5 @@ def _class_name(value: Any, default: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """Return a name that can be shown and stored: a pickle may hold lone surrogates, or a megabyte."""
-    return value if isinstance(value, str) and is_printable_name(value) else None
+    """Return a name that can be stored: a pickle may hold lone surrogates, or a megabyte."""
+    return value if isinstance(value, str) and len(value) <= _MAX_TEXT and is_text(value) else None

@@ -9,11 +9,11 @@ import msgspec
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.state import is_safe_name
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.base import Entry
 
-_READ_AS = 1
+_READ_AS = 2
 """Part of every fingerprint: raised with what we can read, or no index would ever look again."""
 
 
@@ -30,6 +30,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
         warnings: What was odd.
+        ended_by: Of TERMINATED trials, how many each thing brought to their end, in words.
         unreadable: Why no state can be used; "" if one can. All else is empty then.
     """
 
@@ -42,6 +43,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     longest_interval: float = 0.0
     snapshot_period: float | None = None
     warnings: tuple[str, ...] = ()
+    ended_by: dict[str, int] = {}
     unreadable: str = ""
 
     @property
@@ -72,8 +74,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             and set(self.trials) <= set(TrialStatus)
             and all(count > 0 for count in self.trials.values())
             and self.total > 0
-            and all(is_safe_name(name) for name in self.unfinished_dirs)
+            and all(is_segment(name) for name in self.unfinished_dirs)
             and len(self.unfinished_dirs) <= self.unfinished
+            and all(count > 0 for count in self.ended_by.values())
             and (self.samples_left is None or self.samples_left >= 0)
             and math.isfinite(self.longest_interval)
             and all(number is None or math.isfinite(number) for number in numbers)
@@ -95,6 +98,7 @@ def build_facts(experiment: Experiment) -> Facts:
         longest_interval=max((trial.last_interval for trial in trials), default=0.0),
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
         warnings=experiment.warnings,
+        ended_by=experiment.ended_by,
     )
 
 

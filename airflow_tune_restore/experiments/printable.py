@@ -22,8 +22,9 @@ def printable(text: str, most: int = 400) -> str:
 def is_printable(text: str) -> bool:
     """Whether a text can be shown and stored as it is: no control characters, no turning of directions.
 
-    Python's own idea, and the spaces and joiners of other scripts.
+    All but controls, formats and line ends (Unicode's Cc, Cf, Cs, Zl, Zp), of which the joiners of other
+    scripts are let through. Characters that this Python does not know yet are newer, and no harm.
     """
     return text.isprintable() or all(
-        c.isprintable() or c in _JOINERS or category(c) == "Zs" for c in text
+        c in _JOINERS or category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text
     )

@@ -31,13 +31,13 @@ from airflow_tune_restore.experiments.experiment import (
     samples_left,
     tuner_facts,
 )
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment
+from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
     MalformedStateError,
     State,
-    is_count,
-    is_safe_name,
     parse_pieces,
 )
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
@@ -53,6 +53,15 @@ _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 _SMALL_BYTES = 1024 * 1024
 
 _LOST = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
+
+_NAMED = 5
+"""How many trials a warning names."""
+
+_ODD = {
+    "training_iteration": "is not a number: their iterations are shown as 0",
+    "metadata": "cannot be read: their results and checkpoints are not known",
+}
+"""What it costs a trial that a field of its row cannot be used."""
 
 CLOCK_SPREAD = timedelta(hours=27)
 """State names carry the driver's local time: two zones lie at most 26 hours apart."""
@@ -89,7 +98,8 @@ def read_experiment(
 def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     """Read just what tells how an experiment is: its state, and nothing else if trials are unfinished.
 
-    `tuner.pkl` is looked at in the listing only. Where all trials have ended, samples may be left; if
+    `tuner.pkl` is looked at in the listing only, unless it tells whether a scheduler ended the trials.
+    Where all trials have ended, samples may be left; if
     the trials do not show that there are none, the searcher's state is read.
 
     Raises:
@@ -103,7 +113,10 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
         warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
     ended = all(trial.is_finished for trial in state.trials)
     left = _samples_left_of_ended(store, entries, state) if ended else None
-    return _experiment(store, state_file, state, None, left, warnings)
+    experiment = _experiment(store, state_file, state, None, left, warnings)
+    if tuners and experiment.may_be_stopped_by_scheduler:
+        return replace(experiment, tuner=_read_tuner(store, {layout.TUNER_FILE})[0])
+    return experiment
 
 
 def _samples_left_of_ended(store: ObjectStore, entries: list[Entry], state: State) -> int | None:
@@ -131,7 +144,9 @@ def _experiment(
         state=state,
         tuner=tuner,
         samples_left=left,
-        warnings=tuple(printable(text) for text in warnings if text),
+        warnings=tuple(
+            printable(text) for text in (*warnings, *_describe_odd(state.trials)) if text
+        ),
     )
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
@@ -140,6 +155,19 @@ def _experiment(
         )
         return replace(experiment, warnings=(*experiment.warnings, note))
     return experiment
+
+
+def _describe_odd(trials: Iterable[Trial]) -> Iterator[str]:
+    """Describe what cannot be used of the rows: each trial that is lost, each field with its trials."""
+    with_field: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.unusable:
+            yield f"trial {trial.trial_id} cannot be run: {trial.unusable}"
+        for name in trial.odd_fields:
+            with_field.setdefault(name, []).append(trial.trial_id)
+    for name, ids in with_field.items():
+        named = ", ".join(ids[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
+        yield f"{name} of {len(ids)} trials ({named}) {_ODD[name]}"
 
 
 def read_base(store: ObjectStore) -> Experiment:
@@ -351,7 +379,7 @@ def _checkpoint_choice(
         for entry in entries
         if entry.is_dir
         and entry.name.startswith(layout.CHECKPOINT_PREFIX)
-        and is_safe_name(entry.name)
+        and is_segment(entry.name)
     ]
     if prefer_newest or recorded is None or recorded.name not in directories:
         return choose_checkpoint(
@@ -405,6 +433,6 @@ def _checkpoint_rows(body: bytes) -> Iterator[tuple[str, int]]:
             continue  # the last line of a killed writer
         if not isinstance(row, dict):
             continue
-        name, iteration = row.get("checkpoint_dir_name"), row.get("training_iteration")
-        if isinstance(name, str) and is_count(iteration):
-            yield name, iteration
+        name = row.get("checkpoint_dir_name")
+        if isinstance(name, str):
+            yield name, whole_iteration(row.get("training_iteration"))

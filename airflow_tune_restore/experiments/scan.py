@@ -43,7 +43,7 @@ from airflow_tune_restore.experiments.read import (
 )
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
-from airflow_tune_restore.experiments.state import is_safe_name
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 THREADS = 64
@@ -361,7 +361,7 @@ def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
         for entry in entries
         if entry.is_dir
         and entry.name.startswith(layout.CHECKPOINT_PREFIX)
-        and is_safe_name(entry.name)
+        and is_segment(entry.name)
     ]
     times = [_newest(entries)]
     if checkpoints:

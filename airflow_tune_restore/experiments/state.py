@@ -5,41 +5,41 @@ which strict parsers refuse. It is taken in piece by piece: msgspec splits what 
 and each row's two inner documents are decoded into just the fields a plan needs, the second without its
 long end, which holds none; a document that holds a non-finite number falls back to the stdlib parser,
 string by string.
+Fields that no plan needs are not looked at. One that is needed and cannot be used costs its trial what it
+was needed for, at worst that trial, never the file: Ray reads it, too.
 Raw rows stay, so that a commit can put untouched ones back byte for byte. Whoever commits nothing may let
 go of those whose trials came to their end: they are nearly all of the file.
 """
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
-from airflow_tune_restore.experiments.printable import is_printable
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
+from airflow_tune_restore.experiments.numbers import (
+    is_amount,
+    read_iteration,
+    whole_iteration,
+)
+from airflow_tune_restore.experiments.printable import is_printable, printable
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
 
 MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
 
-MAX_COUNT = 2**53
-"""Iterations and samples above this are no counts: other readers of JSON would round them."""
-
-MAX_NAME = 255
-"""Bytes of a name: the most a file system takes for one segment of a path."""
-
 _STEP_BYTES = 256 * 1024
 """Split at once: some twenty rows, in memory that is in the cache and used again."""
 
-_MAX_LONG_NAME = 1000
 _MAX_BUNDLES = 10_000
 
 _TRIALS_START = b'{"trial_data": ['
@@ -52,8 +52,12 @@ _REST_OF_METADATA = b',\\n  \\"metric_analysis\\": '
 
 _END = b'\\n}"'
 
-_BRIEF_BYTES = 2048
-"""How far it is looked for; what is in front of it holds one result."""
+_DONE, _DONE_BYTES = b'\\n    \\"done\\": {', 300
+_LAST_IS_TRUE = b'\\"last\\": true'
+"""The analysis of `done`, a metric like any other to Ray, behind that."""
+
+_BRIEF_BYTES = 8192
+"""How far it is looked for; what is in front of it holds one result, with the tag of its trial."""
 
 T = TypeVar("T")
 _Pairs = list[tuple[msgspec.Raw, msgspec.Raw]]
@@ -66,24 +70,26 @@ class MalformedStateError(TuneRestoreError):
 class _RowHead(msgspec.Struct):
     trial_id: str
     status: TrialStatus
-    trainable_name: str = ""
-    experiment_tag: str = ""
-    relative_logdir: str | None = None
-    max_failures: int = 0
+    trainable_name: Any = ""
+    experiment_tag: Any = ""
+    relative_logdir: Any = None
+    stopping_criterion: Any = None
 
 
 class _Iteration(msgspec.Struct):
-    training_iteration: int = 0
-    time_this_iter_s: Any = None  # a user's own metric may have taken the name
+    training_iteration: Any = 0  # the trainable's own metrics may have taken all three names
+    time_this_iter_s: Any = None
     done: Any = None
 
 
 class _RunMetadata(msgspec.Struct):
-    num_failures: int = 0
-    error_filename: str | None = None
-    last_result: _Iteration = msgspec.field(default_factory=_Iteration)
-    last_result_time: float | None = None
-    start_time: float | None = None
+    last_result: _Iteration | None = None
+    last_result_time: Any = None
+    start_time: Any = None
+
+
+class _LastResult(msgspec.Struct):
+    last_result: dict[str, Any]
 
 
 class _Resources(msgspec.Struct):
@@ -125,8 +131,7 @@ class RawRow:
             MalformedStateError: If a record is there and cannot be read: that is not "none".
         """
         pickled = _decode(self.metadata, _CHECKPOINTS).checkpoint_manager
-        hex_of = _hex_of_pickle(pickled)
-        manager = _read_hex(hex_of) if hex_of is not None else None
+        manager = read_hex_pickle(pickled)
         if manager is None and pickled is not None:
             raise MalformedStateError("the record of its checkpoints cannot be read")
         latest = attribute(manager, "_latest_checkpoint_result")
@@ -134,10 +139,10 @@ class RawRow:
         if path is None:
             return None
         name = path.rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
-        if not is_safe_name(name):
-            raise MalformedStateError("the path of its checkpoint leads outside or is none")
+        if not is_segment(name):
+            raise MalformedStateError("the path of its checkpoint leads outside or is not a path")
         iteration = attribute(latest, "metrics", "training_iteration")
-        return RecordedCheckpoint(name=name, iteration=iteration if is_count(iteration) else 0)
+        return RecordedCheckpoint(name=name, iteration=whole_iteration(iteration))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +165,7 @@ class State:
     def start_time(self) -> float:
         """Unix seconds at which the driver session that wrote it started; what orders states."""
         value = self.stats.get("start_time")
-        return float(value) if _is_amount(value) else -math.inf
+        return float(value) if is_amount(value) else -math.inf
 
 
 NO_STATE = State((), {}, {}, {})
@@ -172,13 +177,14 @@ _ROWS = msgspec.json.Decoder(list[tuple[msgspec.Raw, msgspec.Raw]])
 _RESOURCES = msgspec.json.Decoder(_Resources)
 _CHECKPOINTS = msgspec.json.Decoder(_Checkpoints)
 _HEAD, _RUN = msgspec.json.Decoder(_RowHead), msgspec.json.Decoder(_RunMetadata)
+_LAST = msgspec.json.Decoder(_LastResult)
 
 
 def parse_state(body: bytes) -> State:
     """Parse a state file and keep all its rows.
 
     Raises:
-        MalformedStateError: If it is truncated, no experiment state, or names something unsafe.
+        MalformedStateError: If it is truncated, not an experiment state, or no row of it can be used.
     """
     return parse_pieces([body], keep_ended=True)
 
@@ -198,9 +204,7 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
 
     def take(pairs: _Pairs) -> None:
         for pair in pairs:
-            trial = _parse_row(*pair)
-            if trial.trial_id in trials:
-                raise MalformedStateError(f"two trials have the id {trial.trial_id!r}")
+            trial = _read_row(*pair, trials)
             if keep_ended or not trial.came_to_its_end:
                 # a copy lets go of the piece it stands in
                 row = RawRow(*pair) if keep_ended else RawRow(*(raw.copy() for raw in pair))
@@ -211,6 +215,8 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
     rest = _split_pieces(pieces, take)
     if not _is_shallow(rest):
         raise MalformedStateError(f"what stands around its rows nests deeper than {MAX_DEPTH}")
+    if trials and all(trial.unusable for trial in trials.values()):
+        raise MalformedStateError(next(iter(trials.values())).unusable)
     return State(
         tuple(trials.values()), rows, _dict(rest.get("runner_data")), _dict(rest.get("stats"))
     )
@@ -221,32 +227,6 @@ def encode_state(rows: Iterable[RawRow], runner: dict[str, Any], stats: dict[str
     body = b", ".join(b"[" + bytes(row.trial) + b", " + bytes(row.metadata) + b"]" for row in rows)
     tail = json.dumps({"runner_data": runner, "stats": stats}).encode()
     return _TRIALS_START + body + b"], " + tail[1:]
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether a name from a state file is one path segment that stays where it is put."""
-    return (
-        name not in ("", ".", "..", layout.ROOT)
-        and "/" not in name
-        and "\\" not in name
-        and is_printable(name)
-        and len(name.encode()) <= MAX_NAME
-    )
-
-
-def is_printable_name(name: str) -> bool:
-    """Whether a name that is no path can be shown, stored and put on a command line."""
-    return is_printable(name) and len(name) <= _MAX_LONG_NAME
-
-
-def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a value can be a number of iterations or samples."""
-    return type(value) is int and 0 <= value <= MAX_COUNT
-
-
-def _is_amount(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that JSON and floats can hold; not -1, not 10**400, not NaN."""
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def _is_shallow(value: Any) -> bool:
@@ -317,28 +297,123 @@ def _split(state: bytes | bytearray) -> tuple[_Pairs, dict[str, Any]]:
     return pairs, _dict(around)
 
 
+def _read_row(
+    trial: msgspec.Raw, metadata: msgspec.Raw, others: Container[str]
+) -> Trial:
+    """Read one row; one that cannot be read stands there as a trial that nothing can be done with."""
+    try:
+        found = _parse_row(trial, metadata)
+    except MalformedStateError as error:
+        return _unreadable(str(error), others)
+    if found.trial_id in others:
+        return _unreadable(f"another trial has the id {found.trial_id!r}, too", others)
+    return found
+
+
+def _unreadable(why: str, others: Container[str]) -> Trial:
+    number = 1
+    while (name := f"unreadable-{number}") in others:
+        number += 1
+    return Trial(
+        trial_id=name, trainable_name="", status=TrialStatus.ERROR, trial_dir=None, unusable=why
+    )
+
+
 def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     head = _decode(trial, _HEAD)
-    run = _decode_metadata(metadata)
-    iteration = run.last_result.training_iteration
-    _check_names(head)
+    if not is_safe_name(head.trial_id) or head.trial_id == layout.EVERY_TRIAL:
+        raise MalformedStateError(f"trial id {head.trial_id[:80]!r} cannot be used")
+    try:
+        run, odd = _decode_metadata(metadata), []
+    except MalformedStateError:
+        run, odd = _RunMetadata(), ["metadata"]
+    last = run.last_result or _Iteration()
+    if read_iteration(last.training_iteration) is None:
+        odd.append("training_iteration")
+    reported_at, started_at = _seconds(run.last_result_time), _seconds(run.start_time)
+    seconds = last.time_this_iter_s
+    directory, name = head.relative_logdir, head.trainable_name
     return Trial(
         trial_id=head.trial_id,
-        trainable_name=head.trainable_name,
+        trainable_name=name if _is_name(name) else "",
         status=head.status,
-        trial_dir=head.relative_logdir,
-        experiment_tag=head.experiment_tag,
-        max_failures=head.max_failures,
-        num_failures=run.num_failures,
-        error_file=run.error_filename,
-        iteration=iteration if is_count(iteration) else 0,
-        last_result_time=-math.inf if run.last_result_time is None else run.last_result_time,
-        start_time=run.start_time,
-        last_interval=float(seconds)
-        if _is_amount(seconds := run.last_result.time_this_iter_s)
-        else 0.0,
-        is_done=run.last_result.done is True,
+        trial_dir=directory if _is_directory(directory) else None,
+        experiment_tag=head.experiment_tag if isinstance(head.experiment_tag, str) else "",
+        iteration=whole_iteration(last.training_iteration),
+        last_result_time=-math.inf if reported_at is None else reported_at,
+        start_time=started_at,
+        last_interval=float(seconds) if is_amount(seconds) else 0.0,
+        end=_read_end(head, last, metadata),
+        unusable=_why_unusable(head),
+        odd_fields=tuple(odd),
     )
+
+
+def _why_unusable(head: _RowHead) -> str:
+    """Return why a trial cannot be run, although its row can be read; "" if it can."""
+    if head.relative_logdir is not None and not _is_directory(head.relative_logdir):
+        return f"its directory {_shown(head.relative_logdir)} leads outside or is not a name"
+    if not _is_name(head.trainable_name):
+        return f"the name of its trainable, {_shown(head.trainable_name)}, cannot be used"
+    return ""
+
+
+def _is_directory(value: Any) -> bool:
+    return isinstance(value, str) and is_segment(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and is_text(value)
+
+
+def _shown(value: Any) -> str:
+    return repr(printable(value, 80)) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if is_amount(value) else None
+
+
+def _read_end(head: _RowHead, last: _Iteration, metadata: msgspec.Raw) -> TrialEnd | None:
+    """Tell by what a TERMINATED trial came to its end, as far as its row shows."""
+    if head.status is not TrialStatus.TERMINATED:
+        return None
+    if last.done is not True:
+        return TrialEnd.OUTSIDE
+    if _meets(head.stopping_criterion, metadata):
+        return TrialEnd.CRITERION
+    return TrialEnd.RESULT if _is_last_result_done(metadata) else TrialEnd.ITSELF
+
+
+def _meets(criterion: Any, metadata: msgspec.Raw) -> bool:
+    """Whether the last result meets one of the `stop` criteria (Trial.should_stop, 2.60)."""
+    if not isinstance(criterion, dict) or not criterion:
+        return False
+    try:
+        result = _decode(metadata, _LAST).last_result
+    except MalformedStateError:
+        return False
+    met = ((_follow(result, name), limit) for name, limit in criterion.items())
+    return any({type(value), type(limit)} <= {int, float} and value >= limit for value, limit in met)
+
+
+def _follow(result: Any, name: str) -> Any:
+    """Return a metric by the flat name that a criterion has: `a/b` for `{"a": {"b": …}}`."""
+    for part in [name] if name in result else name.split("/"):
+        result = result.get(part) if isinstance(result, dict) else None
+    return result
+
+
+def _is_last_result_done(metadata: msgspec.Raw) -> bool:
+    """Whether the last result that was logged says `done`.
+
+    Ray analyses each logged result (`Trial.update_last_result`, 2.60), and says `done` in one that a
+    scheduler, a stopper or the trainable itself made the last. A function that returns has logged all
+    its results before, and is called done afterwards.
+    """
+    text = bytes(memoryview(metadata))
+    start = text.find(_DONE)
+    return start >= 0 and _LAST_IS_TRUE in text[start : start + _DONE_BYTES]
 
 
 def _decode_metadata(raw: msgspec.Raw) -> _RunMetadata:
@@ -349,18 +424,6 @@ def _decode_metadata(raw: msgspec.Raw) -> _RunMetadata:
     if end < 0 or view[-len(_END) :] != _END:
         return _decode(raw, _RUN)
     return _decode(text[:end] + _END, _RUN)
-
-
-def _check_names(head: _RowHead) -> None:
-    """Refuse a row whose names could lead outside, or could not be shown or handed on."""
-    if head.trial_id == layout.EVERY_TRIAL:
-        raise MalformedStateError(f"trial id {layout.EVERY_TRIAL!r} is reserved")
-    for label, name in (("trial id", head.trial_id), ("trial directory", head.relative_logdir)):
-        if name is not None and not is_safe_name(name):
-            raise MalformedStateError(f"{label} {name[:80]!r} leads outside or cannot be a name")
-    for label, name in (("trainable", head.trainable_name), ("tag", head.experiment_tag)):
-        if not is_printable_name(name):
-            raise MalformedStateError(f"{label} {name[:80]!r} cannot be a name")
 
 
 def _decode(raw: msgspec.Raw | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
@@ -401,7 +464,7 @@ def _sum_bundles(hex_of_factory: str) -> tuple[tuple[str, float], ...]:
     total: dict[str, float] = {}
     # many references to one large bundle are small in the file
     for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
-        if isinstance(name, str) and is_printable_name(name) and _is_amount(amount):
+        if isinstance(name, str) and is_printable(name) and is_amount(amount):
             total[name] = total.get(name, 0.0) + float(amount)
     return tuple(total.items())
 
@@ -411,6 +474,12 @@ def _hex_of_pickle(value: Any) -> str | None:
     if isinstance(value, dict) and value.get("_type") == "CLOUDPICKLE_FALLBACK":
         value = value.get("value")
     return value if isinstance(value, str) else None
+
+
+def read_hex_pickle(value: Any) -> Any:
+    """Read a field that Ray wrote as hex of a pickle; None if it is not one, or cannot be read."""
+    text = _hex_of_pickle(value)
+    return None if text is None else _read_hex(text)
 
 
 def _read_hex(text: str) -> Any:

@@ -24,6 +24,15 @@ UNFINISHED = frozenset({TrialStatus.PENDING, TrialStatus.RUNNING, TrialStatus.PA
 """What `resume_unfinished` speaks of: all that is neither TERMINATED nor ERROR (Ray 2.60)."""
 
 
+class TrialEnd(StrEnum):
+    """By what a TERMINATED trial came to its end, as far as its row shows."""
+
+    ITSELF = "itself"  # its function returned
+    CRITERION = "criterion"  # a `stop` criterion was met
+    RESULT = "result"  # with a result: its own, a scheduler's or a stopper's decision
+    OUTSIDE = "outside"  # it was not done: a budget, a stopper, another trial's failure, a restore
+
+
 class TrialDetails(Protocol):
     """The parts of a row that are decoded only when somebody asks: an experiment has thousands."""
 
@@ -56,15 +65,16 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         trainable_name: The name under which the trainable is registered with Tune.
         status: Status as stored. After `kill -9` of a driver it is up to one snapshot behind.
         trial_dir: Directory name inside the experiment directory; None for one never started.
-        experiment_tag: Ray's tag, as `3_x=4`.
-        max_failures: Failures Ray retries by itself; negative means without limit.
-        num_failures: Failures so far.
-        error_file: Name of the error text in the trial directory, if the last attempt failed.
-        iteration: `training_iteration` of the last result; 0 if it never reported.
+        experiment_tag: Ray's tag, as `3_x=4`; a searcher puts the whole config into it.
+        iteration: `training_iteration` of the last result, as a whole number; 0 if it never reported, or
+            if the trainable reports something else under that name.
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
         last_interval: Seconds its last iteration took, as it said itself; 0 if it did not.
-        is_done: Whether its last result says `done`: it ended by itself, or by what it had reported.
+        end: By what it came to its end; None if it is not TERMINATED.
+        unusable: Why nothing can be done with it: its row cannot be read, or names something unsafe. ""
+            if it can be run.
+        odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.
         details: Decodes the rest on demand; None if its row was let go of.
     """
 
@@ -73,14 +83,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     status: TrialStatus
     trial_dir: str | None
     experiment_tag: str = ""
-    max_failures: int = 0
-    num_failures: int = 0
-    error_file: str | None = None
     iteration: int = 0
     last_result_time: float = -math.inf
     start_time: float | None = None
     last_interval: float = 0.0
-    is_done: bool = False
+    end: TrialEnd | None = None
+    unusable: str = ""
+    odd_fields: tuple[str, ...] = ()
     details: TrialDetails | None = None
 
     @cached_property
@@ -116,7 +125,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def came_to_its_end(self) -> bool:
         """Whether it is TERMINATED by itself or by what it had reported."""
-        return self.status is TrialStatus.TERMINATED and self.is_done
+        return self.end is not None and self.end is not TrialEnd.OUTSIDE
 
     @property
     def _row(self) -> TrialDetails:

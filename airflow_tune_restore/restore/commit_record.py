@@ -6,7 +6,7 @@ import msgspec
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.state import is_safe_name
+from airflow_tune_restore.experiments.names import is_safe_name
 from airflow_tune_restore.restore.plan import decode
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore

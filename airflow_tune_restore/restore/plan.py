@@ -9,7 +9,7 @@ import msgspec
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
-from airflow_tune_restore.experiments.state import is_printable_name, is_safe_name
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags
 
@@ -178,15 +178,17 @@ def _check_names(plan: RestorePlan) -> None:
     """Hold a plan that was stored to the same rules as the state it was made from."""
     is_unstarted = plan.base == NO_STATE_FILE and not plan.trials
     names = [] if is_unstarted else [plan.base.name]
+    segments: list[str] = []
     for trial in plan.trials:
         names += [trial.trial_id, trial.final_trial_id]
-        names += [name for name in (trial.trial_dir, trial.checkpoint) if name is not None]
-    for name in names:
-        if not is_safe_name(name) or name == layout.EVERY_TRIAL:
-            raise ValueError(f"{name[:80]!r} leads outside or cannot be a name")
+        segments += [name for name in (trial.trial_dir, trial.checkpoint) if name is not None]
+    unsafe = [name for name in names if not is_safe_name(name) or name == layout.EVERY_TRIAL]
+    unsafe += [name for name in segments if not is_segment(name)]
+    if unsafe:
+        raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")
     if not is_unstarted and not layout.is_state_file(plan.base.name):
         raise ValueError("its state file cannot be one")
-    if not is_printable_name(plan.trainable_name):
+    if not is_text(plan.trainable_name):
         raise ValueError("its trainable cannot be one")
     if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
         raise ValueError("two of its trials have one id")

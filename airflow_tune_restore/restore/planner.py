@@ -123,7 +123,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
-            *_refusals(trials, choices),
+            *_refusals(experiment, trials, choices),
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
@@ -173,6 +173,8 @@ def _plan_trial(
     name, iteration, repaired, new_id = None, 0, False, None
     if choice is ResumeType.SKIP:
         action, reason = _skip(trial)
+    elif trial.unusable:
+        action, reason = TrialAction.KEEP, f"{trial.status}, cannot be run: {trial.unusable}"
     elif choice is ResumeType.RESTART:
         action, new_id = TrialAction.RESTART, new_trial_id(trial.trial_id)
         reason = f"{trial.status}: started over as trial {new_id}, old checkpoints are not loaded"
@@ -201,13 +203,20 @@ def _plan_trial(
     )
 
 
-def _refusals(trials: tuple[TrialPlan, ...], choices: Mapping[str, ResumeType]) -> list[str]:
-    """Say which trials the flags take up and the plan does not."""
+def _refusals(
+    experiment: Experiment, trials: tuple[TrialPlan, ...], choices: Mapping[str, ResumeType]
+) -> list[str]:
+    """Say which trials the flags take up and the plan does not.
+
+    The warnings of the experiment name those of them that cannot be run at all.
+    """
+    unusable = {trial.trial_id for trial in experiment.trials if trial.unusable}
     return [
         f"trial {trial.trial_id}: {trial.reason}"
         for trial in trials
         if trial.action is TrialAction.KEEP
         and not trial.quarantined
+        and trial.trial_id not in unusable
         and choices[trial.trial_id] is not ResumeType.SKIP
     ]
 

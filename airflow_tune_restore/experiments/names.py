@@ -1,0 +1,35 @@
+"""Names that stand in state files, plans and listings: which of them can be used for what.
+
+Standard library only.
+"""
+
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.printable import is_printable
+
+MAX_NAME = 255
+"""Bytes of a name: the most a file system takes for one segment of a path."""
+
+
+def is_segment(name: str) -> bool:
+    """Whether a name is one path segment that stays where it is put, on every store.
+
+    A backslash is a character like any other, as to Ray; but some stores take it for a slash, so no part
+    between two of them may lead up.
+    """
+    return (
+        name not in ("", layout.ROOT)
+        and "/" not in name
+        and not {".", ".."} & set(name.split("\\"))
+        and is_text(name)
+        and len(name.encode()) <= MAX_NAME
+    )
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name is a path segment, and can be shown as it is."""
+    return is_segment(name) and is_printable(name)
+
+
+def is_text(name: str) -> bool:
+    """Whether a text can be stored and put on a command line: no NUL, no lone surrogates."""
+    return "\0" not in name and not any("\ud800" <= c <= "\udfff" for c in name)
