@@ -52,7 +52,7 @@ from airflow_tune_restore.restore.request import (
 )
 from airflow_tune_restore.restore.start import fresh_restore_id, plan_restore, read_plan
 from airflow_tune_restore.restore.summary import printable
-from airflow_tune_restore.runner.results import prepare_results
+from airflow_tune_restore.runner.results import Start, prepare_results
 from airflow_tune_restore.storage import parquet
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
@@ -437,7 +437,8 @@ def rows(rng: random.Random, lab: Lab) -> None:
         trainable_name="t", action="resume", trim_results=rng.random() < 0.5,
     )  # fmt: skip
     with contextlib.suppress(TuneRestoreError):
-        prepare_results(_RunnerStore(lab.store(objects)), request, "d", rng.choice((None, 0, 3)))
+        start = rng.choice((None, Start("checkpoint_000001", None), Start("checkpoint_000001", 3)))
+        prepare_results(_RunnerStore(lab.store(objects)), request, "d", start)
 
 
 class _RunnerStore(GuardedStore):

@@ -26,7 +26,7 @@ from airflow_tune_restore.restore.request import (
 )
 from airflow_tune_restore.runner.heartbeat import FencedError, Heartbeat
 from airflow_tune_restore.runner.outcome import now
-from airflow_tune_restore.runner.results import prepare_results
+from airflow_tune_restore.runner.results import Start, prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 
@@ -63,7 +63,7 @@ def run(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> Non
     state = read_state(recorded)
     (row,) = state["trial_data"]
     trial_dir = json.loads(row[0])["relative_logdir"]
-    prepare_results(store, request, trial_dir, request.iteration)
+    prepare_results(store, request, trial_dir, Start(request.checkpoint or "", request.iteration))
     files = recording / trial_dir
     for path in sorted(files.glob("checkpoint_*/*")):
         key = f"{trial_dir}/{path.parent.name}/{path.name}"

@@ -1,7 +1,6 @@
 """What the commands print: tables for people, JSON for machines. Nothing else prints."""
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
+from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, printable, render
@@ -210,14 +210,5 @@ def _out() -> "Console":
 
 def _print_json(value: Any) -> None:
     # ASCII: a terminal must not obey what a name holds, and not every name can be encoded
-    plain = _without_nan(msgspec.to_builtins(value))
+    plain = strict_json(msgspec.to_builtins(value))
     sys.stdout.write(json.dumps(plain, indent=1, allow_nan=False) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    """Put null where JSON has no number."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -164,11 +164,7 @@ class Experiment:
         runner = self.state.runner
         if not (runner.get("_fail_fast") and runner.get("_has_errored")):
             return ()
-        return tuple(
-            trial
-            for trial in self.trials
-            if trial.end is TrialEnd.OUTSIDE
-        )
+        return tuple(trial for trial in self.trials if trial.end is TrialEnd.OUTSIDE)
 
 
 def tuner_facts(pickle: Any) -> TunerFacts:

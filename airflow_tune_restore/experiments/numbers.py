@@ -10,6 +10,9 @@ from typing import Any, TypeGuard
 MAX_COUNT = 2**53
 """Iterations and samples above this are not counts: other readers of JSON would round them."""
 
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+"""What MessagePack has, in which a task sends its XComs (airflow.sdk.execution_time.comms, 3.3.2)."""
+
 
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether a value can be a number of iterations or samples."""
@@ -38,13 +41,15 @@ def whole_iteration(value: Any) -> int:
 
 
 def strict_json(value: Any) -> Any:
-    """Return a value of dicts, lists and scalars without the numbers that JSON does not know.
+    """Return a value of dicts, lists and scalars with no number in it that strict readers refuse.
 
-    NaN and infinities become the strings "nan", "inf" and "-inf". Airflow sends XComs and events as
-    strict JSON, and other readers of `--json` refuse them, too.
+    NaN and infinities, which JSON does not know, become the strings "nan", "inf" and "-inf"; integers of
+    more than 64 bits their digits. Airflow's XComs, events and states take neither.
     """
     if isinstance(value, dict):
         return {strict_json(key): strict_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [strict_json(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if not isinstance(value, int) or _MIN_INT <= value <= _MAX_INT else str(value)

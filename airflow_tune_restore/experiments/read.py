@@ -114,7 +114,7 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     ended = all(trial.is_finished for trial in state.trials)
     left = _samples_left_of_ended(store, entries, state) if ended else None
     experiment = _experiment(store, state_file, state, None, left, warnings)
-    if tuners and experiment.may_be_stopped_by_scheduler:
+    if tuners and not left and experiment.may_be_stopped_by_scheduler:
         return replace(experiment, tuner=_read_tuner(store, {layout.TUNER_FILE})[0])
     return experiment
 

@@ -34,6 +34,7 @@ from airflow_tune_restore.experiments.health import (
     judge_unstarted,
 )
 from airflow_tune_restore.experiments.index import Index, read_index
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
     NO_EXPERIMENT,
@@ -43,7 +44,6 @@ from airflow_tune_restore.experiments.read import (
 )
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 THREADS = 64

@@ -297,9 +297,7 @@ def _split(state: bytes | bytearray) -> tuple[_Pairs, dict[str, Any]]:
     return pairs, _dict(around)
 
 
-def _read_row(
-    trial: msgspec.Raw, metadata: msgspec.Raw, others: Container[str]
-) -> Trial:
+def _read_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Container[str]) -> Trial:
     """Read one row; one that cannot be read stands there as a trial that nothing can be done with."""
     try:
         found = _parse_row(trial, metadata)
@@ -367,7 +365,9 @@ def _is_name(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return repr(printable(value, 80)) if isinstance(value, str) else f"a {type(value).__name__}"
+    return (
+        repr(printable(value, 80)) if isinstance(value, str) else f"of type {type(value).__name__}"
+    )
 
 
 def _seconds(value: Any) -> float | None:
@@ -394,7 +394,9 @@ def _meets(criterion: Any, metadata: msgspec.Raw) -> bool:
     except MalformedStateError:
         return False
     met = ((_follow(result, name), limit) for name, limit in criterion.items())
-    return any({type(value), type(limit)} <= {int, float} and value >= limit for value, limit in met)
+    return any(
+        {type(value), type(limit)} <= {int, float} and value >= limit for value, limit in met
+    )
 
 
 def _follow(result: Any, name: str) -> Any:

@@ -8,6 +8,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.restore.attempts import claim_attempt, record_end
 from airflow_tune_restore.restore.failures import Cause, classify_end
@@ -166,6 +167,6 @@ def _summary(item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
         "final_trial_id": outcome.final_trial_id,
         "status": outcome.status,
         "iteration": outcome.iteration,
-        "metrics": outcome.metrics,
+        "metrics": strict_json(outcome.metrics),
         "attempt": outcome.attempt,
     }

@@ -198,7 +198,7 @@ def _plan_trial(
         checkpoint_repaired=repaired,
         iteration=iteration,
         reason=reason,
-        resources={} if choice is ResumeType.SKIP else trial.resources,
+        resources={} if choice is ResumeType.SKIP or trial.unusable else trial.resources,
         new_trial_id=new_id,
     )
 

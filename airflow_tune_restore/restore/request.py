@@ -5,11 +5,12 @@ Field names are a wire format: only ever add, with a default.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin
+
+from airflow_tune_restore.experiments.numbers import strict_json
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
 """A runner's stdout line that starts with this carries one `RunnerProgress`."""
@@ -36,7 +37,7 @@ class _Record:
     """JSON in and out for the dataclasses below."""
 
     def to_json(self) -> bytes:
-        return json.dumps(_jsonable(asdict(self))).encode()  # type: ignore[call-overload]
+        return json.dumps(strict_json(asdict(self))).encode()  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Self:
@@ -79,17 +80,6 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in values.items() if isinstance(value, str | int | float | None)
     }
-
-
-def _jsonable(value: Any) -> Any:
-    """Replace what strict JSON readers refuse: NaN and infinities become text."""
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
@@ -125,12 +126,18 @@ class CommitSummary:
         return render(table, width)
 
     def describe_changes(self, most: int | None = None) -> list[dict[str, Any]]:
-        """Return the changes as plain values; above `most`, those of trials that were run only."""
+        """Return the changes as plain values of strict JSON; above `most`, those of trials that ran only.
+
+        A metric that is NaN or infinite is the string "nan", "inf" or "-inf".
+        """
         changes = self.changes
         if most is not None and len(changes) > most:
             changes = tuple(change for change in changes if change.was_run)[:most]
         return [
-            {name: getattr(value, "value", value) for name, value in asdict(change).items()}
+            {
+                name: strict_json(getattr(value, "value", value))
+                for name, value in asdict(change).items()
+            }
             for change in changes
         ]
 

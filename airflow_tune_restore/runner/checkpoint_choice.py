@@ -5,7 +5,6 @@ The plan chose one for the first attempt; a later attempt goes on from its prede
 
 import json
 import logging
-import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,7 +15,9 @@ from airflow_tune_restore.experiments.checkpoints import (
     RecordedCheckpoint,
     choose_checkpoint,
 )
+from airflow_tune_restore.experiments.numbers import read_iteration, whole_iteration
 from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.runner.results import Start
 from airflow_tune_restore.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -40,15 +41,17 @@ def continue_from_snapshot(store: ObjectStore, trial: Any) -> None:
     With `num_to_keep` its predecessor may have deleted that one after its last snapshot.
     """
     present = _list_checkpoints(store, trial)
-    recorded = _recorded_name(trial)
+    recorded = start_of(trial)
     if recorded is not None:
         rows = _rows_by_checkpoint(store, trial)
         choice = choose_checkpoint(
-            RecordedCheckpoint(name=recorded, iteration=iteration_of(trial) or 0),
+            RecordedCheckpoint(
+                name=recorded.checkpoint, iteration=whole_iteration(recorded.iteration)
+            ),
             [_look_into(store, trial, name) for name in present],
-            {name: int(row.get("training_iteration", 0)) for name, row in rows.items()},
+            {name: whole_iteration(row.get("training_iteration")) for name, row in rows.items()},
         )
-        if choice.name != recorded:
+        if choice.name != recorded.checkpoint:
             logger.warning("%s: %s", trial.trial_id, choice.reason)
             if choice.name is None:
                 _set_latest(trial, None)
@@ -59,13 +62,12 @@ def continue_from_snapshot(store: ObjectStore, trial: Any) -> None:
     _number_after(trial, present)
 
 
-def iteration_of(trial: Any) -> int | None:
-    """Return the iteration the trial continues after; None if it starts from scratch."""
+def start_of(trial: Any) -> Start | None:
+    """Return what the trial continues from; None if it starts from scratch."""
     result = trial.latest_checkpoint_result
     if result is None:
         return None
-    value = result.metrics.get("training_iteration", 0)
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
+    return Start(_name_of(result), read_iteration(result.metrics.get("training_iteration", 0)))
 
 
 def point_at(trial: Any, name: str, metrics: dict[str, Any]) -> None:

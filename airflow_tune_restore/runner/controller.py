@@ -25,6 +25,7 @@ from ray.tune.utils.serialization import TuneFunctionEncoder
 
 from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.outcome import scalar_metrics
 from airflow_tune_restore.storage.base import ObjectStore
@@ -290,7 +291,7 @@ class _ProgressLines(Callback):  # type: ignore[misc]
             trial,
             RunnerProgress(
                 trial_id=trial.trial_id,
-                iteration=int(result.get("training_iteration", 0)),
+                iteration=whole_iteration(result.get("training_iteration")),
                 metrics=scalar_metrics(result, self._metric),
             ),
         )

@@ -195,7 +195,7 @@ class ExperimentController(GuardedController):
                 self.scope.store,
                 self.scope.part(trial),
                 trial.relative_logdir,
-                checkpoint_choice.iteration_of(trial),
+                checkpoint_choice.start_of(trial),
             )
         if self.scope.request.remember_scheduler:
             scheduler_memory.remember(self.scope.store, self._scheduler_alg, self._trials)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import airflow_tune_restore.restore.request as contract
+from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.restore.failures import Failure, classify
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 
@@ -49,7 +50,7 @@ def build_outcome(
         result=result.value,
         status=trial.status if trial is not None else "",
         final_trial_id=trial.trial_id if trial is not None else request.trial_id,
-        iteration=int(last.get("training_iteration", 0)),
+        iteration=whole_iteration(last.get("training_iteration")),
         metrics=scalar_metrics(last, None),
         error_type=error[0],
         error=error[1][:MESSAGE_LIMIT],

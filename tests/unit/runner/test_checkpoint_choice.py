@@ -83,7 +83,7 @@ def test_the_recorded_checkpoint_stays_if_the_plan_chose_it(store):
     fill(store, 0, 1)
     trial = Trial(store.uri, name(1), listed=[name(0), name(1)], index=1)
     checkpoint_choice.start_as_planned(store, trial, request(name(1), 2))
-    assert (trial.latest, checkpoint_choice.iteration_of(trial)) == (name(1), 2)
+    assert (trial.latest, checkpoint_choice.start_of(trial)) == (name(1), (name(1), 2))
     assert trial.storage.current_checkpoint_index == 1
 
 
@@ -91,7 +91,7 @@ def test_the_plans_choice_replaces_one_that_is_gone(store):
     fill(store, 0, 1)
     trial = Trial(store.uri, name(2), listed=[name(1), name(2)], index=2)
     checkpoint_choice.start_as_planned(store, trial, request(name(1), 2))
-    assert (trial.latest, checkpoint_choice.iteration_of(trial)) == (name(1), 2)
+    assert (trial.latest, checkpoint_choice.start_of(trial)) == (name(1), (name(1), 2))
     assert trial.listed == [name(1)]
 
 
@@ -99,13 +99,13 @@ def test_a_choice_no_row_tells_of_has_the_plans_iteration(store):
     store.put(f"{DIR}/{name(1)}/state.json", b"{}")
     trial = Trial(store.uri, name(2), index=2)
     checkpoint_choice.start_as_planned(store, trial, request(name(1), 7))
-    assert checkpoint_choice.iteration_of(trial) == 7
+    assert checkpoint_choice.start_of(trial).iteration == 7
 
 
 def test_without_a_choice_it_starts_from_scratch(store):
     trial = Trial(store.uri, name(2), listed=[name(2)], index=2)
     checkpoint_choice.start_as_planned(store, trial, request(None))
-    assert (trial.latest, checkpoint_choice.iteration_of(trial)) == (None, None)
+    assert (trial.latest, checkpoint_choice.start_of(trial)) == (None, None)
     assert trial.listed == []
 
 
@@ -120,7 +120,7 @@ def test_a_snapshot_whose_checkpoint_is_gone_goes_on_from_the_newest_that_is_lef
     fill(store, 1, 2)
     trial = Trial(store.uri, name(3), listed=[name(3)], index=3)
     checkpoint_choice.continue_from_snapshot(store, trial)
-    assert (trial.latest, checkpoint_choice.iteration_of(trial)) == (name(2), 3)
+    assert (trial.latest, checkpoint_choice.start_of(trial)) == (name(2), (name(2), 3))
 
 
 def test_a_snapshot_of_which_nothing_is_left_starts_over(store):

@@ -1,0 +1,119 @@
+"""By what the trials of a finished experiment came to their end: that is not always a good one."""
+
+from datetime import timedelta
+
+import pytest
+from ray import cloudpickle
+from ray.tune import stopper
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.tune_config import TuneConfig
+
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.storage.local import LocalStore
+from tests.support import GOLDEN
+from tests.support.experiments.built import make_experiment, make_row
+
+
+class StopLater(stopper.Stopper):
+    """A stopper of a user's own."""
+
+    def __call__(self, trial_id, result):
+        return False
+
+    def stop_all(self):
+        return False
+
+
+def pickled(value) -> dict[str, str]:
+    return {"_type": "CLOUDPICKLE_FALLBACK", "value": cloudpickle.dumps(value).hex()}
+
+
+def returned(trial_id: str) -> list[str]:
+    """Return a function's trial that returned: Ray calls its last result done, but logs no such row."""
+    analysis = {"done": {"max": False, "min": False, "last": False}}
+    return make_row(trial_id, last_result={"done": True}, run={"metric_analysis": analysis})
+
+
+def ended_with_a_result(trial_id: str, **fields) -> list[str]:
+    analysis = {"done": {"max": True, "min": False, "last": True}}
+    last = {"training_iteration": 4, "nested": {"loss": 0.1}, "done": True}
+    return make_row(trial_id, last_result=last, run={"metric_analysis": analysis}, **fields)
+
+
+def cut_off(trial_id: str) -> list[str]:
+    return make_row(trial_id, last_result={"training_iteration": 2, "done": False})
+
+
+@pytest.fixture
+def reason(tmp_path):
+    """Return what a scan says of these trials, all TERMINATED and all samples drawn."""
+
+    def scan_one(*rows, scheduler=None, **runner) -> str:
+        sweep = make_experiment(tmp_path / "sweep", list(rows), total_samples=len(rows), **runner)
+        if scheduler is not None:
+            config = TuneConfig(metric="loss", mode="min", scheduler=scheduler)
+            (sweep / "tuner.pkl").write_bytes(cloudpickle.dumps({"_tune_config": config}))
+        (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
+        assert report.health is Health.FINISHED
+        return report.reason
+
+    return scan_one
+
+
+def test_trials_that_returned_ended_by_themselves(reason):
+    assert reason(returned("a"), returned("b")) == "all 2 trials ended by themselves"
+
+
+def test_a_scheduler_is_named(reason):
+    words = reason(returned("a"), ended_with_a_result("b"), scheduler=ASHAScheduler())
+    assert words == "all 2 trials ended: 1 by themselves, 1 stopped by AsyncHyperBandScheduler"
+
+
+def test_what_a_trainable_itself_calls_done_ended_by_itself(reason):
+    assert reason(ended_with_a_result("a")) == "all 1 trials ended by themselves"
+
+
+@pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"nested/loss": 0.05}])
+def test_a_stop_criterion_is_told_apart_from_a_scheduler(reason, stop):
+    row = ended_with_a_result("a", stopping_criterion=stop)
+    assert reason(row, scheduler=ASHAScheduler()) == "all 1 trials ended: 1 stopped by a stop criterion"
+    unmet = ended_with_a_result("a", stopping_criterion={"training_iteration": 9})
+    assert "AsyncHyperBandScheduler" in reason(unmet, scheduler=ASHAScheduler())
+
+
+def test_a_time_budget_is_named(reason):
+    budget = stopper.TimeoutStopper(60)
+    words = reason(returned("a"), cut_off("b"), _stopper=pickled(budget))
+    assert words == "all 2 trials ended: 1 by themselves, 1 stopped by time_budget_s"
+    both = stopper.CombinedStopper(stopper.ExperimentPlateauStopper("loss"), budget)
+    words = reason(cut_off("a"), _stopper=pickled(both))
+    assert words == "all 1 trials ended: 1 stopped by time_budget_s or ExperimentPlateauStopper"
+
+
+def test_a_stopper_is_named(reason):
+    by_result = stopper.MaximumIterationStopper(4)
+    words = reason(ended_with_a_result("a"), _stopper=pickled(by_result))
+    assert words == "all 1 trials ended: 1 stopped by MaximumIterationStopper"
+    assert "StopLater" in reason(cut_off("a"), _stopper=pickled(StopLater()))
+
+
+def test_fail_fast_and_a_restore_are_named(reason):
+    words = reason(cut_off("a"), _fail_fast=True, _has_errored=True)
+    assert "1 stopped by fail_fast" in words
+    assert "a restore that did not resume it" in reason(cut_off("a"), _resumed=True)
+    assert "somebody else" in reason(cut_off("a"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ended_by"),
+    [
+        ("asha", {"AsyncHyperBandScheduler": 3}),
+        ("hyperband", {"HyperBandScheduler": 3}),
+        ("median", {"itself": 2, "MedianStoppingRule": 1}),
+        ("errored", {"itself": 1}),
+    ],
+)
+def test_what_ended_the_trials_of_real_experiments(kind, ended_by):
+    assert read_experiment(LocalStore(GOLDEN / "failed" / kind)).ended_by == ended_by

@@ -1,0 +1,193 @@
+"""Odd rows: what Ray reads, we read. A field that cannot be used costs its trial, never the file."""
+
+import json
+import math
+from datetime import timedelta
+
+import pytest
+
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
+from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.plan import RestorePlan, TrialAction
+from airflow_tune_restore.restore.start import plan_restore
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
+
+ALL = ResumeFlags.from_flags(resume_errored=True)
+
+
+def plan(*rows) -> RestorePlan:
+    """Plan a restore of all trials; the plan can be written and read again."""
+    store = MemoryStore()
+    store.put(STATE_NAME, make_state(list(rows)))
+    made = plan_restore(store, read_experiment(store), restore_id="r", flags=ALL)
+    assert RestorePlan.from_json(made.to_json()) == made
+    return made
+
+
+def failed(trial_id: str, **fields) -> list[str]:
+    return make_row(trial_id, status="ERROR", **fields)
+
+
+def with_fields(row: list[str], trial: dict | None = None, run: dict | None = None) -> list[str]:
+    return [
+        json.dumps(json.loads(row[0]) | (trial or {})),
+        json.dumps(json.loads(row[1]) | (run or {})),
+    ]
+
+
+TAG = "1_" + ",".join(f"setting_{n}=value_{n}" for n in range(400))
+
+
+@pytest.mark.parametrize(
+    ("trial", "run"),
+    [
+        pytest.param({"experiment_tag": TAG}, {"last_result": {"experiment_tag": TAG}}, id="a long tag"),
+        pytest.param({"experiment_tag": None}, None, id="no tag"),
+        pytest.param({"experiment_tag": "1_prompt=line\nbreak"}, None, id="a tag with a line break"),
+        pytest.param({"max_failures": math.inf}, None, id="max_failures=inf"),
+        pytest.param({"max_failures": "3"}, None, id="max_failures as text"),
+        pytest.param({"max_failures": None}, None, id="max_failures=None"),
+        pytest.param({"relative_logdir": "lr=0.1\\fold=2"}, None, id="a backslash in the directory"),
+        pytest.param({"relative_logdir": "line\nbreak"}, None, id="a line break in the directory"),
+        pytest.param({"relative_logdir": "\U0001fae8 new"}, None, id="a character newer than Python"),
+        pytest.param({"relative_logdir": None}, None, id="never started"),
+        pytest.param({"trainable_name": "train" * 500}, None, id="a long name of the trainable"),
+        pytest.param({"trainable_name": "my\ntrain"}, None, id="a line break in that name"),
+        pytest.param({"config": math.nan}, None, id="a config that is a number"),
+        pytest.param({"evaluated_params": None}, None, id="no sampled parameters"),
+        pytest.param({"something_new": {"of": ["a", "later", "Ray"]}}, None, id="a field of a later Ray"),
+        pytest.param(None, {"num_failures": 1.0}, id="num_failures as a float"),
+        pytest.param(None, {"num_failures": None}, id="num_failures=None"),
+        pytest.param(None, {"error_filename": 7}, id="the name of the error is a number"),
+        pytest.param(None, {"start_time": "soon"}, id="a start time as text"),
+        pytest.param(None, {"start_time": math.nan}, id="a start time that is NaN"),
+        pytest.param(None, {"last_result_time": None}, id="no time of the last result"),
+        pytest.param(None, {"last_result_time": math.nan}, id="NaN as that time"),
+        pytest.param(None, {"last_result_time": "now"}, id="text as that time"),
+        pytest.param(None, {"last_result": None}, id="no last result"),
+        pytest.param(None, {"last_result": {"done": "no", "time_this_iter_s": "1 s"}}, id="own metrics"),
+        pytest.param(None, {"metric_analysis": []}, id="an analysis that is a list"),
+    ],
+)  # fmt: skip
+def test_a_field_that_no_plan_needs_is_not_looked_at(trial, run):
+    odd = with_fields(failed("odd", last_result={"training_iteration": 2}), trial, run)
+    made = plan(failed("even"), odd)
+    assert {t.trial_id: t.action for t in made.trials} == dict.fromkeys(
+        ("even", "odd"), TrialAction.RESUME
+    )
+
+
+@pytest.mark.parametrize(
+    ("reported", "shown", "is_named"),
+    [
+        (1.0, 1, False),
+        (2.5, 2, False),
+        ("3", 0, True),
+        (math.nan, 0, True),
+        (math.inf, 0, True),
+        (None, 0, True),
+        (True, 0, True),
+        (-1, 0, True),
+        (10**400, 0, True),
+        ([3], 0, True),
+    ],
+)
+def test_a_trainable_may_report_its_own_iteration(reported, shown, is_named):
+    row = failed("odd", last_result={"training_iteration": reported, "loss": 1.0})
+    made = plan(failed("even"), row)
+    assert [t.action for t in made.trials] == [TrialAction.RESUME] * 2
+    trials = {t.trial_id: t for t in parse_state(make_state([row])).trials}
+    assert trials["odd"].iteration == shown
+    named = [w for w in made.warnings if "training_iteration of 1 trials (odd)" in w]
+    assert bool(named) is is_named
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"relative_logdir": "../.."}, "leads outside"),
+        ({"relative_logdir": ".."}, "leads outside"),
+        ({"relative_logdir": ""}, "leads outside"),
+        ({"relative_logdir": "/etc"}, "leads outside"),
+        ({"relative_logdir": "a\\..\\..\\b"}, "leads outside"),
+        ({"relative_logdir": ".tune_restore"}, "leads outside"),
+        ({"relative_logdir": "nul\0"}, "leads outside"),
+        ({"relative_logdir": "x" * 256}, "leads outside"),
+        ({"relative_logdir": "é" * 200}, "leads outside"),
+        ({"relative_logdir": "a\ud800"}, "leads outside"),
+        ({"relative_logdir": 7}, "of type int"),
+        ({"trainable_name": "nul\0"}, "name of its trainable"),
+        ({"trainable_name": "\ud800"}, "name of its trainable"),
+        ({"trainable_name": None}, "of type NoneType"),
+    ],
+)
+def test_a_trial_that_names_something_unsafe_is_lost_alone(fields, reason):
+    made = plan(failed("even"), with_fields(failed("odd"), fields))
+    actions = {trial.trial_id: (trial.action, trial.reason) for trial in made.trials}
+    assert actions["even"][0] is TrialAction.RESUME
+    assert actions["odd"][0] is TrialAction.KEEP
+    assert reason in actions["odd"][1]
+    assert any("trial odd cannot be run" in warning for warning in made.warnings)
+    assert made.trial("odd").trial_dir is None or "trainable_name" in fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"trial_id": "../.."}, "trial id"),
+        ({"trial_id": "*"}, "trial id"),
+        ({"trial_id": "line\nbreak"}, "trial id"),
+        ({"trial_id": 7}, "trial_id"),
+        ({"trial_id": "even"}, "another trial has the id"),
+        ({"status": "STOPPED"}, "STOPPED"),
+        ({"status": None}, "status"),
+    ],
+)
+def test_a_row_that_nobody_can_name_is_lost_alone_and_put_back_as_it_stood(fields, reason):
+    body = make_state([failed("even"), with_fields(failed("odd"), fields), failed("last")])
+    state = parse_state(body)
+    assert encode_state(state.rows.values(), state.runner, state.stats) == body
+    even, odd, last = state.trials
+    assert (even.unusable, last.unusable) == ("", "")
+    assert (odd.trial_id, odd.status) == ("unreadable-1", TrialStatus.ERROR)
+    assert reason in odd.unusable
+    made = plan(failed("even"), with_fields(failed("odd"), fields), failed("last"))
+    assert {t.trial_id: t.action for t in made.trials} == {
+        "even": TrialAction.RESUME,
+        "unreadable-1": TrialAction.KEEP,
+        "last": TrialAction.RESUME,
+    }
+
+
+def test_a_row_that_is_not_json_is_lost_alone():
+    made = plan(failed("even"), ["{", "{}"], ["[]", "{}"])
+    assert [t.action for t in made.trials if t.trial_id != "even"] == [TrialAction.KEEP] * 2
+
+
+def test_metadata_that_cannot_be_read_cost_the_checkpoint_alone():
+    made = plan(failed("even"), [failed("odd")[0], "{"])
+    odd = made.trial("odd")
+    assert odd.action is TrialAction.KEEP
+    assert "allow_scratch" in odd.reason
+    assert any("metadata of 1 trials (odd) cannot be read" in warning for warning in made.warnings)
+
+
+def test_a_file_without_any_row_that_can_be_used_is_refused():
+    with pytest.raises(MalformedStateError, match="trial id"):
+        parse_state(make_state([with_fields(failed("odd"), {"trial_id": ".."})]))
+
+
+def test_a_scan_names_an_odd_trial_and_goes_on():
+    store = MemoryStore()
+    store.put(
+        f"team/exp/{STATE_NAME}",
+        make_state([failed("even"), with_fields(failed("odd"), {"trial_id": 7})]),
+    )
+    (report,) = scan(store, stale_after=timedelta(0))
+    assert report.health is Health.ERRORED
+    assert "trial unreadable-1 cannot be run" in report.reason
