@@ -3,6 +3,7 @@
     python -m campaigns.hostile --inputs 200000 --seed 1     the campaign
     python -m campaigns.hostile --seed 1 --only 1234         one input again, with its traceback
     python -m campaigns.hostile --large [--streamed]         files of 1 GiB in the place of each
+    python -m campaigns.hostile --odd --inputs 5000          odd, but genuine: what Ray reads, we read
 
 Each input is made from the seed and its number alone, so that any of them can be tried again. It is read
 in a child process whose memory is limited, under a watchdog, with a tripwire that hears of whatever
@@ -14,6 +15,7 @@ import codecs
 import contextlib
 import faulthandler
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -186,6 +188,35 @@ def _save(save_to: Path | None, seed: int, index: int, failure: str, lab) -> Non
             file.write(f"\n{number}.bin is {name!r}")
 
 
+def odd_inputs(inputs: int, seed: int, first: int = 0) -> Report:
+    """Try inputs that are odd but genuine, from `first` on; those that Ray cannot read are counted."""
+    from campaigns import hostile_odd
+
+    logging.getLogger("ray.tune").setLevel(
+        logging.ERROR
+    )  # it names every result.json that is missing
+
+    report = Report(start_mib=_peak_mib())
+    with tempfile.TemporaryDirectory(prefix="tune-odd-") as scratch:
+        for index in range(first, inputs):
+            rng = random.Random(f"{seed}/{index}")
+            started = time.process_time()
+            genuine, odd = hostile_odd.make_odd(rng, Path(scratch))
+            try:
+                is_read = hostile_odd.check(genuine, odd)
+                report.by_target["read by Ray" if is_read else "not read by Ray"] += 1
+            except Exception:  # noqa: BLE001  whatever gets out is what we look for
+                words = traceback.format_exc(limit=-6)
+                report.failures.append(f"seed {seed} input {index} ({genuine.name}): {words}")
+            report.tried += 1
+            seconds = time.process_time() - started
+            report.slowest = max(report.slowest, (seconds, index, genuine.name))
+            if len(report.failures) >= MOST_FAILURES:
+                break
+    report.peak_mib = _peak_mib()
+    return report
+
+
 LARGE_BYTES = 1024**3
 LARGE_NAMES = ("state", "older state", "tuner.pkl", "searcher", "result.json", "plan.json", "commit.json",
                "claim", "heartbeat", "snapshot", "outcome.json")  # fmt: skip
@@ -237,6 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--streamed", action="store_true", help="with --large: from an object store"
     )
+    parser.add_argument("--odd", action="store_true", help="odd but genuine inputs instead")
     parser.add_argument("--only", type=int, help="try this input again")
     parser.add_argument(
         "--save-to", type=Path, default=Path(tempfile.gettempdir(), "tune-hostile-failures")
@@ -245,6 +277,11 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     if options.large:
         report = large_files(streamed=options.streamed)
+    elif options.odd:
+        first = options.only or 0
+        report = odd_inputs(
+            first + 1 if options.only is not None else options.inputs, options.seed, first
+        )
     elif options.only is not None:
         with tempfile.TemporaryDirectory() as scratch:
             _child(options.only + 1, options.seed, options.only, 1, scratch, options.save_to)

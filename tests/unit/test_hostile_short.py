@@ -8,6 +8,7 @@ import pytest
 from campaigns import hostile
 
 SHORT_INPUTS, SHORT_SEED = 2500, 7
+ODD_INPUTS = 100
 MOST_MIB = 640
 """What reading hostile input may take beside the interpreter: one state file of 512 MiB, and change."""
 
@@ -17,6 +18,12 @@ def test_hostile_inputs_end_in_values_or_our_errors(tmp_path):
     assert report.failures == []
     assert report.tried == SHORT_INPUTS
     assert report.peak_mib - report.start_mib < MOST_MIB
+
+
+def test_what_is_odd_but_genuine_is_read_as_ray_reads_it():
+    report = hostile.odd_inputs(ODD_INPUTS, SHORT_SEED)
+    assert report.failures == []
+    assert report.by_target["read by Ray"] > ODD_INPUTS * 0.8  # or there was nothing to compare
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -78,7 +78,10 @@ def test_what_a_trainable_itself_calls_done_ended_by_itself(reason):
 @pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"nested/loss": 0.05}])
 def test_a_stop_criterion_is_told_apart_from_a_scheduler(reason, stop):
     row = ended_with_a_result("a", stopping_criterion=stop)
-    assert reason(row, scheduler=ASHAScheduler()) == "all 1 trials ended: 1 stopped by a stop criterion"
+    assert (
+        reason(row, scheduler=ASHAScheduler())
+        == "all 1 trials ended: 1 stopped by a stop criterion"
+    )
     unmet = ended_with_a_result("a", stopping_criterion={"training_iteration": 9})
     assert "AsyncHyperBandScheduler" in reason(unmet, scheduler=ASHAScheduler())
 
