@@ -94,6 +94,7 @@ def _odd_result(rng: random.Random, _trial: dict[str, Any], run: dict[str, Any])
     if rng.random() < 0.1:
         run["last_result"] = rng.choice(({}, None))
     else:
+        run["last_result"] = run["last_result"] or {}
         _add_metrics(rng, run["last_result"])
 
 

@@ -143,8 +143,8 @@ class Experiment:
                 return " or ".join(others) or ENDED_BY_ITSELF
             case TrialEnd.OUTSIDE:
                 if self.state.runner.get("_resumed") is True:
-                    others.append("a restore that did not resume it")
-                return " or ".join(budget + others) or "somebody else before its end"
+                    others.append("a restore that did not resume them")
+                return " or ".join(budget + others) or "a cause that Ray did not record"
 
     @property
     def _stoppers(self) -> list[str]:

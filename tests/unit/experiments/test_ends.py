@@ -105,8 +105,8 @@ def test_a_stopper_is_named(reason):
 def test_fail_fast_and_a_restore_are_named(reason):
     words = reason(cut_off("a"), _fail_fast=True, _has_errored=True)
     assert "1 stopped by fail_fast" in words
-    assert "a restore that did not resume it" in reason(cut_off("a"), _resumed=True)
-    assert "somebody else" in reason(cut_off("a"))
+    assert "a restore that did not resume them" in reason(cut_off("a"), _resumed=True)
+    assert "did not record" in reason(cut_off("a"))
 
 
 @pytest.mark.parametrize(
