@@ -17,6 +17,8 @@ _MAX_TEXT = 10_000
 DEFAULT_SCHEDULER = "FIFOScheduler"
 DEFAULT_SEARCHER = "BasicVariantGenerator"
 
+_UNKNOWN = "unknown"
+
 ENDED_BY_ITSELF = "itself"
 _TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
 _MAX_STOPPERS = 10
@@ -156,7 +158,11 @@ class Experiment:
         else:
             stoppers = [stopper]
         names = [_class_name(one, "") for one in stoppers]
-        return [name for name in names if name not in ("", "NoopStopper")]
+        return [
+            "a stopper" if name == _UNKNOWN else name  # its class is pickled with it
+            for name in names
+            if name not in ("", "NoopStopper")
+        ]
 
     @property
     def stopped_by_fail_fast(self) -> tuple[Trial, ...]:
@@ -235,7 +241,7 @@ def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _class_name(value: Any, default: str) -> str:
     if isinstance(value, Instance):
-        return _text(value.class_name) or "unknown"
+        return _text(value.class_name) or _UNKNOWN
     return _text(value) or default
 
 

@@ -102,6 +102,14 @@ def test_a_stopper_is_named(reason):
     assert "StopLater" in reason(cut_off("a"), _stopper=pickled(StopLater()))
 
 
+def test_a_stopper_whose_class_is_pickled_with_it_has_no_name(reason):
+    code = "from ray.tune import stopper\nclass Mine(stopper.Stopper):\n  def __call__(self, *_): pass\n"
+    names = {"__name__": "__main__"}
+    exec(code + "  def stop_all(self): pass\n", names)  # noqa: S102  as in a user's script
+    words = reason(cut_off("a"), _stopper=pickled(names["Mine"]()))
+    assert words == "all 1 trials ended: 1 stopped by a stopper"
+
+
 def test_fail_fast_and_a_restore_are_named(reason):
     words = reason(cut_off("a"), _fail_fast=True, _has_errored=True)
     assert "1 stopped by fail_fast" in words
