@@ -34,7 +34,7 @@ from tests.support.records import night, plan_night
     ],
 )
 def test_what_begins_as_a_path_is_one_whatever_follows(path):
-    assert Location.parse(path) == ("", "", path)
+    assert Location.parse(path) == ("", "", path, "")
     assert str(Location.parse(path)) == path
 
 
@@ -49,7 +49,7 @@ def test_what_begins_as_a_path_is_one_whatever_follows(path):
     ],
 )
 def test_what_begins_with_a_scheme_is_a_url(url, parts):
-    assert Location.parse(url) == parts
+    assert Location.parse(url) == (*parts, "")
 
 
 @pytest.fixture
