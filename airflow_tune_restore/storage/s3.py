@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import foreign_errors
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
@@ -59,12 +60,22 @@ class S3Store(FsspecStore):
     def client_arguments(
         cls, options: Mapping[str, str], given: "AbstractFileSystem | None"
     ) -> dict[str, Any]:
-        """Return what options mean to s3fs."""
+        """Return what options mean to s3fs.
+
+        Raises:
+            InvalidInputError: If the file of a certificate is not here.
+        """
+        certificate = options.get("tls_ca_file_path")
+        if certificate and not Path(certificate).is_file():
+            raise InvalidInputError(
+                f"The option tls_ca_file_path of an s3:// address names {certificate}, and there is no "
+                "such file on this machine. Each machine that opens the address needs it."
+            )
         endpoint = endpoint_url(options)
         region = options.get("region")
         if endpoint and given is None:  # pyarrow reads this variable, and botocore does not
             region = region or os.environ.get("AWS_REGION")
-        clients = {"region_name": region, "verify": options.get("tls_ca_file_path")}
+        clients = {"region_name": region, "verify": certificate}
         config = {"defaults_mode": options.get("smart_defaults")}
         arguments = {
             "endpoint_url": endpoint,
