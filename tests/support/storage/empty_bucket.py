@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-_NOTHING = b'<?xml version="1.0"?><ListBucketResult><Name>b</Name><KeyCount>0</KeyCount></ListBucketResult>'
+_NOTHING = b'<?xml version="1.0"?><ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>'
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ def empty_bucket(certificate: Path | None = None) -> Iterator[EmptyBucket]:
             self.end_headers()
             self.wfile.write(_NOTHING)
 
-        def refuse(self) -> None:
+        def deny(self) -> None:
             bucket.asked.append(f"{self.command} {self.path}")
-            self.send_error(502)
+            self.send_response(404)
+            self.end_headers()
 
-        do_GET, do_CONNECT = answer, refuse  # noqa: N815  http.server's names
+        do_GET, do_HEAD, do_CONNECT = answer, deny, deny
 
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
