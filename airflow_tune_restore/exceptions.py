@@ -18,7 +18,7 @@ class KeyNotFoundError(TuneRestoreError):
         self.key = key
 
     def __str__(self) -> str:
-        return f"{self.uri}/{self.key} does not exist."
+        return f"{self.uri}: {self.key} does not exist."
 
 
 class KeyExistsError(TuneRestoreError):
@@ -30,7 +30,7 @@ class KeyExistsError(TuneRestoreError):
         self.key = key
 
     def __str__(self) -> str:
-        return f"{self.uri}/{self.key} exists already."
+        return f"{self.uri}: {self.key} exists already."
 
 
 class StorageError(TuneRestoreError):
@@ -64,8 +64,8 @@ class RecordUnreadableError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.uri}/{self.key} cannot be understood: {self.reason}. Only this package writes there; "
-            "find out who else did, then delete it. Nothing was done with it."
+            f"{self.uri}: {self.key} cannot be understood: {self.reason}. Only this package writes "
+            "there; find out who else did, then delete it. Nothing was done with it."
         )
 
 

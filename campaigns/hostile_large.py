@@ -17,6 +17,7 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.local import LocalStore
+from airflow_tune_restore.storage.location import Location
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.records import leave_attempt, start_night
 
@@ -46,7 +47,7 @@ def read_all(scratch: Path, name: str, size: int, *, streamed: bool = False) -> 
         file.truncate(size)
     store: ObjectStore = LocalStore(prefix)
     if streamed:
-        store = FsspecStore(_Zeros(prefix), "zeros", "bucket")  # type: ignore[arg-type]
+        store = FsspecStore(_Zeros(prefix), Location.parse("zeros://bucket"))  # type: ignore[arg-type]
         bad = store.at("bad")
     reports = {report.name: report for report in scan(store)}
     assert reports["good"].health is not Health.UNREADABLE, reports

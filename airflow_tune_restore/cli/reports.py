@@ -11,6 +11,7 @@ from airflow_tune_restore.experiments.health import RESTORABLE, ExperimentReport
 from airflow_tune_restore.experiments.scan import THREADS
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.location import Location
 
 _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 """What all threads hold of ledgers while they read them."""
@@ -37,7 +38,8 @@ def _with_quarantined(
 ) -> tuple[ExperimentReport, list[str] | None]:
     if report.health not in RESTORABLE or not report.was_restored:
         return report, []
-    path = report.experiment.removeprefix(store.uri).strip("/")
+    top, found = (Location.parse(uri).place for uri in (store.uri, report.experiment))
+    path = found.removeprefix(top).strip("/")
     try:
         quarantined, warning = _read_quarantined(store.at(path) if path else store)
     except TuneRestoreError as error:

@@ -43,6 +43,7 @@ from airflow_tune_restore.experiments.state import (
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.location import Location
 
 NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"
 
@@ -139,7 +140,7 @@ def _experiment(
 ) -> Experiment:
     experiment = Experiment(
         uri=store.uri,
-        name=store.uri.rstrip("/").rpartition("/")[2],
+        name=Location.parse(store.uri).name,
         state_file=state_file,
         state=state,
         tuner=tuner,
@@ -184,7 +185,7 @@ def read_base(store: ObjectStore) -> Experiment:
         tuner, warning = _read_tuner(store, names)
         return Experiment(
             uri=store.uri,
-            name=store.uri.rstrip("/").rpartition("/")[2],
+            name=Location.parse(store.uri).name,
             state_file=NO_STATE_FILE,
             state=NO_STATE,
             tuner=tuner,

@@ -45,6 +45,7 @@ from airflow_tune_restore.experiments.read import (
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.location import Location
 
 THREADS = 64
 """Requests in flight: more gained nothing on the test server, and fewer wait on a distant one."""
@@ -270,7 +271,7 @@ def _report_readable(
         reason = "; ".join([reason, *facts.warnings])
     return ExperimentReport(
         experiment=store.uri,
-        name=_name(store),
+        name=Location.parse(store.uri).name,
         health=health,
         reason=reason,
         trials=facts.trials,
@@ -374,7 +375,7 @@ def _without_state(
 ) -> ExperimentReport:
     return ExperimentReport(
         experiment=store.uri,
-        name=_name(store),
+        name=Location.parse(store.uri).name,
         health=verdict.health,
         reason=verdict.reason,
         trials={},
@@ -383,10 +384,6 @@ def _without_state(
         samples_left=None,
         evidence=describe_evidence(None, evidence, verdict.counted, stale_after=look.stale_after),
     )
-
-
-def _name(store: ObjectStore) -> str:
-    return store.uri.rstrip("/").rpartition("/")[2]
 
 
 def _written(entries: list[Entry], name: str) -> datetime | None:
@@ -425,11 +422,16 @@ def _holds_states_of_ray(entries: list[Entry]) -> bool:
     return any(layout.state_session(entry.name) for entry in entries if not entry.is_dir)
 
 
+def _would_be_options(store: ObjectStore, name: str) -> bool:
+    """Whether an address would end before this name does, at a `?` that another `name=` follows."""
+    return Location.parse(store.at(name).uri).options != Location.parse(store.uri).options
+
+
 def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:
     """Leave out our own directory, hidden ones, and checkpoints of trials that lost their experiment."""
     if not entry.is_dir or entry.is_link or entry.name.startswith("."):
         return False
-    if not is_safe_name(entry.name):
+    if not is_safe_name(entry.name) or _would_be_options(store, entry.name):
         log.warning(
             "%s: %.100a is not looked into: no address can hold this name", store.uri, entry.name
         )

@@ -17,6 +17,7 @@ from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray_jobs import RayJob
 from airflow_tune_restore.launch.ray_runner import SUBMISSION_PREFIX
+from airflow_tune_restore.storage.location import Location
 
 _SHORTEST_NAME = 4
 """A shorter name stands in many a command line by chance."""
@@ -63,9 +64,9 @@ def _live_jobs(ray_conn_id: str) -> list[RayJob] | str:
 
 
 def _names(job: RayJob, experiment: str) -> bool:
-    address = experiment.rstrip("/")
-    name = address.rpartition("/")[2]
-    words = [rf"{re.escape(address)}(?![\w.-])"]
+    location = Location.parse(experiment).at("")._replace(options="")
+    name = location.name
+    words = [rf"{re.escape(str(location))}(?![\w.-])"]
     is_ours = (job.submission_id or "").startswith(SUBMISSION_PREFIX)
     if len(name) >= _SHORTEST_NAME and not is_ours:
         words.append(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")

@@ -17,7 +17,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.hooks.runner_environment import WHERE, runner_environment
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fs import open_store, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ class Address:
         """Take an address apart, as `ObjectStoragePath` does, but keep every character of its path.
 
         Args:
-            text: `s3://conn_id@bucket/path`, any URL without a connection id, or a local path.
+            text: `s3://conn_id@bucket/path`, any URL without a connection id, or a local path. A URL
+                may end in pyarrow's options (`?endpoint_override=…`).
             storage_conn_id: Connection to use; wins over one in the address.
 
         Raises:
-            InvalidInputError: If it is empty or of several lines, carries a secret, or gives a connection
-                to a local path.
+            InvalidInputError: If it is empty or of several lines, carries a secret, gives a connection
+                to a local path, or has options that its store does not take.
         """
         if not isinstance(text, str) or not text.strip():
             raise InvalidInputError(f"An experiment address must be a path or a URL, not {text!r}.")
@@ -68,7 +69,9 @@ class Address:
                 "An experiment address has a line break in it. Write it in one line, and mind the "
                 "line breaks of a template."
             )
-        uri = str(location._replace(authority=host))
+        location = location._replace(authority=host)
+        options_of(location)  # before it is recorded or handed on: an option could hold a secret
+        uri = str(location)
         chosen = storage_conn_id or conn_id or None
         if chosen and location.scheme in LOCAL_SCHEMES:
             raise InvalidInputError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.storage.location import Location
 
 OBJECT_STORE_BYTES = 200 * 1024**2
 """What the runner gives a private Ray (`runner.ray_session`), where nobody says otherwise."""
@@ -63,7 +64,7 @@ def pod_name(experiment: str, restore_id: str, trial_id: str, attempt: int) -> s
 
 def pod_labels(request: RunnerRequest) -> dict[str, str]:
     """Return the labels by which people and we find the pods of an experiment, restore or trial."""
-    name = request.experiment.rstrip("/").rpartition("/")[2]
+    name = Location.parse(request.experiment).name
     trial = "whole" if request.trial_id == layout.EVERY_TRIAL else request.trial_id
     labels = {"experiment": name, "restore": request.restore_id, "trial": trial}
     labels = {key: label_value(value) for key, value in labels.items()}

@@ -99,5 +99,5 @@ def _run_id(experiment: str, context: Context) -> str:
         raise InvalidInputError("TriggerRecoveryNotifier is a callback of tasks, not of DAGs.")
     identity = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number, experiment]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", experiment.rstrip("/").rpartition("/")[2])
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", Location.parse(experiment).name)
     return f"recovery__{name[:80]}__{digest}"

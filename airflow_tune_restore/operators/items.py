@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.restore.plan import RestorePlan, TrialAction, TrialPlan
 from airflow_tune_restore.restore.summary import printable
+from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -83,7 +84,7 @@ class TrialItem:
     @classmethod
     def build_samples(cls, address: Address, plan: RestorePlan) -> Self:
         """Build the item of the samples that the run of a whole experiment draws: it follows the run."""
-        name = plan.experiment.rstrip("/").rpartition("/")[2]
+        name = Location.parse(plan.experiment).name
         return cls(
             experiment=str(address),
             restore_id=plan.restore_id,
@@ -96,7 +97,7 @@ class TrialItem:
     @classmethod
     def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan) -> Self:
         """Build the item of one planned trial."""
-        name = plan.experiment.rstrip("/").rpartition("/")[2]
+        name = Location.parse(plan.experiment).name
         label = f"{printable(name)[:_NAME_LENGTH]} {printable(trial.trial_id)[:_ID_LENGTH]}"
         return cls(
             experiment=str(address),

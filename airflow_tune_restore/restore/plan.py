@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from shlex import quote
 from typing import Any
 
 import msgspec
@@ -199,7 +200,7 @@ def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
     named = ", ".join(trial_ids[:5]) + (", …" if len(trial_ids) > 5 else "")  # noqa: PLR2004
     return (
         f"{len(trial_ids)} quarantined ({named}); "
-        f"`tune-restore release {experiment} TRIAL` lets one run again"
+        f"`tune-restore release {quote(experiment)} TRIAL` lets one run again"
     )
 
 

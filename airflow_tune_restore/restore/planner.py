@@ -8,6 +8,7 @@ stays ERROR. What Ray leaves to chance (a checkpoint that is gone) is decided he
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from shlex import quote
 
 import msgspec
 
@@ -236,7 +237,7 @@ def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
         checkpoint_repaired=False,
         iteration=0,
         reason=(
-            f"{trial.status}, quarantined: {why}; `tune-restore release {experiment} "
+            f"{trial.status}, quarantined: {why}; `tune-restore release {quote(experiment)} "
             f"{trial.trial_id}` lets it run again"
         ),
         resources={},

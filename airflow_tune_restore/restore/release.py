@@ -1,6 +1,7 @@
 """Letting a trial out of quarantine: its failures so far no longer count."""
 
 import secrets
+from shlex import quote
 
 import msgspec
 
@@ -53,7 +54,8 @@ def _check(store: ObjectStore, trial_id: str) -> None:
         trial.trial_id for trial in read_experiment(store, keep_ended=False).trials
     }:
         raise InvalidInputError(
-            f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {store.uri}` lists them."
+            f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {quote(store.uri)}` lists "
+            "them."
         )
     if not ledger.trials.get(trial_id, History()).failures:
         raise InvalidInputError(

@@ -7,6 +7,7 @@ from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.controller import Scope, bound_controller
 from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.storage.arrow import arrow_filesystem
+from airflow_tune_restore.storage.location import Location
 
 
 def replacements(scope: Scope) -> list[tuple[Any, str, Any]]:
@@ -82,13 +83,13 @@ def restore_state(scope: Scope, trainable: Any, param_space: dict[str, Any] | No
     from ray import tune
 
     filesystem, path = arrow_filesystem(scope.request.experiment)
-    parent, _, name = path.rstrip("/").rpartition("/")
+    location = Location.parse(path)
     is_trainer = not isinstance(trainable, type) and hasattr(trainable, "as_trainable")
     tune.run(
         trainable.as_trainable() if is_trainer else trainable,
-        name=name,
+        name=location.name,
         config=param_space,
-        storage_path=parent,
+        storage_path=str(location.parent),
         storage_filesystem=filesystem,
         resume_config=scope.resume_config(),
         raise_on_failed_trial=False,

@@ -19,25 +19,27 @@ _IN_URLS = "/!$&'()*+,;=:@"
 def arrow_filesystem(uri: str) -> "tuple[FileSystem | None, str]":
     """Return `(storage_filesystem, path)` for `Tuner.restore(path, storage_filesystem=…)`.
 
-    The filesystem is None where Ray resolves the URL by itself. Otherwise it wraps fsspec's, made from
-    the environment alone: it is pickled into the experiment state, so it must carry no credential.
+    The filesystem is None where Ray resolves the URL by itself, with its options. Otherwise it wraps
+    fsspec's, made from the environment and the options alone: it is pickled into the experiment state, so
+    it must carry no credential.
 
     Raises:
-        InvalidInputError: If the scheme is unknown, or its package is not installed.
+        InvalidInputError: If the scheme is unknown, its package is not installed, or its options cannot
+            be used.
     """
+    from airflow_tune_restore.storage.fs import open_filesystem, options_of
+
     location = Location.parse(uri)
-    scheme = location.scheme
+    scheme, options = location.scheme, options_of(location)
     if scheme in LOCAL_SCHEMES:
         return None, location.place
     # pyarrow 26 reaches an emulator (CLOUD_STORAGE_EMULATOR_ENDPOINT) as gs://anonymous@bucket only
-    emulated = scheme in ("gs", "gcs") and "STORAGE_EMULATOR_HOST" in os.environ
-    if scheme in _BY_PYARROW and not emulated:
+    emulated = "STORAGE_EMULATOR_HOST" in os.environ or "endpoint_override" in options
+    if scheme in _BY_PYARROW and not (emulated and scheme in ("gs", "gcs")):
         return _by_pyarrow(location)
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    from airflow_tune_restore.storage.fs import open_filesystem
-
-    filesystem = open_filesystem(scheme, location.authority)
+    filesystem = open_filesystem(location)
     return PyFileSystem(FSSpecHandler(filesystem)), location.place
 
 
@@ -47,5 +49,5 @@ def _by_pyarrow(location: Location) -> "tuple[FileSystem | None, str]":
         return None, str(location)
     from pyarrow.fs import FileSystem
 
-    # the same filesystem that Ray would make, from the environment alone
-    return FileSystem.from_uri(f"{location.scheme}://{location.authority}")[0], location.place
+    # the same filesystem that Ray would make, from the environment and the options alone
+    return FileSystem.from_uri(str(location._replace(path="")))[0], location.place

@@ -1,16 +1,58 @@
 """Azure Blob Storage through adlfs."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.options import Option
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 class AzureStore(FsspecStore):
-    """Azure Blob Storage through adlfs."""
+    """Azure Blob Storage through adlfs, which asks nobody but its blob service, and only with TLS."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "enable_tls": Option("(?i:true|1)", "true: adlfs speaks nothing but TLS"),
+        "blob_storage_authority": Option(
+            r"\.?[\w-]+(\.[\w-]+)*(:\d+)?",
+            ".suffix, which follows the account's name, or host:port",
+        ),
+    }
+
+    @classmethod
+    def client_arguments(
+        cls, options: Mapping[str, str], given: "AbstractFileSystem | None"
+    ) -> dict[str, Any]:
+        """Return what options mean to adlfs.
+
+        Raises:
+            InvalidInputError: If the account is not known, or comes with an endpoint of its own.
+        """
+        authority = options.get("blob_storage_authority")
+        if authority is None:
+            return {}
+        if given is None and "AZURE_STORAGE_CONNECTION_STRING" in os.environ:
+            connected, account = True, None
+        elif given is None:
+            connected, account = False, os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        else:
+            known: Any = given
+            connected, account = known.connection_string is not None, known.account_name
+        if connected or not account:
+            raise InvalidInputError(
+                "The option blob_storage_authority of an abfs:// address needs the name of an account. "
+                "Set AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS token or a service principal, and no "
+                "connection string, which has an endpoint of its own."
+            )
+        is_suffix = authority.startswith(".")  # as in pyarrow (AzureOptions, 26)
+        return {"account_host": f"{account}{authority}" if is_suffix else f"{authority}/{account}"}
 
     def _children(self, prefix: str) -> Iterable[Entry]:
         """List by ourselves: a directory's zero-byte marker hides all that is in it from adlfs.

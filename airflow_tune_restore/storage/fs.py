@@ -1,12 +1,14 @@
 """From a path or URL to the store it names.
 
 Credentials come from the environment, or inside an already authenticated filesystem (an Airflow
-connection); never from a URL. Nothing is listed from a cache.
+connection); never from a URL. What a URL's options say of endpoint and region wins over both. Nothing is
+listed from a cache.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import foreign_errors, s3_bulk
@@ -16,6 +18,7 @@ from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.gcs import GcsStore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location, at_home
+from airflow_tune_restore.storage.options import read_options
 from airflow_tune_restore.storage.s3 import ArrowStore, S3Store, s3_over_arrow
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def open_store(
     """Open the store rooted at a path or URL.
 
     Args:
-        uri: A local path, or any URL fsspec knows, without credentials.
+        uri: A local path, or any URL fsspec knows, without credentials, with options of pyarrow's.
         filesystem: An authenticated fsspec filesystem to use instead of the environment.
         in_bulk: Many reads follow, or large ones: use the client that is best at those, if installed.
 
@@ -47,37 +50,56 @@ def open_store(
         raise InvalidInputError("The experiment URL is empty.")
     location = Location.parse(uri)
     scheme = location.scheme
-    if scheme in LOCAL_SCHEMES:
-        path = at_home(location.place)
-        return LocalStore(Path(os.path.abspath(path)))  # noqa: PTH100  resolve() would follow links
-    root = location.place.strip("/")
-    if "@" in root.partition("/")[0]:
+    authority, slash, path = location.place.strip("/").partition("/")
+    if "@" in authority and scheme not in LOCAL_SCHEMES:
         raise _refused_credentials(scheme)
-    if not root and scheme != "memory":
+    options = options_of(location)
+    if scheme in LOCAL_SCHEMES:
+        here = at_home(location.place)
+        return LocalStore(Path(os.path.abspath(here)))  # noqa: PTH100  resolve() would follow links
+    if not authority and scheme != "memory":
         raise InvalidInputError(f"{uri} names no bucket; write {scheme}://bucket/path.")
-    filesystem = filesystem or open_filesystem(scheme, root.partition("/")[0])
-    if type(filesystem).__name__ == "ArrowFSWrapper":
-        return ArrowStore(filesystem, scheme, root)
+    location = location._replace(authority=authority, path=slash + path)
     store = _STORES.get(scheme, FsspecStore)
+    if filesystem is None:
+        filesystem = open_filesystem(location)
+    else:
+        filesystem = _reopened(filesystem, store.client_arguments(options, filesystem))
+    if type(filesystem).__name__ == "ArrowFSWrapper":
+        return ArrowStore(filesystem, location)
     if in_bulk and store is S3Store and s3_bulk.can_read_in_bulk(filesystem):
         store = s3_bulk.BulkS3Store
-    return store(filesystem, scheme, root)
+    return store(filesystem, location)
 
 
-def open_filesystem(scheme: str, bucket: str) -> "AbstractFileSystem":
-    """Open fsspec's filesystem for a scheme, with the environment's credentials and no listing cache.
+def options_of(location: Location) -> dict[str, str]:
+    """Return the options of a URL, decoded.
 
     Raises:
-        InvalidInputError: If nobody knows the scheme, or its package is not installed.
+        InvalidInputError: If its store does not take them as they are written.
+    """
+    return read_options(location, _STORES.get(location.scheme, FsspecStore).OPTIONS)
+
+
+def open_filesystem(location: Location) -> "AbstractFileSystem":
+    """Open fsspec's filesystem for a URL, with the environment's credentials and no listing cache.
+
+    Raises:
+        InvalidInputError: If nobody knows the scheme, its package is not installed, or its options
+            cannot be used.
         StorageError: If what the environment says cannot be used.
     """
     import fsspec
 
+    scheme, options = location.scheme, options_of(location)
     store = _STORES.get(scheme)
+    arguments = store.client_arguments(options, None) if store else {}
     try:
-        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+        return fsspec.filesystem(
+            scheme, skip_instance_cache=True, use_listings_cache=False, **arguments
+        )
     except ImportError as error:
-        if store is S3Store and (over_arrow := s3_over_arrow(bucket)) is not None:
+        if store is S3Store and (over_arrow := s3_over_arrow(location)) is not None:
             return over_arrow
         hint = (
             f" Install it: pip install 'airflow-tune-restore[{_EXTRAS[store]}]'." if store else ""
@@ -94,6 +116,20 @@ def open_filesystem(scheme: str, bucket: str) -> "AbstractFileSystem":
         raise InvalidInputError(f"{scheme}:// cannot be opened: {error}.") from error
     except Exception as error:
         raise StorageError(f"Cannot open {scheme}://: {foreign_errors.explain(error)}") from error
+
+
+def _reopened(
+    filesystem: "AbstractFileSystem", arguments: Mapping[str, Any]
+) -> "AbstractFileSystem":
+    """Open a filesystem again, with its own credentials and other arguments beside them."""
+    if not arguments:
+        return filesystem
+    given: Any = filesystem
+    merged = dict(given.storage_options)
+    for name, value in arguments.items():
+        is_group = isinstance(value, dict)
+        merged[name] = {**(merged.get(name) or {}), **value} if is_group else value
+    return type(filesystem)(*given.storage_args, **merged, skip_instance_cache=True)
 
 
 def _refused_credentials(scheme: str) -> InvalidInputError:

@@ -1,9 +1,9 @@
 """An `ObjectStore` over any fsspec filesystem; the clients that need more have a module each."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
@@ -14,6 +14,8 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.storage import foreign_errors
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.storage.options import Option
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -23,24 +25,40 @@ class FsspecStore:
     """A prefix in an object store behind fsspec.
 
     Args:
-        filesystem: The filesystem, with its credentials.
-        scheme: How its URLs begin.
-        root: Bucket and prefix.
+        filesystem: The filesystem, with its credentials, opened with the options of the location.
+        location: Its root, a URL without slashes at its end.
     """
 
-    def __init__(self, filesystem: "AbstractFileSystem", scheme: str, root: str) -> None:
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    """What the URLs of such a store take after a `?`, by name."""
+
+    def __init__(self, filesystem: "AbstractFileSystem", location: Location) -> None:
         self._fs: Any = filesystem
-        self._scheme = scheme
-        self._root = root
+        self._location = location
+        self._root = location.place
+
+    @classmethod
+    def client_arguments(
+        cls,
+        options: Mapping[str, str],  # noqa: ARG003  this store takes none
+        given: "AbstractFileSystem | None",  # noqa: ARG003
+    ) -> dict[str, Any]:
+        """Return what options mean to the filesystem of fsspec, as arguments of its class.
+
+        Args:
+            options: By name, one of `OPTIONS` each.
+            given: The authenticated filesystem that they change; None for the environment's own.
+        """
+        return {}
 
     @property
     def uri(self) -> str:
         """The root as a URL."""
-        return f"{self._scheme}://{self._root}"
+        return str(self._location)
 
     def at(self, path: str) -> Self:
         """Return the store rooted at `path` below this one."""
-        return type(self)(self._fs, self._scheme, self._path(path))
+        return type(self)(self._fs, self._location.at(path))
 
     def list_dir(self, path: str = "") -> list[Entry]:
         """Return the direct children of `path`, sorted by name."""
@@ -129,7 +147,7 @@ class FsspecStore:
 
     def _too_large(self, key: str, max_bytes: int) -> TooLargeError:
         return TooLargeError(
-            f"{self.uri}/{key} holds more than the {max_bytes} bytes that are read."
+            f"{self._location.at(key)} holds more than the {max_bytes} bytes that are read."
         )
 
     def _path(self, key: str) -> str:
@@ -144,7 +162,7 @@ class FsspecStore:
     @contextlib.contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:
         """Turn whatever a client raises into our errors."""
-        where = f"{self.uri}/{key}".rstrip("/")
+        where = self._location.at(key)
         try:
             yield
         except TuneRestoreError:
@@ -188,4 +206,4 @@ def _as_time(value: Any) -> datetime | None:
 
 
 if TYPE_CHECKING:
-    _fits: ObjectStore = FsspecStore(AbstractFileSystem(), "", "")
+    _fits: ObjectStore = FsspecStore(AbstractFileSystem(), Location.parse(""))

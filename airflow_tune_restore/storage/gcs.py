@@ -4,14 +4,45 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.options import ENDPOINT, SCHEME, WORD, Option, endpoint_url
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 class GcsStore(FsspecStore):
-    """Google Cloud Storage through gcsfs."""
+    """Google Cloud Storage through gcsfs, which cannot limit its retries (`retry_limit_seconds`)."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "scheme": SCHEME,
+        "endpoint_override": ENDPOINT,
+        "project_id": WORD,
+    }
+
+    @classmethod
+    def client_arguments(
+        cls,
+        options: Mapping[str, str],
+        given: "AbstractFileSystem | None",  # noqa: ARG003
+    ) -> dict[str, Any]:
+        """Return what options mean to gcsfs.
+
+        Raises:
+            InvalidInputError: If Google itself is to be asked without TLS.
+        """
+        endpoint = endpoint_url(options)
+        if endpoint is None and options.get("scheme") == "http":
+            raise InvalidInputError(
+                "The option scheme=http of a gs:// address goes with endpoint_override only: Google is "
+                "not asked without TLS. Leave it out."
+            )
+        arguments = {"endpoint_url": endpoint, "project": options.get("project_id")}
+        return {name: value for name, value in arguments.items() if value}
 
     def _children(self, prefix: str) -> Iterator[Entry]:
         """List by ourselves: gcsfs finds nothing where there is no bucket, and does not say so."""

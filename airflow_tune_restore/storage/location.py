@@ -1,10 +1,12 @@
 """A path or URL, taken apart so that no character of it is lost.
 
 `urlsplit` loses some: it ends a path at `?` and `#`, forgets those that nothing follows, and drops line
-breaks. To every store we open they are characters of a key like any other. Whatever has to tell a path
-from a URL asks here.
+breaks. To every store we open they are characters of a key like any other. Only a `?` that `name=`
+follows begins the options of a URL, as pyarrow takes them. Whatever has to tell a path from a URL, or to
+take a name or a place below from one, asks here.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,9 @@ from airflow_tune_restore.exceptions import InvalidInputError
 
 LOCAL_SCHEMES = frozenset({"", "file", "local"})
 """What names a place on this machine; "" stands for a plain path."""
+
+_OPTIONS = re.compile(r"\?(?=[^/?=]*=)")
+"""Where options begin. A `?` alone stays a character of its key (`why?`, `q?r`), as stores allow it."""
 
 
 class Location(NamedTuple):
@@ -21,11 +26,13 @@ class Location(NamedTuple):
         scheme: In lower case; "" for a plain path.
         authority: What stands before the first slash: a bucket, perhaps after somebody and an `@`.
         path: All the rest as it was written: from that slash on, or the whole plain path.
+        options: What follows the `?` of a URL, as it was written; "" for none. Paths have none.
     """
 
     scheme: str
     authority: str
     path: str
+    options: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Location":
@@ -36,17 +43,33 @@ class Location(NamedTuple):
         scheme, separator, rest = text.partition("://")
         if not separator or not scheme or "/" in scheme or scheme.startswith("~"):
             return cls("", "", text)
-        authority, slash, path = rest.partition("/")
-        return cls(scheme.lower(), authority, slash + path)
+        place, *options = _OPTIONS.split(rest, maxsplit=1)
+        authority, slash, path = place.partition("/")
+        return cls(scheme.lower(), authority, slash + path, "".join(options))
 
     @property
     def place(self) -> str:
         """All that follows the scheme, as filesystems take it: bucket and key, or a path."""
         return self.authority + self.path
 
+    @property
+    def name(self) -> str:
+        """The last part of the place: an experiment's name."""
+        return self.place.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        """The place above, in the same store."""
+        return self._replace(path=self.path.rstrip("/").rpartition("/")[0])
+
+    def at(self, path: str) -> "Location":
+        """Return the place at `path` below this one."""
+        return self._replace(path=f"{self.path}/{path}".rstrip("/"))
+
     def __str__(self) -> str:
         """Return the path or URL again."""
-        return f"{self.scheme}://{self.place}" if self.scheme else self.path
+        options = f"?{self.options}" if self.options else ""
+        return f"{self.scheme}://{self.place}{options}" if self.scheme else self.path
 
 
 def at_home(path: str) -> Path:

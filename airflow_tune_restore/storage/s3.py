@@ -1,16 +1,27 @@
 """S3 through s3fs, and through pyarrow where s3fs is missing."""
 
+import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import foreign_errors
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.storage.options import (
+    BOOLEAN,
+    ENDPOINT,
+    SCHEME,
+    WORD,
+    Option,
+    endpoint_url,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -24,6 +35,55 @@ CONFLICT_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 class S3Store(FsspecStore):
     """S3 through s3fs."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "region": WORD,
+        "scheme": SCHEME,
+        "endpoint_override": ENDPOINT,
+        # buckets are neither made nor deleted here, nor is a write opened before it has a body
+        "allow_bucket_creation": BOOLEAN,
+        "allow_bucket_deletion": BOOLEAN,
+        "allow_delayed_open": BOOLEAN,
+        "tls_ca_file_path": Option("/.+", "the absolute path of a file"),
+        "tls_verify_certificates": Option(
+            "(?i:true|1)",
+            "true: pyarrow loses `false` on the way to Ray's workers (26). Name the authority that "
+            "signed the certificate in tls_ca_file_path",
+        ),
+        "smart_defaults": Option(
+            "legacy|standard|in-region|cross-region|mobile",
+            "legacy, standard, in-region, cross-region or mobile; auto would ask AWS",
+        ),
+    }
+
+    @classmethod
+    def client_arguments(
+        cls, options: Mapping[str, str], given: "AbstractFileSystem | None"
+    ) -> dict[str, Any]:
+        """Return what options mean to s3fs.
+
+        Raises:
+            InvalidInputError: If the file of a certificate is not here.
+        """
+        certificate = options.get("tls_ca_file_path")
+        if certificate and not Path(certificate).is_file():
+            raise InvalidInputError(
+                f"The option tls_ca_file_path of an s3:// address names {certificate}, and there is no "
+                "such file on this machine. Each machine that opens the address needs it."
+            )
+        endpoint = endpoint_url(options)
+        region = options.get("region")
+        if endpoint and given is None:  # pyarrow reads this variable, and botocore does not
+            region = region or os.environ.get("AWS_REGION")
+        clients = {"region_name": region, "verify": certificate}
+        config = {"defaults_mode": options.get("smart_defaults")}
+        arguments = {
+            "endpoint_url": endpoint,
+            "use_ssl": False if options.get("scheme") == "http" else None,
+            "client_kwargs": {name: value for name, value in clients.items() if value},
+            "config_kwargs": {name: value for name, value in config.items() if value},
+        }
+        return {name: value for name, value in arguments.items() if value not in (None, {})}
 
     def _children(self, prefix: str) -> Iterator[Entry]:
         """List by ourselves: s3fs lists the parent as well when there is nothing at the prefix."""
@@ -88,7 +148,7 @@ class ArrowStore(FsspecStore):
         )
 
 
-def s3_over_arrow(bucket: str) -> "AbstractFileSystem | None":
+def s3_over_arrow(location: Location) -> "AbstractFileSystem | None":
     """Open S3 through pyarrow: a Ray image has pyarrow, but not always s3fs. None without pyarrow."""
     try:
         from fsspec.implementations.arrow import ArrowFSWrapper
@@ -97,6 +157,7 @@ def s3_over_arrow(bucket: str) -> "AbstractFileSystem | None":
         return None
     try:
         # from_uri, as Ray does it: the constructor does not look at AWS_ENDPOINT_URL
-        return ArrowFSWrapper(FileSystem.from_uri(f"s3://{bucket}")[0])
+        bucket = location._replace(scheme="s3", path="")
+        return ArrowFSWrapper(FileSystem.from_uri(str(bucket))[0])
     except (OSError, ValueError) as error:  # it may ask for the bucket's region
-        raise StorageError(f"Cannot open s3://{bucket}: {foreign_errors.explain(error)}") from error
+        raise StorageError(f"Cannot open {location}: {foreign_errors.explain(error)}") from error

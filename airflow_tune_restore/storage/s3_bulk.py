@@ -2,7 +2,8 @@
 
 Measured in benchmarks/scan_1000.py: a quarter of s3fs's processor time a request, which is what bounds
 a scan. Credentials, endpoint and region are asked of the s3fs client, however it came by them. What
-obstore cannot do as s3fs would (a proxy, an own certificate, a bucket in another region, requester pays)
+obstore cannot do as s3fs would (a proxy, an own certificate, smart defaults, a bucket in another region,
+requester pays)
 and every request it fails at goes through s3fs, whose errors we know how to explain.
 """
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.storage.base import PIECE_BYTES, Entry
+from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.s3 import S3Store
 
 if TYPE_CHECKING:
@@ -29,20 +31,19 @@ class BulkS3Store(S3Store):
 
     Args:
         filesystem: The s3fs filesystem, with its credentials.
-        scheme: How its URLs begin.
-        root: Bucket and prefix.
+        location: Its root.
         client: obstore's store for the bucket; stores made by `at` share it.
     """
 
     def __init__(
-        self, filesystem: "AbstractFileSystem", scheme: str, root: str, client: Any = None
+        self, filesystem: "AbstractFileSystem", location: Location, client: Any = None
     ) -> None:
-        super().__init__(filesystem, scheme, root)
-        self._client = client or _client(filesystem, root.partition("/")[0])
+        super().__init__(filesystem, location)
+        self._client = client or _client(filesystem, location.authority)
 
     def at(self, path: str) -> Self:
         """Return the store rooted at `path` below this one."""
-        return type(self)(self._fs, self._scheme, self._path(path), self._client)
+        return type(self)(self._fs, self._location.at(path), self._client)
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
         """Yield the object piece by piece, from one request."""
@@ -61,8 +62,8 @@ class BulkS3Store(S3Store):
                 yield bytes(piece)
         except (BaseError, OSError) as error:  # obstore has tried again, and its words are many
             raise StorageError(
-                f"Cannot read {self.uri}/{key} to its end: the store broke off again and again, or "
-                "it was written anew meanwhile. Check the network, and whether its sweep still runs."
+                f"Cannot read {self._location.at(key)} to its end: the store broke off again and again, "
+                "or it was written anew meanwhile. Check the network, and whether its sweep still runs."
             ) from error
 
     def _children(self, prefix: str) -> Iterator[Entry]:
@@ -116,6 +117,7 @@ def can_read_in_bulk(filesystem: "AbstractFileSystem") -> bool:
         return False
     fs: Any = filesystem
     plain = not fs.req_kw and not fs.anon and fs.client_kwargs.get("verify") in (None, True)
+    plain = plain and "defaults_mode" not in fs.config_kwargs
     return plain and not fs.s3.meta.config.proxies and not _has_own_certificates(fs)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, StorageError
 from airflow_tune_restore.storage.create import check_exclusive_create
+from airflow_tune_restore.storage.location import Location
 
 ODD_NAMES = [
     "with space",
@@ -210,8 +211,9 @@ class CloudConformance:
 
     @pytest.fixture
     def missing_bucket(self, store):
-        scheme = store.uri.partition("://")[0]
-        return type(store)(store._fs, scheme, "no-such-thing-here/experiment")
+        here = Location.parse(store.uri)
+        there = here._replace(authority="no-such-thing-here", path="/experiment")
+        return type(store)(store._fs, there)
 
     def test_directory_markers_are_folded_into_their_directory(self, root):
         root.put("dir/file", b"x")

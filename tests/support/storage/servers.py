@@ -200,12 +200,15 @@ def gcs_server(bucket: str = "experiments") -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def azure_server(container: str = "experiments") -> Iterator[Server]:
-    """Azurite, installed from npm into a cache."""
+def azure_server(
+    container: str = "experiments", certificate: Path | None = None
+) -> Iterator[Server]:
+    """Azurite, installed from npm into a cache; with TLS if there is a certificate, with its key."""
     port = free_port()
-    endpoint = f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+    scheme = "https" if certificate else "http"
+    endpoint = f"{scheme}://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
     connection = (
-        f"DefaultEndpointsProtocol=http;AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY};"
+        f"DefaultEndpointsProtocol={scheme};AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY};"
         f"BlobEndpoint={endpoint};"
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -217,6 +220,8 @@ def azure_server(container: str = "experiments") -> Iterator[Server]:
             "--skipApiVersionCheck",
             "--disableTelemetry",
         ]
+        if certificate:
+            command += ["--cert", str(certificate), "--key", str(certificate)]
         with _running(command, endpoint):
             from azure.storage.blob import BlobServiceClient
 

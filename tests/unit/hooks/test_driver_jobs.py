@@ -29,6 +29,17 @@ def test_a_job_is_its_driver_if_it_names_it(entrypoint, metadata, is_its_driver)
     assert read_jobs([job], EXPERIMENT).is_running is is_its_driver
 
 
+def test_the_options_of_an_address_are_no_part_of_its_name():
+    address = f"{EXPERIMENT}?endpoint_override=http://host:1/minio"
+    for words, is_its_driver in {
+        "--name lr-sweep_7": True,
+        EXPERIMENT: True,
+        "minio": False,
+    }.items():
+        job = RayJob(submission_id="j1", status="RUNNING", entrypoint=f"python a.py {words}")
+        assert read_jobs([job], address).is_running is is_its_driver
+
+
 def test_a_short_name_must_be_given_with_its_address():
     job = RayJob(submission_id="j1", status="RUNNING", entrypoint="python -m a --lr 1")
     assert not read_jobs([job], "/sweeps/a").is_running

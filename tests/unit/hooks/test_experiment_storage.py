@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.location import Location
 
 CANARY = "canary-7c1f-secret"
 
@@ -28,6 +29,9 @@ def connect(monkeypatch, conn_id: str, **fields) -> None:
         ("/data/tune", "/data/tune", None),
         ("file:///data/tune", "file:///data/tune", None),
         ("/data/a@b/x", "/data/a@b/x", None),
+        ("/data/a?region=x", "/data/a?region=x", None),
+        ("s3://minio@bucket/a?region=x", "s3://bucket/a?region=x", "minio"),
+        ("s3://bucket?region=x&scheme=http", "s3://bucket?region=x&scheme=http", None),
     ],
 )
 def test_an_address_is_a_uri_and_a_connection(text, uri, conn_id):
@@ -36,7 +40,9 @@ def test_an_address_is_a_uri_and_a_connection(text, uri, conn_id):
     assert str(address) == text
 
 
-keys = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1)
+keys = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1).filter(
+    lambda key: not Location.parse(f"s3://bucket/{key}").options
+)
 
 
 @given(keys, st.sampled_from([None, "minio", "my-conn"]))
@@ -88,12 +94,21 @@ def test_an_argument_wins_over_the_connection_in_the_address():
 def test_an_experiment_found_behind_a_connection_keeps_it():
     found = Address.parse("s3://minio@bucket/a").at("s3://bucket/a/exp")
     assert str(found) == "s3://minio@bucket/a/exp"
+    found = Address.parse("s3://minio@bucket/a?region=x").at("s3://bucket/a/exp?region=x")
+    assert str(found) == "s3://minio@bucket/a/exp?region=x"
 
 
 @pytest.mark.parametrize("odd", ["", "?", "#", " ", "@", "\n"])
 def test_a_secret_in_an_address_is_refused_and_not_repeated(odd):
     with pytest.raises(InvalidInputError, match="a user and a password") as error:
         Address.parse(f"s3://key:{odd}{CANARY}{odd}@bucket/a")
+    assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize("secret", [f"?{CANARY}=", f"{CANARY}?region=", f"?region={CANARY}"])
+def test_a_secret_that_looks_like_options_is_refused_and_not_repeated(secret):
+    with pytest.raises(InvalidInputError, match="credentials") as error:
+        Address.parse(f"s3://key:{secret}@bucket/a")
     assert CANARY not in str(error.value)
 
 

@@ -67,6 +67,13 @@ def test_labels_name_experiment_trial_restore_and_attempt():
     }
 
 
+def test_the_options_of_an_address_are_no_part_of_a_label_and_reach_the_runner():
+    address = "s3://bucket/sweeps/exp?endpoint_override=http://host:1/minio"
+    request = replace(REQUEST, experiment=address)
+    assert shapes.pod_labels(request)["tune-restore/experiment"] == "exp"
+    assert address in shapes.runner_command(request, "python")
+
+
 def test_what_a_trial_asks_for_is_what_the_pod_gets_and_ray_on_top():
     shape = PodShape(custom_resources={"special": "example.com/special"})
     asked = {"CPU": 1.5, "GPU": 0.5, "memory": 2.0 * 1024**3, "special": 2.0, "only_ray": 1.0}

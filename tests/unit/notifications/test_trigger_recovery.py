@@ -49,6 +49,14 @@ def test_the_dag_is_started_for_just_that_experiment(line):
     assert message.run_id.startswith("recovery__exp_1__")
 
 
+def test_the_options_of_an_address_travel_and_are_no_part_of_the_runs_id(line):
+    address = "s3://minio@bucket/exp?endpoint_override=http://host:1/x"
+    notify(experiment=address)
+    (message,) = line.sent
+    assert message.conf["experiment"] == address
+    assert message.run_id.startswith("recovery__exp__")
+
+
 def test_a_callback_that_runs_twice_for_one_try_starts_one_run(line):
     for try_number in (1, 1, 2):
         notify(make_context(try_number=try_number))

@@ -120,7 +120,7 @@ def test_what_never_ends_is_not_read(tmp_path, kind):
         timeout=PATIENCE_SECONDS,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert done.stdout.splitlines() == [f"{tmp_path}/x does not exist."] * 2, done.stderr
+    assert done.stdout.splitlines() == [f"{tmp_path}: x does not exist."] * 2, done.stderr
 
 
 def test_a_file_that_says_it_is_empty_is_read_as_such(store, tmp_path):

@@ -3,6 +3,8 @@
 from datetime import timedelta
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -34,7 +36,7 @@ from tests.support.records import night, plan_night
     ],
 )
 def test_what_begins_as_a_path_is_one_whatever_follows(path):
-    assert Location.parse(path) == ("", "", path)
+    assert Location.parse(path) == ("", "", path, "")
     assert str(Location.parse(path)) == path
 
 
@@ -49,7 +51,7 @@ def test_what_begins_as_a_path_is_one_whatever_follows(path):
     ],
 )
 def test_what_begins_with_a_scheme_is_a_url(url, parts):
-    assert Location.parse(url) == parts
+    assert Location.parse(url) == (*parts, "")
 
 
 @pytest.fixture
@@ -95,3 +97,46 @@ def test_the_home_directory_stands_before_such_a_path(monkeypatch, tmp_path):
 def test_nobodys_home_is_a_sentence():
     with pytest.raises(InvalidInputError, match="~nobody-of-this-name/x"):
         open_store("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        (
+            "s3://b/k?endpoint_override=http://h:1",
+            ("s3", "b", "/k", "endpoint_override=http://h:1"),
+        ),
+        ("s3://c@b?region=x&scheme=http", ("s3", "c@b", "", "region=x&scheme=http")),
+        ("s3://b/why?/q?r/x?region=x?", ("s3", "b", "/why?/q?r/x", "region=x?")),
+        ("s3://b/k?=x", ("s3", "b", "/k", "=x")),
+        ("s3://b/k?&region=x", ("s3", "b", "/k", "&region=x")),
+    ],
+)
+def test_options_begin_at_a_question_mark_that_a_name_and_an_equals_sign_follow(url, parts):
+    assert Location.parse(url) == parts
+    assert str(Location.parse(url)) == url
+
+
+@pytest.mark.parametrize("key", ["why?", "q?r", "?", "a?b/c=d", "x??", "a=b?"])
+def test_a_question_mark_alone_belongs_to_its_key(key):
+    assert Location.parse(f"s3://bucket/{key}") == ("s3", "bucket", f"/{key}", "")
+
+
+@given(st.text())
+@example("s3://b/k?a=b?c=d")
+@example("/a?region=x")
+def test_no_character_of_a_path_or_url_is_lost(text):
+    scheme, separator, rest = text.partition("://")
+    written = f"{scheme.lower()}{separator}{rest}" if Location.parse(text).scheme else text
+    assert str(Location.parse(text)) == written
+
+
+@pytest.mark.parametrize("options", ["", "?region=x&endpoint_override=http://h:1/"])
+def test_a_place_above_or_below_has_the_same_options(options):
+    location = Location.parse(f"s3://bucket/team/exp{options}")
+    assert location.name == "exp"
+    assert str(location.at("dir/x")) == f"s3://bucket/team/exp/dir/x{options}"
+    assert location.at("") == location
+    assert location.at("dir").parent == location
+    assert str(location.parent.parent) == f"s3://bucket{options}"
+    assert Location.parse(f"s3://bucket{options}").name == "bucket"
