@@ -9,11 +9,11 @@ import msgspec
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.state import is_safe_name
+from airflow_tune_restore.experiments.state import is_printable_name, is_safe_name
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.base import Entry
 
-_READ_AS = 1
+_READ_AS = 2
 """Part of every fingerprint: raised with what we can read, or no index would ever look again."""
 
 
@@ -31,6 +31,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
         warnings: What was odd.
         unreadable: Why no state can be used; "" if one can. All else is empty then.
+        trainables: Names of the trainables in its rows.
     """
 
     state_file: str
@@ -43,6 +44,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_period: float | None = None
     warnings: tuple[str, ...] = ()
     unreadable: str = ""
+    trainables: tuple[str, ...] = ()
 
     @property
     def unfinished(self) -> int:
@@ -73,6 +75,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             and all(count > 0 for count in self.trials.values())
             and self.total > 0
             and all(is_safe_name(name) for name in self.unfinished_dirs)
+            and all(is_printable_name(name) for name in self.trainables)
             and len(self.unfinished_dirs) <= self.unfinished
             and (self.samples_left is None or self.samples_left >= 0)
             and math.isfinite(self.longest_interval)
@@ -95,6 +98,7 @@ def build_facts(experiment: Experiment) -> Facts:
         longest_interval=max((trial.last_interval for trial in trials), default=0.0),
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
         warnings=experiment.warnings,
+        trainables=experiment.trainables,
     )
 
 
