@@ -69,7 +69,7 @@ def _ids(state: State) -> set[str]:
 def _describe(name: str, trials: tuple[Trial, ...]) -> str:
     counts = Counter(trial.status.value for trial in trials)
     text = (
-        f"{name} of an older run holds {len(trials)} trials "
+        f"{name} of an older run holds {len(trials)} trial{'s' * (len(trials) != 1)} "
         f"({', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}) that the newest "
         "state does not have; they are not restored."
     )

@@ -108,7 +108,7 @@ def _check_trainable_name(
 
 
 def _name_in_tuner(store: ObjectStore) -> str | None:
-    """Return the trainable that an ignored tuner.pkl names. It is not loaded: it may need what is gone."""
+    """Return the trainable that an ignored tuner.pkl names; loading that file may need what is gone."""
     try:
         body = store.get(layout.TUNER_FILE, max_bytes=symbolic.MAX_BYTES)
         name = symbolic.attribute(symbolic.read_pickle(body), "__trainable_name")
