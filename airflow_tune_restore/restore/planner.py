@@ -91,7 +91,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     """
     taken = {trial.trial_id for trial in experiment.trials}
     choices = choices_for(experiment, flags)
-    wanted = trials_to_run(experiment, flags)
+    wanted = [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
     reasons: dict[str, str] = {}
     if quarantined:
         would_run = {trial.trial_id for trial in wanted if not _ended(trial)}

@@ -1,7 +1,9 @@
-"""A name that was used again: what the first run left is restored all the same (ray#35812)."""
+"""A name that was used again: what the first run left is restored all the same (ray#35812).
+
+More of the same: slow/test_more_of_other_runs.py.
+"""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -49,45 +51,6 @@ def test_the_rows_win_over_a_tuner_pkl_of_another_run(hosts, tmp_path, cause):
         assert words in refused.stderr
     assert not (pair.ours / ".tune_restore").exists()
 
-    ends = pair.restore(RESUMED)
-    ends.assert_same()
-    assert ends.column("status") == ["TERMINATED"]
-
-
-def test_a_tuner_pkl_that_is_ignored_needs_nothing_that_is_gone(hosts, tmp_path, cause):
-    pair = make_pair(hosts, tmp_path, "counts", trainable="function", trials=failing(cause))
-    (pair.ours / "tuner.pkl").write_bytes(b"ctests.gone\nCallback\n.")
-    cause.unlink()
-    ends = pair.restore(RESUMED, ignore_tuner=True)
-    ends.assert_same()
-    assert ends.column("status") == ["TERMINATED"]
-
-
-def test_what_an_older_run_left_comes_back_as_the_plan_advises(hosts, tmp_path, cause):
-    pair = make_pair(hosts, tmp_path, "counts", trainable="function", trials=failing(cause))
-    first = read_experiment(open_store(str(pair.ours)))
-    recipe = {
-        "tuner": f"{RECIPES}:counts",
-        "arguments": {"directory": str(pair.ours.parent), "name": NAME, "kind": "class",
-                      "trials": [{"name": "b"}]},
-    }  # fmt: skip
-    hosts.ray.call("make", recipe, **pair.env)
-
-    planned = json.loads(shell("plan", str(pair.ours), "--resume-errored", "--json").stdout)
-    (note,) = planned["warnings"]
-    assert note.startswith(f"{first.state_file.name} of an older run holds 1 trial (1 ERROR)")
-
-    time = first.state_file.name.removeprefix("experiment_state-").removesuffix(".json")
-    assert f"a later time than {time} to another directory" in note
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for path in [path for path in pair.ours.iterdir() if path.is_file()]:
-        if path.name == "tuner.pkl" or path.stem[-len(time) :] > time:
-            shutil.move(path, elsewhere)
-    planned = json.loads(shell("plan", str(pair.ours), "--resume-errored", "--json").stdout)
-    assert (planned["state_file"], planned["samples_left"]) == (first.state_file.name, 0)
-
-    cause.unlink()
     ends = pair.restore(RESUMED)
     ends.assert_same()
     assert ends.column("status") == ["TERMINATED"]
