@@ -32,8 +32,8 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
     """Return in words which trials of other runs the newest state hides. Harmed by no damaged file.
 
     `Tuner.restore` and our commits carry a run on: their states follow those they were made from, also
-    where every trial was started over under a new id. A driver that restored nothing begins another run,
-    and its states say so: `_resumed` is false (ray.tune.execution.tune_controller.TuneController, 2.60).
+    where every trial was started over under a new id. A driver that restored nothing begins another run:
+    `_resumed` is false in its states (ray.tune.execution.tune_controller.TuneController, 2.60).
 
     Args:
         store: Rooted at the experiment directory.

@@ -118,8 +118,8 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
 def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]) -> str:
     """Return in words that `tuner.pkl` belongs to another run; "" if nothing suggests it.
 
-    Every driver saves states after its `tuner.pkl`; only one that was written later is read. A driver
-    that `Tuner.restore` started writes both again and again, in any order (Ray 2.60).
+    A driver writes its `tuner.pkl` before its states, so one that is older than any of them is not read.
+    One that `Tuner.restore` started writes both again and again, in any order (Ray 2.60).
 
     Args:
         store: Rooted at the experiment directory.

@@ -71,7 +71,7 @@ class _Look:
         looks_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Says of an experiment (URI) whether a driver runs for it.
         index: What is remembered of the prefix, if anything is.
-        explains: Whether the states of older runs are read, too; people see what they hid.
+        explains: Whether the states of older runs are read, too.
         pool: Threads for what several trials of one experiment are asked.
     """
 
@@ -107,7 +107,7 @@ def scan(
         selection: Which directories are looked into.
         use_index: Remember in the prefix what was read, and get only what has changed since.
         ask_driver: Says of an experiment (URI) whether a driver runs for it; asked of what looks dead.
-        explains: Look for what people are told and no verdict rests on: trials of older runs.
+        explains: Read the states of older runs, too. No verdict rests on them.
     """
     root = store.list_dir()
     at_root = _is_experiment(root)  # then its `.tune_restore` is no prefix's

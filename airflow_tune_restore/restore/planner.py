@@ -42,8 +42,7 @@ _NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
 def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
     """Return the trials the flags take up again, in Ray's order."""
-    choices = choices_for(experiment, flags)
-    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+    return _wanted(experiment, choices_for(experiment, flags))
 
 
 def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
@@ -91,7 +90,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     """
     taken = {trial.trial_id for trial in experiment.trials}
     choices = choices_for(experiment, flags)
-    wanted = [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+    wanted = _wanted(experiment, choices)
     reasons: dict[str, str] = {}
     if quarantined:
         would_run = {trial.trial_id for trial in wanted if not _ended(trial)}
@@ -176,6 +175,10 @@ def _trainable_name(experiment: Experiment, wanted: list[Trial]) -> str:
     return names.most_common(1)[0][0] if names else ""
 
 
+def _wanted(experiment: Experiment, choices: Mapping[str, ResumeType]) -> list[Trial]:
+    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+
+
 def _in_order(experiment: Experiment) -> list[Trial]:
     return sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
 
@@ -246,8 +249,8 @@ def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
 def _foreign_reason(trial: Trial, trainable: str) -> str:
     return (
         f"{trial.status}, not resumed: it was run with the trainable {trial.trainable_name!r}, and this "
-        f"restore is one of {trainable!r}; once nothing of that is left, ignore_tuner "
-        "(--ignore-tuner) takes this one up"
+        f"restore runs {trainable!r}; once no trial of that is left to run, --ignore-tuner "
+        "(ignore_tuner=True) takes this one up"
     )
 
 

@@ -101,8 +101,8 @@ def _check_trainable_name(
             "was made with."
         )
     raise InvalidInputError(
-        f"{known}, but the trials were run with {recorded!r}; tuner.pkl, which names {named!r}, belongs "
-        "to another run. Give the trainable that the trials were run with, with --ignore-tuner "
+        f"{known}, but the trials were run with {recorded!r}; tuner.pkl, which names {named[:60]!r}, "
+        "belongs to another run. Give the trainable that the trials were run with, with --ignore-tuner "
         "(ignore_tuner=True) to restore from the state alone."
     )
 

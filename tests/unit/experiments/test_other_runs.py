@@ -225,7 +225,7 @@ def test_a_damaged_older_state_harms_nobody_and_is_named(store):
     assert older.startswith(f"{named(1)} of an older run")
 
 
-def test_of_many_older_runs_only_some_are_read_and_it_says_so(store, monkeypatch):
+def test_of_many_older_runs_only_some_are_read_and_the_rest_is_counted(store, monkeypatch):
     monkeypatch.setattr(older_runs, "MAX_FILES", 2)
     for day in range(1, 6):
         put_run(store, day, [failed(f"t{day}")])
