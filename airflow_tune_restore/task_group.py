@@ -45,6 +45,8 @@ class TuneRestoreTaskGroup(TaskGroup):
         resume_errored: As in `Tuner.restore`.
         restart_errored: As in `Tuner.restore`.
         resume_config: Per-status form of the three flags.
+        ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds, as in
+            `BuildRestorePlanOperator`.
         param_space: `package.module:attribute` of a re-specified param_space.
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
@@ -89,6 +91,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         resume_errored: bool | str = False,
         restart_errored: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
+        ignore_tuner: bool | str = False,
         param_space: str | None = None,
         imports: Sequence[str] = (),
         python: str | None = None,
@@ -153,6 +156,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "resume_errored": resume_errored,
                     "restart_errored": restart_errored,
                     "resume_config": resume_config,
+                    "ignore_tuner": ignore_tuner,
                     "max_attempts": max_attempts,
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
@@ -183,6 +187,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.samples = samples_operator.partial(
                 **{
                     "task_id": "samples",
+                    "ignore_tuner": ignore_tuner,
                     **shared,
                     **run,
                     **((trial_args or {}) if in_pods else {}),

@@ -70,15 +70,18 @@ def fill(server: Server, experiments: int, objects: int) -> list[str]:
 
         for start in range(0, experiments, 100):
             jobs = []
-            for number, root in enumerate(roots[start : start + 100], start):
-                status = {0: "ERROR", 1: "RUNNING"}.get(number % 20, "TERMINATED")
-                jobs.append(put(f"{root}/{name}", states[status]))
+            for root in roots[start : start + 100]:
                 for kind in ("tuner.pkl", next(GOLDEN.glob("basic-variant-state-*")).name):
                     jobs.append(put(f"{root}/{kind}", (GOLDEN / kind).read_bytes()))
                 for extra in range(objects - 3):
                     trial, file = extra % 5, extra // 5
                     jobs.append(put(f"{root}/trial_{trial}/checkpoint_{file:06d}/model", b"x"))
             await asyncio.gather(*jobs)
+        jobs = []  # after every tuner.pkl, as Ray writes them
+        for number, root in enumerate(roots):
+            status = {0: "ERROR", 1: "RUNNING"}.get(number % 20, "TERMINATED")
+            jobs.append(put(f"{root}/{name}", states[status]))
+        await asyncio.gather(*jobs)
 
     asyncio.run(put_all())
     return roots

@@ -5,9 +5,10 @@ import io
 import logging
 import os
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -24,7 +25,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
 from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
-from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.base import ObjectStore
@@ -95,10 +96,30 @@ ResumeCutShort = Annotated[
     ),
 ]
 ResumeUnfinished = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--resume-unfinished/--no-resume-unfinished",
-        help="Resume unfinished trials; else they become TERMINATED.",
+        help="Resume unfinished trials, as by default; else they become TERMINATED.",
+    ),
+]
+Finished = Annotated[
+    ResumeType | None, typer.Option(help="What to do with TERMINATED trials: skip by default.")
+]
+Unfinished = Annotated[
+    ResumeType | None,
+    typer.Option(help="What to do with unfinished trials, in place of --resume-unfinished."),
+]
+Errored = Annotated[
+    ResumeType | None,
+    typer.Option(
+        help="What to do with ERROR trials, in place of --resume-errored and --restart-errored."
+    ),
+]
+IgnoreTuner = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-tuner",
+        help="Restore from the state alone: tuner.pkl belongs to another run, or needs what is gone.",
     ),
 ]
 Strategy = Annotated[str, typer.Option(help="auto, per_trial or whole_experiment.")]
@@ -159,6 +180,7 @@ def scan(  # noqa: PLR0913  a command line has as many arguments as it has optio
             include=tuple(include or ()), exclude=tuple(exclude or ()), max_depth=max_depth
         ),
         use_index=use_index,
+        explains=explain,
     )
     if not reports:
         _refuse_what_is_no_directory(store)
@@ -172,8 +194,12 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
     experiment: ExperimentUri,
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
-    resume_unfinished: ResumeUnfinished = True,
+    resume_unfinished: ResumeUnfinished = None,
     resume_cut_short: ResumeCutShort = False,
+    finished: Finished = None,
+    unfinished: Unfinished = None,
+    errored: Errored = None,
+    ignore_tuner: IgnoreTuner = False,
     strategy: Strategy = "auto",
     allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
@@ -181,10 +207,15 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
 ) -> None:
     """Show what a restore of EXPERIMENT would do. Writes nothing."""
     store = open_store(experiment, in_bulk=True)
-    flags = _flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short)
+    flags = _flags(
+        _Flags(resume_errored, restart_errored, resume_unfinished, resume_cut_short),
+        finished=finished,
+        unfinished=unfinished,
+        errored=errored,
+    )
     made = plan_restore(
         store,
-        read_experiment(store, keep_ended=flags.takes_up_ended),
+        read_experiment(store, keep_ended=flags.takes_up_ended, ignore_tuner=ignore_tuner),
         restore_id="preview",
         flags=flags,
         strategy=strategy,
@@ -203,8 +234,12 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     ],
     resume_errored: ResumeErrored = False,
     restart_errored: RestartErrored = False,
-    resume_unfinished: ResumeUnfinished = True,
+    resume_unfinished: ResumeUnfinished = None,
     resume_cut_short: ResumeCutShort = False,
+    finished: Finished = None,
+    unfinished: Unfinished = None,
+    errored: Errored = None,
+    ignore_tuner: IgnoreTuner = False,
     param_space: Annotated[
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
@@ -259,7 +294,13 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     del on  # one launcher so far
     options = RestoreOptions(
         draft=DraftOptions(
-            flags=_flags(resume_unfinished, resume_errored, restart_errored, resume_cut_short),
+            flags=_flags(
+                _Flags(resume_errored, restart_errored, resume_unfinished, resume_cut_short),
+                finished=finished,
+                unfinished=unfinished,
+                errored=errored,
+            ),
+            ignore_tuner=ignore_tuner,
             strategy=strategy,
             stale_after=stale_after,
             allow_scratch=allow_scratch,
@@ -332,17 +373,45 @@ def _refuse_what_is_no_directory(store: ObjectStore) -> None:
         )
 
 
+class _Flags(NamedTuple):
+    """Ray's flags as they were given; None for one that was not."""
+
+    resume_errored: bool
+    restart_errored: bool
+    resume_unfinished: bool | None
+    resume_cut_short: bool
+
+
 def _flags(
-    resume_unfinished: bool,  # noqa: FBT001
-    resume_errored: bool,  # noqa: FBT001
-    restart_errored: bool,  # noqa: FBT001
-    resume_cut_short: bool,  # noqa: FBT001
+    given: _Flags,
+    *,
+    finished: ResumeType | None,
+    unfinished: ResumeType | None,
+    errored: ResumeType | None,
 ) -> ResumeFlags:
-    return ResumeFlags.from_flags(
-        resume_unfinished=resume_unfinished,
-        resume_errored=resume_errored,
-        restart_errored=restart_errored,
-        resume_cut_short=resume_cut_short,
+    """Join both forms; each status is chosen by one of them."""
+    both = {
+        ("--errored", "--resume-errored"): errored and given.resume_errored,
+        ("--errored", "--restart-errored"): errored and given.restart_errored,
+        ("--unfinished", "--resume-unfinished"): unfinished and given.resume_unfinished,
+        ("--unfinished", "--no-resume-unfinished"): unfinished and given.resume_unfinished is False,
+    }
+    for (option, flag), is_given in both.items():
+        if is_given:
+            raise InvalidInputError(
+                f"{option} and {flag} are two choices for the same trials. Give one of them."
+            )
+    flags = ResumeFlags.from_flags(
+        resume_unfinished=given.resume_unfinished is not False,
+        resume_errored=given.resume_errored,
+        restart_errored=given.restart_errored,
+        resume_cut_short=given.resume_cut_short,
+    )
+    return replace(
+        flags,
+        finished=finished or flags.finished,
+        unfinished=unfinished or flags.unfinished,
+        errored=errored or flags.errored,
     )
 
 

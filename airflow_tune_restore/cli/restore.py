@@ -70,6 +70,8 @@ def restore_experiment(
     if isinstance(draft, str):
         progress.say(draft)
         return None
+    for warning in draft.plan.warnings:
+        progress.say(f"note: {printable(warning)}")
     launcher = LocalLauncher(pythonpath=[os.getcwd()])  # noqa: PTH109  a string for PYTHONPATH
     if draft.plan.has_work:
         # a wrong trainable is found out before anything is leased or started
@@ -79,6 +81,7 @@ def restore_experiment(
             param_space=options.param_space,
             imports=options.imports,
             experiment=draft.plan.experiment,
+            ignore_tuner=draft.plan.ignore_tuner,
         )
     run = _Restore(store, options, launcher, progress)
     done = run.carry_out(draft)

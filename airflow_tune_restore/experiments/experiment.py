@@ -71,9 +71,11 @@ class Experiment:
         name: Last part of the URI.
         state_file: The state the rows come from.
         state: The parsed state.
-        tuner: What `tuner.pkl` says; None if it is missing, empty or not readable.
+        tuner: What `tuner.pkl` says; None if it is missing, empty, not readable, or ignored.
         samples_left: Samples the searcher has not drawn; None if that cannot be known.
         warnings: What was wrong or odd, in words.
+        ignores_tuner: Whether `tuner.pkl` does not count, whatever it holds: it belongs to another run,
+            or the user said so.
     """
 
     uri: str
@@ -83,6 +85,7 @@ class Experiment:
     tuner: TunerFacts | None
     samples_left: int | None
     warnings: tuple[str, ...] = ()
+    ignores_tuner: bool = False
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -90,11 +93,9 @@ class Experiment:
         return self.state.trials
 
     @property
-    def trainable_name(self) -> str:
-        """The recorded name of the trainable."""
-        if self.tuner is not None and self.tuner.trainable_name:
-            return self.tuner.trainable_name
-        return self.trials[0].trainable_name if self.trials else ""
+    def trainables(self) -> tuple[str, ...]:
+        """The names of the trainables that its trials were run with; one, but for oddities."""
+        return tuple(sorted({t.trainable_name for t in self.trials if t.trainable_name}))
 
     @property
     def count_by_status(self) -> dict[str, int]:

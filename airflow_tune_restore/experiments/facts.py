@@ -9,7 +9,7 @@ import msgspec
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment
+from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.base import Entry
 
@@ -32,6 +32,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         warnings: What was odd.
         ended_by: Of TERMINATED trials, how many each thing brought to their end, in words.
         unreadable: Why no state can be used; "" if one can. All else is empty then.
+        trainables: Names of the trainables in its rows.
     """
 
     state_file: str
@@ -45,6 +46,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     ended_by: dict[str, int] = {}
     unreadable: str = ""
+    trainables: tuple[str, ...] = ()
 
     @property
     def unfinished(self) -> int:
@@ -75,6 +77,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             and all(count > 0 for count in self.trials.values())
             and self.total > 0
             and all(is_segment(name) for name in self.unfinished_dirs)
+            and all(is_text(name) for name in self.trainables)
             and len(self.unfinished_dirs) <= self.unfinished
             and all(count > 0 for count in self.ended_by.values())
             and (self.samples_left is None or self.samples_left >= 0)
@@ -99,6 +102,7 @@ def build_facts(experiment: Experiment) -> Facts:
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
         warnings=experiment.warnings,
         ended_by=experiment.ended_by,
+        trainables=experiment.trainables,
     )
 
 

@@ -58,6 +58,7 @@ class Clue(StrEnum):
     SNAPSHOTS = "snapshots of its driver"
     ITERATION = "slowest iteration"
     CLOCK = "clock of its driver"
+    OLDER = "older runs under its name"
 
 
 class Direction(StrEnum):
@@ -158,6 +159,7 @@ class Evidence:
             its own doing, and no sign of a living driver.
         restore: The lease of a restore that has not ended.
         driver: What was said of its driver, if anybody was asked.
+        older_runs: What older runs under the same name left that its newest state hides, in words.
         looked_at: Which of the clues that cost requests were looked at; of the others None says nothing.
         now: The time.
     """
@@ -169,6 +171,7 @@ class Evidence:
     committed_at: datetime | None = None
     restore: RestoreSign | None = None
     driver: DriverSign | None = None
+    older_runs: tuple[str, ...] = ()
     looked_at: frozenset[Clue] = frozenset()
     now: datetime
 

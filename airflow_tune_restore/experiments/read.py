@@ -54,6 +54,7 @@ _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 _SMALL_BYTES = 1024 * 1024
 
 _LOST = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
+_IGNORED = f"tuner.pkl is ignored (ignore_tuner): {_LOST}"
 
 _NAMED = 5
 """How many trials a warning names."""
@@ -73,7 +74,11 @@ class NotStartedError(TuneRestoreError):
 
 
 def read_experiment(
-    store: ObjectStore, entries: list[Entry] | None = None, *, keep_ended: bool = True
+    store: ObjectStore,
+    entries: list[Entry] | None = None,
+    *,
+    keep_ended: bool = True,
+    ignore_tuner: bool = False,
 ) -> Experiment:
     """Read the experiment at the store's root.
 
@@ -82,6 +87,7 @@ def read_experiment(
         entries: Its listing, if the caller has just made one.
         keep_ended: Keep the rows of trials that came to their end, too. They are nearly all of a large
             experiment; whoever neither runs nor commits them does without (`Trial.came_to_its_end`).
+        ignore_tuner: Do without `tuner.pkl`, whatever it holds.
 
     Raises:
         StateUnreadableError: If no state file can be used, and why each cannot; or if this is no
@@ -89,19 +95,22 @@ def read_experiment(
         NotStartedError: If there is none, or none with a trial in it.
     """
     entries = store.list_dir() if entries is None else entries
-    names = {entry.name for entry in entries if not entry.is_dir}
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
-    tuner, tuner_warning = _read_tuner(store, names)
+    tuner, tuner_warning = (None, _IGNORED) if ignore_tuner else _read_tuner(store, entries)
     left = read_samples_left(store, entries, len(state.trials))
-    return _experiment(store, state_file, state, tuner, left, (*warnings, tuner_warning))
+    experiment = _experiment(store, state_file, state, tuner, left, (*warnings, tuner_warning))
+    if doubt := _doubt(tuner, experiment.trainables):
+        warned = (*experiment.warnings, doubt)
+        return replace(experiment, tuner=None, ignores_tuner=True, warnings=warned)
+    return replace(experiment, ignores_tuner=ignore_tuner)
 
 
 def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     """Read just what tells how an experiment is: its state, and nothing else if trials are unfinished.
 
     `tuner.pkl` is looked at in the listing only, unless it tells whether a scheduler ended the trials.
-    Where all trials have ended, samples may be left; if
-    the trials do not show that there are none, the searcher's state is read.
+    Where all trials have ended, samples may be left; if the trials do not show that there are none, the
+    searcher's state is read.
 
     Raises:
         As `read_experiment`.
@@ -116,8 +125,45 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     left = _samples_left_of_ended(store, entries, state) if ended else None
     experiment = _experiment(store, state_file, state, None, left, warnings)
     if tuners and not left and experiment.may_be_stopped_by_scheduler:
-        return replace(experiment, tuner=_read_tuner(store, {layout.TUNER_FILE})[0])
+        return replace(experiment, tuner=_read_tuner(store, entries)[0])
     return experiment
+
+
+def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]) -> str:
+    """Return in words that `tuner.pkl` belongs to another run; "" if nothing suggests it.
+
+    A driver writes its `tuner.pkl` before its states, so one that is older than any of them is not read.
+    One that `Tuner.restore` started writes both again and again, in any order (Ray 2.60).
+
+    Args:
+        store: Rooted at the experiment directory.
+        entries: Its listing.
+        trainables: Names of the trainables in its newest state.
+    """
+    files = [entry for entry in entries if not entry.is_dir]
+    states = [
+        entry.modified_at
+        for entry in files
+        if layout.is_state_file(entry.name) and not layout.is_committed(entry.name)
+    ]
+    written = next((entry.modified_at for entry in files if entry.name == layout.TUNER_FILE), None)
+    if written is not None and any(at is not None and at > written for at in states):
+        return ""
+    tuner, _ = _read_tuner(store, entries)
+    return _doubt(tuner, trainables)
+
+
+def _doubt(tuner: TunerFacts | None, trainables: tuple[str, ...]) -> str:
+    """Return in words that none of the trials was run with the trainable that `tuner.pkl` names."""
+    named = tuner.trainable_name if tuner is not None else None
+    if not named or not trainables or named in trainables:
+        return ""
+    ran = " and ".join(repr(name[:60]) for name in trainables[:2])
+    return printable(
+        f"tuner.pkl belongs to another run: it names the trainable {named[:60]!r}, the trials were run "
+        f"with {ran}. They are restored from the state alone, and {_LOST}. Plan with --ignore-tuner "
+        "(ignore_tuner=True) to confirm that"
+    )
 
 
 def _samples_left_of_ended(store: ObjectStore, entries: list[Entry], state: State) -> int | None:
@@ -171,18 +217,19 @@ def _describe_odd(trials: Iterable[Trial]) -> Iterator[str]:
         yield f"{name} of {len(ids)} trials ({named}) {_ODD[name]}"
 
 
-def read_base(store: ObjectStore) -> Experiment:
+def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
     """Read what a commit starts from; an experiment that was never started has no trials.
+
+    `ignore_tuner` is that of `read_experiment`; what never started has nothing but its `tuner.pkl`.
 
     Raises:
         StateUnreadableError: If no state file can be used.
     """
     entries = store.list_dir()
     try:
-        return read_experiment(store, entries)
+        return read_experiment(store, entries, ignore_tuner=ignore_tuner)
     except NotStartedError:
-        names = {entry.name for entry in entries if not entry.is_dir}
-        tuner, warning = _read_tuner(store, names)
+        tuner, warning = _read_tuner(store, entries)
         return Experiment(
             uri=store.uri,
             name=Location.parse(store.uri).name,
@@ -264,7 +311,7 @@ def _newest_valid_state(
         if best is not None and not _may_be_newer(entry.name, best[0].name):
             continue
         try:
-            candidate = _read_state(store, entry, keep_ended=keep_ended)
+            candidate = read_state(store, entry, keep_ended=keep_ended)
         except (MalformedStateError, KeyNotFoundError, TooLargeError) as error:
             # a store that fails is another matter: an older state must not take this one's place
             warnings.append(f"{entry.name} was passed over: {error}")
@@ -291,7 +338,12 @@ def _may_be_newer(name: str, than: str) -> bool:
     return other - mine <= CLOCK_SPREAD
 
 
-def _read_state(store: ObjectStore, entry: Entry, *, keep_ended: bool) -> tuple[StateFile, State]:
+def read_state(store: ObjectStore, entry: Entry, *, keep_ended: bool) -> tuple[StateFile, State]:
+    """Read one state file of the listing.
+
+    Raises:
+        MalformedStateError: If it cannot be used, or holds no trials; TooLargeError, KeyNotFoundError.
+    """
     if entry.size_bytes > layout.MAX_STATE_BYTES:  # the listing says so: not a byte is read
         raise MalformedStateError(
             f"it holds {entry.size_bytes} bytes; at most {layout.MAX_STATE_BYTES} are read"
@@ -333,8 +385,8 @@ class _Summed:
                 yield piece
 
 
-def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:
-    if layout.TUNER_FILE not in names:
+def _read_tuner(store: ObjectStore, entries: list[Entry]) -> tuple[TunerFacts | None, str]:
+    if all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
         return None, f"tuner.pkl is missing: {_LOST}"
     try:
         return tuner_facts(read_pickle(store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES))), ""

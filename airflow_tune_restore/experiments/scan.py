@@ -1,7 +1,8 @@
 """Store -> a report on every experiment below a prefix. Nothing here walks checkpoints.
 
 Each experiment costs one listing of its root and one get of its newest state; one more get, of the
-searcher's state, where all trials have ended and do not show that all samples were drawn. A scan that
+searcher's state, where all trials have ended and do not show that all samples were drawn; and one, of
+`tuner.pkl`, of what would be restored and has one that was written after its driver's states. A scan that
 remembers the last one (`index`) gets only what has changed since. Roots are listed every time: that is
 how a change is noticed at all.
 """
@@ -35,10 +36,12 @@ from airflow_tune_restore.experiments.health import (
 )
 from airflow_tune_restore.experiments.index import Index, read_index
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment
+from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
     NO_EXPERIMENT,
     NotStartedError,
+    read_doubt,
     read_outline,
     read_samples_left,
 )
@@ -69,6 +72,7 @@ class _Look:
         looks_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Says of an experiment (URI) whether a driver runs for it.
         index: What is remembered of the prefix, if anything is.
+        explains: Whether the states of older runs are read, too.
         pool: Threads for what several trials of one experiment are asked.
     """
 
@@ -78,6 +82,7 @@ class _Look:
     looks_again: bool = True
     ask_driver: Callable[[str], DriverSign] | None = None
     index: Index | None = None
+    explains: bool = False
     pool: ThreadPoolExecutor
 
 
@@ -88,6 +93,7 @@ def scan(
     selection: Selection = _EVERYTHING,
     use_index: bool = True,
     ask_driver: Callable[[str], DriverSign] | None = None,
+    explains: bool = False,
 ) -> list[ExperimentReport]:
     """Report on every experiment at or below the store's root, sorted by URI.
 
@@ -102,6 +108,7 @@ def scan(
         selection: Which directories are looked into.
         use_index: Remember in the prefix what was read, and get only what has changed since.
         ask_driver: Says of an experiment (URI) whether a driver runs for it; asked of what looks dead.
+        explains: Read the states of older runs, too. No verdict rests on them.
     """
     root = store.list_dir()
     at_root = _is_experiment(root)  # then its `.tune_restore` is no prefix's
@@ -112,6 +119,7 @@ def scan(
             stale_after=stale_after,
             ask_driver=ask_driver,
             index=index,
+            explains=explains,
             pool=pool,
         )
         reports = list(_walk(threads, store, root, selection, look))
@@ -260,6 +268,8 @@ def _report_readable(
         facts = msgspec.structs.replace(facts, samples_left=left)
         evidence = evidence.having_looked_at(Clue.SAMPLES)
     if health in RESTORABLE:
+        if is_new and (doubt := read_doubt(store, entries, facts.trainables)):
+            facts = msgspec.structs.replace(facts, warnings=(*facts.warnings, doubt))
         evidence = _look_closer(store, entries, facts, evidence, health, look)
         if (listed_now := _list_again(store, entries, look)) != entries:
             # once: what changes under our eyes again is no commit of the same restore
@@ -267,6 +277,8 @@ def _report_readable(
     health, reason, counted = judge(facts, evidence, stale_after=look.stale_after)
     if is_new and look.index and health is not Health.RUNNING:
         look.index.remember(path, print_of_root, facts)
+    if look.explains:
+        evidence = _look_back(store, entries, facts, evidence)
     if facts.warnings:
         reason = "; ".join([reason, *facts.warnings])
     return ExperimentReport(
@@ -322,6 +334,16 @@ def _look_closer(
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)
     return replace(evidence, trials_written=written).having_looked_at(Clue.TRIAL_DIRS)
+
+
+def _look_back(
+    store: ObjectStore, entries: list[Entry], facts: Facts, evidence: Evidence
+) -> Evidence:
+    """Read the states of older runs, where there are any; facts name no trials."""
+    if older := older_states(entries, facts.state_file):
+        notes = describe_older_runs(store, older, read_outline(store, entries).state)
+        evidence = replace(evidence, older_runs=notes)
+    return evidence.having_looked_at(Clue.OLDER)
 
 
 def _abandoned(evidence: Evidence) -> int | None:

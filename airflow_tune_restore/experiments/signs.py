@@ -53,6 +53,7 @@ def describe_evidence(
             if facts.longest_interval
             else "not recorded",
             Clue.CLOCK: _clock(facts, evidence),
+            Clue.OLDER: _older(evidence),
         }
     return tuple(
         Sign(name=clue, found=text, speaks_for=counted.get(clue, ""))
@@ -93,6 +94,12 @@ def _samples(facts: Facts, evidence: Evidence) -> str:
     if facts.samples_left is not None:
         return f"{facts.samples_left} never drawn"
     return "not known" if Clue.SAMPLES in evidence.looked_at else _NOT_LOOKED_AT
+
+
+def _older(evidence: Evidence) -> str:
+    if Clue.OLDER not in evidence.looked_at:
+        return _NOT_LOOKED_AT
+    return "; ".join(evidence.older_runs) or "none"
 
 
 def _start(evidence: Evidence) -> str:

@@ -116,6 +116,7 @@ class LocalLauncher:
         trainable_name: str,
         param_space: str | None = None,
         imports: Sequence[str] = (),
+        ignore_tuner: bool = False,
     ) -> None:
         """Ask the interpreter whether a trainable fits an experiment. Starts no Ray.
 
@@ -130,6 +131,7 @@ class LocalLauncher:
             *("--trainable-name", trainable_name),
             *(("--param-space", param_space) if param_space else ()),
             *(argument for module in imports for argument in ("--import", module)),
+            *(("--ignore-tuner",) if ignore_tuner else ()),
         ]
         with tempfile.TemporaryDirectory(prefix="tune-restore-package-") as package:
             try:

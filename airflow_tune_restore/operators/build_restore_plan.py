@@ -72,6 +72,9 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: Let a trial whose checkpoints are all gone start over.
         newest_checkpoint: Resume from a complete checkpoint that was reported after the state was saved,
             rather than from the one that the state names, as Ray does.
+        ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds: it belongs to another run
+            under the same name, or needs a module that is gone. Callbacks, stopper, scheduler, searcher,
+            failure and checkpoint settings are lost.
         max_attempts: Failed attempts, counted over all nights, after which a trial is quarantined; None
             for no limit. The same exception at the same place and iteration twice quarantines it anyway.
         max_memory: Bytes of memory that a trial is given at most after it ran out of it. It is given
@@ -104,6 +107,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "remember_scheduler",
         "allow_scratch",
         "newest_checkpoint",
+        "ignore_tuner",
         "max_attempts",
         "max_memory",
         "stale_after",
@@ -131,6 +135,7 @@ class BuildRestorePlanOperator(BaseOperator):
         remember_scheduler: bool | str = False,
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
+        ignore_tuner: bool | str = False,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -158,6 +163,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.remember_scheduler = remember_scheduler
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
+        self.ignore_tuner = ignore_tuner
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -254,8 +260,10 @@ class BuildRestorePlanOperator(BaseOperator):
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
         fit: dict[str, Draft] = {}
         for text, draft in drafts.items():
-            # without a param_space the answer depends on the recorded name alone
-            question = (draft.plan.trainable_name, draft.plan.experiment if param_space else "")
+            # the answer depends on the recorded name alone, but for a param_space and a tuner.pkl
+            # that is not the experiment's
+            is_its_own = param_space or draft.plan.ignore_tuner
+            question = (draft.plan.trainable_name, draft.plan.experiment if is_its_own else "")
             if draft.plan.has_work and not draft.is_started and question not in answers:
                 answers[question] = self._check(
                     hook, places[text], draft.plan, trainable, param_space
@@ -285,6 +293,7 @@ class BuildRestorePlanOperator(BaseOperator):
                     trainable_name=plan.trainable_name,
                     param_space=param_space,
                     imports=self.imports,
+                    ignore_tuner=plan.ignore_tuner,
                 )
             except InvalidInputError as error:
                 return error
@@ -309,6 +318,7 @@ class BuildRestorePlanOperator(BaseOperator):
             remember_scheduler=parse_bool("remember_scheduler", self.remember_scheduler),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
             newest_checkpoint=parse_bool("newest_checkpoint", self.newest_checkpoint),
+            ignore_tuner=parse_bool("ignore_tuner", self.ignore_tuner),
             can_start=parse_text(self.param_space) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),

@@ -7,7 +7,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import ExperimentRunningError
-from airflow_tune_restore.hooks.arguments import parse_span, parse_text
+from airflow_tune_restore.hooks.arguments import parse_bool, parse_span, parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary
@@ -36,13 +36,16 @@ def parse_continued(given: Any) -> str:
     return str(given)
 
 
-def continuation_options(stale_after: Any, param_space: str | None) -> DraftOptions:
+def continuation_options(
+    stale_after: Any, param_space: str | None, ignore_tuner: Any
+) -> DraftOptions:
     """Return how a continuation is planned: with a param_space, an unstarted experiment is started."""
     return DraftOptions(
         flags=ResumeFlags(),
         strategy="auto",
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
+        ignore_tuner=parse_bool("ignore_tuner", ignore_tuner),
     )
 
 

@@ -54,6 +54,7 @@ class ContinueExperimentOperator(OnRayOperator):
             never started. (templated)
         imports: Modules the runner imports first.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
+        ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
         launcher: Where it runs: `local`, or `ray` as in `RestoreTrialOperator`. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
         ray_address: Ray cluster to run on; without, a private Ray on all CPUs of the worker. (templated)
@@ -68,6 +69,7 @@ class ContinueExperimentOperator(OnRayOperator):
         "experiment",
         "trainable",
         "param_space",
+        "ignore_tuner",
         "launcher",
         "ray_conn_id",
         "python",
@@ -85,6 +87,7 @@ class ContinueExperimentOperator(OnRayOperator):
         param_space: str | None = None,
         imports: Sequence[str] = (),
         stale_after: timedelta | float | str = 0,
+        ignore_tuner: bool | str = False,
         launcher: str = "local",
         python: str | None = None,
         ray_address: str | None = None,
@@ -98,6 +101,7 @@ class ContinueExperimentOperator(OnRayOperator):
         self.param_space = param_space
         self.imports = imports
         self.stale_after = stale_after
+        self.ignore_tuner = ignore_tuner
         self.launcher = launcher
         self.python = python
         self.ray_address = ray_address
@@ -112,7 +116,9 @@ class ContinueExperimentOperator(OnRayOperator):
             address = hook.address(parse_continued(self.experiment))
             store = hook.open(address)
             if self.launcher == RAY:
-                options = continuation_options(self.stale_after, self.param_space)
+                options = continuation_options(
+                    self.stale_after, self.param_space, self.ignore_tuner
+                )
                 plan, settled = start_continuation(context, store, options)
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)
@@ -131,9 +137,12 @@ class ContinueExperimentOperator(OnRayOperator):
                         trainable_name=plan.trainable_name,
                         param_space=parse_text(self.param_space),
                         imports=self.imports,
+                        ignore_tuner=plan.ignore_tuner,
                     )
 
-                options = continuation_options(self.stale_after, self.param_space)
+                options = continuation_options(
+                    self.stale_after, self.param_space, self.ignore_tuner
+                )
                 plan, settled = start_continuation(context, store, options, check)
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)

@@ -38,6 +38,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
             (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
+        ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
         concurrent_trials: For how many trials at the same time the pod is sized.
         **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
     """
@@ -48,6 +49,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         "experiment",
         "trainable",
         "param_space",
+        "ignore_tuner",
         "python",
         "storage_conn_id",
     )
@@ -62,19 +64,21 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         *,
         experiment: Any,
         stale_after: timedelta | float | str = 0,
+        ignore_tuner: bool | str = False,
         concurrent_trials: int = CONCURRENT_TRIALS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.experiment = experiment
         self.stale_after = stale_after
+        self.ignore_tuner = ignore_tuner
         self.concurrent_trials = concurrent_trials
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run in a pod, commit."""
         with plain_errors():
             address, store = self._open()
-            options = continuation_options(self.stale_after, self.param_space)
+            options = continuation_options(self.stale_after, self.param_space, self.ignore_tuner)
             plan, settled = start_continuation(context, store, options)
             if plan is None:
                 return self.say(context, describe_continued(address, settled, log=self.log))
@@ -97,7 +101,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         """Come back from the triggerer: commit, or wait on."""
         with plain_errors():
             address, store = self._open()
-            options = continuation_options(self.stale_after, self.param_space)
+            options = continuation_options(self.stale_after, self.param_space, self.ignore_tuner)
             plan, settled = start_continuation(context, store, options)
             if plan is None:  # committed before, by a try that died right after
                 return self.say(context, describe_continued(address, settled, log=self.log))

@@ -75,6 +75,7 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
             fresh_budget=plan.fresh_budget,
             trim_results=plan.trim_results,
             remember_scheduler=plan.remember_scheduler,
+            ignore_tuner=plan.ignore_tuner,
             param_space=param_space,
             imports=list(imports),
             address=address,

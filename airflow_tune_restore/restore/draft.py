@@ -22,11 +22,7 @@ from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import (
-    DEFAULT_MAX_MEMORY_BYTES,
-    RestorePlan,
-    describe_quarantine,
-)
+from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
 from airflow_tune_restore.restore.planner import build_continuation
 from airflow_tune_restore.restore.start import (
     fresh_restore_id,
@@ -36,6 +32,8 @@ from airflow_tune_restore.restore.start import (
 )
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
+
+_SHOWN_WARNINGS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +55,7 @@ class DraftOptions:
     can_start: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
+    ignore_tuner: bool = False
     ask_driver: Callable[[str], DriverSign] | None = None
 
 
@@ -99,7 +98,7 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
     if draft.is_started or draft.plan.changes_trials or draft.plan.is_continuation:
         return draft
     if draft.experiment.samples_left:
-        return _continuation(draft.store, draft.plan.restore_id)
+        return _continuation(draft.store, draft.plan.restore_id, options)
     return _nothing_to_run(draft.health_reason, draft.plan)
 
 
@@ -113,7 +112,7 @@ def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) 
         return draft
     if draft.experiment.samples_left == 0:
         return f"{draft.health_reason}; all its samples are drawn"
-    return _continuation(draft.store, draft.plan.restore_id)
+    return _continuation(draft.store, draft.plan.restore_id, options)
 
 
 def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
@@ -132,8 +131,13 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
             raise InvalidInputError(
                 f"{report.reason}. With a param_space (--param-space) it is started in its place."
             )
+        case Health.NOT_STARTED if options.ignore_tuner:
+            raise InvalidInputError(
+                f"{report.reason}. tuner.pkl is all there is of it: leave out ignore_tuner "
+                "(--ignore-tuner)."
+            )
         case Health.NOT_STARTED:
-            return _continuation(store, restore_id)
+            return _continuation(store, restore_id, options)
         case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
             return replace(_plan(store, restore_id, options), health_reason=report.reason)
 
@@ -172,14 +176,13 @@ def start_draft(
 
 def _nothing_to_run(reason: str, plan: RestorePlan) -> str:
     text = f"{reason}; with these flags every trial stays as it is"
-    if plan.quarantined:
-        ids = [trial.trial_id for trial in plan.quarantined]
-        text += f"; {describe_quarantine(plan.experiment, ids)}"
-    return text
+    return "; ".join([text, *plan.warnings[:_SHOWN_WARNINGS]])
 
 
 def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
-    experiment = read_experiment(store, keep_ended=options.flags.takes_up_ended)
+    experiment = read_experiment(
+        store, keep_ended=options.flags.takes_up_ended, ignore_tuner=options.ignore_tuner
+    )
     plan = plan_restore(
         store,
         experiment,
@@ -197,8 +200,8 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     return Draft(store=store, experiment=experiment, plan=plan)
 
 
-def _continuation(store: ObjectStore, restore_id: str) -> Draft:
-    experiment = read_base(store)
+def _continuation(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
+    experiment = read_base(store, ignore_tuner=options.ignore_tuner)
     plan = build_continuation(experiment, restore_id=restore_id)
     return Draft(store=store, experiment=experiment, plan=plan)
 
@@ -207,7 +210,7 @@ def _again(draft: Draft, options: DraftOptions) -> Draft:
     """Plan the same anew, from what a restore that died has left."""
     if not draft.plan.is_continuation:
         return _plan(draft.store, draft.plan.restore_id, options)
-    again = _continuation(draft.store, draft.plan.restore_id)
+    again = _continuation(draft.store, draft.plan.restore_id, options)
     if again.experiment.samples_left == 0:
         return replace(again, plan=replace(again.plan, draws_samples=False))
     return again

@@ -99,6 +99,7 @@ class RestorePlan:
         draws_samples: Whether the run also draws the samples that are left.
         max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
         max_memory_bytes: Most that a trial is given after it ran out of memory.
+        ignore_tuner: Whether trials are restored from the state alone, whatever `tuner.pkl` holds.
 
     """
 
@@ -120,6 +121,7 @@ class RestorePlan:
     draws_samples: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
+    ignore_tuner: bool = False
     schema: int = PLAN_SCHEMA
 
     @property

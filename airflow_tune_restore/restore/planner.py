@@ -6,6 +6,7 @@ stays ERROR. What Ray leaves to chance (a checkpoint that is gone) is decided he
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from shlex import quote
@@ -42,8 +43,7 @@ _NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
 def trials_to_run(experiment: Experiment, flags: ResumeFlags) -> list[Trial]:
     """Return the trials the flags take up again, in Ray's order."""
-    choices = choices_for(experiment, flags)
-    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
+    return _wanted(experiment, choices_for(experiment, flags))
 
 
 def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
@@ -91,13 +91,18 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     """
     taken = {trial.trial_id for trial in experiment.trials}
     choices = choices_for(experiment, flags)
+    wanted = _wanted(experiment, choices)
     reasons: dict[str, str] = {}
     if quarantined:
-        would_run = {t.trial_id for t in trials_to_run(experiment, flags) if not _ended(t)}
+        would_run = {trial.trial_id for trial in wanted if not _ended(trial)}
         reasons = {key: why for key, why in quarantined.items() if key in would_run}
+    trainable = _trainable_name(experiment, wanted)
+    foreign = {t.trial_id for t in wanted if t.trainable_name not in ("", trainable)}
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
+        else _keep(trial, _foreign_reason(trial, trainable))
+        if trial.trial_id in foreign
         else _plan_trial(
             trial,
             choices[trial.trial_id],
@@ -113,7 +118,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         restore_id=restore_id,
         experiment=experiment.uri,
         base=experiment.state_file,
-        trainable_name=experiment.trainable_name,
+        trainable_name=trainable,
         flags=flags,
         strategy=chosen,
         strategy_reason=reason,
@@ -131,6 +136,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         remember_scheduler=remember_scheduler,
         max_attempts=max_attempts,
         max_memory_bytes=max_memory_bytes,
+        ignore_tuner=experiment.ignores_tuner,
         # one real run draws what is left, as Tuner.restore does; alone, a trial cannot
         draws_samples=chosen is Strategy.WHOLE_EXPERIMENT and experiment.samples_left != 0,
     )
@@ -157,6 +163,21 @@ def build_continuation(experiment: Experiment, *, restore_id: str) -> RestorePla
         strategy_reason="the original searcher draws the samples that are left",
         draws_samples=True,
     )
+
+
+def _trainable_name(experiment: Experiment, wanted: list[Trial]) -> str:
+    """Return the name of the trainable that is restored: the one Ray demands, that of `tuner.pkl`.
+
+    Without one it is that of most trials to be run, so that of two trainables each has its turn.
+    """
+    if experiment.tuner is not None and experiment.tuner.trainable_name:
+        return experiment.tuner.trainable_name
+    names = Counter(t.trainable_name for t in wanted or experiment.trials if t.trainable_name)
+    return names.most_common(1)[0][0] if names else ""
+
+
+def _wanted(experiment: Experiment, choices: Mapping[str, ResumeType]) -> list[Trial]:
+    return [t for t in _in_order(experiment) if choices[t.trial_id] is not ResumeType.SKIP]
 
 
 def _in_order(experiment: Experiment) -> list[Trial]:
@@ -228,6 +249,23 @@ def _ended(trial: Trial) -> bool:
 
 
 def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
+    reason = (
+        f"{trial.status}, quarantined: {why}; `tune-restore release {quote(experiment)} "
+        f"{trial.trial_id}` lets it run again"
+    )
+    return _keep(trial, reason, quarantined=True)
+
+
+def _foreign_reason(trial: Trial, trainable: str) -> str:
+    return (
+        f"{trial.status}, not resumed: it was run with the trainable {trial.trainable_name!r}, and this "
+        f"restore runs {trainable!r}; once no trial of that is left to run, --ignore-tuner "
+        "(ignore_tuner=True) takes this one up"
+    )
+
+
+def _keep(trial: Trial, reason: str, *, quarantined: bool = False) -> TrialPlan:
+    """Leave a trial as it is, although the flags take it up."""
     return TrialPlan(
         trial_id=trial.trial_id,
         status=trial.status,
@@ -236,12 +274,9 @@ def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
         checkpoint=None,
         checkpoint_repaired=False,
         iteration=0,
-        reason=(
-            f"{trial.status}, quarantined: {why}; `tune-restore release {quote(experiment)} "
-            f"{trial.trial_id}` lets it run again"
-        ),
+        reason=reason,
         resources={},
-        quarantined=True,
+        quarantined=quarantined,
     )
 
 

@@ -107,6 +107,7 @@ class RunnerRequest(_Record):
         runtime_env: Ray runtime_env for the connection.
         reports: Whether results are written to storage, too, for a follower that cannot read stdout.
         remember_scheduler: Whether the scheduler is told what all trials reported before (Ray forgets).
+        ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds.
         nonce: Makes the bytes unique, so that an exclusive create is recognised as ours.
         schema: Version of this record.
 
@@ -131,6 +132,7 @@ class RunnerRequest(_Record):
     runtime_env: dict[str, Any] = field(default_factory=dict)
     reports: bool = False
     remember_scheduler: bool = False
+    ignore_tuner: bool = False
     nonce: str = ""
     schema: int = 1
 

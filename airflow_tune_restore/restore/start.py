@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import read_base_file, read_checkpoint_choices
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.restore import lease
@@ -80,7 +81,9 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
         max_attempts=max_attempts,
         max_memory_bytes=max_memory_bytes,
     )
-    return replace(plan, warnings=(*plan.warnings, warning)) if warning else plan
+    older = older_states(store.list_dir(), experiment.state_file.name)
+    notes = (*filter(None, [warning]), *describe_older_runs(store, older, experiment.state))
+    return replace(plan, warnings=(*plan.warnings, *notes))
 
 
 def start_restore(

@@ -113,7 +113,8 @@ class Attempt:
                 tuning.restore_tuner(scope, trainable, param_space)
             else:
                 logger.warning(
-                    "tuner.pkl cannot be used: restoring from the state, Ray's defaults."
+                    "tuner.pkl is %s: restoring from the state alone, with Ray's defaults.",
+                    "ignored" if self._request.ignore_tuner else "missing or damaged",
                 )
                 tuning.restore_state(scope, trainable, param_space)
 

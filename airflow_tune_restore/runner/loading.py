@@ -6,8 +6,9 @@ import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, TooLargeError
+from airflow_tune_restore.experiments import layout, symbolic
+from airflow_tune_restore.experiments.printable import is_printable
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner import ray_internals
 from airflow_tune_restore.storage.base import ObjectStore
@@ -21,16 +22,16 @@ def load(
     """Load what the user gave, and refuse what does not fit the experiment. Starts no Ray.
 
     Returns:
-        The trainable, the param_space if one is given, and whether tuner.pkl can be used.
+        The trainable, the param_space if one is given, and whether tuner.pkl is used.
 
     Raises:
         InvalidInputError: Before anything was started.
     """
     ray_internals.check()
     trainable = load_trainable(request.trainable, request.imports)
-    check_trainable_name(trainable, request.trainable_name, request.trainable)
+    _check_trainable_name(store, trainable, request)
     param_space = load_param_space(request.param_space) if request.param_space else None
-    tuner = _read_tuner(store) if store is not None else None
+    tuner = _read_tuner(store) if store is not None and not request.ignore_tuner else None
     if tuner is not None and param_space is not None:
         _check_param_space(param_space, tuner)
     return trainable, param_space, tuner is not None
@@ -78,7 +79,9 @@ def load_param_space(name: str) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-def check_trainable_name(trainable: Any, recorded: str, given: str) -> None:
+def _check_trainable_name(
+    store: ObjectStore | None, trainable: Any, request: RunnerRequest
+) -> None:
     """Compare names as `TunerInternal._validate_trainable` does (ray.tune.impl, 2.60).
 
     Raises:
@@ -87,12 +90,31 @@ def check_trainable_name(trainable: Any, recorded: str, given: str) -> None:
     from ray.tune.experiment import Experiment
 
     converted = trainable.as_trainable() if _is_trainer(trainable) else trainable
-    actual = Experiment.get_trainable_name(converted)
-    if recorded and actual != recorded:
+    actual, recorded = Experiment.get_trainable_name(converted), request.trainable_name
+    if not recorded or actual == recorded:
+        return
+    known = f"trainable {request.trainable} is known to Tune as {actual!r}"
+    named = _name_in_tuner(store) if store is not None and request.ignore_tuner else None
+    if named is None or named == recorded:
         raise InvalidInputError(
-            f"trainable {given} is known to Tune as {actual!r}, but the experiment was made with "
-            f"{recorded!r}. Give the trainable the experiment was made with."
+            f"{known}, but the experiment was made with {recorded!r}. Give the trainable the experiment "
+            "was made with."
         )
+    raise InvalidInputError(
+        f"{known}, but the trials were run with {recorded!r}; tuner.pkl, which names {named[:60]!r}, "
+        "belongs to another run. Give the trainable that the trials were run with, with --ignore-tuner "
+        "(ignore_tuner=True) to restore from the state alone."
+    )
+
+
+def _name_in_tuner(store: ObjectStore) -> str | None:
+    """Return the trainable that an ignored tuner.pkl names; loading that file may need what is gone."""
+    try:
+        body = store.get(layout.TUNER_FILE, max_bytes=symbolic.MAX_BYTES)
+        name = symbolic.attribute(symbolic.read_pickle(body), "__trainable_name")
+    except (KeyNotFoundError, TooLargeError, symbolic.SymbolicError):
+        return None
+    return name if isinstance(name, str) and is_printable(name) else None
 
 
 def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
@@ -112,7 +134,8 @@ def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
     except (ImportError, AttributeError) as error:
         raise InvalidInputError(
             f"tuner.pkl of {store.uri} needs something that is not importable here: {error}. Its "
-            "callbacks, stopper, searcher and scheduler must be importable where Ray runs."
+            "callbacks, stopper, searcher and scheduler must be importable where Ray runs. Without them, "
+            "--ignore-tuner (ignore_tuner=True) restores from the state alone."
         ) from error
     return state if isinstance(state, dict) else None
 

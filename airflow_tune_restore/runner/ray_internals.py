@@ -44,6 +44,7 @@ _NEEDED = (
     "ray._private.utils:set_sigterm_handler",
     # ids of restarted trials, and JSON of rows
     "ray.tune.experiment:Trial.generate_id",
+    "ray.tune.experiment:Trial.from_json_state",
     # what a trial asks for
     "ray.tune.experiment:Trial.create_placement_group_factory",
     "ray.tune.experiment:Experiment.get_trainable_name",

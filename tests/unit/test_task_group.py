@@ -88,6 +88,14 @@ def test_max_attempts_reaches_the_plan():
     assert dag.task_dict["restore.plan"].max_attempts == 3
 
 
+def test_ignore_tuner_reaches_all_that_plan():
+    dag = dag_with(prefix="/data", ignore_tuner="{{ params.ignore_tuner }}")
+    tasks = [dag.task_dict[f"restore.{name}"] for name in ("plan", "samples")]
+    assert {task.template_fields.count("ignore_tuner") for task in tasks} == {1}
+    assert tasks[0].ignore_tuner == "{{ params.ignore_tuner }}"
+    assert tasks[1].partial_kwargs["ignore_tuner"] == "{{ params.ignore_tuner }}"
+
+
 POD = {"image": "registry.example.com/sweeps:1", "namespace": "sweeps", "deferrable": True}
 
 

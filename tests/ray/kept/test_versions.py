@@ -19,7 +19,7 @@ from tests.support.ray.golden import VERSIONS
 def test_what_it_wrote_is_read_and_planned(version):
     store = open_store((GOLDEN / f"ray-{version}" / "killed").as_posix())
     experiment = read_experiment(store)
-    assert (experiment.trainable_name, experiment.samples_left) == ("train", 0)
+    assert (experiment.tuner.trainable_name, experiment.samples_left) == ("train", 0)
     plan = plan_restore(
         store, experiment, restore_id="r", flags=ResumeFlags.from_flags(resume_errored=True)
     )

@@ -73,17 +73,17 @@ def make_state(rows: list[list[str]], *, start_time: float = 1000.0, **runner: A
 def make_experiment(
     directory: Path, rows: list[list[str]], *, total_samples: int | None = None, **state: Any
 ) -> Path:
-    """Write an experiment directory: state and the golden tuner.pkl and searcher state.
+    """Write an experiment directory: golden tuner.pkl and searcher state; the state last, as Ray does.
 
     With `total_samples`, the searcher has not drawn all of them.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / STATE_NAME).write_bytes(make_state(rows, **state))
     for name in ("tuner.pkl", next(KILLED.glob("basic-variant-state-*")).name):
         (directory / name).write_bytes((KILLED / name).read_bytes())
     if total_samples is not None:  # as BasicVariantGenerator.save_to_dir pickles its `__dict__`
         searcher = {"_total_samples": total_samples, "_finished": False}
         (directory / name).write_bytes(pickle.dumps(searcher))
+    (directory / STATE_NAME).write_bytes(make_state(rows, **state))
     return directory
 
 

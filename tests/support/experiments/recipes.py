@@ -43,6 +43,11 @@ def _trial(cause: str, **more: Any) -> dict:
     return {"iterations": 3, "checkpoint_every": 1, "factor": 1, "cause": cause, **more}
 
 
+def used_again(directory: str, name: str) -> None:
+    """Make a Tuner of another trainable under a name that is taken: Ray writes tuner.pkl at once."""
+    _tuner(directory, name, Class, {})
+
+
 # --- a trial that is paused when the driver dies ---
 
 

@@ -197,11 +197,12 @@ class HostLauncher:
 
     def check(
         self, *, experiment: str, trainable: str, trainable_name: str,
-        param_space: str | None = None, imports: Any = (),
+        param_space: str | None = None, imports: Any = (), ignore_tuner: bool = False,
     ) -> None:  # fmt: skip
         command = ["check", "--experiment", experiment, "--trainable", trainable]
         command += ["--trainable-name", trainable_name]
         command += ["--param-space", param_space] if param_space else []
+        command += ["--ignore-tuner"] if ignore_tuner else []
         for module in imports:
             command += ["--import", module]
         self._runner.tell("run", command, **self._env)

@@ -233,12 +233,112 @@ def test_help_shows_the_whole_name_of_every_option(tune_restore, monkeypatch, co
         (("--restart-errored",), {"bad": "restart", "hung": "resume"}),
         (("--resume-errored", "--restart-errored"), {"bad": "resume", "hung": "resume"}),
         (("--no-resume-unfinished",), {"bad": "keep", "hung": "terminate"}),
+        (("--errored", "restart"), {"bad": "restart", "hung": "resume"}),
+        (("--errored", "skip", "--unfinished", "restart"), {"bad": "keep", "hung": "restart"}),
+        (("--unfinished", "skip", "--resume-errored"), {"bad": "resume", "hung": "terminate"}),
+        (("--finished", "resume"), {"bad": "keep", "hung": "resume", "done": "resume"}),
+        (
+            ("--finished", "restart", "--no-resume-unfinished"),
+            {"bad": "keep", "hung": "terminate", "done": "restart"},
+        ),
     ],
 )
 def test_flags_reach_the_plan(tune_restore, tmp_path, flags, actions):
-    make_experiment(tmp_path / "x", [BAD, HUNG])
-    _, out, _ = tune_restore("plan", tmp_path / "x", *flags, "--json")
-    assert {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]} == actions
+    make_experiment(tmp_path / "x", [BAD, HUNG, DONE])
+    _, out, err = tune_restore("plan", tmp_path / "x", *flags, "--json")
+    planned = {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]}
+    assert planned == {"done": "keep"} | actions, err
+
+
+@pytest.mark.parametrize("command", ["plan", "restore"])
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [
+        ("--errored", "--resume-errored"),
+        ("--errored", "--restart-errored"),
+        ("--unfinished", "--resume-unfinished"),
+        ("--unfinished", "--no-resume-unfinished"),
+    ],
+)
+def test_two_choices_for_the_same_trials_are_refused(tune_restore, tmp_path, command, option, flag):
+    make_experiment(tmp_path / "x", [BAD])
+    more = ("--trainable", "m:t") if command == "restore" else ()
+    for choice in ("skip", "resume", "restart"):  # also where both mean the same
+        code, _, err = tune_restore(command, tmp_path / "x", option, choice, flag, *more)
+        assert code == 2
+        assert err.strip().endswith(
+            f"{option} and {flag} are two choices for the same trials. Give one of them."
+        )
+
+
+def test_cut_short_trials_have_their_own_choice_beside_that_for_finished_ones(
+    tune_restore, tmp_path
+):
+    cut = make_row("cut", last_result={"training_iteration": 2, "done": False})
+    ended = make_row("ended", last_result={"training_iteration": 4, "done": True})
+    state = {"_fail_fast": True, "_has_errored": True}
+    make_experiment(tmp_path / "x", [BAD, cut, ended], **state)
+    _, out, _ = tune_restore(
+        "plan", tmp_path / "x", "--resume-cut-short", "--finished", "restart", "--json"
+    )
+    actions = {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]}
+    assert actions == {"bad": "keep", "cut": "resume", "ended": "restart"}
+
+
+def test_a_tuner_pkl_of_another_run_is_told_by_scan_plan_and_restore(
+    tune_restore, tmp_path, monkeypatch
+):
+    experiment = make_experiment(
+        tmp_path / "x", [make_row("t", status="ERROR", trainable_name="old")]
+    )
+    tuner = experiment / "tuner.pkl"
+    tuner.write_bytes(tuner.read_bytes())  # when the name was used again
+    told = "tuner.pkl belongs to another run: it names the trainable 'train', the trials were run"
+    _, out, _ = tune_restore("scan", tmp_path, "--stale-after", "0", "--json")
+    assert told in json.loads(out)[0]["reason"]
+    _, out, _ = tune_restore("plan", experiment, "--resume-errored")
+    assert f"note: {told}" in out
+    assert "--ignore-tuner" in out
+    _, out, _ = tune_restore("plan", experiment, "--resume-errored", "--ignore-tuner")
+    assert told not in out
+    assert "note: tuner.pkl is ignored (ignore_tuner): the RunConfig" in out
+
+    launcher = Launcher(open_store(str(experiment)))
+    monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+    command = ("restore", experiment, "--trainable", "m:old", "--stale-after", "0")
+    code, out, err = tune_restore(*command, "--resume-errored")
+    assert code == 0, err
+    assert f"note: {told}" in out + err
+
+
+def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypatch):
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    checked = []
+    launcher = Launcher(open_store(str(experiment)))
+    monkeypatch.setattr(launcher, "check", lambda **question: checked.append(question))
+    monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+    command = (
+        "restore",
+        experiment,
+        "--trainable",
+        "m:t",
+        "--stale-after",
+        "0",
+        "--resume-errored",
+    )
+    tune_restore(*command)
+    tune_restore(*command, "--ignore-tuner")
+    assert [question["ignore_tuner"] for question in checked] == [False, True]
+
+
+def test_scan_explains_what_older_runs_left_and_only_then_reads_them(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    later = STATE_NAME.replace("2026", "2027")
+    (experiment / later).write_bytes(make_state([DONE], start_time=2000.0))
+    hidden = f"{STATE_NAME} of an older run holds 1 trial (1 ERROR)"
+    assert hidden not in tune_restore("scan", tmp_path, "--stale-after", "0")[1]
+    assert hidden in tune_restore("scan", tmp_path, "--explain", "--stale-after", "0")[1]
+    assert f"note: {hidden}" in tune_restore("plan", experiment)[1]
 
 
 def test_a_live_experiment_is_refused_with_exit_code_3(tune_restore, tmp_path):

@@ -127,6 +127,13 @@ def test_check_passes_what_fits(launcher):
     check(launcher("print('fits')"))
 
 
+def test_check_is_told_to_ignore_tuner_pkl(launcher):
+    script = "import sys; sys.exit('--ignore-tuner' not in sys.argv)"
+    with pytest.raises(RunnerError):
+        check(launcher(script))
+    launcher(script).check(experiment="/e", trainable="m:f", trainable_name="f", ignore_tuner=True)
+
+
 def test_check_gives_the_runners_sentence(launcher):
     script = "import sys; print('noise\\nerror: it is another one.\\nmore', file=sys.stderr); sys.exit(2)"
     with pytest.raises(InvalidInputError, match=r"^it is another one\.$"):

@@ -193,6 +193,32 @@ def test_the_trainable_is_asked_about_once_for_experiments_of_one_name(errored, 
     assert (question["trainable"], question["imports"]) == ("a:b", ["c"])
 
 
+def test_a_tuner_pkl_of_another_run_is_told_and_ignored_by_check_and_plan(
+    tmp_path, launcher, capfd
+):
+    rows = [make_row("a1", status="ERROR", trainable_name="old")]
+    reused = make_experiment(tmp_path / "reused", rows)
+    context = make_context()
+    plan(str(reused), trainable="a:old").execute(context)
+    (question,) = launcher.checked
+    assert (question["trainable_name"], question["ignore_tuner"]) == ("old", True)
+    (restore,) = context["ti"].pushed["restores"]
+    assert read_plan(open_store(str(reused)), restore["restore_id"]).ignore_tuner
+    assert (
+        "tuner.pkl belongs to another run: it names the trainable 'train'" in capfd.readouterr().out
+    )
+
+
+def test_tuner_pkl_is_ignored_by_choice(errored):
+    for choice, number in (("False", 0), ("True", 1)):
+        context = make_context(run_id=f"run{number}")
+        plan(str(errored), ignore_tuner=choice).execute(context)
+        (restore,) = context["ti"].pushed["restores"]
+        store = open_store(str(errored))
+        assert read_plan(store, restore["restore_id"]).ignore_tuner is (choice == "True")
+        lease.release(store, lease.check_held(store, restore["restore_id"]))
+
+
 def test_unfinished_trials_nobody_wants_need_a_commit_but_no_task(tmp_path):
     dead = make_experiment(tmp_path / "dead", [make_row("b1", status="PENDING")])
     context = make_context()

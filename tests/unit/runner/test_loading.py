@@ -82,8 +82,41 @@ def test_a_damaged_tuner_pkl_is_as_good_as_none(tmp_path, body):
 def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path):
     store = open_store(tmp_path.as_posix())
     write_tuner(store, b"ctests.gone\nCallback\n.")
-    with pytest.raises(InvalidInputError, match=r"tests\.gone"):
+    with pytest.raises(
+        InvalidInputError, match=r"tests\.gone.* --ignore-tuner \(ignore_tuner=True\)"
+    ):
         load(store, request())
+    assert load(store, request(ignore_tuner=True))[2] is False
+
+
+def test_what_an_ignored_tuner_pkl_says_of_param_space_does_not_count(tmp_path):
+    from ray import cloudpickle
+
+    store = open_store(tmp_path.as_posix())
+    write_tuner(store, cloudpickle.dumps({"__flattened_param_space_keys": ["another"]}))
+    given = request(ignore_tuner=True, param_space=f"{MODULE}:fitting_param_space")
+    assert load(store, given)[2] is False
+
+
+@pytest.mark.parametrize("given", ["other", "Counter"])
+def test_of_a_tuner_pkl_of_another_run_both_trainables_are_named(tmp_path, given):
+    from ray import cloudpickle
+
+    store = open_store(tmp_path.as_posix())
+    write_tuner(store, cloudpickle.dumps({"__trainable_name": "other"}))
+    with pytest.raises(InvalidInputError) as refused:
+        load(store, request(trainable=f"{MODULE}:{given}", ignore_tuner=True))
+    for words in (f"as {given!r}", "run with 'counting'", "names 'other'", "--ignore-tuner"):
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("body", [None, b"", b"\x80\x04", b"c\nx\n."])
+def test_an_ignored_tuner_pkl_that_names_nobody_is_not_blamed(tmp_path, body):
+    store = open_store(tmp_path.as_posix())
+    if body is not None:
+        write_tuner(store, body)
+    with pytest.raises(InvalidInputError, match="the experiment was made with 'counting'"):
+        load(store, request(trainable=f"{MODULE}:other", ignore_tuner=True))
 
 
 def test_another_trainable_is_refused():

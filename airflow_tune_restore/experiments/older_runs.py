@@ -1,0 +1,82 @@
+"""Trials of older runs under the same name, which the newest state hides: named, never restored."""
+
+from collections import Counter
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.names import is_safe_name
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.read import read_state
+from airflow_tune_restore.experiments.state import State
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+MAX_FILES = 8
+"""How many older states are read; a name that is used every night has hundreds."""
+
+
+def older_states(entries: list[Entry], newest: str) -> list[Entry]:
+    """Return the newest state file of each driver session before that of `newest`, newest first."""
+    by_session = {
+        session: entry
+        for entry in sorted(entries, key=lambda entry: entry.name)
+        if not entry.is_dir
+        and is_safe_name(entry.name)
+        and (session := layout.state_session(entry.name)) is not None
+    }
+    last = layout.state_session(newest)
+    older = [session for session in by_session if last is not None and session < last]
+    return [by_session[session] for session in sorted(older, reverse=True)]
+
+
+def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -> tuple[str, ...]:
+    """Return in words which trials of other runs the newest state hides. Harmed by no damaged file.
+
+    `Tuner.restore` and our commits carry a run on: their states follow those they were made from, also
+    where every trial was started over under a new id. A driver that restored nothing begins another run:
+    `_resumed` is false in its states (ray.tune.execution.tune_controller.TuneController, 2.60).
+
+    Args:
+        store: Rooted at the experiment directory.
+        older: As `older_states` returns them.
+        newest: The newest valid state.
+    """
+    notes: list[str] = []
+    seen, has_begun = _ids(newest), _begins_a_run(newest)
+    for entry in older[:MAX_FILES]:
+        try:
+            _, state = read_state(store, entry, keep_ended=False)
+        except TuneRestoreError as error:
+            notes.append(f"{entry.name} was not looked into for older trials: {error}")
+            continue
+        if has_begun and seen.isdisjoint(_ids(state)):
+            notes.append(_describe(entry.name, state.trials))
+        seen, has_begun = seen | _ids(state), _begins_a_run(state)
+    if rest := older[MAX_FILES:]:
+        notes.append(
+            f"{len(rest)} states older than those were not looked into, the newest {rest[0].name}"
+        )
+    return tuple(printable(note) for note in notes)
+
+
+def _begins_a_run(state: State) -> bool:
+    return state.runner.get("_resumed") is False
+
+
+def _ids(state: State) -> set[str]:
+    return {trial.trial_id for trial in state.trials}
+
+
+def _describe(name: str, trials: tuple[Trial, ...]) -> str:
+    counts = Counter(trial.status.value for trial in trials)
+    text = (
+        f"{name} of an older run holds {len(trials)} trial{'s' * (len(trials) != 1)} "
+        f"({', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}) that the newest "
+        "state does not have; they are not restored."
+    )
+    if set(counts) == {TrialStatus.TERMINATED}:
+        return text
+    return (
+        f"{text} To restore them instead, move tuner.pkl and every file beside it whose name carries a "
+        f"later time than {layout.session_of(name)} to another directory, then plan again"
+    )

@@ -1,0 +1,89 @@
+"""Which trainable a restore is of, where rows and tuner.pkl name several."""
+
+from datetime import timedelta
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.storage.local import LocalStore
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
+
+
+def draft(directory, **options):
+    options = DraftOptions(
+        **{
+            "flags": ResumeFlags.from_flags(resume_errored=True),
+            "strategy": "auto",
+            "stale_after": timedelta(0),
+            **options,
+        }
+    )
+    return draft_restore(LocalStore(directory), "r1", options), options
+
+
+def of(trainable, trial_id, status="ERROR"):
+    return make_row(trial_id, status=status, trainable_name=trainable)
+
+
+def actions(plan):
+    return {trial.trial_id: trial.action.value for trial in plan.trials}
+
+
+def test_only_the_trials_of_tuner_pkls_trainable_are_run(tmp_path):
+    rows = [of("train", "mine"), of("other", "failed"), of("other", "hung", "RUNNING")]
+    drafted, _ = draft(make_experiment(tmp_path / "x", rows))
+    assert drafted.plan.trainable_name == "train"
+    assert actions(drafted.plan) == {"mine": "resume", "failed": "keep", "hung": "keep"}
+    kept = drafted.plan.trial("failed")
+    assert "it was run with the trainable 'other', and this restore runs 'train'" in kept.reason
+    assert f"trial failed: {kept.reason}" in drafted.plan.warnings
+
+
+def test_without_tuner_pkl_each_trainable_has_its_turn(tmp_path):
+    rows = [of("a", "a1"), of("b", "b1"), of("b", "b2")]
+    directory = make_experiment(tmp_path / "x", rows)
+    plan = draft(directory)[0].plan
+    assert (plan.trainable_name, plan.ignore_tuner) == ("b", True)
+    assert actions(plan) == {"a1": "keep", "b1": "resume", "b2": "resume"}
+
+    rows = [of("a", "a1"), of("b", "b1", "TERMINATED"), of("b", "b2", "TERMINATED")]
+    make_experiment(directory, rows)
+    plan = draft(directory)[0].plan
+    assert (plan.trainable_name, actions(plan)["a1"]) == ("a", "resume")
+
+
+def test_nothing_is_left_of_tuner_pkls_trainable(tmp_path):
+    rows = [of("train", "mine", "TERMINATED"), of("other", "failed")]
+    directory = make_experiment(tmp_path / "x", rows, total_samples=2)
+    why, _ = draft(directory)
+    assert isinstance(why, str)
+    assert "--ignore-tuner (ignore_tuner=True) takes this one up" in why
+    plan = draft(directory, ignore_tuner=True)[0].plan
+    assert (plan.trainable_name, actions(plan)["failed"]) == ("other", "resume")
+
+
+def test_the_choice_travels_with_plan_and_request(tmp_path):
+    drafted, options = draft(make_experiment(tmp_path / "x", [of("train", "t")]), ignore_tuner=True)
+    plan, _ = start_draft(drafted, options, holder="test", ttl_seconds=60.0)
+    assert RestorePlan.from_json(plan.to_json()).ignore_tuner
+    assert claim_attempt(drafted.store, plan, "t", trainable="m:t").ignore_tuner
+    assert (plan.metric, plan.mode) == (None, None)
+
+
+def test_what_never_started_has_nothing_but_its_tuner_pkl(tmp_path):
+    directory = make_experiment(tmp_path / "x", [of("train", "t")])
+    (directory / STATE_NAME).unlink()
+    with pytest.raises(InvalidInputError, match=r"all there is of it: leave out ignore_tuner"):
+        draft(directory, ignore_tuner=True, can_start=True)
+    assert draft(directory, can_start=True)[0].plan.draws_samples
+
+
+def test_samples_are_drawn_without_it_too(tmp_path):
+    rows = [of("old", "t", "TERMINATED")]
+    drafted, _ = draft(make_experiment(tmp_path / "x", rows, total_samples=3))
+    assert drafted.plan.is_continuation
+    assert (drafted.plan.ignore_tuner, drafted.plan.trainable_name) == (True, "old")
