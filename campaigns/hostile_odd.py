@@ -40,6 +40,8 @@ NAMES = (
 )  # fmt: skip
 """Names of directories that a `trial_dirname_creator` may make, of this Ray or an older one."""
 
+TRAINABLES = ("train" * 500, "größe", "my train", "line\nbreak", "a:b")
+
 METRICS = ("training_iteration", "time_this_iter_s", "time_total_s", "done", "timestamp", "loss", "score",
            "timesteps_total", "experiment_tag", "date", "hostname", "pid", "config")  # fmt: skip
 
@@ -111,13 +113,9 @@ def _later_ray(rng: random.Random, trial: dict[str, Any], run: dict[str, Any]) -
     rng.choice((trial, run))["of_a_later_ray"] = _any_value(rng)
 
 
-def _odd_trainable(rng: random.Random, trial: dict[str, Any], _run: dict[str, Any]) -> None:
-    trial["trainable_name"] = rng.choice(("train" * 500, "größe", "my train", "line\nbreak", "a:b"))
-
-
 _ODDITIES: tuple[Callable[[random.Random, dict[str, Any], dict[str, Any]], None], ...] = (
     _odd_tag, _odd_config, _odd_failures, _odd_criterion, _odd_result, _odd_result, _odd_times,
-    _odd_analysis, _later_ray, _odd_trainable,
+    _odd_analysis, _later_ray,
 )  # fmt: skip
 
 
@@ -129,8 +127,10 @@ def make_odd(rng: random.Random, scratch: Path) -> tuple[Path, Path]:
     shutil.copytree(genuine, odd)
     newest = max(odd.glob(f"{layout.STATE_PREFIX}*"))
     state = json.loads(newest.read_text())
+    trainable = rng.choice((None, None, None, *TRAINABLES))
     for number, (trial_json, run_json) in enumerate(state["trial_data"]):
         trial, run = json.loads(trial_json), json.loads(run_json)
+        trial["trainable_name"] = trainable or trial["trainable_name"]
         for _ in range(rng.choice((0, 1, 1, 3))):
             rng.choice(_ODDITIES)(rng, trial, run)
         if rng.random() < 0.3:

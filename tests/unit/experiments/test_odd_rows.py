@@ -56,8 +56,6 @@ TAG = "1_" + ",".join(f"setting_{n}=value_{n}" for n in range(400))
         pytest.param({"relative_logdir": "line\nbreak"}, None, id="a line break in the directory"),
         pytest.param({"relative_logdir": "\U0001fae8 new"}, None, id="a character newer than Python"),
         pytest.param({"relative_logdir": None}, None, id="never started"),
-        pytest.param({"trainable_name": "train" * 500}, None, id="a long name of the trainable"),
-        pytest.param({"trainable_name": "my\ntrain"}, None, id="a line break in that name"),
         pytest.param({"config": math.nan}, None, id="a config that is a number"),
         pytest.param({"evaluated_params": None}, None, id="no sampled parameters"),
         pytest.param({"something_new": {"of": ["a", "later", "Ray"]}}, None, id="a field of a later Ray"),
@@ -80,6 +78,13 @@ def test_a_field_that_no_plan_needs_is_not_looked_at(trial, run):
     assert {t.trial_id: t.action for t in made.trials} == dict.fromkeys(
         ("even", "odd"), TrialAction.RESUME
     )
+
+
+@pytest.mark.parametrize("name", ["train" * 500, "my\ntrain", "größe"])
+def test_a_trainable_may_have_any_name_that_a_command_line_takes(name):
+    made = plan(*(with_fields(failed(trial), {"trainable_name": name}) for trial in ("a", "b")))
+    assert made.trainable_name == name
+    assert [trial.action for trial in made.trials] == [TrialAction.RESUME] * 2
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_scan_gets_tuner_pkl_only_of_what_would_be_restored_and_has_a_later_on
     clock, status, tuner_later, got
 ):
     store = Reading.new(clock)
-    row = make_row("t", status=status, trainable_name="old")
+    row = make_row("t", status=status, trainable_name="old", last_result={"done": True})
     store.put(f"x/{named(1)}", make_state([row]))
     clock.now += timedelta(seconds=tuner_later)
     store.put("x/tuner.pkl", TUNER)
