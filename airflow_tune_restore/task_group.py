@@ -46,6 +46,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         restart_errored: As in `Tuner.restore`.
         resume_config: Per-status form of the three flags.
         param_space: `package.module:attribute` of a re-specified param_space.
+        search_alg: `package.module:attribute` of a searcher for samples whose own is lost.
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
@@ -90,6 +91,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         restart_errored: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         python: str | None = None,
         ray_address: str | None = None,
@@ -132,6 +134,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             shared = {
                 "trainable": trainable,
                 "param_space": param_space,
+                "search_alg": search_alg,
                 "imports": imports,
                 "python": python,
                 "env": env,

@@ -184,6 +184,8 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
         "restore_id": summary.restore_id,
         "state_file": summary.state_file,
         "samples_left": summary.samples_left,
+        "searcher_lost": summary.searcher_lost,
+        "broke_off": summary.broke_off,
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": summary.quarantined,
         "trials": summary.describe_changes(),

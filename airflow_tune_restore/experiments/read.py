@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
+from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
@@ -40,7 +41,12 @@ from airflow_tune_restore.experiments.state import (
     is_safe_name,
     parse_pieces,
 )
-from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
+from airflow_tune_restore.experiments.symbolic import (
+    MAX_BYTES,
+    DamagedPickleError,
+    SymbolicError,
+    read_pickle,
+)
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
@@ -81,16 +87,20 @@ def read_experiment(
     entries = store.list_dir() if entries is None else entries
     names = {entry.name for entry in entries if not entry.is_dir}
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
-    tuner, tuner_warning = _read_tuner(store, names)
+    tuner = _read_tuner(store, names)
     left = read_samples_left(store, entries, len(state.trials))
-    return _experiment(store, state_file, state, tuner, left, (*warnings, tuner_warning))
+    lost = tuner.lost if left != 0 and _needs_tuner(entries) else ""
+    return _experiment(
+        store, state_file, state, tuner.facts, left, lost, (*warnings, tuner.warning)
+    )
 
 
 def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     """Read just what tells how an experiment is: its state, and nothing else if trials are unfinished.
 
-    `tuner.pkl` is looked at in the listing only. Where all trials have ended, samples may be left; if
-    the trials do not show that there are none, the searcher's state is read.
+    `tuner.pkl` is looked at in the listing only, unless samples are left that need the searcher in it.
+    Where all trials have ended, samples may be left; if the trials do not show that there are none, the
+    searcher's state is read.
 
     Raises:
         As `read_experiment`.
@@ -103,7 +113,8 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
         warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
     ended = all(trial.is_finished for trial in state.trials)
     left = _samples_left_of_ended(store, entries, state) if ended else None
-    return _experiment(store, state_file, state, None, left, warnings)
+    lost = read_lost_searcher(store, entries) if left else ""
+    return _experiment(store, state_file, state, None, left, lost, warnings)
 
 
 def _samples_left_of_ended(store: ObjectStore, entries: list[Entry], state: State) -> int | None:
@@ -122,6 +133,7 @@ def _experiment(
     state: State,
     tuner: TunerFacts | None,
     left: int | None,
+    lost: str,
     warnings: Iterable[str],
 ) -> Experiment:
     experiment = Experiment(
@@ -131,6 +143,7 @@ def _experiment(
         state=state,
         tuner=tuner,
         samples_left=left,
+        searcher_lost=printable(lost),
         warnings=tuple(printable(text) for text in warnings if text),
     )
     if cut_short := experiment.stopped_by_fail_fast:
@@ -153,15 +166,15 @@ def read_base(store: ObjectStore) -> Experiment:
         return read_experiment(store, entries)
     except NotStartedError:
         names = {entry.name for entry in entries if not entry.is_dir}
-        tuner, warning = _read_tuner(store, names)
+        tuner = _read_tuner(store, names)
         return Experiment(
             uri=store.uri,
             name=store.uri.rstrip("/").rpartition("/")[2],
             state_file=NO_STATE_FILE,
             state=NO_STATE,
-            tuner=tuner,
+            tuner=tuner.facts,
             samples_left=None,
-            warnings=tuple(filter(None, [warning])),
+            warnings=tuple(filter(None, [tuner.warning])),
         )
 
 
@@ -304,13 +317,48 @@ class _Summed:
                 yield piece
 
 
-def _read_tuner(store: ObjectStore, names: set[str]) -> tuple[TunerFacts | None, str]:
+class _Tuner(NamedTuple):
+    """What was read of `tuner.pkl`.
+
+    Args:
+        facts: What it says; None if that cannot be told.
+        problem: Why it cannot; "" if it can.
+        lost: The same, if Ray cannot use it either; "" if only our own limits keep us from reading it.
+    """
+
+    facts: TunerFacts | None
+    problem: str = ""
+    lost: str = ""
+
+    @property
+    def warning(self) -> str:
+        return f"{self.problem}: {_LOST}" if self.problem else ""
+
+
+def _read_tuner(store: ObjectStore, names: set[str]) -> _Tuner:
     if layout.TUNER_FILE not in names:
-        return None, f"tuner.pkl is missing: {_LOST}"
+        problem = "tuner.pkl is missing"
+        return _Tuner(None, problem, problem)
     try:
-        return tuner_facts(read_pickle(store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES))), ""
+        body = store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES)
+        return _Tuner(tuner_facts(read_pickle(body)))
     except (SymbolicError, TuneRestoreError) as error:
-        return None, f"tuner.pkl cannot be read ({error}): {_LOST}"
+        problem = f"tuner.pkl cannot be read ({error})"
+        is_lost = isinstance(error, DamagedPickleError | KeyNotFoundError)
+        return _Tuner(None, problem, problem if is_lost else "")
+
+
+def read_lost_searcher(store: ObjectStore, entries: list[Entry]) -> str:
+    """Return what is wrong with `tuner.pkl`, if only the searcher in it could draw what is left."""
+    if not _needs_tuner(entries):
+        return ""
+    return _read_tuner(store, {entry.name for entry in entries if not entry.is_dir}).lost
+
+
+def _needs_tuner(entries: list[Entry]) -> bool:
+    """Whether the searcher's newest state is of one that Ray does not make by itself."""
+    newest = _newest_searcher_state(entries)
+    return newest is not None and not newest.name.startswith(layout.VARIANT_STATE_PREFIX)
 
 
 def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
@@ -318,19 +366,19 @@ def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> 
 
     None, which counts as "may draw more", if there is none or it does not tell.
     """
-    saved = [
-        entry
-        for entry in entries
-        if not entry.is_dir
-        and entry.name.startswith((layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX))
-    ]
-    newest = max(saved, key=lambda entry: entry.name, default=None)
+    newest = _newest_searcher_state(entries)
     if newest is None or newest.size_bytes > MAX_BYTES:
         return None
     try:
         return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
     except (SymbolicError, KeyNotFoundError, TooLargeError):
         return None
+
+
+def _newest_searcher_state(entries: list[Entry]) -> Entry | None:
+    prefixes = (layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX)
+    saved = [e for e in entries if not e.is_dir and e.name.startswith(prefixes)]
+    return max(saved, key=lambda entry: entry.name, default=None)
 
 
 def _checkpoint_choice(

@@ -115,6 +115,7 @@ class LocalLauncher:
         trainable: str,
         trainable_name: str,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
     ) -> None:
         """Ask the interpreter whether a trainable fits an experiment. Starts no Ray.
@@ -129,6 +130,7 @@ class LocalLauncher:
             *("--trainable", trainable),
             *("--trainable-name", trainable_name),
             *(("--param-space", param_space) if param_space else ()),
+            *(("--search-alg", search_alg) if search_alg else ()),
             *(argument for module in imports for argument in ("--import", module)),
         ]
         with tempfile.TemporaryDirectory(prefix="tune-restore-package-") as package:

@@ -62,6 +62,8 @@ class BuildRestorePlanOperator(BaseOperator):
         trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
             before anything is leased.
         param_space: `package.module:attribute` of a re-specified param_space.
+        search_alg: `package.module:attribute` of a searcher for samples whose own is lost with
+            `tuner.pkl`. Without it, an experiment of which only such samples are left is refused.
         imports: Modules that the check imports first.
         strategy: `auto`, or `per_trial` to run coupled trials one by one all the same.
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
@@ -98,6 +100,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "resume_config",
         "trainable",
         "param_space",
+        "search_alg",
         "strategy",
         "fresh_budget",
         "trim_results",
@@ -124,6 +127,7 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_config: Mapping[str, Any] | None = None,
         trainable: str | None = None,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         strategy: str = "auto",
         fresh_budget: bool | str = False,
@@ -151,6 +155,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.resume_config = resume_config
         self.trainable = trainable
         self.param_space = param_space
+        self.search_alg = search_alg
         self.imports = imports
         self.strategy = strategy
         self.fresh_budget = fresh_budget
@@ -254,11 +259,13 @@ class BuildRestorePlanOperator(BaseOperator):
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
         fit: dict[str, Draft] = {}
         for text, draft in drafts.items():
-            # without a param_space the answer depends on the recorded name alone
-            question = (draft.plan.trainable_name, draft.plan.experiment if param_space else "")
+            search_alg = parse_text(self.search_alg) if draft.experiment.searcher_lost else None
+            # with neither of the two the answer depends on the recorded name alone
+            what = draft.plan.experiment if param_space or search_alg else ""
+            question = (draft.plan.trainable_name, what)
             if draft.plan.has_work and not draft.is_started and question not in answers:
                 answers[question] = self._check(
-                    hook, places[text], draft.plan, trainable, param_space
+                    hook, places[text], draft.plan, trainable, param_space, search_alg
                 )
             if (error := answers.get(question)) is None:
                 fit[text] = draft
@@ -273,6 +280,7 @@ class BuildRestorePlanOperator(BaseOperator):
         plan: RestorePlan,
         trainable: str,
         param_space: str | None,
+        search_alg: str | None,
     ) -> InvalidInputError | None:
         with plain_errors(), hook.runner_env(address) as credentials:
             launcher = build_launcher(
@@ -284,6 +292,7 @@ class BuildRestorePlanOperator(BaseOperator):
                     trainable=trainable,
                     trainable_name=plan.trainable_name,
                     param_space=param_space,
+                    search_alg=search_alg,
                     imports=self.imports,
                 )
             except InvalidInputError as error:
@@ -310,6 +319,7 @@ class BuildRestorePlanOperator(BaseOperator):
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
             newest_checkpoint=parse_bool("newest_checkpoint", self.newest_checkpoint),
             can_start=parse_text(self.param_space) is not None,
+            can_search=parse_text(self.search_alg) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),

@@ -43,6 +43,7 @@ class DraftOptions:
     """What the user chose: when an experiment counts as dead, and what `build_plan` is told.
 
     `can_start`: a param_space is given, so that an experiment that never began can be started.
+    `can_search`: a search_alg is given, so that samples whose own searcher is lost can be drawn.
     `ask_driver`: says of an experiment (URI) that looks dead whether a driver runs for it.
     """
 
@@ -55,6 +56,7 @@ class DraftOptions:
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     can_start: bool = False
+    can_search: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
     ask_driver: Callable[[str], DriverSign] | None = None
@@ -99,7 +101,7 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
     if draft.is_started or draft.plan.changes_trials or draft.plan.is_continuation:
         return draft
     if draft.experiment.samples_left:
-        return _continuation(draft.store, draft.plan.restore_id)
+        return _continuation(draft.store, draft.plan.restore_id, options)
     return _nothing_to_run(draft.health_reason, draft.plan)
 
 
@@ -113,7 +115,7 @@ def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) 
         return draft
     if draft.experiment.samples_left == 0:
         return f"{draft.health_reason}; all its samples are drawn"
-    return _continuation(draft.store, draft.plan.restore_id)
+    return _continuation(draft.store, draft.plan.restore_id, options)
 
 
 def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
@@ -133,7 +135,7 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
                 f"{report.reason}. With a param_space (--param-space) it is started in its place."
             )
         case Health.NOT_STARTED:
-            return _continuation(store, restore_id)
+            return _continuation(store, restore_id, options)
         case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
             return replace(_plan(store, restore_id, options), health_reason=report.reason)
 
@@ -191,15 +193,16 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         remember_scheduler=options.remember_scheduler,
         allow_scratch=options.allow_scratch,
         newest_checkpoint=options.newest_checkpoint,
+        can_search=options.can_search,
         max_attempts=options.max_attempts,
         max_memory_bytes=options.max_memory_bytes,
     )
     return Draft(store=store, experiment=experiment, plan=plan)
 
 
-def _continuation(store: ObjectStore, restore_id: str) -> Draft:
+def _continuation(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     experiment = read_base(store)
-    plan = build_continuation(experiment, restore_id=restore_id)
+    plan = build_continuation(experiment, restore_id=restore_id, can_search=options.can_search)
     return Draft(store=store, experiment=experiment, plan=plan)
 
 
@@ -207,7 +210,7 @@ def _again(draft: Draft, options: DraftOptions) -> Draft:
     """Plan the same anew, from what a restore that died has left."""
     if not draft.plan.is_continuation:
         return _plan(draft.store, draft.plan.restore_id, options)
-    again = _continuation(draft.store, draft.plan.restore_id)
+    again = _continuation(draft.store, draft.plan.restore_id, options)
     if again.experiment.samples_left == 0:
         return replace(again, plan=replace(again.plan, draws_samples=False))
     return again

@@ -2,7 +2,7 @@
 
     run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
     check --trainable NAME --trainable-name RECORDED [--import MODULE]… [--param-space NAME]
-          [--experiment URI]
+          [--search-alg NAME] [--experiment URI]
 
 Credentials come from the environment. Nothing but ray, pyarrow and fsspec is needed.
 """
@@ -78,6 +78,7 @@ def _check(options: argparse.Namespace) -> int:
         trainable_name=options.trainable_name,
         action="resume",
         param_space=options.param_space,
+        search_alg=options.search_alg,
         imports=options.imports,
     )
     load(open_store(options.experiment) if options.experiment else None, request)
@@ -100,6 +101,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     check.add_argument("--trainable", required=True)
     check.add_argument("--trainable-name", required=True)
     check.add_argument("--param-space")
+    check.add_argument("--search-alg")
     check.add_argument("--import", dest="imports", action="append", default=[])
     return parser.parse_args(arguments)
 
