@@ -43,10 +43,10 @@ class ContinueExperimentOperator(OnRayOperator):
     learns (Optuna, HyperOpt) is first told the results of the trials that were restored without it. An
     experiment whose driver died before its first snapshot is started in its place, if a param_space is
     given. With nothing left to draw the task is skipped. Killing it saves a snapshot; a retry goes on
-    from there, so give it `retries` of 1 or more. A run that breaks off fails the task; after the last try
-    what it has drawn is committed. Samples whose searcher is lost, and that no `search_alg` can draw, fail
-    it before anything is started. Trials that fail are committed with what they have
-    done, and do not fail the task.
+    from there, so give it `retries` of 1 or more. A run that breaks off fails the task, and what it has
+    drawn is committed after the last try. Trials that fail are committed with what they have done, and do
+    not fail the task. Samples whose searcher is lost, and that no `search_alg` draws, fail it before
+    anything is started.
 
     Returns what `CommitRestoreOperator` returns for one experiment.
 
@@ -57,8 +57,8 @@ class ContinueExperimentOperator(OnRayOperator):
         param_space: `package.module:attribute` of the param_space. Needed only for an experiment that
             never started. (templated)
         search_alg: `package.module:attribute` of a searcher, a function without arguments that makes one,
-            a Tuner or a TuneConfig. It is needed, and used, only where `tuner.pkl` is lost and the samples
-            that are left are not those of Ray's default searcher. (templated)
+            a Tuner or a TuneConfig. Needed, and used, only where `tuner.pkl` is lost and samples are
+            left that Ray's default searcher cannot draw. (templated)
         imports: Modules the runner imports first.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
         launcher: Where it runs: `local`, or `ray` as in `RestoreTrialOperator`. (templated)

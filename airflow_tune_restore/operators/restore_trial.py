@@ -69,8 +69,8 @@ class RestoreTrialOperator(OnRayOperator):
         param_space: `package.module:attribute` of a re-specified param_space, a dict or a function
             without arguments; its flat keys must be the recorded ones. (templated)
         search_alg: `package.module:attribute` of a searcher, a function without arguments that makes one,
-            a Tuner or a TuneConfig. It is needed, and used, only where `tuner.pkl` is lost and the samples
-            that are left are not those of Ray's default searcher. (templated)
+            a Tuner or a TuneConfig. Needed, and used, only where `tuner.pkl` is lost and samples are
+            left that Ray's default searcher cannot draw. (templated)
         launcher: Where the trial runs. `local`: in a child process of the worker. `ray`: as a job of the
             cluster that `ray_conn_id` names, waited for in the triggerer. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
