@@ -1,5 +1,6 @@
 """The searcher of a run: its saved state, what it has missed, and what it refuses to be told."""
 
+import copy
 import json
 import logging
 import math
@@ -70,9 +71,9 @@ class Shield:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._searcher, name)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Be saved as the searcher is."""
-        return self._searcher.__reduce_ex__(protocol)
+    def __reduce__(self) -> Any:
+        """Be pickled as the searcher alone: nobody who loads it needs this package."""
+        return copy.copy, (self._searcher,)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell of a result."""
