@@ -1,4 +1,4 @@
-"""A searcher that the user names takes on the state of the one that was lost, or is refused in a sentence."""
+"""A searcher that the user names takes on the state of the lost one, or is refused in a sentence."""
 
 import pytest
 
@@ -91,7 +91,7 @@ def test_one_that_never_saved_what_it_learned_is_refused(save, tmp_path):
 def test_a_damaged_state_is_refused(save, tmp_path):
     store = save(optuna(SPACE))
     (tmp_path / f"search_gen_state-{SESSION}.json").write_bytes(b"\x80\x04")
-    with pytest.raises(InvalidInputError, match="search_gen_state-.* cannot be read"):
+    with pytest.raises(InvalidInputError, match=r"search_gen_state-.* cannot be read"):
         fit(store, {"search_alg": optuna()}, "m:make")
 
 
