@@ -172,10 +172,10 @@ def samples_left(search_state: Any, trials: int) -> int | None:
 def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
     """Say which samples cannot be drawn, why, and how to have them drawn."""
     samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"
+    command = f"tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
     return (
-        f"{samples} cannot be drawn without their searcher, which is lost ({why}); name one: "
-        f"`tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg MODULE:ATTR`, in a DAG "
-        'search_alg="module:attribute"'
+        f"{samples} cannot be drawn without their searcher, which is lost ({why}); name one "
+        f"(search_alg): `{command}`"
     )
 
 

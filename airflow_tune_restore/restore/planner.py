@@ -160,7 +160,7 @@ def build_continuation(
     )
     if plan.searcher_lost:
         lost = describe_lost_searcher(experiment.uri, plan.samples_left, plan.searcher_lost)
-        raise InvalidInputError(f"{experiment.uri}: {lost}. No run was started.")
+        raise InvalidInputError(f"{lost[0].upper()}{lost[1:]}. No run was started.")
     kept = tuple(
         msgspec.structs.replace(
             trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"

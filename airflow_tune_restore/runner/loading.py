@@ -47,9 +47,9 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
     if tuner is not None and param_space is not None:
         _check_param_space(param_space, tuner)
     search: dict[str, Any] = {}
-    if request.search_alg is not None:
+    if request.search_alg is not None and tuner is None:
         search = load_search_alg(request.search_alg)
-        if store is not None and tuner is None:
+        if store is not None:
             from airflow_tune_restore.runner import saved_searcher
 
             search = saved_searcher.fit(store, search, request.search_alg)

@@ -56,11 +56,17 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         refusal = f"search_alg {name} does not fit the saved searcher of {store.uri}:"
         if not isinstance(inner, Searcher):
             raise InvalidInputError(f"{refusal} a {type(inner).__name__} is no Searcher.")
-        wrapped = _wrap_as_saved(inner, _load(generator_state, refusal), refusal)
+        try:
+            state = cloudpickle.loads(generator_state.read_bytes())
+        except Exception as error:  # a damaged pickle raises anything
+            raise InvalidInputError(
+                f"{refusal} {generator_state.name} cannot be read: {type(error).__name__}: {error}."
+            ) from error
+        wrapped = _wrap_as_saved(inner, state, refusal)
         base = searcher.innermost(wrapped)
         if (own := _newest(saved, base.CKPT_FILE_TMPL.format("*"))) is None:
             raise InvalidInputError(f"{refusal} what it had learned was not saved.")
-        _check_attributes(base, _load(own, refusal), refusal)
+        _check_attributes(base, own, refusal)
         fitted = _Restored(wrapped)
         try:
             fitted.restore_from_dir(directory)
@@ -74,19 +80,6 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
 
 def _newest(directory: Path, pattern: str) -> Path | None:
     return max(directory.glob(pattern), default=None)
-
-
-def _load(path: Path, refusal: str) -> Any:
-    try:
-        return cloudpickle.loads(path.read_bytes())
-    except (ImportError, AttributeError) as error:
-        raise InvalidInputError(
-            f"{refusal} {path.name} needs something that is not importable here: {error}."
-        ) from error
-    except Exception as error:  # a damaged pickle may raise anything; a searcher may save no pickle
-        if path.name.startswith(layout.SEARCH_STATE_PREFIX):
-            raise InvalidInputError(f"{refusal} {path.name} cannot be read: {error}.") from error
-        return None
 
 
 def _wrap_as_saved(inner: Searcher, state: dict[str, Any], refusal: str) -> Searcher:
@@ -115,10 +108,14 @@ _WRAP = {
 }
 
 
-def _check_attributes(base: Searcher, saved: Any, refusal: str) -> None:
+def _check_attributes(base: Searcher, own: Path, refusal: str) -> None:
     """Refuse the attributes of another class; one of another version has more of them, or less."""
+    try:
+        saved = cloudpickle.loads(own.read_bytes())
+    except Exception:  # noqa: BLE001  a searcher may save what it likes: restoring it, which follows, tells
+        return
     if not isinstance(saved, dict) or not saved.keys() >= _OF_SEARCHERS:
-        return  # not what a Searcher of Ray saves: only restoring can tell
+        return
     missing, foreign = vars(base).keys() - saved.keys(), saved.keys() - vars(base).keys()
     if missing and foreign:
         raise InvalidInputError(
