@@ -48,6 +48,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds, as in
             `BuildRestorePlanOperator`.
         param_space: `package.module:attribute` of a re-specified param_space.
+        search_alg: `package.module:attribute` of a searcher for samples whose own is lost.
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
@@ -93,6 +94,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         resume_config: Mapping[str, Any] | None = None,
         ignore_tuner: bool | str = False,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         python: str | None = None,
         ray_address: str | None = None,
@@ -135,6 +137,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             shared = {
                 "trainable": trainable,
                 "param_space": param_space,
+                "search_alg": search_alg,
                 "imports": imports,
                 "python": python,
                 "env": env,

@@ -32,7 +32,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
 
-EXIT_FAILED_AGAIN = 1
+EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_BUSY = 3
 
@@ -243,6 +243,14 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     param_space: Annotated[
         str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
     ] = None,
+    search_alg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="Searcher, function that makes one, Tuner or TuneConfig; draws the samples that are "
+            "left where the original searcher is lost with tuner.pkl.",
+        ),
+    ] = None,
     strategy: Strategy = "auto",
     allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
@@ -281,11 +289,12 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
 
-    Samples that were never drawn are drawn by the original searcher. With a param_space, an experiment
-    that never started is started.
+    Samples that were never drawn are drawn by the original searcher, or by the one you name. With a
+    param_space, an experiment that never started is started.
 
-    Exit code 0: every resumed trial finished, or there was nothing to do. 1: some failed again (their
-    progress is committed). 2: bad usage or refused input. 3: the experiment is live or leased.
+    Exit code 0: every resumed trial finished and every sample is drawn, or there was nothing to do. 1:
+    trials failed again, a run broke off, or samples are still left (progress is committed). 2: bad usage
+    or refused input. 3: the experiment is live or leased.
     """
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
@@ -305,12 +314,14 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
             stale_after=stale_after,
             allow_scratch=allow_scratch,
             can_start=param_space is not None,
+            can_search=search_alg is not None,
             max_attempts=max_attempts,
             max_memory_bytes=max_memory,
             remember_scheduler=remember_scheduler,
         ),
         trainable=trainable,
         param_space=param_space,
+        search_alg=search_alg,
         address=address,
         imports=tuple(imports or ()),
         parallel=parallel,
@@ -319,8 +330,8 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     with Progress(quiet=as_json) as progress:
         summary = restore_experiment(store, options, progress)
     output.print_summary(summary, experiment=store.uri, as_json=as_json)
-    if summary is not None and summary.failed:
-        raise typer.Exit(EXIT_FAILED_AGAIN)
+    if summary is not None and not summary.is_done:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command(short_help="Let a quarantined trial run again.")

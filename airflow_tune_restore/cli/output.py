@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+REASON_LENGTH = 1000
+"""Of what is shown of a verdict: its notes end with the command that mends them."""
+
+
 def print_reports(
     reports: Sequence[tuple[ExperimentReport, Sequence[str] | None]],
     *,
@@ -43,7 +47,10 @@ def print_reports(
             report.health.value,
             counts,
             written,
-            printable(report.reason + (f"; {len(quarantined)} quarantined" if quarantined else "")),
+            printable(
+                report.reason + (f"; {len(quarantined)} quarantined" if quarantined else ""),
+                REASON_LENGTH,
+            ),
         )
     out = _out()
     out.print(render(table, out.width))
@@ -184,6 +191,8 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
         "restore_id": summary.restore_id,
         "state_file": summary.state_file,
         "samples_left": summary.samples_left,
+        "searcher_lost": summary.searcher_lost,
+        "broke_off": summary.broke_off,
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": summary.quarantined,
         "trials": summary.describe_changes(),

@@ -47,6 +47,7 @@ class RestoreOptions:
     draft: DraftOptions
     trainable: str
     param_space: str | None
+    search_alg: str | None
     address: str | None
     imports: tuple[str, ...]
     parallel: int
@@ -63,7 +64,8 @@ def restore_experiment(
     Raises:
         ExperimentRunningError: If it is alive.
         LeaseHeldError: If another restore is at work on it.
-        InvalidInputError: If trainable or param_space do not fit; nothing was started.
+        InvalidInputError: If trainable, param_space or search_alg do not fit, or if only samples are left
+            that nobody can draw; nothing was started.
     """
     base_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     draft = draft_restore(store, base_id, options.draft)
@@ -79,6 +81,7 @@ def restore_experiment(
             trainable=options.trainable,
             trainable_name=draft.plan.trainable_name,
             param_space=options.param_space,
+            search_alg=options.search_alg if draft.experiment.searcher_lost else None,
             imports=options.imports,
             experiment=draft.plan.experiment,
             ignore_tuner=draft.plan.ignore_tuner,
@@ -86,6 +89,8 @@ def restore_experiment(
     run = _Restore(store, options, launcher, progress)
     done = run.carry_out(draft)
     if done is None or done.is_one_run or not done.samples_left or run.was_stopped:
+        return done
+    if done.searcher_lost:  # its headline names what to do
         return done
     known_dead = replace(options.draft, stale_after=timedelta(0))  # it was we who wrote just now
     rest = draft_continuation(store, f"{base_id}-samples", known_dead)
@@ -195,6 +200,7 @@ class _Runs:
             memory=memory if self._options.address is not None else None,
             trainable=self._options.trainable,
             param_space=self._options.param_space,
+            search_alg=self._options.search_alg,
             address=self._options.address,
             imports=self._options.imports,
         )

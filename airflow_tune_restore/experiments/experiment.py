@@ -73,6 +73,8 @@ class Experiment:
         state: The parsed state.
         tuner: What `tuner.pkl` says; None if it is missing, empty, not readable, or ignored.
         samples_left: Samples the searcher has not drawn; None if that cannot be known.
+        searcher_lost: What is wrong with `tuner.pkl`, if samples are left that only the searcher in it
+            could draw; "" otherwise.
         warnings: What was wrong or odd, in words.
         ignores_tuner: Whether `tuner.pkl` does not count, whatever it holds: it belongs to another run,
             or the user said so.
@@ -84,6 +86,7 @@ class Experiment:
     state: State = field(repr=False)
     tuner: TunerFacts | None
     samples_left: int | None
+    searcher_lost: str = ""
     warnings: tuple[str, ...] = ()
     ignores_tuner: bool = False
 
@@ -229,6 +232,16 @@ def samples_left(search_state: Any, trials: int) -> int | None:
     if finished is True:
         return 0
     return max(0, total - trials) if is_count(total) else None
+
+
+def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
+    """Say which samples cannot be drawn, why, and how to have them drawn."""
+    samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"
+    command = f"tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
+    return (
+        f"{samples} cannot be drawn without their searcher, which is lost ({why}); name one "
+        f"(search_alg): `{command}`"
+    )
 
 
 def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:

@@ -29,6 +29,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         last_result: Newest result of any trial, by the driver's clock.
         longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
+        searcher_lost: As of an `Experiment`, where samples are left.
         warnings: What was odd.
         ended_by: Of TERMINATED trials, how many each thing brought to their end, in words.
         unreadable: Why no state can be used; "" if one can. All else is empty then.
@@ -43,6 +44,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     last_result: float | None = None
     longest_interval: float = 0.0
     snapshot_period: float | None = None
+    searcher_lost: str = ""
     warnings: tuple[str, ...] = ()
     ended_by: dict[str, int] = {}
     unreadable: str = ""
@@ -100,6 +102,7 @@ def build_facts(experiment: Experiment) -> Facts:
         last_result=newest if math.isfinite(newest) else None,
         longest_interval=max((trial.last_interval for trial in trials), default=0.0),
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
+        searcher_lost=experiment.searcher_lost,
         warnings=experiment.warnings,
         ended_by=experiment.ended_by,
         trainables=experiment.trainables,

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
+from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
@@ -40,7 +41,12 @@ from airflow_tune_restore.experiments.state import (
     State,
     parse_pieces,
 )
-from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
+from airflow_tune_restore.experiments.symbolic import (
+    MAX_BYTES,
+    DamagedPickleError,
+    SymbolicError,
+    read_pickle,
+)
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location
@@ -54,7 +60,8 @@ _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 _SMALL_BYTES = 1024 * 1024
 
 _LOST = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
-_IGNORED = f"tuner.pkl is ignored (ignore_tuner): {_LOST}"
+_IGNORED = "tuner.pkl is ignored (ignore_tuner)"
+_OF_ANOTHER_RUN = "tuner.pkl belongs to another run"
 
 _NAMED = 5
 """How many trials a warning names."""
@@ -96,19 +103,30 @@ def read_experiment(
     """
     entries = store.list_dir() if entries is None else entries
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
-    tuner, tuner_warning = (None, _IGNORED) if ignore_tuner else _read_tuner(store, entries)
+    tuner = _Tuner(None, _IGNORED, _IGNORED) if ignore_tuner else _read_tuner(store, entries)
     left = read_samples_left(store, entries, len(state.trials))
-    experiment = _experiment(store, state_file, state, tuner, left, (*warnings, tuner_warning))
-    if doubt := _doubt(tuner, experiment.trainables):
-        warned = (*experiment.warnings, doubt)
-        return replace(experiment, tuner=None, ignores_tuner=True, warnings=warned)
-    return replace(experiment, ignores_tuner=ignore_tuner)
+    needs_searcher = left != 0 and _needs_tuner(entries)
+    lost = tuner.lost if needs_searcher else ""
+    experiment = _experiment(
+        store, state_file, state, tuner.facts, left, lost, (*warnings, tuner.warning)
+    )
+    doubt = _doubt(tuner.facts, experiment.trainables)
+    if not doubt:
+        return replace(experiment, ignores_tuner=ignore_tuner)
+    return replace(
+        experiment,
+        tuner=None,
+        ignores_tuner=True,
+        searcher_lost=_OF_ANOTHER_RUN if needs_searcher else "",
+        warnings=(*experiment.warnings, doubt),
+    )
 
 
 def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     """Read just what tells how an experiment is: its state, and nothing else if trials are unfinished.
 
-    `tuner.pkl` is looked at in the listing only, unless it tells whether a scheduler ended the trials.
+    `tuner.pkl` is looked at in the listing only, unless samples are left that need the searcher in it, or
+    it tells whether a scheduler ended the trials.
     Where all trials have ended, samples may be left; if the trials do not show that there are none, the
     searcher's state is read.
 
@@ -123,9 +141,12 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
         warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
     ended = all(trial.is_finished for trial in state.trials)
     left = _samples_left_of_ended(store, entries, state) if ended else None
-    experiment = _experiment(store, state_file, state, None, left, warnings)
-    if tuners and not left and experiment.may_be_stopped_by_scheduler:
-        return replace(experiment, tuner=_read_tuner(store, entries)[0])
+    experiment = _experiment(store, state_file, state, None, left, "", warnings)
+    if left:
+        lost = read_lost_searcher(store, entries, experiment.trainables)
+        return replace(experiment, searcher_lost=lost)
+    if tuners and experiment.may_be_stopped_by_scheduler:
+        return replace(experiment, tuner=_read_tuner(store, entries).facts)
     return experiment
 
 
@@ -149,8 +170,7 @@ def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, 
     written = next((entry.modified_at for entry in files if entry.name == layout.TUNER_FILE), None)
     if written is not None and any(at is not None and at > written for at in states):
         return ""
-    tuner, _ = _read_tuner(store, entries)
-    return _doubt(tuner, trainables)
+    return _doubt(_read_tuner(store, entries).facts, trainables)
 
 
 def _doubt(tuner: TunerFacts | None, trainables: tuple[str, ...]) -> str:
@@ -160,7 +180,7 @@ def _doubt(tuner: TunerFacts | None, trainables: tuple[str, ...]) -> str:
         return ""
     ran = " and ".join(repr(name[:60]) for name in trainables[:2])
     return printable(
-        f"tuner.pkl belongs to another run: it names the trainable {named[:60]!r}, the trials were run "
+        f"{_OF_ANOTHER_RUN}: it names the trainable {named[:60]!r}, the trials were run "
         f"with {ran}. They are restored from the state alone, and {_LOST}. Plan with --ignore-tuner "
         "(ignore_tuner=True) to confirm that"
     )
@@ -182,6 +202,7 @@ def _experiment(
     state: State,
     tuner: TunerFacts | None,
     left: int | None,
+    lost: str,
     warnings: Iterable[str],
 ) -> Experiment:
     experiment = Experiment(
@@ -191,6 +212,7 @@ def _experiment(
         state=state,
         tuner=tuner,
         samples_left=left,
+        searcher_lost=printable(lost),
         warnings=tuple(
             printable(text) for text in (*warnings, *_describe_odd(state.trials)) if text
         ),
@@ -229,15 +251,15 @@ def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
     try:
         return read_experiment(store, entries, ignore_tuner=ignore_tuner)
     except NotStartedError:
-        tuner, warning = _read_tuner(store, entries)
+        tuner = _read_tuner(store, entries)
         return Experiment(
             uri=store.uri,
             name=Location.parse(store.uri).name,
             state_file=NO_STATE_FILE,
             state=NO_STATE,
-            tuner=tuner,
+            tuner=tuner.facts,
             samples_left=None,
-            warnings=tuple(filter(None, [warning])),
+            warnings=tuple(filter(None, [tuner.warning])),
         )
 
 
@@ -385,13 +407,54 @@ class _Summed:
                 yield piece
 
 
-def _read_tuner(store: ObjectStore, entries: list[Entry]) -> tuple[TunerFacts | None, str]:
+class _Tuner(NamedTuple):
+    """What was read of `tuner.pkl`.
+
+    Args:
+        facts: What it says; None if that cannot be told.
+        problem: Why it cannot; "" if it can.
+        lost: The same, if Ray cannot use it either; "" if only our own limits keep us from reading it.
+    """
+
+    facts: TunerFacts | None
+    problem: str = ""
+    lost: str = ""
+
+    @property
+    def warning(self) -> str:
+        return f"{self.problem}: {_LOST}" if self.problem else ""
+
+
+def _read_tuner(store: ObjectStore, entries: list[Entry]) -> _Tuner:
     if all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
-        return None, f"tuner.pkl is missing: {_LOST}"
+        problem = "tuner.pkl is missing"
+        return _Tuner(None, problem, problem)
     try:
-        return tuner_facts(read_pickle(store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES))), ""
+        body = store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES)
+        return _Tuner(tuner_facts(read_pickle(body)))
     except (SymbolicError, TuneRestoreError) as error:
-        return None, f"tuner.pkl cannot be read ({error}): {_LOST}"
+        problem = f"tuner.pkl cannot be read ({error})"
+        is_lost = isinstance(error, DamagedPickleError | KeyNotFoundError)
+        return _Tuner(None, problem, problem if is_lost else "")
+
+
+def read_lost_searcher(
+    store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]
+) -> str:
+    """Return what is wrong with `tuner.pkl`, if only the searcher in it could draw what is left.
+
+    Takes what `read_doubt` takes.
+    """
+    if not _needs_tuner(entries):
+        return ""
+    tuner = _read_tuner(store, entries)
+    return printable(tuner.lost or (_OF_ANOTHER_RUN if _doubt(tuner.facts, trainables) else ""))
+
+
+def _needs_tuner(entries: list[Entry]) -> bool:
+    """Whether the searcher's newest state is of one that Ray does not make by itself."""
+    newest = _newest_searcher_state(entries)
+    return newest is not None and not newest.name.startswith(layout.VARIANT_STATE_PREFIX)
 
 
 def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
@@ -399,19 +462,19 @@ def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> 
 
     None, which counts as "may draw more", if there is none or it does not tell.
     """
-    saved = [
-        entry
-        for entry in entries
-        if not entry.is_dir
-        and entry.name.startswith((layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX))
-    ]
-    newest = max(saved, key=lambda entry: entry.name, default=None)
+    newest = _newest_searcher_state(entries)
     if newest is None or newest.size_bytes > MAX_BYTES:
         return None
     try:
         return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
     except (SymbolicError, KeyNotFoundError, TooLargeError):
         return None
+
+
+def _newest_searcher_state(entries: list[Entry]) -> Entry | None:
+    prefixes = (layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX)
+    saved = [e for e in entries if not e.is_dir and e.name.startswith(prefixes)]
+    return max(saved, key=lambda entry: entry.name, default=None)
 
 
 def _checkpoint_choice(

@@ -20,6 +20,7 @@ from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreErr
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import checkpoint_index
 from airflow_tune_restore.experiments.claims import read_restore_sign, was_restored
+from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerprint
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
@@ -42,6 +43,7 @@ from airflow_tune_restore.experiments.read import (
     NO_EXPERIMENT,
     NotStartedError,
     read_doubt,
+    read_lost_searcher,
     read_outline,
     read_samples_left,
 )
@@ -265,6 +267,9 @@ def _report_readable(
         if left is None:  # it will be restored, and people are told what is left
             left = read_samples_left(store, entries, facts.total)
             is_new = is_new or left is not None
+            if left:
+                lost = read_lost_searcher(store, entries, facts.trainables)
+                facts = msgspec.structs.replace(facts, searcher_lost=lost)
         facts = msgspec.structs.replace(facts, samples_left=left)
         evidence = evidence.having_looked_at(Clue.SAMPLES)
     if health in RESTORABLE:
@@ -279,8 +284,10 @@ def _report_readable(
         look.index.remember(path, print_of_root, facts)
     if look.explains:
         evidence = _look_back(store, entries, facts, evidence)
-    if facts.warnings:
-        reason = "; ".join([reason, *facts.warnings])
+    notes = list(facts.warnings)
+    if facts.samples_left and facts.searcher_lost:
+        notes.append(describe_lost_searcher(store.uri, facts.samples_left, facts.searcher_lost))
+    reason = "; ".join([reason, *notes])
     return ExperimentReport(
         experiment=store.uri,
         name=Location.parse(store.uri).name,

@@ -24,6 +24,10 @@ class SymbolicError(ValueError):
     """The bytes are no pickle we are willing to read."""
 
 
+class DamagedPickleError(SymbolicError):
+    """The bytes are no whole pickle: nobody can read them."""
+
+
 @dataclass(slots=True, eq=False)
 class Global:
     """A name the pickle would import."""
@@ -98,7 +102,7 @@ def read_pickle(body: bytes) -> Any:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
         # what pickletools and an unbalanced stack raise on malformed input
-        raise SymbolicError(f"malformed pickle: {error}") from error
+        raise DamagedPickleError(f"malformed pickle: {error}") from error
     raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
 
 
@@ -331,9 +335,9 @@ class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Mach
 
     def __missing__(self, code: bytes) -> Any:
         if not code:
-            raise SymbolicError("pickle without an end")
+            raise DamagedPickleError("pickle without an end")
         if code not in _NAMES:
-            raise SymbolicError(f"malformed pickle: {code!r} is no opcode")
+            raise DamagedPickleError(f"malformed pickle: {code!r} is no opcode")
         # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
         raise SymbolicError(f"opcode {_NAMES[code]} refers to something outside the pickle")
 

@@ -115,6 +115,7 @@ class LocalLauncher:
         trainable: str,
         trainable_name: str,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         ignore_tuner: bool = False,
     ) -> None:
@@ -130,6 +131,7 @@ class LocalLauncher:
             *("--trainable", trainable),
             *("--trainable-name", trainable_name),
             *(("--param-space", param_space) if param_space else ()),
+            *(("--search-alg", search_alg) if search_alg else ()),
             *(argument for module in imports for argument in ("--import", module)),
             *(("--ignore-tuner",) if ignore_tuner else ()),
         ]

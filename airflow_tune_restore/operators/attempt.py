@@ -32,6 +32,7 @@ class RunnerArguments:
     Args:
         trainable: `package.module:attribute`, or a name registered with Tune.
         param_space: `package.module:attribute` of a re-specified param_space, or None.
+        search_alg: `package.module:attribute` of a searcher, or None.
         imports: Modules to import first.
         address: Ray cluster to connect to; None starts a private one.
         runtime_env: Ray runtime_env for the connection.
@@ -43,6 +44,7 @@ class RunnerArguments:
 
     trainable: str
     param_space: str | None = None
+    search_alg: str | None = None
     imports: Sequence[str] = ()
     address: str | None = None
     runtime_env: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +82,7 @@ def claim(
         trial_id,
         trainable=arguments.trainable,
         param_space=arguments.param_space,
+        search_alg=arguments.search_alg,
         imports=arguments.imports,
         address=arguments.address,
         runtime_env=dict(arguments.runtime_env),

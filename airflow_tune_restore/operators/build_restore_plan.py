@@ -62,6 +62,8 @@ class BuildRestorePlanOperator(BaseOperator):
         trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
             before anything is leased.
         param_space: `package.module:attribute` of a re-specified param_space.
+        search_alg: `package.module:attribute` of a searcher for samples whose own is lost with
+            `tuner.pkl`. Without it, an experiment of which only such samples are left is refused.
         imports: Modules that the check imports first.
         strategy: `auto`, or `per_trial` to run coupled trials one by one all the same.
         fresh_budget: Give resumed trials their failure budget back (Ray keeps it spent).
@@ -101,6 +103,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "resume_config",
         "trainable",
         "param_space",
+        "search_alg",
         "strategy",
         "fresh_budget",
         "trim_results",
@@ -128,6 +131,7 @@ class BuildRestorePlanOperator(BaseOperator):
         resume_config: Mapping[str, Any] | None = None,
         trainable: str | None = None,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         strategy: str = "auto",
         fresh_budget: bool | str = False,
@@ -156,6 +160,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.resume_config = resume_config
         self.trainable = trainable
         self.param_space = param_space
+        self.search_alg = search_alg
         self.imports = imports
         self.strategy = strategy
         self.fresh_budget = fresh_budget
@@ -260,13 +265,14 @@ class BuildRestorePlanOperator(BaseOperator):
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
         fit: dict[str, Draft] = {}
         for text, draft in drafts.items():
-            # the answer depends on the recorded name alone, but for a param_space and a tuner.pkl
-            # that is not the experiment's
-            is_its_own = param_space or draft.plan.ignore_tuner
+            search_alg = parse_text(self.search_alg) if draft.experiment.searcher_lost else None
+            # the answer depends on the recorded name alone, but for a param_space, a searcher and a
+            # tuner.pkl that is not the experiment's
+            is_its_own = param_space or search_alg or draft.plan.ignore_tuner
             question = (draft.plan.trainable_name, draft.plan.experiment if is_its_own else "")
             if draft.plan.has_work and not draft.is_started and question not in answers:
                 answers[question] = self._check(
-                    hook, places[text], draft.plan, trainable, param_space
+                    hook, places[text], draft.plan, trainable, param_space, search_alg
                 )
             if (error := answers.get(question)) is None:
                 fit[text] = draft
@@ -281,6 +287,7 @@ class BuildRestorePlanOperator(BaseOperator):
         plan: RestorePlan,
         trainable: str,
         param_space: str | None,
+        search_alg: str | None,
     ) -> InvalidInputError | None:
         with plain_errors(), hook.runner_env(address) as credentials:
             launcher = build_launcher(
@@ -292,6 +299,7 @@ class BuildRestorePlanOperator(BaseOperator):
                     trainable=trainable,
                     trainable_name=plan.trainable_name,
                     param_space=param_space,
+                    search_alg=search_alg,
                     imports=self.imports,
                     ignore_tuner=plan.ignore_tuner,
                 )
@@ -320,6 +328,7 @@ class BuildRestorePlanOperator(BaseOperator):
             newest_checkpoint=parse_bool("newest_checkpoint", self.newest_checkpoint),
             ignore_tuner=parse_bool("ignore_tuner", self.ignore_tuner),
             can_start=parse_text(self.param_space) is not None,
+            can_search=parse_text(self.search_alg) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),

@@ -119,8 +119,11 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         "experiment": item.experiment,
         "restore_id": summary.restore_id,
         "state_file": summary.state_file,
-        # what one run of all leaves undrawn, it was told to leave
-        "samples_left": 0 if summary.is_one_run else summary.samples_left,
+        # what one run of all leaves undrawn, it was told to leave, or its task has failed for it; what
+        # nobody can draw is left for `samples` to fail for
+        "samples_left": (
+            0 if summary.is_one_run and not summary.searcher_lost else summary.samples_left
+        ),
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": list(summary.quarantined),
         "headline": summary.headline(),

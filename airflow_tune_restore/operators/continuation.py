@@ -1,21 +1,33 @@
 """What the operators that draw samples share, wherever the run is: plan it, judge its end, tell of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import ExperimentRunningError
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    KeyNotFoundError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.hooks.arguments import parse_bool, parse_span, parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary
 from airflow_tune_restore.operators.items import RestoreItem, restore_id_for
-from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, start_draft
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.draft import (
+    Draft,
+    DraftOptions,
+    draft_continuation,
+    start_draft,
+)
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome
+from airflow_tune_restore.restore.start import fresh_restore_id
 from airflow_tune_restore.restore.summary import CommitSummary, printable
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -37,15 +49,20 @@ def parse_continued(given: Any) -> str:
 
 
 def continuation_options(
-    stale_after: Any, param_space: str | None, ignore_tuner: Any
+    stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
 ) -> DraftOptions:
-    """Return how a continuation is planned: with a param_space, an unstarted experiment is started."""
+    """Return how a continuation is planned.
+
+    With a param_space, an unstarted experiment is started; with a search_alg, samples are drawn whose own
+    searcher is lost.
+    """
     return DraftOptions(
         flags=ResumeFlags(),
         strategy="auto",
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
         ignore_tuner=parse_bool("ignore_tuner", ignore_tuner),
+        can_search=parse_text(search_alg) is not None,
     )
 
 
@@ -53,7 +70,7 @@ def start_continuation(
     context: Context,
     store: ObjectStore,
     options: DraftOptions,
-    check: Callable[[RestorePlan], None] | None = None,
+    check: Callable[[Draft], None] | None = None,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Plan the draw and take the lease, or find what an earlier try of this task has started.
 
@@ -61,31 +78,59 @@ def start_continuation(
         context: The task's.
         store: Rooted at the experiment.
         options: How to plan.
-        check: Raises if the trainable does not fit a new plan; None where only the runner can tell.
+        check: Raises if the trainable does not fit a new draft; None where only the runner can tell.
 
     Returns:
         The plan (None if nothing is left after settling), and what was settled.
 
     Raises:
         AirflowSkipException: If there is nothing to draw, or the experiment is running.
+        InvalidInputError: If nobody can draw what is left.
     """
     ti = context["ti"]
-    index = ti.map_index if ti.map_index is not None else -1
-    base_id = restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
     try:
-        draft = draft_continuation(store, base_id, options)
+        draft = draft_continuation(store, _base_id(context, store), options)
     except ExperimentRunningError as error:
         raise AirflowSkipException(str(error)) from error
     if isinstance(draft, str):
         raise AirflowSkipException(f"Nothing to draw. {draft}")
     if check is not None and not draft.is_started:
-        check(draft.plan)
+        check(draft)
     return start_draft(
         draft,
         options,
         holder=f"DAG {ti.dag_id}, run {ti.run_id}",
         ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
     )
+
+
+@contextmanager
+def committed_at_last(
+    context: Context, open_store: Callable[[], ObjectStore], log: "Logger"
+) -> Iterator[None]:
+    """Commit what a run that broke off has drawn, if no try is left to go on from its snapshot."""
+    try:
+        yield
+    except AirflowSkipException:
+        raise
+    except AirflowException as error:
+        ti = context["ti"]
+        if isinstance(error, AirflowFailException) or ti.try_number > ti.max_tries:
+            try:
+                store = open_store()
+                restore_id = fresh_restore_id(store, _base_id(context, store))
+                log.info("%s", commit_restore(store, restore_id).headline())
+            except KeyNotFoundError:
+                pass  # no run was started
+            except TuneRestoreError as trouble:
+                log.warning("What was drawn is not committed: %s", printable(str(trouble)))
+        raise
+
+
+def _base_id(context: Context, store: ObjectStore) -> str:
+    ti = context["ti"]
+    index = ti.map_index if ti.map_index is not None else -1
+    return restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
 
 
 def refuse_unfinished(plan: RestorePlan, outcome: RunnerOutcome) -> None:

@@ -12,6 +12,7 @@ from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.continuation import (
+    committed_at_last,
     continuation_options,
     describe_continued,
     parse_continued,
@@ -25,6 +26,7 @@ from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.draft import Draft, DraftOptions
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome
@@ -41,8 +43,10 @@ class ContinueExperimentOperator(OnRayOperator):
     learns (Optuna, HyperOpt) is first told the results of the trials that were restored without it. An
     experiment whose driver died before its first snapshot is started in its place, if a param_space is
     given. With nothing left to draw the task is skipped. Killing it saves a snapshot; a retry goes on
-    from there, so give it `retries` of 1 or more. Trials that fail are committed with what they have
-    done, and do not fail the task.
+    from there, so give it `retries` of 1 or more. A run that breaks off fails the task, and what it has
+    drawn is committed after the last try. Trials that fail are committed with what they have done, and do
+    not fail the task. Samples whose searcher is lost, and that no `search_alg` draws, fail it before
+    anything is started.
 
     Returns what `CommitRestoreOperator` returns for one experiment.
 
@@ -52,6 +56,9 @@ class ContinueExperimentOperator(OnRayOperator):
         trainable: `package.module:attribute`, or a name registered with Tune. (templated)
         param_space: `package.module:attribute` of the param_space. Needed only for an experiment that
             never started. (templated)
+        search_alg: `package.module:attribute` of a searcher, a function without arguments that makes one,
+            a Tuner or a TuneConfig. Needed, and used, only where `tuner.pkl` is lost and samples are
+            left that Ray's default searcher cannot draw. (templated)
         imports: Modules the runner imports first.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
         ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
@@ -70,6 +77,7 @@ class ContinueExperimentOperator(OnRayOperator):
         "trainable",
         "param_space",
         "ignore_tuner",
+        "search_alg",
         "launcher",
         "ray_conn_id",
         "python",
@@ -85,6 +93,7 @@ class ContinueExperimentOperator(OnRayOperator):
         experiment: Any,
         trainable: str,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
@@ -99,6 +108,7 @@ class ContinueExperimentOperator(OnRayOperator):
         self.experiment = experiment
         self.trainable = trainable
         self.param_space = param_space
+        self.search_alg = search_alg
         self.imports = imports
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
@@ -111,15 +121,12 @@ class ContinueExperimentOperator(OnRayOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run, commit."""
-        with plain_errors():
+        with committed_at_last(context, self._open, self.log), plain_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(parse_continued(self.experiment))
             store = hook.open(address)
             if self.launcher == RAY:
-                options = continuation_options(
-                    self.stale_after, self.param_space, self.ignore_tuner
-                )
-                plan, settled = start_continuation(context, store, options)
+                plan, settled = start_continuation(context, store, self._options())
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)
                 return self._run_on_ray(context, self._ray_run(plan.restore_id))
@@ -130,25 +137,29 @@ class ContinueExperimentOperator(OnRayOperator):
                     env={**credentials, **(self.env or {})},
                 )
 
-                def check(plan: RestorePlan) -> None:
+                def check(draft: Draft) -> None:
+                    is_lost = draft.experiment.searcher_lost
                     launcher.check(
-                        experiment=plan.experiment,
+                        experiment=draft.plan.experiment,
                         trainable=str(self.trainable),
-                        trainable_name=plan.trainable_name,
+                        trainable_name=draft.plan.trainable_name,
                         param_space=parse_text(self.param_space),
+                        search_alg=parse_text(self.search_alg) if is_lost else None,
                         imports=self.imports,
                         ignore_tuner=plan.ignore_tuner,
                     )
 
-                options = continuation_options(
-                    self.stale_after, self.param_space, self.ignore_tuner
-                )
-                plan, settled = start_continuation(context, store, options, check)
+                plan, settled = start_continuation(context, store, self._options(), check)
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)
                 outcome = self._run(store, plan, launcher)
             refuse_unfinished(plan, outcome)
             return describe_continued(address, commit_restore(store, plan.restore_id), log=self.log)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on when the trigger has fired."""
+        with committed_at_last(context, self._open, self.log):
+            return super().execute_complete(context, event)
 
     def on_kill(self) -> None:
         """Let the runner save a snapshot and end; asked twice, it waits once."""
@@ -157,6 +168,15 @@ class ContinueExperimentOperator(OnRayOperator):
         if process is not None:
             self.log.info("Stopping the run; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
+
+    def _options(self) -> DraftOptions:
+        return continuation_options(
+            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
+        )
+
+    def _open(self) -> ObjectStore:
+        hook, address, _ = self._ray_place()
+        return hook.open(address)
 
     def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
@@ -180,6 +200,7 @@ class ContinueExperimentOperator(OnRayOperator):
             layout.EVERY_TRIAL,
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
+            search_alg=parse_text(self.search_alg),
             imports=self.imports,
             address=parse_text(self.ray_address),
         )

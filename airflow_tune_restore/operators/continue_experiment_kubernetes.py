@@ -12,6 +12,7 @@ from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import claim
 from airflow_tune_restore.operators.attempt_pods import find_request
 from airflow_tune_restore.operators.continuation import (
+    committed_at_last,
     continuation_options,
     describe_continued,
     parse_continued,
@@ -23,6 +24,7 @@ from airflow_tune_restore.operators.restore_trial_kubernetes import CONCURRENT_T
 from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.draft import DraftOptions
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.storage.base import ObjectStore
@@ -50,6 +52,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         "trainable",
         "param_space",
         "ignore_tuner",
+        "search_alg",
         "python",
         "storage_conn_id",
     )
@@ -76,9 +79,9 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run in a pod, commit."""
-        with plain_errors():
+        with committed_at_last(context, self._open_store, self.log), plain_errors():
             address, store = self._open()
-            options = continuation_options(self.stale_after, self.param_space, self.ignore_tuner)
+            options = self._options()
             plan, settled = start_continuation(context, store, options)
             if plan is None:
                 return self.say(context, describe_continued(address, settled, log=self.log))
@@ -99,9 +102,9 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Come back from the triggerer: commit, or wait on."""
-        with plain_errors():
+        with committed_at_last(context, self._open_store, self.log), plain_errors():
             address, store = self._open()
-            options = continuation_options(self.stale_after, self.param_space, self.ignore_tuner)
+            options = self._options()
             plan, settled = start_continuation(context, store, options)
             if plan is None:  # committed before, by a try that died right after
                 return self.say(context, describe_continued(address, settled, log=self.log))
@@ -114,6 +117,14 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
         address = hook.address(parse_continued(self.experiment))
         return address, hook.open(address)
+
+    def _open_store(self) -> ObjectStore:
+        return self._open()[1]
+
+    def _options(self) -> DraftOptions:
+        return continuation_options(
+            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
+        )
 
     def _commit(
         self, context: Context, address: Address, store: ObjectStore, plan: RestorePlan

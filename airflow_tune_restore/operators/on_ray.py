@@ -71,6 +71,7 @@ class OnRayOperator(LabelledOperator):
 
     trainable: str
     param_space: str | None
+    search_alg: str | None
     imports: "Sequence[str]"
     env: Mapping[str, str] | None
 
@@ -149,6 +150,7 @@ class OnRayOperator(LabelledOperator):
             arguments=RunnerArguments(
                 trainable=str(self.trainable),
                 param_space=parse_text(self.param_space),
+                search_alg=parse_text(self.search_alg),
                 imports=self.imports,
                 address=IN_CLUSTER,
                 can_grow=True,

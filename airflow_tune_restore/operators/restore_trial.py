@@ -68,6 +68,9 @@ class RestoreTrialOperator(OnRayOperator):
             name, and be importable where the trial runs. (templated)
         param_space: `package.module:attribute` of a re-specified param_space, a dict or a function
             without arguments; its flat keys must be the recorded ones. (templated)
+        search_alg: `package.module:attribute` of a searcher, a function without arguments that makes one,
+            a Tuner or a TuneConfig. Needed, and used, only where `tuner.pkl` is lost and samples are
+            left that Ray's default searcher cannot draw. (templated)
         launcher: Where the trial runs. `local`: in a child process of the worker. `ray`: as a job of the
             cluster that `ray_conn_id` names, waited for in the triggerer. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
@@ -90,6 +93,7 @@ class RestoreTrialOperator(OnRayOperator):
         "trial",
         "trainable",
         "param_space",
+        "search_alg",
         "launcher",
         "ray_conn_id",
         "python",
@@ -105,6 +109,7 @@ class RestoreTrialOperator(OnRayOperator):
         trial: Any,
         trainable: str,
         param_space: str | None = None,
+        search_alg: str | None = None,
         launcher: str = "local",
         python: str | None = None,
         ray_address: str | None = None,
@@ -118,6 +123,7 @@ class RestoreTrialOperator(OnRayOperator):
         self.trial = trial
         self.trainable = trainable
         self.param_space = param_space
+        self.search_alg = search_alg
         self.launcher = launcher
         self.python = python
         self.ray_address = ray_address
@@ -248,6 +254,7 @@ class RestoreTrialOperator(OnRayOperator):
         arguments = RunnerArguments(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
+            search_alg=parse_text(self.search_alg),
             imports=self.imports,
             address=address,
             # a private Ray needs none: it inherits what its runner has

@@ -59,6 +59,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         "trial",
         "trainable",
         "param_space",
+        "search_alg",
         "python",
         "storage_conn_id",
     )

@@ -65,6 +65,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
     Args:
         trainable: `package.module:attribute`, or a name registered with Tune.
         param_space: `package.module:attribute` of a re-specified param_space.
+        search_alg: `package.module:attribute` of a searcher for samples whose own is lost.
         imports: Modules the runner imports first.
         python: Interpreter in the image that has Ray, this package and the trainable.
         env: More environment variables of the pod. No secrets: they stand in its spec.
@@ -89,6 +90,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         *,
         trainable: str,
         param_space: str | None = None,
+        search_alg: str | None = None,
         imports: Sequence[str] = (),
         python: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -114,6 +116,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         )
         self.trainable = trainable
         self.param_space = param_space
+        self.search_alg = search_alg
         self.imports = imports
         self.python = python
         self.env = env
@@ -171,6 +174,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         return RunnerArguments(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
+            search_alg=parse_text(self.search_alg),
             imports=self.imports,
             can_grow=True,
             concurrent=concurrent,

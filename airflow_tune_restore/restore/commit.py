@@ -22,7 +22,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.read import read_base
+from airflow_tune_restore.experiments.read import read_base, read_samples_left
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
     State,
@@ -47,6 +47,7 @@ from airflow_tune_restore.restore.plan import (
     RestorePlan,
     encode,
 )
+from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
@@ -285,9 +286,30 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
         before=before,
         after=after,
         outcomes={key: outcome for key, outcome in outcomes.items() if outcome is not None},
+        samples_left=_samples_left(store, plan, len(after.trials)),
+        broke_off=_why_it_broke_off(store, plan),
         quarantined=[
             trial.final_trial_id
             for trial in plan.to_run
             if trial.final_trial_id in histories and histories[trial.final_trial_id].quarantined
         ],
     )
+
+
+def _samples_left(store: ObjectStore, plan: RestorePlan, trials: int) -> int | None:
+    """Return what the next scan will find: a searcher that was ended early draws no more."""
+    if not plan.draws_samples:
+        return plan.samples_left
+    return read_samples_left(store, store.list_dir(), trials)
+
+
+def _why_it_broke_off(store: ObjectStore, plan: RestorePlan) -> str:
+    """Say why the one run of all did not come to its end; "" if it did, or if there was none."""
+    if layout.EVERY_TRIAL not in units(plan):
+        return ""
+    outcome = read_whatever_outcome(store, plan.restore_id, layout.EVERY_TRIAL)
+    if outcome is None:
+        return "its runner ended without a word"
+    if outcome.result == Result.FINISHED:
+        return ""
+    return f"{outcome.error_type}: {outcome.error}".removeprefix(": ")

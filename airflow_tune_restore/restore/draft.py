@@ -41,6 +41,7 @@ class DraftOptions:
     """What the user chose: when an experiment counts as dead, and what `build_plan` is told.
 
     `can_start`: a param_space is given, so that an experiment that never began can be started.
+    `can_search`: a search_alg is given, so that samples whose own searcher is lost can be drawn.
     `ask_driver`: says of an experiment (URI) that looks dead whether a driver runs for it.
     """
 
@@ -53,6 +54,7 @@ class DraftOptions:
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     can_start: bool = False
+    can_search: bool = False
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
     ignore_tuner: bool = False
@@ -194,6 +196,7 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
         remember_scheduler=options.remember_scheduler,
         allow_scratch=options.allow_scratch,
         newest_checkpoint=options.newest_checkpoint,
+        can_search=options.can_search,
         max_attempts=options.max_attempts,
         max_memory_bytes=options.max_memory_bytes,
     )
@@ -202,7 +205,7 @@ def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
 
 def _continuation(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     experiment = read_base(store, ignore_tuner=options.ignore_tuner)
-    plan = build_continuation(experiment, restore_id=restore_id)
+    plan = build_continuation(experiment, restore_id=restore_id, can_search=options.can_search)
     return Draft(store=store, experiment=experiment, plan=plan)
 
 

@@ -89,6 +89,8 @@ class RestorePlan:
         strategy: How the trials run.
         strategy_reason: Why.
         samples_left: Samples the searcher has not drawn; None if unknown.
+        searcher_lost: Why nobody can draw them: their searcher is lost, and the user has named none; ""
+            otherwise.
         metric: Recorded metric, if any.
         mode: `min` or `max`, if recorded.
         trials: One entry a row.
@@ -119,6 +121,7 @@ class RestorePlan:
     trim_results: bool = False
     remember_scheduler: bool = False
     draws_samples: bool = False
+    searcher_lost: str = ""
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
     ignore_tuner: bool = False

@@ -15,7 +15,11 @@ import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
-from airflow_tune_restore.experiments.experiment import DEFAULT_SCHEDULER, Experiment
+from airflow_tune_restore.experiments.experiment import (
+    DEFAULT_SCHEDULER,
+    Experiment,
+    describe_lost_searcher,
+)
 from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
@@ -66,6 +70,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     trim_results: bool = False,
     remember_scheduler: bool = False,
     allow_scratch: bool = False,
+    can_search: bool = False,
     quarantined: Mapping[str, str] | None = None,
     max_attempts: int | None = None,
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
@@ -82,6 +87,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         trim_results: Drop result rows past the checkpoint before resuming (Ray repeats them).
         remember_scheduler: Tell ASHA and MedianStopping what all trials reported before.
         allow_scratch: Let a trial whose checkpoints are all gone start over; else it is kept as it is.
+        can_search: A searcher is named, for samples whose own searcher is lost.
         quarantined: Why trials are in quarantine, by trial id; they are kept as they are.
         max_attempts: Failed attempts after which the commit puts a trial in quarantine.
         max_memory_bytes: Most that a trial is given after it ran out of memory.
@@ -114,6 +120,8 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     )
     chosen, reason = _choose_strategy(experiment, strategy)
     tuner = experiment.tuner
+    left = experiment.samples_left
+    lost = "" if can_search else experiment.searcher_lost
     return RestorePlan(
         restore_id=restore_id,
         experiment=experiment.uri,
@@ -122,7 +130,8 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         flags=flags,
         strategy=chosen,
         strategy_reason=reason,
-        samples_left=experiment.samples_left,
+        samples_left=left,
+        searcher_lost=lost,
         metric=tuner.metric if tuner else None,
         mode=tuner.mode if tuner else None,
         trials=trials,
@@ -130,6 +139,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
             *_refusals(experiment, trials, choices),
+            *([describe_lost_searcher(experiment.uri, left, lost)] if lost else ()),
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,
@@ -138,18 +148,26 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         max_memory_bytes=max_memory_bytes,
         ignore_tuner=experiment.ignores_tuner,
         # one real run draws what is left, as Tuner.restore does; alone, a trial cannot
-        draws_samples=chosen is Strategy.WHOLE_EXPERIMENT and experiment.samples_left != 0,
+        draws_samples=chosen is Strategy.WHOLE_EXPERIMENT and left != 0 and not lost,
     )
 
 
-def build_continuation(experiment: Experiment, *, restore_id: str) -> RestorePlan:
+def build_continuation(
+    experiment: Experiment, *, restore_id: str, can_search: bool = False
+) -> RestorePlan:
     """Plan to draw the samples that are left, and nothing else: every trial stays as it is.
 
     An experiment that never started is one whose samples are all left.
+
+    Raises:
+        InvalidInputError: If nobody can draw them.
     """
     plan = build_plan(
-        experiment, restore_id=restore_id, flags=_NOTHING, checkpoints={}, strategy="auto"
+        experiment, restore_id=restore_id, flags=_NOTHING, checkpoints={}, can_search=can_search
     )
+    if plan.searcher_lost:
+        lost = describe_lost_searcher(experiment.uri, plan.samples_left, plan.searcher_lost)
+        raise InvalidInputError(f"{lost[0].upper()}{lost[1:]}. No run was started.")
     kept = tuple(
         msgspec.structs.replace(
             trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"

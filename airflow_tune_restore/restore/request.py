@@ -101,6 +101,8 @@ class RunnerRequest(_Record):
         trim_results: Drop result rows past the checkpoint first (a backup stays).
         param_space: `package.module:attribute` of a re-specified param_space (dict or a function
             without arguments that returns one), or None.
+        search_alg: `package.module:attribute` of a searcher, for the run of a whole experiment whose own
+            searcher is lost with `tuner.pkl`; or None.
         imports: Modules to import first (they may register trainables or environments).
         address: Ray cluster to connect to; None starts a private one in the runner.
         resources: What the trial asks for; a private Ray is made that large.
@@ -133,6 +135,7 @@ class RunnerRequest(_Record):
     reports: bool = False
     remember_scheduler: bool = False
     ignore_tuner: bool = False
+    search_alg: str | None = None
     nonce: str = ""
     schema: int = 1
 

@@ -52,6 +52,7 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
     remember_scheduler: bool = False,
     allow_scratch: bool = False,
     newest_checkpoint: bool = False,
+    can_search: bool = False,
     max_attempts: int | None = None,
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES,
 ) -> RestorePlan:
@@ -77,6 +78,7 @@ def plan_restore(  # noqa: PLR0913  what the user chose, by name
         trim_results=trim_results,
         remember_scheduler=remember_scheduler,
         allow_scratch=allow_scratch,
+        can_search=can_search,
         quarantined=ledger.quarantined(max_attempts),
         max_attempts=max_attempts,
         max_memory_bytes=max_memory_bytes,

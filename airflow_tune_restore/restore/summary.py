@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
@@ -70,9 +71,11 @@ class CommitSummary:
         state_file: State file it added; None if nothing had changed.
         metric: Name of the metric shown.
         samples_left: Samples still not drawn; None if unknown.
+        searcher_lost: As of the plan.
         is_one_run: Whether one run did it all, and so had the samples drawn, too.
         changes: One entry a trial, in the order of the plan; then those that were drawn.
         quarantined: Ids of trials that failed too often in this restore and are not run again.
+        broke_off: Why the one run did not come to its end; "" if it did, or if there was none.
     """
 
     experiment: str
@@ -83,6 +86,13 @@ class CommitSummary:
     is_one_run: bool
     changes: tuple[TrialChange, ...]
     quarantined: tuple[str, ...] = ()
+    searcher_lost: str = ""
+    broke_off: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left: all that was run has finished, and every sample is drawn."""
+        return not (self.failed or self.samples_left or self.broke_off)
 
     @property
     def failed(self) -> tuple[TrialChange, ...]:
@@ -154,7 +164,12 @@ class CommitSummary:
         text = f"{self.experiment}: {', '.join(parts)}"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
-        if self.samples_left:
+        if self.broke_off:
+            text += f"; the run broke off: {printable(self.broke_off)}"
+        if self.samples_left and self.searcher_lost:
+            lost = describe_lost_searcher(self.experiment, self.samples_left, self.searcher_lost)
+            text += f"; {lost}"
+        elif self.samples_left:
             text += f"; {self.samples_left} samples were never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
         return f"{text}; {where}."
@@ -177,7 +192,9 @@ def summarise(
     before: State,
     after: State,
     outcomes: dict[str, RunnerOutcome],
+    samples_left: int | None,
     quarantined: Sequence[str] = (),
+    broke_off: str = "",
 ) -> CommitSummary:
     """Put the rows before and after side by side, in the order of the plan.
 
@@ -187,7 +204,9 @@ def summarise(
         before: The state the plan was made from.
         after: The committed state; rows stand at the same places, those of drawn samples follow.
         outcomes: How the last attempt of each trial ended, by trial id in the plan.
+        samples_left: Samples still not drawn; None if unknown.
         quarantined: Final ids of trials that were run and are in quarantine now.
+        broke_off: Why the one run did not come to its end, if it did not.
     """
     known = len(before.trials)
     rows = {
@@ -195,13 +214,13 @@ def summarise(
         for old, new in zip(before.trials, after.trials[:known], strict=True)
     }
     drawn = after.trials[known:]
-    left = plan.samples_left
     return CommitSummary(
         experiment=plan.experiment,
         restore_id=plan.restore_id,
         state_file=state_file,
         metric=plan.metric,
-        samples_left=left if left is None else max(0, left - len(drawn)),
+        samples_left=samples_left,
+        searcher_lost=plan.searcher_lost,
         is_one_run=plan.is_one_run,
         changes=(
             *(
@@ -211,6 +230,7 @@ def summarise(
             *(_drawn(plan, trial) for trial in drawn),
         ),
         quarantined=tuple(quarantined),
+        broke_off=broke_off,
     )
 
 

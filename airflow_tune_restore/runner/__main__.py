@@ -2,7 +2,7 @@
 
     run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
     check --trainable NAME --trainable-name RECORDED [--import MODULE]… [--param-space NAME]
-          [--experiment URI] [--ignore-tuner]
+          [--search-alg NAME] [--experiment URI] [--ignore-tuner]
 
 Credentials come from the environment. Nothing but ray, pyarrow and fsspec is needed.
 """
@@ -78,6 +78,7 @@ def _check(options: argparse.Namespace) -> int:
         trainable_name=options.trainable_name,
         action="resume",
         param_space=options.param_space,
+        search_alg=options.search_alg,
         imports=options.imports,
         ignore_tuner=options.ignore_tuner,
     )
@@ -101,6 +102,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     check.add_argument("--trainable", required=True)
     check.add_argument("--trainable-name", required=True)
     check.add_argument("--param-space")
+    check.add_argument("--search-alg")
     check.add_argument("--import", dest="imports", action="append", default=[])
     check.add_argument("--ignore-tuner", action="store_true")
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from airflow_tune_restore.restore.attempts import list_attempts, wait_until_over
 from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.runner import ray_internals
 from airflow_tune_restore.runner.heartbeat import Heartbeat
-from airflow_tune_restore.runner.loading import load
+from airflow_tune_restore.runner.loading import Loaded, load
 from airflow_tune_restore.runner.outcome import build_outcome, now
 from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
 from airflow_tune_restore.runner.reporter import Reporter
@@ -98,25 +98,24 @@ class Attempt:
             if attempt < request.attempt:
                 wait_until_over(self._store, request.restore_id, request.trial_id, attempt)
 
-    def _fit(self, scope: "Scope", loaded: tuple[Any, dict[str, Any] | None, bool]) -> None:
+    def _fit(self, scope: "Scope", loaded: Loaded) -> None:
         """Run Ray's own restore with the controller, the state and the staging directory ours."""
         from airflow_tune_restore.runner import tuning
 
-        trainable, param_space, has_tuner = loaded
         with ExitStack() as stack:
             stack.push(self._end_ray_early)
             if not is_own_job(self._request):
                 self._join(connect)
             for owner, name, value in tuning.replacements(scope):
                 stack.enter_context(ray_internals.replaced(owner, name, value))
-            if has_tuner:
-                tuning.restore_tuner(scope, trainable, param_space)
+            if loaded.has_tuner:
+                tuning.restore_tuner(scope, loaded)
             else:
                 logger.warning(
                     "tuner.pkl is %s: restoring from the state alone, with Ray's defaults.",
                     "ignored" if self._request.ignore_tuner else "missing or damaged",
                 )
-                tuning.restore_state(scope, trainable, param_space)
+                tuning.restore_state(scope, loaded)
 
     def _join(self, how: Callable[[RunnerRequest], None]) -> None:
         how(self._request)

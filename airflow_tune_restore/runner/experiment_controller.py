@@ -44,6 +44,7 @@ class ExperimentScope(Scope):
         held: Trials that were stopped alone; they stay unfinished.
         told: Trials whose outcome was recorded.
         is_drawn: Whether the searcher has no more samples to draw, as of the newest snapshot.
+        missing: Samples that are left although it has none to draw, as of the newest snapshot.
 
     """
 
@@ -53,6 +54,7 @@ class ExperimentScope(Scope):
     held: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
     is_drawn: bool = False
+    missing: int = 0
 
     def __post_init__(self) -> None:
         """Index the plan by the ids its trials have before and after."""
@@ -73,7 +75,8 @@ class ExperimentScope(Scope):
     @property
     def has_ended(self) -> bool:
         """Whether all that was to run has ended, and was saved so."""
-        return self.is_drawn and bool(self.saved) and not self._unfinished()
+        is_drawn = self.is_drawn and not self.missing
+        return is_drawn and bool(self.saved) and not self._unfinished()
 
     def close(self) -> None:
         """Write the last progress."""
@@ -90,8 +93,8 @@ class ExperimentScope(Scope):
         if told_to_stop and self.saved:
             return Result.INTERRUPTED, ("Interrupted", "told to stop; a snapshot was saved")
         raise RunnerError(
-            f"Ray ended the run with {len(self._unfinished())} trials unfinished, or its last snapshot "
-            "could not be saved; see above."
+            f"Ray ended the run with {len(self._unfinished())} trials unfinished and {self.missing} "
+            "samples not drawn, or its last snapshot could not be saved; see above."
         )
 
     def _unfinished(self) -> list[str]:
@@ -111,6 +114,7 @@ class ExperimentController(GuardedController):
         self._searcher_number = 0
         if self.scope.source_key is None:
             kwargs["resume_config"] = None  # nothing to resume: a new run in its old directory
+        kwargs["search_alg"] = searcher.shield(kwargs.get("search_alg"))
         super().__init__(**kwargs)
         self.scope.reporter.start()
 
@@ -246,6 +250,7 @@ class ExperimentController(GuardedController):
         """Forget the searcher of the snapshot before, and record the trials that have ended."""
         scope = self.scope
         scope.is_drawn = bool(self._search_alg.is_finished())
+        scope.missing = self._missing() if scope.is_drawn else 0
         for entry in scope.store.list_dir(self._searcher_dir()):
             if not entry.name.startswith(layout.numbered(self._searcher_number)):
                 scope.store.delete(f"{self._searcher_dir()}/{entry.name}")
@@ -253,6 +258,19 @@ class ExperimentController(GuardedController):
             if trial.is_finished() and trial.trial_id not in scope.told:
                 self._record(trial)
                 scope.told.add(trial.trial_id)
+
+    def _missing(self) -> int:
+        """Return how many samples a searcher that draws no more has not drawn, and should have.
+
+        One that was ended early, by a stopper or by itself, marks itself finished (2.60). So does one
+        that never knew of any sample, because its state was not restored.
+        """
+        planned, search_alg = self.scope.planned, self._search_alg
+        was_ended = search_alg._finished and search_alg.total_samples > 0
+        if was_ended or not planned.get("draws_samples"):
+            return 0
+        drawn = sum(self.scope.part(trial).action == "draw" for trial in self._trials)
+        return max(0, (planned.get("samples_left") or 0) - drawn)
 
     def _record(self, trial: Trial) -> None:
         """Write the outcome of one trial where its own runner would have left it."""

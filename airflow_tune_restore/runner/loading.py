@@ -4,6 +4,7 @@ import importlib
 import pickle
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, TooLargeError
@@ -16,13 +17,25 @@ from airflow_tune_restore.storage.base import ObjectStore
 MAX_TUNER_BYTES = 512 * 1024 * 1024
 
 
-def load(
-    store: ObjectStore | None, request: RunnerRequest
-) -> tuple[Any, dict[str, Any] | None, bool]:
-    """Load what the user gave, and refuse what does not fit the experiment. Starts no Ray.
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a run is made of.
 
-    Returns:
-        The trainable, the param_space if one is given, and whether tuner.pkl is used.
+    Args:
+        trainable: What is trained.
+        param_space: The re-specified one, if one is given.
+        has_tuner: Whether tuner.pkl can be used.
+        search: What `tune.run` is given in its place: the named searcher, and what goes with it.
+    """
+
+    trainable: Any
+    param_space: dict[str, Any] | None
+    has_tuner: bool
+    search: dict[str, Any] = field(default_factory=dict)
+
+
+def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
+    """Load what the user gave, and refuse what does not fit the experiment. Starts no Ray.
 
     Raises:
         InvalidInputError: Before anything was started.
@@ -34,7 +47,19 @@ def load(
     tuner = _read_tuner(store) if store is not None and not request.ignore_tuner else None
     if tuner is not None and param_space is not None:
         _check_param_space(param_space, tuner)
-    return trainable, param_space, tuner is not None
+    search: dict[str, Any] = {}
+    if request.search_alg is not None and tuner is None:
+        search = load_search_alg(request.search_alg)
+        if store is not None:
+            from airflow_tune_restore.runner import saved_searcher
+
+            search = saved_searcher.fit(store, search, request.search_alg)
+    return Loaded(
+        trainable=trainable,
+        param_space=param_space,
+        has_tuner=tuner is not None,
+        search=search,
+    )
 
 
 def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
@@ -68,15 +93,63 @@ def load_param_space(name: str) -> dict[str, Any]:
     """
     value = _resolve(name, "param_space")
     if callable(value) and not hasattr(value, "to_dict"):
-        try:
-            value = value()
-        except Exception as error:  # the user's function may raise anything
-            raise InvalidInputError(
-                f"param_space {name}: calling it failed with {type(error).__name__}: {error}"
-            ) from error
+        value = _call(value, f"param_space {name}")
     if not isinstance(value, dict) and not hasattr(value, "to_dict"):
         raise InvalidInputError(f"param_space {name} is a {type(value).__name__}, not a dict.")
     return value  # type: ignore[no-any-return]
+
+
+def load_search_alg(name: str) -> dict[str, Any]:
+    """Load a searcher: itself, a function without arguments that makes one, or a Tuner or TuneConfig.
+
+    Returns:
+        Arguments of `tune.run`: `search_alg`, and of a TuneConfig its metric, mode and scheduler. How
+        many samples there are, and how many at a time, stands in the saved state.
+
+    Raises:
+        InvalidInputError: If it cannot be loaded, or is none.
+    """
+    from ray.tune import TuneConfig, Tuner
+    from ray.tune.impl import tuner_internal
+    from ray.tune.search import SearchAlgorithm, Searcher, create_searcher
+
+    kinds = (Searcher, SearchAlgorithm, TuneConfig, Tuner)
+    with ray_internals.replaced(tuner_internal, "StorageContext", _Nowhere):
+        value = _resolve(name, "search_alg")
+        if callable(value) and not isinstance(value, kinds):
+            value = _call(value, f"search_alg {name}")
+    given: dict[str, Any] = {}
+    config = value._local_tuner._tune_config if isinstance(value, Tuner) else value
+    if isinstance(config, TuneConfig):
+        given = {"metric": config.metric, "mode": config.mode, "scheduler": config.scheduler}
+        config = config.search_alg
+        if isinstance(config, str):
+            config = create_searcher(config)
+    if not isinstance(config, (Searcher, SearchAlgorithm)):
+        what = f"{type(value).__name__} without a search_alg" if given else type(value).__name__
+        raise InvalidInputError(
+            f"search_alg {name} is a {what}, not a searcher, a function that makes one, a Tuner or a "
+            "TuneConfig."
+        )
+    return {**{key: item for key, item in given.items() if item is not None}, "search_alg": config}
+
+
+class _Nowhere:
+    """Where the tuner.pkl goes that every new Tuner writes (`TunerInternal.__init__`, 2.60).
+
+    The experiment that it names is the one that is restored.
+    """
+
+    def __init__(self, **_where: Any) -> None:
+        from pyarrow.fs import _MockFileSystem
+
+        self.storage_filesystem = _MockFileSystem()
+        self.experiment_fs_path = "experiment"
+
+    @staticmethod
+    def get_experiment_dir_name(_trainable: Any) -> str:
+        """Return the name of an experiment that has none."""
+        return "experiment"
 
 
 def _check_trainable_name(
@@ -166,6 +239,15 @@ def _resolve(name: str, what: str) -> Any:
                 f"{what} {name}: {module_name} has no {path!r}. Is the name spelt right?"
             ) from None
     return value
+
+
+def _call(make: Any, what: str) -> Any:
+    try:
+        return make()
+    except Exception as error:  # the user's function may raise anything
+        raise InvalidInputError(
+            f"{what}: calling it failed with {type(error).__name__}: {error}"
+        ) from error
 
 
 def _import(module: str, what: str) -> Any:

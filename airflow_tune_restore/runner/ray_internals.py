@@ -33,6 +33,10 @@ _NEEDED = (
     "ray.tune.impl.tuner_internal:TunerInternal._validate_param_space_on_restore",
     "ray.tune.impl.tuner_internal:ExperimentAnalysis",
     "ray.tune.tune:ExperimentAnalysis",
+    # where a new Tuner writes its tuner.pkl, and whether a search was ended
+    "ray.tune.impl.tuner_internal:StorageContext",
+    "ray.tune.search.search_algorithm:SearchAlgorithm._finished",
+    "ray.tune.search:SearchGenerator.restore_from_dir",
     # where a driver stages its files before it uploads them
     "ray.train._internal.storage:StorageContext.experiment_driver_staging_path",
     "ray.train._internal.storage:_upload_to_fs_path",

@@ -5,6 +5,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.controller import Scope, bound_controller
+from airflow_tune_restore.runner.loading import Loaded
 from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 from airflow_tune_restore.storage.location import Location
@@ -52,7 +53,7 @@ def _without_credentials(request: RunnerRequest) -> list[tuple[Any, str, Any]]:
     return [(class_cache, "ENV_VARS_TO_PROPAGATE", names)]
 
 
-def restore_tuner(scope: Scope, trainable: Any, param_space: dict[str, Any] | None) -> None:
+def restore_tuner(scope: Scope, loaded: Loaded) -> None:
     """Restore with the RunConfig and TuneConfig of tuner.pkl.
 
     Raises:
@@ -64,8 +65,8 @@ def restore_tuner(scope: Scope, trainable: Any, param_space: dict[str, Any] | No
     try:
         tuner = tune.Tuner.restore(
             path,
-            trainable,
-            param_space=param_space,
+            loaded.trainable,
+            param_space=loaded.param_space,
             storage_filesystem=filesystem,
             _resume_config=scope.resume_config(),
         )
@@ -78,22 +79,24 @@ def restore_tuner(scope: Scope, trainable: Any, param_space: dict[str, Any] | No
     tuner.fit()
 
 
-def restore_state(scope: Scope, trainable: Any, param_space: dict[str, Any] | None) -> None:
+def restore_state(scope: Scope, loaded: Loaded) -> None:
     """Restore without tuner.pkl, as `Tuner.restore` would with a default RunConfig."""
     from ray import tune
 
     filesystem, path = arrow_filesystem(scope.request.experiment)
     location = Location.parse(path)
+    trainable = loaded.trainable
     is_trainer = not isinstance(trainable, type) and hasattr(trainable, "as_trainable")
     tune.run(
         trainable.as_trainable() if is_trainer else trainable,
         name=location.name,
-        config=param_space,
+        config=loaded.param_space,
         storage_path=str(location.parent),
         storage_filesystem=filesystem,
         resume_config=scope.resume_config(),
         raise_on_failed_trial=False,
         verbose=0,
+        **loaded.search,
     )
 
 

@@ -53,6 +53,16 @@ def test_every_task_is_retried_unless_told_otherwise():
     assert {dag.task_dict[f"restore.{t}"].retries for t in ("find", "plan", "commit")} == {1}
 
 
+@pytest.mark.parametrize("launcher", ["local", "ray", "kubernetes"])
+def test_a_named_searcher_reaches_whoever_plans_or_runs(launcher):
+    dag = dag_with(prefix="/data", search_alg="m:searcher", launcher=launcher)
+    plan, trial, samples = (dag.task_dict[f"restore.{t}"] for t in ("plan", "trial", "samples"))
+    assert plan.search_alg == "m:searcher"
+    for mapped in (trial, samples):
+        assert mapped.partial_kwargs["search_alg"] == "m:searcher"
+        assert "search_alg" in mapped.template_fields
+
+
 def test_default_args_of_the_dag_win():
     with DAG("d", default_args={"retries": 7, "owner": "me"}) as dag:
         TuneRestoreTaskGroup(trainable="a:b", prefix="/data")

@@ -7,12 +7,15 @@ from typing import Any
 class FakeTaskInstance:
     """The identity of a task, and the XComs it pushed."""
 
-    def __init__(self, *, run_id: str = "run-1", map_index: int = -1, try_number: int = 1) -> None:
+    def __init__(
+        self, *, run_id: str = "run-1", map_index: int = -1, try_number: int = 1, max_tries: int = 1
+    ) -> None:
         self.dag_id = "nightly"
         self.run_id = run_id
         self.task_id = "plan"
         self.map_index = map_index
         self.try_number = try_number
+        self.max_tries = max_tries
         self.pushed: dict[str, Any] = {}
 
     def xcom_push(self, key: str, value: Any) -> None:

@@ -87,6 +87,20 @@ def make_experiment(
     return directory
 
 
+def lose_searcher(directory: Path, *, total_samples: int, tuner: bytes | None = None) -> Path:
+    """Make it an experiment of another searcher than Ray's own; `tuner` is what is left of tuner.pkl."""
+    (directory / "tuner.pkl").unlink()
+    if tuner is not None:
+        (directory / "tuner.pkl").write_bytes(tuner)
+    for state in directory.glob("basic-variant-state-*"):
+        state.unlink()
+    # as SearchGenerator.save_to_dir pickles it
+    state = {"counter": 1, "total_samples": total_samples, "finished": False, "experiment": None}
+    name = STATE_NAME.replace("experiment_state", "search_gen_state")
+    (directory / name).write_bytes(pickle.dumps(state))
+    return directory
+
+
 def make_report(name: str, health: Health = Health.ERRORED, **fields: Any) -> ExperimentReport:
     """Return what a scan of `/sweeps` says of an experiment."""
     return ExperimentReport(

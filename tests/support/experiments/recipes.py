@@ -167,6 +167,44 @@ def searched(directory: str, name: str) -> tune.Tuner:
     )  # fmt: skip
 
 
+class RefusingSearcher(CountingSearcher):
+    """Raises in whatever method `CONFORMANCE_REFUSES` names, once the experiment is restored."""
+
+    def _refuse(self, method: str) -> None:
+        if method in os.environ.get("CONFORMANCE_REFUSES", ""):
+            raise ValueError(f"{method} is refused")
+
+    def suggest(self, trial_id: str) -> dict:
+        self._refuse("suggest")
+        return super().suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        self._refuse("on_trial_result")
+        super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
+        self._refuse("on_trial_complete")
+        super().on_trial_complete(trial_id, result, error)
+
+
+def refusing(directory: str, name: str) -> tune.Tuner:
+    """Three samples, one after another."""
+    return _tuner(
+        directory, name, drawn.function, {}, num_samples=3, max_concurrent_trials=1,
+        search_alg=RefusingSearcher(),
+    )  # fmt: skip
+
+
+def learned(directory: str, name: str, kind: str) -> tune.Tuner:
+    """Four samples of a searcher that learns, two at a time."""
+    space = {"a": tune.uniform(0, 1), "b": tune.uniform(0, 1)}
+    return _tuner(
+        directory, name, short, space, num_samples=4, max_concurrent_trials=2, search_alg=kind
+    )  # fmt: skip
+
+
 def repeated(directory: str, name: str) -> tune.Tuner:
     """Every suggestion twice, two at a time."""
     limited = ConcurrencyLimiter(CountingSearcher(), max_concurrent=1)

@@ -168,16 +168,16 @@ class Hosts:
     def restore_by_us(
         self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",
         env: dict[str, str] | None = None, param_space: str | None = None,
-        imports: tuple[str, ...] = (), **options: Any,
+        search_alg: str | None = None, imports: tuple[str, ...] = (), **options: Any,
     ) -> CommitSummary | None:  # fmt: skip
         """Do what `tune-restore restore` does, with runners in the host."""
         chosen = shell.RestoreOptions(
             draft=DraftOptions(
                 flags=flags, strategy=strategy, stale_after=timedelta(0),
-                can_start=param_space is not None, **options,
+                can_start=param_space is not None, can_search=search_alg is not None, **options,
             ),
-            trainable=trainable, param_space=param_space, address=self.address, imports=imports,
-            parallel=1,
+            trainable=trainable, param_space=param_space, search_alg=search_alg,
+            address=self.address, imports=imports, parallel=1,
         )  # fmt: skip
         launcher = HostLauncher(self.runner, env or {})
         # a runner that ends itself because it was silent for too long ends its host
@@ -197,12 +197,14 @@ class HostLauncher:
 
     def check(
         self, *, experiment: str, trainable: str, trainable_name: str,
-        param_space: str | None = None, imports: Any = (), ignore_tuner: bool = False,
+        param_space: str | None = None, search_alg: str | None = None, imports: Any = (),
+        ignore_tuner: bool = False,
     ) -> None:  # fmt: skip
         command = ["check", "--experiment", experiment, "--trainable", trainable]
         command += ["--trainable-name", trainable_name]
         command += ["--param-space", param_space] if param_space else []
         command += ["--ignore-tuner"] if ignore_tuner else []
+        command += ["--search-alg", search_alg] if search_alg else []
         for module in imports:
             command += ["--import", module]
         self._runner.tell("run", command, **self._env)

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from airflow_tune_restore.cli import app as cli
+from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.experiments.built import (
+    STATE_NAME,
+    lose_searcher,
+    make_experiment,
+    make_row,
+    make_state,
+)
 from tests.support.records import leave_outcome, night
 
 
@@ -394,6 +401,97 @@ def test_a_trial_that_fails_again_is_exit_code_1(tune_restore, tmp_path, monkeyp
     assert ended == code, err
     after = {trial["trial_id"]: trial["status_after"] for trial in json.loads(out)["trials"]}
     assert after == {"done": "TERMINATED", "bad": "ERROR", "hung": "TERMINATED"}
+
+
+class Samples(Launcher):
+    """Its runners end trials well; of the run that draws samples each test has its own end."""
+
+    def __init__(self, store, trials, end):
+        super().__init__(store)
+        self.trials = trials
+        self.end = end
+        self.started = []
+        self.asked = []
+
+    def check(self, **question):
+        self.asked.append(question["search_alg"])
+
+    def start(self, request):
+        self.started.append((request.trial_id, request.search_alg))
+        if request.trial_id != layout.EVERY_TRIAL:
+            return super().start(request)
+        if isinstance(self.end, Exception):
+            raise self.end
+        ids = [*self.trials, *(f"new{number}" for number in range(self.end[1]))]
+        rows = [make_row(trial_id) for trial_id in ids]
+        key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
+        self._store.put(key, make_state(rows))
+        if self.end[0] is not None:
+            leave_outcome(self._store, request, self.end[0], error="no suggestion")
+        return self
+
+
+@pytest.fixture
+def samples(tmp_path, monkeypatch):
+    """Make an experiment with three samples left, and the launcher of its restore."""
+
+    def make(*rows, end=("finished", 3), lost=True):
+        experiment = make_experiment(tmp_path / "x", list(rows), total_samples=len(rows) + 3)
+        if lost:
+            lose_searcher(experiment, total_samples=len(rows) + 3)
+        trials = ["done", "hung"][: len(rows)]
+        launcher = Samples(open_store(str(experiment)), trials, end)
+        monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+        return experiment, launcher
+
+    return make
+
+
+def test_samples_without_their_searcher_are_exit_code_1_with_trials_and_2_alone(
+    tune_restore, samples
+):
+    experiment, launcher = samples(DONE, HUNG)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, _ = tune_restore(*command)
+    assert code == 1
+    assert "1 of 1 resumed trials finished; 3 samples cannot be drawn" in out
+    assert f"`tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg" in out
+    for _ in range(2):  # and every night
+        code, _, err = tune_restore(*command)
+        assert code == 2
+        assert "3 samples cannot be drawn" in err
+    assert launcher.started == [("hung", None)]
+    code, out, _ = tune_restore("plan", experiment)
+    assert "note: 3 samples cannot be drawn" in out
+
+
+def test_a_searcher_that_is_named_is_checked_and_reaches_the_run(tune_restore, samples):
+    experiment, launcher = samples(DONE, HUNG)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, err = tune_restore(*command, "--search-alg", "m:searcher")
+    assert code == 0, out + err
+    assert launcher.asked == ["m:searcher"]
+    assert launcher.started == [("hung", None), (layout.EVERY_TRIAL, "m:searcher")]
+    assert "3 of 3 samples drawn now finished" in out
+
+
+@pytest.mark.parametrize("rows", [(DONE,), (DONE, HUNG)])
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (("interrupted", 1), "the run broke off: no suggestion; 2 samples were never drawn"),
+        (("refused", 0), "the run broke off: no suggestion; 3 samples were never drawn"),
+        ((None, 1), "the run broke off: its runner ended without a word"),
+        (StorageError("the store was away"), "the run broke off: its runner ended without a word"),
+        (("finished", 2), "1 samples were never drawn"),
+    ],
+)
+def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows, end, words):
+    experiment, _ = samples(*rows, end=end, lost=False)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, _ = tune_restore(*command)
+    assert code == 1
+    assert words in out
 
 
 def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):

@@ -16,6 +16,7 @@ OPTIONS = RestoreOptions(
     draft=DraftOptions(flags=ResumeFlags(), strategy="auto", stale_after=DEFAULT_STALE_AFTER),
     trainable="m:train",
     param_space=None,
+    search_alg=None,
     address=None,
     imports=(),
     parallel=1,

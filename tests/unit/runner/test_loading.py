@@ -66,7 +66,7 @@ def test_param_space_keys_are_compared_with_the_recorded_ones(tmp_path):
 
     store = open_store(tmp_path.as_posix())
     write_tuner(store, cloudpickle.dumps({"__flattened_param_space_keys": ["fails_at", "role"]}))
-    assert load(store, request(param_space=f"{MODULE}:fitting_param_space"))[2] is True
+    assert load(store, request(param_space=f"{MODULE}:fitting_param_space")).has_tuner
     with pytest.raises(InvalidInputError, match="Invalid `param_space`"):
         load(store, request(param_space=f"{MODULE}:UNFITTING_PARAM_SPACE"))
 
@@ -74,9 +74,9 @@ def test_param_space_keys_are_compared_with_the_recorded_ones(tmp_path):
 @pytest.mark.parametrize("body", [b"", b"\x80\x04", b"not a pickle"])
 def test_a_damaged_tuner_pkl_is_as_good_as_none(tmp_path, body):
     store = open_store(tmp_path.as_posix())
-    assert load(store, request())[2] is False
+    assert not load(store, request()).has_tuner
     write_tuner(store, body)
-    assert load(store, request())[2] is False
+    assert not load(store, request()).has_tuner
 
 
 def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path):

@@ -25,6 +25,36 @@ def test_searcher_and_scheduler_are_the_experiments_own(hosts, tmp_path, cause, 
     assert len(ours["searcher"]) == 1 + 3 + 2
 
 
+def test_a_searcher_that_cannot_suggest_breaks_the_run_off_and_the_next_goes_on(hosts, tmp_path):
+    env = {"CONFORMANCE_CAUSE": str(tmp_path / "never")}
+    pair = make_pair(
+        hosts, tmp_path, "refusing", trainable=FUNCTION, dies_after=2, is_saved=True, env=env
+    )
+    pair.env.update(env, CONFORMANCE_REFUSES="suggest")
+    summary = pair.restore_ours()
+    assert "ValueError: suggest is refused" in summary.broke_off
+    assert not summary.is_done
+    pair.env.pop("CONFORMANCE_REFUSES")
+    summary = pair.restore_ours()
+    assert summary.is_done, summary.headline()
+    trials = pair.describe(pair.ours)["trials"]
+    assert [trial["status"] for trial in trials] == ["TERMINATED"] * 3
+
+
+@pytest.mark.parametrize("kind", ["optuna", "hyperopt"])
+def test_searchers_of_ray_go_on_where_the_lost_ones_were(hosts, tmp_path, kind):
+    """Named without the limiter that was around it: that is put there again."""
+    pair = make_pair(hosts, tmp_path, "learned", trainable="short", dies_after=2, kind=kind)
+    (pair.ours / "tuner.pkl").unlink()
+    summary = pair.restore_ours(search_alg=f"tests.support.experiments.searchers:{kind}")
+    assert summary.is_done, summary.headline()
+    (newest,) = pair.ours.glob("search_gen_state-*_r*.json")
+    assert b"name:ConcurrencyLimiter" in newest.read_bytes()
+    trials = pair.describe(pair.ours)["trials"]
+    assert [trial["status"] for trial in trials] == ["TERMINATED"] * 4
+    assert len({trial["config"] for trial in trials}) == 4
+
+
 def test_a_repeated_and_limited_searcher_repeats_nothing_more_than_it_should(hosts, tmp_path):
     env = {"CONFORMANCE_CAUSE": str(tmp_path / "never")}
     pair = make_pair(hosts, tmp_path, "repeated", trainable=FUNCTION, dies_after=4, env=env)

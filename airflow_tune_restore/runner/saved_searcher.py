@@ -1,0 +1,124 @@
+"""A searcher that the user names takes on the saved state of the one that was lost with tuner.pkl."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher, SearchGenerator
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.runner import searcher
+from airflow_tune_restore.storage.base import ObjectStore
+
+_WRAPPED = "name:"
+"""How SearchGenerator.save_to_dir marks the states of what is around a searcher (2.60)."""
+
+_OF_SEARCHERS = {"_metric", "_mode"}
+"""What every Searcher has: a saved dict that holds both is the `__dict__` of one."""
+
+
+class _Restored(SearchGenerator):  # type: ignore[misc]  # Ray is untyped
+    """Its space, metric and mode come with the saved state, and are not set again."""
+
+    def set_search_properties(self, *_args: Any, **_kwargs: Any) -> bool:
+        """Leave them as they are."""
+        return True
+
+
+def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]:
+    """Check that a searcher can take on the newest saved state, and wrap it as the lost one was wrapped.
+
+    The state is tried on it. The controller restores it once more (`SearchGenerator.restore_from_dir`,
+    2.60); restoring sets, and adds to nothing.
+
+    Args:
+        store: Rooted at the experiment directory.
+        search: Arguments of `tune.run`, with the searcher as `search_alg`.
+        name: How the user calls it.
+
+    Returns:
+        The arguments with the fitted searcher; none if Ray's own searcher has saved the state, which Ray
+        makes by itself.
+
+    Raises:
+        InvalidInputError: If another kind of searcher has saved the state.
+    """
+    with tempfile.TemporaryDirectory(prefix="tune-restore-searcher-") as directory:
+        saved = Path(directory)
+        searcher.fetch_newest(store, saved)
+        generator_state = _newest(saved, f"{layout.SEARCH_STATE_PREFIX}*")
+        if generator_state is None:
+            return {} if any(saved.iterdir()) else search
+        search_alg = search["search_alg"]
+        inner = search_alg.searcher if isinstance(search_alg, SearchGenerator) else search_alg
+        refusal = f"search_alg {name} does not fit the saved searcher of {store.uri}:"
+        if not isinstance(inner, Searcher):
+            raise InvalidInputError(f"{refusal} a {type(inner).__name__} is no Searcher.")
+        try:
+            state = cloudpickle.loads(generator_state.read_bytes())
+        except Exception as error:  # a damaged pickle raises anything
+            raise InvalidInputError(
+                f"{refusal} {generator_state.name} cannot be read: {type(error).__name__}: {error}."
+            ) from error
+        wrapped = _wrap_as_saved(inner, state, refusal)
+        base = searcher.innermost(wrapped)
+        if (own := _newest(saved, base.CKPT_FILE_TMPL.format("*"))) is None:
+            raise InvalidInputError(f"{refusal} what it had learned was not saved.")
+        _check_attributes(base, own, refusal)
+        fitted = _Restored(wrapped)
+        try:
+            fitted.restore_from_dir(directory)
+        except Exception as error:  # the user's searcher may raise anything
+            raise InvalidInputError(
+                f"{refusal} {type(base).__name__} failed to restore it with {type(error).__name__}: "
+                f"{error}. Name the searcher the experiment was made with."
+            ) from error
+    return {**search, "search_alg": fitted}
+
+
+def _newest(directory: Path, pattern: str) -> Path | None:
+    return max(directory.glob(pattern), default=None)
+
+
+def _wrap_as_saved(inner: Searcher, state: dict[str, Any], refusal: str) -> Searcher:
+    """Put limiter and repeater around a bare searcher as they were; a wrapped one must be wrapped so."""
+    saved = [key.removeprefix(_WRAPPED) for key in state if key.startswith(_WRAPPED)]
+    given = searcher.wrappers(inner)
+    if given == saved:
+        return inner
+    if not given and set(saved) <= set(_WRAP):
+        for kind in reversed(saved):
+            inner = _WRAP[kind](inner, state[_WRAPPED + kind])
+        return inner
+    raise InvalidInputError(
+        f"{refusal} around that was {' and '.join(saved) or 'nothing'}, around this is "
+        f"{' and '.join(given) or 'nothing'}."
+    )
+
+
+_WRAP = {
+    "ConcurrencyLimiter": lambda inner, state: ConcurrencyLimiter(
+        inner, max_concurrent=state["max_concurrent"], batch=state["batch"]
+    ),
+    "Repeater": lambda inner, state: Repeater(
+        inner, repeat=state["repeat"], set_index=state["_set_index"]
+    ),
+}
+
+
+def _check_attributes(base: Searcher, own: Path, refusal: str) -> None:
+    """Refuse the attributes of another class; one of another version has more of them, or less."""
+    try:
+        saved = cloudpickle.loads(own.read_bytes())
+    except Exception:  # noqa: BLE001  a searcher may save what it likes: restoring it, which follows, tells
+        return
+    if not isinstance(saved, dict) or not saved.keys() >= _OF_SEARCHERS:
+        return
+    missing, foreign = vars(base).keys() - saved.keys(), saved.keys() - vars(base).keys()
+    if missing and foreign:
+        raise InvalidInputError(
+            f"{refusal} it was saved by another class than {type(base).__name__} (it has "
+            f"{min(foreign)}, and no {min(missing)}). Name the searcher the experiment was made with."
+        )

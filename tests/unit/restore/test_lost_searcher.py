@@ -1,0 +1,166 @@
+"""Samples without their searcher: who can draw them is known before anything starts, and said."""
+
+import pickle
+from datetime import timedelta
+
+import pytest
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments import layout, read
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, draft_restore
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.start import start_restore
+from airflow_tune_restore.storage.local import LocalStore
+from tests.support.experiments.built import (
+    STATE_NAME,
+    lose_searcher,
+    make_experiment,
+    make_row,
+)
+from tests.support.records import leave_attempt, plan_night, start_night
+
+DONE = make_row("done", last_result={"training_iteration": 4, "done": True})
+HUNG = make_row("hung", status="RUNNING")
+WORDS = "3 samples cannot be drawn without their searcher, which is lost (tuner.pkl is missing)"
+
+
+@pytest.fixture
+def lost(tmp_path):
+    """Make an experiment with samples left and neither tuner.pkl nor Ray's own searcher."""
+
+    def make(rows, *, total_samples=None, **how):
+        directory = make_experiment(tmp_path / "sweep", rows)
+        total = len(rows) + 3 if total_samples is None else total_samples
+        return LocalStore(lose_searcher(directory, total_samples=total, **how))
+
+    return make
+
+
+def options(**more):
+    return DraftOptions(
+        flags=ResumeFlags(), strategy="auto", stale_after=timedelta(0), **more
+    )  # fmt: skip
+
+
+def files(store):
+    return sorted(entry.name for entry in store.list_dir())
+
+
+@pytest.mark.parametrize("rows", [[DONE], [DONE, HUNG]])
+@pytest.mark.parametrize("use_index", [True, False])
+def test_a_scan_says_so_and_how_to_have_them_drawn(lost, tmp_path, rows, use_index):
+    store = lost(rows)
+    for _ in range(2):  # the second time from the index
+        (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0), use_index=use_index)
+        assert (report.health, report.samples_left) == ("interrupted", 3)
+        assert WORDS in report.reason
+        assert f"`tune-restore restore {store.uri} --trainable" in report.reason
+        assert "--search-alg MODULE:ATTR`" in report.reason
+
+
+@pytest.mark.parametrize("tuner", [b"", b"\x80\x04", b"no pickle"])
+def test_a_damaged_tuner_pkl_is_as_good_as_none(lost, tmp_path, tuner):
+    store = lost([DONE], tuner=tuner)
+    assert "tuner.pkl cannot be read" in read_experiment(store).searcher_lost
+    (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0), use_index=False)
+    assert "which is lost (tuner.pkl cannot be read" in report.reason
+
+
+def test_it_is_not_lost_where_it_can_be_had_or_is_not_needed(lost, tmp_path, monkeypatch):
+    usable = {"_tune_config": None}
+    assert read_experiment(lost([DONE], tuner=pickle.dumps(usable))).searcher_lost == ""
+    assert read_experiment(lost([DONE], total_samples=1)).searcher_lost == ""
+    own = make_experiment(tmp_path / "own", [DONE], total_samples=4)
+    (own / layout.TUNER_FILE).unlink()
+    assert read_experiment(LocalStore(own)).searcher_lost == ""
+    # what is only too large for us may well be read by Ray
+    large = lost([DONE], tuner=pickle.dumps("x" * 5000))
+    monkeypatch.setattr(read, "MAX_BYTES", 4096)
+    assert read_experiment(large).searcher_lost == ""
+
+
+def test_with_nothing_else_to_do_it_is_refused_and_nothing_is_written(lost):
+    store = lost([DONE])
+    before = files(store)
+    for draft in (draft_restore, draft_continuation):
+        with pytest.raises(InvalidInputError, match=r"No run was started\.$") as refused:
+            draft(store, "r1", options())
+        assert WORDS in str(refused.value)
+    assert files(store) == before
+
+
+def test_a_searcher_that_is_named_draws_them(lost):
+    store = lost([DONE])
+    for draft in (draft_restore, draft_continuation):
+        made = draft(store, "r1", options(can_search=True))
+        assert made.plan.is_continuation
+        assert (made.plan.searcher_lost, made.experiment.searcher_lost) == (
+            "", "tuner.pkl is missing",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["per_trial", "whole_experiment"])
+def test_trials_are_restored_and_the_summary_says_why_the_samples_are_not(lost, strategy):
+    store = lost([DONE, HUNG])
+    plan = start_night(store, strategy=strategy)
+    assert any(WORDS in warning for warning in plan.warnings)
+    assert not plan.draws_samples
+    unit = layout.EVERY_TRIAL if plan.is_one_run else "hung"
+    leave_attempt(store, plan, unit, make_row("hung"))
+    summary = commit_restore(store, "r1")
+    assert (summary.failed, summary.samples_left, summary.is_done) == ((), 3, False)
+    assert WORDS in summary.headline()
+    assert "were never drawn" not in summary.headline()
+
+
+def test_the_one_run_draws_them_with_a_named_searcher_and_only_it_is_told_the_name(lost):
+    store = lost([DONE, HUNG])
+    plan = start_night(store, strategy="whole_experiment", can_search=True)
+    assert plan.draws_samples
+    named = {"trainable": "m:train", "search_alg": "m:searcher"}
+    assert claim_attempt(store, plan, layout.EVERY_TRIAL, **named).search_alg == "m:searcher"
+    assert claim_attempt(store, plan, "hung", **named).search_alg is None
+
+
+def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
+    store = lost([DONE])
+    made = draft_continuation(store, "r1", options(can_search=True))
+    plan = start_restore(store, made.experiment, made.plan, holder="test")
+    leave_attempt(
+        store, plan, layout.EVERY_TRIAL, DONE, make_row("new"), result="interrupted",
+        error_type="ValueError", error="no more suggestions",
+    )  # fmt: skip
+    summary = commit_restore(store, "r1")
+    assert [change.trial_id for change in summary.changes] == ["done", "new"]
+    assert "the run broke off: ValueError: no more suggestions" in summary.headline()
+    assert (summary.samples_left, summary.is_done) == (2, False)
+
+
+def test_a_searcher_that_was_ended_leaves_nothing(tmp_path):
+    """A stopper, a time budget or the searcher itself may end it early: then all is done."""
+    rows = [DONE, make_row("hung", status="RUNNING")]
+    directory = make_experiment(tmp_path / "sweep", rows, total_samples=9)
+    (old,) = directory.glob("basic-variant-state-*")
+    old.rename(directory / STATE_NAME.replace("experiment_state", "basic-variant-state"))
+    store = LocalStore(directory)
+    plan = start_night(store, strategy="whole_experiment")
+    request = leave_attempt(
+        store, plan, layout.EVERY_TRIAL, DONE, make_row("hung"), result="finished"
+    )
+    state = {"_total_samples": 9, "_finished": True}
+    directory = layout.searcher_dir(plan.restore_id, request.attempt)
+    key = f"{directory}/{layout.numbered(1, 'basic-variant-state-kept.json')}"
+    store.put(key, pickle.dumps(state))
+    snapshot = layout.snapshot_key(plan.restore_id, layout.EVERY_TRIAL, request.attempt)
+    store.put(snapshot, store.get(snapshot).replace(b'"stats": {', b'"stats": {"searcher": 1, '))
+    summary = commit_restore(store, "r1")
+    assert (summary.samples_left, summary.is_done) == (0, True)
+
+
+def test_a_plan_for_whom_nothing_is_lost_has_no_note(tmp_path):
+    store = LocalStore(make_experiment(tmp_path / "sweep", [DONE, HUNG], total_samples=5))
+    assert plan_night(store).warnings == ()

@@ -1,0 +1,58 @@
+"""How a run of all trials is judged that ended although samples are left."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("ray.tune")
+
+from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.restore.request import Result, RunnerRequest
+from airflow_tune_restore.runner.experiment_controller import (
+    ExperimentController,
+    ExperimentScope,
+)
+
+
+@pytest.fixture
+def scope(tmp_path):
+    """A run that was to draw two samples, and has drawn one."""
+    request = RunnerRequest(
+        experiment="", restore_id="", trial_id=layout.EVERY_TRIAL, attempt=1, trainable="",
+        trainable_name="", action="run",
+    )  # fmt: skip
+    made = ExperimentScope(
+        store=None, request=request, source_key="", is_seed=True, staging=tmp_path,
+        check_fence=lambda: None, reporter=None, started_at="",
+        planned={"trials": [{"trial_id": "old"}], "draws_samples": True, "samples_left": 2},
+    )  # fmt: skip
+    made.saved = {"old": "TERMINATED", "new": "TERMINATED"}
+    made.is_drawn = True
+    return made
+
+
+def missing(scope, *, total, was_ended):
+    search_alg = SimpleNamespace(total_samples=total, _finished=was_ended)
+    trials = [SimpleNamespace(trial_id=trial_id) for trial_id in scope.saved]
+    controller = SimpleNamespace(scope=scope, _search_alg=search_alg, _trials=trials)
+    return ExperimentController._missing(controller)
+
+
+@pytest.mark.parametrize(
+    ("total", "was_ended", "count"),
+    [(3, False, 1), (3, True, 0), (0, True, 1)],
+    ids=["miscounted", "ended early", "never restored"],
+)
+def test_samples_are_missing_unless_the_search_was_ended(scope, total, was_ended, count):
+    assert missing(scope, total=total, was_ended=was_ended) == count
+    scope.planned["draws_samples"] = False
+    assert missing(scope, total=total, was_ended=was_ended) == 0
+
+
+def test_a_run_that_lacks_samples_has_not_ended(scope):
+    assert scope.judge(told_to_stop=False) == (Result.FINISHED, ("", ""))
+    scope.missing = 1
+    with pytest.raises(RunnerError, match="0 trials unfinished and 1 samples not drawn"):
+        scope.judge(told_to_stop=False)
+    assert scope.judge(told_to_stop=True)[0] is Result.INTERRUPTED
