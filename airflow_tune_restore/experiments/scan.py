@@ -264,13 +264,10 @@ def _report_readable(
     )
     health = judge(facts, evidence, stale_after=look.stale_after).health
     if health is Health.INTERRUPTED and facts.unfinished:
-        if left is None:  # it will be restored, and people are told what is left
-            left = read_samples_left(store, entries, facts.total)
-            is_new = is_new or left is not None
-            if left:
-                lost = read_lost_searcher(store, entries, facts.trainables)
-                facts = msgspec.structs.replace(facts, searcher_lost=lost)
         facts = msgspec.structs.replace(facts, samples_left=left)
+        if left is None:  # it will be restored, and people are told what is left
+            facts = _with_samples(store, entries, facts)
+            is_new = is_new or facts.samples_left is not None
         evidence = evidence.having_looked_at(Clue.SAMPLES)
     if health in RESTORABLE:
         if is_new and (doubt := read_doubt(store, entries, facts.trainables)):
@@ -284,15 +281,11 @@ def _report_readable(
         look.index.remember(path, print_of_root, facts)
     if look.explains:
         evidence = _look_back(store, entries, facts, evidence)
-    notes = list(facts.warnings)
-    if facts.samples_left and facts.searcher_lost:
-        notes.append(describe_lost_searcher(store.uri, facts.samples_left, facts.searcher_lost))
-    reason = "; ".join([reason, *notes])
     return ExperimentReport(
         experiment=store.uri,
         name=Location.parse(store.uri).name,
         health=health,
-        reason=reason,
+        reason="; ".join([reason, *_notes(store, facts)]),
         trials=facts.trials,
         state_file=facts.state_file,
         last_write=evidence.last_write,
@@ -302,6 +295,21 @@ def _report_readable(
         warnings=facts.warnings,
         evidence=describe_evidence(facts, evidence, counted, stale_after=look.stale_after),
     )
+
+
+def _with_samples(store: ObjectStore, entries: list[Entry], facts: Facts) -> Facts:
+    """Add how many samples are left, and whether they can still be drawn."""
+    left = read_samples_left(store, entries, facts.total)
+    lost = read_lost_searcher(store, entries, facts.trainables) if left else ""
+    return msgspec.structs.replace(facts, samples_left=left, searcher_lost=lost)
+
+
+def _notes(store: ObjectStore, facts: Facts) -> list[str]:
+    """Return what people should know beside the verdict."""
+    if not (facts.samples_left and facts.searcher_lost):
+        return list(facts.warnings)
+    lost = describe_lost_searcher(store.uri, facts.samples_left, facts.searcher_lost)
+    return [*facts.warnings, lost]
 
 
 def _facts(

@@ -146,7 +146,7 @@ class ContinueExperimentOperator(OnRayOperator):
                         param_space=parse_text(self.param_space),
                         search_alg=parse_text(self.search_alg) if is_lost else None,
                         imports=self.imports,
-                        ignore_tuner=plan.ignore_tuner,
+                        ignore_tuner=draft.plan.ignore_tuner,
                     )
 
                 plan, settled = start_continuation(context, store, self._options(), check)

@@ -86,7 +86,7 @@ def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path):
         InvalidInputError, match=r"tests\.gone.* --ignore-tuner \(ignore_tuner=True\)"
     ):
         load(store, request())
-    assert load(store, request(ignore_tuner=True))[2] is False
+    assert not load(store, request(ignore_tuner=True)).has_tuner
 
 
 def test_what_an_ignored_tuner_pkl_says_of_param_space_does_not_count(tmp_path):
@@ -95,7 +95,7 @@ def test_what_an_ignored_tuner_pkl_says_of_param_space_does_not_count(tmp_path):
     store = open_store(tmp_path.as_posix())
     write_tuner(store, cloudpickle.dumps({"__flattened_param_space_keys": ["another"]}))
     given = request(ignore_tuner=True, param_space=f"{MODULE}:fitting_param_space")
-    assert load(store, given)[2] is False
+    assert not load(store, given).has_tuner
 
 
 @pytest.mark.parametrize("given", ["other", "Counter"])
