@@ -24,7 +24,7 @@ from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -82,15 +82,11 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
             else:
-                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or claim(
-                    store,
-                    plan,
-                    layout.EVERY_TRIAL,
-                    self.runner_arguments(concurrent=self.concurrent_trials),
-                    log=self.log,
+                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or self._claim(
+                    store, plan
                 )
                 self.follow_pod(context, request, plan.metric)
-                refuse_unfinished(plan, self.outcome_of(store, plan, request))
+                self._conclude(context, store, plan, request)
             return self._commit(context, address, store, plan)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -103,13 +99,23 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
                 return self.say(context, describe_continued(address, settled, log=self.log))
             request = find_request(store, plan, layout.EVERY_TRIAL, event["name"])
             self.resume_following(context, event, request, plan.metric)
-            refuse_unfinished(plan, self.outcome_of(store, plan, request))
+            self._conclude(context, store, plan, request)
             return self._commit(context, address, store, plan)
 
     def _open(self) -> tuple[Address, ObjectStore]:
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
         address = hook.address(parse_continued(self.experiment))
         return address, hook.open(address)
+
+    def _claim(self, store: ObjectStore, plan: RestorePlan) -> RunnerRequest:
+        arguments = self.runner_arguments(concurrent=self.concurrent_trials)
+        return claim(store, plan, layout.EVERY_TRIAL, arguments, log=self.log)
+
+    def _conclude(
+        self, context: Context, store: ObjectStore, plan: RestorePlan, request: RunnerRequest
+    ) -> None:
+        outcome = self.conclude(context, store, plan, request, lambda: self._claim(store, plan))
+        refuse_unfinished(plan, outcome)
 
     def _commit(
         self, context: Context, address: Address, store: ObjectStore, plan: RestorePlan

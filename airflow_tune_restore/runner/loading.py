@@ -86,8 +86,7 @@ def check_trainable_name(trainable: Any, recorded: str, given: str) -> None:
     """
     from ray.tune.experiment import Experiment
 
-    converted = trainable.as_trainable() if _is_trainer(trainable) else trainable
-    actual = Experiment.get_trainable_name(converted)
+    actual = Experiment.get_trainable_name(as_trainable(trainable))
     if recorded and actual != recorded:
         raise InvalidInputError(
             f"trainable {given} is known to Tune as {actual!r}, but the experiment was made with "
@@ -173,6 +172,11 @@ def _registered(name: str) -> str:
             f"(imports), or give package.module:attribute.{hint}"
         ) from None
     return name
+
+
+def as_trainable(value: Any) -> Any:
+    """Return what Tune trains: of a trainer, its trainable."""
+    return value.as_trainable() if _is_trainer(value) else value
 
 
 def _is_trainer(value: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.controller import Scope, bound_controller
+from airflow_tune_restore.runner.loading import as_trainable
 from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 
@@ -83,9 +84,8 @@ def restore_state(scope: Scope, trainable: Any, param_space: dict[str, Any] | No
 
     filesystem, path = arrow_filesystem(scope.request.experiment)
     parent, _, name = path.rstrip("/").rpartition("/")
-    is_trainer = not isinstance(trainable, type) and hasattr(trainable, "as_trainable")
     tune.run(
-        trainable.as_trainable() if is_trainer else trainable,
+        as_trainable(trainable),
         name=name,
         config=param_space,
         storage_path=parent,
