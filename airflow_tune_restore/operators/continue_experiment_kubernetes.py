@@ -31,8 +31,9 @@ from airflow_tune_restore.storage.base import ObjectStore
 class ContinueExperimentKubernetesOperator(RunnerPodOperator):
     """Does what `ContinueExperimentOperator` does, in a pod with a Ray of its own.
 
-    What one sample will ask for is not known before it is drawn; give the pod's size with
-    `container_resources`, or it is that of `concurrent_trials` CPUs.
+    What one sample will ask for is not known before it is drawn. The pod begins with `concurrent_trials`
+    CPUs; if the trainable asks for more with the configs there are, another one of that size follows.
+    `container_resources` win.
 
     Args:
         experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.

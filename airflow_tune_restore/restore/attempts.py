@@ -135,7 +135,7 @@ def read_resources(store: ObjectStore, plan: "RestorePlan", trial_id: str) -> di
     if newest := next(filter(None, told), None):
         return dict(newest)
     if trial_id == layout.EVERY_TRIAL:
-        return most_of(trial.resources for trial in plan.to_run)
+        return most_of(trial.resources for trial in plan.to_run) or {"CPU": 1.0}  # Ray's default
     return dict(plan.trial(trial_id).resources)
 
 

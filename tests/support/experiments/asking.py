@@ -3,6 +3,7 @@
 Each has the recorded name, as somebody's code has that was mended since.
 """
 
+import time
 from typing import Any
 
 from ray import tune  # noqa: TID253  only runners and Ray's workers import this
@@ -28,6 +29,7 @@ a_hundred_cpus = _asking({"cpu": 100})
 sparse_asks_for_a_hundred = _asking(
     lambda config: {"cpu": 100 if config["role"] == "fails sparsely" else 1}
 )
+more_each_time = _asking(lambda _config: {"cpu": time.time() // 1})
 by_its_config = _asking(lambda config: {"cpu": config["of_another_experiment"]})
 
 
