@@ -29,7 +29,13 @@ a_hundred_cpus = _asking({"cpu": 100})
 sparse_asks_for_a_hundred = _asking(
     lambda config: {"cpu": 100 if config["role"] == "fails sparsely" else 1}
 )
-more_each_time = _asking(lambda _config: {"cpu": time.time() // 1})
+sparse_asks_for_two_nodes = _asking(
+    lambda config: tune.PlacementGroupFactory(
+        [{"CPU": 1}] * 2,
+        strategy="STRICT_SPREAD" if config["role"] == "fails sparsely" else "PACK",
+    )
+)
+more_each_time = _asking(lambda _config: {"cpu": time.monotonic() // 1})
 by_its_config = _asking(lambda config: {"cpu": config["of_another_experiment"]})
 
 
