@@ -137,7 +137,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         """Look whether those that wait have room, then go on as Ray does."""
         for trial_id, why in self.scope.room.look(self._waiting).items():
             self.give_up(trial_id, why)
-        super().step()
+        if not self.is_finished():  # Ray raises if the last one was stopped here
+            super().step()
 
     def _waiting(self) -> dict[str, PlacementGroupFactory]:
         pending = (trial for trial in self._trials if trial.status == Trial.PENDING)

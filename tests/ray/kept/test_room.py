@@ -1,5 +1,8 @@
 """A trial that no node of a cluster can hold: told, waited for, and given up in the end."""
 
+import pytest
+
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -28,17 +31,24 @@ def test_it_is_told_at_once_and_ends_with_a_snapshot_and_a_cause_of_its_own(host
     assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
 
 
-def test_in_a_run_of_all_it_is_given_up_alone(hosts, copied):
+@pytest.mark.parametrize(
+    ("trainable", "other"),
+    [("sparse_asks_for_a_hundred", "TERMINATED"), ("a_hundred_cpus", "PAUSED")],
+)
+def test_in_a_run_of_all_it_is_given_up_alone(hosts, copied, trainable, other):
+    """The others go on; if there are none, the run ends."""
     address = str(copied("two_errored"))
     summary = hosts.restore_by_us(
-        address, f"{ASKING}:sparse_asks_for_a_hundred", strategy="whole_experiment",
+        address, f"{ASKING}:{trainable}", strategy="whole_experiment",
         flags=ResumeFlags.from_flags(resume_errored=True),
         env={**TRAINABLE_ENV, **SOON, "TUNE_TEST_HEALED": "1"},
     )  # fmt: skip
     store = open_store(address)
     trials = {trial.config["role"]: trial for trial in read_experiment(store).trials}
-    assert trials["fails"].status == "TERMINATED"
+    assert trials["fails"].status == other
     outcome = read_outcome(store, summary.restore_id, trials["fails sparsely"].trial_id)
     assert (outcome.result, outcome.cause) == ("interrupted", "no_room")
     assert "asks for CPU 100" in outcome.error
     assert trials["fails sparsely"].status == "PAUSED"
+    run = read_outcome(store, summary.restore_id, layout.EVERY_TRIAL)
+    assert (run.result, run.error) == ("finished", "")
