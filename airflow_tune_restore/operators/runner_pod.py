@@ -246,7 +246,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         request: RunnerRequest,
         claim_next: Callable[[], RunnerRequest],
     ) -> RunnerOutcome:
-        """Return what the runner of the attempt that was followed says.
+        """Return how the attempt ended that was followed.
 
         If its pod was too small for what the trainable asks for now, the next attempt is claimed, which
         asks for that, and followed in a pod of its size; or deferred to.

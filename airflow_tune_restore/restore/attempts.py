@@ -99,7 +99,7 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
 
 
 def _of_plan(plan: "RestorePlan", trial_id: str) -> dict[str, Any]:
-    """Return what the plan says of a trial, or of all of them."""
+    """Return what the plan holds for a trial, or for all of them."""
     if trial_id == layout.EVERY_TRIAL:
         return {"action": "run"}
     trial = plan.trial(trial_id)
@@ -125,14 +125,14 @@ def read_resources(store: ObjectStore, plan: "RestorePlan", trial_id: str) -> di
         read_whatever_outcome(store, plan.restore_id, trial_id, attempt)
         for attempt in reversed(list_attempts(store, plan.restore_id, trial_id))
     )
-    told = [outcome.resources if outcome is not None else {} for outcome in outcomes]
-    if len(told) > 1 and told[0] and told[1]:
+    needed = [outcome.resources if outcome is not None else {} for outcome in outcomes]
+    if len(needed) > 1 and needed[0] and needed[1]:
         raise InvalidInputError(
-            f"{_name(trial_id)} of {plan.experiment} asked for {describe(told[1])}, was given that, and "
-            f"then asked for {describe(told[0])}. Let its trainable ask for the same each time; then "
+            f"{_name(trial_id)} of {plan.experiment} asked for {describe(needed[1])}, was given that, and "
+            f"then asked for {describe(needed[0])}. Let its trainable ask for the same each time; then "
             "clear the task that makes the plan."
         )
-    if newest := next(filter(None, told), None):
+    if newest := next(filter(None, needed), None):
         return dict(newest)
     if trial_id == layout.EVERY_TRIAL:
         return most_of(trial.resources for trial in plan.to_run) or {"CPU": 1.0}  # Ray's default

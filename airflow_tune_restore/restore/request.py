@@ -125,7 +125,7 @@ class RunnerRequest(_Record):
         resources: What the trial asked for when it was recorded, or lately; with more memory, what
             this attempt asks a cluster for.
         sized: Whether the place it runs in was made for `resources`: if the trial asks for more now, it
-            is not run, and the outcome says for what.
+            is not run, and the outcome has what it asks for.
         runtime_env: Ray runtime_env for the connection.
         reports: Whether results are written to storage, too, for a follower that cannot read stdout.
         remember_scheduler: Whether the scheduler is told what all trials reported before (Ray forgets).

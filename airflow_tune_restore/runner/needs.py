@@ -61,7 +61,7 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
         param_space: What the references of a config are refreshed from, or None.
 
     Raises:
-        InvalidInputError: If the trainable cannot say it, naming the trial.
+        InvalidInputError: If asking the trainable fails, naming the trial.
     """
     from ray.tune.experiment import Experiment, Trial
     from ray.tune.impl.placeholder import create_resolvers_map, inject_placeholders

@@ -65,7 +65,7 @@ def how_often(bundle: Mapping[str, float], node: Node) -> int:
 def _explain(
     trial_id: str, asked: "PlacementGroupFactory", nodes: Sequence[Node], where: str
 ) -> str:
-    """Say what the trial asks for, and what the node has that comes nearest to it."""
+    """Describe what the trial asks for, and what the node has that comes nearest to it."""
     wanted = _sum(_bundles(asked))
     nearest = max(nodes, key=lambda node: _share(wanted, node))
     has = describe({name: nearest.get(name, 0.0) for name in wanted})

@@ -1,4 +1,4 @@
-"""A trial that no node of a cluster can hold: told, waited for, and given up in the end."""
+"""A trial that no node of a cluster can hold: warned of, waited for, and given up in the end."""
 
 import pytest
 
@@ -14,7 +14,7 @@ ASKING = "tests.support.experiments.asking"
 SOON = {"TUNE_RESTORE_ROOM_SECONDS": "5"}
 
 
-def test_it_is_told_at_once_and_ends_with_a_snapshot_and_a_cause_of_its_own(hosts, copied):
+def test_it_is_warned_of_and_ends_with_a_snapshot_and_a_cause_of_its_own(hosts, copied):
     restoring = Restoring(copied("errored"), "errored", hosts=hosts, env=SOON)
     ran = restoring.run(trainable=f"{ASKING}:a_hundred_cpus")
     assert (ran.code, ran.outcome.result) == (EXIT_INTERRUPTED, "interrupted"), ran.output

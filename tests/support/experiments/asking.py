@@ -40,7 +40,7 @@ by_its_config = _asking(lambda config: {"cpu": config["of_another_experiment"]})
 
 
 class Counter(trainables.Counter):
-    """A class that says itself what it asks for."""
+    """A class that asks by itself."""
 
     @classmethod
     def default_resource_request(cls, config: dict) -> Any:

@@ -39,7 +39,7 @@ def claim(store, plan, **more):
 
 
 def too_small(store, plan, **needed):
-    """Claim an attempt whose place is too small, and let its runner say so."""
+    """Claim an attempt whose place is too small, and leave what its runner needs."""
     leave_outcome(store, claim(store, plan), "interrupted", resources=needed)
 
 

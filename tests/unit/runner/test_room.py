@@ -57,7 +57,7 @@ def clock():
     return Clock()
 
 
-def test_it_is_told_at_once_and_each_minute_and_given_up_in_the_end(clock, caplog):
+def test_it_is_warned_of_at_once_and_each_minute_and_given_up_in_the_end(clock, caplog):
     watch = RoomWatch(150.0, "the cluster", clock)
     asked = {"big": group({"CPU": 64}), "busy": group({"CPU": 8})}
     given_up = {}
