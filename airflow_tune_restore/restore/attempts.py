@@ -128,7 +128,7 @@ def read_resources(store: ObjectStore, plan: "RestorePlan", trial_id: str) -> di
     needed = [outcome.resources if outcome is not None else {} for outcome in outcomes]
     if len(needed) > 1 and needed[0] and needed[1]:
         raise InvalidInputError(
-            f"{_name(trial_id)} of {plan.experiment} asked for {describe(needed[1])}, was given that, and "
+            f"{_name(trial_id)} of {plan.experiment} asked for {describe(needed[1])}, was given it, and "
             f"then asked for {describe(needed[0])}. Let its trainable ask for the same each time; then "
             "clear the task that makes the plan."
         )
