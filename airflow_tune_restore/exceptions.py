@@ -181,6 +181,10 @@ class RunnerError(TuneRestoreError):
     """A runner could not do its work, or ended without saying how."""
 
 
+class NoRoomError(RunnerError):
+    """No node can hold what a trial asks for, and none came while it waited. Its snapshot is saved."""
+
+
 class RunnerDiedError(RunnerError):
     """A runner ended without saying how. `cause` is one of `failures.Cause`."""
 

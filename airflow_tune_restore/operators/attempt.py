@@ -10,11 +10,16 @@ from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.operators.items import TrialItem
-from airflow_tune_restore.restore.attempts import claim_attempt, record_end
+from airflow_tune_restore.restore.attempts import (
+    claim_attempt,
+    read_whatever_outcome,
+    record_end,
+)
 from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.resources import describe
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -40,6 +45,7 @@ class RunnerArguments:
         concurrent: For how many trials at the same time the one run of all asks.
         memory: Bytes that a trial has which asks for none, where it runs; None if nobody knows.
         reports: Whether results are written to storage, too: we do not read the runner's stdout.
+        sized: Whether a place is made for the attempt, as large as it asks for.
     """
 
     trainable: str
@@ -52,6 +58,7 @@ class RunnerArguments:
     concurrent: int = 1
     memory: float | None = None
     reports: bool = False
+    sized: bool = False
 
 
 def claim(
@@ -76,7 +83,7 @@ def claim(
         log.info("It ran out of memory; a private Ray cannot be asked for more of it.")
     elif trial_id != layout.EVERY_TRIAL and "memory" not in plan.trial(trial_id).resources:
         memory = arguments.memory  # so that twice as much is known, should it not suffice
-    return claim_attempt(
+    request = claim_attempt(
         store,
         plan,
         trial_id,
@@ -90,7 +97,16 @@ def claim(
         memory=memory if arguments.can_grow else None,
         concurrent=arguments.concurrent,
         reports=arguments.reports,
+        sized=arguments.sized,
     )
+    before = read_whatever_outcome(store, plan.restore_id, trial_id, request.attempt - 1)
+    if before is not None and before.resources:
+        log.info(
+            "Attempt %d ran nothing, because its pod was too small: a trial asks for %s now. The next "
+            "pod is made for %s.",
+            *(before.attempt, describe(before.resources), describe(request.resources)),
+        )
+    return request
 
 
 def judge(
@@ -119,6 +135,8 @@ def judge(
             final = _why_final(store, plan, outcome)
             why = outcome.cause or Cause.UNKNOWN.value
             raise TrialFailedError(plan.experiment, item.trial_id, kept, why, final)
+        case Result.INTERRUPTED if outcome.cause == Cause.NO_ROOM:
+            raise AirflowException(f"{name} found no room; its snapshot is saved. {cause}")
         case Result.INTERRUPTED:
             raise AirflowException(
                 f"{name} was stopped at iteration {outcome.iteration}; its snapshot is saved and a "

@@ -26,15 +26,16 @@ from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 
 class ContinueExperimentKubernetesOperator(RunnerPodOperator):
     """Does what `ContinueExperimentOperator` does, in a pod with a Ray of its own.
 
-    What one sample will ask for is not known before it is drawn; give the pod's size with
-    `container_resources`, or it is that of `concurrent_trials` CPUs.
+    What one sample will ask for is not known before it is drawn. The pod begins with `concurrent_trials`
+    CPUs; if the trainable asks for more with the configs there are, another one of that size follows.
+    `container_resources` win.
 
     Args:
         experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
@@ -89,15 +90,11 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
             else:
-                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or claim(
-                    store,
-                    plan,
-                    layout.EVERY_TRIAL,
-                    self.runner_arguments(concurrent=self.concurrent_trials),
-                    log=self.log,
+                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or self._claim(
+                    store, plan
                 )
                 self.follow_pod(context, request, plan.metric)
-                refuse_unfinished(plan, self.outcome_of(store, plan, request))
+                self._conclude(context, store, plan, request)
             return self._commit(context, address, store, plan)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +107,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
                 return self.say(context, describe_continued(address, settled, log=self.log))
             request = find_request(store, plan, layout.EVERY_TRIAL, event["name"])
             self.resume_following(context, event, request, plan.metric)
-            refuse_unfinished(plan, self.outcome_of(store, plan, request))
+            self._conclude(context, store, plan, request)
             return self._commit(context, address, store, plan)
 
     def _open(self) -> tuple[Address, ObjectStore]:
@@ -125,6 +122,16 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
         return continuation_options(
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
+
+    def _claim(self, store: ObjectStore, plan: RestorePlan) -> RunnerRequest:
+        arguments = self.runner_arguments(concurrent=self.concurrent_trials)
+        return claim(store, plan, layout.EVERY_TRIAL, arguments, log=self.log)
+
+    def _conclude(
+        self, context: Context, store: ObjectStore, plan: RestorePlan, request: RunnerRequest
+    ) -> None:
+        outcome = self.conclude(context, store, plan, request, lambda: self._claim(store, plan))
+        refuse_unfinished(plan, outcome)
 
     def _commit(
         self, context: Context, address: Address, store: ObjectStore, plan: RestorePlan

@@ -28,6 +28,7 @@ from airflow_tune_restore.operators.attempt import (
 )
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_outcome
+from airflow_tune_restore.restore.failures import Cause
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
@@ -282,7 +283,9 @@ class RayRun:
             self._show(unshown_lines(text, offset=offset, results=seen))
         if self._is_part or not text:  # a log that went with its node
             self._show_results(attempt, seen)
-        if outcome is not None and outcome.result != Result.INTERRUPTED:
+        if outcome is not None and (
+            outcome.result != Result.INTERRUPTED or outcome.cause == Cause.NO_ROOM
+        ):
             return outcome
         # an earlier try of this task was killed while it waited, and this one has attached too early
         was_killed = self._was_told_to_stop(attempt) or (self._is_part and outcome is not None)

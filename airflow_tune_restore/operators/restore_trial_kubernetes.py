@@ -144,7 +144,9 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         item: TrialItem,
         request: RunnerRequest,
     ) -> dict[str, Any]:
-        outcome = self.outcome_of(store, plan, request)
+        outcome = self.conclude(
+            context, store, plan, request, lambda: self._claim(store, plan, item.trial_id)
+        )
         return self.say(context, judge(store, plan, item, outcome, log=self.log))
 
     def _follow(

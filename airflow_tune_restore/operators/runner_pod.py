@@ -4,7 +4,7 @@ import copy
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Never
@@ -179,6 +179,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             can_grow=True,
             concurrent=concurrent,
             memory=self.read_memory_limit(),
+            sized=True,
         )
 
     def follow_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
@@ -231,20 +232,41 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
 
     def _take(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
+        self._end, self._given_up, self._seen = None, False, ""
+        self.pod = self.pod_request_obj = self.remote_pod = (
+            None  # the provider's, of another attempt
+        )
         of_many = request.trial_id == layout.EVERY_TRIAL
         if self.log_formatter is None:
             self.log_formatter = lambda _container, line: describe_line(
                 line, metric, of_many=of_many
             )
 
-    def outcome_of(
-        self, store: ObjectStore, plan: RestorePlan, request: RunnerRequest
+    def conclude(
+        self,
+        context: Context,
+        store: ObjectStore,
+        plan: RestorePlan,
+        request: RunnerRequest,
+        claim_next: Callable[[], RunnerRequest],
     ) -> RunnerOutcome:
-        """Return what the runner of the attempt that was followed says (PodLostError if it was lost)."""
+        """Return how the attempt ended that was followed.
+
+        If its pod was too small for what the trainable asks for now, the next attempt is claimed, which
+        asks for that, and followed in a pod of its size; or deferred to.
+
+        Raises:
+            PodLostError: If the pod was lost.
+            InvalidInputError: If the second pod was too small again.
+        """
         end = self.pods.judge(store, plan, request, self._end)
         if isinstance(end, PodLostError):
             raise end
-        return end
+        if not end.resources:
+            return end
+        larger = claim_next()
+        self.follow_pod(context, larger, plan.metric)
+        return self.conclude(context, store, plan, larger, claim_next)
 
     def say(self, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
         """Push the summary: the provider takes `do_xcom_push` for a wish to have a sidecar."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import (
+    InvalidInputError,
     KeyExistsError,
     KeyNotFoundError,
     RecordUnreadableError,
@@ -18,6 +19,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.resources import describe, most_of
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -43,30 +45,33 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     memory: float | None = None,
     concurrent: int = 1,
     reports: bool = False,
+    sized: bool = False,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial and store its request at `layout.request_key`.
 
     With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all, which asks for
-    `concurrent` times as much as the largest of its trials. `memory`, in bytes, takes the place of what
-    the trial asks for by itself. `reports` is for a follower that does not read the runner's stdout.
+    `concurrent` times as much as the largest of its trials. `memory`, in bytes, is asked for if it is
+    more than what the trial asks for by itself. `reports` is for a follower that does not read the
+    runner's stdout, `sized` for whoever makes a place of the size of the request.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
         InvalidInputError: If the plan has no such trial.
         RecordUnreadableError: If somebody has placed an attempt with the highest number there is.
     """
-    planned = _of_plan(plan, trial_id)
+    asked = read_resources(store, plan, trial_id)
     if trial_id == layout.EVERY_TRIAL:
-        planned["resources"] = {k: v * concurrent for k, v in planned["resources"].items()}
+        asked = {name: amount * concurrent for name, amount in asked.items()}
     if memory is not None:
-        planned["resources"] = {**planned["resources"], "memory": memory}
+        asked["memory"] = max(memory, asked.get("memory", 0.0))
     number = attempt or max(list_attempts(store, plan.restore_id, trial_id), default=0) + 1
     while True:
         key = layout.request_key(plan.restore_id, trial_id, number)
         if layout.attempt_number(f"{number:06d}") is None:
             raise RecordUnreadableError(store.uri, key, "no number is left after the last attempt")
         request = RunnerRequest(
-            **planned,
+            **_of_plan(plan, trial_id),
+            resources=asked,
             experiment=plan.experiment,
             restore_id=plan.restore_id,
             trial_id=trial_id,
@@ -83,6 +88,7 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
             address=address,
             runtime_env=runtime_env or {},
             reports=reports,
+            sized=sized,
             nonce=secrets.token_hex(8),
         )
         try:
@@ -96,21 +102,44 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
 
 
 def _of_plan(plan: "RestorePlan", trial_id: str) -> dict[str, Any]:
-    """Return what the plan says of a trial; of all of them, the most that one of them asks for."""
+    """Return what the plan holds for a trial, or for all of them."""
     if trial_id == layout.EVERY_TRIAL:
-        most: dict[str, float] = {}
-        for trial in plan.to_run:
-            for name, amount in trial.resources.items():
-                most[name] = max(amount, most.get(name, 0.0))
-        return {"action": "run", "resources": most}
+        return {"action": "run"}
     trial = plan.trial(trial_id)
     return {
         "action": trial.action.value,
         "checkpoint": trial.checkpoint,
         "iteration": trial.iteration,
         "new_trial_id": trial.new_trial_id,
-        "resources": trial.resources,
     }
+
+
+def read_resources(store: ObjectStore, plan: "RestorePlan", trial_id: str) -> dict[str, float]:
+    """Return what a trial asks for, as far as is known; of all of them, the most that one asks for.
+
+    A runner whose place was too small has left what its trainable asks for now; else it is what was
+    recorded, and that may be out of date.
+
+    Raises:
+        InvalidInputError: If the plan has no such trial, or if the trainable asked for more again than
+            what it had just been given.
+    """
+    outcomes = (
+        read_whatever_outcome(store, plan.restore_id, trial_id, attempt)
+        for attempt in reversed(list_attempts(store, plan.restore_id, trial_id))
+    )
+    needed = [outcome.resources if outcome is not None else {} for outcome in outcomes]
+    if len(needed) > 1 and needed[0] and needed[1]:
+        raise InvalidInputError(
+            f"{_name(trial_id)} of {plan.experiment} asked for {describe(needed[1])}, was given it, and "
+            f"then asked for {describe(needed[0])}. Let its trainable ask for the same each time; then "
+            "clear the task that makes the plan."
+        )
+    if newest := next(filter(None, needed), None):
+        return dict(newest)
+    if trial_id == layout.EVERY_TRIAL:
+        return most_of(trial.resources for trial in plan.to_run) or {"CPU": 1.0}  # Ray's default
+    return dict(plan.trial(trial_id).resources)
 
 
 def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[int]:
@@ -223,6 +252,10 @@ def wait_until_over(
         if beat != last:
             last, since = beat, monotonic()
     return True
+
+
+def _name(trial_id: str) -> str:
+    return "A trial" if trial_id == layout.EVERY_TRIAL else f"Trial {trial_id}"
 
 
 def _get(store: ObjectStore, key: str) -> bytes | None:

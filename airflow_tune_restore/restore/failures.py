@@ -27,6 +27,7 @@ class Cause(StrEnum):
     ACTOR_DIED = "actor_died"  # a worker process died for a reason nobody recorded
     STORAGE = "storage"  # a checkpoint or result could not be written or read
     TRAINABLE = "trainable"  # the trainable's own exception
+    NO_ROOM = "no_room"  # no node could hold what the trial asks for; it did not run
     KILLED = "killed"  # the runner was killed before it could say anything
     UNKNOWN = "unknown"
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin
 
-from airflow_tune_restore.experiments.numbers import strict_json
+from airflow_tune_restore.experiments.numbers import is_amount, strict_json
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
 """A runner's stdout line that starts with this carries one `RunnerProgress`."""
@@ -82,6 +82,11 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _amounts(values: dict[str, Any]) -> dict[str, float]:
+    """Keep resources that something can be sized by."""
+    return {name: float(value) for name, value in values.items() if is_amount(value) and value > 0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunnerRequest(_Record):
     """One attempt of one trial. Stored at `layout.request_key`; holds no credential.
@@ -105,7 +110,10 @@ class RunnerRequest(_Record):
             searcher is lost with `tuner.pkl`; or None.
         imports: Modules to import first (they may register trainables or environments).
         address: Ray cluster to connect to; None starts a private one in the runner.
-        resources: What the trial asks for; a private Ray is made that large.
+        resources: What the trial asked for when it was recorded, or lately; with more memory, what
+            this attempt asks a cluster for.
+        sized: Whether the place it runs in was made for `resources`: if the trial asks for more now, it
+            is not run, and the outcome has what it asks for.
         runtime_env: Ray runtime_env for the connection.
         reports: Whether results are written to storage, too, for a follower that cannot read stdout.
         remember_scheduler: Whether the scheduler is told what all trials reported before (Ray forgets).
@@ -136,6 +144,7 @@ class RunnerRequest(_Record):
     remember_scheduler: bool = False
     ignore_tuner: bool = False
     search_alg: str | None = None
+    sized: bool = False
     nonce: str = ""
     schema: int = 1
 
@@ -208,6 +217,8 @@ class RunnerOutcome(_Record):
         error: Its message, "" if none.
         cause: Why it failed, one of `failures.Cause`; "" if it did not.
         place: Innermost line of the user's code in its traceback; "" if none.
+        resources: What one trial asks for, where the place made for it is too small: nothing was run.
+            Empty in all other outcomes.
         started_at: ISO 8601 UTC.
         ended_at: ISO 8601 UTC.
         ray_version: Version that ran it.
@@ -227,6 +238,7 @@ class RunnerOutcome(_Record):
     error: str = ""
     cause: str = ""
     place: str = ""
+    resources: dict[str, float] = field(default_factory=dict)
     started_at: str = ""
     ended_at: str = ""
     ray_version: str = ""
@@ -235,6 +247,7 @@ class RunnerOutcome(_Record):
     def __post_init__(self) -> None:
         Result(self.result)  # ValueError if it is none
         object.__setattr__(self, "metrics", _scalars(self.metrics))
+        object.__setattr__(self, "resources", _amounts(self.resources))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
+from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, NoRoomError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.attempts import list_attempts, wait_until_over
 from airflow_tune_restore.restore.request import Result, RunnerRequest
-from airflow_tune_restore.runner import ray_internals
+from airflow_tune_restore.restore.resources import describe, is_enough
+from airflow_tune_restore.runner import needs, ray_internals
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.loading import Loaded, load
-from airflow_tune_restore.runner.outcome import build_outcome, now
+from airflow_tune_restore.runner.outcome import INTERRUPTED, build_outcome, now
 from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
 from airflow_tune_restore.runner.reporter import Reporter
+from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -44,6 +46,7 @@ class Attempt:
         self._stop = stop
         self._heartbeat = Heartbeat(store, request, parent_pid)
         self._scope: Scope | None = None
+        self._needed: dict[str, float] = {}
         self._started_at = now()
 
     def run(self) -> Result:
@@ -77,11 +80,21 @@ class Attempt:
             self._heartbeat.runs()
             loaded = load(self._store, self._request)
             self._scope = _make_scope(self._store, self._request, self._heartbeat, self._started_at)
-            self._fit(self._scope, loaded)
+            asked = self._ask(self._scope, loaded)
+            most = needs.most(asked)
+            if self._request.sized and not is_enough(self._request.resources, most):
+                self._needed = most
+                why = f"a trial asks for {describe(most)} now, and its place was made for less"
+                logger.warning("Nothing is run here: %s.", why)
+                return Result.INTERRUPTED, (INTERRUPTED, why)
+            self._fit(self._scope, loaded, asked)
             return self._scope.judge(told_to_stop=self._stop.came)
         except InvalidInputError as error:
             logger.error("%s", error)  # noqa: TRY400  a user's mistake needs no traceback
             return Result.REFUSED, ("InvalidInputError", str(error))
+        except NoRoomError as error:
+            logger.error("%s", error)  # noqa: TRY400  nothing broke
+            return Result.INTERRUPTED, (NoRoomError.__name__, str(error))
         except ToldToStopError:
             return Result.INTERRUPTED, ("Interrupted", "told to stop before the trial ran")
         except Exception as error:
@@ -98,14 +111,23 @@ class Attempt:
             if attempt < request.attempt:
                 wait_until_over(self._store, request.restore_id, request.trial_id, attempt)
 
-    def _fit(self, scope: "Scope", loaded: Loaded) -> None:
+    def _ask(self, scope: "Scope", loaded: Loaded) -> needs.Asked:
+        """Return what trials ask for now; nothing on a cluster, which is as large as it is."""
+        if self._request.address is not None:
+            return {}
+        return needs.ask(loaded.trainable, needs.read_rows(scope), loaded.param_space)
+
+    def _fit(self, scope: "Scope", loaded: Loaded, asked: needs.Asked) -> None:
         """Run Ray's own restore with the controller, the state and the staging directory ours."""
         from airflow_tune_restore.runner import tuning
 
         with ExitStack() as stack:
             stack.push(self._end_ray_early)
             if not is_own_job(self._request):
-                self._join(connect)
+                self._join(lambda request: connect(request, needs.most(asked)))
+            if self._request.trial_id != layout.EVERY_TRIAL:  # of many, the controller gives up one
+                for why in scope.room.look(lambda: asked).values():
+                    raise InvalidInputError(why)
             for owner, name, value in tuning.replacements(scope):
                 stack.enter_context(ray_internals.replaced(owner, name, value))
             if loaded.has_tuner:
@@ -136,6 +158,7 @@ class Attempt:
             trial=self._scope.trial if self._scope is not None else None,
             started_at=self._started_at,
             ray_version=ray_internals.version(),
+            resources=self._needed,
         )
         key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
         self._store.put(key, outcome.to_json())
@@ -165,6 +188,7 @@ def _make_scope(
         "is_seed": snapshot is None,
         "staging": Path(tempfile.mkdtemp(prefix="tune-restore-")),
         "check_fence": heartbeat.check_or_end,
+        "room": RoomWatch.of(request),
     }
     if not is_experiment:
         reporter = Reporter(store, request) if request.reports else None

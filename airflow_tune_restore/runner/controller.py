@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.train._internal.storage import _upload_to_fs_path
-from ray.tune import Callback
+from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -28,6 +28,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.outcome import scalar_metrics
+from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.storage.base import ObjectStore
 
 CALLBACK_STATES = "callback-states-"
@@ -47,6 +48,7 @@ class Scope:
         is_seed: Whether nothing of this restore was run before.
         staging: Private directory for files on their way to storage.
         check_fence: Ends this process if a newer attempt or restore is at work.
+        room: Looks after trials that no node can hold.
         saved: Status of each trial in the newest snapshot; empty before the first.
 
     """
@@ -57,6 +59,7 @@ class Scope:
     is_seed: bool
     staging: Path
     check_fence: Callable[[], None]
+    room: RoomWatch
     saved: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -67,6 +70,10 @@ class Scope:
     @property
     def has_ended(self) -> bool:
         """Whether everything there was to run has ended, and was saved so."""
+        raise NotImplementedError
+
+    def sizes(self, row: dict[str, Any]) -> bool:
+        """Whether what the run needs is made to fit this trial, too, given as its JSON."""
         raise NotImplementedError
 
     def resume_config(self) -> ResumeConfig:
@@ -126,6 +133,21 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         except Exception as error:
             self._failure = error
             raise
+
+    def step(self) -> None:
+        """Look whether those that wait have room, then go on as Ray does."""
+        for trial_id, why in self.scope.room.look(self._waiting).items():
+            self.give_up(trial_id, why)
+        if not self.is_finished():  # Ray raises if the last one was stopped here
+            super().step()
+
+    def _waiting(self) -> dict[str, PlacementGroupFactory]:
+        pending = (trial for trial in self._trials if trial.status == Trial.PENDING)
+        return {trial.trial_id: trial.placement_group_factory for trial in pending}
+
+    def give_up(self, trial_id: str, why: str) -> None:
+        """End the waiting of a trial that no node can hold; it stays unfinished."""
+        raise NotImplementedError
 
     def adopt(self) -> None:
         """Prepare the restored trials, before the first snapshot and before anything runs."""

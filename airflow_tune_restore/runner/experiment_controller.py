@@ -17,7 +17,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.tune_config import ResumeConfig
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import NoRoomError, RunnerError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner import checkpoint_choice, scheduler_memory, searcher
@@ -42,6 +42,7 @@ class ExperimentScope(Scope):
         reporter: Tells tasks of their trials, and of their wish to stop them.
         started_at: ISO 8601 UTC.
         held: Trials that were stopped alone; they stay unfinished.
+        given_up: Why no node can hold a trial, by its id; each is held, too.
         told: Trials whose outcome was recorded.
         is_drawn: Whether the searcher has no more samples to draw, as of the newest snapshot.
         missing: Samples that are left although it has none to draw, as of the newest snapshot.
@@ -52,6 +53,7 @@ class ExperimentScope(Scope):
     reporter: Reporter
     started_at: str
     held: set[str] = field(default_factory=set)
+    given_up: dict[str, str] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     is_drawn: bool = False
     missing: int = 0
@@ -77,6 +79,14 @@ class ExperimentScope(Scope):
         """Whether all that was to run has ended, and was saved so."""
         is_drawn = self.is_drawn and not self.missing
         return is_drawn and bool(self.saved) and not self._unfinished()
+
+    def sizes(self, row: dict[str, Any]) -> bool:
+        """Those to run; all, if samples are drawn, of which the others are all that is known."""
+        if self.planned.get("draws_samples"):
+            return True
+        trial_id = row["trial_id"]
+        planned = self._by_id.get(trial_id) or self._by_final_id.get(trial_id)
+        return planned is not None and planned["action"] in ("resume", "restart")
 
     def close(self) -> None:
         """Write the last progress."""
@@ -133,8 +143,17 @@ class ExperimentController(GuardedController):
             owner = layout.EVERY_TRIAL if part.action == "draw" else part.trial_id
             if owner == wanted and not trial.is_finished():
                 logger.info("Trial %s was told to stop; it can be resumed later.", trial.trial_id)
-                self.scope.held.add(trial.trial_id)
-                self.request_stop_trial(trial)
+                self._stop_unfinished(trial)
+
+    def give_up(self, trial_id: str, why: str) -> None:
+        """Stop the trial alone; the others go on."""
+        logger.error("%s", why)
+        self.scope.given_up[trial_id] = why
+        self._stop_unfinished(self.get_trial(trial_id))
+
+    def _stop_unfinished(self, trial: Trial) -> None:
+        self.scope.held.add(trial.trial_id)
+        self.request_stop_trial(trial)
         self._process_stop_requests()
 
     def add_trial(self, trial: Trial) -> None:
@@ -277,7 +296,12 @@ class ExperimentController(GuardedController):
         part = self.scope.part(trial)
         if part.action not in ("resume", "restart", "draw"):
             return
-        if trial.trial_id in self.scope.held:
+        if why := self.scope.given_up.get(trial.trial_id):
+            # a private Ray stays as it is: a retry would be refused as well
+            on_cluster = self.scope.request.address is not None
+            result = Result.INTERRUPTED if on_cluster else Result.REFUSED
+            ended = result, (NoRoomError.__name__, why)
+        elif trial.trial_id in self.scope.held:
             ended = Result.INTERRUPTED, ("Interrupted", "told to stop; it can be resumed")
         elif trial.status == Trial.ERROR:
             ended = Result.FAILED, error_of(trial)

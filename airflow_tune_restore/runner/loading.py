@@ -162,8 +162,8 @@ def _check_trainable_name(
     """
     from ray.tune.experiment import Experiment
 
-    converted = trainable.as_trainable() if _is_trainer(trainable) else trainable
-    actual, recorded = Experiment.get_trainable_name(converted), request.trainable_name
+    recorded = request.trainable_name
+    actual = Experiment.get_trainable_name(as_trainable(trainable))
     if not recorded or actual == recorded:
         return
     known = f"trainable {request.trainable} is known to Tune as {actual!r}"
@@ -278,6 +278,11 @@ def _registered(name: str) -> str:
             f"(imports), or give package.module:attribute.{hint}"
         ) from None
     return name
+
+
+def as_trainable(value: Any) -> Any:
+    """Return what Tune trains: of a trainer, its trainable."""
+    return value.as_trainable() if _is_trainer(value) else value
 
 
 def _is_trainer(value: Any) -> bool:

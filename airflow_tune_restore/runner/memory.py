@@ -6,11 +6,12 @@ The row keeps what the trial asked for by itself. Ray computes that anew wheneve
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.ray_internals import replaced
+from airflow_tune_restore.runner.room import Node, how_often, nodes
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -57,7 +58,8 @@ def _with_memory(own: Any, wanted: float) -> Any:
     """Return the resources with that much memory in all; the same if they have it, or none can."""
     bundles = own.bundles
     has = own.required_resources.get("memory", 0.0)
-    wanted = min(wanted, _largest_node())
+    grown = [bundle for bundle in bundles if "memory" in bundle] or bundles[:1]
+    wanted = min(wanted, _most_memory(grown, nodes()))
     if wanted <= has:
         return own
     if has:
@@ -72,9 +74,13 @@ def _with_memory(own: Any, wanted: float) -> Any:
     return type(own)(bundles, strategy=own.strategy)
 
 
-def _largest_node() -> float:
-    """Return the memory of the largest node there is; a trial that asks for more waits for ever."""
-    import ray
+def _most_memory(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node]) -> float:
+    """Return the memory of the largest node that has what else the bundles ask for.
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max((resources.get("memory", 0.0) for resources in nodes), default=0.0)
+    A trial that asks for more than any node has would wait for one that may never come.
+    """
+    others = [{**bundle, "memory": 0.0} for bundle in bundles]
+    return max(
+        (node.get("memory", 0.0) for node in nodes if all(how_often(o, node) for o in others)),
+        default=0.0,
+    )

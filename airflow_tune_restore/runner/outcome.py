@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import airflow_tune_restore.restore.request as contract
+from airflow_tune_restore.exceptions import NoRoomError
 from airflow_tune_restore.experiments.numbers import whole_iteration
-from airflow_tune_restore.restore.failures import Failure, classify
+from airflow_tune_restore.restore.failures import Cause, Failure, classify
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 
 EXIT_CODES = {
@@ -39,8 +40,12 @@ def build_outcome(
     trial: Any,
     started_at: str,
     ray_version: str,
+    resources: dict[str, float] | None = None,
 ) -> RunnerOutcome:
-    """Build the record; `trial` is Ray's, None if it never came to one."""
+    """Build the record; `trial` is Ray's, None if it never came to one.
+
+    `resources` are what it needs, if they are the reason that it was not run.
+    """
     last = trial.last_result if trial is not None else {}
     failure = _failure(result, error, trial)
     return RunnerOutcome(
@@ -56,6 +61,7 @@ def build_outcome(
         error=error[1][:MESSAGE_LIMIT],
         cause=failure.cause.value if failure is not None else "",
         place=failure.place if failure is not None else "",
+        resources=resources or {},
         started_at=started_at,
         ended_at=now(),
         ray_version=ray_version,
@@ -81,6 +87,8 @@ def _failure(result: Result, error: tuple[str, str], trial: Any) -> Failure | No
     """Tell why it failed: the trial by Ray's text of it, the runner itself by its exception."""
     if result is Result.FAILED:
         return classify(_text_of_error(trial) or error[1], type_name=error[0])
+    if error[0] == NoRoomError.__name__:
+        return Failure(cause=Cause.NO_ROOM)
     if result is Result.INTERRUPTED and error[0] not in ("", INTERRUPTED):
         return classify(error[1], type_name=error[0])
     return None

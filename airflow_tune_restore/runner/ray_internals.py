@@ -49,8 +49,16 @@ _NEEDED = (
     # ids of restarted trials, and JSON of rows
     "ray.tune.experiment:Trial.generate_id",
     "ray.tune.experiment:Trial.from_json_state",
-    # what a trial asks for
+    # what a trial asks for, and what a machine has
     "ray.tune.experiment:Trial.create_placement_group_factory",
+    "ray.tune.experiment:Trial.from_json_state",
+    "ray.tune.experiment:Trial.resolve_config_placeholders",
+    "ray.tune.experiment:Experiment.register_if_needed",
+    "ray.tune.impl.placeholder:create_resolvers_map",
+    "ray.tune.impl.placeholder:inject_placeholders",
+    "ray._private.accelerators:get_accelerator_manager_for_resource",
+    "ray._private.utils:estimate_available_memory",
+    "ray._private.utils:get_system_memory",
     "ray.tune.experiment:Experiment.get_trainable_name",
     "ray.tune.utils.serialization:TuneFunctionEncoder",
     "ray.tune.search:BasicVariantGenerator.set_finished",

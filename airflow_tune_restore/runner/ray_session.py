@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_tune_restore.experiments.layout import EVERY_TRIAL
@@ -27,8 +28,8 @@ is fixed (ray._private.node, 2.60) and too short where many start at once on a b
 logger = logging.getLogger(__name__)
 
 
-def connect(request: RunnerRequest) -> None:
-    """Start or join Ray; `ray.shutdown` ends either."""
+def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
+    """Start or join Ray; `ray.shutdown` ends either. A private one is as large as what is asked for."""
     import ray
 
     with signals.kept():
@@ -39,7 +40,7 @@ def connect(request: RunnerRequest) -> None:
                 log_to_driver=True,
             )
         else:
-            start(**_private(request))
+            start(**_private(request, asked))
 
 
 def join_early(request: RunnerRequest) -> None:
@@ -49,7 +50,7 @@ def join_early(request: RunnerRequest) -> None:
     the next actor of its job with the same runtime_env (raylet/worker_pool.cc, 2.60): the trial's. If it
     does not fit (the trial is on another node), it idles for a second and ends.
     """
-    connect(request)
+    connect(request, {})
     import ray
 
     never = ray.remote(num_cpus=0, runtime_env={"env_vars": TRIAL_ENV})(_never_run).remote()
@@ -77,25 +78,46 @@ def start(**options: Any) -> None:
             return
 
 
-def _private(request: RunnerRequest) -> dict[str, Any]:
-    """Return the arguments of a Ray as large as what is asked for, in whole CPUs and GPUs."""
-    amounts = dict(request.resources)
-    cpus, gpus = amounts.pop("CPU", 1.0), amounts.pop("GPU", 0.0)
+def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, Any]:
+    """Return the arguments of a Ray as large as what is asked for, in whole CPUs, GPUs and others."""
+    amounts = {name: math.ceil(amount) for name, amount in asked.items()}
+    cpus, gpus = amounts.pop("CPU", 1), amounts.pop("GPU", 0)
     if request.trial_id == EVERY_TRIAL:
         # as many trials side by side as fit, as Ray would; in a pod, `cpu_count` tells of its node
         cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
-    amounts.pop("memory", None)  # the machine's own memory decides
-    size = os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
+    memory = amounts.pop("memory", 0)
+    store = int(os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES))
     return {
         "address": "local",  # never a cluster that happens to be named in the environment
-        "num_cpus": max(1, math.ceil(cpus)),
-        "num_gpus": math.ceil(gpus) if gpus else None,
+        "num_cpus": max(1, cpus),
+        "num_gpus": _gpus(gpus) if gpus else None,
         "resources": amounts or None,
-        "object_store_memory": int(size),
+        "_memory": _memory(memory, store) if memory else None,
+        "object_store_memory": store,
         "runtime_env": request.runtime_env or None,
         "include_dashboard": False,
         "log_to_driver": True,
     }
+
+
+def _gpus(asked: int) -> int:
+    """Return as many GPUs as Ray may use: it does not start with more (resource_and_label_spec, 2.60)."""
+    from ray._private import accelerators
+
+    manager = accelerators.get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return asked if visible is None else min(asked, len(visible))
+
+
+def _memory(asked: int, object_store: int) -> int:
+    """Return the memory of a private Ray: what is free, or what is asked for if the machine has that.
+
+    What happens to be free at the start decides nothing: the trials of other tasks may end any time.
+    """
+    from ray._private import utils
+
+    free = utils.estimate_available_memory() - object_store
+    return int(max(free, min(asked, utils.get_system_memory())))
 
 
 def is_job() -> bool:

@@ -7,7 +7,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.tune_config import ResumeConfig
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import NoRoomError, RunnerError
 from airflow_tune_restore.restore.request import Result, RunnerProgress
 from airflow_tune_restore.runner import checkpoint_choice, memory
 from airflow_tune_restore.runner.controller import GuardedController, Scope
@@ -50,6 +50,11 @@ class TrialScope(Scope):
         """Whether it has ended, and was saved so."""
         trial = self.restored
         return trial is not None and self.saved_status == trial.status and trial.is_finished()
+
+    def sizes(self, row: dict[str, Any]) -> bool:
+        """There is no other."""
+        del row
+        return True
 
     def resume_config(self) -> ResumeConfig:
         """Run the one row whatever its status is; but leave one that an earlier attempt finished."""
@@ -141,6 +146,12 @@ class TrialController(GuardedController):
                 checkpoint_choice.start_of(trial),
             )
         self.scope.restored = trial
+
+    def give_up(self, trial_id: str, why: str) -> None:
+        """End the run, with a snapshot."""
+        del trial_id
+        self.checkpoint(force=True, wait=True)
+        raise NoRoomError(why)
 
     def changed_trials(self) -> list[Trial]:
         """Return the trial."""

@@ -5,7 +5,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.controller import Scope, bound_controller
-from airflow_tune_restore.runner.loading import Loaded
+from airflow_tune_restore.runner.loading import Loaded, as_trainable
 from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 from airflow_tune_restore.storage.location import Location
@@ -85,10 +85,8 @@ def restore_state(scope: Scope, loaded: Loaded) -> None:
 
     filesystem, path = arrow_filesystem(scope.request.experiment)
     location = Location.parse(path)
-    trainable = loaded.trainable
-    is_trainer = not isinstance(trainable, type) and hasattr(trainable, "as_trainable")
     tune.run(
-        trainable.as_trainable() if is_trainer else trainable,
+        as_trainable(loaded.trainable),
         name=location.name,
         config=loaded.param_space,
         storage_path=str(location.parent),

@@ -7,7 +7,9 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.start import read_plan
 from tests.support.kubernetes import pods
+from tests.support.kubernetes.api import base
 
 
 def test_a_trial_is_resumed_in_a_pod_of_its_own(trial, api, capfd):
@@ -29,6 +31,25 @@ def test_a_trial_is_resumed_in_a_pod_of_its_own(trial, api, capfd):
     assert api.pod_names() == []
     commit_restore(trial.store, trial.restore_id)
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_pod_too_small_for_what_is_asked_for_now_is_followed_by_one_of_that_size(
+    trial, api, capfd
+):
+    recorded = read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]
+    result = trial.run(trainable="tests.support.experiments.asking:three_cpus")
+    assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 2)
+    assert [base(pod)["resources"]["limits"]["cpu"] for pod in api.created] == [
+        f"{recorded:g}",
+        "3",
+    ]
+    log = capfd.readouterr().out
+    assert (
+        "Attempt 1 ran nothing, because its pod was too small: a trial asks for CPU 3 now." in log
+    )
+    assert trial.failures == ()
+    assert trial.iterations() == [1, 2, 3, 4, 5, 6]
+    assert api.pod_names() == []
 
 
 def test_a_pod_that_cannot_start_says_why_and_is_no_failed_attempt(trial, api):

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.exceptions import PodLostError
@@ -25,6 +25,8 @@ from tests.support.experiments.failed import Gate
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import base
 from tests.support.kubernetes.pods import Trial
+
+ASKING = "tests.support.experiments.asking"
 
 
 def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes_on(
@@ -162,6 +164,48 @@ def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(
     assert "The pod was evicted" in end.message
     assert "Attempt 1 ended unseen: The pod was evicted" in capfd.readouterr().out
     commit_restore(trial.store, trial.restore_id)
+
+
+def test_coupled_trials_that_ask_for_more_now_get_a_larger_pod(api, copied, capfd):
+    trial = Trial(api, copied("limited"), strategy="whole_experiment")
+    more = {"trainable": f"{ASKING}:three_cpus", "concurrent_trials": 1}
+    tasks = [trial.start(trial=item, **more) for item in trial.items]
+    assert [task.end()["status"] for task in tasks] == ["TERMINATED"] * 3
+    recorded = read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]
+    cpus = [base(pod)["resources"]["limits"]["cpu"] for pod in api.created]
+    assert cpus == [f"{recorded:g}", "3"]
+    assert "its pod was too small: a trial asks for CPU 3 now" in capfd.readouterr().out
+
+
+def test_a_deferred_task_defers_to_the_larger_pod(trial, api):
+    more = {"trainable": f"{ASKING}:three_cpus", "deferrable": True, "logging_interval": 1}
+    with pytest.raises(TaskDeferred) as deferred:
+        trial.operator(**more).execute(pods.pod_context())
+    event = _followed(deferred.value)
+    with pytest.raises(TaskDeferred) as again:
+        trial.operator(**more).trigger_reentry(pods.pod_context(), event)
+    result = trial.operator(**more).trigger_reentry(pods.pod_context(), _followed(again.value))
+    assert (result["status"], result["attempt"]) == ("TERMINATED", 2)
+    assert len(api.created) == 2
+
+
+def _followed(deferred: TaskDeferred) -> dict:
+    """Wait in the place of a triggerer, and return what it says."""
+    path, arguments = deferred.trigger.serialize()
+
+    async def follow() -> dict:
+        return (await anext(import_string(path)(**arguments).run())).payload
+
+    return asyncio.run(follow())
+
+
+def test_a_trainable_that_asks_for_more_each_time_gets_no_third_pod(trial, api):
+    with pytest.raises(
+        AirflowFailException, match=r"asked for CPU [0-9.e+]+, was given it, and then"
+    ):
+        trial.run(trainable=f"{ASKING}:more_each_time")
+    assert len(api.created) == 2
+    assert trial.failures == ()
 
 
 def test_a_run_that_is_being_claimed_just_now_has_no_pod_yet(api, copied):

@@ -49,7 +49,12 @@ def load(name: str) -> Any:
 def restore(cases: list[dict[str, Any]]) -> None:
     from airflow_tune_restore.runner.ray_session import start
 
-    start(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2)
+    start(
+        address="local",
+        num_cpus=max(case.get("num_cpus", 2) for case in cases),
+        include_dashboard=False,
+        object_store_memory=100 * 1024**2,
+    )
     for case in cases:
         restore_one(case)
 

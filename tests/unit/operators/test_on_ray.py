@@ -250,6 +250,22 @@ def test_a_job_that_was_stopped_elsewhere_is_tried_again_by_airflow(item, jobs, 
         trial(item).execute_complete(make_context(), event(item))
 
 
+def test_one_of_many_without_room_is_not_run_again_at_once(errored, jobs):
+    """Others of the run that were stopped alone are; this one would only wait once more."""
+    planner = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
+        strategy="whole_experiment",
+    )  # fmt: skip
+    item, store = planner.execute(make_context())[0], open_store(str(errored))
+    deferred(trial(item))
+    run_outcome(
+        store, item, Result.INTERRUPTED, cause="no_room", error_type="NoRoomError", error="CPU 64"
+    )
+    jobs.end("SUCCEEDED")
+    with pytest.raises(AirflowException, match=r"Trial a3 .* found no room"):
+        trial(item).execute_complete(make_context(), event(item))
+
+
 def test_the_state_store_is_believed_only_of_this_very_attempt(item, jobs, store):
     context = {**make_context(), "task_state_store": StateStore()}
     trigger = deferred(trial(item), context)

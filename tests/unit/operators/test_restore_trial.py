@@ -108,6 +108,21 @@ def test_a_stopped_trial_says_that_a_retry_goes_on(item, launcher, store):
         trial(item).execute(make_context())
 
 
+def test_one_that_found_no_room_says_what_it_asked_for_and_may_be_retried(item, launcher, store):
+    launcher.on_start = ending(
+        store,
+        Result.INTERRUPTED,
+        cause="no_room",
+        error_type="NoRoomError",
+        error="CPU 64, no node",
+    )
+    with pytest.raises(
+        AirflowException, match=r"found no room; its snapshot is saved.*CPU 64"
+    ) as e:
+        trial(item).execute(make_context())
+    assert not isinstance(e.value, AirflowFailException)
+
+
 def test_a_runner_that_dies_without_a_word_is_quoted(item, launcher):
     launcher.said = ("Killed",)
     with pytest.raises(AirflowException, match=r"without saying how.*It last said: Killed"):

@@ -19,7 +19,7 @@ REQUEST = RunnerRequest(
 
 @pytest.fixture(autouse=True)
 def largest(monkeypatch):
-    monkeypatch.setattr(memory, "_largest_node", lambda: 64 * GIB)
+    monkeypatch.setattr(memory, "nodes", lambda: [{"CPU": 8, "GPU": 1, "memory": 64 * GIB}])
 
 
 @pytest.fixture
@@ -62,9 +62,16 @@ def test_it_is_never_less_than_its_own(asks):
 
 
 def test_it_is_never_more_than_the_largest_node_has(asks, monkeypatch):
-    monkeypatch.setattr(memory, "_largest_node", lambda: 5 * GIB)
+    monkeypatch.setattr(memory, "nodes", lambda: [{"CPU": 2, "memory": 5 * GIB}])
     (bundle,) = asks([{"CPU": 1}]).placement_group_factory.bundles
     assert bundle["memory"] == 5 * GIB
+
+
+def test_only_a_node_with_the_rest_of_what_it_asks_for_counts(asks, monkeypatch):
+    there = [{"CPU": 2, "memory": 64 * GIB}, {"CPU": 2, "GPU": 1, "memory": 6 * GIB}]
+    monkeypatch.setattr(memory, "nodes", lambda: there)
+    (bundle,) = asks([{"CPU": 1, "GPU": 1}]).placement_group_factory.bundles
+    assert bundle["memory"] == 6 * GIB
 
 
 def test_a_private_ray_is_not_asked(asks):

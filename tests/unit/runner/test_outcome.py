@@ -68,6 +68,14 @@ def test_a_runner_that_could_not_go_on_says_why_and_one_that_was_stopped_does_no
     assert outcome(Result.FINISHED, ("", "")).cause == ""
 
 
+def test_a_trial_without_room_has_a_cause_of_its_own_whatever_its_name_is():
+    error = ("NoRoomError", "Trial spot_instance_preempted asks for CPU 64")
+    for result in (Result.INTERRUPTED, Result.REFUSED):
+        assert outcome(result, error).cause == "no_room"
+    # a trainable may raise what it likes
+    assert outcome(Result.FAILED, ("NoRoomError", "mine")).cause != "no_room"
+
+
 def test_an_outcome_of_an_older_runner_is_read():
     record = outcome(Result.FINISHED, ("", ""))
     older = json.loads(record.to_json())

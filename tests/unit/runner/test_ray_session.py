@@ -9,7 +9,7 @@ from airflow_tune_restore.runner import ray_session
 SLOW = "The current node timed out during startup."
 REQUEST = RunnerRequest(
     experiment="e", restore_id="r", trial_id="t", attempt=1, trainable="m:t", trainable_name="t",
-    action="resume", resources={"CPU": 2.0},
+    action="resume", resources={"CPU": 1.0},
 )  # fmt: skip
 
 
@@ -33,12 +33,36 @@ def starts(monkeypatch):
 
 def test_a_ray_that_is_too_slow_to_start_is_started_again(starts):
     starts.fails = ray_session.STARTS - 1
-    ray_session.connect(REQUEST)
+    ray_session.connect(REQUEST, {"CPU": 1.5})
     assert [options["num_cpus"] for options in starts] == [2] * ray_session.STARTS
 
 
 def test_one_that_never_starts_is_given_up_in_its_own_words(starts):
     starts.fails = ray_session.STARTS
     with pytest.raises(Exception, match=SLOW):
-        ray_session.connect(REQUEST)
+        ray_session.connect(REQUEST, {"CPU": 1.5})
     assert len(starts) == ray_session.STARTS
+
+
+def test_a_private_ray_is_as_large_as_what_is_asked_for_now_in_whole_numbers(starts):
+    ray_session.connect(REQUEST, {"CPU": 2.5, "GPU": 0.5, "special": 0.5})
+    (options,) = starts
+    assert (options["num_cpus"], options["num_gpus"]) == (3, 1)
+    assert options["resources"] == {"special": 1}
+    assert options["_memory"] is None
+
+
+def test_no_more_gpus_than_ray_may_see(starts, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    ray_session.connect(REQUEST, {"CPU": 1.0, "GPU": 4.0})
+    assert starts[0]["num_gpus"] == 2
+
+
+def test_memory_is_what_is_asked_for_as_far_as_the_machine_has_it(starts, monkeypatch):
+    from ray._private import utils
+
+    monkeypatch.setattr(utils, "get_system_memory", lambda: 1000 * 1024**2)
+    for free, asked, given in ((300, 500, 500), (900, 500, 700), (300, 5000, 1000)):
+        monkeypatch.setattr(utils, "estimate_available_memory", lambda free=free: free * 1024**2)
+        ray_session.connect(REQUEST, {"CPU": 1.0, "memory": asked * 1024.0**2})
+        assert starts[-1]["_memory"] == given * 1024**2

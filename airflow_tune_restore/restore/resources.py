@@ -1,0 +1,45 @@
+"""Resources as Ray names them, summed up over trials and put into words. Standard library only."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+
+def most_of(asked: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the most that one of them asks for, of each resource."""
+    found: dict[str, float] = {}
+    for resources in asked:
+        for name, amount in resources.items():
+            found[name] = max(amount, found.get(name, 0.0))
+    return found
+
+
+def is_enough(given: Mapping[str, float], needed: Mapping[str, float]) -> bool:
+    """Whether a place made for `given` holds `needed`; it has whole CPUs and GPUs, at least one CPU."""
+    return all(
+        amount <= (given.get(name, 0.0) if name == "memory" else _whole(name, given))
+        for name, amount in needed.items()
+    )
+
+
+def describe(resources: Mapping[str, float]) -> str:
+    """Return resources in words, as `CPU 3, memory 8.0 GiB`."""
+    words = [f"{name} {_amount(name, amount)}" for name, amount in sorted(resources.items())]
+    return ", ".join(words) or "nothing"
+
+
+def describe_bundles(bundles: Iterable[Mapping[str, float]], strategy: str) -> str:
+    """Return a placement group in words, as `2 bundles of CPU 1 (STRICT_SPREAD)`."""
+    counts = Counter(describe(bundle) for bundle in bundles)
+    if counts.total() == 1:
+        return next(iter(counts))
+    parts = [f"{n} bundles of {words}" if n > 1 else words for words, n in counts.items()]
+    return f"{' and '.join(parts)} ({strategy})"
+
+
+def _whole(name: str, given: Mapping[str, float]) -> int:
+    return max(math.ceil(given.get(name, 0.0)), 1 if name == "CPU" else 0)
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 1024**3:.1f} GiB" if name == "memory" else f"{amount:g}"

@@ -1,0 +1,41 @@
+"""A private Ray is made for what the trainable asks for now; more: slow/test_more_resources_of_now.py."""
+
+import json
+
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_REFUSED
+from tests.support.ray.real_restore import Restoring
+from tests.support.ray.tuner_restore import ask_ray
+
+ASKING = "tests.support.experiments.asking"
+
+
+def test_a_trial_that_asks_for_more_than_was_recorded_ends_as_with_tuner_restore(copied, tmp_path):
+    ours, theirs = copied("errored", "ours/errored"), copied("errored", "theirs/errored")
+    restoring = Restoring(ours, "errored")
+    assert restoring.trial.resources["CPU"] < 3
+    ran = restoring.run(trainable=f"{ASKING}:three_cpus")
+    assert ran.code == EXIT_FINISHED, ran.output
+    commit_restore(restoring.store, restoring.restore_id)
+
+    case = {"uri": str(theirs), "trainable": f"{ASKING}:three_cpus", "num_cpus": 3}
+    cases = tmp_path / "cases.json"
+    cases.write_text(json.dumps([{**case, "flags": {"resume_errored": True}}]))
+    ask_ray("restore", str(cases), TUNE_TEST_HEALED="1")
+    mine, his = ask_ray("describe", str(ours), str(theirs))
+    assert mine["trials"] == his["trials"]
+    assert {trial["status"] for trial in mine["trials"]} == {"TERMINATED"}
+
+
+def test_what_one_machine_can_never_hold_is_refused_and_not_waited_for(copied):
+    restoring = Restoring(copied("errored"), "errored")
+    ran = restoring.run(trainable=f"{ASKING}:two_nodes")
+    assert (ran.code, ran.outcome.result) == (EXIT_REFUSED, "refused"), ran.output
+    assert ran.outcome.error == (
+        f"Trial {restoring.trial.trial_id} asks for 2 bundles of CPU 1 (STRICT_SPREAD), and the private "
+        "Ray of this machine, even if idle, cannot hold that. It has CPU 2. Ask for less in the "
+        "trainable (tune.with_resources), or restore it where there is more: launcher='ray' or "
+        "launcher='kubernetes'."
+    )
+    assert "Traceback" not in ran.output
+    assert restoring.iterations() == [1, 2, 3]
