@@ -98,16 +98,22 @@ def make(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     from ray.tune import tune as tune_module
     from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.result import RESULT_DUPLICATE
 
     from airflow_tune_restore.runner.ray_internals import replaced
     from tests.support.ray.tuner_restore import load
 
     class Dying(TuneController):
+        results = 0
+
+        def _process_trial_result(self, trial: Any, result: dict[str, Any]) -> Any:
+            self.results += RESULT_DUPLICATE not in result
+            return super()._process_trial_result(trial, result)
+
         def step(self) -> None:
             super().step()
-            results = sum(trial.last_result.get("training_iteration", 0) for trial in self._trials)
             statuses = {trial.status for trial in self._trials}
-            if results >= recipe["dies_after"] and statuses.issuperset(recipe["dies_with"]):
+            if self.results >= recipe["dies_after"] and statuses.issuperset(recipe["dies_with"]):
                 if recipe["is_saved"]:
                     self.checkpoint(force=True, wait=True)
                 self._upload_whole()
