@@ -155,9 +155,9 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
     """What `generated.make_tuner` makes, and when its driver dies."""
     kind = draw(st.sampled_from(["function", "class"]))
     search = draw(st.sampled_from(["grid", "grid", "grid", "position", "learner", "optuna"]))
-    is_run = search == "grid" and draw(st.sampled_from([False, False, True]))  # DEV
+    is_run = draw(st.sampled_from([False, False, True]))
     asha = search == "grid" and not is_run and draw(st.sampled_from([False, False, False, True]))
-    is_one_by_one = asha or search in ("learner", "optuna")
+    one_by_one = asha or search in ("learner", "optuna")  # of two, chance decides who is first
     max_failures = draw(st.sampled_from([0, 0, 0, 1, -1]))  # Ray's parser takes integers only
     is_endless = max_failures == -1
     num_to_keep = draw(st.sampled_from([None, None, 1, 2]))
@@ -180,7 +180,7 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
                         kind=kind,
                         by_score=by_score,
                         is_endless=is_endless,
-                        is_ranked=is_one_by_one,
+                        is_ranked=one_by_one,
                     )
                 ),
                 "note": draw(st.sampled_from(["", "", "", *LONG_TEXTS])),
@@ -194,6 +194,7 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
         "is_run": is_run,
         "search": search,
         "asha": asha,
+        "one_by_one": one_by_one,
         "trials": trials,
         "config": draw(_configs(search=search)),
         "creators": draw(_creators()),
@@ -202,7 +203,7 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
         "frequency": 1 if is_endless else draw(st.sampled_from([1, 1, 2, 0])),
         "checkpoint_at_end": draw(st.booleans()),
         # of four CPUs: one trial at a time, or two
-        "resources": "all" if is_one_by_one else draw(st.sampled_from(["all", "two", "bundles"])),
+        "resources": "all" if one_by_one else draw(st.sampled_from(["all", "two", "bundles"])),
         "concurrent": draw(st.sampled_from([None, None, None, None, 1]))
         if search == "grid" else None,
         "max_failures": max_failures,
@@ -232,3 +233,69 @@ def restores(draw: st.DrawFn) -> dict[str, Any]:
 
 SEARCHERS = {"position": "positioned", "learner": "limited_learner", "optuna": "limited_optuna"}
 """What a user names at the restore of a run that has no tuner.pkl."""
+
+
+def _trial(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name, "iterations": 3, "checkpoint_every": 1, "fails_once": False, "factor": 3,
+        "fails_at": None, "reports": {}, "note": "", **more,
+    }  # fmt: skip
+
+
+NAN = float("nan")
+RICH: list[dict[str, Any]] = [
+    {
+        "recipe": {
+            "kind": "function", "is_run": False, "search": "grid", "asha": False,
+            "one_by_one": False, "num_to_keep": 2, "by_score": True, "frequency": 0,
+            "checkpoint_at_end": False, "resources": "two", "concurrent": None, "max_failures": 0,
+            "dies_after": 4, "period": "0",
+            "trials": [
+                _trial("t0", fails_at=3, note=LONG_TEXTS[1], reports={
+                    "loss": [NAN, {"is": "float32", "of": 0.5}, None, {"is": "missing", "of": None}],
+                    "val/acc": [{"top": [1, {"is": "tuple", "of": [1, NAN]}], "größe": {"x": True}}],
+                    "training_iteration": [NAN], "timesteps_total": [2],
+                }),
+                _trial("t1", iterations=4, reports={
+                    "score": [NAN, 2.5, {"is": "int64", "of": 3}], "training_iteration": [1.5, True],
+                    "time_this_iter_s": [-float("inf")], "should_checkpoint": ["yes"],
+                }),
+            ],
+            "config": {
+                "many": {"is": "many", "of": 600}, "C:\\data": "\\\\host\\x", "env": "größe 模型",
+                "deep": {"a/b": [None, True, NAN, {"is": "function", "of": None}, {"c": [2**70]}]},
+                "sampled": {"is": "sampled", "of": LONG_TEXTS[0]},
+                "odd": {"is": "float64", "of": float("inf")}, "pair": {"is": "tuple", "of": [1, ""]},
+            },
+            "creators": {
+                "trial_name_creator": "TRIAL_ID lr=0.1,b=[1, 2]/模型",
+                "trial_dirname_creator": ".C:\\größe [" + "n" * 180 + "] TRIAL_ID.",
+            },
+        },
+        "rounds": [
+            {"flags": {"resume_unfinished": True, "resume_errored": True, "restart_errored": False},
+             "healed": False, "strategy": "auto", "resources": "bundles"},
+            {"flags": {"per_status": {"finished": "skip", "unfinished": "skip", "errored": "restart"}},
+             "healed": True, "strategy": "auto", "resources": "by_config"},
+        ],
+    },
+    {
+        "recipe": {
+            "kind": "class", "is_run": True, "search": "learner", "asha": False,
+            "one_by_one": True, "num_to_keep": None, "by_score": False, "frequency": 1,
+            "checkpoint_at_end": True, "resources": "all", "concurrent": None, "max_failures": -1,
+            "dies_after": 2, "period": "0",
+            "trials": [
+                _trial(f"t{number}", fails_once=True, fails_at=fails_at, reports={"loss": [NAN]})
+                for number, fails_at in enumerate([2, None, 3])
+            ],
+            "config": {"deep": {"a": [{"is": "int64", "of": 1}]}},
+            "creators": {},
+        },
+        "rounds": [
+            {"flags": {"resume_unfinished": True, "resume_errored": True, "restart_errored": False},
+             "healed": False, "strategy": "auto", "resources": "same"},
+        ],
+    },
+]  # fmt: skip
+"""Two that have much of all this at once, for the tests that run every time."""

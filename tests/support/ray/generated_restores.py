@@ -10,6 +10,7 @@ gets one line an example.
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +27,48 @@ from tests.support.ray.kept import HostError, Hosts
 from tests.support.ray.pair import Pair, make_pair
 
 MODULE = "tests.support.experiments.generated"
+ALREADY_RESTARTED = "by its `default_resource_request()` method"
+"""Of Ray's error about a trial that it restarted in an earlier restore (see docs/conformance.md)."""
 
 
 def find_differences(
-    hosts: Hosts, scratch: Path, examples: int, *, derandomize: bool
+    hosts: Hosts,
+    scratch: Path,
+    examples: int,
+    *,
+    derandomize: bool,
+    explicit: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Run so many examples, every one of them, and return those that ended in two ways."""
+    """Run those that are given and so many drawn examples, and return those that ended in two ways."""
     found: list[dict[str, Any]] = []
     count = 0
 
-    @settings(
-        max_examples=examples,
-        derandomize=derandomize,
-        phases=[Phase.generate],  # an example takes seconds: the first is as good as the smallest
-        suppress_health_check=list(HealthCheck),
-        database=None,
-        deadline=None,
-    )
-    @given(recipe=experiments(), rounds=st.lists(restores(), min_size=1, max_size=2))
     def differ(recipe: dict[str, Any], rounds: list[dict[str, Any]]) -> None:
         nonlocal count
         count += 1
-        example = {"number": count, "recipe": recipe, "rounds": rounds}
-        _record({"begins": example})
+        entry = {"number": count, "recipe": recipe, "rounds": rounds}
+        _record({"begins": entry})
         try:
-            example["result"] = _run(hosts, scratch / f"{count:04}", recipe, rounds)
+            entry["result"] = _run(hosts, scratch / f"{count:04}", recipe, rounds)
         except (AssertionError, HostError, TuneRestoreError) as difference:
-            example["difference"] = f"{type(difference).__name__}: {difference}"
-            found.append(example)
-        _record(example)
+            entry["difference"] = f"{type(difference).__name__}: {difference}"
+            found.append(entry)
+        _record(entry)
 
-    differ()
+    for each in explicit:
+        differ(**each)
+    if examples:
+        drawn = given(recipe=experiments(), rounds=st.lists(restores(), min_size=1, max_size=2))
+        settings(
+            max_examples=examples,
+            derandomize=derandomize,
+            phases=[
+                Phase.generate
+            ],  # an example takes seconds: the first is as good as the smallest
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            deadline=None,
+        )(drawn(differ))()
     return found
 
 
@@ -102,6 +114,10 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
         end = pair.restore(each["flags"], strategy=each["strategy"])
         if end.ray_hung:  # see docs/conformance.md; ours has ended
             return [*ends, "Ray hung"]
+        if end.ray_lost:
+            assert ALREADY_RESTARTED in end.ray_lost, end.ray_lost
+            assert len(end.ours["trials"]) >= len(made.state.trials), "we have lost it, too"
+            return [*ends, "Ray lost it"]
         _compare(end.ours, end.theirs, known, torn, "trial_dirname_creator" in recipe["creators"])
         ends.append(end.summary.headline().partition(": ")[2] if end.summary else "nothing to do")
     shutil.rmtree(scratch)
@@ -110,8 +126,7 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
 
 def _asking(recipe: dict, resources: str) -> str:
     """Return the trainable that asks for these resources; one by one stays one by one."""
-    is_one_by_one = recipe["asha"] or recipe["search"] in ("learner", "optuna")
-    if resources == "same" or is_one_by_one:
+    if resources == "same" or recipe["one_by_one"]:
         resources = recipe["resources"]
     return f"{recipe['kind']}_asking.{resources}"
 

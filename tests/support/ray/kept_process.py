@@ -29,6 +29,10 @@ class HungError(Exception):
     """Raised where Ray would wait for ever for a sample."""
 
 
+class LostError(BaseException):
+    """Raised where Ray would go on after it could not take up the state; it catches every Exception."""
+
+
 class Unforgetting(dict):
     """What Tune puts into a Ray once one is joined, and then forgets: it is put into the next, too."""
 
@@ -169,12 +173,20 @@ def restore(case: dict[str, Any]) -> dict[str, Any]:
                 raise HungError  # it would ask the searcher again for ten minutes, over and over
             return drawn
 
+        def resume(self, resume_config: Any) -> None:
+            try:
+                super().resume(resume_config)
+            except Exception as error:
+                raise LostError(error) from error  # it would begin an empty experiment in its place
+
     with replaced(tune_module, "TuneController", Waiting):
         try:
             restore_one(case)
         except HungError:
-            return {"hung": True}
-    return {"hung": False}
+            return {"hung": True, "lost": ""}
+        except LostError as error:
+            return {"hung": False, "lost": str(error)}
+    return {"hung": False, "lost": ""}
 
 
 def describe(uri: str) -> dict[str, Any]:

@@ -16,12 +16,13 @@ NAME = "experiment"
 
 @dataclass
 class Ends:
-    """What both restores came to."""
+    """What both restores came to; Ray's may have waited for ever, or have lost the experiment."""
 
     ours: dict[str, Any]
     theirs: dict[str, Any]
     summary: CommitSummary | None
     ray_hung: bool = False
+    ray_lost: str = ""
 
     def column(self, name: str) -> list[Any]:
         """Return one value of every trial, ours, once it is known to be Ray's, too."""
@@ -68,7 +69,13 @@ class Pair:
         answer = self.hosts.ray.call("restore", case, **self.env)
         summary = self.restore_ours(flags, strategy=strategy, **options)
         theirs, ours = (self.describe(path) for path in (self.theirs, self.ours))
-        return Ends(ours=ours, theirs=theirs, summary=summary, ray_hung=answer["hung"])
+        return Ends(
+            ours=ours,
+            theirs=theirs,
+            summary=summary,
+            ray_hung=answer["hung"],
+            ray_lost=answer["lost"],
+        )
 
     def restore_ours(
         self, flags: dict[str, Any] | None = None, *, strategy: str = "auto", **options: Any
