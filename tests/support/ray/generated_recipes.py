@@ -284,10 +284,10 @@ RICH: list[dict[str, Any]] = [
             "kind": "class", "is_run": True, "search": "learner", "asha": False,
             "one_by_one": True, "num_to_keep": None, "by_score": False, "frequency": 1,
             "checkpoint_at_end": True, "resources": "all", "concurrent": None, "max_failures": -1,
-            "dies_after": 2, "period": "0",
+            "dies_after": 1, "period": "0",
             "trials": [
-                _trial(f"t{number}", fails_once=True, fails_at=fails_at, reports={"loss": [NAN]})
-                for number, fails_at in enumerate([2, None, 3])
+                _trial("t0", fails_once=True, reports={"loss": [NAN]}),
+                _trial("t1", fails_once=True, fails_at=2, iterations=2, reports={"loss": [None]}),
             ],
             "config": {"deep": {"a": [{"is": "int64", "of": 1}]}},
             "creators": {},
