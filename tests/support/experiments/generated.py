@@ -108,7 +108,7 @@ MAKERS: dict[str, Any] = {
     "tuple": tuple,
     "function": lambda _: score,
     "sampled": lambda value: tune.sample_from(lambda _: value),
-    "many": lambda number: {f"layer_{n:03}/width": n / 7 for n in range(number)},
+    "many": lambda number: {f"layer_{n:03}.width": n / 7 for n in range(number)},
 }
 
 
