@@ -20,7 +20,8 @@ def counts(directory: str, name: str, trials: list[dict], **recipe: Any) -> tune
     """Trials that count, as `drawn` makes them; here with every part of the recipe given a default."""
     defaults = {
         "kind": "function", "num_to_keep": None, "by_score": False, "frequency": 1,
-        "checkpoint_at_end": False, "cpus": 4, "concurrent": None, "max_failures": 0,
+        "checkpoint_at_end": False, "resources": "all", "concurrent": None, "max_failures": 0,
+        "config": {}, "search": "grid", "asha": False, "creators": {},
     }  # fmt: skip
     trials = [{"iterations": 3, "checkpoint_every": 1, "factor": 1, **trial} for trial in trials]
     return drawn.make_tuner(directory, name, {**defaults, **recipe, "trials": trials})

@@ -29,6 +29,10 @@ class HungError(Exception):
     """Raised where Ray would wait for ever for a sample."""
 
 
+class LostError(BaseException):
+    """Raised where Ray would go on after it could not take up the state; it catches every Exception."""
+
+
 class Unforgetting(dict):
     """What Tune puts into a Ray once one is joined, and then forgets: it is put into the next, too."""
 
@@ -98,16 +102,22 @@ def make(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     from ray.tune import tune as tune_module
     from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.result import RESULT_DUPLICATE
 
     from airflow_tune_restore.runner.ray_internals import replaced
     from tests.support.ray.tuner_restore import load
 
     class Dying(TuneController):
+        results = 0
+
+        def _process_trial_result(self, trial: Any, result: dict[str, Any]) -> Any:
+            self.results += RESULT_DUPLICATE not in result
+            return super()._process_trial_result(trial, result)
+
         def step(self) -> None:
             super().step()
-            results = sum(trial.last_result.get("training_iteration", 0) for trial in self._trials)
             statuses = {trial.status for trial in self._trials}
-            if results >= recipe["dies_after"] and statuses.issuperset(recipe["dies_with"]):
+            if self.results >= recipe["dies_after"] and statuses.issuperset(recipe["dies_with"]):
                 if recipe["is_saved"]:
                     self.checkpoint(force=True, wait=True)
                 self._upload_whole()
@@ -163,12 +173,20 @@ def restore(case: dict[str, Any]) -> dict[str, Any]:
                 raise HungError  # it would ask the searcher again for ten minutes, over and over
             return drawn
 
+        def resume(self, resume_config: Any) -> None:
+            try:
+                super().resume(resume_config)
+            except Exception as error:
+                raise LostError(error) from error  # it would begin an empty experiment in its place
+
     with replaced(tune_module, "TuneController", Waiting):
         try:
             restore_one(case)
         except HungError:
-            return {"hung": True}
-    return {"hung": False}
+            return {"hung": True, "lost": ""}
+        except LostError as error:
+            return {"hung": False, "lost": str(error)}
+    return {"hung": False, "lost": ""}
 
 
 def describe(uri: str) -> dict[str, Any]:

@@ -16,12 +16,13 @@ NAME = "experiment"
 
 @dataclass
 class Ends:
-    """What both restores came to."""
+    """What both restores came to; Ray's may have waited for ever, or have lost the experiment."""
 
     ours: dict[str, Any]
     theirs: dict[str, Any]
     summary: CommitSummary | None
     ray_hung: bool = False
+    ray_lost: str = ""
 
     def column(self, name: str) -> list[Any]:
         """Return one value of every trial, ours, once it is known to be Ray's, too."""
@@ -40,13 +41,20 @@ class Ends:
 
 @dataclass
 class Pair:
-    """The two copies. Ray's lies where it was made, ours was moved."""
+    """The two copies. Ray's lies where it was made, ours was moved.
+
+    Attributes:
+        is_run: Whether `tune.run` made it, so that there is no tuner.pkl.
+        search_alg: The searcher that is then named at a restore; Ray's own needs none.
+    """
 
     hosts: Hosts
     theirs: Path
     ours: Path
     trainable: str
     param_space: str | None = None
+    is_run: bool = False
+    search_alg: str | None = None
     env: dict[str, str] = field(default_factory=lambda: dict(SNAPSHOTS_AT_ONCE))
 
     def restore(
@@ -56,11 +64,18 @@ class Pair:
         """Restore both with the same flags, and describe them."""
         flags = flags or {}
         case = {"uri": str(self.theirs), "trainable": self.trainable, "flags": flags,
-                "param_space": self.param_space}  # fmt: skip
+                "param_space": self.param_space, "is_run": self.is_run,
+                "search_alg": self.search_alg}  # fmt: skip
         answer = self.hosts.ray.call("restore", case, **self.env)
         summary = self.restore_ours(flags, strategy=strategy, **options)
         theirs, ours = (self.describe(path) for path in (self.theirs, self.ours))
-        return Ends(ours=ours, theirs=theirs, summary=summary, ray_hung=answer["hung"])
+        return Ends(
+            ours=ours,
+            theirs=theirs,
+            summary=summary,
+            ray_hung=answer["hung"],
+            ray_lost=answer["lost"],
+        )
 
     def restore_ours(
         self, flags: dict[str, Any] | None = None, *, strategy: str = "auto", **options: Any
@@ -72,6 +87,8 @@ class Pair:
             if "per_status" in flags
             else ResumeFlags.from_flags(**flags)
         )
+        if self.search_alg:
+            options["search_alg"] = self.search_alg
         summary = self.hosts.restore_by_us(
             str(self.ours), self.trainable, flags=parsed, strategy=strategy,
             param_space=self.param_space, env=self.env, **options,
@@ -86,7 +103,7 @@ class Pair:
 def make_pair(
     hosts: Hosts, scratch: Path, tuner: str, *, trainable: str, dies_after: int | None = None,
     dies_with: tuple[str, ...] = (), is_saved: bool = False, env: dict[str, str] | None = None,
-    module: str = RECIPES,
+    module: str = RECIPES, is_run: bool = False, search_alg: str | None = None,
     **arguments: Any,
 ) -> Pair:  # fmt: skip
     """Make an experiment with `module:tuner(directory, name, **arguments)`, and copy it.
@@ -112,4 +129,5 @@ def make_pair(
         image.rename(theirs)
     shutil.copytree(theirs, ours)
     trainable = trainable if ":" in trainable else f"{module}:{trainable}"
-    return Pair(hosts, theirs, ours, trainable)
+    search_alg = f"{module}:{search_alg}" if search_alg else None
+    return Pair(hosts, theirs, ours, trainable, is_run=is_run, search_alg=search_alg)

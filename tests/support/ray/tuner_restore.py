@@ -8,6 +8,7 @@ Run in a process of its own: Ray, its environment and its working directory are 
 
 import importlib
 import json
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def ask_ray(command: str, *arguments: str, **env: str) -> list[dict[str, Any]]:
 
 VOLATILE = frozenset(
     "timestamp date time_this_iter_s time_total_s pid hostname node_ip time_since_restore "
-    "iterations_since_restore pid_of_worker trial_id experiment_tag".split()
+    "iterations_since_restore pid_of_worker trial_id experiment_tag config".split()
 )
 """What differs between two runs of the same thing."""
 
@@ -43,7 +44,7 @@ def load(name: str) -> Any:
         importlib.import_module("tests.trainables")
         return name
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return operator.attrgetter(attribute)(importlib.import_module(module))
 
 
 def restore(cases: list[dict[str, Any]]) -> None:
@@ -69,7 +70,34 @@ def restore_one(case: dict[str, Any]) -> None:
         flags["_resume_config"] = ResumeConfig(**kinds)
     if case.get("param_space"):
         flags["param_space"] = load(case["param_space"])()
-    tune.Tuner.restore(case["uri"], load(case["trainable"]), **flags).fit()
+    if case.get("is_run"):
+        _run_again(case, flags)
+    else:
+        tune.Tuner.restore(case["uri"], load(case["trainable"]), **flags).fit()
+
+
+def _run_again(case: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Make the call of `tune.run` again with a `resume_config`: what stands for `Tuner.restore`.
+
+    But for the trainable, the place and the searcher, Ray takes all it was given at first from the state;
+    a config that is given again refreshes references, and here there are none (ray.tune.tune.run, 2.60).
+    """
+    from ray import tune
+    from ray.tune.tune_config import ResumeConfig
+
+    kind = ResumeConfig.ResumeType
+    errored = kind.RESTART if flags.get("restart_errored") else kind.SKIP
+    # as `Tuner.restore` makes one of its flags (ray.tune.tuner, 2.60)
+    of_flags = ResumeConfig(
+        unfinished=kind.RESUME if flags.get("resume_unfinished", True) else kind.SKIP,
+        errored=kind.RESUME if flags.get("resume_errored") else errored,
+    )
+    path = Path(case["uri"])
+    tune.run(
+        load(case["trainable"]), name=path.name, storage_path=str(path.parent), verbose=0,
+        resume_config=flags.get("_resume_config", of_flags), raise_on_failed_trial=False,
+        search_alg=load(case["search_alg"])() if case.get("search_alg") else None,
+    )  # fmt: skip
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -93,7 +121,7 @@ def _describe_trial(trial: Any) -> dict[str, Any]:
     return {
         "trial_id": trial.trial_id,
         "dir": trial.relative_logdir,
-        "config": json.dumps(trial.config, sort_keys=True, default=str),
+        "config": json.dumps(trial.config, sort_keys=True, default=_named),
         "tag": trial.experiment_tag,
         "status": trial.status,
         "num_failures": run.num_failures,
@@ -119,8 +147,13 @@ def _describe_trial(trial: Any) -> dict[str, Any]:
     }
 
 
+def _named(value: Any) -> str:
+    """Return what stands for a value that JSON does not have: a function's text holds its address."""
+    return getattr(value, "__qualname__", None) or f"{type(value).__name__} {value}"
+
+
 def _stable(result: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in result.items() if k not in VOLATILE and not isinstance(v, dict)}
+    return {k: v for k, v in result.items() if k not in VOLATILE}
 
 
 def _kept(trial: Any) -> list[Any]:

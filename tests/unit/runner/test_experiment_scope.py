@@ -24,7 +24,7 @@ def scope(tmp_path):
     )  # fmt: skip
     made = ExperimentScope(
         store=None, request=request, source_key="", is_seed=True, staging=tmp_path,
-        check_fence=lambda: None, reporter=None, started_at="",
+        check_fence=lambda: None, room=None, reporter=None, started_at="",
         planned={"trials": [{"trial_id": "old"}], "draws_samples": True, "samples_left": 2},
     )  # fmt: skip
     made.saved = {"old": "TERMINATED", "new": "TERMINATED"}
