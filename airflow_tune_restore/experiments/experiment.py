@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_tune_restore.experiments.names import is_text
 from airflow_tune_restore.experiments.numbers import is_count
-from airflow_tune_restore.experiments.state import State, read_hex_pickle
+from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.symbolic import Instance, attribute
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
 
@@ -17,11 +17,8 @@ _MAX_TEXT = 10_000
 DEFAULT_SCHEDULER = "FIFOScheduler"
 DEFAULT_SEARCHER = "BasicVariantGenerator"
 
-_UNKNOWN = "unknown"
-
-ENDED_BY_ITSELF = "itself"
-_TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
-_MAX_STOPPERS = 10
+UNKNOWN_CLASS = "unknown"
+"""Stands for a class that is pickled together with its object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,64 +108,6 @@ class Experiment:
         return max((trial.last_result_time for trial in self.trials), default=-math.inf)
 
     @property
-    def may_be_stopped_by_scheduler(self) -> bool:
-        """Whether all trials are TERMINATED, and the state alone does not tell by what."""
-        ends = {trial.end for trial in self.trials}
-        known = self._stoppers or self.state.runner.get("_resumed") is True
-        return None not in ends and (
-            TrialEnd.RESULT in ends or (TrialEnd.OUTSIDE in ends and not known)
-        )
-
-    @property
-    def ended_by(self) -> dict[str, int]:
-        """How many TERMINATED trials each thing brought to their end, in words; most first.
-
-        Ray does not record it. A trial that was not done was ended by what may end all of them; one
-        that was done with its last result by a scheduler or stopper, where there is one.
-        """
-        cut_short = {trial.trial_id for trial in self.stopped_by_fail_fast}
-        words = Counter(
-            "fail_fast" if trial.trial_id in cut_short else self._words_of_end(trial.end)
-            for trial in self.trials
-            if trial.end is not None
-        )
-        return dict(words.most_common())
-
-    def _words_of_end(self, end: TrialEnd) -> str:
-        stoppers = self._stoppers
-        budget = [_TIME_BUDGET] if _TIMEOUT in stoppers else []
-        others = [name for name in stoppers if name != _TIMEOUT]
-        if self.tuner is not None and self.tuner.scheduler != DEFAULT_SCHEDULER:
-            others.append(self.tuner.scheduler)
-        match end:
-            case TrialEnd.ITSELF:
-                return ENDED_BY_ITSELF
-            case TrialEnd.CRITERION:
-                return "a stop criterion"
-            case TrialEnd.RESULT:
-                return " or ".join(others) or ENDED_BY_ITSELF
-            case TrialEnd.OUTSIDE:
-                if self.state.runner.get("_resumed") is True:
-                    others.append("a restore that did not resume them")
-                return " or ".join(budget + others) or "a cause that Ray did not record"
-
-    @property
-    def _stoppers(self) -> list[str]:
-        """Class names of what `RunConfig(stop=…)` and `time_budget_s` made, as the state holds it."""
-        stopper = read_hex_pickle(self.state.runner.get("_stopper"))
-        if _class_name(stopper, "") == "CombinedStopper":
-            parts = attribute(stopper, "_stoppers")
-            stoppers = list(parts)[:_MAX_STOPPERS] if isinstance(parts, list | tuple) else []
-        else:
-            stoppers = [stopper]
-        names = [_class_name(one, "") for one in stoppers]
-        return [
-            "a stopper" if name == _UNKNOWN else name  # its class is pickled with it
-            for name in names
-            if name not in ("", "NoopStopper")
-        ]
-
-    @property
     def stopped_by_fail_fast(self) -> tuple[Trial, ...]:
         """Trials that `fail_fast` marked TERMINATED although they never finished (Ray 2.60)."""
         runner = self.state.runner
@@ -189,8 +128,8 @@ def tuner_facts(pickle: Any) -> TunerFacts:
         else None,
         metric=_text(attribute(pickle, "_tune_config", "metric")),
         mode=_text(attribute(pickle, "_tune_config", "mode")),
-        scheduler=_class_name(attribute(pickle, "_tune_config", "scheduler"), DEFAULT_SCHEDULER),
-        searcher=_class_name(searcher, DEFAULT_SEARCHER),
+        scheduler=class_name_of(attribute(pickle, "_tune_config", "scheduler"), DEFAULT_SCHEDULER),
+        searcher=class_name_of(searcher, DEFAULT_SEARCHER),
         wrappers=wrappers,
         fail_fast=bool(attribute(pickle, "_run_config", "failure_config", "fail_fast")),
     )
@@ -248,14 +187,15 @@ def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:
     """Step through limiters and repeaters to the searcher itself."""
     wrappers: list[str] = []
     while isinstance(inner := attribute(searcher, "searcher"), Instance) and len(wrappers) < 16:
-        wrappers.append(_class_name(searcher, ""))
+        wrappers.append(class_name_of(searcher, ""))
         searcher = inner
     return searcher, tuple(wrappers)
 
 
-def _class_name(value: Any, default: str) -> str:
+def class_name_of(value: Any, default: str) -> str:
+    """Return the name of the class of what a pickle holds; `default` if it is not an object."""
     if isinstance(value, Instance):
-        return _text(value.class_name) or _UNKNOWN
+        return _text(value.class_name) or UNKNOWN_CLASS
     return _text(value) or default
 
 

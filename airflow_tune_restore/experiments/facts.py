@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.ends import count_ends
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
 from airflow_tune_restore.experiments.trial import TrialStatus
@@ -104,7 +105,7 @@ def build_facts(experiment: Experiment) -> Facts:
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
         searcher_lost=experiment.searcher_lost,
         warnings=experiment.warnings,
-        ended_by=experiment.ended_by,
+        ended_by=count_ends(experiment),
         trainables=experiment.trainables,
     )
 

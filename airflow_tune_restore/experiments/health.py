@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from airflow_tune_restore.experiments.claims import RestoreSign
-from airflow_tune_restore.experiments.experiment import ENDED_BY_ITSELF
+from airflow_tune_restore.experiments.ends import describe_ends
 from airflow_tune_restore.experiments.facts import Facts
 
 DEFAULT_STALE_AFTER = timedelta(minutes=30)
@@ -339,18 +339,7 @@ def _ended(
     if facts.errored:
         reason = f"{facts.errored} of {facts.total} trials ended with ERROR"
         return Verdict(Health.ERRORED, reason, counted)
-    return Verdict(Health.FINISHED, describe_ends(facts), counted)
-
-
-def describe_ends(facts: Facts) -> str:
-    """Return in words by what the trials of a finished experiment came to their end."""
-    by_others = {what: n for what, n in facts.ended_by.items() if what != ENDED_BY_ITSELF}
-    if not by_others:
-        return f"all {facts.total} trials ended by themselves"
-    itself = facts.ended_by.get(ENDED_BY_ITSELF, 0)
-    parts = [f"{itself} by themselves"] if itself else []
-    parts += [f"{count} stopped by {what}" for what, count in by_others.items()]
-    return f"all {facts.total} trials ended: {', '.join(parts)}"
+    return Verdict(Health.FINISHED, describe_ends(facts.total, facts.ended_by), counted)
 
 
 def ago(age: timedelta) -> str:

@@ -23,6 +23,7 @@ from airflow_tune_restore.experiments.checkpoints import (
     RecordedCheckpoint,
     choose_checkpoint,
 )
+from airflow_tune_restore.experiments.ends import may_be_stopped_by_scheduler
 from airflow_tune_restore.experiments.experiment import (
     NO_STATE_FILE,
     Experiment,
@@ -145,7 +146,7 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     if left:
         lost = read_lost_searcher(store, entries, experiment.trainables)
         return replace(experiment, searcher_lost=lost)
-    if tuners and experiment.may_be_stopped_by_scheduler:
+    if tuners and may_be_stopped_by_scheduler(experiment):
         return replace(experiment, tuner=_read_tuner(store, entries).facts)
     return experiment
 

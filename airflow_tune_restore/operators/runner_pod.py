@@ -233,9 +233,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
     def _take(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
         self._end, self._given_up, self._seen = None, False, ""
-        self.pod = self.pod_request_obj = self.remote_pod = (
-            None  # the provider's, of another attempt
-        )
+        # the provider's own, of the attempt before
+        self.pod = self.pod_request_obj = self.remote_pod = None
         of_many = request.trial_id == layout.EVERY_TRIAL
         if self.log_formatter is None:
             self.log_formatter = lambda _container, line: describe_line(
