@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
-from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
@@ -30,25 +29,29 @@ from airflow_tune_restore.experiments.experiment import (
     StateFile,
     TunerFacts,
     must_have_drawn_all,
-    samples_left,
-    tuner_facts,
 )
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.samples import (
+    needs_tuner,
+    read_lost_searcher,
+    read_samples_left,
+)
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
     MalformedStateError,
     State,
     parse_pieces,
 )
-from airflow_tune_restore.experiments.symbolic import (
-    MAX_BYTES,
-    DamagedPickleError,
-    SymbolicError,
-    read_pickle,
-)
 from airflow_tune_restore.experiments.trial import Trial
+from airflow_tune_restore.experiments.tuner_file import (
+    IGNORED,
+    LOST,
+    OF_ANOTHER_RUN,
+    describe_doubt,
+    read_tuner,
+)
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location
 
@@ -60,9 +63,6 @@ _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 
 _SMALL_BYTES = 1024 * 1024
 
-_LOST = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
-_IGNORED = "tuner.pkl is ignored (ignore_tuner)"
-_OF_ANOTHER_RUN = "tuner.pkl belongs to another run"
 
 _NAMED = 5
 """How many trials a warning names."""
@@ -104,21 +104,21 @@ def read_experiment(
     """
     entries = store.list_dir() if entries is None else entries
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
-    tuner = _Tuner(None, _IGNORED, _IGNORED) if ignore_tuner else _read_tuner(store, entries)
+    tuner = IGNORED if ignore_tuner else read_tuner(store, entries)
     left = read_samples_left(store, entries, len(state.trials))
-    needs_searcher = left != 0 and _needs_tuner(entries)
+    needs_searcher = left != 0 and needs_tuner(entries)
     lost = tuner.lost if needs_searcher else ""
     experiment = _experiment(
         store, state_file, state, tuner.facts, left, lost, (*warnings, tuner.warning)
     )
-    doubt = _doubt(tuner.facts, experiment.trainables)
+    doubt = describe_doubt(tuner.facts, experiment.trainables)
     if not doubt:
         return replace(experiment, ignores_tuner=ignore_tuner)
     return replace(
         experiment,
         tuner=None,
         ignores_tuner=True,
-        searcher_lost=_OF_ANOTHER_RUN if needs_searcher else "",
+        searcher_lost=OF_ANOTHER_RUN if needs_searcher else "",
         warnings=(*experiment.warnings, doubt),
     )
 
@@ -137,9 +137,9 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=False)
     tuners = [entry for entry in entries if entry.name == layout.TUNER_FILE and not entry.is_dir]
     if not tuners:
-        warnings.append(f"tuner.pkl is missing: {_LOST}")
+        warnings.append(f"tuner.pkl is missing: {LOST}")
     elif not tuners[0].size_bytes:
-        warnings.append(f"tuner.pkl cannot be read (it is empty): {_LOST}")
+        warnings.append(f"tuner.pkl cannot be read (it is empty): {LOST}")
     ended = all(trial.is_finished for trial in state.trials)
     left = _samples_left_of_ended(store, entries, state) if ended else None
     experiment = _experiment(store, state_file, state, None, left, "", warnings)
@@ -147,44 +147,8 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
         lost = read_lost_searcher(store, entries, experiment.trainables)
         return replace(experiment, searcher_lost=lost)
     if tuners and may_be_stopped_by_scheduler(experiment):
-        return replace(experiment, tuner=_read_tuner(store, entries).facts)
+        return replace(experiment, tuner=read_tuner(store, entries).facts)
     return experiment
-
-
-def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]) -> str:
-    """Return in words that `tuner.pkl` belongs to another run; "" if nothing suggests it.
-
-    A driver writes its `tuner.pkl` before its states, so one that is older than any of them is not read.
-    One that `Tuner.restore` started writes both again and again, in any order (Ray 2.60).
-
-    Args:
-        store: Rooted at the experiment directory.
-        entries: Its listing.
-        trainables: Names of the trainables in its newest state.
-    """
-    files = [entry for entry in entries if not entry.is_dir]
-    states = [
-        entry.modified_at
-        for entry in files
-        if layout.is_state_file(entry.name) and not layout.is_committed(entry.name)
-    ]
-    written = next((entry.modified_at for entry in files if entry.name == layout.TUNER_FILE), None)
-    if written is not None and any(at is not None and at > written for at in states):
-        return ""
-    return _doubt(_read_tuner(store, entries).facts, trainables)
-
-
-def _doubt(tuner: TunerFacts | None, trainables: tuple[str, ...]) -> str:
-    """Return in words that none of the trials was run with the trainable that `tuner.pkl` names."""
-    named = tuner.trainable_name if tuner is not None else None
-    if not named or not trainables or named in trainables:
-        return ""
-    ran = " and ".join(repr(name[:60]) for name in trainables[:2])
-    return printable(
-        f"{_OF_ANOTHER_RUN}: it names the trainable {named[:60]!r}, the trials were run "
-        f"with {ran}. They are restored from the state alone, and {_LOST}. Plan with --ignore-tuner "
-        "(ignore_tuner=True) to confirm that"
-    )
 
 
 def _samples_left_of_ended(store: ObjectStore, entries: list[Entry], state: State) -> int | None:
@@ -252,7 +216,7 @@ def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
     try:
         return read_experiment(store, entries, ignore_tuner=ignore_tuner)
     except NotStartedError:
-        tuner = _read_tuner(store, entries)
+        tuner = read_tuner(store, entries)
         return Experiment(
             uri=store.uri,
             name=Location.parse(store.uri).name,
@@ -406,76 +370,6 @@ class _Summed:
                         summing.result()  # never more than two pieces are held
                     summing = beside.submit(self.sha256.update, piece)
                 yield piece
-
-
-class _Tuner(NamedTuple):
-    """What was read of `tuner.pkl`.
-
-    Args:
-        facts: What it says; None if that cannot be told.
-        problem: Why it cannot; "" if it can.
-        lost: The same, if Ray cannot use it either; "" if only our own limits keep us from reading it.
-    """
-
-    facts: TunerFacts | None
-    problem: str = ""
-    lost: str = ""
-
-    @property
-    def warning(self) -> str:
-        return f"{self.problem}: {_LOST}" if self.problem else ""
-
-
-def _read_tuner(store: ObjectStore, entries: list[Entry]) -> _Tuner:
-    if all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
-        problem = "tuner.pkl is missing"
-        return _Tuner(None, problem, problem)
-    try:
-        body = store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES)
-        return _Tuner(tuner_facts(read_pickle(body)))
-    except (SymbolicError, TuneRestoreError) as error:
-        problem = f"tuner.pkl cannot be read ({error})"
-        is_lost = isinstance(error, DamagedPickleError | KeyNotFoundError)
-        return _Tuner(None, problem, problem if is_lost else "")
-
-
-def read_lost_searcher(
-    store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]
-) -> str:
-    """Return what is wrong with `tuner.pkl`, if only the searcher in it could draw what is left.
-
-    Takes what `read_doubt` takes.
-    """
-    if not _needs_tuner(entries):
-        return ""
-    tuner = _read_tuner(store, entries)
-    return printable(tuner.lost or (_OF_ANOTHER_RUN if _doubt(tuner.facts, trainables) else ""))
-
-
-def _needs_tuner(entries: list[Entry]) -> bool:
-    """Whether the searcher's newest state is of one that Ray does not make by itself."""
-    newest = _newest_searcher_state(entries)
-    return newest is not None and not newest.name.startswith(layout.VARIANT_STATE_PREFIX)
-
-
-def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
-    """Return how many samples were never drawn, by the searcher's newest state.
-
-    None, which counts as "may draw more", if there is none or it does not tell.
-    """
-    newest = _newest_searcher_state(entries)
-    if newest is None or newest.size_bytes > MAX_BYTES:
-        return None
-    try:
-        return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
-    except (SymbolicError, KeyNotFoundError, TooLargeError):
-        return None
-
-
-def _newest_searcher_state(entries: list[Entry]) -> Entry | None:
-    prefixes = (layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX)
-    saved = [e for e in entries if not e.is_dir and e.name.startswith(prefixes)]
-    return max(saved, key=lambda entry: entry.name, default=None)
 
 
 def _checkpoint_choice(

@@ -42,13 +42,12 @@ from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
     NO_EXPERIMENT,
     NotStartedError,
-    read_doubt,
-    read_lost_searcher,
     read_outline,
-    read_samples_left,
 )
+from airflow_tune_restore.experiments.samples import read_lost_searcher, read_samples_left
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
+from airflow_tune_restore.experiments.tuner_file import read_doubt
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location
 

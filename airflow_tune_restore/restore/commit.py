@@ -22,7 +22,8 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.read import read_base, read_samples_left
+from airflow_tune_restore.experiments.read import read_base
+from airflow_tune_restore.experiments.samples import read_samples_left
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
     State,

@@ -1,7 +1,6 @@
 """A name that was used again: a tuner.pkl of another run, and older runs that the newest state hides."""
 
-from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -12,16 +11,10 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import KILLED, make_row, make_state
+from tests.support.storage.counting import Clock, CountingStore
 
 TUNER = (KILLED / "tuner.pkl").read_bytes()
 """It names the trainable `train`."""
-
-
-class Clock:
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -80,27 +73,6 @@ def test_it_is_ignored_by_choice_and_not_even_read(store):
     assert warning.startswith("tuner.pkl is ignored (ignore_tuner): the RunConfig")
 
 
-class Reading(MemoryStore):
-    """Counts what is got, in all places below it."""
-
-    got: Counter
-
-    @classmethod
-    def new(cls, clock):
-        store = cls(clock=clock)
-        store.got = Counter()
-        return store
-
-    def at(self, path):
-        below = Reading(self._objects, root=f"{self._root}{path}/", clock=self._clock)
-        below.got = self.got
-        return below
-
-    def get(self, key, *, max_bytes=None):
-        self.got[key] += 1
-        return super().get(key, max_bytes=max_bytes)
-
-
 @pytest.mark.parametrize(
     ("status", "tuner_later", "got"),
     [
@@ -114,7 +86,7 @@ class Reading(MemoryStore):
 def test_a_scan_gets_tuner_pkl_only_of_what_would_be_restored_and_has_a_later_one(
     clock, status, tuner_later, got
 ):
-    store = Reading.new(clock)
+    store = CountingStore.new(clock)
     row = make_row("t", status=status, trainable_name="old", last_result={"done": True})
     store.put(f"x/{named(1)}", make_state([row]))
     clock.now += timedelta(seconds=tuner_later)
@@ -126,7 +98,7 @@ def test_a_scan_gets_tuner_pkl_only_of_what_would_be_restored_and_has_a_later_on
 
 
 def test_a_scan_gets_no_tuner_pkl_of_what_runs(clock):
-    store = Reading.new(clock)
+    store = CountingStore.new(clock)
     store.put(f"x/{named(1)}", make_state([make_row("t", status="RUNNING", trainable_name="old")]))
     store.put("x/tuner.pkl", TUNER)
     scan(store, use_index=False)
@@ -134,7 +106,7 @@ def test_a_scan_gets_no_tuner_pkl_of_what_runs(clock):
 
 
 def test_a_commit_after_it_makes_it_no_more_the_runs_own(clock):
-    store = Reading.new(clock)
+    store = CountingStore.new(clock)
     for key in (named(1), "tuner.pkl", named(1, 1)):
         body = TUNER if key == "tuner.pkl" else make_state([failed(trainable_name="old")])
         store.put(f"x/{key}", body)
@@ -145,7 +117,7 @@ def test_a_commit_after_it_makes_it_no_more_the_runs_own(clock):
 
 def test_the_index_remembers_it(clock, monkeypatch):
     monkeypatch.setattr(index_module, "MIN_ROWS", 1)
-    store = Reading.new(clock)
+    store = CountingStore.new(clock)
     store.put(f"x/{named(1)}", make_state([failed(trainable_name="old")]))
     store.put("x/tuner.pkl", TUNER)
     clock.now += timedelta(days=1)
@@ -238,3 +210,17 @@ def test_a_newer_state_that_cannot_be_used_is_no_older_run(store):
     put_run(store, 1, [failed("a1")])
     store.put(named(2), b"{")
     assert look_back(store) == ()
+
+
+# --- searchers of two runs ---
+
+
+def test_the_searcher_of_the_newest_run_counts_whatever_its_kind(store):
+    """Of two runs under one name, the first had a searcher of its own and the second has Ray's."""
+    put_run(store, 2, [failed()])
+    first = {"total_samples": 9, "finished": False}
+    second = {"_total_samples": 3, "_finished": False}
+    store.put("search_gen_state-2026-01-01_00-00-00.json", pickle.dumps(first))
+    store.put("basic-variant-state-2026-01-02_00-00-00.json", pickle.dumps(second))
+    experiment = read_experiment(store)
+    assert (experiment.samples_left, experiment.searcher_lost) == (2, "")

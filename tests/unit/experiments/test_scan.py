@@ -2,8 +2,7 @@
 
 import json
 import pickle
-from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -18,48 +17,10 @@ from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.storage import parquet
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.storage.counting import Clock, CountingStore
 
 ODD = ["with space", "ünïcode-日本", "a=1,b=2", "50%", "%2F", "(x) [y]", "plus+plus", "a'b"]
 ODD += ["ideographic\u3000space", "\U0001f469\u200d\U0001f52c", "checkpoint_study"]
-
-
-class Counting(MemoryStore):
-    """Counts what is asked of it, in all places below it; can be made to refuse writes."""
-
-    asked: Counter
-    refuses = False
-
-    @classmethod
-    def new(cls, clock):
-        store = cls(clock=clock)
-        store.asked = Counter()
-        return store
-
-    def at(self, path):
-        below = Counting(self._objects, root=f"{self._root}{path}/", clock=self._clock)
-        below.asked, below.refuses = self.asked, self.refuses
-        return below
-
-    def list_dir(self, path=""):
-        self.asked["list"] += 1
-        return super().list_dir(path)
-
-    def get(self, key, *, max_bytes=None):
-        self.asked["get"] += 1
-        return super().get(key, max_bytes=max_bytes)
-
-    def put(self, key, body):
-        self.asked["put"] += 1
-        if self.refuses:
-            raise StorageError("read only")
-        super().put(key, body)
-
-
-class Clock:
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -69,7 +30,7 @@ def clock():
 
 @pytest.fixture
 def store(clock):
-    return Counting.new(clock)
+    return CountingStore.new(clock)
 
 
 @pytest.fixture(autouse=True)
@@ -438,7 +399,7 @@ def indexes(draw):
 @given(history=changes, damage=indexes(), later=st.sampled_from([0, 60, 3600, 90000]))
 def test_with_and_without_an_index_the_reports_are_the_same(history, damage, later):
     clock = Clock()
-    store = Counting.new(clock)
+    store = CountingStore.new(clock)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_module, "MIN_ROWS", 1)
         for path, status, samples, seconds in history:

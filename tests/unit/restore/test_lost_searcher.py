@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import layout, read
+from airflow_tune_restore.experiments import layout, tuner_file
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.restore.attempts import claim_attempt
@@ -79,7 +79,7 @@ def test_it_is_not_lost_where_it_can_be_had_or_is_not_needed(lost, tmp_path, mon
     assert read_experiment(LocalStore(own)).searcher_lost == ""
     # what is only too large for us may well be read by Ray
     large = lost([DONE], tuner=pickle.dumps("x" * 5000))
-    monkeypatch.setattr(read, "MAX_BYTES", 4096)
+    monkeypatch.setattr(tuner_file, "MAX_BYTES", 4096)
     assert read_experiment(large).searcher_lost == ""
 
 

@@ -8,7 +8,12 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.compared import RESUMED
-from tests.support.ray.pair import NAME, RECIPES, make_pair
+from tests.support.ray.pair import NAME, RECIPES, Pair, make_pair
+
+
+def make_failed_pair(hosts, tmp_path, cause) -> Pair:
+    trials = [{"name": "a", "iterations": 4, "fails_at": 3, "cause": str(cause)}]
+    return make_pair(hosts, tmp_path, "counts", trainable="function", trials=trials)
 
 
 def plan(directory) -> RestorePlan:
@@ -18,13 +23,7 @@ def plan(directory) -> RestorePlan:
 
 
 def test_a_tuner_pkl_that_is_ignored_needs_nothing_that_is_gone(hosts, tmp_path, cause):
-    pair = make_pair(
-        hosts,
-        tmp_path,
-        "counts",
-        trainable="function",
-        trials=[{"name": "a", "iterations": 4, "fails_at": 3, "cause": str(cause)}],
-    )
+    pair = make_failed_pair(hosts, tmp_path, cause)
     (pair.ours / "tuner.pkl").write_bytes(b"ctests.gone\nCallback\n.")
     cause.unlink()
     ends = pair.restore(RESUMED, ignore_tuner=True)
@@ -33,13 +32,7 @@ def test_a_tuner_pkl_that_is_ignored_needs_nothing_that_is_gone(hosts, tmp_path,
 
 
 def test_what_an_older_run_left_comes_back_as_the_plan_advises(hosts, tmp_path, cause):
-    pair = make_pair(
-        hosts,
-        tmp_path,
-        "counts",
-        trainable="function",
-        trials=[{"name": "a", "iterations": 4, "fails_at": 3, "cause": str(cause)}],
-    )
+    pair = make_failed_pair(hosts, tmp_path, cause)
     first = read_experiment(open_store(str(pair.ours)))
     recipe = {
         "tuner": f"{RECIPES}:counts",

@@ -1,0 +1,52 @@
+"""Store -> the samples of an experiment that were never drawn, and whether they still can be."""
+
+from airflow_tune_restore.exceptions import KeyNotFoundError, TooLargeError
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.experiment import samples_left
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
+from airflow_tune_restore.experiments.tuner_file import OF_ANOTHER_RUN, describe_doubt, read_tuner
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+
+def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
+    """Return how many samples were never drawn, by the searcher's newest state.
+
+    None, which counts as "may draw more", if there is none or it does not tell.
+    """
+    newest = _newest_searcher_state(entries)
+    if newest is None or newest.size_bytes > MAX_BYTES:
+        return None
+    try:
+        return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
+    except (SymbolicError, KeyNotFoundError, TooLargeError):
+        return None
+
+
+def read_lost_searcher(
+    store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]
+) -> str:
+    """Return what is wrong with `tuner.pkl`, if only the searcher in it could draw what is left.
+
+    Takes what `read_doubt` takes.
+    """
+    if not needs_tuner(entries):
+        return ""
+    tuner = read_tuner(store, entries)
+    return printable(
+        tuner.lost or (OF_ANOTHER_RUN if describe_doubt(tuner.facts, trainables) else "")
+    )
+
+
+def needs_tuner(entries: list[Entry]) -> bool:
+    """Whether the searcher's newest state is of one that Ray does not make by itself."""
+    newest = _newest_searcher_state(entries)
+    return newest is not None and not newest.name.startswith(layout.VARIANT_STATE_PREFIX)
+
+
+def _newest_searcher_state(entries: list[Entry]) -> Entry | None:
+    prefixes = (layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX)
+    saved = [e for e in entries if not e.is_dir and e.name.startswith(prefixes)]
+    return max(
+        saved, key=lambda entry: (layout.session_of(entry.name) or "", entry.name), default=None
+    )
