@@ -1,5 +1,6 @@
 """A name that was used again: a tuner.pkl of another run, and older runs that the newest state hides."""
 
+import pickle
 from datetime import timedelta
 
 import pytest
