@@ -25,7 +25,7 @@ class SymbolicError(ValueError):
 
 
 class DamagedPickleError(SymbolicError):
-    """The bytes are no whole pickle: nobody can read them."""
+    """The bytes are not a whole pickle: Ray cannot read them either."""
 
 
 @dataclass(slots=True, eq=False)
@@ -337,7 +337,7 @@ class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Mach
         if not code:
             raise DamagedPickleError("pickle without an end")
         if code not in _NAMES:
-            raise DamagedPickleError(f"malformed pickle: {code!r} is no opcode")
+            raise DamagedPickleError(f"malformed pickle: {code!r} is not an opcode")
         # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
         raise SymbolicError(f"opcode {_NAMES[code]} refers to something outside the pickle")
 

@@ -100,7 +100,7 @@ class RoomWatch:
         """Make the watch of an attempt. A private Ray gets no other node: nothing is waited for.
 
         Raises:
-            InvalidInputError: If the environment variable is no number.
+            InvalidInputError: If the environment variable is not a number.
         """
         if request.address is None:
             return cls(0.0, "the private Ray of this machine", monotonic)

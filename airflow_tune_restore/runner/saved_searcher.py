@@ -55,7 +55,7 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         inner = search_alg.searcher if isinstance(search_alg, SearchGenerator) else search_alg
         refusal = f"search_alg {name} does not fit the saved searcher of {store.uri}:"
         if not isinstance(inner, Searcher):
-            raise InvalidInputError(f"{refusal} a {type(inner).__name__} is no Searcher.")
+            raise InvalidInputError(f"{refusal} a {type(inner).__name__} is not a Searcher.")
         try:
             state = cloudpickle.loads(generator_state.read_bytes())
         except Exception as error:  # a damaged pickle raises anything

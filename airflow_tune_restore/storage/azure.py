@@ -19,7 +19,7 @@ class AzureStore(FsspecStore):
     """Azure Blob Storage through adlfs, which asks nobody but its blob service, and only with TLS."""
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "enable_tls": Option("(?i:true|1)", "true: adlfs speaks nothing but TLS"),
+        "enable_tls": Option("(?i:true|1)", "true: adlfs uses TLS only"),
         "blob_storage_authority": Option(
             r"\.?[\w-]+(\.[\w-]+)*(:\d+)?",
             ".suffix, which follows the account's name, or host:port",

@@ -53,7 +53,7 @@ def read_options(location: Location, known: Mapping[str, Option]) -> dict[str, s
     if "@" in location.options:
         raise InvalidInputError(
             f"The options of a {location.scheme}:// address hold an '@', as credentials do. Credentials "
-            "come from the environment or from an Airflow connection. An @ that is none is written %40."
+            "come from the environment or from an Airflow connection. Write any other @ as %40."
         )
     found: dict[str, str] = {}
     for piece in location.options.split("&") if location.options else ():

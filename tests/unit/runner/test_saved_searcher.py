@@ -62,7 +62,7 @@ def test_a_bare_searcher_is_limited_and_repeated_as_the_lost_one_was(save):
     [
         (optuna, hyperopt, "saved by another class than HyperOptSearch"),
         (hyperopt, optuna, "saved by another class than OptunaSearch"),
-        (optuna, BasicVariantGenerator, "a BasicVariantGenerator is no Searcher"),
+        (optuna, BasicVariantGenerator, "a BasicVariantGenerator is not a Searcher"),
         (optuna, Refusing, "saved by another class than Refusing"),
         (lambda _: Refusing(), optuna, "OptunaSearch failed to restore it with "),
         (

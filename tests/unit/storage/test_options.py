@@ -38,7 +38,7 @@ REFUSED = [
     ("s3://b/k?lr=0.1", r"No name in an address can have a \? in it that a = follows"),
     ("gs://b/k?retry_limit_seconds=3", "known are endpoint_override, project_id, scheme"),
     ("gs://b/k?scheme=http", "goes with endpoint_override only"),
-    ("abfs://c/k?enable_tls=false", "adlfs speaks nothing but TLS"),
+    ("abfs://c/k?enable_tls=false", "adlfs uses TLS only"),
     ("abfs://c/k?dfs_storage_authority=.x", "known are blob_storage_authority, enable_tls"),
     ("file:///k?a=b", "none are known for such an address"),
     ("memory://k?a=b", "none are known"),
