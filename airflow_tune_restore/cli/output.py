@@ -10,18 +10,15 @@ import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.experiments.numbers import strict_json
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
-from airflow_tune_restore.restore.summary import CommitSummary, printable, render
+from airflow_tune_restore.restore.summary import CommitSummary, render
 from airflow_tune_restore.restore.undo import UndoneCommit
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-REASON_LENGTH = 1000
-"""Of what is shown of a verdict: its notes end with the command that mends them."""
 
 
 def print_reports(
@@ -49,7 +46,7 @@ def print_reports(
             written,
             printable(
                 report.reason + (f"; {len(quarantined)} quarantined" if quarantined else ""),
-                REASON_LENGTH,
+                NOTE_LENGTH,
             ),
         )
     out = _out()
@@ -102,7 +99,7 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
     )
     out.print(f"strategy {plan.strategy}: {plan.strategy_reason}")
     for warning in plan.warnings:
-        out.print(f"note: {printable(warning)}")
+        out.print(f"note: {printable(warning, NOTE_LENGTH)}")
 
 
 def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:
@@ -148,7 +145,7 @@ def print_error(error: Exception) -> None:
     from rich.console import Console
 
     Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
-        f"error: {printable(str(error), 4000)}"
+        f"error: {printable(str(error), NOTE_LENGTH)}"
     )
 
 

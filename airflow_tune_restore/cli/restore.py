@@ -16,6 +16,7 @@ from datetime import timedelta
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome, record_end
@@ -30,7 +31,7 @@ from airflow_tune_restore.restore.draft import (
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import RunnerProgress
-from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 60.0
@@ -73,7 +74,7 @@ def restore_experiment(
         progress.say(draft)
         return None
     for warning in draft.plan.warnings:
-        progress.say(f"note: {printable(warning)}")
+        progress.say(f"note: {printable(warning, NOTE_LENGTH)}")
     launcher = LocalLauncher(pythonpath=[os.getcwd()])  # noqa: PTH109  a string for PYTHONPATH
     if draft.plan.has_work:
         # a wrong trainable is found out before anything is leased or started

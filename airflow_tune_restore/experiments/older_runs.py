@@ -5,7 +5,7 @@ from collections import Counter
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.names import is_safe_name
-from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.read import read_state
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
@@ -56,7 +56,7 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
         notes.append(
             f"{len(rest)} states older than those were not looked into, the newest {rest[0].name}"
         )
-    return tuple(printable(note) for note in notes)
+    return tuple(printable(note, NOTE_LENGTH) for note in notes)
 
 
 def _begins_a_run(state: State) -> bool:

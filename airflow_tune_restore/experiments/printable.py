@@ -9,6 +9,9 @@ _JOINERS = "\u200c\u200d"
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 """Colours, cursor movements, window titles."""
 
+NOTE_LENGTH = 4000
+"""Characters of a reason or a warning of ours: the command that helps stands at its end."""
+
 _FOLDS = re.compile(r"::(?=(?:end)?group::)")
 """Airflow's page of a log folds lines with `::group::` and hides those with `::endgroup::`."""
 

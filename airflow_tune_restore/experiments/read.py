@@ -32,7 +32,7 @@ from airflow_tune_restore.experiments.experiment import (
 )
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.numbers import whole_iteration
-from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.samples import (
     needs_tuner,
     read_lost_searcher,
@@ -179,7 +179,9 @@ def _experiment(
         samples_left=left,
         searcher_lost=printable(lost),
         warnings=tuple(
-            printable(text) for text in (*warnings, *_describe_odd(state.trials)) if text
+            printable(text, NOTE_LENGTH)
+            for text in (*warnings, *_describe_odd(state.trials))
+            if text
         ),
     )
     if cut_short := experiment.stopped_by_fail_fast:

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
-from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.hooks.arguments import parse_span
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
@@ -102,7 +102,7 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
         "experiment": str(place.at(report.experiment)),
         "name": report.name,
         "health": report.health.value,
-        "reason": printable(report.reason),
+        "reason": printable(report.reason, NOTE_LENGTH),
         "trials": report.trials,
         "samples_left": report.samples_left,
         "last_write": report.last_write.isoformat() if report.last_write else None,
@@ -112,7 +112,12 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
 def say_why(reports: list[ExperimentReport], log: logging.Logger) -> None:
     """Log the evidence for each verdict."""
     for report in reports[:_SHOWN]:
-        log.info("%s is %s: %s", report.experiment, report.health.value, printable(report.reason))
+        log.info(
+            "%s is %s: %s",
+            report.experiment,
+            report.health.value,
+            printable(report.reason, NOTE_LENGTH),
+        )
         for sign in report.evidence:
             speaks = f"  [{sign.speaks_for}]" if sign.speaks_for else ""
             log.info("    %s: %s%s", sign.name, printable(sign.found), speaks)
@@ -127,7 +132,9 @@ def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -
     log.info("%s: %d experiments; %s", place, len(reports), words or "nothing found")
     unreadable = [report for report in reports if report.health is Health.UNREADABLE]
     for report in unreadable[:_SHOWN]:
-        log.warning("%s is left alone: %s", report.experiment, printable(report.reason))
+        log.warning(
+            "%s is left alone: %s", report.experiment, printable(report.reason, NOTE_LENGTH)
+        )
     if len(unreadable) > _SHOWN:
         log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
 

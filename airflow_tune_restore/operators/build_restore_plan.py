@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.exceptions import ExperimentRunningError, InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.hooks.arguments import (
     parse_addresses,
     parse_bool,
@@ -33,7 +34,7 @@ from airflow_tune_restore.operators.verdicts import Verdicts, for_each
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
-from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.summary import CommitSummary
 
 DEFAULT_LEASE_TTL = timedelta(minutes=15)
 """Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
@@ -336,9 +337,9 @@ class BuildRestorePlanOperator(BaseOperator):
 
     def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:
         for text, reason in verdicts.left_alone.items():
-            self.log.info("%s is left alone: %s", text, printable(reason))
+            self.log.info("%s is left alone: %s", text, printable(reason, NOTE_LENGTH))
         for text, error in verdicts.refused.items():
-            self.log.warning("%s is not restored: %s", text, printable(str(error)))
+            self.log.warning("%s is not restored: %s", text, printable(str(error), NOTE_LENGTH))
         for address, plan in started:
             self.log.info(
                 "%s: restore %s, %d of %d trials to run, from %s",
@@ -350,9 +351,9 @@ class BuildRestorePlanOperator(BaseOperator):
             if len(plan.to_run) > _SHOWN_TRIALS:
                 self.log.info("  … and %d more", len(plan.to_run) - _SHOWN_TRIALS)
             for trial in plan.quarantined[:_SHOWN_TRIALS]:
-                self.log.warning("  %s: %s", trial.trial_id, printable(trial.reason))
+                self.log.warning("  %s: %s", trial.trial_id, printable(trial.reason, NOTE_LENGTH))
             for warning in plan.warnings:
-                self.log.warning("  %s", printable(warning))
+                self.log.warning("  %s", printable(warning, NOTE_LENGTH))
 
 
 def _refuse_too_many(drafts: dict[str, Draft]) -> None:

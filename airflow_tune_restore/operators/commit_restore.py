@@ -7,13 +7,14 @@ from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException, XComNotFound
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, TuneRestoreError
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.items import RestoreItem
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
 MOST_TRIALS = 1000
@@ -79,8 +80,8 @@ class CommitRestoreOperator(BaseOperator):
             try:
                 summary = self._commit(hook.open(item.experiment, in_bulk=True), item)
             except TuneRestoreError as error:
-                self.log.error("%s: %s", item.experiment, printable(str(error)))  # noqa: TRY400  said plainly
-                failures.append(f"{item.experiment}: {printable(str(error))}")
+                self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  said plainly
+                failures.append(f"{item.experiment}: {printable(str(error), NOTE_LENGTH)}")
                 continue
             if summary is not None:
                 summaries.append(summary)

@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.hooks.arguments import parse_bool, parse_span, parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
@@ -28,7 +29,7 @@ from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.start import fresh_restore_id
-from airflow_tune_restore.restore.summary import CommitSummary, printable
+from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def committed_at_last(
             except KeyNotFoundError:
                 pass  # no run was started
             except TuneRestoreError as trouble:
-                log.warning("What was drawn is not committed: %s", printable(str(trouble)))
+                log.warning(
+                    "What was drawn is not committed: %s", printable(str(trouble), NOTE_LENGTH)
+                )
         raise
 
 

@@ -8,8 +8,8 @@ from typing import NoReturn, TypeVar
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.hooks.plain_errors import PERMANENT
-from airflow_tune_restore.restore.summary import printable
 
 _CONCURRENCY = 8
 _Result = TypeVar("_Result")
@@ -31,8 +31,14 @@ class Verdicts:
         """Skip the task if there was nothing to do, fail it if what there was could not be done."""
         mistakes = [error for error in self.refused.values() if isinstance(error, PERMANENT)]
         words = "; ".join(
-            [f"{text}: {printable(str(error))}" for text, error in self.refused.items()]
-            + [f"{text}: {printable(reason)}" for text, reason in self.left_alone.items()]
+            [
+                f"{text}: {printable(str(error), NOTE_LENGTH)}"
+                for text, error in self.refused.items()
+            ]
+            + [
+                f"{text}: {printable(reason, NOTE_LENGTH)}"
+                for text, reason in self.left_alone.items()
+            ]
         )
         if mistakes:
             raise AirflowFailException(f"Nothing could be restored. {words}")
