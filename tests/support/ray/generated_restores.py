@@ -24,11 +24,14 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.generated_recipes import SEARCHERS, experiments, restores
 from tests.support.ray.kept import HostError, Hosts
+from tests.support.ray.kept_process import SEARCHER_REFUSED
 from tests.support.ray.pair import Pair, make_pair
 
 MODULE = "tests.support.experiments.generated"
 ALREADY_RESTARTED = "by its `default_resource_request()` method"
 """Of Ray's error about a trial that it restarted in an earlier restore (see docs/conformance.md)."""
+
+LOST_BY_RAY = (ALREADY_RESTARTED, SEARCHER_REFUSED)
 
 
 def find_differences(
@@ -125,7 +128,8 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
         if end.ray_hung:  # see docs/conformance.md; ours has ended
             return [*ends, "Ray hung"]
         if end.ray_lost:
-            assert ALREADY_RESTARTED in end.ray_lost, end.ray_lost
+            assert any(known in end.ray_lost for known in LOST_BY_RAY), end.ray_lost
+            assert end.summary is None or not end.summary.broke_off, end.summary.broke_off
             assert len(end.ours["trials"]) >= len(made.state.trials), "we have lost it, too"
             return [*ends, "Ray lost it"]
         _compare(end.ours, end.theirs, known, torn, "trial_dirname_creator" in recipe["creators"])

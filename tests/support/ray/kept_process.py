@@ -29,6 +29,10 @@ class HungError(Exception):
     """Raised where Ray would wait for ever for a sample."""
 
 
+SEARCHER_REFUSED = "self._search_alg.on_trial_"
+"""Of the traceback with which a run of Ray's breaks off that told its searcher of a trial."""
+
+
 class LostError(BaseException):
     """Raised where Ray would go on after it could not take up the state; it catches every Exception."""
 
@@ -156,6 +160,7 @@ def restore(case: dict[str, Any]) -> dict[str, Any]:
     """
     from ray.train._internal.storage import _get_ray_train_session_dir
     from ray.tune import tune as tune_module
+    from ray.tune.error import TuneError
     from ray.tune.execution.tune_controller import TuneController
 
     from airflow_tune_restore.runner.ray_internals import replaced
@@ -185,6 +190,10 @@ def restore(case: dict[str, Any]) -> dict[str, Any]:
         except HungError:
             return {"hung": True, "lost": ""}
         except LostError as error:
+            return {"hung": False, "lost": str(error)}
+        except TuneError as error:
+            if SEARCHER_REFUSED not in str(error):
+                raise
             return {"hung": False, "lost": str(error)}
     return {"hung": False, "lost": ""}
 
