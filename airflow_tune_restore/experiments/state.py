@@ -13,7 +13,7 @@ go of those whose trials came to their end: they are nearly all of the file.
 
 import json
 import math
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -41,6 +41,9 @@ _STEP_BYTES = 256 * 1024
 """Split at once: some twenty rows, in memory that is in the cache and used again."""
 
 _MAX_BUNDLES = 10_000
+
+_UNREADABLE = "row-"
+"""Begins the id of a trial whose row has none that can be used; the number of the row follows."""
 
 _TRIALS_START = b'{"trial_data": ['
 _TRIALS_END = b', "runner_data": '
@@ -297,30 +300,29 @@ def _split(state: bytes | bytearray) -> tuple[_Pairs, dict[str, Any]]:
     return pairs, _dict(around)
 
 
-def _read_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Container[str]) -> Trial:
+def _read_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Collection[str]) -> Trial:
     """Read one row; one that cannot be read stands there as a trial that nothing can be done with."""
     try:
         found = _parse_row(trial, metadata)
+        if found.trial_id in others:
+            raise MalformedStateError(f"another trial has the id {found.trial_id!r}, too")
     except MalformedStateError as error:
-        return _unreadable(str(error), others)
-    if found.trial_id in others:
-        return _unreadable(f"another trial has the id {found.trial_id!r}, too", others)
+        return Trial(
+            trial_id=f"{_UNREADABLE}{len(others) + 1}",
+            trainable_name="",
+            status=TrialStatus.ERROR,
+            trial_dir=None,
+            unusable=str(error),
+        )
     return found
-
-
-def _unreadable(why: str, others: Container[str]) -> Trial:
-    number = 1
-    while (name := f"unreadable-{number}") in others:
-        number += 1
-    return Trial(
-        trial_id=name, trainable_name="", status=TrialStatus.ERROR, trial_dir=None, unusable=why
-    )
 
 
 def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     head = _decode(trial, _HEAD)
-    if not is_safe_name(head.trial_id) or head.trial_id == layout.EVERY_TRIAL:
-        raise MalformedStateError(f"trial id {head.trial_id[:80]!r} cannot be used")
+    trial_id = head.trial_id
+    is_reserved = trial_id == layout.EVERY_TRIAL or trial_id.startswith(_UNREADABLE)
+    if is_reserved or not is_safe_name(trial_id):
+        raise MalformedStateError(f"trial id {trial_id[:80]!r} cannot be used")
     try:
         run, odd = _decode_metadata(metadata), []
     except MalformedStateError:
@@ -332,7 +334,7 @@ def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     seconds = last.time_this_iter_s
     directory, name = head.relative_logdir, head.trainable_name
     return Trial(
-        trial_id=head.trial_id,
+        trial_id=trial_id,
         trainable_name=name if _is_name(name) else "",
         status=head.status,
         trial_dir=directory if _is_directory(directory) else None,

@@ -148,6 +148,7 @@ def test_a_trial_that_names_something_unsafe_is_lost_alone(fields, reason):
         ({"trial_id": "*"}, "trial id"),
         ({"trial_id": "line\nbreak"}, "trial id"),
         ({"trial_id": 7}, "trial_id"),
+        ({"trial_id": "row-1"}, "trial id"),
         ({"trial_id": "even"}, "another trial has the id"),
         ({"status": "STOPPED"}, "STOPPED"),
         ({"status": None}, "status"),
@@ -159,12 +160,12 @@ def test_a_row_that_nobody_can_name_is_lost_alone_and_put_back_as_it_stood(field
     assert encode_state(state.rows.values(), state.runner, state.stats) == body
     even, odd, last = state.trials
     assert (even.unusable, last.unusable) == ("", "")
-    assert (odd.trial_id, odd.status) == ("unreadable-1", TrialStatus.ERROR)
+    assert (odd.trial_id, odd.status) == ("row-2", TrialStatus.ERROR)
     assert reason in odd.unusable
     made = plan(failed("even"), with_fields(failed("odd"), fields), failed("last"))
     assert {t.trial_id: t.action for t in made.trials} == {
         "even": TrialAction.RESUME,
-        "unreadable-1": TrialAction.KEEP,
+        "row-2": TrialAction.KEEP,
         "last": TrialAction.RESUME,
     }
 
@@ -195,4 +196,4 @@ def test_a_scan_names_an_odd_trial_and_goes_on():
     )
     (report,) = scan(store, stale_after=timedelta(0))
     assert report.health is Health.ERRORED
-    assert "trial unreadable-1 cannot be run" in report.reason
+    assert "trial row-2 cannot be run" in report.reason
