@@ -1,12 +1,16 @@
 """By what the trials of an experiment came to their end. Ray does not record it; its rows show most.
 
-A trial that was not done was ended by what may end all of them; one that was done with its last result by
-a scheduler or a stopper, where there is one.
+A trial that was stopped before it was done was ended by what may end all of them; one that was done with
+its last result by a scheduler or a stopper, where there is one.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
+import msgspec
+
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import (
     DEFAULT_SCHEDULER,
     UNKNOWN_CLASS,
@@ -17,21 +21,41 @@ from airflow_tune_restore.experiments.state import State, read_hex_pickle
 from airflow_tune_restore.experiments.symbolic import attribute
 from airflow_tune_restore.experiments.trial import TrialEnd
 
-_ITSELF = "itself"
+_ITSELF, _UNKNOWN = "itself", "unknown"
 _TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
 _NONE = "NoopStopper"
 _MAX_STOPPERS = 10
 
 
+def settle_ends(state: State, live: Collection[str] | None) -> State:
+    """Tell trials that ended by themselves from those that something stopped before they were done.
+
+    The row of a function that has returned may still say that it is not done: Ray marks it in place, and
+    keeps the JSON that it made before (`_TrainingRunMetadata.get_json_state`, 2.60). What its searcher
+    was not told of was stopped. Nothing tells after a restore of Ray's, whose searcher knows no old
+    trials.
+
+    Args:
+        state: As read.
+        live: The trials whose ends the searcher was not told of; None if nothing tells.
+    """
+    if state.runner.get("_resumed") is not False:
+        return state
+    if live is None:
+        live = () if _is_undisturbed(state) else [trial.trial_id for trial in state.trials]
+    trials = tuple(
+        msgspec.structs.replace(trial, end=TrialEnd.RESULT)
+        if trial.end is TrialEnd.OUTSIDE and trial.trial_id not in live
+        else trial
+        for trial in state.trials
+    )
+    return replace(state, trials=trials)
+
+
 def may_be_stopped_by_scheduler(experiment: Experiment) -> bool:
-    """Whether all trials are TERMINATED, and the state alone does not show by what."""
+    """Whether all trials are TERMINATED, and only `tuner.pkl` tells whether a scheduler ended one."""
     ends = {trial.end for trial in experiment.trials}
-    if None in ends:
-        return False
-    if TrialEnd.RESULT in ends:
-        return True
-    state = experiment.state
-    return TrialEnd.OUTSIDE in ends and not (_was_resumed(state) or _stoppers(state))
+    return None not in ends and TrialEnd.RESULT in ends
 
 
 def count_ends(experiment: Experiment) -> dict[str, int]:
@@ -53,33 +77,37 @@ def describe_ends(total: int, ended_by: Mapping[str, int]) -> str:
         total: How many trials there are.
         ended_by: As `count_ends` returns it.
     """
-    by_others = {what: count for what, count in ended_by.items() if what != _ITSELF}
-    if not by_others:
-        return f"all {total} trials ended by themselves"
-    itself = ended_by.get(_ITSELF, 0)
+    known = {what: count for what, count in ended_by.items() if what not in (_ITSELF, _UNKNOWN)}
+    itself, unknown = ended_by.get(_ITSELF, 0), ended_by.get(_UNKNOWN, 0)
+    if not known:
+        return f"all {total} trials ended{'' if unknown else ' by themselves'}"
     parts = [f"{itself} by themselves"] if itself else []
-    parts += [f"{count} stopped by {what}" for what, count in by_others.items()]
+    parts += [f"{count} stopped by {what}" for what, count in known.items()]
+    parts += [f"{unknown} otherwise"] if unknown else []
     return f"all {total} trials ended: {', '.join(parts)}"
 
 
 def _words(experiment: Experiment) -> dict[TrialEnd, str]:
     stoppers = _stoppers(experiment.state)
     at_result = [name for name in stoppers if name != _TIMEOUT]
-    if experiment.tuner is not None and experiment.tuner.scheduler != DEFAULT_SCHEDULER:
-        at_result.append(experiment.tuner.scheduler)
     outside = [_TIME_BUDGET] * (_TIMEOUT in stoppers) + at_result
-    if _was_resumed(experiment.state):
-        outside.append("a restore that did not resume them")
+    runner, state_file = experiment.state.runner, experiment.state_file.name
+    if runner.get("_resumed") is not False or layout.is_committed_state(state_file):
+        outside = []  # or a restore did not resume them
+    if experiment.tuner is not None and experiment.tuner.scheduler != DEFAULT_SCHEDULER:
+        at_result = [*at_result, experiment.tuner.scheduler]
     return {
         TrialEnd.ITSELF: _ITSELF,
         TrialEnd.CRITERION: "a stop criterion",
         TrialEnd.RESULT: " or ".join(at_result) or _ITSELF,
-        TrialEnd.OUTSIDE: " or ".join(outside) or "a cause that Ray did not record",
+        TrialEnd.OUTSIDE: " or ".join(outside) or _UNKNOWN,
     }
 
 
-def _was_resumed(state: State) -> bool:
-    return state.runner.get("_resumed") is True
+def _is_undisturbed(state: State) -> bool:
+    """Whether there is nothing in a state that stops all trials at once."""
+    fails_fast = state.runner.get("_fail_fast") and state.runner.get("_has_errored")
+    return not (fails_fast or _stoppers(state))
 
 
 def _stoppers(state: State) -> list[str]:

@@ -173,6 +173,16 @@ def samples_left(search_state: Any, trials: int) -> int | None:
     return max(0, total - trials) if is_count(total) else None
 
 
+def live_trials(search_state: Any) -> frozenset[str] | None:
+    """Return the trials whose ends a BasicVariantGenerator was not told of; None if nothing tells.
+
+    The controller tells it of each trial that ends by itself, with a result or an error, but not of those
+    that it stops all at once (`_stop_experiment_if_needed`, ray.tune.execution.tune_controller, 2.60).
+    """
+    live = attribute(search_state, "_live_trials")
+    return frozenset(i for i in live if isinstance(i, str)) if isinstance(live, list) else None
+
+
 def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
     """Say which samples cannot be drawn, why, and how to have them drawn."""
     samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"

@@ -22,13 +22,15 @@ from airflow_tune_restore.experiments.checkpoints import (
     RecordedCheckpoint,
     choose_checkpoint,
 )
-from airflow_tune_restore.experiments.ends import may_be_stopped_by_scheduler
+from airflow_tune_restore.experiments.ends import may_be_stopped_by_scheduler, settle_ends
 from airflow_tune_restore.experiments.experiment import (
     NO_STATE_FILE,
     Experiment,
     StateFile,
     TunerFacts,
+    live_trials,
     must_have_drawn_all,
+    samples_left,
 )
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.numbers import whole_iteration
@@ -36,7 +38,7 @@ from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.samples import (
     needs_tuner,
     read_lost_searcher,
-    read_samples_left,
+    read_searcher,
 )
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
@@ -105,7 +107,9 @@ def read_experiment(
     entries = store.list_dir() if entries is None else entries
     state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
     tuner = IGNORED if ignore_tuner else read_tuner(store, entries)
-    left = read_samples_left(store, entries, len(state.trials))
+    searcher = read_searcher(store, entries)
+    left = samples_left(searcher, len(state.trials))
+    state = settle_ends(state, live_trials(searcher))
     needs_searcher = left != 0 and needs_tuner(entries)
     lost = tuner.lost if needs_searcher else ""
     experiment = _experiment(
@@ -140,8 +144,13 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
         warnings.append(f"tuner.pkl is missing: {LOST}")
     elif not tuners[0].size_bytes:
         warnings.append(f"tuner.pkl cannot be read (it is empty): {LOST}")
-    ended = all(trial.is_finished for trial in state.trials)
-    left = _samples_left_of_ended(store, entries, state) if ended else None
+    left: int | None = None
+    if all(trial.is_finished for trial in state.trials):
+        left = 0
+        if not _shows_that_all_are_drawn(entries, state):
+            searcher = read_searcher(store, entries)
+            left = samples_left(searcher, len(state.trials))
+            state = settle_ends(state, live_trials(searcher))
     experiment = _experiment(store, state_file, state, None, left, "", warnings)
     if left:
         lost = read_lost_searcher(store, entries, experiment.trainables)
@@ -151,14 +160,13 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     return experiment
 
 
-def _samples_left_of_ended(store: ObjectStore, entries: list[Entry], state: State) -> int | None:
+def _shows_that_all_are_drawn(entries: list[Entry], state: State) -> bool:
+    """Whether no sample is left, by the trials alone; without a look at the searcher's state."""
     names = [entry.name for entry in entries if not entry.is_dir]
     is_basic = any(name.startswith(layout.VARIANT_STATE_PREFIX) for name in names)
     is_other = any(name.startswith(layout.SEARCH_STATE_PREFIX) for name in names)
     is_ours = any(layout.is_committed(name) for name in names)
-    if is_basic and not is_other and not is_ours and must_have_drawn_all(state):
-        return 0
-    return read_samples_left(store, entries, len(state.trials))
+    return is_basic and not is_other and not is_ours and must_have_drawn_all(state)
 
 
 def _experiment(

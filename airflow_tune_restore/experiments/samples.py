@@ -1,5 +1,7 @@
 """Store -> the samples of an experiment that were never drawn, and whether they still can be."""
 
+from typing import Any
+
 from airflow_tune_restore.exceptions import KeyNotFoundError, TooLargeError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import samples_left
@@ -9,18 +11,23 @@ from airflow_tune_restore.experiments.tuner_file import OF_ANOTHER_RUN, describe
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
+def read_searcher(store: ObjectStore, entries: list[Entry]) -> Any:
+    """Return the symbolic content of the searcher's newest state; None if there is none to be read."""
+    newest = _newest_searcher_state(entries)
+    if newest is None or newest.size_bytes > MAX_BYTES:
+        return None
+    try:
+        return read_pickle(store.get(newest.name, max_bytes=MAX_BYTES))
+    except (SymbolicError, KeyNotFoundError, TooLargeError):
+        return None
+
+
 def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
     """Return how many samples were never drawn, by the searcher's newest state.
 
     None, which counts as "may draw more", if there is none or it does not tell.
     """
-    newest = _newest_searcher_state(entries)
-    if newest is None or newest.size_bytes > MAX_BYTES:
-        return None
-    try:
-        return samples_left(read_pickle(store.get(newest.name, max_bytes=MAX_BYTES)), trials)
-    except (SymbolicError, KeyNotFoundError, TooLargeError):
-        return None
+    return samples_left(read_searcher(store, entries), trials)
 
 
 def read_lost_searcher(

@@ -1,5 +1,6 @@
 """By what the trials of a finished experiment came to their end: that is not always a good one."""
 
+import pickle
 from datetime import timedelta
 
 import pytest
@@ -47,12 +48,22 @@ def cut_off(trial_id: str) -> list[str]:
     return make_row(trial_id, last_result={"training_iteration": 2, "done": False})
 
 
+def write_searcher(sweep, samples: int, live: list[str] | None) -> None:
+    """Write the state of a BasicVariantGenerator, as its `__dict__`; None is that of another searcher."""
+    state = {"_total_samples": samples, "_finished": True}
+    if live is not None:
+        state["_live_trials"] = set(live)
+    (path,) = sweep.glob("basic-variant-state-*")
+    path.write_bytes(pickle.dumps(state))
+
+
 @pytest.fixture
 def reason(tmp_path):
     """Return what a scan says of these trials, all TERMINATED and all samples drawn."""
 
-    def scan_one(*rows, scheduler=None, **runner) -> str:
+    def scan_one(*rows, scheduler=None, live=None, **runner) -> str:
         sweep = make_experiment(tmp_path / "sweep", list(rows), total_samples=len(rows), **runner)
+        write_searcher(sweep, len(rows), live)
         if scheduler is not None:
             config = TuneConfig(metric="loss", mode="min", scheduler=scheduler)
             (sweep / "tuner.pkl").write_bytes(cloudpickle.dumps({"_tune_config": config}))
@@ -111,11 +122,40 @@ def test_a_stopper_whose_class_is_pickled_with_it_has_no_name(reason):
     assert words == "all 1 trials ended: 1 stopped by a stopper"
 
 
-def test_fail_fast_and_a_restore_are_named(reason):
+def test_fail_fast_is_named_and_after_a_restore_nothing_is_claimed(reason):
     words = reason(cut_off("a"), _fail_fast=True, _has_errored=True)
     assert "1 stopped by fail_fast" in words
-    assert "a restore that did not resume them" in reason(cut_off("a"), _resumed=True)
-    assert "did not record" in reason(cut_off("a"))
+    assert reason(cut_off("a"), _resumed=True) == "all 1 trials ended"
+
+
+BUDGET = {"_stopper": pickled(stopper.TimeoutStopper(60))}
+
+
+@pytest.mark.parametrize(
+    ("live", "state", "words"),
+    [
+        ([], {}, "all 2 trials ended by themselves"),
+        ([], BUDGET, "all 2 trials ended by themselves"),
+        (["b"], BUDGET, "all 2 trials ended: 1 by themselves, 1 stopped by time_budget_s"),
+        (["b"], {}, "all 2 trials ended"),
+        (None, {}, "all 2 trials ended by themselves"),
+        (None, BUDGET, "all 2 trials ended: 2 stopped by time_budget_s"),
+    ],
+)
+def test_a_row_may_be_older_than_the_end_of_its_trial(reason, live, state, words):
+    """The searcher knows which trials ended; it was told of all that were not stopped at once."""
+    assert reason(cut_off("a"), cut_off("b"), live=live, **state) == words
+
+
+@pytest.mark.parametrize(
+    ("live", "cut_short"), [([], []), (["a"], ["a"]), (["a", "b"], ["a", "b"])]
+)
+def test_what_returned_before_another_failed_was_not_cut_short(tmp_path, live, cut_short):
+    rows = [cut_off("a"), cut_off("b"), make_row("bad", status="ERROR")]
+    sweep = make_experiment(tmp_path, rows, total_samples=3, _fail_fast=True, _has_errored=True)
+    write_searcher(sweep, 3, live)
+    trials = read_experiment(LocalStore(sweep)).stopped_by_fail_fast
+    assert [trial.trial_id for trial in trials] == cut_short
 
 
 @pytest.mark.parametrize(
