@@ -10,7 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, NoRoomError
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyNotFoundError,
+    NoRoomError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.attempts import list_attempts, wait_until_over
 from airflow_tune_restore.restore.request import Result, RunnerRequest
@@ -102,7 +107,8 @@ class Attempt:
                 logger.warning("Ray failed after everything had ended", exc_info=True)
                 return self._scope.judge(told_to_stop=self._stop.came)
             # neither the trial's fault nor the user's: it stays unfinished, a retry goes on from here
-            logger.exception("The runner could not go on")
+            needs_trace = not isinstance(error, TuneRestoreError)  # ours are sentences
+            logger.log(logging.ERROR, "The runner could not go on: %s", error, exc_info=needs_trace)
             return Result.INTERRUPTED, (type(error).__name__, str(error))
 
     def _wait_for_earlier(self) -> None:

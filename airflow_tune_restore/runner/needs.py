@@ -62,6 +62,7 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
 
     Raises:
         InvalidInputError: If asking the trainable fails, naming the trial.
+        RunnerError: If Ray cannot read a row.
     """
     from ray.tune.experiment import Experiment, Trial
     from ray.tune.impl.placeholder import create_resolvers_map, inject_placeholders
@@ -73,7 +74,12 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
         inject_placeholders(copy.deepcopy(space), resolvers)
     asked: Asked = {}
     for row in rows:
-        trial = Trial.from_json_state(row)
+        try:
+            trial = Trial.from_json_state(row)
+        except Exception as error:  # a damaged pickle in it may raise anything
+            raise RunnerError(
+                f"Ray cannot read the row of a trial: {type(error).__name__}: {error}. Nothing was run."
+            ) from error
         if resolvers:
             trial.resolve_config_placeholders(resolvers)
         asked[trial.trial_id] = _ask(trial)

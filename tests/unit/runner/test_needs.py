@@ -119,3 +119,11 @@ def test_rows_are_those_that_the_run_is_sized_for():
 def test_a_damaged_state_sizes_nothing(body):
     with pytest.raises(RunnerError, match=r"state.json could not be restored.*Nothing was run"):
         needs.read_rows(scope_of(body))
+
+
+def test_a_row_that_ray_cannot_read_is_a_sentence():
+    name = Experiment.register_if_needed(plain)
+    row = json.loads(Trial(name, trial_id="t0").get_json_state()[0])
+    row["placement_group_factory"] = "80"
+    with pytest.raises(RunnerError, match="Ray cannot read the row of a trial: .*truncated"):
+        needs.ask(plain, [json.dumps(row)], None)
