@@ -125,5 +125,5 @@ def test_a_row_that_ray_cannot_read_is_a_sentence():
     name = Experiment.register_if_needed(plain)
     row = json.loads(Trial(name, trial_id="t0").get_json_state()[0])
     row["placement_group_factory"] = "80"
-    with pytest.raises(RunnerError, match="Ray cannot read the row of a trial: .*truncated"):
+    with pytest.raises(RunnerError, match=r"Ray cannot read the row of a trial: .*truncated"):
         needs.ask(plain, [json.dumps(row)], None)
