@@ -100,7 +100,7 @@ def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:
 
 
 def _trim_json(text: str, first: int, start: Start) -> str:
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text, newline="\n"))  # as rows are counted: at no other line end
     rows = [_json_row(line) for line in lines]
     if rows and rows[-1] is None:
         lines.pop()  # cut off while it was uploaded: the next row would be appended to it

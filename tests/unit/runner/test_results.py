@@ -201,3 +201,16 @@ def test_rows_without_a_number_stay_where_no_row_names_the_checkpoint(files, ite
     write_rows(files, [1, iteration, 3], [None] * 3)
     prepare_results(files.store, request(2, trim=True), TRIAL, at(None))
     assert kept_rows(files) == ([0, 1, 2], [0, 1, 2])
+
+
+@pytest.mark.parametrize("line_end", ["\u2028", "\x0b", "\x85", "\r"])
+def test_a_line_end_of_another_kind_within_a_row_ends_no_row(files, line_end):
+    rows = [json.dumps({"training_iteration": i, "note": "x"}) for i in (1, 2, 3)]
+    rows[0] = rows[0].replace("x", line_end)
+    files.store.put(f"{TRIAL}/result.json", "".join(f"{row}\n" for row in rows[:2]).encode())
+    prepare_results(files.store, request(), TRIAL, at(2))
+    text = "".join(f"{row}\n" for row in [*rows, rows[2]])
+    files.store.put(f"{TRIAL}/result.json", text.encode())
+    prepare_results(files.store, request(2), TRIAL, at(2))
+    kept = files.store.get(f"{TRIAL}/result.json").decode()
+    assert kept == "".join(f"{row}\n" for row in rows[:2])
