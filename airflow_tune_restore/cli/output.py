@@ -144,7 +144,7 @@ def print_error(error: Exception) -> None:
     """Print one of our errors on stderr."""
     from rich.console import Console
 
-    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
+    Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True).print(
         f"error: {printable(str(error), NOTE_LENGTH)}"
     )
 

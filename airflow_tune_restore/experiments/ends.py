@@ -7,6 +7,7 @@ its last result by a scheduler or a stopper, where there is one.
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -110,14 +111,28 @@ def _is_undisturbed(state: State) -> bool:
     return not (fails_fast or _stoppers(state))
 
 
-def _stoppers(state: State) -> list[str]:
-    """Return the class names of what `RunConfig(stop=…)` and `time_budget_s` made."""
+def is_budget_spent(state: State) -> bool:
+    """Whether nothing is left of `time_budget_s` (ray.tune.stopper.timeout.TimeoutStopper, 2.60)."""
+    budgets = (
+        attribute(one, "_budget")
+        for one in _read_stoppers(state)
+        if class_name_of(one, "") == _TIMEOUT
+    )
+    return any(type(budget) in (int, float) and budget <= 0 for budget in budgets)
+
+
+def _read_stoppers(state: State) -> list[Any]:
+    """Return what `RunConfig(stop=…)` and `time_budget_s` made, as symbolic objects."""
     stopper = read_hex_pickle(state.runner.get("_stopper"))
-    stoppers = [stopper]
-    if class_name_of(stopper, "") == "CombinedStopper":
-        parts = attribute(stopper, "_stoppers")
-        stoppers = list(parts)[:_MAX_STOPPERS] if isinstance(parts, list | tuple) else []
-    names = (class_name_of(one, "") for one in stoppers)
+    if class_name_of(stopper, "") != "CombinedStopper":
+        return [stopper]
+    parts = attribute(stopper, "_stoppers")
+    return list(parts)[:_MAX_STOPPERS] if isinstance(parts, list | tuple) else []
+
+
+def _stoppers(state: State) -> list[str]:
+    """Return the names of their classes."""
+    names = (class_name_of(one, "") for one in _read_stoppers(state))
     return [
         "a stopper" if name == UNKNOWN_CLASS else name for name in names if name not in ("", _NONE)
     ]

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import accumulate
+from shlex import quote
 from typing import Any
 
 from airflow_tune_restore.experiments.names import is_text
@@ -186,7 +187,9 @@ def live_trials(search_state: Any) -> frozenset[str] | None:
 def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
     """Say which samples cannot be drawn, why, and how to have them drawn."""
     samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"
-    command = f"tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
+    command = (
+        f"tune-restore restore {quote(experiment)} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
+    )
     return (
         f"{samples} cannot be drawn without their searcher, which is lost ({why}); name one "
         f"(search_alg): `{command}`"

@@ -31,13 +31,13 @@ def read_iteration(value: Any) -> float | None:
     (`result.setdefault`, ray.tune.trainable.trainable.Trainable.train, 2.60): it may be 1.5, "3", NaN,
     null or true.
     """
-    return value if is_amount(value) else None
+    return value if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 def whole_iteration(value: Any) -> int:
-    """Return a `training_iteration` as a whole number, to be shown; 0 if it is not a number."""
+    """Return a `training_iteration` as a whole number, to be shown; 0 if it does not count anything."""
     number = read_iteration(value)
-    return 0 if number is None or number > MAX_COUNT else int(number)
+    return 0 if number is None or not 0 <= number <= MAX_COUNT else int(number)
 
 
 def strict_json(value: Any) -> Any:

@@ -77,6 +77,7 @@ def _describe(name: str, trials: tuple[Trial, ...]) -> str:
     if set(counts) == {TrialStatus.TERMINATED}:
         return text
     return (
-        f"{text} To restore them instead, move tuner.pkl and every file beside it whose name carries a "
-        f"later time than {layout.session_of(name)} to another directory, then plan again"
+        f"{text} To restore them, copy the experiment directory, delete in the copy tuner.pkl and "
+        f"every file beside it whose name carries a later time than {layout.session_of(name)}, then plan "
+        "the copy"
     )

@@ -32,7 +32,7 @@ from airflow_tune_restore.experiments.numbers import (
 )
 from airflow_tune_restore.experiments.printable import is_printable, printable
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
-from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
+from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
 
 MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
@@ -395,17 +395,10 @@ def _meets(criterion: Any, metadata: msgspec.Raw) -> bool:
         result = _decode(metadata, _LAST).last_result
     except MalformedStateError:
         return False
-    met = ((_follow(result, name), limit) for name, limit in criterion.items())
+    met = ((follow_metric(result, name), limit) for name, limit in criterion.items())
     return any(
         {type(value), type(limit)} <= {int, float} and value >= limit for value, limit in met
     )
-
-
-def _follow(result: Any, name: str) -> Any:
-    """Return a metric by the flat name that a criterion has: `a/b` for `{"a": {"b": …}}`."""
-    for part in [name] if name in result else name.split("/"):
-        result = result.get(part) if isinstance(result, dict) else None
-    return result
 
 
 def _is_last_result_done(metadata: msgspec.Raw) -> bool:

@@ -33,6 +33,13 @@ class TrialEnd(StrEnum):
     OUTSIDE = "outside"  # it was not done: a budget, a stopper, another trial's failure, a restore
 
 
+def follow_metric(result: Any, name: str) -> Any:
+    """Return a metric by Ray's flat name, `a/b` for `{"a": {"b": …}}`; None if it is not there."""
+    for part in [name] if name in result else name.split("/"):
+        result = result.get(part) if isinstance(result, dict) else None
+    return result
+
+
 class TrialDetails(Protocol):
     """The parts of a row that are decoded only when somebody asks: an experiment has thousands."""
 

@@ -91,6 +91,6 @@ def describe_doubt(tuner: TunerFacts | None, trainables: tuple[str, ...]) -> str
     ran = " and ".join(repr(name[:60]) for name in trainables[:2])
     return printable(
         f"{OF_ANOTHER_RUN}: it names the trainable {named[:60]!r}, the trials were run "
-        f"with {ran}. They are restored from the state alone, and {LOST}. Plan with --ignore-tuner "
-        "(ignore_tuner=True) to confirm that"
+        f"with {ran}. They are restored from the state alone, as with --ignore-tuner "
+        f"(ignore_tuner=True), and {LOST}"
     )

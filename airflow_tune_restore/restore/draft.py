@@ -178,7 +178,8 @@ def start_draft(
 
 def _nothing_to_run(reason: str, plan: RestorePlan) -> str:
     text = f"{reason}; with these flags every trial stays as it is"
-    return "; ".join([text, *plan.warnings[:_SHOWN_WARNINGS]])
+    news = [warning for warning in plan.warnings if warning not in reason]
+    return "; ".join([text, *news[:_SHOWN_WARNINGS]])
 
 
 def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:

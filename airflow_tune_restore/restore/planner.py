@@ -15,6 +15,7 @@ import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
+from airflow_tune_restore.experiments.ends import is_budget_spent
 from airflow_tune_restore.experiments.experiment import (
     DEFAULT_SCHEDULER,
     Experiment,
@@ -24,6 +25,7 @@ from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatu
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
     DEFAULT_MAX_MEMORY_BYTES,
+    RUN_ACTIONS,
     RestorePlan,
     Strategy,
     TrialAction,
@@ -41,6 +43,12 @@ _LOST_BY_FORCING = {
     "PB2": "it copies good trials over bad ones",
 }
 
+_OWN_SEARCHER = (
+    "search_alg is not used: the experiment's own searcher is not lost, and draws the samples"
+)
+_SPENT_BUDGET = (
+    "time_budget_s of the experiment is spent: a resumed trial ends at once, as with Tuner.restore"
+)
 
 _NOTHING = ResumeFlags(unfinished=ResumeType.SKIP)
 
@@ -122,6 +130,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
     tuner = experiment.tuner
     left = experiment.samples_left
     lost = "" if can_search else experiment.searcher_lost
+    runs = any(trial.action in RUN_ACTIONS for trial in trials)
     return RestorePlan(
         restore_id=restore_id,
         experiment=experiment.uri,
@@ -140,6 +149,8 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
             *_refusals(experiment, trials, choices),
             *([describe_lost_searcher(experiment.uri, left, lost)] if lost else ()),
+            *([_OWN_SEARCHER] if can_search and not experiment.searcher_lost else ()),
+            *([_SPENT_BUDGET] if runs and is_budget_spent(experiment.state) else ()),
         ),
         fresh_budget=fresh_budget,
         trim_results=trim_results,

@@ -9,7 +9,7 @@ from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
 from airflow_tune_restore.restore.plan import (
     RUN_ACTIONS,
     RestorePlan,
@@ -273,7 +273,7 @@ def _change(
 
 
 def _metric(trial: Trial, name: str | None) -> float | None:
-    value = trial.last_result.get(name) if name else None
+    value = follow_metric(trial.last_result, name) if name else None
     try:
         return float(value) if isinstance(value, int | float) else None
     except OverflowError:  # JSON knows larger integers than there are floats

@@ -8,6 +8,7 @@ closed where Ray would log an error and start an empty experiment.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from ray.tune.utils.serialization import TuneFunctionEncoder
 
 from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.numbers import whole_iteration
+from airflow_tune_restore.experiments.numbers import is_amount, whole_iteration
 from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.outcome import scalar_metrics
 from airflow_tune_restore.runner.room import RoomWatch
@@ -72,8 +73,8 @@ class Scope:
         """Whether everything there was to run has ended, and was saved so."""
         raise NotImplementedError
 
-    def sizes(self, row: dict[str, Any]) -> bool:
-        """Whether what the run needs is made to fit this trial, too, given as its JSON."""
+    def sizes(self, row: str) -> bool:
+        """Whether what the run needs is made to fit this trial, too, given as Ray's JSON."""
         raise NotImplementedError
 
     def resume_config(self) -> ResumeConfig:
@@ -133,6 +134,19 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         except Exception as error:
             self._failure = error
             raise
+
+    def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
+        """Restore them, with Ray's defaults in the place of what it reads and then stumbles over."""
+        trials: list[Trial] = super()._restore_trials(experiment_state)
+        for trial in trials:
+            if not isinstance(trial.config, dict):
+                raise RunnerError(f"the config of trial {trial.trial_id} is not a mapping")
+            metadata = trial.run_metadata
+            if not isinstance(metadata.last_result, dict):
+                metadata.last_result = {}
+            if not is_amount(metadata.last_result_time):
+                metadata.last_result_time = -math.inf
+        return trials
 
     def step(self) -> None:
         """Look whether those that wait have room, then go on as Ray does."""

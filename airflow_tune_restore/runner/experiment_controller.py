@@ -9,7 +9,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore.request import (
+    Result,
+    RunnerOutcome,
+    RunnerProgress,
+    RunnerRequest,
+)
 from airflow_tune_restore.runner import checkpoint_choice, scheduler_memory, searcher
 from airflow_tune_restore.runner.controller import GuardedController, Scope
 from airflow_tune_restore.runner.outcome import build_outcome, error_of
@@ -29,6 +34,8 @@ from airflow_tune_restore.runner.results import prepare_results
 
 RESUMED_LATER = Trial.PAUSED
 """Ray's status of a trial that waits to go on: what one is saved as that was stopped alone."""
+
+_TO_RUN = ("resume", "restart")
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +49,7 @@ class ExperimentScope(Scope):
         reporter: Tells tasks of their trials, and of their wish to stop them.
         started_at: ISO 8601 UTC.
         held: Trials that were stopped alone; they stay unfinished.
+        left_out: What Ray raised about a trial that it cannot restore, by its id.
         given_up: Why no node can hold a trial, by its id; each is held, too.
         told: Trials whose outcome was recorded.
         is_drawn: Whether the searcher has no more samples to draw, as of the newest snapshot.
@@ -53,6 +61,7 @@ class ExperimentScope(Scope):
     reporter: Reporter
     started_at: str
     held: set[str] = field(default_factory=set)
+    left_out: dict[str, Exception] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     is_drawn: bool = False
@@ -80,13 +89,20 @@ class ExperimentScope(Scope):
         is_drawn = self.is_drawn and not self.missing
         return is_drawn and bool(self.saved) and not self._unfinished()
 
-    def sizes(self, row: dict[str, Any]) -> bool:
+    def sizes(self, row: str) -> bool:
         """Those to run; all, if samples are drawn, of which the others are all that is known."""
         if self.planned.get("draws_samples"):
             return True
-        trial_id = row["trial_id"]
+        try:
+            trial_id = json.loads(row)["trial_id"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False  # it cannot be run either
         planned = self._by_id.get(trial_id) or self._by_final_id.get(trial_id)
-        return planned is not None and planned["action"] in ("resume", "restart")
+        return planned is not None and planned["action"] in _TO_RUN
+
+    def to_run(self) -> set[str]:
+        """Return the planned ids of the trials that the run is for."""
+        return {key for key, trial in self._by_id.items() if trial["action"] in _TO_RUN}
 
     def close(self) -> None:
         """Write the last progress."""
@@ -172,9 +188,7 @@ class ExperimentController(GuardedController):
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
         self._searcher_number = int(experiment_state.get("stats", {}).get("searcher", 0))
-        trials: list[Trial]
-        with replaced(Trial, "from_json_state", _any_trainable(self.scope.request.trainable_name)):
-            trials = super()._restore_trials(experiment_state)
+        trials = self._restore_readable(experiment_state)
         for trial in trials:
             part = self.scope.part(trial)
             if not self.scope.is_seed:
@@ -186,13 +200,41 @@ class ExperimentController(GuardedController):
                     trial.run_metadata.num_failures = 0
         return trials
 
+    def _restore_readable(self, experiment_state: dict[str, Any]) -> list[Trial]:
+        """Restore each trial by itself: one that Ray cannot read does not cost the others."""
+        trials: list[Trial] = []
+        with replaced(Trial, "from_json_state", _any_trainable(self.scope.request.trainable_name)):
+            for row in experiment_state["trial_data"]:
+                try:
+                    trials += super()._restore_trials({**experiment_state, "trial_data": [row]})
+                except Exception as error:  # noqa: BLE001  a damaged pickle in it may raise anything
+                    self._leave_out(_id_in(row), error)
+        if not trials:
+            raise RunnerError("Ray cannot read the row of any trial")
+        self._storage._timestamp = trials[0].storage._timestamp  # as Ray: that of the first
+        return trials
+
+    def _leave_out(self, trial_id: str, error: Exception) -> None:
+        """Go on without a trial; its row stays as it is."""
+        logger.warning(
+            "Trial %s is left out, and its row stays as it is, for Ray cannot restore it: %s: %s",
+            *(trial_id, type(error).__name__, error),
+        )
+        self.scope.left_out[trial_id] = error
+
     def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
         """Take up each trial as planned, in Ray's order; what a past attempt ended stays ended."""
         del resume_config
         if self.scope.is_seed:
             searcher.catch_up(self.scope.store, self._search_alg, trials, self.scope.part)
         for trial in sorted(trials, key=lambda t: t.run_metadata.last_result_time, reverse=True):
-            self._requeue(trial, self.scope.part(trial))
+            taken_up = len(self._trials)
+            try:
+                self._requeue(trial, self.scope.part(trial))
+            except Exception as error:
+                if len(self._trials) > taken_up:
+                    raise
+                self._leave_out(trial.trial_id, error)
 
     def _requeue(self, trial: Trial, part: RunnerRequest) -> None:
         kind = ResumeConfig.ResumeType
@@ -211,7 +253,8 @@ class ExperimentController(GuardedController):
             super()._requeue_restored_trials([trial], config)
 
     def adopt(self) -> None:
-        """Fix the directories of new trials, and drop rows that come again."""
+        """Fix the directories of new trials, drop rows that come again, and tell of those left out."""
+        self._refuse_left_out()
         for trial in self._trials:
             if trial.is_finished():
                 continue
@@ -315,8 +358,29 @@ class ExperimentController(GuardedController):
             ray_version=version(),
         )
         self.scope.reporter.flush()
-        key = layout.outcome_key(part.restore_id, part.trial_id, part.attempt)
+        self._write(outcome)
+
+    def _write(self, outcome: RunnerOutcome) -> None:
+        key = layout.outcome_key(outcome.restore_id, outcome.trial_id, outcome.attempt)
         self.scope.store.put(key, outcome.to_json())
+
+    def _refuse_left_out(self) -> None:
+        """Write the outcome of each trial that was to run and is not here."""
+        scope = self.scope
+        here = {scope.part(trial).trial_id for trial in self._trials}
+        for trial_id in sorted(scope.to_run() - here):
+            error = scope.left_out.get(trial_id)
+            why = f"{type(error).__name__}: {error}" if error else "an earlier attempt left it out"
+            self._write(
+                build_outcome(
+                    replace(scope.request, trial_id=trial_id),
+                    Result.REFUSED,
+                    (RunnerError.__name__, f"Ray cannot restore it ({why})"),
+                    trial=None,
+                    started_at=scope.started_at,
+                    ray_version=version(),
+                )
+            )
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
         """Print it, and keep it for the task that follows this trial."""
@@ -325,6 +389,14 @@ class ExperimentController(GuardedController):
         super().report(trial, progress)
         owner = layout.EVERY_TRIAL if part.action == "draw" else part.trial_id
         self.scope.reporter.add(owner, progress)
+
+
+def _id_in(row: Sequence[str]) -> str:
+    """Return the id that stands in a row, as far as it can be read."""
+    try:
+        return str(json.loads(row[0])["trial_id"])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return "in a row that is not whole"
 
 
 def _any_trainable(name: str) -> Any:

@@ -198,19 +198,30 @@ def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
     """
     from ray import cloudpickle
 
+    body = b""
     try:
-        state: dict[str, Any] = cloudpickle.loads(
-            store.get(layout.TUNER_FILE, max_bytes=MAX_TUNER_BYTES)
-        )
-    except (KeyNotFoundError, EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError):
+        body = store.get(layout.TUNER_FILE, max_bytes=MAX_TUNER_BYTES)
+        state: dict[str, Any] = cloudpickle.loads(body)
+    except (KeyNotFoundError, EOFError, pickle.UnpicklingError):
         return None
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # what it holds is the user's, and may raise anything
+        if not isinstance(error, ImportError | AttributeError) and _is_damaged(body):
+            return None
         raise InvalidInputError(
-            f"tuner.pkl of {store.uri} needs something that is not importable here: {error}. Its "
-            "callbacks, stopper, searcher and scheduler must be importable where Ray runs. Without them, "
-            "--ignore-tuner (ignore_tuner=True) restores from the state alone."
+            f"tuner.pkl of {store.uri} cannot be loaded here: {type(error).__name__}: {error}. Its "
+            "callbacks, stopper, searcher and scheduler must be importable where Ray runs, with all that "
+            "they need. Without them, --ignore-tuner (ignore_tuner=True) restores from the state alone."
         ) from error
     return state if isinstance(state, dict) else None
+
+
+def _is_damaged(body: bytes) -> bool:
+    """Whether it is not the pickle's content that raises, but that it is not a whole pickle."""
+    try:
+        symbolic.read_pickle(body)
+    except symbolic.SymbolicError:
+        return True
+    return False
 
 
 def _check_param_space(param_space: Any, tuner: dict[str, Any]) -> None:

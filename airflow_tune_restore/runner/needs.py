@@ -45,11 +45,11 @@ def read_rows(scope: "Scope") -> list[str]:
     body = scope.store.get(key, max_bytes=layout.MAX_STATE_BYTES)
     try:
         rows = [row for row, _metadata in json.loads(body)["trial_data"]]
-        return [row for row in rows if scope.sizes(json.loads(row))]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunnerError(
             f"{key} could not be restored: it makes no sense ({error}). Nothing was run."
         ) from error
+    return [row for row in rows if scope.sizes(row)]
 
 
 def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
@@ -62,7 +62,7 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
 
     Raises:
         InvalidInputError: If asking the trainable fails, naming the trial.
-        RunnerError: If Ray cannot read a row.
+        RunnerError: If Ray can read none of the rows. One of many is left out, as it will be in the run.
     """
     from ray.tune.experiment import Experiment, Trial
     from ray.tune.impl.placeholder import create_resolvers_map, inject_placeholders
@@ -73,16 +73,18 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
         space = param_space.to_dict() if hasattr(param_space, "to_dict") else param_space
         inject_placeholders(copy.deepcopy(space), resolvers)
     asked: Asked = {}
+    reasons = []
     for row in rows:
         try:
             trial = Trial.from_json_state(row)
-        except Exception as error:  # a damaged pickle in it may raise anything
-            raise RunnerError(
-                f"Ray cannot read the row of a trial: {type(error).__name__}: {error}. Nothing was run."
-            ) from error
+        except Exception as error:  # noqa: BLE001  a damaged pickle in it may raise anything
+            reasons.append(f"{type(error).__name__}: {error}")
+            continue
         if resolvers:
             trial.resolve_config_placeholders(resolvers)
         asked[trial.trial_id] = _ask(trial)
+    if reasons and not asked:
+        raise RunnerError(f"Ray cannot read the row of a trial: {reasons[0]}. Nothing was run.")
     if rows:
         return asked
     try:

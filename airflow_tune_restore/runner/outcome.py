@@ -104,11 +104,16 @@ def _text_of_error(trial: Any) -> str:
 
 def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]:
     """Return what the user reported, scalars only, the experiment's metric first."""
+    from ray._private.dict import flatten_dict
+
     scalars = {
         str(name): value.item() if hasattr(value, "item") else value
         for name, value in result.items()
         if name not in _AUTOFILLED and _is_scalar(value)
     }
+    nested = flatten_dict(result).get(metric) if metric and metric not in scalars else None
+    if metric and nested is not None and _is_scalar(nested):
+        scalars[metric] = nested.item() if hasattr(nested, "item") else nested
     first = {metric: scalars[metric]} if metric in scalars else {}
     return {**first, **dict(list(scalars.items())[:METRIC_LIMIT])}
 

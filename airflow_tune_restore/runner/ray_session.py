@@ -101,12 +101,17 @@ def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, An
 
 
 def _gpus(asked: int) -> int:
-    """Return as many GPUs as Ray may use: it does not start with more (resource_and_label_spec, 2.60)."""
+    """Return as many GPUs as there are and Ray may use.
+
+    Ray starts with no more than it may use, but with any number that are not there
+    (ray._private.resource_and_label_spec, 2.60).
+    """
     from ray._private import accelerators
 
     manager = accelerators.get_accelerator_manager_for_resource("GPU")
     visible = manager.get_current_process_visible_accelerator_ids()
-    return asked if visible is None else min(asked, len(visible))
+    there = manager.get_current_node_num_accelerators() if visible is None else len(visible)
+    return min(asked, there)
 
 
 def _memory(asked: int, object_store: int) -> int:

@@ -157,6 +157,7 @@ def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
 def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each record of a CSV file, as its own text and as its fields."""
     consumed: list[str] = []
+    csv.field_size_limit(layout.MAX_RESULT_BYTES)  # its own limit is below what people report
 
     def lines() -> Iterator[str]:
         for line in io.StringIO(text, newline=""):

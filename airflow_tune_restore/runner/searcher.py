@@ -224,9 +224,11 @@ def _tell(search_alg: Any, trial: Any, known_status: str | None) -> bool:
 
 def _add_point(search_alg: Any, trial: Any) -> bool:
     """Give the searcher a result of a trial that it takes for failed, or never knew: a restarted one."""
+    from ray._private.dict import flatten_dict
+
     base = innermost(search_alg)
     metric = getattr(search_alg, "metric", None)
-    value = trial.last_result.get(metric) if isinstance(metric, str) else None
+    value = flatten_dict(trial.last_result).get(metric) if isinstance(metric, str) else None
     if not isinstance(base, Shield) or not isinstance(value, int | float):
         return False  # a grid or random search, that learns from nothing
     base.add_evaluated_point(trial.trial_id, dict(trial.evaluated_params), value)

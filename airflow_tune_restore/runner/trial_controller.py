@@ -51,7 +51,7 @@ class TrialScope(Scope):
         trial = self.restored
         return trial is not None and self.saved_status == trial.status and trial.is_finished()
 
-    def sizes(self, row: dict[str, Any]) -> bool:
+    def sizes(self, row: str) -> bool:
         """There is no other."""
         del row
         return True

@@ -17,7 +17,7 @@ ASKING = "tests.support.experiments.asking"
     [("errored", "three_bundles"), ("errored", "half_a_gigabyte"), ("class", "Counter")],
 )
 def test_whatever_way_it_asks_the_private_ray_has_it(copied, kind, name):
-    restoring = Restoring(copied(kind), kind)
+    restoring = Restoring(copied(kind), kind, env={"CUDA_VISIBLE_DEVICES": "0"})
     ran = restoring.run(trainable=f"{ASKING}:{name}")
     assert ran.code == EXIT_FINISHED, ran.output
     assert ran.outcome.iteration == 6

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,19 @@ def make_state(rows: list[list[str]], *, start_time: float = 1000.0, **runner: A
 
 
 def make_experiment(
-    directory: Path, rows: list[list[str]], *, total_samples: int | None = None, **state: Any
-) -> Path:
+    directory: Path, rows: list[list[str]], *, total_samples: int | None = None,
+    live: Sequence[str] = (), **state: Any,
+) -> Path:  # fmt: skip
     """Write an experiment directory: golden tuner.pkl and searcher state; the state last, as Ray does.
 
-    With `total_samples`, the searcher has not drawn all of them.
+    With `total_samples`, the searcher has drawn a trial for each row, and was not told that those of
+    `live` have ended.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("tuner.pkl", next(KILLED.glob("basic-variant-state-*")).name):
         (directory / name).write_bytes((KILLED / name).read_bytes())
     if total_samples is not None:  # as BasicVariantGenerator.save_to_dir pickles its `__dict__`
-        searcher = {"_total_samples": total_samples, "_finished": False}
+        searcher = {"_total_samples": total_samples, "_finished": False, "_live_trials": set(live)}
         (directory / name).write_bytes(pickle.dumps(searcher))
     (directory / STATE_NAME).write_bytes(make_state(rows, **state))
     return directory

@@ -146,12 +146,13 @@ def _asking(recipe: dict, resources: str) -> str:
 
 
 def _torn_trials(pair: Pair) -> set[str]:
-    """Return the trials whose directories hold checkpoints that no state names.
+    """Return the configs of trials whose directories hold checkpoints that no state names.
 
-    The driver died between an upload and the snapshot that would have told of it.
+    The driver died between an upload and the snapshot that would have told of it. A trial that is
+    started over has another id, but the same config, and goes on with the old one's numbers.
     """
     return {
-        trial["trial_id"]
+        trial["config"]
         for trial in pair.describe(pair.theirs)["trials"]
         if set(trial["checkpoints"]) - {f"checkpoint_{n:06}" for n in range(trial["index"] + 1)}
     }
@@ -165,7 +166,7 @@ def _compare(mine: dict, his: dict, known: set[str], torn: set[str], is_named: b
         trial["trial_id"] for trial in his["trials"]
     }
     for one, other in zip(mine["trials"], his["trials"], strict=True):
-        is_torn = one["trial_id"] in torn
+        is_torn = one["config"] in torn
         if one["trial_id"] != other["trial_id"]:  # restarted: Ray draws a random id
             assert not {one["trial_id"], other["trial_id"]} & originals
             for each in (one, other):

@@ -284,7 +284,7 @@ def test_cut_short_trials_have_their_own_choice_beside_that_for_finished_ones(
     cut = make_row("cut", last_result={"training_iteration": 2, "done": False})
     ended = make_row("ended", last_result={"training_iteration": 4, "done": True})
     state = {"_fail_fast": True, "_has_errored": True}
-    make_experiment(tmp_path / "x", [BAD, cut, ended], **state)
+    make_experiment(tmp_path / "x", [BAD, cut, ended], total_samples=3, live=["cut"], **state)
     _, out, _ = tune_restore(
         "plan", tmp_path / "x", "--resume-cut-short", "--finished", "restart", "--json"
     )

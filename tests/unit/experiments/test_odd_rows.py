@@ -97,7 +97,7 @@ def test_a_trainable_may_have_any_name_that_a_command_line_takes(name):
         (math.inf, 0, True),
         (None, 0, True),
         (True, 0, True),
-        (-1, 0, True),
+        (-1, 0, False),
         (10**400, 0, True),
         ([3], 0, True),
     ],

@@ -53,7 +53,7 @@ def test_rows_of_another_trainable_win_over_tuner_pkl(store):
     assert (experiment.tuner, experiment.ignores_tuner) == (None, True)
     (warning,) = experiment.warnings
     assert "names the trainable 'train', the trials were run with 'old'" in warning
-    assert warning.endswith("Plan with --ignore-tuner (ignore_tuner=True) to confirm that")
+    assert "from the state alone, as with --ignore-tuner (ignore_tuner=True)" in warning
 
 
 @pytest.mark.parametrize("names", [["train"], ["old", "train"], [""]])

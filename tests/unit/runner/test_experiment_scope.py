@@ -56,3 +56,44 @@ def test_a_run_that_lacks_samples_has_not_ended(scope):
     with pytest.raises(RunnerError, match="0 trials unfinished and 1 samples not drawn"):
         scope.judge(told_to_stop=False)
     assert scope.judge(told_to_stop=True)[0] is Result.INTERRUPTED
+
+
+def test_it_is_sized_by_the_trials_that_run_and_all_that_can_be_read_if_it_draws(scope):
+    scope.planned = {
+        "trials": [
+            {"trial_id": "a", "action": "resume"},
+            {"trial_id": "b", "action": "restart", "new_trial_id": "b2"},
+            {"trial_id": "c", "action": "keep"},
+        ]
+    }
+    scope.__post_init__()
+    rows = [f'{{"trial_id": "{name}"}}' for name in ("a", "b", "b2", "c", "other")]
+    rows += ["oops", "[]", "{}", "[" * 100_000]
+    assert [row[14:-2] for row in rows if scope.sizes(row)] == ["a", "b", "b2"]
+    scope.planned["draws_samples"] = True
+    assert all(scope.sizes(row) for row in rows)
+
+
+def test_a_trial_that_ray_could_not_restore_is_refused_in_each_attempt(scope):
+    """The snapshot of the attempt before does not hold it."""
+    actions = {"a": "resume", "b": "restart", "gone": "resume", "kept": "keep", "also": "restart"}
+    scope.planned = {
+        "trials": [
+            {"trial_id": name, "action": action, "new_trial_id": f"{name}2"}
+            for name, action in actions.items()
+        ]
+    }
+    scope.__post_init__()
+    scope.left_out = {"gone": ValueError("no row")}
+    written = []
+    controller = SimpleNamespace(
+        scope=scope, _trials=[SimpleNamespace(trial_id=name) for name in ("a", "b2")],
+        _write=written.append,
+    )  # fmt: skip
+    ExperimentController._refuse_left_out(controller)
+    assert [(each.trial_id, each.result) for each in written] == [
+        ("also", "refused"),
+        ("gone", "refused"),
+    ]
+    assert written[0].error == "Ray cannot restore it (an earlier attempt left it out)"
+    assert written[1].error == "Ray cannot restore it (ValueError: no row)"

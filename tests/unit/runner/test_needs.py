@@ -105,7 +105,7 @@ def scope_of(body: bytes | None) -> SimpleNamespace:
     if body is not None:
         store.put("state.json", body)
     key = "state.json" if body is not None else None
-    return SimpleNamespace(store=store, source_key=key, sizes=lambda row: row["trial_id"] != "kept")
+    return SimpleNamespace(store=store, source_key=key, sizes=lambda row: "kept" not in row)
 
 
 def test_rows_are_those_that_the_run_is_sized_for():
@@ -115,15 +115,19 @@ def test_rows_are_those_that_the_run_is_sized_for():
     assert needs.read_rows(scope_of(None)) == []
 
 
-@pytest.mark.parametrize("body", [b'{"trial_data": [', b"{}", b'{"trial_data": [["{}", "{}"]]}'])
+@pytest.mark.parametrize("body", [b'{"trial_data": [', b"{}", b'{"trial_data": [["{}"]]}'])
 def test_a_damaged_state_sizes_nothing(body):
     with pytest.raises(RunnerError, match=r"state.json could not be restored.*Nothing was run"):
         needs.read_rows(scope_of(body))
 
 
-def test_a_row_that_ray_cannot_read_is_a_sentence():
+def test_a_row_that_ray_cannot_read_is_a_sentence_and_does_not_cost_the_others():
     name = Experiment.register_if_needed(plain)
-    row = json.loads(Trial(name, trial_id="t0").get_json_state()[0])
-    row["placement_group_factory"] = "80"
-    with pytest.raises(RunnerError, match=r"Ray cannot read the row of a trial: .*truncated"):
-        needs.ask(plain, [json.dumps(row)], None)
+    trial = Trial(name, trial_id="whole")
+    trial.placement_group_factory = tune.PlacementGroupFactory([{"CPU": 7}])
+    whole = trial.get_json_state()[0]
+    torn = json.dumps({**json.loads(whole), "trial_id": "torn", "placement_group_factory": "80"})
+    for rows in (["oops"], [torn], [torn, "oops"]):
+        with pytest.raises(RunnerError, match=r"Ray cannot read the row of a trial: .*Nothing was"):
+            needs.ask(plain, rows, None)
+    assert list(needs.ask(plain, [torn, whole, "oops"], None)) == ["whole"]

@@ -44,7 +44,8 @@ def test_one_that_never_starts_is_given_up_in_its_own_words(starts):
     assert len(starts) == ray_session.STARTS
 
 
-def test_a_private_ray_is_as_large_as_what_is_asked_for_now_in_whole_numbers(starts):
+def test_a_private_ray_is_as_large_as_what_is_asked_for_now_in_whole_numbers(starts, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     ray_session.connect(REQUEST, {"CPU": 2.5, "GPU": 0.5, "special": 0.5})
     (options,) = starts
     assert (options["num_cpus"], options["num_gpus"]) == (3, 1)
@@ -56,6 +57,17 @@ def test_no_more_gpus_than_ray_may_see(starts, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     ray_session.connect(REQUEST, {"CPU": 1.0, "GPU": 4.0})
     assert starts[0]["num_gpus"] == 2
+
+
+@pytest.mark.parametrize("there", [0, 3])
+def test_no_more_gpus_than_there_are(starts, monkeypatch, there):
+    from ray._private import accelerators
+
+    manager = accelerators.get_accelerator_manager_for_resource("GPU")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", lambda: there)
+    ray_session.connect(REQUEST, {"CPU": 1.0, "GPU": 4.0})
+    assert starts[0]["num_gpus"] == there
 
 
 def test_memory_is_what_is_asked_for_as_far_as_the_machine_has_it(starts, monkeypatch):

@@ -1,6 +1,7 @@
 """More of names that were used again, each restored both ways."""
 
 import shutil
+from pathlib import Path
 
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -46,12 +47,11 @@ def test_what_an_older_run_left_comes_back_as_the_plan_advises(hosts, tmp_path, 
     assert note.startswith(f"{first.state_file.name} of an older run holds 1 trial (1 ERROR)")
 
     time = first.state_file.name.removeprefix("experiment_state-").removesuffix(".json")
-    assert f"a later time than {time} to another directory" in note
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    assert f"a later time than {time}, then plan the copy" in note
+    pair.ours = Path(shutil.copytree(pair.ours, tmp_path / "elsewhere" / pair.ours.name))
     for path in [path for path in pair.ours.iterdir() if path.is_file()]:
         if path.name == "tuner.pkl" or path.stem[-len(time) :] > time:
-            shutil.move(path, elsewhere)
+            path.unlink()
     planned = plan(pair.ours)
     assert (planned.base.name, planned.samples_left) == (first.state_file.name, 0)
 
