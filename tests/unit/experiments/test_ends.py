@@ -16,6 +16,7 @@ from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support import GOLDEN
 from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import plan_night
 
 
 class StopLater(stopper.Stopper):
@@ -170,3 +171,18 @@ def test_what_returned_before_another_failed_was_not_cut_short(tmp_path, live, c
 def test_what_ended_the_trials_of_real_experiments(kind, ended_by):
     experiment = read_experiment(LocalStore(GOLDEN / "failed" / kind))
     assert count_ends(experiment) == ended_by
+
+
+@pytest.mark.parametrize(("seconds_spent", "is_spent"), [(0, False), (59, False), (60, True)])
+def test_a_plan_notes_that_a_time_budget_is_spent(tmp_path, seconds_spent, is_spent):
+    budget = stopper.TimeoutStopper(60)
+    budget._budget -= seconds_spent
+    both = stopper.CombinedStopper(budget, stopper.NoopStopper())
+    for number, one in enumerate((budget, both)):
+        rows = [make_row("bad", status="ERROR")]
+        sweep = make_experiment(tmp_path / str(number), rows, _stopper=pickled(one))
+        plan = plan_night(LocalStore(sweep), "r1")
+        notes = [
+            note for note in plan.warnings if note.startswith("time_budget_s of the experiment")
+        ]
+        assert len(notes) == is_spent

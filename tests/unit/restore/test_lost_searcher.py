@@ -164,3 +164,11 @@ def test_a_searcher_that_was_ended_leaves_nothing(tmp_path):
 def test_a_plan_for_whom_nothing_is_lost_has_no_note(tmp_path):
     store = LocalStore(make_experiment(tmp_path / "sweep", [DONE, HUNG], total_samples=5))
     assert plan_night(store).warnings == ()
+
+
+def test_a_searcher_that_is_named_although_none_is_lost_is_noted_as_not_used(tmp_path):
+    store = LocalStore(make_experiment(tmp_path / "sweep", [DONE, HUNG], total_samples=4))
+    for can_search in (True, False):
+        made = draft_restore(store, "r1", options(can_search=can_search))
+        notes = [text for text in made.plan.warnings if text.startswith("search_alg is not used")]
+        assert len(notes) == can_search

@@ -1,5 +1,7 @@
 """What the user names is loaded, or refused in one sentence."""
 
+import os
+
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
@@ -87,6 +89,26 @@ def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path):
     ):
         load(store, request())
     assert not load(store, request(ignore_tuner=True)).has_tuner
+
+
+class Unloadable:
+    """Its class is there, and raises when it is loaded: it reads a variable that is not set here."""
+
+    def __reduce__(self):
+        return os.environ.__getitem__, ("TUNE_TEST_NOT_SET_ANYWHERE",)
+
+
+def test_a_tuner_pkl_whose_content_raises_is_refused_and_not_taken_for_damaged(tmp_path):
+    from ray import cloudpickle
+
+    store = open_store(tmp_path.as_posix())
+    whole = cloudpickle.dumps({"callback": Unloadable()})
+    write_tuner(store, whole)
+    with pytest.raises(InvalidInputError, match=r"cannot be loaded here: KeyError.*--ignore-tuner"):
+        load(store, request())
+    for size in range(len(whole)):
+        write_tuner(store, whole[:size])
+        assert not load(store, request()).has_tuner
 
 
 def test_what_an_ignored_tuner_pkl_says_of_param_space_does_not_count(tmp_path):

@@ -33,6 +33,13 @@ def test_the_metric_comes_first_and_only_numbers_are_taken():
     assert list(scalar_metrics(result, "loss").items()) == [("loss", 0.5), ("a", 1), ("flag", True)]
 
 
+def test_a_metric_may_be_nested_and_has_rays_flat_name():
+    result = {"val": {"loss": 0.5}, "a": 1}
+    assert scalar_metrics(result, "val/loss") == {"val/loss": 0.5, "a": 1}
+    assert scalar_metrics(result, "val/other") == {"a": 1}
+    assert scalar_metrics(result, "val") == {"a": 1}
+
+
 REQUEST = RunnerRequest(
     experiment="/e", restore_id="r", trial_id="t", attempt=1, trainable="m:t",
     trainable_name="t", action="resume",

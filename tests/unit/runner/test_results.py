@@ -131,6 +131,15 @@ def test_a_row_that_was_cut_off_goes(files):
     assert files.read() == ([1, 2], [1, 2])
 
 
+def test_a_row_may_hold_a_field_that_is_longer_than_csv_takes_by_itself(files):
+    files.write(1, 2)
+    note = b"x" * 200_000
+    files.append(b'{"training_iteration": 3, "note": "%s"}\n' % note)
+    files.append(b"3,%s\r\n" % note, "progress.csv")
+    prepare_results(files.store, request(trim=True), TRIAL, at(2))
+    assert files.read() == ([1, 2], [1, 2])
+
+
 def test_all_rows_of_a_trial_that_is_new_are_our_own(files):
     prepare_results(files.store, request(), TRIAL, None)
     files.write(1, 2, 3)
