@@ -35,6 +35,11 @@ from airflow_tune_restore.runner.results import prepare_results
 RESUMED_LATER = Trial.PAUSED
 """Ray's status of a trial that waits to go on: what one is saved as that was stopped alone."""
 
+_DRAWN_TOO_LATE = (
+    "It was drawn in this run, after its Ray had been made; if the machine has as much, restore the "
+    "experiment again: the next Ray is made for this trial, too."
+)
+
 _TO_RUN = ("resume", "restart")
 
 logger = logging.getLogger(__name__)
@@ -163,9 +168,12 @@ class ExperimentController(GuardedController):
 
     def give_up(self, trial_id: str, why: str) -> None:
         """Stop the trial alone; the others go on."""
+        trial = self.get_trial(trial_id)
+        if self.scope.request.address is None and self.scope.part(trial).action == "draw":
+            why = f"{why} {_DRAWN_TOO_LATE}"
         logger.error("%s", why)
         self.scope.given_up[trial_id] = why
-        self._stop_unfinished(self.get_trial(trial_id))
+        self._stop_unfinished(trial)
 
     def _stop_unfinished(self, trial: Trial) -> None:
         self.scope.held.add(trial.trial_id)

@@ -1,5 +1,6 @@
 """How a run of all trials is judged that ended although samples are left."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -97,3 +98,22 @@ def test_a_trial_that_ray_could_not_restore_is_refused_in_each_attempt(scope):
     ]
     assert written[0].error == "Ray cannot restore it (an earlier attempt left it out)"
     assert written[1].error == "Ray cannot restore it (ValueError: no row)"
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+@pytest.mark.parametrize("trial_id", ["old", "new"])
+def test_a_sample_without_room_on_a_private_ray_may_have_it_on_the_next(scope, trial_id, address):
+    scope.request = dataclasses.replace(scope.request, address=address)
+    scope.planned = {"trials": [{"trial_id": "old", "action": "resume"}]}
+    scope.__post_init__()
+    stopped = []
+    controller = SimpleNamespace(
+        scope=scope, get_trial=lambda name: SimpleNamespace(trial_id=name),
+        _stop_unfinished=stopped.append,
+    )  # fmt: skip
+    ExperimentController.give_up(controller, trial_id, "No room.")
+    (why,) = scope.given_up.values()
+    is_advised = "the next Ray is made for this trial, too" in why
+    assert is_advised is (trial_id == "new" and address is None)
+    assert why.startswith("No room.")
+    assert [trial.trial_id for trial in stopped] == [trial_id]
