@@ -25,7 +25,8 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.generated_recipes import SEARCHERS, experiments, restores
 from tests.support.ray.kept import HostError, Hosts
 from tests.support.ray.kept_process import SEARCHER_REFUSED
-from tests.support.ray.pair import Pair, make_pair
+from tests.support.ray.pair import make_pair
+from tests.support.ray.tuner_restore import stable
 
 MODULE = "tests.support.experiments.generated"
 ALREADY_RESTARTED = "by its `default_resource_request()` method"
@@ -119,8 +120,13 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
     assert not must_have_drawn_all(made.state) or made.samples_left == 0, "samples are left"
     ends: list[str] = []
     torn: set[str] = set()
+    unknown: set[str] = set()
     for each in rounds:
-        torn |= _torn_trials(pair)  # once the numbers differ, they do so in all later rounds
+        if ends and recipe["asha"]:
+            return ends  # Ray has put the rows in an order of chance (a set), and ASHA judges in it
+        before = pair.describe(pair.theirs)["trials"]
+        torn |= _torn_trials(before)  # once the numbers differ, they do so in all later rounds
+        unknown |= _rows_of_nobody(pair.theirs, before)
         if each["healed"]:
             cause.unlink(missing_ok=True)
         pair.trainable = f"{MODULE}:{_asking(recipe, each['resources'])}"
@@ -132,7 +138,8 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
             assert end.summary is None or not end.summary.broke_off, end.summary.broke_off
             assert len(end.ours["trials"]) >= len(made.state.trials), "we have lost it, too"
             return [*ends, "Ray lost it"]
-        _compare(end.ours, end.theirs, known, torn, "trial_dirname_creator" in recipe["creators"])
+        is_named = "trial_dirname_creator" in recipe["creators"]
+        _compare(end.ours, end.theirs, known, torn, unknown, is_named)
         ends.append(end.summary.headline().partition(": ")[2] if end.summary else "nothing to do")
     shutil.rmtree(scratch)
     return ends
@@ -145,7 +152,7 @@ def _asking(recipe: dict, resources: str) -> str:
     return f"{recipe['kind']}_asking.{resources}"
 
 
-def _torn_trials(pair: Pair) -> set[str]:
+def _torn_trials(trials: list[dict]) -> set[str]:
     """Return the configs of trials whose directories hold checkpoints that no state names.
 
     The driver died between an upload and the snapshot that would have told of it. A trial that is
@@ -153,12 +160,28 @@ def _torn_trials(pair: Pair) -> set[str]:
     """
     return {
         trial["config"]
-        for trial in pair.describe(pair.theirs)["trials"]
+        for trial in trials
         if set(trial["checkpoints"]) - {f"checkpoint_{n:06}" for n in range(trial["index"] + 1)}
     }
 
 
-def _compare(mine: dict, his: dict, known: set[str], torn: set[str], is_named: bool) -> None:
+def _rows_of_nobody(experiment: Path, trials: list[dict]) -> set[str]:
+    """Return the results in directories of which the state knows no trial, as JSON.
+
+    The driver died before it saved that it had drawn these. They are drawn again, with the same id.
+    """
+    known = {trial["dir"] for trial in trials}
+    return {
+        json.dumps(stable(json.loads(line)))
+        for path in experiment.glob("*/result.json")
+        if path.parent.name not in known
+        for line in path.read_text().splitlines()
+    }
+
+
+def _compare(
+    mine: dict, his: dict, known: set[str], torn: set[str], unknown: set[str], is_named: bool
+) -> None:
     mine, his = (json.loads(json.dumps(each)) for each in (mine, his))
     assert (mine["errors"], mine["terminated"]) == (his["errors"], his["terminated"])
     assert len(mine["trials"]) == len(his["trials"])
@@ -175,7 +198,7 @@ def _compare(mine: dict, his: dict, known: set[str], torn: set[str], is_named: b
             for each in (one, other):
                 each["dir"] = each["dir"][:-19]
         if other["num_failures"] and other["max_failures"]:
-            _allow_lost_rows(one, other)
+            _allow_lost_rows(one, other, unknown)
         if is_torn:
             # Ray, restored from the older snapshot, writes over what is there; ours number on after it
             for each in (one, other):
@@ -187,13 +210,15 @@ def _compare(mine: dict, his: dict, known: set[str], torn: set[str], is_named: b
             )  # fmt: skip
 
 
-def _allow_lost_rows(mine: dict, his: dict) -> None:
+def _allow_lost_rows(mine: dict, his: dict, unknown: set[str]) -> None:
     """Allow that Ray has lost rows: when it tries a trial again, those that were not uploaded yet.
 
-    It gets the file from the storage then, and what came before is gone; we upload it before.
+    It gets the file from the storage then, and what came before is gone; we upload it before. In a
+    directory that has the same name each time, it may get the file of a trial of which no state knows.
     """
     ours = iter([json.dumps(row) for row in mine["rows"]])
-    if len(his["rows"]) < len(mine["rows"]) and all(json.dumps(row) in ours for row in his["rows"]):
+    rows = [text for row in his["rows"] if (text := json.dumps(row)) not in unknown]
+    if len(rows) < len(mine["rows"]) and all(row in ours for row in rows):
         for trial in (mine, his):
             trial["rows"] = trial["csv_rows"] = "some are lost"
 

@@ -129,7 +129,7 @@ def _describe_trial(trial: Any) -> dict[str, Any]:
         "error_file": run.error_filename,
         "last_result": {
             name: value
-            for name, value in _stable(run.last_result).items()
+            for name, value in stable(run.last_result).items()
             if name not in MARKED_LATER
         },
         "metric": {
@@ -139,7 +139,7 @@ def _describe_trial(trial: Any) -> dict[str, Any]:
         "kept": [Path(c.checkpoint.path).name for c in _kept(trial)],
         "checkpoints": sorted(name for name in _list(fs, path) if name.startswith("checkpoint_")),
         "rows": [
-            _stable(json.loads(line)) for line in _read(fs, f"{path}/result.json").splitlines()
+            stable(json.loads(line)) for line in _read(fs, f"{path}/result.json").splitlines()
         ],
         "csv_rows": len(_read(fs, f"{path}/progress.csv").splitlines()),
         "contents": _contents(fs, path),
@@ -152,7 +152,8 @@ def _named(value: Any) -> str:
     return getattr(value, "__qualname__", None) or f"{type(value).__name__} {value}"
 
 
-def _stable(result: dict[str, Any]) -> dict[str, Any]:
+def stable(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a result is the same in each run."""
     return {k: v for k, v in result.items() if k not in VOLATILE}
 
 
