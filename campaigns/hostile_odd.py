@@ -27,7 +27,9 @@ from tests.support import GOLDEN
 EXPERIMENTS = (GOLDEN / "ray-2.60.0" / "killed", *sorted((GOLDEN / "failed").iterdir()))
 ALL = ResumeFlags.from_flags(resume_errored=True)
 
-NUMBERS = (0, -1, 1.0, 2.5, -0.5, 1e300, 10**30, math.nan, math.inf, -math.inf, True, False, None)
+NUMBERS = (
+    0, -1, 1.0, 2.5, -0.5, 1e300, 10**30, 10**400, math.nan, math.inf, -math.inf, True, False, None,
+)  # fmt: skip
 TEXTS = (
     "", "3", "nan", "lr=0.1", "line\nbreak", "tab\t", "back\\slash", "größe", "\U0001fae8", "日本",
     "a/b", "{'lr': 0.1}", "[1, 2]", "x" * 300, "You are a careful assistant. " * 100, "\u202eright",
@@ -140,9 +142,8 @@ def make_odd(rng: random.Random, scratch: Path) -> tuple[Path, Path]:
         indent = rng.choice((2, 2, 2, None))
         state["trial_data"][number] = [json.dumps(d, indent=indent) for d in (trial, run)]
     if rng.random() < 0.3:
-        state["runner_data"][
-            rng.choice(("_metric", "_checkpoint_period", "_total_time", "new"))
-        ] = _any_value(rng)
+        document = state[rng.choice(("runner_data", "stats"))]
+        document[rng.choice(("_metric", "_checkpoint_period", "new", *document))] = _any_value(rng)
     newest.write_text(json.dumps(state, indent=rng.choice((None, None, 2))))
     return genuine, odd
 

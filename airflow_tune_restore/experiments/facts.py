@@ -134,6 +134,6 @@ def _seconds(value: Any) -> float | None:
     """Read Ray's `_checkpoint_period`: "auto", or a number that may stand in a string (2.60)."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON knows larger integers than there are floats
         return None
     return number if 0 < number < math.inf else None

@@ -56,7 +56,7 @@ def parse_bytes(name: str, value: Any) -> float:
     """Read an amount of memory in bytes, as Ray's `memory` resource is given."""
     try:
         amount = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidInputError(f"{name}={value!r} is no number of bytes.") from None
     if not 0 <= amount < math.inf:
         raise InvalidInputError(f"{name}={value!r} is no amount of memory.")

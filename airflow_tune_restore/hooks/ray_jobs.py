@@ -143,7 +143,7 @@ class RayJobsHook(BaseHook):
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidInputError(f"{name}={value!r} is no number.") from None
     if not 0 <= number < float("inf"):
         raise InvalidInputError(f"{name}={value!r} is no amount.")

@@ -224,7 +224,7 @@ def summarise(
         is_one_run=plan.is_one_run,
         changes=(
             *(
-                _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id))
+                _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id), broke_off)
                 for trial in plan.trials
             ),
             *(_drawn(plan, trial) for trial in drawn),
@@ -250,12 +250,18 @@ def _drawn(plan: RestorePlan, trial: Trial) -> TrialChange:
 
 
 def _change(
-    plan: RestorePlan, trial: TrialPlan, before: Trial, after: Trial, outcome: RunnerOutcome | None
+    plan: RestorePlan,
+    trial: TrialPlan,
+    before: Trial,
+    after: Trial,
+    outcome: RunnerOutcome | None,
+    broke_off: str,
 ) -> TrialChange:
     note = trial.reason
     if trial.action in RUN_ACTIONS:
         if outcome is None:
-            note = "its runner ended without a word" if after != before else "never got to run"
+            ended = "the run broke off" if broke_off else "its runner ended without a word"
+            note = ended if after != before else "never got to run"
         elif outcome.error:
             note = f"{outcome.error_type}: {outcome.error}".removeprefix(": ")
     return TrialChange(

@@ -23,7 +23,7 @@ from airflow_tune_restore.restore.resources import describe, is_enough
 from airflow_tune_restore.runner import needs, ray_internals
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.loading import Loaded, load
-from airflow_tune_restore.runner.outcome import INTERRUPTED, build_outcome, now
+from airflow_tune_restore.runner.outcome import INTERRUPTED, build_outcome, error_of_run, now
 from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.room import RoomWatch
@@ -109,7 +109,7 @@ class Attempt:
             # neither the trial's fault nor the user's: it stays unfinished, a retry goes on from here
             needs_trace = not isinstance(error, TuneRestoreError)  # ours are sentences
             logger.log(logging.ERROR, "The runner could not go on: %s", error, exc_info=needs_trace)
-            return Result.INTERRUPTED, (type(error).__name__, str(error))
+            return Result.INTERRUPTED, error_of_run(error)
 
     def _wait_for_earlier(self) -> None:
         request = self._request

@@ -46,7 +46,8 @@ def build_outcome(
 
     `resources` are what it needs, if they are the reason that it was not run.
     """
-    last = trial.last_result if trial is not None else {}
+    # `trial.last_result` would ask a Ray that may be gone for what a trial without results has: for ever
+    last = trial.run_metadata.last_result if trial is not None else {}
     failure = _failure(result, error, trial)
     return RunnerOutcome(
         restore_id=request.restore_id,
@@ -66,6 +67,19 @@ def build_outcome(
         ended_at=now(),
         ray_version=ray_version,
     )
+
+
+def error_of_run(error: BaseException) -> tuple[str, str]:
+    """Return type and message of what ended a run.
+
+    Ray raises a TuneError that has the traceback for its text, in place of an exception in a callback,
+    searcher or scheduler (ray.tune.execution.tune_controller.TuneController._on_result, 2.60), and does
+    so again at every level.
+    """
+    # by its name: Ray may be what cannot be imported
+    while type(error).__name__ == "TuneError" and error.__context__ is not None:
+        error = error.__context__
+    return type(error).__name__, str(error)
 
 
 def error_of(trial: Any) -> tuple[str, str]:

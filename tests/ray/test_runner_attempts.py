@@ -9,6 +9,7 @@ import sys
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import _members
 from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
 from tests.support import ROOT
 from tests.support.experiments.failed import Gate, environment
@@ -16,6 +17,7 @@ from tests.support.ray.real_restore import RESTORE_ID, Restoring, wrote
 from tests.support.waiting import eventually
 
 EVERY = [1, 2, 3, 4, 5, 6]
+RESTARTED = ResumeFlags.from_flags(restart_errored=True)
 
 
 def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_double(
@@ -136,3 +138,16 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
     assert outcome is not None
     assert (outcome.result, outcome.iteration) == ("interrupted", 4)
     assert restoring.iterations() == EVERY[:4]
+
+
+def test_a_run_that_breaks_off_at_the_first_result_ends_at_once_and_names_the_cause(copied, tmp_path):
+    """Once its Ray is gone, nothing may ask Ray for the results of a trial that has none."""
+    record = tmp_path / "not" / "there"  # the experiment's callback writes it at each result
+    env = {"TUNE_TEST_RECORD": str(record)}
+    restoring = Restoring(copied("extras"), "extras", flags=RESTARTED, env=env)
+    ran = restoring.run()
+    assert ran.code == EXIT_INTERRUPTED, ran.output
+    assert "Connecting to existing Ray" not in ran.output
+    assert ran.outcome.error_type == "FileNotFoundError"
+    assert ran.outcome.error.startswith("[Errno 2] No such file or directory")
+    assert ran.outcome.metrics == {}

@@ -170,6 +170,24 @@ def test_a_row_that_nobody_can_name_is_lost_alone_and_put_back_as_it_stood(field
     }
 
 
+def test_a_row_without_a_status_is_known_by_its_id_all_the_same():
+    rows = [with_fields(failed("odd"), {"status": None}), failed("even")]
+    odd, even = parse_state(make_state(rows)).trials
+    assert even.unusable == ""
+    assert "$.status" in odd.unusable
+    assert odd.unusable.endswith("its trial_id is odd")
+
+
+@pytest.mark.parametrize("value", [10**400, 1e300, "1e400", math.nan, [], None])
+@pytest.mark.parametrize("name", ["_checkpoint_period", "_start_time", "_metric"])
+def test_no_field_around_the_rows_keeps_a_scan_from_any_experiment(name, value):
+    store = MemoryStore()
+    store.put(f"team/even/{STATE_NAME}", make_state([failed("a")]))
+    store.put(f"team/odd/{STATE_NAME}", make_state([failed("a")], **{name: value}))
+    reports = scan(store, stale_after=timedelta(0), use_index=False)
+    assert [report.health for report in reports] == [Health.ERRORED] * 2
+
+
 def test_a_row_that_is_not_json_is_lost_alone():
     made = plan(failed("even"), ["{", "{}"], ["[]", "{}"])
     assert [t.action for t in made.trials if t.trial_id != "even"] == [TrialAction.KEEP] * 2

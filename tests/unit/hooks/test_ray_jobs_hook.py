@@ -57,6 +57,8 @@ def test_tls_may_be_left_unchecked_or_given_an_authority(monkeypatch):
     [
         ({"runtime_env": "no json"}, "runtime_env of connection 'ray' is no JSON object"),
         ({"entrypoint_num_cpus": "many"}, "entrypoint_num_cpus='many' is no number"),
+        ({"entrypoint_num_cpus": 10**400}, "is no number"),
+        ({"entrypoint_memory": 10**400}, "is no number of bytes"),
         ({"entrypoint_memory": -1}, "entrypoint_memory=-1 is no amount of memory"),
         ({"entrypoint_resources": {"a": float("inf")}}, "is no amount"),
         ({"verify_tls": "perhaps"}, "verify_tls='perhaps' is neither"),

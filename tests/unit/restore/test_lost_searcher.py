@@ -140,6 +140,18 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
     assert (summary.samples_left, summary.is_done) == (2, False)
 
 
+def test_a_trial_that_ran_when_the_run_broke_off_has_that_beside_it(lost):
+    store = lost([HUNG])
+    plan = start_night(store, strategy="whole_experiment", can_search=True)
+    leave_attempt(
+        store, plan, layout.EVERY_TRIAL, make_row("hung", status="RUNNING", iteration=2),
+        result="interrupted", error_type="ConnectionError", error="the tracking server is away",
+    )  # fmt: skip
+    summary = commit_restore(store, "r1")
+    assert [change.note for change in summary.changes] == ["the run broke off"]
+    assert "the run broke off: ConnectionError: the tracking server is away" in summary.headline()
+
+
 def test_a_searcher_that_was_ended_leaves_nothing(tmp_path):
     """A stopper, a time budget or the searcher itself may end it early: then all is done."""
     rows = [DONE, make_row("hung", status="RUNNING")]
