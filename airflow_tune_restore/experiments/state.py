@@ -307,7 +307,8 @@ def _read_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Collection[str]
         if found.trial_id in others:
             raise MalformedStateError(f"another trial has the id {found.trial_id!r}, too")
     except MalformedStateError as error:
-        named = _field(trial, "trial_id")  # not its id here: a later row that can be read may have it
+        # not the id that we go by: a later row that can be read may have the same
+        named = _field(trial, "trial_id")
         is_known = isinstance(named, str) and is_safe_name(named)
         return Trial(
             trial_id=f"{_UNREADABLE}{len(others) + 1}",

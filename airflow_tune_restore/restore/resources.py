@@ -42,4 +42,4 @@ def _whole(name: str, given: Mapping[str, float]) -> int:
 
 
 def _amount(name: str, amount: float) -> str:
-    return f"{amount / 1024**3:.1f} GiB" if name == "memory" else f"{amount:g}"
+    return f"{amount / 1024**3:.1f} GiB" if name.endswith("memory") else f"{amount:g}"

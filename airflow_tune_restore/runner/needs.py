@@ -123,7 +123,14 @@ def _ask(trial: "Trial") -> "PlacementGroupFactory":
             return recorded
         except Exception as error:  # the user's function or class may raise anything
             raise _refusal(trial, error) from error
-    return trial.placement_group_factory
+    factory = trial.placement_group_factory
+    if not factory.head_bundle_is_empty and factory.bundles[0].get("object_store_memory"):
+        # it would break the run off (ray._common.utils.resources_from_ray_options, 2.60)
+        raise InvalidInputError(
+            f"Trial {trial.trial_id} asks for object_store_memory in the bundle that it runs in itself, "
+            "which Ray refuses. Ask for it in another bundle (tune.PlacementGroupFactory), or not at all."
+        )
+    return factory
 
 
 def _refusal(trial: "Trial", error: Exception) -> InvalidInputError:

@@ -86,7 +86,7 @@ def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, An
         # as many trials side by side as fit, as Ray would; in a pod, `cpu_count` tells of its node
         cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
     memory = amounts.pop("memory", 0)
-    store = int(os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES))
+    store = _object_store(amounts.pop("object_store_memory", 0))
     return {
         "address": "local",  # never a cluster that happens to be named in the environment
         "num_cpus": max(1, cpus),
@@ -112,6 +112,18 @@ def _gpus(asked: int) -> int:
     visible = manager.get_current_process_visible_accelerator_ids()
     there = manager.get_current_node_num_accelerators() if visible is None else len(visible)
     return min(asked, there)
+
+
+def _object_store(asked: int) -> int:
+    """Return the bytes of the object store: as set, and as asked for if half the machine holds that.
+
+    Both, for Ray does not give a trial what objects take up already. The other half is for the trials;
+    one that asks for more is refused for want of room.
+    """
+    from ray._private import utils
+
+    usual = int(os.environ.get("TUNE_RESTORE_OBJECT_STORE_BYTES", OBJECT_STORE_BYTES))
+    return usual + asked if asked <= utils.get_system_memory() / 2 else usual
 
 
 def _memory(asked: int, object_store: int) -> int:

@@ -140,7 +140,9 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
     assert restoring.iterations() == EVERY[:4]
 
 
-def test_a_run_that_breaks_off_at_the_first_result_ends_at_once_and_names_the_cause(copied, tmp_path):
+def test_a_run_that_breaks_off_at_the_first_result_ends_at_once_and_names_the_cause(
+    copied, tmp_path
+):
     """Once its Ray is gone, nothing may ask Ray for the results of a trial that has none."""
     record = tmp_path / "not" / "there"  # the experiment's callback writes it at each result
     env = {"TUNE_TEST_RECORD": str(record)}

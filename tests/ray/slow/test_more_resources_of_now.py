@@ -14,8 +14,9 @@ ASKING = "tests.support.experiments.asking"
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("errored", "three_bundles"), ("errored", "half_a_gigabyte"), ("class", "Counter")],
-)
+    [("errored", "three_bundles"), ("errored", "half_a_gigabyte"), ("errored", "objects_beside_it"),
+     ("class", "Counter")],
+)  # fmt: skip
 def test_whatever_way_it_asks_the_private_ray_has_it(copied, kind, name):
     restoring = Restoring(copied(kind), kind, env={"CUDA_VISIBLE_DEVICES": "0"})
     ran = restoring.run(trainable=f"{ASKING}:{name}")
@@ -29,6 +30,8 @@ def test_whatever_way_it_asks_the_private_ray_has_it(copied, kind, name):
     ("name", "env", "sentence"),
     [
         ("a_petabyte", {}, "asks for CPU 1, memory 1048576.0 GiB"),
+        ("objects_within_it", {}, "in the bundle that it runs in itself, which Ray refuses"),
+        ("a_petabyte_of_objects", {}, "object_store_memory 1048576.0 GiB"),
         ("three_bundles", {"CUDA_VISIBLE_DEVICES": ""}, "It has CPU 2, GPU 0, special 1."),
         ("three_cpus", {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}, "It has CPU 2."),
         ("by_its_config", {}, "for its resources failed with KeyError: 'of_another_experiment'"),

@@ -24,6 +24,13 @@ three_bundles = _asking(
 )
 half_a_gigabyte = _asking({"cpu": 1, "memory": 512 * 1024**2})
 a_petabyte = _asking({"cpu": 1, "memory": 2**50})
+objects_within_it = _asking({"cpu": 1, "object_store_memory": 50 * 1024**2})
+objects_beside_it = _asking(
+    tune.PlacementGroupFactory([{"CPU": 1}, {"object_store_memory": 300 * 1024**2}])
+)
+a_petabyte_of_objects = _asking(
+    tune.PlacementGroupFactory([{"CPU": 1}, {"object_store_memory": 2**50}])
+)
 two_nodes = _asking(tune.PlacementGroupFactory([{"CPU": 1}] * 2, strategy="STRICT_SPREAD"))
 a_hundred_cpus = _asking({"cpu": 100})
 sparse_asks_for_a_hundred = _asking(

@@ -53,7 +53,10 @@ def outcome(result, error, text="", failing=False):
         return text
 
     ended = SimpleNamespace(
-        get_error=get_error, last_result={"training_iteration": 3}, status="ERROR", trial_id="t"
+        get_error=get_error,
+        run_metadata=SimpleNamespace(last_result={"training_iteration": 3}),
+        status="ERROR",
+        trial_id="t",
     )
     return build_outcome(REQUEST, result, error, trial=ended, started_at="", ray_version="")
 
