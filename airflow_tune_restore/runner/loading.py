@@ -11,7 +11,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError,
 from airflow_tune_restore.experiments import layout, symbolic
 from airflow_tune_restore.experiments.printable import is_printable
 from airflow_tune_restore.restore.request import RunnerRequest
-from airflow_tune_restore.runner import ray_internals
+from airflow_tune_restore.runner import main_module, ray_internals
 from airflow_tune_restore.storage.base import ObjectStore
 
 MAX_TUNER_BYTES = 512 * 1024 * 1024
@@ -44,6 +44,8 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
     trainable = load_trainable(request.trainable, request.imports)
     _check_trainable_name(store, trainable, request)
     param_space = load_param_space(request.param_space) if request.param_space else None
+    named = (request.trainable, request.search_alg, request.param_space, *request.imports)
+    main_module.stand_in([name for name in named if name])
     tuner = _read_tuner(store) if store is not None and not request.ignore_tuner else None
     if tuner is not None and param_space is not None:
         _check_param_space(param_space, tuner)

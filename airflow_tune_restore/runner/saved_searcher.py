@@ -73,7 +73,8 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         except Exception as error:  # the user's searcher may raise anything
             raise InvalidInputError(
                 f"{refusal} {type(base).__name__} failed to restore it with {type(error).__name__}: "
-                f"{error}. Name the searcher the experiment was made with."
+                f"{error}. Name the searcher the experiment was made with, and import what it needs "
+                "(imports, --import)."
             ) from error
     return {**search, "search_alg": fitted}
 

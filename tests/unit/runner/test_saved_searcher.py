@@ -1,5 +1,10 @@
 """A searcher that the user names takes on the state of the lost one, or is refused in a sentence."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("ray.tune")
@@ -13,6 +18,7 @@ from airflow_tune_restore.runner.loading import load, load_search_alg
 from airflow_tune_restore.runner.saved_searcher import fit
 from airflow_tune_restore.runner.searcher import innermost, wrappers
 from airflow_tune_restore.storage.fs import open_store
+from tests.support import ROOT
 from tests.support.experiments.searchers import Refusing, hyperopt, optuna
 
 MODULE = "tests.support.experiments.searchers"
@@ -86,6 +92,50 @@ def test_one_that_never_saved_what_it_learned_is_refused(save, tmp_path):
     (tmp_path / f"searcher-state-{SESSION}.pkl").unlink()
     with pytest.raises(InvalidInputError, match="what it had learned was not saved"):
         fit(store, {"search_alg": optuna()}, "m:make")
+
+
+SCRIPT = f"""
+import sys
+from ray.tune.search import SearchGenerator
+from ray.tune.search.optuna import OptunaSearch
+from tests.trainables import counting
+
+def space(trial):
+    trial.suggest_float("a", 0, 9)
+
+def searcher():
+    return OptunaSearch(space=space, metric="loss", mode="min", seed=1)
+
+if __name__ == "__main__":
+    generator = SearchGenerator(searcher())
+    generator.searcher.suggest("t0")
+    generator.save_to_dir(sys.argv[1], "{SESSION}")
+"""
+
+
+def test_what_the_script_defined_is_found_in_the_module_it_is_here(tmp_path, monkeypatch):
+    """OptunaSearch pickles a function of `python sweep.py` as `__main__.space`."""
+    (tmp_path / "its_sweep.py").write_text(SCRIPT)
+    experiment = tmp_path / "experiment"
+    experiment.mkdir()
+    subprocess.run(
+        [sys.executable, tmp_path / "its_sweep.py", experiment], check=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ROOT.as_posix()},
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    named = RunnerRequest(
+        experiment="", restore_id="", trial_id="", attempt=0, action="resume",
+        trainable="its_sweep:counting", trainable_name="counting", search_alg="its_sweep:searcher",
+    )  # fmt: skip
+    fitted = load(open_store(str(experiment)), named).search["search_alg"]
+    assert 0 <= innermost(fitted).suggest("t1")["a"] <= 9
+    elsewhere = replace(named, trainable="tests.trainables:counting", search_alg=f"{MODULE}:optuna")
+    with pytest.raises(
+        InvalidInputError, match=r"'space' on <the script of .*tests.trainables"
+    ) as no:
+        load(open_store(str(experiment)), elsewhere)
+    assert "import what it needs (imports, --import)" in str(no.value)
+    load(open_store(str(experiment)), replace(elsewhere, imports=["its_sweep"]))
 
 
 def test_a_damaged_state_is_refused(save, tmp_path):
