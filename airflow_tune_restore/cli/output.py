@@ -15,6 +15,7 @@ from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, render
 from airflow_tune_restore.restore.undo import UndoneCommit
+from airflow_tune_restore.storage.location import explain_percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ def print_reports(
         _print_json([_report_json(*report, explain=explain) for report in reports])
         return
     if not reports:
-        _out().print(f"No Tune experiment at or below {prefix}.")
+        _out().print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.")
         return
     table = _table("experiment", "health", "trials", "last write (UTC)", "why")
     for report, quarantined in reports:

@@ -55,7 +55,7 @@ from airflow_tune_restore.experiments.tuner_file import (
     read_tuner,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
-from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.storage.location import Location, explain_percent
 
 NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"
 
@@ -297,7 +297,7 @@ def _newest_valid_state(
         reverse=True,
     )
     if not states and all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
-        raise StateUnreadableError(store.uri, NO_EXPERIMENT)
+        raise StateUnreadableError(store.uri, NO_EXPERIMENT + explain_percent(store.uri))
     if not states:
         raise NotStartedError(
             f"{store.uri} was never started: it has a tuner.pkl, but no experiment state"

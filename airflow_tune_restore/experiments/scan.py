@@ -49,7 +49,7 @@ from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
 from airflow_tune_restore.experiments.tuner_file import read_doubt
 from airflow_tune_restore.storage.base import Entry, ObjectStore
-from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.storage.location import Location, explain_percent
 
 THREADS = 64
 """Requests in flight: more gained nothing on the test server, and fewer wait on a distant one."""
@@ -149,7 +149,7 @@ def examine(
     """
     entries = store.list_dir()
     if not _is_experiment(entries):
-        raise StateUnreadableError(store.uri, NO_EXPERIMENT)
+        raise StateUnreadableError(store.uri, NO_EXPERIMENT + explain_percent(store.uri))
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         look = _Look(
             now=store.now(),

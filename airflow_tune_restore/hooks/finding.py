@@ -14,6 +14,7 @@ from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.hooks.arguments import parse_span
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.storage.location import explain_percent
 
 _SHOWN = 20
 
@@ -129,7 +130,8 @@ def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -
     """Log one line of counts, and why each unreadable experiment is left alone."""
     counts = Counter(report.health for report in reports)
     words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
-    log.info("%s: %d experiments; %s", place, len(reports), words or "nothing found")
+    found = words or f"nothing found{explain_percent(place.uri)}"
+    log.info("%s: %d experiments; %s", place, len(reports), found)
     unreadable = [report for report in reports if report.health is Health.UNREADABLE]
     for report in unreadable[:_SHOWN]:
         log.warning(

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
-from airflow_tune_restore.storage.options import Option
+from airflow_tune_restore.storage.options import BOOLEAN, Option
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+
+AUTHORITY = Option(
+    r"\.?[\w-]+(\.[\w-]+)*(:\d+)?", ".suffix, which follows the account's name, or host:port"
+)
 
 
 class AzureStore(FsspecStore):
@@ -20,10 +25,10 @@ class AzureStore(FsspecStore):
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "enable_tls": Option("(?i:true|1)", "true: adlfs uses TLS only"),
-        "blob_storage_authority": Option(
-            r"\.?[\w-]+(\.[\w-]+)*(:\d+)?",
-            ".suffix, which follows the account's name, or host:port",
-        ),
+        "blob_storage_authority": AUTHORITY,
+        # what pyarrow asks about directories, and how it writes: neither is done here
+        "dfs_storage_authority": AUTHORITY,
+        "background_writes": BOOLEAN,
     }
 
     @classmethod

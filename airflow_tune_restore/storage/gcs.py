@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 class GcsStore(FsspecStore):
-    """Google Cloud Storage through gcsfs, which cannot limit its retries (`retry_limit_seconds`)."""
+    """Google Cloud Storage through gcsfs."""
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "scheme": SCHEME,
         "endpoint_override": ENDPOINT,
         "project_id": WORD,
+        # gcsfs tries six times, and waits 36 s in between at most (gcsfs.retry.retry_request, 2026.10)
+        "retry_limit_seconds": Option(
+            r"(?:[4-9]\d|[1-9]\d{2,5})(?:\.\d+)?",
+            "40 or more: gcsfs cannot be told to give up sooner, and does not try for longer",
+        ),
     }
 
     @classmethod

@@ -9,14 +9,16 @@ take a name or a place below from one, asks here.
 import re
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from airflow_tune_restore.exceptions import InvalidInputError
 
 LOCAL_SCHEMES = frozenset({"", "file", "local"})
 """What names a place on this machine; "" stands for a plain path."""
 
-_OPTIONS = re.compile(r"\?(?=[^/?=]*=)")
-"""Where options begin. A `?` alone stays a character of its key (`why?`, `q?r`), as stores allow it."""
+_OPTIONS = re.compile(r"\?(?=[^/?=]*=|(?:endpoint_override|region|scheme)(?:&|$))")
+"""Where options begin. A `?` alone stays a character of its key (`why?`, `q?r`), as stores allow it; but
+an endpoint whose value was forgotten must not become the end of a key that AWS is asked for."""
 
 
 class Location(NamedTuple):
@@ -70,6 +72,18 @@ class Location(NamedTuple):
         """Return the path or URL again."""
         options = f"?{self.options}" if self.options else ""
         return f"{self.scheme}://{self.place}{options}" if self.scheme else self.path
+
+
+def explain_percent(text: str) -> str:
+    """Return why nothing may be at a URL with `%20` in it, which Ray decodes and stores do not.
+
+    "" for any other. pyarrow decodes the path of every URL it is given (`FileSystem.from_uri`, 26).
+    """
+    location = Location.parse(text)
+    decoded = location._replace(path=unquote(location.path))
+    if not location.scheme or decoded == location:
+        return ""
+    return f" (a % is a character of its name here, and Ray decodes it: perhaps it is '{decoded}')"
 
 
 def at_home(path: str) -> Path:

@@ -1,7 +1,7 @@
 """The options of a URL (`s3://bucket/path?endpoint_override=…&region=…`), as pyarrow takes them.
 
 Names and meanings are those of `pyarrow.fs.FileSystem.from_uri`, 26, and so is their decoding. Unlike it
-we refuse what it passes over: an option given twice, and one without a value.
+we refuse what it passes over: an option given twice, and one without a value. `a=b&` has one option.
 """
 
 import re
@@ -56,7 +56,7 @@ def read_options(location: Location, known: Mapping[str, Option]) -> dict[str, s
             "come from the environment or from an Airflow connection. Write any other @ as %40."
         )
     found: dict[str, str] = {}
-    for piece in location.options.split("&") if location.options else ():
+    for piece in filter(None, location.options.split("&")):
         name, value = (unquote_plus(part) for part in piece.partition("=")[::2])
         if name not in known:
             raise InvalidInputError(_unknown(name, where, known))

@@ -10,7 +10,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 from airflow_tune_restore.storage.fs import open_store
-from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.storage.location import Location, explain_percent
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import night, plan_night
 
@@ -140,3 +140,17 @@ def test_a_place_above_or_below_has_the_same_options(options):
     assert location.at("dir").parent == location
     assert str(location.parent.parent) == f"s3://bucket{options}"
     assert Location.parse(f"s3://bucket{options}").name == "bucket"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("s3://b/my%20sweep?region=x", "'s3://b/my sweep?region=x'"),
+        ("s3://b/my sweep", ""),
+        ("s3://b/100%", ""),
+        ("/data/my%20sweep", ""),
+    ],
+)
+def test_a_percent_that_ray_would_decode_is_pointed_out(text, meant):
+    assert meant in explain_percent(text)
+    assert bool(explain_percent(text)) is bool(meant)

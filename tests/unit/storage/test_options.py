@@ -20,8 +20,8 @@ REFUSED = [
     ("s3://b/k?regoin=x", "'regoin' of s3://b/k is not known; known are allow_bucket_creation"),
     ("s3://b/k?Region=x", "'Region'"),
     ("s3://b/k?=x", "''"),
-    ("s3://b/k?&region=x", "''"),
-    ("s3://b/k?region=x&", "''"),
+    ("s3://b/k?endpoint_override", "endpoint_override .* cannot have this value"),
+    ("s3://b/k?scheme&region=x", "scheme .* cannot have this value"),
     ("s3://b/k?region=", "region .* cannot have this value. Write a name"),
     ("s3://b/k?region&scheme=http", "region .* cannot have this value"),
     ("s3://b/k?region=x&region=x", "region .* is given twice"),
@@ -36,10 +36,14 @@ REFUSED = [
     ("s3://b/k?tls_ca_file_path=/nowhere.pem", "no such file on this machine"),
     ("s3://b/k?smart_defaults=auto", "auto would ask AWS"),
     ("s3://b/k?lr=0.1", r"No name in an address can have a \? in it that a = follows"),
-    ("gs://b/k?retry_limit_seconds=3", "known are endpoint_override, project_id, scheme"),
+    ("gs://b/k?retry_limit=60", "known are endpoint_override, project_id, retry_limit_seconds"),
+    ("gs://b/k?retry_limit_seconds=3", "gcsfs cannot be told to give up sooner"),
+    ("gs://b/k?retry_limit_seconds=-60", "Write 40 or more"),
     ("gs://b/k?scheme=http", "goes with endpoint_override only"),
     ("abfs://c/k?enable_tls=false", "adlfs uses TLS only"),
-    ("abfs://c/k?dfs_storage_authority=.x", "known are blob_storage_authority, enable_tls"),
+    ("abfs://c/k?dfs_authority=.x", "known are background_writes, blob_storage_authority, dfs"),
+    ("abfs://c/k?background_writes=maybe", "Write true or false"),
+    ("abfs://c/k?credential_kind=cli", "credentials come from the environment"),
     ("file:///k?a=b", "none are known for such an address"),
     ("memory://k?a=b", "none are known"),
     ("hdfs://host/k?user=me", "none are known"),
@@ -95,6 +99,32 @@ def test_pyarrow_knows_each_of_them(name):
     url = f"s3://b/k?{name}={value}{more}"
     options_of(Location.parse(url))
     assert FileSystem.from_uri(url)[1] == "b/k"
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["&region=x", "region=x&", "region=x&&scheme=http"],
+)
+def test_an_ampersand_too_many_is_passed_over_as_by_pyarrow(options):
+    url = f"s3://b/k?{options}"
+    assert options_of(Location.parse(url))["region"] == "x"
+    assert FileSystem.from_uri(url)[1] == "b/k"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["gs://anonymous@b/k?retry_limit_seconds=40.5", "gs://anonymous@b/k?retry_limit_seconds=3600",
+     "abfs://acc@c/k?background_writes=false&dfs_storage_authority=.dfs.example"],
+)  # fmt: skip
+def test_what_does_not_change_anything_for_us_is_taken(url, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acc")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "Y2FuYXJ5LWtleQ==")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # gcsfs would ask the machine for credentials
+    assert FileSystem.from_uri(url)[1].endswith("/k")
+    location = Location.parse(url)
+    assert options_of(location)
+    name = location.authority.partition("@")[2]
+    assert open_store(str(location._replace(authority=name))).uri.startswith(location.scheme)
 
 
 @pytest.mark.parametrize(
