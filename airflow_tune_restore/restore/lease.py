@@ -11,6 +11,7 @@ Standard library only: runners use it inside Ray images.
 """
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -50,6 +51,8 @@ __all__ = [
     "renew",
     "unreleased",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LOOK_BACK = 20
 
@@ -171,6 +174,11 @@ def _wait_for_death(
         LeaseHeldError: If it shows a sign of life.
     """
     _refuse_recent(store, current)
+    logger.warning(
+        "Restore %s of %s ended without releasing its lease. Looking for %.0f s whether it is dead; then "
+        "this one begins.",
+        *(current.restore_id, store.uri, current.ttl_seconds),
+    )
     before = _pulse(store, current.epoch)
     started = monotonic()
     while monotonic() - started < current.ttl_seconds:

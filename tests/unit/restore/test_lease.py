@@ -76,11 +76,13 @@ def test_a_released_lease_is_free_at_once(store, time):
         lease.check_held(store, "one")
 
 
-def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time):
+def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time, caplog):
     take(store, time, "one", ttl=60)
     time.seconds = 1000
     assert take(store, time, "two").epoch == 2
     assert time.seconds >= 1060
+    assert "Restore one of" in caplog.text
+    assert "Looking for 60 s whether it is dead; then this one begins." in caplog.text
     with pytest.raises(LeaseLostError):
         lease.check_held(store, "one")
 
