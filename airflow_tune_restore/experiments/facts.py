@@ -134,10 +134,6 @@ def _seconds(value: Any) -> float | None:
     """Read Ray's `_checkpoint_period`: "auto", or a number that may stand in a string (2.60)."""
     try:
         number = float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-    ):  # of the integers that JSON knows, not all are floats
+    except (TypeError, ValueError, OverflowError):  # JSON may hold 10**400
         return None
     return number if 0 < number < math.inf else None
