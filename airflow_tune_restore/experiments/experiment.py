@@ -184,9 +184,18 @@ def live_trials(search_state: Any) -> frozenset[str] | None:
     return frozenset(i for i in live if isinstance(i, str)) if isinstance(live, list) else None
 
 
+NEVER_SAVED = "never saved its state"
+"""Why samples cannot be drawn although `tuner.pkl` may be there."""
+
+
 def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
     """Say which samples cannot be drawn, why, and how to have them drawn."""
     samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"
+    if why == NEVER_SAVED:
+        return (
+            f"{samples} cannot be drawn, for their searcher {NEVER_SAVED} (it has no save and restore), "
+            "and no other can go on for it. Tune what is left as a new experiment"
+        )
     command = (
         f"tune-restore restore {quote(experiment)} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
     )

@@ -14,7 +14,7 @@ from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.base import Entry
 
-_READ_AS = 2
+_READ_AS = 3
 """Part of every fingerprint: raised with what we can read, or no index would ever look again."""
 
 

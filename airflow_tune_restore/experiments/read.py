@@ -24,6 +24,7 @@ from airflow_tune_restore.experiments.checkpoints import (
 )
 from airflow_tune_restore.experiments.ends import may_be_stopped_by_scheduler, settle_ends
 from airflow_tune_restore.experiments.experiment import (
+    NEVER_SAVED,
     NO_STATE_FILE,
     Experiment,
     StateFile,
@@ -36,6 +37,7 @@ from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.samples import (
+    is_never_saved,
     needs_tuner,
     read_lost_searcher,
     read_searcher,
@@ -111,7 +113,7 @@ def read_experiment(
     left = samples_left(searcher, len(state.trials))
     state = settle_ends(state, live_trials(searcher))
     needs_searcher = left != 0 and needs_tuner(entries)
-    lost = tuner.lost if needs_searcher else ""
+    lost = (NEVER_SAVED if is_never_saved(entries) else tuner.lost) if needs_searcher else ""
     experiment = _experiment(
         store, state_file, state, tuner.facts, left, lost, (*warnings, tuner.warning)
     )
@@ -122,7 +124,7 @@ def read_experiment(
         experiment,
         tuner=None,
         ignores_tuner=True,
-        searcher_lost=OF_ANOTHER_RUN if needs_searcher else "",
+        searcher_lost=lost or (OF_ANOTHER_RUN if needs_searcher else ""),
         warnings=(*experiment.warnings, doubt),
     )
 

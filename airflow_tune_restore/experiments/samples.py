@@ -4,7 +4,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, TooLargeError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.experiment import samples_left
+from airflow_tune_restore.experiments.experiment import NEVER_SAVED, samples_left
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
 from airflow_tune_restore.experiments.tuner_file import OF_ANOTHER_RUN, describe_doubt, read_tuner
@@ -39,9 +39,29 @@ def read_lost_searcher(
     """
     if not needs_tuner(entries):
         return ""
+    if is_never_saved(entries):
+        return NEVER_SAVED
     tuner = read_tuner(store, entries)
     return printable(
         tuner.lost or (OF_ANOTHER_RUN if describe_doubt(tuner.facts, trainables) else "")
+    )
+
+
+def is_never_saved(entries: list[Entry]) -> bool:
+    """Whether Ray has saved how far the samples are, and nothing of the searcher that draws them.
+
+    A `Searcher` without `save` saves nothing (ray.tune.search.searcher.Searcher.save_to_dir, 2.60), and
+    Ray cannot restore it: it begins the experiment anew.
+    """
+    newest = _newest_searcher_state(entries)
+    if newest is None or not newest.name.startswith(layout.SEARCH_STATE_PREFIX):
+        return False
+    session = layout.session_of(newest.name)
+    return not any(
+        layout.is_searcher_state(entry.name)
+        and layout.session_of(entry.name) == session
+        and entry.name != newest.name
+        for entry in entries
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
+from ray.tune.search import BasicVariantGenerator
 from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
@@ -145,7 +146,13 @@ class ExperimentController(GuardedController):
         self._searcher_number = 0
         if self.scope.source_key is None:
             kwargs["resume_config"] = None  # nothing to resume: a new run in its old directory
-        kwargs["search_alg"] = searcher.shield(kwargs.get("search_alg"))
+        search_alg = kwargs.get("search_alg")
+        if self.scope.planned.get(
+            "searcher_lost"
+        ):  # the one of tuner.pkl may have no state to restore
+            search_alg = BasicVariantGenerator()
+            search_alg.set_finished()
+        kwargs["search_alg"] = searcher.shield(search_alg)
         super().__init__(**kwargs)
         self.scope.reporter.start()
 

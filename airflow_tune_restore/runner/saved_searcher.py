@@ -65,7 +65,10 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         wrapped = _wrap_as_saved(inner, state, refusal)
         base = searcher.innermost(wrapped)
         if (own := _newest(saved, base.CKPT_FILE_TMPL.format("*"))) is None:
-            raise InvalidInputError(f"{refusal} what it had learned was not saved.")
+            raise InvalidInputError(
+                f"{refusal} what that one had learned was not saved. Leave search_alg out: trials are "
+                "restored without it, and the samples that are left stay undrawn."
+            )
         _check_attributes(base, own, refusal)
         fitted = _Restored(wrapped)
         try:

@@ -90,8 +90,13 @@ def make_experiment(
     return directory
 
 
-def lose_searcher(directory: Path, *, total_samples: int, tuner: bytes | None = None) -> Path:
-    """Make it an experiment of another searcher than Ray's own; `tuner` is what is left of tuner.pkl."""
+def lose_searcher(
+    directory: Path, *, total_samples: int, tuner: bytes | None = None, saves: bool = True
+) -> Path:
+    """Make it an experiment of another searcher than Ray's own; `tuner` is what is left of tuner.pkl.
+
+    Without `saves`, the searcher's class has no `save`.
+    """
     (directory / "tuner.pkl").unlink()
     if tuner is not None:
         (directory / "tuner.pkl").write_bytes(tuner)
@@ -101,6 +106,9 @@ def lose_searcher(directory: Path, *, total_samples: int, tuner: bytes | None = 
     state = {"counter": 1, "total_samples": total_samples, "finished": False, "experiment": None}
     name = STATE_NAME.replace("experiment_state", "search_gen_state")
     (directory / name).write_bytes(pickle.dumps(state))
+    if saves:
+        own = STATE_NAME.replace("experiment_state", "searcher-state").replace("json", "pkl")
+        (directory / own).write_bytes(pickle.dumps({}))
     return directory
 
 

@@ -15,6 +15,7 @@ from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation,
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.local import LocalStore
+from tests.support import GOLDEN
 from tests.support.experiments.built import (
     STATE_NAME,
     lose_searcher,
@@ -138,6 +139,23 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
     assert [change.trial_id for change in summary.changes] == ["done", "new"]
     assert "the run broke off: ValueError: no more suggestions" in summary.headline()
     assert (summary.samples_left, summary.is_done) == (2, False)
+
+
+@pytest.mark.parametrize("tuner", [None, (GOLDEN / "failed" / "optuna" / "tuner.pkl").read_bytes()])
+def test_one_that_never_saved_its_state_is_lost_even_with_tuner_pkl(lost, tmp_path, tuner):
+    """Ray begins such an experiment anew; nobody is asked to name a searcher that cannot go on."""
+    store = lost([DONE, HUNG], tuner=tuner, saves=False)
+    words = "3 samples cannot be drawn, for their searcher never saved its state"
+    (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
+    assert words in report.reason
+    plan = plan_night(store)
+    assert not plan.draws_samples
+    assert [words in warning for warning in plan.warnings].count(True) == 1
+    assert not [warning for warning in plan.warnings if "search_alg" in warning]
+    with pytest.raises(
+        InvalidInputError, match=r"never saved .* new experiment. No run was started"
+    ):
+        draft_continuation(store, "r1", options())
 
 
 def test_a_trial_that_ran_when_the_run_broke_off_has_that_beside_it(lost):

@@ -90,7 +90,7 @@ def test_another_one_is_refused_in_a_sentence(save, lost, named, sentence):
 def test_one_that_never_saved_what_it_learned_is_refused(save, tmp_path):
     store = save(optuna(SPACE))
     (tmp_path / f"searcher-state-{SESSION}.pkl").unlink()
-    with pytest.raises(InvalidInputError, match="what it had learned was not saved"):
+    with pytest.raises(InvalidInputError, match=r"had learned was not saved. Leave search_alg out"):
         fit(store, {"search_alg": optuna()}, "m:make")
 
 
