@@ -73,6 +73,7 @@ _NAMED = 5
 
 _ODD = {
     "training_iteration": "is not a number: their iterations are shown as 0",
+    "status": "is not one of Ray's: they are taken for unfinished, as Ray takes them",
     "metadata": "cannot be read: their results and checkpoints are not known",
 }
 """What it costs a trial that a field of its row cannot be used."""

@@ -72,7 +72,7 @@ class MalformedStateError(TuneRestoreError):
 
 class _RowHead(msgspec.Struct):
     trial_id: str
-    status: TrialStatus
+    status: Any  # must be there
     trainable_name: Any = ""
     experiment_tag: Any = ""
     relative_logdir: Any = None
@@ -175,6 +175,7 @@ NO_STATE = State((), {}, {}, {})
 """Of an experiment whose driver died before it saved one."""
 
 
+_STATUSES = {status.value: status for status in TrialStatus}
 _TEXT = msgspec.json.Decoder(str)
 _ROWS = msgspec.json.Decoder(list[tuple[msgspec.Raw, msgspec.Raw]])
 _RESOURCES = msgspec.json.Decoder(_Resources)
@@ -330,6 +331,11 @@ def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
         run, odd = _decode_metadata(metadata), []
     except MalformedStateError:
         run, odd = _RunMetadata(), ["metadata"]
+    # unfinished is what is neither TERMINATED nor ERROR (TuneController._requeue_restored_trials, 2.60)
+    status = _STATUSES.get(head.status) if isinstance(head.status, str) else None
+    if status is None:
+        status = TrialStatus.PENDING
+        odd.append("status")
     last = run.last_result or _Iteration()
     if read_iteration(last.training_iteration) is None:
         odd.append("training_iteration")
@@ -339,7 +345,7 @@ def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     return Trial(
         trial_id=trial_id,
         trainable_name=name if _is_name(name) else "",
-        status=head.status,
+        status=status,
         trial_dir=directory if _is_directory(directory) else None,
         experiment_tag=head.experiment_tag if isinstance(head.experiment_tag, str) else "",
         iteration=whole_iteration(last.training_iteration),
@@ -381,7 +387,7 @@ def _seconds(value: Any) -> float | None:
 
 def _read_end(head: _RowHead, last: _Iteration, metadata: msgspec.Raw) -> TrialEnd | None:
     """Tell by what a TERMINATED trial came to its end, as far as its row shows."""
-    if head.status is not TrialStatus.TERMINATED:
+    if head.status != TrialStatus.TERMINATED:
         return None
     if last.done is not True:
         return TrialEnd.OUTSIDE
