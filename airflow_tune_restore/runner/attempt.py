@@ -108,8 +108,12 @@ class Attempt:
                 return self._scope.judge(told_to_stop=self._stop.came)
             # neither the trial's fault nor the user's: it stays unfinished, a retry goes on from here
             needs_trace = not isinstance(error, TuneRestoreError)  # ours are sentences
-            logger.log(logging.ERROR, "The runner could not go on: %s", error, exc_info=needs_trace)
-            return Result.INTERRUPTED, error_of_run(error)
+            name, message = error_of_run(error)
+            logger.log(
+                *(logging.ERROR, "The runner could not go on: %s: %s", name, message),
+                exc_info=needs_trace,
+            )
+            return Result.INTERRUPTED, (name, message)
 
     def _wait_for_earlier(self) -> None:
         request = self._request

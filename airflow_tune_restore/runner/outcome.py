@@ -1,11 +1,14 @@
 """How an attempt ended, as the record that outlives it."""
 
 import logging
+import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import airflow_tune_restore.restore.request as contract
-from airflow_tune_restore.exceptions import NoRoomError
+from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
 from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.restore.failures import Cause, Failure, classify
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
@@ -24,6 +27,8 @@ MESSAGE_LIMIT = 2000
 METRIC_LIMIT = 20
 INTERRUPTED = "Interrupted"
 """Stands in for the type of an exception where an attempt was told to stop."""
+
+_OURS, _SHIELD = str(Path(__file__).parents[1]), str(Path(__file__).with_name("searcher.py"))
 
 _AUTOFILLED = frozenset(
     "training_iteration timestamp checkpoint_dir_name should_checkpoint done trial_id date "
@@ -74,12 +79,34 @@ def error_of_run(error: BaseException) -> tuple[str, str]:
 
     Ray raises a TuneError that has the traceback for its text, in place of an exception in a callback,
     searcher or scheduler (ray.tune.execution.tune_controller.TuneController._on_result, 2.60), and does
-    so again at every level.
+    so again at every level. The message names the function that Ray Tune had called, if it raised.
     """
     # by its name: Ray may be what cannot be imported
     while type(error).__name__ == "TuneError" and error.__context__ is not None:
         error = error.__context__
-    return type(error).__name__, str(error)
+    return type(error).__name__, f"{error}{_called_by_tune(error)}"
+
+
+def _called_by_tune(error: BaseException) -> str:
+    """Return where an error comes from that a callback, stopper, searcher or scheduler has raised."""
+    ray = sys.modules.get("ray")
+    if ray is None or isinstance(error, TuneRestoreError):
+        return ""
+    tune = str(Path(ray.__path__[0], "tune", ""))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != _SHIELD  # it stands between Ray and the user's searcher
+    ]
+    of_tune = [n for n, frame in enumerate(frames) if frame.filename.startswith(tune)]
+    called = frames[of_tune[-1] + 1 :] if of_tune else []
+    if not called or called[0].filename.startswith(_OURS):
+        return ""
+    frame = called[0]
+    return (
+        " (--ignore-tuner restores without the callbacks, stopper and searcher of tuner.pkl; raised in "
+        f"{frame.name}, {frame.filename}:{frame.lineno})"
+    )
 
 
 def error_of(trial: Any) -> tuple[str, str]:

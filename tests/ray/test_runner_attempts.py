@@ -152,4 +152,9 @@ def test_a_run_that_breaks_off_at_the_first_result_ends_at_once_and_names_the_ca
     assert "Connecting to existing Ray" not in ran.output
     assert ran.outcome.error_type == "FileNotFoundError"
     assert ran.outcome.error.startswith("[Errno 2] No such file or directory")
+    assert (
+        " (--ignore-tuner restores without the callbacks, stopper and searcher" in ran.outcome.error
+    )
+    assert "; raised in on_trial_result, " in ran.outcome.error
+    assert "tests/trainables.py:" in ran.outcome.error
     assert ran.outcome.metrics == {}

@@ -95,6 +95,8 @@ def test_a_row_that_is_not_json_does_not_hold_up_the_others(hosts, copied):
         pytest.param(_set(1, "last_result", None), id="its last result is null"),
         pytest.param(_set(1, "last_result_time", "today"), id="its time is text"),
         pytest.param(_set(1, "last_result_time", None), id="its time is null"),
+        pytest.param(_set(0, "status", None), id="its status is null"),
+        pytest.param(_set(0, "status", "STOPPED"), id="its status is unknown"),
     ],
 )
 def test_one_whose_results_are_odd_is_restored_with_the_others(hosts, copied, change):
