@@ -26,6 +26,8 @@ _ITSELF, _UNKNOWN = "itself", "unknown"
 _TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
 _NONE = "NoopStopper"
 _MAX_STOPPERS = 10
+_STOP_WHAT_IS_PAUSED = frozenset({"HyperBandScheduler", "HyperBandForBOHB"})
+"""Others stop a trial with a result, which is marked as its last (`_process_trial_result`, 2.60)."""
 
 
 def settle_ends(state: State, live: Collection[str] | None) -> State:
@@ -45,7 +47,7 @@ def settle_ends(state: State, live: Collection[str] | None) -> State:
     if live is None:
         live = () if _is_undisturbed(state) else [trial.trial_id for trial in state.trials]
     trials = tuple(
-        msgspec.structs.replace(trial, end=TrialEnd.RESULT)
+        msgspec.structs.replace(trial, end=TrialEnd.UNMARKED)
         if trial.end is TrialEnd.OUTSIDE and trial.trial_id not in live
         else trial
         for trial in state.trials
@@ -56,7 +58,9 @@ def settle_ends(state: State, live: Collection[str] | None) -> State:
 def may_be_stopped_by_scheduler(experiment: Experiment) -> bool:
     """Whether all trials are TERMINATED, and only `tuner.pkl` tells whether a scheduler ended one."""
     ends = {trial.end for trial in experiment.trials}
-    return None not in ends and TrialEnd.RESULT in ends
+    return None not in ends and not ends.isdisjoint(
+        {TrialEnd.RESULT, TrialEnd.DONE, TrialEnd.UNMARKED}
+    )
 
 
 def count_ends(experiment: Experiment) -> dict[str, int]:
@@ -95,12 +99,19 @@ def _words(experiment: Experiment) -> dict[TrialEnd, str]:
     runner, state_file = experiment.state.runner, experiment.state_file.name
     if runner.get("_resumed") is not False or layout.is_committed_state(state_file):
         outside = []  # or a restore did not resume them
-    if experiment.tuner is not None and experiment.tuner.scheduler != DEFAULT_SCHEDULER:
+    unmarked, otherwise = _ITSELF, _ITSELF
+    if experiment.tuner is None:
+        otherwise = _UNKNOWN  # there may have been a scheduler
+    elif experiment.tuner.scheduler != DEFAULT_SCHEDULER:
         at_result = [*at_result, experiment.tuner.scheduler]
+        if experiment.tuner.scheduler in _STOP_WHAT_IS_PAUSED:
+            unmarked = experiment.tuner.scheduler
     return {
         TrialEnd.ITSELF: _ITSELF,
         TrialEnd.CRITERION: "a stop criterion",
-        TrialEnd.RESULT: " or ".join(at_result) or _ITSELF,
+        TrialEnd.RESULT: " or ".join(at_result) or otherwise,
+        TrialEnd.DONE: " or ".join([*at_result, "themselves"]) if at_result else otherwise,
+        TrialEnd.UNMARKED: unmarked,
         TrialEnd.OUTSIDE: " or ".join(outside) or _UNKNOWN,
     }
 

@@ -83,6 +83,7 @@ class _Iteration(msgspec.Struct):
     training_iteration: Any = 0  # the trainable's own metrics may have taken all three names
     time_this_iter_s: Any = None
     done: Any = None
+    checkpoint_dir_name: Any = msgspec.UNSET
 
 
 class _RunMetadata(msgspec.Struct):
@@ -393,7 +394,11 @@ def _read_end(head: _RowHead, last: _Iteration, metadata: msgspec.Raw) -> TrialE
         return TrialEnd.OUTSIDE
     if _meets(head.stopping_criterion, metadata):
         return TrialEnd.CRITERION
-    return TrialEnd.RESULT if _is_last_result_done(metadata) else TrialEnd.ITSELF
+    if not _is_last_result_done(metadata):
+        return TrialEnd.ITSELF
+    # every result of a function has it (ray.train._internal.session._TrainSession.report, 2.60)
+    is_function = last.checkpoint_dir_name is not msgspec.UNSET
+    return TrialEnd.RESULT if is_function else TrialEnd.DONE
 
 
 def _meets(criterion: Any, metadata: msgspec.Raw) -> bool:

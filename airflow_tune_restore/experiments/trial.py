@@ -29,7 +29,9 @@ class TrialEnd(StrEnum):
 
     ITSELF = "itself"  # its function returned
     CRITERION = "criterion"  # a `stop` criterion was met
-    RESULT = "result"  # with a result: its own, a scheduler's or a stopper's decision
+    RESULT = "result"  # a function's, with a result: a scheduler's or a stopper's decision
+    DONE = "done"  # a class's, with a result: its own, a scheduler's or a stopper's decision
+    UNMARKED = "unmarked"  # its row is older than its end: it returned, or was stopped while paused
     OUTSIDE = "outside"  # it was not done: a budget, a stopper, another trial's failure, a restore
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from ray import cloudpickle
 from ray.tune import stopper
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule
 from ray.tune.tune_config import TuneConfig
 
 from airflow_tune_restore.experiments.ends import count_ends
@@ -39,9 +39,11 @@ def returned(trial_id: str) -> list[str]:
     return make_row(trial_id, last_result={"done": True}, run={"metric_analysis": analysis})
 
 
-def ended_with_a_result(trial_id: str, **fields) -> list[str]:
+def ended_with_a_result(trial_id: str, *, is_class: bool = False, **fields) -> list[str]:
     analysis = {"done": {"max": True, "min": False, "last": True}}
     last = {"training_iteration": 4, "nested": {"loss": 0.1}, "done": True}
+    if not is_class:
+        last["checkpoint_dir_name"] = None
     return make_row(trial_id, last_result=last, run={"metric_analysis": analysis}, **fields)
 
 
@@ -84,8 +86,36 @@ def test_a_scheduler_is_named(reason):
     assert words == "all 2 trials ended: 1 by themselves, 1 stopped by AsyncHyperBandScheduler"
 
 
-def test_what_a_trainable_itself_calls_done_ended_by_itself(reason):
-    assert reason(ended_with_a_result("a")) == "all 1 trials ended by themselves"
+def test_a_class_that_calls_itself_done_may_have_been_stopped_where_something_stops(
+    reason, tmp_path
+):
+    row = ended_with_a_result("a", is_class=True)
+    assert reason(row) == "all 1 trials ended by themselves"
+    words = reason(row, scheduler=ASHAScheduler())
+    assert words == "all 1 trials ended: 1 stopped by AsyncHyperBandScheduler or themselves"
+
+
+@pytest.mark.parametrize("row", [ended_with_a_result("a"), ended_with_a_result("a", is_class=True)])
+def test_without_tuner_pkl_nobody_knows_whether_there_was_a_scheduler(tmp_path, row):
+    sweep = make_experiment(tmp_path / "sweep", [row], total_samples=1)
+    (sweep / "tuner.pkl").unlink()
+    (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
+    assert report.reason.startswith("all 1 trials ended; tuner.pkl is missing")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        (ASHAScheduler(), "all 1 trials ended by themselves"),
+        (MedianStoppingRule(), "all 1 trials ended by themselves"),
+        (HyperBandScheduler(), "all 1 trials ended: 1 stopped by HyperBandScheduler"),
+    ],
+)
+def test_a_scheduler_or_stopper_that_stopped_nothing_is_not_named(reason, scheduler, words):
+    """The row of a function that returned may not say so; HyperBand ends trials while they are paused."""
+    assert reason(cut_off("a"), live=[], scheduler=scheduler) == words
+    words = reason(cut_off("a"), live=[], _stopper=pickled(StopLater()))
+    assert words == "all 1 trials ended by themselves"
 
 
 @pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"nested/loss": 0.05}])
@@ -163,7 +193,7 @@ def test_what_returned_before_another_failed_was_not_cut_short(tmp_path, live, c
     ("kind", "ended_by"),
     [
         ("asha", {"AsyncHyperBandScheduler": 3}),
-        ("hyperband", {"HyperBandScheduler": 3}),
+        ("hyperband", {"HyperBandScheduler or themselves": 3}),  # a class
         ("median", {"itself": 2, "MedianStoppingRule": 1}),
         ("errored", {"itself": 1}),
     ],
