@@ -119,7 +119,7 @@ class Shield:
         try:
             tell()
         except Exception as error:  # noqa: BLE001  one point is not worth the run, whatever is raised
-            self._leave_out(trial_id, f"{type(error).__name__}: {error}")
+            self._leave_out(trial_id, f"{type(error).__name__}: {error}".removesuffix(": "))
             return False
         return True
 
