@@ -74,10 +74,10 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         try:
             fitted.restore_from_dir(directory)
         except Exception as error:  # the user's searcher may raise anything
+            why = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise InvalidInputError(
-                f"{refusal} {type(base).__name__} failed to restore it with "
-                f"{f'{type(error).__name__}: {error}'.removesuffix(': ')}. Name the searcher the experiment was made with, and import what it needs "
-                "(imports, --import)."
+                f"{refusal} {type(base).__name__} failed to restore it with {why}. Name the searcher the "
+                "experiment was made with, and import what it needs (imports, --import)."
             ) from error
     return {**search, "search_alg": fitted}
 
