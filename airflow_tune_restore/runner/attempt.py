@@ -52,6 +52,7 @@ class Attempt:
         self._heartbeat = Heartbeat(store, request, parent_pid)
         self._scope: Scope | None = None
         self._needed: dict[str, float] = {}
+        self._text = ""
         self._started_at = now()
 
     def run(self) -> Result:
@@ -108,6 +109,7 @@ class Attempt:
                 return self._scope.judge(told_to_stop=self._stop.came)
             # neither the trial's fault nor the user's: it stays unfinished, a retry goes on from here
             needs_trace = not isinstance(error, TuneRestoreError)  # ours are sentences
+            self._text = str(error)
             name, message = error_of_run(error)
             logger.log(
                 *(logging.ERROR, "The runner could not go on: %s: %s", name, message),
@@ -169,6 +171,7 @@ class Attempt:
             started_at=self._started_at,
             ray_version=ray_internals.version(),
             resources=self._needed,
+            text=self._text,
         )
         key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
         self._store.put(key, outcome.to_json())

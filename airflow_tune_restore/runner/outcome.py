@@ -28,7 +28,7 @@ METRIC_LIMIT = 20
 INTERRUPTED = "Interrupted"
 """Stands in for the type of an exception where an attempt was told to stop."""
 
-_OURS, _SHIELD = str(Path(__file__).parents[1]), str(Path(__file__).with_name("searcher.py"))
+_OURS, _SHIELD = Path(__file__).parents[1], Path(__file__).with_name("searcher.py")
 
 _AUTOFILLED = frozenset(
     "training_iteration timestamp checkpoint_dir_name should_checkpoint done trial_id date "
@@ -46,14 +46,16 @@ def build_outcome(
     started_at: str,
     ray_version: str,
     resources: dict[str, float] | None = None,
+    text: str = "",
 ) -> RunnerOutcome:
     """Build the record; `trial` is Ray's, None if it never came to one.
 
-    `resources` are what it needs, if they are the reason that it was not run.
+    `resources` are what it needs, if they are the reason that it was not run. `text` is all that is told
+    of the error that ended the run, of a TuneError with the traceback in it.
     """
     # `trial.last_result` would ask a Ray that may be gone for what a trial without results has: for ever
     last = trial.run_metadata.last_result if trial is not None else {}
-    failure = _failure(result, error, trial)
+    failure = _failure(result, error, trial, text)
     return RunnerOutcome(
         restore_id=request.restore_id,
         trial_id=request.trial_id,
@@ -92,15 +94,15 @@ def _called_by_tune(error: BaseException) -> str:
     ray = sys.modules.get("ray")
     if ray is None or isinstance(error, TuneRestoreError):
         return ""
-    tune = str(Path(ray.__path__[0], "tune", ""))
+    tune = Path(ray.__path__[0], "tune")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != _SHIELD  # it stands between Ray and the user's searcher
+        if Path(frame.filename) != _SHIELD  # it stands between Ray and the user's searcher
     ]
-    of_tune = [n for n, frame in enumerate(frames) if frame.filename.startswith(tune)]
+    of_tune = [n for n, frame in enumerate(frames) if Path(frame.filename).is_relative_to(tune)]
     called = frames[of_tune[-1] + 1 :] if of_tune else []
-    if not called or called[0].filename.startswith(_OURS):
+    if not called or Path(called[0].filename).is_relative_to(_OURS):
         return ""
     frame = called[0]
     return (
@@ -124,14 +126,14 @@ def error_of(trial: Any) -> tuple[str, str]:
     return "Error", lines[-1] if lines else "unknown"
 
 
-def _failure(result: Result, error: tuple[str, str], trial: Any) -> Failure | None:
+def _failure(result: Result, error: tuple[str, str], trial: Any, text: str) -> Failure | None:
     """Tell why it failed: the trial by Ray's text of it, the runner itself by its exception."""
     if result is Result.FAILED:
         return classify(_text_of_error(trial) or error[1], type_name=error[0])
     if error[0] == NoRoomError.__name__:
         return Failure(cause=Cause.NO_ROOM)
     if result is Result.INTERRUPTED and error[0] not in ("", INTERRUPTED):
-        return classify(error[1], type_name=error[0])
+        return classify(text or error[1], type_name=error[0])
     return None
 
 
@@ -148,15 +150,20 @@ def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]
     from ray._private.dict import flatten_dict
 
     scalars = {
-        str(name): value.item() if hasattr(value, "item") else value
+        str(name): _plain(value)
         for name, value in result.items()
         if name not in _AUTOFILLED and _is_scalar(value)
     }
     nested = flatten_dict(result).get(metric) if metric and metric not in scalars else None
     if metric and nested is not None and _is_scalar(nested):
-        scalars[metric] = nested.item() if hasattr(nested, "item") else nested
+        scalars[metric] = _plain(nested)
     first = {metric: scalars[metric]} if metric in scalars else {}
     return {**first, **dict(list(scalars.items())[:METRIC_LIMIT])}
+
+
+def _plain(scalar: Any) -> Any:
+    """Return a number of numpy or torch as Python's."""
+    return scalar.item() if hasattr(scalar, "item") else scalar
 
 
 def _is_scalar(value: Any) -> bool:

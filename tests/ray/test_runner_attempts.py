@@ -157,4 +157,7 @@ def test_a_run_that_breaks_off_at_the_first_result_ends_at_once_and_names_the_ca
     )
     assert "; raised in on_trial_result, " in ran.outcome.error
     assert "tests/trainables.py:" in ran.outcome.error
+    assert ran.outcome.cause == "trainable"
+    assert ran.outcome.place.startswith("tests/trainables.py:")
+    assert ran.outcome.place.endswith(" in on_trial_result")
     assert ran.outcome.metrics == {}
