@@ -24,7 +24,6 @@ from airflow_tune_restore.experiments.checkpoints import (
 )
 from airflow_tune_restore.experiments.ends import may_be_stopped_by_scheduler, settle_ends
 from airflow_tune_restore.experiments.experiment import (
-    NEVER_SAVED,
     NO_STATE_FILE,
     Experiment,
     StateFile,
@@ -37,10 +36,10 @@ from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.samples import (
-    is_never_saved,
     needs_tuner,
     read_lost_searcher,
     read_searcher,
+    why_lost,
 )
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
@@ -52,14 +51,11 @@ from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.experiments.tuner_file import (
     IGNORED,
     LOST,
-    OF_ANOTHER_RUN,
     describe_doubt,
     read_tuner,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location, explain_percent
-
-NO_EXPERIMENT = "there is no tuner.pkl and no experiment state here"
 
 CONCURRENCY = 32
 _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
@@ -84,6 +80,12 @@ CLOCK_SPREAD = timedelta(hours=27)
 
 class NotStartedError(TuneRestoreError):
     """No state holds a trial: the driver died before its first snapshot."""
+
+
+def no_experiment(store: ObjectStore) -> StateUnreadableError:
+    """Return the error for a place that holds no experiment at all."""
+    reason = "there is no tuner.pkl and no experiment state here"
+    return StateUnreadableError(store.uri, f"{reason}{explain_percent(store.uri)}")
 
 
 def read_experiment(
@@ -113,11 +115,12 @@ def read_experiment(
     searcher = read_searcher(store, entries)
     left = samples_left(searcher, len(state.trials))
     state = settle_ends(state, live_trials(searcher))
-    needs_searcher = left != 0 and needs_tuner(entries)
-    lost = (NEVER_SAVED if is_never_saved(entries) else tuner.lost) if needs_searcher else ""
     experiment = _experiment(
-        store, state_file, state, tuner.facts, left, lost, (*warnings, tuner.warning)
+        store, state_file, state, tuner.facts, left, (*warnings, tuner.warning)
     )
+    if left != 0 and needs_tuner(entries):
+        lost = why_lost(entries, tuner, experiment.trainables)
+        experiment = replace(experiment, searcher_lost=lost)
     doubt = describe_doubt(tuner.facts, experiment.trainables)
     if not doubt:
         return replace(experiment, ignores_tuner=ignore_tuner)
@@ -125,7 +128,6 @@ def read_experiment(
         experiment,
         tuner=None,
         ignores_tuner=True,
-        searcher_lost=lost or (OF_ANOTHER_RUN if needs_searcher else ""),
         warnings=(*experiment.warnings, doubt),
     )
 
@@ -154,7 +156,7 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
             searcher = read_searcher(store, entries)
             left = samples_left(searcher, len(state.trials))
             state = settle_ends(state, live_trials(searcher))
-    experiment = _experiment(store, state_file, state, None, left, "", warnings)
+    experiment = _experiment(store, state_file, state, None, left, warnings)
     if left:
         lost = read_lost_searcher(store, entries, experiment.trainables)
         return replace(experiment, searcher_lost=lost)
@@ -178,7 +180,6 @@ def _experiment(
     state: State,
     tuner: TunerFacts | None,
     left: int | None,
-    lost: str,
     warnings: Iterable[str],
 ) -> Experiment:
     experiment = Experiment(
@@ -188,7 +189,6 @@ def _experiment(
         state=state,
         tuner=tuner,
         samples_left=left,
-        searcher_lost=printable(lost),
         warnings=tuple(
             printable(text, NOTE_LENGTH)
             for text in (*warnings, *_describe_odd(state.trials))
@@ -300,7 +300,7 @@ def _newest_valid_state(
         reverse=True,
     )
     if not states and all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
-        raise StateUnreadableError(store.uri, NO_EXPERIMENT + explain_percent(store.uri))
+        raise no_experiment(store)
     if not states:
         raise NotStartedError(
             f"{store.uri} was never started: it has a tuner.pkl, but no experiment state"

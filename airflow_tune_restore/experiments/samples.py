@@ -7,7 +7,12 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import NEVER_SAVED, samples_left
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
-from airflow_tune_restore.experiments.tuner_file import OF_ANOTHER_RUN, describe_doubt, read_tuner
+from airflow_tune_restore.experiments.tuner_file import (
+    OF_ANOTHER_RUN,
+    TunerFile,
+    describe_doubt,
+    read_tuner,
+)
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
@@ -33,33 +38,33 @@ def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> 
 def read_lost_searcher(
     store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]
 ) -> str:
-    """Return what is wrong with `tuner.pkl`, if only the searcher in it could draw what is left.
+    """Return why nobody can draw what is left; "" if Ray's own searcher can, or that of `tuner.pkl`.
 
     Takes what `read_doubt` takes.
     """
     if not needs_tuner(entries):
         return ""
-    if is_never_saved(entries):
+    return why_lost(entries, read_tuner(store, entries), trainables)
+
+
+def why_lost(entries: list[Entry], tuner: TunerFile, trainables: tuple[str, ...]) -> str:
+    """Return the same of an experiment that `needs_tuner`, where `tuner.pkl` was read."""
+    if _is_never_saved(entries):
         return NEVER_SAVED
-    tuner = read_tuner(store, entries)
-    return printable(
-        tuner.lost or (OF_ANOTHER_RUN if describe_doubt(tuner.facts, trainables) else "")
-    )
+    is_doubtful = bool(describe_doubt(tuner.facts, trainables))
+    return printable(tuner.lost or (OF_ANOTHER_RUN if is_doubtful else ""))
 
 
-def is_never_saved(entries: list[Entry]) -> bool:
+def _is_never_saved(entries: list[Entry]) -> bool:
     """Whether Ray has saved how far the samples are, and nothing of the searcher that draws them.
 
     A `Searcher` without `save` saves nothing (ray.tune.search.searcher.Searcher.save_to_dir, 2.60), and
     Ray cannot restore it: it begins the experiment anew.
     """
     newest = _newest_searcher_state(entries)
-    if newest is None or not newest.name.startswith(layout.SEARCH_STATE_PREFIX):
-        return False
-    session = layout.session_of(newest.name)
-    return not any(
+    return newest is not None and not any(
         layout.is_searcher_state(entry.name)
-        and layout.session_of(entry.name) == session
+        and layout.session_of(entry.name) == layout.session_of(newest.name)
         and entry.name != newest.name
         for entry in entries
     )

@@ -40,8 +40,8 @@ from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
-    NO_EXPERIMENT,
     NotStartedError,
+    no_experiment,
     read_outline,
 )
 from airflow_tune_restore.experiments.samples import read_lost_searcher, read_samples_left
@@ -49,7 +49,7 @@ from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
 from airflow_tune_restore.experiments.tuner_file import read_doubt
 from airflow_tune_restore.storage.base import Entry, ObjectStore
-from airflow_tune_restore.storage.location import Location, explain_percent
+from airflow_tune_restore.storage.location import Location
 
 THREADS = 64
 """Requests in flight: more gained nothing on the test server, and fewer wait on a distant one."""
@@ -149,7 +149,7 @@ def examine(
     """
     entries = store.list_dir()
     if not _is_experiment(entries):
-        raise StateUnreadableError(store.uri, NO_EXPERIMENT + explain_percent(store.uri))
+        raise no_experiment(store)
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         look = _Look(
             now=store.now(),
