@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.search import BasicVariantGenerator
 from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
@@ -99,10 +98,7 @@ class ExperimentScope(Scope):
         """Those to run; all, if samples are drawn, of which the others are all that is known."""
         if self.planned.get("draws_samples"):
             return True
-        try:
-            trial_id = json.loads(row)["trial_id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False  # it cannot be run either
+        trial_id = _id_in([row])  # without one it cannot be run either
         planned = self._by_id.get(trial_id) or self._by_final_id.get(trial_id)
         return planned is not None and planned["action"] in _TO_RUN
 
@@ -146,12 +142,9 @@ class ExperimentController(GuardedController):
         self._searcher_number = 0
         if self.scope.source_key is None:
             kwargs["resume_config"] = None  # nothing to resume: a new run in its old directory
-        search_alg = kwargs.get("search_alg")
-        if self.scope.planned.get(
-            "searcher_lost"
-        ):  # the one of tuner.pkl may have no state to restore
-            search_alg = BasicVariantGenerator()
-            search_alg.set_finished()
+        # a lost one may stand in tuner.pkl, and have no state that could be restored
+        is_lost = bool(self.scope.planned.get("searcher_lost"))
+        search_alg = searcher.exhausted() if is_lost else kwargs.get("search_alg")
         kwargs["search_alg"] = searcher.shield(search_alg)
         super().__init__(**kwargs)
         self.scope.reporter.start()
@@ -407,7 +400,7 @@ class ExperimentController(GuardedController):
 
 
 def _id_in(row: Sequence[str]) -> str:
-    """Return the id that stands in a row, as far as it can be read."""
+    """Return the id that stands in a row; words that are none if it cannot be read."""
     try:
         return str(json.loads(row[0])["trial_id"])
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):

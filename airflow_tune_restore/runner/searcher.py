@@ -132,6 +132,15 @@ class Shield:
         self.left_out.add(trial_id)
 
 
+def exhausted() -> Any:
+    """Return a searcher that draws nothing."""
+    from ray.tune.search import BasicVariantGenerator
+
+    search_alg = BasicVariantGenerator()
+    search_alg.set_finished()
+    return search_alg
+
+
 def shield(search_alg: Any) -> Any:
     """Put a `Shield` around the searcher in a search algorithm, and return what the controller is to use.
 

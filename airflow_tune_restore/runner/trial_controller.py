@@ -4,12 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.search import BasicVariantGenerator
 from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
 from airflow_tune_restore.restore.request import Result, RunnerProgress
-from airflow_tune_restore.runner import checkpoint_choice, memory
+from airflow_tune_restore.runner import checkpoint_choice, memory, searcher
 from airflow_tune_restore.runner.controller import GuardedController, Scope
 from airflow_tune_restore.runner.outcome import error_of
 from airflow_tune_restore.runner.ray_internals import replaced
@@ -94,9 +93,7 @@ class TrialController(GuardedController):
     scope: TrialScope
 
     def __init__(self, **kwargs: Any) -> None:
-        exhausted = BasicVariantGenerator()
-        exhausted.set_finished()
-        super().__init__(**{**kwargs, "search_alg": exhausted})
+        super().__init__(**{**kwargs, "search_alg": searcher.exhausted()})
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
         trials: list[Trial] = super()._restore_trials(experiment_state)

@@ -86,9 +86,7 @@ def test_a_scheduler_is_named(reason):
     assert words == "all 2 trials ended: 1 by themselves, 1 stopped by AsyncHyperBandScheduler"
 
 
-def test_a_class_that_calls_itself_done_may_have_been_stopped_where_something_stops(
-    reason, tmp_path
-):
+def test_a_class_that_calls_itself_done_may_have_been_stopped_where_something_stops(reason):
     row = ended_with_a_result("a", is_class=True)
     assert reason(row) == "all 1 trials ended by themselves"
     words = reason(row, scheduler=ASHAScheduler())

@@ -69,7 +69,7 @@ def test_it_is_sized_by_the_trials_that_run_and_all_that_can_be_read_if_it_draws
     }
     scope.__post_init__()
     rows = [f'{{"trial_id": "{name}"}}' for name in ("a", "b", "b2", "c", "other")]
-    rows += ["oops", "[]", "{}", "[" * 100_000]
+    rows += ["oops", "[]", "{}", "[" * 100_000, '{"trial_id": ["a"]}']
     assert [row[14:-2] for row in rows if scope.sizes(row)] == ["a", "b", "b2"]
     scope.planned["draws_samples"] = True
     assert all(scope.sizes(row) for row in rows)
