@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_tune_restore.launch import kubernetes as shapes
-from airflow_tune_restore.launch.kubernetes import PodShape
+from airflow_tune_restore.launch import pod_resources
+from airflow_tune_restore.launch.pod_resources import PodShape
 
 
 def executor_config(
     resources: Mapping[str, float],
     *,
-    object_store_memory: int = shapes.OBJECT_STORE_BYTES,
-    gpu_resource: str = shapes.GPU_RESOURCE,
+    object_store_memory: int = pod_resources.OBJECT_STORE_BYTES,
+    gpu_resource: str = pod_resources.GPU_RESOURCE,
     custom_resources: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the `executor_config` of a trial task whose worker pod runs the trial itself.
@@ -33,7 +34,7 @@ def executor_config(
         gpu_resource=gpu_resource,
         custom_resources=custom_resources or {},
     )
-    asked = shapes.container_resources(resources, shape)
+    asked = pod_resources.container_resources(resources, shape)
     container = models.V1Container(
         name="base",  # the executor's name for the worker's container
         resources=models.V1ResourceRequirements(requests=asked, limits=dict(asked)),

@@ -26,7 +26,8 @@ from airflow_tune_restore.hooks.pods import (
     status_of,
 )
 from airflow_tune_restore.launch import kubernetes as shapes
-from airflow_tune_restore.launch.kubernetes import PodShape
+from airflow_tune_restore.launch import pod_resources
+from airflow_tune_restore.launch.pod_resources import PodShape
 from airflow_tune_restore.operators.attempt import RunnerArguments
 from airflow_tune_restore.operators.attempt_pods import (
     NOT_FOUND,
@@ -95,8 +96,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         python: str | None = None,
         env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
-        object_store_memory: int = shapes.OBJECT_STORE_BYTES,
-        gpu_resource: str = shapes.GPU_RESOURCE,
+        object_store_memory: int = pod_resources.OBJECT_STORE_BYTES,
+        gpu_resource: str = pod_resources.GPU_RESOURCE,
         custom_resources: Mapping[str, str] | None = None,
         ttl: timedelta | float | None = None,
         termination_grace_period: int | None = GRACE_SECONDS,
@@ -275,7 +276,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
 
     def read_memory_limit(self) -> float | None:
         """Return how much memory the trial has where the user, and not the trial, says so."""
-        return shapes.trial_memory(given_resources(self)["limits"].get("memory"), self.shape)
+        limit = given_resources(self)["limits"].get("memory")
+        return pod_resources.trial_memory(limit, self.shape)
 
     def _refuse(self, error: Exception, *, existed: bool) -> None:
         """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
@@ -396,8 +398,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         taken = {variable.name for variable in named}
         fresh = {name: value for name, value in given.items() if name not in taken}
         self.env_vars = [*named, *convert_env_vars_or_raise_error(fresh)]
-        asked = shapes.container_resources(request.resources, shape)
-        resources = shapes.merge_resources(asked, given_resources(self))
+        asked = pod_resources.container_resources(request.resources, shape)
+        resources = pod_resources.merge_resources(asked, given_resources(self))
         self.container_resources = models.V1ResourceRequirements(**resources)
         self.volumes = [*self.volumes, shapes.shm_volume(shape)]
         self.volume_mounts = [*self.volume_mounts, shapes.shm_mount()]

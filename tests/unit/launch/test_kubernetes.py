@@ -1,18 +1,16 @@
-"""What the pod of a runner looks like, and that Kubernetes would take every name and quantity."""
+"""What the pod of a runner looks like, and that Kubernetes would take every name."""
 
 import re
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.launch import kubernetes as shapes
-from airflow_tune_restore.launch.kubernetes import PodShape
+from airflow_tune_restore.launch.pod_resources import PodShape
 from airflow_tune_restore.restore.request import RunnerRequest
 
-SHAPE = PodShape()
 REQUEST = RunnerRequest(
     experiment="s3://bucket/sweeps/my exp",
     restore_id="airflow-1",
@@ -24,7 +22,6 @@ REQUEST = RunnerRequest(
 )
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-QUANTITY = re.compile(r"\d+(m|Mi)?")
 
 
 def test_a_name_is_readable_and_the_same_every_time():
@@ -72,66 +69,6 @@ def test_the_options_of_an_address_are_no_part_of_a_label_and_reach_the_runner()
     request = replace(REQUEST, experiment=address)
     assert shapes.pod_labels(request)["tune-restore/experiment"] == "exp"
     assert address in shapes.runner_command(request, "python")
-
-
-def test_what_a_trial_asks_for_is_what_the_pod_gets_and_ray_on_top():
-    shape = PodShape(custom_resources={"special": "example.com/special"})
-    asked = {"CPU": 1.5, "GPU": 0.5, "memory": 2.0 * 1024**3, "special": 2.0, "only_ray": 1.0}
-    assert shapes.container_resources({**asked, "example.com/fpga": 1.0}, shape) == {
-        "cpu": "1500m",
-        "nvidia.com/gpu": "1",
-        "memory": f"{2048 + 1024 + 200}Mi",
-        "example.com/special": "2",
-        "example.com/fpga": "1",
-    }
-
-
-def test_a_trial_that_asks_for_little_gets_a_cpu_for_ray_itself():
-    assert shapes.container_resources({"CPU": 0.1}, SHAPE) == {"cpu": "1"}
-    assert shapes.container_resources({}, SHAPE) == {"cpu": "1"}
-
-
-@given(st.dictionaries(st.sampled_from(["CPU", "GPU", "memory", "x/y"]), st.floats(0, 2**50)))
-def test_every_amount_is_a_quantity(resources):
-    for amount in shapes.container_resources(resources, SHAPE).values():
-        assert QUANTITY.fullmatch(amount)
-
-
-def test_what_the_user_gives_wins_but_more_memory_is_not_taken_away_again():
-    asked = {"cpu": "1", "memory": "8192Mi"}
-    given_ = {"limits": {"cpu": "4", "memory": "2Gi", "ephemeral-storage": "9Gi"}}
-    assert shapes.merge_resources(asked, given_) == {
-        "requests": {"cpu": "1", "memory": "8192Mi"},
-        "limits": {"cpu": "4", "memory": "8192Mi", "ephemeral-storage": "9Gi"},
-    }
-    assert (
-        shapes.merge_resources(asked, {"limits": {"memory": "16Gi"}})["limits"]["memory"] == "16Gi"
-    )
-
-
-@pytest.mark.parametrize(
-    ("quantity", "amount"),
-    [
-        ("1Gi", 2**30),
-        ("1500M", 1.5e9),
-        ("12", 12),
-        ("1e3", 1000),
-        ("500m", 0.5),
-        (None, 0),
-        ("?", 0),
-    ],
-)
-def test_amounts_of_memory_are_read_as_kubernetes_writes_them(quantity, amount):
-    assert shapes.quantity_bytes(quantity) == amount
-
-
-def test_a_limit_leaves_the_trial_what_ray_does_not_need():
-    assert shapes.trial_memory("6Gi", SHAPE) == (6144 - 1024 - 200) * 1024**2
-    assert shapes.trial_memory("1Gi", SHAPE) is None
-    assert shapes.trial_memory(None, SHAPE) is None
-    # what is left, asked for, gives the limit again
-    left = shapes.trial_memory("6Gi", SHAPE)
-    assert shapes.container_resources({"memory": left}, SHAPE)["memory"] == "6144Mi"
 
 
 def test_the_command_says_which_attempt():

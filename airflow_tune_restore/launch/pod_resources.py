@@ -1,0 +1,106 @@
+"""What a pod asks for: what a trial, its Ray and the user need, as Kubernetes' requests and limits."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OBJECT_STORE_BYTES = 200 * 1024**2
+"""What the runner gives a private Ray (`runner.ray_session`), where nobody says otherwise."""
+
+RAY_BYTES = 1024**3
+"""Memory of a private Ray beside its object store and the trial: GCS, raylet, agents, our own process."""
+
+GPU_RESOURCE = "nvidia.com/gpu"
+
+_MIB = 1024**2
+_EXTENDED_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?")
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(|[kMGTPE]i?|m|e\d+)")
+_OF_RAY = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodShape:
+    """What of a pod does not depend on the trial.
+
+    Args:
+        python: Interpreter in the image that has Ray and the trainable.
+        object_store_bytes: Size of Ray's object store; `/dev/shm` is made a little larger.
+        gpu_resource: What the cluster calls a GPU.
+        custom_resources: Names of Ray's custom resources, and what the cluster calls them.
+    """
+
+    python: str = "python"
+    object_store_bytes: int = OBJECT_STORE_BYTES
+    gpu_resource: str = GPU_RESOURCE
+    custom_resources: Mapping[str, str] = field(default_factory=dict)
+
+
+def container_resources(resources: Mapping[str, float], shape: PodShape) -> dict[str, str]:
+    """Return what a trial asks for as Kubernetes' quantities, of which the pod needs no more or less.
+
+    A GPU is given whole. Custom resources without a name in the cluster are Ray's affair alone.
+    """
+    found = {"cpu": _cpu(max(1.0, resources.get("CPU", 1.0)))}  # Ray itself needs one to start
+    if gpus := resources.get("GPU", 0.0):
+        found[shape.gpu_resource] = str(math.ceil(gpus))
+    if memory := resources.get("memory", 0.0):
+        found["memory"] = mebibytes(memory + RAY_BYTES + shape.object_store_bytes)
+    for name, amount in resources.items():
+        cluster_name = cluster_resource(name, shape)
+        if cluster_name is not None and amount:
+            found[cluster_name] = str(math.ceil(amount))
+    return found
+
+
+def cluster_resource(name: str, shape: PodShape) -> str | None:
+    """Return what the cluster calls a custom resource of Ray's; None for Ray's own, and for no name."""
+    if name in _OF_RAY:
+        return None
+    given = shape.custom_resources.get(name, name)
+    return given if _EXTENDED_RESOURCE.fullmatch(given) else None
+
+
+def merge_resources(
+    asked: Mapping[str, str], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """Return requests and limits: what the user gives wins, but for memory, of which the larger does."""
+    merged: dict[str, dict[str, str]] = {}
+    for kind in ("requests", "limits"):
+        named = {name: str(amount) for name, amount in (given.get(kind) or {}).items()}
+        merged[kind] = {**asked, **named}
+        if "memory" in asked and quantity_bytes(named.get("memory")) < quantity_bytes(
+            asked["memory"]
+        ):
+            merged[kind]["memory"] = asked["memory"]
+    return merged
+
+
+def trial_memory(limit: Any, shape: PodShape) -> float | None:
+    """Return how much of a container's memory is left for the trial; None if it has no limit."""
+    left = quantity_bytes(limit) - RAY_BYTES - shape.object_store_bytes
+    return left if left > 0 else None
+
+
+def quantity_bytes(quantity: Any) -> float:
+    """Read an amount of memory as Kubernetes writes it; 0 for none or for one that is no amount."""
+    match = _QUANTITY.fullmatch(str(quantity or ""))
+    if match is None:
+        return 0.0
+    number, unit = float(match[1]), match[2]
+    if unit == "m":
+        return number / 1000
+    if unit.startswith("e"):
+        return number * 10.0 ** int(unit[1:])
+    power = "kMGTPE".find(unit[:1]) + 1 if unit else 0
+    return number * float(1024 if unit.endswith("i") else 1000) ** power
+
+
+def mebibytes(amount: float) -> str:
+    """Write an amount of memory in bytes as Kubernetes does, rounded up."""
+    return f"{math.ceil(amount / _MIB)}Mi"
+
+
+def _cpu(cores: float) -> str:
+    return str(int(cores)) if cores == int(cores) else f"{math.ceil(cores * 1000)}m"
