@@ -70,7 +70,7 @@ def test_a_night_in_pods_ends_as_tuner_restore(
             assert "was lost (node_lost): The pod was evicted" in log
     assert_entered(seaweed, place, trial_id)
     # neither in pod specs, nor in what pods printed, nor in anything that is kept
-    said = [line for c in api.kubelet.containers.values() for _, line in c.said]
+    said = [line for life in api.kubelet.pods.values() for _, line in life.said]
     places = {
         "the pods": json.dumps(api.created).encode(),
         "their logs": "\n".join(said).encode(),
@@ -85,11 +85,9 @@ def test_a_night_in_pods_ends_as_tuner_restore(
 
 def pod_that_reports(api) -> str | None:
     """Return a pod whose trial has reported a result."""
-    for container in list(api.kubelet.containers.values()):
-        if not container.over.is_set() and any(
-            "::tune-restore-progress" in s for _, s in container.said
-        ):
-            return container.pod["metadata"]["name"]
+    for life in list(api.kubelet.pods.values()):
+        if not life.over.is_set() and any("::tune-restore-progress" in s for _, s in life.said):
+            return life.name
     return None
 
 

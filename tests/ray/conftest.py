@@ -56,10 +56,7 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def api(kubernetes: Any) -> Iterator[Any]:
     """The same, and healthy again afterwards."""
     yield kubernetes
-    kubernetes.faults.clear()
-    kubernetes.created.clear()
-    kubernetes.requests.clear()
-    kubernetes.kubelet.has_room = True
+    kubernetes.recover()
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
     with cluster() as api:                         see server.py
         api.kubeconfig(path)                       a kubeconfig with a token that is checked
-        api.fail(500).until = …                    answers 500 until then; 429 and 409 likewise
+        api.fail(500).until = …                    answers 500 until then; every other status likewise
+        api.fail(CUT)                              breaks the connection
+        api.restart()                              is gone, knows nobody, and then not all of its roles
         api.drop_streams()                         cuts every log and watch that is being followed
         api.kubelet.evict(api.pod_names()[0])      what a node may do to a pod: see kubelet.py
 
-It keeps pods as JSON, checks what is created against the published schema and the rules an API server
-adds to it, and lets only do what the roles it is given allow. (kmock 0.8 was looked at: it keeps no
-resource versions, knows no label selectors, no logs, no graceful deletion, and runs nothing.)
+It keeps pods as JSON, checks and completes what is created as the real one does (admission.py), and
+allows only what the roles it is given allow. (kmock 0.8 was looked at: it keeps no resource versions,
+knows no label selectors, no logs, no graceful deletion, and runs nothing.) A full control plane and a
+real kubelet did things that this one once did not; it has learned them.
 """
 
 import json
@@ -19,31 +22,26 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
-
+from tests.support.kubernetes.admission import Refusal, default, refuse_invalid, refuse_unknown
+from tests.support.kubernetes.container import timestamp
 from tests.support.kubernetes.kubelet import Kubelet, merge
 from tests.support.waiting import PATIENCE_SECONDS
 
 NAMESPACE = "sweeps"
 IMAGE = "registry.example.com/sweeps:1"
 TOKEN = "canary-token-of-the-cluster"
-SCHEMA = "1.34"
-"""Kubernetes release whose schema pods are checked against."""
+ACCOUNTS = frozenset({"default", "runner", "tune-restore-runner"})
+"""Service accounts of the namespace."""
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_LABEL = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", re.ASCII)
+USER = "system:serviceaccount:airflow:airflow-worker"
 
 
-class Refusal(Exception):  # noqa: N818
-    """An answer other than 2xx."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.reason, self.message = status, reason, message
+CUT = 0
+"""In the place of a status: the connection is cut."""
 
 
 @dataclass
@@ -51,22 +49,29 @@ class Fault:
     """What goes wrong with requests like these.
 
     Args:
-        status: What is answered.
+        status: What is answered; `CUT` for a connection that is.
         pattern: Of method and path, as `GET /api/v1/namespaces/x/pods/y`.
-        until: By the monotonic clock; and
-        left: how often.
+        left: How often.
+        body: What is answered; None for what an API server answers with that status.
         after: Whether the request is carried out all the same: the answer alone is lost.
+        since: From when, by the monotonic clock; and
+        until: until when.
     """
 
     status: int
-    pattern: str
-    until: float
-    left: float
+    pattern: str = "."
+    left: float = math.inf
+    body: str | None = None
     after: bool = False
+    since: float = 0.0
+    until: float = math.inf
     hits: int = 0
 
     def strikes(self, request: str) -> bool:
-        if self.left <= 0 or time.monotonic() > self.until or not re.search(self.pattern, request):
+        now = time.monotonic()
+        if self.left <= 0 or not self.since <= now < self.until:
+            return False
+        if not re.search(self.pattern, request):
             return False
         self.left -= 1
         self.hits += 1
@@ -75,7 +80,13 @@ class Fault:
 
 @dataclass
 class KubernetesApi:
-    """The server's state; every access under the lock."""
+    """The server's state; every access under the lock.
+
+    Attributes:
+        accounts: The service accounts there are; and
+        priorities: the priority classes.
+        finalizers: Put on every pod that is created, as a webhook of Kueue's does.
+    """
 
     rules: frozenset[tuple[str, str]] | None = None
     pods: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -86,6 +97,9 @@ class KubernetesApi:
     requests: list[tuple[str, int]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    accounts: set[str] = field(default_factory=lambda: set(ACCOUNTS))
+    priorities: set[str] = field(default_factory=set)
+    finalizers: list[str] = field(default_factory=list)
     streams: int = 0
     url: str = ""
     _version: int = 0
@@ -109,14 +123,34 @@ class KubernetesApi:
         path.write_text(json.dumps(config))
         return str(path)
 
-    def fail(
-        self, status: int, pattern: str = ".", *, times: float = 1e9,
-        after: bool = False,
-    ) -> Fault:  # fmt: skip
+    def fail(self, status: int, pattern: str = ".", **details: Any) -> Fault:
         """Answer requests like these with an error, so often or until the fault says."""
-        fault = Fault(status, pattern, math.inf, times, after)
+        fault = Fault(status, pattern, **details)
         self.faults.append(fault)
         return fault
+
+    def restart(self, seconds: float = 1.0) -> tuple[Fault, ...]:
+        """Be away for some seconds, then know nobody, then no role, then not all of the roles.
+
+        A real one does the last three within its first second or two, before its caches are filled.
+        """
+        times = [time.monotonic() + n * seconds for n in range(5)]
+        away, unknown, forbidden = (
+            Fault(status, since=times[n], until=times[n + 1])
+            for n, status in enumerate((CUT, 401, 403))
+        )
+        half = Fault(403, "(POST|DELETE|PATCH|/log|/events)", since=times[3], until=times[4])
+        self.drop_streams()
+        self.faults += [away, unknown, forbidden, half]
+        return away, unknown, forbidden, half
+
+    def recover(self) -> None:
+        """Be well again, and forget what was asked."""
+        self.faults.clear()
+        self.created.clear()
+        self.requests.clear()
+        self.finalizers.clear()
+        self.kubelet.recover()
 
     def drop_streams(self) -> None:
         """Cut every log and watch that is being followed."""
@@ -139,18 +173,26 @@ class KubernetesApi:
     # the resources
 
     def create(self, namespace: str, pod: dict[str, Any]) -> dict[str, Any]:
-        refuse_invalid(pod)
         metadata = pod["metadata"]
+        metadata["namespace"] = namespace
+        default(pod)
+        refuse_unknown(pod, self.accounts, self.priorities)
+        refuse_invalid(pod)
         key = (namespace, metadata["name"])
         with self.lock:
             if key in self.pods:
-                raise Refusal(409, "AlreadyExists", f'pods "{key[1]}" already exists')
+                being = "object is being deleted: " * (
+                    "deletionTimestamp" in self.pods[key]["metadata"]
+                )
+                message = f'{being}pods "{key[1]}" already exists'
+                raise Refusal(409, "AlreadyExists", message, key[1])
+            if self.finalizers:
+                metadata["finalizers"] = [*metadata.get("finalizers", ()), *self.finalizers]
             metadata |= {
-                "namespace": namespace,
                 "uid": str(uuid.uuid4()),
                 "creationTimestamp": timestamp(),
             }
-            pod["status"] = {"phase": "Pending", "qosClass": "Burstable", "conditions": []}
+            pod["status"] = {"phase": "Pending", "qosClass": "Burstable"}
             self.created.append(json.loads(json.dumps(pod)))
             self.pods[key] = pod
             self._touch(pod)
@@ -162,7 +204,7 @@ class KubernetesApi:
             try:
                 return self.pods[namespace, name]
             except KeyError:
-                raise Refusal(404, "NotFound", f'pods "{name}" not found') from None
+                raise Refusal(404, "NotFound", f'pods "{name}" not found', name) from None
 
     def select(self, namespace: str, selector: str) -> list[dict[str, Any]]:
         with self.lock:
@@ -187,8 +229,11 @@ class KubernetesApi:
             pod = self.get(namespace, name)
             if grace_seconds is None:
                 grace_seconds = pod["spec"].get("terminationGracePeriodSeconds", 30)
+            if "nodeName" not in pod["spec"] or pod["status"]["phase"] in ("Succeeded", "Failed"):
+                grace_seconds = 0
+            ends_at = datetime.now(UTC) + timedelta(seconds=grace_seconds)
             pod["metadata"] |= {
-                "deletionTimestamp": timestamp(),
+                "deletionTimestamp": ends_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "deletionGracePeriodSeconds": int(grace_seconds),
             }
             self._touch(pod)
@@ -196,11 +241,20 @@ class KubernetesApi:
         return pod
 
     def remove(self, pod: dict[str, Any]) -> None:
+        """Remove a pod that was deleted and has ended, unless somebody's finalizer still holds it."""
         with self.lock:
             key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
-            if self.pods.get(key) is pod:
+            if self.pods.get(key) is pod and not pod["metadata"].get("finalizers"):
                 del self.pods[key]
                 self._touch(pod)
+
+    def finalize(self, name: str) -> None:
+        """Take the finalizers off a pod, as whoever put them there does at last."""
+        with self.lock:
+            pod = self.get(NAMESPACE, name)
+            pod["metadata"].pop("finalizers", None)
+            if self.kubelet.life(name).over.is_set() and "deletionTimestamp" in pod["metadata"]:
+                self.remove(pod)
 
     def report(
         self, pod: Mapping[str, Any], reason: str, message: str, kind: str = "Normal"
@@ -247,10 +301,6 @@ class KubernetesApi:
         pod["metadata"]["resourceVersion"] = str(self._version)
 
 
-def timestamp() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def rules_of(manifests: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str]]:
     """Return what Roles allow: pairs of verb and resource."""
     return frozenset(
@@ -261,41 +311,6 @@ def rules_of(manifests: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str
         for verb in rule["verbs"]
         for resource in rule["resources"]
     )
-
-
-def refuse_invalid(pod: dict[str, Any]) -> None:
-    """Check what the schema says, and the rules of a real API server that a pod of ours may break."""
-    wrong: list[str] = []
-    try:
-        kubernetes_validate.validate(pod, SCHEMA, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        wrong.append(str(error)[:500])
-    metadata, spec = pod["metadata"], pod["spec"]
-    if not _NAME.fullmatch(metadata.get("name", "")):
-        wrong.append(f"metadata.name: {metadata.get('name')!r}")
-    for key, value in (metadata.get("labels") or {}).items():
-        prefix, _, last = key.rpartition("/")
-        if not _LABEL.fullmatch(value) or not _LABEL.fullmatch(last) or len(prefix) > 253:
-            wrong.append(f"metadata.labels: {key}={value}")
-    names = [volume["name"] for volume in spec.get("volumes") or ()]
-    for container in spec["containers"]:
-        paths = [mount["mountPath"] for mount in container.get("volumeMounts") or ()]
-        wrong += [f"{path} is mounted twice" for path in paths if paths.count(path) > 1]
-        wrong += [
-            f"no volume {mount['name']}"
-            for mount in container.get("volumeMounts") or ()
-            if mount["name"] not in names
-        ]
-        resources = container.get("resources") or {}
-        requests, limits = resources.get("requests") or {}, resources.get("limits") or {}
-        for name in set(requests) | set(limits):
-            is_extended = "/" in name
-            if is_extended and requests.get(name) != limits.get(name):
-                wrong.append(f"{name}: request and limit of an extended resource must be equal")
-    wrong += [f"volume {name} twice" for name in names if names.count(name) > 1]
-    if wrong:
-        message = f'Pod "{metadata.get("name")}" is invalid: {"; ".join(wrong)}'
-        raise Refusal(422, "Invalid", message)
 
 
 def selects(selector: str, labels: Mapping[str, str]) -> bool:

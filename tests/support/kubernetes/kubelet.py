@@ -1,26 +1,21 @@
-"""A node for the API of `api.py`: it really runs a container's command, as a process of this machine.
+"""A node for the API of `api.py`: it really runs the containers' commands, as processes of this machine.
 
-The process gets the pod's environment (plain, from Secrets, ConfigMaps and fields), the files of its
-volumes where nothing of that name is yet, and signals as a kubelet sends them. What it prints is the log.
+The processes get the pod's environment (plain, from Secrets, ConfigMaps and fields), the files of its
+volumes where nothing of that name is yet, and signals as a kubelet sends them. What they print is the
+log.
 """
 
 import base64
-import contextlib
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.launch.local import (
-    _kill_session,  # a container ends with its first process
-)
+from tests.support.kubernetes.container import Container, NotStartable, expand, timestamp
 from tests.support.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -28,32 +23,36 @@ if TYPE_CHECKING:
 
 NODE = "node-1"
 PRESSURE = "The node was low on resource: ephemeral-storage."
+STORAGE_LIMIT = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
+DEADLINE = "Pod was active on the node longer than the specified deadline"
+NO_ROOM = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available."
 _BARE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
 
 
-class NotStartable(Exception):  # noqa: N818
-    """Why a container cannot be started; Kubernetes tries again for ever."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class Container:
-    """The one container of a pod."""
+class PodLife:
+    """A pod on the node."""
 
     def __init__(self, pod: dict[str, Any]) -> None:
         self.pod = pod
-        self.process: subprocess.Popen[str] | None = None
-        self.said: list[tuple[float, str]] = []
+        self.name: str = pod["metadata"]["name"]
+        self.containers = [Container(spec) for spec in pod["spec"]["containers"]]
         self.over = threading.Event()
         self.wanted_gone = threading.Event()
-        self.verdict: dict[str, Any] = {}
-        self.reason = ""
+        self.is_condemned = False
+        self.forgets_containers = False
+        self.has_place = False
         self.made: list[Path] = []
         self.home = Path(tempfile.mkdtemp(prefix="tune-restore-pod-"))
-        self.started_at = ""
-        self.has_place = False
+
+    @property
+    def base(self) -> Container:
+        """The runner's container."""
+        return next(c for c in self.containers if c.name == "base")
+
+    @property
+    def said(self) -> list[tuple[float, str]]:
+        """What the runner printed, and when."""
+        return self.base.said
 
 
 class Kubelet:
@@ -67,29 +66,46 @@ class Kubelet:
         delay_seconds: How long a pod waits for the node.
         has_room: Whether pods are scheduled at all.
         slots: How many pods run at the same time; the others wait.
+        rejects: Reason and message with which it rejects pods that it is given; None if it takes them.
+        shows_logs: Whether its way to the logs is open.
+        is_reachable: Set unless the node is cut off: it reports nothing then, and hears nothing.
+        pods: All it ever ran, by uid.
     """
 
     def __init__(self, api: "KubernetesApi") -> None:
         self.api = api
         self.images: dict[str, dict[str, str]] = {}
+        self.pods: dict[str, PodLife] = {}
+        self.is_reachable = threading.Event()
+        self.recover()
+
+    def recover(self) -> None:
+        """Be a healthy node."""
         self.delay_seconds = 0.0
         self.has_room = True
         self.slots = 100
-        self.containers: dict[str, Container] = {}
+        self.rejects: tuple[str, str] | None = None
+        self.shows_logs = True
+        self.is_reachable.set()
 
     # what a cluster does to pods
 
-    def evict(self, name: str, message: str = PRESSURE, *, grace: float = 0) -> None:
-        """Evict a pod for the node's sake: it stays, failed."""
-        container = self.container(name)
-        container.verdict = {"phase": "Failed", "reason": "Evicted", "message": message}
-        self._target(container.pod, "TerminationByKubelet", message)
-        self.api.report(container.pod, "Evicted", message, "Warning")
-        self._end(container, grace)
+    def evict(
+        self, name: str, message: str = PRESSURE, *, grace: float = 0, forgets: bool = False
+    ) -> None:
+        """Evict a pod for the node's sake: it stays, failed. Old kubelets forget its containers."""
+        life = self.life(name)
+        life.forgets_containers = forgets
+        self._target(life.pod, "TerminationByKubelet", message)
+        self._condemn(life, "Evicted", message, grace)
+
+    def evict_for_its_own_storage(self, name: str) -> None:
+        """Evict a pod that used more local storage than its limit: no disruption of the node's."""
+        self._condemn(self.life(name), "Evicted", STORAGE_LIMIT, 0)
 
     def preempt(self, name: str, *, grace: float | None = None) -> None:
         """Delete a pod for a more important one, as the scheduler does."""
-        pod = self.container(name).pod
+        pod = self.life(name).pod
         message = f"{NODE}: preempting to accommodate a higher priority pod"
         self._target(pod, "PreemptionByScheduler", message)
         self.api.report(pod, "Preempted", f"Preempted by pod 42 on node {NODE}")
@@ -97,35 +113,54 @@ class Kubelet:
 
     def oom_kill(self, name: str) -> None:
         """Kill everything in a container, as the kernel does when its memory limit is reached."""
-        container = self.container(name)
-        container.reason = "OOMKilled"
-        self._end(container, 0)
+        life = self.life(name)
+        life.base.oom_killed = True
+        self._end(life, 0)
 
-    def container(self, name: str) -> Container:
-        return next(c for c in self.containers.values() if c.pod["metadata"]["name"] == name)
+    def oom_kill_worker(self, name: str) -> None:
+        """Kill the process that trains, for its memory; the runner, the first process, lives on."""
+        self.life(name).base.oom_kill_worker()
+
+    def cut_off(self) -> None:
+        """Take the node off the network: its pods run on, their statuses stand still."""
+        self.is_reachable.clear()
+
+    def taint(self, name: str) -> None:
+        """Delete a pod of a node that is cut off, as the taint manager does after five minutes."""
+        pod = self.life(name).pod
+        message = "Taint manager: deleting due to NoExecute taint"
+        self._target(pod, "DeletionByTaintManager", message)
+        self.api.report(pod, "TaintManagerEviction", f"Marking for deletion Pod {name}")
+        self.api.delete(pod["metadata"]["namespace"], name, None)
+
+    def life(self, name: str) -> PodLife:
+        return next(life for life in self.pods.values() if life.name == name)
 
     # what the API server asks for
 
     def take(self, pod: dict[str, Any]) -> None:
-        container = self.containers[pod["metadata"]["uid"]] = Container(pod)
-        threading.Thread(target=self._live, args=(container,), daemon=True).start()
+        life = self.pods[pod["metadata"]["uid"]] = PodLife(pod)
+        threading.Thread(target=self._live, args=(life,), daemon=True).start()
 
     def stop(self, pod: dict[str, Any], grace_seconds: float) -> None:
         """End a pod that was deleted; a finished one is removed at once."""
-        container = self.containers[pod["metadata"]["uid"]]
-        container.wanted_gone.set()
-        if container.over.is_set():
+        life = self.pods[pod["metadata"]["uid"]]
+        life.wanted_gone.set()
+        if life.over.is_set():
             self.api.remove(pod)
             return
-        self._end(container, grace_seconds)
+        self._end(life, grace_seconds)
 
-    def lines(self, pod: dict[str, Any], *, follows: bool) -> Iterator[tuple[float, str | None]]:
+    def lines(
+        self, pod: dict[str, Any], container: str, *, follows: bool
+    ) -> Iterator[tuple[float, str | None]]:
         """Yield the log; None whenever there is nothing new."""
-        container = self.containers[pod["metadata"]["uid"]]
+        life = self.pods[pod["metadata"]["uid"]]
+        log = next(c for c in life.containers if c.name == container)
         seen = 0
-        while True:
-            is_over = container.over.is_set()
-            new = container.said[seen:]
+        while self.shows_logs and self.is_reachable.is_set():
+            is_over = log.over.is_set()
+            new = log.said[seen:]
             seen += len(new)
             yield from new
             if is_over or not follows:
@@ -134,174 +169,167 @@ class Kubelet:
             time.sleep(0.1)
 
     def shut_down(self) -> None:
-        for container in list(self.containers.values()):
-            container.wanted_gone.set()
-            self._end(container, 0)
-        for container in list(self.containers.values()):
-            container.over.wait(PATIENCE_SECONDS)
+        self.is_reachable.set()
+        for life in list(self.pods.values()):
+            life.wanted_gone.set()
+            self._end(life, 0)
+        for life in list(self.pods.values()):
+            life.over.wait(PATIENCE_SECONDS)
 
     # the life of a pod
 
-    def _live(self, container: Container) -> None:
-        pod = container.pod
+    def _live(self, life: PodLife) -> None:
         try:
-            if self._await_node(container):
-                self._run(container)
+            if self._await_node(life) and not self._reject(life):
+                self._run(life)
         finally:
-            container.over.set()
-            for path in container.made:
+            for path in life.made:
                 path.unlink(missing_ok=True)
-            shutil.rmtree(container.home, ignore_errors=True)
-            if container.wanted_gone.is_set():
-                self.api.remove(pod)
+            shutil.rmtree(life.home, ignore_errors=True)
+            self.is_reachable.wait()
+            life.over.set()
+            if life.wanted_gone.is_set():
+                self.api.remove(life.pod)
 
-    def _await_node(self, container: Container) -> bool:
-        pod = container.pod
+    def _await_node(self, life: PodLife) -> bool:
+        pod = life.pod
         begun = time.monotonic()
-        while time.monotonic() - begun < self.delay_seconds or not self._admit(container):
-            if container.wanted_gone.wait(0.1):
+        while time.monotonic() - begun < self.delay_seconds or not self._admit(life):
+            if not self.has_room and not pod["status"].get("conditions"):
+                scheduled = {"status": "False", "reason": "Unschedulable", "message": NO_ROOM}
+                self._condition(pod, "PodScheduled", **scheduled)
+                self.api.report(pod, "FailedScheduling", NO_ROOM, "Warning")
+            if life.wanted_gone.wait(0.1):
                 return False
+        pod["spec"]["nodeName"] = NODE
         self._condition(pod, "PodScheduled")
-        self.api.report(
-            pod, "Scheduled", f"Successfully assigned {pod['metadata']['name']} to {NODE}"
-        )
+        self.api.report(pod, "Scheduled", f"Successfully assigned {life.name} to {NODE}")
         return True
 
-    def _admit(self, container: Container) -> bool:
+    def _admit(self, life: PodLife) -> bool:
         with self.api.lock:
-            others = [c for c in self.containers.values() if c.has_place and not c.over.is_set()]
-            container.has_place = self.has_room and len(others) < self.slots
-            return container.has_place
+            others = [other for other in self.pods.values() if other.has_place]
+            taken = sum(not other.over.is_set() for other in others)
+            life.has_place = self.has_room and taken < self.slots
+            return life.has_place
 
-    def _run(self, container: Container) -> None:
-        pod = container.pod
-        spec = pod["spec"]["containers"][0]
-        self.api.set_status(pod, startTime=_now(), hostIP="127.0.0.1")
+    def _reject(self, life: PodLife) -> bool:
+        if self.rejects is None:
+            return False
+        reason, message = self.rejects
+        self.api.set_status(life.pod, phase="Failed", reason=reason, message=message)
+        self.api.report(life.pod, reason, message, "Warning")
+        return True
+
+    def _run(self, life: PodLife) -> None:
+        self.api.set_status(life.pod, startTime=timestamp(), hostIP="127.0.0.1")
+        for container in life.containers:
+            if not self._start(life, container):
+                return
+        self.api.set_status(life.pod, phase="Running", podIP="127.0.0.1")
+        self._report(life)
+        self._watch_deadline(life)
+        if life.wanted_gone.is_set():
+            self._end(life, 0)
+        threads = [
+            threading.Thread(target=self._await_end, args=(life, container), daemon=True)
+            for container in life.containers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _start(self, life: PodLife, container: Container) -> bool:
+        """Start a container, as soon as it can be."""
         while True:
             try:
-                env = self._environment(pod, spec)
+                env = self._environment(life.pod, container.spec)
                 break
             except NotStartable as error:
-                state = {"waiting": {"reason": error.reason, "message": str(error)}}
-                self._report_state(container, state, started=False)
-                self.api.report(pod, "Failed", str(error), "Warning")
-                if container.wanted_gone.wait(0.5):
-                    return
-        self._mount(container, spec)
-        container.started_at = _now()
-        container.process = subprocess.Popen(
-            [*spec.get("command", ()), *spec.get("args", ())],
-            env=env,
-            cwd=container.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self.api.set_status(pod, phase="Running", podIP="127.0.0.1")
-        self._report_state(container, {"running": {"startedAt": container.started_at}})
-        self._watch_deadline(container)
-        if container.wanted_gone.is_set():
-            self._end(container, 0)
-        reader = threading.Thread(target=self._read, args=(container,), daemon=True)
-        reader.start()
-        os.waitid(os.P_PID, container.process.pid, os.WEXITED | os.WNOWAIT)
-        _kill_session(container.process.pid)
-        code = container.process.wait()
-        reader.join(PATIENCE_SECONDS)
-        self._report_end(container, 128 - code if code < 0 else code, spec)
+                container.wait_with(error)
+                self._report(life)
+                self.api.report(life.pod, "Failed", str(error), "Warning")
+                if life.wanted_gone.wait(0.5):
+                    return False
+        self._mount(life, container.spec)
+        container.start(env, life.home)
+        return True
 
-    def _report_end(self, container: Container, code: int, spec: dict[str, Any]) -> None:
-        reason = container.reason or ("Completed" if code == 0 else "Error")
-        ended = {
-            "exitCode": code,
-            "reason": reason,
-            "startedAt": container.started_at,
-            "finishedAt": _now(),
-        }
-        if code and spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
-            ended["message"] = "\n".join(line for _, line in container.said[-80:])[-2048:]
-        self._report_state(container, {"terminated": ended})
-        phase = {"phase": "Succeeded" if code == 0 else "Failed"}
-        self.api.set_status(container.pod, **(phase | container.verdict))
+    def _await_end(self, life: PodLife, container: Container) -> None:
+        container.wait()
+        self._report(life)
 
-    def _report_state(
-        self, container: Container, state: dict[str, Any], *, started: bool = True
-    ) -> None:
-        spec = container.pod["spec"]["containers"][0]
-        status = {
-            "name": spec["name"],
-            "image": spec["image"],
-            "imageID": spec["image"],
-            "ready": "running" in state,
-            "started": started,
-            "restartCount": 0,
-            "state": state,
-            "lastState": {},
-        }
-        self.api.set_status(container.pod, containerStatuses=[status])
+    def _report(self, life: PodLife) -> None:
+        """Report the containers and, once all have ended, the phase; as soon as the node is reachable."""
+        self.is_reachable.wait()
+        with self.api.lock:
+            statuses = [container.status() for container in life.containers]
+            self.api.set_status(
+                life.pod, containerStatuses=None if life.forgets_containers else statuses
+            )
+            ended = [status["state"].get("terminated") for status in statuses]
+            if all(ended) and not life.is_condemned:
+                failed = any(end["exitCode"] for end in ended if end)
+                self.api.set_status(life.pod, phase="Failed" if failed else "Succeeded")
 
-    def _read(self, container: Container) -> None:
-        assert container.process is not None
-        assert container.process.stdout is not None
-        with contextlib.closing(container.process.stdout) as output:
-            for line in output:
-                container.said.append((datetime.now(UTC).timestamp(), line.rstrip("\n")))
+    def _condemn(self, life: PodLife, reason: str, message: str, grace: float) -> None:
+        """Fail a pod and then end its containers, which the kubelet reports to run until they have."""
+        life.is_condemned = True
+        self.api.set_status(life.pod, phase="Failed", reason=reason, message=message)
+        self.api.report(life.pod, reason, message, "Warning")
+        self._end(life, grace)
 
-    def _end(self, container: Container, grace_seconds: float) -> None:
-        process = container.process
-        if process is None or container.over.is_set():
-            return
-        if grace_seconds <= 0:
-            _kill_session(process.pid)
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
+    def _end(self, life: PodLife, grace_seconds: float) -> None:
+        def end() -> None:
+            self.is_reachable.wait()
+            if grace_seconds > 0:
+                for container in life.containers:
+                    container.terminate()
+                _wait_all(life, grace_seconds)
+            for container in life.containers:
+                container.kill()
 
-        def kill() -> None:
-            if not container.over.wait(grace_seconds):
-                _kill_session(process.pid)
+        if grace_seconds <= 0 and self.is_reachable.is_set():
+            end()
+        else:
+            threading.Thread(target=end, daemon=True).start()
 
-        threading.Thread(target=kill, daemon=True).start()
-
-    def _watch_deadline(self, container: Container) -> None:
-        spec = container.pod["spec"]
+    def _watch_deadline(self, life: PodLife) -> None:
+        spec = life.pod["spec"]
         seconds = spec.get("activeDeadlineSeconds")
-        if not seconds:
-            return
 
         def expire() -> None:
-            if not container.over.wait(seconds):
-                said = "Pod was active on the node longer than the specified deadline"
-                container.verdict = {
-                    "phase": "Failed",
-                    "reason": "DeadlineExceeded",
-                    "message": said,
-                }
-                self._end(container, spec.get("terminationGracePeriodSeconds", 30))
+            if not life.over.wait(seconds):
+                grace = spec.get("terminationGracePeriodSeconds", 30)
+                self._condemn(life, "DeadlineExceeded", DEADLINE, grace)
 
-        threading.Thread(target=expire, daemon=True).start()
+        if seconds:
+            threading.Thread(target=expire, daemon=True).start()
 
-    def _environment(self, pod: dict[str, Any], spec: dict[str, Any]) -> dict[str, str]:
-        if spec["image"] not in self.images:
-            raise NotStartable("ErrImagePull", f"{spec['image']}: not found")
+    def _environment(self, pod: dict[str, Any], spec: Any) -> dict[str, str]:
+        image = spec["image"]
+        if image not in self.images:
+            message = (
+                f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": '
+                f"{image}: not found"
+            )
+            raise NotStartable("ErrImagePull", message)
         namespace = pod["metadata"]["namespace"]
-        env = {**_BARE, **self.images[spec["image"]]}
+        env = {**_BARE, **self.images[image]}
         for source in spec.get("envFrom") or ():
             if "secretRef" in source:
                 env |= self._secret(namespace, source["secretRef"])
             else:
                 env |= self._config_map(namespace, source["configMapRef"])
         for variable in spec.get("env") or ():
-            env[variable["name"]] = self._value(pod, variable)
+            env[variable["name"]] = self._value(pod, variable, env)
         return env
 
-    def _value(self, pod: dict[str, Any], variable: dict[str, Any]) -> str:
+    def _value(self, pod: dict[str, Any], variable: dict[str, Any], env: dict[str, str]) -> str:
         source = variable.get("valueFrom")
         if source is None:
-            return variable.get("value") or ""
+            return expand(variable.get("value") or "", env)
         namespace = pod["metadata"]["namespace"]
         if "secretKeyRef" in source:
             reference = source["secretKeyRef"]
@@ -315,22 +343,18 @@ class Kubelet:
         return str(value)
 
     def _secret(self, namespace: str, reference: dict[str, Any]) -> dict[str, str]:
-        try:
-            encoded = self.api.secrets[namespace, reference["name"]]
-        except KeyError:
-            message = f'secret "{reference["name"]}" not found'
-            raise NotStartable("CreateContainerConfigError", message) from None
+        encoded = _find("secret", self.api.secrets, namespace, reference["name"])
         return {key: base64.b64decode(value).decode() for key, value in encoded.items()}
 
     def _config_map(self, namespace: str, reference: dict[str, Any]) -> dict[str, str]:
-        return self.api.config_maps[namespace, reference["name"]]
+        return _find("configmap", self.api.config_maps, namespace, reference["name"])
 
-    def _mount(self, container: Container, spec: dict[str, Any]) -> None:
+    def _mount(self, life: PodLife, spec: Any) -> None:
         """Put volumes where they belong, unless this machine has something there: `/dev/shm`."""
-        pod = container.pod
+        pod = life.pod
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes") or ()}
         for mount in spec.get("volumeMounts") or ():
-            place, source = Path(mount["mountPath"]), container.home / f"volume-{mount['name']}"
+            place, source = Path(mount["mountPath"]), life.home / f"volume-{mount['name']}"
             source.mkdir(exist_ok=True)
             secret = volumes[mount["name"]].get("secret")
             if secret is not None:
@@ -339,14 +363,32 @@ class Kubelet:
                     (source / key).write_text(value)
             if not place.exists():
                 place.symlink_to(source)
-                container.made.append(place)
+                life.made.append(place)
 
     def _target(self, pod: dict[str, Any], reason: str, message: str) -> None:
         self._condition(pod, "DisruptionTarget", reason=reason, message=message)
 
     def _condition(self, pod: dict[str, Any], kind: str, **details: str) -> None:
-        condition = {"type": kind, "status": "True", "lastTransitionTime": _now(), **details}
-        self.api.set_status(pod, conditions=[*pod["status"].get("conditions", ()), condition])
+        condition = {"type": kind, "status": "True", "lastTransitionTime": timestamp(), **details}
+        with self.api.lock:
+            others = [c for c in pod["status"].get("conditions") or () if c["type"] != kind]
+            self.api.set_status(pod, conditions=[*others, condition])
+
+
+def _find(
+    kind: str, known: dict[tuple[str, str], dict[str, str]], namespace: str, name: str
+) -> dict[str, str]:
+    try:
+        return known[namespace, name]
+    except KeyError:
+        message = f'{kind} "{name}" not found'
+        raise NotStartable("CreateContainerConfigError", message) from None
+
+
+def _wait_all(life: PodLife, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for container in life.containers:
+        container.over.wait(max(0.0, deadline - time.monotonic()))
 
 
 def merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -358,7 +400,3 @@ def merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
             target.pop(key, None)
         else:
             target[key] = value
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from tests.support import ROOT
-from tests.support.kubernetes.api import IMAGE, TOKEN, KubernetesApi, Refusal, rules_of
+from tests.support.kubernetes.admission import Refusal
+from tests.support.kubernetes.api import CUT, IMAGE, TOKEN, USER, Fault, KubernetesApi, rules_of
 from tests.support.ray.real_restore import TRAINABLE_ENV
 
 RBAC = ROOT / "docs" / "kubernetes" / "rbac.yaml"
@@ -35,14 +36,14 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             request = f"{self.command} {self.path}"
             fault = next((f for f in api.faults if f.strikes(request)), None)
             try:
-                if fault is not None and not fault.after:
-                    raise Refusal(fault.status, "Emulated", "the cluster is not well")
-                answer = self.route(json.loads(body) if body else {})
+                answer = None if fault and not fault.after else self.route(body)
                 if fault is not None:
-                    raise Refusal(fault.status, "Emulated", "the answer was lost")
+                    api.requests.append((request, fault.status))
+                    self.go_wrong(fault)
+                    return
             except Refusal as refusal:
                 api.requests.append((request, refusal.status))
-                self.refuse(refusal)
+                self.answer(refusal.status, status_of(refusal))
                 return
             except (BrokenPipeError, ConnectionError):
                 return
@@ -52,7 +53,49 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
 
         do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = handle_any
 
-        def route(self, body: Any) -> Any:
+        def go_wrong(self, fault: Fault) -> None:
+            if fault.status == CUT:
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(2)
+            elif fault.body is not None:
+                self.send(fault.status, fault.body.encode(), "text/html")
+            else:
+                self.answer(fault.status, status_of(self.usual_refusal(fault.status)))
+
+        def usual_refusal(self, status: int) -> Refusal:
+            """Return what an API server answers with a status, to a request like this."""
+            match = _PATH.fullmatch(urlsplit(self.path).path)
+            kind, name = (match["kind"], match["name"] or "") if match else ("pods", "")
+            if status == 401:
+                return Refusal(status, "Unauthorized", "Unauthorized")
+            if status == 403:
+                return self.forbidden(match)
+            if status == 404:
+                message = "the server could not find the requested resource"
+                return Refusal(status, "NotFound", message, kind=kind)
+            reasons = {409: "Conflict", 429: "TooManyRequests", 503: "ServiceUnavailable"}
+            reason = reasons.get(status, "InternalError")
+            return Refusal(status, reason, "the cluster is not well", name, kind)
+
+        def forbidden(self, match: re.Match[str] | None) -> Refusal:
+            kind, name, sub = (
+                (match["kind"], match["name"], match["sub"]) if match else ("", "", "")
+            )
+            resource = f"{kind}/{sub}" if sub else kind
+            verb = self.verb(name)
+            about = f'{kind} "{name}"' if name else kind
+            return Refusal(
+                403,
+                "Forbidden",
+                f'{about} is forbidden: User "{USER}" cannot {verb} resource "{resource}" in API group '
+                f'"" in the namespace "{match["namespace"] if match else ""}"',
+                name or "",
+                kind,
+            )
+
+        def route(self, raw: bytes) -> Any:
+            body = json.loads(raw) if raw else {}
             parts = urlsplit(self.path)
             query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -67,7 +110,9 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
                 match["sub"],
             )
             watches = query.get("watch") in ("true", "True", "1")
-            self.allow(f"{kind}/{sub}" if sub else kind, name, watches)
+            resource = f"{kind}/{sub}" if sub else kind
+            if api.rules is not None and (self.verb(name, watches), resource) not in api.rules:
+                raise self.forbidden(match)
             if kind == "events":
                 return self.watch_events(query) if watches else self.list_events(query)
             if sub:
@@ -85,12 +130,10 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             items = api.select(namespace, query.get("labelSelector", ""))
             return self.as_list("PodList", items)
 
-        def allow(self, resource: str, name: str | None, watches: bool) -> None:
-            verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "PUT": "update"}.get(
-                self.command, "watch" if watches else "get" if name else "list"
-            )
-            if api.rules is not None and (verb, resource) not in api.rules:
-                raise Refusal(403, "Forbidden", f"the role does not allow to {verb} {resource}")
+        def verb(self, name: str | None, watches: bool = False) -> str:  # noqa: FBT001, FBT002
+            verbs = {"POST": "create", "PATCH": "patch", "DELETE": "delete", "PUT": "update"}
+            reads = "watch" if watches else "get" if name else "list"
+            return verbs.get(self.command, reads)
 
         def as_list(self, kind: str, items: list[dict[str, Any]]) -> dict[str, Any]:
             metadata = {"resourceVersion": str(api.version)}
@@ -112,19 +155,48 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
 
         def log(self, namespace: str, name: str, query: dict[str, str]) -> None:
             pod = api.get(namespace, name)
-            if not (pod["status"].get("containerStatuses") or [{}])[0].get("started"):
-                raise Refusal(400, "BadRequest", f'container in pod "{name}" is waiting to start')
+            container = self.container_of_log(pod, query.get("container"))
+            if not (api.kubelet.shows_logs and api.kubelet.is_reachable.is_set()):
+                raise Refusal(
+                    500,
+                    "InternalError",
+                    f'Get "https://127.0.0.1:10250/containerLogs/{namespace}/{name}/{container}": dial '
+                    "tcp 127.0.0.1:10250: connect: no route to host",
+                )
             since = float(query.get("sinceSeconds") or 1e12)
             oldest = datetime.now(UTC).timestamp() - since
             stamped = query.get("timestamps") in ("true", "True")
             follows = query.get("follow") in ("true", "True")
             with self.streaming("text/plain") as send:
-                for at, line in api.kubelet.lines(pod, follows=follows):
+                for at, line in api.kubelet.lines(pod, container, follows=follows):
                     if line is None:
                         send("")
                     elif at >= oldest:
                         when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
                         send(f"{when} {line}\n" if stamped else f"{line}\n")
+
+        def container_of_log(self, pod: dict[str, Any], container: str | None) -> str:
+            """Return whose log is asked for; refuse, as an API server does, if there is none yet."""
+            name = pod["metadata"]["name"]
+            names = [spec["name"] for spec in pod["spec"]["containers"]]
+            if container is None and len(names) > 1:
+                message = (
+                    f"a container name must be specified for pod {name}, choose one of: {names}"
+                )
+                raise Refusal(400, "BadRequest", message)
+            container = container or names[0]
+            if container not in names:
+                message = f"container {container} is not valid for pod {name}"
+                raise Refusal(400, "BadRequest", message)
+            if "nodeName" not in pod["spec"]:
+                raise Refusal(400, "BadRequest", f"pod {name} does not have a host assigned")
+            statuses = pod["status"].get("containerStatuses") or ()
+            states = [status["state"] for status in statuses if status["name"] == container]
+            if not states or "waiting" in states[0]:
+                why = states[0]["waiting"]["reason"] if states else "ContainerCreating"
+                message = f'container "{container}" in pod "{name}" is waiting to start: {why}'
+                raise Refusal(400, "BadRequest", message)
+            return container
 
         @contextlib.contextmanager
         def streaming(self, content_type: str) -> Iterator[Any]:
@@ -147,24 +219,14 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             yield send
             self.wfile.write(b"0\r\n\r\n")
 
-        def refuse(self, refusal: Refusal) -> None:
-            self.answer(
-                refusal.status,
-                {
-                    "kind": "Status",
-                    "apiVersion": "v1",
-                    "status": "Failure",
-                    "reason": refusal.reason,
-                    "message": refusal.message,
-                    "code": refusal.status,
-                },
-            )
-
         def answer(self, status: int, value: Any) -> None:
             with api.lock:
                 body = json.dumps(value).encode()
+            self.send(status, body, "application/json")
+
+        def send(self, status: int, body: bytes, content_type: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             if status == 429:
                 self.send_header("Retry-After", "1")
@@ -175,6 +237,20 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def status_of(refusal: Refusal) -> dict[str, Any]:
+    """Return a refusal as an API server writes it."""
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "reason": refusal.reason,
+        "message": refusal.message,
+        "details": refusal.details,
+        "code": refusal.status,
+    }
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from kubernetes.client import ApiClient, models
 
 from airflow_tune_restore.operators.restore_trial_kubernetes import RestoreTrialKubernetesOperator
 from airflow_tune_restore.restore.request import RunnerRequest
-from tests.support.kubernetes.api import refuse_invalid
+from tests.support.kubernetes.admission import default, refuse_invalid
 
 GIB = 1024.0**3
 REQUEST = RunnerRequest(
@@ -35,7 +35,9 @@ def build(**arguments) -> dict:
     """Return the pod as it is sent, and check it as an API server would."""
     pod = operator(**arguments).build_pod_request_obj(None, dry_run=True)
     sent = ApiClient().sanitize_for_serialization(pod)
-    refuse_invalid(json.loads(json.dumps(sent)))
+    received = json.loads(json.dumps(sent))
+    default(received)
+    refuse_invalid(received)
     return sent
 
 
