@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 OBJECT_STORE_BYTES = 200 * 1024**2
@@ -16,7 +17,6 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 _MIB = 1024**2
 _EXTENDED_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?")
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(|[kMGTPE]i?|m|e\d+)")
 _OF_RAY = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 
@@ -70,31 +70,26 @@ def merge_resources(
     for kind in ("requests", "limits"):
         named = {name: str(amount) for name, amount in (given.get(kind) or {}).items()}
         merged[kind] = {**asked, **named}
-        if "memory" in asked and quantity_bytes(named.get("memory")) < quantity_bytes(
-            asked["memory"]
-        ):
+        if "memory" in asked and parse_amount(named.get("memory")) < parse_amount(asked["memory"]):
             merged[kind]["memory"] = asked["memory"]
     return merged
 
 
 def trial_memory(limit: Any, shape: PodShape) -> float | None:
     """Return how much of a container's memory is left for the trial; None if it has no limit."""
-    left = quantity_bytes(limit) - RAY_BYTES - shape.object_store_bytes
+    left = float(parse_amount(limit)) - RAY_BYTES - shape.object_store_bytes
     return left if left > 0 else None
 
 
-def quantity_bytes(quantity: Any) -> float:
-    """Read an amount of memory as Kubernetes writes it; 0 for none or for one that is no amount."""
-    match = _QUANTITY.fullmatch(str(quantity or ""))
-    if match is None:
-        return 0.0
-    number, unit = float(match[1]), match[2]
-    if unit == "m":
-        return number / 1000
-    if unit.startswith("e"):
-        return number * 10.0 ** int(unit[1:])
-    power = "kMGTPE".find(unit[:1]) + 1 if unit else 0
-    return number * float(1024 if unit.endswith("i") else 1000) ** power
+def parse_amount(quantity: Any) -> Decimal:
+    """Read a quantity as Kubernetes' client does; 0 for none and for what is not a quantity."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        amount: Decimal = parse_quantity(quantity)
+    except (ValueError, ArithmeticError):
+        return Decimal(0)
+    return amount if amount.is_finite() else Decimal(0)  # the client takes "NaN" for a number
 
 
 def mebibytes(amount: float) -> str:

@@ -1,6 +1,7 @@
 """What a pod asks for, and that Kubernetes would take every quantity."""
 
 import re
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -53,16 +54,29 @@ def test_what_the_user_gives_wins_but_more_memory_is_not_taken_away_again():
     ("quantity", "amount"),
     [
         ("1Gi", 2**30),
-        ("1500M", 1.5e9),
+        ("1Ki", 1024),
+        ("3Ei", 3 * 2**60),
+        ("1500M", 1500 * 10**6),
+        ("2k", 2000),
         ("12", 12),
+        (12, 12),
+        (0.5, Decimal("0.5")),
         ("1e3", 1000),
-        ("500m", 0.5),
+        ("1E3", 1000),
+        ("500m", Decimal("0.5")),
+        ("250000u", Decimal("0.25")),
         (None, 0),
+        ("", 0),
         ("?", 0),
+        ("1Qi", 0),
+        ("1ki", 0),
+        ("NaN", 0),
+        ("Infinity", 0),
+        ("1e99999999999999999999", 0),
     ],
 )
-def test_amounts_of_memory_are_read_as_kubernetes_writes_them(quantity, amount):
-    assert pod_resources.quantity_bytes(quantity) == amount
+def test_amounts_are_read_as_kubernetes_writes_them(quantity, amount):
+    assert pod_resources.parse_amount(quantity) == amount
 
 
 def test_a_limit_leaves_the_trial_what_ray_does_not_need():
