@@ -63,15 +63,23 @@ def cluster_resource(name: str, shape: PodShape) -> str | None:
 
 
 def merge_resources(
-    asked: Mapping[str, str], given: Mapping[str, Mapping[str, Any]]
+    asked: Mapping[str, str], given: Mapping[str, Mapping[str, Any] | None]
 ) -> dict[str, dict[str, str]]:
-    """Return requests and limits: what the user gives wins, but for memory, of which the larger does."""
-    merged: dict[str, dict[str, str]] = {}
-    for kind in ("requests", "limits"):
-        named = {name: str(amount) for name, amount in (given.get(kind) or {}).items()}
-        merged[kind] = {**asked, **named}
-        if "memory" in asked and parse_amount(named.get("memory")) < parse_amount(asked["memory"]):
-            merged[kind]["memory"] = asked["memory"]
+    """Return requests and limits such as an API server takes, of what is asked for and the user gives.
+
+    What the user gives wins, but for memory, of which the larger does. Where the user gives a request
+    alone, the limit is not below it; where a limit alone, the request is not above it. Of a resource that
+    cannot be overcommitted, one sets both. A request that the user sets above its limit is left to
+    the API server, which refuses it.
+    """
+    merged: dict[str, dict[str, str]] = {"requests": {}, "limits": {}}
+    requests, limits = (_amounts(given.get(kind)) for kind in merged)
+    for name in dict.fromkeys([*asked, *requests, *limits]):
+        request, limit = _merge_pair(name, asked.get(name), requests.get(name), limits.get(name))
+        if request is not None:
+            merged["requests"][name] = request
+        if limit is not None:
+            merged["limits"][name] = limit
     return merged
 
 
@@ -99,3 +107,31 @@ def mebibytes(amount: float) -> str:
 
 def _cpu(cores: float) -> str:
     return str(int(cores)) if cores == int(cores) else f"{math.ceil(cores * 1000)}m"
+
+
+def _amounts(given: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: str(amount) for name, amount in (given or {}).items() if amount is not None}
+
+
+def _merge_pair(
+    name: str, asked: str | None, request: str | None, limit: str | None
+) -> tuple[str | None, str | None]:
+    """Return request and limit of one resource; None for what the API server is to fill in."""
+    if asked is not None and name == "memory":
+        request, limit = (
+            amount and max(asked, amount, key=parse_amount) for amount in (request, limit)
+        )
+    if not _can_overcommit(name):
+        return request or limit or asked, limit or request or asked
+    if asked is None:
+        return request, limit
+    return (
+        request or (min(asked, limit, key=parse_amount) if limit else asked),
+        limit or (max(asked, request, key=parse_amount) if request else asked),
+    )
+
+
+def _can_overcommit(name: str) -> bool:
+    """Whether a request may be below its limit (Kubernetes' `helper.IsOvercommitAllowed`)."""
+    is_native = "/" not in name or "kubernetes.io/" in name
+    return is_native and not name.startswith("hugepages-")

@@ -37,17 +37,97 @@ def test_every_amount_is_a_quantity(resources):
         assert QUANTITY.fullmatch(amount)
 
 
+def merge(asked, requests=None, limits=None) -> tuple[dict, dict]:
+    merged = pod_resources.merge_resources(asked, {"requests": requests, "limits": limits})
+    return merged["requests"], merged["limits"]
+
+
 def test_what_the_user_gives_wins_but_more_memory_is_not_taken_away_again():
     asked = {"cpu": "1", "memory": "8192Mi"}
-    given_ = {"limits": {"cpu": "4", "memory": "2Gi", "ephemeral-storage": "9Gi"}}
-    assert pod_resources.merge_resources(asked, given_) == {
-        "requests": {"cpu": "1", "memory": "8192Mi"},
-        "limits": {"cpu": "4", "memory": "8192Mi", "ephemeral-storage": "9Gi"},
-    }
-    assert (
-        pod_resources.merge_resources(asked, {"limits": {"memory": "16Gi"}})["limits"]["memory"]
-        == "16Gi"
+    assert merge(asked, limits={"cpu": "4", "memory": "2Gi", "ephemeral-storage": "9Gi"}) == (
+        {"cpu": "1", "memory": "8192Mi"},
+        {"cpu": "4", "memory": "8192Mi", "ephemeral-storage": "9Gi"},
     )
+    assert merge(asked, limits={"memory": "16Gi"})[1]["memory"] == "16Gi"
+    assert merge({}, requests={"memory": "2Gi"}) == ({"memory": "2Gi"}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "request_given", "limit_given", "pair"),
+    [
+        ("cpu", "8", None, ("8", "8")),
+        ("cpu", "500m", None, ("500m", "4")),
+        ("cpu", None, "2", ("2", "2")),
+        ("cpu", None, "8", ("4", "8")),
+        ("cpu", "2", "8", ("2", "8")),
+        ("cpu", "8", "2", ("8", "2")),  # the user contradicts himself, and the API server says so
+        ("memory", "16Gi", None, ("16Gi", "16Gi")),
+        ("memory", "1Gi", None, ("4Gi", "4Gi")),
+        ("memory", None, "1Gi", ("4Gi", "4Gi")),
+        ("memory", None, "16Gi", ("4Gi", "16Gi")),
+        ("memory", "1Gi", "2Gi", ("4Gi", "4Gi")),
+        ("nvidia.com/gpu", "8", None, ("8", "8")),
+        ("nvidia.com/gpu", None, "1", ("1", "1")),
+        ("nvidia.com/gpu", None, None, ("4", "4")),
+        ("nvidia.com/gpu", 1, "1", ("1", "1")),
+    ],
+)
+def test_of_request_and_limit_the_one_not_given_follows(name, request_given, limit_given, pair):
+    asked = {name: "4Gi" if name == "memory" else "4"}
+    requests, limits = merge(asked, {name: request_given}, {name: limit_given})
+    assert (requests[name], limits[name]) == pair
+
+
+def test_what_no_trial_asks_for_is_left_to_the_user_and_the_api_server():
+    assert merge({}, requests={"ephemeral-storage": "1Gi"}) == ({"ephemeral-storage": "1Gi"}, {})
+    assert merge({}, limits={"ephemeral-storage": "1Gi"}) == ({}, {"ephemeral-storage": "1Gi"})
+    for name in ("example.com/fpga", "hugepages-2Mi"):  # nobody may overcommit these
+        assert merge({}, requests={name: "2"}) == ({name: "2"}, {name: "2"})
+        assert merge({}, limits={name: "2"}) == ({name: "2"}, {name: "2"})
+    name = "devices.kubernetes.io/kvm"  # Kubernetes' own, for all its "/"
+    assert merge({}, limits={name: "2"}) == ({}, {name: "2"})
+
+
+NAMES = ("cpu", "memory", "ephemeral-storage", "nvidia.com/gpu", "x/y", "hugepages-2Mi")
+EQUAL = frozenset({"nvidia.com/gpu", "x/y", "hugepages-2Mi"})
+AMOUNTS = st.builds("{}{}".format, st.integers(0, 9999), st.sampled_from(["", "k", "Mi", "Gi"]))
+
+
+@st.composite
+def users(draw) -> dict[str, dict[str, str]]:
+    """Draw what a user gives who does not contradict himself."""
+    given_: dict[str, dict[str, str]] = {"requests": {}, "limits": {}}
+    for name in NAMES:
+        least, most = sorted((draw(AMOUNTS), draw(AMOUNTS)), key=pod_resources.parse_amount)
+        if draw(st.booleans()):
+            given_["requests"][name] = most if name in EQUAL else least
+        if draw(st.booleans()):
+            given_["limits"][name] = most
+    return given_
+
+
+@given(
+    st.dictionaries(st.sampled_from(["CPU", "GPU", "memory", "x/y"]), st.floats(0, 2**50)), users()
+)
+def test_no_request_is_above_its_limit_and_no_memory_below_what_is_asked_for(resources, given_):
+    asked = pod_resources.container_resources(resources, SHAPE)
+    merged = pod_resources.merge_resources(asked, given_)
+    requests, limits = (
+        {name: pod_resources.parse_amount(amount) for name, amount in merged[kind].items()}
+        for kind in ("requests", "limits")
+    )
+    for name in requests.keys() & limits.keys():
+        assert requests[name] <= limits[name]
+    for name in EQUAL:
+        assert requests.get(name) == limits.get(name)
+    for name, amount in asked.items():
+        assert name in requests
+        assert name in limits
+        if name == "memory":
+            assert requests[name] >= pod_resources.parse_amount(amount)
+    for kind, wanted in given_.items():
+        for name, amount in wanted.items():
+            assert merged[kind][name] == amount or (name == "memory" and name in asked)
 
 
 @pytest.mark.parametrize(
