@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from airflow_tune_restore.exceptions import InvalidInputError
+
 OBJECT_STORE_BYTES = 200 * 1024**2
 """What the runner gives a private Ray (`runner.ray_session`), where nobody says otherwise."""
 
@@ -16,7 +18,13 @@ RAY_BYTES = 1024**3
 GPU_RESOURCE = "nvidia.com/gpu"
 
 _MIB = 1024**2
-_EXTENDED_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?")
+_NATIVE = "kubernetes.io/"
+_QUOTA_PREFIX = "requests."
+_DOMAIN_LENGTH = 253
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_EXTENDED_RESOURCE = re.compile(
+    rf"(?P<domain>{_LABEL}(\.{_LABEL})*)/[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?"
+)
 _OF_RAY = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 
@@ -29,12 +37,32 @@ class PodShape:
         object_store_bytes: Size of Ray's object store; `/dev/shm` is made a little larger.
         gpu_resource: What the cluster calls a GPU.
         custom_resources: Names of Ray's custom resources, and what the cluster calls them.
+
+    Raises:
+        InvalidInputError: If a cluster can have nothing of such a name or size.
     """
 
     python: str = "python"
     object_store_bytes: int = OBJECT_STORE_BYTES
     gpu_resource: str = GPU_RESOURCE
     custom_resources: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.object_store_bytes <= 0:
+            raise InvalidInputError(
+                f"object_store_memory={self.object_store_bytes!r} is not a positive number of bytes."
+            )
+        if not _is_extended(self.gpu_resource):
+            raise InvalidInputError(
+                f"gpu_resource={self.gpu_resource!r} is not a name that a cluster can give to GPUs, as "
+                f"{GPU_RESOURCE} is."
+            )
+        for name, given in self.custom_resources.items():
+            if not _is_extended(given):
+                raise InvalidInputError(
+                    f"custom_resources={{{name!r}: {given!r}}}: {given!r} is not a name that a cluster can "
+                    "give to a resource, as example.com/special is."
+                )
 
 
 def container_resources(resources: Mapping[str, float], shape: PodShape) -> dict[str, str]:
@@ -59,7 +87,7 @@ def cluster_resource(name: str, shape: PodShape) -> str | None:
     if name in _OF_RAY:
         return None
     given = shape.custom_resources.get(name, name)
-    return given if _EXTENDED_RESOURCE.fullmatch(given) else None
+    return given if _is_extended(given) else None
 
 
 def merge_resources(
@@ -131,7 +159,19 @@ def _merge_pair(
     )
 
 
+def _is_extended(name: Any) -> bool:
+    """Whether an API server takes a name for that of an extended resource.
+
+    As Kubernetes' `helper.IsExtendedResourceName` has it: the name must also fit with the prefix that it
+    gets in a quota, and Kubernetes' own names are not among these.
+    """
+    match = _EXTENDED_RESOURCE.fullmatch(name) if isinstance(name, str) else None
+    if match is None or _NATIVE in name or name.startswith(_QUOTA_PREFIX):
+        return False
+    return len(_QUOTA_PREFIX + match["domain"]) <= _DOMAIN_LENGTH
+
+
 def _can_overcommit(name: str) -> bool:
     """Whether a request may be below its limit (Kubernetes' `helper.IsOvercommitAllowed`)."""
-    is_native = "/" not in name or "kubernetes.io/" in name
+    is_native = "/" not in name or _NATIVE in name
     return is_native and not name.startswith("hugepages-")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch import pod_resources
 from airflow_tune_restore.launch.pod_resources import PodShape
 
@@ -29,6 +30,69 @@ def test_what_a_trial_asks_for_is_what_the_pod_gets_and_ray_on_top():
 def test_a_trial_that_asks_for_little_gets_a_cpu_for_ray_itself():
     assert pod_resources.container_resources({"CPU": 0.1}, SHAPE) == {"cpu": "1"}
     assert pod_resources.container_resources({}, SHAPE) == {"cpu": "1"}
+
+
+FITTING = [
+    "example.com/fpga",
+    "a/b",
+    "a-b.c/D_e.f-g",
+    "x" * 244 + "/y",
+    "example.com/" + "n" * 63,
+    "my.requests.example.com/y",
+]
+UNFIT = [
+    "fpga",
+    "",
+    "/fpga",
+    "example.com/",
+    "example.com/a/b",
+    "a..b/c",
+    "a.-b/c",
+    "a-.b/c",
+    ".a/c",
+    "Example.com/fpga",
+    "exämple.com/fpga",
+    "example.com/fpgä",
+    "example.com/٣",
+    "example.com/-fpga",
+    "example.com/fpga_",
+    "example.com/fpga\n",
+    "example.com/" + "n" * 64,
+    "x" * 245 + "/y",  # Kubernetes puts "requests." in front, and allows 253
+    "requests.example.com/fpga",
+    "devices.kubernetes.io/kvm",
+    "kubernetes.io/fpga",
+]
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_a_name_that_fits_a_cluster_is_asked_for(name):
+    assert pod_resources.cluster_resource(name, SHAPE) == name
+    assert pod_resources.cluster_resource("r", PodShape(custom_resources={"r": name})) == name
+    assert PodShape(gpu_resource=name).gpu_resource == name
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_name_that_fits_no_cluster_is_rays_affair_or_the_users_mistake(name):
+    assert pod_resources.cluster_resource(name, SHAPE) is None
+    for arguments in ({"custom_resources": {"r": name}}, {"gpu_resource": name}):
+        with pytest.raises(InvalidInputError) as refusal:
+            PodShape(**arguments)
+        (argument,) = arguments
+        assert str(refusal.value).startswith(f"{argument}=")
+        assert repr(name) in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"a/b"])
+def test_what_is_not_text_names_nothing_in_a_cluster(name):
+    with pytest.raises(InvalidInputError, match="custom_resources="):
+        PodShape(custom_resources={"r": name})
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_an_object_store_of_no_size_is_refused(size):
+    with pytest.raises(InvalidInputError, match=f"object_store_memory={size} "):
+        PodShape(object_store_bytes=size)
 
 
 @given(st.dictionaries(st.sampled_from(["CPU", "GPU", "memory", "x/y"]), st.floats(0, 2**50)))
