@@ -60,8 +60,8 @@ class PodShape:
         for name, given in self.custom_resources.items():
             if not _is_extended(given):
                 raise InvalidInputError(
-                    f"custom_resources={{{name!r}: {given!r}}}: {given!r} is not a name that a cluster can "
-                    "give to a resource, as example.com/special is."
+                    f"custom_resources={{{name!r}: {given!r}}}: {given!r} is not a name that a cluster "
+                    "can give to a resource, as example.com/special is."
                 )
 
 

@@ -1,5 +1,6 @@
 """What the user gives of a pod, by template or argument, as a `KubernetesPodOperator` would take it."""
 
+import posixpath
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.launch.kubernetes import SHM_PATH, SHM_VOLUME
@@ -37,9 +38,14 @@ def keep_one_shm(pod: Any) -> None:
     """Leave `/dev/shm` to the user's template if that mounts something there."""
     container = pod.spec.containers[0]
     mounts = container.volume_mounts or []
-    if sum(mount.mount_path == SHM_PATH for mount in mounts) > 1:
+    if sum(_is_shm(mount.mount_path) for mount in mounts) > 1:
         container.volume_mounts = [m for m in mounts if m.name != SHM_VOLUME]
         pod.spec.volumes = [v for v in pod.spec.volumes if v.name != SHM_VOLUME]
+
+
+def _is_shm(path: str) -> bool:
+    # POSIX keeps two slashes at the beginning apart from one, which mounts do not
+    return posixpath.normpath(f"/{path.lstrip('/')}") == SHM_PATH
 
 
 def _plain(model: Any) -> dict[str, Any]:
