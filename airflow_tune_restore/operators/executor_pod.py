@@ -6,6 +6,7 @@ from typing import Any
 from airflow_tune_restore.launch import kubernetes as shapes
 from airflow_tune_restore.launch import pod_resources
 from airflow_tune_restore.launch.pod_resources import PodShape
+from airflow_tune_restore.operators.pod_arguments import parse_object_store
 
 
 def executor_config(
@@ -26,11 +27,14 @@ def executor_config(
         object_store_memory: Bytes of Ray's object store; `/dev/shm` is sized for it.
         gpu_resource: What the cluster calls a GPU.
         custom_resources: What the cluster calls the custom resources of trials, by Ray's name.
+
+    Raises:
+        InvalidInputError: If a cluster can have nothing of such a name or size.
     """
     from kubernetes.client import models
 
     shape = PodShape(
-        object_store_bytes=object_store_memory,
+        object_store_bytes=parse_object_store(object_store_memory),
         gpu_resource=gpu_resource,
         custom_resources=custom_resources or {},
     )

@@ -6,6 +6,7 @@ from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.executor_pod import executor_config
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
@@ -68,3 +69,23 @@ def test_airflow_cannot_map_it():
         RestoreTrialOperator.partial(task_id="trial", trainable="a:b").expand(
             trial=[{}], executor_config=[executor_config({"CPU": 2.0})]
         )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"object_store_memory": 0},
+        {"gpu_resource": "gpu"},
+        {"custom_resources": {"special": "special"}},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_no_worker_can_have_is_refused_where_the_dag_is_written(wrong):
+    with pytest.raises(InvalidInputError, match=f"^{next(iter(wrong))}="):
+        executor_config({"CPU": 1.0}, **wrong)
+
+
+def test_the_object_store_is_a_whole_number_of_bytes_for_the_runner():
+    (container,) = executor_config({}, object_store_memory=1.5e9)["pod_override"].spec.containers
+    env = {variable.name: variable.value for variable in container.env}
+    assert env["TUNE_RESTORE_OBJECT_STORE_BYTES"] == "1500000000"

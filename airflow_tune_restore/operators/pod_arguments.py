@@ -1,0 +1,45 @@
+"""Reading arguments of a pod that an API server may refuse, before anything is claimed for it."""
+
+import math
+from datetime import timedelta
+from typing import Any
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.arguments import parse_bytes, parse_span
+
+MOST_SECONDS = 2**31 - 1
+"""The longest `activeDeadlineSeconds` that an API server takes."""
+
+
+def parse_ttl(ttl: Any) -> int | None:
+    """Read how long a pod may live, a timedelta or seconds, rounded up to whole seconds."""
+    if ttl is None:
+        return None
+    span = parse_span("ttl", ttl)
+    if span < timedelta(seconds=1):
+        raise InvalidInputError(f"ttl={ttl!r} is less than one second.")
+    seconds = math.ceil(span / timedelta(seconds=1))
+    if seconds > MOST_SECONDS:
+        raise InvalidInputError(
+            f"ttl={ttl!r} is more than the {MOST_SECONDS} seconds that Kubernetes allows."
+        )
+    return seconds
+
+
+def parse_grace_period(seconds: Any) -> int | None:
+    """Read how long a pod may take to end; None for Kubernetes' own default."""
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 0:
+        raise InvalidInputError(
+            f"termination_grace_period={seconds!r} is not a whole number of seconds, zero or more."
+        )
+    return seconds
+
+
+def parse_object_store(size: Any) -> int:
+    """Read the size of Ray's object store in bytes."""
+    size_bytes = int(parse_bytes("object_store_memory", size))
+    if size_bytes < 1:
+        raise InvalidInputError(f"object_store_memory={size!r} is not a positive number of bytes.")
+    return size_bytes
