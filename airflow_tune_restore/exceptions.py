@@ -135,6 +135,23 @@ class LeaseLostError(TuneRestoreError):
         )
 
 
+class OvertakenError(TuneRestoreError):
+    """Another try of the same task has started a newer attempt of the trial; this one has stopped."""
+
+    def __init__(self, experiment: str, trial_id: str, attempt: int, newer: int) -> None:
+        super().__init__(experiment, trial_id, attempt, newer)
+        self.experiment = experiment
+        self.trial_id = trial_id
+        self.attempt = attempt
+        self.newer = newer
+
+    def __str__(self) -> str:
+        return (
+            f"Another try of this task runs trial {self.trial_id} of {self.experiment}, as attempt "
+            f"{self.newer}. Attempt {self.attempt} of this try has stopped; nothing is lost."
+        )
+
+
 class CommitUndoneError(TuneRestoreError):
     """The commit was taken back by `tune-restore undo`. It is not put back."""
 

@@ -1,111 +1,48 @@
-"""Kubernetes through the provider's own hooks and pod managers, with more patience.
+"""Kubernetes through the provider's own hooks and pod managers, made fit for pods that must not be lost.
 
-They give up after five tries, about 15 s (`[workers] api_retries`), which an upgrade of a control plane
-outlasts; and giving up, the operator deletes the pod it cannot see, and the work in it. Ours wait.
+The provider (10.25) takes an API server that does not answer for the pod's end after five tries, a log
+that cannot be read for a failure, and a pod whose sidecar runs on for one that has not ended. Ours ask
+again (`hooks.kubernetes_api`), and look at the runner's container alone (`launch.pod_end`).
 """
 
 import asyncio
-import json
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-from aiohttp import ClientError
-from airflow.providers.cncf.kubernetes.exceptions import KubernetesApiError
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook, KubernetesHook
-from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
 from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     AsyncPodManager,
     PodManager,
+    detect_pod_terminate_early_issues,
     parse_log_line,
 )
-from airflow.sdk.exceptions import AirflowException
-from urllib3.exceptions import HTTPError
 
-OUTAGE_SECONDS = 600.0
-"""How long an API server may be out of order before whoever follows a pod gives up; the pod goes on."""
+from airflow_tune_restore.hooks.kubernetes_api import (
+    REFUSAL_SECONDS,
+    WAIT_SECONDS,
+    Patience,
+    check_answer,
+    describe_error,
+    describe_outage,
+    is_gone,
+    is_no_answer,
+    is_refusal,
+    is_taken,
+)
+from airflow_tune_restore.launch.pod_end import PodWatch
+from airflow_tune_restore.launch.pod_start import is_pending
 
-WAIT_SECONDS = 5.0
+POLL_SECONDS = 2.0
+LOG_SECONDS = 30.0
+"""How long the log of a container that has ended is asked for, where it cannot be read."""
 
-_OUT_OF_ORDER = frozenset({429, 500, 502, 503, 504})
-"""Throttled, broken, restarting. 409 is none of them: somebody was first."""
-
-_UNREACHABLE = (HTTPError, ClientError, TimeoutError, KubernetesApiException, KubernetesApiError)
+_DAY = 24 * 3600
 
 logger = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
-
-
-def is_outage(error: BaseException | None) -> bool:
-    """Whether an API server that fails like this may be asked again."""
-    status = status_of(error)
-    return status in _OUT_OF_ORDER if status is not None else isinstance(error, _UNREACHABLE)
-
-
-def status_of(error: BaseException | None) -> int | None:
-    """Return the HTTP status of an answer of the API server; None for any other error."""
-    from kubernetes.client.exceptions import ApiException
-    from kubernetes_asyncio.client.exceptions import ApiException as AsyncApiException
-
-    if not isinstance(error, ApiException | AsyncApiException):
-        return None
-    return int(error.status) if error.status else 503  # it was never reached
-
-
-def provider_errors() -> tuple[type[Exception], ...]:
-    """Return what the provider's operator raises: its own errors, and those of the client it uses."""
-    from kubernetes.client.exceptions import ApiException
-
-    return (AirflowException, ApiException, HTTPError)
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error in one line; an answer of the API server with what it says, and no headers."""
-    status = status_of(error)
-    if status is None:
-        return next(iter(str(error).splitlines()), "") or type(error).__name__
-    try:
-        said = json.loads(getattr(error, "body", None) or "")["message"]
-    except (ValueError, TypeError, KeyError):
-        said = ""
-    return f"{status} {getattr(error, 'reason', '')}: {said}".strip(": ")
-
-
-def patiently(ask: Callable[[], _Answer]) -> _Answer:
-    """Ask again while the API server is out of order, for `OUTAGE_SECONDS`."""
-    since = time.monotonic()
-    while True:
-        try:
-            return ask()
-        except Exception as error:
-            if not is_outage(error) or time.monotonic() - since > OUTAGE_SECONDS:
-                raise
-            _tell(error)
-            time.sleep(WAIT_SECONDS)
-
-
-async def patiently_async(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
-    """Do the same in an event loop."""
-    since = time.monotonic()
-    while True:
-        try:
-            return await ask()
-        except Exception as error:
-            if not is_outage(error) or time.monotonic() - since > OUTAGE_SECONDS:
-                raise
-            _tell(error)
-            await asyncio.sleep(WAIT_SECONDS)
-
-
-def _tell(error: BaseException) -> None:
-    status = status_of(error)
-    said = (
-        f"answers {status}" if status is not None else f"cannot be reached ({type(error).__name__})"
-    )
-    logger.warning("The Kubernetes API %s; the pod goes on. Asking again.", said)
 
 
 class PatientKubernetesHook(KubernetesHook):
@@ -113,48 +50,224 @@ class PatientKubernetesHook(KubernetesHook):
 
     def get_pod(self, name: str, namespace: str) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
-        return patiently(lambda: super(PatientKubernetesHook, self).get_pod(name, namespace))
+        patience = Patience(lambda error: is_gone(error, name), renew=self.renew)
+        return patience.ask(
+            lambda: check_answer(self.core_v1_client.read_namespaced_pod(name, namespace), name)
+        )
+
+    def renew(self) -> None:
+        """Load the credentials anew, for all clients that were made: those of a cloud last an hour."""
+        self.core_v1_client.api_client = self.get_conn()
 
 
 class PatientPodManager(PodManager):
-    """Creates, reads and deletes pods, and follows their logs, whenever the API server answers again."""
+    """Creates, reads and deletes pods, and follows the log of a runner to its end.
 
-    def run_pod_async(self, pod: Any, **kwargs: Any) -> Any:
-        """Create a pod; one that is there already under its name was made by an answer that was lost."""
+    Args:
+        hook: The cluster.
+        watch: Knows from its status whether a pod has ended.
+        container: Name of the runner's container.
+        callbacks: The provider's.
+    """
+
+    def __init__(
+        self, hook: PatientKubernetesHook, watch: PodWatch, container: str, callbacks: Any = None
+    ) -> None:
+        super().__init__(kube_client=hook.core_v1_client, callbacks=callbacks)
+        self._hook = hook
+        self._pod_watch = watch
+        self._container = container
+
+    def create_pod(self, pod: Any) -> Any:
+        """Create a pod, or return the one that is there under its name: somebody was first.
+
+        Raises:
+            ApiException: If it is refused, or if the API server is out of order for too long.
+        """
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        body = self._client.api_client.sanitize_for_serialization(pod)
+        patience = Patience(
+            lambda error: is_refusal(error, name),
+            refusal_seconds=REFUSAL_SECONDS,
+            renew=self._hook.renew,
+            what=f"pod {name} is not created yet",
+        )
         try:
-            return super().run_pod_async(pod, **kwargs)
+            return patience.ask(
+                lambda: check_answer(
+                    self._client.create_namespaced_pod(body=body, namespace=namespace), name
+                )
+            )
         except Exception as error:
-            if status_of(error) == 409 and "AlreadyExists" in str(getattr(error, "body", "")):  # noqa: PLR2004
+            if is_taken(error):
                 return self.read_pod(pod)
             raise
 
-    def create_pod(self, pod: Any) -> Any:
-        """Create a pod."""
-        return patiently(lambda: super(PatientPodManager, self).create_pod(pod))
-
     def delete_pod(self, pod: Any) -> None:
-        """Delete a pod."""
-        patiently(lambda: super(PatientPodManager, self).delete_pod(pod))
+        """Delete a pod; one that runs saves a snapshot first. One that stays is logged."""
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        patience = Patience(
+            lambda error: is_gone(error, name),
+            seconds=REFUSAL_SECONDS,
+            renew=self._hook.renew,
+            what=f"pod {name} is not deleted yet",
+        )
+        try:
+            patience.ask(lambda: self._client.delete_namespaced_pod(name, namespace))
+        except Exception as error:
+            if is_gone(error, name):
+                return
+            if not is_no_answer(error):
+                raise
+            self.log.warning(
+                "Pod %s could not be deleted: %s. Delete it: kubectl -n %s delete pod %s",
+                *(name, describe_error(error), namespace, name),
+            )
 
     def read_pod(self, pod: Any) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
-        return patiently(lambda: super(PatientPodManager, self).read_pod(pod))
+        return self._hook.get_pod(pod.metadata.name, pod.metadata.namespace)
 
-    def read_pod_logs(self, pod: Any, container_name: str, **kwargs: Any) -> Any:
-        """Open a container's log."""
-        return patiently(
-            lambda: super(PatientPodManager, self).read_pod_logs(pod, container_name, **kwargs)
+    def has_ended(self, pod: Any) -> bool:
+        """Whether the runner of a pod has ended, or is lost."""
+        return self._pod_watch.look(self._read(pod)) is not None
+
+    def _read(self, pod: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.read_pod(pod).to_dict(serialize=True)
+        return found
+
+    def container_is_running(self, pod: Any, container_name: str) -> bool:
+        """Whether more of a container's log may come: nothing counts once the runner has ended."""
+        return not self.has_ended(pod) and (
+            container_name == self._container or super().container_is_running(pod, container_name)
         )
+
+    def await_container_completion(
+        self, pod: Any, container_name: str, polling_time: float = POLL_SECONDS
+    ) -> None:
+        """Wait for the runner's end."""
+        del container_name
+        while not self.has_ended(pod):
+            time.sleep(polling_time)
+
+    def await_pod_completion(self, pod: Any, *_arguments: Any, **_options: Any) -> Any:
+        """Wait for the runner's end, and return the pod; its phase may wait for a sidecar for ever."""
+        while True:
+            remote = self.read_pod(pod)
+            has_ended = self._pod_watch.look(remote.to_dict(serialize=True)) is not None
+            if has_ended or detect_pod_terminate_early_issues(remote):
+                return remote
+            time.sleep(POLL_SECONDS)
+
+    def fetch_requested_container_logs(  # type: ignore[override]  # its last two are passed on
+        self,
+        pod: Any,
+        containers: Iterable[str] | str | Literal[True],
+        follow_logs: bool = False,  # noqa: FBT001, FBT002  as the provider declares it
+        **options: Any,
+    ) -> list[Any]:
+        """Follow the runner's log to its end, then show what there is of the other containers'."""
+        names = self._reconcile_requested_log_containers(
+            containers, self.get_container_names(pod), pod.metadata.name
+        )
+        since = self.container_log_times
+        where = (pod.metadata.namespace, pod.metadata.name)
+        return [
+            self.fetch_container_logs(
+                pod=pod,
+                container_name=name,
+                follow=follow_logs and name == self._container,
+                since_time=since.get((*where, name)),
+                **options,
+            )
+            for name in sorted(names, key=lambda name: name != self._container)
+        ]
+
+    def read_pod_logs(self, pod: Any, container_name: str, **options: Any) -> Any:
+        """Open a container's log as soon as it can be read; an empty one if the container ended before.
+
+        A node that cannot be reached is no reason to leave a pod that may run there.
+        """
+        begun, ended_at, logged = time.monotonic(), None, False
+        since = options.pop("since_seconds", None)
+        options.pop("post_termination_timeout", None)
+        while True:
+            waited = math.ceil(time.monotonic() - begun)
+            try:
+                return self._open_log(pod, container_name, since and since + waited, **options)
+            except Exception as error:
+                if is_gone(error, pod.metadata.name) or not is_no_answer(error):
+                    raise
+                if not options.get("follow") and is_pending(self._read(pod)):
+                    return []
+                if not logged:
+                    self.log.warning("The log cannot be read just now: %s", describe_error(error))
+                    logged = True
+            if ended_at is None and (not options.get("follow") or self.has_ended(pod)):
+                ended_at = time.monotonic()
+            if ended_at is not None and time.monotonic() - ended_at > LOG_SECONDS:
+                self.log.warning("The log of container %s ends here.", container_name)
+                return []
+            time.sleep(WAIT_SECONDS)
+
+    def _open_log(self, pod: Any, container: str, since: int | None, **options: Any) -> Any:
+        from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLogsConsumer
+
+        if since is not None:
+            options["since_seconds"] = since
+        response = self._client.read_namespaced_pod_log(
+            name=pod.metadata.name,
+            namespace=pod.metadata.namespace,
+            container=container,
+            _preload_content=False,
+            **options,
+        )
+        # the last of it may be asked for long after the end, when an outage is over
+        return PodLogsConsumer(response, pod, self, container, post_termination_timeout=_DAY)
 
 
 class PatientAsyncKubernetesHook(AsyncKubernetesHook):
     """The same for the triggerer."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._log_is_readable = True
+
     async def get_pod(self, name: str, namespace: str) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
-        return await patiently_async(
-            lambda: super(PatientAsyncKubernetesHook, self).get_pod(name, namespace)
+        from kubernetes_asyncio.client import CoreV1Api
+
+        async def ask() -> Any:
+            async with self.get_conn() as connection:
+                return check_answer(
+                    await CoreV1Api(connection).read_namespaced_pod(name, namespace), name
+                )
+
+        patience = Patience(lambda error: is_gone(error, name), renew=self.renew)
+        return await patience.ask_async(ask)
+
+    async def delete_pod(
+        self, name: str, namespace: str, grace_period_seconds: int | None = None
+    ) -> None:
+        """Delete a pod, if there is one."""
+        from kubernetes_asyncio.client import CoreV1Api, V1DeleteOptions
+
+        async def ask() -> None:
+            async with self.get_conn() as connection:
+                options = V1DeleteOptions(grace_period_seconds=grace_period_seconds)
+                await CoreV1Api(connection).delete_namespaced_pod(name, namespace, body=options)
+
+        patience = Patience(
+            lambda error: is_gone(error, name),
+            seconds=REFUSAL_SECONDS,
+            renew=self.renew,
+            what=f"pod {name} is not deleted yet",
         )
+        try:
+            await patience.ask_async(ask)
+        except Exception as error:
+            if not is_gone(error, name):
+                raise
 
     async def read_logs(
         self,
@@ -163,17 +276,36 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
         container_name: str | None = None,
         since_seconds: int | None = None,
     ) -> list[str]:
-        """Read a container's log; a log that cannot be read now is read later."""
+        """Read a container's log; nothing of one that cannot be read now: it is read later.
+
+        The provider (10.25) takes the text of a refusal for the log.
+        """
+        from kubernetes_asyncio.client import ApiException, CoreV1Api
+
+        given = {"container": container_name, "since_seconds": since_seconds}
+        options: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         try:
-            lines: list[str] = await super().read_logs(
-                name, namespace, container_name, since_seconds
-            )
+            async with self.get_conn() as connection:
+                response: Any = await CoreV1Api(connection).read_namespaced_pod_log(
+                    name, namespace, timestamps=True, _preload_content=False, **options
+                )
+                body = await response.read()
+                if response.status >= 300:  # noqa: PLR2004
+                    raise ApiException(status=response.status, reason=response.reason)
         except Exception as error:
-            if not is_outage(error):
+            if not is_no_answer(error):
                 raise
-            _tell(error)
+            if self._log_is_readable:
+                logger.warning("The log cannot be read just now. %s.", describe_outage(error))
+            self._log_is_readable = False
             return []
-        return lines
+        self._log_is_readable = True
+        return [line for line in body.decode(errors="replace").split("\n") if line]
+
+    def renew(self) -> None:
+        """Load the credentials anew before the next request."""
+        self._config_loaded = False
+        self.client_configuration = None
 
 
 class DescribingPodManager(AsyncPodManager):

@@ -1,13 +1,25 @@
 """How a pod ended, as Kubernetes tells it, in words that `restore.failures` tells apart.
 
-Pods and events come as Kubernetes' own JSON.
+Pods and events come as Kubernetes' own JSON. The runner's container alone counts: a sidecar may run on
+for ever, a finalizer may hold what is over, and a pod that has `Failed` may still save a snapshot.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_tune_restore.experiments.printable import printable
+
+ENDING_SECONDS = 60.0
+"""How long a pod may outlast its grace period before its node is taken for lost."""
+
+DEFAULT_GRACE_SECONDS = 30.0
+_OVER = ("Succeeded", "Failed")
+_NEVER_STARTED = ("StartError", "ContainerCannotRun")
+_OWN_STORAGE = ("ephemeral local storage", "ephemeral storage limit", "EmptyDir volume")
+"""How a kubelet begins to say that a pod exceeded a limit of its own, and not the node
+(k8s.io/kubernetes pkg/kubelet/eviction/eviction_manager.go, 1.34)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,25 +30,84 @@ class PodEnd:
         exit_code: Of the runner; None if nobody knows.
         message: In words that `restore.failures` tells apart.
         is_disruption: Whether Kubernetes ended it, and not the program itself.
+        is_lost: Whether nobody reported it: its node is cut off.
+        is_mistake: Whether the container could not be started as it was configured.
         last_words: What the container said last, if Kubernetes kept it.
     """
 
     exit_code: int | None
     message: str
     is_disruption: bool
+    is_lost: bool = False
+    is_mistake: bool = False
     last_words: str = ""
 
 
+@dataclass(slots=True)
+class PodWatch:
+    """Knows from a pod's statuses, one after another, whether it has ended.
+
+    A pod whose node is cut off is about to end for ever: nobody reports its end. It is taken for lost
+    once its grace period and `ENDING_SECONDS` have passed while we watched, by our own clock.
+
+    Args:
+        container: Name of the runner's container.
+        monotonic: The clock.
+    """
+
+    container: str
+    monotonic: Callable[[], float] = time.monotonic
+    _seen: dict[str, str] = field(default_factory=dict)
+    _ending_since: dict[str, float] = field(default_factory=dict)
+
+    def look(self, pod: Mapping[str, Any]) -> PodEnd | None:
+        """Return how a pod ended, None if it has not."""
+        name = _name(pod)
+        if told := read_disruption(pod):
+            self._seen[name] = told
+        end = read_pod_end(pod, self.container)
+        if end is not None or not is_ending(pod):
+            return end
+        since = self._ending_since.setdefault(name, self.monotonic())
+        if self.monotonic() - since <= _grace(pod) + ENDING_SECONDS:
+            return None
+        return self._lost(pod, name)
+
+    def seen(self, name: str) -> str:
+        """Return how Kubernetes ended a pod, or was about to, when we last looked; "" if it did not."""
+        return self._seen.get(name, "")
+
+    def remember(self, name: str, *, seen: str, is_lost: bool) -> None:
+        """Take over what somebody else has seen of a pod."""
+        if seen:
+            self._seen[name] = seen
+        if is_lost:
+            self._ending_since[name] = float("-inf")
+
+    def _lost(self, pod: Mapping[str, Any], name: str) -> PodEnd:
+        node = (pod.get("spec") or {}).get("nodeName") or "its node"
+        told = f"The pod was lost with its node (node lost): {node} does not report its end"
+        why = f". {self._seen[name]}" if name in self._seen else ""
+        return PodEnd(exit_code=None, message=f"{told}{why}", is_disruption=True, is_lost=True)
+
+
 def read_pod_end(pod: Mapping[str, Any], container: str) -> PodEnd | None:
-    """Read how a pod ended; None if it has not."""
+    """Read how a pod ended; None if it has not, or if its container has not."""
     status = pod.get("status") or {}
-    name = (pod.get("metadata") or {}).get("name", "")
-    ended = _terminated(status, container)
-    if ended is None and status.get("phase") not in ("Succeeded", "Failed"):
+    name = _name(pod)
+    ended = _state(status, container, "terminated")
+    if ended is None and not _is_over_without(pod, container):
         return None
     ended = ended or {}
     exit_code = ended.get("exitCode")
     last_words = printable(str(ended.get("message") or ""), 2000)
+    if ended.get("reason") in _NEVER_STARTED:
+        return PodEnd(
+            exit_code=exit_code,
+            message=f"The container of pod {name} cannot be started ({ended['reason']}): {last_words}",
+            is_disruption=False,
+            is_mistake=True,
+        )
     if told := read_disruption(pod):
         return PodEnd(exit_code=exit_code, message=told, is_disruption=True, last_words=last_words)
     if ended.get("reason") == "OOMKilled":
@@ -72,8 +143,12 @@ def read_disruption(pod: Mapping[str, Any]) -> str:
             if cause == "PreemptionByScheduler":
                 return _told("was preempted", cause, said)
             return _told("was evicted", cause, said)
+    if reason == "Evicted" and any(words in said for words in _OWN_STORAGE):
+        return _told("used more storage than its own limit", "", said)
     if reason == "Evicted":
         return _told("was evicted", "", said)
+    if reason.startswith("OutOf") or reason == "UnexpectedAdmissionError":
+        return _told("was rejected by its node", reason, said)
     if reason in ("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity"):
         return _told("was lost with its node (node shutdown)", reason, said)
     if reason == "Preempting":
@@ -105,25 +180,47 @@ def gone_pod_end(name: str, events: Iterable[Mapping[str, Any]], seen: str = "")
 
 def is_live(pod: Mapping[str, Any], container: str) -> bool:
     """Whether a pod may be attached to: it has not ended, and nobody has asked it to."""
-    return not is_terminating(pod) and read_pod_end(pod, container) is None
+    return not is_ending(pod) and read_pod_end(pod, container) is None
 
 
-def is_terminating(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod was deleted and has its grace period left to end in."""
-    return bool((pod.get("metadata") or {}).get("deletionTimestamp"))
+def is_ending(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod was deleted, evicted or is overdue, and may have its grace period left to end in."""
+    is_deleted = bool((pod.get("metadata") or {}).get("deletionTimestamp"))
+    return is_deleted or (pod.get("status") or {}).get("phase") in _OVER
 
 
-def _terminated(status: Mapping[str, Any], container: str) -> Mapping[str, Any] | None:
-    """Return how the runner's container ended; of one that Kubernetes started again, the end before."""
+def _is_over_without(pod: Mapping[str, Any], container: str) -> bool:
+    """Whether a pod is over although its container has no end: it has none, or will never have one."""
+    status = pod.get("status") or {}
+    if status.get("phase") in _OVER:
+        return _state(status, container, "running") is None
+    # a finalizer holds what never got to a node, and never will
+    return is_ending(pod) and not (pod.get("spec") or {}).get("nodeName")
+
+
+def _state(status: Mapping[str, Any], container: str, kind: str) -> Mapping[str, Any] | None:
+    """Return a state of the runner's container; of one that Kubernetes started again, the end before."""
     statuses: Sequence[Mapping[str, Any]] = status.get("containerStatuses") or ()
     for found in statuses:
         if found.get("name") != container:
             continue
         for when in ("state", "lastState"):
-            ended: Mapping[str, Any] | None = (found.get(when) or {}).get("terminated")
-            if ended is not None:
-                return ended
+            state: Mapping[str, Any] | None = (found.get(when) or {}).get(kind)
+            if state is not None:
+                return state
     return None
+
+
+def _grace(pod: Mapping[str, Any]) -> float:
+    """Return the seconds that a pod has left to end in, once it was asked to."""
+    given = (pod.get("metadata") or {}).get("deletionGracePeriodSeconds")
+    if given is None:
+        given = (pod.get("spec") or {}).get("terminationGracePeriodSeconds")
+    return DEFAULT_GRACE_SECONDS if given is None else float(given)
+
+
+def _name(pod: Mapping[str, Any]) -> str:
+    return str((pod.get("metadata") or {}).get("name", ""))
 
 
 def _told(what: str, reason: str, said: str) -> str:

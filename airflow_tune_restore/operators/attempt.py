@@ -6,19 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.exceptions import RunnerDiedError, TrialFailedError
+from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, TrialFailedError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.numbers import strict_json
 from airflow_tune_restore.operators.items import TrialItem
+from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import (
     claim_attempt,
+    list_attempts,
     read_whatever_outcome,
     record_end,
 )
 from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import (
+    EXIT_FENCED,
+    Result,
+    RunnerOutcome,
+    RunnerRequest,
+)
 from airflow_tune_restore.restore.resources import describe
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
@@ -69,8 +76,11 @@ def claim(
     *,
     log: "Logger",
     attempt: int | None = None,
+    unstarted: RunnerRequest | None = None,
 ) -> RunnerRequest:
     """Claim the next attempt of a trial; one that ran out of memory asks for more.
+
+    `unstarted` was claimed before and never started; it is taken if it is what would be claimed now.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
@@ -94,6 +104,7 @@ def claim(
         address=arguments.address,
         runtime_env=dict(arguments.runtime_env),
         attempt=attempt,
+        unstarted=unstarted,
         memory=memory if arguments.can_grow else None,
         concurrent=arguments.concurrent,
         reports=arguments.reports,
@@ -157,7 +168,13 @@ def record_death(
     exit_code: int | None,
     last_lines: Sequence[str],
 ) -> RunnerDiedError:
-    """Keep what was seen of a runner that ended without an outcome, and return the error to raise."""
+    """Keep what was seen of a runner that ended without an outcome, and return the error to raise.
+
+    Raises:
+        OvertakenError: If another try of the task runs the trial.
+        LeaseLostError: If another restore is at work.
+    """
+    refuse_overtaken(store, plan, request, exit_code)
     said = "\n".join(last_lines)
     record_end(store, request, exit_code, said)
     failure = classify_end(exit_code, said)
@@ -165,6 +182,22 @@ def record_death(
     ended = "" if exit_code is None else f"It ended with exit code {exit_code}. "
     words = f"{ended}It last said: {' | '.join(last_lines)}"
     return RunnerDiedError(plan.experiment, request.trial_id, words, cause.value)
+
+
+def refuse_overtaken(
+    store: ObjectStore, plan: RestorePlan, request: RunnerRequest, exit_code: int | None
+) -> None:
+    """Raise if a runner that left no outcome ended because somebody else has taken over.
+
+    Raises:
+        OvertakenError: If another try of the task runs the trial.
+        LeaseLostError: If another restore is at work.
+    """
+    newest = max(list_attempts(store, plan.restore_id, request.trial_id), default=0)
+    if newest > request.attempt:
+        raise OvertakenError(plan.experiment, request.trial_id, request.attempt, newest)
+    if exit_code == EXIT_FENCED:
+        lease.check_held(store, plan.restore_id)
 
 
 def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:

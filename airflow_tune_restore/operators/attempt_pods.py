@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, PodLostError
 from airflow_tune_restore.experiments.layout import request_key
-from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager, status_of
+from airflow_tune_restore.hooks.kubernetes_api import is_gone, is_no_answer
+from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch.kubernetes import pod_name
-from airflow_tune_restore.launch.pod_end import (
-    PodEnd,
-    gone_pod_end,
-    is_live,
-    is_terminating,
-    read_pod_end,
-)
+from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch, gone_pod_end, is_ending, is_live
+from airflow_tune_restore.launch.pod_start import is_pending, why_not_started
+from airflow_tune_restore.operators.attempt import refuse_overtaken
 from airflow_tune_restore.restore.attempts import (
     list_attempts,
     newest_started,
@@ -24,16 +21,34 @@ from airflow_tune_restore.restore.attempts import (
     record_end,
 )
 from airflow_tune_restore.restore.failures import Cause, classify_end
+from airflow_tune_restore.restore.ledger import explain
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 POLL_SECONDS = 2.0
-NOT_FOUND = 404
+CLAIM_SECONDS = 2.0
+"""How long a claim may take on a disk, between the directory of an attempt and its request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestAttempt:
+    """What there is of the newest attempt of a trial.
+
+    Args:
+        number: Its number; 0 if there is none.
+        alive: Its request, if its pod is alive.
+        unstarted: Its request, if it has neither a pod nor ever shown a sign of life: whoever claimed it
+            is about to create the pod, or died before.
+    """
+
+    number: int
+    alive: RunnerRequest | None = None
+    unstarted: RunnerRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +59,7 @@ class AttemptPods:
         hook: The cluster.
         manager: Deletes pods.
         namespace: Where they are.
-        container: Name of the runner's container.
-        patience_seconds: How long a pod that is to end is waited for.
+        watch: Knows from its status whether a pod has ended.
         deletes_ended: Whether the user wants ended pods deleted.
         log: The task's.
         sleep: Waits some seconds.
@@ -54,8 +68,7 @@ class AttemptPods:
     hook: PatientKubernetesHook
     manager: PatientPodManager
     namespace: str
-    container: str
-    patience_seconds: float
+    watch: PodWatch
     deletes_ended: bool
     log: "Logger"
     sleep: Callable[[float], None] = time.sleep
@@ -65,22 +78,26 @@ class AttemptPods:
         try:
             pod: dict[str, Any] = self.hook.get_pod(name, self.namespace).to_dict(serialize=True)
         except Exception as error:
-            if status_of(error) == NOT_FOUND:
+            if is_gone(error, name):
                 return None
             raise
         return pod
 
     def is_pending(self, request: RunnerRequest) -> bool:
         """Whether the attempt's pod waits for a node or for its image."""
-        pod = self.read(name_of(request)) or {}
-        return (pod.get("status") or {}).get("phase") == "Pending"
+        return is_pending(self.read(name_of(request)) or {})
 
-    def look(self, name: str, seen: str = "") -> PodEnd | None:
+    def why_not_started(self, name: str) -> str:
+        """Return why a pod waits, as a sentence without its full stop; "" if it does not."""
+        pod = self.read(name) or {}
+        return why_not_started(pod, self._events(name)) if is_pending(pod) else ""
+
+    def look(self, name: str) -> PodEnd | None:
         """Return how a pod ended, None if it has not; of one that is gone, what was seen or reported."""
         pod = self.read(name)
         if pod is not None:
-            return read_pod_end(pod, self.container)
-        return gone_pod_end(name, self._events(name), seen)
+            return self.watch.look(pod)
+        return gone_pod_end(name, self._events(name), self.watch.seen(name))
 
     def delete(self, name: str) -> None:
         """Delete a pod; one that runs saves a snapshot first."""
@@ -89,30 +106,27 @@ class AttemptPods:
         metadata = models.V1ObjectMeta(name=name, namespace=self.namespace)
         self.manager.delete_pod(models.V1Pod(metadata=metadata))
 
-    def find_attempt(
-        self, store: ObjectStore, plan: RestorePlan, trial_id: str
-    ) -> RunnerRequest | None:
-        """Return the newest attempt if its pod is alive; None if the next one is to be claimed.
+    def find_attempt(self, store: ObjectStore, plan: RestorePlan, trial_id: str) -> NewestAttempt:
+        """Return what there is of the newest attempt.
 
         A pod that is about to end is waited for, so that it can save its snapshot in peace. How one
         ended that nobody followed is written down.
         """
         newest = max(list_attempts(store, plan.restore_id, trial_id), default=0)
-        if not newest:
-            return None
-        try:
-            request = read_request(store, plan, trial_id, newest)
-        except KeyNotFoundError:
-            return None  # a disk has the directory before the request: somebody claims it just now
+        request = self._read_claimed(store, plan, trial_id, newest) if newest else None
+        if request is None:
+            return NewestAttempt(number=newest)
         name = name_of(request)
-        pod = self._settled(name)
-        if pod is not None and is_live(pod, self.container):
+        pod = self._settled(store, request)
+        if pod is not None and is_live(pod, self.watch.container):
             self.log.info("Attaching to pod %s, attempt %d.", name, newest)
-            return request
+            return NewestAttempt(number=newest, alive=request)
+        if pod is None and self._is_untouched(store, request):
+            return NewestAttempt(number=newest, unstarted=request)
         self._record_unseen(store, request, has_pod=pod is not None)
         if pod is not None and self.deletes_ended:
             self.delete(name)
-        return None
+        return NewestAttempt(number=newest)
 
     def judge(
         self,
@@ -124,17 +138,32 @@ class AttemptPods:
         """Return how an attempt ended: as its runner says, or as Kubernetes does if that took it away.
 
         The latter is written down, for the ledger and for later tries.
+
+        Raises:
+            InvalidInputError: If the container could not be started as it was configured.
+            OvertakenError: If another try of the task runs the trial.
+            LeaseLostError: If another restore is at work.
         """
         where = (request.restore_id, request.trial_id, request.attempt)
         outcome = read_outcome(store, *where)
-        if outcome is not None and outcome.result != Result.INTERRUPTED:
+        if outcome is not None and outcome.result not in (Result.INTERRUPTED, Result.FAILED):
             return outcome
         end = end or self.look(name_of(request))
         if end is None:
             end = PodEnd(exit_code=None, message="it still runs", is_disruption=False)
+        if outcome is not None and outcome.result == Result.FAILED:
+            return self._explained(store, request, outcome, end)
         if outcome is not None and not end.is_disruption:
             return outcome
-        record_end(store, request, end.exit_code, end.message)
+        if end.is_mistake:
+            raise InvalidInputError(
+                f"Trial {request.trial_id} of {plan.experiment} was not started: {end.message}. Set "
+                "python= to the interpreter in the image that has Ray and the trainable"
+            )
+        if outcome is None:
+            refuse_overtaken(store, plan, request, end.exit_code)
+        if self._has_run(store, request, end):
+            record_end(store, request, end.exit_code, end.message)
         failure = classify_end(end.exit_code, end.message)
         if failure is None and outcome is not None:
             return outcome
@@ -144,6 +173,15 @@ class AttemptPods:
         reason = f"{end.message}{code}{said}"
         return PodLostError(plan.experiment, request.trial_id, reason, cause.value)
 
+    def _explained(
+        self, store: ObjectStore, request: RunnerRequest, outcome: RunnerOutcome, end: PodEnd
+    ) -> RunnerOutcome:
+        """Return the outcome of a failed trial, with what Kubernetes knows of its worker's death."""
+        explained = explain(outcome, RunnerEnd(exit_code=end.exit_code, message=end.message))
+        if explained is not outcome:
+            record_end(store, request, end.exit_code, end.message)
+        return explained
+
     def _record_unseen(self, store: ObjectStore, request: RunnerRequest, *, has_pod: bool) -> None:
         where = (request.restore_id, request.trial_id)
         outcome = read_outcome(store, *where, request.attempt)
@@ -152,33 +190,73 @@ class AttemptPods:
         if outcome is None:
             can_tell = has_pod or newest_started(store, *where) == request.attempt
         else:
-            can_tell = outcome.result == Result.INTERRUPTED
+            can_tell = outcome.result in (Result.INTERRUPTED, Result.FAILED)
         end = self.look(name_of(request)) if can_tell else None
-        if end is not None and (outcome is None or end.is_disruption):
+        if end is None or end.is_mistake:
+            return
+        if outcome is not None and outcome.result == Result.FAILED:
+            self._explained(store, request, outcome, end)
+        elif outcome is not None and not end.is_disruption:
+            return
+        elif self._has_run(store, request, end):
             self.log.warning("Attempt %d ended unseen: %s", request.attempt, end.message)
             record_end(store, request, end.exit_code, end.message)
 
-    def _settled(self, name: str) -> dict[str, Any] | None:
-        """Return a pod once it is no more about to end."""
-        pod, waited = self.read(name), 0.0
-        while pod is not None and is_terminating(pod) and waited < self.patience_seconds:
-            self.log.info("Waiting for pod %s to end; it saves a snapshot.", name)
+    def _has_run(self, store: ObjectStore, request: RunnerRequest, end: PodEnd) -> bool:
+        """Whether a runner was started at all: a pod that was taken away before costs no attempt."""
+        if end.exit_code is not None:
+            return True
+        return newest_started(store, request.restore_id, request.trial_id) == request.attempt
+
+    def _is_untouched(self, store: ObjectStore, request: RunnerRequest) -> bool:
+        """Whether nothing was ever heard or written down of an attempt but that it was claimed."""
+        where = (request.restore_id, request.trial_id)
+        return (
+            newest_started(store, *where) != request.attempt
+            and read_outcome(store, *where, request.attempt) is None
+            and read_recorded_end(store, *where, request.attempt) is None
+        )
+
+    def _read_claimed(
+        self, store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int
+    ) -> RunnerRequest | None:
+        """Read a request; a disk has the directory before, so wait for what is being claimed just now."""
+        waited = 0.0
+        while True:
+            try:
+                return read_request(store, plan, trial_id, attempt)
+            except KeyNotFoundError:
+                if waited >= CLAIM_SECONDS:
+                    return None
+            self.sleep(0.5)
+            waited += 0.5
+
+    def _settled(self, store: ObjectStore, request: RunnerRequest) -> dict[str, Any] | None:
+        """Return an attempt's pod once it is no more about to end, or is lost."""
+        name = name_of(request)
+        where = (request.restore_id, request.trial_id, request.attempt)
+        pod, logged = self.read(name), False
+        while pod is not None and is_ending(pod) and self.watch.look(pod) is None:
+            if read_recorded_end(store, *where) is not None:
+                break  # an earlier try has waited for it, until it was lost
+            if not logged:
+                self.log.info("Waiting for pod %s to end; it saves a snapshot.", name)
+                logged = True
             self.sleep(POLL_SECONDS)
-            waited += POLL_SECONDS
             pod = self.read(name)
         return pod
 
     def _events(self, name: str) -> list[dict[str, Any]]:
-        """Return what Kubernetes reported of a pod; nothing if we may not read events."""
+        """Return what Kubernetes reported of a pod; nothing if that cannot be read."""
         try:
             found = self.hook.core_v1_client.list_namespaced_event(
                 namespace=self.namespace, field_selector=f"involvedObject.name={name}"
             )
+            return [event.to_dict(serialize=True) for event in found.items or ()]
         except Exception as error:
-            if status_of(error) is None:
+            if not is_no_answer(error) and not isinstance(error, ValueError):
                 raise
             return []
-        return [event.to_dict(serialize=True) for event in found.items]
 
 
 def name_of(request: RunnerRequest) -> str:

@@ -21,7 +21,7 @@ from airflow_tune_restore.operators.continuation import (
 )
 from airflow_tune_restore.operators.labelled import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.restore_trial_kubernetes import CONCURRENT_TRIALS
-from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
+from airflow_tune_restore.operators.runner_pod import RunnerPodOperator, plain_answers
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions
@@ -80,7 +80,11 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run in a pod, commit."""
-        with committed_at_last(context, self._open_store, self.log), plain_errors():
+        with (
+            committed_at_last(context, self._open_store, self.log),
+            plain_errors(),
+            plain_answers(),
+        ):
             self.check_arguments()
             address, store = self._open()
             options = self._options()
@@ -91,8 +95,11 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
             else:
-                request = self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) or self._claim(
-                    store, plan
+                request = self.find_or_claim(
+                    store,
+                    plan,
+                    layout.EVERY_TRIAL,
+                    lambda attempt, unstarted: self._claim(store, plan, attempt, unstarted),
                 )
                 self.follow_pod(context, request, plan.metric)
                 self._conclude(context, store, plan, request)
@@ -100,7 +107,11 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Come back from the triggerer: commit, or wait on."""
-        with committed_at_last(context, self._open_store, self.log), plain_errors():
+        with (
+            committed_at_last(context, self._open_store, self.log),
+            plain_errors(),
+            plain_answers(),
+        ):
             address, store = self._open()
             options = self._options()
             plan, settled = start_continuation(context, store, options)
@@ -124,9 +135,20 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
 
-    def _claim(self, store: ObjectStore, plan: RestorePlan) -> RunnerRequest:
+    def _claim(
+        self,
+        store: ObjectStore,
+        plan: RestorePlan,
+        attempt: int | None = None,
+        unstarted: RunnerRequest | None = None,
+    ) -> RunnerRequest:
         arguments = self.runner_arguments(concurrent=self.concurrent_trials)
-        return claim(store, plan, layout.EVERY_TRIAL, arguments, log=self.log)
+        return claim(
+            *(store, plan, layout.EVERY_TRIAL, arguments),
+            log=self.log,
+            attempt=attempt,
+            unstarted=unstarted,
+        )
 
     def _conclude(
         self, context: Context, store: ObjectStore, plan: RestorePlan, request: RunnerRequest

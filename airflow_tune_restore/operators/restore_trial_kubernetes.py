@@ -16,7 +16,7 @@ from airflow_tune_restore.operators.attempt_pods import find_request, name_of, r
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.labelled import TRIAL_LABEL
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
-from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
+from airflow_tune_restore.operators.runner_pod import RunnerPodOperator, plain_answers
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
@@ -82,7 +82,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Attach to the trial's pod or claim an attempt and create one, and say how it ended."""
-        with plain_errors():
+        with plain_errors(), plain_answers():
             self.check_arguments()
             store, plan, item = self._open()
             if plan.is_one_run:
@@ -93,15 +93,20 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
                 self.log.info("An earlier try of this task has finished the trial already.")
                 return self.say(context, judge(store, plan, item, done, log=self.log))
             lease.renew(store, lease.check_held(store, plan.restore_id))
-            request = self.pods.find_attempt(store, plan, item.trial_id) or self._claim(
-                store, plan, item.trial_id
+            request = self.find_or_claim(
+                store,
+                plan,
+                item.trial_id,
+                lambda attempt, unstarted: self._claim(
+                    store, plan, item.trial_id, attempt, unstarted
+                ),
             )
             self.follow_pod(context, request, plan.metric)
             return self._conclude(context, store, plan, item, request)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Come back from the triggerer: say how the pod ended, or wait on."""
-        with plain_errors():
+        with plain_errors(), plain_answers():
             store, plan, item = self._open()
             request = find_request(store, plan, item.trial_id, event["name"])
             self.resume_following(context, event, request, plan.metric)
@@ -123,13 +128,23 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         return store, read_plan(store, item.restore_id), item
 
     def _claim(
-        self, store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int | None = None
+        self,
+        store: ObjectStore,
+        plan: RestorePlan,
+        trial_id: str,
+        attempt: int | None = None,
+        unstarted: RunnerRequest | None = None,
     ) -> RunnerRequest:
         side_by_side = max(
             1, min(self.concurrent_trials, len(plan.to_run) or self.concurrent_trials)
         )
         arguments = self.runner_arguments(concurrent=side_by_side)
-        request = claim(store, plan, trial_id, arguments, log=self.log, attempt=attempt)
+        request = claim(
+            *(store, plan, trial_id, arguments),
+            log=self.log,
+            attempt=attempt,
+            unstarted=unstarted,
+        )
         self.log.info(
             "%s trial %s of %s: attempt %d of restore %s in pod %s",
             *(request.action, trial_id, plan.experiment, request.attempt, plan.restore_id),
@@ -157,7 +172,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         lease.renew(store, lease.check_held(store, plan.restore_id))
 
         def start(attempt: int) -> None:
-            if self.pods.find_attempt(store, plan, layout.EVERY_TRIAL) is not None:
+            if self.pods.find_attempt(store, plan, layout.EVERY_TRIAL).alive is not None:
                 self._refuse_pending(store, plan, attempt - 1)
                 key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
                 raise KeyExistsError(
@@ -188,8 +203,10 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         if not self.pods.is_pending(request):
             self._pending_since = now
         if now - self._pending_since > self.startup_timeout_seconds:
+            why = self.pods.why_not_started(name_of(request))
             self.pods.delete(name_of(request))
             raise AirflowException(
                 f"The pod of the whole experiment {plan.experiment} did not start within "
-                f"{self.startup_timeout_seconds} s; the next try makes another one."
+                f"{self.startup_timeout_seconds} s: {why or 'nobody knows why'}. The next try makes "
+                "another one."
             )

@@ -4,37 +4,45 @@ import copy
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Never
 
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import PodLaunchFailedException
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchTimeoutException,
+    detect_pod_terminate_early_issues,
+)
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+)
 
-from airflow_tune_restore.exceptions import PodLostError
+from airflow_tune_restore.exceptions import KeyExistsError, PodLostError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.arguments import parse_text
-from airflow_tune_restore.hooks.pods import (
-    PatientKubernetesHook,
-    PatientPodManager,
+from airflow_tune_restore.hooks.kubernetes_api import (
     describe_error,
+    is_gone,
+    is_mistake,
+    is_no_answer,
     is_outage,
     provider_errors,
-    status_of,
 )
+from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch import kubernetes as shapes
 from airflow_tune_restore.launch import pod_resources
+from airflow_tune_restore.launch.pod_end import PodWatch
 from airflow_tune_restore.launch.pod_resources import PodShape
 from airflow_tune_restore.operators.attempt import RunnerArguments
-from airflow_tune_restore.operators.attempt_pods import (
-    NOT_FOUND,
-    POLL_SECONDS,
-    AttemptPods,
-    name_of,
-)
+from airflow_tune_restore.operators.attempt_pods import POLL_SECONDS, AttemptPods, name_of
 from airflow_tune_restore.operators.labelled import LabelledOperator
 from airflow_tune_restore.operators.pod_arguments import (
     parse_grace_period,
@@ -133,9 +141,12 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         self.ttl = ttl
         self._request: RunnerRequest | None = None
         self._metric: str | None = None
+        self._watch = PodWatch(self.base_container_name)
         self._end: PodEnd | None = None
-        self._given_up = False
-        self._seen = ""
+        self._attaches = False
+        self._timed_out = False
+        self._given_up: str | None = None
+        self._own_pod: str | None = None
 
     @property
     def shape(self) -> PodShape:
@@ -160,7 +171,10 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
     @cached_property
     def pod_manager(self) -> PatientPodManager:
         """Whoever creates, reads and follows pods."""
-        return PatientPodManager(kube_client=self.client, callbacks=self.callbacks)
+        _ = self.client  # the provider's callbacks want to know of it
+        return PatientPodManager(
+            self.hook, self._watch, self.base_container_name, callbacks=self.callbacks
+        )
 
     @cached_property
     def pods(self) -> AttemptPods:
@@ -169,8 +183,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             hook=self.hook,
             manager=self.pod_manager,
             namespace=self.pod_namespace,
-            container=self.base_container_name,
-            patience_seconds=(self.termination_grace_period or 0) + START_SECONDS,
+            watch=self._watch,
             deletes_ended=self.on_finish_action.value == "delete_pod",
             log=self.log,
         )
@@ -198,35 +211,79 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             sized=True,
         )
 
+    def find_or_claim(
+        self,
+        store: ObjectStore,
+        plan: RestorePlan,
+        trial_id: str,
+        claim_next: Callable[[int, RunnerRequest | None], RunnerRequest],
+    ) -> RunnerRequest:
+        """Return the attempt whose pod is alive, or claim the next one.
+
+        Of several tries at the same instant one claims, and the others attach to its pod.
+
+        Args:
+            store: Rooted at the experiment.
+            plan: The plan.
+            trial_id: Trial id in the plan.
+            claim_next: Claims the attempt of a number, or takes one that was claimed and never started.
+        """
+        while True:
+            newest = self.pods.find_attempt(store, plan, trial_id)
+            self._attaches = newest.alive is not None
+            if newest.alive is not None:
+                return newest.alive
+            try:
+                return claim_next(newest.number + 1, newest.unstarted)
+            except KeyExistsError:
+                self.log.info(
+                    "Another try of this task has just claimed attempt %d.", newest.number + 1
+                )
+
     def follow_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
         """Create the attempt's pod, or attach to it, and follow it to its end; or defer.
 
         What the provider makes of a pod that failed is left to `ended`, which knows more.
         """
         self._take(request, metric)
+        self._own_pod = name_of(request)
         try:
             super().execute(context)
         except (AirflowSkipException, AirflowFailException):
             raise
         except provider_errors() as error:
-            self._refuse(error, existed=self.pod is not None)
+            self._refuse(error, self._own_pod, existed=self.pod is not None)
 
     def resume_following(
         self, context: Context, event: dict[str, Any], request: RunnerRequest, metric: str | None
     ) -> None:
         """Go on after a deferral."""
         self._take(request, metric)
-        self._seen = str(event.get("seen") or "")
+        name = self._own_pod = name_of(request)
+        self._watch.remember(
+            name, seen=str(event.get("seen") or ""), is_lost=bool(event.get("is_lost"))
+        )
         try:
+            event = self._without_old_timeout(event, request)
+            self._timed_out = event["status"] == "timeout"
             super().trigger_reentry(context, event)
         except (AirflowSkipException, AirflowFailException):
             raise
         except provider_errors() as error:
-            self._refuse(error, existed=True)
+            self._refuse(error, name, existed=True)
+
+    def _without_old_timeout(self, event: dict[str, Any], request: RunnerRequest) -> dict[str, Any]:
+        """Return an event that does not give up a pod which has started since it was fired."""
+        deadline = event.get("_execution_deadline")
+        is_overdue = deadline is not None and datetime.now(UTC).timestamp() >= deadline
+        if event["status"] != "timeout" or is_overdue or self.pods.is_pending(request):
+            return event
+        return {**event, "status": "error"}  # the provider defers again
 
     def start_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
         """Create the attempt's pod, and show its log for as long as this process lives."""
         self._take(request, metric)
+        self._own_pod = None  # killing a task stops its trial alone
         pod = self.build_pod_request_obj(context)
         self.pod_manager.create_pod(pod)
 
@@ -241,14 +298,14 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
                     log_formatter=self.log_formatter,
                 )
             except Exception as error:  # noqa: BLE001  the log of others is shown as long as it can be
-                if status_of(error) != NOT_FOUND:
+                if not is_gone(error, name_of(request)):
                     self.log.warning("The log ends here: %s", printable(describe_error(error)))
 
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 
     def _take(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
-        self._end, self._given_up, self._seen = None, False, ""
+        self._end, self._given_up, self._timed_out = None, None, False
         # the provider's own, of the attempt before
         self.pod = self.pod_request_obj = self.remote_pod = None
         of_many = request.trial_id == layout.EVERY_TRIAL
@@ -280,6 +337,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         if not end.resources:
             return end
         larger = claim_next()
+        self._attaches = False
         self.follow_pod(context, larger, plan.metric)
         return self.conclude(context, store, plan, larger, claim_next)
 
@@ -294,21 +352,22 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         limit = given_resources(self)["limits"].get("memory")
         return pod_resources.trial_memory(limit, self.shape)
 
-    def _refuse(self, error: Exception, *, existed: bool) -> None:
+    def _refuse(self, error: Exception, name: str, *, existed: bool) -> None:
         """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
         if self._end is not None:
             return
-        name = name_of(self._request) if self._request is not None else "?"
-        if is_outage(error):
-            raise AirflowException(
-                f"Pod {name} cannot be followed: {printable(describe_error(error))}. It goes on; a retry "
-                "attaches to it."
-            ) from error
-        if existed and not self._given_up and self.pods.read(name) is None:
-            self._end = self.pods.look(name, self._seen)
+        if is_gone(error, name):
+            self._end = self.pods.look(name)
             return
-        what = "was given up" if existed else "could not be created"
-        raise AirflowException(f"Pod {name} {what}: {printable(_cause(error))}") from error
+        why = _cause(error)
+        if not existed:
+            kind = AirflowFailException if is_mistake(error) else AirflowException
+            raise kind(f"Pod {name} could not be created: {why}") from error
+        if self._given_up is None:
+            raise AirflowException(
+                f"Pod {name} cannot be followed: {why}. It goes on; a retry attaches to it."
+            ) from error
+        raise AirflowException(f"Pod {name} did not start: {self._given_up or why}") from error
 
     @cached_property
     def pod_namespace(self) -> str:
@@ -342,16 +401,26 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         try:
             return self.hook.get_pod(name, namespace)
         except Exception as error:
-            if status_of(error) == NOT_FOUND:
+            if is_gone(error, name):
                 return None
             raise
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
         """Attach to the attempt's pod, or create it. Its name says which one it is."""
-        found = self.find_pod(pod_request_obj.metadata.namespace, context)
-        if found is not None:
-            return found
+        del context
+        if self._attaches:
+            return self.pod_manager.read_pod(pod_request_obj)
         return self.pod_manager.create_pod(pod_request_obj)
+
+    def on_kill(self) -> None:
+        """Delete the pod that this task follows; it saves a snapshot first."""
+        self._killed = True
+        if self._own_pod is None:
+            return
+        if self.on_kill_action.value == "keep_pod":
+            self.log.info("Pod %s goes on: on_kill_action is keep_pod.", self._own_pod)
+            return
+        self.pods.delete(self._own_pod)
 
     def defer(self, *, trigger: Any, **kwargs: Any) -> Never:
         """Defer to our trigger in the place of the provider's."""
@@ -361,17 +430,35 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         super().defer(trigger=ours, **kwargs)
 
     def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
-        """Look how the pod ended, before the provider deletes it; one that goes on is left alone."""
-        if is_outage(sys.exception()):
-            self.log.warning("The pod goes on unseen; a retry attaches to it.")
+        """Look how the pod ended, before the provider deletes it; one that goes on is left alone.
+
+        Whatever was raised: a pod that has not ended is deleted only if it cannot start, or if the user's
+        `execution_timeout` is over.
+        """
+        name, raised = pod.metadata.name, sys.exception()
+        if remote_pod is None or self._killed:
+            return  # it was never there, or is deleted already
+        if is_outage(raised, name):
+            self.log.warning("Pod %s goes on unseen; a retry attaches to it.", name)
             return
-        if remote_pod is not None and not self._killed:
-            name = remote_pod.metadata.name
-            self._end = self.pods.look(name, self._seen)
-            self._given_up = self._end is None
-            if self.pods.read(name) is None:
-                return  # nothing is left to clean
+        self._end = self.pods.look(name)
+        remote_pod = self.find_pod(pod.metadata.namespace, kwargs["context"])
+        if remote_pod is None:
+            return  # nothing is left to clean
+        if self._end is None and not self._may_give_up(raised, remote_pod):
+            self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
+            return
+        if self._end is None:
+            self._given_up = self.pods.why_not_started(name)
         super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
+
+    def _may_give_up(self, raised: BaseException | None, pod: Any) -> bool:
+        has_no_time = (PodLaunchTimeoutException, PodLaunchFailedException, AirflowTaskTimeout)
+        return (
+            self._timed_out
+            or isinstance(raised, has_no_time)
+            or detect_pod_terminate_early_issues(pod) is not None
+        )
 
     def _write_logs(  # type: ignore[override]  # the provider's is wrapped by tenacity
         self,
@@ -420,6 +507,20 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         self.volume_mounts = [*self.volume_mounts, shapes.shm_mount()]
         if self.ttl is not None:
             self.active_deadline_seconds = parse_ttl(self.ttl)
+
+
+@contextmanager
+def plain_answers() -> Iterator[None]:
+    """Raise what an API server answered, or did not, as an `AirflowException` of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not is_no_answer(error):
+            raise
+        raise AirflowException(
+            f"The Kubernetes API does not answer as it should: {describe_error(error)}. Pods go on; a "
+            "retry attaches to them."
+        ) from error
 
 
 def _cause(error: BaseException) -> str:

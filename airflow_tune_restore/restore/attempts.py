@@ -8,6 +8,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import (
@@ -42,6 +43,7 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     address: str | None = None,
     runtime_env: dict[str, Any] | None = None,
     attempt: int | None = None,
+    unstarted: RunnerRequest | None = None,
     memory: float | None = None,
     concurrent: int = 1,
     reports: bool = False,
@@ -52,7 +54,8 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
     With `layout.EVERY_TRIAL` for the trial it is the next attempt of the one run of all, which asks for
     `concurrent` times as much as the largest of its trials. `memory`, in bytes, is asked for if it is
     more than what the trial asks for by itself. `reports` is for a follower that does not read the
-    runner's stdout, `sized` for whoever makes a place of the size of the request.
+    runner's stdout, `sized` for whoever makes a place of the size of the request. `unstarted`, the newest
+    attempt, was claimed and never started: it is returned, if it is what would be claimed now.
 
     Raises:
         KeyExistsError: If `attempt`, the one number wanted, is taken.
@@ -64,33 +67,38 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
         asked = {name: amount * concurrent for name, amount in asked.items()}
     if memory is not None:
         asked["memory"] = max(memory, asked.get("memory", 0.0))
+    wanted = RunnerRequest(
+        **_of_plan(plan, trial_id),
+        resources=asked,
+        experiment=plan.experiment,
+        restore_id=plan.restore_id,
+        trial_id=trial_id,
+        attempt=0,
+        trainable=trainable,
+        trainable_name=plan.trainable_name,
+        fresh_budget=plan.fresh_budget,
+        trim_results=plan.trim_results,
+        remember_scheduler=plan.remember_scheduler,
+        ignore_tuner=plan.ignore_tuner,
+        param_space=param_space,
+        search_alg=search_alg if trial_id == layout.EVERY_TRIAL else None,
+        imports=list(imports),
+        address=address,
+        runtime_env=runtime_env or {},
+        reports=reports,
+        sized=sized,
+        nonce=secrets.token_hex(8),
+    )
+    if unstarted is not None and unstarted == replace(
+        wanted, attempt=unstarted.attempt, nonce=unstarted.nonce
+    ):
+        return unstarted
     number = attempt or max(list_attempts(store, plan.restore_id, trial_id), default=0) + 1
     while True:
         key = layout.request_key(plan.restore_id, trial_id, number)
         if layout.attempt_number(f"{number:06d}") is None:
             raise RecordUnreadableError(store.uri, key, "no number is left after the last attempt")
-        request = RunnerRequest(
-            **_of_plan(plan, trial_id),
-            resources=asked,
-            experiment=plan.experiment,
-            restore_id=plan.restore_id,
-            trial_id=trial_id,
-            attempt=number,
-            trainable=trainable,
-            trainable_name=plan.trainable_name,
-            fresh_budget=plan.fresh_budget,
-            trim_results=plan.trim_results,
-            remember_scheduler=plan.remember_scheduler,
-            ignore_tuner=plan.ignore_tuner,
-            param_space=param_space,
-            search_alg=search_alg if trial_id == layout.EVERY_TRIAL else None,
-            imports=list(imports),
-            address=address,
-            runtime_env=runtime_env or {},
-            reports=reports,
-            sized=sized,
-            nonce=secrets.token_hex(8),
-        )
+        request = replace(wanted, attempt=number)
         try:
             store.create(key, request.to_json())
         except KeyExistsError:

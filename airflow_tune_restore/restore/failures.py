@@ -74,7 +74,9 @@ _NODE_WORDS = (
     "node has died", "node died", "node was terminated", "preempt", "nodedied",
     "its node is dead", "node is dead", "raylet died", "node lost", "nodelost", "node shutdown",
     "spot interruption", "spot instance", "draining", "node is not ready", "pod was evicted",
+    "rejected by its node",
 )  # fmt: skip
+_POD_STORAGE_WORDS = ("used more storage than its own limit",)  # ours, of launch.pod_end
 _STORAGE_WORDS = (
     "aws error", "no space left on device", "disk quota exceeded", "input/output error",
     "read-only file system", "object store full", "local disk is full", "(slowdown)", "stale file handle",
@@ -93,7 +95,7 @@ _SYSTEM_TYPES = frozenset(
     "ActorPlacementGroupRemoved TaskPlacementGroupRemoved ActorUnschedulableError "
     "TaskUnschedulableError".split()
 )
-_TAKEN_AWAY = frozenset({Cause.NODE_LOST, Cause.OUT_OF_MEMORY})
+_TAKEN_AWAY = frozenset({Cause.NODE_LOST, Cause.OUT_OF_MEMORY, Cause.STORAGE})
 _ACTOR_WORDS = (
     "actor died",
     "actor is dead",
@@ -242,6 +244,8 @@ def _cause_of_system(text: str) -> Cause:
     """Tell what Ray or Kubernetes says of a process that is gone."""
     if _has(text, _MEMORY_WORDS) or text.startswith("OutOfMemoryError "):
         return Cause.OUT_OF_MEMORY
+    if _has(text, _POD_STORAGE_WORDS):
+        return Cause.STORAGE
     if _has(text, _NODE_WORDS) or text.startswith(("NodeDiedError ", "LocalRayletDiedError ")):
         return Cause.NODE_LOST
     return Cause.ACTOR_DIED if _has(text, _ACTOR_WORDS) else Cause.UNKNOWN

@@ -8,6 +8,7 @@ standing in the way of a commit; what quarantine it held is found again by two m
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import msgspec
 
@@ -22,7 +23,7 @@ from airflow_tune_restore.restore.attempts import (
 from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
 from airflow_tune_restore.restore.plan import RestorePlan, encode
 from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import Result, RunnerRequest
+from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 READ_LIMIT_BYTES = 256 * 1024**2
@@ -32,6 +33,8 @@ FIRST_MEMORY_BYTES = 4.0 * 1024**3
 KEPT = 100
 """Failures kept of one trial, the newest."""
 
+_UNEXPLAINED = frozenset({Cause.ACTOR_DIED.value, Cause.KILLED.value, Cause.UNKNOWN.value, ""})
+_KILLED_WORDS = ("killed", "sigkill", "signal 9")
 _CONCURRENCY = 16
 _SAME_TWICE = 2
 _HAVE_A_PLACE = frozenset({Cause.TRAINABLE.value, Cause.OUT_OF_MEMORY.value})
@@ -168,6 +171,31 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     return tuple(failure for failure in found if failure is not None)
 
 
+def explain(outcome: RunnerOutcome, end: RunnerEnd | None) -> RunnerOutcome:
+    """Return a failed outcome with the cause that its place knows, and the runner did not.
+
+    A kernel that needs memory kills one process of a container, which may be the trial's worker, or one
+    that the trial has started. The runner only sees that it died.
+    """
+    failure = classify_end(end.exit_code, end.message) if end is not None else None
+    if not _is_unexplained(outcome) or end is None:
+        return outcome
+    if failure is None or failure.cause is not Cause.OUT_OF_MEMORY:
+        return outcome
+    return replace(
+        outcome,
+        cause=Cause.OUT_OF_MEMORY.value,
+        error=f"{end.message} ({outcome.error})".replace(" ()", ""),
+    )
+
+
+def _is_unexplained(outcome: RunnerOutcome) -> bool:
+    """Whether a trial failed because a process was gone, and nobody there knew why."""
+    error = str(outcome.error).lower()
+    was_killed = outcome.cause in _UNEXPLAINED or any(words in error for words in _KILLED_WORDS)
+    return outcome.result == Result.FAILED and was_killed
+
+
 def seen_before(
     failures: Iterable[FailedAttempt], restore_id: str, attempt: int
 ) -> FailedAttempt | None:
@@ -241,6 +269,8 @@ def _read_failure(
 ) -> FailedAttempt | None:
     outcome = read_whatever_outcome(store, restore_id, trial_id, attempt)
     if outcome is not None and outcome.result == Result.FAILED:
+        if _is_unexplained(outcome):
+            outcome = explain(outcome, read_recorded_end(store, restore_id, trial_id, attempt))
         return FailedAttempt(
             restore_id=restore_id,
             attempt=attempt,

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import Any
 
-from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.providers.cncf.kubernetes.triggers.pod import ContainerState, KubernetesPodTrigger
 from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.hooks.pods import DescribingPodManager, PatientAsyncKubernetesHook
-from airflow_tune_restore.launch.pod_end import read_disruption
+from airflow_tune_restore.launch.pod_end import PodWatch
 from airflow_tune_restore.restore.lines import describe_line
 
 FIRST_EVENT_SECONDS = 10.0
@@ -34,7 +34,8 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         super().__init__(**kwargs)
         self.metric = metric
         self.of_many = of_many
-        self._seen = ""
+        self._watch = PodWatch(self.base_container_name)
+        self._is_lost = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments: a wire format, only ever add."""
@@ -49,7 +50,8 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         started = time.monotonic()
         async for event in super().run():
             await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - started)))
-            yield TriggerEvent({**event.payload, "seen": self._seen})
+            seen = self._watch.seen(self.pod_name)
+            yield TriggerEvent({**event.payload, "seen": seen, "is_lost": self._is_lost})
 
     @cached_property
     def hook(self) -> PatientAsyncKubernetesHook:
@@ -70,6 +72,14 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         )
 
     async def _get_pod(self) -> Any:  # type: ignore[override]  # the provider's is wrapped by tenacity
-        pod = await super()._get_pod()
-        self._seen = read_disruption(pod.to_dict(serialize=True)) or self._seen
+        pod = await self.hook.get_pod(self.pod_name, self.pod_namespace)
+        self._watch.look(pod.to_dict(serialize=True))  # it may be gone when we look again
         return pod
+
+    def define_pod_container_state(self, pod: Any) -> ContainerState:
+        """Say whether the runner has ended; the provider believes the phase, and a node that is gone."""
+        end = self._watch.look(pod.to_dict(serialize=True))
+        if end is None:
+            return ContainerState.RUNNING
+        self._is_lost = end.is_lost
+        return ContainerState.TERMINATED if end.exit_code == 0 else ContainerState.FAILED
