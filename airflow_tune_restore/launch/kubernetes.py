@@ -60,6 +60,11 @@ def runner_command(request: RunnerRequest, python: str) -> list[str]:
     return [python, *module, "--experiment", request.experiment, "--request", key]
 
 
+def escape(text: str) -> str:
+    """Write text for a command or variable such that a kubelet, which expands `$(NAME)`, leaves it so."""
+    return text.replace("$", "$$")
+
+
 def size_env(resources: Mapping[str, float], shape: PodShape) -> dict[str, str]:
     """Return the variables that tell a runner how large its pod is; `os.cpu_count` tells of the node."""
     return {

@@ -82,7 +82,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         search_alg: `package.module:attribute` of a searcher for samples whose own is lost.
         imports: Modules the runner imports first.
         python: Interpreter in the image that has Ray, this package and the trainable.
-        env: More environment variables of the pod. No secrets: they stand in its spec.
+        env: More environment variables of the pod, taken literally as by every launcher: in `env_vars`,
+            Kubernetes expands `$(NAME)`. No secrets: they stand in the pod's spec.
         storage_conn_id: Airflow connection with which this task reads the experiment. The pod never
             sees it.
         object_store_memory: Bytes of Ray's object store; `/dev/shm` is sized for it.
@@ -493,9 +494,10 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             f"{shapes.LABEL_PREFIX}experiment": request.experiment,
             f"{shapes.LABEL_PREFIX}trial": request.trial_id,
         }
-        command = shapes.runner_command(request, shape.python)
+        command = [shapes.escape(part) for part in shapes.runner_command(request, shape.python)]
         self.cmds, self.arguments = command[:1], command[1:]
-        given = {**shapes.size_env(request.resources, shape), **(self.env or {})}
+        own = {name: shapes.escape(str(value)) for name, value in (self.env or {}).items()}
+        given = {**shapes.size_env(request.resources, shape), **own}
         named = convert_env_vars_or_raise_error(self.env_vars) if self.env_vars else []
         taken = {variable.name for variable in named}
         fresh = {name: value for name, value in given.items() if name not in taken}

@@ -10,6 +10,7 @@ from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.launch import kubernetes as shapes
 from airflow_tune_restore.launch.pod_resources import PodShape
 from airflow_tune_restore.restore.request import RunnerRequest
+from tests.support.kubernetes.container import expand
 
 REQUEST = RunnerRequest(
     experiment="s3://bucket/sweeps/my exp",
@@ -86,3 +87,8 @@ def test_shared_memory_is_a_little_larger_than_rays_object_store():
     size = shapes.size_env({"CPU": 2.5}, PodShape(object_store_bytes=1024**3))
     assert size["TUNE_RESTORE_OBJECT_STORE_BYTES"] == str(1024**3)
     assert size["TUNE_RESTORE_CPUS"] == "3"
+
+
+@given(st.text(alphabet="$()A b"))
+def test_what_is_written_for_a_kubelet_is_what_the_process_reads(text):
+    assert expand(shapes.escape(text), {"A": "expanded"}) == text

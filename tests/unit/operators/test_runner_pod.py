@@ -1,14 +1,17 @@
 """The pod that is sent, built by the provider from everything a user may give; nothing is sent here."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from kubernetes.client import ApiClient, models
 
+from airflow_tune_restore.launch.kubernetes import runner_command
 from airflow_tune_restore.operators.restore_trial_kubernetes import RestoreTrialKubernetesOperator
 from airflow_tune_restore.restore.request import RunnerRequest
 from tests.support.kubernetes.admission import default, refuse_invalid
+from tests.support.kubernetes.container import expand
 
 GIB = 1024.0**3
 REQUEST = RunnerRequest(
@@ -23,17 +26,17 @@ REQUEST = RunnerRequest(
 )
 
 
-def operator(**arguments) -> RestoreTrialKubernetesOperator:
+def operator(request=REQUEST, **arguments) -> RestoreTrialKubernetesOperator:
     made = RestoreTrialKubernetesOperator(
         task_id="trial", trial={}, trainable="a:b", **{"image": "i", "namespace": "n", **arguments}
     )
-    made._take(REQUEST, "score")
+    made._take(request, "score")
     return made
 
 
-def build(**arguments) -> dict:
+def build(request=REQUEST, **arguments) -> dict:
     """Return the pod as it is sent, and check it as an API server would."""
-    pod = operator(**arguments).build_pod_request_obj(None, dry_run=True)
+    pod = operator(request, **arguments).build_pod_request_obj(None, dry_run=True)
     sent = ApiClient().sanitize_for_serialization(pod)
     received = json.loads(json.dumps(sent))
     default(received)
@@ -145,3 +148,19 @@ def test_a_secret_given_as_the_provider_has_it_stands_in_no_spec():
     (token,) = [v for v in container(pod)["env"] if v["name"] == "TOKEN"]
     assert token["valueFrom"] == {"secretKeyRef": {"name": "keys", "key": "token"}}
     assert "/var/keys" in [mount["mountPath"] for mount in container(pod)["volumeMounts"]]
+
+
+def test_dollars_reach_the_runner_as_they_are_given():
+    """A kubelet expands `$(NAME)` and makes one `$` of two, in commands and in values of variables."""
+    address = "s3://bucket/sweeps/$(HOME) of $$5"
+    request = replace(REQUEST, experiment=address)
+    values = {"PATTERN": "$(HOME)/$$/$x", "N": 3}
+    pod = build(request, env=values, python="/opt/$(HOME)/python", env_vars={"MINE": "$(HOME)/m"})
+    sent = container(pod)
+    known = {"HOME": "/root"}
+    argv = [expand(part, known) for part in (*sent["command"], *sent["args"])]
+    assert argv == runner_command(request, "/opt/$(HOME)/python")
+    env = {variable["name"]: expand(variable["value"], known) for variable in sent["env"]}
+    assert (env["PATTERN"], env["N"]) == ("$(HOME)/$$/$x", "3")
+    assert env["MINE"] == "/root/m"
+    assert pod["metadata"]["annotations"]["tune-restore/experiment"] == address
