@@ -89,8 +89,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         object_store_memory: Bytes of Ray's object store; `/dev/shm` is sized for it.
         gpu_resource: What the cluster calls a GPU.
         custom_resources: What the cluster calls the custom resources of trials, by Ray's name.
-        ttl: How long the pod may live at most, timedelta or seconds; Kubernetes ends it then, even if
-            Airflow is gone.
+        ttl: How long the pod may live at most, timedelta or seconds (rounded up to whole ones, at least
+            one); Kubernetes ends it then, even if Airflow is gone.
         deferrable: Wait in the triggerer.
         termination_grace_period: Seconds the pod is given to save a snapshot when it is to end.
         startup_timeout_seconds: Seconds a pod may take to be scheduled, and then to start.
