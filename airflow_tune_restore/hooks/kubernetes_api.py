@@ -33,8 +33,8 @@ FORBIDDEN = 403
 NOT_FOUND = 404
 CONFLICT = 409
 
-MISTAKES = frozenset({400, 413, 422})
-"""Answers to a pod that is wrong, and stays wrong. An API server gives them; a proxy might, too."""
+MISTAKES = {400: "BadRequest", 413: "RequestEntityTooLarge", 422: "Invalid"}
+"""Answers to a pod that is wrong, and stays wrong, by status and reason."""
 
 _REFUSALS = frozenset({UNAUTHORIZED, FORBIDDEN, NOT_FOUND})
 _NEVER_REACHED = 503
@@ -78,7 +78,8 @@ def is_taken(error: BaseException | None) -> bool:
 
 def is_mistake(error: BaseException | None) -> bool:
     """Whether a pod was not created because it is wrong, and will be wrong again."""
-    return status_of(error) in MISTAKES and bool(_read_status(error))
+    reason = MISTAKES.get(status_of(error) or 0)
+    return reason is not None and _read_status(error).get("reason") == reason
 
 
 def is_refusal(error: BaseException | None, name: str) -> bool:

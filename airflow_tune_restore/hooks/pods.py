@@ -32,13 +32,16 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     is_no_answer,
     is_refusal,
     is_taken,
+    status_of,
 )
 from airflow_tune_restore.launch.pod_end import PodWatch
-from airflow_tune_restore.launch.pod_start import is_pending
 
 POLL_SECONDS = 2.0
 LOG_SECONDS = 30.0
 """How long the log of a container that has ended is asked for, where it cannot be read."""
+
+NO_SUCH_LOG = 400
+"""The answer where a container has not started, or has left nothing behind."""
 
 _DAY = 24 * 3600
 
@@ -198,16 +201,16 @@ class PatientPodManager(PodManager):
             except Exception as error:
                 if is_gone(error, pod.metadata.name) or not is_no_answer(error):
                     raise
-                if not options.get("follow") and is_pending(self._read(pod)):
-                    return []
-                if not logged:
+                never_was = status_of(error) == NO_SUCH_LOG
+                if not logged and not never_was:
                     self.log.warning("The log cannot be read just now: %s", describe_error(error))
                     logged = True
-            if ended_at is None and (not options.get("follow") or self.has_ended(pod)):
-                ended_at = time.monotonic()
-            if ended_at is not None and time.monotonic() - ended_at > LOG_SECONDS:
-                self.log.warning("The log of container %s ends here.", container_name)
-                return []
+            end = self._pod_watch.look(self._read(pod))
+            if end is not None or not options.get("follow"):
+                ended_at = ended_at or time.monotonic()
+                is_lost = end is not None and end.is_lost
+                if never_was or is_lost or time.monotonic() - ended_at > LOG_SECONDS:
+                    return []
             time.sleep(WAIT_SECONDS)
 
     def _open_log(self, pod: Any, container: str, since: int | None, **options: Any) -> Any:
@@ -280,7 +283,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
 
         The provider (10.25) takes the text of a refusal for the log.
         """
-        from kubernetes_asyncio.client import ApiException, CoreV1Api
+        from kubernetes_asyncio.client import CoreV1Api
 
         given = {"container": container_name, "since_seconds": since_seconds}
         options: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
@@ -291,7 +294,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
                 )
                 body = await response.read()
                 if response.status >= 300:  # noqa: PLR2004
-                    raise ApiException(status=response.status, reason=response.reason)
+                    raise _refused(response, body)
         except Exception as error:
             if not is_no_answer(error):
                 raise
@@ -347,6 +350,14 @@ class DescribingPodManager(AsyncPodManager):
             at, _, said = line.partition(" ")
             shown.append(f"{at} {self._describe(said)}")
         super()._emit_container_logs(shown, now, container_name)
+
+
+def _refused(response: Any, body: bytes) -> Exception:
+    from kubernetes_asyncio.client import ApiException
+
+    error = ApiException(status=response.status, reason=response.reason)
+    error.body = body
+    return error
 
 
 def _is_older(line: str, since: Any) -> bool:

@@ -17,7 +17,7 @@ ENDING_SECONDS = 60.0
 DEFAULT_GRACE_SECONDS = 30.0
 _OVER = ("Succeeded", "Failed")
 _NEVER_STARTED = ("StartError", "ContainerCannotRun")
-_OWN_STORAGE = ("ephemeral local storage", "ephemeral storage limit", "EmptyDir volume")
+_OWN_STORAGE = ("Pod ephemeral local storage", "Container ", "Usage of EmptyDir volume")
 """How a kubelet begins to say that a pod exceeded a limit of its own, and not the node
 (k8s.io/kubernetes pkg/kubelet/eviction/eviction_manager.go, 1.34)."""
 
@@ -143,7 +143,7 @@ def read_disruption(pod: Mapping[str, Any]) -> str:
             if cause == "PreemptionByScheduler":
                 return _told("was preempted", cause, said)
             return _told("was evicted", cause, said)
-    if reason == "Evicted" and any(words in said for words in _OWN_STORAGE):
+    if reason == "Evicted" and said.startswith(_OWN_STORAGE):
         return _told("used more storage than its own limit", "", said)
     if reason == "Evicted":
         return _told("was evicted", "", said)

@@ -174,9 +174,9 @@ def record_death(
         OvertakenError: If another try of the task runs the trial.
         LeaseLostError: If another restore is at work.
     """
-    refuse_overtaken(store, plan, request, exit_code)
     said = "\n".join(last_lines)
     record_end(store, request, exit_code, said)
+    refuse_overtaken(store, plan, request, exit_code)
     failure = classify_end(exit_code, said)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
     ended = "" if exit_code is None else f"It ended with exit code {exit_code}. "

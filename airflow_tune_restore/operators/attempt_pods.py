@@ -160,10 +160,10 @@ class AttemptPods:
                 f"Trial {request.trial_id} of {plan.experiment} was not started: {end.message}. Set "
                 "python= to the interpreter in the image that has Ray and the trainable"
             )
-        if outcome is None:
-            refuse_overtaken(store, plan, request, end.exit_code)
         if self._has_run(store, request, end):
             record_end(store, request, end.exit_code, end.message)
+        if outcome is None:
+            refuse_overtaken(store, plan, request, end.exit_code)
         failure = classify_end(end.exit_code, end.message)
         if failure is None and outcome is not None:
             return outcome

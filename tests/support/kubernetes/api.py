@@ -20,7 +20,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,6 +85,8 @@ class KubernetesApi:
     Attributes:
         accounts: The service accounts there are; and
         priorities: the priority classes.
+        turns: Faults for one request after another, None for none.
+        token: The one that is known.
         finalizers: Put on every pod that is created, as a webhook of Kueue's does.
     """
 
@@ -96,10 +98,12 @@ class KubernetesApi:
     created: list[dict[str, Any]] = field(default_factory=list)
     requests: list[tuple[str, int]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    turns: Iterator[Fault | None] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     accounts: set[str] = field(default_factory=lambda: set(ACCOUNTS))
     priorities: set[str] = field(default_factory=set)
     finalizers: list[str] = field(default_factory=list)
+    token: str = TOKEN
     streams: int = 0
     url: str = ""
     _version: int = 0
@@ -129,6 +133,12 @@ class KubernetesApi:
         self.faults.append(fault)
         return fault
 
+    def struck_by(self, request: str) -> Fault | None:
+        """Return what goes wrong with a request; None if nothing does."""
+        with self.lock:
+            turn = next(self.turns, None) if self.turns is not None else None
+            return turn or next((fault for fault in self.faults if fault.strikes(request)), None)
+
     def restart(self, seconds: float = 1.0) -> tuple[Fault, ...]:
         """Be away for some seconds, then know nobody, then no role, then not all of the roles.
 
@@ -147,6 +157,7 @@ class KubernetesApi:
     def recover(self) -> None:
         """Be well again, and forget what was asked."""
         self.faults.clear()
+        self.turns = None
         self.created.clear()
         self.requests.clear()
         self.finalizers.clear()

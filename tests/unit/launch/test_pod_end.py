@@ -4,8 +4,8 @@ import pytest
 
 from airflow_tune_restore.launch.pod_end import (
     gone_pod_end,
+    is_ending,
     is_live,
-    is_terminating,
     read_disruption,
     read_pod_end,
 )
@@ -38,8 +38,16 @@ LOW_MEMORY = (
     ("ended", "words", "cause"),
     [
         (pod(exit_code=137, why="OOMKilled"), "OOMKilled", Cause.OUT_OF_MEMORY),
-        (pod(reason="Evicted", message="Pod ephemeral local storage usage exceeds the total limit"),
+        (pod(reason="Evicted", message="The node was low on resource: ephemeral-storage."),
          "was evicted", Cause.NODE_LOST),
+        (pod(reason="Evicted", message="Pod ephemeral local storage usage exceeds the total limit"),
+         "used more storage than its own limit", Cause.STORAGE),
+        (pod(reason="Evicted", message='Container base exceeded its local ephemeral storage limit "1G"'),
+         "used more storage than its own limit", Cause.STORAGE),
+        (pod(reason="Evicted", message='Usage of EmptyDir volume "tune-restore-shm" exceeds the limit'),
+         "used more storage than its own limit", Cause.STORAGE),
+        (pod(reason="OutOfmemory", message="Node didn't have enough resource: memory"),
+         "was rejected by its node (OutOfmemory)", Cause.NODE_LOST),
         (pod(exit_code=137, reason="Evicted", conditions=target("TerminationByKubelet"),
              message=LOW_MEMORY), "low on resource: memory", Cause.OUT_OF_MEMORY),
         (pod(exit_code=4, conditions=target("PreemptionByScheduler", "preempting for a higher one")),
@@ -95,7 +103,7 @@ def test_a_pod_may_be_attached_to_until_it_ends_or_is_to_end():
     assert not is_live(pod("Succeeded", exit_code=0), "base")
     leaving = pod("Running")
     leaving["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
-    assert is_terminating(leaving)
+    assert is_ending(leaving)
     assert not is_live(leaving, "base")
 
 

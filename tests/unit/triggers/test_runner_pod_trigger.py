@@ -42,7 +42,8 @@ class Pod(SimpleNamespace):
             "status": "True",
             "reason": "PreemptionByScheduler",
         }
-        return {"status": {"phase": self.phase, "conditions": [condition]}}
+        status = {"phase": self.phase, "conditions": [condition]}
+        return {"metadata": {"name": "p"}, "status": status}
 
 
 def test_its_first_event_waits_until_the_task_is_deferred_and_tells_what_was_seen(monkeypatch):
@@ -52,14 +53,15 @@ def test_its_first_event_waits_until_the_task_is_deferred_and_tells_what_was_see
         await self._get_pod()
         yield runner_pod.TriggerEvent({"status": "success", "name": "p"})
 
-    async def get_pod(self):
+    async def get_pod(self, name, namespace):
+        assert (name, namespace) == ("p", "n")
         return Pod(phase="Running")
 
     async def sleep(seconds):
         waited.append(seconds)
 
     monkeypatch.setattr(KubernetesPodTrigger, "run", run)
-    monkeypatch.setattr(KubernetesPodTrigger, "_get_pod", get_pod)
+    monkeypatch.setattr(PatientAsyncKubernetesHook, "get_pod", get_pod)
     monkeypatch.setattr(runner_pod.asyncio, "sleep", sleep)
     monkeypatch.setattr(runner_pod.time, "monotonic", lambda: 100.0)
 
