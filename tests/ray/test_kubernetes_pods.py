@@ -52,15 +52,28 @@ def test_a_pod_too_small_for_what_is_asked_for_now_is_followed_by_one_of_that_si
     assert api.pod_names() == []
 
 
-def test_a_pod_that_cannot_start_says_why_and_is_no_failed_attempt(trial, api):
-    with pytest.raises(
-        AirflowException, match=r"was given up: Image cannot be pulled.*ErrImagePull"
-    ):
-        trial.run(image="registry.example.com/typo:1")
-    api.kubelet.has_room = False
-    with pytest.raises(AirflowException, match="took too long to be scheduled"):
-        trial.run(startup_timeout_seconds=3)
-    assert trial.failures == ()
-    api.wait_for(lambda pods: not pods)
-    with pytest.raises(AirflowException, match=r"could not be created: 422.*env\[0\].name|422"):
-        trial.run(image="x", env={"not a name": "1"}, labels={"a": "not a label!"})
+def test_a_worker_that_the_kernel_kills_is_out_of_memory_and_the_next_pod_has_more(
+    trial, api, gate
+):
+    from kubernetes.client import models
+
+    limits = models.V1ResourceRequirements(limits={"memory": "6144Mi"})
+    task = trial.start(env=gate.env, container_resources=limits)
+    api.kubelet.oom_kill_worker(trial.await_iteration(4))
+    with pytest.raises(AirflowException, match=r"failed again \(out_of_memory\): .*OOMKilled"):
+        task.end()
+    assert [failure.cause for failure in trial.failures] == ["out_of_memory"]
+    gate.open()
+    result = trial.run(container_resources=limits)
+    assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 2)
+    memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
+    # twice what was left of 6 GiB for the trial, and Ray's share again
+    assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
+    assert trial.iterations() == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_experiment_with_dollars_in_its_name_is_restored(api, copied):
+    trial = pods.Trial(api, copied("errored", "costs $(HOME) or $$5"))
+    assert trial.run()["status"] == "TERMINATED"
+    commit_restore(trial.store, trial.restore_id)
+    assert trial.iterations() == [1, 2, 3, 4, 5, 6]

@@ -12,6 +12,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.hooks.plain_errors import original
 from airflow_tune_restore.launch.kubernetes import pod_name
+from airflow_tune_restore.operators.attempt_pods import NewestAttempt
 from airflow_tune_restore.operators.continue_experiment_kubernetes import (
     ContinueExperimentKubernetesOperator,
 )
@@ -68,12 +69,12 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
 
 def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, gate, more) -> None:
     # the worker that made the pod has died: nothing is left of it but the claim, and the pod
-    conflict = api.fail(409, "POST", times=1)
-    answer = api.fail(500, "POST", times=1, after=True)  # created, but nobody heard
+    conflict = api.fail(409, "POST", left=1)
+    answer = api.fail(500, "POST", left=1, after=True)  # created, but nobody heard
     dead = trial.operator(**more)
     store, plan, item = dead._open()
     dead.start_pod(pods.pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
-    throttled = api.fail(429, "GET .*/log", times=1)
+    throttled = api.fail(429, "GET .*/log", left=1)
     task = trial.start(**more)
     trial.await_iteration(5, 4)
     outage = api.fail(500)
@@ -214,7 +215,8 @@ def test_a_run_that_is_being_claimed_just_now_has_no_pod_yet(api, copied):
     key = layout.request_key(trial.restore_id, layout.EVERY_TRIAL, 1)
     (Path(trial.store.uri) / key).parent.mkdir(parents=True)
     plan = read_plan(trial.store, trial.restore_id)
-    assert trial.operator().pods.find_attempt(trial.store, plan, layout.EVERY_TRIAL) is None
+    newest = trial.operator().pods.find_attempt(trial.store, plan, layout.EVERY_TRIAL)
+    assert newest == NewestAttempt(number=1)
     # the pod of the test before may still be read
     name = pod_name(plan.experiment, plan.restore_id, layout.EVERY_TRIAL, 1)
     assert not any(name in request for request, _ in api.requests)

@@ -130,10 +130,7 @@ def test_a_log_that_can_never_be_read_ends_nothing(trial, api, capfd, deferred):
     assert "attempt 1 is at work" not in log
 
 
-@both
-def test_a_task_that_is_killed_while_the_api_server_restarts_deletes_its_pod(trial, api, deferred):
-    if deferred:
-        pytest.skip("the triggerer's part: test_the_triggerer_deletes_the_pod_of_a_killed_task")
+def test_a_task_that_is_killed_while_the_api_server_restarts_deletes_its_pod(trial, api):
     task = trial.start()
     trial.await_work()
     api.restart(0.3)
