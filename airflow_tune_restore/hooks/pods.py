@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook, KubernetesHook
+from airflow.providers.cncf.kubernetes.utils.container import container_is_running
 from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     AsyncPodManager,
     PodManager,
+    PodPhase,
     detect_pod_terminate_early_issues,
     parse_log_line,
 )
@@ -140,10 +142,12 @@ class PatientPodManager(PodManager):
         return found
 
     def container_is_running(self, pod: Any, container_name: str) -> bool:
-        """Whether more of a container's log may come: nothing counts once the runner has ended."""
-        return not self.has_ended(pod) and (
-            container_name == self._container or super().container_is_running(pod, container_name)
-        )
+        """Whether more of a container's log may come."""
+        if container_name == self._container:
+            return not self.has_ended(pod)
+        remote = self.read_pod(pod)
+        is_over = remote.status.phase in PodPhase.terminal_states
+        return not is_over and bool(container_is_running(remote, container_name))
 
     def await_container_completion(
         self, pod: Any, container_name: str, polling_time: float = POLL_SECONDS

@@ -1,6 +1,7 @@
 """Pods that cannot be created or do not start: the message names why, and no attempt is counted."""
 
 import pytest
+from airflow.providers.cncf.kubernetes.secret import Secret
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import models
 
@@ -45,6 +46,15 @@ def test_a_secret_that_is_missing_is_named(trial, api, deferred):
     )
     message = refused(trial, deferred=deferred, env_from=[secret], **SOON)
     assert 'CreateContainerConfigError): secret "tune-restore-storage" not found' in message
+    api.wait_for(lambda pods: not pods)
+
+
+@both
+def test_a_secret_that_is_missing_for_a_volume_is_named(trial, api, deferred):
+    message = refused(
+        trial, deferred=deferred, secrets=[Secret("volume", "/keys", "files")], **SOON
+    )
+    assert 'secret "files" not found (FailedMount)' in message
     api.wait_for(lambda pods: not pods)
 
 

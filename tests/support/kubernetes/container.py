@@ -55,7 +55,8 @@ class Container:
         }
 
     def wait_with(self, error: NotStartable) -> None:
-        self.state = {"waiting": {"reason": error.reason, "message": str(error)}}
+        told = {} if error.reason == "ContainerCreating" else {"message": str(error)}
+        self.state = {"waiting": {"reason": error.reason, **told}}
 
     def start(self, env: Mapping[str, str], cwd: Path) -> None:
         """Start its command; one that is not in the image ends it at once, with a StartError."""

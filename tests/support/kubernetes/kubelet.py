@@ -244,15 +244,16 @@ class Kubelet:
         """Start a container, as soon as it can be."""
         while True:
             try:
+                self._mount(life, container.spec)
                 env = self._environment(life.pod, container.spec)
                 break
             except NotStartable as error:
                 container.wait_with(error)
                 self._report(life)
-                self.api.report(life.pod, "Failed", str(error), "Warning")
+                reason = "FailedMount" if "MountVolume" in str(error) else "Failed"
+                self.api.report(life.pod, reason, str(error), "Warning")
                 if life.wanted_gone.wait(0.5):
                     return False
-        self._mount(life, container.spec)
         container.start(env, life.home)
         return True
 
@@ -358,12 +359,19 @@ class Kubelet:
             source.mkdir(exist_ok=True)
             secret = volumes[mount["name"]].get("secret")
             if secret is not None:
-                reference = {"name": secret["secretName"]}
-                for key, value in self._secret(pod["metadata"]["namespace"], reference).items():
+                for key, value in self._files(pod, mount["name"], secret["secretName"]).items():
                     (source / key).write_text(value)
             if not place.exists():
                 place.symlink_to(source)
                 life.made.append(place)
+
+    def _files(self, pod: dict[str, Any], volume: str, secret: str) -> dict[str, str]:
+        """Return the files of a Secret; a container waits for it without a reason of its own."""
+        try:
+            return self._secret(pod["metadata"]["namespace"], {"name": secret})
+        except NotStartable as error:
+            message = f'MountVolume.SetUp failed for volume "{volume}" : {error}'
+            raise NotStartable("ContainerCreating", message) from None
 
     def _target(self, pod: dict[str, Any], reason: str, message: str) -> None:
         self._condition(pod, "DisruptionTarget", reason=reason, message=message)
