@@ -58,6 +58,11 @@ class PodShape:
                 f"{GPU_RESOURCE} is."
             )
         for name, given in self.custom_resources.items():
+            if name in _OF_RAY:
+                raise InvalidInputError(
+                    f"custom_resources={{{name!r}: {given!r}}}: {name} is not a custom resource. "
+                    "gpu_resource names a GPU; container_resources sets memory and CPUs."
+                )
             if not _is_extended(given):
                 raise InvalidInputError(
                     f"custom_resources={{{name!r}: {given!r}}}: {given!r} is not a name that a cluster "

@@ -1,12 +1,54 @@
-"""What the user gives of a pod, by template or argument, as a `KubernetesPodOperator` would take it."""
+"""A pod from what the user gives, by template or argument, and from what an attempt needs.
+
+Both are put together as a `KubernetesPodOperator` does it: arguments win over every template.
+"""
 
 import posixpath
 from typing import TYPE_CHECKING, Any
 
+from airflow_tune_restore.launch import kubernetes as shapes
+from airflow_tune_restore.launch import pod_resources
 from airflow_tune_restore.launch.kubernetes import SHM_PATH, SHM_VOLUME
+from airflow_tune_restore.launch.pod_resources import PodShape
+from airflow_tune_restore.operators.attempt_pods import name_of
+from airflow_tune_restore.operators.pod_arguments import parse_ttl
+from airflow_tune_restore.restore.request import RunnerRequest
 
 if TYPE_CHECKING:
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+
+    from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
+
+
+def take_shape(operator: "RunnerPodOperator", request: RunnerRequest, shape: PodShape) -> None:
+    """Set the provider's own arguments of an operator for one attempt."""
+    from airflow.providers.cncf.kubernetes.backcompat.backwards_compat_converters import (
+        convert_env_vars_or_raise_error,
+    )
+    from kubernetes.client import models
+
+    operator.name, operator.random_name_suffix = name_of(request), False
+    operator.labels = {**operator.labels, **shapes.pod_labels(request)}
+    operator.annotations = {
+        **operator.annotations,
+        f"{shapes.LABEL_PREFIX}experiment": request.experiment,
+        f"{shapes.LABEL_PREFIX}trial": request.trial_id,
+    }
+    command = [shapes.escape(part) for part in shapes.runner_command(request, shape.python)]
+    operator.cmds, operator.arguments = command[:1], command[1:]
+    own = {name: shapes.escape(str(value)) for name, value in (operator.env or {}).items()}
+    given = {**shapes.size_env(request.resources, shape), **own}
+    named = convert_env_vars_or_raise_error(operator.env_vars) if operator.env_vars else []
+    taken = {variable.name for variable in named}
+    fresh = {name: value for name, value in given.items() if name not in taken}
+    operator.env_vars = [*named, *convert_env_vars_or_raise_error(fresh)]
+    asked = pod_resources.container_resources(request.resources, shape)
+    resources = pod_resources.merge_resources(asked, given_resources(operator))
+    operator.container_resources = models.V1ResourceRequirements(**resources)
+    operator.volumes = [*operator.volumes, shapes.shm_volume(shape)]
+    operator.volume_mounts = [*operator.volume_mounts, shapes.shm_mount()]
+    if operator.ttl is not None:
+        operator.active_deadline_seconds = parse_ttl(operator.ttl)
 
 
 def read_template(operator: "KubernetesPodOperator") -> Any | None:

@@ -37,7 +37,6 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     provider_errors,
 )
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
-from airflow_tune_restore.launch import kubernetes as shapes
 from airflow_tune_restore.launch import pod_resources
 from airflow_tune_restore.launch.pod_end import PodWatch
 from airflow_tune_restore.launch.pod_resources import PodShape
@@ -53,6 +52,7 @@ from airflow_tune_restore.operators.pod_template import (
     given_resources,
     keep_one_shm,
     read_template,
+    take_shape,
 )
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -386,7 +386,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         """Build the pod: the provider's, for the runner of the attempt that is followed."""
         shaped = copy.copy(self)
         if self._request is not None:
-            shaped._take_shape(self._request)  # noqa: SLF001  a copy of ourselves
+            take_shape(shaped, self._request, self.shape)
         pod = super(RunnerPodOperator, shaped).build_pod_request_obj(context, dry_run=dry_run)
         keep_one_shm(pod)
         return pod
@@ -478,37 +478,6 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             container_name_log_prefix_enabled=self.container_name_log_prefix_enabled,
             log_formatter=self.log_formatter,
         )
-
-    def _take_shape(self, request: RunnerRequest) -> None:
-        """Set the provider's own arguments for this attempt; they win over every template."""
-        from airflow.providers.cncf.kubernetes.backcompat.backwards_compat_converters import (
-            convert_env_vars_or_raise_error,
-        )
-        from kubernetes.client import models
-
-        shape = self.shape
-        self.name, self.random_name_suffix = name_of(request), False
-        self.labels = {**self.labels, **shapes.pod_labels(request)}
-        self.annotations = {
-            **self.annotations,
-            f"{shapes.LABEL_PREFIX}experiment": request.experiment,
-            f"{shapes.LABEL_PREFIX}trial": request.trial_id,
-        }
-        command = [shapes.escape(part) for part in shapes.runner_command(request, shape.python)]
-        self.cmds, self.arguments = command[:1], command[1:]
-        own = {name: shapes.escape(str(value)) for name, value in (self.env or {}).items()}
-        given = {**shapes.size_env(request.resources, shape), **own}
-        named = convert_env_vars_or_raise_error(self.env_vars) if self.env_vars else []
-        taken = {variable.name for variable in named}
-        fresh = {name: value for name, value in given.items() if name not in taken}
-        self.env_vars = [*named, *convert_env_vars_or_raise_error(fresh)]
-        asked = pod_resources.container_resources(request.resources, shape)
-        resources = pod_resources.merge_resources(asked, given_resources(self))
-        self.container_resources = models.V1ResourceRequirements(**resources)
-        self.volumes = [*self.volumes, shapes.shm_volume(shape)]
-        self.volume_mounts = [*self.volume_mounts, shapes.shm_mount()]
-        if self.ttl is not None:
-            self.active_deadline_seconds = parse_ttl(self.ttl)
 
 
 @contextmanager
