@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, PodLostError
 from airflow_tune_restore.experiments.layout import request_key
-from airflow_tune_restore.hooks.kubernetes_api import is_gone, is_no_answer
-from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
+from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes import pod_name
-from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch, gone_pod_end, is_ending, is_live
-from airflow_tune_restore.launch.pod_start import is_pending, why_not_started
+from airflow_tune_restore.launch.pod_end import PodEnd, is_ending, is_live
 from airflow_tune_restore.operators.attempt import refuse_overtaken
 from airflow_tune_restore.restore.attempts import (
     list_attempts,
@@ -56,55 +54,16 @@ class AttemptPods:
     """Looks after pods that nobody follows just now.
 
     Args:
-        hook: The cluster.
-        manager: Deletes pods.
-        namespace: Where they are.
-        watch: Knows from its status whether a pod has ended.
+        pods: The pods of the namespace.
         deletes_ended: Whether the user wants ended pods deleted.
         log: The task's.
         sleep: Waits some seconds.
     """
 
-    hook: PatientKubernetesHook
-    manager: PatientPodManager
-    namespace: str
-    watch: PodWatch
+    pods: NamedPods
     deletes_ended: bool
     log: "Logger"
     sleep: Callable[[float], None] = time.sleep
-
-    def read(self, name: str) -> dict[str, Any] | None:
-        """Return a pod as Kubernetes' JSON; None if there is none."""
-        try:
-            pod: dict[str, Any] = self.hook.get_pod(name, self.namespace).to_dict(serialize=True)
-        except Exception as error:
-            if is_gone(error, name):
-                return None
-            raise
-        return pod
-
-    def is_pending(self, request: RunnerRequest) -> bool:
-        """Whether the attempt's pod waits for a node or for its image."""
-        return is_pending(self.read(name_of(request)) or {})
-
-    def why_not_started(self, name: str) -> str:
-        """Return why a pod waits, as a sentence without its full stop; "" if it does not."""
-        pod = self.read(name) or {}
-        return why_not_started(pod, self._events(name)) if is_pending(pod) else ""
-
-    def look(self, name: str) -> PodEnd | None:
-        """Return how a pod ended, None if it has not; of one that is gone, what was seen or reported."""
-        pod = self.read(name)
-        if pod is not None:
-            return self.watch.look(pod)
-        return gone_pod_end(name, self._events(name), self.watch.seen(name))
-
-    def delete(self, name: str) -> None:
-        """Delete a pod; one that runs saves a snapshot first."""
-        from kubernetes.client import models
-
-        metadata = models.V1ObjectMeta(name=name, namespace=self.namespace)
-        self.manager.delete_pod(models.V1Pod(metadata=metadata))
 
     def find_attempt(self, store: ObjectStore, plan: RestorePlan, trial_id: str) -> NewestAttempt:
         """Return what there is of the newest attempt.
@@ -118,14 +77,14 @@ class AttemptPods:
             return NewestAttempt(number=newest)
         name = name_of(request)
         pod = self._settled(store, request)
-        if pod is not None and is_live(pod, self.watch.container):
+        if pod is not None and is_live(pod, self.pods.watch.container):
             self.log.info("Attaching to pod %s, attempt %d.", name, newest)
             return NewestAttempt(number=newest, alive=request)
         if pod is None and self._is_untouched(store, request):
             return NewestAttempt(number=newest, unstarted=request)
         self._record_unseen(store, request, has_pod=pod is not None)
         if pod is not None and self.deletes_ended:
-            self.delete(name)
+            self.pods.delete(name)
         return NewestAttempt(number=newest)
 
     def judge(
@@ -148,7 +107,7 @@ class AttemptPods:
         outcome = read_outcome(store, *where)
         if outcome is not None and outcome.result not in (Result.INTERRUPTED, Result.FAILED):
             return outcome
-        end = end or self.look(name_of(request))
+        end = end or self.pods.look(name_of(request))
         if end is None:
             end = PodEnd(exit_code=None, message="it still runs", is_disruption=False)
         if outcome is not None and outcome.result == Result.FAILED:
@@ -191,7 +150,7 @@ class AttemptPods:
             can_tell = has_pod or newest_started(store, *where) == request.attempt
         else:
             can_tell = outcome.result in (Result.INTERRUPTED, Result.FAILED)
-        end = self.look(name_of(request)) if can_tell else None
+        end = self.pods.look(name_of(request)) if can_tell else None
         if end is None or end.is_mistake:
             return
         if outcome is not None and outcome.result == Result.FAILED:
@@ -235,28 +194,16 @@ class AttemptPods:
         """Return an attempt's pod once it is no more about to end, or is lost."""
         name = name_of(request)
         where = (request.restore_id, request.trial_id, request.attempt)
-        pod, logged = self.read(name), False
-        while pod is not None and is_ending(pod) and self.watch.look(pod) is None:
+        pod, logged = self.pods.read(name), False
+        while pod is not None and is_ending(pod) and self.pods.watch.look(pod) is None:
             if read_recorded_end(store, *where) is not None:
                 break  # an earlier try has waited for it, until it was lost
             if not logged:
                 self.log.info("Waiting for pod %s to end; it saves a snapshot.", name)
                 logged = True
             self.sleep(POLL_SECONDS)
-            pod = self.read(name)
+            pod = self.pods.read(name)
         return pod
-
-    def _events(self, name: str) -> list[dict[str, Any]]:
-        """Return what Kubernetes reported of a pod; nothing if that cannot be read."""
-        try:
-            found = self.hook.core_v1_client.list_namespaced_event(
-                namespace=self.namespace, field_selector=f"involvedObject.name={name}"
-            )
-            return [event.to_dict(serialize=True) for event in found.items or ()]
-        except Exception as error:
-            if not is_no_answer(error) and not isinstance(error, ValueError):
-                raise
-            return []
 
 
 def name_of(request: RunnerRequest) -> str:

@@ -19,9 +19,10 @@ from airflow_tune_restore.operators.continuation import (
     refuse_unfinished,
     start_continuation,
 )
+from airflow_tune_restore.operators.followed_pod import plain_answers
 from airflow_tune_restore.operators.labelled import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.restore_trial_kubernetes import CONCURRENT_TRIALS
-from airflow_tune_restore.operators.runner_pod import RunnerPodOperator, plain_answers
+from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions
@@ -101,7 +102,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
                     layout.EVERY_TRIAL,
                     lambda attempt, unstarted: self._claim(store, plan, attempt, unstarted),
                 )
-                self.follow_pod(context, request, plan.metric)
+                self.follow_attempt(context, request, plan.metric)
                 self._conclude(context, store, plan, request)
             return self._commit(context, address, store, plan)
 
@@ -118,7 +119,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             if plan is None:  # committed before, by a try that died right after
                 return self.say(context, describe_continued(address, settled, log=self.log))
             request = find_request(store, plan, layout.EVERY_TRIAL, event["name"])
-            self.resume_following(context, event, request, plan.metric)
+            self.resume_attempt(context, event, request, plan.metric)
             self._conclude(context, store, plan, request)
             return self._commit(context, address, store, plan)
 

@@ -13,10 +13,11 @@ from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import claim, judge
 from airflow_tune_restore.operators.attempt_pods import find_request, name_of, read_request
+from airflow_tune_restore.operators.followed_pod import plain_answers
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.labelled import TRIAL_LABEL
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
-from airflow_tune_restore.operators.runner_pod import RunnerPodOperator, plain_answers
+from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
@@ -101,7 +102,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
                     store, plan, item.trial_id, attempt, unstarted
                 ),
             )
-            self.follow_pod(context, request, plan.metric)
+            self.follow_attempt(context, request, plan.metric)
             return self._conclude(context, store, plan, item, request)
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         with plain_errors(), plain_answers():
             store, plan, item = self._open()
             request = find_request(store, plan, item.trial_id, event["name"])
-            self.resume_following(context, event, request, plan.metric)
+            self.resume_attempt(context, event, request, plan.metric)
             return self._conclude(context, store, plan, item, request)
 
     def on_kill(self) -> None:
@@ -172,7 +173,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         lease.renew(store, lease.check_held(store, plan.restore_id))
 
         def start(attempt: int) -> None:
-            if self.pods.find_attempt(store, plan, layout.EVERY_TRIAL).alive is not None:
+            if self.attempt_pods.find_attempt(store, plan, layout.EVERY_TRIAL).alive is not None:
                 self._refuse_pending(store, plan, attempt - 1)
                 key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
                 raise KeyExistsError(
@@ -200,7 +201,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         """Give up a pod that has waited too long to start, for lack of a node or of its image."""
         request = read_request(store, plan, layout.EVERY_TRIAL, attempt)
         now = time.monotonic()
-        if not self.pods.is_pending(request):
+        if not self.pods.is_pending(name_of(request)):
             self._pending_since = now
         if now - self._pending_since > self.startup_timeout_seconds:
             why = self.pods.why_not_started(name_of(request))

@@ -1,28 +1,14 @@
 """A `KubernetesPodOperator` whose pod is a runner: what both operators that run one share."""
 
 import copy
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Never
+from typing import Any, Never
 
-from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import PodLaunchFailedException
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.pod_manager import (
-    PodLaunchTimeoutException,
-    detect_pod_terminate_early_issues,
-)
 from airflow.sdk import Context
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-    AirflowTaskTimeout,
-)
 
 from airflow_tune_restore.exceptions import KeyExistsError, PodLostError
 from airflow_tune_restore.experiments import layout
@@ -31,17 +17,12 @@ from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.kubernetes_api import (
     describe_error,
     is_gone,
-    is_mistake,
-    is_no_answer,
-    is_outage,
-    provider_errors,
 )
-from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch import pod_resources
-from airflow_tune_restore.launch.pod_end import PodWatch
 from airflow_tune_restore.launch.pod_resources import PodShape
 from airflow_tune_restore.operators.attempt import RunnerArguments
 from airflow_tune_restore.operators.attempt_pods import POLL_SECONDS, AttemptPods, name_of
+from airflow_tune_restore.operators.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.labelled import LabelledOperator
 from airflow_tune_restore.operators.pod_arguments import (
     parse_grace_period,
@@ -51,7 +32,6 @@ from airflow_tune_restore.operators.pod_arguments import (
 from airflow_tune_restore.operators.pod_template import (
     given_resources,
     keep_one_shm,
-    read_template,
     take_shape,
 )
 from airflow_tune_restore.restore.lines import describe_line
@@ -59,9 +39,6 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
-
-if TYPE_CHECKING:
-    from airflow_tune_restore.launch.pod_end import PodEnd
 
 GRACE_SECONDS = 120
 """What a pod is given to save a snapshot in; Kubernetes gives 30 s, which a large checkpoint outlasts."""
@@ -73,7 +50,7 @@ nobody renews that until the runner does."""
 LOG_SECONDS = 10
 
 
-class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
+class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
     """Runs claimed attempts in pods of deterministic names.
 
     Args:
@@ -142,12 +119,7 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         self.ttl = ttl
         self._request: RunnerRequest | None = None
         self._metric: str | None = None
-        self._watch = PodWatch(self.base_container_name)
-        self._end: PodEnd | None = None
-        self._attaches = False
-        self._timed_out = False
-        self._given_up: str | None = None
-        self._own_pod: str | None = None
+        self._is_alive = False
 
     @property
     def shape(self) -> PodShape:
@@ -160,31 +132,10 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         )
 
     @cached_property
-    def hook(self) -> PatientKubernetesHook:
-        """The connection to the cluster."""
-        return PatientKubernetesHook(
-            conn_id=self.kubernetes_conn_id,
-            in_cluster=self.in_cluster,
-            config_file=self.config_file,
-            cluster_context=self.cluster_context,
-        )
-
-    @cached_property
-    def pod_manager(self) -> PatientPodManager:
-        """Whoever creates, reads and follows pods."""
-        _ = self.client  # the provider's callbacks want to know of it
-        return PatientPodManager(
-            self.hook, self._watch, self.base_container_name, callbacks=self.callbacks
-        )
-
-    @cached_property
-    def pods(self) -> AttemptPods:
+    def attempt_pods(self) -> AttemptPods:
         """The pods of attempts, whoever made them."""
         return AttemptPods(
-            hook=self.hook,
-            manager=self.pod_manager,
-            namespace=self.pod_namespace,
-            watch=self._watch,
+            pods=self.pods,
             deletes_ended=self.on_finish_action.value == "delete_pod",
             log=self.log,
         )
@@ -230,8 +181,8 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             claim_next: Claims the attempt of a number, or takes one that was claimed and never started.
         """
         while True:
-            newest = self.pods.find_attempt(store, plan, trial_id)
-            self._attaches = newest.alive is not None
+            newest = self.attempt_pods.find_attempt(store, plan, trial_id)
+            self._is_alive = newest.alive is not None
             if newest.alive is not None:
                 return newest.alive
             try:
@@ -241,56 +192,27 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
                     "Another try of this task has just claimed attempt %d.", newest.number + 1
                 )
 
-    def follow_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
-        """Create the attempt's pod, or attach to it, and follow it to its end; or defer.
-
-        What the provider makes of a pod that failed is left to `ended`, which knows more.
-        """
+    def follow_attempt(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
+        """Create the attempt's pod, or attach to it, and follow it to its end; or defer."""
         self._take(request, metric)
-        self._own_pod = name_of(request)
-        try:
-            super().execute(context)
-        except (AirflowSkipException, AirflowFailException):
-            raise
-        except provider_errors() as error:
-            self._refuse(error, self._own_pod, existed=self.pod is not None)
+        self.follow(context, name_of(request), is_there=self._is_alive)
 
-    def resume_following(
+    def resume_attempt(
         self, context: Context, event: dict[str, Any], request: RunnerRequest, metric: str | None
     ) -> None:
         """Go on after a deferral."""
         self._take(request, metric)
-        name = self._own_pod = name_of(request)
-        self._watch.remember(
-            name, seen=str(event.get("seen") or ""), is_lost=bool(event.get("is_lost"))
-        )
-        try:
-            event = self._without_old_timeout(event, request)
-            self._timed_out = event["status"] == "timeout"
-            super().trigger_reentry(context, event)
-        except (AirflowSkipException, AirflowFailException):
-            raise
-        except provider_errors() as error:
-            self._refuse(error, name, existed=True)
-
-    def _without_old_timeout(self, event: dict[str, Any], request: RunnerRequest) -> dict[str, Any]:
-        """Return an event that does not give up a pod which has started since it was fired."""
-        deadline = event.get("_execution_deadline")
-        is_overdue = deadline is not None and datetime.now(UTC).timestamp() >= deadline
-        if event["status"] != "timeout" or is_overdue or self.pods.is_pending(request):
-            return event
-        return {**event, "status": "error"}  # the provider defers again
+        self.resume(context, event, name_of(request))
 
     def start_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
         """Create the attempt's pod, and show its log for as long as this process lives."""
         self._take(request, metric)
-        self._own_pod = None  # killing a task stops its trial alone
         pod = self.build_pod_request_obj(context)
-        self.pod_manager.create_pod(pod)
+        self.create(pod)
 
         def show() -> None:
             try:
-                while self.pods.is_pending(request):
+                while self.pods.is_pending(name_of(request)):
                     time.sleep(POLL_SECONDS)
                 self.pod_manager.fetch_container_logs(
                     pod,
@@ -306,9 +228,6 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
 
     def _take(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
-        self._end, self._given_up, self._timed_out = None, None, False
-        # the provider's own, of the attempt before
-        self.pod = self.pod_request_obj = self.remote_pod = None
         of_many = request.trial_id == layout.EVERY_TRIAL
         if self.log_formatter is None:
             self.log_formatter = lambda _container, line: describe_line(
@@ -332,14 +251,14 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
             PodLostError: If the pod was lost.
             InvalidInputError: If the second pod was too small again.
         """
-        end = self.pods.judge(store, plan, request, self._end)
+        end = self.attempt_pods.judge(store, plan, request, self.end)
         if isinstance(end, PodLostError):
             raise end
         if not end.resources:
             return end
         larger = claim_next()
-        self._attaches = False
-        self.follow_pod(context, larger, plan.metric)
+        self._is_alive = False
+        self.follow_attempt(context, larger, plan.metric)
         return self.conclude(context, store, plan, larger, claim_next)
 
     def say(self, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
@@ -352,31 +271,6 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         """Return how much memory the trial has where the user, and not the trial, says so."""
         limit = given_resources(self)["limits"].get("memory")
         return pod_resources.trial_memory(limit, self.shape)
-
-    def _refuse(self, error: Exception, name: str, *, existed: bool) -> None:
-        """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
-        if self._end is not None:
-            return
-        if is_gone(error, name):
-            self._end = self.pods.look(name)
-            return
-        why = _cause(error)
-        if not existed:
-            kind = AirflowFailException if is_mistake(error) else AirflowException
-            raise kind(f"Pod {name} could not be created: {why}") from error
-        if self._given_up is None:
-            raise AirflowException(
-                f"Pod {name} cannot be followed: {why}. It goes on; a retry attaches to it."
-            ) from error
-        raise AirflowException(f"Pod {name} did not start: {self._given_up or why}") from error
-
-    @cached_property
-    def pod_namespace(self) -> str:
-        """The namespace of the pods, found as the provider finds it."""
-        template = read_template(self)
-        given = template.metadata.namespace if template is not None and template.metadata else None
-        found = self.namespace or given or self.hook.get_namespace() or self._incluster_namespace
-        return str(found or "default")
 
     # what the provider calls
 
@@ -391,111 +285,9 @@ class RunnerPodOperator(LabelledOperator, KubernetesPodOperator):
         keep_one_shm(pod)
         return pod
 
-    def find_pod(
-        self, namespace: str, context: Context, *, exclude_checked: bool = True
-    ) -> Any | None:
-        """Return the attempt's pod by its name; the provider looks for labels, which tries share."""
-        del context, exclude_checked
-        if self._request is None:
-            return None
-        name = name_of(self._request)
-        try:
-            return self.hook.get_pod(name, namespace)
-        except Exception as error:
-            if is_gone(error, name):
-                return None
-            raise
-
-    def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
-        """Attach to the attempt's pod, or create it. Its name says which one it is."""
-        del context
-        if self._attaches:
-            return self.pod_manager.read_pod(pod_request_obj)
-        return self.pod_manager.create_pod(pod_request_obj)
-
-    def on_kill(self) -> None:
-        """Delete the pod that this task follows; it saves a snapshot first."""
-        self._killed = True
-        if self._own_pod is None:
-            return
-        if self.on_kill_action.value == "keep_pod":
-            self.log.info("Pod %s goes on: on_kill_action is keep_pod.", self._own_pod)
-            return
-        self.pods.delete(self._own_pod)
-
     def defer(self, *, trigger: Any, **kwargs: Any) -> Never:
         """Defer to our trigger in the place of the provider's."""
         _, arguments = trigger.serialize()
         of_many = self._request is not None and self._request.trial_id == layout.EVERY_TRIAL
         ours = RunnerPodTrigger(metric=self._metric, of_many=of_many, **arguments)
         super().defer(trigger=ours, **kwargs)
-
-    def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
-        """Look how the pod ended, before the provider deletes it; one that goes on is left alone.
-
-        Whatever was raised: a pod that has not ended is deleted only if it cannot start, or if the user's
-        `execution_timeout` is over.
-        """
-        name, raised = pod.metadata.name, sys.exception()
-        if remote_pod is None or self._killed:
-            return  # it was never there, or is deleted already
-        if is_outage(raised, name):
-            self.log.warning("Pod %s goes on unseen; a retry attaches to it.", name)
-            return
-        self._end = self.pods.look(name)
-        remote_pod = self.find_pod(pod.metadata.namespace, kwargs["context"])
-        if remote_pod is None:
-            return  # nothing is left to clean
-        if self._end is None and not self._may_give_up(raised, remote_pod):
-            self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
-            return
-        if self._end is None:
-            self._given_up = self.pods.why_not_started(name)
-        super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
-
-    def _may_give_up(self, raised: BaseException | None, pod: Any) -> bool:
-        has_no_time = (PodLaunchTimeoutException, PodLaunchFailedException, AirflowTaskTimeout)
-        return (
-            self._timed_out
-            or isinstance(raised, has_no_time)
-            or detect_pod_terminate_early_issues(pod) is not None
-        )
-
-    def _write_logs(  # type: ignore[override]  # the provider's is wrapped by tenacity
-        self,
-        pod: Any,
-        follow: bool = False,  # noqa: FBT001, FBT002  as the provider declares it
-        since_time: Any = None,
-    ) -> None:
-        """Show what the triggerer has not: results in words, as it does."""
-        where = (pod.metadata.namespace, pod.metadata.name, self.base_container_name)
-        if since_time is not None:
-            self.pod_manager.container_log_times[where] = since_time
-        self.pod_manager.fetch_requested_container_logs(
-            pod=pod,
-            containers=self.container_logs,
-            follow_logs=follow,
-            container_name_log_prefix_enabled=self.container_name_log_prefix_enabled,
-            log_formatter=self.log_formatter,
-        )
-
-
-@contextmanager
-def plain_answers() -> Iterator[None]:
-    """Raise what an API server answered, or did not, as an `AirflowException` of one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if not is_no_answer(error):
-            raise
-        raise AirflowException(
-            f"The Kubernetes API does not answer as it should: {describe_error(error)}. Pods go on; a "
-            "retry attaches to them."
-        ) from error
-
-
-def _cause(error: BaseException) -> str:
-    """Return what an error began with: the provider raises another one while it cleans up."""
-    while isinstance(error.__context__, Exception):
-        error = error.__context__
-    return describe_error(error)

@@ -215,7 +215,7 @@ def test_a_run_that_is_being_claimed_just_now_has_no_pod_yet(api, copied):
     key = layout.request_key(trial.restore_id, layout.EVERY_TRIAL, 1)
     (Path(trial.store.uri) / key).parent.mkdir(parents=True)
     plan = read_plan(trial.store, trial.restore_id)
-    newest = trial.operator().pods.find_attempt(trial.store, plan, layout.EVERY_TRIAL)
+    newest = trial.operator().attempt_pods.find_attempt(trial.store, plan, layout.EVERY_TRIAL)
     assert newest == NewestAttempt(number=1)
     # the pod of the test before may still be read
     name = pod_name(plan.experiment, plan.restore_id, layout.EVERY_TRIAL, 1)

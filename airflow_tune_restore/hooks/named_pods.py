@@ -1,0 +1,71 @@
+"""Pods found by their names: whether they have started, and how they ended."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_tune_restore.hooks.kubernetes_api import is_gone, is_no_answer
+from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
+from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch, gone_pod_end
+from airflow_tune_restore.launch.pod_start import is_pending, why_not_started
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedPods:
+    """The pods of a namespace, by name.
+
+    Args:
+        hook: The cluster.
+        manager: Deletes pods.
+        namespace: Where they are.
+        watch: Knows from its status whether a pod has ended.
+    """
+
+    hook: PatientKubernetesHook
+    manager: PatientPodManager
+    namespace: str
+    watch: PodWatch
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return a pod as Kubernetes' JSON; None if there is none."""
+        try:
+            pod: dict[str, Any] = self.hook.get_pod(name, self.namespace).to_dict(serialize=True)
+        except Exception as error:
+            if is_gone(error, name):
+                return None
+            raise
+        return pod
+
+    def is_pending(self, name: str) -> bool:
+        """Whether a pod waits for a node, for its image or for what it mounts."""
+        return is_pending(self.read(name) or {})
+
+    def why_not_started(self, name: str) -> str:
+        """Return why a pod waits, as a sentence without its full stop; "" if it does not."""
+        pod = self.read(name) or {}
+        return why_not_started(pod, self._events(name)) if is_pending(pod) else ""
+
+    def look(self, name: str) -> PodEnd | None:
+        """Return how a pod ended, None if it has not; of one that is gone, what was seen or reported."""
+        pod = self.read(name)
+        if pod is not None:
+            return self.watch.look(pod)
+        return gone_pod_end(name, self._events(name), self.watch.seen(name))
+
+    def delete(self, name: str) -> None:
+        """Delete a pod; one that runs saves a snapshot first."""
+        from kubernetes.client import models
+
+        metadata = models.V1ObjectMeta(name=name, namespace=self.namespace)
+        self.manager.delete_pod(models.V1Pod(metadata=metadata))
+
+    def _events(self, name: str) -> list[dict[str, Any]]:
+        """Return what Kubernetes reported of a pod; nothing if that cannot be read."""
+        try:
+            found = self.hook.core_v1_client.list_namespaced_event(
+                namespace=self.namespace, field_selector=f"involvedObject.name={name}"
+            )
+            return [event.to_dict(serialize=True) for event in found.items or ()]
+        except Exception as error:
+            if not is_no_answer(error) and not isinstance(error, ValueError):
+                raise
+            return []
