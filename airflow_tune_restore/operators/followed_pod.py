@@ -243,7 +243,9 @@ class FollowedPodOperator(KubernetesPodOperator):
             raise AirflowException(
                 f"Pod {name} cannot be followed: {why}. It goes on; a retry attaches to it."
             ) from error
-        raise AirflowException(f"Pod {name} did not start: {self._why_given_up or why}") from error
+        if self._why_given_up:
+            raise AirflowException(f"Pod {name} did not start: {self._why_given_up}") from error
+        raise AirflowException(f"Pod {name} was given up: {why}") from error
 
 
 @contextmanager
