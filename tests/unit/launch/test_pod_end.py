@@ -3,6 +3,8 @@
 import pytest
 
 from airflow_tune_restore.launch.pod_end import (
+    ENDING_SECONDS,
+    PodWatch,
     gone_pod_end,
     is_ending,
     is_live,
@@ -127,3 +129,72 @@ def test_a_runner_that_saved_before_its_node_went_is_lost_and_one_that_refused_i
     assert classify_end(EXIT_INTERRUPTED, words).cause == Cause.NODE_LOST
     assert classify_end(EXIT_INTERRUPTED, "pod p ended (Error)") is None
     assert classify_end(EXIT_REFUSED, words) is None
+
+
+def ending(phase: str = "Running", **metadata: object) -> dict:
+    """Return a pod that is about to end, and whose container runs."""
+    leaving = pod(phase)
+    leaving["metadata"] |= metadata
+    leaving["spec"] = {"nodeName": "node-1", "terminationGracePeriodSeconds": 120}
+    leaving["status"]["containerStatuses"] = [{"name": "base", "state": {"running": {}}}]
+    return leaving
+
+
+DELETED = {"deletionTimestamp": "2026-11-24T00:00:00Z", "deletionGracePeriodSeconds": 10}
+
+
+@pytest.mark.parametrize(
+    ("leaving", "seconds"),
+    [
+        (ending(**DELETED), 10 + ENDING_SECONDS),
+        (ending("Failed"), 120 + ENDING_SECONDS),  # past its deadline, or evicted with time to save
+    ],
+)
+def test_a_pod_that_is_about_to_end_is_given_its_grace_period_and_no_more(leaving, seconds):
+    clock = [1000.0]
+    watch = PodWatch("base", monotonic=lambda: clock[0])
+    assert watch.look(leaving) is None
+    clock[0] += seconds
+    assert watch.look(leaving) is None
+    clock[0] += 1
+    end = watch.look(leaving)
+    assert end.is_lost
+    assert "node-1 does not report its end" in end.message
+    assert classify_end(end.exit_code, end.message).cause == Cause.NODE_LOST
+
+
+def test_each_pod_has_a_clock_of_its_own_and_one_that_reports_its_end_is_not_lost():
+    clock = [0.0]
+    watch = PodWatch("base", monotonic=lambda: clock[0])
+    assert watch.look(ending(**DELETED)) is None
+    clock[0] += 1000
+    assert watch.look(ending(**DELETED, name="q")) is None
+    ended = pod("Running", exit_code=4)
+    ended["metadata"] |= DELETED
+    assert watch.look(ended).exit_code == 4
+
+
+def test_what_another_process_has_seen_is_taken_over():
+    watch = PodWatch("base")
+    watch.remember("p", seen="The pod was preempted", is_lost=True)
+    assert watch.seen("p") == "The pod was preempted"
+    assert "The pod was preempted" in watch.look(ending(**DELETED)).message
+    assert watch.look(ending()) is None
+
+
+def test_a_pod_that_is_held_is_over_once_its_container_is_or_can_never_be():
+    held = pod("Running", exit_code=0)
+    held["metadata"] |= {**DELETED, "finalizers": ["kueue.x-k8s.io/managed"]}
+    assert read_pod_end(held, "base").exit_code == 0
+    never = pod("Pending")
+    never["metadata"] |= {**DELETED, "finalizers": ["kueue.x-k8s.io/managed"]}
+    assert read_pod_end(never, "base") is not None
+
+
+def test_a_container_that_cannot_be_started_is_a_mistake_with_its_reason():
+    said = 'exec: "no-such-python": executable file not found in $PATH: unknown'
+    ended = pod(exit_code=128, why="StartError")
+    ended["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = said
+    end = read_pod_end(ended, "base")
+    assert end.is_mistake
+    assert said in end.message

@@ -331,6 +331,50 @@ def test_the_request_asks_for_the_memory_and_the_ledger_keeps_it(store):
     assert memory_to_ask(plan_night(store), "bad", history(store)) == 16 * GIB
 
 
+OOM = "OOMKilled: the container of pod p needed more than its memory limit"
+
+
+@pytest.mark.parametrize(
+    ("told", "said", "cause"),
+    [
+        ({"cause": "actor_died"}, OOM, "out_of_memory"),
+        ({"cause": "unknown"}, OOM, "out_of_memory"),
+        (
+            {
+                "cause": "trainable",
+                "error": "DataLoader worker (pid 7) is killed by signal: Killed",
+            },
+            OOM,
+            "out_of_memory",
+        ),
+        ({"cause": "trainable", "error": "division by zero"}, OOM, "trainable"),
+        ({"cause": "actor_died"}, "pod p ended (Error)", "actor_died"),
+        ({"cause": "actor_died"}, "The pod was evicted (Evicted): low on disk", "actor_died"),
+    ],
+)
+def test_a_worker_that_was_killed_for_its_memory_is_explained_by_its_place(
+    store, told, said, cause
+):
+    plan = start_night(store, "r1")
+    request = leave_attempt(store, plan, "bad", result="failed", memory=8 * GIB, **told)
+    record_end(store, request, 1, said)
+    commit_restore(store, "r1")
+    assert [failure.cause for failure in history(store).failures] == [cause]
+    more = memory_to_ask(plan_night(store), "bad", history(store))
+    assert more == (16 * GIB if cause == "out_of_memory" else None)
+
+
+def test_an_attempt_that_never_started_is_taken_up_by_whoever_would_claim_the_same(store):
+    plan = start_night(store, "r1")
+    first = claim_attempt(store, plan, "bad", trainable="m:train", runtime_env={"pip": ["a"]})
+    same = claim_attempt(
+        *(store, plan, "bad"), trainable="m:train", runtime_env={"pip": ["a"]}, unstarted=first
+    )
+    assert same == first
+    other = claim_attempt(store, plan, "bad", trainable="m:mended", unstarted=first)
+    assert (other.attempt, other.trainable) == (2, "m:mended")
+
+
 def test_a_plan_of_an_older_release_has_no_limits(store):
     plan = plan_night(store)
     document = json.loads(plan.to_json())
