@@ -146,9 +146,10 @@ class OvertakenError(TuneRestoreError):
         self.newer = newer
 
     def __str__(self) -> str:
+        what = "all trials" if self.trial_id == "*" else f"trial {self.trial_id}"
         return (
-            f"Another try of this task runs trial {self.trial_id} of {self.experiment}, as attempt "
-            f"{self.newer}. Attempt {self.attempt} of this try has stopped; nothing is lost."
+            f"Another try of this task runs {what} of {self.experiment}, as attempt {self.newer}. "
+            f"Attempt {self.attempt} of this try has stopped; nothing is lost."
         )
 
 

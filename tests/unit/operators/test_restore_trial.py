@@ -1,5 +1,7 @@
 """One trial: what is asked of the runner, what is shown of it, and how each end of it is told."""
 
+from dataclasses import asdict
+
 import pytest
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -7,6 +9,7 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.plain_errors import original
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.launchers import user_code_paths
@@ -14,7 +17,7 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.restore.lines import describe_line
-from airflow_tune_restore.restore.request import Result, RunnerProgress
+from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.records import ending
@@ -126,6 +129,18 @@ def test_one_that_found_no_room_says_what_it_asked_for_and_may_be_retried(item, 
 def test_a_runner_that_dies_without_a_word_is_quoted(item, launcher):
     launcher.said = ("Killed",)
     with pytest.raises(AirflowException, match=r"without saying how.*It last said: Killed"):
+        trial(item).execute(make_context())
+
+
+def test_a_try_whose_trial_another_try_runs_says_so(item, launcher, store):
+    def overtake(request) -> None:
+        newer = RunnerRequest(**{**asdict(request), "attempt": 2})
+        store.create(layout.request_key(newer.restore_id, newer.trial_id, 2), newer.to_json())
+
+    launcher.on_start = overtake
+    with pytest.raises(
+        AirflowException, match=r"Another try of this task runs trial .* as attempt 2"
+    ):
         trial(item).execute(make_context())
 
 
