@@ -223,7 +223,9 @@ def _readable(question: Callable[[], _Answer]) -> _Answer:
 
 
 def _unreadable(error: ValueError) -> UnreadableAnswerError:
-    return UnreadableAnswerError(f"The Kubernetes API answers nonsense: {printable(str(error))}")
+    return UnreadableAnswerError(
+        f"The Kubernetes API sent an unreadable answer: {printable(str(error))}"
+    )
 
 
 def _read_status(error: BaseException | None) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class PodShape:
                 f"gpu_resource={self.gpu_resource!r} is not a name that a cluster can give to GPUs, as "
                 f"{GPU_RESOURCE} is."
             )
+        if not isinstance(self.custom_resources, Mapping):
+            raise InvalidInputError(
+                f"custom_resources={self.custom_resources!r} is not a mapping of names to names."
+            )
         for name, given in self.custom_resources.items():
             if name in _OF_RAY:
                 raise InvalidInputError(

@@ -127,8 +127,11 @@ def judge(
     outcome: RunnerOutcome,
     *,
     log: "Logger",
+    because: str = "",
 ) -> dict[str, Any]:
     """Return the summary of a finished trial; every other end fails the task.
+
+    `because` is why it was stopped, if that is known.
 
     Raises:
         TrialFailedError: If the trial failed again.
@@ -149,8 +152,9 @@ def judge(
         case Result.INTERRUPTED if outcome.cause == Cause.NO_ROOM:
             raise AirflowException(f"{name} found no room; its snapshot is saved. {cause}")
         case Result.INTERRUPTED:
+            why = f" ({because})" if because else ""
             raise AirflowException(
-                f"{name} was stopped at iteration {outcome.iteration}; its snapshot is saved and a "
+                f"{name} was stopped at iteration {outcome.iteration}{why}; its snapshot is saved and a "
                 "retry goes on from there."
             )
         case Result.REFUSED:

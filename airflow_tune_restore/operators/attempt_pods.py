@@ -1,11 +1,17 @@
 """The pods of attempts, found by their names: alive or not, and how they ended."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, PodLostError
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyNotFoundError,
+    PodLostError,
+    RunnerError,
+)
 from airflow_tune_restore.experiments.layout import request_key
 from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes import pod_name
@@ -22,13 +28,20 @@ from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.ledger import explain
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import (
+    EXIT_REFUSED,
+    Result,
+    RunnerEnd,
+    RunnerOutcome,
+    RunnerRequest,
+)
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 POLL_SECONDS = 2.0
+_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore\b")
 CLAIM_SECONDS = 2.0
 """How long a claim may take on a disk, between the directory of an attempt and its request."""
 
@@ -100,6 +113,7 @@ class AttemptPods:
 
         Raises:
             InvalidInputError: If the container could not be started as it was configured.
+            RunnerError: If the runner refused and could not write so.
             OvertakenError: If another try of the task runs the trial.
             LeaseLostError: If another restore is at work.
         """
@@ -114,11 +128,8 @@ class AttemptPods:
             return self._explained(store, request, outcome, end)
         if outcome is not None and not end.is_disruption:
             return outcome
-        if end.is_mistake:
-            raise InvalidInputError(
-                f"Trial {request.trial_id} of {plan.experiment} was not started: {end.message}. Set "
-                "python= to the interpreter in the image that has Ray and the trainable"
-            )
+        if outcome is None:
+            _refuse_unstarted(plan, request, end)
         if self._has_run(store, request, end):
             record_end(store, request, end.exit_code, end.message)
         if outcome is None:
@@ -129,7 +140,7 @@ class AttemptPods:
         cause = failure.cause if failure is not None else Cause.UNKNOWN
         code = f", exit code {end.exit_code}" if end.exit_code is not None else ""
         said = f". It last said: {end.last_words}" if end.last_words and outcome is None else ""
-        reason = f"{end.message}{code}{said}"
+        reason = f"{end.message.rstrip('. ')}{code}{said}"
         return PodLostError(plan.experiment, request.trial_id, reason, cause.value)
 
     def _explained(
@@ -151,7 +162,7 @@ class AttemptPods:
         else:
             can_tell = outcome.result in (Result.INTERRUPTED, Result.FAILED)
         end = self.pods.look(name_of(request)) if can_tell else None
-        if end is None or end.is_mistake:
+        if end is None or end.is_mistake or _NO_PACKAGE.search(end.last_words):
             return
         if outcome is not None and outcome.result == Result.FAILED:
             self._explained(store, request, outcome, end)
@@ -204,6 +215,30 @@ class AttemptPods:
             self.sleep(POLL_SECONDS)
             pod = self.pods.read(name)
         return pod
+
+
+def _refuse_unstarted(plan: RestorePlan, request: RunnerRequest, end: PodEnd) -> None:
+    """Raise if a container ended because it, or the runner in it, could not be started as it was given.
+
+    Raises:
+        InvalidInputError: If its image is the wrong one.
+        RunnerError: If the runner refused, before it could write an outcome: it has no way to the store.
+    """
+    what = f"Trial {request.trial_id} of {plan.experiment} was not started"
+    where = f"(pod {name_of(request)})"
+    last = (end.last_words.strip().splitlines() or [""])[-1].removeprefix("error: ")
+    if end.is_mistake:
+        raise InvalidInputError(
+            f"{what}: {end.message}. Set python= to the interpreter in the image that has Ray and the "
+            "trainable."
+        )
+    if _NO_PACKAGE.search(end.last_words):
+        raise InvalidInputError(
+            f"{what}: the image lacks this package: {last} {where}. Install airflow-tune-restore in the "
+            "image, or set python= to the interpreter that has it."
+        )
+    if end.exit_code == EXIT_REFUSED:
+        raise RunnerError(f"{what}: {last} {where}")
 
 
 def name_of(request: RunnerRequest) -> str:

@@ -46,11 +46,13 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     Attributes:
         end: How the pod ended; None while nobody has seen that.
+        pod_purpose: What the pod is for, in the words that begin a message about it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.end: PodEnd | None = None
+        self.pod_purpose = "A task"
         self._watch = PodWatch(self.base_container_name)
         self._pod_name: str | None = None
         self._is_there = False
@@ -116,6 +118,8 @@ class FollowedPodOperator(KubernetesPodOperator):
         self._watch.remember(
             name, seen=str(event.get("seen") or ""), is_lost=bool(event.get("is_lost"))
         )
+        if outage := event.get("outage"):
+            raise self._not_followed(name, str(outage))
         try:
             event = self._without_old_timeout(event, name)
             self._timed_out = event["status"] == "timeout"
@@ -130,7 +134,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         try:
             self.pod_manager.create_pod(pod)
         except provider_errors() as error:
-            raise _not_created(error, pod.metadata.name) from error
+            raise self._not_created(error, pod.metadata.name) from error
 
     def _forget(self, name: str) -> None:
         """Forget the pod that was followed before."""
@@ -233,26 +237,50 @@ class FollowedPodOperator(KubernetesPodOperator):
         """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
         if self.end is not None:
             return
-        if is_gone(error, name):
-            self.end = self.pods.look(name)
-            return
-        if not was_there:
-            raise _not_created(error, name) from error
-        why = _cause(error)
+        what, why = self._describe(name), _cause(error)
         if self._why_given_up is None:
-            raise AirflowException(
-                f"Pod {name} cannot be followed: {why}. It goes on; a retry attaches to it."
-            ) from error
+            if is_gone(error, name) or (not is_no_answer(error) and self.pods.read(name) is None):
+                self.end = self.pods.look(name)
+                return
+            if not was_there:
+                raise self._not_created(error, name) from error
+            raise self._not_followed(name, why) from error
         if self._why_given_up:
-            raise AirflowException(f"Pod {name} did not start: {self._why_given_up}") from error
-        raise AirflowException(f"Pod {name} was given up: {why}") from error
+            raise AirflowException(
+                f"{what} did not start: {self._why_given_up}. It was deleted; a retry makes another one."
+            ) from error
+        raise AirflowException(f"{what} was given up: {why}") from error
+
+    def _not_created(self, error: Exception, name: str) -> AirflowException:
+        what, why = self._describe(name), _cause(error)
+        if is_mistake(error):
+            return AirflowFailException(
+                f"{what} could not be created: {why}. Correct the arguments or the pod template."
+            )
+        return AirflowException(
+            f"{what} could not be created: {why}. Nothing ran; a retry tries again."
+        )
+
+    def _not_followed(self, name: str, why: str) -> AirflowException:
+        return AirflowException(
+            f"{self._describe(name)} cannot be followed: {why}. It goes on; a retry attaches to it."
+        )
+
+    def _describe(self, name: str) -> str:
+        return f"{self.pod_purpose}: pod {name} in namespace {self.pod_namespace}"
 
 
 @contextmanager
 def plain_answers() -> Iterator[None]:
     """Raise what an API server answered, or did not, as an `AirflowException` of one sentence."""
+    from kubernetes.config import ConfigException
+
     try:
         yield
+    except ConfigException as error:
+        raise AirflowException(
+            f"The connection to Kubernetes cannot be used: {describe_error(error)}"
+        ) from None
     except Exception as error:
         if not is_no_answer(error):
             raise
@@ -262,13 +290,8 @@ def plain_answers() -> Iterator[None]:
         ) from error
 
 
-def _not_created(error: Exception, name: str) -> AirflowException:
-    kind = AirflowFailException if is_mistake(error) else AirflowException
-    return kind(f"Pod {name} could not be created: {_cause(error)}")
-
-
 def _cause(error: BaseException) -> str:
     """Return what an error began with: the provider raises another one while it cleans up."""
     while isinstance(error.__context__, Exception):
         error = error.__context__
-    return describe_error(error)
+    return describe_error(error).rstrip(". ")

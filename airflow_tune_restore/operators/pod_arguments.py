@@ -1,6 +1,7 @@
 """Reading arguments of a pod that an API server may refuse, before anything is claimed for it."""
 
 import math
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +36,22 @@ def parse_grace_period(seconds: Any) -> int | None:
             f"termination_grace_period={seconds!r} is not a whole number of seconds, zero or more."
         )
     return seconds
+
+
+def parse_patience(name: str, seconds: Any) -> float:
+    """Read how many seconds a pod may wait."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise InvalidInputError(f"{name}={seconds!r} is not a positive number of seconds.")
+    return float(seconds)
+
+
+def check_env(env: Any) -> None:
+    """Refuse variables without a value: a pod would get the text `None`."""
+    if not isinstance(env or {}, Mapping):
+        raise InvalidInputError(f"env={env!r} is not a mapping of names to values.")
+    for name, value in (env or {}).items():
+        if value is None:
+            raise InvalidInputError(f"env={{{name!r}: None}} has no value.")
 
 
 def parse_object_store(size: Any) -> int:

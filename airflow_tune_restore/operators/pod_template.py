@@ -4,8 +4,13 @@ Both are put together as a `KubernetesPodOperator` does it: arguments win over e
 """
 
 import posixpath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yaml import YAMLError
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.launch import kubernetes as shapes
 from airflow_tune_restore.launch import pod_resources
 from airflow_tune_restore.launch.kubernetes import SHM_PATH, SHM_VOLUME
@@ -52,16 +57,46 @@ def take_shape(operator: "RunnerPodOperator", request: RunnerRequest, shape: Pod
 
 
 def read_template(operator: "KubernetesPodOperator") -> Any | None:
-    """Return the pod that the operator's arguments are laid over; None if there is none."""
+    """Return the pod that the operator's arguments are laid over; None if there is none.
+
+    Raises:
+        InvalidInputError: If a template does not exist or is not a pod.
+    """
     from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 
-    if operator.pod_template_file:
-        template = PodGenerator.deserialize_model_file(operator.pod_template_file)
-    elif operator.pod_template_dict:
-        template = PodGenerator.deserialize_model_dict(operator.pod_template_dict)
-    else:
-        return operator.full_pod_spec
-    return PodGenerator.reconcile_pods(template, operator.full_pod_spec)
+    path = operator.pod_template_file
+    if path and not Path(path).is_file():  # the provider goes on without it
+        raise InvalidInputError(f"pod_template_file={path!r} does not exist on this worker.")
+    try:
+        if path:
+            template = PodGenerator.deserialize_model_file(path)
+        elif operator.pod_template_dict:
+            template = PodGenerator.deserialize_model_dict(operator.pod_template_dict)
+        else:
+            return operator.full_pod_spec
+        return PodGenerator.reconcile_pods(template, operator.full_pod_spec)
+    except (YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        given = f"pod_template_file={path!r}" if path else "pod_template_dict"
+        raise InvalidInputError(f"{given} is not a pod: {printable(str(error), 500)}") from None
+
+
+def check_template(operator: "KubernetesPodOperator") -> None:
+    """Refuse a template that cannot be read, or whose first container is not the runner's.
+
+    The provider lays the runner over the first container, whatever its name.
+
+    Raises:
+        InvalidInputError: If it is one of these.
+    """
+    template = read_template(operator)
+    containers = template.spec.containers if template is not None and template.spec else None
+    names = [container.name for container in containers or ()]
+    base = operator.base_container_name
+    if base in names[1:]:
+        raise InvalidInputError(
+            f"Container {base!r} of the pod template is not its first one. The first is the runner's: "
+            "put sidecars after it."
+        )
 
 
 def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, str]]:

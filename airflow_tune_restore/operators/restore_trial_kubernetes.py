@@ -164,7 +164,8 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         outcome = self.conclude(
             context, store, plan, request, lambda: self._claim(store, plan, item.trial_id)
         )
-        return self.say(context, judge(store, plan, item, outcome, log=self.log))
+        because = self.end.message if self.end is not None else ""
+        return self.say(context, judge(store, plan, item, outcome, log=self.log, because=because))
 
     def _follow(
         self, context: Context, store: ObjectStore, plan: RestorePlan, item: TrialItem
@@ -207,7 +208,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             why = self.pods.why_not_started(name_of(request))
             self.pods.delete(name_of(request))
             raise AirflowException(
-                f"The pod of the whole experiment {plan.experiment} did not start within "
-                f"{self.startup_timeout_seconds} s: {why or 'nobody knows why'}. The next try makes "
-                "another one."
+                f"All trials of {plan.experiment}: pod {name_of(request)} did not start within "
+                f"{self.startup_timeout_seconds} s: {why or 'Kubernetes gives no reason'}. It was "
+                "deleted; the next try makes another one."
             )

@@ -25,11 +25,14 @@ from airflow_tune_restore.operators.attempt_pods import POLL_SECONDS, AttemptPod
 from airflow_tune_restore.operators.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.labelled import LabelledOperator
 from airflow_tune_restore.operators.pod_arguments import (
+    check_env,
     parse_grace_period,
     parse_object_store,
+    parse_patience,
     parse_ttl,
 )
 from airflow_tune_restore.operators.pod_template import (
+    check_template,
     given_resources,
     keep_one_shm,
     take_shape,
@@ -149,6 +152,10 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
         _ = self.shape
         parse_ttl(self.ttl)
         parse_grace_period(self.termination_grace_period)
+        parse_patience("startup_timeout_seconds", self.startup_timeout_seconds)
+        parse_patience("schedule_timeout_seconds", self.schedule_timeout_seconds)
+        check_env(self.env)
+        check_template(self)
 
     def runner_arguments(self, *, concurrent: int = 1) -> RunnerArguments:
         """Return what a runner is told that the plan does not say."""
@@ -228,6 +235,10 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
 
     def _take(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
+        trial = (
+            "All trials" if request.trial_id == layout.EVERY_TRIAL else f"Trial {request.trial_id}"
+        )
+        self.pod_purpose = f"{trial} of {request.experiment}"
         of_many = request.trial_id == layout.EVERY_TRIAL
         if self.log_formatter is None:
             self.log_formatter = lambda _container, line: describe_line(

@@ -147,6 +147,8 @@ def _text_of_error(trial: Any) -> str:
 
 def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]:
     """Return what the user reported, scalars only, the experiment's metric first."""
+    if not result:
+        return {}  # nothing ran, perhaps for want of Ray
     from ray._private.dict import flatten_dict
 
     scalars = {

@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.triggers.pod import ContainerState, KubernetesPodTrigger
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.triggers.base import TriggerEvent
 
+from airflow_tune_restore.hooks.kubernetes_api import describe_error, is_gone, is_no_answer
 from airflow_tune_restore.hooks.pods import DescribingPodManager, PatientAsyncKubernetesHook
 from airflow_tune_restore.launch.pod_end import PodWatch
 from airflow_tune_restore.restore.lines import describe_line
@@ -51,12 +53,13 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         async for event in super().run():
             await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - started)))
             seen = self._watch.seen(self.pod_name)
-            yield TriggerEvent({**event.payload, "seen": seen, "is_lost": self._is_lost})
+            more = {"seen": seen, "is_lost": self._is_lost, "outage": self.hook.outage}
+            yield TriggerEvent({**event.payload, **more})
 
     @cached_property
-    def hook(self) -> PatientAsyncKubernetesHook:
+    def hook(self) -> "_HookOfTrigger":
         """The connection to the cluster."""
-        return PatientAsyncKubernetesHook(
+        return _HookOfTrigger(
             conn_id=self.kubernetes_conn_id,
             in_cluster=self.in_cluster,
             config_dict=self.config_dict,
@@ -83,3 +86,27 @@ class RunnerPodTrigger(KubernetesPodTrigger):
             return ContainerState.RUNNING
         self._is_lost = end.is_lost
         return ContainerState.TERMINATED if end.exit_code == 0 else ContainerState.FAILED
+
+
+class _NoPodError(PodLaunchTimeoutException):
+    """There is no pod, or no answer; the provider's trigger (10.25) logs all else with a traceback."""
+
+
+class _HookOfTrigger(PatientAsyncKubernetesHook):
+    """Remembers that the API server did not answer, so that the worker does not ask as long again.
+
+    Attributes:
+        outage: What it answered last, if patience with it has ended; else "".
+    """
+
+    outage = ""
+
+    async def get_pod(self, name: str, namespace: str) -> Any:
+        """Read a pod."""
+        try:
+            return await super().get_pod(name, namespace)
+        except Exception as error:
+            if not is_no_answer(error):
+                raise
+            self.outage = "" if is_gone(error, name) else describe_error(error)
+            raise _NoPodError(describe_error(error)) from error

@@ -146,7 +146,7 @@ def test_a_pod_past_its_deadline_saves_its_snapshot_before_it_is_judged(
     trial, api, capfd, deferred
 ):
     # the pod has Failed at once; its container runs until it has saved
-    with pytest.raises(AirflowException, match="was stopped at iteration 6; its snapshot is saved"):
+    with pytest.raises(AirflowException, match=r"stopped at iteration 6 \(pod .*DeadlineExceeded"):
         run(trial, deferred=deferred, ttl=1, env={"STAND_IN_SAVES_SECONDS": "2"})
     outcome = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
     assert outcome.result == Result.INTERRUPTED
@@ -172,6 +172,22 @@ def test_an_evicted_pod_whose_containers_were_forgotten_is_told_by_its_status(tr
     after(lambda: api.kubelet.evict(trial.await_work(), forgets=True))
     error = lost(trial, deferred=deferred)
     assert (error.cause, "was evicted" in str(error)) == ("node_lost", True)
+
+
+@both
+def test_a_pod_that_is_gone_is_told_by_what_was_seen_of_it(trial, api, deferred):
+    after(lambda: api.kubelet.preempt(trial.await_work(), grace=0))
+    error = lost(trial, deferred=deferred)
+    assert (error.cause, "was preempted" in str(error)) == ("node_lost", True)
+
+
+@both
+def test_a_pod_that_somebody_deletes_has_its_time_to_save(trial, api, capfd, deferred):
+    after(lambda: api.delete(NAMESPACE, trial.await_work(), None))
+    with pytest.raises(AirflowException, match="stopped at iteration 6"):
+        run(trial, deferred=deferred, env={"STAND_IN_SAVES_SECONDS": "1"})
+    assert trial.failures == ()
+    assert "Traceback" not in capfd.readouterr().out
 
 
 @both

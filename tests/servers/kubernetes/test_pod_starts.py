@@ -78,6 +78,65 @@ def test_a_command_that_is_not_in_the_image_fails_the_task_for_good(trial, api, 
 
 
 @both
+def test_an_image_without_this_package_fails_the_task_for_good(trial, api, deferred, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho $0: No module named airflow_tune_restore >&2; exit 1\n")
+    python.chmod(0o755)
+    message = refused(trial, deferred=deferred, kind=AirflowFailException, python=str(python))
+    assert "the image lacks this package" in message
+
+
+@both
+def test_a_runner_without_a_way_to_the_store_is_quoted(trial, api, deferred, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho error: s3://b/e: Unable to locate credentials >&2; exit 2\n")
+    python.chmod(0o755)
+    message = refused(trial, deferred=deferred, python=str(python))
+    assert "was not started: s3://b/e: Unable to locate credentials" in message
+
+
+WRONG = [
+    ({"pod_template_file": "/opt/airflow/tune.yaml"}, "does not exist on this worker"),
+    ({"pod_template_dict": {"kind": "Pod", "spec": {"containers": None}}}, "is not a pod"),
+    ({"custom_resources": ["x"]}, "custom_resources="),
+    ({"custom_resources": {"x": "???"}}, "is not a name that a cluster can give"),
+    ({"gpu_resource": "gpu"}, "gpu_resource='gpu'"),
+    ({"startup_timeout_seconds": "5m"}, "startup_timeout_seconds='5m'"),
+    ({"env": {"A": None}}, "has no value"),
+    (
+        {
+            "pod_template_dict": {
+                "kind": "Pod",
+                "spec": {"containers": [{"name": "proxy"}, {"name": "base"}]},
+            }
+        },
+        "'base' of the pod template is not its first one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_arguments_that_no_pod_can_be_made_of_are_refused_before_anything_is_claimed(
+    trial, api, more, words
+):
+    assert words in refused(trial, deferred=False, kind=AirflowFailException, **more)
+    assert list_attempts(trial.store, trial.restore_id, trial.item["trial_id"]) == []
+
+
+def test_a_template_that_is_not_yaml_is_refused(trial, api, tmp_path):
+    path = tmp_path / "tune.yaml"
+    path.write_text("spec: [")
+    more = {"pod_template_file": str(path)}
+    assert "is not a pod" in refused(trial, deferred=False, kind=AirflowFailException, **more)
+
+
+def test_a_connection_that_cannot_be_used_is_told(trial, api, monkeypatch):
+    monkeypatch.delenv("AIRFLOW_CONN_KUBERNETES_DEFAULT")
+    more = {"kubernetes_conn_id": None, "config_file": "/nope/config"}
+    assert "connection to Kubernetes cannot be used" in refused(trial, deferred=False, **more)
+
+
+@both
 def test_a_pod_that_is_wrong_is_not_tried_again(trial, api, deferred):
     more = {"env": {"not a name": "1"}, "labels": {"a": "not a label!"}}
     message = refused(trial, deferred=deferred, kind=AirflowFailException, **more)

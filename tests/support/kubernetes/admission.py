@@ -102,7 +102,11 @@ def refuse_invalid(pod: dict[str, Any]) -> None:
         )
     if spec.get("terminationGracePeriodSeconds", 0) < 0:
         wrong.append("spec.terminationGracePeriodSeconds: must be greater than or equal to 0")
+    names = [container["name"] for container in spec["containers"]]
+    wrong += [f'spec.containers: Duplicate value: "{n}"' for n in set(names) if names.count(n) > 1]
     for number, container in enumerate(spec["containers"]):
+        if not container.get("image"):
+            wrong.append(f"spec.containers[{number}].image: Required value")
         place = f"spec.containers[{number}].resources"
         wrong += [f"{place}.{error}" for error in _wrong_resources(container)]
     if wrong:
