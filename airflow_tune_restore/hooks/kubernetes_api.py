@@ -8,6 +8,7 @@ front of it may answer anything.
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -40,6 +41,7 @@ _REFUSALS = frozenset({UNAUTHORIZED, FORBIDDEN, NOT_FOUND})
 _NEVER_REACHED = 503
 _UNREACHABLE = (HTTPError, ClientError, TimeoutError, ConnectionError)
 _PROVIDERS = (KubernetesApiException, KubernetesApiError)
+_DENIED = re.compile(r'admission webhook "[^"]*" denied the request')
 _HINT = "If that lasts: the role it needs is in docs/kubernetes/rbac.yaml"
 
 logger = logging.getLogger(__name__)
@@ -85,11 +87,13 @@ def is_mistake(error: BaseException | None) -> bool:
 def is_refusal(error: BaseException | None, name: str) -> bool:
     """Whether an API server has looked at a new pod, and refused it.
 
-    Admission (a quota, a policy, a missing service account) names the pod; a role that does not allow to
-    create pods, or is not loaded yet, does not.
+    Admission (a quota, a policy, a missing service account) names the pod, or the webhook that denied it;
+    a role that does not allow to create pods, or is not loaded yet, names neither.
     """
-    details = _read_status(error).get("details")
-    about = details if isinstance(details, dict) else {}
+    answer = _read_status(error)
+    about = answer["details"] if isinstance(answer.get("details"), dict) else {}
+    if _DENIED.match(str(answer.get("message") or "")):
+        return True
     if status_of(error) == FORBIDDEN:
         return about.get("name") == name
     if status_of(error) == NOT_FOUND:
@@ -134,6 +138,19 @@ def check_answer(pod: Any, name: str) -> Any:
     if metadata is None or metadata.name != name or pod.spec is None or pod.status is None:
         raise UnreadableAnswerError(f"The Kubernetes API did not answer with pod {name}")
     return pod
+
+
+def check_deletion(answer: Any, name: str) -> None:
+    """Check what an API server answered to a deletion: the pod, or that it is done.
+
+    Raises:
+        UnreadableAnswerError: If it is something else.
+    """
+    metadata = getattr(answer, "metadata", None)
+    if getattr(answer, "kind", None) == "Status":
+        return
+    if metadata is None or metadata.name != name:
+        raise UnreadableAnswerError(f"The Kubernetes API did not answer that pod {name} is deleted")
 
 
 class Patience:

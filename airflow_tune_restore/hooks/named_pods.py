@@ -6,7 +6,7 @@ from typing import Any
 from airflow_tune_restore.hooks.kubernetes_api import is_gone, is_no_answer
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch, gone_pod_end
-from airflow_tune_restore.launch.pod_start import is_pending, why_not_started
+from airflow_tune_restore.launch.pod_start import has_no_image, is_pending, why_not_started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,12 @@ class NamedPods:
         pod = self.read(name)
         if pod is not None:
             return self.watch.look(pod)
-        return gone_pod_end(name, self._events(name), self.watch.seen(name))
+        return self.watch.look_back(name) or gone_pod_end(name, self._events(name))
+
+    def cannot_start(self, name: str) -> bool:
+        """Whether a pod waits for an image that there is not."""
+        pod = self.read(name)
+        return pod is not None and is_pending(pod) and has_no_image(pod)
 
     def delete(self, name: str) -> None:
         """Delete a pod; one that runs saves a snapshot first."""

@@ -22,12 +22,16 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     detect_pod_terminate_early_issues,
     parse_log_line,
 )
+from urllib3.util import Retry
+from yaml import YAMLError
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.kubernetes_api import (
     REFUSAL_SECONDS,
     WAIT_SECONDS,
     Patience,
     check_answer,
+    check_deletion,
     describe_error,
     describe_outage,
     is_gone,
@@ -60,9 +64,33 @@ class PatientKubernetesHook(KubernetesHook):
             lambda: check_answer(self.core_v1_client.read_namespaced_pod(name, namespace), name)
         )
 
+    def get_conn(self) -> Any:
+        """Return a client.
+
+        A `Retry-After` is not obeyed inside of a request: a proxy may send any. Ours ask again soon.
+
+        Raises:
+            InvalidInputError: If the connection cannot be used.
+        """
+        from kubernetes.config import ConfigException
+
+        try:
+            found = super().get_conn()
+        except (ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
+            which = self.config_file or self.conn_id or "default"
+            raise InvalidInputError(
+                f"The connection to Kubernetes ({which}) cannot be used: {describe_error(error)}"
+            ) from None
+        retries = Retry(3, respect_retry_after_header=False)
+        found.rest_client.pool_manager.connection_pool_kw["retries"] = retries
+        return found
+
     def renew(self) -> None:
         """Load the credentials anew, for all clients that were made: those of a cloud last an hour."""
-        self.core_v1_client.api_client = self.get_conn()
+        try:
+            self.core_v1_client.api_client = self.get_conn()
+        except InvalidInputError as error:  # somebody is just writing them
+            logger.warning("%s", error)
 
 
 class PatientPodManager(PodManager):
@@ -118,7 +146,9 @@ class PatientPodManager(PodManager):
             what=f"pod {name} is not deleted yet",
         )
         try:
-            patience.ask(lambda: self._client.delete_namespaced_pod(name, namespace))
+            patience.ask(
+                lambda: check_deletion(self._client.delete_namespaced_pod(name, namespace), name)
+            )
         except Exception as error:
             if is_gone(error, name):
                 return
@@ -262,7 +292,8 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
         async def ask() -> None:
             async with self.get_conn() as connection:
                 options = V1DeleteOptions(grace_period_seconds=grace_period_seconds)
-                await CoreV1Api(connection).delete_namespaced_pod(name, namespace, body=options)
+                api = CoreV1Api(connection)
+                check_deletion(await api.delete_namespaced_pod(name, namespace, body=options), name)
 
         patience = Patience(
             lambda error: is_gone(error, name),

@@ -58,6 +58,7 @@ class PodWatch:
     container: str
     monotonic: Callable[[], float] = time.monotonic
     _seen: dict[str, str] = field(default_factory=dict)
+    _ends: dict[str, PodEnd] = field(default_factory=dict)
     _ending_since: dict[str, float] = field(default_factory=dict)
 
     def look(self, pod: Mapping[str, Any]) -> PodEnd | None:
@@ -66,25 +67,31 @@ class PodWatch:
         if told := read_disruption(pod):
             self._seen[name] = told
         end = read_pod_end(pod, self.container)
-        if end is not None or not is_ending(pod):
-            return end
+        if end is None and is_ending(pod):
+            end = self._lost(pod, name)
+        if end is not None:
+            self._ends[name] = end
+        return end
+
+    def look_back(self, name: str) -> PodEnd | None:
+        """Return how a pod that is gone has ended, as far as was seen; None if nothing was."""
+        end, seen = self._ends.get(name), self._seen.get(name)
+        if end is None and seen is not None:
+            return PodEnd(exit_code=None, message=seen, is_disruption=True)
+        return end
+
+    def remember(self, name: str, end: PodEnd) -> None:
+        """Take over what another process has seen of a pod."""
+        self._ends[name] = end
+
+    def _lost(self, pod: Mapping[str, Any], name: str) -> PodEnd | None:
+        """Return that a pod is lost which is about to end; None while it may still end."""
+        known = self._ends.get(name)
+        if known is not None and known.is_lost:
+            return known
         since = self._ending_since.setdefault(name, self.monotonic())
         if self.monotonic() - since <= _grace(pod) + ENDING_SECONDS:
             return None
-        return self._lost(pod, name)
-
-    def seen(self, name: str) -> str:
-        """Return how Kubernetes ended a pod, or was about to, when we last looked; "" if it did not."""
-        return self._seen.get(name, "")
-
-    def remember(self, name: str, *, seen: str, is_lost: bool) -> None:
-        """Take over what somebody else has seen of a pod."""
-        if seen:
-            self._seen[name] = seen
-        if is_lost:
-            self._ending_since[name] = float("-inf")
-
-    def _lost(self, pod: Mapping[str, Any], name: str) -> PodEnd:
         node = (pod.get("spec") or {}).get("nodeName") or "its node"
         told = f"The pod was lost with its node (node lost): {node} does not report its end"
         why = f". {self._seen[name]}" if name in self._seen else ""
@@ -100,7 +107,7 @@ def read_pod_end(pod: Mapping[str, Any], container: str) -> PodEnd | None:
         return None
     ended = ended or {}
     exit_code = ended.get("exitCode")
-    last_words = printable(str(ended.get("message") or ""), 2000)
+    last_words = printable(str(ended.get("message") or ""), 2000) or _failed_init(status)
     if ended.get("reason") in _NEVER_STARTED:
         return PodEnd(
             exit_code=exit_code,
@@ -156,10 +163,8 @@ def read_disruption(pod: Mapping[str, Any]) -> str:
     return ""
 
 
-def gone_pod_end(name: str, events: Iterable[Mapping[str, Any]], seen: str = "") -> PodEnd:
-    """Say what became of a pod that is gone, from what was seen of it before and from its events."""
-    if seen:
-        return PodEnd(exit_code=None, message=seen, is_disruption=True)
+def gone_pod_end(name: str, events: Iterable[Mapping[str, Any]]) -> PodEnd:
+    """Return what became of a pod that is gone, from its events."""
     words = {
         "Preempted": "was preempted",
         "Preempting": "was preempted",
@@ -209,6 +214,16 @@ def _state(status: Mapping[str, Any], container: str, kind: str) -> Mapping[str,
             if state is not None:
                 return state
     return None
+
+
+def _failed_init(status: Mapping[str, Any]) -> str:
+    """Return how an init container failed, so that the runner never began; "" if none did."""
+    for found in status.get("initContainerStatuses") or ():
+        ended = (found.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            said = ended.get("message") or f"{ended.get('reason')}, exit code {ended['exitCode']}"
+            return printable(f"init container {found.get('name')}: {said}", 2000)
+    return ""
 
 
 def _grace(pod: Mapping[str, Any]) -> float:

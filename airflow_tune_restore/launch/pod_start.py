@@ -21,6 +21,11 @@ def is_pending(pod: Mapping[str, Any]) -> bool:
     return (pod.get("status") or {}).get("phase") == "Pending"
 
 
+def has_no_image(pod: Mapping[str, Any]) -> bool:
+    """Whether a container waits for an image that cannot be pulled."""
+    return any(waiting.get("reason") in _IMAGE for _, _, waiting in _waiting(pod))
+
+
 def why_not_started(pod: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> str:
     """Return why a pod has not started, as a sentence without its full stop; "" if nobody knows."""
     warnings = [

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import (
@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import (
     PodLostError,
     RunnerError,
 )
-from airflow_tune_restore.experiments.layout import request_key
+from airflow_tune_restore.experiments.layout import EVERY_TRIAL, request_key
 from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes import pod_name
 from airflow_tune_restore.launch.pod_end import PodEnd, is_ending, is_live
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 POLL_SECONDS = 2.0
-_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore\b")
+_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore(\.runner)?'?\)?$")
 CLAIM_SECONDS = 2.0
 """How long a claim may take on a disk, between the directory of an attempt and its request."""
 
@@ -52,14 +52,19 @@ class NewestAttempt:
 
     Args:
         number: Its number; 0 if there is none.
-        alive: Its request, if its pod is alive.
+        alive: Its request, if its pod is alive, or if it has finished the trial meanwhile: there is
+            nothing more to start.
         unstarted: Its request, if it has neither a pod nor ever shown a sign of life: whoever claimed it
             is about to create the pod, or died before.
+        ended: Its request, if its pod is still there and has ended.
+        end: How that has ended.
     """
 
     number: int
     alive: RunnerRequest | None = None
     unstarted: RunnerRequest | None = None
+    ended: RunnerRequest | None = None
+    end: PodEnd | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,9 @@ class AttemptPods:
         if request is None:
             return NewestAttempt(number=newest)
         name = name_of(request)
+        outcome = read_outcome(store, plan.restore_id, trial_id, newest)
+        if outcome is not None and outcome.result == Result.FINISHED:
+            return NewestAttempt(number=newest, alive=request)
         pod = self._settled(store, request)
         if pod is not None and is_live(pod, self.pods.watch.container):
             self.log.info("Attaching to pod %s, attempt %d.", name, newest)
@@ -96,9 +104,17 @@ class AttemptPods:
         if pod is None and self._is_untouched(store, request):
             return NewestAttempt(number=newest, unstarted=request)
         self._record_unseen(store, request, has_pod=pod is not None)
+        end = self.pods.watch.look(pod) if pod is not None else None
         if pod is not None and self.deletes_ended:
             self.pods.delete(name)
-        return NewestAttempt(number=newest)
+        return NewestAttempt(number=newest, ended=request if end else None, end=end)
+
+    def delete_ended(self, store: ObjectStore, plan: RestorePlan, trial_id: str) -> None:
+        """Delete the pod of a trial that has finished; its worker may have died before it could."""
+        newest = max(list_attempts(store, plan.restore_id, trial_id), default=0)
+        request = self._read_claimed(store, plan, trial_id, newest) if newest else None
+        if request is not None and self.deletes_ended:
+            self.pods.delete(name_of(request))
 
     def judge(
         self,
@@ -129,8 +145,11 @@ class AttemptPods:
         if outcome is not None and not end.is_disruption:
             return outcome
         if outcome is None:
-            _refuse_unstarted(plan, request, end)
-        if self._has_run(store, request, end):
+            self.refuse_unstarted(store, plan, request, end)
+        recorded = read_recorded_end(store, *where)
+        if recorded is not None and end.exit_code is None:  # a try beside us has seen more of it
+            end = replace(end, exit_code=recorded.exit_code, message=recorded.message)
+        elif self._has_run(store, request, end):
             record_end(store, request, end.exit_code, end.message)
         if outcome is None:
             refuse_overtaken(store, plan, request, end.exit_code)
@@ -142,6 +161,40 @@ class AttemptPods:
         said = f". It last said: {end.last_words}" if end.last_words and outcome is None else ""
         reason = f"{end.message.rstrip('. ')}{code}{said}"
         return PodLostError(plan.experiment, request.trial_id, reason, cause.value)
+
+    def refuse_unstarted(
+        self, store: ObjectStore, plan: RestorePlan, request: RunnerRequest, end: PodEnd
+    ) -> None:
+        """Raise if a container ended because it, or the runner in it, could not be started as given.
+
+        Raises:
+            InvalidInputError: If its command or its image is the wrong one.
+            RunnerError: If the runner refused, before it could write so: it has no way to the store.
+        """
+        of_all = request.trial_id == EVERY_TRIAL
+        what = f"{'No trial' if of_all else f'Trial {request.trial_id}'} of {plan.experiment} was "
+        what += "started" if of_all else "not started"
+        last = (end.last_words.strip().splitlines() or [""])[-1].removeprefix("error: ")
+        where = f"(pod {name_of(request)})"
+        if end.is_mistake:
+            raise InvalidInputError(
+                f"{what}: {end.message}. Set python= to the interpreter in the image that has Ray and "
+                "the trainable."
+            )
+        if self._has_no_package(store, request, end):
+            raise InvalidInputError(
+                f"{what}: the image lacks this package: {last} {where}. Install airflow-tune-restore in "
+                "the image, or set python= to the interpreter that has it."
+            )
+        if end.exit_code == EXIT_REFUSED:
+            raise RunnerError(f"{what}: {last} {where}")
+
+    def _has_no_package(self, store: ObjectStore, request: RunnerRequest, end: PodEnd) -> bool:
+        """Whether a pod ended because Python did not find the runner, which has never shown itself."""
+        last = (end.last_words.strip().splitlines() or [""])[-1]
+        if end.is_disruption or end.exit_code != 1 or not _NO_PACKAGE.search(last):
+            return False
+        return newest_started(store, request.restore_id, request.trial_id) != request.attempt
 
     def _explained(
         self, store: ObjectStore, request: RunnerRequest, outcome: RunnerOutcome, end: PodEnd
@@ -162,7 +215,7 @@ class AttemptPods:
         else:
             can_tell = outcome.result in (Result.INTERRUPTED, Result.FAILED)
         end = self.pods.look(name_of(request)) if can_tell else None
-        if end is None or end.is_mistake or _NO_PACKAGE.search(end.last_words):
+        if end is None or end.is_mistake or self._has_no_package(store, request, end):
             return
         if outcome is not None and outcome.result == Result.FAILED:
             self._explained(store, request, outcome, end)
@@ -215,30 +268,6 @@ class AttemptPods:
             self.sleep(POLL_SECONDS)
             pod = self.pods.read(name)
         return pod
-
-
-def _refuse_unstarted(plan: RestorePlan, request: RunnerRequest, end: PodEnd) -> None:
-    """Raise if a container ended because it, or the runner in it, could not be started as it was given.
-
-    Raises:
-        InvalidInputError: If its image is the wrong one.
-        RunnerError: If the runner refused, before it could write an outcome: it has no way to the store.
-    """
-    what = f"Trial {request.trial_id} of {plan.experiment} was not started"
-    where = f"(pod {name_of(request)})"
-    last = (end.last_words.strip().splitlines() or [""])[-1].removeprefix("error: ")
-    if end.is_mistake:
-        raise InvalidInputError(
-            f"{what}: {end.message}. Set python= to the interpreter in the image that has Ray and the "
-            "trainable."
-        )
-    if _NO_PACKAGE.search(end.last_words):
-        raise InvalidInputError(
-            f"{what}: the image lacks this package: {last} {where}. Install airflow-tune-restore in the "
-            "image, or set python= to the interpreter that has it."
-        )
-    if end.exit_code == EXIT_REFUSED:
-        raise RunnerError(f"{what}: {last} {where}")
 
 
 def name_of(request: RunnerRequest) -> str:

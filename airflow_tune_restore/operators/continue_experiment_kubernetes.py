@@ -95,6 +95,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
             done = read_outcome(store, plan.restore_id, layout.EVERY_TRIAL)
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
+                self.attempt_pods.delete_ended(store, plan, layout.EVERY_TRIAL)
             else:
                 request = self.find_or_claim(
                     store,
@@ -154,7 +155,10 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
     def _conclude(
         self, context: Context, store: ObjectStore, plan: RestorePlan, request: RunnerRequest
     ) -> None:
-        outcome = self.conclude(context, store, plan, request, lambda: self._claim(store, plan))
+        outcome = self.conclude(
+            *(context, store, plan, request),
+            lambda attempt, unstarted: self._claim(store, plan, attempt, unstarted),
+        )
         refuse_unfinished(plan, outcome)
 
     def _commit(

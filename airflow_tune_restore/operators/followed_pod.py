@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import PodLaunchFailedException
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -31,11 +31,8 @@ from airflow_tune_restore.hooks.kubernetes_api import (
 )
 from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
-from airflow_tune_restore.launch.pod_end import PodWatch
+from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch
 from airflow_tune_restore.operators.pod_template import read_template
-
-if TYPE_CHECKING:
-    from airflow_tune_restore.launch.pod_end import PodEnd
 
 
 class FollowedPodOperator(KubernetesPodOperator):
@@ -56,7 +53,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         self._watch = PodWatch(self.base_container_name)
         self._pod_name: str | None = None
         self._is_there = False
-        self._timed_out = False
+        self._has_waited = False
         self._why_given_up: str | None = None
 
     @cached_property
@@ -115,14 +112,20 @@ class FollowedPodOperator(KubernetesPodOperator):
     def resume(self, context: Context, event: dict[str, Any], name: str) -> None:
         """Go on after a deferral."""
         self._forget(name)
-        self._watch.remember(
-            name, seen=str(event.get("seen") or ""), is_lost=bool(event.get("is_lost"))
-        )
-        if outage := event.get("outage"):
-            raise self._not_followed(name, str(outage))
+        if event.get("end"):
+            self._watch.remember(name, PodEnd(**event["end"]))
+        if _is_overdue(event):
+            self._end_for_time(name)
+            raise AirflowException(f"{self._describe(name)} was given up: {event.get('message')}")
+        if event.get("outage"):
+            raise self._not_followed(name, str(event["outage"]))
         try:
-            event = self._without_old_timeout(event, name)
-            self._timed_out = event["status"] == "timeout"
+            if event["status"] == "timeout" and not self.pods.is_pending(name):
+                event = {
+                    **event,
+                    "status": "error",
+                }  # it has started since: the provider defers again
+            self._has_waited = event["status"] == "timeout"
             super().trigger_reentry(context, event)
         except (AirflowSkipException, AirflowFailException):
             raise
@@ -139,16 +142,8 @@ class FollowedPodOperator(KubernetesPodOperator):
     def _forget(self, name: str) -> None:
         """Forget the pod that was followed before."""
         self._pod_name, self.end = name, None
-        self._timed_out, self._why_given_up = False, None
+        self._has_waited, self._why_given_up = False, None
         self.pod = self.pod_request_obj = self.remote_pod = None  # the provider's own
-
-    def _without_old_timeout(self, event: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return an event that does not give up a pod which has started since it was fired."""
-        deadline = event.get("_execution_deadline")
-        is_overdue = deadline is not None and datetime.now(UTC).timestamp() >= deadline
-        if event["status"] != "timeout" or is_overdue or self.pods.is_pending(name):
-            return event
-        return {**event, "status": "error"}  # the provider defers again
 
     # what the provider calls
 
@@ -177,22 +172,21 @@ class FollowedPodOperator(KubernetesPodOperator):
     def on_kill(self) -> None:
         """Delete the pod that this task follows; it saves a snapshot first."""
         self._killed = True
-        if self._pod_name is None:
-            return
-        if self.on_kill_action.value == "keep_pod":
-            self.log.info("Pod %s goes on: on_kill_action is keep_pod.", self._pod_name)
-            return
-        self.pods.delete(self._pod_name)
+        if self._pod_name is not None:
+            self._end_for_time(self._pod_name)
 
     def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
         """Look how the pod ended, before the provider deletes it; one that goes on is left alone.
 
-        Whatever was raised: a pod that has not ended is deleted only if it cannot start, or if the user's
-        `execution_timeout` is over.
+        Whatever was raised: a pod that has not ended is deleted only if it does not start, or if the time
+        that the user gave the task is over.
         """
         name, raised = pod.metadata.name, sys.exception()
         if remote_pod is None or self._killed:
             return  # it was never there, or is deleted already
+        if isinstance(raised, AirflowTaskTimeout):
+            self._end_for_time(name)
+            return
         if is_outage(raised, name):
             self.log.warning("Pod %s goes on unseen; a retry attaches to it.", name)
             return
@@ -200,20 +194,28 @@ class FollowedPodOperator(KubernetesPodOperator):
         remote_pod = self.find_pod(pod.metadata.namespace, kwargs["context"])
         if remote_pod is None:
             return  # nothing is left to clean
-        if self.end is None and not self._may_give_up(raised, remote_pod):
-            self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
-            return
-        if self.end is None:
+        if self.end is not None:
+            super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
+        elif self._has_waited_enough(raised, remote_pod):
             self._why_given_up = self.pods.why_not_started(name)
-        super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
+            self.pods.delete(name)  # also if pods are kept: it would be attached to, and has no log
+        else:
+            self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
 
-    def _may_give_up(self, raised: BaseException | None, pod: Any) -> bool:
-        has_no_time = (PodLaunchTimeoutException, PodLaunchFailedException, AirflowTaskTimeout)
+    def _has_waited_enough(self, raised: BaseException | None, pod: Any) -> bool:
+        """Whether a pod that has not started will be waited for no longer."""
         return (
-            self._timed_out
-            or isinstance(raised, has_no_time)
+            self._has_waited
+            or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)
             or detect_pod_terminate_early_issues(pod) is not None
         )
+
+    def _end_for_time(self, name: str) -> None:
+        """Delete a pod that goes on, unless the user keeps those of tasks that are killed."""
+        if self.on_kill_action.value == "keep_pod":
+            self.log.info("Pod %s goes on: on_kill_action is keep_pod.", name)
+            return
+        self.pods.delete(name)
 
     def _write_logs(  # type: ignore[override]  # the provider's is wrapped by tenacity
         self,
@@ -273,14 +275,8 @@ class FollowedPodOperator(KubernetesPodOperator):
 @contextmanager
 def plain_answers() -> Iterator[None]:
     """Raise what an API server answered, or did not, as an `AirflowException` of one sentence."""
-    from kubernetes.config import ConfigException
-
     try:
         yield
-    except ConfigException as error:
-        raise AirflowException(
-            f"The connection to Kubernetes cannot be used: {describe_error(error)}"
-        ) from None
     except Exception as error:
         if not is_no_answer(error):
             raise
@@ -288,6 +284,13 @@ def plain_answers() -> Iterator[None]:
             f"The Kubernetes API does not answer as it should: {describe_error(error)}. Pods go on; a "
             "retry attaches to them."
         ) from error
+
+
+def _is_overdue(event: dict[str, Any]) -> bool:
+    """Whether the triggerer has stopped because the task's `execution_timeout` is over."""
+    deadline = event.get("_execution_deadline")
+    is_over = deadline is not None and datetime.now(UTC).timestamp() >= deadline
+    return is_over and event["status"] == "timeout"
 
 
 def _cause(error: BaseException) -> str:

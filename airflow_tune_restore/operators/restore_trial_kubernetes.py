@@ -1,12 +1,13 @@
 """Runs one trial of a restore in a pod of its own, as one (mapped) task."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from airflow.sdk import Context, RetryPolicy
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_tune_restore.exceptions import KeyExistsError, TuneRestoreError
+from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
@@ -19,7 +20,8 @@ from airflow_tune_restore.operators.labelled import TRIAL_LABEL
 from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.runner_pod import RunnerPodOperator
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.attempts import list_attempts, read_outcome, read_recorded_end
+from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -28,6 +30,7 @@ from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
 CONCURRENT_TRIALS = 4
+MOST_IN_VAIN = 3
 
 
 class RestoreTrialKubernetesOperator(RunnerPodOperator):
@@ -79,7 +82,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         self.trial = trial
         self.concurrent_trials = concurrent_trials
         self._followed: tuple[ObjectStore, str, str] | None = None
-        self._pending_since = time.monotonic()
+        self._pending_since: dict[int, float] = {}
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Attach to the trial's pod or claim an attempt and create one, and say how it ended."""
@@ -92,15 +95,11 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             done = read_outcome(store, plan.restore_id, item.trial_id)
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has finished the trial already.")
+                self.attempt_pods.delete_ended(store, plan, item.trial_id)
                 return self.say(context, judge(store, plan, item, done, log=self.log))
             lease.renew(store, lease.check_held(store, plan.restore_id))
             request = self.find_or_claim(
-                store,
-                plan,
-                item.trial_id,
-                lambda attempt, unstarted: self._claim(
-                    store, plan, item.trial_id, attempt, unstarted
-                ),
+                store, plan, item.trial_id, self._claim_next(store, plan, item.trial_id)
             )
             self.follow_attempt(context, request, plan.metric)
             return self._conclude(context, store, plan, item, request)
@@ -153,6 +152,11 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         )
         return request
 
+    def _claim_next(
+        self, store: ObjectStore, plan: RestorePlan, trial_id: str
+    ) -> Callable[[int, RunnerRequest | None], RunnerRequest]:
+        return lambda attempt, unstarted: self._claim(store, plan, trial_id, attempt, unstarted)
+
     def _conclude(
         self,
         context: Context,
@@ -162,7 +166,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         request: RunnerRequest,
     ) -> dict[str, Any]:
         outcome = self.conclude(
-            context, store, plan, request, lambda: self._claim(store, plan, item.trial_id)
+            context, store, plan, request, self._claim_next(store, plan, item.trial_id)
         )
         because = self.end.message if self.end is not None else ""
         return self.say(context, judge(store, plan, item, outcome, log=self.log, because=because))
@@ -174,12 +178,16 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         lease.renew(store, lease.check_held(store, plan.restore_id))
 
         def start(attempt: int) -> None:
-            if self.attempt_pods.find_attempt(store, plan, layout.EVERY_TRIAL).alive is not None:
+            newest = self.attempt_pods.find_attempt(store, plan, layout.EVERY_TRIAL)
+            if newest.ended is not None and newest.end is not None:
+                self.attempt_pods.refuse_unstarted(store, plan, newest.ended, newest.end)
+            if newest.alive is not None:
                 self._refuse_pending(store, plan, attempt - 1)
                 key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
                 raise KeyExistsError(
                     store.uri, key
                 )  # it is only slow: it waits for a node, perhaps
+            self._refuse_hopeless(store, plan)
             request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
             self.start_pod(context, request, plan.metric)
 
@@ -190,7 +198,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
                 if progress is not None:
                     self.log.info("%s", describe_line(progress.to_line(), plan.metric))
             self._followed = None
-        except (TuneRestoreError, AirflowException):
+        except Exception:
             self._followed = None  # the run goes on without us; a retry attaches again
             raise
         finally:
@@ -199,16 +207,35 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         return follower.outcome
 
     def _refuse_pending(self, store: ObjectStore, plan: RestorePlan, attempt: int) -> None:
-        """Give up a pod that has waited too long to start, for lack of a node or of its image."""
+        """Give up a pod that has waited too long to start, or that waits for an image there is not."""
         request = read_request(store, plan, layout.EVERY_TRIAL, attempt)
-        now = time.monotonic()
-        if not self.pods.is_pending(name_of(request)):
-            self._pending_since = now
-        if now - self._pending_since > self.startup_timeout_seconds:
-            why = self.pods.why_not_started(name_of(request))
-            self.pods.delete(name_of(request))
+        name, now = name_of(request), time.monotonic()
+        if not self.pods.is_pending(name):
+            self._pending_since.pop(attempt, None)
+            return
+        waited = now - self._pending_since.setdefault(attempt, now)
+        if waited <= self.startup_timeout_seconds and not self.pods.cannot_start(name):
+            return
+        why = self.pods.why_not_started(name)
+        self.pods.delete(name)
+        raise AirflowException(
+            f"All trials of {plan.experiment}: pod {name} in namespace {self.pod_namespace} did not "
+            f"start: {why or 'Kubernetes gives no reason'}. It was deleted; the next try makes another "
+            "one."
+        )
+
+    def _refuse_hopeless(self, store: ObjectStore, plan: RestorePlan) -> None:
+        """Make no further pod where the last few ran out of memory: the next has no more of it."""
+        numbers = list_attempts(store, plan.restore_id, layout.EVERY_TRIAL)[-MOST_IN_VAIN:]
+        ends = [
+            read_recorded_end(store, plan.restore_id, layout.EVERY_TRIAL, number)
+            for number in numbers
+        ]
+        failures = [classify_end(end.exit_code, end.message) for end in ends if end is not None]
+        causes = [failure.cause for failure in failures if failure is not None]
+        if causes == [Cause.OUT_OF_MEMORY] * MOST_IN_VAIN:
             raise AirflowException(
-                f"All trials of {plan.experiment}: pod {name_of(request)} did not start within "
-                f"{self.startup_timeout_seconds} s: {why or 'Kubernetes gives no reason'}. It was "
-                "deleted; the next try makes another one."
+                f"All trials of {plan.experiment}: {MOST_IN_VAIN} pods in a row ran out of memory, so no "
+                "other is made. Give them more (container_resources), or let fewer trials run at the "
+                "same time (concurrent_trials)."
             )

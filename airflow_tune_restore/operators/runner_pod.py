@@ -198,6 +198,7 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
                 self.log.info(
                     "Another try of this task has just claimed attempt %d.", newest.number + 1
                 )
+                time.sleep(POLL_SECONDS)  # a disk of the network may list it late
 
     def follow_attempt(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
         """Create the attempt's pod, or attach to it, and follow it to its end; or defer."""
@@ -251,7 +252,7 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
         store: ObjectStore,
         plan: RestorePlan,
         request: RunnerRequest,
-        claim_next: Callable[[], RunnerRequest],
+        claim_next: Callable[[int, RunnerRequest | None], RunnerRequest],
     ) -> RunnerOutcome:
         """Return how the attempt ended that was followed.
 
@@ -267,8 +268,7 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
             raise end
         if not end.resources:
             return end
-        larger = claim_next()
-        self._is_alive = False
+        larger = self.find_or_claim(store, plan, request.trial_id, claim_next)
         self.follow_attempt(context, larger, plan.metric)
         return self.conclude(context, store, plan, larger, claim_next)
 

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +39,6 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         self.metric = metric
         self.of_many = of_many
         self._watch = PodWatch(self.base_container_name)
-        self._is_lost = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments: a wire format, only ever add."""
@@ -52,20 +53,22 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         started = time.monotonic()
         async for event in super().run():
             await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - started)))
-            seen = self._watch.seen(self.pod_name)
-            more = {"seen": seen, "is_lost": self._is_lost, "outage": self.hook.outage}
-            yield TriggerEvent({**event.payload, **more})
+            end = self._watch.look_back(self.pod_name)
+            seen = {"end": asdict(end) if end is not None else None, "outage": self.hook.outage}
+            yield TriggerEvent({**event.payload, **seen})
 
     @cached_property
     def hook(self) -> "_HookOfTrigger":
         """The connection to the cluster."""
-        return _HookOfTrigger(
+        hook = _HookOfTrigger(
             conn_id=self.kubernetes_conn_id,
             in_cluster=self.in_cluster,
             config_dict=self.config_dict,
             cluster_context=self.cluster_context,
             connection_extras=self.connection_extras,
         )
+        hook.deadline = self.trigger_kwargs.get("_execution_deadline")
+        return hook
 
     @cached_property
     def pod_manager(self) -> DescribingPodManager:
@@ -84,7 +87,6 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         end = self._watch.look(pod.to_dict(serialize=True))
         if end is None:
             return ContainerState.RUNNING
-        self._is_lost = end.is_lost
         return ContainerState.TERMINATED if end.exit_code == 0 else ContainerState.FAILED
 
 
@@ -97,16 +99,26 @@ class _HookOfTrigger(PatientAsyncKubernetesHook):
 
     Attributes:
         outage: What it answered last, if patience with it has ended; else "".
+        deadline: When the time of the task is over, in seconds since 1970; None if never.
     """
 
     outage = ""
+    deadline: float | None = None
 
     async def get_pod(self, name: str, namespace: str) -> Any:
         """Read a pod."""
         try:
-            return await super().get_pod(name, namespace)
+            async with asyncio.timeout(self._seconds_left()):
+                return await super().get_pod(name, namespace)
         except Exception as error:
+            if self._seconds_left() == 0:
+                raise _NoPodError("The task's execution_timeout is over") from error
             if not is_no_answer(error):
                 raise
             self.outage = "" if is_gone(error, name) else describe_error(error)
             raise _NoPodError(describe_error(error)) from error
+
+    def _seconds_left(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - datetime.now(UTC).timestamp())

@@ -158,6 +158,23 @@ def test_a_new_pod_is_refused_by_whoever_has_looked_at_it(error, is_refusal):
     assert api.is_refusal(error, "p") == is_refusal
 
 
+@pytest.mark.parametrize("status", [400, 403, 500])
+def test_a_webhook_that_denies_a_pod_refuses_it(status):
+    error = ApiException(status=status)
+    message = 'admission webhook "policy.example.com" denied the request: no latest tags'
+    error.body = json.dumps({"kind": "Status", "message": message})
+    assert api.is_refusal(error, "p")
+    assert not api.is_mistake(error)
+
+
+def test_only_a_pod_or_a_status_answers_a_deletion():
+    api.check_deletion(SimpleNamespace(kind="Status", metadata=None), "p")
+    api.check_deletion(SimpleNamespace(kind="Pod", metadata=SimpleNamespace(name="p")), "p")
+    for nothing in (None, SimpleNamespace(kind=None, metadata=None)):
+        with pytest.raises(api.UnreadableAnswerError):
+            api.check_deletion(nothing, "p")
+
+
 def test_a_missing_namespace_refuses_a_pod():
     error = ApiException(status=404)
     error.body = json.dumps({"kind": "Status", "details": {"kind": "namespaces", "name": "n"}})

@@ -4,6 +4,7 @@ import pytest
 
 from airflow_tune_restore.launch.pod_end import (
     ENDING_SECONDS,
+    PodEnd,
     PodWatch,
     gone_pod_end,
     is_ending,
@@ -109,13 +110,26 @@ def test_a_pod_may_be_attached_to_until_it_ends_or_is_to_end():
     assert not is_live(leaving, "base")
 
 
-def test_what_was_seen_of_a_pod_tells_more_than_its_events():
+def test_a_pod_that_is_gone_is_told_by_what_was_seen_of_it_and_else_by_its_events():
+    watch = PodWatch("base")
+    assert watch.look_back("p") is None
+    watch.look({**pod("Running"), "status": {"conditions": target("EvictionByEvictionAPI")}})
+    assert "was evicted" in watch.look_back("p").message
+    watch.look(pod(exit_code=137, why="OOMKilled"))
+    assert watch.look_back("p").exit_code == 137
+    assert "OOMKilled" in watch.look_back("p").message
     events = [{"reason": "Scheduled"}, {"reason": "Preempted", "message": "by pod 42"}]
-    assert gone_pod_end("p", events, "The pod was evicted").message == "The pod was evicted"
     assert gone_pod_end("p", events).message == "The pod was preempted (Preempted): by pod 42"
     gone = gone_pod_end("p", [])
     assert "is gone" in gone.message
     assert classify_end(None, gone.message).cause == Cause.KILLED
+
+
+def test_an_init_container_that_failed_is_named():
+    ended = pod("Failed")
+    failed = {"exitCode": 1, "reason": "Error", "message": "no such bucket"}
+    ended["status"]["initContainerStatuses"] = [{"name": "setup", "state": {"terminated": failed}}]
+    assert read_pod_end(ended, "base").last_words == "init container setup: no such bucket"
 
 
 @pytest.mark.parametrize("status", [{}, {"conditions": None}, {"containerStatuses": None}])
@@ -176,9 +190,10 @@ def test_each_pod_has_a_clock_of_its_own_and_one_that_reports_its_end_is_not_los
 
 def test_what_another_process_has_seen_is_taken_over():
     watch = PodWatch("base")
-    watch.remember("p", seen="The pod was preempted", is_lost=True)
-    assert watch.seen("p") == "The pod was preempted"
-    assert "The pod was preempted" in watch.look(ending(**DELETED)).message
+    lost = PodEnd(exit_code=None, message="lost", is_disruption=True, is_lost=True)
+    watch.remember("p", lost)
+    assert watch.look(ending(**DELETED)) == lost
+    assert watch.look_back("p") == lost
     assert watch.look(ending()) is None
 
 

@@ -70,7 +70,7 @@ def test_its_first_event_waits_until_the_task_is_deferred_and_tells_what_was_see
 
     event = asyncio.run(first(trigger()))
     assert event.payload["status"] == "success"
-    assert event.payload["seen"] == "The pod was preempted (PreemptionByScheduler)"
+    assert event.payload["end"]["message"] == "The pod was preempted (PreemptionByScheduler)"
     assert waited[-1] == runner_pod.FIRST_EVENT_SECONDS
 
 
