@@ -87,6 +87,7 @@ class KubernetesApi:
         priorities: the priority classes.
         turns: Faults for one request after another, None for none.
         token: The one that is known.
+        retry_after: How many seconds a client is told to wait where it is throttled.
         finalizers: Put on every pod that is created, as a webhook of Kueue's does.
     """
 
@@ -104,6 +105,7 @@ class KubernetesApi:
     priorities: set[str] = field(default_factory=set)
     finalizers: list[str] = field(default_factory=list)
     token: str = TOKEN
+    retry_after: str = "1"
     streams: int = 0
     url: str = ""
     _version: int = 0

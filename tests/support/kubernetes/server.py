@@ -230,8 +230,8 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
-            if status == 429:
-                self.send_header("Retry-After", "1")
+            if status in (429, 503):
+                self.send_header("Retry-After", api.retry_after)
             self.end_headers()
             self.wfile.write(body)
 
