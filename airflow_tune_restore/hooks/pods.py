@@ -41,6 +41,7 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     status_of,
 )
 from airflow_tune_restore.launch.pod_end import PodWatch
+from airflow_tune_restore.launch.pod_start import has_started
 
 POLL_SECONDS = 2.0
 LOG_SECONDS = 30.0
@@ -191,8 +192,12 @@ class PatientPodManager(PodManager):
         """Wait for the runner's end, and return the pod; its phase may wait for a sidecar for ever."""
         while True:
             remote = self.read_pod(pod)
-            has_ended = self._pod_watch.look(remote.to_dict(serialize=True)) is not None
-            if has_ended or detect_pod_terminate_early_issues(remote):
+            found = remote.to_dict(serialize=True)
+            if self._pod_watch.look(found) is not None:
+                return remote
+            if not has_started(found, self._container) and detect_pod_terminate_early_issues(
+                remote
+            ):
                 return remote
             time.sleep(POLL_SECONDS)
 

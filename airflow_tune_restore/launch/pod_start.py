@@ -21,6 +21,13 @@ def is_pending(pod: Mapping[str, Any]) -> bool:
     return (pod.get("status") or {}).get("phase") == "Pending"
 
 
+def has_started(pod: Mapping[str, Any], container: str) -> bool:
+    """Whether a container of a pod runs or has run; the pod is `Pending` while any of them waits."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    states = [found.get("state") or {} for found in statuses if found.get("name") == container]
+    return any(state.get("running") or state.get("terminated") for state in states)
+
+
 def has_no_image(pod: Mapping[str, Any]) -> bool:
     """Whether a container waits for an image that cannot be pulled."""
     return any(waiting.get("reason") in _IMAGE for _, _, waiting in _waiting(pod))

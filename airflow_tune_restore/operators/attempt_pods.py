@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 POLL_SECONDS = 2.0
-_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore(\.runner)?'?\)?$")
 CLAIM_SECONDS = 2.0
 """How long a claim may take on a disk, between the directory of an attempt and its request."""
+
+_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore(\.runner)?'?\)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,7 @@ class NewestAttempt:
 
     Args:
         number: Its number; 0 if there is none.
-        alive: Its request, if its pod is alive, or if it has finished the trial meanwhile: there is
-            nothing more to start.
+        alive: Its request, if its pod is alive.
         unstarted: Its request, if it has neither a pod nor ever shown a sign of life: whoever claimed it
             is about to create the pod, or died before.
         ended: Its request, if its pod is still there and has ended.
@@ -94,9 +94,6 @@ class AttemptPods:
         if request is None:
             return NewestAttempt(number=newest)
         name = name_of(request)
-        outcome = read_outcome(store, plan.restore_id, trial_id, newest)
-        if outcome is not None and outcome.result == Result.FINISHED:
-            return NewestAttempt(number=newest, alive=request)
         pod = self._settled(store, request)
         if pod is not None and is_live(pod, self.pods.watch.container):
             self.log.info("Attaching to pod %s, attempt %d.", name, newest)
@@ -129,7 +126,7 @@ class AttemptPods:
 
         Raises:
             InvalidInputError: If the container could not be started as it was configured.
-            RunnerError: If the runner refused and could not write so.
+            RunnerError: If the runner refused and could not write so, or still runs.
             OvertakenError: If another try of the task runs the trial.
             LeaseLostError: If another restore is at work.
         """
@@ -138,14 +135,13 @@ class AttemptPods:
         if outcome is not None and outcome.result not in (Result.INTERRUPTED, Result.FAILED):
             return outcome
         end = end or self.pods.look(name_of(request))
-        if end is None:
-            end = PodEnd(exit_code=None, message="it still runs", is_disruption=False)
         if outcome is not None and outcome.result == Result.FAILED:
-            return self._explained(store, request, outcome, end)
+            return self._explained(store, request, outcome, end) if end is not None else outcome
+        if end is None:
+            raise RunnerError(f"Pod {name_of(request)} still runs; a retry attaches to it.")
         if outcome is not None and not end.is_disruption:
             return outcome
-        if outcome is None:
-            self.refuse_unstarted(store, plan, request, end)
+        self.refuse_unstarted(store, plan, request, end)
         recorded = read_recorded_end(store, *where)
         if recorded is not None and end.exit_code is None:  # a try beside us has seen more of it
             end = replace(end, exit_code=recorded.exit_code, message=recorded.message)
@@ -171,6 +167,8 @@ class AttemptPods:
             InvalidInputError: If its command or its image is the wrong one.
             RunnerError: If the runner refused, before it could write so: it has no way to the store.
         """
+        if read_outcome(store, request.restore_id, request.trial_id, request.attempt) is not None:
+            return  # it says how it ended
         of_all = request.trial_id == EVERY_TRIAL
         what = f"{'No trial' if of_all else f'Trial {request.trial_id}'} of {plan.experiment} was "
         what += "started" if of_all else "not started"

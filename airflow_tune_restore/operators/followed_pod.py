@@ -32,6 +32,7 @@ from airflow_tune_restore.hooks.kubernetes_api import (
 from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch
+from airflow_tune_restore.launch.pod_start import has_started
 from airflow_tune_restore.operators.pod_template import read_template
 
 
@@ -121,10 +122,8 @@ class FollowedPodOperator(KubernetesPodOperator):
             raise self._not_followed(name, str(event["outage"]))
         try:
             if event["status"] == "timeout" and not self.pods.is_pending(name):
-                event = {
-                    **event,
-                    "status": "error",
-                }  # it has started since: the provider defers again
+                # it has started since: the provider defers again
+                event = {**event, "status": "error"}
             self._has_waited = event["status"] == "timeout"
             super().trigger_reentry(context, event)
         except (AirflowSkipException, AirflowFailException):
@@ -204,6 +203,8 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _has_waited_enough(self, raised: BaseException | None, pod: Any) -> bool:
         """Whether a pod that has not started will be waited for no longer."""
+        if has_started(pod.to_dict(serialize=True), self.base_container_name):
+            return False
         return (
             self._has_waited
             or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)

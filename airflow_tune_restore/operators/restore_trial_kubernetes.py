@@ -1,7 +1,7 @@
 """Runs one trial of a restore in a pod of its own, as one (mapped) task."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from airflow.sdk import Context, RetryPolicy
@@ -31,6 +31,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 CONCURRENT_TRIALS = 4
 MOST_IN_VAIN = 3
+"""How many pods of coupled trials may run out of memory in a row, while one try of a task looks on."""
 
 
 class RestoreTrialKubernetesOperator(RunnerPodOperator):
@@ -177,17 +178,20 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         """Attach to the one run of the experiment, or start its pod, until this trial ends."""
         lease.renew(store, lease.check_held(store, plan.restore_id))
 
+        # what ended before may have been mended since
+        before = list_attempts(store, plan.restore_id, layout.EVERY_TRIAL)
+
         def start(attempt: int) -> None:
             newest = self.attempt_pods.find_attempt(store, plan, layout.EVERY_TRIAL)
-            if newest.ended is not None and newest.end is not None:
-                self.attempt_pods.refuse_unstarted(store, plan, newest.ended, newest.end)
             if newest.alive is not None:
                 self._refuse_pending(store, plan, attempt - 1)
                 key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
                 raise KeyExistsError(
                     store.uri, key
                 )  # it is only slow: it waits for a node, perhaps
-            self._refuse_hopeless(store, plan)
+            if newest.number not in before and newest.ended is not None and newest.end is not None:
+                self.attempt_pods.refuse_unstarted(store, plan, newest.ended, newest.end)
+            self._refuse_hopeless(store, plan, range(max(before, default=0) + 1, attempt))
             request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
             self.start_pod(context, request, plan.metric)
 
@@ -224,12 +228,13 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             "one."
         )
 
-    def _refuse_hopeless(self, store: ObjectStore, plan: RestorePlan) -> None:
+    def _refuse_hopeless(
+        self, store: ObjectStore, plan: RestorePlan, attempts: Sequence[int]
+    ) -> None:
         """Make no further pod where the last few ran out of memory: the next has no more of it."""
-        numbers = list_attempts(store, plan.restore_id, layout.EVERY_TRIAL)[-MOST_IN_VAIN:]
         ends = [
-            read_recorded_end(store, plan.restore_id, layout.EVERY_TRIAL, number)
-            for number in numbers
+            read_recorded_end(store, plan.restore_id, layout.EVERY_TRIAL, attempt)
+            for attempt in attempts[-MOST_IN_VAIN:]
         ]
         failures = [classify_end(end.exit_code, end.message) for end in ends if end is not None]
         causes = [failure.cause for failure in failures if failure is not None]

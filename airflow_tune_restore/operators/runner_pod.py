@@ -21,7 +21,12 @@ from airflow_tune_restore.hooks.kubernetes_api import (
 from airflow_tune_restore.launch import pod_resources
 from airflow_tune_restore.launch.pod_resources import PodShape
 from airflow_tune_restore.operators.attempt import RunnerArguments
-from airflow_tune_restore.operators.attempt_pods import POLL_SECONDS, AttemptPods, name_of
+from airflow_tune_restore.operators.attempt_pods import (
+    POLL_SECONDS,
+    AttemptPods,
+    name_of,
+    read_request,
+)
 from airflow_tune_restore.operators.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.labelled import LabelledOperator
 from airflow_tune_restore.operators.pod_arguments import (
@@ -37,9 +42,10 @@ from airflow_tune_restore.operators.pod_template import (
     keep_one_shm,
     take_shape,
 )
+from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
 
@@ -192,6 +198,10 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
             self._is_alive = newest.alive is not None
             if newest.alive is not None:
                 return newest.alive
+            outcome = read_outcome(store, plan.restore_id, trial_id)
+            if outcome is not None and outcome.result == Result.FINISHED:
+                self._is_alive = True  # it was, until a moment ago: there is nothing more to start
+                return read_request(store, plan, trial_id, outcome.attempt)
             try:
                 return claim_next(newest.number + 1, newest.unstarted)
             except KeyExistsError:

@@ -250,3 +250,14 @@ def test_a_trial_that_finished_has_finished_whatever_became_of_a_child(trial, ap
 def after(what) -> None:
     """Do something while the test goes on."""
     threading.Thread(target=what, daemon=True).start()
+
+
+def test_a_sidecar_whose_image_cannot_be_pulled_ends_no_runner_that_runs(trial, api):
+    wrong = {**SIDECAR, "image": "registry.example.com/typo:1"}
+    threading.Timer(1.5, trial.open).start()
+    with pytest.raises(AirflowException, match=r"cannot be followed: Image cannot be pulled"):
+        trial.run(pod_template_dict=template(containers=[wrong]))
+    api.wait_for(lambda _pods: next(iter(api.kubelet.pods.values())).base.over.is_set())
+    said = next(iter(api.kubelet.pods.values())).said
+    assert said[-1][1] == "attempt 1 ends"
+    assert trial.run()["attempt"] == 1

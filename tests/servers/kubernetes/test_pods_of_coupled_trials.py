@@ -11,8 +11,6 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks import kubernetes_api
 from airflow_tune_restore.restore import follow
-from airflow_tune_restore.restore.attempts import record_end
-from airflow_tune_restore.restore.start import read_plan
 
 
 @pytest.fixture
@@ -79,12 +77,32 @@ def beat(whole, is_over: threading.Event) -> None:
         whole.store.put(key, json.dumps({"count": count, "pid": 1, "at": ""}).encode())
 
 
-def test_runs_that_run_out_of_memory_in_a_row_come_to_an_end(whole, api):
-    operator = whole.operator()
-    plan = read_plan(whole.store, whole.restore_id)
-    for _ in range(3):
-        request = operator._claim(whole.store, plan, layout.EVERY_TRIAL)
-        record_end(whole.store, request, 137, "OOMKilled: the container needed more")
+def test_runs_that_run_out_of_memory_in_a_row_come_to_an_end(whole, api, monkeypatch):
+    task = whole.start()
+    for attempt in (1, 2, 3):
+        api.kubelet.oom_kill(whole.await_work(attempt))
     with pytest.raises(AirflowException, match="3 pods in a row ran out of memory"):
-        whole.start().end()
-    assert api.created == []
+        task.end()
+    # with more of it the next try goes on
+    again = whole.start()
+    whole.await_work(4)
+    leave(again, monkeypatch)
+
+
+def test_a_command_that_was_mended_is_tried_though_its_pod_was_kept(whole, api, monkeypatch):
+    with pytest.raises(AirflowFailException):
+        whole.start(python="no-such-python", on_finish_action="keep_pod").end()
+    again = whole.start(on_finish_action="keep_pod")
+    whole.await_work(2)
+    leave(again, monkeypatch)
+
+
+def leave(task, monkeypatch) -> None:
+    """End a task that follows a run, and leave the run alone."""
+
+    def is_over(_follower, _stopped):
+        raise RuntimeError("the test is over")
+
+    monkeypatch.setattr(follow.Follower, "_look", is_over)
+    with pytest.raises(RuntimeError):
+        task.end()

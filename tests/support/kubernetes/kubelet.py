@@ -222,23 +222,24 @@ class Kubelet:
         return True
 
     def _run(self, life: PodLife) -> None:
-        self.api.set_status(life.pod, startTime=timestamp(), hostIP="127.0.0.1")
-        for container in life.containers:
-            if not self._start(life, container):
-                return
-        self.api.set_status(life.pod, phase="Running", podIP="127.0.0.1")
-        self._report(life)
+        self.api.set_status(life.pod, startTime=timestamp(), hostIP="127.0.0.1", podIP="127.0.0.1")
         self._watch_deadline(life)
-        if life.wanted_gone.is_set():
-            self._end(life, 0)
         threads = [
-            threading.Thread(target=self._await_end, args=(life, container), daemon=True)
+            threading.Thread(target=self._run_container, args=(life, container), daemon=True)
             for container in life.containers
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def _run_container(self, life: PodLife, container: Container) -> None:
+        if self._start(life, container):
+            self._report(life)
+            if life.wanted_gone.is_set():
+                self._end(life, 0)
+            container.wait()
+            self._report(life)
 
     def _start(self, life: PodLife, container: Container) -> bool:
         """Start a container, as soon as it can be."""
@@ -252,27 +253,31 @@ class Kubelet:
                 self._report(life)
                 reason = "FailedMount" if "MountVolume" in str(error) else "Failed"
                 self.api.report(life.pod, reason, str(error), "Warning")
-                if life.wanted_gone.wait(0.5):
+                if life.wanted_gone.wait(0.5) or life.is_condemned:
                     return False
         container.start(env, life.home)
         return True
 
-    def _await_end(self, life: PodLife, container: Container) -> None:
-        container.wait()
-        self._report(life)
-
     def _report(self, life: PodLife) -> None:
-        """Report the containers and, once all have ended, the phase; as soon as the node is reachable."""
+        """Report containers and phase, as soon as the node is reachable.
+
+        A pod is `Pending` while any of its containers waits, whatever the others do.
+        """
         self.is_reachable.wait()
         with self.api.lock:
+            states = [container.state for container in life.containers]
             statuses = [container.status() for container in life.containers]
             self.api.set_status(
                 life.pod, containerStatuses=None if life.forgets_containers else statuses
             )
-            ended = [status["state"].get("terminated") for status in statuses]
-            if all(ended) and not life.is_condemned:
-                failed = any(end["exitCode"] for end in ended if end)
-                self.api.set_status(life.pod, phase="Failed" if failed else "Succeeded")
+            if life.is_condemned:
+                return
+            ended = [state["terminated"] for state in states if "terminated" in state]
+            waits = any("waiting" in state for state in states)
+            phase = "Pending" if waits else "Running"
+            if len(ended) == len(states):
+                phase = "Failed" if any(end["exitCode"] for end in ended) else "Succeeded"
+            self.api.set_status(life.pod, phase=phase)
 
     def _condemn(self, life: PodLife, reason: str, message: str, grace: float) -> None:
         """Fail a pod and then end its containers, which the kubelet reports to run until they have."""
