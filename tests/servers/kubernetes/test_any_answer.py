@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.kubernetes.api import CUT, NAMESPACE, Fault
+from tests.support.kubernetes.stand_in import BOTH
 
 
 def not_found(**details: str) -> str:
@@ -72,9 +74,9 @@ def number():
     return itertools.count()
 
 
-@pytest.mark.parametrize("deferred", [False, True], ids=["in a worker", "deferred"])
+@BOTH
 @settings(
-    max_examples=15,
+    max_examples=40 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -86,10 +88,10 @@ def test_whatever_goes_wrong_with_any_request_the_pod_goes_on(
     trial = new_trial(f"errored-{next(number)}")
     turns = [*faults, *[None] * calm]
     api.turns = itertools.cycle(turns)
-    is_open = threading.Timer(1.0, trial.open)
+    is_open = threading.Timer(0.5, trial.open)
     is_open.start()
     try:
-        result = trial.run_deferred() if deferred else trial.run()
+        result = trial.restore(deferred=deferred)
     except AirflowFailException:
         # nothing runs where an API server calls the pod itself wrong: that answer is believed
         assert any(f.status == 400 and f.body is None for f in faults)

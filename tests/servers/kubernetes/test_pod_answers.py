@@ -14,15 +14,10 @@ from airflow.sdk.module_loading import import_string
 from airflow_tune_restore.hooks import kubernetes_api
 from tests.support.kubernetes.api import TOKEN, Fault
 from tests.support.kubernetes.pods import pod_context
-
-both = pytest.mark.parametrize("deferred", [False, True], ids=["in a worker", "deferred"])
-
-
-def run(trial, *, deferred: bool, **more):
-    return trial.run_deferred(**more) if deferred else trial.run(**more)
+from tests.support.kubernetes.stand_in import BOTH
 
 
-@both
+@BOTH
 @pytest.mark.parametrize("seconds", [0.3, 1.0])
 def test_a_restart_of_the_api_server_while_a_pod_runs_costs_nothing(
     trial, api, deferred, seconds, capfd
@@ -36,14 +31,14 @@ def test_a_restart_of_the_api_server_while_a_pod_runs_costs_nothing(
         trial.open()
 
     threading.Thread(target=restart, daemon=True).start()
-    result = run(trial, deferred=deferred)
+    result = trial.restore(deferred=deferred)
     assert (result["status"], result["attempt"]) == ("TERMINATED", 1)
     assert all(fault.hits for fault in faults[:3])
     assert len(api.created) == 1
     assert "attempt 1 ends" in capfd.readouterr().out
 
 
-@both
+@BOTH
 def test_a_restart_while_a_retry_looks_for_its_pod_costs_nothing(trial, api, deferred):
     dead = trial.operator()
     store, plan, item = dead._open()
@@ -51,11 +46,11 @@ def test_a_restart_while_a_retry_looks_for_its_pod_costs_nothing(trial, api, def
     name = trial.await_work()
     api.restart(0.4)
     threading.Timer(2.5, trial.open).start()
-    assert run(trial, deferred=deferred)["attempt"] == 1
+    assert trial.restore(deferred=deferred)["attempt"] == 1
     assert [pod["metadata"]["name"] for pod in api.created] == [name]
 
 
-@both
+@BOTH
 def test_an_outage_that_outlasts_all_patience_leaves_the_pod_alone(
     trial, api, monkeypatch, capfd, deferred
 ):
@@ -70,17 +65,17 @@ def test_an_outage_that_outlasts_all_patience_leaves_the_pod_alone(
 
     threading.Thread(target=forbid, daemon=True).start()
     with pytest.raises(AirflowException, match=r"403 Forbidden: .*cannot get resource") as error:
-        run(trial, deferred=deferred)
+        trial.restore(deferred=deferred)
     assert "It goes on; a retry attaches to it" in str(error.value)
     assert "Unexpected error while waiting" not in capfd.readouterr().out
     api.faults.clear()
     monkeypatch.undo()
     trial.open()
-    assert run(trial, deferred=deferred)["attempt"] == 1
+    assert trial.restore(deferred=deferred)["attempt"] == 1
     assert len(api.created) == 1
 
 
-@both
+@BOTH
 def test_credentials_that_have_run_out_are_loaded_anew(trial, api, tmp_path, deferred):
     """A kubeconfig whose token is replaced while a pod is followed, as those of clouds are each hour."""
 
@@ -95,11 +90,11 @@ def test_credentials_that_have_run_out_are_loaded_anew(trial, api, tmp_path, def
 
     assert api.token == TOKEN
     threading.Thread(target=replace_token, daemon=True).start()
-    assert run(trial, deferred=deferred)["status"] == "TERMINATED"
+    assert trial.restore(deferred=deferred)["status"] == "TERMINATED"
     assert any(status == 401 for _, status in api.requests)
 
 
-@both
+@BOTH
 def test_a_log_that_cannot_be_read_ends_nothing_and_is_shown_when_it_can(
     trial, api, capfd, caplog, deferred
 ):
@@ -113,7 +108,7 @@ def test_a_log_that_cannot_be_read_ends_nothing_and_is_shown_when_it_can(
         trial.open()
 
     threading.Thread(target=come_back, daemon=True).start()
-    assert run(trial, deferred=deferred)["status"] == "TERMINATED"
+    assert trial.restore(deferred=deferred)["status"] == "TERMINATED"
     log = capfd.readouterr().out
     warnings = f"{log}{caplog.text}" if deferred else log
     assert warnings.count("The log cannot be read just now") == 1
@@ -122,11 +117,11 @@ def test_a_log_that_cannot_be_read_ends_nothing_and_is_shown_when_it_can(
     assert "attempt 1 ends" in log
 
 
-@both
+@BOTH
 def test_a_log_that_can_never_be_read_ends_nothing(trial, api, capfd, deferred):
     api.kubelet.shows_logs = False
     threading.Timer(2.0, trial.open).start()
-    assert run(trial, deferred=deferred)["status"] == "TERMINATED"
+    assert trial.restore(deferred=deferred)["status"] == "TERMINATED"
     log = capfd.readouterr().out
     assert "attempt 1 is at work" not in log
 

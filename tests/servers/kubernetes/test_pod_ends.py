@@ -12,6 +12,7 @@ from airflow_tune_restore.restore.attempts import read_outcome
 from airflow_tune_restore.restore.request import Result
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, base
+from tests.support.kubernetes.stand_in import BOTH
 
 SIDECAR = {
     "name": "proxy",
@@ -30,27 +31,19 @@ def template(*, containers=(), **metadata) -> dict:
     }
 
 
-def run(trial, *, deferred: bool, **more):
-    return trial.run_deferred(**more) if deferred else trial.run(**more)
-
-
 def lost(trial, *, deferred: bool = False, **more) -> PodLostError:
     """Run a task that loses its pod, and return why."""
     with pytest.raises(AirflowException) as error:
-        run(trial, deferred=deferred, **more)
+        trial.restore(deferred=deferred, **more)
     found = original(error.value)
     assert isinstance(found, PodLostError), found
     return found
 
 
-both = pytest.mark.parametrize("deferred", [False, True], ids=["in a worker", "deferred"])
-
-
-@both
+@BOTH
 def test_a_sidecar_that_runs_on_holds_up_nothing(trial, api, capfd, deferred):
     trial.open()
-    result = run(
-        trial,
+    result = trial.restore(
         deferred=deferred,
         pod_template_dict=template(containers=[SIDECAR]),
         container_logs=True,
@@ -62,7 +55,7 @@ def test_a_sidecar_that_runs_on_holds_up_nothing(trial, api, capfd, deferred):
     assert "proxy is up" in log or deferred  # the triggerer shows the runner's log alone
 
 
-@both
+@BOTH
 def test_a_pod_that_has_ended_and_is_held_by_a_finalizer_is_over(trial, api, deferred):
     api.finalizers = ["kueue.x-k8s.io/managed"]
     assert lost(
@@ -73,26 +66,26 @@ def test_a_pod_that_has_ended_and_is_held_by_a_finalizer_is_over(trial, api, def
     (first,) = api.pod_names()
     assert api.get(NAMESPACE, first)["metadata"]["deletionTimestamp"]
     trial.open()
-    assert run(trial, deferred=deferred)["attempt"] == 2
+    assert trial.restore(deferred=deferred)["attempt"] == 2
     assert [failure.cause for failure in trial.failures] == ["killed"]
     for name in api.pod_names():
         api.finalize(name)
     assert api.pod_names() == []
 
 
-@both
+@BOTH
 def test_a_pod_that_is_held_before_it_ever_got_to_a_node_is_over(trial, api, deferred):
     api.finalizers = ["kueue.x-k8s.io/managed"]
     api.kubelet.has_room = False
     with pytest.raises(AirflowException, match="did not start: 0/1 nodes are available"):
-        run(trial, deferred=deferred, startup_timeout_seconds=1, schedule_timeout_seconds=1)
+        trial.restore(deferred=deferred, startup_timeout_seconds=1, schedule_timeout_seconds=1)
     api.kubelet.has_room = True
     trial.open()
-    run(trial, deferred=deferred)
+    trial.restore(deferred=deferred)
     assert trial.failures == ()
 
 
-@both
+@BOTH
 def test_a_pod_of_a_node_that_cannot_be_reached_is_given_up_after_grace_and_patience(
     trial, api, monkeypatch, deferred
 ):
@@ -113,13 +106,13 @@ def test_a_pod_of_a_node_that_cannot_be_reached_is_given_up_after_grace_and_pati
     cut_off = api.pod_names()
     api.kubelet.has_room = False
     with pytest.raises(AirflowException, match="did not start"):
-        run(trial, deferred=deferred, startup_timeout_seconds=1, schedule_timeout_seconds=1)
+        trial.restore(deferred=deferred, startup_timeout_seconds=1, schedule_timeout_seconds=1)
     assert [pod["metadata"]["labels"]["tune-restore/attempt"] for pod in api.created] == ["1", "2"]
     assert set(cut_off) <= set(api.pod_names())
     assert [failure.cause for failure in trial.failures] == ["node_lost"]
 
 
-@both
+@BOTH
 def test_a_retry_waits_for_a_pod_of_a_lost_node_that_nobody_followed_only_so_long(
     trial, api, monkeypatch, deferred
 ):
@@ -137,17 +130,17 @@ def test_a_retry_waits_for_a_pod_of_a_lost_node_that_nobody_followed_only_so_lon
             trial.open(),
         )
     )
-    assert run(trial, deferred=deferred)["attempt"] == 2
+    assert trial.restore(deferred=deferred)["attempt"] == 2
     assert [failure.cause for failure in trial.failures] == ["node_lost"]
 
 
-@both
+@BOTH
 def test_a_pod_past_its_deadline_saves_its_snapshot_before_it_is_judged(
     trial, api, capfd, deferred
 ):
     # the pod has Failed at once; its container runs until it has saved
     with pytest.raises(AirflowException, match=r"stopped at iteration 6 \(pod .*DeadlineExceeded"):
-        run(trial, deferred=deferred, ttl=1, env={"STAND_IN_SAVES_SECONDS": "2"})
+        trial.restore(deferred=deferred, ttl=1, env={"STAND_IN_SAVES_SECONDS": "2"})
     outcome = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
     assert outcome.result == Result.INTERRUPTED
     assert api.created[0]["spec"]["activeDeadlineSeconds"] == 1
@@ -158,7 +151,7 @@ def test_a_pod_past_its_deadline_saves_its_snapshot_before_it_is_judged(
     assert trial.failures == ()
 
 
-@both
+@BOTH
 def test_an_eviction_with_time_to_save_is_judged_after_it(trial, api, deferred):
     after(lambda: api.kubelet.evict(trial.await_work(), grace=60))
     error = lost(trial, deferred=deferred, env={"STAND_IN_SAVES_SECONDS": "1"})
@@ -167,30 +160,30 @@ def test_an_eviction_with_time_to_save_is_judged_after_it(trial, api, deferred):
     assert outcome.result == Result.INTERRUPTED
 
 
-@both
+@BOTH
 def test_an_evicted_pod_whose_containers_were_forgotten_is_told_by_its_status(trial, api, deferred):
     after(lambda: api.kubelet.evict(trial.await_work(), forgets=True))
     error = lost(trial, deferred=deferred)
     assert (error.cause, "was evicted" in str(error)) == ("node_lost", True)
 
 
-@both
+@BOTH
 def test_a_pod_that_is_gone_is_told_by_what_was_seen_of_it(trial, api, deferred):
     after(lambda: api.kubelet.preempt(trial.await_work(), grace=0))
     error = lost(trial, deferred=deferred)
     assert (error.cause, "was preempted" in str(error)) == ("node_lost", True)
 
 
-@both
+@BOTH
 def test_a_pod_that_somebody_deletes_has_its_time_to_save(trial, api, capfd, deferred):
     after(lambda: api.delete(NAMESPACE, trial.await_work(), None))
     with pytest.raises(AirflowException, match="stopped at iteration 6"):
-        run(trial, deferred=deferred, env={"STAND_IN_SAVES_SECONDS": "1"})
+        trial.restore(deferred=deferred, env={"STAND_IN_SAVES_SECONDS": "1"})
     assert trial.failures == ()
     assert "Traceback" not in capfd.readouterr().out
 
 
-@both
+@BOTH
 def test_an_eviction_for_the_pods_own_storage_limit_is_no_lost_node(trial, api, deferred):
     after(lambda: api.kubelet.evict_for_its_own_storage(trial.await_work()))
     error = lost(trial, deferred=deferred)
@@ -199,7 +192,7 @@ def test_an_eviction_for_the_pods_own_storage_limit_is_no_lost_node(trial, api, 
     assert [failure.cause for failure in trial.failures] == ["storage"]
 
 
-@both
+@BOTH
 def test_a_pod_that_its_node_rejects_costs_no_attempt(trial, api, deferred):
     api.kubelet.rejects = ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 1000")
     error = lost(trial, deferred=deferred)
@@ -207,7 +200,7 @@ def test_a_pod_that_its_node_rejects_costs_no_attempt(trial, api, deferred):
     assert trial.failures == ()
 
 
-@both
+@BOTH
 def test_a_worker_killed_for_its_memory_is_out_of_memory_and_the_next_attempt_gets_more(
     trial, api, deferred
 ):
@@ -226,14 +219,14 @@ def test_a_worker_killed_for_its_memory_is_out_of_memory_and_the_next_attempt_ge
     after(oom)
     env = {"STAND_IN_RESULT": "failed", "STAND_IN_EXIT": "1"}
     with pytest.raises(AirflowException, match=r"failed again \(out_of_memory\): .*OOMKilled"):
-        run(trial, deferred=deferred, env=env, **more)
+        trial.restore(deferred=deferred, env=env, **more)
     assert [failure.cause for failure in trial.failures] == ["out_of_memory"]
-    assert run(trial, deferred=deferred, **more)["attempt"] == 2
+    assert trial.restore(deferred=deferred, **more)["attempt"] == 2
     memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
     assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
 
 
-@both
+@BOTH
 def test_a_trial_that_finished_has_finished_whatever_became_of_a_child(trial, api, deferred):
     trial.open()
     api.kubelet.delay_seconds = 0.2
@@ -243,7 +236,7 @@ def test_a_trial_that_finished_has_finished_whatever_became_of_a_child(trial, ap
         next(iter(api.kubelet.pods.values())).base.oom_killed = True
 
     after(oom)
-    assert run(trial, deferred=deferred)["status"] == "TERMINATED"
+    assert trial.restore(deferred=deferred)["status"] == "TERMINATED"
     assert trial.failures == ()
 
 

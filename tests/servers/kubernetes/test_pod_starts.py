@@ -8,19 +8,15 @@ from kubernetes.client import models
 from airflow_tune_restore.restore.attempts import list_attempts
 from tests.support.kubernetes.api import base
 from tests.support.kubernetes.pods import pod_context
+from tests.support.kubernetes.stand_in import BOTH
 
-both = pytest.mark.parametrize("deferred", [False, True], ids=["in a worker", "deferred"])
 SOON = {"startup_timeout_seconds": 1, "schedule_timeout_seconds": 1}
-
-
-def run(trial, *, deferred: bool, **more):
-    return trial.run_deferred(**more) if deferred else trial.run(**more)
 
 
 def refused(trial, *, deferred: bool, kind=AirflowException, **more) -> str:
     """Run a task that fails, and return its message: one line, without a traceback."""
     with pytest.raises(kind) as error:
-        run(trial, deferred=deferred, **more)
+        trial.restore(deferred=deferred, **more)
     assert isinstance(error.value, AirflowFailException) == (kind is AirflowFailException)
     message = str(error.value)
     assert "\n" not in message
@@ -29,17 +25,17 @@ def refused(trial, *, deferred: bool, kind=AirflowException, **more) -> str:
     return message
 
 
-@both
+@BOTH
 def test_an_image_that_cannot_be_pulled_is_named_with_the_registrys_reason(trial, api, deferred):
     message = refused(trial, deferred=deferred, image="registry.example.com/typo:1")
     assert "Image registry.example.com/typo:1 cannot be pulled (ErrImagePull)" in message
     assert "failed to resolve reference" in message
     api.wait_for(lambda pods: not pods)
     trial.open()
-    assert run(trial, deferred=deferred)["attempt"] == 1  # it was claimed and never started
+    assert trial.restore(deferred=deferred)["attempt"] == 1  # it was claimed and never started
 
 
-@both
+@BOTH
 def test_a_secret_that_is_missing_is_named(trial, api, deferred):
     secret = models.V1EnvFromSource(
         secret_ref=models.V1SecretEnvSource(name="tune-restore-storage")
@@ -49,7 +45,7 @@ def test_a_secret_that_is_missing_is_named(trial, api, deferred):
     api.wait_for(lambda pods: not pods)
 
 
-@both
+@BOTH
 def test_a_secret_that_is_missing_for_a_volume_is_named(trial, api, deferred):
     message = refused(
         trial, deferred=deferred, secrets=[Secret("volume", "/keys", "files")], **SOON
@@ -58,14 +54,14 @@ def test_a_secret_that_is_missing_for_a_volume_is_named(trial, api, deferred):
     api.wait_for(lambda pods: not pods)
 
 
-@both
+@BOTH
 def test_a_node_that_is_missing_is_told_in_the_schedulers_words(trial, api, deferred):
     api.kubelet.has_room = False
     message = refused(trial, deferred=deferred, **SOON)
     assert "did not start: 0/1 nodes are available: 1 Insufficient cpu." in message
 
 
-@both
+@BOTH
 def test_a_command_that_is_not_in_the_image_fails_the_task_for_good(trial, api, deferred):
     message = refused(trial, deferred=deferred, kind=AirflowFailException, python="no-such-python")
     assert 'exec: "no-such-python": executable file not found in $PATH' in message
@@ -77,7 +73,7 @@ def test_a_command_that_is_not_in_the_image_fails_the_task_for_good(trial, api, 
     assert refused(trial, deferred=deferred, kind=AirflowFailException, python="no-such-python")
 
 
-@both
+@BOTH
 def test_an_image_without_this_package_fails_the_task_for_good(trial, api, deferred, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho $0: No module named airflow_tune_restore >&2; exit 1\n")
@@ -86,7 +82,7 @@ def test_an_image_without_this_package_fails_the_task_for_good(trial, api, defer
     assert "the image lacks this package" in message
 
 
-@both
+@BOTH
 def test_a_runner_without_a_way_to_the_store_is_quoted(trial, api, deferred, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho error: s3://b/e: Unable to locate credentials >&2; exit 2\n")
@@ -137,7 +133,7 @@ def test_a_connection_that_cannot_be_used_is_told(trial, api, monkeypatch):
     assert "connection to Kubernetes (/nope/config) cannot be used" in message
 
 
-@both
+@BOTH
 def test_a_pod_that_is_wrong_is_not_tried_again(trial, api, deferred):
     more = {"env": {"not a name": "1"}, "labels": {"a": "not a label!"}}
     message = refused(trial, deferred=deferred, kind=AirflowFailException, **more)
@@ -146,7 +142,7 @@ def test_a_pod_that_is_wrong_is_not_tried_again(trial, api, deferred):
     assert len(posts) == 1
 
 
-@both
+@BOTH
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -161,10 +157,10 @@ def test_what_admission_refuses_is_told_at_once_and_may_be_tried_again(
     api.accounts.add("nobody")
     api.priorities.add("urgent")
     trial.open()
-    assert run(trial, deferred=deferred, **more)["attempt"] == 1
+    assert trial.restore(deferred=deferred, **more)["attempt"] == 1
 
 
-@both
+@BOTH
 def test_a_role_that_does_not_allow_to_create_pods_is_told_where_it_is_described(
     trial, api, monkeypatch, caplog, deferred
 ):
@@ -177,7 +173,7 @@ def test_a_role_that_does_not_allow_to_create_pods_is_told_where_it_is_described
     assert "docs/kubernetes/rbac.yaml" in caplog.text
 
 
-@both
+@BOTH
 @pytest.mark.parametrize(
     "resources",
     [
@@ -190,14 +186,14 @@ def test_a_role_that_does_not_allow_to_create_pods_is_told_where_it_is_described
 )
 def test_a_request_or_a_limit_alone_is_taken(trial, api, deferred, resources):
     trial.open()
-    run(trial, deferred=deferred, container_resources=resources)
+    trial.restore(deferred=deferred, container_resources=resources)
     given = base(api.created[0])["resources"]
     for kind in ("requests", "limits"):
         for name, amount in (getattr(resources, kind) or {}).items():
             assert given[kind][name] == amount
 
 
-@both
+@BOTH
 @pytest.mark.parametrize("ttl", [0.5, 100 * 365 * 24 * 3600])
 def test_a_ttl_that_no_pod_can_have_is_refused_before_anything_is_claimed(
     trial, api, deferred, ttl
@@ -208,19 +204,18 @@ def test_a_ttl_that_no_pod_can_have_is_refused_before_anything_is_claimed(
     assert list_attempts(trial.store, trial.restore_id, trial.item["trial_id"]) == []
 
 
-@both
+@BOTH
 @pytest.mark.parametrize("name", ["a$(HOME)b", "cost$$", "$", "$(PATH)"])
 def test_a_dollar_in_the_name_of_an_experiment_reaches_the_runner(new_trial, api, deferred, name):
     trial = new_trial(name)
     trial.open()
-    assert run(trial, deferred=deferred)["status"] == "TERMINATED"
+    assert trial.restore(deferred=deferred)["status"] == "TERMINATED"
 
 
-@both
+@BOTH
 def test_a_template_may_mount_shared_memory_with_a_slash(trial, api, deferred):
     trial.open()
-    run(
-        trial,
+    trial.restore(
         deferred=deferred,
         volumes=[models.V1Volume(name="mine", empty_dir=models.V1EmptyDirVolumeSource())],
         volume_mounts=[models.V1VolumeMount(name="mine", mount_path="/dev/shm/")],

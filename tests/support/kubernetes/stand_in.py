@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
@@ -13,6 +14,9 @@ from tests.support.kubernetes.api import KubernetesApi
 from tests.support.kubernetes.pods import Trial, arguments, pod_context
 
 SCRIPT = Path(__file__).with_name("stand_in.sh")
+BOTH = pytest.mark.parametrize("deferred", [False, True], ids=["in a worker", "deferred"])
+"""Runs a test with a task that waits in a worker, and with one that is deferred."""
+
 _NUMBER, _RESULT = -987654, "RESULT"
 
 
@@ -50,6 +54,10 @@ class StandInTrial(Trial):
 
         name: str = self.api.wait_for(at_work)
         return name
+
+    def restore(self, *, deferred: bool, **more: Any) -> dict[str, Any]:
+        """Run a task to its end, in a worker or deferred."""
+        return self.run_deferred(**more) if deferred else self.run(**more)
 
     def run_deferred(self, **more: Any) -> dict[str, Any]:
         """Run a task that defers, in the places of worker and triggerer."""
