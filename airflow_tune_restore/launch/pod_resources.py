@@ -156,7 +156,7 @@ def _merge_pair(
     """Return request and limit of one resource; None for what the API server is to fill in."""
     if asked is not None and name == "memory":
         request, limit = (
-            amount and max(asked, amount, key=parse_amount) for amount in (request, limit)
+            amount and max(amount, asked, key=parse_amount) for amount in (request, limit)
         )
     if not _can_overcommit(name):
         return request or limit or asked, limit or request or asked

@@ -223,7 +223,7 @@ def test_a_worker_killed_for_its_memory_is_out_of_memory_and_the_next_attempt_ge
     assert [failure.cause for failure in trial.failures] == ["out_of_memory"]
     assert trial.restore(deferred=deferred, **more)["attempt"] == 2
     memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
-    assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
+    assert memory == ["6Gi", f"{2 * (6144 - 1224) + 1224}Mi"]
 
 
 @BOTH
