@@ -224,10 +224,15 @@ class PodLostError(RunnerDiedError):
     """Kubernetes took a runner's pod away, or it ended without saying how."""
 
     def __str__(self) -> str:
+        what = "all trials" if self.trial_id == "*" else f"trial {self.trial_id}"
         return (
-            f"The pod of trial {self.trial_id} of {self.experiment} was lost ({self.cause}): "
-            f"{self.reason}. A retry goes on from its newest snapshot."
+            f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason}. A retry "
+            "goes on from its newest snapshot."
         )
+
+
+class KubernetesConnectionError(TuneRestoreError):
+    """A connection to Kubernetes cannot be used: its kubeconfig is missing or wrong, or half written."""
 
 
 class RayClusterError(TuneRestoreError):

@@ -23,7 +23,7 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.printable import printable
 
 OUTAGE_SECONDS = 600.0
-"""How long an API server may be out of order before whoever follows a pod gives up; the pod goes on."""
+"""How long an API server may be out of order before a task gives up; the pod goes on."""
 
 REFUSAL_SECONDS = 60.0
 """How long it may refuse to create or delete a pod. It loads its roles in a few; no pod is in danger."""
@@ -42,6 +42,9 @@ _NEVER_REACHED = 503
 _UNREACHABLE = (HTTPError, ClientError, TimeoutError, ConnectionError)
 _PROVIDERS = (KubernetesApiException, KubernetesApiError)
 _DENIED = re.compile(r'admission webhook "[^"]*" denied the request')
+_NOT_READY = "not yet ready to handle request"
+"""The end of what admission says by 403 while its own caches are still empty."""
+
 _HINT = "If that lasts: the role it needs is in docs/kubernetes/rbac.yaml"
 
 logger = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ def is_no_answer(error: BaseException | None) -> bool:
 
 
 def is_gone(error: BaseException | None, name: str) -> bool:
-    """Whether an answer says that there is no pod of this name; many a 404 says something else."""
+    """Whether an answer means that there is no pod of this name; a 404 may be about anything."""
     answer = _read_status(error)
     details = answer.get("details")
     if status_of(error) != NOT_FOUND or not isinstance(details, dict):
@@ -92,7 +95,10 @@ def is_refusal(error: BaseException | None, name: str) -> bool:
     """
     answer = _read_status(error)
     about = answer["details"] if isinstance(answer.get("details"), dict) else {}
-    if _DENIED.match(str(answer.get("message") or "")):
+    message = str(answer.get("message") or "")
+    if message.endswith(_NOT_READY):
+        return False
+    if _DENIED.match(message):
         return True
     if status_of(error) == FORBIDDEN:
         return about.get("name") == name

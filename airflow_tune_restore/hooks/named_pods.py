@@ -6,7 +6,7 @@ from typing import Any
 from airflow_tune_restore.hooks.kubernetes_api import is_gone, is_no_answer
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch, gone_pod_end
-from airflow_tune_restore.launch.pod_start import has_no_image, is_pending, why_not_started
+from airflow_tune_restore.launch.pod_start import has_started, is_pending, why_not_started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,6 @@ class NamedPods:
         """Whether a pod waits for a node, for its image or for what it mounts."""
         return is_pending(self.read(name) or {})
 
-    def why_not_started(self, name: str) -> str:
-        """Return why a pod waits, as a sentence without its full stop; "" if it does not."""
-        pod = self.read(name) or {}
-        return why_not_started(pod, self._events(name)) if is_pending(pod) else ""
-
     def look(self, name: str) -> PodEnd | None:
         """Return how a pod ended, None if it has not; of one that is gone, what was seen or reported."""
         pod = self.read(name)
@@ -51,10 +46,24 @@ class NamedPods:
             return self.watch.look(pod)
         return self.watch.look_back(name) or gone_pod_end(name, self._events(name))
 
-    def cannot_start(self, name: str) -> bool:
-        """Whether a pod waits for an image that there is not."""
-        pod = self.read(name)
-        return pod is not None and is_pending(pod) and has_no_image(pod)
+    def delete_unstarted(self, name: str) -> str | None:
+        """Delete a pod that has not started; return why it has not, None if it has meanwhile.
+
+        Nothing is deleted but the very pod that was read: it may start while an answer is waited for.
+        """
+        while True:
+            try:
+                pod = self.hook.get_pod(name, self.namespace)
+            except Exception as error:
+                if is_gone(error, name):
+                    return None
+                raise
+            found = pod.to_dict(serialize=True)
+            if has_started(found, self.watch.container) or self.watch.look(found) is not None:
+                return None
+            why = why_not_started(found, self._events(name))
+            if self.manager.delete_unchanged(pod):
+                return why
 
     def delete(self, name: str) -> None:
         """Delete a pod; one that runs saves a snapshot first."""
@@ -69,7 +78,11 @@ class NamedPods:
             found = self.hook.core_v1_client.list_namespaced_event(
                 namespace=self.namespace, field_selector=f"involvedObject.name={name}"
             )
-            return [event.to_dict(serialize=True) for event in found.items or ()]
+            events = [event.to_dict(serialize=True) for event in found.items or ()]
+            uid = self.watch.uid(name)  # an earlier pod of the name may have left some
+            return [
+                e for e in events if not uid or (e.get("involvedObject") or {}).get("uid") == uid
+            ]
         except Exception as error:
             if not is_no_answer(error) and not isinstance(error, ValueError):
                 raise

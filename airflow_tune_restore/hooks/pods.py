@@ -25,8 +25,9 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import (
 from urllib3.util import Retry
 from yaml import YAMLError
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import KubernetesConnectionError
 from airflow_tune_restore.hooks.kubernetes_api import (
+    CONFLICT,
     REFUSAL_SECONDS,
     WAIT_SECONDS,
     Patience,
@@ -71,7 +72,7 @@ class PatientKubernetesHook(KubernetesHook):
         A `Retry-After` is not obeyed inside of a request: a proxy may send any. Ours ask again soon.
 
         Raises:
-            InvalidInputError: If the connection cannot be used.
+            KubernetesConnectionError: If the connection cannot be used, or is just being written.
         """
         from kubernetes.config import ConfigException
 
@@ -79,10 +80,10 @@ class PatientKubernetesHook(KubernetesHook):
             found = super().get_conn()
         except (ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
             which = self.config_file or self.conn_id or "default"
-            raise InvalidInputError(
+            raise KubernetesConnectionError(
                 f"The connection to Kubernetes ({which}) cannot be used: {describe_error(error)}"
             ) from None
-        retries = Retry(3, respect_retry_after_header=False)
+        retries = Retry(0, respect_retry_after_header=False)
         found.rest_client.pool_manager.connection_pool_kw["retries"] = retries
         return found
 
@@ -90,7 +91,7 @@ class PatientKubernetesHook(KubernetesHook):
         """Load the credentials anew, for all clients that were made: those of a cloud last an hour."""
         try:
             self.core_v1_client.api_client = self.get_conn()
-        except InvalidInputError as error:  # somebody is just writing them
+        except KubernetesConnectionError as error:  # somebody is just writing them
             logger.warning("%s", error)
 
 
@@ -133,12 +134,43 @@ class PatientPodManager(PodManager):
                 )
             )
         except Exception as error:
-            if is_taken(error):
-                return self.read_pod(pod)
-            raise
+            if not is_taken(error):
+                raise
+        return self.read_pod(pod)
+
+    def delete_unchanged(self, pod: Any) -> bool:
+        """Delete a pod if it is still as it was read; return whether it was deleted.
+
+        Raises:
+            ApiException: If the API server is out of order for too long.
+        """
+        from kubernetes.client import models
+
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        as_read = models.V1Preconditions(
+            uid=pod.metadata.uid, resource_version=pod.metadata.resource_version
+        )
+        body = models.V1DeleteOptions(preconditions=as_read)
+        patience = Patience(
+            lambda error: is_gone(error, name) or status_of(error) == CONFLICT,
+            seconds=REFUSAL_SECONDS,
+            renew=self._hook.renew,
+            what=f"pod {name} is not deleted yet",
+        )
+        try:
+            patience.ask(
+                lambda: check_deletion(
+                    self._client.delete_namespaced_pod(name, namespace, body=body), name
+                )
+            )
+        except Exception as error:
+            if not is_gone(error, name) and status_of(error) != CONFLICT:
+                raise
+            return is_gone(error, name)
+        return True
 
     def delete_pod(self, pod: Any) -> None:
-        """Delete a pod; one that runs saves a snapshot first. One that stays is logged."""
+        """Delete a pod; one that runs saves a snapshot first. A pod that stays is named in the log."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
         patience = Patience(
             lambda error: is_gone(error, name),
@@ -162,7 +194,9 @@ class PatientPodManager(PodManager):
 
     def read_pod(self, pod: Any) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
-        return self._hook.get_pod(pod.metadata.name, pod.metadata.namespace)
+        remote = self._hook.get_pod(pod.metadata.name, pod.metadata.namespace)
+        self._pod_watch.look(remote.to_dict(serialize=True))  # it may be gone when we look again
+        return remote
 
     def has_ended(self, pod: Any) -> bool:
         """Whether the runner of a pod has ended, or is lost."""
@@ -228,7 +262,7 @@ class PatientPodManager(PodManager):
     def read_pod_logs(self, pod: Any, container_name: str, **options: Any) -> Any:
         """Open a container's log as soon as it can be read; an empty one if the container ended before.
 
-        A node that cannot be reached is no reason to leave a pod that may run there.
+        A pod whose node cannot be reached may still run there: it is not left.
         """
         begun, ended_at, logged = time.monotonic(), None, False
         since = options.pop("since_seconds", None)

@@ -6,7 +6,7 @@ for ever, a finalizer may hold what is over, and a pod that has `Failed` may sti
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from airflow_tune_restore.experiments.printable import printable
@@ -30,6 +30,7 @@ class PodEnd:
         exit_code: Of the runner; None if nobody knows.
         message: In words that `restore.failures` tells apart.
         is_disruption: Whether Kubernetes ended it, and not the program itself.
+        was_deleted: Whether somebody, or something, had asked it to end.
         is_lost: Whether nobody reported it: its node is cut off.
         is_mistake: Whether the container could not be started as it was configured.
         last_words: What the container said last, if Kubernetes kept it.
@@ -38,9 +39,16 @@ class PodEnd:
     exit_code: int | None
     message: str
     is_disruption: bool
+    was_deleted: bool = False
     is_lost: bool = False
     is_mistake: bool = False
     last_words: str = ""
+
+    @classmethod
+    def from_event(cls, seen: Mapping[str, Any]) -> "PodEnd":
+        """Read what a triggerer has seen; one of a later release may have seen more."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in seen.items() if name in known})
 
 
 @dataclass(slots=True)
@@ -57,6 +65,7 @@ class PodWatch:
 
     container: str
     monotonic: Callable[[], float] = time.monotonic
+    _uids: dict[str, str] = field(default_factory=dict)
     _seen: dict[str, str] = field(default_factory=dict)
     _ends: dict[str, PodEnd] = field(default_factory=dict)
     _ending_since: dict[str, float] = field(default_factory=dict)
@@ -64,6 +73,7 @@ class PodWatch:
     def look(self, pod: Mapping[str, Any]) -> PodEnd | None:
         """Return how a pod ended, None if it has not."""
         name = _name(pod)
+        self._take_note_of(name, str((pod.get("metadata") or {}).get("uid") or ""))
         if told := read_disruption(pod):
             self._seen[name] = told
         end = read_pod_end(pod, self.container)
@@ -79,6 +89,18 @@ class PodWatch:
         if end is None and seen is not None:
             return PodEnd(exit_code=None, message=seen, is_disruption=True)
         return end
+
+    def uid(self, name: str) -> str:
+        """Return the uid of the pod that last had this name, as far as was seen; "" if none did."""
+        return self._uids.get(name, "")
+
+    def _take_note_of(self, name: str, uid: str) -> None:
+        """Forget a pod of this name that was there before."""
+        if self._uids.setdefault(name, uid) != uid:
+            self._uids[name] = uid
+            self._seen.pop(name, None)
+            self._ends.pop(name, None)
+            self._ending_since.pop(name, None)
 
     def remember(self, name: str, end: PodEnd) -> None:
         """Take over what another process has seen of a pod."""
@@ -130,6 +152,7 @@ def read_pod_end(pod: Mapping[str, Any], container: str) -> PodEnd | None:
         exit_code=exit_code,
         message=f"pod {name} ended ({said})",
         is_disruption=False,
+        was_deleted=bool((pod.get("metadata") or {}).get("deletionTimestamp")),
         last_words=last_words,
     )
 
@@ -178,7 +201,7 @@ def gone_pod_end(name: str, events: Iterable[Mapping[str, Any]]) -> PodEnd:
             return PodEnd(exit_code=None, message=said, is_disruption=True)
     return PodEnd(
         exit_code=None,
-        message=f"pod {name} is gone: somebody deleted it, or its node is no more",
+        message=f"pod {name} is gone: somebody deleted it, or its node",
         is_disruption=False,
     )
 

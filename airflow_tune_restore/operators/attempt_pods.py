@@ -18,8 +18,8 @@ from airflow_tune_restore.launch.kubernetes import pod_name
 from airflow_tune_restore.launch.pod_end import PodEnd, is_ending, is_live
 from airflow_tune_restore.operators.attempt import refuse_overtaken
 from airflow_tune_restore.restore.attempts import (
+    has_begun,
     list_attempts,
-    newest_started,
     read_outcome,
     read_recorded_end,
     record_end,
@@ -54,8 +54,8 @@ class NewestAttempt:
     Args:
         number: Its number; 0 if there is none.
         alive: Its request, if its pod is alive.
-        unstarted: Its request, if it has neither a pod nor ever shown a sign of life: whoever claimed it
-            is about to create the pod, or died before.
+        unstarted: Its request, if it has neither a pod nor ever shown a sign of life: its pod is about
+            to be created, never was, or was deleted before it started.
         ended: Its request, if its pod is still there and has ended.
         end: How that has ended.
     """
@@ -172,7 +172,7 @@ class AttemptPods:
         of_all = request.trial_id == EVERY_TRIAL
         what = f"{'No trial' if of_all else f'Trial {request.trial_id}'} of {plan.experiment} was "
         what += "started" if of_all else "not started"
-        last = (end.last_words.strip().splitlines() or [""])[-1].removeprefix("error: ")
+        last = _last_line(end).removeprefix("error: ")
         where = f"(pod {name_of(request)})"
         if end.is_mistake:
             raise InvalidInputError(
@@ -189,10 +189,9 @@ class AttemptPods:
 
     def _has_no_package(self, store: ObjectStore, request: RunnerRequest, end: PodEnd) -> bool:
         """Whether a pod ended because Python did not find the runner, which has never shown itself."""
-        last = (end.last_words.strip().splitlines() or [""])[-1]
-        if end.is_disruption or end.exit_code != 1 or not _NO_PACKAGE.search(last):
+        if end.is_disruption or end.exit_code != 1 or not _NO_PACKAGE.search(_last_line(end)):
             return False
-        return newest_started(store, request.restore_id, request.trial_id) != request.attempt
+        return not has_begun(store, request)
 
     def _explained(
         self, store: ObjectStore, request: RunnerRequest, outcome: RunnerOutcome, end: PodEnd
@@ -209,7 +208,7 @@ class AttemptPods:
         if read_recorded_end(store, *where, request.attempt) is not None:
             return
         if outcome is None:
-            can_tell = has_pod or newest_started(store, *where) == request.attempt
+            can_tell = has_pod or has_begun(store, request)
         else:
             can_tell = outcome.result in (Result.INTERRUPTED, Result.FAILED)
         end = self.pods.look(name_of(request)) if can_tell else None
@@ -225,15 +224,15 @@ class AttemptPods:
 
     def _has_run(self, store: ObjectStore, request: RunnerRequest, end: PodEnd) -> bool:
         """Whether a runner was started at all: a pod that was taken away before costs no attempt."""
-        if end.exit_code is not None:
+        if end.exit_code is not None and not end.was_deleted:
             return True
-        return newest_started(store, request.restore_id, request.trial_id) == request.attempt
+        return has_begun(store, request)
 
     def _is_untouched(self, store: ObjectStore, request: RunnerRequest) -> bool:
         """Whether nothing was ever heard or written down of an attempt but that it was claimed."""
         where = (request.restore_id, request.trial_id)
         return (
-            newest_started(store, *where) != request.attempt
+            not has_begun(store, request)
             and read_outcome(store, *where, request.attempt) is None
             and read_recorded_end(store, *where, request.attempt) is None
         )
@@ -253,7 +252,7 @@ class AttemptPods:
             waited += 0.5
 
     def _settled(self, store: ObjectStore, request: RunnerRequest) -> dict[str, Any] | None:
-        """Return an attempt's pod once it is no more about to end, or is lost."""
+        """Return an attempt's pod once it has ended, or is lost, if it is about to end."""
         name = name_of(request)
         where = (request.restore_id, request.trial_id, request.attempt)
         pod, logged = self.pods.read(name), False
@@ -266,6 +265,10 @@ class AttemptPods:
             self.sleep(POLL_SECONDS)
             pod = self.pods.read(name)
         return pod
+
+
+def _last_line(end: PodEnd) -> str:
+    return (end.last_words.strip().splitlines() or [""])[-1]
 
 
 def name_of(request: RunnerRequest) -> str:

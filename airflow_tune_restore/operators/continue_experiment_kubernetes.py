@@ -109,6 +109,7 @@ class ContinueExperimentKubernetesOperator(RunnerPodOperator):
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Come back from the triggerer: commit, or wait on."""
+        self._pod_name = event["name"]  # a kill from here on deletes it
         with (
             committed_at_last(context, self._open_store, self.log),
             plain_errors(),

@@ -27,6 +27,7 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     is_mistake,
     is_no_answer,
     is_outage,
+    is_refusal,
     provider_errors,
 )
 from airflow_tune_restore.hooks.named_pods import NamedPods
@@ -69,7 +70,7 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     @cached_property
     def pod_manager(self) -> PatientPodManager:
-        """Whoever creates, reads and follows pods."""
+        """Creates, reads and follows pods."""
         _ = self.client  # the provider's callbacks want to know of it
         return PatientPodManager(
             self.hook, self._watch, self.base_container_name, callbacks=self.callbacks
@@ -114,7 +115,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         """Go on after a deferral."""
         self._forget(name)
         if event.get("end"):
-            self._watch.remember(name, PodEnd(**event["end"]))
+            self._watch.remember(name, PodEnd.from_event(event["end"]))
         if _is_overdue(event):
             self._end_for_time(name)
             raise AirflowException(f"{self._describe(name)} was given up: {event.get('message')}")
@@ -195,16 +196,22 @@ class FollowedPodOperator(KubernetesPodOperator):
             return  # nothing is left to clean
         if self.end is not None:
             super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
-        elif self._has_waited_enough(raised, remote_pod):
-            self._why_given_up = self.pods.why_not_started(name)
-            self.pods.delete(name)  # also if pods are kept: it would be attached to, and has no log
-        else:
+            return
+        if self._is_given_up(raised, remote_pod):
+            # also if pods are kept: it would be attached to, and has no log
+            self._why_given_up = self.pods.delete_unstarted(name)
+        if self._why_given_up is None:
             self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
 
-    def _has_waited_enough(self, raised: BaseException | None, pod: Any) -> bool:
-        """Whether a pod that has not started will be waited for no longer."""
-        if has_started(pod.to_dict(serialize=True), self.base_container_name):
-            return False
+    def _clean(self, event: dict[str, Any], result: Any, context: Context) -> None:
+        """Wait for the pod's end and clean up, unless the time of the task is over."""
+        if isinstance(sys.exception(), AirflowTaskTimeout) and self._pod_name is not None:
+            self._end_for_time(self._pod_name)
+            return
+        super()._clean(event=event, result=result, context=context)
+
+    def _is_given_up(self, raised: BaseException | None, pod: Any) -> bool:
+        """Whether a pod that has not started is waited for no longer."""
         return (
             self._has_waited
             or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)
@@ -225,6 +232,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         since_time: Any = None,
     ) -> None:
         """Show what the triggerer has not: results in words, as it does."""
+        follow = follow and has_started(pod.to_dict(serialize=True), self.base_container_name)
         where = (pod.metadata.namespace, pod.metadata.name, self.base_container_name)
         if since_time is not None:
             self.pod_manager.container_log_times[where] = since_time
@@ -256,12 +264,13 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _not_created(self, error: Exception, name: str) -> AirflowException:
         what, why = self._describe(name), _cause(error)
+        failed = f"{what} could not be created: {why}."
         if is_mistake(error):
-            return AirflowFailException(
-                f"{what} could not be created: {why}. Correct the arguments or the pod template."
-            )
+            return AirflowFailException(f"{failed} Correct the arguments or the pod template.")
+        if is_refusal(error, name):
+            return AirflowException(f"{failed} Nothing ran; a retry tries again.")
         return AirflowException(
-            f"{what} could not be created: {why}. Nothing ran; a retry tries again."
+            f"{failed} If it was created all the same, a retry attaches to it; else one tries again."
         )
 
     def _not_followed(self, name: str, why: str) -> AirflowException:

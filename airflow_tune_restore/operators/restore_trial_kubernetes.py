@@ -12,8 +12,9 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.launch.pod_start import has_no_image, is_pending
 from airflow_tune_restore.operators.attempt import claim, judge
-from airflow_tune_restore.operators.attempt_pods import find_request, name_of, read_request
+from airflow_tune_restore.operators.attempt_pods import find_request, name_of
 from airflow_tune_restore.operators.followed_pod import plain_answers
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.labelled import TRIAL_LABEL
@@ -107,6 +108,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Come back from the triggerer: say how the pod ended, or wait on."""
+        self._pod_name = event["name"]  # a kill from here on deletes it
         with plain_errors(), plain_answers():
             store, plan, item = self._open()
             request = find_request(store, plan, item.trial_id, event["name"])
@@ -184,8 +186,8 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         def start(attempt: int) -> None:
             newest = self.attempt_pods.find_attempt(store, plan, layout.EVERY_TRIAL)
             if newest.alive is not None:
-                self._refuse_pending(store, plan, attempt - 1)
-                key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, attempt - 1)
+                self._refuse_pending(plan, newest.alive)
+                key = layout.request_key(plan.restore_id, layout.EVERY_TRIAL, newest.number)
                 raise KeyExistsError(
                     store.uri, key
                 )  # it is only slow: it waits for a node, perhaps
@@ -210,23 +212,23 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         assert follower.outcome is not None  # noqa: S101  progress() ends with one
         return follower.outcome
 
-    def _refuse_pending(self, store: ObjectStore, plan: RestorePlan, attempt: int) -> None:
+    def _refuse_pending(self, plan: RestorePlan, request: RunnerRequest) -> None:
         """Give up a pod that has waited too long to start, or that waits for an image there is not."""
-        request = read_request(store, plan, layout.EVERY_TRIAL, attempt)
         name, now = name_of(request), time.monotonic()
-        if not self.pods.is_pending(name):
-            self._pending_since.pop(attempt, None)
+        pod = self.pods.read(name) or {}
+        if not is_pending(pod):
+            self._pending_since.pop(request.attempt, None)
             return
-        waited = now - self._pending_since.setdefault(attempt, now)
-        if waited <= self.startup_timeout_seconds and not self.pods.cannot_start(name):
+        waited = now - self._pending_since.setdefault(request.attempt, now)
+        if waited <= self.startup_timeout_seconds and not has_no_image(pod):
             return
-        why = self.pods.why_not_started(name)
-        self.pods.delete(name)
-        raise AirflowException(
-            f"All trials of {plan.experiment}: pod {name} in namespace {self.pod_namespace} did not "
-            f"start: {why or 'Kubernetes gives no reason'}. It was deleted; the next try makes another "
-            "one."
-        )
+        why = self.pods.delete_unstarted(name)
+        if why is not None:
+            raise AirflowException(
+                f"All trials of {plan.experiment}: pod {name} in namespace {self.pod_namespace} did not "
+                f"start: {why or 'Kubernetes gives no reason'}. It was deleted; the next try makes "
+                "another one."
+            )
 
     def _refuse_hopeless(
         self, store: ObjectStore, plan: RestorePlan, attempts: Sequence[int]

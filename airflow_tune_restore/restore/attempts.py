@@ -157,6 +157,12 @@ def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[in
     return sorted(number for number in numbers if number is not None)
 
 
+def has_begun(store: ObjectStore, request: RunnerRequest) -> bool:
+    """Whether the runner of an attempt has ever shown itself."""
+    key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
+    return _get(store, key) is not None
+
+
 def newest_started(store: ObjectStore, restore_id: str, trial_id: str) -> int | None:
     """Return the newest attempt whose runner has shown itself; later ones never got to run."""
     for attempt in reversed(list_attempts(store, restore_id, trial_id)):

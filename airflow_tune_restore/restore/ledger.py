@@ -177,9 +177,9 @@ def explain(outcome: RunnerOutcome, end: RunnerEnd | None) -> RunnerOutcome:
     A kernel that needs memory kills one process of a container, which may be the trial's worker, or one
     that the trial has started. The runner only sees that it died.
     """
-    failure = classify_end(end.exit_code, end.message) if end is not None else None
-    if not _is_unexplained(outcome) or end is None:
+    if end is None or not _is_unexplained(outcome):
         return outcome
+    failure = classify_end(end.exit_code, end.message)
     if failure is None or failure.cause is not Cause.OUT_OF_MEMORY:
         return outcome
     return replace(
@@ -269,7 +269,7 @@ def _read_failure(
 ) -> FailedAttempt | None:
     outcome = read_whatever_outcome(store, restore_id, trial_id, attempt)
     if outcome is not None and outcome.result == Result.FAILED:
-        if _is_unexplained(outcome):
+        if _is_unexplained(outcome):  # only then is there one to read
             outcome = explain(outcome, read_recorded_end(store, restore_id, trial_id, attempt))
         return FailedAttempt(
             restore_id=restore_id,

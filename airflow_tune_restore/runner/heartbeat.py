@@ -1,20 +1,22 @@
 """A runner's pulse: says that it lives, and notices when it must not go on.
 
-It writes its first beat before it looks for newer attempts, and whoever claims a newer attempt does so
-before looking at the beat; so of two runners of one trial at least one sees the other. A store that keeps
-it waiting does not keep it from ending in time: a second thread, which asks no store, looks after that.
+It creates its first beat, which a second runner of the same attempt cannot, before it looks for newer
+attempts, and whoever claims a newer attempt does so before looking at the beat; so of two runners of one
+trial at least one sees the other. A store that keeps it waiting does not keep it from ending in time: a
+second thread, which asks no store, looks after that.
 """
 
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
 import time
 from typing import NoReturn
 
-from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
+from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts
@@ -39,6 +41,7 @@ class Heartbeat:
         self._request = request
         self._parent_pid = parent_pid
         self._count = 0
+        self._nonce = secrets.token_hex(8)  # so that a create is recognised as ours
         self._runs_since = ""
         self._epoch = 0
         self._ttl_seconds = lease.DEFAULT_TTL_SECONDS
@@ -53,10 +56,10 @@ class Heartbeat:
         """Beat once, check that this attempt may run, and go on beating.
 
         Raises:
-            FencedError: If there is a newer attempt.
+            FencedError: If there is a newer attempt, or another runner of this one.
             LeaseLostError: If the restore no longer holds the lease.
         """
-        self.beat()
+        self._begin()
         self.check()
         self._last_success = time.monotonic()
         for thread in self._threads:
@@ -75,13 +78,27 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Write one beat."""
-        self._count += 1
-        beat = {"count": self._count, "pid": os.getpid(), "at": now()}
-        body = json.dumps({**beat, "runs_since": self._runs_since}).encode()
+        self._store.put(self._key, self._next_beat())
+
+    def _begin(self) -> None:
+        """Write the first beat, alone: a pod that is gone from its cluster may still run on its node."""
+        try:
+            self._store.create(self._key, self._next_beat())
+        except KeyExistsError:
+            raise FencedError(
+                f"Attempt {self._request.attempt} of trial {self._request.trial_id} stopped: another "
+                "runner of the same attempt has begun."
+            ) from None
+
+    @property
+    def _key(self) -> str:
         request = self._request
-        self._store.put(
-            layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt), body
-        )
+        return layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
+
+    def _next_beat(self) -> bytes:
+        self._count += 1
+        beat = {"count": self._count, "pid": os.getpid(), "at": now(), "nonce": self._nonce}
+        return json.dumps({**beat, "runs_since": self._runs_since}).encode()
 
     def check(self) -> None:
         """Raise if this attempt must stop; renew the lease if it may go on."""

@@ -52,7 +52,9 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         """Yield how it ended."""
         started = time.monotonic()
         async for event in super().run():
+            self._fired_event = False  # a kill meanwhile still deletes the pod
             await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - started)))
+            self._fired_event = True
             end = self._watch.look_back(self.pod_name)
             seen = {"end": asdict(end) if end is not None else None, "outage": self.hook.outage}
             yield TriggerEvent({**event.payload, **seen})

@@ -129,7 +129,7 @@ def test_a_template_that_is_not_yaml_is_refused(trial, api, tmp_path):
 def test_a_connection_that_cannot_be_used_is_told(trial, api, monkeypatch):
     monkeypatch.delenv("AIRFLOW_CONN_KUBERNETES_DEFAULT")
     more = {"kubernetes_conn_id": None, "config_file": "/nope/config"}
-    message = refused(trial, deferred=False, kind=AirflowFailException, **more)
+    message = refused(trial, deferred=False, **more)
     assert "connection to Kubernetes (/nope/config) cannot be used" in message
 
 

@@ -253,6 +253,15 @@ class KubernetesApi:
         self.kubelet.stop(pod, grace_seconds)
         return pod
 
+    def refuse_changed(self, namespace: str, name: str, conditions: Mapping[str, str]) -> None:
+        """Refuse a deletion of a pod that is not any more as it was read."""
+        with self.lock:
+            metadata = self.get(namespace, name)["metadata"]
+            for key, value in conditions.items():
+                if metadata.get(key) != value:
+                    message = f"Precondition failed: {key} in precondition: {value}"
+                    raise Refusal(409, "Conflict", message, name)
+
     def remove(self, pod: dict[str, Any]) -> None:
         """Remove a pod that was deleted and has ended, unless somebody's finalizer still holds it."""
         with self.lock:

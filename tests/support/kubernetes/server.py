@@ -125,6 +125,7 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
                 case "PATCH":
                     return api.patch(namespace, name, body)
                 case "DELETE":
+                    api.refuse_changed(namespace, name, body.get("preconditions") or {})
                     grace = body.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))
                     return api.delete(namespace, name, None if grace is None else float(grace))
             if name:
