@@ -128,7 +128,7 @@ class PatientPodManager(PodManager):
             what=f"pod {name} is not created yet",
         )
         try:
-            return patience.ask(
+            created = patience.ask(
                 lambda: check_answer(
                     self._client.create_namespaced_pod(body=body, namespace=namespace), name
                 )
@@ -136,7 +136,8 @@ class PatientPodManager(PodManager):
         except Exception as error:
             if not is_taken(error):
                 raise
-        return self.read_pod(pod)
+            created = None
+        return self.read_pod(pod) if created is None else self._seen(created)
 
     def delete_unchanged(self, pod: Any) -> bool:
         """Delete a pod if it is still as it was read; return whether it was deleted.
@@ -194,9 +195,12 @@ class PatientPodManager(PodManager):
 
     def read_pod(self, pod: Any) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
-        remote = self._hook.get_pod(pod.metadata.name, pod.metadata.namespace)
-        self._pod_watch.look(remote.to_dict(serialize=True))  # it may be gone when we look again
-        return remote
+        return self._seen(self._hook.get_pod(pod.metadata.name, pod.metadata.namespace))
+
+    def _seen(self, pod: Any) -> Any:
+        """Return a pod, having looked at it: it may be gone when we look again."""
+        self._pod_watch.look(pod.to_dict(serialize=True))
+        return pod
 
     def has_ended(self, pod: Any) -> bool:
         """Whether the runner of a pod has ended, or is lost."""
