@@ -51,6 +51,16 @@ def test_a_newer_attempt_ends_it_after_it_has_shown_itself(store):
     assert store.get(layout.heartbeat_key("r", "t", 1))
 
 
+def test_a_second_runner_of_the_same_attempt_ends_at_once(store):
+    pulse = heartbeat(store)
+    pulse.start()
+    try:
+        with pytest.raises(FencedError, match="another runner of the same attempt has begun"):
+            heartbeat(store).start()
+    finally:
+        pulse.stop()
+
+
 def test_a_lost_lease_ends_it(store):
     lease.release(store, lease.check_held(store, "r"))
     with pytest.raises(LeaseLostError):
