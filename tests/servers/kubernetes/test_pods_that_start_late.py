@@ -53,15 +53,17 @@ def test_two_tasks_of_coupled_trials_that_start_at_the_same_moment_share_a_pod(
     is_claimed = threading.Event()
     newest = following.Follower._newest
 
-    def stale(follower):  # it lists before the other one has claimed, and looks after that
+    first: list[int] = []
+
+    def stale(follower):  # the second lists before the first has claimed, and looks after that
         found = newest(follower)
-        if found == 0 and threading.current_thread() is tasks[1]:
+        first.append(threading.get_ident())
+        if found == 0 and threading.get_ident() != first[0]:
             is_claimed.wait()
         return found
 
     monkeypatch.setattr(following.Follower, "_newest", stale)
-    tasks = [whole.start()]
-    tasks.append(whole.start())
+    tasks = [whole.start(), whole.start()]
     whole.await_work()
     is_claimed.set()
     time.sleep(1)
