@@ -146,7 +146,7 @@ class OvertakenError(TuneRestoreError):
         self.newer = newer
 
     def __str__(self) -> str:
-        what = "all trials" if self.trial_id == "*" else f"trial {self.trial_id}"
+        what = _name_trial(self.trial_id)
         return (
             f"Another try of this task runs {what} of {self.experiment}, as attempt {self.newer}. "
             f"Attempt {self.attempt} of this try has stopped; nothing is lost."
@@ -224,7 +224,7 @@ class PodLostError(RunnerDiedError):
     """Kubernetes took a runner's pod away, or it ended without saying how."""
 
     def __str__(self) -> str:
-        what = "all trials" if self.trial_id == "*" else f"trial {self.trial_id}"
+        what = _name_trial(self.trial_id)
         return (
             f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason}. A retry "
             "goes on from its newest snapshot."
@@ -245,3 +245,8 @@ class RayClusterError(TuneRestoreError):
 
     def __str__(self) -> str:
         return f"The Ray cluster at {self.address} does not answer: {self.reason}."
+
+
+def _name_trial(trial_id: str) -> str:
+    """Name a trial, or all of them (`layout.EVERY_TRIAL`), in the middle of a sentence."""
+    return "all trials" if trial_id == "*" else f"trial {trial_id}"

@@ -41,7 +41,7 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     is_taken,
     status_of,
 )
-from airflow_tune_restore.launch.pod_end import PodWatch
+from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch
 from airflow_tune_restore.launch.pod_start import has_started
 
 POLL_SECONDS = 2.0
@@ -137,7 +137,10 @@ class PatientPodManager(PodManager):
             if not is_taken(error):
                 raise
             created = None
-        return self.read_pod(pod) if created is None else self._seen(created)
+        if created is None:
+            return self.read_pod(pod)
+        self._look(created)
+        return created
 
     def delete_unchanged(self, pod: Any) -> bool:
         """Delete a pod if it is still as it was read; return whether it was deleted.
@@ -152,11 +155,10 @@ class PatientPodManager(PodManager):
             uid=pod.metadata.uid, resource_version=pod.metadata.resource_version
         )
         body = models.V1DeleteOptions(preconditions=as_read)
-        patience = Patience(
+        patience = _patience_to_delete(
+            name,
+            self._hook.renew,
             lambda error: is_gone(error, name) or status_of(error) == CONFLICT,
-            seconds=REFUSAL_SECONDS,
-            renew=self._hook.renew,
-            what=f"pod {name} is not deleted yet",
         )
         try:
             patience.ask(
@@ -173,12 +175,7 @@ class PatientPodManager(PodManager):
     def delete_pod(self, pod: Any) -> None:
         """Delete a pod; one that runs saves a snapshot first. A pod that stays is named in the log."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
-        patience = Patience(
-            lambda error: is_gone(error, name),
-            seconds=REFUSAL_SECONDS,
-            renew=self._hook.renew,
-            what=f"pod {name} is not deleted yet",
-        )
+        patience = _patience_to_delete(name, self._hook.renew, lambda error: is_gone(error, name))
         try:
             patience.ask(
                 lambda: check_deletion(self._client.delete_namespaced_pod(name, namespace), name)
@@ -195,20 +192,19 @@ class PatientPodManager(PodManager):
 
     def read_pod(self, pod: Any) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
-        return self._seen(self._hook.get_pod(pod.metadata.name, pod.metadata.namespace))
+        remote = self._hook.get_pod(pod.metadata.name, pod.metadata.namespace)
+        self._look(remote)  # it may be gone when we look again
+        return remote
 
-    def _seen(self, pod: Any) -> Any:
-        """Return a pod, having looked at it: it may be gone when we look again."""
-        self._pod_watch.look(pod.to_dict(serialize=True))
-        return pod
+    def _look(self, remote: Any) -> PodEnd | None:
+        return self._pod_watch.look(remote.to_dict(serialize=True))
+
+    def _read_end(self, pod: Any) -> PodEnd | None:
+        return self._look(self._hook.get_pod(pod.metadata.name, pod.metadata.namespace))
 
     def has_ended(self, pod: Any) -> bool:
         """Whether the runner of a pod has ended, or is lost."""
-        return self._pod_watch.look(self._read(pod)) is not None
-
-    def _read(self, pod: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self.read_pod(pod).to_dict(serialize=True)
-        return found
+        return self._read_end(pod) is not None
 
     def container_is_running(self, pod: Any, container_name: str) -> bool:
         """Whether more of a container's log may come."""
@@ -229,7 +225,7 @@ class PatientPodManager(PodManager):
     def await_pod_completion(self, pod: Any, *_arguments: Any, **_options: Any) -> Any:
         """Wait for the runner's end, and return the pod; its phase may wait for a sidecar for ever."""
         while True:
-            remote = self.read_pod(pod)
+            remote = self._hook.get_pod(pod.metadata.name, pod.metadata.namespace)
             found = remote.to_dict(serialize=True)
             if self._pod_watch.look(found) is not None:
                 return remote
@@ -282,7 +278,7 @@ class PatientPodManager(PodManager):
                 if not logged and not never_was:
                     self.log.warning("The log cannot be read just now: %s", describe_error(error))
                     logged = True
-            end = self._pod_watch.look(self._read(pod))
+            end = self._read_end(pod)
             if end is not None or not options.get("follow"):
                 ended_at = ended_at or time.monotonic()
                 is_lost = end is not None and end.is_lost
@@ -338,12 +334,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
                 api = CoreV1Api(connection)
                 check_deletion(await api.delete_namespaced_pod(name, namespace, body=options), name)
 
-        patience = Patience(
-            lambda error: is_gone(error, name),
-            seconds=REFUSAL_SECONDS,
-            renew=self.renew,
-            what=f"pod {name} is not deleted yet",
-        )
+        patience = _patience_to_delete(name, self.renew, lambda error: is_gone(error, name))
         try:
             await patience.ask_async(ask)
         except Exception as error:
@@ -428,6 +419,14 @@ class DescribingPodManager(AsyncPodManager):
             at, _, said = line.partition(" ")
             shown.append(f"{at} {self._describe(said)}")
         super()._emit_container_logs(shown, now, container_name)
+
+
+def _patience_to_delete(
+    name: str, renew: Callable[[], None], is_final: Callable[[BaseException], bool]
+) -> Patience:
+    return Patience(
+        is_final, seconds=REFUSAL_SECONDS, renew=renew, what=f"pod {name} is not deleted yet"
+    )
 
 
 def _refused(response: Any, body: bytes) -> Exception:
