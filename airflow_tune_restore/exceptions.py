@@ -41,6 +41,20 @@ class TooLargeError(StorageError):
     """An object is larger than what is read of its kind: it is none of ours or Ray's."""
 
 
+class LinkRefusedError(StorageError):
+    """A link stands where only this package writes, or where a new object was to be made."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is a link. This package makes none and follows none there; nothing was read or "
+            "written through it. Find out who made it, then delete it."
+        )
+
+
 class StateUnreadableError(TuneRestoreError):
     """An experiment directory holds no state that can be understood. Nothing was restored."""
 

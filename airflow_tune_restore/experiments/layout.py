@@ -10,6 +10,8 @@ import re
 from datetime import datetime
 from urllib.parse import quote, unquote
 
+from airflow_tune_restore.storage.base import OWN_DIRECTORY
+
 STATE_PREFIX = "experiment_state-"
 STATE_SUFFIX = ".json"
 TUNER_FILE = "tuner.pkl"
@@ -31,7 +33,7 @@ MAX_RESULT_BYTES = 256 * 1024 * 1024
 _MOST_DIGITS = 15
 """Of a lease or an attempt. Nobody gets there by counting; who names more is not one of us."""
 
-ROOT = ".tune_restore"
+ROOT = OWN_DIRECTORY
 LEASE = f"{ROOT}/lease"
 LEDGER = f"{ROOT}/ledger.json"
 INDEX = f"{ROOT}/index-v1.parquet"

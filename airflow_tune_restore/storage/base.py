@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 PIECE_BYTES = 8 * 1024 * 1024
 """About as much as a stream yields at once."""
 
+OWN_DIRECTORY = ".tune_restore"
+"""Only this package writes below it: on disks no link there is followed."""
+
 
 class Entry(NamedTuple):
     """One child in a listing: an object, or a prefix ("directory") of others. There are thousands.

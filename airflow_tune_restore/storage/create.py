@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from airflow_tune_restore.exceptions import KeyExistsError, StorageError
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import OWN_DIRECTORY, ObjectStore
 
 RACERS = 2
 
@@ -20,7 +20,7 @@ def check_exclusive_create(store: ObjectStore) -> None:
     Raises:
         StorageError: If it does.
     """
-    key = f".tune_restore/selftest-{secrets.token_hex(8)}"
+    key = f"{OWN_DIRECTORY}/selftest-{secrets.token_hex(8)}"
     start = threading.Barrier(RACERS)
 
     def wins(body: bytes) -> bool:

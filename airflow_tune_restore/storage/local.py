@@ -1,4 +1,9 @@
-"""An `ObjectStore` on a local or mounted disk."""
+"""An `ObjectStore` on a local or mounted disk.
+
+Whoever can write to a shared disk can put a link anywhere. Ray follows them, and so do we, in what is
+Ray's. Below `.tune_restore` no link is followed, to read, write or delete: each directory on the way is
+opened by itself (`O_NOFOLLOW`), so that nobody can swap one for a link between a look and a write.
+"""
 
 import contextlib
 import errno
@@ -9,22 +14,33 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyExistsError,
     KeyNotFoundError,
+    LinkRefusedError,
     StorageError,
     TooLargeError,
 )
-from airflow_tune_restore.storage.base import PIECE_BYTES, Entry, ObjectStore
+from airflow_tune_restore.storage.base import OWN_DIRECTORY, PIECE_BYTES, Entry, ObjectStore
 
 TEMPORARY = ".tmp-"
 """Names of half-written files; listings leave them out."""
 
-_NOWHERE = (errno.ELOOP, errno.EACCES)
-"""A link leads to itself, or to where we may not look."""
+_CANNOT_BE_FOLLOWED = (errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
+"""A link leads to itself, to where we may not look, or to a name that no disk can hold."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_ANY_FILE_MODE = 0o666
+
+
+class _Place(NamedTuple):
+    """Where a key lies: an open directory and a name in it."""
+
+    directory: int
+    name: str
 
 
 class LocalStore:
@@ -44,13 +60,17 @@ class LocalStore:
         return LocalStore(self._path(path), self._top)
 
     def list_dir(self, path: str = "") -> list[Entry]:
-        """Return the direct children of `path`, sorted by name."""
+        """Return the direct children of `path`, sorted by name.
+
+        Raises:
+            StorageError: If it cannot be listed; or LinkRefusedError, if a link below `.tune_restore`
+                leads there.
+        """
         directory = self._path(path)
+        read = _own_entry if self._own_parts(directory) else self._entry
         try:
-            with os.scandir(directory) as found:
-                entries = [
-                    self._entry(item) for item in found if not item.name.startswith(TEMPORARY)
-                ]
+            with self._scanned(directory) as found:
+                entries = [read(item) for item in found if not item.name.startswith(TEMPORARY)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -71,28 +91,42 @@ class LocalStore:
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object. A hard link of a whole temporary file: atomic, and exclusive."""
-        with self._temporary(key, body) as temporary:
+        with self._temporary(key, body) as (temporary, target):
             try:
-                os.link(temporary, self._path(key))
+                os.link(
+                    temporary.name,
+                    target.name,
+                    src_dir_fd=temporary.directory,
+                    dst_dir_fd=target.directory,
+                    follow_symlinks=False,
+                )
             except FileExistsError as error:
                 # NFS repeats a request whose answer was lost, and is told that its own link exists
-                if temporary.stat().st_nlink < 2:  # noqa: PLR2004
+                if _status(temporary).st_nlink < 2:  # noqa: PLR2004
+                    if stat.S_ISLNK(_status(target).st_mode):
+                        raise LinkRefusedError(self._path(key).as_posix()) from error
                     raise KeyExistsError(self.uri, key) from error
             finally:
-                temporary.unlink()
+                os.unlink(temporary.name, dir_fd=temporary.directory)
 
     def put(self, key: str, body: bytes) -> None:
-        """Write or overwrite an object."""
-        with self._temporary(key, body) as temporary:
-            temporary.replace(self._path(key))
+        """Write or overwrite an object; a link of its name is replaced, not followed."""
+        with self._temporary(key, body) as (temporary, target):
+            os.replace(
+                temporary.name,
+                target.name,
+                src_dir_fd=temporary.directory,
+                dst_dir_fd=target.directory,
+            )
 
     def delete(self, key: str) -> None:
-        """Delete an object."""
+        """Delete an object; of a link, the link."""
         path = self._path(key)
         try:
-            path.unlink(missing_ok=True)
-        except NotADirectoryError:
-            return  # below a file there is nothing
+            with self._opened_directory(path.parent) as directory:
+                os.unlink(path.name, dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # it is gone, or below a file, where there is nothing
         except OSError as error:
             raise StorageError(f"Cannot delete {path}: {error.strerror}.") from error
 
@@ -100,28 +134,36 @@ class LocalStore:
         """Return this machine's time: a disk has no clock of its own."""
         return datetime.now(UTC)
 
+    @contextlib.contextmanager
+    def _scanned(self, path: Path) -> Iterator[Iterator["os.DirEntry[str]"]]:
+        if not self._own_parts(path):
+            with os.scandir(path) as found:
+                yield found
+            return
+        with self._opened_directory(path) as directory, os.scandir(directory) as found:
+            yield found
+
     def _entry(self, item: "os.DirEntry[str]") -> Entry | None:
+        """Return what a listing shows of one entry; None if nothing is there that could be read.
+
+        An entry that cannot be looked at must not hide the others, nor be taken for nothing where the disk
+        fails: without the time of what is written to, it would look dead.
+        """
         try:
             if item.is_dir():  # which the listing itself says
-                return Entry(name=item.name, is_dir=True, is_link=self._is_link(item))
+                return Entry(name=item.name, is_dir=True, is_link=self._leads_back(item))
             status = item.stat()
         except FileNotFoundError:
             return None  # deleted while we looked, or a link to nothing
         except OSError as error:
-            if error.errno not in _NOWHERE:
-                raise  # without its time, what is written to might look dead
-            return Entry(name=item.name, is_dir=False)  # who reads it is told, and nobody else
-        if not stat.S_ISREG(status.st_mode):
-            return None  # a pipe or a device has no content that could be read to its end
-        return Entry(
-            name=item.name,
-            is_dir=False,
-            size_bytes=status.st_size,
-            modified_at=_as_time(status.st_mtime),
-            etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
-        )
+            if error.errno == errno.ENOTDIR and item.is_symlink():
+                return None  # it leads through a file: to nothing, too
+            if error.errno in _CANNOT_BE_FOLLOWED and item.is_symlink():
+                return Entry(name=item.name, is_dir=False)  # who reads it is told, and nobody else
+            raise
+        return _file_entry(item.name, status)
 
-    def _is_link(self, item: "os.DirEntry[str]") -> bool:
+    def _leads_back(self, item: "os.DirEntry[str]") -> bool:
         """Whether a directory lies elsewhere in the store that was opened, or above it."""
         if not item.is_symlink():
             return False
@@ -134,12 +176,42 @@ class LocalStore:
             raise InvalidInputError(f"{key!r} leads out of {self.uri}.")
         return self._root / key
 
+    def _own_parts(self, path: Path) -> tuple[str, ...]:
+        """Return the part of a path that starts with `.tune_restore`, below the store that was opened."""
+        parts = path.relative_to(self._top).parts
+        return parts[parts.index(OWN_DIRECTORY) :] if OWN_DIRECTORY in parts else ()
+
+    @contextlib.contextmanager
+    def _opened_directory(self, path: Path, *, make: bool = False) -> Iterator[int]:
+        """Open a directory: through links, but for those below `.tune_restore`.
+
+        Raises:
+            LinkRefusedError: If one of these is a link; OSError if it cannot be opened.
+        """
+        own = self._own_parts(path)
+        base = path.parents[len(own) - 1] if own else path
+        if make:
+            base.mkdir(parents=True, exist_ok=True)
+        directory = os.open(base, _DIRECTORY)
+        try:
+            for depth, name in enumerate(own):
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=directory)
+                here = _Place(directory, name)
+                below = _open_unlinked(here, _DIRECTORY, base.joinpath(*own[: depth + 1]))
+                os.close(directory)
+                directory = below
+            yield directory
+        finally:
+            os.close(directory)
+
     @contextlib.contextmanager
     def _opened(self, key: str, max_bytes: int | None) -> Iterator[tuple[BufferedReader, int]]:
-        """Open a file, and say how much of it is read: whoever appends meanwhile is not followed."""
+        """Open a file, and return how much of it is read: who appends meanwhile is not followed."""
         path = self._path(key)
         try:
-            with open(path, "rb", opener=_open_at_once) as file:  # noqa: PTH123  Path's takes no opener
+            with os.fdopen(self._open_file(path), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise KeyNotFoundError(
@@ -154,22 +226,81 @@ class LocalStore:
         except OSError as error:
             raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
 
+    def _open_file(self, path: Path) -> int:
+        """Open a file without waiting for the other end of a pipe."""
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        if not self._own_parts(path):
+            return os.open(path, flags)
+        with self._opened_directory(path.parent) as directory:
+            return _open_unlinked(_Place(directory, path.name), flags, path)
+
     @contextlib.contextmanager
-    def _temporary(self, key: str, body: bytes) -> Iterator[Path]:
+    def _temporary(self, key: str, body: bytes) -> Iterator[tuple[_Place, _Place]]:
         """Write the whole body beside its target, on the disk before it gets its name."""
-        target = self._path(key)
-        temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+        path = self._path(key)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
+            with self._opened_directory(path.parent, make=True) as directory:
+                temporary = _Place(directory, f"{TEMPORARY}{secrets.token_hex(8)}")
+                try:
+                    _write_new(temporary, body)
+                    yield temporary, _Place(directory, path.name)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary.name, dir_fd=directory)
+                    raise
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise StorageError(f"Cannot write {target}: {error.strerror}.") from error
+            raise StorageError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _own_entry(item: "os.DirEntry[str]") -> Entry | None:
+    """Return what a listing below `.tune_restore` shows: of a link, that its name is taken."""
+    try:
+        if item.is_dir(follow_symlinks=False):
+            return Entry(name=item.name, is_dir=True)
+        return _file_entry(item.name, item.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return None  # deleted while we looked
+
+
+def _file_entry(name: str, status: os.stat_result) -> Entry | None:
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+        return None  # a pipe or a device has no content that could be read to its end
+    return Entry(
+        name=name,
+        is_dir=False,
+        size_bytes=status.st_size,
+        modified_at=_as_time(status.st_mtime),
+        etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
+    )
+
+
+def _open_unlinked(place: _Place, flags: int, path: Path) -> int:
+    """Open what is itself there, and not what a link of its name leads to.
+
+    Raises:
+        LinkRefusedError: If it is a link; OSError if it cannot be opened.
+    """
+    try:
+        return os.open(place.name, flags | os.O_NOFOLLOW, dir_fd=place.directory)
+    except OSError as error:
+        # which of the two depends on whether a directory was wanted
+        is_perhaps_link = error.errno in (errno.ELOOP, errno.ENOTDIR)
+        if is_perhaps_link and stat.S_ISLNK(_status(place).st_mode):
+            raise LinkRefusedError(path.as_posix()) from error
+        raise
+
+
+def _write_new(place: _Place, body: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(place.name, flags, _ANY_FILE_MODE, dir_fd=place.directory)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _status(place: _Place) -> os.stat_result:
+    return os.stat(place.name, dir_fd=place.directory, follow_symlinks=False)
 
 
 def _as_time(seconds: float) -> datetime | None:
@@ -178,11 +309,6 @@ def _as_time(seconds: float) -> datetime | None:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 if TYPE_CHECKING:

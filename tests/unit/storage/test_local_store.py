@@ -1,5 +1,6 @@
 """What lies on a disk besides files and directories."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,7 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, StorageError
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    LinkRefusedError,
+    StorageError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.waiting import PATIENCE_SECONDS
@@ -151,3 +157,134 @@ def test_a_time_in_the_future_is_a_time(store, tmp_path):
 def test_a_directory_is_no_object(store):
     with pytest.raises(KeyNotFoundError):
         store.get("dir")
+
+
+# --- one entry that cannot be looked at
+
+
+@pytest.mark.parametrize("target", ["file/model", "x" * 300], ids=["through a file", "long name"])
+def test_a_link_that_cannot_be_followed_hides_no_other(store, tmp_path, target):
+    (tmp_path / "latest").symlink_to(target)
+    assert {"dir", "file"} <= set(names(store))
+    with pytest.raises(TuneRestoreError):
+        store.get("latest")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_link_to_where_we_may_not_look_hides_no_other(store, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "latest").symlink_to("closed/file")
+    assert {"dir", "file"} <= set(names(store))
+
+
+def test_an_object_is_not_created_in_the_place_of_a_link(store, tmp_path):
+    """Nor is it said that somebody has created it: nobody could read it."""
+    (tmp_path / "new").symlink_to("nothing")
+    with pytest.raises(LinkRefusedError, match=r"new is a link.*delete it"):
+        store.create("new", b"body")
+    assert (tmp_path / "new").readlink() == Path("nothing")
+
+
+# --- links below .tune_restore
+
+OWN = ".tune_restore"
+WAYS = [OWN, f"{OWN}/r1", f"{OWN}/r1/plan.json"]
+
+
+@pytest.fixture
+def secret(tmp_path_factory):
+    """A directory elsewhere on the same disk, shaped as ours is."""
+    outside = tmp_path_factory.mktemp("outside")
+    for below in ("", "r1"):
+        (outside / below).mkdir(exist_ok=True)
+        (outside / below / "plan.json").write_bytes(b"fernet key")
+    (outside / "r1" / "r1").mkdir()
+    (outside / "r1" / "r1" / "plan.json").write_bytes(b"fernet key")
+    return outside
+
+
+def _link_out(tmp_path, way, secret):
+    """Put a link in the place of one part of `.tune_restore/r1/plan.json`."""
+    place = tmp_path / way
+    place.parent.mkdir(parents=True, exist_ok=True)
+    is_file = way.endswith(".json")
+    place.symlink_to(secret / "plan.json" if is_file else secret)
+
+
+def _content(directory):
+    return {p: p.read_bytes() if p.is_file() else None for p in directory.rglob("*")}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("at", ["", "dir"], ids=["store", "store below"])
+def test_no_link_below_our_directory_is_followed(store, tmp_path, secret, way, at):
+    inner = store.at(at) if at else store
+    _link_out(tmp_path / at, way, secret)
+    before = _content(secret)
+    key = f"{OWN}/r1/plan.json"
+    for read in (
+        lambda: inner.get(key),
+        lambda: inner.at(f"{OWN}/r1").get("plan.json"),
+        lambda: list(inner.stream(key, max_bytes=100)),
+        lambda: inner.create(key, b"new"),
+        lambda: inner.create(f"{OWN}/r1/plan.json/new", b"new"),
+    ):
+        with pytest.raises(LinkRefusedError, match="is a link"):
+            read()
+    if not way.endswith(".json"):  # else the link itself is replaced, or deleted
+        for write in (
+            lambda: inner.put(key, b"new"),
+            lambda: inner.delete(key),
+            lambda: inner.list_dir(f"{OWN}/r1"),
+        ):
+            with pytest.raises(LinkRefusedError, match="is a link"):
+                write()
+    assert _content(secret) == before
+
+
+def test_writing_and_deleting_takes_the_link_and_not_what_it_leads_to(store, tmp_path, secret):
+    _link_out(tmp_path, WAYS[-1], secret)
+    store.put(WAYS[-1], b"new")
+    assert not (tmp_path / WAYS[-1]).is_symlink()
+    (tmp_path / WAYS[-1]).unlink()
+    _link_out(tmp_path, WAYS[-1], secret)
+    store.delete(WAYS[-1])
+    assert not os.path.lexists(tmp_path / WAYS[-1])
+    assert (secret / "plan.json").read_bytes() == b"fernet key"
+
+
+def test_a_listing_of_ours_shows_that_a_name_is_taken_by_a_link(store, tmp_path):
+    """A claim whose name is taken and does not show would be tried for ever."""
+    store.put(f"{OWN}/lease/00000001.claim.json", b"{}")
+    (tmp_path / OWN / "lease" / "00000002.claim.json").symlink_to("nothing")
+    (tmp_path / OWN / "lease" / "dir").symlink_to(tmp_path)
+    entries = store.list_dir(f"{OWN}/lease")
+    assert [(e.name, e.is_dir) for e in entries] == [
+        ("00000001.claim.json", False), ("00000002.claim.json", False), ("dir", False)
+    ]  # fmt: skip
+
+
+def test_a_store_that_lies_behind_links_has_a_directory_of_ours(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    store = LocalStore(tmp_path / "link")
+    store.create(f"{OWN}/a/b", b"1")
+    store.put(f"{OWN}/a/b", b"2")
+    assert store.get(f"{OWN}/a/b") == b"2"
+    assert names(store, f"{OWN}/a") == ["b"]
+    store.delete(f"{OWN}/a/b")
+    assert names(store, f"{OWN}/a") == []
+    assert list((tmp_path / "real" / OWN / "a").iterdir()) == []
+
+
+def test_no_descriptor_stays_open(store, tmp_path, secret):
+    _link_out(tmp_path, WAYS[1], secret)
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(20):
+        for action in (store.get, store.list_dir, store.delete, lambda key: store.put(key, b"x")):
+            with contextlib.suppress(TuneRestoreError):
+                action(WAYS[-1])
+            with contextlib.suppress(TuneRestoreError):
+                action(f"{OWN}/r2/x")
+    assert len(list(descriptors.iterdir())) == before
