@@ -5,6 +5,21 @@ class TuneRestoreError(Exception):
     """Base of all our errors. Its text is meant to be read at 3 a.m. without a traceback."""
 
 
+class UnexpectedError(TuneRestoreError):
+    """Something that we did not foresee went wrong with one experiment; the others go on."""
+
+    def __init__(self, experiment: str, error: str) -> None:
+        super().__init__(experiment, error)
+        self.experiment = experiment
+        self.error = error
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment}: {self.error}, which nobody foresaw: damaged data, or a fault of this "
+            "package. Other experiments go on. The traceback is in this log; please report it."
+        )
+
+
 class InvalidInputError(TuneRestoreError):
     """Something the user gave us cannot be used: a flag, a URL, a trainable, a trial id."""
 
@@ -164,6 +179,23 @@ class OvertakenError(TuneRestoreError):
         return (
             f"Another try of this task runs {what} of {self.experiment}, as attempt {self.newer}. "
             f"Attempt {self.attempt} of this try has stopped; nothing is lost."
+        )
+
+
+class UncommittableError(TuneRestoreError):
+    """The name of a file in the experiment's root leaves none for a commit. Nothing was committed."""
+
+    def __init__(self, experiment: str, newest: str, why: str) -> None:
+        super().__init__(experiment, newest, why)
+        self.experiment = experiment
+        self.newest = newest
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment} cannot be restored: {self.newest!a} sorts after its other state files, "
+            f"so that Ray takes it for the newest, and {self.why}. Nothing was committed. If it is none "
+            "of Ray's, delete it; then plan again."
         )
 
 

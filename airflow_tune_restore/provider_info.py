@@ -72,6 +72,7 @@ def get_provider_info() -> dict[str, Any]:
             "operators.continue_experiment",
             "operators.restore_trial_kubernetes",
             "operators.continue_experiment_kubernetes",
+            "operators.check_restores",
         ),
         "sensors": modules("sensors.failed_experiment"),
         "hooks": modules("hooks.experiment_storage", "hooks.ray_jobs"),

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import TaskGroup, TriggerRule, XComArg
+from airflow.sdk import TaskGroup, XComArg
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
-from airflow_tune_restore.operators.items import CONTINUED_KEY, RESTORES_KEY
+from airflow_tune_restore.operators.items import CONTINUED_KEY, RESTORES_KEY, UNEXPECTED_KEY
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
@@ -27,9 +27,9 @@ class TuneRestoreTaskGroup(TaskGroup):
     """Find (or take) failed experiments, plan, run one task a trial, commit, draw what samples are left.
 
     Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped), `commit`, `samples` (mapped; skipped for
-    experiments whose samples were all drawn), and `done`, an empty last task that is upstream_failed when
-    another one failed, so that the DAG run's state tells. With nothing to restore the tasks are skipped
-    and the DAG run succeeds.
+    experiments whose samples were all drawn), and `done`, a last task that is upstream_failed when another
+    one failed, and fails if the plan lost an experiment to an error that nobody foresaw, so that the DAG
+    run's state tells. With nothing to restore the tasks are skipped and the DAG run succeeds.
 
     Args:
         group_id: Id of the group.
@@ -197,7 +197,9 @@ class TuneRestoreTaskGroup(TaskGroup):
                     **(samples_args or {}),
                 }
             ).expand(experiment=self.commit.output)
-            done = EmptyOperator(task_id="done", trigger_rule=TriggerRule.NONE_FAILED)
+            done = CheckRestoresOperator(
+                task_id="done", unexpected=XComArg(self.plan, key=UNEXPECTED_KEY)
+            )
             self.trial >> self.commit
             [self.trial, self.commit, self.samples] >> done
 

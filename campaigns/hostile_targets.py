@@ -111,8 +111,9 @@ class Lab:
     kept: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for function in (lease.acquire, attempts.wait_until_over):
+        for function in (lease.acquire, attempts.wait_until_over, attempts.wait_until_all_over):
             function.__kwdefaults__.update(monotonic=self.clock.monotonic, sleep=self.clock.sleep)
+        lease.refuse_if_alive.__kwdefaults__.update(monotonic=self.clock.monotonic)
         self.golden = _golden_objects()
         self.restored = _restored_objects(self.clock)
         store = MemoryStore(dict(self.golden), clock=self.clock.now)

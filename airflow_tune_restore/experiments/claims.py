@@ -4,11 +4,12 @@ Standard library only: runners use it inside Ray images.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airflow_tune_restore.exceptions import TooLargeError
+from airflow_tune_restore.exceptions import LinkRefusedError, TooLargeError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -18,6 +19,9 @@ MAX_TTL_SECONDS = 24 * 3600.0
 """No claim holds an experiment for longer without a sign of life, whatever it says."""
 
 MAX_CLAIM_BYTES = 65536
+
+CLOCKS_AGREE_SECONDS = 120.0
+"""Times that differ by no more than this may be the same time by two clocks."""
 
 CLAIM, RELEASE, HEARTBEAT = "claim", "release", "heartbeat"
 
@@ -54,7 +58,7 @@ class RestoreSign:
     @property
     def is_alive(self) -> bool:
         """Whether the holder has shown a sign of life within its time."""
-        return self.silent_seconds < self.lease.ttl_seconds
+        return is_sign_of_life(self.silent_seconds, self.lease.ttl_seconds)
 
 
 def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> RestoreSign | None:
@@ -71,16 +75,19 @@ def read_restore_sign(store: ObjectStore, root: list[Entry], now: datetime) -> R
     epochs = claimed(entries)
     if not epochs or is_released(entries, max(epochs)):
         return None
-    try:
-        lease = read_claim(store, max(epochs))
-    except TooLargeError:  # whoever put that there, it holds no longer than others
-        lease = Lease(
-            epoch=max(epochs), restore_id="?", holder="?", ttl_seconds=DEFAULT_TTL_SECONDS
-        )
-    written = last_sign_of_life(entries, lease.epoch)
-    return RestoreSign(
-        lease=lease, silent_seconds=(now - written).total_seconds() if written else 0.0
-    )
+    lease = read_claim(store, max(epochs))
+    silent = silent_seconds(entries, lease.epoch, now)
+    if silent < -CLOCKS_AGREE_SECONDS:  # `now` may be long ago
+        silent = silent_seconds(entries, lease.epoch, store.now())
+    return RestoreSign(lease=lease, silent_seconds=silent)
+
+
+def is_sign_of_life(silent_seconds: float, ttl_seconds: float) -> bool:
+    """Whether a holder that last wrote so long ago counts as alive.
+
+    A write in the future does not: it may stay there for ever.
+    """
+    return -CLOCKS_AGREE_SECONDS <= silent_seconds < ttl_seconds
 
 
 def was_restored(root: list[Entry]) -> bool:
@@ -94,9 +101,15 @@ def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
     return read_claim(store, max(epochs)) if epochs else None
 
 
+def released(entries: list[Entry]) -> set[int]:
+    """Return the epochs whose holders have given the lease back."""
+    found = (layout.lease_epoch(entry.name, RELEASE) for entry in entries)
+    return {epoch for epoch in found if epoch is not None}
+
+
 def is_released(entries: list[Entry], epoch: int) -> bool:
     """Whether the holder of this epoch has given it back."""
-    return any(layout.lease_epoch(entry.name, RELEASE) == epoch for entry in entries)
+    return epoch in released(entries)
 
 
 def claimed(entries: list[Entry]) -> list[int]:
@@ -105,17 +118,19 @@ def claimed(entries: list[Entry]) -> list[int]:
     return [epoch for epoch in found if epoch is not None]
 
 
-def last_sign_of_life(entries: list[Entry], epoch: int) -> datetime | None:
-    """Return the holder's last write by the store's clock; None if the store does not tell."""
-    return max(
-        (
-            entry.modified_at
-            for entry in entries
-            if epoch in (layout.lease_epoch(entry.name, kind) for kind in (CLAIM, HEARTBEAT))
-            and entry.modified_at is not None
-        ),
-        default=None,
+def silent_seconds(entries: list[Entry], epoch: int, now: datetime) -> float:
+    """Return the seconds since the holder's last write, by the store's clock.
+
+    Negative for a write in the future; infinite where the store does not tell: only who watches the
+    holder learns whether it lives.
+    """
+    written = (
+        entry.modified_at
+        for entry in entries
+        if epoch in (layout.lease_epoch(entry.name, kind) for kind in (CLAIM, HEARTBEAT))
     )
+    newest = max(filter(None, written), default=None)
+    return math.inf if newest is None else (now - newest).total_seconds()
 
 
 def read_claim(store: ObjectStore, epoch: int) -> Lease:
@@ -133,7 +148,7 @@ def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
     """Read one of our objects; one that makes no sense counts as empty."""
     try:
         value = json.loads(store.get(key, max_bytes=MAX_CLAIM_BYTES))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, TooLargeError, LinkRefusedError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, Self
 
-from airflow_tune_restore.experiments.claims import RestoreSign
+from airflow_tune_restore.experiments.claims import CLOCKS_AGREE_SECONDS, RestoreSign
 from airflow_tune_restore.experiments.ends import describe_ends
 from airflow_tune_restore.experiments.facts import Facts
 
@@ -19,8 +19,11 @@ MAX_PATIENCE = timedelta(days=2)
 ONE_UPLOAD = timedelta(minutes=1)
 """A restored driver uploads `tuner.pkl` with every state (Ray 2.60), in no order within this time."""
 
-CLOCKS_AGREE = timedelta(minutes=2)
-"""Times that differ by no more than this may be the same time by two clocks."""
+CLOCKS_AGREE = timedelta(seconds=CLOCKS_AGREE_SECONDS)
+
+CLOCK_AHEAD = timedelta(days=1)
+"""A clock may be wrong by its time zone. A write further in the future is nobody's sign of life: it would
+be one for years."""
 
 _TEN_YEARS = 315360000.0
 
@@ -177,7 +180,16 @@ class Evidence:
 
     @property
     def writes(self) -> dict[Clue, datetime]:
-        """The newest write in each place where one is known."""
+        """The newest write in each place where one is known, and can be anybody's."""
+        return {clue: at for clue, at in self._known.items() if at - self.now <= CLOCK_AHEAD}
+
+    @property
+    def is_dated_absurdly(self) -> bool:
+        """Whether all that is known of its writes is that they lie in the future."""
+        return bool(self._known) and not self.writes
+
+    @property
+    def _known(self) -> dict[Clue, datetime]:
         found = {Clue.ROOT: self.root_written, Clue.TRIAL_DIRS: self.trials_written}
         return {clue: at for clue, at in found.items() if at is not None}
 
@@ -197,7 +209,9 @@ class Evidence:
 
     def is_by_restore(self, at: datetime) -> bool:
         """Whether what was written at that time is a restore's own doing."""
-        return self.committed_at is not None and at <= self.committed_at
+        if self.committed_at is None or self.committed_at - self.now > CLOCKS_AGREE:
+            return False  # or all that is written until then would pass for ours
+        return at <= self.committed_at
 
     @property
     def is_restarting(self) -> bool:
@@ -294,6 +308,8 @@ def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Clue, D
     """Say whether it was silent for as long as it may be, and what tells."""
     if not allowed:  # a user said that its driver is dead
         return True, {Clue.ALLOWED: Direction.DEAD}
+    if evidence.is_dated_absurdly:
+        return True, {Clue.ROOT: Direction.DEAD}
     if evidence.last_write is None:
         return False, {Clue.ROOT: Direction.ALIVE}  # a store that tells no times shows no death
     if evidence.is_our_own:
@@ -307,6 +323,8 @@ def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Clue, D
 
 def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa: FBT001
     """Return the part of a reason that tells of the last write."""
+    if evidence.is_dated_absurdly:
+        return f"; its files are dated more than {span(CLOCK_AHEAD)} in the future, which tells nothing"
     if evidence.last_write is None:
         return "; the store does not say when it was last written to"
     if evidence.is_our_own:

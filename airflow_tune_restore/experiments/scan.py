@@ -48,6 +48,7 @@ from airflow_tune_restore.experiments.samples import read_lost_searcher, read_sa
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
 from airflow_tune_restore.experiments.tuner_file import read_doubt
+from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location
 
@@ -240,6 +241,9 @@ def _report(
         return unreadable, _holds_states_of_ray(entries)
     except TuneRestoreError as error:
         return _without_state(store, _unreadable(str(error)), evidence, look), True
+    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
+        unexpected = report_unexpected(store.uri, error)
+        return _without_state(store, _unreadable(str(unexpected)), evidence, look), True
 
 
 def _unreadable(reason: str) -> Verdict:

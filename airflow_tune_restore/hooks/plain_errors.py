@@ -14,6 +14,7 @@ from airflow_tune_restore.exceptions import (
     StateChangedError,
     StateUnreadableError,
     TuneRestoreError,
+    UncommittableError,
 )
 from airflow_tune_restore.experiments.printable import printable
 
@@ -25,6 +26,7 @@ PERMANENT = (
     RecordUnreadableError,  # nor what lies there in the place of a plan
     StateChangedError,  # the plan no longer fits
     StateUnreadableError,  # what lies in storage does not mend itself
+    UncommittableError,
 )
 """All others (a store that does not answer, a lease held by another, a runner that died) may pass."""
 

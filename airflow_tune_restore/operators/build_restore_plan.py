@@ -25,12 +25,14 @@ from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.items import (
     CONTINUED_KEY,
     RESTORES_KEY,
+    UNEXPECTED_KEY,
     RestoreItem,
     TrialItem,
     restore_id_for,
 )
 from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher
 from airflow_tune_restore.operators.verdicts import Verdicts, for_each
+from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
@@ -48,8 +50,10 @@ class BuildRestorePlanOperator(BaseOperator):
     The items of all experiments come in one flat list, for
     `RestoreTrialOperator.partial(…).expand(trial=plan.output)`; the restores themselves go to
     `CommitRestoreOperator(restores=plan.output["restores"])`. An experiment that is running is never
-    touched. One that is leased, unreadable or unfit is reported, and the others go on. A retry re-enters
-    its own restores. With nothing to restore the task is skipped and says why.
+    touched. One that is leased, unreadable or unfit is reported, and the others go on. So it is with an
+    error that nobody foresaw: `plan.output["unexpected"]` names the experiment for a
+    `CheckRestoresOperator` at the end. A retry re-enters its own restores. With nothing to restore the
+    task is skipped and says why.
 
     Args:
         experiments: What the sensor returned, a list of addresses, or one address, as
@@ -85,7 +89,7 @@ class BuildRestorePlanOperator(BaseOperator):
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
             0 for ones known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
-            seconds.
+            seconds, at most a day. The next one watches a dead one for as long, at most 15 minutes.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
         ray_conn_id: Connection `ray_jobs` of a cluster: as for the sensor, what looks dead is left alone
             if a live job there names it. (templated)
@@ -186,6 +190,7 @@ class BuildRestorePlanOperator(BaseOperator):
         with plain_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
+            lease.check_ttl(self._ttl_seconds())
             places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
         verdicts = Verdicts()
 
@@ -214,6 +219,7 @@ class BuildRestorePlanOperator(BaseOperator):
         drafts = {text: d for text, d in drafts.items() if not d.plan.is_continuation}
         _refuse_too_many(drafts)
         started = self._start(context, places, drafts, options, verdicts)
+        ti.xcom_push(UNEXPECTED_KEY, verdicts.unexpected)
         ti.xcom_push(CONTINUED_KEY, [str(address) for address in continued])
         for address in continued:
             self.log.info("%s: only samples are left to draw", address)
@@ -236,7 +242,7 @@ class BuildRestorePlanOperator(BaseOperator):
             RESTORES_KEY, [_restore(places[text], draft.plan) for text, draft in drafts.items()]
         )
         holder = f"DAG {ti.dag_id}, run {ti.run_id}"
-        ttl_seconds = parse_span("lease_ttl", self.lease_ttl).total_seconds()
+        ttl_seconds = self._ttl_seconds()
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
             return start_draft(drafts[text], options, holder=holder, ttl_seconds=ttl_seconds)
@@ -307,6 +313,9 @@ class BuildRestorePlanOperator(BaseOperator):
             except InvalidInputError as error:
                 return error
         return None
+
+    def _ttl_seconds(self) -> float:
+        return parse_span("lease_ttl", self.lease_ttl).total_seconds()
 
     def _options(self) -> DraftOptions:
         if self.resume_config:

@@ -1,17 +1,17 @@
 """Commits what the trials of restores have left, whatever became of them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException, XComNotFound
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.operators.items import RestoreItem
+from airflow_tune_restore.operators.items import RestoreItem, resolve_list
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
@@ -67,10 +67,10 @@ class CommitRestoreOperator(BaseOperator):
         """Commit every restore, then show what they did."""
         with plain_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            items = [RestoreItem.parse(item) for item in _resolve(self.restores, context)]
+            items = [RestoreItem.parse(item) for item in resolve_list(self.restores, context)]
         outputs: list[dict[str, Any]] = [
             {"experiment": str(address), "restore_id": None, "samples_left": True}
-            for address in _resolve(self.continued, context)
+            for address in resolve_list(self.continued, context)
         ]
         if not items and not outputs:
             raise AirflowSkipException("Nothing to commit: no restore was started.")
@@ -82,6 +82,9 @@ class CommitRestoreOperator(BaseOperator):
             except TuneRestoreError as error:
                 self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  said plainly
                 failures.append(f"{item.experiment}: {printable(str(error), NOTE_LENGTH)}")
+                continue
+            except Exception as error:  # noqa: BLE001  reported, and it fails the task at its end
+                failures.append(str(report_unexpected(item.experiment, error)))
                 continue
             if summary is not None:
                 summaries.append(summary)
@@ -131,15 +134,3 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         "metric": summary.metric,
         "trials": summary.describe_changes(MOST_TRIALS),
     }
-
-
-def _resolve(value: Any, context: Context) -> list[Any]:
-    """Take what the plan pushed (nothing if it never ran), a list, or one item."""
-    if isinstance(value, XComArg):
-        try:
-            value = value.resolve(context)
-        except XComNotFound:
-            return []
-    if value is None or value == "":
-        return []
-    return [value] if isinstance(value, Mapping | str) else list(value)

@@ -5,8 +5,12 @@ Keys are a wire format: a mapped task reads what an older release of the plan ta
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from airflow.sdk import Context, XComArg
+from airflow.sdk.exceptions import XComNotFound
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.layout import EVERY_TRIAL
@@ -25,6 +29,9 @@ RESTORES_KEY = "restores"
 
 CONTINUED_KEY = "continued"
 """XCom key for the experiments whose samples are to be drawn: pushed by plan, and then by commit."""
+
+UNEXPECTED_KEY = "unexpected"
+"""XCom key for what nobody foresaw, one line for each experiment that the plan lost to it."""
 
 _NAME_LENGTH, _ID_LENGTH = 120, 80
 """Airflow keeps 250 characters of a map index's label."""
@@ -119,6 +126,18 @@ def restore_id_for(dag_id: str, run_id: str, task_id: str, map_index: int, exper
     """Make the restore id of one experiment in one task: the same for every try of it."""
     identity = json.dumps([dag_id, run_id, task_id, map_index, experiment])
     return f"airflow-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def resolve_list(value: Any, context: Context) -> list[Any]:
+    """Take what another task pushed (nothing if it never ran), a list, or one item."""
+    if isinstance(value, XComArg):
+        try:
+            value = value.resolve(context)
+        except XComNotFound:
+            return []
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, Mapping | str) else list(value)
 
 
 def _parse(kind: type[_Item], value: Any, argument: str) -> _Item:

@@ -7,8 +7,9 @@ from typing import NoReturn, TypeVar
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.exceptions import TuneRestoreError, UnexpectedError
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.plain_errors import PERMANENT
 
 _CONCURRENCY = 8
@@ -27,6 +28,15 @@ class Verdicts:
     left_alone: dict[str, str] = field(default_factory=dict)
     refused: dict[str, TuneRestoreError] = field(default_factory=dict)
 
+    @property
+    def unexpected(self) -> list[str]:
+        """What nobody foresaw, one line for each experiment: the run must not look well in the end."""
+        return [
+            printable(str(error), NOTE_LENGTH)
+            for error in self.refused.values()
+            if isinstance(error, UnexpectedError)
+        ]
+
     def stop_without_work(self) -> NoReturn:
         """Skip the task if there was nothing to do, fail it if what there was could not be done."""
         mistakes = [error for error in self.refused.values() if isinstance(error, PERMANENT)]
@@ -42,7 +52,7 @@ class Verdicts:
         )
         if mistakes:
             raise AirflowFailException(f"Nothing could be restored. {words}")
-        if self.refused and not self.left_alone:
+        if self.unexpected or (self.refused and not self.left_alone):
             raise AirflowException(f"Nothing could be restored. {words}")
         raise AirflowSkipException(f"Nothing to restore. {words or 'No experiment was given.'}")
 
@@ -57,7 +67,9 @@ def for_each(
             return text, work(text)
         except TuneRestoreError as error:
             verdicts.refused[text] = error
-            return None
+        except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
+            verdicts.refused[text] = report_unexpected(text, error)
+        return None
 
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         return [done for done in pool.map(attempt, texts) if done is not None]

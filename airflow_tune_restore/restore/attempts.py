@@ -7,7 +7,8 @@ writes heartbeat, snapshot and outcome of its attempt. Standard library only.
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
 )
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.records import read_record
+from airflow_tune_restore.restore.records import read_record, read_sign
 from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.resources import describe, most_of
 from airflow_tune_restore.storage.base import ObjectStore
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_tune_restore.restore.plan import RestorePlan  # needs msgspec; runners have none
 
 MESSAGE_LIMIT = 4000
+_CONCURRENCY = 16
 QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
 
@@ -159,14 +161,13 @@ def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[in
 
 def has_begun(store: ObjectStore, request: RunnerRequest) -> bool:
     """Whether the runner of an attempt has ever shown itself."""
-    key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
-    return _get(store, key) is not None
+    return _beat(store, request.restore_id, request.trial_id, request.attempt) is not None
 
 
 def newest_started(store: ObjectStore, restore_id: str, trial_id: str) -> int | None:
     """Return the newest attempt whose runner has shown itself; later ones never got to run."""
     for attempt in reversed(list_attempts(store, restore_id, trial_id)):
-        if _get(store, layout.heartbeat_key(restore_id, trial_id, attempt)) is not None:
+        if _beat(store, restore_id, trial_id, attempt) is not None:
             return attempt
     return None
 
@@ -222,7 +223,7 @@ def read_end(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -
     seen = read_recorded_end(store, restore_id, trial_id, attempt)
     if seen is not None:
         return seen
-    beat = _get(store, layout.heartbeat_key(restore_id, trial_id, attempt))
+    beat = _beat(store, restore_id, trial_id, attempt)
     return RunnerEnd() if beat is not None else None
 
 
@@ -230,8 +231,13 @@ def read_recorded_end(
     store: ObjectStore, restore_id: str, trial_id: str, attempt: int
 ) -> RunnerEnd | None:
     """Return what somebody has written down of an attempt's end, whether or not it has an outcome."""
-    body = _get(store, layout.end_key(restore_id, trial_id, attempt))
-    return RunnerEnd.from_json(body) if body is not None else None
+    key = layout.end_key(restore_id, trial_id, attempt)
+    try:
+        return read_record(store, key, RunnerEnd.from_json)
+    except KeyNotFoundError:
+        return None
+    except RecordUnreadableError as error:  # that it ended is known, if not how
+        return RunnerEnd(message=str(error))
 
 
 def wait_until_over(
@@ -253,27 +259,74 @@ def wait_until_over(
     Returns:
         False if its runner still lived after `patience_seconds`.
     """
-    beat_key = layout.heartbeat_key(restore_id, trial_id, attempt)
+    alive = wait_until_all_over(
+        store,
+        restore_id,
+        {trial_id: attempt},
+        patience_seconds=patience_seconds,
+        monotonic=monotonic,
+        sleep=sleep,
+    )
+    return not alive
+
+
+def wait_until_all_over(
+    store: ObjectStore,
+    restore_id: str,
+    attempts: Mapping[str, int],
+    *,
+    patience_seconds: float = math.inf,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[str]:
+    """Do as `wait_until_over` for one attempt each of many trials, in the time that one takes.
+
+    Args:
+        store: Rooted at the experiment directory.
+        restore_id: The restore.
+        attempts: The attempt of each trial, by trial id.
+        patience_seconds: How long living runners are waited for.
+        monotonic: The clock.
+        sleep: Waits some seconds.
+
+    Returns:
+        The trials whose runners still lived after `patience_seconds`.
+    """
+
+    def look(trial_id: str) -> tuple[bytes | None, bool, float]:
+        attempt = attempts[trial_id]
+        beat = _beat(store, restore_id, trial_id, attempt)
+        has_outcome = (
+            beat is not None
+            and read_whatever_outcome(store, restore_id, trial_id, attempt) is not None
+        )
+        return beat, has_outcome, monotonic()
+
     started = monotonic()
-    last, since = _get(store, beat_key), started
-    while last is not None and monotonic() - since < QUIET_SECONDS:
-        if read_outcome(store, restore_id, trial_id, attempt) is not None:
-            return True
-        if monotonic() - started > patience_seconds:
-            return False
-        sleep(1.0)
-        beat = _get(store, beat_key)
-        if beat != last:
-            last, since = beat, monotonic()
-    return True
+    beats: dict[str, bytes] = {}
+    changed_at: dict[str, float] = {}
+    watched = list(attempts)
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        while True:
+            alive = []
+            for trial_id, (beat, has_outcome, at) in zip(
+                watched, pool.map(look, watched), strict=True
+            ):
+                if beat is None or has_outcome:
+                    continue
+                if beats.get(trial_id) != beat:
+                    beats[trial_id], changed_at[trial_id] = beat, at
+                if at - changed_at[trial_id] < QUIET_SECONDS:
+                    alive.append(trial_id)
+            if not alive or monotonic() - started > patience_seconds:
+                return alive
+            watched = alive
+            sleep(1.0)
 
 
 def _name(trial_id: str) -> str:
     return "A trial" if trial_id == layout.EVERY_TRIAL else f"Trial {trial_id}"
 
 
-def _get(store: ObjectStore, key: str) -> bytes | None:
-    try:
-        return store.get(key, max_bytes=layout.MAX_RECORD_BYTES)
-    except KeyNotFoundError:
-        return None
+def _beat(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> bytes | None:
+    return read_sign(store, layout.heartbeat_key(restore_id, trial_id, attempt))

@@ -18,7 +18,6 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     RunnerError,
     StateChangedError,
-    TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
@@ -34,12 +33,13 @@ from airflow_tune_restore.restore.attempts import (
     list_attempts,
     newest_started,
     read_whatever_outcome,
-    wait_until_over,
+    wait_until_all_over,
 )
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
     committed_sha256,
     is_in_root,
+    name_commit,
     read_commit_record,
     stands,
 )
@@ -73,8 +73,8 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     if record is not None and record.undone_at and not stands(store, record):
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
     if record is None or not record.is_done:
-        lease.check_held(store, restore_id)
-        record = _commit(store, plan, record)
+        with lease.kept(store, lease.check_held(store, restore_id)):
+            record = _commit(store, plan, record)
     summary = _summary(store, plan, record)
     _release(store, restore_id)
     return summary
@@ -86,6 +86,7 @@ def settle_abandoned(
     restore_id: str,
     holder: str,
     ttl_seconds: float = lease.DEFAULT_TTL_SECONDS,
+    watch: lease.Watch | None = None,
 ) -> CommitSummary | None:
     """Commit what restores that died left behind, so that the next plan starts from it.
 
@@ -98,6 +99,7 @@ def settle_abandoned(
         restore_id: The restore about to start.
         holder: Who is asking, for the lease.
         ttl_seconds: TTL of the lease it takes.
+        watch: Of the holder, if it has begun before.
 
     Returns:
         What was committed last; None if there was nothing to settle.
@@ -107,18 +109,31 @@ def settle_abandoned(
     """
     if not lease.unreleased(store, but=restore_id):
         return None
-    held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
+    held = lease.acquire(
+        store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
+    )
     summary = None
     try:
-        for dead in lease.unreleased(store, but=restore_id):
-            if dead.epoch > held.epoch:
-                break  # it is we who were taken for dead
-            summary = _settle(store, dead.restore_id) or summary
-            lease.release(store, dead)  # settled: nobody looks at it again
-    except TuneRestoreError:
+        with lease.kept(store, held):
+            for dead_id, leases in _abandoned(store, held).items():
+                summary = _settle(store, dead_id) or summary
+                lease.release_all(store, leases)  # settled: nobody looks at them again
+    except Exception:
         lease.release(store, held)
         raise
     return summary
+
+
+def _abandoned(store: ObjectStore, held: lease.Lease) -> dict[str, list[lease.Lease]]:
+    """Return what the restores before ours never released, by restore, the oldest first.
+
+    A newer one took us for dead; what it holds is its own.
+    """
+    found: dict[str, list[lease.Lease]] = {}
+    for dead in lease.unreleased(store, but=held.restore_id):
+        if dead.epoch < held.epoch:
+            found.setdefault(dead.restore_id, []).append(dead)
+    return found
 
 
 def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
@@ -167,13 +182,13 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
+    _wait_for_runners(store, plan)
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         newest = pool.map(lambda unit: _attempt_to_take(store, plan, unit), units(plan))
         found = zip(units(plan), newest, strict=True)
         attempts = {unit: attempt for unit, attempt in found if attempt is not None}
-    names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
     record = CommitRecord(
-        state_file=layout.committed_state_name(names, store.now()),
+        state_file=name_commit(store, draws_samples=plan.draws_samples),
         # states are ordered by the start of their session: ours comes right after what it is made from
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
         attempts=attempts,
@@ -187,22 +202,29 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     return record
 
 
-def _attempt_to_take(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
-    """Return the newest attempt that left a snapshot, once none runs any more; None if none did.
+def _wait_for_runners(store: ObjectStore, plan: RestorePlan) -> None:
+    """Wait until no runner works any more, watching all of them at once.
 
     Raises:
         RunnerError: If one goes on running.
     """
-    numbers = list_attempts(store, plan.restore_id, unit)
-    started = newest_started(store, plan.restore_id, unit)
-    if started is not None and not wait_until_over(
-        store, plan.restore_id, unit, started, patience_seconds=_PATIENCE_SECONDS
-    ):
-        what = "The run" if unit == layout.EVERY_TRIAL else f"Trial {unit}"
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        newest = pool.map(lambda unit: newest_started(store, plan.restore_id, unit), units(plan))
+        found = zip(units(plan), newest, strict=True)
+        started = {unit: attempt for unit, attempt in found if attempt is not None}
+    alive = wait_until_all_over(store, plan.restore_id, started, patience_seconds=_PATIENCE_SECONDS)
+    if alive:
+        what = "The run" if alive[0] == layout.EVERY_TRIAL else f"Trial {alive[0]}"
+        others = f", and {len(alive) - 1} others have" if alive[1:] else ""
         raise RunnerError(
-            f"{what} of {plan.experiment} still has a living runner (attempt {started}). "
-            "Nothing was committed; wait for it to end, or stop it."
+            f"{what} of {plan.experiment} still has a living runner (attempt {started[alive[0]]})"
+            f"{others}. Nothing was committed; wait for it to end, or stop it."
         )
+
+
+def _attempt_to_take(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
+    """Return the newest attempt that left a snapshot; None if none did."""
+    numbers = list_attempts(store, plan.restore_id, unit)
     left = (n for n in reversed(numbers) if read_snapshot(store, plan, unit, n) is not None)
     return next(left, None)
 

@@ -4,7 +4,7 @@ import hashlib
 
 import msgspec
 
-from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.exceptions import KeyNotFoundError, UncommittableError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.names import is_safe_name
 from airflow_tune_restore.restore.plan import decode
@@ -40,6 +40,36 @@ def _decode_record(body: bytes) -> CommitRecord:
     if name and not (layout.is_committed_state(name) and is_safe_name(name)):
         raise ValueError(f"{name[:80]!r} is no state file that a commit makes")
     return record
+
+
+def name_commit(store: ObjectStore, *, draws_samples: bool) -> str:
+    """Return the name of the state file that a commit makes now. Writes nothing.
+
+    It sorts after every other, for Ray takes the last name for the newest state; so a file of any name
+    decides, and what its name leads to must be a name that readers of ours take, too.
+
+    Args:
+        store: Rooted at the experiment directory.
+        draws_samples: Whether the searcher's state goes with it, found by the session in the name.
+
+    Raises:
+        UncommittableError: If there is no such name.
+    """
+    names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
+    name = layout.committed_state_name(names, store.now())
+    if why := _why_unfit(name, names, draws_samples=draws_samples):
+        raise UncommittableError(store.uri, max(names), why)
+    return name
+
+
+def _why_unfit(name: str, existing: list[str], *, draws_samples: bool) -> str:
+    if not is_safe_name(name):
+        return "no name that can be written and shown sorts after it"
+    if not layout.is_committed_state(name) or name <= max(existing, default=""):
+        return "it holds the last number that a commit can have"
+    if draws_samples and layout.session_of(name) is None:
+        return "it names no driver session, under which the searcher's state would be found again"
+    return ""
 
 
 def stands(store: ObjectStore, record: CommitRecord) -> bool:

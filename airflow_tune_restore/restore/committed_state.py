@@ -5,7 +5,12 @@ from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, StateUnreadableError
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    LinkRefusedError,
+    StateUnreadableError,
+    TooLargeError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.state import (
@@ -117,7 +122,7 @@ def read_snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int
     key = layout.snapshot_key(plan.restore_id, unit, attempt)
     try:
         state = parse_state(store.get(key, max_bytes=layout.max_snapshot_bytes(unit)))
-    except (KeyNotFoundError, MalformedStateError):
+    except (KeyNotFoundError, MalformedStateError, TooLargeError, LinkRefusedError):
         return None
     if unit == layout.EVERY_TRIAL:
         return state if state.trials else None

@@ -13,7 +13,6 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseLostError,
     StateUnreadableError,
-    TuneRestoreError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import DriverSign, Health
@@ -21,6 +20,7 @@ from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit import settle_abandoned
+from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
 from airflow_tune_restore.restore.planner import build_continuation
@@ -71,6 +71,7 @@ class Draft:
         plan: What would be done.
         is_started: Whether this very restore holds the lease already: whoever asks does so again.
         health_reason: What its health is, in words.
+        watch: Of the restore that holds the lease and looks dead, if there is one.
     """
 
     store: ObjectStore
@@ -78,6 +79,7 @@ class Draft:
     plan: RestorePlan
     is_started: bool = False
     health_reason: str = ""
+    watch: lease.Watch | None = None
 
 
 def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:
@@ -97,10 +99,12 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
         TuneRestoreError: If it cannot be restored.
     """
     draft = _begin(store, base_id, options)
-    if draft.is_started or draft.plan.changes_trials or draft.plan.is_continuation:
+    if draft.is_started:
         return draft
+    if draft.plan.changes_trials or draft.plan.is_continuation:
+        return _committable(draft)
     if draft.experiment.samples_left:
-        return _continuation(draft.store, draft.plan.restore_id, options)
+        return _committable(_continued(draft, options))
     return _nothing_to_run(draft.health_reason, draft.plan)
 
 
@@ -110,11 +114,25 @@ def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) 
     Takes, returns and raises what `draft_restore` does.
     """
     draft = _begin(store, base_id, options)
-    if draft.is_started or draft.plan.is_continuation:
+    if draft.is_started:
         return draft
+    if draft.plan.is_continuation:
+        return _committable(draft)
     if draft.experiment.samples_left == 0:
         return f"{draft.health_reason}; all its samples are drawn"
-    return _continuation(draft.store, draft.plan.restore_id, options)
+    return _committable(_continued(draft, options))
+
+
+def _committable(draft: Draft) -> Draft:
+    """Refuse now what could not be committed at the end (UncommittableError)."""
+    name_commit(draft.store, draws_samples=draft.plan.draws_samples)
+    return draft
+
+
+def _continued(draft: Draft, options: DraftOptions) -> Draft:
+    """Plan to draw samples instead."""
+    drawn = _continuation(draft.store, draft.plan.restore_id, options)
+    return replace(drawn, watch=draft.watch)
 
 
 def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
@@ -122,7 +140,11 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
     restore_id = fresh_restore_id(store, base_id)
     if (own := _own_plan(store, restore_id)) is not None:
         return Draft(store=store, experiment=read_base(store), plan=own, is_started=True)
-    lease.refuse_if_alive(store, restore_id)
+    watch = lease.refuse_if_alive(store, restore_id)
+    return replace(_draft_of_dead(store, restore_id, options), watch=watch)
+
+
+def _draft_of_dead(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     report = examine(store, stale_after=options.stale_after, ask_driver=options.ask_driver)
     match report.health:
         case Health.RUNNING:
@@ -159,19 +181,28 @@ def start_draft(
     if not draft.is_started:
         store, restore_id = draft.store, draft.plan.restore_id
         settled = settle_abandoned(
-            store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds
+            store,
+            restore_id=restore_id,
+            holder=holder,
+            ttl_seconds=ttl_seconds,
+            watch=draft.watch,
         )
         if settled is not None:
             try:
-                draft = _again(draft, options)
-            except TuneRestoreError:
+                draft = replace(_again(draft, options), watch=draft.watch)
+            except Exception:
                 lease.release(store, lease.check_held(store, restore_id))
                 raise
             if not draft.plan.has_work and not draft.plan.changes_trials:
                 lease.release(store, lease.check_held(store, restore_id))
                 return None, settled
     plan = start_restore(
-        draft.store, draft.experiment, draft.plan, holder=holder, ttl_seconds=ttl_seconds
+        draft.store,
+        draft.experiment,
+        draft.plan,
+        holder=holder,
+        ttl_seconds=ttl_seconds,
+        watch=draft.watch,
     )
     return plan, settled
 

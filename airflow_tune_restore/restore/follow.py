@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, StorageError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.attempts import list_attempts, read_outcome
-from airflow_tune_restore.restore.records import read_record
+from airflow_tune_restore.restore.records import read_record, read_sign
 from airflow_tune_restore.restore.request import (
     ProgressTail,
     Result,
@@ -130,10 +130,7 @@ class Follower:
 
     def _pulse(self, attempt: int) -> bytes:
         key = layout.heartbeat_key(self.restore_id, layout.EVERY_TRIAL, attempt)
-        try:
-            return self.store.get(key, max_bytes=65536)
-        except KeyNotFoundError:
-            return b""
+        return read_sign(self.store, key) or b""
 
     def _new_reports(self, attempt: int) -> list[RunnerProgress]:
         key = layout.progress_key(self.restore_id, self.trial_id, attempt)

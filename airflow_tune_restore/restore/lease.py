@@ -13,15 +13,21 @@ Standard library only: runners use it inside Ray images.
 import json
 import logging
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from airflow_tune_restore.exceptions import (
+    InvalidInputError,
     KeyExistsError,
-    KeyNotFoundError,
     LeaseHeldError,
     LeaseLostError,
     RecordUnreadableError,
+    StorageError,
+    TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.claims import (
@@ -31,23 +37,30 @@ from airflow_tune_restore.experiments.claims import (
     Lease,
     claimed,
     is_released,
-    last_sign_of_life,
+    is_sign_of_life,
     newest_claim,
     read_claim,
+    released,
+    silent_seconds,
 )
+from airflow_tune_restore.restore.records import read_sign
 from airflow_tune_restore.storage.base import ObjectStore
 
 __all__ = [
     "DEFAULT_TTL_SECONDS",
     "MAX_TTL_SECONDS",
     "Lease",
+    "Watch",
     "acquire",
     "check_held",
+    "check_ttl",
     "earlier_restores",
     "is_released",
+    "kept",
     "newest_claim",
     "refuse_if_alive",
     "release",
+    "release_all",
     "renew",
     "unreleased",
 ]
@@ -55,6 +68,32 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _LOOK_BACK = 20
+_CONCURRENCY = 16
+
+MAX_WATCH_SECONDS = 900.0
+"""How long a holder is watched at most, whatever its claim asks for: anybody may have written that.
+
+As long as the lease of a DAG unless told otherwise. A holder with a longer one was silent for all of it
+by the store's clock before it is watched at all.
+"""
+
+_MAX_TRIES = 20
+"""How often a number is found taken, each time by another; then the store does not list what it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What was seen of a holder that looks dead.
+
+    Args:
+        epoch: The lease it holds.
+        pulse: Its heartbeat.
+        since: When that was read, by this process's monotonic clock.
+    """
+
+    epoch: int
+    pulse: bytes | None
+    since: float
 
 
 def acquire(
@@ -63,24 +102,29 @@ def acquire(
     restore_id: str,
     holder: str,
     ttl_seconds: float = DEFAULT_TTL_SECONDS,
+    watch: Watch | None = None,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lease:
     """Take the lease of the experiment at the store's root, or re-enter our own.
 
-    Blocks for one TTL of a predecessor that looks dead, to make sure.
+    Blocks until a predecessor that looks dead was watched for its TTL, `MAX_WATCH_SECONDS` at most; with
+    a `watch` that has begun before, only for what is left of that.
 
     Raises:
         LeaseHeldError: If another restore is alive; names it.
+        InvalidInputError: If `ttl_seconds` is more than a lease can have.
+        StorageError: If the store has claims that it does not list.
     """
-    while True:
+    check_ttl(ttl_seconds)
+    for _ in range(_MAX_TRIES):
         entries = store.list_dir(layout.LEASE)
         current = newest_claim(store, entries)
         if current is not None and not is_released(entries, current.epoch):
             if current.restore_id == restore_id:
                 renew(store, current)
                 return current
-            _wait_for_death(store, current, monotonic, sleep)
+            _wait_for_death(store, current, watch, monotonic, sleep)
         epoch = current.epoch + 1 if current is not None else 1
         claim = {
             "restore_id": restore_id,
@@ -98,10 +142,29 @@ def acquire(
         except KeyExistsError:
             continue  # somebody was faster: look who
         return Lease(epoch=epoch, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
+    raise StorageError(
+        f"{store.uri}: the lease cannot be taken: {key} exists, but {layout.LEASE} does not list it. "
+        "Nothing was started. If no other restore begins just now, find out who made it, then delete it."
+    )
 
 
-def refuse_if_alive(store: ObjectStore, restore_id: str) -> None:
+def check_ttl(ttl_seconds: float) -> None:
+    """Refuse a TTL that nobody who reads the claim would believe (InvalidInputError)."""
+    if not 0 <= ttl_seconds <= MAX_TTL_SECONDS:
+        raise InvalidInputError(
+            f"A lease cannot last {ttl_seconds:.0f} s without a sign of life: lease_ttl is at most "
+            f"{MAX_TTL_SECONDS:.0f} s (a day). Nothing was started."
+        )
+
+
+def refuse_if_alive(
+    store: ObjectStore, restore_id: str, *, monotonic: Callable[[], float] = time.monotonic
+) -> Watch | None:
     """Find out early, without waiting, that `acquire` would be refused.
+
+    Returns:
+        A watch for `acquire`, if another restore ended without releasing the lease: the time until then
+        counts. Who begins with many experiments waits for all of them at once.
 
     Raises:
         LeaseHeldError: If another restore has shown a sign of life within its TTL.
@@ -109,9 +172,11 @@ def refuse_if_alive(store: ObjectStore, restore_id: str) -> None:
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
     if current is None or current.restore_id == restore_id:
-        return
-    if not is_released(entries, current.epoch):
-        _refuse_recent(store, current)
+        return None
+    if is_released(entries, current.epoch):
+        return None
+    _refuse_recent(store, current)
+    return Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
 
 
 def renew(store: ObjectStore, lease: Lease) -> None:
@@ -120,10 +185,41 @@ def renew(store: ObjectStore, lease: Lease) -> None:
     store.put(layout.lease_heartbeat_key(lease.epoch), json.dumps(beat).encode())
 
 
+@contextmanager
+def kept(store: ObjectStore, lease: Lease) -> Iterator[None]:
+    """Renew a lease until the block ends, from a thread beside it.
+
+    For work that may take longer than a TTL while no runner renews it.
+    """
+    has_ended = threading.Event()
+
+    def renew_until_then() -> None:
+        while not has_ended.wait(max(1.0, lease.ttl_seconds / 3)):
+            try:
+                renew(store, lease)
+            except TuneRestoreError as error:
+                logger.warning("The lease of %s could not be renewed: %s", store.uri, error)
+
+    thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
+
+
 def release(store: ObjectStore, lease: Lease) -> None:
     """Give the lease back. Releasing twice is no error."""
     body = json.dumps({"restore_id": lease.restore_id}).encode()
     store.put(layout.lease_release_key(lease.epoch), body)
+
+
+def release_all(store: ObjectStore, leases: Iterable[Lease]) -> None:
+    """Give back the leases of restores that died; there may be thousands."""
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        for _ in pool.map(lambda lease: release(store, lease), leases):
+            pass  # an error of any is raised here
 
 
 def check_held(store: ObjectStore, restore_id: str) -> Lease:
@@ -150,9 +246,10 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     All but the newest were taken over; so was the newest once another one is created.
     """
     entries = store.list_dir(layout.LEASE)
-    epochs = sorted(epoch for epoch in claimed(entries) if not is_released(entries, epoch))
-    claims = [read_claim(store, epoch) for epoch in epochs]
-    return [claim for claim in claims if claim.restore_id != but]
+    epochs = sorted(set(claimed(entries)) - released(entries))
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        claims = pool.map(lambda epoch: read_claim(store, epoch), epochs)
+        return [claim for claim in claims if claim.restore_id != but]
 
 
 def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
@@ -165,44 +262,42 @@ def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
 def _wait_for_death(
     store: ObjectStore,
     current: Lease,
+    watch: Watch | None,
     monotonic: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> None:
-    """Return when the holder was silent, or its lease released, for as long as we watched.
+    """Return when the holder was silent for as long as it must be watched, or has released its lease.
 
     Raises:
         LeaseHeldError: If it shows a sign of life.
     """
     _refuse_recent(store, current)
-    logger.warning(
-        "Restore %s of %s ended without releasing its lease. Looking for %.0f s whether it is dead; then "
-        "this one begins.",
-        *(current.restore_id, store.uri, current.ttl_seconds),
-    )
-    before = _pulse(store, current.epoch)
-    started = monotonic()
-    while monotonic() - started < current.ttl_seconds:
-        sleep(min(5.0, current.ttl_seconds / 4))
+    if watch is None or watch.epoch != current.epoch:
+        watch = Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
+    needed = min(current.ttl_seconds, MAX_WATCH_SECONDS)
+    left = needed - (monotonic() - watch.since)
+    if left > 0:
+        logger.warning(
+            "Restore %s of %s ended without releasing its lease. Looking for %.0f s whether it is dead; "
+            "then this one begins.",
+            *(current.restore_id, store.uri, left),
+        )
+    while True:
         if is_released(store.list_dir(layout.LEASE), current.epoch):
             return
-        if _pulse(store, current.epoch) != before:
+        if _pulse(store, current.epoch) != watch.pulse:
             raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
+        left = needed - (monotonic() - watch.since)
+        if left <= 0:
+            return
+        sleep(min(5.0, left + 0.1))
 
 
 def _refuse_recent(store: ObjectStore, current: Lease) -> None:
-    age = _silent_for(store, current.epoch)
-    if age < current.ttl_seconds:
-        raise LeaseHeldError(store.uri, current.restore_id, current.holder, age)
+    silent = silent_seconds(store.list_dir(layout.LEASE), current.epoch, store.now())
+    if is_sign_of_life(silent, current.ttl_seconds):
+        raise LeaseHeldError(store.uri, current.restore_id, current.holder, max(0.0, silent))
 
 
-def _silent_for(store: ObjectStore, epoch: int) -> float:
-    """Return the seconds since the holder's last write, by the store's clock."""
-    written = last_sign_of_life(store.list_dir(layout.LEASE), epoch)
-    return (store.now() - written).total_seconds() if written else 0.0
-
-
-def _pulse(store: ObjectStore, epoch: int) -> bytes:
-    try:
-        return store.get(layout.lease_heartbeat_key(epoch), max_bytes=65536)
-    except KeyNotFoundError:
-        return b""
+def _pulse(store: ObjectStore, epoch: int) -> bytes | None:
+    return read_sign(store, layout.lease_heartbeat_key(epoch))

@@ -12,7 +12,12 @@ from dataclasses import replace
 
 import msgspec
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    LinkRefusedError,
+    RecordUnreadableError,
+    TooLargeError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.attempts import (
     list_attempts,
@@ -118,13 +123,19 @@ def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
         body = store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES)
     except KeyNotFoundError:
         return Ledger(), ""
+    except (TooLargeError, LinkRefusedError) as error:
+        return Ledger(), _not_understood(error)
     try:
         return msgspec.json.decode(body, type=Ledger), ""
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return Ledger(), (
-            f"{layout.LEDGER} makes no sense ({error}) and is taken for empty: earlier failures do not "
-            "count, and no trial is in quarantine"
-        )
+        return Ledger(), _not_understood(error)
+
+
+def _not_understood(error: Exception) -> str:
+    return (
+        f"{layout.LEDGER} makes no sense ({error}) and is taken for empty: earlier failures do not "
+        "count, and no trial is in quarantine"
+    )
 
 
 def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:

@@ -3,12 +3,20 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from airflow_tune_restore.exceptions import RecordUnreadableError
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    LinkRefusedError,
+    RecordUnreadableError,
+    TooLargeError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 _Record = TypeVar("_Record")
+
+MAX_SIGN_BYTES = 65536
+"""Of a heartbeat, which holds a number or two."""
 
 
 def read_record(
@@ -24,9 +32,23 @@ def read_record(
         KeyNotFoundError: If it does not exist.
         RecordUnreadableError: If it is none of ours, or damaged.
     """
-    body = store.get(key, max_bytes=max_bytes)
     try:
-        return parse(body)
+        return parse(store.get(key, max_bytes=max_bytes))
+    except (TooLargeError, LinkRefusedError) as error:
+        raise RecordUnreadableError(store.uri, key, str(error)) from error
     except (ValueError, TypeError, RecursionError) as error:
         reason = printable(str(error), 200) or type(error).__name__
         raise RecordUnreadableError(store.uri, key, reason) from error
+
+
+def read_sign(store: ObjectStore, key: str) -> bytes | None:
+    """Read what a living process overwrites; None if it does not exist.
+
+    Only whether it changes counts. What none of ours would write never does.
+    """
+    try:
+        return store.get(key, max_bytes=MAX_SIGN_BYTES)
+    except KeyNotFoundError:
+        return None
+    except (TooLargeError, LinkRefusedError):
+        return b""

@@ -5,9 +5,10 @@ from dataclasses import replace
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
+    LinkRefusedError,
     RecordUnreadableError,
     StateChangedError,
-    TuneRestoreError,
+    TooLargeError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
@@ -15,6 +16,7 @@ from airflow_tune_restore.experiments.older_runs import describe_older_runs, old
 from airflow_tune_restore.experiments.read import read_base_file, read_checkpoint_choices
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.restore import lease
+from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
@@ -34,9 +36,11 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
     while True:
         restore_id = base if number == 1 else f"{base}-{number}"
         try:
-            store.get(layout.commit_key(restore_id), max_bytes=layout.MAX_RECORD_BYTES)
+            store.get(layout.commit_key(restore_id), max_bytes=layout.MAX_PLAN_BYTES)
         except KeyNotFoundError:
             return restore_id
+        except (TooLargeError, LinkRefusedError):
+            pass  # whatever that is, its name is taken
         number += 1
 
 
@@ -95,6 +99,7 @@ def start_restore(
     *,
     holder: str,
     ttl_seconds: float = lease.DEFAULT_TTL_SECONDS,
+    watch: lease.Watch | None = None,
 ) -> RestorePlan:
     """Take the lease, check that the plan still fits, write seeds and plan.
 
@@ -106,13 +111,17 @@ def start_restore(
         StateChangedError: If the experiment was written to since it was read.
     """
     check_exclusive_create(store)  # or the lease would be worth nothing
-    held = lease.acquire(store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds)
+    held = lease.acquire(
+        store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
+    )
     try:
-        newest = read_base_file(store)
-        if newest.sha256 != plan.base.sha256:
-            raise StateChangedError(store.uri, plan.base.name, newest.name)
-        return _write(store, experiment, plan)
-    except TuneRestoreError:
+        with lease.kept(store, held):
+            newest = read_base_file(store)
+            if newest.sha256 != plan.base.sha256:
+                raise StateChangedError(store.uri, plan.base.name, newest.name)
+            name_commit(store, draws_samples=plan.draws_samples)
+            return _write(store, experiment, plan)
+    except Exception:
         lease.release(store, held)
         raise
 
@@ -128,7 +137,8 @@ def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
     plan = read_record(store, key, RestorePlan.from_json, max_bytes=layout.MAX_PLAN_BYTES)
     if plan.restore_id != restore_id:
         raise RecordUnreadableError(store.uri, key, "it is the plan of another restore")
-    return plan
+    # an experiment may have moved since, and whoever can write a plan may name one that is not his
+    return replace(plan, experiment=store.uri)
 
 
 def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> RestorePlan:

@@ -146,8 +146,8 @@ class LocalStore:
     def _entry(self, item: "os.DirEntry[str]") -> Entry | None:
         """Return what a listing shows of one entry; None if nothing is there that could be read.
 
-        An entry that cannot be looked at must not hide the others, nor be taken for nothing where the disk
-        fails: without the time of what is written to, it would look dead.
+        An entry that cannot be looked at must not hide the others. Where it is the disk that fails, all
+        fail: without the time of what is written to, it would look dead.
         """
         try:
             if item.is_dir():  # which the listing itself says

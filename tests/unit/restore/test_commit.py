@@ -187,8 +187,8 @@ def test_a_living_runner_is_waited_for_even_if_a_later_attempt_was_claimed(store
     store.put(layout.heartbeat_key("r1", "bad", 1), b"{}")
     claim_attempt(store, plan, "bad", trainable="m:train")  # its launcher was killed there
     monkeypatch.setattr(
-        "airflow_tune_restore.restore.commit.wait_until_over",
-        lambda _store, _restore, _trial, attempt, **_kwargs: attempt != 1,
+        "airflow_tune_restore.restore.commit.wait_until_all_over",
+        lambda _store, _restore, attempts, **_kwargs: [t for t, n in attempts.items() if n == 1],
     )
     with pytest.raises(RunnerError, match=r"living runner \(attempt 1\)"):
         commit_restore(store, "r1")

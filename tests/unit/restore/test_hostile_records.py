@@ -10,7 +10,6 @@ from airflow_tune_restore.exceptions import (
     InvalidInputError,
     LeaseHeldError,
     RecordUnreadableError,
-    StorageError,
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
@@ -71,11 +70,28 @@ def test_an_outcome_nobody_understands_is_told_of_and_holds_up_nothing(store, bo
     assert lease.acquire(store, restore_id="r2", holder="the next").epoch == 2
 
 
-@pytest.mark.parametrize("key", [layout.plan_key("r1"), layout.commit_key("r1"), OUTCOME])
+@pytest.mark.parametrize("key", [layout.plan_key("r1"), layout.commit_key("r1")])
 def test_a_record_is_not_read_beyond_its_limit(store, key):
     store.put(key, b" " * (layout.MAX_PLAN_BYTES + 1))
-    with pytest.raises(StorageError, match="more than"):
+    with pytest.raises(RecordUnreadableError, match=r"more than.*delete it"):
         commit_restore(store, "r1")
+
+
+@pytest.mark.parametrize(
+    "body", [b"garbage", b"[1]", b"\xff", b" " * (layout.MAX_STATE_BYTES // 2)], ids=len
+)
+@pytest.mark.parametrize(
+    "name", ["outcome", "end", "heartbeat", "state", "request", "stopped", "progress"]
+)
+def test_a_bad_record_of_one_attempt_costs_that_attempt(store, name, body):
+    """A commit that failed at it would fail at every retry, and its trials would never be committed."""
+    store.put(OUTCOME.replace("outcome", name), body)
+    if name == "end":
+        store.delete(OUTCOME)  # only then is it read
+        store.put(OUTCOME.replace("outcome", "heartbeat"), b"{}")
+    summary = commit_restore(store, "r1")
+    took = {change.trial_id for change in summary.changes if change.iteration_after == 6}
+    assert took == (set() if name == "state" else {"bad"})
 
 
 @pytest.mark.parametrize(
