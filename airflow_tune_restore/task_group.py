@@ -27,7 +27,7 @@ class TuneRestoreTaskGroup(TaskGroup):
     """Find (or take) failed experiments, plan, run one task a trial, commit, draw what samples are left.
 
     Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped), `commit`, `samples` (mapped; skipped for
-    experiments whose samples were all drawn), and `done`, a last task that is upstream_failed when another
+    experiments whose samples were all drawn), and `done`, a last task that is upstream_failed if another
     one failed, and fails if the plan lost an experiment to an error that nobody foresaw, so that the DAG
     run's state tells. With nothing to restore the tasks are skipped and the DAG run succeeds.
 

@@ -1,5 +1,6 @@
 """The table of evidence: what a verdict rests on, line by line. Pure, and decides nothing."""
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -84,8 +85,13 @@ def _restore(evidence: Evidence) -> str:
         return _NOT_LOOKED_AT
     if (sign := evidence.restore) is None:
         return "none"
+    silent = f"silent for {span_of(sign.silent_seconds)}"
+    if math.isinf(sign.silent_seconds):
+        silent = "last seen at a time that the store does not tell"
+    elif sign.silent_seconds < -CLOCKS_AGREE.total_seconds():
+        silent = f"last seen {span_of(-sign.silent_seconds)} in the future, which tells nothing"
     return (
-        f"{sign.lease.restore_id} of {sign.lease.holder}, silent for {span_of(sign.silent_seconds)} "
+        f"{sign.lease.restore_id} of {sign.lease.holder}, {silent} "
         f"(dead after {span_of(sign.lease.ttl_seconds)})"
     )
 

@@ -34,8 +34,10 @@ def read_record(
     """
     try:
         return parse(store.get(key, max_bytes=max_bytes))
-    except (TooLargeError, LinkRefusedError) as error:
-        raise RecordUnreadableError(store.uri, key, str(error)) from error
+    except TooLargeError as error:
+        raise RecordUnreadableError(store.uri, key, str(error).rstrip(".")) from error
+    except LinkRefusedError as error:
+        raise RecordUnreadableError(store.uri, key, f"{error.path} is a link") from error
     except (ValueError, TypeError, RecursionError) as error:
         reason = printable(str(error), 200) or type(error).__name__
         raise RecordUnreadableError(store.uri, key, reason) from error

@@ -71,6 +71,35 @@ def test_a_write_in_the_future_is_no_death():
     assert "last written 10 h in the future" in judge(facts(), seen, stale_after=HALF_HOUR).reason
 
 
+YEARS_AHEAD = NOW + timedelta(days=25_000)
+
+
+def test_a_write_in_a_future_that_no_clock_explains_is_no_sign_of_life():
+    """It would be one for years; a time zone explains a day."""
+    seen = Evidence(root_written=YEARS_AHEAD, now=NOW)
+    health, reason, _ = judge(facts(), seen, stale_after=HALF_HOUR)
+    assert health is Health.INTERRUPTED
+    assert "its files are dated more than 24 h in the future, which tells nothing" in reason
+    assert table(facts(), seen)[Clue.ROOT][1] == "dead"
+
+
+def test_such_a_write_does_not_hide_the_others():
+    seen = evidence(29, trials_written=YEARS_AHEAD)
+    assert verdict(facts(), seen) is Health.RUNNING
+    assert verdict(facts(), evidence(31, trials_written=YEARS_AHEAD)) is Health.INTERRUPTED
+    assert seen.last_write == ago(29)
+
+
+def test_a_commit_dated_in_the_future_does_not_pass_off_a_living_driver_as_ours():
+    committed = {"committed_at": NOW + timedelta(days=400)}
+    assert verdict(facts(), evidence(1, **committed)) is Health.RUNNING
+
+
+@pytest.mark.parametrize("seconds", [-121, -2204157624, float("inf")])
+def test_a_lease_that_tells_no_age_is_no_restore_at_work(seconds):
+    assert verdict(facts(), evidence(restore=restore(seconds))) is Health.INTERRUPTED
+
+
 def test_a_trial_that_reports_every_two_hours_is_not_dead_after_one():
     slow = facts(longest_interval=7200.0)
     assert verdict(slow, evidence(60)) is Health.RUNNING

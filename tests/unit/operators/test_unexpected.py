@@ -1,0 +1,123 @@
+"""An error that nobody foresaw costs the experiment it stands in, and fails the run at its end."""
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_tune_restore.experiments import layout, scan
+from airflow_tune_restore.operators import build_restore_plan, commit_restore
+from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.local import LocalStore
+from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import beat, leave_attempt, start_night
+
+UNFORESEEN = [AttributeError("'list' has no 'items'"), MemoryError(), RecursionError("too deep")]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A good experiment beside one that brings trouble."""
+    return [
+        make_experiment(tmp_path / name, [make_row("t", status="ERROR")])
+        for name in ("bad", "good")
+    ]
+
+
+def breaks(monkeypatch, module, function, error):
+    """Let a function fail for the bad experiment alone."""
+    original = getattr(module, function)
+
+    def broken(first, *rest, **named):
+        store = getattr(first, "store", first)
+        if store.uri.endswith("/bad"):
+            raise error
+        return original(first, *rest, **named)
+
+    monkeypatch.setattr(module, function, broken)
+
+
+def plan(pair, context):
+    return build_restore_plan.BuildRestorePlanOperator(
+        task_id="plan", experiments=[str(e) for e in pair], resume_errored=True, stale_after=0
+    ).execute(context)
+
+
+def labels(items):
+    return [item["label"] for item in items]
+
+
+@pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("function", ["draft_restore", "start_draft"])
+def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, caplog):
+    breaks(monkeypatch, build_restore_plan, function, error)
+    context = make_context()
+    assert labels(plan(pair, context)) == ["good t"]
+    pushed = context["ti"].pushed
+    assert [item["experiment"] for item in pushed["restores"]] == [str(pair[1])]
+    (line,) = pushed["unexpected"]
+    assert line.startswith(f"{pair[0]}: {type(error).__name__}")
+    assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
+    with pytest.raises(AirflowFailException, match=r"1 experiments were not restored.*/bad: "):
+        CheckRestoresOperator(task_id="done", unexpected=pushed["unexpected"]).execute(context)
+
+
+def test_what_goes_well_ends_well(pair):
+    context = make_context()
+    assert labels(plan(pair, context)) == ["bad t", "good t"]
+    unexpected = context["ti"].pushed["unexpected"]
+    CheckRestoresOperator(task_id="done", unexpected=unexpected).execute(context)
+
+
+def test_beside_one_that_is_left_alone_it_still_fails(tmp_path, monkeypatch):
+    """Skipped, the task would look as if there had been nothing to do."""
+    pair = [
+        make_experiment(tmp_path / "bad", [make_row("t", status="ERROR")]),
+        make_experiment(tmp_path / "good", [make_row("t")]),
+    ]
+    breaks(monkeypatch, build_restore_plan, "draft_restore", KeyError("x"))
+    with pytest.raises(AirflowException, match="KeyError"):
+        plan(pair, make_context())
+
+
+def test_the_commit_goes_on_with_the_others_and_fails_at_its_end(pair, monkeypatch):
+    context = make_context()
+    plan(pair, context)
+    restores = context["ti"].pushed["restores"]
+    for item in restores:
+        store = open_store(item["experiment"])
+        leave_attempt(store, read_plan(store, item["restore_id"]), "t")
+    breaks(monkeypatch, commit_restore, "commit_restore", MemoryError())
+    operator = commit_restore.CommitRestoreOperator(task_id="commit", restores=restores)
+    with pytest.raises(AirflowException, match=r"1 of 2 restores.*/bad: MemoryError") as caught:
+        operator.execute(context)
+    assert not isinstance(caught.value, AirflowFailException)  # a retry may find more memory
+    assert [
+        path.name.endswith("_r000001.json") for path in pair[1].glob("experiment_state*")
+    ].count(True) == 1
+    (output,) = context["ti"].pushed["return_value"]
+    assert output["experiment"] == str(pair[1])
+
+
+@pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
+def test_a_scan_finds_the_others(pair, tmp_path, monkeypatch, error):
+    breaks(monkeypatch, scan, "_report_readable", error)
+    found = {report.name: report for report in scan.scan(LocalStore(tmp_path))}
+    assert found["good"].health == "errored"
+    assert found["bad"].health == "unreadable"
+    assert type(error).__name__ in found["bad"].reason
+
+
+def test_what_was_written_of_the_end_of_a_dead_runner_makes_no_difference(pair, monkeypatch):
+    """As a restore that died leaves it: the next night commits it first."""
+    store = open_store(str(pair[0]))
+    request = leave_attempt(store, start_night(store, "dead"), "t", result="interrupted")
+    store.delete(layout.outcome_key("dead", "t", request.attempt))
+    beat(store, request)
+    store.put(layout.end_key("dead", "t", request.attempt), b"garbage")
+    (pair[0] / layout.lease_claim_key(1)).write_text('{"restore_id": "dead", "ttl_seconds": 0}')
+    monkeypatch.setattr("airflow_tune_restore.restore.attempts.QUIET_SECONDS", 0.0)
+    context = make_context()
+    assert labels(plan(pair, context)) == ["bad t", "good t"]
+    assert context["ti"].pushed["unexpected"] == []

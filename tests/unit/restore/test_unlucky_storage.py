@@ -1,0 +1,412 @@
+"""Storage that is hostile, or merely unlucky: what it costs one restore, and for how long."""
+
+import json
+import threading
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    LeaseHeldError,
+    LinkRefusedError,
+    RecordUnreadableError,
+    StorageError,
+    UncommittableError,
+)
+from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.read import read_base
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.restore import attempts, lease
+from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
+from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.local import LocalStore
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.records import beat, leave_attempt, start_night
+from tests.support.waiting import PATIENCE_SECONDS
+
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+LONG_AGO = NOW - timedelta(days=3)
+DAY = 24 * 3600.0
+FLAGS = ResumeFlags.from_flags(resume_errored=True)
+OPTIONS = DraftOptions(flags=FLAGS, strategy="per_trial", stale_after=timedelta(0))
+
+
+class Time:
+    """The clocks of a process, which only move when it sleeps."""
+
+    def __init__(self, monkeypatch):
+        self.slept = 0.0
+        for function in (lease.acquire, attempts.wait_until_all_over):
+            own = {**function.__kwdefaults__, "monotonic": self.monotonic, "sleep": self.sleep}
+            monkeypatch.setattr(function, "__kwdefaults__", own)
+        own = {**lease.refuse_if_alive.__kwdefaults__, "monotonic": self.monotonic}
+        monkeypatch.setattr(lease.refuse_if_alive, "__kwdefaults__", own)
+
+    def monotonic(self):
+        return self.slept
+
+    def sleep(self, seconds):
+        self.slept += seconds
+
+
+@pytest.fixture
+def time(monkeypatch):
+    return Time(monkeypatch)
+
+
+@pytest.fixture
+def objects():
+    return {STATE_NAME: (make_state([make_row("bad", status="ERROR")]), LONG_AGO)}
+
+
+@pytest.fixture
+def store(objects):
+    return MemoryStore(objects, clock=lambda: NOW)
+
+
+def claim(objects, *, at, epoch=1, restore_id="dead", ttl_seconds=60.0):
+    body = {"restore_id": restore_id, "holder": "somebody", "ttl_seconds": ttl_seconds}
+    objects[layout.lease_claim_key(epoch)] = (json.dumps(body).encode(), at)
+
+
+def restore(store, restore_id="r2"):
+    draft = draft_restore(store, restore_id, OPTIONS)
+    return start_draft(draft, OPTIONS, holder="test", ttl_seconds=60)[0]
+
+
+# --- numbers that were read
+
+
+def test_a_claim_makes_nobody_wait_for_as_long_as_it_says(store, objects, time):
+    claim(objects, at=NOW - timedelta(days=1), ttl_seconds=DAY)
+    assert restore(store).restore_id == "r2"
+    assert time.slept <= lease.MAX_WATCH_SECONDS + 5
+
+
+def test_a_lease_of_a_dag_is_watched_for_all_of_its_time(store, objects, time):
+    claim(objects, at=LONG_AGO, ttl_seconds=900)
+    restore(store)
+    assert time.slept >= 900
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=3), timedelta(days=70 * 365)])
+def test_a_claim_from_the_future_is_no_sign_of_life(store, objects, time, ahead):
+    claim(objects, at=NOW + ahead)
+    (report,) = scan(store, stale_after=timedelta(0))
+    assert (report.health, report.abandoned) == ("errored", 1)
+    assert restore(store).restore_id == "r2"
+    assert 60 <= time.slept < 70
+
+
+def test_a_clock_that_is_a_little_ahead_is(store, objects, time):
+    claim(objects, at=NOW + timedelta(seconds=20))
+    (report,) = scan(store)
+    assert report.health == "running"
+    with pytest.raises(LeaseHeldError, match="last heard of 0 s ago"):
+        restore(store)
+    assert not time.slept
+
+
+def test_a_living_holder_whose_clock_is_ahead_is_seen_while_it_is_watched(store, objects, time):
+    claim(objects, at=NOW + timedelta(hours=2))
+    beats = count()
+
+    def sleep(seconds):
+        time.slept += seconds
+        store.put(layout.lease_heartbeat_key(1), str(next(beats)).encode())
+
+    with pytest.raises(LeaseHeldError):
+        lease.acquire(store, restore_id="r2", holder="test", monotonic=time.monotonic, sleep=sleep)
+
+
+def test_a_lease_that_nobody_would_believe_is_refused(store):
+    with pytest.raises(InvalidInputError, match=r"lease_ttl is at most 86400 s \(a day\)"):
+        lease.acquire(store, restore_id="r1", holder="test", ttl_seconds=2 * DAY)
+    assert store.list_dir(layout.LEASE) == []
+
+
+# --- many at once
+
+
+def test_who_begins_with_many_experiments_watches_all_of_them_at_once(time):
+    """A DAG run of a hundred experiments that died would keep the next one waiting a hundred times."""
+    drafts = []
+    for number in range(100):
+        objects = {STATE_NAME: (make_state([make_row("bad", status="ERROR")]), LONG_AGO)}
+        claim(objects, at=LONG_AGO, ttl_seconds=900)
+        store = MemoryStore(objects, root=f"{number}/", clock=lambda: NOW)
+        for key in list(objects):
+            objects[f"{number}/{key}"] = objects.pop(key)
+        drafts.append(draft_restore(store, "r2", OPTIONS))
+    for draft in drafts:
+        start_draft(draft, OPTIONS, holder="test", ttl_seconds=60)
+    assert 900 <= time.slept < 910
+
+
+def test_a_watch_that_began_before_a_sign_of_life_is_worth_nothing(store, objects, time):
+    claim(objects, at=LONG_AGO)
+    watch = lease.refuse_if_alive(store, "r2")
+    time.slept = 1000
+    objects[layout.lease_heartbeat_key(1)] = (b"alive", LONG_AGO)
+    with pytest.raises(LeaseHeldError):
+        lease.acquire(store, restore_id="r2", holder="test", watch=watch)
+
+
+def test_the_runners_of_a_dead_restore_are_watched_at_once(objects, store, time):
+    rows = [make_row(f"t{n}", status="ERROR") for n in range(160)]
+    objects[STATE_NAME] = (make_state(rows), LONG_AGO)
+    plan = start_night(store, "dead")
+    for trial in plan.to_run:
+        request = leave_attempt(store, plan, trial.trial_id)
+        store.delete(layout.outcome_key("dead", trial.trial_id, request.attempt))
+        beat(store, request)
+    for key, (body, _) in objects.items():
+        objects[key] = (body, LONG_AGO)
+    summary = settle_abandoned(store, restore_id="r2", holder="test")
+    assert {change.status_after for change in summary.changes} == {"TERMINATED"}
+    assert time.slept < lease.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
+
+
+def test_a_runner_that_lives_is_named_while_others_are_over(objects, store, time):
+    objects[STATE_NAME] = (make_state([make_row(f"t{n}", status="ERROR") for n in range(3)]), NOW)
+    plan = start_night(store, "r1")
+    for trial in plan.to_run:
+        request = attempts.claim_attempt(store, plan, trial.trial_id, trainable="m:train")
+        beat(store, request)
+    beats = count()
+
+    def sleep(seconds):
+        time.slept += seconds
+        store.put(layout.heartbeat_key("r1", "t1", 1), str(next(beats)).encode())
+
+    alive = attempts.wait_until_all_over(
+        store,
+        "r1",
+        {"t0": 1, "t1": 1, "t2": 1},
+        patience_seconds=120,
+        monotonic=time.monotonic,
+        sleep=sleep,
+    )
+    assert alive == ["t1"]
+    assert 120 <= time.slept < 125
+
+
+class Counting(MemoryStore):
+    """Counts what is asked for, by the kind of request."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.asked = Counter()
+
+    def get(self, key, *, max_bytes=None):
+        self.asked[f"get {key.rpartition('/')[2]}"] += 1
+        return super().get(key, max_bytes=max_bytes)
+
+    def list_dir(self, path=""):
+        self.asked[f"list {path}"] += 1
+        return super().list_dir(path)
+
+
+def test_ten_thousand_claims_of_one_dead_restore_are_settled_once(objects, time):
+    store = Counting(objects, clock=lambda: NOW)
+    plan = start_night(store, "dead")
+    leave_attempt(store, plan, "bad")
+    for epoch in range(1, 10_001):
+        claim(objects, at=LONG_AGO, epoch=epoch)
+    store.asked.clear()
+    summary = settle_abandoned(store, restore_id="r2", holder="test")
+    assert summary.state_file is not None
+    assert store.asked["get plan.json"] == 1
+    claims = sum(n for what, n in store.asked.items() if what.endswith(".claim.json"))
+    assert claims <= 2 * 10_000 + 10
+    assert sum(n for what, n in store.asked.items() if what.startswith("list")) < 100
+    assert lease.unreleased(store, but="r2") == []
+
+
+def test_the_lease_is_renewed_while_it_is_kept(store):
+    held = lease.acquire(store, restore_id="r1", holder="test", ttl_seconds=3.0)
+    renewed = threading.Event()
+    put = store.put
+
+    def seen(key, body):
+        put(key, body)
+        renewed.set()
+
+    store.put = seen
+    with lease.kept(store, held):
+        assert renewed.wait(PATIENCE_SECONDS)
+    assert store.get(layout.lease_heartbeat_key(held.epoch))
+
+
+def test_a_dead_restore_is_settled_and_committed_under_a_lease_that_is_kept(store, monkeypatch):
+    """A large one takes longer than the lease lasts, and a third would take it for dead."""
+    kept = []
+    keep = lease.kept
+
+    def note(of, held):
+        kept.append(held.restore_id)
+        return keep(of, held)
+
+    monkeypatch.setattr(lease, "kept", note)
+    leave_attempt(store, start_night(store, "r1"), "bad")
+    commit_restore(store, "r1")
+    assert kept == ["r1", "r1"]
+
+
+# --- claims that cannot be seen
+
+
+class Blind(MemoryStore):
+    """Holds claims that it does not list."""
+
+    def list_dir(self, path=""):
+        return [] if path == layout.LEASE else super().list_dir(path)
+
+
+def test_a_claim_that_is_not_listed_ends_in_an_error_and_not_in_more_claims(objects):
+    claim(objects, at=LONG_AGO)
+    with pytest.raises(
+        StorageError, match=r"00000001\.claim\.json exists, but .* does not list it"
+    ):
+        lease.acquire(Blind(objects), restore_id="r2", holder="test")
+    assert [key for key in objects if key.startswith(layout.LEASE)] == [layout.lease_claim_key(1)]
+
+
+@pytest.mark.parametrize("target", ["latest.txt/model", "x" * 300, "nothing", "."])
+@pytest.mark.parametrize("where", ["", f"{layout.LEASE}", f"{layout.ROOT}"])
+def test_a_stray_link_hides_no_lease_and_no_experiment(tmp_path, target, where):
+    directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
+    (tmp_path / "latest.txt").write_text("x")
+    store = LocalStore(directory)
+    start_night(store, "r1")
+    (directory / "latest.txt").write_text("x")
+    (directory / where / "latest").symlink_to(target)
+    (tmp_path / "latest").symlink_to(target)
+    assert lease.check_held(store, "r1").epoch == 1
+    (report,) = scan(LocalStore(tmp_path))
+    assert report.health == "running"
+    with pytest.raises(LeaseHeldError):
+        lease.acquire(store, restore_id="r2", holder="test")
+
+
+@pytest.mark.parametrize("target", ["nothing", "00000001.claim.json"])
+def test_a_link_in_the_place_of_a_claim_holds_no_longer_than_others(tmp_path, time, target):
+    directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
+    store = LocalStore(directory)
+    (directory / layout.LEASE).mkdir(parents=True)
+    (directory / layout.lease_claim_key(1)).symlink_to(target)
+    (directory / layout.lease_claim_key(2)).symlink_to(target)
+    clock = iter(NOW + timedelta(days=365 * n) for n in range(10, 1000))
+    store.now = lambda: next(clock)
+    assert lease.acquire(store, restore_id="r2", holder="test").epoch == 3
+    assert 120 <= time.slept < 130
+
+
+def test_a_link_to_a_secret_is_not_copied_into_the_experiment(tmp_path, time):
+    """As a restore that died leaves it: the next night commits the state of its callbacks."""
+    secret = tmp_path / "airflow.cfg"
+    secret.write_text("fernet_key = abc")
+    directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
+    store = LocalStore(directory)
+    plan = start_night(store, "dead")
+    request = leave_attempt(store, plan, "bad")
+    kept = layout.attempt_dir("dead", "bad", request.attempt)
+    (directory / kept / layout.callbacks_name(layout.KEPT)).symlink_to(secret)
+    with pytest.raises(LinkRefusedError, match=r"callback-states-kept\.pkl is a link.*delete it"):
+        commit_restore(store, "dead")
+    texts = [
+        path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
+    assert not any(b"fernet_key" in text for text in texts)
+
+
+def test_nothing_is_written_through_the_directory_of_a_restore_that_is_a_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
+    store = LocalStore(directory)
+    start_night(store, "dead")
+    (directory / layout.restore_dir("dead")).rename(outside / "dead")
+    (directory / layout.restore_dir("dead")).symlink_to(outside / "dead")
+    before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+    with pytest.raises(RecordUnreadableError, match="dead is a link"):
+        commit_restore(store, "dead")
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+
+# --- names that no reader takes
+
+LONG = f"experiment_state-{'x' * 231}.json"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "experiment_state-~\x07.json",
+        "experiment_state-~\\..\\.json",
+        "experiment_state-~\u202e.json",
+        LONG,
+        "experiment_state-~_r999999.json",
+    ],
+    ids=ascii,
+)
+def test_a_file_after_which_no_commit_could_be_found_is_named_when_planning(objects, store, name):
+    """Committed under a name that no reader takes, it would be restored again every night."""
+    objects[name] = (b"", LONG_AGO)
+    with pytest.raises(
+        UncommittableError, match=r"Ray takes it for the newest.*delete it"
+    ) as caught:
+        draft_restore(store, "r1", OPTIONS)
+    assert ascii(name)[1:-1] in str(caught.value)
+    assert set(objects) == {STATE_NAME, name}
+
+
+def test_such_a_file_that_comes_later_stops_the_commit_and_loses_nothing(objects, store):
+    plan = restore(store, "r1")
+    leave_attempt(store, plan, "bad")
+    objects[LONG] = (b"", LONG_AGO)
+    with pytest.raises(UncommittableError):
+        commit_restore(store, "r1")
+    del objects[LONG]
+    assert commit_restore(store, "r1").state_file is not None
+
+
+@pytest.mark.parametrize("name", ["experiment_state-~.json", f"experiment_state-{'x' * 200}.json"])
+def test_a_commit_after_a_file_of_an_odd_name_is_found_again(objects, store, name):
+    objects[name] = (b"", LONG_AGO)
+    leave_attempt(store, restore(store, "r1"), "bad")
+    summary = commit_restore(store, "r1")
+    assert summary.state_file == max(key for key in objects if "/" not in key)
+    base = read_base(store)
+    assert (base.state_file.name, base.trials[0].status) == (summary.state_file, "TERMINATED")
+
+
+# --- a plan that speaks of another place
+
+
+def test_a_plan_is_one_of_the_experiment_it_lies_in(store):
+    """Whoever can write it could name an experiment of another team; or its directory was moved."""
+    start_night(store, "r1")
+    key = layout.plan_key("r1")
+    document = json.loads(store.get(key))
+    store.put(key, json.dumps({**document, "experiment": "s3://other/team"}).encode())
+    plan = read_plan(store, "r1")
+    assert plan.experiment == store.uri
+    request = attempts.claim_attempt(store, plan, "bad", trainable="m:train")
+    assert request.experiment == store.uri
+
+
+# --- restores whose id is taken by what cannot be read
+
+
+def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(store):
+    store.put(layout.commit_key("r1"), b" " * (layout.MAX_PLAN_BYTES + 1))
+    assert restore(store, "r1").restore_id == "r1-2"
