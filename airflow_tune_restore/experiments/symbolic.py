@@ -87,6 +87,15 @@ def read_pickle(body: bytes) -> Any:
     Raises:
         SymbolicError: If the bytes are no pickle, exceed the limits, or refer outside.
     """
+    return read_with_imports(body)[0]
+
+
+def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
+    """Read a pickle symbolically, and return the names of the modules that loading it imports, too.
+
+    Raises:
+        SymbolicError: As `read_pickle`.
+    """
     if len(body) > MAX_BYTES:
         raise SymbolicError(f"pickle of {len(body)} bytes; the limit is {MAX_BYTES}")
     machine = _Machine()
@@ -95,7 +104,7 @@ def read_pickle(body: bytes) -> Any:
         for _ in range(MAX_OPCODES):
             code = stream.read(1)
             if code == b".":  # STOP
-                return machine.pop()
+                return machine.pop(), machine.modules
             read_argument, operation = _BY_CODE[code]
             operation(machine, read_argument(stream) if read_argument is not None else None)
     except SymbolicError:
@@ -134,6 +143,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.modules: set[str] = set()
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -237,13 +247,17 @@ class _Machine:
 
     def name(self, argument: Any) -> None:
         module, _, attr = str(argument).partition(" ")
-        self.stack.append(Global(module, attr))
+        self.stack.append(self.imported(module, attr))
 
     def name_of_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
             raise SymbolicError("a global whose name is no text")
-        self.stack.append(Global(module, name))
+        self.stack.append(self.imported(module, name))
+
+    def imported(self, module: str, name: str) -> Global:
+        self.modules.add(module)
+        return Global(module, name)
 
     def call(self, _: Any) -> None:
         args, maker = self.pop(), self.pop()
@@ -259,7 +273,7 @@ class _Machine:
 
     def call_named(self, argument: Any) -> None:
         module, _, attr = str(argument).partition(" ")
-        self.stack.append(Instance(Global(module, attr), tuple(self.pop_mark())))
+        self.stack.append(Instance(self.imported(module, attr), tuple(self.pop_mark())))
 
     def build(self, _: Any) -> None:
         state = self.pop()

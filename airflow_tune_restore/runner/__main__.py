@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from airflow_tune_restore.runner.loading import load
+    from airflow_tune_restore.runner.loading import check
 
     request = RunnerRequest(
         experiment=options.experiment or "",
@@ -82,7 +82,7 @@ def _check(options: argparse.Namespace) -> int:
         imports=options.imports,
         ignore_tuner=options.ignore_tuner,
     )
-    load(open_store(options.experiment) if options.experiment else None, request)
+    check(open_store(options.experiment) if options.experiment else None, request)
     print(f"{options.trainable} is the trainable {options.trainable_name!r}.")  # noqa: T201
     return 0
 

@@ -3,6 +3,7 @@
 import importlib
 import pickle
 import pkgutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,15 +41,10 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
     Raises:
         InvalidInputError: Before anything was started.
     """
-    ray_internals.check()
-    trainable = load_trainable(request.trainable, request.imports)
-    _check_trainable_name(store, trainable, request)
-    param_space = load_param_space(request.param_space) if request.param_space else None
-    named = (request.trainable, request.search_alg, request.param_space, *request.imports)
-    main_module.stand_in([name for name in named if name])
-    tuner = _read_tuner(store) if store is not None and not request.ignore_tuner else None
+    trainable, param_space = _load_given(store, request)
+    tuner = _load_tuner(store) if store is not None and not request.ignore_tuner else None
     if tuner is not None and param_space is not None:
-        _check_param_space(param_space, tuner)
+        _check_param_space(param_space, tuner.get("__flattened_param_space_keys"))
     search: dict[str, Any] = {}
     if request.search_alg is not None and tuner is None:
         search = load_search_alg(request.search_alg)
@@ -62,6 +58,51 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
         has_tuner=tuner is not None,
         search=search,
     )
+
+
+def check(store: ObjectStore | None, request: RunnerRequest) -> None:
+    """Refuse what `load` would refuse, as far as that shows without loading anything from storage.
+
+    What the user gave is imported; pickles of the experiment are read symbolically. So what only loading
+    tells is told by the run: a class that is gone from a module that is there, content that raises, a
+    searcher that does not take the saved state, and all of a pickle beyond the limits of `symbolic`.
+
+    Raises:
+        InvalidInputError: If something does not fit.
+    """
+    _, param_space = _load_given(store, request)
+    if store is None:
+        return
+    is_lost = True
+    if not request.ignore_tuner:
+        try:
+            body = store.get(layout.TUNER_FILE, max_bytes=symbolic.MAX_BYTES)
+            tuner, modules = symbolic.read_with_imports(body)
+        except (KeyNotFoundError, symbolic.DamagedPickleError):
+            pass
+        except (TooLargeError, symbolic.SymbolicError):
+            is_lost = False
+        else:
+            if (missing := next(filter(_is_missing, sorted(modules)), None)) is not None:
+                raise _unloadable(store, f"there is no module {missing[:60]!r}")
+            is_lost = not isinstance(tuner, symbolic.Mapping)
+            if param_space is not None and not is_lost:
+                _check_param_space(param_space, _recorded_keys(tuner))
+    if request.search_alg is not None and is_lost:
+        from airflow_tune_restore.runner import saved_searcher
+
+        saved_searcher.check(store, load_search_alg(request.search_alg), request.search_alg)
+
+
+def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any, Any]:
+    """Load trainable and param_space, which the user gave, and compare the trainable's name."""
+    ray_internals.check()
+    trainable = load_trainable(request.trainable, request.imports)
+    _check_trainable_name(store, trainable, request)
+    param_space = load_param_space(request.param_space) if request.param_space else None
+    named = (request.trainable, request.search_alg, request.param_space, *request.imports)
+    main_module.stand_in([name for name in named if name])
+    return trainable, param_space
 
 
 def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
@@ -192,8 +233,8 @@ def _name_in_tuner(store: ObjectStore) -> str | None:
     return name if isinstance(name, str) and is_printable(name) else None
 
 
-def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
-    """Read tuner.pkl as Tuner.restore does; None if it is missing or damaged.
+def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
+    """Load tuner.pkl as Tuner.restore does; None if it is missing or damaged.
 
     Raises:
         InvalidInputError: If it needs something that is not here: a user's callback, stopper, searcher.
@@ -209,12 +250,16 @@ def _read_tuner(store: ObjectStore) -> dict[str, Any] | None:
     except Exception as error:  # what it holds is the user's, and may raise anything
         if not isinstance(error, ImportError | AttributeError) and _is_damaged(body):
             return None
-        raise InvalidInputError(
-            f"tuner.pkl of {store.uri} cannot be loaded here: {type(error).__name__}: {error}. Its "
-            "callbacks, stopper, searcher and scheduler must be importable where Ray runs, with all that "
-            "they need. Without them, --ignore-tuner (ignore_tuner=True) restores from the state alone."
-        ) from error
+        raise _unloadable(store, f"{type(error).__name__}: {error}") from error
     return state if isinstance(state, dict) else None
+
+
+def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"tuner.pkl of {store.uri} cannot be loaded here: {why}. Its callbacks, stopper, searcher and "
+        "scheduler must be importable where Ray runs, with all that they need. Without them, "
+        "--ignore-tuner (ignore_tuner=True) restores from the state alone."
+    )
 
 
 def _is_damaged(body: bytes) -> bool:
@@ -226,17 +271,45 @@ def _is_damaged(body: bytes) -> bool:
     return False
 
 
-def _check_param_space(param_space: Any, tuner: dict[str, Any]) -> None:
+def _check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
     """Compare the keys as Ray will (ray.tune.impl.tuner_internal, 2.60)."""
     from ray.tune.impl.tuner_internal import TunerInternal
 
     flat = param_space.to_dict() if hasattr(param_space, "to_dict") else param_space
     try:
-        TunerInternal._validate_param_space_on_restore(
-            None, flat, tuner.get("__flattened_param_space_keys")
-        )
+        TunerInternal._validate_param_space_on_restore(None, flat, recorded)
     except ValueError as error:
         raise InvalidInputError(" ".join(str(error).split())) from error
+
+
+def _recorded_keys(tuner: Any) -> list[Any] | None:
+    """Return the flat keys in tuner.pkl; None where there are none, or keys that are no texts."""
+    keys = symbolic.attribute(tuner, "__flattened_param_space_keys")
+    is_told = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    return keys if is_told else None
+
+
+def _is_missing(module: str) -> bool:
+    """Whether a module cannot be imported here; imports nothing to find out.
+
+    What a package makes only when it is imported is given the benefit of the doubt.
+    """
+    path: Sequence[str] | None = None
+    parts = module.split(".")
+    for depth, part in enumerate(parts, 1):
+        name = ".".join(parts[:depth])
+        if name in sys.modules:
+            path = getattr(sys.modules[name], "__path__", None)
+        elif not part.isidentifier():
+            return True
+        else:
+            finders = (finder.find_spec(name, path) for finder in sys.meta_path)
+            if (spec := next(filter(None, finders), None)) is None:
+                return True
+            path = spec.submodule_search_locations
+        if not isinstance(path, list):  # no package, or a namespace, which asks for its parent
+            break
+    return False
 
 
 def _resolve(name: str, what: str) -> Any:

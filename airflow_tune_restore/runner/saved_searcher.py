@@ -1,6 +1,8 @@
 """A searcher that the user names takes on the saved state of the one that was lost with tuner.pkl."""
 
+import contextlib
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from ray import cloudpickle
 from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher, SearchGenerator
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments import layout, symbolic
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.runner import searcher
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -51,25 +54,15 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         generator_state = _newest(saved, f"{layout.SEARCH_STATE_PREFIX}*")
         if generator_state is None:
             return {} if any(saved.iterdir()) else search
-        search_alg = search["search_alg"]
-        inner = search_alg.searcher if isinstance(search_alg, SearchGenerator) else search_alg
-        refusal = f"search_alg {name} does not fit the saved searcher of {store.uri}:"
-        if not isinstance(inner, Searcher):
-            raise InvalidInputError(f"{refusal} a {type(inner).__name__} is not a Searcher.")
+        refusal = _refusal(store, name)
+        inner = _inner(search, refusal)
         try:
             state = cloudpickle.loads(generator_state.read_bytes())
         except Exception as error:  # a damaged pickle raises anything
-            raise InvalidInputError(
-                f"{refusal} {generator_state.name} cannot be read: {type(error).__name__}: {error}."
-            ) from error
+            raise _unreadable(refusal, generator_state, error) from error
         wrapped = _wrap_as_saved(inner, state, refusal)
         base = searcher.innermost(wrapped)
-        if (own := _newest(saved, base.CKPT_FILE_TMPL.format("*"))) is None:
-            raise InvalidInputError(
-                f"{refusal} what that one had learned was not saved. Leave search_alg out: trials are "
-                "restored without it, and the samples that are left stay undrawn."
-            )
-        _check_attributes(base, own, refusal)
+        _check_attributes(base, _load_own(_own_state(saved, base, refusal)), refusal)
         fitted = _Restored(wrapped)
         try:
             fitted.restore_from_dir(directory)
@@ -82,24 +75,115 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
     return {**search, "search_alg": fitted}
 
 
+def check(store: ObjectStore, search: dict[str, Any], name: str) -> None:
+    """Refuse what `fit` refuses, as far as that shows without loading the saved state.
+
+    Args:
+        store: Rooted at the experiment directory.
+        search: Arguments of `tune.run`, with the searcher as `search_alg`.
+        name: How the user calls it.
+
+    Raises:
+        InvalidInputError: If another kind of searcher has saved the state.
+    """
+    with tempfile.TemporaryDirectory(prefix="tune-restore-searcher-") as directory:
+        saved = Path(directory)
+        searcher.fetch_newest(store, saved)
+        generator_state = _newest(saved, f"{layout.SEARCH_STATE_PREFIX}*")
+        if generator_state is None:
+            return
+        refusal = _refusal(store, name)
+        inner = _inner(search, refusal)
+        try:
+            state = _read_keys(generator_state)
+        except symbolic.DamagedPickleError as error:
+            raise _unreadable(refusal, generator_state, error) from error
+        if state is not None:
+            _check_wrappers(inner, state, refusal)
+        base = searcher.innermost(inner)
+        own = _own_state(saved, base, refusal)
+        with contextlib.suppress(symbolic.DamagedPickleError):  # a searcher may save what it likes
+            _check_attributes(base, _read_keys(own) or (), refusal)
+
+
+def _read_keys(file: Path) -> list[str] | None:
+    """Return the keys of a dict that was saved, read symbolically; None if that cannot be told.
+
+    Raises:
+        DamagedPickleError: If it is not a whole pickle.
+    """
+    try:
+        state = symbolic.read_pickle(file.read_bytes())
+    except symbolic.DamagedPickleError:
+        raise
+    except symbolic.SymbolicError:
+        return None
+    if not isinstance(state, symbolic.Mapping):
+        return None
+    return [key for key, _ in state.pairs if isinstance(key, str)]
+
+
+def _load_own(file: Path) -> Collection[str]:
+    """Return the keys of what a searcher saved, if it is a dict; it may be whatever it likes."""
+    try:
+        saved = cloudpickle.loads(file.read_bytes())
+    except Exception:  # noqa: BLE001  restoring it, which follows, tells
+        return ()
+    return saved.keys() if isinstance(saved, dict) else ()
+
+
+def _inner(search: dict[str, Any], refusal: str) -> Searcher:
+    search_alg = search["search_alg"]
+    inner = search_alg.searcher if isinstance(search_alg, SearchGenerator) else search_alg
+    if not isinstance(inner, Searcher):
+        raise InvalidInputError(f"{refusal} a {type(inner).__name__} is not a Searcher.")
+    return inner
+
+
+def _own_state(saved: Path, base: Searcher, refusal: str) -> Path:
+    """Return where the searcher itself saved what it had learned."""
+    own = _newest(saved, base.CKPT_FILE_TMPL.format("*"))
+    if own is None:
+        raise InvalidInputError(
+            f"{refusal} what that one had learned was not saved. Leave search_alg out: trials are "
+            "restored without it, and the samples that are left stay undrawn."
+        )
+    return own
+
+
+def _refusal(store: ObjectStore, name: str) -> str:
+    return f"search_alg {name} does not fit the saved searcher of {store.uri}:"
+
+
+def _unreadable(refusal: str, file: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"{refusal} {file.name} cannot be read: {type(error).__name__}: {error}."
+    )
+
+
 def _newest(directory: Path, pattern: str) -> Path | None:
     return max(directory.glob(pattern), default=None)
 
 
-def _wrap_as_saved(inner: Searcher, state: dict[str, Any], refusal: str) -> Searcher:
-    """Put limiter and repeater around a bare searcher as they were; a wrapped one must be wrapped so."""
+def _check_wrappers(inner: Searcher, state: Iterable[str], refusal: str) -> list[str]:
+    """Return what is still to be put around a bare searcher; a wrapped one must be wrapped as saved."""
     saved = [key.removeprefix(_WRAPPED) for key in state if key.startswith(_WRAPPED)]
     given = searcher.wrappers(inner)
     if given == saved:
-        return inner
+        return []
     if not given and set(saved) <= set(_WRAP):
-        for kind in reversed(saved):
-            inner = _WRAP[kind](inner, state[_WRAPPED + kind])
-        return inner
+        return saved
     raise InvalidInputError(
         f"{refusal} around that was {' and '.join(saved) or 'nothing'}, around this is "
         f"{' and '.join(given) or 'nothing'}."
     )
+
+
+def _wrap_as_saved(inner: Searcher, state: dict[str, Any], refusal: str) -> Searcher:
+    """Put limiter and repeater around a bare searcher as they were."""
+    for kind in reversed(_check_wrappers(inner, state, refusal)):
+        inner = _WRAP[kind](inner, state[_WRAPPED + kind])
+    return inner
 
 
 _WRAP = {
@@ -112,17 +196,14 @@ _WRAP = {
 }
 
 
-def _check_attributes(base: Searcher, own: Path, refusal: str) -> None:
+def _check_attributes(base: Searcher, saved: Collection[str], refusal: str) -> None:
     """Refuse the attributes of another class; one of another version has more of them, or less."""
-    try:
-        saved = cloudpickle.loads(own.read_bytes())
-    except Exception:  # noqa: BLE001  a searcher may save what it likes: restoring it, which follows, tells
+    if not set(saved) >= _OF_SEARCHERS:
         return
-    if not isinstance(saved, dict) or not saved.keys() >= _OF_SEARCHERS:
-        return
-    missing, foreign = vars(base).keys() - saved.keys(), saved.keys() - vars(base).keys()
+    missing, foreign = vars(base).keys() - set(saved), set(saved) - vars(base).keys()
     if missing and foreign:
         raise InvalidInputError(
             f"{refusal} it was saved by another class than {type(base).__name__} (it has "
-            f"{min(foreign)}, and no {min(missing)}). Name the searcher the experiment was made with."
+            f"{printable(min(foreign), 60)}, and no {min(missing)}). Name the searcher the "
+            "experiment was made with."
         )

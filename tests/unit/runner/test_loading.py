@@ -1,13 +1,17 @@
 """What the user names is loaded, or refused in one sentence."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments import symbolic
+from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.restore.request import RunnerRequest
-from airflow_tune_restore.runner.loading import load, load_param_space, load_trainable
+from airflow_tune_restore.runner.loading import check, load, load_param_space, load_trainable
 from airflow_tune_restore.storage.fs import open_store
+from tests.support import ROOT
 
 pytest.importorskip("ray.tune")
 MODULE = "tests.trainables"
@@ -63,14 +67,15 @@ def write_tuner(store, body: bytes) -> None:
     store.put("tuner.pkl", body)
 
 
-def test_param_space_keys_are_compared_with_the_recorded_ones(tmp_path):
+@pytest.mark.parametrize("ask", [load, check])
+def test_param_space_keys_are_compared_with_the_recorded_ones(tmp_path, ask):
     from ray import cloudpickle
 
     store = open_store(tmp_path.as_posix())
     write_tuner(store, cloudpickle.dumps({"__flattened_param_space_keys": ["fails_at", "role"]}))
-    assert load(store, request(param_space=f"{MODULE}:fitting_param_space")).has_tuner
+    ask(store, request(param_space=f"{MODULE}:fitting_param_space"))
     with pytest.raises(InvalidInputError, match="Invalid `param_space`"):
-        load(store, request(param_space=f"{MODULE}:UNFITTING_PARAM_SPACE"))
+        ask(store, request(param_space=f"{MODULE}:UNFITTING_PARAM_SPACE"))
 
 
 @pytest.mark.parametrize("body", [b"", b"\x80\x04", b"not a pickle"])
@@ -81,14 +86,133 @@ def test_a_damaged_tuner_pkl_is_as_good_as_none(tmp_path, body):
     assert not load(store, request()).has_tuner
 
 
-def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path):
+@pytest.mark.parametrize("ask", [load, check])
+@pytest.mark.parametrize("module", ["gone", "tests.gone", "tests.gone.further", "xml.gone"])
+def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path, ask, module):
     store = open_store(tmp_path.as_posix())
-    write_tuner(store, b"ctests.gone\nCallback\n.")
-    with pytest.raises(
-        InvalidInputError, match=r"tests\.gone.* --ignore-tuner \(ignore_tuner=True\)"
-    ):
-        load(store, request())
-    assert not load(store, request(ignore_tuner=True)).has_tuner
+    write_tuner(store, f"c{module}\nCallback\n.".encode())
+    refusal = rf"{'.*'.join(module.split('.')[:2])}.* --ignore-tuner \(ignore_tuner=True\)"
+    with pytest.raises(InvalidInputError, match=refusal):
+        ask(store, request())
+    ask(store, request(ignore_tuner=True))
+
+
+@pytest.mark.parametrize(
+    "module", ["", "tests..x", "a b", "x\x00", "\x1b[31m", pytest.param("a" * 100_000, id="long")]
+)
+def test_a_check_is_not_upset_by_the_name_of_a_module(tmp_path, module):
+    store = open_store(tmp_path.as_posix())
+    write_tuner(store, f"c{module}\nCallback\n.".encode())
+    with pytest.raises(InvalidInputError, match="no module") as refused:
+        check(store, request())
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1_000
+
+
+def test_a_check_imports_none_of_the_modules_that_tuner_pkl_needs(tmp_path, monkeypatch):
+    package = tmp_path / "needed" / "deeper"
+    package.mkdir(parents=True)
+    for directory in (package, package.parent):
+        (directory / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "module.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "space" / "of_names" / "inner").mkdir(parents=True)
+    (tmp_path / "space" / "of_names" / "inner" / "module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    store = open_store(tmp_path.as_posix())
+    for module in ("needed.deeper.module", "space.of_names.inner.module", "itertools", "os.path"):
+        write_tuner(store, f"c{module}\nCallback\n.".encode())
+        check(store, request())
+    write_tuner(store, b"cneeded.deeper.gone\nCallback\n.")
+    with pytest.raises(InvalidInputError, match=r"no module 'needed\.deeper\.gone'"):
+        check(store, request())
+
+
+class Trap:
+    """Makes a directory when it is loaded."""
+
+    def __init__(self, sprung) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.sprung),)
+
+
+def write_trap(store, sprung) -> None:
+    """Write a tuner.pkl and the states of a searcher that do something when they are loaded."""
+    from ray import cloudpickle
+
+    said = {
+        "__trainable_name": "counting",
+        "__flattened_param_space_keys": ["fails_at", "role"],
+        "callback": Trap(sprung),
+    }
+    write_tuner(store, cloudpickle.dumps(said))
+    session = "2026-11-23_10-00-00"
+    learned = {"_metric": "loss", "_mode": "min", "_a_foreign_one": 1, "x": Trap(sprung)}
+    store.put(f"searcher-state-{session}.pkl", cloudpickle.dumps(learned))
+    drawn = {"total_samples": 4, "x": Trap(sprung)}
+    store.put(f"search_gen_state-{session}.json", cloudpickle.dumps(drawn))
+
+
+def test_the_trap_springs_when_it_is_loaded(tmp_path):
+    store = open_store(tmp_path.as_posix())
+    write_trap(store, tmp_path / "sprung")
+    load(store, request())
+    assert (tmp_path / "sprung").exists()
+
+
+SEARCHER = "tests.support.experiments.searchers:optuna"
+QUESTIONS = [
+    ({}, None),
+    ({"param_space": f"{MODULE}:fitting_param_space"}, None),
+    ({"param_space": f"{MODULE}:UNFITTING_PARAM_SPACE"}, "Invalid `param_space`"),
+    ({"trainable": f"{MODULE}:other"}, "the experiment was made with 'counting'"),
+    (
+        {"trainable_name": "another", "ignore_tuner": True},
+        "belongs to another run|tuner.pkl, which names 'counting'",
+    ),
+    (
+        {"search_alg": SEARCHER, "ignore_tuner": True},
+        "saved by another class than OptunaSearch .it has _a_foreign_one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "refusal"), QUESTIONS)
+def test_a_check_answers_without_loading_anything_from_storage(tmp_path, fields, refusal):
+    store = open_store(tmp_path.as_posix())
+    write_trap(store, tmp_path / "sprung")
+    if refusal is None:
+        check(store, request(**fields))
+    else:
+        with pytest.raises(InvalidInputError, match=refusal):
+            check(store, request(**fields))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(("fields", "refusal"), [QUESTIONS[1], QUESTIONS[-1]])
+def test_the_process_that_checks_loads_nothing_from_storage(tmp_path, fields, refusal):
+    store = open_store(tmp_path.as_posix())
+    write_trap(store, tmp_path / "sprung")
+    launcher = LocalLauncher(pythonpath=[ROOT.as_posix()])
+    asked = {"trainable": f"{MODULE}:counting", "trainable_name": "counting", **fields}
+    with pytest.raises(InvalidInputError, match=refusal) if refusal else nullcontext():
+        launcher.check(experiment=store.uri, **asked)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_is_too_large_to_be_read_symbolically_is_left_to_the_run(tmp_path, monkeypatch):
+    from ray import cloudpickle
+
+    store = open_store(tmp_path.as_posix())
+    write_tuner(store, cloudpickle.dumps({"__flattened_param_space_keys": ["another"]}))
+    given = request(param_space=f"{MODULE}:fitting_param_space")
+    with pytest.raises(InvalidInputError, match="Invalid `param_space`"):
+        check(store, given)
+    for name, limit in (("MAX_BYTES", 10), ("MAX_OPCODES", 5)):
+        with monkeypatch.context() as limited:
+            limited.setattr(symbolic, name, limit)
+            check(store, given)
 
 
 class Unloadable:

@@ -15,7 +15,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater,
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.runner.loading import load, load_search_alg
-from airflow_tune_restore.runner.saved_searcher import fit
+from airflow_tune_restore.runner.saved_searcher import check, fit
 from airflow_tune_restore.runner.searcher import innermost, wrappers
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -85,13 +85,36 @@ def test_another_one_is_refused_in_a_sentence(save, lost, named, sentence):
     assert f"search_alg m:named does not fit the saved searcher of {store.uri}" in str(
         refused.value
     )
+    if "failed to restore" in sentence:  # which only restoring tells
+        check(store, {"search_alg": named()}, "m:named")
+        return
+    with pytest.raises(InvalidInputError) as checked:
+        check(store, {"search_alg": named()}, "m:named")
+    assert str(checked.value) == str(refused.value)
+
+
+@pytest.mark.parametrize("make", [optuna, hyperopt])
+def test_a_check_lets_the_same_one_pass(save, make):
+    wrapped = Repeater(ConcurrencyLimiter(make(SPACE), max_concurrent=3), repeat=2)
+    store = save(wrapped)
+    check(store, {"search_alg": make()}, "m:make")
+    check(store, {"search_alg": SearchGenerator(wrapped)}, "m:make")
+
+
+def test_a_damaged_state_is_refused_alike(save, tmp_path):
+    store = save(optuna(SPACE))
+    (tmp_path / f"search_gen_state-{SESSION}.json").write_bytes(b"\x80\x04")
+    for ask in (check, fit):
+        with pytest.raises(InvalidInputError, match=r"search_gen_state-.*json cannot be read"):
+            ask(store, {"search_alg": optuna()}, "m:make")
 
 
 def test_one_that_never_saved_what_it_learned_is_refused(save, tmp_path):
     store = save(optuna(SPACE))
     (tmp_path / f"searcher-state-{SESSION}.pkl").unlink()
-    with pytest.raises(InvalidInputError, match=r"had learned was not saved. Leave search_alg out"):
-        fit(store, {"search_alg": optuna()}, "m:make")
+    for ask in (check, fit):
+        with pytest.raises(InvalidInputError, match=r"learned was not saved. Leave search_alg out"):
+            ask(store, {"search_alg": optuna()}, "m:make")
 
 
 SCRIPT = f"""
