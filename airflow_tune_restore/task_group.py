@@ -51,6 +51,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         search_alg: `package.module:attribute` of a searcher for samples whose own is lost.
         imports: Modules the runners import first.
         python: Interpreter that has Ray and the trainable.
+        runner_user: Whom runners run as on a worker that is root, as in `RestoreTrialOperator`.
         ray_address: Ray cluster to run on; without, every trial gets a private Ray.
         launcher: Where trials run: `local`; `ray`, as jobs of the cluster that `ray_conn_id` names; or
             `kubernetes`, in pods, for which `trial_args` holds the image, the namespace and all else that
@@ -97,6 +98,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         search_alg: str | None = None,
         imports: Sequence[str] = (),
         python: str | None = None,
+        runner_user: str | None = None,
         ray_address: str | None = None,
         launcher: str = "local",
         ray_conn_id: str | None = None,
@@ -146,6 +148,7 @@ class TuneRestoreTaskGroup(TaskGroup):
             trial_operator, samples_operator = _pod_operators() if in_pods else _OPERATORS
             run = {
                 "launcher": launcher,
+                "runner_user": runner_user,
                 "ray_address": ray_address,
                 "runtime_env": runtime_env,
                 **({"ray_conn_id": ray_conn_id} if ray_conn_id else {}),
@@ -164,6 +167,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
                     "launcher": launcher,
+                    "runner_user": runner_user,
                     "ray_conn_id": ray_conn_id,
                     **shared,
                     **(plan_args or {}),

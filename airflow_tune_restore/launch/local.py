@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.launch.account import Account
 from airflow_tune_restore.restore.request import EXIT_REFUSED, RunnerRequest
 
 CHECK_TIMEOUT_SECONDS = 120.0
@@ -29,6 +31,9 @@ GRACE_SECONDS = 60.0
 
 KILL_SECONDS = 10.0
 _PACKAGE = "airflow_tune_restore"
+_PREFIX = "tune-restore-"
+"""Short: the paths of Ray's sockets below it may have 107 bytes."""
+
 _KEY_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 _AIRFLOW = ("AIRFLOW", "_AIRFLOW")
 """Prefixes of variables the runner never sees: connections, database, fernet key, tokens."""
@@ -42,12 +47,16 @@ class LocalLauncher:
         python: Interpreter that has Ray and the user's code; it need not have Airflow.
         env: Variables for the runner, on top of ours without Airflow's. Credentials go here.
         pythonpath: Directories the user's code is imported from, by the runner and Ray's workers.
+        account: Whom runners run as; without, as this process, whose memory, files and first environment
+            they can then read. It must be able to read interpreter and code, and to write to experiments
+            on a disk. Its runners can read each other.
 
     """
 
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     pythonpath: Sequence[str] = ()
+    account: Account | None = None
 
     def start(self, request: RunnerRequest) -> "RunnerProcess":
         """Start the runner of a claimed attempt.
@@ -55,41 +64,42 @@ class LocalLauncher:
         Raises:
             InvalidInputError: If the interpreter cannot be started.
         """
-        package = tempfile.TemporaryDirectory(prefix="tune-restore-package-")
+        home, env = self._prepare(copies_key=self.account is not None)
         try:
             process = subprocess.Popen(  # noqa: S603  the arguments are ours
                 [*self._run(request), "--parent-pid", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=self._environment(package.name),
+                env=env,
                 text=True,
                 bufsize=1,
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                **self._switch(),
             )
         except OSError as error:
-            package.cleanup()
+            _remove(home)
             raise self._no_interpreter(error) from error
-        return RunnerProcess(process, package)
+        return RunnerProcess(process, home)
 
-    def start_detached(self, request: RunnerRequest) -> Path:
+    def start_detached(self, request: RunnerRequest) -> IO[str]:
         """Start a runner that outlives this process: many follow it, whoever started it.
 
         Returns:
-            The file its output goes to, in a directory that the runner removes at its end.
+            Its output, to be read while it is written, from a directory that the runner removes at its
+            end. Opened here: a runner with an account of its own could lead us elsewhere by its name.
 
         Raises:
             InvalidInputError: If the interpreter cannot be started.
         """
-        home = Path(tempfile.mkdtemp(prefix="tune-restore-run-"))
-        env = self._environment(home.as_posix())
-        if key_file := self.env.get(_KEY_FILE):  # whoever made it may remove it when we are gone
-            env[_KEY_FILE] = shutil.copy(key_file, f"{home}/credentials.json")
+        # whoever made the key's file may remove it when we are gone
+        home, env = self._prepare(copies_key=True)
         output = home / "output.log"
-        try:
-            with output.open("wb") as out:
+        with output.open("wb") as out:
+            shown = output.open(encoding="utf-8", errors="replace")
+            try:
                 subprocess.Popen(  # noqa: S603  the arguments are ours
                     [*self._run(request), "--home", home.as_posix()],
                     stdin=subprocess.DEVNULL,
@@ -97,11 +107,13 @@ class LocalLauncher:
                     stderr=subprocess.STDOUT,
                     env=env,
                     start_new_session=True,
+                    **self._switch(),
                 )
-        except OSError as error:
-            shutil.rmtree(home, ignore_errors=True)
-            raise self._no_interpreter(error) from error
-        return output
+            except OSError as error:
+                shown.close()
+                _remove(home)
+                raise self._no_interpreter(error) from error
+        return shown
 
     def _run(self, request: RunnerRequest) -> list[str]:
         key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
@@ -135,54 +147,89 @@ class LocalLauncher:
             *(argument for module in imports for argument in ("--import", module)),
             *(("--ignore-tuner",) if ignore_tuner else ()),
         ]
-        with tempfile.TemporaryDirectory(prefix="tune-restore-package-") as package:
-            try:
-                done = subprocess.run(  # noqa: S603  the arguments are ours
-                    [self.python, "-m", f"{_PACKAGE}.runner", *command],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    env=self._environment(package),
-                    encoding="utf-8",
-                    errors="replace",
-                    timeout=CHECK_TIMEOUT_SECONDS,
-                    check=False,
-                )
-            except OSError as error:
-                raise self._no_interpreter(error) from error
-            except subprocess.TimeoutExpired as error:
-                raise RunnerError(
-                    f"Importing {trainable} took more than {CHECK_TIMEOUT_SECONDS:.0f} s; "
-                    "does its module do work when it is imported?"
-                ) from error
+        home, env = self._prepare(copies_key=self.account is not None)
+        try:
+            done = subprocess.run(  # noqa: S603  the arguments are ours
+                [self.python, "-m", f"{_PACKAGE}.runner", *command],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=env,
+                encoding="utf-8",
+                errors="replace",
+                timeout=CHECK_TIMEOUT_SECONDS,
+                check=False,
+                **self._switch(),
+            )
+        except OSError as error:
+            raise self._no_interpreter(error) from error
+        except subprocess.TimeoutExpired as error:
+            raise RunnerError(
+                f"Importing {trainable} took more than {CHECK_TIMEOUT_SECONDS:.0f} s; "
+                "does its module do work when it is imported?"
+            ) from error
+        finally:
+            _remove(home)
         if done.returncode != 0:
             raise _refusal(trainable, done)
 
-    def _environment(self, package: str) -> dict[str, str]:
-        """Return the runner's variables; `package` is an empty directory for our package alone.
+    def _prepare(self, *, copies_key: bool) -> tuple[Path, dict[str, str]]:
+        """Make the runner's directory, and return it with the runner's variables.
 
-        Our own site-packages are never put on its path: the runner's interpreter may be another one,
-        and Airflow's packages would shadow Ray's.
+        Our package is there alone: our own site-packages are never put on its path, for the runner's
+        interpreter may be another one, and Airflow's packages would shadow Ray's.
+
+        Raises:
+            InvalidInputError: If a key file cannot be copied there.
         """
-        Path(package, _PACKAGE).symlink_to(Path(airflow_tune_restore.__path__[0]).resolve())
+        home = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        (home / _PACKAGE).symlink_to(Path(airflow_tune_restore.__path__[0]).resolve())
         env = {key: value for key, value in os.environ.items() if not key.startswith(_AIRFLOW)}
+        if self.account is not None:
+            env.update(self.account.variables(home.as_posix()))
         env.update(self.env)
-        paths = [*self.pythonpath, env.get("PYTHONPATH", ""), package]
+        if copies_key and (key_file := self.env.get(_KEY_FILE)):
+            key = home / "credentials.json"
+            try:
+                shutil.copy(key_file, key)
+            except OSError as error:
+                _remove(home)
+                raise InvalidInputError(f"Cannot read {key_file}: {error.strerror}.") from error
+            env[_KEY_FILE] = key.as_posix()
+        paths = [*self.pythonpath, env.get("PYTHONPATH", ""), home.as_posix()]
         env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         env["PYTHONUNBUFFERED"] = "1"
-        return env
+        if self.account is not None:
+            for path in (*home.glob("*.json"), home):  # from here on it may swap what lies there
+                os.chown(path, self.account.uid, self.account.gid)
+        return home, env
+
+    def _switch(self) -> dict[str, Any]:
+        """Return the arguments of `Popen` that say whom the process runs as."""
+        if self.account is None:
+            return {}
+        groups = list(self.account.groups)
+        return {"user": self.account.uid, "group": self.account.gid, "extra_groups": groups}
 
     def _no_interpreter(self, error: OSError) -> InvalidInputError:
-        return InvalidInputError(f"Cannot start {self.python}: {error.strerror}.")
+        whom = f" as {self.account.name}" if self.account is not None else ""
+        return InvalidInputError(f"Cannot start {self.python}{whom}: {error.strerror}.")
+
+
+def _remove(home: Path) -> None:
+    """Remove the directory of a runner, as far as it can be; no link is followed.
+
+    `TemporaryDirectory` would change the modes of what it cannot remove, by name (Python 3.11): where the
+    runner had an account of its own, it could put links to other files there.
+    """
+    shutil.rmtree(home, ignore_errors=True)
 
 
 class RunnerProcess:
     """A runner at work. Its output is drained always, so that it never waits for a reader."""
 
-    def __init__(
-        self, process: "subprocess.Popen[str]", package: "tempfile.TemporaryDirectory[str]"
-    ) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", home: Path) -> None:
         self._process = process
-        self._package = package
+        self._home = home
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         # an event, not the thread's end: a Ctrl-C in Thread.join makes it forget that it waits (3.11)
         self._ended = threading.Event()
@@ -236,7 +283,7 @@ class RunnerProcess:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
             _kill_session(self.pid)
             self._process.wait()
-            self._package.cleanup()
+            _remove(self._home)
         finally:
             self._ended.set()
 

@@ -30,7 +30,7 @@ from airflow_tune_restore.operators.items import (
     TrialItem,
     restore_id_for,
 )
-from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher
+from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher, runner_account
 from airflow_tune_restore.operators.verdicts import Verdicts, for_each
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
@@ -96,6 +96,7 @@ class BuildRestorePlanOperator(BaseOperator):
         launcher: Where the trials will run: `local` or `ray`. The trainable is checked beforehand only
             where they run here; elsewhere the runner refuses one that does not fit. (templated)
         python: Interpreter for the check; by default the worker's own.
+        runner_user: Whom the check runs as, as in `RestoreTrialOperator`. (templated)
         env: Environment variables for the check; no secrets.
     """
 
@@ -121,6 +122,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "stale_after",
         "storage_conn_id",
         "launcher",
+        "runner_user",
         "ray_conn_id",
     )
     ui_color = "#fdf3d8"
@@ -153,6 +155,7 @@ class BuildRestorePlanOperator(BaseOperator):
         launcher: str = "local",
         ray_conn_id: str | None = None,
         python: str | None = None,
+        runner_user: str | None = None,
         env: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -182,6 +185,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.launcher = launcher
         self.ray_conn_id = ray_conn_id
         self.python = python
+        self.runner_user = runner_user
         self.env = env
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
@@ -191,6 +195,7 @@ class BuildRestorePlanOperator(BaseOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
+            runner_account(parse_text(self.runner_user), self.launcher)
             places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
         verdicts = Verdicts()
 
@@ -298,7 +303,10 @@ class BuildRestorePlanOperator(BaseOperator):
     ) -> InvalidInputError | None:
         with plain_errors(), hook.runner_env(address) as credentials:
             launcher = build_launcher(
-                self.launcher, python=self.python, env={**credentials, **(self.env or {})}
+                self.launcher,
+                python=self.python,
+                env={**credentials, **(self.env or {})},
+                runner_user=parse_text(self.runner_user),
             )
             try:
                 launcher.check(

@@ -64,6 +64,7 @@ class ContinueExperimentOperator(OnRayOperator):
         ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
         launcher: Where it runs: `local`, or `ray` as in `RestoreTrialOperator`. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
+        runner_user: As in `RestoreTrialOperator`. (templated)
         ray_address: Ray cluster to run on; without, a private Ray on all CPUs of the worker. (templated)
         env: Environment variables of the runner. No secrets.
         storage_conn_id: Airflow connection to open the experiment with; by default the one in its
@@ -81,6 +82,7 @@ class ContinueExperimentOperator(OnRayOperator):
         "launcher",
         "ray_conn_id",
         "python",
+        "runner_user",
         "ray_address",
         "storage_conn_id",
     )
@@ -99,6 +101,7 @@ class ContinueExperimentOperator(OnRayOperator):
         ignore_tuner: bool | str = False,
         launcher: str = "local",
         python: str | None = None,
+        runner_user: str | None = None,
         ray_address: str | None = None,
         env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
@@ -114,6 +117,7 @@ class ContinueExperimentOperator(OnRayOperator):
         self.ignore_tuner = ignore_tuner
         self.launcher = launcher
         self.python = python
+        self.runner_user = runner_user
         self.ray_address = ray_address
         self.env = env
         self.storage_conn_id = storage_conn_id
@@ -135,6 +139,7 @@ class ContinueExperimentOperator(OnRayOperator):
                     self.launcher,
                     python=parse_text(self.python),
                     env={**credentials, **(self.env or {})},
+                    runner_user=parse_text(self.runner_user),
                 )
 
                 def check(draft: Draft) -> None:

@@ -16,6 +16,7 @@ from airflow_tune_restore.launch.ray_runner import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY, RayJobLink
 from airflow_tune_restore.operators.attempt import RunnerArguments
 from airflow_tune_restore.operators.labelled import LabelledOperator
+from airflow_tune_restore.operators.launchers import runner_account
 from airflow_tune_restore.operators.ray_run import RayRun
 from airflow_tune_restore.restore.request import RunnerOutcome
 from airflow_tune_restore.restore.start import read_plan
@@ -74,6 +75,7 @@ class OnRayOperator(LabelledOperator):
     search_alg: str | None
     imports: "Sequence[str]"
     env: Mapping[str, str] | None
+    runner_user: str | None
 
     @abstractmethod
     def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
@@ -135,6 +137,7 @@ class OnRayOperator(LabelledOperator):
 
     def _ray_run(self, restore_id: str) -> RayRun:
         """Gather what a job needs. Reads connections; starts nothing."""
+        runner_account(parse_text(self.runner_user), RAY)
         storage, address, trial_id = self._ray_place()
         store = storage.open(address)
         plan = read_plan(store, restore_id)

@@ -1,7 +1,6 @@
 """Runs one trial of a restore, as one (mapped) task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow.sdk import Context, RetryPolicy
@@ -74,6 +73,11 @@ class RestoreTrialOperator(OnRayOperator):
         launcher: Where the trial runs. `local`: in a child process of the worker. `ray`: as a job of the
             cluster that `ray_conn_id` names, waited for in the triggerer. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
+        runner_user: Whom runners run as on the worker: the name or number of a user. For
+            `launcher="local"` on a worker that is root. By default they have the worker's own user, and
+            can read what it can: its files and, in `/proc`, Airflow's secrets in its environment. Another
+            word than Airflow's `run_as_user`, which starts the whole task as that user, with Airflow's
+            variables (`sudo -E`), so that a runner of the same user could read them. (templated)
         ray_address: Ray cluster to run on, as `ray://head:10001` or `head:6379`; without, the runner
             starts a private Ray as large as the trial asks for. (templated)
         imports: Modules the runner imports first; they may register trainables or environments.
@@ -97,6 +101,7 @@ class RestoreTrialOperator(OnRayOperator):
         "launcher",
         "ray_conn_id",
         "python",
+        "runner_user",
         "ray_address",
         "storage_conn_id",
     )
@@ -112,6 +117,7 @@ class RestoreTrialOperator(OnRayOperator):
         search_alg: str | None = None,
         launcher: str = "local",
         python: str | None = None,
+        runner_user: str | None = None,
         ray_address: str | None = None,
         imports: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
@@ -126,6 +132,7 @@ class RestoreTrialOperator(OnRayOperator):
         self.search_alg = search_alg
         self.launcher = launcher
         self.python = python
+        self.runner_user = runner_user
         self.ray_address = ray_address
         self.imports = imports
         self.env = env
@@ -190,6 +197,7 @@ class RestoreTrialOperator(OnRayOperator):
             self.launcher,
             python=parse_text(self.python),
             env={**credentials, **(self.env or {})},
+            runner_user=parse_text(self.runner_user),
         )
         request = self._claim(store, plan, item.trial_id)
         self.log.info(
@@ -227,6 +235,7 @@ class RestoreTrialOperator(OnRayOperator):
                     self.launcher,
                     python=parse_text(self.python),
                     env={**credentials, **(self.env or {})},
+                    runner_user=parse_text(self.runner_user),
                 )
                 output.open(launcher.start_detached(request))
 
@@ -271,10 +280,10 @@ class _Output:
         self._show = show
         self._file: IO[str] | None = None
 
-    def open(self, path: Path) -> None:
+    def open(self, file: IO[str]) -> None:
         """Show what this file holds from now on."""
         self.close()
-        self._file = path.open(encoding="utf-8", errors="replace")
+        self._file = file
 
     def show_new(self) -> None:
         """Show the whole lines that came since the last call."""

@@ -1,11 +1,13 @@
 """From `package.module:attribute` to a trainable or param_space, checked as Ray would check them."""
 
 import importlib
+import os
 import pickle
 import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, TooLargeError
@@ -73,6 +75,7 @@ def check(store: ObjectStore | None, request: RunnerRequest) -> None:
     _, param_space = _load_given(store, request)
     if store is None:
         return
+    _check_writable(store)
     is_lost = True
     if not request.ignore_tuner:
         try:
@@ -280,6 +283,17 @@ def _check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
         TunerInternal._validate_param_space_on_restore(None, flat, recorded)
     except ValueError as error:
         raise InvalidInputError(" ".join(str(error).split())) from error
+
+
+def _check_writable(store: ObjectStore) -> None:
+    """Refuse an experiment on a disk that whoever this process runs as may not write to."""
+    places = (store.at(place).uri for place in (layout.ROOT, layout.LEASE))
+    for place in (store.uri, *places):
+        if Path(place).is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise InvalidInputError(
+                f"{place} cannot be written to by uid {os.geteuid()}, whom the runner runs as. "
+                f"Experiments on a disk must belong to that user, with {layout.ROOT} in them: chown -R."
+            )
 
 
 def _recorded_keys(tuner: Any) -> list[Any] | None:

@@ -195,11 +195,11 @@ class LocalStore:
         directory = os.open(base, _DIRECTORY)
         try:
             for depth, name in enumerate(own):
-                if make:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=directory)
+                is_made = make and _make(name, directory)
                 here = _Place(directory, name)
                 below = _open_unlinked(here, _DIRECTORY, base.joinpath(*own[: depth + 1]))
+                if is_made:
+                    _give_to_owner_of(directory, below)
                 os.close(directory)
                 directory = below
             yield directory
@@ -290,10 +290,31 @@ def _open_unlinked(place: _Place, flags: int, path: Path) -> int:
         raise
 
 
+def _make(name: str, directory: int) -> bool:
+    """Make a directory; return whether it was not there before."""
+    try:
+        os.mkdir(name, dir_fd=directory)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _give_to_owner_of(directory: int, new: int) -> None:
+    """Let what root makes belong to whoever owns the directory: he must be able to go on there.
+
+    A runner may have that account, and so may the driver of the next sweep.
+    """
+    if os.geteuid() == 0:
+        owner = os.fstat(directory)
+        with contextlib.suppress(PermissionError):  # disks that let nobody give anything away
+            os.fchown(new, owner.st_uid, owner.st_gid)
+
+
 def _write_new(place: _Place, body: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(place.name, flags, _ANY_FILE_MODE, dir_fd=place.directory)
     with os.fdopen(descriptor, "wb") as file:
+        _give_to_owner_of(place.directory, descriptor)
         file.write(body)
         file.flush()
         os.fsync(file.fileno())

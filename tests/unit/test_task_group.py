@@ -63,6 +63,16 @@ def test_a_named_searcher_reaches_whoever_plans_or_runs(launcher):
         assert "search_alg" in mapped.template_fields
 
 
+def test_a_runner_user_reaches_whoever_starts_runners():
+    dag = dag_with(prefix="/data", runner_user="tune")
+    plan, trial, samples = (dag.task_dict[f"restore.{t}"] for t in ("plan", "trial", "samples"))
+    assert plan.runner_user == "tune"
+    for mapped in (trial, samples):
+        assert mapped.partial_kwargs["runner_user"] == "tune"
+        assert "runner_user" in mapped.template_fields
+        assert "run_as_user" not in mapped.partial_kwargs
+
+
 def test_default_args_of_the_dag_win():
     with DAG("d", default_args={"retries": 7, "owner": "me"}) as dag:
         TuneRestoreTaskGroup(trainable="a:b", prefix="/data")

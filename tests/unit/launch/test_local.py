@@ -1,8 +1,10 @@
 """The local launcher, with a small program in the place of the runner."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.launch.local import LocalLauncher, _members
 from airflow_tune_restore.restore.request import RunnerRequest
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 REQUEST = RunnerRequest(
     experiment="/e", restore_id="r", trial_id="t", attempt=1, trainable="m:f", trainable_name="f",
@@ -118,9 +120,32 @@ def test_what_a_killed_runner_leaves_behind_is_ended(launcher):
     assert _members(process.pid) == []
 
 
-def test_an_interpreter_that_is_missing_is_named():
+@pytest.mark.parametrize("start", [LocalLauncher.start, LocalLauncher.start_detached])
+def test_an_interpreter_that_is_missing_is_named(start):
     with pytest.raises(InvalidInputError, match="Cannot start /nowhere/python"):
-        LocalLauncher(python="/nowhere/python").start(REQUEST)
+        start(LocalLauncher(python="/nowhere/python"), REQUEST)
+
+
+def test_a_key_file_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    launcher = LocalLauncher(env={"GOOGLE_APPLICATION_CREDENTIALS": "/nowhere/key.json"})
+    with pytest.raises(InvalidInputError, match=r"Cannot read /nowhere/key\.json: No such file"):
+        launcher.start_detached(REQUEST)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_output_of_a_detached_runner_is_read_from_what_was_opened_for_it(launcher, tmp_path):
+    """A runner with another account could put a link to a file of ours in the place of its output."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    script = (
+        "import os, sys\nhome = sys.argv[sys.argv.index('--home') + 1]\n"
+        f"os.unlink(home + '/output.log'); os.symlink({str(secret)!r}, home + '/output.log')\n"
+        "print('said', flush=True)\n"
+    )
+    with launcher(script).start_detached(REQUEST) as output:
+        eventually(lambda: output.readline() == "said\n")
+        shutil.rmtree(Path(output.name).parent)
 
 
 def test_check_passes_what_fits(launcher):

@@ -186,6 +186,23 @@ def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(erro
     assert not (errored / ".tune_restore").exists()
 
 
+@pytest.mark.parametrize(
+    ("launcher", "user", "sentence"),
+    [
+        ("local", "no such user", "there is no such user on this worker"),
+        ("local", "root", "is root"),
+        ("ray", "nobody", "Leave it out"),
+        ("kubernetes", "nobody", "Leave it out"),
+    ],
+)
+def test_a_runner_user_that_cannot_be_is_refused_before_anything_is_leased(
+    errored, launcher, user, sentence
+):
+    with pytest.raises(AirflowFailException, match=sentence):
+        plan(str(errored), launcher=launcher, runner_user=user).execute(make_context())
+    assert not (errored / ".tune_restore").exists()
+
+
 def test_the_trainable_is_asked_about_once_for_experiments_of_one_name(errored, launcher, tmp_path):
     other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
     plan([str(errored), str(other)], trainable="a:b", imports=["c"]).execute(make_context())

@@ -109,6 +109,12 @@ def trial(item, **arguments) -> RestoreTrialOperator:
     )
 
 
+def test_a_user_for_runners_on_the_worker_is_refused(item, jobs):
+    with pytest.raises(AirflowFailException, match="Leave it out"):
+        trial(item, runner_user="nobody").execute(make_context())
+    assert jobs.posted == []
+
+
 def deferred(operator, context=None) -> RayJobTrigger:
     with pytest.raises(TaskDeferred) as raised:
         operator.execute(context or make_context())

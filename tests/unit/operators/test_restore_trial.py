@@ -62,12 +62,17 @@ def test_the_runner_is_asked_for_what_the_operator_was_given(item, launcher, sto
         ray_address="head:6379",
         python="/other/python",
         env={"MINE": "1"},
+        runner_user="{{ rendered }}",
         runtime_env={"pip": ["x"]},
     ).execute(make_context())
     (request,) = launcher.requests
     assert (request.trainable, request.param_space, request.imports) == ("a:b", "a:space", ["c"])
     assert (request.address, request.runtime_env) == ("head:6379", {"pip": ["x"]})
-    assert launcher.arguments == {"python": "/other/python", "env": {"MINE": "1"}}
+    assert launcher.arguments == {
+        "python": "/other/python",
+        "env": {"MINE": "1"},
+        "runner_user": "{{ rendered }}",
+    }
 
 
 def test_the_runners_lines_are_the_tasks_log(item, launcher, store, capfd):

@@ -288,3 +288,18 @@ def test_no_descriptor_stays_open(store, tmp_path, secret):
             with contextlib.suppress(TuneRestoreError):
                 action(f"{OWN}/r2/x")
     assert len(list(descriptors.iterdir())) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_belongs_to_whoever_owns_the_directory(tmp_path):
+    os.chown(tmp_path, 61234, 61235)
+    store = LocalStore(tmp_path)
+    store.put(".tune_restore/b/c", b"1")
+    store.put(".tune_restore/b/c", b"2")
+    store.create(".tune_restore/d/e", b"3")
+    store.put("f", b"4")
+    found = [path.stat() for path in tmp_path.rglob("*")]
+    assert {(status.st_uid, status.st_gid) for status in found} == {(61234, 61235)}
+    os.chown(tmp_path / ".tune_restore", 0, 0)
+    store.put(".tune_restore/f", b"5")
+    assert (tmp_path / ".tune_restore" / "f").stat().st_uid == 0
