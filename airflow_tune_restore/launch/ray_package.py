@@ -2,23 +2,36 @@
 
 The runner goes along as one of them, so that the cluster needs nothing but Ray and the user's code.
 See ray/_private/runtime_env/packaging.py (2.60): `gcs://_ray_pkg_<hash>.zip`; a module goes with its
-directory's name, a working directory without.
+directory's name, a working directory without. As there, `.gitignore` counts unless
+`RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`, and `.git` and virtual environments stay behind
+(`RAY_RUNTIME_ENV_DEFAULT_EXCLUDES`, ray_constants.py); here also out of modules, for what a cluster holds
+may be read by whoever may use it. For the same reason so does what holds credentials, and what a link out
+of the directory leads to. A warning names them; `excludes=["!name"]` takes one along.
 """
 
 import hashlib
 import io
+import logging
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.names import is_text
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.location import Location, at_home
 
 if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
     from airflow_tune_restore.launch.ray_jobs import RayJobs
+
+_Rule: TypeAlias = Callable[[Path, bool], bool]
+"""Whether a path, a directory or not, is ignored."""
 
 MAX_PACKAGE_BYTES = 500 * 1024**2
 """What a cluster takes at most (GCS_STORAGE_MAX_SIZE, 2.60)."""
@@ -26,17 +39,39 @@ MAX_PACKAGE_BYTES = 500 * 1024**2
 RUNNER_ROOMS = ("experiments", "restore", "runner", "storage")
 """The rooms a runner imports; exceptions.py beside them."""
 
-_IGNORE_FILES = (".gitignore", ".rayignore")
+CACHES = "__pycache__"
+"""Left behind without a word."""
+
+RAY_EXCLUDES = f".git,.venv,venv,{CACHES}"
+"""What Ray leaves behind unless RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES names other things (2.60)."""
+
+CREDENTIALS = (".env", ".env.*", ".netrc", ".git-credentials", ".pypirc", ".aws", ".ssh")
+"""Names under which tools look for credentials, and for little else.
+
+Not `*.pem`: those may be certificates that a job needs. Private keys are told by their first line.
+"""
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """No file times: the same content is the same package."""
+
+_SHOWN = 20
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A zip file, named by its content; or a wheel, whose name pip reads."""
+    """A zip file, named by its content; or a wheel, whose name pip reads.
+
+    Args:
+        body: Its content.
+        wheel: The file name of a wheel.
+        left_out: What of its directory is not in it, although nobody excluded it: paths, and why.
+    """
 
     body: bytes = field(repr=False)
     wheel: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,11 +94,23 @@ def runner_package() -> Package:
 
 
 def directory_package(directory: Path, excludes: Sequence[str] = (), *, is_module: bool) -> Package:
-    """Zip a directory, without what `excludes`, .gitignore and .rayignore name."""
+    """Zip a directory, without what `excludes`, .gitignore and .rayignore name, and what stays behind.
+
+    Raises:
+        InvalidInputError: If something in it cannot be read, or a pattern is none.
+    """
     prefix = f"{directory.name}/" if is_module else ""
-    is_excluded = _matcher(directory, excludes)
-    files = _walk(directory, [is_excluded])
-    return _zip((prefix + path.relative_to(directory).as_posix(), path) for path in files)
+    tree = _Tree(directory, excludes)
+    try:
+        package = _zip(
+            (prefix + path.relative_to(directory).as_posix(), path) for path in tree.files()
+        )
+    except OSError as error:
+        raise InvalidInputError(
+            f"{error.filename} cannot be packed for the cluster: {error.strerror}. Name it in `excludes` "
+            "of the runtime_env, or in a .rayignore."
+        ) from error
+    return replace(package, left_out=tuple(tree.left_out))
 
 
 def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,17 +122,38 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: value for name, value in runtime_env.items() if value is not None}
     excludes = given.pop("excludes", ())
+    if isinstance(excludes, str):
+        raise InvalidInputError(
+            f"excludes={excludes!r} in the runtime_env is not a list of patterns."
+        )
+    left_out: list[str] = []
 
     def uri(path: str, *, is_module: bool) -> str:
         if Location.parse(path).scheme:
             return path
-        return _upload(jobs, _package(at_home(path), excludes, is_module=is_module))
+        package = _package(at_home(path), excludes, is_module=is_module)
+        left_out.extend(f"{path}: {what}" for what in package.left_out)
+        return _upload(jobs, package)
 
     if "working_dir" in given:
         given["working_dir"] = uri(str(given["working_dir"]), is_module=False)
     modules = [uri(str(path), is_module=True) for path in given.get("py_modules", ())]
     given["py_modules"] = [*modules, _upload(jobs, runner_package())]
+    _warn(left_out)
     return given
+
+
+def _warn(left_out: Sequence[str]) -> None:
+    """Name once what did not go along, and say how it would."""
+    if not left_out:
+        return
+    more = f" … and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+    logger.warning(
+        'Not sent to the cluster: %s%s. To send one along, add it to the runtime_env: "excludes": '
+        '["!.env"]. To leave it behind without this warning, name it there or in a .rayignore.',
+        "; ".join(printable(what) for what in left_out[:_SHOWN]),
+        more,
+    )
 
 
 def _upload(jobs: "RayJobs", package: Package) -> str:
@@ -110,29 +178,96 @@ def _package(path: Path, excludes: Sequence[str], *, is_module: bool) -> Package
     )
 
 
-def _walk(directory: Path, excluded: list[Callable[[Path], bool]]) -> Iterator[Path]:
-    rules = list(excluded)
-    for name in _IGNORE_FILES:
-        if (directory / name).is_file():
-            rules.append(_matcher(directory, (directory / name).read_text().splitlines()))
-    for path in sorted(directory.iterdir()):
-        if path.name == "__pycache__" or any(rule(path) for rule in rules):
-            continue
-        if path.is_dir():
-            yield from _walk(path, rules)
-        elif path.is_file():
-            yield path
+class _Tree:
+    """A directory to be packed, and what of it is left out."""
+
+    def __init__(self, top: Path, excludes: Sequence[str]) -> None:
+        self._top = top
+        self._real = os.path.realpath(top)
+        ours = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES).split(",")
+        self._unasked = [*(name.strip() for name in ours if name.strip()), *CREDENTIALS]
+        self._spec = _spec([*self._unasked, *excludes], "excludes in the runtime_env")
+        self.left_out: list[str] = []
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files that are packed, in the order of their names."""
+        return self._walk(self._top, [], [])
+
+    def _walk(self, directory: Path, rules: list[_Rule], above: list[str]) -> Iterator[Path]:
+        rules = [*rules, *_ignore_files(directory)]
+        above = [*above, os.path.realpath(directory)]
+        for path in sorted(directory.iterdir()):
+            # of pathlib, is_dir and is_file raise for links with absurd targets (Python 3.11)
+            is_directory = os.path.isdir(path)  # noqa: PTH112
+            if not is_directory and not os.path.isfile(path):  # noqa: PTH113
+                continue  # a link to nothing or to itself, a pipe, a socket, a device
+            if any(rule(path, is_directory) for rule in rules):
+                continue
+            if self._stays(path, above, is_directory=is_directory):
+                continue
+            if is_directory:
+                yield from self._walk(path, rules, above)
+            else:
+                yield path
+
+    def _stays(self, path: Path, above: Sequence[str], *, is_directory: bool) -> bool:
+        """Whether something is left out: excluded, or not asked for and of a kind that stays behind."""
+        name = path.relative_to(self._top).as_posix()
+        verdict = self._spec.check_file(name + "/" * is_directory)
+        if verdict.include and verdict.index is not None and verdict.index >= len(self._unasked):
+            return True
+        real = os.path.realpath(path)
+        if is_directory and real in above:
+            why = "a link back"  # for ever, whatever is asked for
+        elif not is_text(path.name):
+            why = "no zip file can hold its name"
+        elif verdict.include is False:
+            return False
+        elif verdict.include:
+            why = "" if path.name == CACHES else "by its name"
+        elif path.is_symlink() and not Path(real).is_relative_to(self._real):
+            why = f"a link to {real}"
+        else:
+            why = _kind_that_stays(path, is_directory=is_directory)
+            if not why:
+                return False
+        if why:
+            self.left_out.append(f"{name} ({why})")
+        return True
 
 
-def _matcher(directory: Path, lines: Sequence[str]) -> Callable[[Path], bool]:
-    from pathspec import (
-        GitIgnoreSpec,  # comes with Airflow; needed only where there is something to match
+def _kind_that_stays(path: Path, *, is_directory: bool) -> str:
+    """Say of what kind something is that nobody wants on a cluster; "" if it may go there."""
+    if is_directory:
+        return "a virtual environment" if (path / "pyvenv.cfg").is_file() else ""
+    with path.open("rb") as file:
+        first = file.read(64)
+    return "a private key" if first.startswith(b"-----BEGIN ") and b"PRIVATE KEY" in first else ""
+
+
+def _ignore_files(directory: Path) -> Iterator[_Rule]:
+    names = [".gitignore", ".rayignore"]
+    if os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1":
+        names.remove(".gitignore")
+    for file in (directory / name for name in names):
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            yield _rule(directory, _spec(lines, file.as_posix()))
+
+
+def _rule(directory: Path, spec: "GitIgnoreSpec") -> _Rule:
+    return lambda path, is_directory: spec.match_file(
+        path.relative_to(directory).as_posix() + "/" * is_directory
     )
 
-    spec = GitIgnoreSpec.from_lines(lines)
-    return lambda path: spec.match_file(
-        path.relative_to(directory).as_posix() + ("/" if path.is_dir() else "")
-    )
+
+def _spec(lines: Sequence[str], where: str) -> "GitIgnoreSpec":
+    from pathspec import GitIgnoreSpec  # needed only where there is something to pack
+
+    try:
+        return GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise InvalidInputError(f"{where}: {error}.") from error
 
 
 def _zip(files: Any) -> Package:

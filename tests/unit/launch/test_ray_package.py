@@ -2,9 +2,11 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,182 @@ def test_local_parts_are_uploaded_once_and_the_runner_with_them(project, package
     assert deliver(packages, given) == env
     assert packages.uploads == 3
     assert given["excludes"] == ["data"]
+
+
+def add(root, *files: str) -> None:
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+PLAIN = {".gitignore", "data/.rayignore", "data/small.txt", "pkg/__init__.py", "train.py"}
+SECRET = (
+    ".env",
+    ".env.prod",
+    ".netrc",
+    ".pypirc",
+    ".git-credentials",
+    ".aws/credentials",
+    ".ssh/config",
+)
+OF_RAY = (".git/config", ".venv/bin/python", "venv/bin/python")
+"""Packaging leaves these behind, at any depth."""
+
+
+@pytest.mark.parametrize("is_module", [True, False])
+@pytest.mark.parametrize("where", ["", "pkg/deeper/"])
+def test_credentials_and_what_ray_leaves_out_stay_behind_with_a_word(project, is_module, where):
+    add(project, *(where + name for name in (*SECRET, *OF_RAY)))
+    package = directory_package(project, is_module=is_module)
+    prefix = "project/" if is_module else ""
+    assert {name.removeprefix(prefix) for name in names(package)} == PLAIN
+    said = {what.partition(" ")[0] for what in package.left_out}
+    assert said == {where + name.partition("/")[0] for name in (*SECRET, *OF_RAY)}
+
+
+@pytest.mark.parametrize("name", [*SECRET, *OF_RAY])
+def test_one_that_is_asked_for_goes_along(project, name):
+    add(project, *SECRET, *OF_RAY)
+    package = directory_package(project, ["!" + name.partition("/")[0]], is_module=False)
+    assert set(names(package)) == {*PLAIN, name}
+
+
+def test_what_is_excluded_by_name_needs_no_word(project):
+    add(project, ".env", ".git/config", "pkg/.netrc")
+    (project / ".rayignore").write_text(".env\n")
+    package = directory_package(project, [".git", "pkg"], is_module=False)
+    assert package.left_out == ()
+    assert set(names(package)) == {*PLAIN, ".rayignore"} - {"pkg/__init__.py"}
+
+
+def test_what_an_ignore_file_names_is_not_brought_back_by_excludes(project):
+    """As in Ray: each list counts by itself."""
+    assert "out/log.txt" not in names(directory_package(project, ["!out"], is_module=False))
+
+
+def test_rays_own_variables_count(project, monkeypatch):
+    add(project, ".git/config", "venv/x", "build/x", ".env")
+    monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "venv, build")
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+    found = set(names(directory_package(project, is_module=False)))
+    assert found == {*PLAIN, ".git/config", "out/log.txt", "__pycache__/train.pyc"}
+
+
+def test_the_defaults_are_those_of_ray():
+    ray_constants = pytest.importorskip("ray._private.ray_constants")
+    assert ray_package.RAY_EXCLUDES == ray_constants.RAY_RUNTIME_ENV_DEFAULT_EXCLUDES
+
+
+def test_a_virtual_environment_and_a_private_key_are_known_by_what_they_are(project):
+    add(project, "py311/bin/python", "py311/pyvenv.cfg", "keys/ca.pem")
+    (project / "keys" / "deploy").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nx")
+    (project / "keys" / "server.pem").write_text("-----BEGIN RSA PRIVATE KEY-----\nx")
+    package = directory_package(project, is_module=False)
+    assert set(names(package)) == {*PLAIN, "keys/ca.pem"}
+    assert package.left_out == (
+        "keys/deploy (a private key)",
+        "keys/server.pem (a private key)",
+        "py311 (a virtual environment)",
+    )
+    asked = directory_package(project, ["!keys/*", "!py311"], is_module=False)
+    assert {"keys/deploy", "py311/bin/python"} <= set(names(asked))
+    assert asked.left_out == ()
+
+
+def test_links_out_of_the_directory_are_not_followed_unless_asked_for(project, tmp_path):
+    add(tmp_path, "elsewhere/secret", "project-too/secret")
+    (project / "file").symlink_to(tmp_path / "elsewhere" / "secret")
+    (project / "directory").symlink_to(tmp_path / "elsewhere")
+    (project / "beside").symlink_to("../project-too")
+    (project / "pkg" / "within").symlink_to("../data/small.txt")
+    package = directory_package(project, is_module=False)
+    assert set(names(package)) == {*PLAIN, "pkg/within"}
+    assert [what.partition(" ")[0] for what in package.left_out] == ["beside", "directory", "file"]
+    assert f"directory (a link to {tmp_path}/elsewhere)" in package.left_out
+    asked = directory_package(project, ["!/directory"], is_module=False)
+    assert set(names(asked)) == {*PLAIN, "pkg/within", "directory/secret"}
+
+
+def test_a_directory_that_is_itself_a_link_is_packed(project, tmp_path, packages):
+    (tmp_path / "current").symlink_to(project)
+    env = deliver(packages, {"working_dir": str(tmp_path / "current")})
+    body = packages.held[env["working_dir"].removeprefix("gcs://")]
+    assert set(zipfile.ZipFile(io.BytesIO(body)).namelist()) == PLAIN
+
+
+def test_what_no_zip_file_can_hold_does_not_break_packing(project, tmp_path):
+    os.mkfifo(project / "pipe")
+    server = socket.socket(socket.AF_UNIX)
+    here = Path.cwd()
+    os.chdir(project)  # the path of a socket may have 107 bytes
+    try:
+        server.bind("socket")
+    finally:
+        os.chdir(here)
+        server.close()
+    (project / "device").symlink_to("/dev/zero")
+    (project / "self").symlink_to("self")
+    (project / "there").symlink_to("back")
+    (project / "back").symlink_to("there")
+    (project / "nowhere").symlink_to("gone")
+    (project / "through").symlink_to("train.py/model")
+    (project / "long").symlink_to("x" * 300)
+    (project / "pkg" / "up").symlink_to("..")
+    (project / "pkg" / "same").symlink_to(".")
+    Path(os.fsdecode(bytes(project) + b"/\xff.txt")).write_text("")
+    package = directory_package(project, ["!up"], is_module=False)
+    assert set(names(package)) == PLAIN
+    assert package.left_out == (
+        "pkg/same (a link back)",
+        "pkg/up (a link back)",
+        "\udcff.txt (no zip file can hold its name)",
+    )
+
+
+def test_one_warning_names_what_stays_behind(project, packages, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        ray_package.logger, "warning", lambda text, *given: said.append(text % given)
+    )
+    add(project, ".env", ".git/config", *(f"pkg/{n}/.netrc" for n in range(30)))
+    (project / "esc\x1b[31m").symlink_to("/etc")
+    deliver(packages, {"working_dir": str(project), "py_modules": [str(project)]})
+    (warning,) = said
+    assert warning.isprintable()
+    assert f"{project}: .env (by its name); {project}: .git (by its name); " in warning
+    assert " … and 46 more" in warning
+    assert '"excludes": ["!.env"]' in warning
+    deliver(packages, {"working_dir": str(project / "data")})
+    assert len(said) == 1
+
+
+def test_the_name_does_not_follow_the_order_on_the_disk(project, monkeypatch):
+    add(project, ".env", "pkg/a", "pkg/b")
+    first = directory_package(project, is_module=False)
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: sorted(listed(path), reverse=True))
+    assert directory_package(project, is_module=False) == first
+
+
+@pytest.mark.parametrize("excludes", ["data", ["!"]])
+def test_excludes_that_are_none_are_refused(project, packages, excludes):
+    with pytest.raises(InvalidInputError, match=r"excludes.* in the runtime_env"):
+        deliver(packages, {"working_dir": str(project), "excludes": excludes})
+
+
+def test_an_ignore_file_may_hold_any_bytes(project):
+    (project / ".rayignore").write_bytes(b"\xff\xfe\x00\ntrain.py\n")
+    assert "train.py" not in names(directory_package(project, is_module=False))
+
+
+def test_a_file_that_cannot_be_read_is_named(project, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InvalidInputError, match=r"gitignore cannot be packed.*Permission denied"):
+        directory_package(project, is_module=False)
 
 
 def test_a_wheel_keeps_its_name(tmp_path, packages):
