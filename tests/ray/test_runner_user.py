@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.launch.account import Account, find_account
 from airflow_tune_restore.launch.local import LocalLauncher, _members
+from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
 from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED, RunnerRequest
 from tests.support import ROOT
 from tests.support.experiments.failed import Gate
-from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
+from tests.support.ray.real_restore import RESTORE_ID, TRAINABLE_ENV, Restoring
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts runners as others")
 
@@ -117,6 +120,24 @@ def test_it_is_stopped_with_a_snapshot_and_leaves_nothing(restoring, place):
     assert not home.exists()
 
 
+def test_it_runs_a_whole_experiment_detached(experiment, account, launcher):
+    restoring = Restoring(experiment, "errored", strategy="whole_experiment")
+    request = claim_attempt(
+        restoring.store, restoring.plan, EVERY_TRIAL, trainable=restoring.trainable, imports=[]
+    )
+    healed = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1"}
+    output = replace(launcher, env=healed).start_detached(request)
+    home = Path(output.name).parent
+    with output:
+        eventually(lambda: not home.exists())
+        said = output.read()
+    outcome = read_outcome(restoring.store, RESTORE_ID, EVERY_TRIAL, request.attempt)
+    assert outcome is not None, said
+    assert outcome.result == "finished", said
+    assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
+    assert {path.stat().st_uid for path in experiment.rglob("*")} == {account.uid}
+
+
 SPY = '''
     """Writes down what it can read of other processes; it is imported by check and runner alike."""
 
@@ -180,22 +201,21 @@ def test_a_key_file_is_readable_for_it_alone(account, python, place):
     script = place / "python"
     script.write_text(
         f"#!{interpreter}\nimport os\npath = os.environ['GOOGLE_APPLICATION_CREDENTIALS']\n"
-        "print(open(path).read(), oct(os.stat(path).st_mode & 0o777), path)\n"
+        "print(os.getuid(), open(path).read(), oct(os.stat(path).st_mode & 0o777), path)\n"
     )
     script.chmod(0o755)
     launcher = LocalLauncher(python=script.as_posix(), account=account, env=env)
     process = launcher.start(REQUEST)
     (line,) = process.lines()
-    content, mode, path = line.split()
-    assert (content, mode) == ("key", "0o600")
+    uid, content, mode, path = line.split()
+    assert (uid, content, mode) == (NUMBER, "key", "0o600")
     process.wait()
     assert not Path(path).exists()
     with launcher.start_detached(REQUEST) as output:
         lines = []
-        while not lines:
-            lines = output.readlines()
-    assert lines[0].split()[:2] == ["key", "0o600"]
-    shutil.rmtree(Path(lines[0].split()[2]).parent)  # which the real runner does
+        eventually(lambda: lines.extend(output.readlines()) or lines)
+    assert lines[0].split()[:3] == [NUMBER, "key", "0o600"]
+    shutil.rmtree(Path(lines[0].split()[3]).parent)  # which the real runner does
 
 
 def test_the_check_says_what_it_may_not_write_to(experiment, launcher):
