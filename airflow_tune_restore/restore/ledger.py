@@ -21,7 +21,7 @@ from airflow_tune_restore.restore.attempts import (
     read_whatever_outcome,
 )
 from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
-from airflow_tune_restore.restore.plan import RestorePlan, encode
+from airflow_tune_restore.restore.plan import RestorePlan, decode, encode
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
@@ -119,8 +119,8 @@ def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
     except KeyNotFoundError:
         return Ledger(), ""
     try:
-        return msgspec.json.decode(body, type=Ledger), ""
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decode(body, Ledger), ""
+    except (ValueError, RecursionError) as error:
         return Ledger(), (
             f"{layout.LEDGER} makes no sense ({error}) and is taken for empty: earlier failures do not "
             "count, and no trial is in quarantine"
