@@ -1,8 +1,10 @@
 """Whatever a file holds, reading it takes memory and time in proportion to its bytes."""
 
+import gc
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,26 @@ def test_a_million_numbers_are_not_too_many():
 
 
 def test_large_documents_are_decoded_one_at_a_time():
-    large, small = bounded_json.alone(10**7), bounded_json.alone(1000)
-    assert large is bounded_json.alone(10**6)
-    assert small is not large
+    entered = {size: threading.Event() for size in (1000, 10**6)}
+
+    def decode(size):
+        with bounded_json.alone(size):
+            entered[size].set()
+
+    threads = [threading.Thread(target=decode, args=(size,)) for size in entered]
+    with bounded_json.alone(10**7):
+        for thread in threads:
+            thread.start()
+        assert entered[1000].wait(PATIENCE_SECONDS)
+        assert not entered[10**6].wait(0.2)
+    assert entered[10**6].wait(PATIENCE_SECONDS)
+    for thread in threads:
+        thread.join()
+
+
+def test_the_collector_is_as_it_was_before_a_large_document():
+    with bounded_json.alone(10**7):
+        with bounded_json.alone(10**7):
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
