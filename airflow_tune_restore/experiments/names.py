@@ -17,7 +17,9 @@ def is_segment(name: str) -> bool:
     between two of them may lead up.
     """
     return (
-        name not in ("", layout.ROOT)
+        # a long one is not looked through
+        len(name) <= MAX_NAME
+        and name not in ("", layout.ROOT)
         and "/" not in name
         and not {".", ".."} & set(name.split("\\"))
         and is_text(name)

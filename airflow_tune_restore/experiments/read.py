@@ -1,12 +1,13 @@
 """Store -> one experiment: its newest valid state, and what its trials can start from."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from io import BytesIO
+from typing import Any
+
+import msgspec
 
 from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
@@ -14,7 +15,7 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.checkpoints import (
     CheckpointChoice,
@@ -45,6 +46,7 @@ from airflow_tune_restore.experiments.state import (
     NO_STATE,
     MalformedStateError,
     State,
+    decode_document,
     parse_pieces,
 )
 from airflow_tune_restore.experiments.trial import Trial
@@ -67,6 +69,12 @@ _SMALL_BYTES = 1024 * 1024
 _NAMED = 5
 """How many trials a warning names."""
 
+_LOST_NAMED = 20
+"""How many trials that cannot be run have a warning each; the plan gives the reasons of all."""
+
+_CHECKPOINT_NAME = b'"checkpoint_dir_name"'
+"""Stands in the rows that count, as Ray's JSON has it."""
+
 _ODD = {
     "training_iteration": "is not a number: their iterations are shown as 0",
     "status": "is not one of Ray's: they are taken for unfinished, as Ray takes them",
@@ -76,6 +84,14 @@ _ODD = {
 
 CLOCK_SPREAD = timedelta(hours=27)
 """State names carry the driver's local time: two zones lie at most 26 hours apart."""
+
+
+class _ResultRow(msgspec.Struct):
+    checkpoint_dir_name: Any = None
+    training_iteration: Any = None
+
+
+_RESULT_ROW = msgspec.json.Decoder(_ResultRow)
 
 
 class NotStartedError(TuneRestoreError):
@@ -204,12 +220,15 @@ def _experiment(
     return experiment
 
 
-def _describe_odd(trials: Iterable[Trial]) -> Iterator[str]:
+def _describe_odd(trials: Collection[Trial]) -> Iterator[str]:
     """Describe what cannot be used of the rows: each trial that is lost, each field with its trials."""
     with_field: dict[str, list[str]] = {}
+    lost = [trial for trial in trials if trial.unusable]
+    for trial in lost[:_LOST_NAMED]:
+        yield f"trial {trial.trial_id} cannot be run: {trial.unusable}"
+    if len(lost) > _LOST_NAMED:
+        yield f"{len(lost) - _LOST_NAMED} more trials cannot be run"
     for trial in trials:
-        if trial.unusable:
-            yield f"trial {trial.trial_id} cannot be run: {trial.unusable}"
         for name in trial.odd_fields:
             with_field.setdefault(name, []).append(trial.trial_id)
     for name, ids in with_field.items():
@@ -405,11 +424,12 @@ def _checkpoint_choice(
         and entry.name.startswith(layout.CHECKPOINT_PREFIX)
         and is_segment(entry.name)
     ]
+    names = directories if recorded is None else [*directories, recorded.name]
     if prefer_newest or recorded is None or recorded.name not in directories:
         return choose_checkpoint(
             recorded,
             _list_checkpoints(store, trial, directories),
-            _reported(store, trial, rows_size),
+            _reported(store, trial, rows_size, frozenset(names)),
             prefer_newest=prefer_newest,
         )
     # the recorded one and one sibling to hold it against: two listings, however many there are
@@ -420,7 +440,9 @@ def _checkpoint_choice(
     if choice.name == recorded.name:
         return choice
     return choose_checkpoint(
-        recorded, _list_checkpoints(store, trial, directories), _reported(store, trial, rows_size)
+        recorded,
+        _list_checkpoints(store, trial, directories),
+        _reported(store, trial, rows_size, frozenset(names)),
     )
 
 
@@ -438,25 +460,39 @@ def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> lis
     ]
 
 
-def _reported(store: ObjectStore, trial: Trial, size_bytes: int) -> dict[str, int]:
-    """Return checkpoint name -> iteration from result.json."""
+def _reported(
+    store: ObjectStore, trial: Trial, size_bytes: int, names: Collection[str]
+) -> dict[str, int]:
+    """Return checkpoint name -> iteration from result.json, of those that are named.
+
+    Where none of them was reported, another one stands for those that were: that decides, too.
+    """
     key = f"{trial.trial_dir}/{layout.RESULT_FILE}"
+    found: dict[str, int] = {}
     with _IN_FLIGHT.hold(size_bytes):
         try:
             body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
         except KeyNotFoundError:
             return {}
-        return dict(_checkpoint_rows(body))
+        for name, iteration in _checkpoint_rows(body):
+            if name in names or not found:
+                found[name] = iteration
+    return found
 
 
 def _checkpoint_rows(body: bytes) -> Iterator[tuple[str, int]]:
-    for line in BytesIO(body):  # which copies nothing but the line
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # the last line of a killed writer
-        if not isinstance(row, dict):
+    """Yield what the rows say that report a checkpoint; other lines are not looked at."""
+    end = 0
+    while (at := body.find(_CHECKPOINT_NAME, end)) >= 0:
+        start, end = body.rfind(b"\n", end, at) + 1 or end, body.find(b"\n", at)
+        end = len(body) if end < 0 else end
+        if end - start > bounded_json.MAX_DOCUMENT_BYTES:
             continue
-        name = row.get("checkpoint_dir_name")
-        if isinstance(name, str):
-            yield name, whole_iteration(row.get("training_iteration"))
+        with bounded_json.alone(end - start):
+            try:
+                row = decode_document(body[start:end], _RESULT_ROW)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                continue  # the last line of a killed writer
+            name, iteration = row.checkpoint_dir_name, whole_iteration(row.training_iteration)
+        if isinstance(name, str) and is_segment(name):
+            yield name, iteration

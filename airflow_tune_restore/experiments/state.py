@@ -4,7 +4,9 @@ The file is JSON inside JSON strings, about 13 KB a trial, and holds `NaN`, `Inf
 which strict parsers refuse. It is taken in piece by piece: msgspec splits what has come in into raw rows,
 and each row's two inner documents are decoded into just the fields a plan needs, the second without its
 long end, which holds none; a document that holds a non-finite number falls back to the stdlib parser,
-string by string.
+string by string. What is not laid out as Ray does it, and the end, is split by `_ROW`.
+Whatever the file holds, reading it takes little more memory than its bytes: rows are counted, each
+document is bounded (`bounded_json`), and of what is around the rows little is allowed.
 Fields that no plan needs are not looked at. One that is needed and cannot be used costs its trial what it
 was needed for, at worst that trial, never the file: Ray reads it, too.
 Raw rows stay, so that a commit can put untouched ones back byte for byte. Whoever commits nothing may let
@@ -13,6 +15,7 @@ go of those whose trials came to their end: they are nearly all of the file.
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +25,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
 from airflow_tune_restore.experiments.numbers import (
@@ -37,18 +40,43 @@ from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus,
 MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
 
+MAX_TRIALS = 50_000
+"""Of one state: about a KiB of memory each. Rows of trials that ran have 12 KB and more, so that a
+file of `layout.MAX_STATE_BYTES` holds fewer."""
+
+MAX_FRAME_VALUES = 100_000
+"""In what stands around the rows: Ray's own has fifty, however many trials there are. They are kept."""
+
 _STEP_BYTES = 256 * 1024
 """Split at once: some twenty rows, in memory that is in the cache and used again."""
 
 _MAX_BUNDLES = 10_000
+_MAX_FACTORY_CHARACTERS = 1024 * 1024
+_MAX_RESOURCES = 100
+"""Names in one trial's resources; people have five."""
+
+_MAX_NAME = 10_000
+"""Characters of a trainable's name."""
 
 _UNREADABLE = "row-"
 """Begins the id of a trial whose row has none that can be used; the number of the row follows."""
 
 _TRIALS_START = b'{"trial_data": ['
-_TRIALS_END = b', "runner_data": '
 _BETWEEN_ROWS = b'"], ["'
 """Stands between two rows and not inside one, where each quote is escaped."""
+
+_QUOTE = ord('"')
+_BLANK = rb"[ \t\n\r]*+"
+_TEXT_IN_FILE = rb'("(?:[^"\\]++|\\.)*+")'
+_TRIALS = re.compile(rb'"trial_data"' + _BLANK + rb":" + _BLANK + rb"\[")
+_ROW = re.compile(
+    _BLANK.join(
+        # a comma is taken only with a row behind it
+        (b"", rb"\[", _TEXT_IN_FILE, b",", _TEXT_IN_FILE, rb"\]", rb"(,(?=[ \t\n\r]*+\[))?")
+    ),
+    re.DOTALL,
+)
+_TRIALS_END = re.compile(_BLANK + rb"\]")
 
 _REST_OF_METADATA = b',\\n  \\"metric_analysis\\": '
 """Nine tenths of a row come after this, at this depth (Ray 2.40 to 2.60), and no plan needs them."""
@@ -66,6 +94,10 @@ T = TypeVar("T")
 _Pairs = list[tuple[msgspec.Raw, msgspec.Raw]]
 
 
+_NO_PAIR = "not a whole experiment state (a row is cut off, or is not a pair of texts)"
+"""Ray can read no row of such a state either, for it expects JSON in both."""
+
+
 class MalformedStateError(TuneRestoreError):
     """A state file that cannot be used; the text says why."""
 
@@ -74,7 +106,6 @@ class _RowHead(msgspec.Struct):
     trial_id: str
     status: Any  # must be there
     trainable_name: Any = ""
-    experiment_tag: Any = ""
     relative_logdir: Any = None
     stopping_criterion: Any = None
 
@@ -126,7 +157,8 @@ class RawRow:
     def resources(self) -> dict[str, float]:
         """Sum the bundles of the placement group factory (ray.tune.execution, 2.60)."""
         pickled = _decode(self.trial, _RESOURCES).placement_group_factory
-        return dict(_sum_bundles(hex_of) if (hex_of := _hex_of_pickle(pickled)) else ())
+        hex_of = _hex_of_pickle(pickled) or ""
+        return dict(_sum_bundles(hex_of) if len(hex_of) <= _MAX_FACTORY_CHARACTERS else ())
 
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
         """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60).
@@ -209,7 +241,14 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
 
     def take(pairs: _Pairs) -> None:
         for pair in pairs:
-            trial = _read_row(*pair, trials)
+            if len(trials) == MAX_TRIALS:
+                raise MalformedStateError(f"it holds more than {MAX_TRIALS} trials")
+            with bounded_json.alone(len(memoryview(pair[0])) + len(memoryview(pair[1]))):
+                trial = _read_row(*pair, trials)
+            if (trial.unusable or trial.odd_fields) and not (
+                _is_text(pair[0]) and _is_text(pair[1])
+            ):
+                raise MalformedStateError(_NO_PAIR)
             if keep_ended or not trial.came_to_its_end:
                 # a copy lets go of the piece it stands in
                 row = RawRow(*pair) if keep_ended else RawRow(*(raw.copy() for raw in pair))
@@ -229,9 +268,13 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
 
 def encode_state(rows: Iterable[RawRow], runner: dict[str, Any], stats: dict[str, Any]) -> bytes:
     """Put a state file together; rows go in byte for byte as they were read."""
-    body = b", ".join(b"[" + bytes(row.trial) + b", " + bytes(row.metadata) + b"]" for row in rows)
+    parts: list[Any] = [_TRIALS_START]
+    for row in rows:
+        parts += (b"[", row.trial, b", ", row.metadata, b"]", b", ")
+    if len(parts) > 1:
+        parts.pop()
     tail = json.dumps({"runner_data": runner, "stats": stats}).encode()
-    return _TRIALS_START + body + b"], " + tail[1:]
+    return b"".join([*parts, b"], ", memoryview(tail)[1:]])
 
 
 def _is_shallow(value: Any) -> bool:
@@ -272,9 +315,7 @@ def _split_pieces(pieces: Iterable[bytes], take: Callable[[_Pairs], None]) -> di
         rest = state[cut + len(", ") :]
         state, searched = bytearray(_TRIALS_START) + rest, 0
         take(pairs)
-    pairs, around = _split(state)
-    take(pairs)
-    return around
+    return _split(state, take)
 
 
 def _steps(pieces: Iterable[bytes]) -> Iterator[memoryview]:
@@ -283,23 +324,37 @@ def _steps(pieces: Iterable[bytes]) -> Iterator[memoryview]:
             yield memoryview(piece)[start : start + _STEP_BYTES]
 
 
-def _split(state: bytes | bytearray) -> tuple[_Pairs, dict[str, Any]]:
-    """Split a whole state. Ray writes `trial_data` first; anything else takes the slow, general way."""
-    end = state.rfind(_TRIALS_END)
+def _split(state: bytearray, take: Callable[[_Pairs], None]) -> dict[str, Any]:
+    """Hand over the rows of a state one by one, however it is laid out; return what is around them."""
+    start = _TRIALS.search(state)
+    if start is None:
+        raise MalformedStateError("not a whole experiment state (it has no trial_data)")
+    view, end = memoryview(state), start.end()
+    while row := _ROW.match(state, end):
+        take([(msgspec.Raw(view[slice(*row.span(1))]), msgspec.Raw(view[slice(*row.span(2))]))])
+        end = row.end()
+        if not row[3]:
+            break
+    if _TRIALS_END.match(state, end) is None:
+        raise MalformedStateError(_NO_PAIR)
+    return _read_frame(view[: start.end()], view[end:])
+
+
+def _read_frame(before: memoryview, after: memoryview) -> dict[str, Any]:
+    """Read what stands before and after the rows."""
     try:
-        if state.startswith(_TRIALS_START) and end > 0:
-            # a quote inside a row is escaped, so a bare `, "runner_data": ` stands behind all rows
-            around = json.loads(b"{" + state[end + 2 :])
-            pairs = _ROWS.decode(memoryview(state)[len(_TRIALS_START) - 1 : end])
-        else:
-            around = json.loads(state)
-            pairs = [
-                (msgspec.Raw(json.dumps(trial).encode()), msgspec.Raw(json.dumps(meta).encode()))
-                for trial, meta in around.pop("trial_data")
-            ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MalformedStateError(f"not a whole experiment state ({error})") from error
-    return pairs, _dict(around)
+        bounded_json.check_size(len(before) + len(after))
+        around = bounded_json.load(bytes(before) + bytes(after), most_values=MAX_FRAME_VALUES)
+    except (ValueError, RecursionError) as error:
+        reason = f"not a whole experiment state (around its rows: {error})"
+        raise MalformedStateError(reason) from error
+    if not isinstance(around, dict) or around.pop("trial_data", None) != []:
+        raise MalformedStateError("not a whole experiment state (its trial_data is not its own)")
+    return around
+
+
+def _is_text(raw: msgspec.Raw) -> bool:
+    return memoryview(raw)[0] == _QUOTE
 
 
 def _read_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Collection[str]) -> Trial:
@@ -348,7 +403,6 @@ def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
         trainable_name=name if _is_name(name) else "",
         status=status,
         trial_dir=directory if _is_directory(directory) else None,
-        experiment_tag=head.experiment_tag if isinstance(head.experiment_tag, str) else "",
         iteration=whole_iteration(last.training_iteration),
         last_result_time=-math.inf if reported_at is None else reported_at,
         start_time=started_at,
@@ -373,7 +427,7 @@ def _is_directory(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and is_text(value)
+    return isinstance(value, str) and len(value) <= _MAX_NAME and is_text(value)
 
 
 def _shown(value: Any) -> str:
@@ -422,7 +476,7 @@ def _is_last_result_done(metadata: msgspec.Raw) -> bool:
     scheduler, a stopper or the trainable itself made the last. A function that returns has logged all
     its results before, and is called done afterwards.
     """
-    text = bytes(memoryview(metadata))
+    text = bytes(memoryview(metadata)[: bounded_json.MAX_DOCUMENT_BYTES])
     start = text.find(_DONE)
     return start >= 0 and _LAST_IS_TRUE in text[start : start + _DONE_BYTES]
 
@@ -440,14 +494,30 @@ def _decode_metadata(raw: msgspec.Raw) -> _RunMetadata:
 def _decode(raw: msgspec.Raw | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     """Decode an inner document into the fields we need."""
     try:
-        text = _TEXT.decode(raw)
-        try:
-            return decoder.decode(text)
-        except msgspec.DecodeError:
-            # NaN and infinities; `convert` checks the types again
-            return msgspec.convert(json.loads(text, parse_constant=_constant), decoder.type)
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        return decode_document(_text_of(raw), decoder)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedStateError(f"a row cannot be read ({error})") from error
+
+
+def _text_of(raw: msgspec.Raw | bytes) -> str:
+    """Return an inner document; ValueError if it is none, or too large."""
+    bounded_json.check_size(len(memoryview(raw)))
+    return _TEXT.decode(raw)
+
+
+def decode_document(text: str | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
+    """Decode a document that may hold NaN and infinities into the fields we need.
+
+    Raises:
+        msgspec.DecodeError, ValueError: If it is something else, or too large; RecursionError if it nests
+            too deeply.
+    """
+    bounded_json.check_values(text)
+    try:
+        return decoder.decode(text)
+    except msgspec.DecodeError:
+        # NaN and infinities; `convert` checks the types again
+        return msgspec.convert(bounded_json.load(text, parse_constant=_constant), decoder.type)
 
 
 def _constant(text: str) -> float | None:
@@ -458,8 +528,8 @@ def _constant(text: str) -> float | None:
 def _field(raw: msgspec.Raw, name: str) -> Any:
     """Return one field of an inner document; None if it cannot be read: these are only shown."""
     try:
-        document = json.loads(msgspec.json.decode(raw, type=str))
-    except (ValueError, RecursionError):
+        document = bounded_json.load(_text_of(raw))
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return document.get(name) if isinstance(document, dict) else None
 
@@ -477,7 +547,7 @@ def _sum_bundles(hex_of_factory: str) -> tuple[tuple[str, float], ...]:
     for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
         if isinstance(name, str) and is_printable(name) and is_amount(amount):
             total[name] = total.get(name, 0.0) + float(amount)
-    return tuple(total.items())
+    return tuple(total.items()) if len(total) <= _MAX_RESOURCES else ()
 
 
 def _hex_of_pickle(value: Any) -> str | None:

@@ -74,7 +74,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         trainable_name: The name under which the trainable is registered with Tune.
         status: Status as stored. After `kill -9` of a driver it is up to one snapshot behind.
         trial_dir: Directory name inside the experiment directory; None for one never started.
-        experiment_tag: Ray's tag, as `3_x=4`; a searcher puts the whole config into it.
         iteration: `training_iteration` of the last result, as a whole number; 0 if it never reported, or
             if the trainable reports something else under that name.
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
@@ -91,7 +90,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     trainable_name: str
     status: TrialStatus
     trial_dir: str | None
-    experiment_tag: str = ""
     iteration: int = 0
     last_result_time: float = -math.inf
     start_time: float | None = None
@@ -101,17 +99,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     odd_fields: tuple[str, ...] = ()
     details: TrialDetails | None = None
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
         """The full config; values JSON cannot hold appear as Ray wrote them."""
         return self._row.config()
 
-    @cached_property
+    @property
     def evaluated_params(self) -> dict[str, Any]:
         """The sampled part of the config."""
         return self._row.evaluated_params()
 
-    @cached_property
+    @property
     def last_result(self) -> dict[str, Any]:
         """The last reported result; empty if it never reported."""
         return self._row.last_result()

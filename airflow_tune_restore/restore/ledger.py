@@ -26,7 +26,7 @@ from airflow_tune_restore.restore.attempts import (
     read_whatever_outcome,
 )
 from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
-from airflow_tune_restore.restore.plan import RestorePlan, encode
+from airflow_tune_restore.restore.plan import RestorePlan, decode, encode
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
@@ -126,8 +126,8 @@ def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
     except (TooLargeError, LinkRefusedError) as error:
         return Ledger(), _not_understood(error)
     try:
-        return msgspec.json.decode(body, type=Ledger), ""
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decode(body, Ledger), ""
+    except (ValueError, RecursionError) as error:
         return Ledger(), _not_understood(error)
 
 

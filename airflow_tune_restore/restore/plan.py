@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
 from airflow_tune_restore.experiments.trial import TrialStatus
@@ -215,5 +215,11 @@ def encode(record: Any) -> bytes:
 
 
 def decode(body: bytes, kind: type[Any]) -> Any:
-    """Decode one of our records, ignoring fields a newer version added."""
+    """Decode one of our records, ignoring fields a newer version added.
+
+    Raises:
+        ValueError: If it is something else, or may hold more values than we write: that is msgspec's
+            `DecodeError`, too. RecursionError if it nests too deeply.
+    """
+    bounded_json.check_values(body)
     return msgspec.json.decode(body, type=kind)

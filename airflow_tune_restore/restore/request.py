@@ -10,6 +10,7 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin
 
+from airflow_tune_restore.experiments import bounded_json
 from airflow_tune_restore.experiments.numbers import is_amount, strict_json
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
@@ -46,7 +47,8 @@ class _Record:
         Raises:
             ValueError: If it is something else; TypeError if it is no object, or a field is missing.
         """
-        given = _readable(json.loads(body))
+        with bounded_json.alone(len(body)):
+            given = _readable(bounded_json.load(body))
         if not isinstance(given, dict):
             raise TypeError(f"no {cls.__name__}")
         known = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
+_CHECKPOINT, _ITERATION = "checkpoint_dir_name", "training_iteration"
+
 
 class Start(NamedTuple):
     """The checkpoint that a trial continues from.
@@ -109,12 +111,14 @@ def _trim_json(text: str, first: int, start: Start) -> str:
 
 
 def _json_row(line: str) -> dict[str, Any] | None:
-    """Return a row; None if it is not a whole one."""
+    """Return what tells whether a row is kept; None if it is not a whole one."""
     try:
         row = json.loads(line) if line.endswith("\n") else None
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return {name: row[name] for name in (_CHECKPOINT, _ITERATION) if name in row}
 
 
 def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:
@@ -123,19 +127,19 @@ def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:
     A trainable may count its iterations as it likes, so they decide only where no row names the
     checkpoint. Then a row whose iteration is not a number stays.
     """
-    named = [n for n, row in enumerate(rows) if row.get("checkpoint_dir_name") == start.checkpoint]
+    named = [n for n, row in enumerate(rows) if row.get(_CHECKPOINT) == start.checkpoint]
     if named:
         return [number <= named[-1] for number in range(len(rows))]
     if start.iteration is None:
         return [True] * len(rows)
-    iterations = [read_iteration(row.get("training_iteration")) for row in rows]
+    iterations = [read_iteration(row.get(_ITERATION)) for row in rows]
     return [number is None or number <= start.iteration for number in iterations]
 
 
 def _trim_csv(text: str, first: int, start: Start) -> str:
     """Drop rows and leave the bytes of the others alone; a quoted field may hold line ends."""
     records = list(_csv_records(text))
-    if not records or "training_iteration" not in records[0][1]:
+    if not records or _ITERATION not in records[0][1]:
         return text
     (header, names), body = records[0], records[1:]
     if body and not (body[-1][0].endswith("\n") and len(body[-1][1]) == len(names)):
@@ -149,9 +153,9 @@ def _trim_csv(text: str, first: int, start: Start) -> str:
 def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
     """Return the iteration of a CSV row as a number, where it can be one."""
     try:
-        return {"training_iteration": float(row["training_iteration"])}
+        return {_ITERATION: float(row[_ITERATION])}
     except (KeyError, ValueError):
-        return {"training_iteration": None}
+        return {_ITERATION: None}
 
 
 def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import timedelta
 
 import pytest
@@ -195,6 +196,41 @@ def test_no_field_around_the_rows_keeps_a_scan_from_any_experiment(name, value):
     store.put(f"team/odd/{STATE_NAME}", make_state([failed("a")], **{name: value}))
     reports = scan(store, stale_after=timedelta(0), use_index=False)
     assert [report.health for report in reports] == [Health.ERRORED] * 2
+
+
+LARGE = {"weights": [0.25] * 900_000, "prompt": "Be brief, please: [1, 2]. " * 100_000}
+"""Seven megabytes."""
+
+
+def test_a_large_config_with_a_nan_is_read_as_any_other():
+    row = with_fields(failed("odd"), {"config": LARGE | {"limit": math.nan}})
+    made = plan(failed("even"), row)
+    assert {trial.action for trial in made.trials} == {TrialAction.RESUME}
+    odd = parse_state(make_state([row])).trials[0]
+    assert odd.config["weights"] == LARGE["weights"]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"blob": "x" * 17_000_000}, r"holds 170\d+ bytes"),
+        ({"lists": [[]] * 2_000_000, "nan": math.nan}, "may hold 400"),
+    ],
+)
+def test_a_row_that_would_take_too_much_memory_is_lost_alone(config, reason):
+    made = plan(failed("even"), with_fields(failed("odd"), {"config": config}))
+    assert made.trial("even").action is TrialAction.RESUME
+    lost = made.trial("row-2")
+    assert lost.action is TrialAction.KEEP
+    assert re.search(reason, lost.reason)
+
+
+def test_of_many_trials_that_are_lost_some_are_named_and_the_others_counted():
+    store = MemoryStore()
+    store.put(STATE_NAME, make_state([failed("even"), *([["{", "{}"]] * 100)]))
+    warnings = read_experiment(store).warnings
+    assert sum("cannot be run:" in warning for warning in warnings) == 20
+    assert "80 more trials cannot be run" in warnings
 
 
 def test_a_row_that_is_not_json_is_lost_alone():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_tune_restore.experiments import state as state_module
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 from airflow_tune_restore.experiments.state import (
     MalformedStateError,
@@ -63,6 +64,20 @@ def test_a_frame_in_another_order_is_read_too():
         "a",
         "b",
     ]
+
+
+@pytest.mark.parametrize("layout", [{"separators": (",", ":")}, {"indent": 1}, {"indent": "\t"}])
+def test_a_state_that_is_laid_out_in_another_way_has_the_same_rows(layout):
+    rows = [make_row("a", status="ERROR"), make_row("b")]
+    body = make_state(rows, note='"trial_data": [["", ""]], ', _earliest_stopping_actor=math.inf)
+    whole = parse_state(body)
+    for pieces in ([json.dumps(json.loads(body), **layout).encode()], cut_up(body, 7)):
+        state = parse_pieces(pieces, keep_ended=True)
+        assert (state.runner, state.stats) == (whole.runner, whole.stats)
+        assert [bytes(row.trial) for row in state.rows.values()] == [
+            json.dumps(row[0]).encode() for row in rows
+        ]
+        assert encode_state(state.rows.values(), state.runner, state.stats) == body
 
 
 def cut_up(body, size):
@@ -127,6 +142,11 @@ def test_a_truncated_state_is_refused(cut):
         b"null",
         b'{"trial_data": 5}',
         b'{"trial_data": [["a"]]}',
+        b'{"trial_data": [["{}", "{}"],], "runner_data": {}}',
+        b'{"trial_data": [["{}", "{}"] ["{}", "{}"]], "runner_data": {}}',
+        b'{"trial_data": [["{}", "{}", "{}"]], "runner_data": {}}',
+        b'{"runner_data": {"trial_data": []}, "trial_data": [["{}", "{}"]]}',
+        b'[{"trial_data": []}]',
         b"\xff\xfe",
         b"[" * 100_000,
     ],
@@ -134,6 +154,35 @@ def test_a_truncated_state_is_refused(cut):
 def test_something_else_is_refused(body):
     with pytest.raises(MalformedStateError):
         parse_state(body)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("value", [None, 7, {}, ["a"]])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_row_that_is_no_pair_of_texts_spoils_a_file_wherever_it_stands(place, value, half):
+    """Ray can read none of its rows: it takes both for texts."""
+    rows = [make_row(trial_id) for trial_id in ("a", "b", "c")]
+    rows[place][half] = value
+    for pieces in ([make_state(rows)], cut_up(make_state(rows), 1000)):
+        with pytest.raises(MalformedStateError, match="pair of texts"):
+            parse_pieces(pieces, keep_ended=True)
+
+
+def test_a_state_of_too_many_trials_is_refused(monkeypatch):
+    monkeypatch.setattr(state_module, "MAX_TRIALS", 2)
+    assert len(parse_state(make_state([make_row("a"), make_row("b")])).trials) == 2
+    with pytest.raises(MalformedStateError, match="more than 2 trials"):
+        parse_state(make_state([make_row("a"), make_row("b"), make_row("c")]))
+
+
+@pytest.mark.parametrize("size", ["runner", "rows"])
+def test_what_is_around_the_rows_may_not_be_much(size):
+    body = make_state([make_row("a")], odd=[0] * (200_000 if size == "runner" else 20_000))
+    if size == "runner":
+        with pytest.raises(MalformedStateError, match="around its rows: it may hold"):
+            parse_state(body)
+    else:
+        assert parse_state(body).runner["odd"] == [0] * 20_000
 
 
 def test_a_checkpoint_path_that_leads_outside_is_not_a_checkpoint():

@@ -160,6 +160,24 @@ def test_an_unfinished_trial_that_is_not_resumed_becomes_terminated(store):
     assert trials["bad"].status is TrialStatus.ERROR
 
 
+@pytest.mark.parametrize("indent", [2, None, 1])
+def test_a_row_that_becomes_terminated_changes_in_its_status_alone(indent):
+    """However deep it nests and whatever it holds that looks like a status."""
+    nested = json.loads("[" * 500 + '{"status": "RUNNING"}' + "]" * 500)
+    row = make_row("hung", status="RUNNING", config={"status": "RUNNING", "nested": nested})
+    row[0] = json.dumps(json.loads(row[0]) | {"note": '\n  "status": "RUNNING"'}, indent=indent)
+    store = MemoryStore()
+    store.put(STATE_NAME, make_state([row]))
+    start(store, resume_unfinished=False, resume_errored=False)
+    commit_restore(store, "r1")
+    (committed,) = json.loads(store.get(COMMITTED))["trial_data"]
+    assert json.loads(committed[0]) == json.loads(row[0]) | {"status": "TERMINATED"}
+    assert committed[1] == row[1]
+    assert len(committed[0]) < len(row[0]) + 10
+    if indent == 2:
+        assert len(committed[0]) == len(row[0]) + len("TERMINATED") - len("RUNNING")
+
+
 def test_a_state_written_meanwhile_stops_the_commit(store):
     plan = start(store)
     leave_attempt(store, plan, "bad", BAD_DONE)
