@@ -49,18 +49,21 @@ def agrees(
     taken = index.taken
     count = min(len(taken), max(LEAST, math.ceil(len(taken) / ONE_IN)))
     paths = chance.sample(taken, count)
-    found = list(threads.map(lambda path: _contradiction(store.at(path), path, index), paths))
-    for path, contradiction in zip(paths, found, strict=True):
-        if contradiction:
-            log.warning(
-                "%s: %s The index is not trusted, and all experiments are read again. Somebody may have "
-                "forged %s/%s: see who can write there.",
-                store.at(path).uri,
-                printable(contradiction, NOTE_LENGTH),
-                store.uri,
-                layout.INDEX,
-            )
-    return not any(found)
+    found = threads.map(lambda path: _contradiction(store.at(path), path, index), paths)
+    wrong = [(path, text) for path, text in zip(paths, found, strict=True) if text]
+    for path, text in wrong[:LEAST]:
+        log.warning("%s: %s", store.at(path).uri, printable(text, NOTE_LENGTH))
+    if wrong:
+        log.warning(
+            "%s: %d of %d rows of the index that were checked are not as their states are. It is not "
+            "trusted, and all experiments are read again. Somebody may have forged %s: see who can write "
+            "there.",
+            store.uri,
+            len(wrong),
+            len(paths),
+            layout.INDEX,
+        )
+    return not wrong
 
 
 def _contradiction(store: ObjectStore, path: str, index: Index) -> str:
