@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 _COMMITTED = re.compile(r"experiment_state-.*_r\d{6}\.json", re.DOTALL)
@@ -26,7 +27,8 @@ class GuardedStore:
 
     Args:
         inner: The store behind it.
-        writable: Whether anything may be written: below `.tune_restore/`, and committed states.
+        writable: Whether anything may be written: below `.tune_restore/`, and committed states. If
+            not, a scan's index all the same.
     """
 
     def __init__(self, inner: ObjectStore, *, writable: bool = True) -> None:
@@ -69,7 +71,7 @@ class GuardedStore:
 
     def _ours(self, key: str) -> str:
         _inside(key)
-        if not self._writable:
+        if not self._writable and key != layout.INDEX:
             raise OutsideError(f"{key!r} is written by what only reads")
         if key.startswith(".tune_restore/") or _COMMITTED.fullmatch(key):
             return key

@@ -24,7 +24,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
 from airflow_tune_restore.experiments.facts import Facts, fingerprint
 from airflow_tune_restore.experiments.health import ExperimentReport, Health, Sign
-from airflow_tune_restore.experiments.index import _check
+from airflow_tune_restore.experiments.index import build_row, encode_row
 from airflow_tune_restore.experiments.read import (
     read_base,
     read_checkpoint_choices,
@@ -54,7 +54,6 @@ from airflow_tune_restore.restore.request import (
 from airflow_tune_restore.restore.start import fresh_restore_id, plan_restore, read_plan
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.runner.results import Start, prepare_results
-from airflow_tune_restore.storage import parquet
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
 from campaigns.guards import GuardedStore, OutsideError
@@ -201,11 +200,10 @@ def experiments(rng: random.Random, lab: Lab) -> None:
 def _hostile_index(rng: random.Random, store: MemoryStore) -> bytes:
     """Return what may stand in the place of an index: a whole one that lies of the bad one, or noise."""
     facts = Facts(state_file=STATE_NAME, trials={"RUNNING": 2}, unfinished_dirs=("a", "b"))
-    lie = inputs.hostile_json(rng, msgspec.json.encode(facts)).decode("utf-8", "replace")
+    lie = inputs.hostile_json(rng, msgspec.json.encode(facts))
     mark = fingerprint(store.at(BAD).list_dir()) or ""
-    row = {"path": BAD, "fingerprint": mark, "facts": lie, "check": _check(BAD, mark, lie)}
-    table = parquet.encode_table({name: [value] for name, value in row.items()})
-    return table if rng.random() < 0.7 else inputs.mutate_bytes(rng, table)
+    row = encode_row(build_row(BAD, mark, lie))
+    return row if rng.random() < 0.7 else inputs.mutate_bytes(rng, row)
 
 
 def _plan_only(store: GuardedStore) -> None:

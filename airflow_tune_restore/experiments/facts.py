@@ -11,11 +11,15 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.ends import count_ends
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
+from airflow_tune_restore.experiments.numbers import is_count
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.storage.base import Entry
 
 _READ_AS = 3
 """Part of every fingerprint: raised with what we can read, or no index would ever look again."""
+
+_MOST_WARNINGS = 100
+"""Of what is remembered: reports keep them, and a short text takes twenty times its length."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,22 +75,28 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     def is_sound(self) -> bool:
         """Whether what was remembered could have come from state files."""
         if self.unreadable:
-            return self == Facts(state_file="", trials={}, unreadable=self.unreadable)
+            return self == unreadable_facts(self.unreadable)
         numbers = (self.session_started, self.last_result, self.snapshot_period)
         return (
             layout.is_state_file(self.state_file)
             and is_safe_name(self.state_file)
             and set(self.trials) <= set(TrialStatus)
-            and all(count > 0 for count in self.trials.values())
+            and all(count > 0 and is_count(count) for count in self.trials.values())
             and self.total > 0
             and all(is_segment(name) for name in self.unfinished_dirs)
             and all(is_text(name) for name in self.trainables)
             and len(self.unfinished_dirs) <= self.unfinished
-            and all(count > 0 for count in self.ended_by.values())
-            and (self.samples_left is None or self.samples_left >= 0)
+            and all(count > 0 and is_count(count) for count in self.ended_by.values())
+            and (self.samples_left is None or is_count(self.samples_left))
+            and len(self.warnings) <= _MOST_WARNINGS
             and math.isfinite(self.longest_interval)
             and all(number is None or math.isfinite(number) for number in numbers)
         )
+
+
+def unreadable_facts(reason: str) -> Facts:
+    """Return the facts of an experiment of which no state can be used."""
+    return Facts(state_file="", trials={}, unreadable=reason)
 
 
 def build_facts(experiment: Experiment) -> Facts:

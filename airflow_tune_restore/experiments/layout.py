@@ -36,7 +36,7 @@ _MOST_DIGITS = 15
 ROOT = OWN_DIRECTORY
 LEASE = f"{ROOT}/lease"
 LEDGER = f"{ROOT}/ledger.json"
-INDEX = f"{ROOT}/index-v1.parquet"
+INDEX = f"{ROOT}/index-v2.jsonl"
 """Below a prefix, not below an experiment: what scans remember."""
 
 EVERY_TRIAL = "*"

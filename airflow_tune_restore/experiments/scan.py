@@ -3,11 +3,13 @@
 Each experiment costs one listing of its root and one get of its newest state; one more get, of the
 searcher's state, where all trials have ended and do not show that all samples were drawn; and one, of
 `tuner.pkl`, of what would be restored and has one that was written after its driver's states. A scan that
-remembers the last one (`index`) gets only what has changed since. Roots are listed every time: that is
-how a change is noticed at all.
+remembers the last one (`index`) gets only what has changed since, and some of what has not, by chance:
+if the index is wrong there (`spot_check`), all is read anew. Roots are listed every time: that is how a
+change is noticed at all.
 """
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +23,12 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import checkpoint_index
 from airflow_tune_restore.experiments.claims import read_restore_sign, was_restored
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
-from airflow_tune_restore.experiments.facts import Facts, build_facts, fingerprint
+from airflow_tune_restore.experiments.facts import (
+    Facts,
+    build_facts,
+    fingerprint,
+    unreadable_facts,
+)
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
     RESTORABLE,
@@ -47,6 +54,7 @@ from airflow_tune_restore.experiments.read import (
 from airflow_tune_restore.experiments.samples import read_lost_searcher, read_samples_left
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
+from airflow_tune_restore.experiments.spot_check import UNFORESEEN, agrees
 from airflow_tune_restore.experiments.tuner_file import read_doubt
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -96,6 +104,7 @@ def scan(
     use_index: bool = True,
     ask_driver: Callable[[str], DriverSign] | None = None,
     explains: bool = False,
+    chance: random.Random = UNFORESEEN,
 ) -> list[ExperimentReport]:
     """Report on every experiment at or below the store's root, sorted by URI.
 
@@ -111,6 +120,7 @@ def scan(
         use_index: Remember in the prefix what was read, and get only what has changed since.
         ask_driver: Says of an experiment (URI) whether a driver runs for it; asked of what looks dead.
         explains: Read the states of older runs, too. No verdict rests on them.
+        chance: Chooses what the index is checked by.
     """
     root = store.list_dir()
     at_root = _is_experiment(root)  # then its `.tune_restore` is no prefix's
@@ -125,6 +135,10 @@ def scan(
             pool=pool,
         )
         reports = list(_walk(threads, store, root, selection, look))
+        if index is not None and not agrees(store, index, threads, chance):
+            index = Index(replaces_forged=True)
+            look = replace(look, index=index)
+            reports = list(_walk(threads, store, root, selection, look))
     if index is not None:
         index.write(store, was_complete=selection.takes_all)
     return sorted(reports, key=lambda report: report.experiment)
@@ -332,8 +346,7 @@ def _facts(
         return build_facts(read_outline(store, entries)), True
     except StateUnreadableError as error:
         if look.index:
-            facts = Facts(state_file="", trials={}, unreadable=error.reason)
-            look.index.remember(path, print_of_root, facts)
+            look.index.remember(path, print_of_root, unreadable_facts(error.reason))
         raise
 
 

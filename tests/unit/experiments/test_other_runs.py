@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.experiments import index as index_module
-from airflow_tune_restore.experiments import older_runs
+from airflow_tune_restore.experiments import layout, older_runs
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
@@ -126,7 +126,8 @@ def test_the_index_remembers_it(clock, monkeypatch):
     store.got.clear()
     assert scan(store) == first
     assert "tuner.pkl belongs to another run" in first[0].reason
-    assert store.got == {".tune_restore/index-v1.parquet": 1}
+    # the state once more, beside the index
+    assert store.got == {layout.INDEX: 1, named(1): 1}
 
 
 # --- older runs ---

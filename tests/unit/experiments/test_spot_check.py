@@ -1,0 +1,276 @@
+"""A forged index: found by what is read again beside it, and by chance, which the tests choose."""
+
+import json
+import pickle
+import random
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.experiments import layout, spot_check
+from airflow_tune_restore.experiments.facts import Facts
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.index import build_row, encode_row
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.selection import Selection
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.storage.counting import Clock, CountingStore
+
+SEARCHER = "basic-variant-state-2026-01-01_00-00-00.json"
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(clock):
+    return CountingStore.new(clock)
+
+
+class Chooses(random.Random):
+    """Chooses those whose names it was given, and remembers how many were asked for."""
+
+    def __init__(self, *names):
+        super().__init__(0)
+        self.names, self.counts = names, []
+
+    def sample(self, population, k):
+        self.counts.append((len(population), k))
+        return [name for name in population if name in self.names]
+
+
+def put_experiment(store, path, *, status="ERROR", samples=4, **fields):
+    last = {"last_result": {"done": True}} if status == "TERMINATED" else {}
+    rows = [make_row(f"t{n}", status=status, **last, **fields) for n in range(4)]
+    store.put(f"{path}/{STATE_NAME}", make_state(rows))
+    store.put(f"{path}/tuner.pkl", b"x")
+    store.put(f"{path}/{SEARCHER}", pickle.dumps({"_total_samples": samples}))
+
+
+def fill(store, clock, count, **options):
+    """Put experiments that ended long ago, and let a scan remember them."""
+    for number in range(count):
+        put_experiment(store, f"e{number:03}", **options)
+    clock.now += timedelta(days=30)
+    scan(store)
+    assert layout.INDEX in store._objects
+
+
+def remembered(store):
+    """Return the facts in the index, by path."""
+    rows = map(json.loads, store.get(layout.INDEX).splitlines())
+    return {row["path"]: row["facts"] for row in rows}
+
+
+def forge(store, *paths, **lies):
+    """Let whole rows of the index say something else; of all experiments, or some."""
+    body = b""
+    for line in store.get(layout.INDEX).splitlines():
+        row = json.loads(line)
+        if not paths or row["path"] in paths:
+            row["facts"] |= lies
+        facts = json.dumps(row["facts"]).encode()
+        body += encode_row(build_row(row["path"], row["fingerprint"], facts))
+    store.put(layout.INDEX, body)
+
+
+FINISHED = {"trials": {"TERMINATED": 4}, "ended_by": {"itself": 4}}
+
+
+def test_sixty_forged_rows_are_found_by_the_first_scan(store, clock, caplog):
+    fill(store, clock, 60)
+    forge(store, **FINISHED)
+    assert Counter(report.health for report in scan(store)) == {Health.ERRORED: 60}
+    assert remembered(store)["e007"]["trials"] == {"ERROR": 4}
+    told = [r.getMessage() for r in caplog.records]
+    said = "the index says trials={'TERMINATED': 4}, its state trials={'ERROR': 4}."
+    assert [text.partition(": ")[2] for text in told[:-1]] == [said] * spot_check.LEAST
+    assert "8 of 8 rows of the index that were checked are not as their states are" in told[-1]
+    assert layout.INDEX in told[-1]
+
+
+def test_one_hit_shows_all_that_are_forged(store, clock):
+    """Even if the rows that hide the others are right."""
+    fill(store, clock, 60)
+    forge(store, "e010", "e020", "e030", **FINISHED)
+    reports = scan(store, chance=Chooses("e005", "e020"))
+    assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
+
+
+def test_a_forged_row_that_chance_passes_over_stands_for_that_scan(store, clock):
+    """What `index` says of itself."""
+    fill(store, clock, 60)
+    forge(store, "e010", **FINISHED)
+    reports = {r.name: r.health for r in scan(store, chance=Chooses("e005", "e020"))}
+    assert reports.pop("e010") is Health.FINISHED
+    assert set(reports.values()) == {Health.ERRORED}
+
+
+def test_one_forged_row_is_found_within_some_scans(store, clock):
+    """Each scan chooses anew; with this seed the sixth finds it, one of 60 on average the eighth."""
+    fill(store, clock, 60)
+    forge(store, "e010", **FINISHED)
+    chance = random.Random(3)
+    scans = 1
+    while any(report.health is Health.FINISHED for report in scan(store, chance=chance)):
+        scans += 1
+        assert scans < 100
+    assert scans > 1  # or this test shows nothing
+
+
+@pytest.mark.parametrize(("count", "expected"), [(50, 8), (60, 8), (256, 8), (257, 9), (320, 10)])
+def test_one_in_thirty_two_is_read_again_and_no_fewer_than_eight(store, clock, count, expected):
+    fill(store, clock, count)
+    chance = Chooses()
+    scan(store, chance=chance)
+    assert chance.counts == [(count, expected)]
+
+
+def test_a_check_costs_one_listing_and_what_was_read_before(store, clock):
+    fill(store, clock, 64)
+    store.asked.clear()
+    scan(store, chance=Chooses("e001", "e002"))
+    assert store.asked == {"list": 65 + 2, "get": 1 + 2 + 2}  # states and searchers' states
+
+
+def test_rows_of_experiments_that_are_not_there_spread_no_chance(store, clock):
+    fill(store, clock, 60)
+    forge(store, **FINISHED)
+    others = (encode_row(build_row(f"x{n}", "f" * 64, b"{}")) for n in range(5_000))
+    store.put(layout.INDEX, b"".join(others) + store.get(layout.INDEX))
+    assert Counter(report.health for report in scan(store)) == {Health.ERRORED: 60}
+
+
+def test_what_was_read_in_this_scan_is_not_read_again(store, clock):
+    fill(store, clock, 60)
+    for number in range(59):
+        put_experiment(store, f"e{number:03}", status="TERMINATED")
+    clock.now += timedelta(days=1)
+    chance = Chooses()
+    scan(store, chance=chance)
+    assert chance.counts == [(1, 1)]
+
+
+LIES = {
+    "another state": {"state_file": "experiment_state-2020-01-01_00-00-00.json"},
+    "fewer trials": {"trials": {"ERROR": 1}},
+    "unfinished trials": {"trials": {"ERROR": 3, "RUNNING": 1}},
+    "directories": {"trials": {"RUNNING": 4}, "unfinished_dirs": ["a"]},
+    "samples": {"samples_left": None},
+    "more samples": {"samples_left": 7},
+    "the start": {"session_started": 5.0},
+    "the newest result": {"last_result": 5.0},
+    "two days between results": {"longest_interval": 172800.0},
+    "two days between snapshots": {"snapshot_period": 172800.0},
+    "a trainable": {"trainables": ["theirs"]},
+    "no state": {"state_file": "", "trials": {}, "unreadable": "broken"},
+}
+BARE = dict.fromkeys(("samples_left", "session_started", "last_result", "snapshot_period"))
+BARE |= {"longest_interval": 0.0, "searcher_lost": "", "unreadable": ""}
+BARE |= {"unfinished_dirs": (), "warnings": (), "trainables": (), "ended_by": {}}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_whatever_verdicts_rest_on_is_compared(store, clock, lie):
+    fill(store, clock, 50)
+    honest = store.get(layout.INDEX)
+    forge(store, "e010", **((BARE if lie == "no state" else {}) | LIES[lie]))
+    scan(store, chance=Chooses("e010"))
+    assert store.get(layout.INDEX) == honest
+
+
+def test_no_field_of_facts_is_forgotten():
+    lies = {name for lie in LIES.values() for name in lie}
+    assert lies | spot_check.TOLD == set(Facts.__struct_fields__)
+    assert not lies & spot_check.TOLD
+
+
+def test_an_experiment_that_never_started_has_no_row(store, clock, caplog):
+    fill(store, clock, 50)
+    store.put("bare/tuner.pkl", b"x")
+    clock.now += timedelta(days=1)
+    mark = spot_check.fingerprint(store.at("bare").list_dir())
+    facts = json.dumps({"state_file": STATE_NAME} | FINISHED).encode()
+    store.put(layout.INDEX, store.get(layout.INDEX) + encode_row(build_row("bare", mark, facts)))
+    found = {report.name: report.health for report in scan(store, chance=Chooses("bare"))}
+    assert found["bare"] is Health.NOT_STARTED
+    assert "was never started" in caplog.text
+
+
+@pytest.mark.parametrize("status", ["TERMINATED", "ERROR", "RUNNING", "PENDING", "PAUSED"])
+@pytest.mark.parametrize("samples", [1, 4, 9])
+def test_an_honest_index_is_trusted(store, clock, status, samples, caplog):
+    """Also where facts were added after reading: samples that are left, doubts about `tuner.pkl`."""
+    fill(store, clock, 50, status=status, samples=samples)
+    before = store.get(layout.INDEX)
+    clock.now += timedelta(days=1)
+    scan(store, chance=Chooses(*remembered(store)))
+    assert "not trusted" not in caplog.text
+    assert store.get(layout.INDEX) == before
+
+
+def test_damaged_states_are_trusted_to_be_damaged(store, clock, caplog):
+    for number in range(60):
+        store.put(f"e{number:03}/{STATE_NAME}", b"{")
+    scan(store)
+    assert Counter(r.health for r in scan(store, chance=Chooses("e001"))) == {Health.UNREADABLE: 60}
+    assert "not trusted" not in caplog.text
+
+
+def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(store, clock, monkeypatch, caplog):
+    fill(store, clock, 60)
+    get = MemoryStore.get
+
+    def removes(self, key, *, max_bytes=None):
+        if key == STATE_NAME:
+            put_experiment(store, "e001", status="TERMINATED")
+        return get(self, key, max_bytes=max_bytes)
+
+    monkeypatch.setattr(MemoryStore, "get", removes)
+    scan(store, chance=Chooses("e001"))
+    assert "not trusted" not in caplog.text
+
+
+def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(store, clock, monkeypatch, caplog):
+    fill(store, clock, 60)
+    get = MemoryStore.get
+
+    def fails(self, key, *, max_bytes=None):
+        if key == STATE_NAME:
+            raise StorageError("timeout")
+        return get(self, key, max_bytes=max_bytes)
+
+    monkeypatch.setattr(MemoryStore, "get", fails)
+    reports = scan(store, chance=Chooses("e001"))
+    assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
+    assert "memory://e001 is not read again beside the index: timeout" in caplog.text
+
+
+def test_a_forged_index_is_replaced_by_a_scan_of_a_few(store, clock):
+    """Or its other rows would stand for ever, where only parts are ever scanned."""
+    fill(store, clock, 60)
+    forge(store, **FINISHED)
+    reports = scan(store, selection=Selection(include=("e001",)))
+    assert [report.health for report in reports] == [Health.ERRORED]
+    assert list(remembered(store)) == ["e001"]
+
+
+def test_a_prefix_that_cannot_be_written_to_is_told_the_truth(store, clock):
+    fill(store, clock, 60)
+    forge(store, **FINISHED)
+    store.refuses = True
+    assert Counter(report.health for report in scan(store)) == {Health.ERRORED: 60}
+
+
+def test_what_a_forger_writes_into_a_row_is_shown_on_one_line(store, clock, caplog):
+    fill(store, clock, 50)
+    forge(store, "e010", trainables=["\x1b[31m\n::group::"] * 300)
+    scan(store, chance=Chooses("e010"))
+    told, _ = [r.getMessage() for r in caplog.records]
+    assert told.isprintable()
+    assert len(told) < 5_000
