@@ -6,18 +6,13 @@ from typing import Any
 
 import msgspec
 
-<<<<<<< HEAD
 from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LinkRefusedError,
     StateUnreadableError,
     TooLargeError,
 )
-from airflow_tune_restore.experiments import layout
-=======
-from airflow_tune_restore.exceptions import KeyNotFoundError, StateUnreadableError
 from airflow_tune_restore.experiments import bounded_json, layout
->>>>>>> wt-decode
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
