@@ -1,7 +1,6 @@
 """The state file a commit makes: resumed trials as their runners left them, all others byte for byte."""
 
 import json
-import re
 from typing import Any
 
 import msgspec
@@ -45,10 +44,6 @@ def build_committed_state(
     stats = {**base.state.stats, "start_time": record.start_time}
     runner = base.state.runner or snapshots.runner()
     return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
-
-
-_STATUS = re.compile(r'(?<=\n  "status": )"[^"\\]*"')
-"""As `Trial.get_json_state` writes it (2.60): only the outermost level is indented by two blanks."""
 
 
 class _Snapshots:
@@ -116,14 +111,9 @@ def units(plan: RestorePlan) -> list[str]:
 
 def _terminated(row: RawRow) -> RawRow:
     """Return the row with the status Ray gives a skipped unfinished trial."""
-    text, found = _STATUS.subn(
-        f'"{TrialStatus.TERMINATED}"', msgspec.json.decode(row.trial, type=str)
-    )
-    if found != 1:
-        # laid out in another way; without indents, which may be a hundred times what is indented
-        document = bounded_json.load(text)
-        document["status"] = TrialStatus.TERMINATED.value
-        text = json.dumps(document)
+    document = bounded_json.load(msgspec.json.decode(row.trial, type=str))
+    document["status"] = TrialStatus.TERMINATED.value
+    text = json.dumps(document)  # without indents: they may be a hundred times what is indented
     return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
 
 
