@@ -9,7 +9,6 @@ change is noticed at all.
 """
 
 import logging
-import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -54,7 +53,7 @@ from airflow_tune_restore.experiments.read import (
 from airflow_tune_restore.experiments.samples import read_lost_searcher, read_samples_left
 from airflow_tune_restore.experiments.selection import Selection
 from airflow_tune_restore.experiments.signs import describe_evidence
-from airflow_tune_restore.experiments.spot_check import UNFORESEEN, agrees
+from airflow_tune_restore.experiments.spot_check import Chance, SpotCheck, fresh_chance
 from airflow_tune_restore.experiments.tuner_file import read_doubt
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -82,6 +81,7 @@ class _Look:
         looks_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Says of an experiment (URI) whether a driver runs for it.
         index: What is remembered of the prefix, if anything is.
+        spot_check: Reads some of that again.
         explains: Whether the states of older runs are read, too.
         pool: Threads for what several trials of one experiment are asked.
     """
@@ -92,6 +92,7 @@ class _Look:
     looks_again: bool = True
     ask_driver: Callable[[str], DriverSign] | None = None
     index: Index | None = None
+    spot_check: SpotCheck | None = None
     explains: bool = False
     pool: ThreadPoolExecutor
 
@@ -104,7 +105,7 @@ def scan(
     use_index: bool = True,
     ask_driver: Callable[[str], DriverSign] | None = None,
     explains: bool = False,
-    chance: random.Random = UNFORESEEN,
+    chance: Chance | None = None,
 ) -> list[ExperimentReport]:
     """Report on every experiment at or below the store's root, sorted by URI.
 
@@ -120,24 +121,26 @@ def scan(
         use_index: Remember in the prefix what was read, and get only what has changed since.
         ask_driver: Says of an experiment (URI) whether a driver runs for it; asked of what looks dead.
         explains: Read the states of older runs, too. No verdict rests on them.
-        chance: Chooses what the index is checked by.
+        chance: Chooses what the index is checked by; None for what nobody can foresee.
     """
     root = store.list_dir()
     at_root = _is_experiment(root)  # then its `.tune_restore` is no prefix's
     index = read_index(store) if use_index and not at_root else None
+    spot_check = SpotCheck(index, chance or fresh_chance()) if index is not None else None
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(CONCURRENCY) as pool:
         look = _Look(
             now=store.now(),
             stale_after=stale_after,
             ask_driver=ask_driver,
             index=index,
+            spot_check=spot_check,
             explains=explains,
             pool=pool,
         )
         reports = list(_walk(threads, store, root, selection, look))
-        if index is not None and not agrees(store, index, threads, chance):
+        if spot_check is not None and not spot_check.agrees(store, threads):
             index = Index(replaces_forged=True)
-            look = replace(look, index=index)
+            look = replace(look, index=index, spot_check=None)
             reports = list(_walk(threads, store, root, selection, look))
     if index is not None:
         index.write(store, was_complete=selection.takes_all)
@@ -338,6 +341,8 @@ def _facts(
         StateUnreadableError: If none can be used. That is remembered, too.
     """
     known = look.index.look_up(path, print_of_root) if look.index else None
+    if known is not None and look.spot_check is not None:
+        look.spot_check.look(store, entries, path)
     if known is not None and known.unreadable:
         raise StateUnreadableError(store.uri, known.unreadable)
     if known is not None:

@@ -1,13 +1,14 @@
-"""Is an index to be trusted? Some of what a scan took from it is read again from the states themselves.
+"""Is an index to be trusted? Some of what a scan takes from it is read again from the states themselves.
 
 Who can write below the prefix can forge an index, and nobody would look again at what it calls finished.
-Which rows are read cannot be foreseen, and only those count that a scan took, so it does not help to
+Which rows are read cannot be foreseen, and only those count that a scan takes, so it does not help to
 fill an index up with others.
 """
 
+import hashlib
 import logging
-import math
-import random
+import secrets
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,75 +23,105 @@ from airflow_tune_restore.experiments.facts import (
 from airflow_tune_restore.experiments.index import Index
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.read import NotStartedError, read_outline
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 ONE_IN, LEAST = 32, 8
-"""Of the rows that a scan took, one in so many is read again, but no fewer than so many."""
-
-UNFORESEEN = random.SystemRandom()
+"""Of the rows that a scan takes, each is read again with this chance, and no fewer than so many."""
 
 TOLD = frozenset({"searcher_lost", "warnings", "ended_by"})
 """Fields of facts that no verdict rests on. Some are added later, of what is about to be restored."""
 
+Chance = Callable[[str], float]
+"""Path -> a number from 0 to 1, always the same for one path: the lowest are read again."""
+
 log = logging.getLogger(__name__)
 
 
-def agrees(
-    store: ObjectStore, index: Index, threads: ThreadPoolExecutor, chance: random.Random
-) -> bool:
-    """Whether rows that a scan took from the index say what the states say; logged where not.
+def fresh_chance() -> Chance:
+    """Return numbers that nobody can foresee."""
+    salt = secrets.token_bytes(16)
+
+    def number(path: str) -> float:
+        drawn = hashlib.blake2b(path.encode(), digest_size=8, key=salt).digest()
+        return int.from_bytes(drawn) / 2**64
+
+    return number
+
+
+class SpotCheck:
+    """What one scan reads again beside its index. Threads may look at once.
 
     Args:
-        store: Rooted at the prefix.
-        index: After the scan.
-        threads: Read with these.
-        chance: Chooses the rows.
+        index: That of the scan.
+        chance: Chooses what is read again.
     """
-    taken = index.taken
-    count = min(len(taken), max(LEAST, math.ceil(len(taken) / ONE_IN)))
-    paths = chance.sample(taken, count)
-    found = threads.map(lambda path: _contradiction(store.at(path), path, index), paths)
-    wrong = [(path, text) for path, text in zip(paths, found, strict=True) if text]
-    for path, text in wrong[:LEAST]:
-        log.warning("%s: %s", store.at(path).uri, printable(text, NOTE_LENGTH))
-    if wrong:
-        log.warning(
-            "%s: %d of %d rows of the index that were checked are not as their states are. It is not "
-            "trusted, and all experiments are read again. Somebody may have forged %s: see who can write "
-            "there.",
-            store.uri,
-            len(wrong),
-            len(paths),
-            layout.INDEX,
-        )
-    return not wrong
 
+    def __init__(self, index: Index, chance: Chance) -> None:
+        self._index = index
+        self._chance = chance
+        self._found: dict[str, str] = {}
 
-def _contradiction(store: ObjectStore, path: str, index: Index) -> str:
-    """Return in words what the index says of an experiment and its state does not; "" if nothing.
+    def look(self, store: ObjectStore, entries: list[Entry], path: str) -> None:
+        """Read an experiment again whose facts were just taken from the index, if it is chosen.
 
-    Nothing is said of one that changes meanwhile, or that cannot be read now.
-    """
-    try:
-        return _read_again(store, path, index)
-    except TuneRestoreError as error:
-        log.warning("%s is not read again beside the index: %s", store.uri, error)
-        return ""
+        Args:
+            store: Rooted at the experiment directory.
+            entries: Its listing.
+            path: Where it is below the prefix.
+        """
+        if self._chance(path) < 1 / ONE_IN and path not in self._found:
+            self._found[path] = self._contradiction(store, entries, path)
 
+    def agrees(self, store: ObjectStore, threads: ThreadPoolExecutor) -> bool:
+        """Whether what was read again is as the index says; logged if not. Asked after the scan.
 
-def _read_again(store: ObjectStore, path: str, index: Index) -> str:
-    mark = fingerprint(entries := store.list_dir())
-    said = index.look_up(path, mark)
-    if said is None:
-        return ""
-    try:
-        contradiction = _compare(said, build_facts(read_outline(store, entries)))
-    except StateUnreadableError as error:
-        contradiction = _compare(said, unreadable_facts(error.reason))
-    except NotStartedError as error:
-        contradiction = f"the index says trials={said.trials!r}, but {error}."
-    is_as_it_was = not contradiction or fingerprint(store.list_dir()) == mark
-    return contradiction if is_as_it_was else ""
+        Args:
+            store: Rooted at the prefix.
+            threads: With these the rest is read, where chance chose too few.
+        """
+        lowest = sorted(self._index.taken, key=self._chance)[:LEAST]
+        rest = [path for path in lowest if path not in self._found]
+        found = threads.map(lambda path: self._contradiction(store.at(path), None, path), rest)
+        self._found |= zip(rest, found, strict=True)
+        wrong = {path: text for path, text in sorted(self._found.items()) if text}
+        for path in list(wrong)[:LEAST]:
+            log.warning("%s: %s", store.at(path).uri, printable(wrong[path], NOTE_LENGTH))
+        if wrong:
+            log.warning(
+                "%s: %d of %d rows of the index that were checked are not as their states are. It is not "
+                "trusted, and all experiments are read again. Somebody may have forged %s: see who can "
+                "write there.",
+                store.uri,
+                len(wrong),
+                len(self._found),
+                layout.INDEX,
+            )
+        return not wrong
+
+    def _contradiction(self, store: ObjectStore, entries: list[Entry] | None, path: str) -> str:
+        """Return in words what the index says of an experiment and its state does not; "" if nothing.
+
+        Nothing is said of one that changes meanwhile, or that cannot be read now.
+        """
+        try:
+            return self._read_again(store, store.list_dir() if entries is None else entries, path)
+        except TuneRestoreError as error:
+            log.warning("%s is not read again beside the index: %s", store.uri, error)
+            return ""
+
+    def _read_again(self, store: ObjectStore, entries: list[Entry], path: str) -> str:
+        mark = fingerprint(entries)
+        said = self._index.look_up(path, mark)
+        if said is None:
+            return ""
+        try:
+            contradiction = _compare(said, build_facts(read_outline(store, entries)))
+        except StateUnreadableError as error:
+            contradiction = _compare(said, unreadable_facts(error.reason))
+        except NotStartedError as error:
+            contradiction = f"the index says trials={said.trials!r}, but {error}."
+        is_as_it_was = not contradiction or fingerprint(store.list_dir()) == mark
+        return contradiction if is_as_it_was else ""
 
 
 def _compare(said: Facts, read: Facts) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import random
 from datetime import timedelta
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.experiments import index as index_module
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments import layout, spot_check
 from airflow_tune_restore.experiments.health import Clue, Health
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.selection import Selection
@@ -43,11 +42,11 @@ def remembered(store):
     return [json.loads(line)["path"] for line in store.get(layout.INDEX).splitlines()]
 
 
-class Nobody(random.Random):
-    """Chooses none, so that what a scan asks for itself is seen."""
-
-    def sample(self, population, k):
-        return []
+@pytest.fixture
+def no_spot_check(monkeypatch):
+    """Nothing is read again, so that what a scan asks for itself is seen."""
+    monkeypatch.setattr(spot_check, "ONE_IN", 10**9)
+    monkeypatch.setattr(spot_check, "LEAST", 0)
 
 
 def put_experiment(store, path, *, status="TERMINATED", samples=None, **fields):
@@ -100,26 +99,28 @@ def test_an_ended_one_costs_one_more_get_for_the_samples_that_may_be_left(store,
     assert store.asked == {"list": 2, "get": 2}
 
 
-def test_a_second_scan_gets_the_index_and_nothing_else_that_has_not_changed(store, clock):
+def test_a_second_scan_gets_the_index_and_nothing_else_that_has_not_changed(
+    store, clock, no_spot_check
+):
     for number in range(20):
         put_experiment(store, f"e{number}", status="ERROR" if number % 2 else "TERMINATED")
     clock.now += timedelta(days=1)
     first = scan(store)
     store.asked.clear()
-    assert scan(store, chance=Nobody()) == first
+    assert scan(store) == first
     assert store.asked == {"list": 21, "get": 1}
     put_experiment(store, "e3")
     store.asked.clear()
-    assert verdicts(store, chance=Nobody())["e3"] is Health.FINISHED
+    assert verdicts(store)["e3"] is Health.FINISHED
     assert (store.asked["list"], store.asked["get"]) == (21, 3)
 
 
-def test_a_state_that_cannot_be_read_is_got_again_when_it_has_changed(store, clock):
+def test_a_state_that_cannot_be_read_is_got_again_when_it_has_changed(store, clock, no_spot_check):
     key = f"broken/{STATE_NAME}"
     store.put(key, b"{")
     first = scan(store)
     store.asked.clear()
-    assert scan(store, chance=Nobody()) == first
+    assert scan(store) == first
     assert store.asked["get"] == 1  # the index
     store.put(key, make_state([make_row("t1")]))
     assert verdicts(store)["broken"] is not Health.UNREADABLE

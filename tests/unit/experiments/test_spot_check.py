@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import random
 from collections import Counter
 from datetime import timedelta
 
@@ -32,16 +31,15 @@ def store(clock):
     return CountingStore.new(clock)
 
 
-class Chooses(random.Random):
-    """Chooses those whose names it was given, and remembers how many were asked for."""
+@pytest.fixture
+def by_chance_alone(monkeypatch):
+    """No more are read than chance chooses."""
+    monkeypatch.setattr(spot_check, "LEAST", 0)
 
-    def __init__(self, *names):
-        super().__init__(0)
-        self.names, self.counts = names, []
 
-    def sample(self, population, k):
-        self.counts.append((len(population), k))
-        return [name for name in population if name in self.names]
+def chooses(*names):
+    """Return the chance that chooses those."""
+    return lambda path: 0.0 if path in names else 1.0
 
 
 def put_experiment(store, path, *, status="ERROR", samples=4, **fields):
@@ -85,7 +83,8 @@ FINISHED = {"trials": {"TERMINATED": 4}, "ended_by": {"itself": 4}}
 def test_sixty_forged_rows_are_found_by_the_first_scan(store, clock, caplog):
     fill(store, clock, 60)
     forge(store, **FINISHED)
-    assert Counter(report.health for report in scan(store)) == {Health.ERRORED: 60}
+    reports = scan(store, chance=chooses())
+    assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
     assert remembered(store)["e007"]["trials"] == {"ERROR": 4}
     told = [r.getMessage() for r in caplog.records]
     said = "the index says trials={'TERMINATED': 4}, its state trials={'ERROR': 4}."
@@ -94,48 +93,62 @@ def test_sixty_forged_rows_are_found_by_the_first_scan(store, clock, caplog):
     assert layout.INDEX in told[-1]
 
 
-def test_one_hit_shows_all_that_are_forged(store, clock):
+def test_one_hit_shows_all_that_are_forged(store, clock, by_chance_alone):
     """Even if the rows that hide the others are right."""
     fill(store, clock, 60)
     forge(store, "e010", "e020", "e030", **FINISHED)
-    reports = scan(store, chance=Chooses("e005", "e020"))
+    reports = scan(store, chance=chooses("e005", "e020"))
     assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
 
 
-def test_a_forged_row_that_chance_passes_over_stands_for_that_scan(store, clock):
+def test_a_forged_row_that_chance_passes_over_stands_for_that_scan(store, clock, by_chance_alone):
     """What `index` says of itself."""
     fill(store, clock, 60)
     forge(store, "e010", **FINISHED)
-    reports = {r.name: r.health for r in scan(store, chance=Chooses("e005", "e020"))}
+    reports = {r.name: r.health for r in scan(store, chance=chooses("e005", "e020"))}
     assert reports.pop("e010") is Health.FINISHED
     assert set(reports.values()) == {Health.ERRORED}
 
 
 def test_one_forged_row_is_found_within_some_scans(store, clock):
-    """Each scan chooses anew; with this seed the sixth finds it, one of 60 on average the eighth."""
+    """Each scan chooses anew: with so many scans, one of 60 is missed once in 10**37."""
     fill(store, clock, 60)
     forge(store, "e010", **FINISHED)
-    chance = random.Random(3)
-    scans = 1
-    while any(report.health is Health.FINISHED for report in scan(store, chance=chance)):
-        scans += 1
-        assert scans < 100
-    assert scans > 1  # or this test shows nothing
+    for _ in range(600):
+        if all(report.health is Health.ERRORED for report in scan(store)):
+            return
+    pytest.fail("It was never read again.")
 
 
-@pytest.mark.parametrize(("count", "expected"), [(50, 8), (60, 8), (256, 8), (257, 9), (320, 10)])
-def test_one_in_thirty_two_is_read_again_and_no_fewer_than_eight(store, clock, count, expected):
-    fill(store, clock, count)
-    chance = Chooses()
-    scan(store, chance=chance)
-    assert chance.counts == [(count, expected)]
+def read_again(store, **options):
+    """Return how often each object of an experiment is got by a scan of what has not changed."""
+    store.got.clear()
+    scan(store, **options)
+    return store.got[STATE_NAME]
 
 
-def test_a_check_costs_one_listing_and_what_was_read_before(store, clock):
+@pytest.mark.parametrize(("chosen", "expected"), [(0, 8), (5, 8), (8, 8), (20, 20)])
+def test_what_chance_chooses_is_read_again_and_eight_at_least(store, clock, chosen, expected):
+    fill(store, clock, 60)
+    names = [f"e{number:03}" for number in range(30, 30 + chosen)]
+    assert read_again(store, chance=chooses(*names)) == expected
+
+
+def test_chance_cannot_be_foreseen_and_chooses_one_in_thirty_two():
+    paths = [f"e{number}" for number in range(32_000)]
+    first, second = spot_check.fresh_chance(), spot_check.fresh_chance()
+    assert all(first(path) == first(path) for path in paths[:10])
+    chosen = [{p for p in paths if chance(p) < 1 / spot_check.ONE_IN} for chance in (first, second)]
+    # 31 is one standard deviation, so ten are never seen
+    assert all(abs(len(paths) / 32 - len(some)) < 310 for some in chosen)
+    assert len(chosen[0] & chosen[1]) < 310
+
+
+def test_a_check_costs_what_was_read_before(store, clock, by_chance_alone):
     fill(store, clock, 64)
     store.asked.clear()
-    scan(store, chance=Chooses("e001", "e002"))
-    assert store.asked == {"list": 65 + 2, "get": 1 + 2 + 2}  # states and searchers' states
+    scan(store, chance=chooses("e001", "e002"))
+    assert store.asked == {"list": 65, "get": 1 + 2 + 2}  # states and searchers' states
 
 
 def test_rows_of_experiments_that_are_not_there_spread_no_chance(store, clock):
@@ -151,9 +164,7 @@ def test_what_was_read_in_this_scan_is_not_read_again(store, clock):
     for number in range(59):
         put_experiment(store, f"e{number:03}", status="TERMINATED")
     clock.now += timedelta(days=1)
-    chance = Chooses()
-    scan(store, chance=chance)
-    assert chance.counts == [(1, 1)]
+    assert read_again(store) == 59 + 1
 
 
 LIES = {
@@ -180,7 +191,7 @@ def test_whatever_verdicts_rest_on_is_compared(store, clock, lie):
     fill(store, clock, 50)
     honest = store.get(layout.INDEX)
     forge(store, "e010", **((BARE if lie == "no state" else {}) | LIES[lie]))
-    scan(store, chance=Chooses("e010"))
+    scan(store, chance=chooses("e010"))
     assert store.get(layout.INDEX) == honest
 
 
@@ -197,7 +208,7 @@ def test_an_experiment_that_never_started_has_no_row(store, clock, caplog):
     mark = spot_check.fingerprint(store.at("bare").list_dir())
     facts = json.dumps({"state_file": STATE_NAME} | FINISHED).encode()
     store.put(layout.INDEX, store.get(layout.INDEX) + encode_row(build_row("bare", mark, facts)))
-    found = {report.name: report.health for report in scan(store, chance=Chooses("bare"))}
+    found = {report.name: report.health for report in scan(store, chance=chooses("bare"))}
     assert found["bare"] is Health.NOT_STARTED
     assert "was never started" in caplog.text
 
@@ -209,7 +220,7 @@ def test_an_honest_index_is_trusted(store, clock, status, samples, caplog):
     fill(store, clock, 50, status=status, samples=samples)
     before = store.get(layout.INDEX)
     clock.now += timedelta(days=1)
-    scan(store, chance=Chooses(*remembered(store)))
+    scan(store, chance=chooses(*remembered(store)))
     assert "not trusted" not in caplog.text
     assert store.get(layout.INDEX) == before
 
@@ -218,11 +229,13 @@ def test_damaged_states_are_trusted_to_be_damaged(store, clock, caplog):
     for number in range(60):
         store.put(f"e{number:03}/{STATE_NAME}", b"{")
     scan(store)
-    assert Counter(r.health for r in scan(store, chance=Chooses("e001"))) == {Health.UNREADABLE: 60}
+    assert Counter(r.health for r in scan(store, chance=chooses("e001"))) == {Health.UNREADABLE: 60}
     assert "not trusted" not in caplog.text
 
 
-def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(store, clock, monkeypatch, caplog):
+def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(
+    store, clock, by_chance_alone, monkeypatch, caplog
+):
     fill(store, clock, 60)
     get = MemoryStore.get
 
@@ -232,11 +245,13 @@ def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(store, clock, monkey
         return get(self, key, max_bytes=max_bytes)
 
     monkeypatch.setattr(MemoryStore, "get", removes)
-    scan(store, chance=Chooses("e001"))
+    scan(store, chance=chooses("e001"))
     assert "not trusted" not in caplog.text
 
 
-def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(store, clock, monkeypatch, caplog):
+def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(
+    store, clock, by_chance_alone, monkeypatch, caplog
+):
     fill(store, clock, 60)
     get = MemoryStore.get
 
@@ -246,7 +261,7 @@ def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(store, clock, mo
         return get(self, key, max_bytes=max_bytes)
 
     monkeypatch.setattr(MemoryStore, "get", fails)
-    reports = scan(store, chance=Chooses("e001"))
+    reports = scan(store, chance=chooses("e001"))
     assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
     assert "memory://e001 is not read again beside the index: timeout" in caplog.text
 
@@ -270,7 +285,7 @@ def test_a_prefix_that_cannot_be_written_to_is_told_the_truth(store, clock):
 def test_what_a_forger_writes_into_a_row_is_shown_on_one_line(store, clock, caplog):
     fill(store, clock, 50)
     forge(store, "e010", trainables=["\x1b[31m\n::group::"] * 300)
-    scan(store, chance=Chooses("e010"))
+    scan(store, chance=chooses("e010"))
     told, _ = [r.getMessage() for r in caplog.records]
     assert told.isprintable()
     assert len(told) < 5_000
