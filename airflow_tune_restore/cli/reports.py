@@ -9,6 +9,7 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.health import RESTORABLE, ExperimentReport
 from airflow_tune_restore.experiments.scan import THREADS
+from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.location import Location
@@ -44,6 +45,8 @@ def _with_quarantined(
         quarantined, warning = _read_quarantined(store.at(path) if path else store)
     except TuneRestoreError as error:
         quarantined, warning = None, f"its ledger cannot be read: {error}"
+    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
+        quarantined, warning = None, str(report_unexpected(report.experiment, error))
     if warning:
         report = replace(report, reason=f"{report.reason}; {warning}")
     return report, quarantined

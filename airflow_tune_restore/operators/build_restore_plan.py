@@ -8,9 +8,14 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_tune_restore.exceptions import ExperimentRunningError, InvalidInputError
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    InvalidInputError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.arguments import (
     parse_addresses,
     parse_bool,
@@ -278,15 +283,18 @@ class BuildRestorePlanOperator(BaseOperator):
         fit: dict[str, Draft] = {}
         for text, draft in drafts.items():
             search_alg = parse_text(self.search_alg) if draft.experiment.searcher_lost else None
-            # the answer depends on the recorded name alone, but for a param_space, a searcher and a
-            # tuner.pkl that is not the experiment's
-            is_its_own = param_space or search_alg or draft.plan.ignore_tuner
+            # the answer depends on the recorded name alone, but for a param_space, a searcher, a
+            # tuner.pkl that is not the experiment's, and a user who may not write everywhere
+            is_its_own = param_space or search_alg or draft.plan.ignore_tuner or self.runner_user
             question = (draft.plan.trainable_name, draft.plan.experiment if is_its_own else "")
+            error = answers.get(question)
             if draft.plan.has_work and not draft.is_started and question not in answers:
-                answers[question] = self._check(
+                error = self._check(
                     hook, places[text], draft.plan, trainable, param_space, search_alg
                 )
-            if (error := answers.get(question)) is None:
+                if error is None or isinstance(error, InvalidInputError):
+                    answers[question] = error  # of others the next experiment may know better
+            if error is None:
                 fit[text] = draft
             else:
                 verdicts.refused[text] = error
@@ -300,15 +308,16 @@ class BuildRestorePlanOperator(BaseOperator):
         trainable: str,
         param_space: str | None,
         search_alg: str | None,
-    ) -> InvalidInputError | None:
-        with plain_errors(), hook.runner_env(address) as credentials:
-            launcher = build_launcher(
-                self.launcher,
-                python=self.python,
-                env={**credentials, **(self.env or {})},
-                runner_user=parse_text(self.runner_user),
-            )
-            try:
+    ) -> TuneRestoreError | None:
+        """Return why the trainable does not fit, or cannot be checked with this experiment."""
+        try:
+            with hook.runner_env(address) as credentials:
+                launcher = build_launcher(
+                    self.launcher,
+                    python=self.python,
+                    env={**credentials, **(self.env or {})},
+                    runner_user=parse_text(self.runner_user),
+                )
                 launcher.check(
                     experiment=plan.experiment,
                     trainable=trainable,
@@ -318,8 +327,10 @@ class BuildRestorePlanOperator(BaseOperator):
                     imports=self.imports,
                     ignore_tuner=plan.ignore_tuner,
                 )
-            except InvalidInputError as error:
-                return error
+        except TuneRestoreError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
+            return report_unexpected(str(address), error)
         return None
 
     def _ttl_seconds(self) -> float:

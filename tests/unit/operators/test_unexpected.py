@@ -3,6 +3,7 @@
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.experiments import layout, scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
@@ -61,6 +62,26 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
     assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
     with pytest.raises(AirflowFailException, match=r"1 experiments were not restored.*/bad: "):
         CheckRestoresOperator(task_id="done", unexpected=pushed["unexpected"]).execute(context)
+
+
+@pytest.mark.parametrize("error", [OSError("no memory"), RunnerError("The check did not end.")])
+def test_a_check_that_cannot_be_made_costs_the_experiment_it_was_made_for(pair, launcher, error):
+    answers = iter([error, None])
+
+    def check(**_question):
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    launcher.check = check
+    context = make_context()
+    items = build_restore_plan.BuildRestorePlanOperator(
+        task_id="plan",
+        experiments=[str(e) for e in pair],
+        resume_errored=True,
+        stale_after=0,
+        trainable="m:train",
+    ).execute(context)
+    assert labels(items) == ["good t"]
 
 
 def test_what_goes_well_ends_well(pair):
