@@ -287,7 +287,7 @@ class BuildRestorePlanOperator(BaseOperator):
             # tuner.pkl that is not the experiment's, and a user who may not write everywhere
             is_its_own = param_space or search_alg or draft.plan.ignore_tuner or self.runner_user
             question = (draft.plan.trainable_name, draft.plan.experiment if is_its_own else "")
-            error = answers.get(question)
+            error: TuneRestoreError | None = answers.get(question)
             if draft.plan.has_work and not draft.is_started and question not in answers:
                 error = self._check(
                     hook, places[text], draft.plan, trainable, param_space, search_alg
