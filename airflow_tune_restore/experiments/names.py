@@ -34,4 +34,4 @@ def is_safe_name(name: str) -> bool:
 
 def is_text(name: str) -> bool:
     """Whether a text can be stored and put on a command line: no NUL, no lone surrogates."""
-    return "\0" not in name and not any("\ud800" <= c <= "\udfff" for c in name)
+    return "\0" not in name and (name.isascii() or not any("\ud800" <= c <= "\udfff" for c in name))
