@@ -38,6 +38,7 @@ class FakeJobs:
         self.posted, self.jobs, self.stopped, self.said = [], {}, [], ""
         self._lock = threading.Lock()
         self.on_submit = lambda name: None
+        self.log_error = None
 
     def has_package(self, name):
         return True
@@ -60,8 +61,10 @@ class FakeJobs:
         for name in self.jobs:
             self.jobs[name] = RayJob(submission_id=name, status=status, **fields)
 
-    def logs(self, name):
-        return self.said
+    def read_log(self, name, log):
+        if self.log_error is not None:
+            raise self.log_error
+        log.take(self.said)
 
     def stop(self, name):
         self.stopped.append(name)

@@ -24,17 +24,21 @@ def head(monkeypatch):
         status = "RUNNING"
         said = ""
         stopped: list  # of submission ids
-        lists = looks = 0
+        log_error: Exception | None = None
+        lists = looks = logs = 0
 
         def __init__(self, cluster=None):
             pass
 
-        async def list_jobs(self):
+        async def list_all(self):
             Head.lists += 1
-            return {"j1": RayJob(submission_id="j1", status=Head.status)} if Head.status else {}
+            return [RayJob(submission_id="j1", status=Head.status)] if Head.status else []
 
-        async def logs(self, submission_id):
-            return Head.said
+        async def read_log(self, submission_id, log):
+            Head.logs += 1
+            if Head.log_error is not None:
+                raise Head.log_error
+            log.take(Head.said)
 
         async def close(self):
             pass
