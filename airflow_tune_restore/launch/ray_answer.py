@@ -18,7 +18,7 @@ MOST_VALUES = 1_000_000
 """Values in one JSON answer; an empty list of two bytes takes 64 once it is decoded."""
 
 PLAIN = {"Accept-Encoding": "identity"}
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 16 * 1024
 
 
 class BrokenAnswerError(Exception):

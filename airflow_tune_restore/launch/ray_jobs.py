@@ -168,9 +168,7 @@ class AsyncRayJobs:
         """Ask a job to end: SIGTERM, and SIGKILL some time later. No matter if it has ended."""
         await self._send("POST", f"{_job_path(submission_id)}/stop")
 
-    async def read_log(
-        self, submission_id: str, log: JobLog, seconds: float | None = None
-    ) -> None:
+    async def read_log(self, submission_id: str, log: JobLog, seconds: float | None = None) -> None:
         """Read what a job has printed, until the log has enough.
 
         Nothing is read of one that is out of reach (its node is gone), or that nobody knows of.
@@ -183,9 +181,7 @@ class AsyncRayJobs:
 
         path = f"{_job_path(submission_id)}/logs"
         try:
-            answer = await self._send(
-                "GET", path, most_bytes=LOG_BYTES, seconds=seconds, take=take
-            )
+            answer = await self._send("GET", path, most_bytes=LOG_BYTES, seconds=seconds, take=take)
         except ValueError as error:
             raise _no_ray(self.cluster, str(error)) from error
         if answer.is_success and not (text.is_whole or log.is_enough):

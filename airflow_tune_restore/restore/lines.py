@@ -31,8 +31,8 @@ class NewestLines:
     def __init__(
         self, most_lines: int = MOST_LINES, most_characters: int = MOST_CHARACTERS
     ) -> None:
-        self._lines = _Newest("lines", most_lines, most_characters)
-        self._results = _Newest("results", most_lines, most_characters)
+        self._lines = _Newest("line", most_lines, most_characters)
+        self._results = _Newest("result", most_lines, most_characters)
         self._count = 0
 
     def add(self, line: str) -> None:
@@ -76,8 +76,8 @@ class _Newest:
     def take(self, where: str) -> list[tuple[int, str]]:
         lines = list(self._kept)
         if self._left_out:
-            gap = f"… {self._left_out:,} {self._name} left out here; {where}"
-            lines.insert(0, (self._gap, gap))
+            name = self._name if self._left_out == 1 else f"{self._name}s"
+            lines.insert(0, (self._gap, f"… {self._left_out:,} {name} left out here; {where}"))
         self._forget()
         return lines
 

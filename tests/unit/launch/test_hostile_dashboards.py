@@ -52,7 +52,7 @@ TOO_SLOW = {
 CUT_SHORT = {
     "fewer bytes than it said": lambda: [head("Content-Length: 100"), b"{"],
     "no last chunk": lambda: [CHUNKED, chunk(b"{")],
-    "nothing": lambda: [],
+    "nothing": list,
     "a huge header": lambda: [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10**6 + b"\r\n\r\n"],
 }
 
@@ -168,7 +168,7 @@ def shapes():
 
 
 def test_a_shape_nobody_expects_is_an_error_of_ours_or_harmless():
-    bodies, answered = list(shapes()), 0
+    bodies, answered, errors = list(shapes()), 0, []
     current = [b""]
     with raw_server(lambda _head: [whole(current[0])]) as server:
         jobs = RayJobs(Cluster(address=server.url))
@@ -177,8 +177,7 @@ def test_a_shape_nobody_expects_is_an_error_of_ours_or_harmless():
             try:
                 found = QUESTIONS[question](jobs)
             except TuneRestoreError as error:
-                assert len(str(error)) < 1000
-                assert "\x1b" not in str(error)
+                errors.append(str(error))
                 continue
             answered += 1
             for job in found if isinstance(found, list) else [found]:
@@ -186,6 +185,8 @@ def test_a_shape_nobody_expects_is_an_error_of_ours_or_harmless():
                     assert isinstance(job.status, str)
                     assert job.driver_exit_code is None or abs(job.driver_exit_code) < 2**33
                     assert all(isinstance(v, str) for v in (job.metadata or {}).values())
+    assert max(map(len, errors)) < 1000
+    assert not any("\x1b" in words for words in errors)
     assert answered > len(FIELDS)  # strings are strings, whatever they say
 
 
@@ -202,14 +203,13 @@ def test_a_log_is_read_in_pieces_wherever_they_are_cut():
 
 def test_a_log_of_any_length_takes_little_memory(ask):
     line = json.dumps("a line of a log\n")[1:-1].encode() * 4096
-    pieces = [head(), b'{"logs": "', *[line] * 400, b'"}']
+    pieces = [head(), b'{"logs": "', *[line] * 80, b'"}']
     tracemalloc.start()
     try:
         ask("log", lambda: pieces)
-        assert tracemalloc.get_traced_memory()[1] < 8 * 1024**2
+        assert tracemalloc.get_traced_memory()[1] < sum(map(len, pieces)) / 2
     finally:
         tracemalloc.stop()
-    assert sum(map(len, pieces)) > 24 * 1024**2
 
 
 def test_no_more_of_a_log_is_asked_for_than_is_wanted():
