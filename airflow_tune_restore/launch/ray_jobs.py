@@ -279,20 +279,23 @@ class RayJobs:
         """
         told: Future[_Told] = Future()
 
-        async def ask_once() -> _Told:
-            jobs = AsyncRayJobs(self.cluster)
+        async def ask_once() -> None:
             try:
-                return await question(jobs)
-            finally:
-                await jobs.close()
-
-        def run() -> None:
-            try:
-                told.set_result(asyncio.run(ask_once()))
+                jobs = AsyncRayJobs(self.cluster)
+                try:
+                    answer = await question(jobs)
+                finally:
+                    await jobs.close()
             except BaseException as error:  # noqa: BLE001  raised where the question was asked
                 told.set_exception(error)
+            else:
+                told.set_result(answer)
 
-        threading.Thread(target=run, name="ray-jobs", daemon=True).start()
+        # what the loop still waits for when it ends, as the name of a host, nobody else does
+        asking = threading.Thread(
+            target=lambda: asyncio.run(ask_once()), name="ray-jobs", daemon=True
+        )
+        asking.start()
         return told.result()
 
 
