@@ -31,6 +31,8 @@ from tests.support.airflow import home as airflow_home  # noqa: E402, F401  impo
 from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
 
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook  # noqa: E402
+from airflow_tune_restore.launch.ray_jobs import RayJobs  # noqa: E402
+from airflow_tune_restore.launch.ray_log import JobLog  # noqa: E402
 from airflow_tune_restore.operators.build_restore_plan import (  # noqa: E402
     BuildRestorePlanOperator,
 )
@@ -77,7 +79,7 @@ def run_plain(code: str, number: int) -> float:
          "entrypoint_memory": 512 * 1024**2}
     )  # fmt: skip
     wait(name)
-    (line,) = [line for line in jobs.logs(name).splitlines() if "AT " in line and "echo" not in line
+    (line,) = [line for line in printed(jobs, name) if "AT " in line and "echo" not in line
                and "python" not in line and "print(" not in line]  # fmt: skip
     return float(line.rpartition("AT ")[2]) - begun
 
@@ -87,7 +89,15 @@ def wait(name: str) -> None:
     jobs = RayJobsHook("ray_bench").jobs()
     while (job := jobs.find(name)) is None or not job.is_over:
         time.sleep(0.2)
-    assert job.status == "SUCCEEDED", jobs.logs(name)[-3000:]
+    assert job.status == "SUCCEEDED", printed(jobs, name)[-30:]
+
+
+def printed(jobs: RayJobs, name: str) -> list[str]:
+    """Return the lines that a job has printed."""
+    log = JobLog(results=0)
+    jobs.read_log(name, log)
+    log.end()
+    return log.newest.take("")
 
 
 def run_ours(experiment: Path, scratch: Path, number: int) -> float:

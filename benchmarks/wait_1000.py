@@ -182,9 +182,9 @@ async def wait_real(count: int, experiment: str) -> dict[str, Any]:
     asked: Counter[str] = Counter()
     send = AsyncRayJobs._send
 
-    async def counted(self: AsyncRayJobs, method: str, path: str) -> Any:
+    async def counted(self: AsyncRayJobs, method: str, path: str, **bounds: Any) -> Any:
         asked[path.rpartition("/")[2] or "list"] += 1
-        return await send(self, method, path)
+        return await send(self, method, path, **bounds)
 
     AsyncRayJobs._send = counted  # type: ignore[method-assign]
     cpu, begun = time.process_time(), time.monotonic()

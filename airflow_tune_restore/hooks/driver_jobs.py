@@ -58,7 +58,7 @@ def read_jobs(jobs: list[RayJob] | str, experiment: str) -> DriverSign:
 
 def _live_jobs(ray_conn_id: str) -> list[RayJob] | str:
     try:
-        return RayJobsHook(ray_conn_id).jobs().list_live()
+        return [job for job in RayJobsHook(ray_conn_id).jobs().list_all() if not job.is_over]
     except TuneRestoreError as error:
         return printable(str(error))
 

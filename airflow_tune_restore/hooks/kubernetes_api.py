@@ -195,7 +195,7 @@ class Patience:
         """
         while True:
             try:
-                return _readable(question)
+                return question()
             except Exception as error:
                 if self._is_over(error):
                     raise
@@ -205,10 +205,7 @@ class Patience:
         """Do the same in an event loop."""
         while True:
             try:
-                try:
-                    return await question()
-                except ValueError as error:
-                    raise _unreadable(error) from error
+                return await question()
             except Exception as error:
                 if self._is_over(error):
                     raise
@@ -232,23 +229,12 @@ class Patience:
 def describe_outage(error: BaseException) -> str:
     """Return in words that an API server does not answer as it should."""
     status = status_of(error)
+    if isinstance(error, UnreadableAnswerError):
+        return str(error)
     if status is None:
         return f"The Kubernetes API cannot be reached ({type(error).__name__})"
     hint = f" ({_HINT})" if status in (UNAUTHORIZED, FORBIDDEN) else ""
     return f"The Kubernetes API answers {describe_error(error)}{hint}"
-
-
-def _readable(question: Callable[[], _Answer]) -> _Answer:
-    try:
-        return question()
-    except ValueError as error:  # the client checks what it reads
-        raise _unreadable(error) from error
-
-
-def _unreadable(error: ValueError) -> UnreadableAnswerError:
-    return UnreadableAnswerError(
-        f"The Kubernetes API sent an unreadable answer: {printable(str(error))}"
-    )
 
 
 def _read_status(error: BaseException | None) -> dict[str, Any]:

@@ -84,6 +84,6 @@ class NamedPods:
                 e for e in events if not uid or (e.get("involvedObject") or {}).get("uid") == uid
             ]
         except Exception as error:
-            if not is_no_answer(error) and not isinstance(error, ValueError):
+            if not is_no_answer(error):
                 raise
             return []

@@ -6,10 +6,11 @@ again (`hooks.kubernetes_api`), and look at the runner's container alone (`launc
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -20,12 +21,19 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     PodManager,
     PodPhase,
     detect_pod_terminate_early_issues,
-    parse_log_line,
 )
 from urllib3.util import Retry
 from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import KubernetesConnectionError
+from airflow_tune_restore.hooks.bounded_api import (
+    REQUEST_SECONDS,
+    bound,
+    bound_async,
+    is_success,
+    pieces,
+    read_async,
+)
 from airflow_tune_restore.hooks.kubernetes_api import (
     CONFLICT,
     REFUSAL_SECONDS,
@@ -40,6 +48,13 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     is_refusal,
     is_taken,
     status_of,
+)
+from airflow_tune_restore.hooks.pod_logs import (
+    CATCH_UP_SECONDS,
+    FollowedLog,
+    PodLog,
+    stamped,
+    whole_log,
 )
 from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch
 from airflow_tune_restore.launch.pod_start import has_started
@@ -85,7 +100,7 @@ class PatientKubernetesHook(KubernetesHook):
             ) from None
         retries = Retry(0, respect_retry_after_header=False)
         found.rest_client.pool_manager.connection_pool_kw["retries"] = retries
-        return found
+        return bound(found)
 
     def renew(self) -> None:
         """Load the credentials anew, for all clients that were made: those of a cloud last an hour."""
@@ -287,19 +302,26 @@ class PatientPodManager(PodManager):
             time.sleep(WAIT_SECONDS)
 
     def _open_log(self, pod: Any, container: str, since: int | None, **options: Any) -> Any:
-        from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLogsConsumer
-
         if since is not None:
             options["since_seconds"] = since
+        name, namespace = pod.metadata.name, pod.metadata.namespace
         response = self._client.read_namespaced_pod_log(
-            name=pod.metadata.name,
-            namespace=pod.metadata.namespace,
+            name=name,
+            namespace=namespace,
             container=container,
             _preload_content=False,
             **options,
         )
-        # the last of it may be asked for long after the end, when an outage is over
-        return PodLogsConsumer(response, pod, self, container, post_termination_timeout=_DAY)
+        return FollowedLog(
+            where=whole_log(name, namespace, container),
+            seconds=None if options.get("follow") else CATCH_UP_SECONDS,
+            response=response,
+            pod=pod,
+            pod_manager=self,
+            container_name=container,
+            # the last of it may be asked for long after the end, when an outage is over
+            post_termination_timeout=_DAY,
+        )
 
 
 class PatientAsyncKubernetesHook(AsyncKubernetesHook):
@@ -308,6 +330,12 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._log_is_readable = True
+
+    @contextlib.asynccontextmanager
+    async def get_conn(self) -> AsyncIterator[Any]:
+        """Open a client."""
+        async with super().get_conn() as found:
+            yield bound_async(found)
 
     async def get_pod(self, name: str, namespace: str) -> Any:
         """Read a pod (ApiException with 404 if there is none)."""
@@ -341,38 +369,39 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
             if not is_gone(error, name):
                 raise
 
-    async def read_logs(
-        self,
-        name: str,
-        namespace: str,
-        container_name: str | None = None,
-        since_seconds: int | None = None,
-    ) -> list[str]:
+    async def read_log(
+        self, name: str, namespace: str, container: str, since_seconds: int | None, log: PodLog
+    ) -> None:
         """Read a container's log; nothing of one that cannot be read now: it is read later.
 
-        The provider (10.25) takes the text of a refusal for the log.
+        The provider (10.25) takes the text of a refusal for the log, and reads all of it at once.
         """
         from kubernetes_asyncio.client import CoreV1Api
 
-        given = {"container": container_name, "since_seconds": since_seconds}
-        options: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        options: dict[str, Any] = {} if since_seconds is None else {"since_seconds": since_seconds}
         try:
-            async with self.get_conn() as connection:
+            async with asyncio.timeout(REQUEST_SECONDS), self.get_conn() as connection:
                 response: Any = await CoreV1Api(connection).read_namespaced_pod_log(
-                    name, namespace, timestamps=True, _preload_content=False, **options
+                    name,
+                    namespace,
+                    container=container,
+                    timestamps=True,
+                    _preload_content=False,
+                    **options,
                 )
-                body = await response.read()
-                if response.status >= 300:  # noqa: PLR2004
-                    raise _refused(response, body)
+                if not is_success(response.status):
+                    raise _refused(response, await read_async(response))
+                async for piece in pieces(response):
+                    log.take(piece)
+                log.end()
         except Exception as error:
             if not is_no_answer(error):
                 raise
             if self._log_is_readable:
                 logger.warning("The log cannot be read just now. %s.", describe_outage(error))
             self._log_is_readable = False
-            return []
+            return
         self._log_is_readable = True
-        return [line for line in body.decode(errors="replace").split("\n") if line]
 
     def renew(self) -> None:
         """Load the credentials anew before the next request."""
@@ -388,8 +417,11 @@ class DescribingPodManager(AsyncPodManager):
         describe: Makes a line of the log out of one of the runner's.
     """
 
-    def __init__(self, async_hook: AsyncKubernetesHook, describe: Callable[[str], str]) -> None:
+    def __init__(
+        self, async_hook: PatientAsyncKubernetesHook, describe: Callable[[str], str]
+    ) -> None:
         super().__init__(async_hook=async_hook)
+        self._log_hook = async_hook
         self._describe = describe
 
     async def fetch_container_logs_before_current_sec(
@@ -401,15 +433,13 @@ class DescribingPodManager(AsyncPodManager):
         nobody, nor are those that it could not read just then.
         """
         now = datetime.now(UTC)
-        lines = await self._hook.read_logs(
-            name=pod.metadata.name,
-            namespace=pod.metadata.namespace,
-            container_name=container_name,
-            since_seconds=math.ceil((now - since_time).total_seconds()) if since_time else None,
-        )
-        if not lines:
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        since = math.ceil((now - since_time).total_seconds()) if since_time else None
+        log = PodLog(since_time, now)
+        await self._log_hook.read_log(name, namespace, container_name, since, log)
+        if log.is_empty:
             return since_time
-        new = [line for line in lines if since_time is None or not _is_older(line, since_time)]
+        new = stamped(log.newest.take(whole_log(name, namespace, container_name)))
         await asyncio.to_thread(self._emit_container_logs, new, now, container_name)
         return now.replace(microsecond=0)
 
@@ -435,9 +465,3 @@ def _refused(response: Any, body: bytes) -> Exception:
     error = ApiException(status=response.status, reason=response.reason)
     error.body = body
     return error
-
-
-def _is_older(line: str, since: Any) -> bool:
-    """Whether a line was shown before: Kubernetes takes whole seconds, and rounds up."""
-    at, _ = parse_log_line(line)
-    return at is not None and at < since

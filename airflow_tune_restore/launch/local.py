@@ -23,13 +23,18 @@ import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError, TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.account import Account
-from airflow_tune_restore.restore.request import EXIT_REFUSED, RunnerRequest
+from airflow_tune_restore.restore.lines import LONGEST_LINE
+from airflow_tune_restore.restore.request import EXIT_REFUSED, PROGRESS_PREFIX, RunnerRequest
 
 CHECK_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 60.0
 """How long a runner that was told to stop may take to save its snapshot."""
 
 KILL_SECONDS = 10.0
+BACKLOG_LINES = 10_000
+"""Lines of a runner that wait for whoever shows them."""
+
+_LONGEST_LINE = 256 * 1024
 _PACKAGE = "airflow_tune_restore"
 _PREFIX = "tune-restore-"
 """Short: the paths of Ray's sockets below it may have 107 bytes."""
@@ -230,7 +235,11 @@ class RunnerProcess:
     def __init__(self, process: "subprocess.Popen[str]", home: Path) -> None:
         self._process = process
         self._home = home
+        # no lock of ours: a signal handler that stops the runner may interrupt whoever reads, and the
+        # runner must not wait then
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._left_out = 0
         # an event, not the thread's end: a Ctrl-C in Thread.join makes it forget that it waits (3.11)
         self._ended = threading.Event()
         threading.Thread(target=self._drain, name="runner-output", daemon=True).start()
@@ -242,8 +251,20 @@ class RunnerProcess:
         return self._process.pid
 
     def lines(self) -> Iterator[str]:
-        """Yield what it prints, stdout and stderr merged, without line ends, until it has ended."""
-        while (line := self._lines.get()) is not None:
+        """Yield what it prints, stdout and stderr merged, without line ends, until it has ended.
+
+        If it prints faster than that, the oldest lines are left out, and counted; results are not.
+        """
+        told = 0
+        while True:
+            line = self._lines.get()
+            if (missing := self._left_out - told) > 0:
+                told += missing
+                yield f"… {missing:,} lines left out here: it prints faster than they are shown"
+            while not self._results.empty():
+                yield self._results.get()
+            if line is None:
+                break
             yield line
         self._lines.put(None)  # for the next reader
 
@@ -270,9 +291,21 @@ class RunnerProcess:
 
     def _drain(self) -> None:
         with contextlib.closing(self._process.stdout) as output:  # type: ignore[type-var]
-            for line in output:  # type: ignore[union-attr]
-                self._lines.put(line.rstrip("\n"))
+            while line := output.readline(_LONGEST_LINE):  # type: ignore[union-attr]
+                self._keep(line.rstrip("\n"))
         self._lines.put(None)
+
+    def _keep(self, line: str) -> None:
+        """Keep a line for the reader; of too many that wait, let the oldest go."""
+        self._lines.put(line if _is_result(line) else line[:LONGEST_LINE])
+        if self._lines.qsize() <= BACKLOG_LINES:
+            return
+        with contextlib.suppress(queue.Empty):  # the reader was faster
+            oldest = self._lines.get_nowait()
+            if oldest and _is_result(oldest) and self._results.qsize() < BACKLOG_LINES:
+                self._results.put(oldest)
+            else:
+                self._left_out += 1
 
     def _see_off(self) -> None:
         """Wait for the end and take along what it left behind: a killed runner cannot stop its Ray.
@@ -286,6 +319,10 @@ class RunnerProcess:
             _remove(self._home)
         finally:
             self._ended.set()
+
+
+def _is_result(line: str) -> bool:
+    return line.startswith(PROGRESS_PREFIX)
 
 
 def _refusal(trainable: str, done: "subprocess.CompletedProcess[str]") -> TuneRestoreError:

@@ -4,13 +4,16 @@ Its paths and fields are those of ray/dashboard/modules/job (read in 2.60). What
 token, certificate, version) is an InvalidInputError; what may pass is a RayClusterError.
 """
 
-import json
+import asyncio
 import re
+import shlex
 import ssl
-from collections.abc import Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -18,16 +21,43 @@ import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.launch.ray_answer import PLAIN, Answer, BrokenAnswerError, ask, decode
+from airflow_tune_restore.launch.ray_log import JobLog, LogText
 
-TIMEOUT_SECONDS = 30.0
-UPLOAD_TIMEOUT_SECONDS = 300.0
+REQUEST_SECONDS = 30.0
+"""How long a request may take in all."""
+
+LOG_SECONDS = 300.0
+"""The same where a task reads a whole log at a job's end."""
+
+UPLOAD_SECONDS = 300.0
+SLOWEST_UPLOAD = 1024**2
+"""Bytes a second that an upload makes at least; a long one gets more time."""
+
+LIST_BYTES = 32 * 1024**2
+"""Of all jobs a head remembers, some 2 KiB each."""
+
+JOB_BYTES = 4 * 1024**2
+LOG_BYTES = 1024**3
+"""A log is read in pieces and takes a few MiB, whatever its length."""
+
+ANSWER_BYTES = 1024**2
+"""Of everything else: errors, versions, receipts."""
+
 OLDEST_RAY = (2, 40)
 """The oldest Ray the runner is tested with; it starts no jobs on older clusters."""
 
 DASHBOARD_PORT = 8265
 _GCS = "gcs"
+_PIECE_BYTES = 1024**2
+_CUT_SHORT = ("closed connection", "disconnected", "too long")
+"""What h11 says of an answer that ends too early, or whose head does not end."""
+
 _TAKEN = "already exists"
 """What the server says of a submission id that is in use (JobManager.submit_job, 2.60)."""
+
+
+_Told = TypeVar("_Told")
 
 
 class JobState(StrEnum):
@@ -60,16 +90,20 @@ class Cluster:
         """Return the page of a job in the Ray dashboard."""
         return f"{self.address}/#/jobs/{quote(submission_id, safe='')}"
 
+    def log_command(self, submission_id: str) -> str:
+        """Return the command that shows all that a job has printed."""
+        return f"ray job logs --address {shlex.quote(self.address)} {shlex.quote(submission_id)}"
+
 
 class RayJob(msgspec.Struct, frozen=True, kw_only=True):
     """What the cluster says of one job; one that was not submitted has no submission id."""
 
     submission_id: str | None = None
-    status: str = ""
+    status: str
     entrypoint: str = ""
     metadata: dict[str, str] | None = None
     message: str | None = None
-    driver_exit_code: int | None = None
+    driver_exit_code: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**32)] | None = None
 
     @property
     def is_over(self) -> bool:
@@ -77,115 +111,192 @@ class RayJob(msgspec.Struct, frozen=True, kw_only=True):
         return self.status not in (JobState.PENDING, JobState.RUNNING)
 
 
-class _Logs(msgspec.Struct):
-    logs: str | None = ""
-
-
 class _Version(msgspec.Struct):
     ray_version: str
 
 
-class RayJobs:
-    """The API, for code that may block."""
+class AsyncRayJobs:
+    """The API. Keeps its connection; close it at the end."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self._client = httpx.AsyncClient(**_options(cluster))
 
-    def version(self) -> str:
+    async def version(self) -> str:
         """Return the cluster's Ray version; checks address, token and version on the way.
 
         Raises:
             InvalidInputError: If this is no cluster that we can use.
             RayClusterError: If it does not answer.
         """
-        return _read_version(self.cluster, self._send("GET", "/api/version"), self._send)
+        answer = _good(self.cluster, await self._send("GET", "/api/version"))
+        version = _read_version(self.cluster, answer)
+        await self.list_all()  # the version is told to anybody, jobs are not
+        return version
 
-    def find(self, submission_id: str) -> RayJob | None:
+    async def find(self, submission_id: str) -> RayJob | None:
         """Return a job; None if the cluster knows of none."""
-        return _read_job(self.cluster, self._send("GET", _job_path(submission_id)))
+        answer = await self._send("GET", _job_path(submission_id), most_bytes=JOB_BYTES)
+        if answer.status == httpx.codes.NOT_FOUND:
+            return None
+        job: RayJob = _decode(self.cluster, _good(self.cluster, answer), RayJob)
+        return job
 
-    def list_live(self) -> list[RayJob]:
-        """Return all jobs that wait or run, those among them that connected by themselves."""
-        answer = _good(self.cluster, self._send("GET", "/api/jobs/"))
-        jobs: list[RayJob] = _decode(self.cluster, answer, list[RayJob])
-        return [job for job in jobs if not job.is_over]
+    async def list_all(self) -> list[RayJob]:
+        """Return all jobs, those among them that connected by themselves: one request, however many."""
+        answer = await self._send("GET", "/api/jobs/", most_bytes=LIST_BYTES)
+        jobs: list[RayJob] = _decode(self.cluster, _good(self.cluster, answer), list[RayJob])
+        return jobs
 
-    def submit(self, submission: Mapping[str, Any]) -> bool:
+    async def submit(self, submission: Mapping[str, Any]) -> bool:
         """Start a job; False if there is one of this submission id already.
 
         Raises:
             InvalidInputError: If the cluster refuses it.
         """
-        answer = self._send("POST", "/api/jobs/", json=dict(submission))
+        answer = await self._send("POST", "/api/jobs/", json=dict(submission))
         if answer.is_success:
             return True
         if _TAKEN in answer.text:
             return False
         words = _last_line(answer)
-        if answer.status_code == httpx.codes.BAD_REQUEST:
+        if answer.status == httpx.codes.BAD_REQUEST:
             raise InvalidInputError(f"{self.cluster.address} refuses the job: {words}")
         raise _failed(self.cluster, answer)
 
-    def stop(self, submission_id: str) -> None:
+    async def stop(self, submission_id: str) -> None:
         """Ask a job to end: SIGTERM, and SIGKILL some time later. No matter if it has ended."""
-        self._send("POST", f"{_job_path(submission_id)}/stop")
+        await self._send("POST", f"{_job_path(submission_id)}/stop")
 
-    def logs(self, submission_id: str) -> str:
-        """Return all that a job has printed; "" if nothing is known of it."""
-        return _read_logs(self.cluster, self._send("GET", f"{_job_path(submission_id)}/logs"))
+    async def read_log(self, submission_id: str, log: JobLog, seconds: float | None = None) -> None:
+        """Read what a job has printed, until the log has enough.
 
-    def has_package(self, name: str) -> bool:
+        Nothing is read of one that is out of reach (its node is gone), or that nobody knows of.
+        """
+        text = LogText()
+
+        def take(piece: bytes) -> bool:
+            log.take(text.read(piece))
+            return log.is_enough
+
+        path = f"{_job_path(submission_id)}/logs"
+        try:
+            answer = await self._send("GET", path, most_bytes=LOG_BYTES, seconds=seconds, take=take)
+        except ValueError as error:
+            raise _no_ray(self.cluster, str(error)) from error
+        if answer.is_success and not (text.is_whole or log.is_enough):
+            raise _no_ray(self.cluster, "the end of a log is missing")
+
+    async def has_package(self, name: str) -> bool:
         """Whether the cluster holds a package; if so, it keeps it for some more minutes."""
-        answer = self._send("GET", f"/api/packages/{_GCS}/{name}")
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        answer = await self._send("GET", f"/api/packages/{_GCS}/{name}")
+        if answer.status == httpx.codes.NOT_FOUND:
             return False
         return bool(_good(self.cluster, answer))
 
-    def upload_package(self, name: str, body: bytes) -> None:
+    async def upload_package(self, name: str, body: bytes) -> None:
         """Give the cluster a package."""
         path = f"/api/packages/{_GCS}/{name}"
-        _good(self.cluster, self._send("PUT", path, content=body, timeout=UPLOAD_TIMEOUT_SECONDS))
-
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        try:
-            with httpx.Client(**_options(self.cluster)) as client:
-                answer = client.request(method, path, **arguments)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise explain(self.cluster, error) from error
-        return _let_in(self.cluster, answer)
-
-
-class AsyncRayJobs:
-    """What a triggerer asks of the API. Keeps its connection; close it at the end."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self._client = httpx.AsyncClient(**_options(cluster))
-
-    async def list_jobs(self) -> dict[str, RayJob]:
-        """Return all jobs that were submitted, by submission id: one request, however many."""
-        answer = _good(self.cluster, await self._send("GET", "/api/jobs/"))
-        jobs: list[RayJob] = _decode(self.cluster, answer, list[RayJob])
-        return {job.submission_id: job for job in jobs if job.submission_id is not None}
-
-    async def logs(self, submission_id: str) -> str:
-        """Return all that a job has printed."""
-        return _read_logs(self.cluster, await self._send("GET", f"{_job_path(submission_id)}/logs"))
-
-    async def stop(self, submission_id: str) -> None:
-        """Ask a job to end."""
-        await self._send("POST", f"{_job_path(submission_id)}/stop")
+        answer = await self._send(
+            "PUT",
+            path,
+            seconds=max(UPLOAD_SECONDS, len(body) / SLOWEST_UPLOAD),
+            content=_pieces(body),
+            headers={"Content-Length": str(len(body))},
+        )
+        _good(self.cluster, answer)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._client.aclose()
 
-    async def _send(self, method: str, path: str) -> httpx.Response:
+    async def _send(  # noqa: PLR0913  a request and its bounds
+        self,
+        method: str,
+        path: str,
+        *,
+        seconds: float | None = None,
+        most_bytes: int = ANSWER_BYTES,
+        take: Callable[[bytes], bool] | None = None,
+        **arguments: Any,
+    ) -> Answer:
         try:
-            answer = await self._client.request(method, path)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            answer = await ask(
+                self._client,
+                self._client.build_request(method, path, **arguments),
+                seconds=REQUEST_SECONDS if seconds is None else seconds,
+                most_bytes=most_bytes,
+                take=take,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, BrokenAnswerError) as error:
             raise explain(self.cluster, error) from error
         return _let_in(self.cluster, answer)
+
+
+class RayJobs:
+    """The API for code that may block; each method as in `AsyncRayJobs`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def version(self) -> str:
+        """Return the cluster's Ray version."""
+        return self._ask(lambda jobs: jobs.version())
+
+    def find(self, submission_id: str) -> RayJob | None:
+        """Return a job; None if the cluster knows of none."""
+        return self._ask(lambda jobs: jobs.find(submission_id))
+
+    def list_all(self) -> list[RayJob]:
+        """Return all jobs."""
+        return self._ask(lambda jobs: jobs.list_all())
+
+    def submit(self, submission: Mapping[str, Any]) -> bool:
+        """Start a job; False if there is one of this submission id already."""
+        return self._ask(lambda jobs: jobs.submit(submission))
+
+    def stop(self, submission_id: str) -> None:
+        """Ask a job to end."""
+        self._ask(lambda jobs: jobs.stop(submission_id))
+
+    def read_log(self, submission_id: str, log: JobLog) -> None:
+        """Read what a job has printed; nobody else waits meanwhile, so it may take its time."""
+        self._ask(lambda jobs: jobs.read_log(submission_id, log, LOG_SECONDS))
+
+    def has_package(self, name: str) -> bool:
+        """Whether the cluster holds a package."""
+        return self._ask(lambda jobs: jobs.has_package(name))
+
+    def upload_package(self, name: str, body: bytes) -> None:
+        """Give the cluster a package."""
+        self._ask(lambda jobs: jobs.upload_package(name, body))
+
+    def _ask(self, question: Callable[[AsyncRayJobs], Coroutine[Any, Any, _Told]]) -> _Told:
+        """Ask in a thread of its own.
+
+        Only an event loop has deadlines for whole requests, and there is one at a time in a thread:
+        Airflow calls `on_kill` from a signal handler, in the middle of whatever is asked.
+        """
+        told: Future[_Told] = Future()
+
+        async def ask_once() -> None:
+            try:
+                jobs = AsyncRayJobs(self.cluster)
+                try:
+                    answer = await question(jobs)
+                finally:
+                    await jobs.close()
+            except BaseException as error:  # noqa: BLE001  raised where the question was asked
+                told.set_exception(error)
+            else:
+                told.set_result(answer)
+
+        # what the loop still waits for when it ends, as the name of a host, nobody else does
+        asking = threading.Thread(
+            target=lambda: asyncio.run(ask_once()), name="ray-jobs", daemon=True
+        )
+        asking.start()
+        return told.result()
 
 
 def parse_cluster_address(text: str) -> str:
@@ -225,13 +336,18 @@ def explain(cluster: Cluster, error: Exception) -> InvalidInputError | RayCluste
         )
     if "WRONG_VERSION_NUMBER" in words or "record layer failure" in words:
         return InvalidInputError(f"{where} speaks no TLS: write http:// in place of https://.")
+    if isinstance(error, BrokenAnswerError):
+        return RayClusterError(where, words)
+    if isinstance(error, httpx.RemoteProtocolError) and any(cut in words for cut in _CUT_SHORT):
+        return RayClusterError(where, f"its answer breaks off: {printable(words, 200)}")
     if isinstance(error, httpx.RemoteProtocolError | httpx.InvalidURL | ssl.SSLError):
         return InvalidInputError(
             f"{where} does not speak HTTP as we do ({printable(words, 200)}). The Ray Jobs API is at "
             f"the dashboard's port, {DASHBOARD_PORT} by default, not at the GCS's or the client's."
         )
-    kind = "timed out" if isinstance(error, httpx.TimeoutException) else "cannot be reached"
-    return RayClusterError(where, f"it {kind}: {printable(words, 200) or type(error).__name__}")
+    return RayClusterError(
+        where, f"it cannot be reached: {printable(words, 200) or type(error).__name__}"
+    )
 
 
 def _options(cluster: Cluster) -> dict[str, Any]:
@@ -245,18 +361,18 @@ def _options(cluster: Cluster) -> dict[str, Any]:
             ) from error
     elif not cluster.address.startswith("https:"):
         verify = False  # to read all certificates of this machine takes 30 ms
-    headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+    token = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
     return {
         "base_url": cluster.address,
-        "headers": headers,
+        "headers": {**PLAIN, **token},
         "verify": verify,
-        "timeout": TIMEOUT_SECONDS,
+        "timeout": None,  # each request has a deadline
         "trust_env": cluster.address.startswith("https:"),  # proxies of the worker
     }
 
 
-def _let_in(cluster: Cluster, answer: httpx.Response) -> httpx.Response:
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
+def _let_in(cluster: Cluster, answer: Answer) -> Answer:
+    if answer.status == httpx.codes.UNAUTHORIZED:
         raise InvalidInputError(
             f"{cluster.address} asks for a token, and "
             + (
@@ -265,12 +381,12 @@ def _let_in(cluster: Cluster, answer: httpx.Response) -> httpx.Response:
                 else "the connection has none (its password)."
             )
         )
-    if answer.status_code == httpx.codes.FORBIDDEN:
+    if answer.status == httpx.codes.FORBIDDEN:
         raise InvalidInputError(
             f"{cluster.address} refuses the token of the connection (its password)."
         )
-    if answer.is_redirect:
-        target = printable(answer.headers.get("location", "elsewhere"), 200)
+    if answer.location:
+        target = printable(answer.location, 200)
         raise InvalidInputError(
             f"{cluster.address} sends us to {target}; give the connection the last address. A token is "
             "never sent on."
@@ -278,17 +394,17 @@ def _let_in(cluster: Cluster, answer: httpx.Response) -> httpx.Response:
     return answer
 
 
-def _good(cluster: Cluster, answer: httpx.Response) -> httpx.Response:
-    if answer.status_code == httpx.codes.NOT_FOUND:
+def _good(cluster: Cluster, answer: Answer) -> Answer:
+    if answer.status == httpx.codes.NOT_FOUND:
         raise _no_ray(cluster, "there is no Jobs API")
     if not answer.is_success:
         raise _failed(cluster, answer)
     return answer
 
 
-def _failed(cluster: Cluster, answer: httpx.Response) -> RayClusterError:
+def _failed(cluster: Cluster, answer: Answer) -> RayClusterError:
     return RayClusterError(
-        cluster.address, f"it answers {answer.status_code}: {_last_line(answer) or 'nothing more'}"
+        cluster.address, f"it answers {answer.status}: {_last_line(answer) or 'nothing more'}"
     )
 
 
@@ -299,48 +415,35 @@ def _no_ray(cluster: Cluster, reason: str) -> InvalidInputError:
     )
 
 
-def _last_line(answer: httpx.Response) -> str:
+def _last_line(answer: Answer) -> str:
     lines = [line for line in answer.text.splitlines() if line.strip()]
     return printable(lines[-1]) if lines else ""  # of a traceback, mostly
 
 
-def _read_version(cluster: Cluster, answer: httpx.Response, send: Any) -> str:
-    told: _Version = _decode(cluster, _good(cluster, answer), _Version)
-    version = told.ray_version
-    number = re.match(r"(\d+)\.(\d+)", version)
+def _read_version(cluster: Cluster, answer: Answer) -> str:
+    told: _Version = _decode(cluster, answer, _Version)
+    version = printable(told.ray_version, 40)
+    number = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     if number is None or (int(number[1]), int(number[2])) < OLDEST_RAY:
         oldest = ".".join(map(str, OLDEST_RAY))
         raise InvalidInputError(
-            f"{cluster.address} runs Ray {printable(version, 40)}; {oldest} or newer is needed."
+            f"{cluster.address} runs Ray {version}; {oldest} or newer is needed."
         )
-    _good(cluster, send("GET", "/api/jobs/"))  # the version is told to anybody, jobs are not
     return version
 
 
-def _read_job(cluster: Cluster, answer: httpx.Response) -> RayJob | None:
-    if answer.status_code == httpx.codes.NOT_FOUND:
-        return None
-    job: RayJob = _decode(cluster, _good(cluster, answer), RayJob)
-    return job
-
-
-def _decode(cluster: Cluster, answer: httpx.Response, kind: Any) -> Any:
-    """Read an answer; jobs may have said anything, also what msgspec refuses (lone surrogates)."""
+def _decode(cluster: Cluster, answer: Answer, kind: Any) -> Any:
     try:
-        return msgspec.json.decode(answer.content, type=kind)
-    except msgspec.DecodeError as error:
-        try:
-            return msgspec.convert(json.loads(answer.content), kind)
-        except (ValueError, RecursionError):
-            raise _no_ray(cluster, str(error)) from error
+        return decode(answer.body, kind)
+    except BrokenAnswerError as error:
+        raise explain(cluster, error) from error
+    except (ValueError, RecursionError) as error:
+        raise _no_ray(cluster, str(error)) from error
 
 
-def _read_logs(cluster: Cluster, answer: httpx.Response) -> str:
-    """Return the text; a log that is out of reach (its node is gone) is no reason to fail."""
-    if not answer.is_success:
-        return ""
-    told: _Logs = _decode(cluster, answer, _Logs)
-    return told.logs or ""
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), _PIECE_BYTES):
+        yield body[begin : begin + _PIECE_BYTES]
 
 
 def _job_path(submission_id: str) -> str:

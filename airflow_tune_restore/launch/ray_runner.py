@@ -1,16 +1,16 @@
-"""A runner as a Ray job: what is submitted for an attempt, and what is to be shown of its log."""
+"""A runner as a Ray job: what is submitted for an attempt."""
 
 import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.ray_package import deliver
-from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore.request import RunnerRequest
 
 if TYPE_CHECKING:
     from airflow_tune_restore.launch.ray_jobs import RayJobs
@@ -98,29 +98,3 @@ def build_submission(
             if value
         },
     }
-
-
-def unshown_lines(text: str, *, offset: int, results: int | None) -> Iterator[str]:
-    """Yield what of a job's whole log was not shown yet.
-
-    Args:
-        text: The log.
-        offset: Characters of it that were shown, without results.
-        results: How many results were shown, which come another way; None to leave all out.
-    """
-    position = seen = 0
-    for line in text.splitlines(keepends=True):
-        begins = position
-        position += len(line)
-        shown = line.rstrip("\r\n")
-        if RunnerProgress.from_line(shown) is not None:
-            seen += 1
-            if results is not None and seen > results:
-                yield shown
-        elif begins >= offset:
-            yield shown
-
-
-def whole_lines(text: str) -> int:
-    """Return how many characters of a log are whole lines; the last one may still be written to."""
-    return text.rfind("\n") + 1

@@ -1,23 +1,27 @@
 """One attempt as a Ray job, as a task sees it: attach to it or start it, follow it, say how it ended."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, RayClusterError
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    RayClusterError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.launch.ray_jobs import JobState, RayJob, RayJobs
+from airflow_tune_restore.launch.ray_log import JobLog
 from airflow_tune_restore.launch.ray_runner import (
     STOP_WAIT_SECONDS,
     DriverResources,
     build_submission,
     submission_id,
-    unshown_lines,
-    whole_lines,
 )
 from airflow_tune_restore.launch.ray_stop import stop_attempt
 from airflow_tune_restore.operators.attempt import (
@@ -29,14 +33,14 @@ from airflow_tune_restore.operators.attempt import (
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_outcome
 from airflow_tune_restore.restore.failures import Cause
-from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.restore.lines import NewestLines, describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
-from airflow_tune_restore.triggers.ray_poller import ABSENT_LISTS, OUTAGE_SECONDS
+from airflow_tune_restore.triggers.ray_poller import ABSENT_LISTS, LONGEST_LOG, OUTAGE_SECONDS
 from airflow_tune_restore.triggers.storage_watch import RENEW_SECONDS, read_progress
 
 if TYPE_CHECKING:
@@ -234,7 +238,7 @@ class RayRun:
 
     def follow(self, attached: Attached) -> dict[str, Any]:
         """Wait here, in the worker, and show what is printed; return what the trigger's event says."""
-        offset = seen = absent = 0
+        offset = seen = absent = read = 0
         ends_with_job = self._ends_with_job(attached.attempt)
         reached = renewed = time.monotonic()
         while True:
@@ -244,7 +248,7 @@ class RayRun:
             try:
                 job = self.jobs.find(attached.submission_id)
                 reached = time.monotonic()
-            except RayClusterError as error:
+            except TuneRestoreError as error:  # it was the right address: whatever it answers now
                 if time.monotonic() - reached > OUTAGE_SECONDS:
                     raise
                 self.log.warning("%s It is asked again; the job runs on.", error)
@@ -257,11 +261,11 @@ class RayRun:
             if is_over:
                 return {"offset": offset, "seen": seen, "is_lost": job is None}
             seen = self._show_results(attached.attempt, seen)
-            if self._shows_output(attached):
-                text = self.jobs.logs(attached.submission_id)
-                text = text[: whole_lines(text)]
-                self._show(unshown_lines(text, offset=offset, results=None))
-                offset = max(offset, len(text))
+            if self._shows_output(attached) and read < LONGEST_LOG:
+                log = JobLog(offset=offset, results=None, most=LONGEST_LOG)
+                self._read_log(attached.submission_id, log)
+                self._show_log(attached.submission_id, log)
+                offset, read = max(offset, log.length), max(read, log.read)
             time.sleep(self.poll_interval)
 
     def finish(self, attempt: int, told: Mapping[str, Any]) -> RunnerOutcome | None:
@@ -277,11 +281,12 @@ class RayRun:
         offset, seen = int(told.get("offset", 0)), int(told.get("seen", 0))
         job_id = self.job_id(attempt)
         outcome = self._outcome(attempt)
-        text = ""
+        log = JobLog(offset=offset, results=seen)
         if not self._is_part:
-            text = self.jobs.logs(job_id)
-            self._show(unshown_lines(text, offset=offset, results=seen))
-        if self._is_part or not text:  # a log that went with its node
+            self._read_log(job_id, log)
+            log.end()
+            self._show_log(job_id, log)
+        if not log.read:  # a log that went with its node, or another task's
             self._show_results(attempt, seen)
         if outcome is not None and (
             outcome.result != Result.INTERRUPTED or outcome.cause == Cause.NO_ROOM
@@ -293,7 +298,7 @@ class RayRun:
             return None
         if outcome is not None:
             return outcome
-        raise self._death(attempt, self.jobs.find(job_id), text)
+        raise self._death(attempt, self.jobs.find(job_id), log.last)
 
     def stop(self) -> None:
         """Stop the job, or in a run of all this trial alone. Once."""
@@ -320,7 +325,7 @@ class RayRun:
             )
             self.stop()
 
-    def _death(self, attempt: int, job: RayJob | None, text: str) -> Exception:
+    def _death(self, attempt: int, job: RayJob | None, last: Iterable[str]) -> Exception:
         """Return the error for a job that ended and left no outcome of this trial."""
         whole = read_outcome(self.store, self.plan.restore_id, self.run_id, attempt)
         if whole is not None:
@@ -331,7 +336,7 @@ class RayRun:
                 f"The run of {self.plan.experiment} was stopped before {_name(self.trial_id)} had ended "
                 f"({cause}); a retry goes on from its snapshot."
             )
-        said = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
+        said = [line for line in last if line][-LAST_LINES:]
         if job is None:
             said = [FORGOTTEN, *said]
         elif not said or job.status == JobState.STOPPED:
@@ -368,10 +373,23 @@ class RayRun:
         tail = read_progress(self.store, self.plan.restore_id, self.trial_id, attempt)
         if tail is None:
             return seen
-        self._show(report.to_line() for report in tail.after(seen))
+        results = NewestLines()
+        for report in tail.after(seen):
+            results.add_result(report.to_line())
+        self._show(results.take("all stand in the trial's result.json."))
         return max(seen, tail.count)
 
-    def _show(self, lines: Iterator[str]) -> None:
+    def _read_log(self, job_id: str, log: JobLog) -> None:
+        """Read a job's log, or what there is of it: that it cannot be read is no failure."""
+        try:
+            self.jobs.read_log(job_id, log)
+        except TuneRestoreError as error:
+            self.log.warning("%s The log is incomplete.", error)
+
+    def _show_log(self, job_id: str, log: JobLog) -> None:
+        self._show(log.newest.take(f"the whole log: {self.jobs.cluster.log_command(job_id)}"))
+
+    def _show(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.log.info("%s", describe_line(line, self.plan.metric))
 

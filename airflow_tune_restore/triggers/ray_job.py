@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,12 +13,14 @@ from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray_jobs import Cluster
-from airflow_tune_restore.launch.ray_runner import unshown_lines, whole_lines
 from airflow_tune_restore.launch.ray_stop import stop_attempt
-from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.restore.lines import NewestLines, describe_line
 from airflow_tune_restore.triggers.failed_experiment import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_poller import JobPoller, JobWatch
 from airflow_tune_restore.triggers.storage_watch import StorageWatch, TrialWatch
+
+LINES_A_TURN = 50
+"""Lines that are shown before other triggers have their turn."""
 
 
 class RayJobTrigger(BaseTrigger):
@@ -73,6 +75,7 @@ class RayJobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.metric = metric
         self._offset = 0
+        self._log_trouble = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments."""
@@ -123,7 +126,7 @@ class RayJobTrigger(BaseTrigger):
             while not (job.is_over or trial.has_ended):
                 await job.changed.wait()
                 job.changed.clear()
-                self._show(job, trial)
+                await self._show(job, trial, cluster.log_command(self.submission_id))
         return {
             "offset": self._offset,
             "seen": trial.seen - len(trial.reports),
@@ -131,17 +134,30 @@ class RayJobTrigger(BaseTrigger):
             "trouble": printable(job.trouble, 4000) if job.out_of_reach else "",
         }
 
-    def _show(self, job: JobWatch, trial: TrialWatch) -> None:
+    async def _show(self, job: JobWatch, trial: TrialWatch, whole_log: str) -> None:
         if broken := job.broken or trial.broken:
             raise broken
         if job.trouble and not job.is_over:
             self.log.warning("%s It is asked again; the job runs on.", job.trouble)
+        if job.log_trouble and job.log_trouble != self._log_trouble:
+            self.log.warning("%s The log is asked for again.", job.log_trouble)
+        self._log_trouble = job.log_trouble
+        results = NewestLines()
         for report in trial.take_reports():
-            self.log.info("%s", describe_line(report.to_line(), self.metric))
-        text, job.log = job.log[: whole_lines(job.log)], ""
-        for line in unshown_lines(text, offset=self._offset, results=None):
+            results.add_result(report.to_line())
+        await self._show_lines(results.take("all stand in the trial's result.json."))
+        if (log := job.log) is not None:
+            job.log = None
+            await self._show_lines(log.newest.take(f"the whole log: {whole_log}"))
+            self._offset = max(self._offset, log.length)
+            if job.log_is_long:
+                self.log.info("What follows is shown when the job has ended; now: %s", whole_log)
+
+    async def _show_lines(self, lines: Iterable[str]) -> None:
+        for count, line in enumerate(lines, 1):
             self.log.info("%s", describe_line(line, self.metric))
-        self._offset = max(self._offset, len(text))
+            if count % LINES_A_TURN == 0:
+                await asyncio.sleep(0)
 
     def _stop(self) -> None:
         store = ExperimentStorageHook().open(self.experiment)

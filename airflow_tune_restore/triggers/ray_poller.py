@@ -14,12 +14,13 @@ from typing import ClassVar
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.ray_jobs import AsyncRayJobs, Cluster, JobState, RayJob
+from airflow_tune_restore.launch.ray_log import JobLog
 
 ABSENT_LISTS = 3
 """A job that so many lists in a row do not hold is lost: its head node was started anew."""
 
 LONGEST_LOG = 1024**2
-"""Ray answers with a whole log or none; what a job prints beyond this is shown at its end."""
+"""Ray gives a log from its beginning; what a job prints beyond this is shown at its end."""
 
 OUTAGE_SECONDS = 1800.0
 """How long a cluster may be out of reach before its jobs are given up; they may run on."""
@@ -35,7 +36,10 @@ class JobWatch:
         wants_log: Whether the job's log is to be fetched.
         job: The job as last listed.
         is_lost: Whether the cluster has forgotten it.
-        log: All it had printed when last asked; whoever shows it forgets it.
+        log: What is new of its log; whoever shows it forgets it.
+        log_length: Characters of the log that were taken, whole lines.
+        log_read: Characters of the log that were read.
+        log_trouble: Why the log cannot be read; "" if it can.
         trouble: Why the cluster cannot be asked; "" if it can.
         out_of_reach: Whether that has gone on for too long.
         broken: What ended the poller, if it was no error of ours.
@@ -46,14 +50,21 @@ class JobWatch:
     wants_log: bool
     job: RayJob | None = None
     is_lost: bool = False
-    log: str = ""
+    log: JobLog | None = None
     log_length: int = 0
+    log_read: int = 0
+    log_trouble: str = ""
     trouble: str = ""
     out_of_reach: bool = False
     broken: Exception | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     _absent: int = 0
     log_turn: float = 0.0
+
+    @property
+    def log_is_long(self) -> bool:
+        """Whether no more of its log is read before its end."""
+        return self.log_read >= LONGEST_LOG
 
     @property
     def is_over(self) -> bool:
@@ -131,7 +142,7 @@ class JobPoller:
             await self._jobs.close()
 
     async def _list(self) -> None:
-        jobs = await self._jobs.list_jobs()
+        jobs = {job.submission_id: job for job in await self._jobs.list_all()}
         self._reached = time.monotonic()
         for watch in list(self._watches):
             watch.listed(jobs.get(watch.submission_id))
@@ -142,7 +153,8 @@ class JobPoller:
             watch
             for watch in self._watches
             if watch.wants_log
-            and watch.log_length < LONGEST_LOG
+            and watch.log is None
+            and not watch.log_is_long
             and watch.job is not None
             and watch.job.status == JobState.RUNNING
         ]
@@ -150,10 +162,19 @@ class JobPoller:
 
     async def _fetch_log(self, watch: JobWatch) -> None:
         watch.log_turn = time.monotonic()
-        log = await self._jobs.logs(watch.submission_id)
-        if len(log) > watch.log_length:
-            watch.log, watch.log_length = log, len(log)
+        log = JobLog(offset=watch.log_length, results=None, most=LONGEST_LOG)
+        trouble = ""
+        try:
+            await self._jobs.read_log(watch.submission_id, log)
+        except TuneRestoreError as error:
+            trouble = str(error)  # of this one log; lists tell whether the cluster can be asked
+        if log.length > watch.log_length or log.read >= LONGEST_LOG:
+            watch.log = log
+        watch.log_length = max(watch.log_length, log.length)
+        watch.log_read = max(watch.log_read, log.read)
+        if watch.log is not None or trouble != watch.log_trouble:
             watch.changed.set()
+        watch.log_trouble = trouble
 
     def _tell_trouble(self, trouble: str) -> None:
         for watch in list(self._watches):

@@ -15,6 +15,7 @@ from airflow_tune_restore.hooks import kubernetes_api
 from tests.support.kubernetes.api import TOKEN, Fault
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH
+from tests.support.waiting import eventually
 
 
 @BOTH
@@ -102,10 +103,13 @@ def test_a_log_that_cannot_be_read_ends_nothing_and_is_shown_when_it_can(
 
     def come_back() -> None:
         trial.await_work()
-        time.sleep(1.5)
+        eventually(lambda: log_was_asked_for(500))
         api.kubelet.shows_logs = True
-        time.sleep(1.5)
+        eventually(lambda: log_was_asked_for(200))
         trial.open()
+
+    def log_was_asked_for(status: int) -> bool:
+        return any("/log" in asked and told == status for asked, told in list(api.requests))
 
     threading.Thread(target=come_back, daemon=True).start()
     assert trial.restore(deferred=deferred)["status"] == "TERMINATED"

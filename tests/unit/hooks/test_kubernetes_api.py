@@ -60,7 +60,7 @@ OUTAGES = [
     ProtocolError("cut"),
     TimeoutError(),
     ConnectionResetError(),
-    ValueError("Invalid value for `containers`, must not be `None`"),
+    api.UnreadableAnswerError("Invalid value for `containers`, must not be `None`"),
 ]
 
 

@@ -5,13 +5,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
+from airflow_tune_restore.launch import local
 from airflow_tune_restore.launch.local import LocalLauncher, _members
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.restore.lines import LONGEST_LINE
+from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 REQUEST = RunnerRequest(
@@ -200,3 +203,24 @@ def test_a_wait_that_is_interrupted_does_not_take_the_runner_for_ended(launcher)
     with pytest.raises(TimeoutError):
         process.wait(0.1)
     assert process.stop(PATIENCE_SECONDS) == -signal.SIGTERM
+
+
+def test_a_runner_that_prints_faster_than_it_is_read_does_not_fill_memory(launcher, monkeypatch):
+    monkeypatch.setattr(local, "BACKLOG_LINES", 100)
+    result = RunnerProgress(trial_id="t", iteration=1, metrics={}).to_line()
+    process = launcher(
+        f"print({result!r}); print('line\\n' * 5000); print('x' * 10**6); print('the end')"
+    ).start(REQUEST)
+    process.wait()
+    for thread in threading.enumerate():
+        if thread.name == "runner-output":
+            thread.join(PATIENCE_SECONDS)
+    lines = list(process.lines())
+    printed = 1 + 5000 + 1 + 4 + 1  # the long line in four pieces
+    assert len(lines) == 1 + 1 + 100
+    assert lines[0] == (
+        f"… {printed - 1 - 100:,} lines left out here: it prints faster than they are shown"
+    )
+    assert lines[1] == result
+    assert lines[-1] == "the end"
+    assert max(map(len, lines)) <= LONGEST_LINE

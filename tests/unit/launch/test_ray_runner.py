@@ -1,4 +1,4 @@
-"""What is posted for an attempt, and what of a job's log is shown."""
+"""What is posted for an attempt."""
 
 import json
 
@@ -6,10 +6,8 @@ from airflow_tune_restore.launch.ray_runner import (
     DriverResources,
     build_submission,
     submission_id,
-    unshown_lines,
-    whole_lines,
 )
-from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore.request import RunnerRequest
 
 REQUEST = RunnerRequest(
     experiment="s3://bucket/my sweep",
@@ -20,10 +18,6 @@ REQUEST = RunnerRequest(
     trainable_name="t",
     action="resume",
 )
-
-
-def result(iteration: int) -> str:
-    return RunnerProgress(trial_id="t", iteration=iteration, metrics={}).to_line()
 
 
 def test_a_job_is_the_runner_with_room_for_its_snapshot(packages):
@@ -65,12 +59,3 @@ def test_an_id_is_of_one_attempt_alone_and_fits_into_a_path():
     assert len(ids) == 24
     assert all(name.replace("-", "").replace("_", "").isalnum() for name in ids)
     assert submission_id("s3://a", "r1", "a", 1) == submission_id("s3://a", "r1", "a", 1)
-
-
-def test_lines_are_shown_once_and_results_counted():
-    log = f"a\n{result(1)}\nb\n{result(2)}\nc"
-    assert whole_lines(log) == len(log) - 1
-    assert list(unshown_lines(log, offset=0, results=None)) == ["a", "b", "c"]
-    offset = log.index("b\n") + 2
-    assert list(unshown_lines(log, offset=offset, results=1)) == [result(2), "c"]
-    assert list(unshown_lines(log, offset=len(log), results=2)) == []

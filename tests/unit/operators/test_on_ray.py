@@ -38,6 +38,7 @@ class FakeJobs:
         self.posted, self.jobs, self.stopped, self.said = [], {}, [], ""
         self._lock = threading.Lock()
         self.on_submit = lambda name: None
+        self.log_error = None
 
     def has_package(self, name):
         return True
@@ -60,8 +61,10 @@ class FakeJobs:
         for name in self.jobs:
             self.jobs[name] = RayJob(submission_id=name, status=status, **fields)
 
-    def logs(self, name):
-        return self.said
+    def read_log(self, name, log):
+        if self.log_error is not None:
+            raise self.log_error
+        log.take(self.said)
 
     def stop(self, name):
         self.stopped.append(name)
@@ -361,3 +364,38 @@ def test_trouble_that_lasted_too_long_fails_the_task(item, jobs):
 
 def test_the_link_is_among_the_operators():
     assert [type(link) for link in RestoreTrialOperator.operator_extra_links] == [RayJobLink]
+
+
+def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
+    item, jobs, store, monkeypatch
+):
+    from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
+
+    troubles = [
+        RayClusterError("http://head:8265", "its answer has not ended after 30 s"),
+        InvalidInputError(
+            "http://head:8265 answers, but not as the dashboard of a Ray cluster does"
+        ),
+    ]
+    find = jobs.find
+
+    def find_later(name):
+        if jobs.posted and troubles:
+            raise troubles.pop()
+        run_outcome(store, item, Result.FINISHED)
+        jobs.end()
+        return find(name)
+
+    jobs.find = find_later
+    jobs.log_error = RayClusterError("http://head:8265", "it answers packed as gzip")
+    summary = trial(item, deferrable=False).execute(make_context())
+    assert summary["trial_id"] == item["trial_id"]
+    assert not troubles
+
+
+def test_the_last_words_of_a_job_are_told_whether_they_were_shown_or_not(item, jobs):
+    deferred(trial(item))
+    jobs.said = "setting up\n\nKilled\n"
+    jobs.end("FAILED", driver_exit_code=-9)
+    with pytest.raises(AirflowException, match=r"setting up \| Killed"):
+        trial(item).execute_complete(make_context(), event(item, offset=len(jobs.said)))

@@ -1,9 +1,12 @@
 """One trigger: what it shows while it waits, when it fires, and whom it stops."""
 
 import asyncio
+import itertools
+from types import SimpleNamespace
 
 import pytest
 
+from airflow_tune_restore.exceptions import RayClusterError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
@@ -24,17 +27,21 @@ def head(monkeypatch):
         status = "RUNNING"
         said = ""
         stopped: list  # of submission ids
-        lists = looks = 0
+        log_error: Exception | None = None
+        lists = looks = logs = 0
 
         def __init__(self, cluster=None):
             pass
 
-        async def list_jobs(self):
+        async def list_all(self):
             Head.lists += 1
-            return {"j1": RayJob(submission_id="j1", status=Head.status)} if Head.status else {}
+            return [RayJob(submission_id="j1", status=Head.status)] if Head.status else []
 
-        async def logs(self, submission_id):
-            return Head.said
+        async def read_log(self, submission_id, log):
+            Head.logs += 1
+            if Head.log_error is not None:
+                raise Head.log_error
+            log.take(Head.said)
 
         async def close(self):
             pass
@@ -190,3 +197,57 @@ def test_ending_with_the_triggerer_stops_nothing(head, store):
 
     asyncio.run(main())
     assert head.stopped == []
+
+
+def test_a_flood_is_shown_in_turns_and_its_end_is_not_left_out(head, store, capfd, monkeypatch):
+    """Counted: lines of one look, and lines between two turns of the event loop."""
+    flood = [f"line {number}" for number in range(100_000)]
+    results = [RunnerProgress(trial_id="t1", iteration=i, metrics={}).to_line() for i in (1, 2)]
+    head.said = "\n".join([results[0], *flood, results[1], "the end"]) + "\nhalf a li"
+    one = trigger(store)
+    logged, turns = [], []
+
+    async def turn(seconds, sleep=asyncio.sleep):
+        if seconds == 0:
+            turns.append(len(logged))
+        await sleep(seconds)
+
+    monkeypatch.setattr(ray_job.asyncio, "sleep", turn)
+    monkeypatch.setattr(
+        type(one), "log", SimpleNamespace(info=lambda form, *words: logged.append(form % words))
+    )
+    event = fire(
+        head, one, lambda: setattr(head, "status", "FAILED"), after=lambda: "the end" in logged
+    )
+    assert event["offset"] == len(head.said) - len("half a li")
+    command = "ray job logs --address http://head:8265 j1"
+    assert logged[0] == f"… 99,001 lines left out here; the whole log: {command}"
+    assert logged[1:1001] == [*flood[-999:], "the end"]
+    assert logged[1001:] == [f"What follows is shown when the job has ended; now: {command}"]
+    gaps = [b - a for a, b in itertools.pairwise([0, *turns, len(logged)])]
+    assert max(gaps) <= ray_job.LINES_A_TURN
+
+
+def test_a_long_log_is_not_asked_for_again(head, store, monkeypatch):
+    monkeypatch.setattr(ray_poller, "LONGEST_LOG", 100)
+    head.said = "a line\n" * 100
+    event = fire(
+        head, trigger(store), lambda: setattr(head, "status", "FAILED"), after=lambda: head.logs
+    )
+    assert head.logs == 1
+    assert event["offset"] == len(head.said)
+
+
+def test_a_log_that_cannot_be_read_is_told_once_and_decides_nothing(head, store, monkeypatch):
+    head.log_error = RayClusterError("http://head:8265", "it answers packed as gzip")
+    monkeypatch.setattr(ray_poller, "OUTAGE_SECONDS", 0.0)
+    one, warned = trigger(store), []
+    monkeypatch.setattr(
+        type(one), "log", SimpleNamespace(warning=lambda form, *words: warned.append(form % words))
+    )
+    event = fire(
+        head, one, lambda: setattr(head, "status", "SUCCEEDED"), after=lambda: head.logs >= 3
+    )
+    assert event["trouble"] == ""
+    (warning,) = warned
+    assert warning.endswith("it answers packed as gzip. The log is asked for again.")

@@ -30,15 +30,15 @@ def head(monkeypatch):
         def __init__(self, cluster):
             assert cluster == CLUSTER
 
-        async def list_jobs(self):
+        async def list_all(self):
             Head.asked["list"] += 1
             if Head.error is not None:
                 raise Head.error
-            return dict(Head.jobs)
+            return list(Head.jobs.values())
 
-        async def logs(self, submission_id):
+        async def read_log(self, submission_id, log):
             Head.asked[submission_id] += 1
-            return f"{submission_id} says\n"
+            log.take(f"{submission_id} says\n")
 
         async def close(self):
             Head.closed += 1
