@@ -13,6 +13,7 @@ go of those whose trials came to their end: they are nearly all of the file.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,13 +25,18 @@ import msgspec
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
+from airflow_tune_restore.experiments.names import (
+    is_resource,
+    is_safe_name,
+    is_segment,
+    is_trainable_name,
+)
 from airflow_tune_restore.experiments.numbers import (
     is_amount,
     read_iteration,
     whole_iteration,
 )
-from airflow_tune_restore.experiments.printable import is_printable, printable
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
 
@@ -373,7 +379,7 @@ def _is_directory(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and is_text(value)
+    return isinstance(value, str) and is_trainable_name(value)
 
 
 def _shown(value: Any) -> str:
@@ -475,8 +481,8 @@ def _sum_bundles(hex_of_factory: str) -> tuple[tuple[str, float], ...]:
     total: dict[str, float] = {}
     # many references to one large bundle are small in the file
     for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
-        if isinstance(name, str) and is_printable(name) and is_amount(amount):
-            total[name] = total.get(name, 0.0) + float(amount)
+        if isinstance(name, str) and is_resource(name, amount):
+            total[name] = min(total.get(name, 0.0) + float(amount), sys.float_info.max)
     return tuple(total.items())
 
 

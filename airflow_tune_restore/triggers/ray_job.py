@@ -135,7 +135,8 @@ class RayJobTrigger(BaseTrigger):
         if broken := job.broken or trial.broken:
             raise broken
         if job.trouble and not job.is_over:
-            self.log.warning("%s It is asked again; the job runs on.", job.trouble)
+            said = printable(job.trouble, 4000)
+            self.log.warning("%s It is asked again; the job runs on.", said)
         for report in trial.take_reports():
             self.log.info("%s", describe_line(report.to_line(), self.metric))
         text, job.log = job.log[: whole_lines(job.log)], ""
@@ -156,7 +157,7 @@ class RayJobTrigger(BaseTrigger):
                 one_run=self.one_run,
             )
         except TuneRestoreError as error:
-            self.log.error("The job could not be stopped: %s", error)  # noqa: TRY400  said plainly
+            self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  said plainly
 
     def _still_waits(self) -> bool:
         """Whether the task is deferred still: then nobody has killed it."""

@@ -113,13 +113,10 @@ class JobPoller:
             for turn in itertools.count():
                 begun = time.monotonic()
                 log_of = self._next_log() if turn % 2 else None
-                try:
-                    if log_of is not None:
-                        await self._fetch_log(log_of)
-                    else:
-                        await self._list()
-                except TuneRestoreError as error:
-                    self._tell_trouble(str(error))
+                if log_of is not None:
+                    await self._fetch_log(log_of)
+                else:
+                    await self._list()
                 interval = min((watch.interval for watch in self._watches), default=1.0)
                 await asyncio.sleep(max(0.0, interval - (time.monotonic() - begun)))
         except Exception as error:
@@ -131,7 +128,12 @@ class JobPoller:
             await self._jobs.close()
 
     async def _list(self) -> None:
-        jobs = await self._jobs.list_jobs()
+        try:
+            jobs = await self._jobs.list_jobs()
+        except TuneRestoreError as error:
+            for watch in list(self._watches):
+                watch.unlisted(str(error), time.monotonic() - self._reached)
+            return
         self._reached = time.monotonic()
         for watch in list(self._watches):
             watch.listed(jobs.get(watch.submission_id))
@@ -150,11 +152,15 @@ class JobPoller:
 
     async def _fetch_log(self, watch: JobWatch) -> None:
         watch.log_turn = time.monotonic()
-        log = await self._jobs.logs(watch.submission_id)
+        try:
+            log = await self._jobs.logs(watch.submission_id)
+        except TuneRestoreError as error:
+            watch.unlisted(str(error), time.monotonic() - self._reached)
+            return
+        except Exception as error:  # noqa: BLE001  it ends the trigger of this job alone
+            watch.broken, watch.wants_log = error, False
+            watch.changed.set()
+            return
         if len(log) > watch.log_length:
             watch.log, watch.log_length = log, len(log)
             watch.changed.set()
-
-    def _tell_trouble(self, trouble: str) -> None:
-        for watch in list(self._watches):
-            watch.unlisted(trouble, time.monotonic() - self._reached)
