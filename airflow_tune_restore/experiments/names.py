@@ -37,6 +37,11 @@ def is_safe_name(name: str) -> bool:
     return is_segment(name) and is_printable(name)
 
 
+def is_key_name(name: str) -> bool:
+    """Whether a name is safe, and still one segment of a path as it stands in our keys."""
+    return is_safe_name(name) and len(layout.segment(name)) <= MAX_NAME
+
+
 def is_trainable_name(name: str) -> bool:
     """Whether a name can be that of a trainable; it is shown made printable, and handed on as it is."""
     return is_text(name) and len(name) <= MAX_TRAINABLE

@@ -26,6 +26,7 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
 from airflow_tune_restore.experiments.names import (
+    is_key_name,
     is_resource,
     is_safe_name,
     is_segment,
@@ -130,8 +131,11 @@ class RawRow:
         return _dict(_field(self.metadata, "last_result"))
 
     def resources(self) -> dict[str, float]:
-        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60)."""
-        pickled = _decode(self.trial, _RESOURCES).placement_group_factory
+        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60), if it can be read."""
+        try:
+            pickled = _decode(self.trial, _RESOURCES).placement_group_factory
+        except MalformedStateError:  # a number of 5,000 digits
+            return {}
         return dict(_sum_bundles(hex_of) if (hex_of := _hex_of_pickle(pickled)) else ())
 
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
@@ -332,7 +336,7 @@ def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     head = _decode(trial, _HEAD)
     trial_id = head.trial_id
     is_reserved = trial_id == layout.EVERY_TRIAL or trial_id.startswith(_UNREADABLE)
-    if is_reserved or not is_safe_name(trial_id):
+    if is_reserved or not is_key_name(trial_id):
         raise MalformedStateError(f"trial id {trial_id[:80]!r} cannot be used")
     try:
         run, odd = _decode_metadata(metadata), []

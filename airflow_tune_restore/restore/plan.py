@@ -144,8 +144,8 @@ class RestorePlan:
 
     def __post_init__(self) -> None:
         """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
-        for name in ("strategy_reason", "searcher_lost"):
-            object.__setattr__(self, name, printable(getattr(self, name), NOTE_LENGTH))
+        object.__setattr__(self, "strategy_reason", printable(self.strategy_reason, NOTE_LENGTH))
+        object.__setattr__(self, "searcher_lost", printable(self.searcher_lost))
         warnings = tuple(printable(warning, NOTE_LENGTH) for warning in self.warnings)
         object.__setattr__(self, "warnings", warnings)
 
