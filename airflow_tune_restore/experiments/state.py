@@ -131,7 +131,7 @@ class RawRow:
         return _dict(_field(self.metadata, "last_result"))
 
     def resources(self) -> dict[str, float]:
-        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60), if it can be read."""
+        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60); {} if unreadable."""
         try:
             pickled = _decode(self.trial, _RESOURCES).placement_group_factory
         except MalformedStateError:  # a number of 5,000 digits

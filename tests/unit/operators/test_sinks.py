@@ -151,6 +151,7 @@ def sweep(tmp_path):
     result = {"checkpoint_dir_name": LONG, "training_iteration": DIGITS, LONG: LONG}
     (directory / "dir_bad" / "result.json").write_bytes(encode(result) + b"\n")
     (tmp_path / f"sweep{MARK.replace('/', '')}").mkdir()
+    make_experiment(tmp_path / "broken", [make_row(MARK, **BAD)])
     return directory
 
 
@@ -297,6 +298,16 @@ def test_a_command_shows_nothing_of_planted_storage(sweep, sinks, capfd, monkeyp
     check_shown(said.out)
     if "--json" in options and not ended.value.code:
         check_sent(json.loads(said.out), trials=200)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_plan_that_names_what_cannot_be_shown_is_printed_all_the_same(sinks, as_json):
+    (kind,) = [kind for kind in RECORDS if kind.name == "RestorePlan"]
+    store = MemoryStore()
+    body = json.loads(planted_record(kind))
+    body["trials"][0]["checkpoint"] = f"checkpoint_{MARK}"
+    store.put(kind.key, encode(body))
+    output.print_plan(kind.read(store), as_json=as_json)
 
 
 def test_what_a_run_prints_and_how_it_goes_is_shown_on_a_terminal(sinks):

@@ -119,12 +119,13 @@ def test_a_tail_of_more_reports_than_anybody_keeps_is_refused():
 
 
 def test_metrics_are_as_many_and_as_long_as_can_be_shown():
-    metrics = {f"m{n}" * 900: "y" * 900 for n in range(90)} | {"big": 10**4000}
+    metrics = {f"\x1b[31mm{n}" * 900: "y" * 900 for n in range(90)} | {"big": 10**4000}
     read_back = RunnerProgress.from_json(
         RunnerProgress(trial_id="t", iteration=1, metrics=metrics).to_json()
     )
     assert len(read_back.metrics) == typed.MOST_METRICS
     assert len(read_back.to_json()) < 30_000
+    assert all(map(is_printable, read_back.metrics))
     assert len(describe_line(read_back.to_line(), None)) <= 400
 
 

@@ -69,6 +69,16 @@ def test_what_is_no_error_of_ours_ends_the_waiting_for_its_own_trial_alone(store
     assert good.broken is None
 
 
+def test_a_look_that_cannot_go_on_leaves_nobody_waiting(store, monkeypatch):
+    def renew(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(storage_watch, "RENEW_SECONDS", -1.0)
+    monkeypatch.setattr(lease, "renew", renew)
+    odd, good = watch_until(store, lambda odd, good: odd.changed.is_set() and good.changed.is_set())
+    assert [type(trial.broken) for trial in (odd, good)] == [ZeroDivisionError] * 2
+
+
 def test_an_outcome_that_makes_no_sense_is_an_end_that_its_task_tells_of(store):
     store.put(layout.outcome_key("r1", "odd", 1), json.dumps({"result": "glorious"}).encode())
     odd, good = watch_until(store, lambda odd, good: odd.has_ended and good.reports)
