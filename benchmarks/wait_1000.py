@@ -35,7 +35,7 @@ from airflow_tune_restore.experiments import layout  # noqa: E402
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook  # noqa: E402
 from airflow_tune_restore.launch.ray_jobs import AsyncRayJobs  # noqa: E402
 from airflow_tune_restore.restore import lease  # noqa: E402
-from airflow_tune_restore.restore.request import ProgressTail  # noqa: E402
+from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger  # noqa: E402
 from tests.support.ray.cluster import ray_cluster  # noqa: E402
@@ -170,7 +170,7 @@ def recorded(count: int, seconds: float) -> None:
         experiment = f"{s3.url}/sweep"
         store = open_store(experiment)
         lease.acquire(store, restore_id="r1", holder="benchmark", ttl_seconds=3600)
-        report = {"trial_id": "t", "iteration": 3, "metrics": {"score": 0.5}}
+        report = RunnerProgress(trial_id="t", iteration=3, metrics={"score": 0.5})
         tail = ProgressTail(first=0, reports=[report] * 20).to_json()
         for number in range(count):
             store.put(layout.progress_key("r1", f"t{number}", 1), tail)

@@ -34,24 +34,18 @@ def print_reports(
         _print_json([_report_json(*report, explain=explain) for report in reports])
         return
     if not reports:
-        _out().print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.")
+        _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.")
         return
     table = _table("experiment", "health", "trials", "last write (UTC)", "why")
     for report, quarantined in reports:
-        counts = printable(" ".join(f"{n} {status}" for status, n in report.trials.items()))
+        counts = " ".join(f"{n} {status}" for status, n in report.trials.items())
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
-        table.add_row(
-            printable(report.experiment),
-            report.health.value,
-            counts,
-            written,
-            printable(
-                report.reason + (f"; {len(quarantined)} quarantined" if quarantined else ""),
-                NOTE_LENGTH,
-            ),
+        _add_row(
+            table,
+            *(report.experiment, report.health.value, counts, written),
+            report.reason + (f"; {len(quarantined)} quarantined" if quarantined else ""),
         )
-    out = _out()
-    out.print(render(table, out.width))
+    _print_table(table)
     if explain:
         for report, _ in reports:
             _print_evidence(report)
@@ -60,10 +54,9 @@ def print_reports(
 def _print_evidence(report: ExperimentReport) -> None:
     table = _table("evidence", "found", "speaks for")
     for sign in report.evidence:
-        table.add_row(sign.name, printable(sign.found), sign.speaks_for or "-")
-    out = _out()
-    out.print(f"{printable(report.experiment)} is {report.health.value}")
-    out.print(render(table, out.width))
+        _add_row(table, sign.name, sign.found, sign.speaks_for or "-")
+    _print(f"{report.experiment} is {report.health.value}")
+    _print_table(table)
 
 
 def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
@@ -84,23 +77,18 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
         return
     table = _table("trial", "status", "action", "checkpoint", "iteration", "why")
     for trial in plan.trials:
-        table.add_row(
-            trial.trial_id,
-            trial.status.value,
-            trial.action.value,
-            trial.checkpoint or "-",
+        _add_row(
+            table,
+            *(trial.trial_id, trial.status.value, trial.action.value, trial.checkpoint or "-"),
             str(trial.iteration) if trial.action in RUN_ACTIONS else "-",
             printable(trial.reason),
         )
-    out = _out()
-    out.print(render(table, out.width))
+    _print_table(table)
     left = "unknown" if plan.samples_left is None else plan.samples_left
-    out.print(
-        f"{len(plan.to_run)} of {len(plan.trials)} trials to run; samples never drawn: {left}"
-    )
-    out.print(f"strategy {plan.strategy}: {plan.strategy_reason}")
+    _print(f"{len(plan.to_run)} of {len(plan.trials)} trials to run; samples never drawn: {left}")
+    _print(f"strategy {plan.strategy}: {plan.strategy_reason}")
     for warning in plan.warnings:
-        out.print(f"note: {printable(warning, NOTE_LENGTH)}")
+        _print(f"note: {warning}")
 
 
 def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:
@@ -109,11 +97,11 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
         _print_json(_summary_json(summary, experiment))
         return
     if summary is None:
-        _out().print(f"Nothing to restore in {experiment}.")
+        _print(f"Nothing to restore in {experiment}.")
         return
     out = _out()
     out.print(summary.table(out.width))
-    out.print(summary.headline())
+    _print(summary.headline())
 
 
 def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
@@ -121,7 +109,7 @@ def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(undone))
         return
-    _out().print(
+    _print(
         f"The commit of restore {undone.restore_id} is undone: {undone.state_file} is deleted, "
         f"{undone.newest} is the newest state of {undone.experiment} again. What its trials wrote into "
         "their own directories stays."
@@ -135,7 +123,7 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
             {"experiment": experiment, "trial_id": trial_id, **msgspec.structs.asdict(history)}
         )
         return
-    _out().print(
+    _print(
         f"Trial {trial_id} runs again with the next restore of {experiment}; its "
         f"{len(history.released)} failed attempts no longer count."
     )
@@ -197,6 +185,19 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
     }
 
 
+def _print(text: str) -> None:
+    _out().print(printable(text, NOTE_LENGTH))
+
+
+def _add_row(table: "Table", *cells: str) -> None:
+    table.add_row(*(printable(cell, NOTE_LENGTH) for cell in cells))
+
+
+def _print_table(table: "Table") -> None:
+    out = _out()
+    out.print(render(table, out.width))
+
+
 def _table(*headings: str) -> "Table":
     from rich import box  # with --json nobody pays for rich
     from rich.table import Table
@@ -218,4 +219,6 @@ def _out() -> "Console":
 def _print_json(value: Any) -> None:
     # ASCII: a terminal must not obey what a name holds, and not every name can be encoded
     plain = strict_json(msgspec.to_builtins(value))
-    sys.stdout.write(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(plain, indent=1, allow_nan=False)
+    # two colons stand in strings alone; `::group::` would fold the log of a task that runs the command
+    sys.stdout.write(text.replace("::", ":\\u003a") + "\n")

@@ -246,7 +246,7 @@ def _renewed(store: ObjectStore, restore_id: str) -> Iterator[None]:
             try:
                 lease.renew(store, lease.check_held(store, restore_id))
             except TuneRestoreError as error:
-                logger.warning("The lease could not be renewed: %s", error)
+                logger.warning("The lease could not be renewed: %s", printable(str(error)))
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import LinkRefusedError, TooLargeError
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.names import is_key_name
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
@@ -138,7 +139,7 @@ def read_claim(store: ObjectStore, epoch: int) -> Lease:
     claim = read_lease_object(store, layout.lease_claim_key(epoch))
     return Lease(
         epoch=epoch,
-        restore_id=_text(claim.get("restore_id")),
+        restore_id=_restore_id(claim.get("restore_id")),
         holder=_text(claim.get("holder")),
         ttl_seconds=_ttl(claim.get("ttl_seconds")),
     )
@@ -151,6 +152,11 @@ def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
     except (ValueError, RecursionError, TooLargeError, LinkRefusedError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _restore_id(value: Any) -> str:
+    """Read a restore's id; what cannot stand in a key is nobody's, and has no plan."""
+    return value if isinstance(value, str) and is_key_name(value) else "?"
 
 
 def _text(value: Any) -> str:

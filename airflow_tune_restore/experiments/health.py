@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 from airflow_tune_restore.experiments.claims import CLOCKS_AGREE_SECONDS, RestoreSign
 from airflow_tune_restore.experiments.ends import describe_ends
 from airflow_tune_restore.experiments.facts import Facts
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 
 DEFAULT_STALE_AFTER = timedelta(minutes=30)
 """A live driver rewrites its state every ten seconds or more, at most 19 times what a write takes."""
@@ -101,6 +102,10 @@ class Sign:
     found: str
     speaks_for: str = ""
 
+    def __post_init__(self) -> None:
+        """Make fit to be shown what was found."""
+        object.__setattr__(self, "found", printable(self.found))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverSign:
@@ -147,6 +152,12 @@ class ExperimentReport:
     abandoned: int | None = None
     warnings: tuple[str, ...] = ()
     evidence: tuple[Sign, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
+        object.__setattr__(self, "reason", printable(self.reason, NOTE_LENGTH))
+        warnings = tuple(printable(warning, NOTE_LENGTH) for warning in self.warnings)
+        object.__setattr__(self, "warnings", warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

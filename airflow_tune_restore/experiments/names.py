@@ -3,11 +3,18 @@
 Standard library only.
 """
 
+from typing import Any
+
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.numbers import is_amount
 from airflow_tune_restore.experiments.printable import is_printable
 
 MAX_NAME = 255
 """Bytes of a name: the most a file system takes for one segment of a path."""
+
+
+MAX_TRAINABLE = 10_000
+"""Characters of the name of a trainable: it stands on a command line."""
 
 
 def is_segment(name: str) -> bool:
@@ -30,6 +37,21 @@ def is_segment(name: str) -> bool:
 def is_safe_name(name: str) -> bool:
     """Whether a name is a path segment, and can be shown as it is."""
     return is_segment(name) and is_printable(name)
+
+
+def is_key_name(name: str) -> bool:
+    """Whether a name is safe, and still one segment of a path as it stands in our keys."""
+    return is_safe_name(name) and len(layout.segment(name)) <= MAX_NAME
+
+
+def is_trainable_name(name: str) -> bool:
+    """Whether a name can be that of a trainable; it is shown made printable, and handed on as it is."""
+    return is_text(name) and len(name) <= MAX_TRAINABLE
+
+
+def is_resource(name: str, amount: Any) -> bool:
+    """Whether something can be sized by so much of a resource, and told of it."""
+    return is_amount(amount) and len(name) <= MAX_NAME and is_printable(name)
 
 
 def is_text(name: str) -> bool:

@@ -44,6 +44,7 @@ from airflow_tune_restore.experiments.health import (
 from airflow_tune_restore.experiments.index import Index, read_index
 from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
     NotStartedError,
@@ -491,7 +492,8 @@ def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:
         return False
     if not is_safe_name(entry.name) or _would_be_options(store, entry.name):
         log.warning(
-            "%s: %.100a is not looked into: no address can hold this name", store.uri, entry.name
+            "%s: %s is not looked into: no address can hold this name",
+            *(store.uri, printable(ascii(entry.name), 100)),
         )
         return False
     return checkpoint_index(entry.name) < 0

@@ -16,6 +16,7 @@ go of those whose trials came to their end: they are nearly all of the file.
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,13 +28,19 @@ import msgspec
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
+from airflow_tune_restore.experiments.names import (
+    is_key_name,
+    is_resource,
+    is_safe_name,
+    is_segment,
+    is_trainable_name,
+)
 from airflow_tune_restore.experiments.numbers import (
     is_amount,
     read_iteration,
     whole_iteration,
 )
-from airflow_tune_restore.experiments.printable import is_printable, printable
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
 
@@ -155,8 +162,11 @@ class RawRow:
         return _dict(_field(self.metadata, "last_result"))
 
     def resources(self) -> dict[str, float]:
-        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60)."""
-        pickled = _decode(self.trial, _RESOURCES).placement_group_factory
+        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60); {} if unreadable."""
+        try:
+            pickled = _decode(self.trial, _RESOURCES).placement_group_factory
+        except MalformedStateError:  # a number of 5,000 digits
+            return {}
         hex_of = _hex_of_pickle(pickled) or ""
         return dict(_sum_bundles(hex_of) if len(hex_of) <= _MAX_FACTORY_CHARACTERS else ())
 
@@ -381,7 +391,7 @@ def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     head = _decode(trial, _HEAD)
     trial_id = head.trial_id
     is_reserved = trial_id == layout.EVERY_TRIAL or trial_id.startswith(_UNREADABLE)
-    if is_reserved or not is_safe_name(trial_id):
+    if is_reserved or not is_key_name(trial_id):
         raise MalformedStateError(f"trial id {trial_id[:80]!r} cannot be used")
     try:
         run, odd = _decode_metadata(metadata), []
@@ -427,7 +437,7 @@ def _is_directory(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_NAME and is_text(value)
+    return isinstance(value, str) and len(value) <= _MAX_NAME and is_trainable_name(value)
 
 
 def _shown(value: Any) -> str:
@@ -545,8 +555,8 @@ def _sum_bundles(hex_of_factory: str) -> tuple[tuple[str, float], ...]:
     total: dict[str, float] = {}
     # many references to one large bundle are small in the file
     for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
-        if isinstance(name, str) and is_printable(name) and is_amount(amount):
-            total[name] = total.get(name, 0.0) + float(amount)
+        if isinstance(name, str) and is_resource(name, amount):
+            total[name] = min(total.get(name, 0.0) + float(amount), sys.float_info.max)
     return tuple(total.items()) if len(total) <= _MAX_RESOURCES else ()
 
 

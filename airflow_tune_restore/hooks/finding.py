@@ -9,7 +9,6 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
 from airflow_tune_restore.hooks.arguments import parse_span
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
@@ -103,7 +102,7 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
         "experiment": str(place.at(report.experiment)),
         "name": report.name,
         "health": report.health.value,
-        "reason": printable(report.reason, NOTE_LENGTH),
+        "reason": report.reason,
         "trials": report.trials,
         "samples_left": report.samples_left,
         "last_write": report.last_write.isoformat() if report.last_write else None,
@@ -117,13 +116,20 @@ def say_why(reports: list[ExperimentReport], log: logging.Logger) -> None:
             "%s is %s: %s",
             report.experiment,
             report.health.value,
-            printable(report.reason, NOTE_LENGTH),
+            report.reason,
         )
         for sign in report.evidence:
             speaks = f"  [{sign.speaks_for}]" if sign.speaks_for else ""
-            log.info("    %s: %s%s", sign.name, printable(sign.found), speaks)
+            log.info("    %s: %s%s", sign.name, sign.found, speaks)
     if len(reports) > _SHOWN:
         log.info("… and %d more.", len(reports) - _SHOWN)
+
+
+def say_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
+    """Log the addresses of what was found."""
+    named = [item["experiment"] for item in items[:_SHOWN]]
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    log.info("Found: %s%s", ", ".join(named), more)
 
 
 def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
@@ -134,9 +140,7 @@ def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -
     log.info("%s: %d experiments; %s", place, len(reports), found)
     unreadable = [report for report in reports if report.health is Health.UNREADABLE]
     for report in unreadable[:_SHOWN]:
-        log.warning(
-            "%s is left alone: %s", report.experiment, printable(report.reason, NOTE_LENGTH)
-        )
+        log.warning("%s is left alone: %s", report.experiment, report.reason)
     if len(unreadable) > _SHOWN:
         log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
 

@@ -131,6 +131,6 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": list(summary.quarantined),
         "headline": summary.headline(),
-        "metric": summary.metric,
+        "metric": summary.metric and printable(summary.metric),
         "trials": summary.describe_changes(MOST_TRIALS),
     }

@@ -92,9 +92,9 @@ def start_continuation(
     try:
         draft = draft_continuation(store, _base_id(context, store), options)
     except ExperimentRunningError as error:
-        raise AirflowSkipException(str(error)) from error
+        raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error
     if isinstance(draft, str):
-        raise AirflowSkipException(f"Nothing to draw. {draft}")
+        raise AirflowSkipException(f"Nothing to draw. {printable(draft, NOTE_LENGTH)}")
     if check is not None and not draft.is_started:
         check(draft)
     return start_draft(

@@ -69,7 +69,7 @@ class TrialItem:
         trial_id: Its id in the plan; `*` for the samples that are drawn.
         experiment_name: Last part of the experiment's URI.
         action: `resume`, `restart` or `draw`.
-        checkpoint: Checkpoint it starts from, if any.
+        checkpoint: Checkpoint it starts from, if any; to be shown.
         iteration: Iteration it starts after.
         label: What the grid shows in place of the map index.
     """
@@ -96,7 +96,7 @@ class TrialItem:
             experiment=str(address),
             restore_id=plan.restore_id,
             trial_id=EVERY_TRIAL,
-            experiment_name=name,
+            experiment_name=printable(name),
             action=TrialAction.DRAW.value,
             label=f"{printable(name)[:_NAME_LENGTH]} new samples",
         )
@@ -110,9 +110,9 @@ class TrialItem:
             experiment=str(address),
             restore_id=plan.restore_id,
             trial_id=trial.trial_id,
-            experiment_name=name,
+            experiment_name=printable(name),
             action=trial.action.value,
-            checkpoint=trial.checkpoint,
+            checkpoint=trial.checkpoint and printable(trial.checkpoint),
             iteration=trial.iteration,
             label=label,
         )

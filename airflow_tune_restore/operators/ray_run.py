@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
     RayClusterError,
+    RecordUnreadableError,
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments import layout
@@ -33,6 +34,7 @@ from airflow_tune_restore.operators.attempt import (
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_outcome
 from airflow_tune_restore.restore.failures import Cause
+from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.restore.lines import NewestLines, describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.records import read_record
@@ -41,7 +43,7 @@ from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from airflow_tune_restore.triggers.ray_poller import ABSENT_LISTS, LONGEST_LOG, OUTAGE_SECONDS
-from airflow_tune_restore.triggers.storage_watch import RENEW_SECONDS, read_progress
+from airflow_tune_restore.triggers.storage_watch import RENEW_SECONDS
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -370,7 +372,11 @@ class RayRun:
         return read_record(self.store, key, RunnerRequest.from_json)
 
     def _show_results(self, attempt: int, seen: int) -> int:
-        tail = read_progress(self.store, self.plan.restore_id, self.trial_id, attempt)
+        try:
+            tail = read_progress(self.store, self.plan.restore_id, self.trial_id, attempt)
+        except RecordUnreadableError as error:
+            self.log.warning("What the trial reports is not shown: %s", printable(str(error)))
+            return seen
         if tail is None:
             return seen
         results = NewestLines()

@@ -294,7 +294,7 @@ class _Output:
                 self._file.seek(before)
                 return
             if RunnerProgress.from_line(line) is None:
-                self._show("%s", line.rstrip("\n"))
+                self._show("%s", describe_line(line.rstrip("\n"), None))
 
     def close(self) -> None:
         """Stop showing."""

@@ -22,12 +22,12 @@ from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore.records import read_record, read_sign
 from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.resources import describe, most_of
+from airflow_tune_restore.restore.typed import LAST_WORDS_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
     from airflow_tune_restore.restore.plan import RestorePlan  # needs msgspec; runners have none
 
-MESSAGE_LIMIT = 4000
 _CONCURRENCY = 16
 QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
@@ -208,7 +208,7 @@ def record_end(
 ) -> RunnerEnd:
     """Keep what was seen of a runner that left no outcome, or was taken away: the ledger counts it."""
     end = RunnerEnd(
-        exit_code=exit_code, message=message[-MESSAGE_LIMIT:], ended_at=store.now().isoformat()
+        exit_code=exit_code, message=message[-LAST_WORDS_LENGTH:], ended_at=store.now().isoformat()
     )
     key = layout.end_key(request.restore_id, request.trial_id, request.attempt)
     store.put(key, end.to_json())

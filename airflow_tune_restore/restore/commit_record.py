@@ -7,7 +7,9 @@ import msgspec
 from airflow_tune_restore.exceptions import KeyNotFoundError, UncommittableError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.names import is_safe_name
-from airflow_tune_restore.restore.plan import decode
+from airflow_tune_restore.experiments.numbers import is_amount
+from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.restore.plan import Count, decode
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -17,11 +19,11 @@ class CommitRecord(msgspec.Struct, frozen=True):
 
     state_file: str  # "" once it is known that nothing has changed
     start_time: float
-    attempts: dict[str, int]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
+    attempts: dict[str, Count]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
     is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
     sha256: str = ""  # of the state file, set at the end; "" if there is none, or by older versions
     undone_at: str = ""  # when somebody set out to take it back, ISO 8601 UTC
-    schema: int = 1
+    schema: Count = 1
 
 
 def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | None:
@@ -36,9 +38,15 @@ def read_commit_record(store: ObjectStore, restore_id: str) -> CommitRecord | No
 
 def _decode_record(body: bytes) -> CommitRecord:
     record: CommitRecord = decode(body, CommitRecord)
+    record = msgspec.structs.replace(record, undone_at=printable(record.undone_at))
     name = record.state_file
     if name and not (layout.is_committed_state(name) and is_safe_name(name)):
         raise ValueError(f"{name[:80]!r} is no state file that a commit makes")
+    if not is_amount(record.start_time):
+        raise ValueError("its start is no time")
+    numbers = (layout.attempt_number(f"{number:06d}") for number in record.attempts.values())
+    if None in numbers or 0 in record.attempts.values():
+        raise ValueError("it holds what is no number of an attempt")
     return record
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_REFUSED
-
-TEXT_LIMIT = 200
-"""Characters kept of a type, a message or a place."""
+from airflow_tune_restore.restore.typed import LINE_LENGTH
 
 _READ_LIMIT = 32_768
 """Characters looked at, from either end of a failure's text."""
@@ -276,5 +275,4 @@ def _short_path(path: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Reduce foreign text to a short line without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text[:TEXT_LIMIT]).strip()
+    return printable(text, LINE_LENGTH).strip()

@@ -10,8 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, StorageError
+from airflow_tune_restore.exceptions import (
+    KeyExistsError,
+    KeyNotFoundError,
+    RecordUnreadableError,
+    StorageError,
+)
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.restore.attempts import list_attempts, read_outcome
 from airflow_tune_restore.restore.records import read_record, read_sign
 from airflow_tune_restore.restore.request import (
@@ -30,6 +36,9 @@ QUIET_SECONDS = 60.0
 runner of one trial: much more is lost with it."""
 
 POLL_SECONDS = 2.0
+MAX_PROGRESS_BYTES = 4 * 1024**2
+"""Of the reports of one trial that are kept, 200 of up to forty metrics."""
+
 OUTAGE_SECONDS = 600.0
 """How long a store may be out of reach before a follower gives up; the run itself goes on."""
 
@@ -61,6 +70,7 @@ class Follower:
     outcome: RunnerOutcome | None = None
     _seen: int = 0
     _pulses: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    _unreadable: set[int] = field(default_factory=set)
 
     def progress(self) -> Iterator[RunnerProgress | None]:
         """Yield the reports of the trial until it ends; None whenever there is nothing new.
@@ -82,7 +92,9 @@ class Follower:
             except StorageError as error:
                 if self.monotonic() - reached > OUTAGE_SECONDS:
                     raise
-                logger.warning("The run goes on; it cannot be looked at just now: %s", error)
+                logger.warning(
+                    "The run goes on; it cannot be looked at just now: %s", printable(str(error))
+                )
             yield from reports
             if has_ended:
                 return
@@ -133,14 +145,34 @@ class Follower:
         return read_sign(self.store, key) or b""
 
     def _new_reports(self, attempt: int) -> list[RunnerProgress]:
-        key = layout.progress_key(self.restore_id, self.trial_id, attempt)
+        if attempt in self._unreadable:
+            return []
         try:
-            tail = read_record(self.store, key, ProgressTail.from_json, max_bytes=16 * 1024**2)
-        except KeyNotFoundError:
+            tail = read_progress(self.store, self.restore_id, self.trial_id, attempt)
+        except RecordUnreadableError as error:
+            logger.warning("What the trial reports is not shown: %s", printable(str(error)))
+            self._unreadable.add(attempt)
+            return []
+        if tail is None:
             return []
         new = tail.after(self._seen)
         self._seen = tail.count
         return new
+
+
+def read_progress(
+    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
+) -> ProgressTail | None:
+    """Return what a trial has reported lately; None before its first result.
+
+    Raises:
+        RecordUnreadableError: If it makes no sense. It is only shown: it must end nothing.
+    """
+    key = layout.progress_key(restore_id, trial_id, attempt)
+    try:
+        return read_record(store, key, ProgressTail.from_json, max_bytes=MAX_PROGRESS_BYTES)
+    except KeyNotFoundError:
+        return None
 
 
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:

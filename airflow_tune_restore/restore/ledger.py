@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Annotated
 
 import msgspec
 
@@ -19,16 +20,19 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.experiments.names import is_safe_name
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.attempts import (
     list_attempts,
     read_end,
     read_recorded_end,
     read_whatever_outcome,
 )
-from airflow_tune_restore.restore.failures import TEXT_LIMIT, Cause, classify_end
-from airflow_tune_restore.restore.plan import RestorePlan, decode, encode
+from airflow_tune_restore.restore.failures import Cause, classify_end
+from airflow_tune_restore.restore.plan import Count, RestorePlan, decode, encode
 from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.typed import LINE_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
 
 READ_LIMIT_BYTES = 256 * 1024**2
@@ -62,14 +66,19 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     restore_id: str
-    attempt: int
+    attempt: Count
     cause: str
     type: str = ""
     message: str = ""
     place: str = ""
-    iteration: int = 0
+    iteration: Count = 0
     ended_at: str = ""
-    memory: float | None = None
+    memory: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        """Make fit to be shown what is only shown."""
+        for name in ("restore_id", "cause", "type", "message", "place", "ended_at"):
+            msgspec.structs.force_setattr(self, name, printable(getattr(self, name), LINE_LENGTH))
 
     @property
     def signature(self) -> tuple[object, ...] | None:
@@ -97,6 +106,11 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     released_at: str = ""
     quarantined: str = ""
 
+    def __post_init__(self) -> None:
+        """Make fit to be shown what is only shown."""
+        for name in ("released_at", "quarantined"):
+            msgspec.structs.force_setattr(self, name, printable(getattr(self, name), NOTE_LENGTH))
+
     def quarantine_reason(self, max_attempts: int | None) -> str:
         """Say why the trial is not run any more; "" if it is."""
         return self.quarantined or _verdict(self.failures, max_attempts)
@@ -106,7 +120,12 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     """All trials of an experiment that ever failed in a restore, by trial id."""
 
     trials: dict[str, History] = {}
-    schema: int = 1
+    schema: Count = 1
+
+    def __post_init__(self) -> None:
+        """Leave out what is no name of a trial."""
+        trials = {name: history for name, history in self.trials.items() if is_safe_name(name)}
+        msgspec.structs.force_setattr(self, "trials", trials)
 
     def quarantined(self, max_attempts: int | None) -> dict[str, str]:
         """Return why trials are in quarantine, by trial id."""
@@ -133,8 +152,8 @@ def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
 
 def _not_understood(error: Exception) -> str:
     return (
-        f"{layout.LEDGER} makes no sense ({error}) and is taken for empty: earlier failures do not "
-        "count, and no trial is in quarantine"
+        f"{layout.LEDGER} makes no sense ({printable(str(error))}) and is taken for empty: earlier "
+        "failures do not count, and no trial is in quarantine"
     )
 
 
@@ -202,7 +221,7 @@ def explain(outcome: RunnerOutcome, end: RunnerEnd | None) -> RunnerOutcome:
 
 def _is_unexplained(outcome: RunnerOutcome) -> bool:
     """Whether a trial failed because a process was gone, and nobody there knew why."""
-    error = str(outcome.error).lower()
+    error = outcome.error.lower()
     was_killed = outcome.cause in _UNEXPLAINED or any(words in error for words in _KILLED_WORDS)
     return outcome.result == Result.FAILED and was_killed
 
@@ -286,11 +305,11 @@ def _read_failure(
             restore_id=restore_id,
             attempt=attempt,
             cause=outcome.cause or Cause.UNKNOWN.value,
-            type=str(outcome.error_type)[:TEXT_LIMIT],
-            message=str(outcome.error)[:TEXT_LIMIT],
-            place=str(outcome.place)[:TEXT_LIMIT],
-            iteration=outcome.iteration if isinstance(outcome.iteration, int) else 0,
-            ended_at=str(outcome.ended_at),
+            type=outcome.error_type,
+            message=outcome.error,
+            place=outcome.place,
+            iteration=outcome.iteration,
+            ended_at=outcome.ended_at,
             memory=_memory_asked(store, restore_id, trial_id, attempt),
         )
     if outcome is None:
@@ -321,4 +340,4 @@ def _memory_asked(store: ObjectStore, restore_id: str, trial_id: str, attempt: i
         memory = read_record(store, key, RunnerRequest.from_json).resources.get("memory")
     except (KeyNotFoundError, RecordUnreadableError):
         return None  # not ours, or not any more
-    return float(memory) if isinstance(memory, int | float) else None
+    return memory if memory is None else float(memory)

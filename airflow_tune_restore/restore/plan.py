@@ -3,20 +3,31 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from shlex import quote
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment, is_text
+from airflow_tune_restore.experiments.names import (
+    is_resource,
+    is_safe_name,
+    is_segment,
+    is_trainable_name,
+)
+from airflow_tune_restore.experiments.numbers import MAX_COUNT, is_count
+from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.restore.flags import ResumeFlags
 
 PLAN_SCHEMA = 1
 DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
 """Trials that run out of memory are given twice as much, up to this."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+"""Checked when a record is read."""
 
 
 class TrialAction(StrEnum):
@@ -64,11 +75,15 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     action: TrialAction
     checkpoint: str | None
     checkpoint_repaired: bool
-    iteration: int
+    iteration: Count
     reason: str
     resources: dict[str, float]
     new_trial_id: str | None = None
     quarantined: bool = False
+
+    def __post_init__(self) -> None:
+        """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
+        msgspec.structs.force_setattr(self, "reason", printable(self.reason, NOTE_LENGTH))
 
     @property
     def final_trial_id(self) -> str:
@@ -112,7 +127,7 @@ class RestorePlan:
     flags: ResumeFlags
     strategy: Strategy
     strategy_reason: str
-    samples_left: int | None
+    samples_left: Count | None
     metric: str | None
     mode: str | None
     trials: tuple[TrialPlan, ...]
@@ -122,10 +137,17 @@ class RestorePlan:
     remember_scheduler: bool = False
     draws_samples: bool = False
     searcher_lost: str = ""
-    max_attempts: int | None = None
-    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
+    max_attempts: Count | None = None
+    max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
     ignore_tuner: bool = False
-    schema: int = PLAN_SCHEMA
+    schema: Count = PLAN_SCHEMA
+
+    def __post_init__(self) -> None:
+        """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
+        object.__setattr__(self, "strategy_reason", printable(self.strategy_reason, NOTE_LENGTH))
+        object.__setattr__(self, "searcher_lost", printable(self.searcher_lost))
+        warnings = tuple(printable(warning, NOTE_LENGTH) for warning in self.warnings)
+        object.__setattr__(self, "warnings", warnings)
 
     @property
     def is_one_run(self) -> bool:
@@ -194,8 +216,13 @@ def _check_names(plan: RestorePlan) -> None:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")
     if not is_unstarted and not layout.is_state_file(plan.base.name):
         raise ValueError("its state file cannot be one")
-    if not is_text(plan.trainable_name):
+    if not is_trainable_name(plan.trainable_name):
         raise ValueError("its trainable cannot be one")
+    if not is_count(plan.base.size_bytes):
+        raise ValueError("its state file cannot be of that size")
+    asked = (asks for trial in plan.trials for asks in trial.resources.items())
+    if not all(is_resource(name, amount) for name, amount in asked):
+        raise ValueError("one of its trials asks for what is no amount of a resource")
     if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
         raise ValueError("two of its trials have one id")
 

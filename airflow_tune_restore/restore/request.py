@@ -4,14 +4,26 @@ The runner imports this inside Ray images, where nothing but ray and the user's 
 Field names are a wire format: only ever add, with a default.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from types import NoneType, UnionType
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self
 
-from airflow_tune_restore.experiments import bounded_json
-from airflow_tune_restore.experiments.numbers import is_amount, strict_json
+from airflow_tune_restore.restore.typed import (
+    Asked,
+    Count,
+    Error,
+    LastWords,
+    Line,
+    Metrics,
+    Moment,
+    Name,
+    Record,
+    Resources,
+    Segment,
+    Status,
+    Word,
+    at_most,
+)
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
 """A runner's stdout line that starts with this carries one `RunnerProgress`."""
@@ -24,6 +36,10 @@ EXIT_INTERRUPTED = 4
 """Exit codes are for people reading logs; what counts is the outcome record in storage."""
 
 
+MOST_REPORTS = 1000
+"""In one `ProgressTail`; a runner keeps 200."""
+
+
 class Result(StrEnum):
     """How an attempt ended."""
 
@@ -34,63 +50,8 @@ class Result(StrEnum):
     FENCED = "fenced"  # a newer attempt or restore is at work: nothing more was written
 
 
-class _Record:
-    """JSON in and out for the dataclasses below."""
-
-    def to_json(self) -> bytes:
-        return json.dumps(strict_json(asdict(self))).encode()  # type: ignore[call-overload]
-
-    @classmethod
-    def from_json(cls, body: bytes | str) -> Self:
-        """Read what `to_json` wrote, by this version or another one.
-
-        Raises:
-            ValueError: If it is something else; TypeError if it is no object, or a field is missing.
-        """
-        with bounded_json.alone(len(body)):
-            given = _readable(bounded_json.load(body))
-        if not isinstance(given, dict):
-            raise TypeError(f"no {cls.__name__}")
-        known = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]
-        values = {name: value for name, value in given.items() if name in known}
-        for name, value in values.items():
-            if not _fits(value, known[name]):
-                raise ValueError(f"{name} of a {cls.__name__} cannot be a {type(value).__name__}")
-        return cls(**values)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; of what lists and dicts hold, only scalars are checked."""
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if kind is NoneType or kind is bool or kind is int:
-        return type(value) is kind
-    return isinstance(value, get_origin(kind) or kind)
-
-
-def _readable(value: Any) -> Any:
-    """Replace lone surrogates, which JSON can spell and nothing can encode."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, dict):
-        return {_readable(key): _readable(item) for key, item in value.items()}
-    return [_readable(item) for item in value] if isinstance(value, list) else value
-
-
-def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    """Keep metrics that can be shown."""
-    return {
-        name: value for name, value in values.items() if isinstance(value, str | int | float | None)
-    }
-
-
-def _amounts(values: dict[str, Any]) -> dict[str, float]:
-    """Keep resources that something can be sized by."""
-    return {name: float(value) for name, value in values.items() if is_amount(value) and value > 0}
-
-
 @dataclass(frozen=True, kw_only=True)
-class RunnerRequest(_Record):
+class RunnerRequest(Record):
     """One attempt of one trial. Stored at `layout.request_key`; holds no credential.
 
     Args:
@@ -126,21 +87,21 @@ class RunnerRequest(_Record):
     """
 
     experiment: str
-    restore_id: str
-    trial_id: str
-    attempt: int
+    restore_id: Name
+    trial_id: Name
+    attempt: Count
     trainable: str
     trainable_name: str
-    action: str
-    checkpoint: str | None = None
-    iteration: int = 0
-    new_trial_id: str | None = None
+    action: Word
+    checkpoint: Segment | None = None
+    iteration: Count = 0
+    new_trial_id: Name | None = None
     fresh_budget: bool = False
     trim_results: bool = False
     param_space: str | None = None
     imports: list[str] = field(default_factory=list)
     address: str | None = None
-    resources: dict[str, float] = field(default_factory=dict)
+    resources: Asked = field(default_factory=dict)
     runtime_env: dict[str, Any] = field(default_factory=dict)
     reports: bool = False
     remember_scheduler: bool = False
@@ -148,19 +109,16 @@ class RunnerRequest(_Record):
     search_alg: str | None = None
     sized: bool = False
     nonce: str = ""
-    schema: int = 1
+    schema: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerProgress(_Record):
+class RunnerProgress(Record):
     """One reported result, as a line on the runner's stdout."""
 
-    trial_id: str
-    iteration: int
-    metrics: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "metrics", _scalars(self.metrics))
+    trial_id: Name
+    iteration: Count
+    metrics: Metrics
 
     def to_line(self) -> str:
         """Return the stdout line."""
@@ -178,23 +136,20 @@ class RunnerProgress(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgressTail(_Record):
+class ProgressTail(Record):
     """What a trial of a whole experiment reported lately, for a task that follows it from elsewhere.
 
     Args:
         first: How many reports came before those that are kept.
-        reports: The kept ones, each as `RunnerProgress` has them.
+        reports: The kept ones.
     """
 
-    first: int
-    reports: list[dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        self.after(0)  # TypeError if one is none
+    first: Count
+    reports: Annotated[list[RunnerProgress], at_most(MOST_REPORTS)]
 
     def after(self, seen: int) -> list[RunnerProgress]:
         """Return the reports that follow the first `seen` of all."""
-        return [RunnerProgress(**report) for report in self.reports[max(0, seen - self.first) :]]
+        return self.reports[max(0, seen - self.first) :]
 
     @property
     def count(self) -> int:
@@ -203,7 +158,7 @@ class ProgressTail(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerOutcome(_Record):
+class RunnerOutcome(Record):
     """How one attempt ended. Stored at `layout.outcome_key` by the runner alone, once.
 
     Args:
@@ -228,32 +183,30 @@ class RunnerOutcome(_Record):
 
     """
 
-    restore_id: str
-    trial_id: str
-    attempt: int
+    restore_id: Name
+    trial_id: Name
+    attempt: Count
     result: str
-    status: str
-    final_trial_id: str
-    iteration: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
-    error_type: str = ""
-    error: str = ""
-    cause: str = ""
-    place: str = ""
-    resources: dict[str, float] = field(default_factory=dict)
-    started_at: str = ""
-    ended_at: str = ""
-    ray_version: str = ""
-    schema: int = 1
+    status: Status
+    final_trial_id: Name
+    iteration: Count = 0
+    metrics: Metrics = field(default_factory=dict)
+    error_type: Line = ""
+    error: Error = ""
+    cause: Word = ""
+    place: Line = ""
+    resources: Resources = field(default_factory=dict)
+    started_at: Moment = ""
+    ended_at: Moment = ""
+    ray_version: Word = ""
+    schema: Count = 1
 
     def __post_init__(self) -> None:
         Result(self.result)  # ValueError if it is none
-        object.__setattr__(self, "metrics", _scalars(self.metrics))
-        object.__setattr__(self, "resources", _amounts(self.resources))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerEnd(_Record):
+class RunnerEnd(Record):
     """What whoever followed a runner saw of its end. Stored at `layout.end_key`, if it left no outcome.
 
     Args:
@@ -265,6 +218,6 @@ class RunnerEnd(_Record):
     """
 
     exit_code: int | None = None
-    message: str = ""
-    ended_at: str = ""
-    schema: int = 1
+    message: LastWords = ""
+    ended_at: Moment = ""
+    schema: Count = 1

@@ -16,6 +16,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import StateFile
+from airflow_tune_restore.experiments.names import is_safe_name
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record, stands
@@ -187,4 +188,5 @@ def _records(store: ObjectStore) -> dict[str, CommitRecord]:
 
 def _restores(store: ObjectStore) -> list[str]:
     entries = store.list_dir(layout.ROOT)
-    return [layout.unsegment(e.name) for e in entries if e.is_dir and e.name != "lease"]
+    names = [layout.unsegment(e.name) for e in entries if e.is_dir and e.name != "lease"]
+    return [name for name in names if is_safe_name(name)]  # no other is one of ours

@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
 from airflow_tune_restore.experiments.numbers import whole_iteration
 from airflow_tune_restore.restore.failures import Cause, Failure, classify
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.typed import ERROR_LENGTH
 
 EXIT_CODES = {
     Result.FINISHED: contract.EXIT_FINISHED,
@@ -23,7 +24,6 @@ EXIT_CODES = {
 
 logger = logging.getLogger(__name__)
 
-MESSAGE_LIMIT = 2000
 METRIC_LIMIT = 20
 INTERRUPTED = "Interrupted"
 """Stands in for the type of an exception where an attempt was told to stop."""
@@ -66,7 +66,7 @@ def build_outcome(
         iteration=whole_iteration(last.get("training_iteration")),
         metrics=scalar_metrics(last, None),
         error_type=error[0],
-        error=error[1][:MESSAGE_LIMIT],
+        error=error[1][:ERROR_LENGTH],
         cause=failure.cause.value if failure is not None else "",
         place=failure.place if failure is not None else "",
         resources=resources or {},

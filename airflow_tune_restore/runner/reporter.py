@@ -7,7 +7,6 @@ their own, so that a slow store never slows the training down.
 import logging
 import threading
 from collections import defaultdict, deque
-from dataclasses import asdict
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
@@ -90,9 +89,7 @@ class Reporter:
 
     def _tail(self, owner: str) -> ProgressTail:
         kept = self._reports[owner]
-        return ProgressTail(
-            first=self._counts[owner] - len(kept), reports=[asdict(report) for report in kept]
-        )
+        return ProgressTail(first=self._counts[owner] - len(kept), reports=list(kept))
 
     def _run(self) -> None:
         while True:

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import (
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.experiments.selection import MAX_DEPTH
 from airflow_tune_restore.hooks.arguments import parse_health, parse_text
-from airflow_tune_restore.hooks.finding import Search, build_search, find_experiments
+from airflow_tune_restore.hooks.finding import Search, build_search, find_experiments, say_found
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
 
@@ -131,7 +131,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         if "error" in event:
             raise AirflowFailException(event["error"])
         found: list[dict[str, Any]] = event["experiments"]
-        self.log.info("Found: %s", ", ".join(item["experiment"] for item in found))
+        say_found(found, self.log)  # type: ignore[arg-type]  # Airflow's own kind of logger
         return found
 
     def _look(self) -> list[dict[str, Any]]:

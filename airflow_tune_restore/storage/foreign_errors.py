@@ -88,7 +88,8 @@ def _codes(error: BaseException) -> Iterator[str]:
 
 def _first_words(error: BaseException) -> str:
     """Return the text up to where servers append request ids, XML or what they signed."""
-    text = " ".join(str(error).split())
+    shown = "".join(c if c.isprintable() else " " for c in str(error)[:4000])
+    text = " ".join(shown.split())
     return re.split(r"\s*(?:\(?Request ?Id\b|<\?xml)", text, flags=re.IGNORECASE)[0][:300].rstrip(
         ". "
     )

@@ -125,7 +125,8 @@ class ExperimentWatch(BaseEventTrigger):
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:
                 failures += 1
-                log.warning("%s Looking again in %.0f s.", error, _wait(interval, failures))
+                said = printable(str(error), 4000)
+                log.warning("%s Looking again in %.0f s.", said, _wait(interval, failures))
             except Exception:  # noqa: BLE001  an event trigger that raises is started again every 2 s
                 failures += 1
                 log.exception("Looking again in %.0f s.", _wait(interval, failures))

@@ -138,9 +138,11 @@ class RayJobTrigger(BaseTrigger):
         if broken := job.broken or trial.broken:
             raise broken
         if job.trouble and not job.is_over:
-            self.log.warning("%s It is asked again; the job runs on.", job.trouble)
+            said = printable(job.trouble, 4000)
+            self.log.warning("%s It is asked again; the job runs on.", said)
         if job.log_trouble and job.log_trouble != self._log_trouble:
-            self.log.warning("%s The log is asked for again.", job.log_trouble)
+            said = printable(job.log_trouble, 4000)
+            self.log.warning("%s The log is asked for again.", said)
         self._log_trouble = job.log_trouble
         results = NewestLines()
         for report in trial.take_reports():
@@ -172,7 +174,7 @@ class RayJobTrigger(BaseTrigger):
                 one_run=self.one_run,
             )
         except TuneRestoreError as error:
-            self.log.error("The job could not be stopped: %s", error)  # noqa: TRY400  said plainly
+            self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  said plainly
 
     def _still_waits(self) -> bool:
         """Whether the task is deferred still: then nobody has killed it."""

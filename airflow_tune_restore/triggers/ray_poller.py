@@ -124,13 +124,10 @@ class JobPoller:
             for turn in itertools.count():
                 begun = time.monotonic()
                 log_of = self._next_log() if turn % 2 else None
-                try:
-                    if log_of is not None:
-                        await self._fetch_log(log_of)
-                    else:
-                        await self._list()
-                except TuneRestoreError as error:
-                    self._tell_trouble(str(error))
+                if log_of is not None:
+                    await self._fetch_log(log_of)
+                else:
+                    await self._list()
                 interval = min((watch.interval for watch in self._watches), default=1.0)
                 await asyncio.sleep(max(0.0, interval - (time.monotonic() - begun)))
         except Exception as error:
@@ -142,7 +139,12 @@ class JobPoller:
             await self._jobs.close()
 
     async def _list(self) -> None:
-        jobs = {job.submission_id: job for job in await self._jobs.list_all()}
+        try:
+            jobs = {job.submission_id: job for job in await self._jobs.list_all()}
+        except TuneRestoreError as error:
+            for watch in list(self._watches):
+                watch.unlisted(str(error), time.monotonic() - self._reached)
+            return
         self._reached = time.monotonic()
         for watch in list(self._watches):
             watch.listed(jobs.get(watch.submission_id))
@@ -168,6 +170,10 @@ class JobPoller:
             await self._jobs.read_log(watch.submission_id, log)
         except TuneRestoreError as error:
             trouble = str(error)  # of this one log; lists tell whether the cluster can be asked
+        except Exception as error:  # noqa: BLE001  it ends the trigger of this job alone
+            watch.broken, watch.wants_log = error, False
+            watch.changed.set()
+            return
         if log.length > watch.log_length or log.read >= LONGEST_LOG:
             watch.log = log
         watch.log_length = max(watch.log_length, log.length)
@@ -175,7 +181,3 @@ class JobPoller:
         if watch.log is not None or trouble != watch.log_trouble:
             watch.changed.set()
         watch.log_trouble = trouble
-
-    def _tell_trouble(self, trouble: str) -> None:
-        for watch in list(self._watches):
-            watch.unlisted(trouble, time.monotonic() - self._reached)

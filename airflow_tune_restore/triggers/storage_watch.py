@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.records import read_record
+from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TrialWatch:
         reports: Results that are new.
         has_ended: Whether it has left its outcome.
         is_behind: Whether results were missed; the rest is shown at the end.
-        broken: What ended the looking, if it was no error of ours.
+        broken: What ended the looking at it, if it was no error of ours.
     """
 
     trial_id: str
@@ -114,16 +114,16 @@ class StorageWatch:
             raise
 
     async def _round(self) -> None:
-        waiting = [trial for trial in self._trials if not trial.has_ended]
+        waiting = [trial for trial in self._trials if not (trial.has_ended or trial.broken)]
         waiting.sort(key=lambda trial: trial.looked_at)
         chosen = waiting[:LOOKS_A_ROUND]
         try:
             await asyncio.to_thread(self._look, chosen)
         except TuneRestoreError as error:
-            logger.warning("Restore %s cannot be looked at just now: %s", self._restore_id, error)
+            self._say(error)
         for trial in chosen:
             trial.looked_at = time.monotonic()
-            if trial.reports or trial.has_ended:
+            if trial.reports or trial.has_ended or trial.broken:
                 trial.changed.set()
 
     def _look(self, trials: list[TrialWatch]) -> None:
@@ -133,28 +133,39 @@ class StorageWatch:
             self._renewed = time.monotonic()
             lease.renew(self._store, lease.check_held(self._store, self._restore_id))
         for trial in trials:
-            self._look_at(self._store, trial)
+            try:
+                self._look_at(self._store, trial)
+            except TuneRestoreError as error:
+                self._say(error)
+            except Exception as error:  # noqa: BLE001  it ends the trigger of this trial alone
+                trial.broken = error
 
     def _look_at(self, store: "ObjectStore", trial: TrialWatch) -> None:
         # in this order: a trial's last words come before its end
-        ended = trial.has_outcome_alone and (
-            read_outcome(store, self._restore_id, trial.trial_id, trial.attempt) is not None
-        )
-        tail = read_progress(store, self._restore_id, trial.trial_id, trial.attempt)
+        ended = trial.has_outcome_alone and self._has_outcome(store, trial)
+        tail = None if trial.is_behind else self._read_progress(store, trial)
         if tail is not None and tail.first > trial.seen:
             trial.is_behind = True  # what follows is shown in order at the end
-        if tail is not None and not trial.is_behind:
+        elif tail is not None:
             trial.reports += tail.after(trial.seen)
             trial.seen = max(trial.seen, tail.count)
         trial.has_ended = ended
 
+    def _has_outcome(self, store: "ObjectStore", trial: TrialWatch) -> bool:
+        try:
+            return read_outcome(store, self._restore_id, trial.trial_id, trial.attempt) is not None
+        except RecordUnreadableError:
+            return True  # its task reads it, and says so
 
-def read_progress(
-    store: "ObjectStore", restore_id: str, trial_id: str, attempt: int
-) -> ProgressTail | None:
-    """Return what a trial has reported lately; None before its first result."""
-    key = layout.progress_key(restore_id, trial_id, attempt)
-    try:
-        return read_record(store, key, ProgressTail.from_json, max_bytes=16 * 1024**2)
-    except KeyNotFoundError:
-        return None
+    def _read_progress(self, store: "ObjectStore", trial: TrialWatch) -> ProgressTail | None:
+        try:
+            return read_progress(store, self._restore_id, trial.trial_id, trial.attempt)
+        except RecordUnreadableError as error:
+            trial.is_behind = True
+            self._say(error)
+            return None
+
+    def _say(self, error: TuneRestoreError) -> None:
+        logger.warning(
+            "Restore %s cannot be looked at just now: %s", self._restore_id, printable(str(error))
+        )

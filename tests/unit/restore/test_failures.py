@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_tune_restore.experiments.printable import is_printable
 from airflow_tune_restore.restore.failures import (
-    TEXT_LIMIT,
     Cause,
     Failure,
     classify,
     classify_end,
 )
+from airflow_tune_restore.restore.typed import LINE_LENGTH
 from tests.support import GOLDEN
 
 UNPACKED = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg"
@@ -169,8 +170,8 @@ def test_any_text_gives_a_short_printable_answer(text, type_name):
     end = classify_end(1, text)
     assert failure.cause in set(Cause)
     for part in (failure.type, failure.message, failure.place, end.message):
-        assert len(part) <= TEXT_LIMIT
-        assert part.isprintable()
+        assert len(part) <= LINE_LENGTH
+        assert is_printable(part)
 
 
 @pytest.mark.parametrize("part", ["A", '  File "', "a.b", "\n", "a.b: c\n", "\x1b[36m"], ids=repr)

@@ -49,7 +49,7 @@ class World:
         self.store.put(layout.heartbeat_key("r", EVERY, attempt), str(self.beats).encode())
 
     def report(self, trial_id: str, *iterations: int, first: int = 0, attempt: int = 1) -> None:
-        reports = [{"trial_id": trial_id, "iteration": i, "metrics": {}} for i in iterations]
+        reports = [RunnerProgress(trial_id=trial_id, iteration=i, metrics={}) for i in iterations]
         tail = ProgressTail(first=first, reports=reports)
         self.store.put(layout.progress_key("r", trial_id, attempt), tail.to_json())
 
@@ -168,7 +168,7 @@ def test_the_wish_to_stop_reaches_the_newest_run(world):
 
 def test_a_tail_tells_what_is_new():
     tail = ProgressTail(
-        first=3, reports=[{"trial_id": "a", "iteration": i, "metrics": {}} for i in (4, 5)]
+        first=3, reports=[RunnerProgress(trial_id="a", iteration=i, metrics={}) for i in (4, 5)]
     )
     assert [p.iteration for p in tail.after(0)] == [4, 5]
     assert [p.iteration for p in tail.after(4)] == [5]

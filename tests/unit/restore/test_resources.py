@@ -86,7 +86,7 @@ def test_what_an_outcome_holds_instead_of_amounts_sizes_nothing():
         restore_id="r", trial_id="t", attempt=1, result="interrupted", status="",
         final_trial_id="t", resources=given,
     )  # fmt: skip
-    assert outcome.resources == {"CPU": 2.0}
+    assert RunnerOutcome.from_json(outcome.to_json()).resources == {"CPU": 2.0}
     older = json.loads(outcome.to_json())
     del older["resources"]
     assert RunnerOutcome.from_json(json.dumps(older)).resources == {}

@@ -86,7 +86,7 @@ def trigger(store, **arguments) -> RayJobTrigger:
 
 
 def report(store, *iterations: int, first: int = 0) -> None:
-    reports = [{"trial_id": "t1", "iteration": i, "metrics": {"a": i}} for i in iterations]
+    reports = [RunnerProgress(trial_id="t1", iteration=i, metrics={"a": i}) for i in iterations]
     key = layout.progress_key("r1", "t1", 1)
     store.put(key, ProgressTail(first=first, reports=reports).to_json())
 

@@ -25,6 +25,7 @@ def head(monkeypatch):
         asked: ClassVar[Counter] = Counter()
         jobs: ClassVar[dict] = {}
         error: Exception | None = None
+        log_errors: ClassVar[dict] = {}
         closed = 0
 
         def __init__(self, cluster):
@@ -38,6 +39,8 @@ def head(monkeypatch):
 
         async def read_log(self, submission_id, log):
             Head.asked[submission_id] += 1
+            if submission_id in Head.log_errors:
+                raise Head.log_errors[submission_id]
             log.take(f"{submission_id} says\n")
 
         async def close(self):
@@ -113,6 +116,30 @@ def test_a_head_out_of_reach_is_waited_for(head, monkeypatch):
             monkeypatch.setattr(ray_poller, "OUTAGE_SECONDS", 0.0)
             await until(lambda: watch.is_over)
             assert watch.out_of_reach
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "error", [RayClusterError("http://head:8265", "no such log"), ZeroDivisionError()]
+)
+def test_a_log_that_cannot_be_had_is_the_trouble_of_its_own_job_alone(head, monkeypatch, error):
+    head.jobs = {name: job(name) for name in ("odd", "good")}
+    monkeypatch.setattr(head, "log_errors", {"odd": error})
+
+    async def main():
+        async with AsyncExitStack() as stack:
+            odd, good = [
+                await stack.enter_async_context(
+                    JobPoller.watch(CLUSTER, name, interval=INTERVAL, wants_log=True)
+                )
+                for name in ("odd", "good")
+            ]
+            asked = head.asked["good"]
+            await until(lambda: head.asked["odd"] and head.asked["good"] > asked + 2)
+            assert good.log == "good says\n"
+            assert (good.trouble, good.broken) == ("", None)
+            assert odd.broken is (error if isinstance(error, ZeroDivisionError) else None)
 
     asyncio.run(main())
 
