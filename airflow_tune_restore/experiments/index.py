@@ -5,14 +5,14 @@ still shows the very objects that it was made from; one that is damaged, too lon
 file could, is read anew. Lost, the index is made again. Of two scans that write it at once the later one
 wins. What is restored is read again from the state itself in any case.
 
-It is not signed: who can write below the prefix can forge it. So every scan with an index reads again, by
-chance, some of what it took from there (`spot_check`), and all as soon as one line is not as its state
-is. What a forged index can still do: each line that a scan takes is read again with a chance of one in
-32, and eight lines at least; if none of the forged ones is among them, their experiments stand as the
-lines say, for that scan. So 60 forged lines of 60 are found by the first scan for certain, 60 of 1,000
-by each scan with 85 %, one of 60 after 7 scans on average and one of 1,000 after 32. Found, they are
-replaced; a forger has to write again. Words beside a verdict (by what trials ended, warnings) are not
-compared.
+It is not signed: who can write below the prefix can forge it. So every scan with an index reads again,
+by chance, some of what it took from there (`spot_check`), and all as soon as one line is not as its
+state is. What a forged index can still do: each line that a scan takes is read again with a chance of
+one in 32, and eight lines at least; if none of the forged ones is among them, their experiments stand
+as the lines say, for that scan. So 60 forged lines of 60 are found by the first scan for certain, 60 of
+1,000 by each scan with 85 %, one of 60 after 8 scans on average and one of 1,000 after 32. Found, they
+are replaced; a forger has to write again. Words beside a verdict (by what trials ended, warnings) are
+not compared.
 
 Nothing is packed, and no line is decoded further than to its parts before it is wanted: whatever a file
 of `MAX_INDEX_BYTES` claims, it takes a few times its own length to read.
