@@ -45,6 +45,8 @@ def build_committed_state(
 _STATUS = re.compile(r'(?<=\n  "status": )"[^"\\]*"')
 """As `Trial.get_json_state` writes it (2.60): only the outermost level is indented by two blanks."""
 
+_AS_RAY_WRITES = '{\n  "'
+
 
 class _Snapshots:
     """The rows that the committed attempts left: one object a trial, or one for all."""
@@ -111,12 +113,11 @@ def units(plan: RestorePlan) -> list[str]:
 
 def _terminated(row: RawRow) -> RawRow:
     """Return the row with the status Ray gives a skipped unfinished trial."""
-    text, found = _STATUS.subn(
-        f'"{TrialStatus.TERMINATED}"', msgspec.json.decode(row.trial, type=str)
-    )
-    if found != 1:
-        # laid out in another way; without indents, which may be a hundred times what is indented
-        document = bounded_json.load(text)
+    before = msgspec.json.decode(row.trial, type=str)
+    text, found = _STATUS.subn(f'"{TrialStatus.TERMINATED}"', before)
+    if found != 1 or not before.startswith(_AS_RAY_WRITES):
+        # without indents, which may be a hundred times what is indented
+        document = bounded_json.load(before)
         document["status"] = TrialStatus.TERMINATED.value
         text = json.dumps(document)
     return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
