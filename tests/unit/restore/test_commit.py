@@ -160,7 +160,7 @@ def test_an_unfinished_trial_that_is_not_resumed_becomes_terminated(store):
     assert trials["bad"].status is TrialStatus.ERROR
 
 
-@pytest.mark.parametrize("indent", [2, None, 1])
+@pytest.mark.parametrize("indent", [2, None, 1, 4])
 def test_a_row_that_becomes_terminated_changes_in_its_status_alone(indent):
     """However deep it nests and whatever it holds that looks like a status."""
     nested = json.loads("[" * 500 + '{"status": "RUNNING"}' + "]" * 500)
