@@ -131,7 +131,8 @@ def describe_error(error: BaseException) -> str:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return printable(" ".join(lines), 1000) or type(error).__name__
     said = printable(str(_read_status(error).get("message") or ""), 1000)
-    return f"{status} {getattr(error, 'reason', '')}: {said}".strip(": ")
+    reason = printable(str(getattr(error, "reason", "")))
+    return f"{status} {reason}: {said}".strip(": ")
 
 
 def check_answer(pod: Any, name: str) -> Any:

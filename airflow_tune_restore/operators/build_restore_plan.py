@@ -6,7 +6,6 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
@@ -227,7 +226,7 @@ class BuildRestorePlanOperator(BaseOperator):
         drafts = self._without_unfit(hook, places, drafts, verdicts)
         continued = [places[text] for text, draft in drafts.items() if draft.plan.is_continuation]
         drafts = {text: d for text, d in drafts.items() if not d.plan.is_continuation}
-        _refuse_too_many(drafts)
+        drafts = _without_too_many(drafts, verdicts)
         started = self._start(context, places, drafts, options, verdicts)
         ti.xcom_push(UNEXPECTED_KEY, verdicts.unexpected)
         ti.xcom_push(CONTINUED_KEY, [str(address) for address in continued])
@@ -384,16 +383,29 @@ class BuildRestorePlanOperator(BaseOperator):
                 self.log.warning("  %s", printable(warning, NOTE_LENGTH))
 
 
-def _refuse_too_many(drafts: dict[str, Draft]) -> None:
-    """Stop before anything is leased if Airflow would refuse to map the result."""
+def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str, Draft]:
+    """Leave out, before anything is leased, those whose trials Airflow would refuse to map.
+
+    The smallest are taken first: one experiment with very many trials stops no other.
+    """
     limit = conf.getint("core", "max_map_length", fallback=1024)
-    count = sum(len(draft.plan.to_run) for draft in drafts.values())
-    if count > limit:
-        raise AirflowFailException(
-            f"{count} trials of {len(drafts)} experiments are to be run, but Airflow maps at most "
-            f"{limit} tasks: [core] max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise it on API "
-            "server, scheduler and workers, or restore fewer experiments at a time. Nothing was leased."
+    left = limit
+    for text, draft in sorted(drafts.items(), key=lambda item: _count_items(item[1].plan)):
+        count = _count_items(draft.plan)
+        if count <= left:
+            left -= count
+            continue
+        verdicts.refused[text] = InvalidInputError(
+            f"{count} trials of it are to be run beside {limit - left} of other experiments, but Airflow "
+            f"maps at most {limit} tasks: [core] max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise "
+            "it on API server, scheduler and workers, or restore fewer experiments at a time. It was not "
+            "leased."
         )
+    return {text: draft for text, draft in drafts.items() if text not in verdicts.refused}
+
+
+def _count_items(plan: RestorePlan) -> int:
+    return len(plan.to_run) + plan.draws_samples
 
 
 def _items(address: Address, plan: RestorePlan) -> list[TrialItem]:

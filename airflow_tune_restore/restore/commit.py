@@ -21,6 +21,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.names import is_safe_name
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.samples import read_samples_left
 from airflow_tune_restore.experiments.state import (
@@ -241,9 +242,11 @@ def _put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -
         return
     directory, prefix = layout.searcher_dir(plan.restore_id, attempt), layout.numbered(number)
     for entry in store.list_dir(directory):
-        if entry.name.startswith(prefix):
+        name = layout.in_session(entry.name.removeprefix(prefix), session)
+        # what a searcher saves, and nothing that only lies there: it could replace a state
+        if entry.name.startswith(prefix) and layout.is_searcher_state(name) and is_safe_name(name):
             body = store.get(f"{directory}/{entry.name}", max_bytes=layout.MAX_STATE_BYTES)
-            store.put(layout.in_session(entry.name.removeprefix(prefix), session), body)
+            store.put(name, body)
 
 
 def _put_callbacks(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:

@@ -1,13 +1,14 @@
 """From a plan to a restore that runners can work on: lease, seeds, plan. Each step can be redone."""
 
+import contextlib
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
-    LinkRefusedError,
     RecordUnreadableError,
     StateChangedError,
+    StorageError,
     TooLargeError,
 )
 from airflow_tune_restore.experiments import layout
@@ -25,6 +26,9 @@ from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.create import check_exclusive_create
 
+_MAX_SAME = 1000
+"""So often one DAG run may be restored and committed anew; more were made by somebody else."""
+
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
     """Return `base`, or `base-2`, `base-3` … if restores of that id were committed already.
@@ -32,16 +36,17 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
     Callers make `base` from what identifies their run, so that a retry re-enters its own restore, and
     running the same DAG run again after its commit starts a new one.
     """
-    number = 1
-    while True:
+    for number in range(1, _MAX_SAME + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
-        try:
-            store.get(layout.commit_key(restore_id), max_bytes=layout.MAX_PLAN_BYTES)
-        except KeyNotFoundError:
-            return restore_id
-        except (TooLargeError, LinkRefusedError):
-            pass  # whatever that is, its name is taken
-        number += 1
+        with contextlib.suppress(TooLargeError):  # whatever that is, the name is taken
+            try:
+                store.get(layout.commit_key(restore_id), max_bytes=layout.MAX_PLAN_BYTES)
+            except KeyNotFoundError:
+                return restore_id
+    raise StorageError(
+        f"{store.uri} holds {_MAX_SAME} restores of the id {base}. Nothing was started. Find out who "
+        f"made them, then delete them from {layout.ROOT}; or start a new DAG run."
+    )
 
 
 def plan_restore(  # noqa: PLR0913  what the user chose, by name

@@ -80,8 +80,13 @@ def test_large_documents_are_decoded_one_at_a_time():
 
 
 def test_the_collector_is_as_it_was_before_a_large_document():
-    with bounded_json.alone(10**7):
+    was_enabled = gc.isenabled()  # the shell switches it off, and its tests run here, too
+    for before in (gc.enable, gc.disable):
+        before()
+        expected = gc.isenabled()
         with bounded_json.alone(10**7):
+            with bounded_json.alone(10**7):
+                assert not gc.isenabled()
             assert not gc.isenabled()
-        assert not gc.isenabled()
-    assert gc.isenabled()
+        assert gc.isenabled() is expected
+    (gc.enable if was_enabled else gc.disable)()

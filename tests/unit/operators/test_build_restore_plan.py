@@ -179,6 +179,15 @@ def test_more_trials_than_airflow_maps_are_refused_before_anything_is_leased(err
     assert not (errored / ".tune_restore").exists()
 
 
+def test_one_experiment_of_very_many_trials_stops_no_other(errored, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    many = make_experiment(tmp_path / "a", [make_row(f"b{n}", status="ERROR") for n in range(3)])
+    items = plan([str(many), str(errored)]).execute(make_context())
+    assert [item["label"] for item in items] == ["exp a3", "exp a1"]
+    assert "3 trials of it are to be run beside 2 of other experiments" in capfd.readouterr().out
+    assert not (many / ".tune_restore").exists()
+
+
 def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(errored, launcher):
     launcher.refusal = InvalidInputError("no:such is not the trainable 'train'.")
     with pytest.raises(AirflowFailException, match="is not the trainable"):

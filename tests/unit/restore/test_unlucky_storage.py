@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -404,7 +405,54 @@ def test_a_plan_is_one_of_the_experiment_it_lies_in(store):
     assert request.experiment == store.uri
 
 
+# --- what a searcher saves
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".0",
+        "experiment_state-kept.json",
+        "callback-states-kept.pkl",
+        "a\x1bb-kept.pkl",
+        "x-kept.txt",
+    ],
+)
+def test_what_only_lies_beside_a_searchers_state_is_not_committed(objects, store, name):
+    plan = start_night(store, "r1", strategy="whole_experiment")
+    row = make_row("bad", last_result={"training_iteration": 6})
+    kept = layout.searcher_dir("r1", 1)
+    draws = replace(plan, draws_samples=True)
+    store.put(layout.plan_key("r1"), draws.to_json())
+    leave_attempt(store, draws, layout.EVERY_TRIAL, row, iteration=6)
+    state = json.loads(make_state([row]))
+    state["stats"]["searcher"] = 1
+    store.put(layout.snapshot_key("r1", layout.EVERY_TRIAL, 1), json.dumps(state).encode())
+    for saved in (name, "searcher-state-kept.pkl"):
+        store.put(f"{kept}/{layout.numbered(1)}{saved}", b"saved")
+    committed = commit_restore(store, "r1").state_file
+    session = layout.session_of(committed)
+    root = {key: body for key, (body, _) in objects.items() if "/" not in key}
+    assert set(root) == {STATE_NAME, committed, f"searcher-state-{session}.pkl"}
+    assert root[committed] != b"saved"
+
+
 # --- restores whose id is taken by what cannot be read
+
+
+def test_a_link_in_the_place_of_our_directory_ends_the_draft(tmp_path):
+    """Behind it every name is refused, and the search for a free one would never end."""
+    directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
+    (directory / layout.ROOT).symlink_to(tmp_path)
+    with pytest.raises(LinkRefusedError, match=r"\.tune_restore is a link"):
+        draft_restore(LocalStore(directory), "r1", OPTIONS)
+
+
+def test_a_thousand_restores_of_one_id_are_enough(store):
+    for number in range(1, 1001):
+        store.put(layout.commit_key("r1" if number == 1 else f"r1-{number}"), b"{}")
+    with pytest.raises(StorageError, match="holds 1000 restores of the id r1"):
+        draft_restore(store, "r1", OPTIONS)
 
 
 def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(store):
