@@ -13,6 +13,8 @@ Python is told to execute, import, open or connect to. What fails is printed and
 import argparse
 import codecs
 import contextlib
+import ctypes
+import encodings.aliases
 import faulthandler
 import json
 import logging
@@ -43,6 +45,11 @@ WALL_LIMIT_SECONDS = PATIENCE_SECONDS
 
 MOST_FAILURES = 50
 
+_WARM_UPS, _WARM_UP_SECONDS = 50, 2.0
+_M_ARENA_MAX = -8
+_EACH_FIRST = 5
+"""How often every target has its turn before chance decides."""
+
 
 @dataclass
 class Report:
@@ -50,6 +57,7 @@ class Report:
 
     tried: int = 0
     by_target: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)  # of the processor, by target
     failures: list[str] = field(default_factory=list)
     slowest: tuple[float, int, str] = (0.0, -1, "")
     peak_mib: float = 0.0
@@ -58,6 +66,7 @@ class Report:
     def add(self, other: "Report") -> None:
         self.tried += other.tried
         self.by_target.update(other.by_target)
+        self.seconds.update(other.seconds)
         self.failures += other.failures
         self.slowest = max(self.slowest, other.slowest)
         self.peak_mib = max(self.peak_mib, other.peak_mib)
@@ -90,6 +99,7 @@ def _collect(exit_code: int | None, own: Path, seed: int) -> Report:
             **{
                 **found,
                 "by_target": Counter(found["by_target"]),
+                "seconds": Counter(found["seconds"]),
                 "slowest": tuple(found["slowest"]),
             }
         )
@@ -108,8 +118,12 @@ def _child(
 ) -> None:
     import tests.support.airflow.home  # noqa: F401  first of all: it sets AIRFLOW_HOME
     from campaigns.guards import Tripwire
-    from campaigns.hostile_targets import Lab
+    from campaigns.hostile_lab import Lab
 
+    os.chdir(scratch)  # what is opened by a name alone is taken to lie there
+    os.environ["NETRC"] = f"{scratch}/netrc"  # aiohttp would read the user's
+    os.fsync = lambda _file: None  # no power is cut here
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)  # or each thread would take address space for itself
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     for number in (signal.SIGALRM, signal.SIGPROF):
         faulthandler.register(number, chain=True)  # the traceback, then death
@@ -132,14 +146,17 @@ def _child(
 
 def _warm_up(lab) -> None:
     """Let every lazy import happen before the tripwire is armed: inputs that do not count."""
-    for codec in ("raw_unicode_escape", "unicode_escape", "latin-1", "ascii", "utf-16", "utf-16-be",
-                  "utf-16-le", "utf-32", "utf-32-be", "utf-32-le", "utf-8-sig"):  # fmt: skip
-        codecs.lookup(codec)  # JSON may be in any of UTF's
-    for name in _targets():
-        for index in range(50):
-            rng = random.Random(f"warm/{index}")
+    for name in encodings.aliases.aliases.values():
+        with contextlib.suppress(LookupError):
+            codecs.lookup(name)  # JSON may be in any of UTF's, and a server says what it likes
+    for name, (target, _) in _targets().items():
+        started = time.monotonic()
+        for index in range(_WARM_UPS):
+            lab.begin()
             with contextlib.suppress(BaseException):
-                _targets()[name][0](rng, lab)
+                target(random.Random(f"warm/{name}/{index}"), lab)
+            if time.monotonic() - started > _WARM_UP_SECONDS:
+                break
 
 
 def _targets():  # noqa: ANN202
@@ -153,16 +170,18 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
     targets = _targets()
     rng = random.Random(f"{seed}/{index}")
     (name,) = rng.choices(list(targets), [weight for _, weight in targets.values()])
-    lab.kept.clear()
+    if index < _EACH_FIRST * len(targets):
+        name = list(targets)[index % len(targets)]
+    lab.begin()
     failure = None
-    started = time.process_time()
+    started = time.process_time(); wall=time.monotonic()
     signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     try:
         with wire:
-            targets[name][0](rng, lab)
-    except TuneRestoreError:
-        pass
+            with contextlib.suppress(TuneRestoreError):
+                targets[name][0](rng, lab)
+            lab.check_said()
     except BaseException:  # noqa: BLE001  whatever gets out is what we look for
         failure = f"seed {seed} input {index} ({name}): {traceback.format_exc(limit=-6)}"
     signal.setitimer(signal.ITIMER_PROF, 0)
@@ -172,7 +191,10 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
     wire.trips.clear()
     report.tried += 1
     report.by_target[name] += 1
-    report.slowest = max(report.slowest, (time.process_time() - started, index, name))
+    seconds = time.process_time() - started
+    report.seconds[name] += seconds
+    if time.monotonic()-wall > 0.5: print("WALL", name, index, time.monotonic()-wall, flush=True)
+    report.slowest = max(report.slowest, (seconds, index, name))
     return failure
 
 
@@ -257,6 +279,10 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _rate(count: int, seconds: float) -> str:
+    return f", {count / seconds:.0f} a second of the processor" if seconds else ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -292,10 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     print(*report.failures, sep="\n")
     seconds, index, name = report.slowest
-    print(
-        f"{report.tried} inputs of seed {options.seed} in {time.monotonic() - started:.0f} s: "
-        f"{dict(report.by_target)}"
-    )
+    print(f"{report.tried} inputs of seed {options.seed} in {time.monotonic() - started:.0f} s")
+    for target, count in report.by_target.most_common():
+        print(f"  {target}: {count}" + _rate(count, report.seconds[target]))
     print(f"slowest: input {index} ({name}), {seconds:.2f} s of the processor")
     print(
         f"peak memory: {report.peak_mib:.0f} MiB ({report.start_mib:.0f} MiB before the first input)"
