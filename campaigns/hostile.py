@@ -128,6 +128,7 @@ def _child(
     for number in (signal.SIGALRM, signal.SIGPROF):
         faulthandler.register(number, chain=True)  # the traceback, then death
     signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
+    _targets()  # all must be imported before the lab lets time fly in them
     lab, wire = Lab(scratch), Tripwire(scratch)
     _warm_up(lab)
     report = Report(start_mib=_peak_mib())

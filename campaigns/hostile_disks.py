@@ -169,7 +169,7 @@ def _spoil(rng: random.Random, lab: Lab, prefix: Path, outside: Path) -> Path:
     bad = prefix / "bad"
     path = bad / rng.choice(_places(rng, bad))
     for parent in reversed(path.relative_to(bad).parents[:-1]):
-        if os.path.lexists(bad / parent) and not _is_directory(bad / parent):
+        if not _is_directory(bad / parent) and os.path.lexists(bad / parent):
             path = bad / parent  # or we would write through a link of our own
             break
     path.parent.mkdir(parents=True, exist_ok=True)

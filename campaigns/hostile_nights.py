@@ -291,7 +291,7 @@ def _check_free(lab: Lab, store: GuardedStore) -> None:
 
 # Many trials whose runners died without a word.
 
-_MANY_TRIALS = 1300
+_MANY_TRIALS = 2000
 
 
 @functools.cache
