@@ -45,7 +45,7 @@ WALL_LIMIT_SECONDS = PATIENCE_SECONDS
 
 MOST_FAILURES = 50
 
-_WARM_UPS, _WARM_UP_SECONDS = 50, 2.0
+_WARM_UPS, _WARM_UP_SECONDS = 50, 1.0
 _M_ARENA_MAX = -8
 _EACH_FIRST = 5
 """How often every target has its turn before chance decides."""
