@@ -3,11 +3,20 @@
     python -m campaigns.hostile --inputs 200000 --seed 1     the campaign
     python -m campaigns.hostile --seed 1 --only 1234         one input again, with its traceback
     python -m campaigns.hostile --large [--streamed]         files of 1 GiB in the place of each
+    python -m campaigns.hostile --limits --most-mib 512      files just under each limit, and their memory
     python -m campaigns.hostile --odd --inputs 5000          odd, but genuine: what Ray reads, we read
 
 Each input is made from the seed and its number alone, so that any of them can be tried again. It is read
 in a child process whose memory is limited, under a watchdog, with a tripwire that hears of whatever
-Python is told to execute, import, open or connect to. What fails is printed and saved.
+Python is told to execute, import, open or connect to; what is logged meanwhile must be fit to be shown,
+and waiting is counted. What fails is printed and saved.
+
+The targets (campaigns/hostile_targets.py): state files, pickles, result rows, every record that
+experiments/layout.py can build, with all that reads it, lines and names; dashboards and API servers on
+127.0.0.1 that answer anything; links and pipes on a disk wherever a key can stand; impossible times and
+claims; and whole nights, through the real operators, over a bad experiment and a good one, which must be
+found, planned, run and committed whatever the bad one is. The first inputs of each seed go through all
+targets in turn.
 """
 
 import argparse
@@ -22,6 +31,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -175,7 +185,7 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
         name = list(targets)[index % len(targets)]
     lab.begin()
     failure = None
-    started = time.process_time(); wall=time.monotonic()
+    started = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     try:
@@ -194,7 +204,6 @@ def try_one(seed: int, index: int, lab, wire, report: Report) -> str | None:
     report.by_target[name] += 1
     seconds = time.process_time() - started
     report.seconds[name] += seconds
-    if time.monotonic()-wall > 0.5: print("WALL", name, index, time.monotonic()-wall, flush=True)
     report.slowest = max(report.slowest, (seconds, index, name))
     return failure
 
@@ -240,6 +249,7 @@ def odd_inputs(inputs: int, seed: int, first: int = 0) -> Report:
     return report
 
 
+_SMALL_BYTES = 512 * 1024
 LARGE_BYTES = 1024**3
 LARGE_NAMES = ("state", "older state", "tuner.pkl", "searcher", "result.json", "plan.json", "commit.json",
                "claim", "heartbeat", "snapshot", "outcome.json")  # fmt: skip
@@ -276,6 +286,40 @@ def _large_child(scratch: str, streamed: bool) -> None:
     Path(scratch, "report.json").write_text(json.dumps(vars(report)))
 
 
+def limits(most_bytes: int, *, share: int | None = None, seed: int = 0) -> Report:
+    """Read files just under each limit, one process each, and compare what they take with their size.
+
+    Args:
+        most_bytes: Larger limits are tried with files of this size.
+        share: How many of all cases are tried, those of a MiB and more only; None for all.
+        seed: Chooses the share.
+    """
+    from campaigns import hostile_limits
+    from campaigns.hostile_lab import Lab
+
+    report = Report(start_mib=_peak_mib())
+    with tempfile.TemporaryDirectory(prefix="tune-hostile-") as scratch:
+        with contextlib.closing(Lab(scratch)) as lab:
+            cases = list(hostile_limits.all_cases(lab, most_bytes))
+        if share is not None:
+            large = [case for case in cases if case[1].size > _SMALL_BYTES]
+            cases = random.Random(seed).sample(large, share)
+        for index, (base, case) in enumerate(cases):
+            started = time.monotonic()
+            own = Path(scratch, str(index))
+            own.mkdir()
+            peak, words = hostile_limits.measure(case, base, own, all_readers=share is None)
+            shutil.rmtree(own)
+            name = f"{case.key}, {case.size} bytes, {case.shape}"
+            if words or peak > case.most_mib:
+                report.failures.append(f"{name}: {peak:.0f} MiB of {case.most_mib:.0f}. {words}")
+            report.tried += 1
+            report.by_target[case.key] += 1
+            report.slowest = max(report.slowest, (time.monotonic() - started, index, name))
+            report.peak_mib = max(report.peak_mib, peak)
+    return report
+
+
 def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -292,6 +336,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--large", action="store_true", help="files of 1 GiB instead")
+    parser.add_argument("--limits", action="store_true", help="files just under each limit instead")
+    parser.add_argument(
+        "--most-mib", type=int, default=512, help="with --limits: no file is larger than this"
+    )
     parser.add_argument(
         "--streamed", action="store_true", help="with --large: from an object store"
     )
@@ -304,6 +352,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     if options.large:
         report = large_files(streamed=options.streamed)
+    elif options.limits:
+        report = limits(options.most_mib * 1024**2)
     elif options.odd:
         first = options.only or 0
         report = odd_inputs(

@@ -42,21 +42,29 @@ def disks(rng: random.Random, lab: Lab) -> None:
     _write(_good(lab), prefix / "good")
     _write(dict(rng.choice((lab.restored, lab.whole, _good(lab)))), prefix / "bad")
     _write_secrets(outside)
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        spoilt = _spoil(rng, lab, prefix, outside)
-    outside_before, good_before = _snapshot(outside), _snapshot(prefix / "good")
-    bad = LocalStore(prefix / "bad")
-    _check_not_followed(bad, spoilt)
-    for read in rng.sample(READERS, 2):
-        with contextlib.suppress(TuneRestoreError, AirflowException):
-            read(lab, bad)
+    opened = ["good", "bad"]
+    if rng.random() < 0.15:  # the experiment itself, or something beside it: nobody opens that
+        path = prefix / rng.choice(("bad", "latest"))
+        _put(rng, lab, path, outside)
+        opened.remove("bad")
+    else:
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            path = _choose_place(rng, prefix / "bad")
+            _put(rng, lab, path, outside)
+    outside_before, good_before = snapshot(outside), snapshot(prefix / "good")
+    if "bad" in opened:
+        bad = LocalStore(prefix / "bad")
+        _check_not_followed(bad, path)
+        for read in rng.sample(READERS, 2):
+            with contextlib.suppress(TuneRestoreError, AirflowException):
+                read(lab, bad)
     reports = scan(LocalStore(prefix))
     output_of(lambda: output.print_reports([(r, []) for r in reports], prefix="x", as_json=False))
     assert "good" in [report.name for report in reports]
-    a_night(rng, lab, {str(prefix / name): LocalStore(prefix / name) for name in ("good", "bad")})
-    assert _snapshot(outside) == outside_before, "what lies outside was changed"
-    assert sorted(path.name for path in prefix.iterdir()) == ["bad", "good"]
-    after = _snapshot(prefix / "good")
+    a_night(rng, lab, {str(prefix / name): LocalStore(prefix / name) for name in opened})
+    assert snapshot(outside) == outside_before, "what lies outside was changed"
+    assert {path.name for path in prefix.iterdir()} <= {"bad", "good", "latest", "latest.txt"}
+    after = snapshot(prefix / "good")
     assert {name: after.get(name) for name in good_before} == good_before
     _check_no_secret(prefix)
 
@@ -146,7 +154,9 @@ def _unreadable(_rng: random.Random, path: Path, _outside: Path) -> None:
 
 def _odd_time(rng: random.Random, path: Path, _outside: Path) -> None:
     path.write_bytes(b"{}")
-    at = rng.choice((-(10**18), -(2**62), 10**18 * 9, 253402300800 * 10**9, 2**62, 2**63 - 1, -1, 0))
+    at = rng.choice(
+        (-(10**18), -(2**62), 10**18 * 9, 253402300800 * 10**9, 2**62, 2**63 - 1, -1, 0)
+    )
     with contextlib.suppress(OSError, OverflowError):
         os.utime(path, ns=(at, at))
 
@@ -164,19 +174,21 @@ def _way(rng: random.Random, path: Path, target: Path) -> str:
     return os.path.relpath(target, path.parent)
 
 
-def _spoil(rng: random.Random, lab: Lab, prefix: Path, outside: Path) -> Path:
-    """Put something hostile in the place of a key, of a directory of keys, or beside them."""
-    bad = prefix / "bad"
-    path = bad / rng.choice(_places(rng, bad))
-    for parent in reversed(path.relative_to(bad).parents[:-1]):
-        if not _is_directory(bad / parent) and os.path.lexists(bad / parent):
-            path = bad / parent  # or we would write through a link of our own
-            break
+def _put(rng: random.Random, lab: Lab, path: Path, outside: Path) -> None:
+    """Put something hostile in the place of a file or a directory, or beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(path)
     kind = rng.choice(_KINDS)
     kind(rng, path, outside)
-    lab.keep(f"{path.relative_to(prefix)} is {kind.__name__}", b"")
+    lab.keep(f"{path.name} is {kind.__name__}: {path}", b"")
+
+
+def _choose_place(rng: random.Random, bad: Path) -> Path:
+    """Return where a key stands, or a directory of keys; where a link stands in its way, that."""
+    path = bad / rng.choice(_places(rng, bad))
+    for parent in reversed(path.relative_to(bad).parents[:-1]):
+        if os.path.lexists(bad / parent) and not _is_directory(bad / parent):
+            return bad / parent  # or we would write through a link of our own
     return path
 
 
@@ -191,7 +203,7 @@ def _places(rng: random.Random, bad: Path) -> list[str]:
             ["latest", "callback-states-2026-11-23_10-00-00.pkl", layout.TUNER_FILE],
         )
     )
-    parents = [parent.as_posix() for key in keys for parent in Path(key).parents][:-1]
+    parents = [parent.as_posix() for key in keys for parent in Path(key).parents[:-1]]
     return rng.choice((keys, keys, parents or keys)) or [layout.ROOT]
 
 
@@ -209,7 +221,7 @@ def _is_directory(path: Path) -> bool:
 # What must hold.
 
 
-def _snapshot(directory: Path) -> Snapshot:
+def snapshot(directory: Path) -> Snapshot:
     """Return what lies below a directory: its kind and mode, its size, its time and its content."""
     found = {}
     for path in sorted(directory.rglob("*")):
@@ -231,7 +243,13 @@ def _check_not_followed(store: LocalStore, spoilt: Path) -> None:
     place = spoilt.relative_to(root).as_posix()
     if place.partition("/")[0] != layout.ROOT or not spoilt.is_symlink():
         return
-    for name in ("secret.txt", "plan.json", "lease/00000001.claim.json", layout.LEASE, "state.json"):
+    for name in (
+        "secret.txt",
+        "plan.json",
+        "lease/00000001.claim.json",
+        layout.LEASE,
+        "state.json",
+    ):
         with contextlib.suppress(TuneRestoreError):
             assert not store.list_dir(f"{place}/{name}"), f"{place}/{name} is listed through a link"
         with contextlib.suppress(TuneRestoreError):
@@ -240,7 +258,9 @@ def _check_not_followed(store: LocalStore, spoilt: Path) -> None:
     with contextlib.suppress(TuneRestoreError):
         assert not store.list_dir(place), f"{place} is listed through a link"
     with contextlib.suppress(TuneRestoreError):
-        raise AssertionError(f"{place} is read through a link: {store.get(place, max_bytes=10**6)!r}")
+        raise AssertionError(
+            f"{place} is read through a link: {store.get(place, max_bytes=10**6)!r}"
+        )
     for write in (store.put, store.create):
         with contextlib.suppress(TuneRestoreError):
             write(f"{place}/ours.json", b"ours")

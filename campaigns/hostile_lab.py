@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.scan import scan
@@ -85,19 +86,29 @@ class Clock:
         if self.slept > LONGEST_WAIT_SECONDS:
             raise WaitedTooLongError(f"{self.slept:.0f} s are waited for one experiment")
 
-    def replace_time(self, rooms: tuple[str, ...]) -> None:
-        """Let all code of these packages wait by this clock, however it was given its own."""
-        real = {time.monotonic: self.monotonic, time.sleep: self.sleep}
+    def replace_time(self, rooms: tuple[str, ...]) -> Callable[[], None]:
+        """Let all code of these packages wait by this clock, however it was given its own.
+
+        Returns:
+            What gives it the real time back.
+        """
+        ours = {time.monotonic: self.monotonic, time.sleep: self.sleep}
+        undo = contextlib.ExitStack()
         for name, module in list(sys.modules.items()):
             if not name.startswith(rooms):
                 continue
             if vars(module).get("time") is time:
-                module.time = self  # type: ignore[attr-defined]
+                undo.enter_context(mock.patch.object(module, "time", self))
             for function in vars(module).values():
                 defaults = getattr(function, "__kwdefaults__", None) or {}
-                for parameter, value in defaults.items():
-                    with contextlib.suppress(TypeError):  # not hashable, so neither of the two
-                        defaults[parameter] = real.get(value, value)
+                waits = {
+                    parameter: ours[value]
+                    for parameter, value in defaults.items()
+                    if value in (time.monotonic, time.sleep)
+                }
+                if waits:
+                    undo.enter_context(mock.patch.dict(defaults, waits))
+        return undo.close
 
 
 class Ear(logging.Handler):
@@ -121,14 +132,21 @@ class Lab:
     kept: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.clock.replace_time(_ROOMS_THAT_WAIT)
+        self._give_time_back = self.clock.replace_time(_ROOMS_THAT_WAIT)
         self.logger = logging.getLogger("airflow_tune_restore")
+        self._logged_before = self.logger.handlers, self.logger.propagate, self.logger.level
         self.logger.handlers, self.logger.propagate = [self.ear], False
         self.logger.setLevel(logging.INFO)
         self.golden = golden_objects()
         self.restored = restored_objects(self.clock)
         self.whole = whole_objects(self.clock)
         (self.good_report,) = scan(self.store(dict(self.golden)))
+
+    def close(self) -> None:
+        """Leave the process as it was: the package waits and logs as ever."""
+        self._give_time_back()
+        self.logger.handlers, self.logger.propagate, level = self._logged_before
+        self.logger.setLevel(level)
 
     def begin(self) -> None:
         """Forget the last input."""

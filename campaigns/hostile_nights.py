@@ -172,7 +172,9 @@ def a_night(rng: random.Random, lab: Lab, stores: Mapping[str, ObjectStore]) -> 
         _run_trials(rng, lab, stores, restores, good)
         committing = make_context()
         try:
-            done = _executed(lab, CommitRestoreOperator(task_id="commit", restores=restores), committing)
+            done = _executed(
+                lab, CommitRestoreOperator(task_id="commit", restores=restores), committing
+            )
         except AirflowException as error:
             assert_shown(str(error), most=None)
             done = committing["ti"].pushed["return_value"]
@@ -252,7 +254,9 @@ def times(rng: random.Random, lab: Lab) -> None:
         _add_claims(rng, lab, objects)
     lab.keep("times", str({key: str(at) for key, (_, at) in objects.items()}).encode())
     if rng.random() < 0.3:
-        lab.clock.wall = lambda: NOW + timedelta(seconds=rng.choice((0, 1, 61, -3600, 3e6, -3e9, 3e9)))
+        lab.clock.wall = lambda: (
+            NOW + timedelta(seconds=rng.choice((0, 1, 61, -3600, 3e6, -3e9, 3e9)))
+        )
     store = GuardedStore(lab.store(objects))
     for read in rng.sample(READERS, 2):
         with contextlib.suppress(TuneRestoreError, AirflowException):
@@ -321,5 +325,3 @@ def many_trials(rng: random.Random, lab: Lab) -> None:
             objects[key] = (objects[key][0], _odd_time(rng))
     next_night(lab, GuardedStore(lab.store(objects)))
     assert lab.clock.slept < MOST_TOGETHER_SECONDS, f"{lab.clock.slept:.0f} s are waited"
-
-

@@ -67,8 +67,8 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """What lies in each directory that `layout` can build and has no key of its own."""
 
-READ_BY_RAY_ALONE = ("seed",)
-"""The runner hands it to Ray as it is."""
+READ_BY_NOBODY: frozenset[str] = frozenset({"seed", "seed of all"})
+"""Nobody here: the runner hands seeds to Ray as they are."""
 
 
 def _every_record() -> dict[str, str]:
@@ -194,7 +194,9 @@ def _attempts(_lab: Lab, store: ObjectStore) -> None:
     for unit in UNITS:
         attempts.newest_started(store, RESTORE_ID, unit)
         for number in attempts.list_attempts(store, RESTORE_ID, unit):
-            read_record(store, layout.request_key(RESTORE_ID, unit, number), RunnerRequest.from_json)
+            read_record(
+                store, layout.request_key(RESTORE_ID, unit, number), RunnerRequest.from_json
+            )
             attempts.read_outcome(store, RESTORE_ID, unit, number)
             attempts.read_end(store, RESTORE_ID, unit, number)
             attempts.wait_until_over(store, RESTORE_ID, unit, number, patience_seconds=100)

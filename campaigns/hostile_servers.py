@@ -189,7 +189,9 @@ def _packed(rng: random.Random, body: bytes, headers: list[bytes]) -> bytes:
         return rng.choice((gzip.compress(body), zlib.compress(body), body))
     headers.append(b"Transfer-Encoding: chunked")
     size = rng.choice((b"%x" % len(body), b"ffffffffffffffff", b"-1", b"", b"0", b"g", b"1;a=b"))
-    return size + b"\r\n" + body + rng.choice((b"\r\n0\r\n\r\n", b"", b"\r\n0\r\nTrailer: x\r\n\r\n"))
+    return (
+        size + b"\r\n" + body + rng.choice((b"\r\n0\r\n\r\n", b"", b"\r\n0\r\nTrailer: x\r\n\r\n"))
+    )
 
 
 @cache
@@ -254,7 +256,9 @@ def _check_told(told: Any) -> None:
     if isinstance(told, RayJob):
         json.dumps(told.status)
     if isinstance(told, str):
-        for _, line in zip(range(MOST_LINES), unshown_lines(told, offset=0, results=None), strict=False):
+        for _, line in zip(
+            range(MOST_LINES), unshown_lines(told, offset=0, results=None), strict=False
+        ):
             assert_shown(describe_line(line, None))
 
 
@@ -291,7 +295,9 @@ _ASYNC_QUESTIONS: tuple[tuple[Callable[[AsyncRayJobs], Awaitable[Any]], Any], ..
 
 def api_servers(rng: random.Random, lab: Lab) -> None:
     """A Kubernetes API server, asked for a pod by a worker or a triggerer."""
-    genuine, status = rng.choice(((_POD, b"200"), (_POD, b"200"), (_STATUS, b"404"), (_STATUS, b"409")))
+    genuine, status = rng.choice(
+        ((_POD, b"200"), (_POD, b"200"), (_STATUS, b"404"), (_STATUS, b"409"))
+    )
     asked = _prepare(rng, lab, genuine, status)
     question = rng.choice(_POD_QUESTIONS)
     try:
@@ -344,7 +350,9 @@ def _pod() -> Any:
 
 
 def _triggerer(config: str) -> PatientAsyncKubernetesHook:
-    return PatientAsyncKubernetesHook(conn_id=None, config_dict=json.loads(Path(config).read_text()))
+    return PatientAsyncKubernetesHook(
+        conn_id=None, config_dict=json.loads(Path(config).read_text())
+    )
 
 
 _POD_QUESTIONS: tuple[Callable[[str], Any], ...] = (
