@@ -99,7 +99,12 @@ class GuardedStore:
 
 
 class RunnerStore(GuardedStore):
-    """A runner may rewrite the rows of its own trial, whose directory is `d`."""
+    """A runner may rewrite the rows of its own trial, whose directory is `d`; no other store lets it."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner.inner if isinstance(inner, GuardedStore) else inner)
+        if isinstance(inner, GuardedStore):
+            self.touched = inner.touched
 
     def put(self, key: str, body: bytes) -> None:
         if key in ("d/result.json", "d/progress.csv"):

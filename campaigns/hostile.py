@@ -140,6 +140,8 @@ def _child(
     signal.setitimer(signal.ITIMER_REAL, WALL_LIMIT_SECONDS)
     _targets()  # all must be imported before the lab lets time fly in them
     lab, wire = Lab(scratch), Tripwire(scratch)
+    for logger in (logging.getLogger(), logging.getLogger("urllib3")):
+        logger.handlers = [logging.NullHandler()]  # a traceback is compiled where it is shown
     _warm_up(lab)
     report = Report(start_mib=_peak_mib())
     current = os.open(f"{scratch}/current", os.O_RDWR | os.O_CREAT)

@@ -270,5 +270,5 @@ def _check_not_followed(store: LocalStore, spoilt: Path) -> None:
 
 def _check_no_secret(prefix: Path) -> None:
     for path in prefix.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if stat.S_ISREG(path.lstat().st_mode):
             assert SECRET.encode() not in path.read_bytes(), f"{path} holds what lies outside"

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import logging
+import pickle
 import random
 import re
 import sys
@@ -21,7 +22,7 @@ from unittest import mock
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore.attempts import record_end
+from airflow_tune_restore.restore.attempts import claim_attempt, record_end
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
@@ -243,6 +244,10 @@ def night_options(strategy: str = "per_trial", **more: Any) -> DraftOptions:
     return DraftOptions(flags=ALL, strategy=strategy, stale_after=timedelta(0), **more)
 
 
+_SAMPLES = 5
+_SEARCHER = STATE_NAME.replace("experiment_state", "basic-variant-state")
+
+
 def _started(objects: Objects, strategy: str) -> tuple[MemoryStore, RestorePlan]:
     """Return an experiment of three trials, of which a restore has just begun."""
     store = MemoryStore(objects, clock=lambda: LONG_AGO)
@@ -251,6 +256,8 @@ def _started(objects: Objects, strategy: str) -> tuple[MemoryStore, RestorePlan]
         make_row("bad", status="ERROR", last_result={"training_iteration": 2}, last_result_time=3.0),
         make_row("hung", status="RUNNING", last_result={"training_iteration": 1}, last_result_time=2.0),
     ]  # fmt: skip
+    searcher = {"_total_samples": _SAMPLES, "_finished": False, "_live_trials": set()}
+    store.put(_SEARCHER, pickle.dumps(searcher))
     store.put(STATE_NAME, make_state(rows))
     options = night_options(strategy)
     draft = draft_restore(store, RESTORE_ID, options)
@@ -274,7 +281,8 @@ def restored_objects(clock: Clock) -> Objects:
     beat(store, request)
     _leave_the_rest(store, plan, "bad")
     store.put(layout.results_backup_key(RESTORE_ID, "bad"), b'{"training_iteration": 1}\n')
-    lost = leave_attempt(store, plan, "hung", result="failed", cause="", error="gone")
+    lost = claim_attempt(store, plan, "hung", trainable="m:train")
+    leave_outcome(store, lost, "failed", cause="", error="gone")
     record_end(store, lost, 137, "OOMKilled")
     return _half_committed(objects, clock)
 
@@ -290,6 +298,11 @@ def whole_objects(clock: Clock) -> Objects:
         store, plan, layout.EVERY_TRIAL, *rows, status="", final_trial_id=layout.EVERY_TRIAL
     )
     beat(store, request)
+    assert plan.draws_samples
+    key = layout.snapshot_key(RESTORE_ID, layout.EVERY_TRIAL, 1)
+    snapshot = json.loads(store.get(key))
+    snapshot["stats"]["searcher"] = 1
+    store.put(key, json.dumps(snapshot).encode())
     _leave_the_rest(store, plan, layout.EVERY_TRIAL)
     leave_outcome(store, Attempt(RESTORE_ID, "bad"), **DONE)
     leave_outcome(store, Attempt(RESTORE_ID, "hung"), "failed")

@@ -15,13 +15,14 @@ import threading
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.hooks import kubernetes_api, pods
+from airflow_tune_restore.hooks import bounded_api, kubernetes_api, pod_logs, pods
 from airflow_tune_restore.hooks.kubernetes_api import (
     describe_error,
     describe_outage,
@@ -40,7 +41,7 @@ from airflow_tune_restore.launch import ray_jobs
 from airflow_tune_restore.launch.pod_end import PodWatch, read_pod_end
 from airflow_tune_restore.launch.pod_start import has_started, why_not_started
 from airflow_tune_restore.launch.ray_jobs import AsyncRayJobs, Cluster, RayJob, RayJobs
-from airflow_tune_restore.launch.ray_runner import unshown_lines
+from airflow_tune_restore.launch.ray_log import JobLog
 from airflow_tune_restore.restore.lines import describe_line
 from campaigns import guards
 from campaigns import hostile_inputs as inputs
@@ -103,7 +104,7 @@ def _read_request(connection: socket.socket) -> None:
 @cache
 def server() -> Server:
     """Return the one server of this process; all limits on time are short from now on."""
-    for module in (ray_jobs, kubernetes_api, pods):
+    for module in (ray_jobs, kubernetes_api, bounded_api, pod_logs, pods):
         for name, value in vars(module).items():
             if name.endswith("_SECONDS") and isinstance(value, float | int):
                 setattr(module, name, min(value, DEADLINE_SECONDS))
@@ -239,11 +240,17 @@ def dashboards(rng: random.Random, lab: Lab) -> None:
     _check_hung_up(asked)
 
 
+def _logs(jobs: RayJobs) -> list[str]:
+    log = JobLog(results=None)
+    jobs.read_log("j", log)
+    return log.newest.take("see the log")
+
+
 _QUESTIONS: tuple[tuple[Callable[[RayJobs], Any], Any], ...] = (
     *((lambda jobs: jobs.version(), {"ray_version": version}) for version in _VERSIONS),
     *((lambda jobs: jobs.find("j"), _JOB) for _ in range(3)),
-    *((lambda jobs: jobs.logs("j"), {"logs": "a line\nand another\n"}) for _ in range(3)),
-    (lambda jobs: jobs.list_live(), [_JOB, _JOB]),
+    *((_logs, {"logs": "a line\nand another\n"}) for _ in range(3)),
+    (lambda jobs: jobs.list_all(), [_JOB, _JOB]),
     (lambda jobs: jobs.submit({"submission_id": "j"}), {"submission_id": "j"}),
     (lambda jobs: jobs.stop("j"), {"stopped": True}),
     (lambda jobs: jobs.has_package("x"), {}),
@@ -256,10 +263,10 @@ def _check_told(told: Any) -> None:
     if isinstance(told, RayJob):
         json.dumps(told.status)
     if isinstance(told, str):
-        for _, line in zip(
-            range(MOST_LINES), unshown_lines(told, offset=0, results=None), strict=False
-        ):
-            assert_shown(describe_line(line, None))
+        assert_shown(told)
+    if isinstance(told, list):
+        for line in told[:MOST_LINES]:
+            assert_shown(describe_line(line, None) if isinstance(line, str) else line.status)
 
 
 def _check_error(error: TuneRestoreError) -> None:
@@ -286,9 +293,15 @@ async def _ask(asked: Server, question: Callable[[AsyncRayJobs], Awaitable[Any]]
         await jobs.close()
 
 
+async def _logs_async(jobs: AsyncRayJobs) -> list[str]:
+    log = JobLog(results=None, most=1024**2)
+    await jobs.read_log("j", log)
+    return log.newest.take("see the log")
+
+
 _ASYNC_QUESTIONS: tuple[tuple[Callable[[AsyncRayJobs], Awaitable[Any]], Any], ...] = (
-    (lambda jobs: jobs.list_jobs(), [_JOB, _JOB]),
-    (lambda jobs: jobs.logs("j"), {"logs": "a line\nand another\n"}),
+    (lambda jobs: jobs.list_all(), [_JOB, _JOB]),
+    (_logs_async, {"logs": "a line\nand another\n"}),
     (lambda jobs: jobs.stop("j"), {"stopped": True}),
 )
 
@@ -311,7 +324,9 @@ def api_servers(rng: random.Random, lab: Lab) -> None:
             tell(error, "p")
         _ = is_taken(error), is_mistake(error)
     else:
-        if hasattr(told, "to_dict"):
+        if isinstance(told, list):
+            _check_told(told)
+        elif hasattr(told, "to_dict"):
             _check_pod(told.to_dict(serialize=True))
     _check_hung_up(asked)
 
@@ -355,6 +370,12 @@ def _triggerer(config: str) -> PatientAsyncKubernetesHook:
     )
 
 
+async def _pod_log(hook: PatientAsyncKubernetesHook) -> list[str]:
+    log = pod_logs.PodLog(None, datetime.now(UTC))
+    await hook.read_log("p", "n", "base", None, log)
+    return log.newest.take("see the log")
+
+
 _POD_QUESTIONS: tuple[Callable[[str], Any], ...] = (
     lambda config: _worker(config).get_pod("p", "n"),
     lambda config: _manager(config).create_pod(_pod()),
@@ -362,5 +383,5 @@ _POD_QUESTIONS: tuple[Callable[[str], Any], ...] = (
     lambda config: _manager(config).delete_unchanged(_pod()),
     lambda config: asyncio.run(_triggerer(config).get_pod("p", "n")),
     lambda config: asyncio.run(_triggerer(config).delete_pod("p", "n")),
-    lambda config: asyncio.run(_triggerer(config).read_logs("p", "n", "base")),
+    lambda config: asyncio.run(_pod_log(_triggerer(config))),
 )

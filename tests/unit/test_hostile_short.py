@@ -77,7 +77,9 @@ def test_every_key_that_can_be_built_is_a_record():
 
 def test_every_kind_of_record_is_read_by_somebody(lab):
     touched: set[str] = set()
-    for base in (lab.restored, lab.whole):
+    bases = (lab.restored, lab.whole)
+    lost = [{k: v for k, v in base.items() if not k.endswith("outcome.json")} for base in bases]
+    for base in (*bases, *lost):
         for read in hostile_records.READERS:
             lab.begin()
             store = GuardedStore(lab.store(dict(base)))
