@@ -48,7 +48,7 @@ SECRET = "marker-of-a-secret-8d1f"  # noqa: S105  what lies outside, and must ne
 MOST_SHOWN = 20_000
 """Characters of one message of a log, or of one error: more of it helps nobody."""
 
-_ROOMS_THAT_WAIT = tuple(
+ROOMS_THAT_WAIT = tuple(
     f"airflow_tune_restore.{room}." for room in ("experiments", "restore", "operators")
 )
 """Where waiting takes no time here; clients of servers wait by the real clock."""
@@ -133,7 +133,7 @@ class Lab:
     kept: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._give_time_back = self.clock.replace_time(_ROOMS_THAT_WAIT)
+        self._give_time_back = self.clock.replace_time(ROOMS_THAT_WAIT)
         self.logger = logging.getLogger("airflow_tune_restore")
         self._logged_before = self.logger.handlers, self.logger.propagate, self.logger.level
         self.logger.handlers, self.logger.propagate = [self.ear], False

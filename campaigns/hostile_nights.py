@@ -1,10 +1,10 @@
-"""Whole restores of hostile experiments: alone, at odd times, and beside a good one that must not suffer."""
+"""Whole restores of hostile experiments: alone, at odd times, and beside a good one."""
 
 import contextlib
 import functools
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
@@ -211,7 +211,7 @@ def _run_trials(
 
 
 def _check_committed(store: ObjectStore, base: State, ran: set[str]) -> None:
-    """Check that a state was committed in which the trials that ran have ended, and no other has changed."""
+    """Check that what ran has ended in a committed state, and that no other trial has changed."""
     after = read_base(store)
     assert layout.is_committed_state(after.state_file.name), after.state_file.name
     assert ran
@@ -244,7 +244,7 @@ MOST_READS = 25
 
 
 def times(rng: random.Random, lab: Lab) -> None:
-    """Objects and claims of any date, and clocks that jump: nobody waits long, nothing is held for ever."""
+    """Odd dates, claims and clocks that jump: nobody waits long, nothing is held for ever."""
     objects = dict(rng.choice((lab.restored, lab.whole, moved(lab.golden, f"{GOOD}/", ""))))
     among = rng.choice(("", layout.LEASE, layout.ROOT, "experiment_state", "tuner.pkl", "train_"))
     for key in objects:

@@ -27,7 +27,7 @@ from airflow_tune_restore.launch.ray_runner import DriverResources
 from airflow_tune_restore.operators.attempt import RunnerArguments, claim, judge
 from airflow_tune_restore.operators.items import TrialItem
 from airflow_tune_restore.operators.ray_run import RayRun
-from airflow_tune_restore.restore import attempts, ledger, lease
+from airflow_tune_restore.restore import attempts, lease, ledger
 from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.draft import draft_restore, start_draft
@@ -126,6 +126,12 @@ def _add_odd_names(rng: random.Random, lab: Lab, objects: Objects) -> None:
     name = rng.choice((number, "9" * rng.choice((8, 18, 19, 20, 200, 5000)), text)).replace(
         "/", "_"
     )
+    if (
+        rng.random() < 0.2
+    ):  # what is saved as `kept` gets its name in the experiment's root from a commit
+        name = rng.choice(
+            ("experiment_state-kept.json", "callback-states-kept.pkl", "kept", "kept.json")
+        )
     unit = rng.choice(UNITS)
     directory = layout.attempts_dir(RESTORE_ID, unit)
     key = rng.choice(
@@ -195,19 +201,20 @@ def _attempts(_lab: Lab, store: ObjectStore) -> None:
     for unit in UNITS:
         attempts.newest_started(store, RESTORE_ID, unit)
         for number in attempts.list_attempts(store, RESTORE_ID, unit):
-            where = (store, RESTORE_ID, unit, number)
-            for ask in (
-                lambda: read_record(
-                    store,
-                    layout.request_key(RESTORE_ID, unit, number),
-                    RunnerRequest.from_json,  # noqa: B023
-                ),
-                lambda: attempts.read_outcome(*where),  # noqa: B023
-                lambda: attempts.read_end(*where),  # noqa: B023
-                lambda: attempts.wait_until_over(*where, patience_seconds=100),  # noqa: B023
-            ):
-                with contextlib.suppress(TuneRestoreError):
-                    ask()
+            _read_attempt(store, unit, number)
+
+
+def _read_attempt(store: ObjectStore, unit: str, number: int) -> None:
+    where = (store, RESTORE_ID, unit, number)
+    request = layout.request_key(RESTORE_ID, unit, number)
+    for ask in (
+        lambda: read_record(store, request, RunnerRequest.from_json),
+        lambda: attempts.read_outcome(*where),
+        lambda: attempts.read_end(*where),
+        lambda: attempts.wait_until_over(*where, patience_seconds=100),
+    ):
+        with contextlib.suppress(TuneRestoreError):
+            ask()
 
 
 def _ledger(_lab: Lab, store: ObjectStore) -> None:

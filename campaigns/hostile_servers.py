@@ -1,4 +1,4 @@
-"""Dashboards and API servers that answer anything: a thread of this process on 127.0.0.1, and our clients.
+"""Dashboards and API servers that answer anything: a thread on 127.0.0.1, and our clients.
 
 One answer is bytes, whatever was asked: mutated JSON in a whole answer, a status or a header that makes
 no sense, a body that is packed, cut off, too long or of another length than it says, or one that comes
@@ -118,8 +118,8 @@ def server() -> Server:
 
 _JOB = {
     "type": "SUBMISSION", "job_id": "01000000", "submission_id": "j", "status": "RUNNING",
-    "entrypoint": "python -m airflow_tune_restore.runner run", "message": "it runs", "metadata": {"a": "b"},
-    "driver_info": {"id": "1", "pid": "2"}, "start_time": 1764000000000, "driver_exit_code": None,
+    "entrypoint": "python -m airflow_tune_restore.runner run", "message": "it runs",
+    "metadata": {"a": "b"}, "driver_info": {"id": "1", "pid": "2"}, "start_time": 1764000000000, "driver_exit_code": None,
 }  # fmt: skip
 _POD = {
     "kind": "Pod", "apiVersion": "v1",
@@ -128,7 +128,7 @@ _POD = {
     "spec": {"nodeName": "node", "terminationGracePeriodSeconds": 30,
              "containers": [{"name": "base", "image": "i", "resources": {"requests": {"cpu": "1"}}}]},
     "status": {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
-               "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "x", "message": "y"},
+               "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "x"},
                               {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}],
                "containerStatuses": [{"name": "base", "ready": False, "restartCount": 0, "image": "i",
                     "imageID": "", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]},
@@ -141,18 +141,20 @@ _STATUS = {
 _VERSIONS = ("2.60.0", "2." + "9" * 5000, "9" * 5000 + ".1", "2.60.0\x1b[31m", "2.60" + "x" * 10**6)
 _STATUSES = (
     b"0", b"99", b"100", b"101", b"199", b"204", b"206", b"301", b"302", b"304", b"307", b"308", b"400",
-    b"401", b"403", b"404", b"409", b"413", b"422", b"429", b"500", b"503", b"599", b"999", b"99999", b"-1",
-    b"abc", b"", b"\xff", b"2 00",
+    b"401", b"403", b"404", b"409", b"413", b"422", b"429", b"500", b"503", b"599", b"999", b"99999",
+    b"-1", b"abc", b"", b"\xff", b"2 00",
 )  # fmt: skip
 _HEADERS = (
     b"Location: http://127.0.0.1:1/elsewhere", b"Location: \x1b[31m", b"Location: //", b"Location: file:///",
     b"Retry-After: 1000000000", b"Retry-After: -1", b"Retry-After: Fri, 31 Dec 9999 23:59:59 GMT",
-    b"Content-Encoding: gzip", b"Content-Encoding: deflate", b"Content-Encoding: br", b"Content-Encoding: zstd",
+    b"Content-Encoding: gzip", b"Content-Encoding: deflate", b"Content-Encoding: br",
+    b"Content-Encoding: zstd",
     b"Content-Encoding: gzip, gzip, gzip", b"Content-Type: text/html; charset=utf-7",
     b"Content-Type: application/json; charset=hex", b"Content-Type: text/plain; charset=\x00",
     b"Content-Type: application/json; charset=" + b"x" * 5000, b"Content-Type: x/y; charset=undefined",
     b"Content-Type: text/plain; charset=idna", b"Content-Type: text/plain; charset=utf-16",
-    b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked, chunked", b"Transfer-Encoding: gzip, chunked",
+    b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked, chunked",
+    b"Transfer-Encoding: gzip, chunked",
     b"Content-Length: 1", b"Content-Length: -1", b"Content-Length: 99999999999999999999",
     b"Content-Length: 5, 6", b"Content-Length: abc", b"X: " + b"y" * 100_000, b"No colon", b": nothing",
     b"Folded: a\r\n b", b"Set-Cookie: a=b", b"Connection: upgrade\r\nUpgrade: websocket", b"\xff: \xff",

@@ -31,7 +31,7 @@ MOST_MIB = 640
 """What reading hostile input may take beside the interpreter: one state file of 512 MiB, and change."""
 
 LIMIT_BYTES, LIMIT_CASES = 16 * 1024**2, 10
-"""A decoder that takes 25 times what it reads takes 400 MiB of 16; three times as much and 200 are allowed."""
+"""A decoder that takes 25 times what it reads takes 400 MiB of 16; allowed are three times, and 200."""
 
 
 def test_hostile_inputs_end_in_values_or_our_errors(tmp_path):
