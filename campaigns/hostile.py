@@ -38,6 +38,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,7 @@ MOST_FAILURES = 50
 
 _WARM_UPS, _WARM_UP_SECONDS = 50, 1.0
 _M_ARENA_MAX = -8
+_WRITTEN_EVERY = 20
 _EACH_FIRST = 5
 """How often every target has its turn before chance decides."""
 
@@ -85,42 +87,63 @@ class Report:
 
 def run(inputs: int, seed: int, *, processes: int = 2, save_to: Path | None = None) -> Report:
     """Try that many inputs and return what came of it; a child that dies is a failure, too."""
-    context = multiprocessing.get_context("spawn")
     total = Report()
-    with tempfile.TemporaryDirectory(prefix="tune-hostile-") as scratch:
-        children = []
-        for number in range(processes):
-            own = Path(scratch, str(number))
-            own.mkdir()
-            share = (inputs, seed, number, processes, own.as_posix(), save_to)
-            child = context.Process(target=_child, args=share)
-            child.start()
-            children.append((child, own))
-        for child, own in children:
-            child.join()
-            total.add(_collect(child.exitcode, own, seed))
+    with (
+        tempfile.TemporaryDirectory(prefix="tune-hostile-") as scratch,
+        ThreadPoolExecutor(processes) as pool,
+    ):
+        for report in pool.map(
+            lambda number: _run_share(
+                inputs, seed, number, processes, Path(scratch, str(number)), save_to
+            ),
+            range(processes),
+        ):
+            total.add(report)
     return total
 
 
-def _collect(exit_code: int | None, own: Path, seed: int) -> Report:
-    with contextlib.suppress(FileNotFoundError):
+def _run_share(
+    inputs: int, seed: int, first: int, step: int, own: Path, save_to: Path | None
+) -> Report:
+    """Run one child's share; where it dies of an input, another goes on behind that."""
+    context = multiprocessing.get_context("spawn")
+    total = Report()
+    while first < inputs and len(total.failures) < MOST_FAILURES:
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir()
+        share = (inputs, seed, first, step, own.as_posix(), save_to)
+        child = context.Process(target=_child, args=share)
+        child.start()
+        child.join()
+        report = _collect(own)
+        total.add(report)
+        if child.exitcode == 0:
+            break
+        current = _read_current(own)
+        where = "before the first input" if current is None else f"input {current}"
+        total.failures.append(f"seed {seed} {where}: the process died with {child.exitcode}")
+        if current is None:
+            break
+        first = current + step
+    return total
+
+
+def _read_current(own: Path) -> int | None:
+    try:
+        return int((own / "current").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _collect(own: Path) -> Report:
+    """Read what a child has written last; nothing of one that died at once."""
+    try:
         found = json.loads((own / "report.json").read_text())
-        return Report(
-            **{
-                **found,
-                "by_target": Counter(found["by_target"]),
-                "seconds": Counter(found["seconds"]),
-                "slowest": tuple(found["slowest"]),
-            }
-        )
-    current = (
-        (own / "current").read_text(errors="replace").strip("\0 ")
-        if (own / "current").exists()
-        else "?"
-    )
-    return Report(
-        failures=[f"seed {seed} input {current}: the process died with exit code {exit_code}"]
-    )
+    except FileNotFoundError:
+        return Report()
+    for name in ("by_target", "seconds"):
+        found[name] = Counter(found[name])
+    return Report(**{**found, "slowest": tuple(found["slowest"])})
 
 
 def _child(
@@ -153,6 +176,12 @@ def _child(
             _save(save_to, seed, index, failure, lab)
             if len(report.failures) >= MOST_FAILURES:
                 break
+        if report.tried % _WRITTEN_EVERY == 0:
+            _write(report, scratch)
+    _write(report, scratch)
+
+
+def _write(report: Report, scratch: str) -> None:
     report.peak_mib = _peak_mib()
     Path(scratch, "report.json").write_text(json.dumps(vars(report)))
 
@@ -269,7 +298,10 @@ def large_files(*, streamed: bool = False) -> Report:
         child = context.Process(target=_large_child, args=(scratch, streamed))
         child.start()
         child.join()
-        return _collect(child.exitcode, Path(scratch), 0)
+        report = _collect(Path(scratch))
+        if child.exitcode != 0:
+            report.failures.append(f"the process died with {child.exitcode}")
+        return report
 
 
 def _large_child(scratch: str, streamed: bool) -> None:
@@ -368,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.only is not None:
         with tempfile.TemporaryDirectory() as scratch:
             _child(options.only + 1, options.seed, options.only, 1, scratch, options.save_to)
-            report = _collect(0, Path(scratch), options.seed)
+            report = _collect(Path(scratch))
     else:
         report = run(
             options.inputs, options.seed, processes=options.processes, save_to=options.save_to

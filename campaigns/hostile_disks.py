@@ -196,7 +196,7 @@ def _places(rng: random.Random, bad: Path) -> list[str]:
     """Return where something can stand, the fewest places of a kind being as likely as the most."""
     keys = rng.choice(
         (
-            [key for key in RECORDS.values() if (bad / key).exists()],
+            [key for key in RECORDS.values() if os.path.lexists(bad / key)],
             list(RECORDS.values()),
             [path.relative_to(bad).as_posix() for path in bad.rglob("*")],
             [layout.ROOT, layout.LEASE, layout.restore_dir("r1"), layout.restore_dir("r2")],

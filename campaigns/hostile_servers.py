@@ -119,7 +119,8 @@ def server() -> Server:
 _JOB = {
     "type": "SUBMISSION", "job_id": "01000000", "submission_id": "j", "status": "RUNNING",
     "entrypoint": "python -m airflow_tune_restore.runner run", "message": "it runs",
-    "metadata": {"a": "b"}, "driver_info": {"id": "1", "pid": "2"}, "start_time": 1764000000000, "driver_exit_code": None,
+    "metadata": {"a": "b"}, "driver_info": {"id": "1", "pid": "2"},
+    "start_time": 1764000000000, "driver_exit_code": None,
 }  # fmt: skip
 _POD = {
     "kind": "Pod", "apiVersion": "v1",
@@ -145,7 +146,8 @@ _STATUSES = (
     b"-1", b"abc", b"", b"\xff", b"2 00",
 )  # fmt: skip
 _HEADERS = (
-    b"Location: http://127.0.0.1:1/elsewhere", b"Location: \x1b[31m", b"Location: //", b"Location: file:///",
+    b"Location: http://127.0.0.1:1/elsewhere", b"Location: \x1b[31m",
+    b"Location: //", b"Location: file:///",
     b"Retry-After: 1000000000", b"Retry-After: -1", b"Retry-After: Fri, 31 Dec 9999 23:59:59 GMT",
     b"Content-Encoding: gzip", b"Content-Encoding: deflate", b"Content-Encoding: br",
     b"Content-Encoding: zstd",
