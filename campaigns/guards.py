@@ -162,6 +162,8 @@ class Tripwire:
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed or not event.startswith(_WATCHED) or event in _HARMLESS:
             return
+        if event == "import" and str(arguments[0]).startswith("encodings."):
+            return  # how Python looks for an encoding that a server names; all there are were loaded
         self._armed = False  # what is done here, and on the way up, is ours
         if self._is_in_scratch(event, arguments) or _is_own_server(event, arguments):
             self._armed = True

@@ -23,12 +23,13 @@ import argparse
 import codecs
 import contextlib
 import ctypes
-import encodings.aliases
+import encodings
 import faulthandler
 import json
 import logging
 import multiprocessing
 import os
+import pkgutil
 import random
 import resource
 import shutil
@@ -188,9 +189,11 @@ def _write(report: Report, scratch: str) -> None:
 
 def _warm_up(lab) -> None:
     """Let every lazy import happen before the tripwire is armed: inputs that do not count."""
-    for name in encodings.aliases.aliases.values():
-        with contextlib.suppress(LookupError):
-            codecs.lookup(name)  # JSON may be in any of UTF's, and a server says what it likes
+    for module in pkgutil.iter_modules(encodings.__path__):
+        with contextlib.suppress(LookupError, ImportError):
+            codecs.lookup(
+                module.name
+            )  # JSON may be in any of UTF's, and a server says what it likes
     for name, (target, _) in _targets().items():
         started = time.monotonic()
         for index in range(_WARM_UPS):

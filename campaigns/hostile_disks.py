@@ -215,7 +215,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    return os.path.isdir(path) and not path.is_symlink()  # noqa: PTH112  Path's raises for long links
 
 
 # What must hold.
