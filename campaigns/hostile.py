@@ -196,6 +196,7 @@ def _warm_up(lab) -> None:
             )  # JSON may be in any of UTF's, and a server says what it likes
     for name, (target, _) in _targets().items():
         started = time.monotonic()
+        signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_SECONDS)
         for index in range(_WARM_UPS):
             lab.begin()
             with contextlib.suppress(BaseException):
