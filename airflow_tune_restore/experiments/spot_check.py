@@ -23,6 +23,7 @@ from airflow_tune_restore.experiments.facts import (
 from airflow_tune_restore.experiments.index import Index
 from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.read import NotStartedError, read_outline
+from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 ONE_IN, LEAST = 32, 8
@@ -107,7 +108,9 @@ class SpotCheck:
             return self._read_again(store, store.list_dir() if entries is None else entries, path)
         except TuneRestoreError as error:
             log.warning("%s is not read again beside the index: %s", store.uri, error)
-            return ""
+        except Exception as error:  # noqa: BLE001  reported, and the scan goes on
+            report_unexpected(store.uri, error)
+        return ""
 
     def _read_again(self, store: ObjectStore, entries: list[Entry], path: str) -> str:
         mark = fingerprint(entries)
