@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import (
     PodLostError,
     RunnerError,
 )
-from airflow_tune_restore.experiments.layout import EVERY_TRIAL, request_key
+from airflow_tune_restore.experiments.layout import EVERY_TRIAL
 from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes import pod_name
 from airflow_tune_restore.launch.pod_end import PodEnd, is_ending, is_live
@@ -22,12 +22,12 @@ from airflow_tune_restore.restore.attempts import (
     list_attempts,
     read_outcome,
     read_recorded_end,
+    read_request,
     record_end,
 )
 from airflow_tune_restore.restore.failures import Cause, classify_end
 from airflow_tune_restore.restore.ledger import explain
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import (
     EXIT_REFUSED,
     Result,
@@ -244,7 +244,7 @@ class AttemptPods:
         waited = 0.0
         while True:
             try:
-                return read_request(store, plan, trial_id, attempt)
+                return read_request(store, plan.restore_id, trial_id, attempt)
             except KeyNotFoundError:
                 if waited >= CLAIM_SECONDS:
                     return None
@@ -276,17 +276,9 @@ def name_of(request: RunnerRequest) -> str:
     return pod_name(request.experiment, request.restore_id, request.trial_id, request.attempt)
 
 
-def read_request(
-    store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int
-) -> RunnerRequest:
-    """Read what was claimed."""
-    key = request_key(plan.restore_id, trial_id, attempt)
-    return read_record(store, key, RunnerRequest.from_json)
-
-
 def find_request(store: ObjectStore, plan: RestorePlan, trial_id: str, name: str) -> RunnerRequest:
     """Return the attempt whose pod has this name (InvalidInputError if none has)."""
     for attempt in reversed(list_attempts(store, plan.restore_id, trial_id)):
         if pod_name(plan.experiment, plan.restore_id, trial_id, attempt) == name:
-            return read_request(store, plan, trial_id, attempt)
+            return read_request(store, plan.restore_id, trial_id, attempt)
     raise InvalidInputError(f"Pod {name} runs no attempt of restore {plan.restore_id}.")

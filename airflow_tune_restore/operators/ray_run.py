@@ -32,12 +32,16 @@ from airflow_tune_restore.operators.attempt import (
     record_death,
 )
 from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import list_attempts, read_end, read_outcome
+from airflow_tune_restore.restore.attempts import (
+    list_attempts,
+    read_end,
+    read_outcome,
+    read_request,
+)
 from airflow_tune_restore.restore.failures import Cause
 from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.restore.lines import NewestLines, describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
@@ -368,8 +372,7 @@ class RayRun:
         return True
 
     def _request(self, attempt: int) -> RunnerRequest:
-        key = layout.request_key(self.plan.restore_id, self.run_id, attempt)
-        return read_record(self.store, key, RunnerRequest.from_json)
+        return read_request(self.store, self.plan.restore_id, self.run_id, attempt)
 
     def _show_results(self, attempt: int, seen: int) -> int:
         try:

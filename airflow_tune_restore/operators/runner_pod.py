@@ -25,7 +25,6 @@ from airflow_tune_restore.operators.attempt_pods import (
     POLL_SECONDS,
     AttemptPods,
     name_of,
-    read_request,
 )
 from airflow_tune_restore.operators.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.labelled import LabelledOperator
@@ -42,7 +41,7 @@ from airflow_tune_restore.operators.pod_template import (
     keep_one_shm,
     take_shape,
 )
-from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.restore.attempts import read_outcome, read_request
 from airflow_tune_restore.restore.lines import describe_line
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
@@ -201,7 +200,7 @@ class RunnerPodOperator(LabelledOperator, FollowedPodOperator):
             outcome = read_outcome(store, plan.restore_id, trial_id)
             if outcome is not None and outcome.result == Result.FINISHED:
                 self._is_alive = True  # it was, until a moment ago: there is nothing more to start
-                return read_request(store, plan, trial_id, outcome.attempt)
+                return read_request(store, plan.restore_id, trial_id, outcome.attempt)
             try:
                 return claim_next(newest.number + 1, newest.unstarted)
             except KeyExistsError:

@@ -111,6 +111,21 @@ def claim_attempt(  # noqa: PLR0913  what a runner is told
         return request
 
 
+def read_request(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> RunnerRequest:
+    """Read what was claimed.
+
+    Raises:
+        KeyNotFoundError: If nobody claimed it.
+        RecordUnreadableError: If what is there is no request, or that of another attempt.
+    """
+    key = layout.request_key(restore_id, trial_id, attempt)
+    request = read_record(store, key, RunnerRequest.from_json)
+    if (request.restore_id, request.trial_id, request.attempt) != (restore_id, trial_id, attempt):
+        raise RecordUnreadableError(store.uri, key, "it is the request of another attempt")
+    # as for a plan: whoever can write it may name an experiment that is not his
+    return replace(request, experiment=store.uri)
+
+
 def _of_plan(plan: "RestorePlan", trial_id: str) -> dict[str, Any]:
     """Return what the plan holds for a trial, or for all of them."""
     if trial_id == layout.EVERY_TRIAL:

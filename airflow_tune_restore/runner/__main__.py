@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
 from airflow_tune_restore.restore.records import read_record
@@ -62,7 +63,8 @@ def _run(options: argparse.Namespace) -> int:
     from airflow_tune_restore.runner.outcome import EXIT_CODES
 
     store = open_store(options.experiment)
-    request = read_record(store, options.request, RunnerRequest.from_json)
+    written = read_record(store, options.request, RunnerRequest.from_json)
+    request = replace(written, experiment=options.experiment)  # whatever place it names
     return EXIT_CODES[Attempt(store, request, stop, options.parent_pid).run()]
 
 

@@ -458,3 +458,14 @@ def test_a_thousand_restores_of_one_id_are_enough(store):
 def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(store):
     store.put(layout.commit_key("r1"), b" " * (layout.MAX_PLAN_BYTES + 1))
     assert restore(store, "r1").restore_id == "r1-2"
+
+
+def test_a_request_is_one_of_the_attempt_it_lies_in(store):
+    request = attempts.claim_attempt(store, start_night(store, "r1"), "bad", trainable="m:train")
+    key = layout.request_key("r1", "bad", 1)
+    moved = replace(request, experiment="s3://other/team")
+    store.put(key, moved.to_json())
+    assert attempts.read_request(store, "r1", "bad", 1) == request
+    store.put(key, replace(request, trial_id="other").to_json())
+    with pytest.raises(RecordUnreadableError, match="the request of another attempt"):
+        attempts.read_request(store, "r1", "bad", 1)
