@@ -195,9 +195,12 @@ def read_outcome(
         attempt = max(list_attempts(store, restore_id, trial_id), default=0)
     key = layout.outcome_key(restore_id, trial_id, attempt)
     try:
-        return read_record(store, key, RunnerOutcome.from_json)
+        outcome = read_record(store, key, RunnerOutcome.from_json)
     except KeyNotFoundError:
         return None
+    if (outcome.restore_id, outcome.trial_id, outcome.attempt) != (restore_id, trial_id, attempt):
+        raise RecordUnreadableError(store.uri, key, "it is the outcome of another attempt")
+    return outcome
 
 
 def read_whatever_outcome(

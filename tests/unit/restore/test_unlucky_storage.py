@@ -28,7 +28,7 @@ from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
-from tests.support.records import beat, leave_attempt, start_night
+from tests.support.records import beat, leave_attempt, leave_outcome, make_outcome, start_night
 from tests.support.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -460,12 +460,18 @@ def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(store):
     assert restore(store, "r1").restore_id == "r1-2"
 
 
-def test_a_request_is_one_of_the_attempt_it_lies_in(store):
+def test_a_request_and_an_outcome_are_those_of_the_attempt_they_lie_in(store):
     request = attempts.claim_attempt(store, start_night(store, "r1"), "bad", trainable="m:train")
     key = layout.request_key("r1", "bad", 1)
     moved = replace(request, experiment="s3://other/team")
     store.put(key, moved.to_json())
     assert attempts.read_request(store, "r1", "bad", 1) == request
-    store.put(key, replace(request, trial_id="other").to_json())
+    leave_outcome(store, request)
+    other = replace(request, trial_id="other")
+    outcome = layout.outcome_key("r1", "bad", 1)
+    store.put(outcome, make_outcome(other).to_json())
+    with pytest.raises(RecordUnreadableError, match="the outcome of another attempt"):
+        attempts.read_outcome(store, "r1", "bad", 1)
+    store.put(key, other.to_json())
     with pytest.raises(RecordUnreadableError, match="the request of another attempt"):
         attempts.read_request(store, "r1", "bad", 1)
