@@ -88,8 +88,8 @@ class TestLocalDisk(ObjectStoreConformance):
     def test_a_link_that_nfs_made_twice_is_ours(self, store, monkeypatch):
         link = os.link
 
-        def answered_late(source, target):
-            link(source, target)
+        def answered_late(source, target, **where):
+            link(source, target, **where)
             raise FileExistsError(target)
 
         monkeypatch.setattr(os, "link", answered_late)
