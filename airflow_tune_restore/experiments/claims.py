@@ -102,9 +102,16 @@ def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
     return read_claim(store, max(epochs)) if epochs else None
 
 
+def used(entries: list[Entry]) -> set[int]:
+    """Return every epoch that anything of a lease has in its name, whatever it is: it is no new one."""
+    kinds = (CLAIM, RELEASE, HEARTBEAT)
+    found = (layout.lease_epoch(entry.name, kind) for entry in entries for kind in kinds)
+    return {epoch for epoch in found if epoch is not None}
+
+
 def released(entries: list[Entry]) -> set[int]:
     """Return the epochs whose holders have given the lease back."""
-    found = (layout.lease_epoch(entry.name, RELEASE) for entry in entries)
+    found = (layout.lease_epoch(entry.name, RELEASE) for entry in entries if not entry.is_dir)
     return {epoch for epoch in found if epoch is not None}
 
 

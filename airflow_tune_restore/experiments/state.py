@@ -149,6 +149,12 @@ class RawRow:
     trial: msgspec.Raw
     metadata: msgspec.Raw
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether it is small enough for whoever reads a state."""
+        most = bounded_json.MAX_DOCUMENT_BYTES
+        return max(memoryview(self.trial).nbytes, memoryview(self.metadata).nbytes) <= most
+
     def config(self) -> dict[str, Any]:
         """Return the full config."""
         return _dict(_field(self.trial, "config"))

@@ -224,9 +224,9 @@ class BuildRestorePlanOperator(BaseOperator):
             else:
                 verdicts.left_alone[text] = result
         drafts = self._without_unfit(hook, places, drafts, verdicts)
+        drafts = _without_too_many(drafts, verdicts)
         continued = [places[text] for text, draft in drafts.items() if draft.plan.is_continuation]
         drafts = {text: d for text, d in drafts.items() if not d.plan.is_continuation}
-        drafts = _without_too_many(drafts, verdicts)
         started = self._start(context, places, drafts, options, verdicts)
         ti.xcom_push(UNEXPECTED_KEY, verdicts.unexpected)
         ti.xcom_push(CONTINUED_KEY, [str(address) for address in continued])
@@ -379,24 +379,28 @@ class BuildRestorePlanOperator(BaseOperator):
                 self.log.info("  … and %d more", len(plan.to_run) - _SHOWN_TRIALS)
             for trial in plan.quarantined[:_SHOWN_TRIALS]:
                 self.log.warning("  %s: %s", trial.trial_id, printable(trial.reason, NOTE_LENGTH))
-            for warning in plan.warnings:
+            for warning in plan.warnings[:_SHOWN_TRIALS]:
                 self.log.warning("  %s", printable(warning, NOTE_LENGTH))
+            if len(plan.warnings) > _SHOWN_TRIALS:
+                self.log.warning("  … and %d more", len(plan.warnings) - _SHOWN_TRIALS)
 
 
 def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str, Draft]:
     """Leave out, before anything is leased, those whose trials Airflow would refuse to map.
 
-    The smallest are taken first: one experiment with very many trials stops no other.
+    The smallest are taken first: one experiment with very many trials stops no other. `samples` is
+    mapped over the experiments themselves, continued ones included.
     """
     limit = conf.getint("core", "max_map_length", fallback=1024)
-    left = limit
+    left, places = limit, limit
     for text, draft in sorted(drafts.items(), key=lambda item: _count_items(item[1].plan)):
         count = _count_items(draft.plan)
-        if count <= left:
-            left -= count
+        if count <= left and places:
+            left, places = left - count, places - 1
             continue
         verdicts.refused[text] = InvalidInputError(
-            f"{count} trials of it are to be run beside {limit - left} of other experiments, but Airflow "
+            f"{count} trials of it are to be run beside {limit - left} of {limit - places} other "
+            "experiments, but Airflow "
             f"maps at most {limit} tasks: [core] max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise "
             "it on API server, scheduler and workers, or restore fewer experiments at a time. It was not "
             "leased."
@@ -405,7 +409,7 @@ def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str,
 
 
 def _count_items(plan: RestorePlan) -> int:
-    return len(plan.to_run) + plan.draws_samples
+    return 0 if plan.is_continuation else len(plan.to_run) + plan.draws_samples
 
 
 def _items(address: Address, plan: RestorePlan) -> list[TrialItem]:

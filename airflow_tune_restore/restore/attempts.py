@@ -7,10 +7,10 @@ writes heartbeat, snapshot and outcome of its attempt. Standard library only.
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
@@ -31,6 +31,20 @@ if TYPE_CHECKING:
 _CONCURRENCY = 16
 QUIET_SECONDS = 20.0
 """A runner beats every 5 s; one that is silent this long by our own clock is dead."""
+
+
+class AttemptId(NamedTuple):
+    """What names an attempt.
+
+    Args:
+        restore_id: The restore.
+        trial_id: Trial id in the plan; `layout.EVERY_TRIAL` for the one run of all.
+        attempt: Its number, from 1.
+    """
+
+    restore_id: str
+    trial_id: str
+    attempt: int
 
 
 def claim_attempt(  # noqa: PLR0913  what a runner is told
@@ -279,8 +293,7 @@ def wait_until_over(
     """
     alive = wait_until_all_over(
         store,
-        restore_id,
-        {trial_id: attempt},
+        [AttemptId(restore_id, trial_id, attempt)],
         patience_seconds=patience_seconds,
         monotonic=monotonic,
         sleep=sleep,
@@ -290,52 +303,46 @@ def wait_until_over(
 
 def wait_until_all_over(
     store: ObjectStore,
-    restore_id: str,
-    attempts: Mapping[str, int],
+    attempts: Sequence[AttemptId],
     *,
     patience_seconds: float = math.inf,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[str]:
-    """Do as `wait_until_over` for one attempt each of many trials, in the time that one takes.
+) -> list[AttemptId]:
+    """Do as `wait_until_over` for many attempts, in the time that one takes.
 
     Args:
         store: Rooted at the experiment directory.
-        restore_id: The restore.
-        attempts: The attempt of each trial, by trial id.
+        attempts: One of each trial.
         patience_seconds: How long living runners are waited for.
         monotonic: The clock.
         sleep: Waits some seconds.
 
     Returns:
-        The trials whose runners still lived after `patience_seconds`.
+        Those whose runners still lived after `patience_seconds`.
     """
 
-    def look(trial_id: str) -> tuple[bytes | None, bool, float]:
-        attempt = attempts[trial_id]
-        beat = _beat(store, restore_id, trial_id, attempt)
-        has_outcome = (
-            beat is not None
-            and read_whatever_outcome(store, restore_id, trial_id, attempt) is not None
-        )
+    def look(attempt: AttemptId) -> tuple[bytes | None, bool, float]:
+        beat = _beat(store, *attempt)
+        has_outcome = beat is not None and read_whatever_outcome(store, *attempt) is not None
         return beat, has_outcome, monotonic()
 
     started = monotonic()
-    beats: dict[str, bytes] = {}
-    changed_at: dict[str, float] = {}
+    beats: dict[AttemptId, bytes] = {}
+    changed_at: dict[AttemptId, float] = {}
     watched = list(attempts)
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         while True:
             alive = []
-            for trial_id, (beat, has_outcome, at) in zip(
+            for attempt, (beat, has_outcome, at) in zip(
                 watched, pool.map(look, watched), strict=True
             ):
                 if beat is None or has_outcome:
                     continue
-                if beats.get(trial_id) != beat:
-                    beats[trial_id], changed_at[trial_id] = beat, at
-                if at - changed_at[trial_id] < QUIET_SECONDS:
-                    alive.append(trial_id)
+                if beats.get(attempt) != beat:
+                    beats[attempt], changed_at[attempt] = beat, at
+                if at - changed_at[attempt] < QUIET_SECONDS:
+                    alive.append(attempt)
             if not alive or monotonic() - started > patience_seconds:
                 return alive
             watched = alive

@@ -6,7 +6,10 @@ Where a run drew samples, their rows follow, and the searcher's state is put bes
 the same session, as Ray does: with one of the two alone, samples would be lost or drawn again.
 """
 
+import contextlib
 import hashlib
+import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -15,9 +18,12 @@ from airflow_tune_restore.exceptions import (
     CommitUndoneError,
     KeyExistsError,
     KeyNotFoundError,
+    LinkRefusedError,
     RecordUnreadableError,
     RunnerError,
     StateChangedError,
+    StateUnreadableError,
+    TooLargeError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
@@ -26,11 +32,11 @@ from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.samples import read_samples_left
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
-    State,
     parse_state,
 )
 from airflow_tune_restore.restore import lease, ledger
 from airflow_tune_restore.restore.attempts import (
+    AttemptId,
     list_attempts,
     newest_started,
     read_whatever_outcome,
@@ -50,7 +56,7 @@ from airflow_tune_restore.restore.plan import (
     encode,
 )
 from airflow_tune_restore.restore.request import Result
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.start import check_fits, read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -58,6 +64,8 @@ _PATIENCE_SECONDS = 120.0
 """How long a commit waits for a runner that still lives."""
 
 _CONCURRENCY = 16
+
+logger = logging.getLogger(__name__)
 
 
 def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
@@ -75,6 +83,8 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
     if record is None or not record.is_done:
         with lease.kept(store, lease.check_held(store, restore_id)):
+            if record is None:
+                _wait_for_runners(store, _started(store, plan))
             record = _commit(store, plan, record)
     summary = _summary(store, plan, record)
     _release(store, restore_id)
@@ -116,7 +126,9 @@ def settle_abandoned(
     summary = None
     try:
         with lease.kept(store, held):
-            for dead_id, leases in _abandoned(store, held).items():
+            abandoned = _abandoned(store, held)
+            _wait_for_runners(store, _started_by_all(store, abandoned))
+            for dead_id, leases in abandoned.items():
                 summary = _settle(store, dead_id) or summary
                 lease.release_all(store, leases)  # settled: nobody looks at them again
     except Exception:
@@ -157,7 +169,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
         base = read_base(store)
         if base.state_file.sha256 != plan.base.sha256:
             raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
-        _check_fits(store, plan, base.state)
+        check_fits(store, plan, base.state)
         record = record or _write_record(store, plan, base)
         if record.state_file <= plan.base.name:  # Ray would never look at it
             key = layout.commit_key(plan.restore_id)
@@ -166,6 +178,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             )
         body = build_committed_state(store, plan, base, record)
         if body is not None:
+            _check_is_readable(store, body, len(base.trials))
             _put_state(store, record.state_file, body)
             digest = hashlib.sha256(body).hexdigest()
         else:  # the name is free for the next restore
@@ -183,7 +196,6 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
-    _wait_for_runners(store, plan)
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         newest = pool.map(lambda unit: _attempt_to_take(store, plan, unit), units(plan))
         found = zip(units(plan), newest, strict=True)
@@ -203,23 +215,42 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     return record
 
 
-def _wait_for_runners(store: ObjectStore, plan: RestorePlan) -> None:
+def _started(store: ObjectStore, plan: RestorePlan) -> list[AttemptId]:
+    """Return the newest attempt of each trial whose runner has shown itself."""
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        newest = pool.map(lambda unit: newest_started(store, plan.restore_id, unit), units(plan))
+        found = zip(units(plan), newest, strict=True)
+        return [
+            AttemptId(plan.restore_id, unit, attempt)
+            for unit, attempt in found
+            if attempt is not None
+        ]
+
+
+def _started_by_all(store: ObjectStore, restore_ids: Iterable[str]) -> list[AttemptId]:
+    """Return those of several restores that died and are not committed yet."""
+    started = []
+    for restore_id in restore_ids:
+        if read_commit_record(store, restore_id) is None:
+            with contextlib.suppress(KeyNotFoundError):  # it died before it had a plan
+                started += _started(store, read_plan(store, restore_id))
+    return started
+
+
+def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
     """Wait until no runner works any more, watching all of them at once.
 
     Raises:
         RunnerError: If one goes on running.
     """
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        newest = pool.map(lambda unit: newest_started(store, plan.restore_id, unit), units(plan))
-        found = zip(units(plan), newest, strict=True)
-        started = {unit: attempt for unit, attempt in found if attempt is not None}
-    alive = wait_until_all_over(store, plan.restore_id, started, patience_seconds=_PATIENCE_SECONDS)
+    alive = wait_until_all_over(store, started, patience_seconds=_PATIENCE_SECONDS)
     if alive:
-        what = "The run" if alive[0] == layout.EVERY_TRIAL else f"Trial {alive[0]}"
+        first = alive[0]
+        what = "The run" if first.trial_id == layout.EVERY_TRIAL else f"Trial {first.trial_id}"
         others = f", and {len(alive) - 1} others have" if alive[1:] else ""
         raise RunnerError(
-            f"{what} of {plan.experiment} still has a living runner (attempt {started[alive[0]]})"
-            f"{others}. Nothing was committed; wait for it to end, or stop it."
+            f"{what} of {store.uri} still has a living runner (attempt {first.attempt}){others}. "
+            "Nothing was committed; wait for it to end, or stop it."
         )
 
 
@@ -261,7 +292,21 @@ def _put_callbacks(store: ObjectStore, plan: RestorePlan, record: CommitRecord) 
         body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
     except KeyNotFoundError:
         return  # no callback has any
+    except (TooLargeError, LinkRefusedError) as error:
+        logger.warning("The state of callbacks is not committed: %s", error)
+        return
     store.put(layout.in_session(saved, session), body)
+
+
+def _check_is_readable(store: ObjectStore, body: bytes, trials: int) -> None:
+    """Refuse to write a state that nobody of us would read again (StateUnreadableError)."""
+    most = layout.MAX_STATE_BYTES
+    if len(body) > most:
+        raise StateUnreadableError(
+            store.uri,
+            f"its new state would hold {len(body)} bytes, and at most {most} are read. Nothing was "
+            f"committed; what the runners left of its {trials} trials stays under {layout.ROOT}",
+        )
 
 
 def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
@@ -270,13 +315,6 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
     except KeyExistsError:
         if store.get(name, max_bytes=layout.MAX_STATE_BYTES) != body:
             raise StateChangedError(store.uri, "the state it was planned from", name) from None
-
-
-def _check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
-    """Refuse a plan that does not speak of the trials of the state it says it was made from."""
-    if {trial.trial_id for trial in plan.trials} != {trial.trial_id for trial in state.trials}:
-        key = layout.plan_key(plan.restore_id)
-        raise RecordUnreadableError(store.uri, key, f"its trials are not those of {plan.base.name}")
 
 
 def _release(store: ObjectStore, restore_id: str) -> None:
@@ -291,7 +329,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
     before = NO_STATE
     if plan.base.name:
         before = parse_state(store.get(plan.base.name, max_bytes=layout.MAX_STATE_BYTES))
-    _check_fits(store, plan, before)
+    check_fits(store, plan, before)
     committed = is_in_root(store, record.state_file)
     after = before
     if committed:

@@ -1,6 +1,7 @@
 """The state file a commit makes: resumed trials as their runners left them, all others byte for byte."""
 
 import json
+import logging
 from typing import Any
 
 import msgspec
@@ -46,6 +47,9 @@ def build_committed_state(
     return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
 
 
+logger = logging.getLogger(__name__)
+
+
 class _Snapshots:
     """The rows that the committed attempts left: one object a trial, or one for all."""
 
@@ -57,9 +61,15 @@ class _Snapshots:
 
     def row(self, trial: TrialPlan) -> RawRow | None:
         """Return what is known of a trial that was to run; None if nothing is."""
-        if self._plan.is_one_run:
-            return self._of_all.rows.get(trial.final_trial_id)
-        return next(iter(self._read(trial.trial_id).rows.values()), None)
+        rows = self._of_all.rows if self._plan.is_one_run else self._read(trial.trial_id).rows
+        row = rows.get(trial.final_trial_id)
+        if row is not None and not row.is_readable:
+            logger.warning(
+                "%s: the new row of trial %s is too large to be read again, and is not committed.",
+                *(self._store.uri, trial.trial_id),
+            )
+            return None
+        return row
 
     def drawn(self) -> list[RawRow]:
         """Return the rows of samples that were drawn."""
@@ -122,7 +132,10 @@ def read_snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int
     key = layout.snapshot_key(plan.restore_id, unit, attempt)
     try:
         state = parse_state(store.get(key, max_bytes=layout.max_snapshot_bytes(unit)))
-    except (KeyNotFoundError, MalformedStateError, TooLargeError, LinkRefusedError):
+    except KeyNotFoundError:
+        return None
+    except (MalformedStateError, TooLargeError, LinkRefusedError) as error:
+        logger.warning("%s: %s is not committed: %s", store.uri, key, error)
         return None
     if unit == layout.EVERY_TRIAL:
         return state if state.trials else None

@@ -25,6 +25,7 @@ from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
 from airflow_tune_restore.restore.planner import build_continuation
 from airflow_tune_restore.restore.start import (
+    check_fits,
     fresh_restore_id,
     plan_restore,
     read_plan,
@@ -139,7 +140,10 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
     """Refuse what must not be touched; plan the rest with the flags."""
     restore_id = fresh_restore_id(store, base_id)
     if (own := _own_plan(store, restore_id)) is not None:
-        return Draft(store=store, experiment=read_base(store), plan=own, is_started=True)
+        experiment = read_base(store)
+        if experiment.state_file.sha256 == own.base.sha256:
+            check_fits(store, own, experiment.state)
+        return Draft(store=store, experiment=experiment, plan=own, is_started=True)
     watch = lease.refuse_if_alive(store, restore_id)
     return replace(_draft_of_dead(store, restore_id, options), watch=watch)
 

@@ -42,6 +42,7 @@ from airflow_tune_restore.experiments.claims import (
     read_claim,
     released,
     silent_seconds,
+    used,
 )
 from airflow_tune_restore.restore.records import read_sign
 from airflow_tune_restore.storage.base import ObjectStore
@@ -117,6 +118,7 @@ def acquire(
         StorageError: If the store has claims that it does not list.
     """
     check_ttl(ttl_seconds)
+    watched: int | None = None
     for _ in range(_MAX_TRIES):
         entries = store.list_dir(layout.LEASE)
         current = newest_claim(store, entries)
@@ -124,8 +126,12 @@ def acquire(
             if current.restore_id == restore_id:
                 renew(store, current)
                 return current
+            if watched not in (None, current.epoch):  # somebody was faster, and has it now
+                raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
+            watched = current.epoch
             _wait_for_death(store, current, watch, monotonic, sleep)
-        epoch = current.epoch + 1 if current is not None else 1
+        # a release or heartbeat without its claim has used its number up, too
+        epoch = max(used(entries), default=0) + 1
         claim = {
             "restore_id": restore_id,
             "holder": holder,

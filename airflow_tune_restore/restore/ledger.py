@@ -35,7 +35,9 @@ from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcom
 from airflow_tune_restore.restore.typed import LINE_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
 
-READ_LIMIT_BYTES = 256 * 1024**2
+READ_LIMIT_BYTES = 64 * 1024**2
+"""No more is written either: what would not be read again would be lost, quarantine and all."""
+
 FIRST_MEMORY_BYTES = 4.0 * 1024**3
 """What a trial that ran out of memory is given first if it had asked for none."""
 
@@ -184,8 +186,22 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
 
 
 def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
-    """Write the ledger. Needs the lease."""
-    store.put(layout.LEDGER, encode(ledger))
+    """Write the ledger, with as many failures of each trial as can be read again. Needs the lease."""
+    for kept in (KEPT, _SAME_TWICE):
+        body = encode(_with_newest(ledger, kept))
+        if len(body) <= READ_LIMIT_BYTES:
+            break
+    store.put(layout.LEDGER, body)
+
+
+def _with_newest(ledger: Ledger, kept: int) -> Ledger:
+    trials = {
+        trial_id: msgspec.structs.replace(
+            history, failures=history.failures[-kept:], released=history.released[-kept:]
+        )
+        for trial_id, history in ledger.trials.items()
+    }
+    return msgspec.structs.replace(ledger, trials=trials)
 
 
 def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[FailedAttempt, ...]:

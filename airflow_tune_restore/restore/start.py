@@ -1,21 +1,18 @@
 """From a plan to a restore that runners can work on: lease, seeds, plan. Each step can be redone."""
 
-import contextlib
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
-    KeyNotFoundError,
     RecordUnreadableError,
     StateChangedError,
     StorageError,
-    TooLargeError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import read_base_file, read_checkpoint_choices
-from airflow_tune_restore.experiments.state import encode_state
+from airflow_tune_restore.experiments.state import State, encode_state
 from airflow_tune_restore.restore import lease
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
@@ -38,11 +35,10 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
     """
     for number in range(1, _MAX_SAME + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
-        with contextlib.suppress(TooLargeError):  # whatever that is, the name is taken
-            try:
-                store.get(layout.commit_key(restore_id), max_bytes=layout.MAX_PLAN_BYTES)
-            except KeyNotFoundError:
-                return restore_id
+        key = layout.commit_key(restore_id)
+        beside = store.list_dir(layout.restore_dir(restore_id))  # the record may be a large one
+        if not any(key.endswith(f"/{entry.name}") for entry in beside):
+            return restore_id
     raise StorageError(
         f"{store.uri} holds {_MAX_SAME} restores of the id {base}. Nothing was started. Find out who "
         f"made them, then delete them from {layout.ROOT}; or start a new DAG run."
@@ -146,6 +142,17 @@ def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
     return replace(plan, experiment=store.uri)
 
 
+def check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
+    """Refuse a stored plan that does not name the trials of the state that it was made from.
+
+    Raises:
+        RecordUnreadableError: If it names others.
+    """
+    if {trial.trial_id for trial in plan.trials} != {trial.trial_id for trial in state.trials}:
+        key = layout.plan_key(plan.restore_id)
+        raise RecordUnreadableError(store.uri, key, f"its trials are not those of {plan.base.name}")
+
+
 def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> RestorePlan:
     """Write the seeds, then the plan: once the plan is there, all its seeds are.
 
@@ -161,5 +168,6 @@ def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> Res
         written = read_plan(store, plan.restore_id)
         if written.base != plan.base:
             raise StateChangedError(store.uri, written.base.name, plan.base.name) from None
+        check_fits(store, written, state)
         return written
     return plan

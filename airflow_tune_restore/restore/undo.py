@@ -182,7 +182,9 @@ def _records(store: ObjectStore) -> dict[str, CommitRecord]:
         except RecordUnreadableError:
             continue  # not ours, or not any more
         if record is not None and record.is_done:
-            found[restore_id] = record
+            found[restore_id] = msgspec.structs.replace(
+                record, attempts={}
+            )  # there may be thousands
     return found
 
 

@@ -204,7 +204,7 @@ def test_a_living_runner_is_waited_for_even_if_a_later_attempt_was_claimed(store
     claim_attempt(store, plan, "bad", trainable="m:train")  # its launcher was killed there
     monkeypatch.setattr(
         "airflow_tune_restore.restore.commit.wait_until_all_over",
-        lambda _store, _restore, attempts, **_kwargs: [t for t, n in attempts.items() if n == 1],
+        lambda _store, attempts, **_kwargs: [one for one in attempts if one.attempt == 1],
     )
     with pytest.raises(RunnerError, match=r"living runner \(attempt 1\)"):
         commit_restore(store, "r1")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
+import msgspec
 import pytest
 
 from airflow_tune_restore.exceptions import (
@@ -14,13 +15,14 @@ from airflow_tune_restore.exceptions import (
     LeaseHeldError,
     LinkRefusedError,
     RecordUnreadableError,
+    StateUnreadableError,
     StorageError,
     UncommittableError,
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore import attempts, lease
+from airflow_tune_restore.restore import attempts, lease, ledger
 from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -186,15 +188,15 @@ def test_a_runner_that_lives_is_named_while_others_are_over(objects, store, time
         time.slept += seconds
         store.put(layout.heartbeat_key("r1", "t1", 1), str(next(beats)).encode())
 
+    started = [attempts.AttemptId("r1", f"t{n}", 1) for n in range(3)]
     alive = attempts.wait_until_all_over(
         store,
-        "r1",
-        {"t0": 1, "t1": 1, "t2": 1},
+        started,
         patience_seconds=120,
         monotonic=time.monotonic,
         sleep=sleep,
     )
-    assert alive == ["t1"]
+    assert alive == [started[1]]
     assert 120 <= time.slept < 125
 
 
@@ -223,7 +225,7 @@ def test_ten_thousand_claims_of_one_dead_restore_are_settled_once(objects, time)
     store.asked.clear()
     summary = settle_abandoned(store, restore_id="r2", holder="test")
     assert summary.state_file is not None
-    assert store.asked["get plan.json"] == 1
+    assert store.asked["get plan.json"] == 2  # to find its runners, and to commit
     claims = sum(n for what, n in store.asked.items() if what.endswith(".claim.json"))
     assert claims <= 2 * 10_000 + 10
     assert sum(n for what, n in store.asked.items() if what.startswith("list")) < 100
@@ -319,8 +321,9 @@ def test_a_link_to_a_secret_is_not_copied_into_the_experiment(tmp_path, time):
     request = leave_attempt(store, plan, "bad")
     kept = layout.attempt_dir("dead", "bad", request.attempt)
     (directory / kept / layout.callbacks_name(layout.KEPT)).symlink_to(secret)
-    with pytest.raises(LinkRefusedError, match=r"callback-states-kept\.pkl is a link.*delete it"):
-        commit_restore(store, "dead")
+    committed = commit_restore(store, "dead")
+    assert committed.state_file is not None
+    assert not [path for path in directory.iterdir() if "callback" in path.name]
     texts = [
         path.read_bytes()
         for path in directory.rglob("*")
@@ -341,6 +344,94 @@ def test_nothing_is_written_through_the_directory_of_a_restore_that_is_a_link(tm
     with pytest.raises(RecordUnreadableError, match="dead is a link"):
         commit_restore(store, "dead")
     assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+
+# --- what the lease's directory holds besides
+
+
+@pytest.mark.parametrize("kind", ["release", "heartbeat"])
+def test_a_number_that_has_a_release_is_not_taken_again(store, objects, kind):
+    """Claims were deleted, as our errors advise: what is left must not end every new restore at once."""
+    for epoch in range(1, 4):
+        objects[f"{layout.LEASE}/{epoch:08d}.{kind}.json"] = (b"{}", LONG_AGO)
+    leave_attempt(store, restore(store, "r1"), "bad")
+    assert lease.check_held(store, "r1").epoch == 4
+    assert commit_restore(store, "r1").state_file is not None
+
+
+def test_a_directory_in_the_place_of_a_claim_uses_its_number_up(tmp_path, time):
+    directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
+    (directory / layout.lease_claim_key(1)).mkdir(parents=True)
+    (directory / layout.lease_release_key(2)).mkdir()
+    assert lease.acquire(LocalStore(directory), restore_id="r1", holder="test").epoch == 3
+    assert not time.slept
+
+
+def test_claims_that_go_on_coming_are_not_watched_one_after_the_other(store, objects, time):
+    claim(objects, at=LONG_AGO)
+    numbers = count(2)
+
+    def sleep(seconds):
+        time.slept += seconds
+        if time.slept >= 59:
+            claim(objects, at=LONG_AGO, epoch=next(numbers), ttl_seconds=DAY)
+
+    with pytest.raises(LeaseHeldError):
+        lease.acquire(store, restore_id="r2", holder="test", monotonic=time.monotonic, sleep=sleep)
+    assert time.slept < 120
+
+
+def test_many_dead_restores_are_watched_at_once(store, objects, time):
+    for number in range(5):
+        plan = start_night(store, f"dead{number}")
+        beat(store, attempts.claim_attempt(store, plan, "bad", trainable="m:train"))
+        lease.release(store, lease.check_held(store, f"dead{number}"))
+        del objects[layout.lease_release_key(number + 1)]
+        # the next one is started all the same, as after a TTL
+        objects[layout.lease_claim_key(number + 1)] = (
+            objects[layout.lease_claim_key(number + 1)][0],
+            LONG_AGO,
+        )
+    time.slept = 0
+    settle_abandoned(store, restore_id="r2", holder="test")
+    assert time.slept < lease.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
+
+
+# --- what would not be read again
+
+
+def test_a_state_that_would_not_be_read_again_is_not_written(store, objects, monkeypatch):
+    leave_attempt(store, start_night(store, "r1"), "bad")
+    size = len(objects[STATE_NAME][0])
+    monkeypatch.setattr(layout, "MAX_STATE_BYTES", size + 20)
+    row = make_row("bad", config={"x": "y" * 1000}, last_result={"training_iteration": 3})
+    store.put(layout.snapshot_key("r1", "bad", 1), make_state([row]))
+    with pytest.raises(StateUnreadableError, match="Nothing was committed; what the runners left"):
+        commit_restore(store, "r1")
+    assert [key for key in objects if "/" not in key] == [STATE_NAME]
+
+
+def test_a_row_that_would_not_be_read_again_leaves_its_trial_as_it_was(store, monkeypatch, caplog):
+    plan = start_night(store, "r1")
+    monkeypatch.setattr("airflow_tune_restore.experiments.bounded_json.MAX_DOCUMENT_BYTES", 100_000)
+    leave_attempt(store, plan, "bad", make_row("bad", config={"x": "y" * 100_000}))
+    assert commit_restore(store, "r1").state_file is None
+    assert (
+        "the snapshot" in caplog.text
+        or "too large" in caplog.text
+        or "not committed" in caplog.text
+    )
+
+
+def test_a_ledger_is_written_so_that_it_is_read_again(store, monkeypatch):
+    failures = tuple(
+        ledger.FailedAttempt(restore_id="r", attempt=n + 1, cause="trainable", message="x" * 100)
+        for n in range(ledger.KEPT)
+    )
+    monkeypatch.setattr(ledger, "READ_LIMIT_BYTES", 10_000)
+    ledger.write_ledger(store, ledger.Ledger(trials={"bad": ledger.History(failures=failures)}))
+    read, warning = ledger.read_ledger(store)
+    assert (read.trials["bad"].failures, warning) == (failures[-2:], "")
 
 
 # --- names that no reader takes
@@ -391,6 +482,22 @@ def test_a_commit_after_a_file_of_an_odd_name_is_found_again(objects, store, nam
 
 
 # --- a plan that speaks of another place
+
+
+def test_a_planted_plan_of_other_trials_is_not_taken_for_ours(store, objects):
+    """The id of a restore can be foreseen; Airflow would be given as many tasks as it likes."""
+    plan = start_night(store, "r1")
+    planted = replace(plan, trials=(*plan.trials, replace_trial(plan.trials[0], "invented")))
+    store.put(layout.plan_key("r1"), planted.to_json())
+    with pytest.raises(RecordUnreadableError, match="its trials are not those of"):
+        draft_restore(store, "r1", OPTIONS)
+    lease.release(store, lease.check_held(store, "r1"))
+    with pytest.raises(RecordUnreadableError, match="its trials are not those of"):
+        restore(store, "r1")
+
+
+def replace_trial(trial, trial_id):
+    return msgspec.structs.replace(trial, trial_id=trial_id)
 
 
 def test_a_plan_is_one_of_the_experiment_it_lies_in(store):
@@ -455,9 +562,11 @@ def test_a_thousand_restores_of_one_id_are_enough(store):
         draft_restore(store, "r1", OPTIONS)
 
 
-def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(store):
+def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(objects):
+    store = Counting(objects, clock=lambda: NOW)
     store.put(layout.commit_key("r1"), b" " * (layout.MAX_PLAN_BYTES + 1))
     assert restore(store, "r1").restore_id == "r1-2"
+    assert "get commit.json" not in store.asked  # there may be a thousand of them
 
 
 def test_a_request_and_an_outcome_are_those_of_the_attempt_they_lie_in(store):
