@@ -393,8 +393,8 @@ def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str,
     """
     limit = conf.getint("core", "max_map_length", fallback=1024)
     left, places = limit, limit
-    for text, draft in sorted(drafts.items(), key=lambda item: _count_items(item[1].plan)):
-        count = _count_items(draft.plan)
+    for text, draft in sorted(drafts.items(), key=lambda item: _size(item[1].plan)):
+        _, count = _size(draft.plan)
         if count <= left and places:
             left, places = left - count, places - 1
             continue
@@ -408,8 +408,10 @@ def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str,
     return {text: draft for text, draft in drafts.items() if text not in verdicts.refused}
 
 
-def _count_items(plan: RestorePlan) -> int:
-    return 0 if plan.is_continuation else len(plan.to_run) + plan.draws_samples
+def _size(plan: RestorePlan) -> tuple[bool, int]:
+    """Return what it takes its turn by: what only draws samples comes last, and has no trial to run."""
+    count = 0 if plan.is_continuation else len(plan.to_run) + plan.draws_samples
+    return plan.is_continuation, count
 
 
 def _items(address: Address, plan: RestorePlan) -> list[TrialItem]:

@@ -17,6 +17,9 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
+_CONCURRENCY = 4
+"""Restores committed at once: each may have to watch runners that died, and may hold a whole state."""
+
 MOST_TRIALS = 1000
 """Above this, trials that stay as they are are left out of the XCom (never out of the log)."""
 
@@ -76,19 +79,15 @@ class CommitRestoreOperator(BaseOperator):
             raise AirflowSkipException("Nothing to commit: no restore was started.")
         summaries: list[CommitSummary] = []
         failures: list[str] = []
-        for item in items:
-            try:
-                summary = self._commit(hook.open(item.experiment, in_bulk=True), item)
-            except TuneRestoreError as error:
-                self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  said plainly
-                failures.append(f"{item.experiment}: {printable(str(error), NOTE_LENGTH)}")
-                continue
-            except Exception as error:  # noqa: BLE001  reported, and it fails the task at its end
-                failures.append(str(report_unexpected(item.experiment, error)))
-                continue
-            if summary is not None:
-                summaries.append(summary)
-                outputs.append(describe_summary(item, summary))
+        with ThreadPoolExecutor(_CONCURRENCY) as pool:
+            for item, result in zip(
+                items, pool.map(lambda item: self._try_to_commit(hook, item), items), strict=True
+            ):
+                if isinstance(result, TuneRestoreError):
+                    failures.append(f"{item.experiment}: {printable(str(result), NOTE_LENGTH)}")
+                elif result is not None:
+                    summaries.append(result)
+                    outputs.append(describe_summary(item, result))
         for summary in summaries:
             self.log.info("%s", summary.headline())
             for line in summary.table().splitlines():
@@ -102,6 +101,18 @@ class CommitRestoreOperator(BaseOperator):
         if not outputs:
             raise AirflowSkipException("Nothing to commit: no restore got as far as its plan.")
         return outputs
+
+    def _try_to_commit(
+        self, hook: ExperimentStorageHook, item: RestoreItem
+    ) -> CommitSummary | TuneRestoreError | None:
+        """Commit one restore; what goes wrong with it is returned, and stops no other."""
+        try:
+            return self._commit(hook.open(item.experiment, in_bulk=True), item)
+        except TuneRestoreError as error:
+            self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  in plain words
+            return error
+        except Exception as error:  # noqa: BLE001  reported, and it fails the task at its end
+            return report_unexpected(item.experiment, error)
 
     def _commit(self, store: ObjectStore, item: RestoreItem) -> CommitSummary | None:
         """Commit one restore; one that never got a plan is only released."""
