@@ -1,5 +1,6 @@
 """Commits what the trials of restores have left, whatever became of them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
