@@ -192,26 +192,33 @@ def _walk(
     ended: SimpleQueue[Future[_Visited]] = SimpleQueue()
     first: Future[_Visited] = Future()
     first.add_done_callback(ended.put)
-    first.set_result(_visit(store, root, "", selection, look))
+    first.set_result(_look_into(store, "", selection, look, entries=root))
     open_visits = 1
     while open_visits:
         report, below = ended.get().result()
         open_visits += len(below) - 1
         for path in below:
-            visit = threads.submit(_list_and_visit, store.at(path), path, selection, look)
+            visit = threads.submit(_look_into, store.at(path), path, selection, look)
             visit.add_done_callback(ended.put)
         if report is not None:
             yield report
 
 
-def _list_and_visit(store: ObjectStore, path: str, selection: Selection, look: _Look) -> _Visited:
+def _look_into(
+    store: ObjectStore,
+    path: str,
+    selection: Selection,
+    look: _Look,
+    *,
+    entries: list[Entry] | None = None,
+) -> _Visited:
+    """Visit a directory; one that cannot be listed keeps nobody from looking into the others."""
     try:
-        entries = store.list_dir()
-    except TuneRestoreError as error:
-        # one that cannot be listed keeps nobody from looking into the others
+        entries = store.list_dir() if entries is None else entries
+        return _visit(store, entries, path, selection, look)
+    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
         nothing = Evidence(root_written=None, now=look.now)
-        return _without_state(store, _unreadable(str(error)), nothing, look), []
-    return _visit(store, entries, path, selection, look)
+        return _without_state(store, _unreadable(store, error), nothing, look), []
 
 
 def _visit(
@@ -227,6 +234,13 @@ def _visit(
             return None, []
         report, is_one = _report(store, entries, path, look)
         if is_one:
+            if not path and any(_may_hold_experiments(store, entry) for entry in entries):
+                # who can write to a prefix can make it one, and hide all of its experiments
+                log.warning(
+                    "%s is an experiment itself, and no other is looked for below it. If others lie "
+                    "there, move its tuner.pkl and its experiment_state-*.json away.",
+                    printable(store.uri),
+                )
             return report, []
     if path.count("/") + bool(path) >= selection.max_depth:
         return report, []
@@ -251,21 +265,29 @@ def _report(
     try:
         return _report_readable(store, entries, path, evidence, look), True
     except NotStartedError as error:
-        evidence = _ask_around(store, entries, evidence, look)
-        verdict = judge_unstarted(str(error), evidence, stale_after=look.stale_after)
-        return _without_state(store, verdict, evidence, look), _holds_states_of_ray(entries)
-    except StateUnreadableError as error:
-        unreadable = _without_state(store, _unreadable(error.reason), evidence, look)
-        return unreadable, _holds_states_of_ray(entries)
-    except TuneRestoreError as error:
-        return _without_state(store, _unreadable(str(error)), evidence, look), True
+        verdict, evidence = _judge_unstarted(store, entries, str(error), evidence, look)
     except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
-        unexpected = report_unexpected(store.uri, error)
-        return _without_state(store, _unreadable(str(unexpected)), evidence, look), True
+        verdict = _unreadable(store, error)
+    return _without_state(store, verdict, evidence, look), _holds_states_of_ray(entries)
 
 
-def _unreadable(reason: str) -> Verdict:
-    return Verdict(Health.UNREADABLE, reason, {})
+def _judge_unstarted(
+    store: ObjectStore, entries: list[Entry], reason: str, evidence: Evidence, look: _Look
+) -> tuple[Verdict, Evidence]:
+    """Judge what has no state with a trial; it, too, may be of a store that fails."""
+    try:
+        evidence = _ask_around(store, entries, evidence, look)
+    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
+        return _unreadable(store, error), evidence
+    return judge_unstarted(reason, evidence, stale_after=look.stale_after), evidence
+
+
+def _unreadable(store: ObjectStore, error: Exception) -> Verdict:
+    """Say why an experiment cannot be read; what nobody foresaw is logged, too."""
+    if isinstance(error, StateUnreadableError):
+        return Verdict(Health.UNREADABLE, error.reason, {})
+    known = error if isinstance(error, TuneRestoreError) else report_unexpected(store.uri, error)
+    return Verdict(Health.UNREADABLE, str(known), {})
 
 
 def _report_readable(
