@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import msgspec
 
@@ -65,8 +66,16 @@ THREADS = 64
 
 _EVERYTHING = Selection()
 
-_Visited = tuple[ExperimentReport | None, list[str]]
-"""What one directory brought: a report, and the paths of those to visit below it."""
+
+class _Below(NamedTuple):
+    """A directory to visit: where a link leads, if it is one, and its path below the prefix."""
+
+    place: str
+    path: str
+
+
+_Visited = tuple[ExperimentReport | None, list[_Below]]
+"""What one directory brought: a report, and the directories to visit below it."""
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +122,8 @@ def scan(
     An experiment is a directory that holds `tuner.pkl` or a state file. One that cannot be read is
     reported as such and does not keep the others from being found, not even those below it, if no
     state there is named as Ray names them. Inside an experiment no other is looked for, and a link to a
-    directory of the same prefix is not followed: each is found once, by its own name.
+    directory of the same prefix is not followed: each is found once, by its own name. Of several links to
+    one place elsewhere one is followed, that with the smallest path.
 
     Args:
         store: Rooted at the prefix.
@@ -188,7 +198,14 @@ def _walk(
     selection: Selection,
     look: _Look,
 ) -> Iterator[ExperimentReport]:
-    """Yield reports as they come; a directory that is no experiment brings those below it."""
+    """Yield reports as they come; a directory that is no experiment brings those below it.
+
+    Links that lead elsewhere are followed when all else is visited, in the order of their names, and one
+    to each place: links that lead to each other would never end, and which of two is followed must not
+    depend on which thread comes first.
+    """
+    followed: set[str] = set()
+    links: list[_Below] = []
     ended: SimpleQueue[Future[_Visited]] = SimpleQueue()
     first: Future[_Visited] = Future()
     first.add_done_callback(ended.put)
@@ -196,8 +213,15 @@ def _walk(
     open_visits = 1
     while open_visits:
         report, below = ended.get().result()
-        open_visits += len(below) - 1
-        for path in below:
+        links += [item for item in below if item.place]
+        paths = [item.path for item in below if not item.place]
+        if open_visits == 1 and not paths:
+            # a dict keeps the last of a key, so the smallest path comes last
+            new = {at: path for at, path in sorted(links, reverse=True) if at not in followed}
+            followed.update(new)
+            links, paths = [], list(new.values())
+        open_visits += len(paths) - 1
+        for path in paths:
             visit = threads.submit(_look_into, store.at(path), path, selection, look)
             visit.add_done_callback(ended.put)
         if report is not None:
@@ -245,11 +269,11 @@ def _visit(
     if path.count("/") + bool(path) >= selection.max_depth:
         return report, []
     below = [
-        f"{path}/{entry.name}".lstrip("/")
+        _Below(entry.place, f"{path}/{entry.name}".lstrip("/"))
         for entry in entries
         if _may_hold_experiments(store, entry)
     ]
-    return report, [name for name in below if selection.enters(name)]
+    return report, [item for item in below if selection.enters(item.path)]
 
 
 def _report(

@@ -104,3 +104,59 @@ def test_of_a_prefix_that_is_an_experiment_it_is_told_that_no_other_is_looked_fo
     caplog.clear()
     assert list(verdicts(tmp_path)) == ["prefix"]
     assert "no other" not in caplog.text
+
+
+# --- links that lead out of the prefix
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory):
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Return what was listed; a scan that never ends fails instead."""
+    paths, list_dir = [], LocalStore.list_dir
+
+    def count(self, path=""):
+        paths.append(f"{self.uri}/{path}")
+        assert len(paths) < 1000
+        return list_dir(self, path)
+
+    monkeypatch.setattr(LocalStore, "list_dir", count)
+    return paths
+
+
+def test_links_elsewhere_that_lead_to_each_other_are_not_followed_for_ever(
+    tmp_path, elsewhere, listed
+):
+    (tmp_path / "a").symlink_to(elsewhere)
+    for place in ("x", "y", "z"):
+        put_good(elsewhere / place)
+        for number in range(20):
+            (elsewhere / f"to_{place}_{number}").symlink_to(elsewhere / place)
+            (elsewhere / place / f"up_{number}").symlink_to(elsewhere)
+            (elsewhere / place / f"self_{number}").symlink_to(elsewhere / place)
+    found = verdicts(tmp_path)
+    assert {f"a/{place}/good" for place in ("x", "y", "z")} <= set(found)
+    assert len(listed) < 100
+    assert set(found.values()) == {Health.ERRORED}
+
+
+def test_of_two_links_to_one_place_always_the_same_is_followed(tmp_path, elsewhere, listed):
+    put_good(elsewhere, "e")
+    for name in ("c", "b", "d"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(elsewhere)
+    for _ in range(5):
+        assert list(verdicts(tmp_path)) == ["b/link/e"]
+
+
+def test_an_experiment_behind_two_links_is_found(tmp_path, elsewhere):
+    put_good(elsewhere / "far", "e")
+    (elsewhere / "near").mkdir()
+    (elsewhere / "near" / "exp").symlink_to(elsewhere / "far" / "e")
+    (tmp_path / "team").symlink_to(elsewhere / "near")
+    put_good(tmp_path)
+    assert verdicts(tmp_path) == {"good": Health.ERRORED, "team/exp": Health.ERRORED}
