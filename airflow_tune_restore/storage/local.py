@@ -165,7 +165,7 @@ class LocalStore:
         return _file_entry(item.name, status)
 
     def _directory_entry(self, item: "os.DirEntry[str]") -> Entry:
-        """Return what is shown of a directory: of a linked one, whether it lies in this store, or where."""
+        """Return what a listing shows of a directory: if linked, whether it lies in this store, or where."""
         if not item.is_symlink():
             return Entry(name=item.name, is_dir=True)
         top, real = Path(os.path.realpath(self._top)), Path(os.path.realpath(item.path))
@@ -200,11 +200,13 @@ class LocalStore:
             for depth, name in enumerate(own):
                 is_made = make and _make(name, directory)
                 here = _Place(directory, name)
-                below = _open_unlinked(here, _DIRECTORY, base.joinpath(*own[: depth + 1]))
-                if is_made:
-                    _give_to_owner_of(directory, below)
-                os.close(directory)
-                directory = below
+                above = directory
+                directory = _open_unlinked(here, _DIRECTORY, base.joinpath(*own[: depth + 1]))
+                try:
+                    if is_made:
+                        _give_to_owner_of(above, directory)
+                finally:
+                    os.close(above)
             yield directory
         finally:
             os.close(directory)
@@ -214,7 +216,8 @@ class LocalStore:
         """Open a file, and return how much of it is read: who appends meanwhile is not followed."""
         path = self._path(key)
         try:
-            with os.fdopen(self._open_file(path), "rb") as file:
+            # by an opener, for fdopen leaves the descriptor of a directory open
+            with open(path, "rb", opener=lambda *_: self._open_file(path)) as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise KeyNotFoundError(
@@ -315,7 +318,8 @@ def _give_to_owner_of(directory: int, new: int) -> None:
     """
     if os.geteuid() == 0:
         owner = os.fstat(directory)
-        with contextlib.suppress(PermissionError):  # disks that let nobody give anything away
+        # a disk lets nobody give anything away, or the owner has no number in this container
+        with contextlib.suppress(OSError):
             os.fchown(new, owner.st_uid, owner.st_gid)
 
 

@@ -20,6 +20,7 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     TuneRestoreError,
 )
+from airflow_tune_restore.storage import local
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.waiting import PATIENCE_SECONDS
@@ -317,6 +318,36 @@ def test_no_descriptor_stays_open(store, tmp_path, secret):
                 action(WAYS[-1])
             with contextlib.suppress(TuneRestoreError):
                 action(f"{OWN}/r2/x")
+        with contextlib.suppress(TuneRestoreError):
+            store.get("dir")
+    assert len(list(descriptors.iterdir())) == before
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM])
+def test_a_disk_that_lets_nobody_give_anything_away_is_written_to(
+    store, tmp_path, monkeypatch, number
+):
+    """EINVAL: the owner has no number here, as in a rootless container; the others, a network's disk."""
+
+    def refuses(*_args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", refuses)
+    store.put(f"{OWN}/a/b", b"1")
+    assert store.get(f"{OWN}/a/b") == b"1"
+
+
+def test_no_descriptor_stays_open_when_a_new_directory_cannot_be_given_away(store, monkeypatch):
+    def refuses(*_args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(local, "_give_to_owner_of", refuses)
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for number in range(20):
+        with pytest.raises(StorageError, match="Cannot write"):
+            store.put(f"{OWN}/a{number}/b", b"1")
     assert len(list(descriptors.iterdir())) == before
 
 
