@@ -18,7 +18,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
+from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
+    StateUnreadableError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import checkpoint_index
 from airflow_tune_restore.experiments.claims import read_restore_sign, was_restored
@@ -459,9 +463,13 @@ def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
     """Return the newest write to a trial's directory, or to its newest checkpoint.
 
     Workers upload checkpoints by themselves; result rows come with the driver's snapshots, which may be
-    rare. Of the checkpoints only the newest is listed, one level deep.
+    rare. Of the checkpoints only the newest is listed, one level deep. A directory that is a link to
+    itself has no writes.
     """
-    entries = store.list_dir(trial_dir)
+    try:
+        entries = store.list_dir(trial_dir)
+    except CannotBeFollowedError:
+        return None
     checkpoints = [
         entry.name
         for entry in entries

@@ -165,7 +165,7 @@ class LocalStore:
         return _file_entry(item.name, status)
 
     def _directory_entry(self, item: "os.DirEntry[str]") -> Entry:
-        """Return what a listing shows of a directory: if linked, whether it lies in this store, or where."""
+        """Return what a listing shows of a directory; if linked, whether it lies here, or where."""
         if not item.is_symlink():
             return Entry(name=item.name, is_dir=True)
         top, real = Path(os.path.realpath(self._top)), Path(os.path.realpath(item.path))

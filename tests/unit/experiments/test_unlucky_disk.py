@@ -1,16 +1,26 @@
 """Experiments on a disk where links and files stand that nobody expects: what each costs, and whom."""
 
+import os
 from datetime import timedelta
 
 import pytest
 
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.health import DriverSign, Health
+from airflow_tune_restore.experiments.read import (
+    read_checkpoint_choices,
+    read_experiment,
+    read_state,
+)
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.state import MalformedStateError
+from airflow_tune_restore.experiments.tuner_file import read_tuner
 from airflow_tune_restore.storage.local import LocalStore
-from tests.support.experiments.built import make_experiment, make_row
+from airflow_tune_restore.storage.memory import MemoryStore
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 
 AT_ONCE = timedelta(0)
+LONG_AGO = 10**9
 
 
 def put_good(prefix, name="good"):
@@ -18,7 +28,7 @@ def put_good(prefix, name="good"):
 
 
 def verdicts(prefix, **options):
-    reports = scan(LocalStore(prefix), stale_after=AT_ONCE, **options)
+    reports = scan(LocalStore(prefix), **{"stale_after": AT_ONCE, **options})
     return {report.experiment.removeprefix(f"{prefix}/"): report.health for report in reports}
 
 
@@ -160,3 +170,132 @@ def test_an_experiment_behind_two_links_is_found(tmp_path, elsewhere):
     (tmp_path / "team").symlink_to(elsewhere / "near")
     put_good(tmp_path)
     assert verdicts(tmp_path) == {"good": Health.ERRORED, "team/exp": Health.ERRORED}
+
+
+# --- one bad entry of an experiment
+
+
+def loop(path):
+    path.symlink_to(path.name)
+
+
+def choices(experiment, **options):
+    store = LocalStore(experiment)
+    return read_checkpoint_choices(store, list(read_experiment(store).trials), **options)
+
+
+def put_two(tmp_path, status="ERROR"):
+    """Two trials that record a checkpoint, of which the second has it."""
+    rows = [make_row(name, status=status, checkpoint=True) for name in ("bad", "good")]
+    experiment = make_experiment(tmp_path / "e", rows, total_samples=2)
+    name = choices_name(experiment)
+    (experiment / "dir_good" / name).mkdir(parents=True)
+    (experiment / "dir_good" / name / "model").write_bytes(b"x")
+    return experiment
+
+
+def choices_name(experiment):
+    trial = read_experiment(LocalStore(experiment)).trials[0]
+    assert trial.recorded_checkpoint is not None
+    return trial.recorded_checkpoint.name
+
+
+@pytest.mark.parametrize("status", ["ERROR", "RUNNING"])
+@pytest.mark.parametrize("target", ["dir_bad", "x" * 300], ids=["itself", "long name"])
+def test_a_trial_whose_directory_leads_nowhere_costs_no_other(tmp_path, status, target):
+    experiment = put_two(tmp_path, status)
+    (experiment / "dir_bad").symlink_to(target)
+    for path in experiment.rglob("*"):
+        os.utime(path, (LONG_AGO, LONG_AGO), follow_symlinks=False)
+    found = choices(experiment)
+    assert found["bad"].lost
+    assert "dir_bad" in found["bad"].reason
+    assert found["good"].reason.startswith("resumed from")
+    # the directories of trials are looked at before it is called dead
+    assert verdicts(tmp_path, stale_after=timedelta(hours=1)) == {
+        "e": Health.ERRORED if status == "ERROR" else Health.INTERRUPTED
+    }
+
+
+def test_rows_that_lead_nowhere_cost_no_other_trial(tmp_path):
+    experiment = put_two(tmp_path)
+    (experiment / "dir_bad").mkdir()
+    loop(experiment / "dir_bad" / "result.json")
+    found = choices(experiment)
+    assert (found["bad"].lost, found["good"].lost) == (True, False)
+    assert "result.json" in found["bad"].reason
+
+
+def test_rows_that_are_too_large_cost_no_other_trial(tmp_path):
+    experiment = put_two(tmp_path)
+    (experiment / "dir_bad").mkdir()
+    with (experiment / "dir_bad" / "result.json").open("wb") as file:
+        file.truncate(layout.MAX_RESULT_BYTES + 1)
+    found = choices(experiment)
+    assert (found["bad"].lost, found["good"].lost) == (True, False)
+    assert "at most" in found["bad"].reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["experiment_state-2026-11-23_09-00-00.json", "experiment_state-2026-11-23_11-00-00.json"],
+    ids=["older", "newer"],
+)
+def test_a_state_that_leads_nowhere_is_passed_over(tmp_path, name):
+    experiment = put_good(tmp_path)
+    loop(experiment / name)
+    found = read_experiment(LocalStore(experiment))
+    assert found.state_file.name == STATE_NAME
+    assert any(f"{name} was passed over: Cannot read" in text for text in found.warnings)
+    assert verdicts(tmp_path) == {"good": Health.ERRORED}
+
+
+def test_a_searcher_whose_state_leads_nowhere_may_draw_more(tmp_path):
+    experiment = make_experiment(tmp_path / "e", [make_row("a")], total_samples=1)
+    (searcher,) = experiment.glob("basic-variant-state-*")
+    searcher.unlink()
+    loop(searcher)
+    assert read_experiment(LocalStore(experiment)).samples_left is None
+    assert len(verdicts(tmp_path)) == 1
+    assert Health.UNREADABLE not in verdicts(tmp_path).values()
+
+
+def test_a_tuner_that_leads_nowhere_is_lost(tmp_path):
+    experiment = put_good(tmp_path)
+    (experiment / "tuner.pkl").unlink()
+    loop(experiment / "tuner.pkl")
+    store = LocalStore(experiment)
+    assert "Too many levels" in read_tuner(store, store.list_dir()).lost
+
+
+# --- a file that has grown since it was listed
+
+
+class Grown(MemoryStore):
+    """Lists a file with fewer bytes than it holds."""
+
+    def list_dir(self, path=""):
+        return [entry._replace(size_bytes=self.listed) for entry in super().list_dir(path)]
+
+
+@pytest.mark.parametrize("listed", [10, 2 * 1024**2])
+def test_no_more_is_read_of_a_state_than_was_listed_and_some(listed):
+    body = make_state([make_row("t")])
+    store = Grown()
+    store.listed = listed
+    store.put(STATE_NAME, body + b" " * (2 * listed + 1024**2 - len(body)))
+    (entry,) = store.list_dir()
+    assert len(read_state(store, entry, keep_ended=True)[1].trials) == 1
+    store.put(STATE_NAME, body + b" " * (2 * listed + 1024**2 + 1 - len(body)))
+    with pytest.raises(MalformedStateError, match=f"changes while it is read: {listed} bytes"):
+        read_state(store, entry, keep_ended=True)
+
+
+def test_no_more_is_read_of_rows_than_was_listed_and_some(tmp_path):
+    experiment = put_two(tmp_path)
+    store = Grown()
+    store.listed = 10
+    store.put("dir_bad/result.json", b" " * (2 * 1024**2))
+    trials = list(read_experiment(LocalStore(experiment)).trials)
+    found = read_checkpoint_choices(store, trials)
+    assert "holds more than" in found["bad"].reason
