@@ -56,6 +56,10 @@ class TooLargeError(StorageError):
     """An object is larger than what is read of its kind: it is none of ours or Ray's."""
 
 
+class CannotBeFollowedError(StorageError):
+    """A link leads to itself, or a name is too long for a disk: nothing can be there. No store fails."""
+
+
 class LinkRefusedError(StorageError):
     """A link stands where only this package writes, or where a new object was to be made."""
 

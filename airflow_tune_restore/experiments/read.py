@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
     KeyNotFoundError,
     StateUnreadableError,
     TooLargeError,
@@ -287,14 +288,10 @@ def read_checkpoint_choices(
         try:
             recorded.append(trial.recorded_checkpoint)
         except MalformedStateError as error:
-            recorded.append(
-                CheckpointChoice(
-                    name=None, iteration=0, repaired=False, lost=True, reason=str(error)
-                )
-            )
+            recorded.append(_lost(error))
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         choices = pool.map(
-            lambda pair: _checkpoint_choice(store, *pair, prefer_newest=prefer_newest),
+            lambda pair: _choice_or_loss(store, *pair, prefer_newest=prefer_newest),
             zip(trials, recorded, strict=True),
         )
         return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
@@ -331,7 +328,11 @@ def _newest_valid_state(
             continue
         try:
             candidate = read_state(store, entry, keep_ended=keep_ended)
-        except (MalformedStateError, KeyNotFoundError, TooLargeError) as error:
+        except (
+            MalformedStateError,
+            KeyNotFoundError,
+            CannotBeFollowedError,
+        ) as error:
             # a store that fails is another matter: an older state must not take this one's place
             warnings.append(f"{entry.name} was passed over: {error}")
             continue
@@ -361,25 +362,41 @@ def read_state(store: ObjectStore, entry: Entry, *, keep_ended: bool) -> tuple[S
     """Read one state file of the listing.
 
     Raises:
-        MalformedStateError: If it cannot be used, or holds no trials; TooLargeError, KeyNotFoundError.
+        MalformedStateError: If it cannot be used, holds no trials, or is far larger than it was listed;
+            KeyNotFoundError; CannotBeFollowedError, of a link.
     """
     if entry.size_bytes > layout.MAX_STATE_BYTES:  # the listing says so: not a byte is read
         raise MalformedStateError(
             f"it holds {entry.size_bytes} bytes; at most {layout.MAX_STATE_BYTES} are read"
         )
     with _IN_FLIGHT.hold(entry.size_bytes):
-        summed = _Summed(
-            store.stream(entry.name, max_bytes=layout.MAX_STATE_BYTES)
-            if entry.size_bytes > _SMALL_BYTES
-            else [store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)]
-        )
-        state = parse_pieces(summed, keep_ended=keep_ended)
+        most = _at_most(entry.size_bytes, layout.MAX_STATE_BYTES)
+        try:
+            summed = _Summed(
+                store.stream(entry.name, max_bytes=most)
+                if entry.size_bytes > _SMALL_BYTES
+                else [store.get(entry.name, max_bytes=most)]
+            )
+            state = parse_pieces(summed, keep_ended=keep_ended)
+        except TooLargeError as error:
+            raise MalformedStateError(
+                f"it changes while it is read: {entry.size_bytes} bytes were listed, and it holds more "
+                f"than {most} now"
+            ) from error
     if not state.trials:
         raise MalformedStateError("it holds no trials")
     file = StateFile(
         name=entry.name, sha256=summed.sha256.hexdigest(), size_bytes=summed.size_bytes
     )
     return file, state
+
+
+def _at_most(listed_bytes: int, limit: int) -> int:
+    """Return how much is read of a file for which a budget holds what the listing said.
+
+    A driver that is alive writes it anew meanwhile, with more trials or rows in it.
+    """
+    return min(limit, 2 * listed_bytes + _SMALL_BYTES)
 
 
 class _Summed:
@@ -402,6 +419,26 @@ class _Summed:
                         summing.result()  # never more than two pieces are held
                     summing = beside.submit(self.sha256.update, piece)
                 yield piece
+
+
+def _choice_or_loss(
+    store: ObjectStore,
+    trial: Trial,
+    recorded: RecordedCheckpoint | CheckpointChoice | None,
+    *,
+    prefer_newest: bool,
+) -> CheckpointChoice:
+    """Choose; what stands where a trial's files should be costs that trial alone."""
+    try:
+        return _checkpoint_choice(store, trial, recorded, prefer_newest=prefer_newest)
+    except (CannotBeFollowedError, TooLargeError) as error:
+        return _lost(error)
+
+
+def _lost(error: TuneRestoreError) -> CheckpointChoice:
+    return CheckpointChoice(
+        name=None, iteration=0, repaired=False, lost=True, reason=str(error).removesuffix(".")
+    )
 
 
 def _checkpoint_choice(
@@ -471,7 +508,7 @@ def _reported(
     found: dict[str, int] = {}
     with _IN_FLIGHT.hold(size_bytes):
         try:
-            body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+            body = store.get(key, max_bytes=_at_most(size_bytes, layout.MAX_RESULT_BYTES))
         except KeyNotFoundError:
             return {}
         for name, iteration in _checkpoint_rows(body):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, TooLargeError
+from airflow_tune_restore.exceptions import CannotBeFollowedError, KeyNotFoundError, TooLargeError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import NEVER_SAVED, samples_left
 from airflow_tune_restore.experiments.printable import printable
@@ -23,7 +23,7 @@ def read_searcher(store: ObjectStore, entries: list[Entry]) -> Any:
         return None
     try:
         return read_pickle(store.get(newest.name, max_bytes=MAX_BYTES))
-    except (SymbolicError, KeyNotFoundError, TooLargeError):
+    except (SymbolicError, KeyNotFoundError, TooLargeError, CannotBeFollowedError):
         return None
 
 

@@ -14,10 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import msgspec
 
-from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
+from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
+    StateUnreadableError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.checkpoints import checkpoint_index
 from airflow_tune_restore.experiments.claims import read_restore_sign, was_restored
@@ -65,8 +70,16 @@ THREADS = 64
 
 _EVERYTHING = Selection()
 
-_Visited = tuple[ExperimentReport | None, list[str]]
-"""What one directory brought: a report, and the paths of those to visit below it."""
+
+class _Below(NamedTuple):
+    """A directory to visit: where a link leads, if it is one, and its path below the prefix."""
+
+    place: str
+    path: str
+
+
+_Visited = tuple[ExperimentReport | None, list[_Below]]
+"""What one directory brought: a report, and the directories to visit below it."""
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +126,8 @@ def scan(
     An experiment is a directory that holds `tuner.pkl` or a state file. One that cannot be read is
     reported as such and does not keep the others from being found, not even those below it, if no
     state there is named as Ray names them. Inside an experiment no other is looked for, and a link to a
-    directory of the same prefix is not followed: each is found once, by its own name.
+    directory of the same prefix is not followed: each is found once, by its own name. Of several links to
+    one place elsewhere one is followed, that with the smallest path.
 
     Args:
         store: Rooted at the prefix.
@@ -188,30 +202,51 @@ def _walk(
     selection: Selection,
     look: _Look,
 ) -> Iterator[ExperimentReport]:
-    """Yield reports as they come; a directory that is no experiment brings those below it."""
+    """Yield reports as they come; a directory that is no experiment brings those below it.
+
+    Links that lead elsewhere are followed when all else is visited, in the order of their names, and one
+    to each place: links that lead to each other would never end, and which of two is followed must not
+    depend on which thread comes first.
+    """
+    followed: set[str] = set()
+    links: list[_Below] = []
     ended: SimpleQueue[Future[_Visited]] = SimpleQueue()
     first: Future[_Visited] = Future()
     first.add_done_callback(ended.put)
-    first.set_result(_visit(store, root, "", selection, look))
+    first.set_result(_look_into(store, "", selection, look, entries=root))
     open_visits = 1
     while open_visits:
         report, below = ended.get().result()
-        open_visits += len(below) - 1
-        for path in below:
-            visit = threads.submit(_list_and_visit, store.at(path), path, selection, look)
+        links += [item for item in below if item.place]
+        paths = [item.path for item in below if not item.place]
+        if open_visits == 1 and not paths:
+            # a dict keeps the last of a key, so the smallest path comes last
+            new = {at: path for at, path in sorted(links, reverse=True) if at not in followed}
+            followed.update(new)
+            links, paths = [], list(new.values())
+        open_visits += len(paths) - 1
+        for path in paths:
+            visit = threads.submit(_look_into, store.at(path), path, selection, look)
             visit.add_done_callback(ended.put)
         if report is not None:
             yield report
 
 
-def _list_and_visit(store: ObjectStore, path: str, selection: Selection, look: _Look) -> _Visited:
+def _look_into(
+    store: ObjectStore,
+    path: str,
+    selection: Selection,
+    look: _Look,
+    *,
+    entries: list[Entry] | None = None,
+) -> _Visited:
+    """Visit a directory; one that cannot be listed keeps nobody from looking into the others."""
     try:
-        entries = store.list_dir()
-    except TuneRestoreError as error:
-        # one that cannot be listed keeps nobody from looking into the others
+        entries = store.list_dir() if entries is None else entries
+        return _visit(store, entries, path, selection, look)
+    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
         nothing = Evidence(root_written=None, now=look.now)
-        return _without_state(store, _unreadable(str(error)), nothing, look), []
-    return _visit(store, entries, path, selection, look)
+        return _without_state(store, _unreadable(store, error), nothing, look), []
 
 
 def _visit(
@@ -227,15 +262,22 @@ def _visit(
             return None, []
         report, is_one = _report(store, entries, path, look)
         if is_one:
+            if not path and any(_may_hold_experiments(store, entry) for entry in entries):
+                # who can write to a prefix can make it one, and hide all of its experiments
+                log.warning(
+                    "%s is an experiment itself, and no other is looked for below it. If others lie "
+                    "there, move its tuner.pkl and its experiment_state-*.json away.",
+                    printable(store.uri),
+                )
             return report, []
     if path.count("/") + bool(path) >= selection.max_depth:
         return report, []
     below = [
-        f"{path}/{entry.name}".lstrip("/")
+        _Below(entry.place, f"{path}/{entry.name}".lstrip("/"))
         for entry in entries
         if _may_hold_experiments(store, entry)
     ]
-    return report, [name for name in below if selection.enters(name)]
+    return report, [item for item in below if selection.enters(item.path)]
 
 
 def _report(
@@ -251,21 +293,29 @@ def _report(
     try:
         return _report_readable(store, entries, path, evidence, look), True
     except NotStartedError as error:
-        evidence = _ask_around(store, entries, evidence, look)
-        verdict = judge_unstarted(str(error), evidence, stale_after=look.stale_after)
-        return _without_state(store, verdict, evidence, look), _holds_states_of_ray(entries)
-    except StateUnreadableError as error:
-        unreadable = _without_state(store, _unreadable(error.reason), evidence, look)
-        return unreadable, _holds_states_of_ray(entries)
-    except TuneRestoreError as error:
-        return _without_state(store, _unreadable(str(error)), evidence, look), True
+        verdict, evidence = _judge_unstarted(store, entries, str(error), evidence, look)
     except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
-        unexpected = report_unexpected(store.uri, error)
-        return _without_state(store, _unreadable(str(unexpected)), evidence, look), True
+        verdict = _unreadable(store, error)
+    return _without_state(store, verdict, evidence, look), _holds_states_of_ray(entries)
 
 
-def _unreadable(reason: str) -> Verdict:
-    return Verdict(Health.UNREADABLE, reason, {})
+def _judge_unstarted(
+    store: ObjectStore, entries: list[Entry], reason: str, evidence: Evidence, look: _Look
+) -> tuple[Verdict, Evidence]:
+    """Judge what has no state with a trial; it, too, may be of a store that fails."""
+    try:
+        evidence = _ask_around(store, entries, evidence, look)
+    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
+        return _unreadable(store, error), evidence
+    return judge_unstarted(reason, evidence, stale_after=look.stale_after), evidence
+
+
+def _unreadable(store: ObjectStore, error: Exception) -> Verdict:
+    """Say why an experiment cannot be read; what nobody foresaw is logged, too."""
+    if isinstance(error, StateUnreadableError):
+        return Verdict(Health.UNREADABLE, error.reason, {})
+    known = error if isinstance(error, TuneRestoreError) else report_unexpected(store.uri, error)
+    return Verdict(Health.UNREADABLE, str(known), {})
 
 
 def _report_readable(
@@ -413,9 +463,13 @@ def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
     """Return the newest write to a trial's directory, or to its newest checkpoint.
 
     Workers upload checkpoints by themselves; result rows come with the driver's snapshots, which may be
-    rare. Of the checkpoints only the newest is listed, one level deep.
+    rare. Of the checkpoints only the newest is listed, one level deep. A directory that is a link to
+    itself has no writes.
     """
-    entries = store.list_dir(trial_dir)
+    try:
+        entries = store.list_dir(trial_dir)
+    except CannotBeFollowedError:
+        return None
     checkpoints = [
         entry.name
         for entry in entries

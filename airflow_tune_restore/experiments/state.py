@@ -47,9 +47,9 @@ from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus,
 MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
 
-MAX_TRIALS = 50_000
-"""Of one state: about a KiB of memory each. Rows of trials that ran have 12 KB and more, so that a
-file of `layout.MAX_STATE_BYTES` holds fewer."""
+MAX_SMALL_ROWS, SMALL_ROW_BYTES = 50_000, 2048
+"""Of one state. A trial takes up to 3 KiB of memory, however short its row is; Ray's have 4 KB and more
+(2.10 to 2.60), so that a file of `layout.MAX_STATE_BYTES` bounds them by itself."""
 
 MAX_FRAME_VALUES = 100_000
 """In what stands around the rows: Ray's own has fifty, however many trials there are. They are kept."""
@@ -254,12 +254,18 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
     """
     trials: dict[str, Trial] = {}
     rows: dict[str, RawRow] = {}
+    small_rows = 0
 
     def take(pairs: _Pairs) -> None:
+        nonlocal small_rows
         for pair in pairs:
-            if len(trials) == MAX_TRIALS:
-                raise MalformedStateError(f"it holds more than {MAX_TRIALS} trials")
-            with bounded_json.alone(len(memoryview(pair[0])) + len(memoryview(pair[1]))):
+            size = len(memoryview(pair[0])) + len(memoryview(pair[1]))
+            small_rows += size < SMALL_ROW_BYTES
+            if small_rows > MAX_SMALL_ROWS:
+                raise MalformedStateError(
+                    f"it holds more than {MAX_SMALL_ROWS} trials of less than {SMALL_ROW_BYTES} bytes"
+                )
+            with bounded_json.alone(size):
                 trial = _read_row(*pair, trials)
             if (trial.unusable or trial.odd_fields) and not (
                 _is_text(pair[0]) and _is_text(pair[1])

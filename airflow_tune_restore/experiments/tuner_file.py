@@ -5,7 +5,11 @@ It may be missing, damaged, ignored by choice, or of another run whose name was 
 
 from typing import NamedTuple
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
+from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
+    KeyNotFoundError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import TunerFacts, tuner_facts
 from airflow_tune_restore.experiments.printable import printable
@@ -50,7 +54,7 @@ def read_tuner(store: ObjectStore, entries: list[Entry]) -> TunerFile:
         return TunerFile(tuner_facts(read_pickle(body)))
     except (SymbolicError, TuneRestoreError) as error:
         problem = f"tuner.pkl cannot be read ({error})"
-        is_lost = isinstance(error, DamagedPickleError | KeyNotFoundError)
+        is_lost = isinstance(error, DamagedPickleError | KeyNotFoundError | CannotBeFollowedError)
         return TunerFile(None, problem, problem if is_lost else "")
 
 

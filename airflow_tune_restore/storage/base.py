@@ -26,6 +26,8 @@ class Entry(NamedTuple):
             on object stores, and where the store does not tell.
         etag: The store's version tag of the content, or "" where it has none.
         is_link: Whether it is another name of a directory of this store: on disks, a symbolic link.
+        place: Where a linked directory lies that is none of this store; "" for all else. Two links may
+            lead to one place.
 
     """
 
@@ -35,6 +37,7 @@ class Entry(NamedTuple):
     modified_at: datetime | None = None
     etag: str = ""
     is_link: bool = False
+    place: str = ""
 
 
 class ObjectStore(Protocol):

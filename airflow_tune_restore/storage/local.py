@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
     InvalidInputError,
     KeyExistsError,
     KeyNotFoundError,
@@ -29,8 +30,8 @@ from airflow_tune_restore.storage.base import OWN_DIRECTORY, PIECE_BYTES, Entry,
 TEMPORARY = ".tmp-"
 """Names of half-written files; listings leave them out."""
 
-_CANNOT_BE_FOLLOWED = (errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
-"""A link leads to itself, to where we may not look, or to a name that no disk can hold."""
+_CANNOT_BE_FOLLOWED = (errno.ELOOP, errno.ENAMETOOLONG)
+"""A link leads to itself, or to a name that no disk can hold; whatever a store does, nothing is there."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _ANY_FILE_MODE = 0o666
@@ -74,7 +75,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise StorageError(f"Cannot list {directory}: {error.strerror}.") from error
+            raise _failure(f"list {directory}", error) from error
         return sorted((e for e in entries if e is not None), key=lambda entry: entry.name)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
@@ -128,7 +129,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return  # it is gone, or below a file, where there is nothing
         except OSError as error:
-            raise StorageError(f"Cannot delete {path}: {error.strerror}.") from error
+            raise _failure(f"delete {path}", error) from error
 
     def now(self) -> datetime:
         """Return this machine's time: a disk has no clock of its own."""
@@ -146,29 +147,31 @@ class LocalStore:
     def _entry(self, item: "os.DirEntry[str]") -> Entry | None:
         """Return what a listing shows of one entry; None if nothing is there that could be read.
 
-        An entry that cannot be looked at must not hide the others. Where it is the disk that fails, all
-        fail: without the time of what is written to, it would look dead.
+        A link that cannot be followed must not hide the others, whatever is wrong where it leads. Where
+        it is this disk that fails, all fail: without the time of what is written to, it would look dead.
         """
         try:
             if item.is_dir():  # which the listing itself says
-                return Entry(name=item.name, is_dir=True, is_link=self._leads_back(item))
+                return self._directory_entry(item)
             status = item.stat()
         except FileNotFoundError:
             return None  # deleted while we looked, or a link to nothing
         except OSError as error:
-            if error.errno == errno.ENOTDIR and item.is_symlink():
+            if not item.is_symlink():
+                raise
+            if error.errno == errno.ENOTDIR:
                 return None  # it leads through a file: to nothing, too
-            if error.errno in _CANNOT_BE_FOLLOWED and item.is_symlink():
-                return Entry(name=item.name, is_dir=False)  # who reads it is told, and nobody else
-            raise
+            return Entry(name=item.name, is_dir=False)  # who reads it is told, and nobody else
         return _file_entry(item.name, status)
 
-    def _leads_back(self, item: "os.DirEntry[str]") -> bool:
-        """Whether a directory lies elsewhere in the store that was opened, or above it."""
+    def _directory_entry(self, item: "os.DirEntry[str]") -> Entry:
+        """Return what a listing shows of a directory; if linked, whether it lies here, or where."""
         if not item.is_symlink():
-            return False
+            return Entry(name=item.name, is_dir=True)
         top, real = Path(os.path.realpath(self._top)), Path(os.path.realpath(item.path))
-        return real.is_relative_to(top) or top.is_relative_to(real)
+        if real.is_relative_to(top) or top.is_relative_to(real):
+            return Entry(name=item.name, is_dir=True, is_link=True)
+        return Entry(name=item.name, is_dir=True, place=real.as_posix())
 
     def _path(self, key: str) -> Path:
         """Return where a key lies: always below the root, whoever made the key."""
@@ -197,11 +200,13 @@ class LocalStore:
             for depth, name in enumerate(own):
                 is_made = make and _make(name, directory)
                 here = _Place(directory, name)
-                below = _open_unlinked(here, _DIRECTORY, base.joinpath(*own[: depth + 1]))
-                if is_made:
-                    _give_to_owner_of(directory, below)
-                os.close(directory)
-                directory = below
+                above = directory
+                directory = _open_unlinked(here, _DIRECTORY, base.joinpath(*own[: depth + 1]))
+                try:
+                    if is_made:
+                        _give_to_owner_of(above, directory)
+                finally:
+                    os.close(above)
             yield directory
         finally:
             os.close(directory)
@@ -211,7 +216,8 @@ class LocalStore:
         """Open a file, and return how much of it is read: who appends meanwhile is not followed."""
         path = self._path(key)
         try:
-            with os.fdopen(self._open_file(path), "rb") as file:
+            # by an opener, for fdopen leaves the descriptor of a directory open
+            with open(path, "rb", opener=lambda *_: self._open_file(path)) as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise KeyNotFoundError(
@@ -224,7 +230,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise KeyNotFoundError(self.uri, key) from error
         except OSError as error:
-            raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+            raise _failure(f"read {path}", error) from error
 
     def _open_file(self, path: Path) -> int:
         """Open a file without waiting for the other end of a pipe."""
@@ -249,7 +255,13 @@ class LocalStore:
                         os.unlink(temporary.name, dir_fd=directory)
                     raise
         except OSError as error:
-            raise StorageError(f"Cannot write {path}: {error.strerror}.") from error
+            raise _failure(f"write {path}", error) from error
+
+
+def _failure(what: str, error: OSError) -> StorageError:
+    """Return the error for what could not be done, told apart from a store that fails."""
+    kind = CannotBeFollowedError if error.errno in _CANNOT_BE_FOLLOWED else StorageError
+    return kind(f"Cannot {what}: {error.strerror}.")
 
 
 def _own_entry(item: "os.DirEntry[str]") -> Entry | None:
@@ -306,7 +318,8 @@ def _give_to_owner_of(directory: int, new: int) -> None:
     """
     if os.geteuid() == 0:
         owner = os.fstat(directory)
-        with contextlib.suppress(PermissionError):  # disks that let nobody give anything away
+        # a disk lets nobody give anything away, or the owner has no number in this container
+        with contextlib.suppress(OSError):
             os.fchown(new, owner.st_uid, owner.st_gid)
 
 

@@ -17,6 +17,7 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
+from tests.support import GOLDEN
 from tests.support.experiments.built import KILLED, make_row, make_state
 
 GOLDEN_FILES = sorted(KILLED.parent.parent.glob("ray-*/killed/experiment_state-*.json"))
@@ -168,11 +169,22 @@ def test_a_row_that_is_no_pair_of_texts_spoils_a_file_wherever_it_stands(place, 
             parse_pieces(pieces, keep_ended=True)
 
 
-def test_a_state_of_too_many_trials_is_refused(monkeypatch):
-    monkeypatch.setattr(state_module, "MAX_TRIALS", 2)
-    assert len(parse_state(make_state([make_row("a"), make_row("b")])).trials) == 2
-    with pytest.raises(MalformedStateError, match="more than 2 trials"):
-        parse_state(make_state([make_row("a"), make_row("b"), make_row("c")]))
+def test_a_state_of_too_many_small_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(state_module, "MAX_SMALL_ROWS", 2)
+    small = ['{"trial_id": "%d", "status": "PENDING", "trainable_name": "x"}', "{}"]
+    rows = [[small[0] % number, small[1]] for number in range(3)]
+    assert len(parse_state(make_state([*rows[:2], make_row("a")])).trials) == 3
+    with pytest.raises(MalformedStateError, match="more than 2 trials of less than"):
+        parse_state(make_state(rows))
+
+
+def test_no_row_of_rays_is_small():
+    """However many trials wait in a state that may be read, it is read."""
+    states = list(GOLDEN.glob("*/*/experiment_state-*.json"))
+    assert states
+    for state in states:
+        for row in json.loads(state.read_bytes())["trial_data"]:
+            assert sum(map(len, row)) >= state_module.SMALL_ROW_BYTES, state
 
 
 @pytest.mark.parametrize("size", ["runner", "rows"])

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
     KeyNotFoundError,
     LinkRefusedError,
     StorageError,
     TuneRestoreError,
 )
+from airflow_tune_restore.storage import local
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.waiting import PATIENCE_SECONDS
@@ -57,6 +59,7 @@ def test_a_link_that_leads_out_is_as_good_as_a_directory(store, tmp_path):
     (tmp_path / "dir" / "out").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "dir" / "up").symlink_to(tmp_path)
     assert [entry.is_link for entry in inner.list_dir() if entry.is_dir] == [False, True]
+    assert inner.list_dir()[1].place == os.path.realpath(tmp_path / "elsewhere")
     assert [entry.is_link for entry in store.at("dir").list_dir() if entry.is_dir] == [True, True]
 
 
@@ -66,7 +69,9 @@ def test_a_disk_that_does_not_answer_makes_nothing_look_old(store, monkeypatch):
 
     def fails(self, item):
         if item.name == "file":
-            item = SimpleNamespace(is_dir=lambda: False, stat=_raise_io_error)
+            item = SimpleNamespace(
+                is_dir=lambda: False, is_symlink=lambda: False, stat=_raise_io_error
+            )
         return entry(self, item)
 
     monkeypatch.setattr(LocalStore, "_entry", fails)
@@ -175,6 +180,32 @@ def test_a_link_to_where_we_may_not_look_hides_no_other(store, tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     (tmp_path / "latest").symlink_to("closed/file")
     assert {"dir", "file"} <= set(names(store))
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN])
+def test_a_link_to_a_mount_that_is_dead_hides_no_other(store, tmp_path, monkeypatch, number):
+    (tmp_path / "latest").symlink_to("/mnt/dead/file")
+    entry = LocalStore._entry
+
+    def fails():
+        raise OSError(number, os.strerror(number))
+
+    def ask(self, item):
+        if item.name == "latest":
+            item = SimpleNamespace(name="latest", is_dir=fails, is_symlink=item.is_symlink)
+        return entry(self, item)
+
+    monkeypatch.setattr(LocalStore, "_entry", ask)
+    assert names(store) == ["dir", "file", "latest"]
+    assert store.list_dir()[2] == Entry(name="latest", is_dir=False)
+
+
+@pytest.mark.parametrize("target", ["latest", "x" * 300], ids=["itself", "long name"])
+def test_that_a_link_leads_nowhere_is_told_from_a_store_that_fails(store, tmp_path, target):
+    (tmp_path / "latest").symlink_to(target)
+    for ask in (store.get, store.list_dir, lambda name: list(store.stream(name, max_bytes=1))):
+        with pytest.raises(CannotBeFollowedError):
+            ask("latest")
 
 
 def test_an_object_is_not_created_in_the_place_of_a_link(store, tmp_path):
@@ -287,6 +318,36 @@ def test_no_descriptor_stays_open(store, tmp_path, secret):
                 action(WAYS[-1])
             with contextlib.suppress(TuneRestoreError):
                 action(f"{OWN}/r2/x")
+        with contextlib.suppress(TuneRestoreError):
+            store.get("dir")
+    assert len(list(descriptors.iterdir())) == before
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM])
+def test_a_disk_that_lets_nobody_give_anything_away_is_written_to(
+    store, tmp_path, monkeypatch, number
+):
+    """EINVAL: the owner has no number here, as in a rootless container; the others, a network's disk."""
+
+    def refuses(*_args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", refuses)
+    store.put(f"{OWN}/a/b", b"1")
+    assert store.get(f"{OWN}/a/b") == b"1"
+
+
+def test_no_descriptor_stays_open_when_a_new_directory_cannot_be_given_away(store, monkeypatch):
+    def refuses(*_args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(local, "_give_to_owner_of", refuses)
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for number in range(20):
+        with pytest.raises(StorageError, match="Cannot write"):
+            store.put(f"{OWN}/a{number}/b", b"1")
     assert len(list(descriptors.iterdir())) == before
 
 
