@@ -183,8 +183,9 @@ class LocalLauncher:
     def _prepare(self, *, copies_key: bool) -> tuple[Path, dict[str, str]]:
         """Make the runner's directory, and return it with the runner's variables.
 
-        Only we may look into it until `_hand_over`. Our package is there alone: our own site-packages are never put on its path, for the runner's
-        interpreter may be another one, and Airflow's packages would shadow Ray's.
+        Only we may look into it until `_hand_over`. Our package is there alone: our own site-packages are
+        never put on its path, for the runner's interpreter may be another one, and Airflow's packages
+        would shadow Ray's.
 
         Raises:
             InvalidInputError: If a key file cannot be copied there.
@@ -231,8 +232,8 @@ class LocalLauncher:
             return InvalidInputError(f"{told}: {error.strerror}.")
         name = self.account.name
         return InvalidInputError(
-            f"{told} as {name}: {error.strerror}. {name} must be able to read and run it, and to walk every "
-            "directory above it; or name another interpreter (python=)."
+            f"{told} as {name}: {error.strerror}. {name} must be able to read and run it, and to walk "
+            "every directory above it; or name another interpreter (python=)."
         )
 
 
