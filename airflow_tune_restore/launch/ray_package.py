@@ -278,7 +278,7 @@ def _spec(lines: Sequence[str], where: str) -> "GitIgnoreSpec":
     try:
         return GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
-        raise InvalidInputError(f"{where}: {error}.") from error
+        raise InvalidInputError(f"{where}: {str(error).rstrip('.')}.") from error
 
 
 def _zip(files: Any) -> Package:
