@@ -261,8 +261,8 @@ def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
 def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
     return InvalidInputError(
         f"tuner.pkl of {store.uri} cannot be loaded here: {why.rstrip('.')}. Its callbacks, stopper, "
-        "searcher and scheduler must be importable where Ray runs, with all that they need. Without them, "
-        "--ignore-tuner (ignore_tuner=True) restores from the state alone."
+        "searcher and scheduler must be importable where Ray runs, with all that they need. Without "
+        "them, --ignore-tuner (ignore_tuner=True) restores from the state alone."
     )
 
 

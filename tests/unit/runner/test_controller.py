@@ -22,7 +22,7 @@ def shown(monkeypatch) -> list[Exception]:
         try:
             self.resume()
             self._resumed = True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  as Ray does
             logged.append(error)
 
     monkeypatch.setattr(TuneController, "__init__", restore)
