@@ -83,7 +83,7 @@ class StateUnreadableError(TuneRestoreError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.experiment} cannot be read: {self.reason}. Nothing was restored."
+        return f"{self.experiment} cannot be read: {self.reason.rstrip('.')}. Nothing was restored."
 
 
 class RecordUnreadableError(TuneRestoreError):
@@ -97,8 +97,8 @@ class RecordUnreadableError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.uri}: {self.key} cannot be understood: {self.reason}. Only this package writes "
-            "there; find out who else did, then delete it. Nothing was done with it."
+            f"{self.uri}: {self.key} cannot be understood: {self.reason.rstrip('.')}. Only this package "
+            "writes there; find out who else did, then delete it. Nothing was done with it."
         )
 
 
@@ -129,7 +129,7 @@ class ExperimentRunningError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.experiment} is running: {self.reason}. "
+            f"{self.experiment} is running: {self.reason.rstrip('.')}. "
             "If you know its driver is dead, say so with stale_after=0 (--stale-after 0)."
         )
 
@@ -198,8 +198,8 @@ class UncommittableError(TuneRestoreError):
     def __str__(self) -> str:
         return (
             f"{self.experiment} cannot be restored: {self.newest!a} sorts after its other state files, "
-            f"so that Ray takes it for the newest, and {self.why}. Nothing was committed. If it is none "
-            "of Ray's, delete it; then plan again."
+            f"so that Ray takes it for the newest, and {self.why.rstrip('.')}. Nothing was committed. "
+            "If it is none of Ray's, delete it; then plan again."
         )
 
 
@@ -238,9 +238,9 @@ class TrialFailedError(TuneRestoreError):
 
     def __str__(self) -> str:
         told = f" ({self.cause})" if self.cause != "unknown" else ""
-        final = f" {self.final}." if self.final else ""
+        final = f" {self.final.rstrip('.')}." if self.final else ""
         return (
-            f"Trial {self.trial_id} of {self.experiment} failed again{told}: {self.reason}."
+            f"Trial {self.trial_id} of {self.experiment} failed again{told}: {self.reason.rstrip('.')}."
             f"{final} Its progress is kept and will be committed."
         )
 
@@ -276,8 +276,8 @@ class PodLostError(RunnerDiedError):
     def __str__(self) -> str:
         what = _name_trial(self.trial_id)
         return (
-            f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason}. A retry "
-            "goes on from its newest snapshot."
+            f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason.rstrip('.')}. "
+            "A retry goes on from its newest snapshot."
         )
 
 
@@ -294,7 +294,7 @@ class RayClusterError(TuneRestoreError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"The Ray cluster at {self.address} does not answer: {self.reason}."
+        return f"The Ray cluster at {self.address} does not answer: {self.reason.rstrip('.')}."
 
 
 def _name_trial(trial_id: str) -> str:

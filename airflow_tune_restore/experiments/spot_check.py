@@ -122,7 +122,7 @@ class SpotCheck:
         except StateUnreadableError as error:
             contradiction = _compare(said, unreadable_facts(error.reason))
         except NotStartedError as error:
-            contradiction = f"the index says trials={said.trials!r}, but {error}."
+            contradiction = f"the index says trials={said.trials!r}, but {str(error).rstrip('.')}."
         is_as_it_was = not contradiction or fingerprint(store.list_dir()) == mark
         return contradiction if is_as_it_was else ""
 

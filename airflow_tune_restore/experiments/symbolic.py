@@ -4,7 +4,8 @@ A small stack machine over the opcodes that `pickletools` describes. It imports 
 and hashes nothing that comes from the input: globals, calls and objects become plain records. A
 `pickle.Unpickler` with a `find_class` that returns stubs is not safe (extension codes, hash bombs,
 BUILD on a class); this is. Opcodes that refer to something outside the pickle are refused, and size,
-length and memo are bounded, so hostile input ends in a `SymbolicError`, never in a hang.
+length and memo are bounded, so hostile input ends in a `SymbolicError`, never in a hang. No error quotes
+the input.
 """
 
 import pickletools
@@ -100,6 +101,7 @@ def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
         raise SymbolicError(f"pickle of {len(body)} bytes; the limit is {MAX_BYTES}")
     machine = _Machine()
     stream = BytesIO(body)
+    code = b""
     try:
         for _ in range(MAX_OPCODES):
             code = stream.read(1)
@@ -110,8 +112,10 @@ def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
     except SymbolicError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        # what pickletools and an unbalanced stack raise on malformed input
-        raise DamagedPickleError(f"malformed pickle: {error}") from error
+        # what pickletools and an unbalanced stack raise on malformed input. Their texts quote it, and
+        # whoever made a link here may not be allowed to read what it leads to: none is passed on
+        where = f"{_NAMES[code]}, before byte {stream.tell()}"
+        raise DamagedPickleError(f"malformed pickle: {type(error).__name__} at {where}") from None
     raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
 
 
@@ -185,12 +189,12 @@ class _Machine:
     def memoize(self, _: Any) -> None:
         index = len(self.memo)
         if index >= MAX_MEMO:
-            raise SymbolicError(f"memo index {index}")
+            raise SymbolicError("a memo of absurd size")
         self.memo[index] = self.stack[-1]
 
     def put(self, index: int) -> None:
         if not 0 <= index < MAX_MEMO:
-            raise SymbolicError(f"memo index {index}")
+            raise SymbolicError("a memo of absurd size")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -351,7 +355,7 @@ class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Mach
         if not code:
             raise DamagedPickleError("pickle without an end")
         if code not in _NAMES:
-            raise DamagedPickleError(f"malformed pickle: {code!r} is not an opcode")
+            raise DamagedPickleError("malformed pickle: a byte that is no opcode")
         # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
         raise SymbolicError(f"opcode {_NAMES[code]} refers to something outside the pickle")
 

@@ -71,6 +71,26 @@ def parse_text(value: Any) -> str | None:
     return None if text in ("", "None") else text
 
 
+def parse_user(value: Any, *, was_given: bool) -> str | None:
+    """Read whom runners run as; None only where nobody was named.
+
+    Args:
+        value: As rendered.
+        was_given: Whether there was anything to render. What protects must not vanish with a Variable.
+
+    Raises:
+        InvalidInputError: If what was given rendered to nothing.
+    """
+    user = parse_text(value)
+    if user is None and was_given:
+        raise InvalidInputError(
+            f"runner_user={value!r} names nobody; nothing was started, for runners would run as the "
+            "worker. Does its template name a Variable or an XCom that is not set? To run them as the "
+            "worker, leave runner_user out."
+        )
+    return user
+
+
 def parse_health(value: Any) -> frozenset[Health]:
     """Read a set of health words; one alone may stand without a set."""
     words = [value] if isinstance(value, str) else list(value)

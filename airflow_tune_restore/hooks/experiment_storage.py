@@ -192,7 +192,7 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
         return get_fs(scheme, place.conn_id)
     except (ImportError, ValueError) as error:
         raise InvalidInputError(
-            f"Connection {place.conn_id!r} cannot open {scheme}://: {error}. "
+            f"Connection {place.conn_id!r} cannot open {scheme}://: {str(error).rstrip('.')}. "
             "Is the Airflow provider for it installed?"
         ) from error
     except Exception as error:  # every provider has a tree of exceptions of its own

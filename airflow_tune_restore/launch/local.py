@@ -70,6 +70,7 @@ class LocalLauncher:
             InvalidInputError: If the interpreter cannot be started.
         """
         home, env = self._prepare(copies_key=self.account is not None)
+        self._hand_over(home)
         try:
             process = subprocess.Popen(  # noqa: S603  the arguments are ours
                 [*self._run(request), "--parent-pid", str(os.getpid())],
@@ -102,8 +103,9 @@ class LocalLauncher:
         # whoever made the key's file may remove it when we are gone
         home, env = self._prepare(copies_key=True)
         output = home / "output.log"
-        with output.open("wb") as out:
+        with output.open("xb") as out:
             shown = output.open(encoding="utf-8", errors="replace")
+            self._hand_over(home)
             try:
                 subprocess.Popen(  # noqa: S603  the arguments are ours
                     [*self._run(request), "--home", home.as_posix()],
@@ -153,6 +155,7 @@ class LocalLauncher:
             *(("--ignore-tuner",) if ignore_tuner else ()),
         ]
         home, env = self._prepare(copies_key=self.account is not None)
+        self._hand_over(home)
         try:
             done = subprocess.run(  # noqa: S603  the arguments are ours
                 [self.python, "-m", f"{_PACKAGE}.runner", *command],
@@ -180,8 +183,9 @@ class LocalLauncher:
     def _prepare(self, *, copies_key: bool) -> tuple[Path, dict[str, str]]:
         """Make the runner's directory, and return it with the runner's variables.
 
-        Our package is there alone: our own site-packages are never put on its path, for the runner's
-        interpreter may be another one, and Airflow's packages would shadow Ray's.
+        Only we may look into it until `_hand_over`. Our package is there alone: our own site-packages are
+        never put on its path, for the runner's interpreter may be another one, and Airflow's packages
+        would shadow Ray's.
 
         Raises:
             InvalidInputError: If a key file cannot be copied there.
@@ -203,10 +207,17 @@ class LocalLauncher:
         paths = [*self.pythonpath, env.get("PYTHONPATH", ""), home.as_posix()]
         env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         env["PYTHONUNBUFFERED"] = "1"
-        if self.account is not None:
-            for path in (*home.glob("*.json"), home):  # from here on it may swap what lies there
-                os.chown(path, self.account.uid, self.account.gid)
         return home, env
+
+    def _hand_over(self, home: Path) -> None:
+        """Give the account the runner's directory, where it needs one.
+
+        The last thing done there by name: from here on, a runner of that account that is at work already
+        may put a link in the place of anything in it. What we write or read there is opened before.
+        """
+        if self.account is not None:
+            for path in (*home.glob("*.json"), home):
+                os.chown(path, self.account.uid, self.account.gid)
 
     def _switch(self) -> dict[str, Any]:
         """Return the arguments of `Popen` that say whom the process runs as."""
@@ -216,8 +227,14 @@ class LocalLauncher:
         return {"user": self.account.uid, "group": self.account.gid, "extra_groups": groups}
 
     def _no_interpreter(self, error: OSError) -> InvalidInputError:
-        whom = f" as {self.account.name}" if self.account is not None else ""
-        return InvalidInputError(f"Cannot start {self.python}{whom}: {error.strerror}.")
+        told = f"Cannot start {self.python}"
+        if self.account is None:
+            return InvalidInputError(f"{told}: {error.strerror}.")
+        name = self.account.name
+        return InvalidInputError(
+            f"{told} as {name}: {error.strerror}. {name} must be able to read and run it, and to walk "
+            "every directory above it; or name another interpreter (python=)."
+        )
 
 
 def _remove(home: Path) -> None:

@@ -315,7 +315,9 @@ def parse_cluster_address(text: str) -> str:
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidInputError(f"{printable(given)} is no address: {error}.") from error
+        raise InvalidInputError(
+            f"{printable(given)} is no address: {str(error).rstrip('.')}."
+        ) from error
     if not host or parts.username or parts.password:
         raise InvalidInputError(
             f"A Ray address is http://HOST:PORT, without user or password; not {parts.scheme}://…"
@@ -357,7 +359,7 @@ def _options(cluster: Cluster) -> dict[str, Any]:
             verify = ssl.create_default_context(cafile=cluster.ca_file)
         except OSError as error:
             raise InvalidInputError(
-                f"The certificates in {cluster.ca_file} cannot be read: {error}."
+                f"The certificates in {cluster.ca_file} cannot be read: {str(error).rstrip('.')}."
             ) from error
     elif not cluster.address.startswith("https:"):
         verify = False  # to read all certificates of this machine takes 30 ms

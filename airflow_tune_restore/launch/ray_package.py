@@ -6,7 +6,10 @@ directory's name, a working directory without. As there, `.gitignore` counts unl
 `RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`, and `.git` and virtual environments stay behind
 (`RAY_RUNTIME_ENV_DEFAULT_EXCLUDES`, ray_constants.py); here also out of modules, for what a cluster holds
 may be read by whoever may use it. For the same reason so does what holds credentials, and what a link out
-of the directory leads to. A warning names them; `excludes=["!name"]` takes one along.
+of the directory leads to. A warning names them; `excludes=["!name"]` takes one along, whatever names it:
+Ray asks each list by itself and leaves out what any of them names (`_dir_travel`), so that its `!` means
+something within one list only; here what `excludes` says with `!` counts last, as in a `.gitignore` that
+went on with it. As in git, nothing comes back out of a directory that stays behind itself.
 """
 
 import hashlib
@@ -66,12 +69,12 @@ class Package:
     Args:
         body: Its content.
         wheel: The file name of a wheel.
-        left_out: What of its directory is not in it, although nobody excluded it: paths, and why.
+        left_out: What of its directory is not in it, although nobody excluded it: reason -> paths.
     """
 
     body: bytes = field(repr=False)
     wheel: str = ""
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -110,7 +113,7 @@ def directory_package(directory: Path, excludes: Sequence[str] = (), *, is_modul
             f"{error.filename} cannot be packed for the cluster: {error.strerror}. Name it in `excludes` "
             "of the runtime_env, or in a .rayignore."
         ) from error
-    return replace(package, left_out=tuple(tree.left_out))
+    return replace(package, left_out=tree.left_out)
 
 
 def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,33 +129,33 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInputError(
             f"excludes={excludes!r} in the runtime_env is not a list of patterns."
         )
-    left_out: list[str] = []
 
     def uri(path: str, *, is_module: bool) -> str:
         if Location.parse(path).scheme:
             return path
         package = _package(at_home(path), excludes, is_module=is_module)
-        left_out.extend(f"{path}: {what}" for what in package.left_out)
+        _warn(path, package.left_out)
         return _upload(jobs, package)
 
     if "working_dir" in given:
         given["working_dir"] = uri(str(given["working_dir"]), is_module=False)
     modules = [uri(str(path), is_module=True) for path in given.get("py_modules", ())]
     given["py_modules"] = [*modules, _upload(jobs, runner_package())]
-    _warn(left_out)
     return given
 
 
-def _warn(left_out: Sequence[str]) -> None:
-    """Name once what did not go along, and say how it would."""
+def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Name once what of a directory did not go along, and say how it would."""
     if not left_out:
         return
-    more = f" … and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+    groups = []
+    for why, names in left_out.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        groups.append(f"{', '.join(printable(name) for name in names[:_SHOWN])}{more} ({why})")
     logger.warning(
-        'Not sent to the cluster: %s%s. To send one along, add it to the runtime_env: "excludes": '
-        '["!.env"]. To leave it behind without this warning, name it there or in a .rayignore.',
-        "; ".join(printable(what) for what in left_out[:_SHOWN]),
-        more,
+        "Not sent to the cluster from %s: %s. To send one of them, put its path with a leading ! into "
+        'the runtime_env: "excludes": ["!.env"]; without the !, it stays behind without this warning.',
+        *(printable(directory), "; ".join(groups)),
     )
 
 
@@ -184,10 +187,14 @@ class _Tree:
     def __init__(self, top: Path, excludes: Sequence[str]) -> None:
         self._top = top
         self._real = os.path.realpath(top)
-        ours = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES).split(",")
-        self._unasked = [*(name.strip() for name in ours if name.strip()), *CREDENTIALS]
-        self._spec = _spec([*self._unasked, *excludes], "excludes in the runtime_env")
-        self.left_out: list[str] = []
+        of_ray = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES).split(
+            ","
+        )
+        unasked = {name.strip(): "as Ray leaves it out" for name in of_ray if name.strip()}
+        unasked |= dict.fromkeys(CREDENTIALS, "may hold credentials")
+        self._whys = list(unasked.values())
+        self._spec = _spec([*unasked, *excludes], "excludes in the runtime_env")
+        self.left_out: dict[str, list[str]] = {}
 
     def files(self) -> Iterator[Path]:
         """Yield the files that are packed, in the order of their names."""
@@ -201,38 +208,42 @@ class _Tree:
             is_directory = os.path.isdir(path)  # noqa: PTH112
             if not is_directory and not os.path.isfile(path):  # noqa: PTH113
                 continue  # a link to nothing or to itself, a pipe, a socket, a device
-            if any(rule(path, is_directory) for rule in rules):
-                continue
-            if self._stays(path, above, is_directory=is_directory):
+            if self._stays(path, rules, above, is_directory=is_directory):
                 continue
             if is_directory:
                 yield from self._walk(path, rules, above)
             else:
                 yield path
 
-    def _stays(self, path: Path, above: Sequence[str], *, is_directory: bool) -> bool:
+    def _stays(
+        self, path: Path, rules: Sequence[_Rule], above: Sequence[str], *, is_directory: bool
+    ) -> bool:
         """Whether something is left out: excluded, or not asked for and of a kind that stays behind."""
         name = path.relative_to(self._top).as_posix()
         verdict = self._spec.check_file(name + "/" * is_directory)
-        if verdict.include and verdict.index is not None and verdict.index >= len(self._unasked):
+        is_asked_for = verdict.include is False
+        if not is_asked_for and any(rule(path, is_directory) for rule in rules):
+            return True
+        named = verdict.index if verdict.include else None
+        if named is not None and named >= len(self._whys):
             return True
         real = os.path.realpath(path)
         if is_directory and real in above:
             why = "a link back"  # for ever, whatever is asked for
         elif not is_text(path.name):
             why = "no zip file can hold its name"
-        elif verdict.include is False:
+        elif is_asked_for:
             return False
-        elif verdict.include:
-            why = "" if path.name == CACHES else "by its name"
+        elif named is not None:
+            why = "" if path.name == CACHES else self._whys[named]
         elif path.is_symlink() and not Path(real).is_relative_to(self._real):
-            why = f"a link to {real}"
+            why = "a link out of it"
         else:
             why = _kind_that_stays(path, is_directory=is_directory)
             if not why:
                 return False
         if why:
-            self.left_out.append(f"{name} ({why})")
+            self.left_out.setdefault(why, []).append(name)
         return True
 
 
@@ -267,7 +278,7 @@ def _spec(lines: Sequence[str], where: str) -> "GitIgnoreSpec":
     try:
         return GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
-        raise InvalidInputError(f"{where}: {error}.") from error
+        raise InvalidInputError(f"{where}: {str(error).rstrip('.')}.") from error
 
 
 def _zip(files: Any) -> Package:

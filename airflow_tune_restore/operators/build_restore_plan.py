@@ -22,6 +22,7 @@ from airflow_tune_restore.hooks.arguments import (
     parse_count,
     parse_span,
     parse_text,
+    parse_user,
 )
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -190,6 +191,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.ray_conn_id = ray_conn_id
         self.python = python
         self.runner_user = runner_user
+        self._has_user = runner_user is not None
         self.env = env
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
@@ -199,7 +201,7 @@ class BuildRestorePlanOperator(BaseOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
-            runner_account(parse_text(self.runner_user), self.launcher)
+            runner_account(parse_user(self.runner_user, was_given=self._has_user), self.launcher)
             places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
         verdicts = Verdicts()
 
@@ -315,7 +317,7 @@ class BuildRestorePlanOperator(BaseOperator):
                     self.launcher,
                     python=self.python,
                     env={**credentials, **(self.env or {})},
-                    runner_user=parse_text(self.runner_user),
+                    runner_user=parse_user(self.runner_user, was_given=self._has_user),
                 )
                 launcher.check(
                     experiment=plan.experiment,

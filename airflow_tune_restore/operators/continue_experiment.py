@@ -8,7 +8,7 @@ from airflow.sdk import Context
 
 from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.arguments import parse_text, parse_user
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.continuation import (
@@ -118,6 +118,7 @@ class ContinueExperimentOperator(OnRayOperator):
         self.launcher = launcher
         self.python = python
         self.runner_user = runner_user
+        self._has_user = runner_user is not None
         self.ray_address = ray_address
         self.env = env
         self.storage_conn_id = storage_conn_id
@@ -130,6 +131,7 @@ class ContinueExperimentOperator(OnRayOperator):
             address = hook.address(parse_continued(self.experiment))
             store = hook.open(address)
             if self.launcher == RAY:
+                self._refuse_user()
                 plan, settled = start_continuation(context, store, self._options())
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)
@@ -139,7 +141,7 @@ class ContinueExperimentOperator(OnRayOperator):
                     self.launcher,
                     python=parse_text(self.python),
                     env={**credentials, **(self.env or {})},
-                    runner_user=parse_text(self.runner_user),
+                    runner_user=parse_user(self.runner_user, was_given=self._has_user),
                 )
 
                 def check(draft: Draft) -> None:

@@ -258,13 +258,14 @@ class FollowedPodOperator(KubernetesPodOperator):
             raise self._not_followed(name, why) from error
         if self._why_given_up:
             raise AirflowException(
-                f"{what} did not start: {self._why_given_up}. It was deleted; a retry makes another one."
+                f"{what} did not start: {self._why_given_up.rstrip('.')}. It was deleted; a retry "
+                "makes another one."
             ) from error
         raise AirflowException(f"{what} was given up: {why}") from error
 
     def _not_created(self, error: Exception, name: str) -> AirflowException:
         what, why = self._describe(name), _cause(error)
-        failed = f"{what} could not be created: {why}."
+        failed = f"{what} could not be created: {why.rstrip('.')}."
         if is_mistake(error):
             return AirflowFailException(f"{failed} Correct the arguments or the pod template.")
         if is_refusal(error, name):
@@ -275,7 +276,8 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _not_followed(self, name: str, why: str) -> AirflowException:
         return AirflowException(
-            f"{self._describe(name)} cannot be followed: {why}. It goes on; a retry attaches to it."
+            f"{self._describe(name)} cannot be followed: {why.rstrip('.')}. It goes on; a retry "
+            "attaches to it."
         )
 
     def _describe(self, name: str) -> str:
@@ -291,8 +293,8 @@ def plain_answers() -> Iterator[None]:
         if not is_no_answer(error):
             raise
         raise AirflowException(
-            f"The Kubernetes API does not answer as it should: {describe_error(error)}. Pods go on; a "
-            "retry attaches to them."
+            f"The Kubernetes API does not answer as it should: {describe_error(error).rstrip('.')}. "
+            "Pods go on; a retry attaches to them."
         ) from error
 
 

@@ -8,7 +8,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, TaskDeferralTimeout
 
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.arguments import parse_text, parse_user
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID, RayJobsHook
@@ -76,6 +76,7 @@ class OnRayOperator(LabelledOperator):
     imports: "Sequence[str]"
     env: Mapping[str, str] | None
     runner_user: str | None
+    _has_user: bool
 
     @abstractmethod
     def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
@@ -135,9 +136,13 @@ class OnRayOperator(LabelledOperator):
         run.attached = None
         return self._ray_end(run, outcome)
 
+    def _refuse_user(self) -> None:
+        """Refuse a user for runners on the worker: here it would protect nothing."""
+        runner_account(parse_user(self.runner_user, was_given=self._has_user), RAY)
+
     def _ray_run(self, restore_id: str) -> RayRun:
         """Gather what a job needs. Reads connections; starts nothing."""
-        runner_account(parse_text(self.runner_user), RAY)
+        self._refuse_user()
         storage, address, trial_id = self._ray_place()
         store = storage.open(address)
         plan = read_plan(store, restore_id)

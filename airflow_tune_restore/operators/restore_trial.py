@@ -7,7 +7,7 @@ from airflow.sdk import Context, RetryPolicy
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.arguments import parse_text, parse_user
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.plain_errors import plain_errors
 from airflow_tune_restore.operators.attempt import (
@@ -133,6 +133,7 @@ class RestoreTrialOperator(OnRayOperator):
         self.launcher = launcher
         self.python = python
         self.runner_user = runner_user
+        self._has_user = runner_user is not None
         self.ray_address = ray_address
         self.imports = imports
         self.env = env
@@ -143,6 +144,8 @@ class RestoreTrialOperator(OnRayOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Claim an attempt, run it, and say how it ended."""
         with plain_errors():
+            # asked for before anything is claimed
+            parse_user(self.runner_user, was_given=self._has_user)
             item = TrialItem.parse(self.trial)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(item.experiment)
@@ -197,7 +200,7 @@ class RestoreTrialOperator(OnRayOperator):
             self.launcher,
             python=parse_text(self.python),
             env={**credentials, **(self.env or {})},
-            runner_user=parse_text(self.runner_user),
+            runner_user=parse_user(self.runner_user, was_given=self._has_user),
         )
         request = self._claim(store, plan, item.trial_id)
         self.log.info(
@@ -235,7 +238,7 @@ class RestoreTrialOperator(OnRayOperator):
                     self.launcher,
                     python=parse_text(self.python),
                     env={**credentials, **(self.env or {})},
-                    runner_user=parse_text(self.runner_user),
+                    runner_user=parse_user(self.runner_user, was_given=self._has_user),
                 )
                 output.open(launcher.start_detached(request))
 

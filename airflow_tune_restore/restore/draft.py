@@ -13,9 +13,11 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseLostError,
     StateUnreadableError,
+    TuneRestoreError,
 )
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import DriverSign, Health
+from airflow_tune_restore.experiments.health import DriverSign, ExperimentReport, Health
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
@@ -109,6 +111,31 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
     return _nothing_to_run(draft.health_reason, draft.plan)
 
 
+def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
+    """Say what would refuse a restore now: for a preview, which is of use all the same. Writes nothing.
+
+    Args:
+        store: Rooted at the experiment directory.
+        plan: What would be done.
+        stale_after: Silence after which the experiment counts as dead.
+    """
+    said: dict[str, None] = {}
+
+    def ask(refuse: Callable[[], object]) -> None:
+        try:
+            refuse()
+        except TuneRestoreError as error:
+            said[str(error)] = None
+
+    ask(lambda: store.list_dir(layout.ROOT))
+    ask(lambda: lease.refuse_if_alive(store, plan.restore_id))
+    ask(lambda: _examine_dead(store, stale_after, None))
+    if plan.changes_trials or plan.samples_left:
+        draws = plan.draws_samples or not plan.changes_trials
+        ask(lambda: name_commit(store, draws_samples=draws))
+    return list(said)
+
+
 def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:
     """Plan to draw the samples that were never drawn, and nothing else. Writes nothing.
 
@@ -149,10 +176,8 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
 
 
 def _draft_of_dead(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
-    report = examine(store, stale_after=options.stale_after, ask_driver=options.ask_driver)
+    report = _examine_dead(store, options.stale_after, options.ask_driver)
     match report.health:
-        case Health.RUNNING:
-            raise ExperimentRunningError(report.experiment, report.reason)
         case Health.UNREADABLE:
             raise StateUnreadableError(report.experiment, report.reason)
         case Health.NOT_STARTED if not options.can_start:
@@ -168,6 +193,16 @@ def _draft_of_dead(store: ObjectStore, restore_id: str, options: DraftOptions) -
             return _continuation(store, restore_id, options)
         case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
             return replace(_plan(store, restore_id, options), health_reason=report.reason)
+
+
+def _examine_dead(
+    store: ObjectStore, stale_after: timedelta, ask_driver: Callable[[str], DriverSign] | None
+) -> ExperimentReport:
+    """Refuse an experiment that is alive; report on any other."""
+    report = examine(store, stale_after=stale_after, ask_driver=ask_driver)
+    if report.health is Health.RUNNING:
+        raise ExperimentRunningError(report.experiment, report.reason)
+    return report
 
 
 def start_draft(

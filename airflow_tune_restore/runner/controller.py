@@ -115,15 +115,16 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         ]
         self._failure: Exception | None = None
         super().__init__(**kwargs)
-        if not self._resumed and self.scope.source_key is not None:
+        has_failed = self._failure is not None or not self._resumed
+        if has_failed and self.scope.source_key is not None:
             request = self.scope.request
             what = "It" if request.trial_id == layout.EVERY_TRIAL else f"Trial {request.trial_id}"
             raise RunnerError(
-                f"{what} could not be restored: {self._failure}. Nothing was run."
+                f"{what} could not be restored: {str(self._failure).rstrip('.')}. Nothing was run."
             ) from self._failure
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
-        """Restore; Ray swallows what goes wrong here, so it is kept for `__init__`."""
+        """Restore; Ray swallows what goes wrong here, so it is kept for `__init__` to raise."""
         try:
             super().resume(*args, **kwargs)
             # a failed trial of long ago must not end the run at once (fail_fast, 2.60)
@@ -133,7 +134,9 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
             self._put_snapshot()
         except Exception as error:
             self._failure = error
-            raise
+            # Ray logs what goes wrong with its traceback, which says nothing of a refusal of ours
+            if self.scope.source_key is None or not isinstance(error, TuneRestoreError):
+                raise
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
         """Restore them, with Ray's defaults in the place of what it reads and then stumbles over."""

@@ -4,6 +4,7 @@ import importlib
 import os
 import pickle
 import pkgutil
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -259,9 +260,9 @@ def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
 
 def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
     return InvalidInputError(
-        f"tuner.pkl of {store.uri} cannot be loaded here: {why}. Its callbacks, stopper, searcher and "
-        "scheduler must be importable where Ray runs, with all that they need. Without them, "
-        "--ignore-tuner (ignore_tuner=True) restores from the state alone."
+        f"tuner.pkl of {store.uri} cannot be loaded here: {why.rstrip('.')}. Its callbacks, stopper, "
+        "searcher and scheduler must be importable where Ray runs, with all that they need. Without "
+        "them, --ignore-tuner (ignore_tuner=True) restores from the state alone."
     )
 
 
@@ -291,8 +292,8 @@ def _check_writable(store: ObjectStore) -> None:
     for place in (store.uri, *places):
         if Path(place).is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise InvalidInputError(
-                f"{place} cannot be written to by uid {os.geteuid()}, whom the runner runs as. "
-                f"Experiments on a disk must belong to that user, with {layout.ROOT} in them: chown -R."
+                f"uid {os.geteuid()}, as which the runner runs, cannot write to {place}. "
+                f"Run: chown -R {os.geteuid()} {shlex.quote(store.uri)}"
             )
 
 

@@ -84,7 +84,9 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
             trial.resolve_config_placeholders(resolvers)
         asked[trial.trial_id] = _ask(trial)
     if reasons and not asked:
-        raise RunnerError(f"Ray cannot read the row of a trial: {reasons[0]}. Nothing was run.")
+        raise RunnerError(
+            f"Ray cannot read the row of a trial: {reasons[0].rstrip('.')}. Nothing was run."
+        )
     if rows:
         return asked
     try:
@@ -136,7 +138,7 @@ def _ask(trial: "Trial") -> "PlacementGroupFactory":
 def _refusal(trial: "Trial", error: Exception) -> InvalidInputError:
     return InvalidInputError(
         f"Trial {trial.trial_id}: asking {trial.trainable_name} for its resources failed with "
-        f"{type(error).__name__}: {' '.join(str(error).split())}. Mend what it asks for "
+        f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}. Mend what it asks for "
         "(default_resource_request, tune.with_resources), so that it takes the config of this trial."
     )
 

@@ -69,8 +69,8 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         except Exception as error:  # the user's searcher may raise anything
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise InvalidInputError(
-                f"{refusal} {type(base).__name__} failed to restore it with {why}. Name the searcher the "
-                "experiment was made with, and import what it needs (imports, --import)."
+                f"{refusal} {type(base).__name__} failed to restore it with {why.rstrip('.')}. Name the "
+                "searcher the experiment was made with, and import what it needs (imports, --import)."
             ) from error
     return {**search, "search_alg": fitted}
 
@@ -157,7 +157,7 @@ def _refusal(store: ObjectStore, name: str) -> str:
 
 def _unreadable(refusal: str, file: Path, error: Exception) -> InvalidInputError:
     return InvalidInputError(
-        f"{refusal} {file.name} cannot be read: {type(error).__name__}: {error}."
+        f"{refusal} {file.name} cannot be read: {type(error).__name__}: {str(error).rstrip('.')}."
     )
 
 

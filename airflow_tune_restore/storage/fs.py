@@ -105,7 +105,7 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
             f" Install it: pip install 'airflow-tune-restore[{_EXTRAS[store]}]'." if store else ""
         )
         raise InvalidInputError(
-            f"{scheme}:// needs a package that is missing: {error}.{hint}"
+            f"{scheme}:// needs a package that is missing: {str(error).rstrip('.')}.{hint}"
         ) from error
     except ValueError as error:
         if store is AzureStore:
@@ -113,7 +113,9 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
                 f"{scheme}:// needs an account: set AZURE_STORAGE_CONNECTION_STRING, or "
                 "AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS token or a service principal."
             ) from error
-        raise InvalidInputError(f"{scheme}:// cannot be opened: {error}.") from error
+        raise InvalidInputError(
+            f"{scheme}:// cannot be opened: {str(error).rstrip('.')}."
+        ) from error
     except Exception as error:
         raise StorageError(f"Cannot open {scheme}://: {foreign_errors.explain(error)}") from error
 

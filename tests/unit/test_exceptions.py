@@ -29,6 +29,18 @@ def test_an_error_is_the_same_after_pickling(kind):
     assert vars(again) == vars(error)
 
 
+WITH_REASON = [
+    kind for kind in ALL if vars(make(kind)).keys() & {"reason", "why", "final", "error"}
+]
+
+
+@pytest.mark.parametrize("kind", WITH_REASON, ids=lambda kind: kind.__name__)
+def test_a_sentence_in_an_error_ends_once(kind):
+    given = vars(make(kind))
+    prose = dict.fromkeys(given.keys() & {"reason", "why", "final", "error"}, "It says so.")
+    assert ".." not in str(kind(**{**given, **prose}))
+
+
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_an_error_names_what_it_is_about(kind):
     error = make(kind)

@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import struct
 import sys
+from traceback import format_exception
 
 import pytest
 from hypothesis import given, settings
@@ -51,6 +52,23 @@ def plain(value):
 @given(value=values, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_are_read_as_pickle_reads_them(value, protocol):
     assert plain(read_pickle(pickle.dumps(value, protocol))) == value
+
+
+NUMBER = "71829364"
+SECRETS = (f"{NUMBER}secret\n", NUMBER, f"'{NUMBER}\\x", f"-{NUMBER}", f"{NUMBER}\n", f"{NUMBER}\n.")
+
+
+@pytest.mark.parametrize("opcode", [*(op.code for op in pickletools.opcodes), "#"])
+def test_no_error_quotes_the_file(opcode):
+    """A link may lead from a pickle's name to what its maker may not read."""
+    errors = []
+    for secret in SECRETS:
+        try:
+            read_pickle((opcode + secret).encode("latin-1"))
+        except SymbolicError as error:
+            errors.append(error)
+    shown = "".join(line for error in errors for line in format_exception(error))
+    assert NUMBER not in shown
 
 
 @given(state=st.dictionaries(st.text(min_size=1), values, min_size=1), protocol=st.integers(0, 5))

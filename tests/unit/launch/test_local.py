@@ -12,6 +12,7 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.launch import local
+from airflow_tune_restore.launch.account import find_account
 from airflow_tune_restore.launch.local import LocalLauncher, _members
 from airflow_tune_restore.restore.lines import LONGEST_LINE
 from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
@@ -149,6 +150,39 @@ def test_the_output_of_a_detached_runner_is_read_from_what_was_opened_for_it(lau
     with launcher(script).start_detached(REQUEST) as output:
         eventually(lambda: output.readline() == "said\n")
         shutil.rmtree(Path(output.name).parent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as somebody else")
+def test_nothing_is_opened_by_name_in_a_directory_that_its_account_may_change(
+    tmp_path, monkeypatch
+):
+    """A runner at work may put a link there the moment that the directory is its account's."""
+    secret = tmp_path / "airflow.cfg"
+    secret.write_text("fernet_key")
+    give_away = os.chown
+
+    def link_at_once(path, uid, gid):
+        give_away(path, uid, gid)
+        if Path(path).is_dir():
+            output = Path(path) / "output.log"
+            output.unlink(missing_ok=True)
+            output.symlink_to(secret)
+
+    monkeypatch.setattr(os, "chown", link_at_once)
+    launcher = LocalLauncher(python="/bin/echo", account=find_account("65534"))
+    with launcher.start_detached(REQUEST) as output:
+        eventually(lambda: (output.seek(0), "--request" in output.read())[1])
+    assert secret.read_text() == "fernet_key"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as somebody else")
+def test_an_interpreter_that_the_account_may_not_run_is_told_with_what_it_needs(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copy("/bin/echo", closed / "python")
+    launcher = LocalLauncher(python=str(closed / "python"), account=find_account("65534"))
+    with pytest.raises(InvalidInputError, match=r"walk every directory above it.*python="):
+        launcher.start(REQUEST)
 
 
 def test_check_passes_what_fits(launcher):

@@ -97,8 +97,11 @@ def test_credentials_and_what_ray_leaves_out_stay_behind_with_a_word(project, is
     package = directory_package(project, is_module=is_module)
     prefix = "project/" if is_module else ""
     assert {name.removeprefix(prefix) for name in names(package)} == PLAIN
-    said = {what.partition(" ")[0] for what in package.left_out}
-    assert said == {where + name.partition("/")[0] for name in (*SECRET, *OF_RAY)}
+    said = {why: set(paths) for why, paths in package.left_out.items()}
+    assert said == {
+        "may hold credentials": {where + name.partition("/")[0] for name in SECRET},
+        "as Ray leaves it out": {where + name.partition("/")[0] for name in OF_RAY},
+    }
 
 
 @pytest.mark.parametrize("name", [*SECRET, *OF_RAY])
@@ -112,13 +115,30 @@ def test_what_is_excluded_by_name_needs_no_word(project):
     add(project, ".env", ".git/config", "pkg/.netrc")
     (project / ".rayignore").write_text(".env\n")
     package = directory_package(project, [".git", "pkg"], is_module=False)
-    assert package.left_out == ()
+    assert package.left_out == {}
     assert set(names(package)) == {*PLAIN, ".rayignore"} - {"pkg/__init__.py"}
 
 
-def test_what_an_ignore_file_names_is_not_brought_back_by_excludes(project):
-    """As in Ray: each list counts by itself."""
-    assert "out/log.txt" not in names(directory_package(project, ["!out"], is_module=False))
+@pytest.mark.parametrize("file", [".gitignore", ".rayignore", "pkg/.gitignore"])
+def test_what_is_asked_for_goes_along_though_an_ignore_file_names_it(project, file):
+    """The usual case: who has an .env lists it in .gitignore."""
+    add(project, "pkg/.env", "pkg/.netrc", "pkg/.aws/credentials")
+    (project / file).write_text(".env\n.netrc\n.aws/\n")
+    found = names(directory_package(project, ["!.env", "!.aws"], is_module=False))
+    assert {"pkg/.env", "pkg/.aws/credentials"} <= set(found)
+    assert "pkg/.netrc" not in found
+
+
+def test_what_is_asked_for_and_excluded_again_stays_behind(project):
+    assert "out/log.txt" in names(directory_package(project, ["!out"], is_module=False))
+    assert "out/log.txt" not in names(
+        directory_package(project, ["!out", "*.txt"], is_module=False)
+    )
+
+
+def test_nothing_comes_back_out_of_a_directory_that_stays_behind(project):
+    """As in git."""
+    assert "out/log.txt" not in names(directory_package(project, ["!log.txt"], is_module=False))
 
 
 def test_rays_own_variables_count(project, monkeypatch):
@@ -140,14 +160,13 @@ def test_a_virtual_environment_and_a_private_key_are_known_by_what_they_are(proj
     (project / "keys" / "server.pem").write_text("-----BEGIN RSA PRIVATE KEY-----\nx")
     package = directory_package(project, is_module=False)
     assert set(names(package)) == {*PLAIN, "keys/ca.pem"}
-    assert package.left_out == (
-        "keys/deploy (a private key)",
-        "keys/server.pem (a private key)",
-        "py311 (a virtual environment)",
-    )
+    assert package.left_out == {
+        "a private key": ["keys/deploy", "keys/server.pem"],
+        "a virtual environment": ["py311"],
+    }
     asked = directory_package(project, ["!keys/*", "!py311"], is_module=False)
     assert {"keys/deploy", "py311/bin/python"} <= set(names(asked))
-    assert asked.left_out == ()
+    assert asked.left_out == {}
 
 
 def test_links_out_of_the_directory_are_not_followed_unless_asked_for(project, tmp_path):
@@ -158,8 +177,7 @@ def test_links_out_of_the_directory_are_not_followed_unless_asked_for(project, t
     (project / "pkg" / "within").symlink_to("../data/small.txt")
     package = directory_package(project, is_module=False)
     assert set(names(package)) == {*PLAIN, "pkg/within"}
-    assert [what.partition(" ")[0] for what in package.left_out] == ["beside", "directory", "file"]
-    assert f"directory (a link to {tmp_path}/elsewhere)" in package.left_out
+    assert package.left_out == {"a link out of it": ["beside", "directory", "file"]}
     asked = directory_package(project, ["!/directory"], is_module=False)
     assert set(names(asked)) == {*PLAIN, "pkg/within", "directory/secret"}
 
@@ -193,14 +211,13 @@ def test_what_no_zip_file_can_hold_does_not_break_packing(project, tmp_path):
     Path(os.fsdecode(bytes(project) + b"/\xff.txt")).write_text("")
     package = directory_package(project, ["!up"], is_module=False)
     assert set(names(package)) == PLAIN
-    assert package.left_out == (
-        "pkg/same (a link back)",
-        "pkg/up (a link back)",
-        "\udcff.txt (no zip file can hold its name)",
-    )
+    assert package.left_out == {
+        "a link back": ["pkg/same", "pkg/up"],
+        "no zip file can hold its name": ["\udcff.txt"],
+    }
 
 
-def test_one_warning_names_what_stays_behind(project, packages, monkeypatch):
+def test_one_warning_a_directory_names_what_stays_behind(project, packages, monkeypatch):
     said = []
     monkeypatch.setattr(
         ray_package.logger, "warning", lambda text, *given: said.append(text % given)
@@ -208,13 +225,16 @@ def test_one_warning_names_what_stays_behind(project, packages, monkeypatch):
     add(project, ".env", ".git/config", *(f"pkg/{n}/.netrc" for n in range(30)))
     (project / "esc\x1b[31m").symlink_to("/etc")
     deliver(packages, {"working_dir": str(project), "py_modules": [str(project)]})
-    (warning,) = said
-    assert warning.isprintable()
-    assert f"{project}: .env (by its name); {project}: .git (by its name); " in warning
-    assert " … and 46 more" in warning
-    assert '"excludes": ["!.env"]' in warning
+    first, second = said
+    assert first == second
+    assert first.isprintable()
+    assert first.startswith(
+        f"Not sent to the cluster from {project}: .env, pkg/0/.netrc, pkg/1/.netrc, "
+    )
+    assert " and 11 more (may hold credentials); .git (as Ray leaves it out); esc" in first
+    assert '"excludes": ["!.env"]' in first
     deliver(packages, {"working_dir": str(project / "data")})
-    assert len(said) == 1
+    assert len(said) == 2
 
 
 def test_the_name_does_not_follow_the_order_on_the_disk(project, monkeypatch):

@@ -212,6 +212,18 @@ def test_a_runner_user_that_cannot_be_is_refused_before_anything_is_leased(
     assert not (errored / ".tune_restore").exists()
 
 
+@pytest.mark.parametrize("launcher", ["local", "ray", "kubernetes"])
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_leased(
+    errored, launcher, rendered
+):
+    operator = plan(str(errored), launcher=launcher, runner_user="{{ var.value.get('user') }}")
+    operator.runner_user = rendered
+    with pytest.raises(AirflowFailException, match="names nobody; nothing was started"):
+        operator.execute(make_context())
+    assert not (errored / ".tune_restore").exists()
+
+
 def test_the_trainable_is_asked_about_once_for_experiments_of_one_name(errored, launcher, tmp_path):
     other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
     plan([str(errored), str(other)], trainable="a:b", imports=["c"]).execute(make_context())

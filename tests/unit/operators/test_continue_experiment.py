@@ -77,6 +77,25 @@ def test_without_their_searcher_the_task_fails_and_starts_nothing(lost, launcher
     assert not (lost / layout.ROOT).exists()
 
 
+@pytest.mark.parametrize("where", ["local", "ray"])
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_leased(
+    left, launcher, where, rendered
+):
+    operator = ContinueExperimentOperator(
+        task_id="samples",
+        experiment=str(left),
+        trainable="a:b",
+        launcher=where,
+        runner_user="{{ var.value.get('user') }}",
+    )
+    operator.runner_user = rendered
+    with pytest.raises(AirflowFailException, match="names nobody; nothing was started"):
+        operator.execute(make_context())
+    assert launcher.requests == []
+    assert not (left / layout.ROOT).exists()
+
+
 def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
     with pytest.raises(AirflowFailException, match=WORDS):
         plan(lost)

@@ -75,6 +75,18 @@ def test_the_runner_is_asked_for_what_the_operator_was_given(item, launcher, sto
     }
 
 
+@pytest.mark.parametrize("where", ["local", "ray"])
+@pytest.mark.parametrize("rendered", ["", " ", "None", None])
+def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_claimed(
+    item, launcher, where, rendered
+):
+    operator = trial(item, launcher=where, runner_user="{{ var.value.get('user') }}")
+    operator.runner_user = rendered
+    with pytest.raises(AirflowFailException, match="names nobody; nothing was started"):
+        operator.execute(make_context())
+    assert launcher.requests == []
+
+
 def test_the_runners_lines_are_the_tasks_log(item, launcher, store, capfd):
     progress = RunnerProgress(trial_id="a3", iteration=4, metrics={"score": 0.5})
     launcher.said = ("a plain line", progress.to_line())
