@@ -191,7 +191,7 @@ def _draft_of_dead(store: ObjectStore, restore_id: str, options: DraftOptions) -
             )
         case Health.NOT_STARTED:
             return _continuation(store, restore_id, options)
-        case Health.FINISHED | Health.ERRORED | Health.INTERRUPTED:
+        case _:
             return replace(_plan(store, restore_id, options), health_reason=report.reason)
 
 
