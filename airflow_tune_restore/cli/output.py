@@ -59,7 +59,7 @@ def _print_evidence(report: ExperimentReport) -> None:
     _print_table(table)
 
 
-def print_plan(plan: RestorePlan, refusals: Sequence[str], *, as_json: bool) -> None:
+def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool) -> None:
     """Print a plan, and what would refuse its restore now."""
     if as_json:
         _print_json(

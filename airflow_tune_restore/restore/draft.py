@@ -17,7 +17,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import DriverSign, ExperimentReport, Health
+from airflow_tune_restore.experiments.health import DriverSign, Health
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.restore import lease
@@ -121,6 +121,11 @@ def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: time
     """
     said: dict[str, None] = {}
 
+    def refuse_if_running() -> None:
+        report = examine(store, stale_after=stale_after)
+        if report.health is Health.RUNNING:
+            raise ExperimentRunningError(report.experiment, report.reason)
+
     def ask(refuse: Callable[[], object]) -> None:
         try:
             refuse()
@@ -129,7 +134,7 @@ def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: time
 
     ask(lambda: store.list_dir(layout.ROOT))
     ask(lambda: lease.refuse_if_alive(store, plan.restore_id))
-    ask(lambda: _examine_dead(store, stale_after, None))
+    ask(refuse_if_running)
     if plan.changes_trials or plan.samples_left:
         draws = plan.draws_samples or not plan.changes_trials
         ask(lambda: name_commit(store, draws_samples=draws))
@@ -176,8 +181,10 @@ def _begin(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft:
 
 
 def _draft_of_dead(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
-    report = _examine_dead(store, options.stale_after, options.ask_driver)
+    report = examine(store, stale_after=options.stale_after, ask_driver=options.ask_driver)
     match report.health:
+        case Health.RUNNING:
+            raise ExperimentRunningError(report.experiment, report.reason)
         case Health.UNREADABLE:
             raise StateUnreadableError(report.experiment, report.reason)
         case Health.NOT_STARTED if not options.can_start:
@@ -193,16 +200,6 @@ def _draft_of_dead(store: ObjectStore, restore_id: str, options: DraftOptions) -
             return _continuation(store, restore_id, options)
         case _:
             return replace(_plan(store, restore_id, options), health_reason=report.reason)
-
-
-def _examine_dead(
-    store: ObjectStore, stale_after: timedelta, ask_driver: Callable[[str], DriverSign] | None
-) -> ExperimentReport:
-    """Refuse an experiment that is alive; report on any other."""
-    report = examine(store, stale_after=stale_after, ask_driver=ask_driver)
-    if report.health is Health.RUNNING:
-        raise ExperimentRunningError(report.experiment, report.reason)
-    return report
 
 
 def start_draft(
