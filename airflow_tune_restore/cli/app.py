@@ -25,6 +25,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
 from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
+from airflow_tune_restore.restore.draft import foresee_refusals
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
 from airflow_tune_restore.restore.start import plan_restore
@@ -203,9 +204,10 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
     strategy: Strategy = "auto",
     allow_scratch: AllowScratch = False,
     max_attempts: MaxAttempts = None,
+    stale_after: StaleAfter = DEFAULT_STALE_AFTER,
     as_json: Json = False,
 ) -> None:
-    """Show what a restore of EXPERIMENT would do. Writes nothing."""
+    """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
     store = open_store(experiment, in_bulk=True)
     flags = _flags(
         _Flags(resume_errored, restart_errored, resume_unfinished, resume_cut_short),
@@ -222,7 +224,8 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
         allow_scratch=allow_scratch,
         max_attempts=max_attempts,
     )
-    output.print_plan(made, as_json=as_json)
+    refusals = foresee_refusals(store, made, stale_after=stale_after)
+    output.print_plan(made, refusals, as_json=as_json)
 
 
 @app.command(short_help="Plan, run and commit a restore.")

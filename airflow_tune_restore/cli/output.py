@@ -59,8 +59,8 @@ def _print_evidence(report: ExperimentReport) -> None:
     _print_table(table)
 
 
-def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
-    """Print a plan."""
+def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool) -> None:
+    """Print a plan, and what would refuse its restore now."""
     if as_json:
         _print_json(
             {
@@ -71,6 +71,7 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
                 "state_file": plan.base.name,
                 "trainable_name": plan.trainable_name,
                 "warnings": plan.warnings,
+                "refusals": refusals,
                 "trials": [_trial_json(trial) for trial in plan.trials],
             }
         )
@@ -89,6 +90,8 @@ def print_plan(plan: RestorePlan, *, as_json: bool) -> None:
     _print(f"strategy {plan.strategy}: {plan.strategy_reason}")
     for warning in plan.warnings:
         _print(f"note: {warning}")
+    for refusal in refusals:
+        _print(f"note: a restore would be refused now: {refusal}")
 
 
 def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:

@@ -13,7 +13,9 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseLostError,
     StateUnreadableError,
+    TuneRestoreError,
 )
+from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import DriverSign, Health
 from airflow_tune_restore.experiments.read import read_base, read_experiment
@@ -106,6 +108,36 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
     if draft.experiment.samples_left:
         return _committable(_continued(draft, options))
     return _nothing_to_run(draft.health_reason, draft.plan)
+
+
+def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
+    """Say what would refuse a restore now: for a preview, which is of use all the same. Writes nothing.
+
+    Args:
+        store: Rooted at the experiment directory.
+        plan: What would be done.
+        stale_after: Silence after which the experiment counts as dead.
+    """
+    said: dict[str, None] = {}
+
+    def refuse_if_running() -> None:
+        report = examine(store, stale_after=stale_after)
+        if report.health is Health.RUNNING:
+            raise ExperimentRunningError(report.experiment, report.reason)
+
+    def ask(refuse: Callable[[], object]) -> None:
+        try:
+            refuse()
+        except TuneRestoreError as error:
+            said[str(error)] = None
+
+    ask(lambda: store.list_dir(layout.ROOT))
+    ask(lambda: lease.refuse_if_alive(store, plan.restore_id))
+    ask(refuse_if_running)
+    if plan.changes_trials or plan.samples_left:
+        draws = plan.draws_samples or not plan.changes_trials
+        ask(lambda: name_commit(store, draws_samples=draws))
+    return list(said)
 
 
 def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) -> Draft | str:

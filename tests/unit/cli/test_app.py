@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from datetime import datetime
@@ -255,6 +256,56 @@ def test_flags_reach_the_plan(tune_restore, tmp_path, flags, actions):
     _, out, err = tune_restore("plan", tmp_path / "x", *flags, "--json")
     planned = {t["trial_id"]: t["action"] for t in json.loads(out)["trials"]}
     assert planned == {"done": "keep"} | actions, err
+
+
+def make_alive(experiment):
+    age(experiment, 0)
+
+
+def make_leased(experiment):
+    lease.acquire(open_store(str(experiment)), restore_id="other", holder="somebody")
+
+
+def make_unnameable(experiment):
+    shutil.copy(experiment / STATE_NAME, experiment / "experiment_state-x_r999999.json")
+    age(experiment, 9999)
+
+
+def link_our_directory(experiment):
+    (experiment / "elsewhere").mkdir()
+    (experiment / layout.ROOT).symlink_to("elsewhere")
+
+
+def link_lease(experiment):
+    (experiment / "elsewhere").mkdir()
+    (experiment / layout.ROOT).mkdir()
+    (experiment / layout.LEASE).symlink_to("../elsewhere")
+
+
+@pytest.mark.parametrize(
+    "spoil", [make_alive, make_leased, make_unnameable, link_our_directory, link_lease]
+)
+def test_plan_notes_what_restore_would_refuse(tune_restore, tmp_path, spoil):
+    experiment = make_experiment(tmp_path / "x", [DONE, HUNG])
+    age(experiment, 9999)
+    flags = ("--resume-errored", "--json")
+    assert json.loads(tune_restore("plan", experiment, *flags)[1])["refusals"] == []
+    spoil(experiment)
+    code, out, _ = tune_restore("plan", experiment, *flags)
+    refusals = json.loads(out)["refusals"]
+    assert code == 0
+    code, out, _ = tune_restore("plan", experiment, "--resume-errored")
+    assert code == 0
+    assert f"note: a restore would be refused now: {refusals[0][:60]}" in out
+    code, _, err = tune_restore("restore", experiment, "--resume-errored", "--trainable", "a:b")
+    assert code != 0
+    assert err.startswith(f"error: {refusals[0][:60]}")
+
+
+def test_plan_is_told_that_the_driver_is_dead(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [DONE, HUNG])
+    assert "is running" in tune_restore("plan", experiment)[1]
+    assert "is running" not in tune_restore("plan", experiment, "--stale-after", 0)[1]
 
 
 @pytest.mark.parametrize("command", ["plan", "restore"])

@@ -55,7 +55,14 @@ def test_plain_values_are_read_as_pickle_reads_them(value, protocol):
 
 
 NUMBER = "71829364"
-SECRETS = (f"{NUMBER}secret", NUMBER, f"'{NUMBER}\\x", f"-{NUMBER}", f"{NUMBER}\n", f"{NUMBER}\n.")
+SECRETS = (
+    f"{NUMBER}secret\n",
+    NUMBER,
+    f"'{NUMBER}\\x",
+    f"-{NUMBER}",
+    f"{NUMBER}\n",
+    f"{NUMBER}\n.",
+)
 
 
 @pytest.mark.parametrize("opcode", [*(op.code for op in pickletools.opcodes), "#"])
