@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError, TooLargeError
+from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
+    InvalidInputError,
+    KeyNotFoundError,
+    TooLargeError,
+)
 from airflow_tune_restore.experiments import layout, symbolic
 from airflow_tune_restore.experiments.printable import is_printable
 from airflow_tune_restore.restore.request import RunnerRequest
@@ -232,7 +237,7 @@ def _name_in_tuner(store: ObjectStore) -> str | None:
     try:
         body = store.get(layout.TUNER_FILE, max_bytes=symbolic.MAX_BYTES)
         name = symbolic.attribute(symbolic.read_pickle(body), "__trainable_name")
-    except (KeyNotFoundError, TooLargeError, symbolic.SymbolicError):
+    except (KeyNotFoundError, TooLargeError, CannotBeFollowedError, symbolic.SymbolicError):
         return None
     return name if isinstance(name, str) and is_printable(name) else None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.state import SMALL_ROW_BYTES
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -138,6 +139,12 @@ STATES: dict[str, Filler] = {
     "many trials": rows(
         numbered(
             r'["{\"trial_id\": \"%d\", \"status\": \"ERROR\", \"trainable_name\": \"x\"}", "{}"], '
+        )
+    ),
+    "rows that are just not small": rows(
+        numbered(
+            r'["{\"trial_id\": \"%d\", \"status\": \"ERROR\", \"trainable_name\": \"x\", '
+            rf'\"experiment_tag\": \"{"x" * SMALL_ROW_BYTES}\"}}", "{{}}"], '
         )
     ),
     **{

@@ -152,9 +152,10 @@ def test_links_and_other_odd_things_keep_nobody_from_being_found(tune_restore, t
     assert len(found) == len(json.loads(out))
     assert {name: entry["health"] for name, entry in found.items()} == {
         "good": "errored",
-        "looping": "unreadable",
+        "looping": "errored",
         "piped": "errored",
     }
+    assert f"{later} was passed over: Cannot read" in found["looping"]["reason"]
     assert "Too many levels of symbolic links" in found["looping"]["reason"]
 
 

@@ -265,6 +265,14 @@ def test_an_ignored_tuner_pkl_that_names_nobody_is_not_blamed(tmp_path, body):
         load(store, request(trainable=f"{MODULE}:other", ignore_tuner=True))
 
 
+def test_a_tuner_pkl_that_is_a_link_to_itself_is_as_good_as_none(tmp_path):
+    (tmp_path / "tuner.pkl").symlink_to("tuner.pkl")
+    store = open_store(tmp_path.as_posix())
+    assert not load(store, request()).has_tuner
+    with pytest.raises(InvalidInputError, match="the experiment was made with 'counting'"):
+        load(store, request(trainable=f"{MODULE}:other", ignore_tuner=True))
+
+
 def test_another_trainable_is_refused():
     with pytest.raises(InvalidInputError, match="the experiment was made with 'counting'"):
         load(None, request(trainable=f"{MODULE}:other"))
