@@ -7,9 +7,7 @@ import secrets
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -129,7 +127,7 @@ class _Restore:
             return settled
         what = f"{len(plan.to_run)} trials to run" + (", samples to draw" * plan.draws_samples)
         self._progress.say(f"Restore {plan.restore_id}: {what}.")
-        with _renewed(self._store, plan.restore_id):
+        with lease.kept(self._store, plan.restore_id, TTL_SECONDS):
             runs = _Runs(self._store, plan, self._options, self._launcher, self._progress)
             runs.run_all()
             self.was_stopped = runs.was_stopped
@@ -234,24 +232,3 @@ def _describe_memory(trial_id: str, memory: float, address: str | None) -> str:
     if address is None:
         return f"{text}; a private Ray cannot be asked for more of it."
     return f"{text}: asking for {memory / 1024**3:.1f} GiB."
-
-
-@contextmanager
-def _renewed(store: ObjectStore, restore_id: str) -> Iterator[None]:
-    """Keep the lease alive between trials, too."""
-    done = threading.Event()
-
-    def renew() -> None:
-        while not done.wait(TTL_SECONDS / 5):
-            try:
-                lease.renew(store, lease.check_held(store, restore_id))
-            except TuneRestoreError as error:
-                logger.warning("The lease could not be renewed: %s", printable(str(error)))
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -82,7 +82,8 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     if record is not None and record.undone_at and not stands(store, record):
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
     if record is None or not record.is_done:
-        with lease.kept(store, lease.check_held(store, restore_id)):
+        held = lease.check_held(store, restore_id)
+        with lease.kept(store, restore_id, held.ttl_seconds):
             if record is None:
                 _wait_for_runners(store, _started(store, plan))
             record = _commit(store, plan, record)
@@ -125,7 +126,7 @@ def settle_abandoned(
     )
     summary = None
     try:
-        with lease.kept(store, held):
+        with lease.kept(store, restore_id, ttl_seconds):
             abandoned = _abandoned(store, held)
             _wait_for_runners(store, _started_by_all(store, abandoned))
             for dead_id, leases in abandoned.items():

@@ -44,6 +44,7 @@ from airflow_tune_restore.experiments.claims import (
     silent_seconds,
     used,
 )
+from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.restore.records import read_sign
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -69,6 +70,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _LOOK_BACK = 20
+_SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 _CONCURRENCY = 16
 
 MAX_WATCH_SECONDS = 900.0
@@ -192,19 +194,22 @@ def renew(store: ObjectStore, lease: Lease) -> None:
 
 
 @contextmanager
-def kept(store: ObjectStore, lease: Lease) -> Iterator[None]:
-    """Renew a lease until the block ends, from a thread beside it.
+def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[None]:
+    """Renew the lease of a restore until the block ends, from a thread beside it.
 
-    For work that may take longer than a TTL while no runner renews it.
+    For work that may take longer than a TTL while no runner renews it. A lease that was lost meanwhile is
+    not renewed.
     """
     has_ended = threading.Event()
 
     def renew_until_then() -> None:
-        while not has_ended.wait(max(1.0, lease.ttl_seconds / 3)):
+        while not has_ended.wait(max(_SHORTEST_PERIOD, ttl_seconds / 5)):
             try:
-                renew(store, lease)
+                renew(store, check_held(store, restore_id))
             except TuneRestoreError as error:
-                logger.warning("The lease of %s could not be renewed: %s", store.uri, error)
+                logger.warning(
+                    "The lease of %s could not be renewed: %s", store.uri, printable(str(error))
+                )
 
     thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
     thread.start()
@@ -212,7 +217,7 @@ def kept(store: ObjectStore, lease: Lease) -> Iterator[None]:
         yield
     finally:
         has_ended.set()
-        thread.join()
+        thread.join(_JOIN_SECONDS)  # not for ever: a store may hang in the very last beat
 
 
 def release(store: ObjectStore, lease: Lease) -> None:

@@ -116,7 +116,7 @@ def start_restore(
         store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
     )
     try:
-        with lease.kept(store, held):
+        with lease.kept(store, plan.restore_id, ttl_seconds):
             newest = read_base_file(store)
             if newest.sha256 != plan.base.sha256:
                 raise StateChangedError(store.uri, plan.base.name, newest.name)

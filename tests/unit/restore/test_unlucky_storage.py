@@ -1,7 +1,6 @@
 """Storage that is hostile, or merely unlucky: what it costs one restore, and for how long."""
 
 import json
-import threading
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,7 +30,6 @@ from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 from tests.support.records import beat, leave_attempt, leave_outcome, make_outcome, start_night
-from tests.support.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=3)
@@ -232,34 +230,19 @@ def test_ten_thousand_claims_of_one_dead_restore_are_settled_once(objects, time)
     assert lease.unreleased(store, but="r2") == []
 
 
-def test_the_lease_is_renewed_while_it_is_kept(store):
-    held = lease.acquire(store, restore_id="r1", holder="test", ttl_seconds=3.0)
-    renewed = threading.Event()
-    put = store.put
-
-    def seen(key, body):
-        put(key, body)
-        renewed.set()
-
-    store.put = seen
-    with lease.kept(store, held):
-        assert renewed.wait(PATIENCE_SECONDS)
-    assert store.get(layout.lease_heartbeat_key(held.epoch))
-
-
 def test_a_dead_restore_is_settled_and_committed_under_a_lease_that_is_kept(store, monkeypatch):
     """A large one takes longer than the lease lasts, and a third would take it for dead."""
     kept = []
     keep = lease.kept
 
-    def note(of, held):
-        kept.append(held.restore_id)
-        return keep(of, held)
+    def note(of, restore_id, ttl_seconds):
+        kept.append((restore_id, ttl_seconds))
+        return keep(of, restore_id, ttl_seconds)
 
     monkeypatch.setattr(lease, "kept", note)
     leave_attempt(store, start_night(store, "r1"), "bad")
     commit_restore(store, "r1")
-    assert kept == ["r1", "r1"]
+    assert kept == [("r1", 120.0), ("r1", 120.0)]
 
 
 # --- claims that cannot be seen

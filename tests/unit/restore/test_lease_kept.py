@@ -1,10 +1,9 @@
-"""While `tune-restore restore` works, its lease lives, whatever its trials do."""
+"""While `tune-restore restore`, a settlement or a commit works, its lease lives."""
 
 import threading
 
 import pytest
 
-from airflow_tune_restore.cli import restore
 from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.restore import lease
@@ -17,11 +16,10 @@ def beats(store):
     return [store.get(f"{layout.LEASE}/{e.name}") for e in entries if "heartbeat" in e.name]
 
 
-def test_the_shell_renews_its_lease_until_it_is_done(monkeypatch):
-    monkeypatch.setattr(restore, "TTL_SECONDS", 0.25)
+def test_a_lease_is_renewed_until_the_work_is_done():
     store = MemoryStore()
     lease.acquire(store, restore_id="shell", holder="test", ttl_seconds=3600)
-    with restore._renewed(store, "shell"):
+    with lease.kept(store, "shell", 0.25):
         assert eventually(lambda: beats(store))
         first = beats(store)
         assert eventually(lambda: beats(store) != first)
@@ -30,11 +28,10 @@ def test_the_shell_renews_its_lease_until_it_is_done(monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
-def test_a_lease_that_was_lost_is_not_renewed(monkeypatch, caplog):
-    monkeypatch.setattr(restore, "TTL_SECONDS", 0.25)
+def test_a_lease_that_was_lost_is_not_renewed(caplog):
     store = MemoryStore()
     lease.release(store, lease.acquire(store, restore_id="shell", holder="test"))
     lease.acquire(store, restore_id="another", holder="test")
-    with restore._renewed(store, "shell"):
+    with lease.kept(store, "shell", 0.25):
         assert eventually(lambda: caplog.text.count("could not be renewed") > 1)
     assert beats(store) == []
