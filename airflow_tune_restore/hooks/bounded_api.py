@@ -50,6 +50,8 @@ def bound(client: Any) -> Any:
 def bound_async(client: Any) -> Any:
     """Bound all that a client of `kubernetes_asyncio` reads, and return it."""
     rest = client.rest_client
+    session = rest.pool_manager
+    session.request = functools.partial(session.request, allow_redirects=False)
     rest.request = _bounded_async_request(rest.request)
     client.call_api = _checked_async(client.call_api)
     return client

@@ -55,6 +55,16 @@ def fails(request):
     return ask
 
 
+def test_nobody_is_sent_elsewhere(fails):
+    """By a redirect an API server could have anything asked from where Airflow runs."""
+    with raw_server(lambda _head: [whole(b"{}", JSON)]) as elsewhere:
+        words = fails(
+            lambda: [whole(b"{}", JSON, f"Location: {elsewhere.url}/x", status="307 Moved")]
+        )
+        assert "307" in words
+        assert elsewhere.heads == []
+
+
 @pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error", "404 Not Found"])
 def test_what_comes_packed_is_not_unpacked(fails, status):
     tracemalloc.start()
