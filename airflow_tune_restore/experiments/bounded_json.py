@@ -69,12 +69,18 @@ def check_values(text: str | bytes, most: int = MAX_VALUES) -> None:
     """
     if len(text) <= most:
         return
-    if isinstance(text, str):
-        values = sum(text.count(character) for character in _SEPARATORS)
-    else:
-        values = sum(text.count(character) for character in _SEPARATORS.encode())
-    if values > most:
+    if (values := count_marks(text, _SEPARATORS)) > most:
         raise ValueError(f"it may hold {values} values; at most {most} are decoded")
+
+
+def count_marks(text: str | bytes, marks: str) -> int:
+    """Return how often any of some ASCII characters stands in JSON.
+
+    With `,[{` it is no less than the number of values, with `:` that of keys besides.
+    """
+    if isinstance(text, str):
+        return sum(text.count(mark) for mark in marks)
+    return sum(text.count(mark) for mark in marks.encode())
 
 
 def load(

@@ -5,6 +5,7 @@ Standard library only: runners use it inside Ray images.
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -104,15 +105,12 @@ def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
 
 def used(entries: list[Entry]) -> set[int]:
     """Return every epoch that anything of a lease has in its name, whatever it is: it is no new one."""
-    kinds = (CLAIM, RELEASE, HEARTBEAT)
-    found = (layout.lease_epoch(entry.name, kind) for entry in entries for kind in kinds)
-    return {epoch for epoch in found if epoch is not None}
+    return _epochs(entries, CLAIM, RELEASE, HEARTBEAT)
 
 
 def released(entries: list[Entry]) -> set[int]:
     """Return the epochs whose holders have given the lease back."""
-    found = (layout.lease_epoch(entry.name, RELEASE) for entry in entries if not entry.is_dir)
-    return {epoch for epoch in found if epoch is not None}
+    return _epochs((entry for entry in entries if not entry.is_dir), RELEASE)
 
 
 def is_released(entries: list[Entry], epoch: int) -> bool:
@@ -120,10 +118,14 @@ def is_released(entries: list[Entry], epoch: int) -> bool:
     return epoch in released(entries)
 
 
-def claimed(entries: list[Entry]) -> list[int]:
+def claimed(entries: list[Entry]) -> set[int]:
     """Return the epochs that were ever claimed."""
-    found = (layout.lease_epoch(entry.name, CLAIM) for entry in entries if not entry.is_dir)
-    return [epoch for epoch in found if epoch is not None]
+    return _epochs((entry for entry in entries if not entry.is_dir), CLAIM)
+
+
+def _epochs(entries: Iterable[Entry], *kinds: str) -> set[int]:
+    found = (layout.lease_epoch(entry.name, kind) for entry in entries for kind in kinds)
+    return {epoch for epoch in found if epoch is not None}
 
 
 def silent_seconds(entries: list[Entry], epoch: int, now: datetime) -> float:

@@ -46,7 +46,7 @@ def is_key_name(name: str) -> bool:
 
 def is_trainable_name(name: str) -> bool:
     """Whether a name can be that of a trainable; it is shown made printable, and handed on as it is."""
-    return is_text(name) and len(name) <= MAX_TRAINABLE
+    return len(name) <= MAX_TRAINABLE and is_text(name)  # a long one is not looked through
 
 
 def is_resource(name: str, amount: Any) -> bool:

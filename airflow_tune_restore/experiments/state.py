@@ -62,8 +62,6 @@ _MAX_FACTORY_CHARACTERS = 1024 * 1024
 _MAX_RESOURCES = 100
 """Names in one trial's resources; people have five."""
 
-_MAX_NAME = 10_000
-"""Characters of a trainable's name."""
 
 _UNREADABLE = "row-"
 """Begins the id of a trial whose row has none that can be used; the number of the row follows."""
@@ -449,7 +447,7 @@ def _is_directory(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_NAME and is_trainable_name(value)
+    return isinstance(value, str) and is_trainable_name(value)
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from airflow_tune_restore.experiments import bounded_json
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.kubernetes_api import UnreadableAnswerError
 
@@ -83,7 +84,7 @@ def _check_values(body: bytes) -> bytes:
     Raises:
         UnreadableAnswerError: If it does.
     """
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+    if bounded_json.count_marks(body, ",[{") > MOST_VALUES:
         raise UnreadableAnswerError(
             f"The Kubernetes API answers with more than {MOST_VALUES:,} values"
         )

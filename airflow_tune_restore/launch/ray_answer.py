@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from airflow_tune_restore.experiments import bounded_json
 from airflow_tune_restore.experiments.printable import printable
 
 MOST_VALUES = 1_000_000
@@ -119,7 +120,7 @@ def decode(body: bytes, kind: Any) -> Any:
         BrokenAnswerError: If it holds more values than anybody has to say.
         ValueError: If it is not of this kind; RecursionError if it nests too deep.
     """
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+    if bounded_json.count_marks(body, ",[{") > MOST_VALUES:
         raise BrokenAnswerError(f"it answers with more than {MOST_VALUES:,} values")
     try:
         return msgspec.json.decode(body, type=kind)

@@ -46,7 +46,7 @@ from airflow_tune_restore.experiments.claims import (
 )
 from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.restore.records import read_sign
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 __all__ = [
     "DEFAULT_TTL_SECONDS",
@@ -131,7 +131,7 @@ def acquire(
             if watched not in (None, current.epoch):  # somebody was faster, and has it now
                 raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
             watched = current.epoch
-            _wait_for_death(store, current, watch, monotonic, sleep)
+            _wait_for_death(store, current, entries, watch, monotonic, sleep)
         # a release or heartbeat without its claim has used its number up, too
         epoch = max(used(entries), default=0) + 1
         claim = {
@@ -183,7 +183,7 @@ def refuse_if_alive(
         return None
     if is_released(entries, current.epoch):
         return None
-    _refuse_recent(store, current)
+    _refuse_recent(store, current, entries)
     return Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
 
 
@@ -257,7 +257,7 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     All but the newest were taken over; so was the newest once another one is created.
     """
     entries = store.list_dir(layout.LEASE)
-    epochs = sorted(set(claimed(entries)) - released(entries))
+    epochs = sorted(claimed(entries) - released(entries))
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         claims = pool.map(lambda epoch: read_claim(store, epoch), epochs)
         return [claim for claim in claims if claim.restore_id != but]
@@ -270,9 +270,10 @@ def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
     return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
 
 
-def _wait_for_death(
+def _wait_for_death(  # noqa: PLR0913  what was seen, and the clocks
     store: ObjectStore,
     current: Lease,
+    entries: list[Entry],
     watch: Watch | None,
     monotonic: Callable[[], float],
     sleep: Callable[[float], None],
@@ -282,7 +283,7 @@ def _wait_for_death(
     Raises:
         LeaseHeldError: If it shows a sign of life.
     """
-    _refuse_recent(store, current)
+    _refuse_recent(store, current, entries)
     if watch is None or watch.epoch != current.epoch:
         watch = Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
     needed = min(current.ttl_seconds, MAX_WATCH_SECONDS)
@@ -304,8 +305,8 @@ def _wait_for_death(
         sleep(min(5.0, left + 0.1))
 
 
-def _refuse_recent(store: ObjectStore, current: Lease) -> None:
-    silent = silent_seconds(store.list_dir(layout.LEASE), current.epoch, store.now())
+def _refuse_recent(store: ObjectStore, current: Lease, entries: list[Entry]) -> None:
+    silent = silent_seconds(entries, current.epoch, store.now())
     if is_sign_of_life(silent, current.ttl_seconds):
         raise LeaseHeldError(store.uri, current.restore_id, current.holder, max(0.0, silent))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,7 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
     Raises:
         InvalidInputError: If another kind of searcher has saved the state.
     """
-    with tempfile.TemporaryDirectory(prefix="tune-restore-searcher-") as directory:
-        saved = Path(directory)
-        searcher.fetch_newest(store, saved)
-        generator_state = _newest(saved, f"{layout.SEARCH_STATE_PREFIX}*")
+    with _fetched(store) as (saved, generator_state):
         if generator_state is None:
             return {} if any(saved.iterdir()) else search
         refusal = _refusal(store, name)
@@ -65,7 +62,7 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
         _check_attributes(base, _load_own(_own_state(saved, base, refusal)), refusal)
         fitted = _Restored(wrapped)
         try:
-            fitted.restore_from_dir(directory)
+            fitted.restore_from_dir(saved.as_posix())
         except Exception as error:  # the user's searcher may raise anything
             why = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise InvalidInputError(
@@ -86,10 +83,7 @@ def check(store: ObjectStore, search: dict[str, Any], name: str) -> None:
     Raises:
         InvalidInputError: If another kind of searcher has saved the state.
     """
-    with tempfile.TemporaryDirectory(prefix="tune-restore-searcher-") as directory:
-        saved = Path(directory)
-        searcher.fetch_newest(store, saved)
-        generator_state = _newest(saved, f"{layout.SEARCH_STATE_PREFIX}*")
+    with _fetched(store) as (saved, generator_state):
         if generator_state is None:
             return
         refusal = _refusal(store, name)
@@ -104,6 +98,15 @@ def check(store: ObjectStore, search: dict[str, Any], name: str) -> None:
         own = _own_state(saved, base, refusal)
         with contextlib.suppress(symbolic.DamagedPickleError):  # a searcher may save what it likes
             _check_attributes(base, _read_keys(own) or (), refusal)
+
+
+@contextlib.contextmanager
+def _fetched(store: ObjectStore) -> Iterator[tuple[Path, Path | None]]:
+    """Fetch what was saved last, and yield its directory and the state of a SearchGenerator in it."""
+    with tempfile.TemporaryDirectory(prefix="tune-restore-searcher-") as directory:
+        saved = Path(directory)
+        searcher.fetch_newest(store, saved)
+        yield saved, _newest(saved, f"{layout.SEARCH_STATE_PREFIX}*")
 
 
 def _read_keys(file: Path) -> list[str] | None:
