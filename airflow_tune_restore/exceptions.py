@@ -298,5 +298,5 @@ class RayClusterError(TuneRestoreError):
 
 
 def _name_trial(trial_id: str) -> str:
-    """Name a trial, or all of them (`layout.EVERY_TRIAL`), in the middle of a sentence."""
+    """Name a trial, or all of them (`layout.WHOLE_EXPERIMENT`), in the middle of a sentence."""
     return "all trials" if trial_id == "*" else f"trial {trial_id}"

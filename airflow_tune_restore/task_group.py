@@ -11,16 +11,16 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORA
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
-from airflow_tune_restore.operators.items import CONTINUED_KEY, RESTORES_KEY, UNEXPECTED_KEY
+from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.operators.xcom import CONTINUE_SEARCH_KEY, RESTORES_KEY, UNEXPECTED_KEY
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
 RETRIES = 1
 """Unless default_args say otherwise: stores and workers have their moments, every step can be redone."""
 
 KUBERNETES = "kubernetes"
-_OPERATORS: tuple[Any, Any] = (RestoreTrialOperator, ContinueExperimentOperator)
+_OPERATORS: tuple[Any, Any] = (RestoreTrialOperator, ContinueSearchOperator)
 
 
 class TuneRestoreTaskGroup(TaskGroup):
@@ -67,7 +67,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
         trial_args: More arguments of `RestoreTrialOperator`, as `retries` or `execution_timeout`.
         commit_args: More arguments of `CommitRestoreOperator`.
-        samples_args: More arguments of `ContinueExperimentOperator`.
+        continue_search_args: More arguments of `ContinueSearchOperator`.
         **kwargs: Arguments of `TaskGroup`.
 
     Attributes:
@@ -110,7 +110,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         plan_args: Mapping[str, Any] | None = None,
         trial_args: Mapping[str, Any] | None = None,
         commit_args: Mapping[str, Any] | None = None,
-        samples_args: Mapping[str, Any] | None = None,
+        continue_search_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if (prefix is None) == (experiments is None):
@@ -187,7 +187,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                 **{
                     "task_id": "commit",
                     "restores": XComArg(self.plan, key=RESTORES_KEY),
-                    "continued": XComArg(self.plan, key=CONTINUED_KEY),
+                    "continued": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
                     **(commit_args or {}),
                 }
             )
@@ -198,7 +198,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     **shared,
                     **run,
                     **((trial_args or {}) if in_pods else {}),
-                    **(samples_args or {}),
+                    **(continue_search_args or {}),
                 }
             ).expand(experiment=self.commit.output)
             done = CheckRestoresOperator(
@@ -211,8 +211,8 @@ class TuneRestoreTaskGroup(TaskGroup):
 def _pod_operators() -> tuple[Any, Any]:
     """Import the operators that need the Kubernetes provider, which the package does without."""
     try:
-        from airflow_tune_restore.operators import continue_experiment_kubernetes as samples
-        from airflow_tune_restore.operators import restore_trial_kubernetes as trial
+        from airflow_tune_restore.operators.kubernetes import continue_search as samples
+        from airflow_tune_restore.operators.kubernetes import restore_trial as trial
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("airflow.providers.cncf", "kubernetes")):
             raise
@@ -220,4 +220,4 @@ def _pod_operators() -> tuple[Any, Any]:
             f'launcher="{KUBERNETES}" needs the Kubernetes provider: '
             "pip install 'airflow-tune-restore[kubernetes]'."
         ) from error
-    return trial.RestoreTrialKubernetesOperator, samples.ContinueExperimentKubernetesOperator
+    return trial.RestoreTrialKubernetesOperator, samples.ContinueSearchKubernetesOperator

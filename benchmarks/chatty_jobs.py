@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from tests.support.airflow import home as airflow_home  # noqa: E402, F401  imported before any of Airflow
 
 # isort: split
-from airflow_tune_restore.restore import lease  # noqa: E402
+from airflow_tune_restore.protocol import lease  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger  # noqa: E402
 from tests.support.storage.servers import free_port  # noqa: E402

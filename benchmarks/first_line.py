@@ -31,8 +31,8 @@ from tests.support.airflow import home as airflow_home  # noqa: E402, F401  impo
 from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
 
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook  # noqa: E402
-from airflow_tune_restore.launch.ray_jobs import RayJobs  # noqa: E402
-from airflow_tune_restore.launch.ray_log import JobLog  # noqa: E402
+from airflow_tune_restore.launch.ray.job_log import JobLog  # noqa: E402
+from airflow_tune_restore.launch.ray.jobs_api import RayJobs  # noqa: E402
 from airflow_tune_restore.operators.build_restore_plan import (  # noqa: E402
     BuildRestorePlanOperator,
 )

@@ -90,7 +90,7 @@ gc.disable()  # as the command line does
 flags = ResumeFlags.from_flags(resume_unfinished=True, resume_errored=True, restart_errored=False)
 wall, cpu = time.perf_counter(), time.process_time()
 store = open_store(sys.argv[1], in_bulk=True)  # as it does, too
-experiment = read_experiment(store, keep_ended=flags.takes_up_ended)
+experiment = read_experiment(store, keep_terminated_rows=flags.keeps_terminated_rows)
 plan = plan_restore(store, experiment, restore_id="preview", flags=flags)
 print(time.perf_counter() - wall, time.process_time() - cpu)
 assert plan.to_run and len(plan.trials) == int(sys.argv[2])

@@ -28,8 +28,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from airflow_tune_restore.experiments import layout  # noqa: E402
 from airflow_tune_restore.experiments.scan import THREADS, scan  # noqa: E402
+from airflow_tune_restore.protocol import layout  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
 from tests.support.storage.proxy import Fault, Proxy  # noqa: E402
 from tests.support.storage.servers import Server, s3_server  # noqa: E402

@@ -31,11 +31,13 @@ sys.path.insert(0, str(ROOT))
 from tests.support.airflow import home as airflow_home  # noqa: E402, F401  imported before any of Airflow
 
 # isort: split
-from airflow_tune_restore.experiments import layout  # noqa: E402
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook  # noqa: E402
-from airflow_tune_restore.launch.ray_jobs import AsyncRayJobs  # noqa: E402
-from airflow_tune_restore.restore import lease  # noqa: E402
-from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress  # noqa: E402
+from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs  # noqa: E402
+from airflow_tune_restore.protocol import (  # noqa: E402
+    layout,  # noqa: E402
+    lease,  # noqa: E402
+)
+from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger  # noqa: E402
 from tests.support.ray.cluster import ray_cluster  # noqa: E402

@@ -9,9 +9,8 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.storage.base import ObjectStore
 from tests.support.ray.tuner_restore import VOLATILE
 from tests.support.storage.proxy import Write

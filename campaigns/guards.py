@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from unicodedata import category
 
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 _COMMITTED = re.compile(r"experiment_state-.*_r\d{6}\.json", re.DOTALL)

@@ -12,7 +12,7 @@ Python is told to execute, import, open or connect to; what is logged meanwhile 
 and waiting is counted. What fails is printed and saved.
 
 The targets (campaigns/hostile_targets.py): state files, pickles, result rows, every record that
-experiments/layout.py can build, with all that reads it, lines and names; dashboards and API servers on
+protocol/layout.py can build, with all that reads it, lines and names; dashboards and API servers on
 127.0.0.1 that answer anything; links and pipes on a disk wherever a key can stand; impossible times and
 claims; and whole nights, through the real operators, over a bad experiment and a good one, which must be
 found, planned, run and committed whatever the bad one is. The first inputs of each seed go through all

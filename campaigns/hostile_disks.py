@@ -17,8 +17,8 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.local import LocalStore
 from campaigns.hostile_lab import (
     GOOD,

@@ -256,7 +256,7 @@ _TARGETS = (
     b"os\nsystem\n", b"posix\nsystem\n", b"builtins\neval\n", b"builtins\nexec\n", b"subprocess\nPopen\n",
     b"builtins\n__import__\n", b"importlib\nimport_module\n", b"socket\ncreate_connection\n",
     b"copyreg\n_reconstructor\n", b"builtins\ngetattr\n", b"pickle\nloads\n", b"builtins\nopen\n",
-    b"airflow_tune_restore.experiments.symbolic\nread_pickle\n", b"builtins\nbytearray\n",
+    b"airflow_tune_restore.protocol.pickle_reader\nread_pickle\n", b"builtins\nbytearray\n",
 )  # fmt: skip
 _OPCODES = (
     b"(", b".", b"0", b"1", b"2", b"F1e999\n", b"I9\n", b"I01\n", b"J\xff\xff\xff\x7f", b"K\x01",
@@ -323,7 +323,7 @@ def _bombs() -> tuple[bytes, ...]:
         b"\x80\x02\x82\x01" + argument + b"\x85R.",
         b"\x80\x02\x84\x01\x00\x00\x00.",
         b"P../../x\n.", b"\x80\x02K\x01Q.", b"\x80\x05\x97.", b"\x80\x05\x97\x98.",
-        b"cairflow_tune_restore.experiments.symbolic\nInstance\n}(X\x04\x00\x00\x00argsK\x01ub.",
+        b"cairflow_tune_restore.protocol.pickle_reader\nInstance\n}(X\x04\x00\x00\x00argsK\x01ub.",
         b"cbuiltins\nobject\n)\x81}X\x09\x00\x00\x00__class__cos\nsystem\nsb.",
         *lies,
         b"\x80\x05Nr\xff\xff\xff\x7f.", b"\x80\x05Nr\xff\xff\xff\xff.", b"Np99999999999999999999\n.",

@@ -20,15 +20,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore.attempts import claim_attempt, record_end
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import record_exit
+from airflow_tune_restore.protocol.request import ProgressTail
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.follow import ask_to_stop
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import ProgressTail
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
@@ -283,7 +284,7 @@ def restored_objects(clock: Clock) -> Objects:
     store.put(layout.results_backup_key(RESTORE_ID, "bad"), b'{"training_iteration": 1}\n')
     lost = claim_attempt(store, plan, "hung", trainable="m:train")
     leave_outcome(store, lost, "failed", cause="", error="gone")
-    record_end(store, lost, 137, "OOMKilled")
+    record_exit(store, lost, 137, "OOMKilled")
     return _half_committed(objects, clock)
 
 
@@ -295,21 +296,26 @@ def whole_objects(clock: Clock) -> Objects:
         make_row(name, last_result={"training_iteration": 6}) for name in ("done", "bad", "hung")
     ]
     request = leave_attempt(
-        store, plan, layout.EVERY_TRIAL, *rows, status="", final_trial_id=layout.EVERY_TRIAL
+        store,
+        plan,
+        layout.WHOLE_EXPERIMENT,
+        *rows,
+        status="",
+        final_trial_id=layout.WHOLE_EXPERIMENT,
     )
     beat(store, request)
-    assert plan.draws_samples
-    key = layout.snapshot_key(RESTORE_ID, layout.EVERY_TRIAL, 1)
+    assert plan.continues_search
+    key = layout.snapshot_key(RESTORE_ID, layout.WHOLE_EXPERIMENT, 1)
     snapshot = json.loads(store.get(key))
     snapshot["stats"]["searcher"] = 1
     store.put(key, json.dumps(snapshot).encode())
-    _leave_the_rest(store, plan, layout.EVERY_TRIAL)
+    _leave_the_rest(store, plan, layout.WHOLE_EXPERIMENT)
     leave_outcome(store, Attempt(RESTORE_ID, "bad"), **DONE)
     leave_outcome(store, Attempt(RESTORE_ID, "hung"), "failed")
     for name in ("bad", "hung"):
         store.put(layout.progress_key(RESTORE_ID, name, 1), _TAIL.to_json())
         ask_to_stop(store, RESTORE_ID, name)
-    ask_to_stop(store, RESTORE_ID, layout.EVERY_TRIAL)
+    ask_to_stop(store, RESTORE_ID, layout.WHOLE_EXPERIMENT)
     return _half_committed(objects, clock)
 
 
@@ -318,7 +324,7 @@ def _leave_the_rest(store: ObjectStore, plan: RestorePlan, unit: str) -> None:
     where = (plan.restore_id, unit, 1)
     store.put(layout.progress_key(*where), _TAIL.to_json())
     store.put(layout.stopped_key(*where), b"{}")
-    store.put(layout.end_key(*where), b'{"exit_code": 137, "message": "OOMKilled"}')
+    store.put(layout.exit_key(*where), b'{"exit_code": 137, "message": "OOMKilled"}')
     store.put(f"{layout.attempt_dir(*where)}/{layout.callbacks_name(layout.KEPT)}", b"\x80\x05}.")
     searcher = layout.numbered(1, f"searcher-state-{layout.KEPT}.pkl")
     store.put(f"{layout.searcher_dir(plan.restore_id, 1)}/{searcher}", b"\x80\x05}.")

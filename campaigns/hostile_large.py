@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore import attempts, lease
+from airflow_tune_restore.protocol import attempts, layout, lease
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore

@@ -21,7 +21,7 @@ import tests.support.airflow.home  # noqa: F401  first of all of Airflow: it set
 from airflow.sdk.exceptions import AirflowException  # isort: skip
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.local import LocalStore
 from campaigns.guards import GuardedStore
 from campaigns.hostile_lab import Lab, Objects

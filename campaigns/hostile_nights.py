@@ -17,7 +17,6 @@ from airflow_tune_restore.exceptions import (
     LeaseHeldError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import examine, scan
@@ -26,7 +25,8 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.restore import attempts, lease
+from airflow_tune_restore.protocol import layout, lease_objects
+from airflow_tune_restore.restore import claim
 from airflow_tune_restore.restore.draft import draft_restore, start_draft
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import read_plan
@@ -83,9 +83,9 @@ def _pretend_to_run(
     rng: random.Random, lab: Lab, store: ObjectStore, plan: RestorePlan, trial_id: str
 ) -> None:
     """Do what a runner does; what it leaves may be hostile."""
-    request = attempts.claim_attempt(store, plan, trial_id, trainable="m:train")
+    request = claim.claim_attempt(store, plan, trial_id, trainable="m:train")
     where = (plan.restore_id, trial_id, request.attempt)
-    final = trial_id if trial_id == layout.EVERY_TRIAL else plan.trial(trial_id).final_trial_id
+    final = trial_id if trial_id == layout.WHOLE_EXPERIMENT else plan.trial(trial_id).final_trial_id
     snapshot = make_state([make_row(final, last_result={"training_iteration": 6})])
     done = make_outcome(request, final_trial_id=final, **DONE).to_json()
     if rng.random() < 0.5:
@@ -203,7 +203,7 @@ def _run_trials(
         with contextlib.nullcontext() if is_good else contextlib.suppress(TuneRestoreError):
             plan = read_plan(store, restore["restore_id"])
             for trial in plan.to_run if is_good else plan.to_run[:3]:
-                unit = layout.EVERY_TRIAL if plan.is_one_run else trial.trial_id
+                unit = layout.WHOLE_EXPERIMENT if plan.is_whole_experiment else trial.trial_id
                 if is_good:
                     leave_attempt(store, plan, unit, iteration=6)
                 else:
@@ -222,9 +222,9 @@ def _check_committed(store: ObjectStore, base: State, ran: set[str]) -> None:
         else:
             assert after.state.rows[trial.trial_id] == base.rows[trial.trial_id]
     entries = store.list_dir(layout.LEASE)
-    held = lease.newest_claim(store, entries)
+    held = lease_objects.newest_claim(store, entries)
     assert held is not None
-    assert lease.is_released(entries, held.epoch)
+    assert lease_objects.is_released(entries, held.epoch)
     assert examine(store, stale_after=timedelta(0)).health is Health.FINISHED
 
 
@@ -313,7 +313,7 @@ def _abandoned() -> Objects:
     plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60)
     assert plan is not None
     for trial in plan.to_run:
-        beat(store, attempts.claim_attempt(store, plan, trial.trial_id, trainable="m:train"))
+        beat(store, claim.claim_attempt(store, plan, trial.trial_id, trainable="m:train"))
     return objects
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.cli import output
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import plan_restore

@@ -1,6 +1,6 @@
 """Our own objects, which somebody who may write to the bucket can replace, and all that reads them.
 
-`RECORDS` is made of what `experiments/layout.py` can build. A new key there needs no word here, unless
+`RECORDS` is made of what `protocol/layout.py` can build. A new key there needs no word here, unless
 it takes an argument that `ARGUMENTS` does not have; a directory needs its files in `FILES`.
 """
 
@@ -17,30 +17,31 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
-from airflow_tune_restore.launch.ray_log import JobLog
-from airflow_tune_restore.launch.ray_runner import DriverResources
+from airflow_tune_restore.launch.ray.job_log import JobLog
+from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.submission import DriverResources
 from airflow_tune_restore.operators.attempt import RunnerArguments, claim, judge
-from airflow_tune_restore.operators.items import TrialItem
-from airflow_tune_restore.operators.ray_run import RayRun
-from airflow_tune_restore.restore import attempts, lease, ledger
-from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
+from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.operators.xcom import TrialXCom
+from airflow_tune_restore.protocol import attempts, layout, lease
+from airflow_tune_restore.protocol.records import read_record
+from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.restore import ledger
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.draft import draft_restore, start_draft
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.restore.release import release_trial
-from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.restore.start import fresh_restore_id, read_plan
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.runner.reporter import Reporter
-from airflow_tune_restore.runner.results import Start, prepare_results
+from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
-from airflow_tune_restore.triggers import storage_watch
+from airflow_tune_restore.triggers import trial_poller
 from campaigns import hostile_inputs as inputs
 from campaigns.guards import GuardedStore, RunnerStore
 from campaigns.hostile_lab import (
@@ -56,7 +57,7 @@ from campaigns.hostile_lab import (
 ARGUMENTS: dict[str, Any] = {"restore_id": RESTORE_ID, "attempt": 1, "epoch": 1}
 """What the builders of keys are given; for `trial_id` they get a trial, and what stands for all."""
 
-UNITS = ("bad", layout.EVERY_TRIAL)
+UNITS = ("bad", layout.WHOLE_EXPERIMENT)
 
 FILES: dict[str, tuple[str, ...]] = {
     "restore_dir": (),
@@ -82,7 +83,7 @@ def _every_record() -> dict[str, str]:
             continue
         for unit in UNITS if "trial_id" in inspect.signature(value).parameters else UNITS[:1]:
             key = build_key(value, unit)
-            suffix = " of all" if unit == layout.EVERY_TRIAL else ""
+            suffix = " of all" if unit == layout.WHOLE_EXPERIMENT else ""
             files = FILES[name] if name.endswith("_dir") else None
             for file in files if files is not None else ("",):
                 kind = f"{name.removesuffix('_key')} {file}".strip() + suffix
@@ -177,8 +178,8 @@ def _acquire(_lab: Lab, store: ObjectStore) -> None:
     lease.release(store, held)
 
 
-def _settle(_lab: Lab, store: ObjectStore) -> None:
-    settle_abandoned(store, restore_id="r2", holder="another")
+def _commit_abandoned(_lab: Lab, store: ObjectStore) -> None:
+    commit_abandoned(store, restore_id="r2", holder="another")
 
 
 def next_night(_lab: Lab, store: ObjectStore, restore_id: str = "r2") -> None:
@@ -191,7 +192,7 @@ def next_night(_lab: Lab, store: ObjectStore, restore_id: str = "r2") -> None:
 
 def _claim(_lab: Lab, store: ObjectStore) -> None:
     plan = read_plan(store, RESTORE_ID)
-    unit = layout.EVERY_TRIAL if plan.is_one_run else "bad"
+    unit = layout.WHOLE_EXPERIMENT if plan.is_whole_experiment else "bad"
     log: Any = logging.getLogger("airflow_tune_restore")
     request = claim(store, plan, unit, RunnerArguments(trainable="m:train"), log=log)
     assert attempts.list_attempts(store, RESTORE_ID, unit)[-1] == request.attempt
@@ -210,7 +211,7 @@ def _read_attempt(store: ObjectStore, unit: str, number: int) -> None:
     for ask in (
         lambda: read_record(store, request, RunnerRequest.from_json),
         lambda: attempts.read_outcome(*where),
-        lambda: attempts.read_end(*where),
+        lambda: attempts.read_exit(*where),
         lambda: attempts.wait_until_over(*where, patience_seconds=100),
     ):
         with contextlib.suppress(TuneRestoreError):
@@ -232,7 +233,7 @@ def _judge(_lab: Lab, store: ObjectStore) -> None:
     outcome = attempts.read_outcome(store, RESTORE_ID, "bad")
     if outcome is None:
         return
-    item = TrialItem(experiment="x", restore_id=RESTORE_ID, trial_id="bad")
+    item = TrialXCom(experiment="x", restore_id=RESTORE_ID, trial_id="bad")
     log: Any = logging.getLogger("airflow_tune_restore")
     try:
         summary = judge(store, plan, item, outcome, log=log)
@@ -263,9 +264,7 @@ def _follow(lab: Lab, store: ObjectStore) -> None:
 
     def start(attempt: int) -> None:
         plan = read_plan(store, RESTORE_ID)
-        attempts.claim_attempt(
-            store, plan, layout.EVERY_TRIAL, trainable="m:train", attempt=attempt
-        )
+        claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, trainable="m:train", attempt=attempt)
         raise KeyNotFoundError(store.uri, "the end of this test")
 
     for unit in UNITS:
@@ -289,17 +288,17 @@ def _watch(lab: Lab, store: ObjectStore) -> None:
             return store
 
     async def look() -> None:
-        trial = storage_watch.TrialWatch("bad", 1, has_outcome_alone=True)
-        async with storage_watch.StorageWatch.watch("x", RESTORE_ID, trial):
-            (watch,) = storage_watch.StorageWatch._all.values()
+        trial = trial_poller.TrialWatch("bad", 1, has_outcome_alone=True)
+        async with trial_poller.TrialPoller.watch("x", RESTORE_ID, trial):
+            (watch,) = trial_poller.TrialPoller._all.values()
             watch._renewed = float("-inf")
             await watch._round()
 
-    real, storage_watch.ExperimentStorageHook = storage_watch.ExperimentStorageHook, Hook  # type: ignore[misc,assignment]
+    real, trial_poller.ExperimentStorageHook = trial_poller.ExperimentStorageHook, Hook  # type: ignore[misc,assignment]
     try:
         asyncio.run(look())
     finally:
-        storage_watch.ExperimentStorageHook = real  # type: ignore[misc]
+        trial_poller.ExperimentStorageHook = real  # type: ignore[misc]
 
 
 class _Jobs:
@@ -327,7 +326,7 @@ class _Jobs:
 def _ray_run(_lab: Lab, store: ObjectStore) -> None:
     """A trial's task with a Ray cluster: whether it attaches or starts a job, and how that ended."""
     for status in ("SUCCEEDED", "RUNNING", None):
-        run = RayRun(
+        run = RayAttemptJob(
             jobs=_Jobs(*([RayJob(status=status)] if status else [])),  # type: ignore[arg-type]
             ray_conn_id="ray",
             address=Address(uri="/x"),
@@ -390,7 +389,7 @@ def commit(_lab: Lab, store: ObjectStore) -> None:
         drawn = committed.state.rows.keys() - base.state.rows.keys()
         assert base.state.rows.keys() <= committed.state.rows.keys()
         assert (
-            plan.draws_samples or not drawn
+            plan.continues_search or not drawn
         )  # of a run that draws, whatever else it left is drawn
         for trial_id, row in base.state.rows.items():
             assert trial_id in ran or committed.state.rows[trial_id] == row
@@ -398,7 +397,8 @@ def commit(_lab: Lab, store: ObjectStore) -> None:
 
 
 READERS: tuple[Callable[[Lab, ObjectStore], None], ...] = (
-    _plan, _lease, _acquire, _settle, next_night, _claim, _attempts, _ledger, _judge, _follow, _watch,
+    _plan, _lease, _acquire, _commit_abandoned,
+    next_night, _claim, _attempts, _ledger, _judge, _follow, _watch,
     _ray_run, _runner, _undo, _release, commit, commit,
 )  # fmt: skip
 

@@ -22,8 +22,14 @@ from typing import Any
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.hooks import bounded_api, kubernetes_api, pod_logs, pods
-from airflow_tune_restore.hooks.kubernetes_api import (
+from airflow_tune_restore.hooks import pod_logs, pods
+from airflow_tune_restore.hooks.pods import (
+    PatientAsyncKubernetesHook,
+    PatientKubernetesHook,
+    PatientPodManager,
+)
+from airflow_tune_restore.launch.kubernetes import api, bounded_client
+from airflow_tune_restore.launch.kubernetes.api import (
     describe_error,
     describe_outage,
     is_gone,
@@ -32,17 +38,12 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     is_refusal,
     is_taken,
 )
-from airflow_tune_restore.hooks.pods import (
-    PatientAsyncKubernetesHook,
-    PatientKubernetesHook,
-    PatientPodManager,
-)
-from airflow_tune_restore.launch import ray_jobs
-from airflow_tune_restore.launch.pod_end import PodWatch, read_pod_end
-from airflow_tune_restore.launch.pod_start import has_started, why_not_started
-from airflow_tune_restore.launch.ray_jobs import AsyncRayJobs, Cluster, RayJob, RayJobs
-from airflow_tune_restore.launch.ray_log import JobLog
-from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch, read_pod_end
+from airflow_tune_restore.launch.kubernetes.pod_start import has_started, why_not_started
+from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.launch.ray import jobs_api
+from airflow_tune_restore.launch.ray.job_log import JobLog
+from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs, Cluster, RayJob, RayJobs
 from campaigns import guards
 from campaigns import hostile_inputs as inputs
 from campaigns.hostile_lab import Lab, assert_shown, output_of
@@ -104,11 +105,11 @@ def _read_request(connection: socket.socket) -> None:
 @cache
 def server() -> Server:
     """Return the one server of this process; all limits on time are short from now on."""
-    for module in (ray_jobs, kubernetes_api, bounded_api, pod_logs, pods):
+    for module in (jobs_api, api, bounded_client, pod_logs, pods):
         for name, value in vars(module).items():
             if name.endswith("_SECONDS") and isinstance(value, float | int):
                 setattr(module, name, min(value, DEADLINE_SECONDS))
-    for defaults in (kubernetes_api.Patience.__init__.__kwdefaults__,):
+    for defaults in (api.Patience.__init__.__kwdefaults__,):
         defaults["seconds"] = 0.0  # it asks once
     pods.REFUSAL_SECONDS = 0.0
     return Server()

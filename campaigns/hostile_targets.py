@@ -16,10 +16,8 @@ import msgspec
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
-from airflow_tune_restore.experiments.facts import Facts, fingerprint
-from airflow_tune_restore.experiments.health import ExperimentReport, Health, Sign
+from airflow_tune_restore.experiments.health import EvidenceRow, ExperimentReport, Health
 from airflow_tune_restore.experiments.index import build_row, encode_row
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.scan import examine, scan
@@ -30,13 +28,15 @@ from airflow_tune_restore.experiments.state import (
     parse_pieces,
     parse_state,
 )
-from airflow_tune_restore.experiments.symbolic import SymbolicError, read_pickle
-from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.experiments.state_summary import StateSummary, fingerprint
+from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.pickle_reader import SymbolicError, read_pickle
+from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import PROGRESS_PREFIX, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.restore.summary import printable
-from airflow_tune_restore.runner.results import Start, prepare_results
+from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
 from campaigns.guards import GuardedStore, RunnerStore
@@ -64,7 +64,7 @@ def state(rng: random.Random, lab: Lab) -> None:
     body = lab.keep("state.json", inputs.hostile_json(rng, rng.choice(_small_states())))
     step = rng.choice([1, 7, 100, 5000]) if len(body) < 10**6 else 5000
     pieces = [body[start : start + step] for start in range(0, len(body), step)]
-    by_pieces = _parsed(lambda: parse_pieces(pieces, keep_ended=False))
+    by_pieces = _parsed(lambda: parse_pieces(pieces, keep_terminated_rows=False))
     parsed = _parsed(lambda: parse_state(body))
     if parsed is None or by_pieces is None:
         assert parsed is by_pieces
@@ -131,7 +131,7 @@ def experiments(rng: random.Random, lab: Lab) -> None:
 
 def _hostile_index(rng: random.Random, store: MemoryStore) -> bytes:
     """Return what may stand in the place of an index: a whole one that lies of the bad one, or noise."""
-    facts = Facts(state_file=STATE_NAME, trials={"RUNNING": 2}, unfinished_dirs=("a", "b"))
+    facts = StateSummary(state_file=STATE_NAME, trials={"RUNNING": 2}, unfinished_dirs=("a", "b"))
     lie = inputs.hostile_json(rng, msgspec.json.encode(facts))
     mark = fingerprint(store.at(BAD).list_dir()) or ""
     row = encode_row(build_row(BAD, mark, lie))
@@ -170,7 +170,7 @@ def shown(rng: random.Random, lab: Lab) -> None:
     report = ExperimentReport(
         experiment=f"s3://b/{texts[0]}", name=texts[0], health=Health.UNREADABLE, reason=texts[1],
         trials={texts[2]: 1}, state_file=texts[3], last_write=None, samples_left=None,
-        warnings=(texts[1],), evidence=(Sign(name="restore at work", found=texts[3]),),
+        warnings=(texts[1],), evidence=(EvidenceRow(name="restore at work", found=texts[3]),),
     )  # fmt: skip
     for as_json in (False, True):
         output_of(
@@ -190,7 +190,7 @@ def names(rng: random.Random, lab: Lab) -> None:
         key = layout.seed_key(rng.choice(("r1", first)), name)
         parts = key.split("/")
         # the reserved one, which a state and a plan refuse as a trial's id, has a place of its own
-        assert len(parts) == (4 if name == layout.EVERY_TRIAL else 5), key
+        assert len(parts) == (4 if name == layout.WHOLE_EXPERIMENT else 5), key
         assert key.isascii()
         assert not {"", ".", ".."} & set(parts), key
     assert (layout.segment(first) == layout.segment(second)) == (first == second)

@@ -31,10 +31,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.launch.local import _members
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.commit import settle_abandoned
+from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.storage.fs import open_store
 from campaigns.checks import Ended, Files, find_losses
 from campaigns.night import Night, children, kill
@@ -315,7 +315,7 @@ class Round:
                         kill(pid)
             return self._check(chain)
 
-    def _settle(self) -> list[str]:
+    def _commit_abandoned(self) -> list[str]:
         """Do what the next restore does first, where the next night found all trials finished.
 
         It is skipped then, and a commit that was killed after its state file keeps its lease so long.
@@ -324,13 +324,13 @@ class Round:
         states = [e.name for e in store.list_dir() if layout.is_state_file(e.name)]
         if not self._was_abandoned or not lease.unreleased(store, but=""):
             return []
-        settle_abandoned(store, restore_id="the-next", holder="the campaign")
+        commit_abandoned(store, restore_id="the-next", holder="the campaign")
         lease.release(store, lease.check_held(store, "the-next"))
         after = [e.name for e in store.list_dir() if layout.is_state_file(e.name)]
         return [] if after == states else [f"settling made {sorted(set(after) - set(states))}"]
 
     def _check(self, chain: Chain) -> list[str]:
-        settled = self._settle()
+        settled = self._commit_abandoned()
         root = self.url.removeprefix(f"s3://{self._setting.s3.bucket}/")
         writes = [
             type(write)(write.key.removeprefix(f"{root}/"), write.sha256, write.at)

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseHeldError, LeaseLostError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.storage import servers

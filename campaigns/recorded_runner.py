@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.exceptions import LeaseLostError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import list_attempts, wait_until_over
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import list_attempts, wait_until_over
+from airflow_tune_restore.protocol.request import (
     EXIT_FENCED,
     EXIT_FINISHED,
     RunnerOutcome,
@@ -26,7 +26,7 @@ from airflow_tune_restore.restore.request import (
 )
 from airflow_tune_restore.runner.heartbeat import FencedError, Heartbeat
 from airflow_tune_restore.runner.outcome import now
-from airflow_tune_restore.runner.results import Start, prepare_results
+from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 

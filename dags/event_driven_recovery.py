@@ -11,7 +11,7 @@ import os
 from airflow.sdk import DAG, Asset, AssetWatcher
 
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
-from airflow_tune_restore.triggers.failed_tune_experiment import FailedTuneExperimentTrigger
+from airflow_tune_restore.triggers.failed_experiment import FailedTuneExperimentTrigger
 
 PREFIX = os.environ.get("TUNE_RESTORE_PREFIX", "")
 STALE_AFTER = float(os.environ.get("TUNE_RESTORE_STALE_AFTER", "1800"))

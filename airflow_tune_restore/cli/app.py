@@ -24,7 +24,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
-from airflow_tune_restore.experiments.selection import MAX_DEPTH, Selection
+from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.restore.draft import foresee_refusals
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
@@ -177,7 +177,7 @@ def scan(  # noqa: PLR0913  a command line has as many arguments as it has optio
     reports = scan_experiments(
         store,
         stale_after=stale_after,
-        selection=Selection(
+        selection=ScanFilter(
             include=tuple(include or ()), exclude=tuple(exclude or ()), max_depth=max_depth
         ),
         use_index=use_index,
@@ -217,7 +217,9 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
     )
     made = plan_restore(
         store,
-        read_experiment(store, keep_ended=flags.takes_up_ended, ignore_tuner=ignore_tuner),
+        read_experiment(
+            store, keep_terminated_rows=flags.keeps_terminated_rows, ignore_tuner=ignore_tuner
+        ),
         restore_id="preview",
         flags=flags,
         strategy=strategy,

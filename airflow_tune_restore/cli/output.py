@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
-from airflow_tune_restore.experiments.numbers import strict_json
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.ledger import History
-from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialPlan
+from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, render
 from airflow_tune_restore.restore.undo import UndoneCommit
 from airflow_tune_restore.storage.location import explain_percent

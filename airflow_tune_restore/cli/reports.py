@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.budget import ByteBudget
 from airflow_tune_restore.experiments.health import RESTORABLE, ExperimentReport
 from airflow_tune_restore.experiments.scan import THREADS
 from airflow_tune_restore.experiments.unexpected import report_unexpected
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.location import Location

@@ -13,11 +13,12 @@ from datetime import timedelta
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome, record_end
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import read_outcome, record_exit
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.request import RunnerProgress
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import (
     Draft,
@@ -28,7 +29,6 @@ from airflow_tune_restore.restore.draft import (
 )
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import RunnerProgress
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -87,7 +87,7 @@ def restore_experiment(
         )
     run = _Restore(store, options, launcher, progress)
     done = run.carry_out(draft)
-    if done is None or done.is_one_run or not done.samples_left or run.was_stopped:
+    if done is None or done.is_whole_experiment or not done.samples_left or run.was_stopped:
         return done
     if done.searcher_lost:  # its headline names what to do
         return done
@@ -125,7 +125,7 @@ class _Restore:
             self._progress.say(f"A restore that died was committed first. {settled.headline()}")
         if plan is None:
             return settled
-        what = f"{len(plan.to_run)} trials to run" + (", samples to draw" * plan.draws_samples)
+        what = f"{len(plan.to_run)} trials to run" + (", samples to draw" * plan.continues_search)
         self._progress.say(f"Restore {plan.restore_id}: {what}.")
         with lease.kept(self._store, plan.restore_id, TTL_SECONDS):
             runs = _Runs(self._store, plan, self._options, self._launcher, self._progress)
@@ -166,8 +166,8 @@ class _Runs:
     def run_all(self) -> None:
         """Run every trial of the plan, or the one run of all; Ctrl-C saves their snapshots first."""
         units = [trial.trial_id for trial in self._plan.to_run]
-        if self._plan.is_one_run:
-            units = [layout.EVERY_TRIAL] if self._plan.has_work else []
+        if self._plan.is_whole_experiment:
+            units = [layout.WHOLE_EXPERIMENT] if self._plan.has_work else []
         with ThreadPoolExecutor(self._options.parallel) as pool:
             try:
                 list(pool.map(self._try, units))
@@ -203,7 +203,7 @@ class _Runs:
             address=self._options.address,
             imports=self._options.imports,
         )
-        planned = [t for t in self._plan.to_run if unit in (t.trial_id, layout.EVERY_TRIAL)]
+        planned = [t for t in self._plan.to_run if unit in (t.trial_id, layout.WHOLE_EXPERIMENT)]
         for trial in planned:
             self._progress.start(trial)
         process = self._launcher.start(request)
@@ -215,13 +215,13 @@ class _Runs:
             last.append(line)
             reported = RunnerProgress.from_line(line)
             if reported is None:
-                self._progress.say(line if unit == layout.EVERY_TRIAL else f"{unit} | {line}")
+                self._progress.say(line if unit == layout.WHOLE_EXPERIMENT else f"{unit} | {line}")
             else:
                 self._progress.advance(reported.trial_id, reported)
         exit_code = process.wait()
         how = read_outcome(self._store, self._plan.restore_id, unit, request.attempt)
         if how is None:
-            record_end(self._store, request, exit_code, "\n".join(last))
+            record_exit(self._store, request, exit_code, "\n".join(last))
         for trial in planned:
             ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id)
             self._progress.end(trial.trial_id, ended)

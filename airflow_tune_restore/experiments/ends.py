@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import (
     DEFAULT_SCHEDULER,
     UNKNOWN_CLASS,
@@ -19,8 +18,9 @@ from airflow_tune_restore.experiments.experiment import (
     class_name_of,
 )
 from airflow_tune_restore.experiments.state import State, read_hex_pickle
-from airflow_tune_restore.experiments.symbolic import attribute
 from airflow_tune_restore.experiments.trial import TrialEnd
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.pickle_reader import attribute
 
 _ITSELF, _UNKNOWN = "itself", "unknown"
 _TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"

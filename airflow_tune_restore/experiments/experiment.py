@@ -7,11 +7,11 @@ from itertools import accumulate
 from shlex import quote
 from typing import Any
 
-from airflow_tune_restore.experiments.names import is_text
-from airflow_tune_restore.experiments.numbers import is_count
 from airflow_tune_restore.experiments.state import State
-from airflow_tune_restore.experiments.symbolic import Instance, attribute
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
+from airflow_tune_restore.protocol.names import is_text
+from airflow_tune_restore.protocol.numbers import is_count
+from airflow_tune_restore.protocol.pickle_reader import Instance, attribute
 
 _MAX_TEXT = 10_000
 
@@ -36,7 +36,7 @@ NO_STATE_FILE = StateFile(name="", sha256="", size_bytes=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TunerFacts:
+class RecordedTuner:
     """What `tuner.pkl` says, read symbolically (ray.tune.impl.tuner_internal, 2.60).
 
     Args:
@@ -82,7 +82,7 @@ class Experiment:
     name: str
     state_file: StateFile
     state: State = field(repr=False)
-    tuner: TunerFacts | None
+    tuner: RecordedTuner | None
     samples_left: int | None
     searcher_lost: str = ""
     warnings: tuple[str, ...] = ()
@@ -117,11 +117,11 @@ class Experiment:
         return tuple(trial for trial in self.trials if trial.end is TrialEnd.OUTSIDE)
 
 
-def tuner_facts(pickle: Any) -> TunerFacts:
+def tuner_facts(pickle: Any) -> RecordedTuner:
     """Take what a restore needs from the symbolic content of `tuner.pkl`."""
     keys = attribute(pickle, "__flattened_param_space_keys")
     searcher, wrappers = _unwrap(attribute(pickle, "_tune_config", "search_alg"))
-    return TunerFacts(
+    return RecordedTuner(
         trainable_name=_text(attribute(pickle, "__trainable_name")),
         # never str(): a value may hold itself, or 2**60 leaves in a hundred bytes
         param_space_keys=tuple(k for k in keys if isinstance(k, str))
@@ -136,7 +136,7 @@ def tuner_facts(pickle: Any) -> TunerFacts:
     )
 
 
-def must_have_drawn_all(state: State) -> bool:
+def search_is_exhausted(state: State) -> bool:
     """Whether the trials alone show that a BasicVariantGenerator had no sample left when they ended.
 
     The controller draws before it takes in another event, and one event ends one trial
@@ -147,7 +147,7 @@ def must_have_drawn_all(state: State) -> bool:
     if state.runner.get("_resumed") is not False:
         return False
     ended_by_themselves = all(
-        trial.status is TrialStatus.ERROR or trial.came_to_its_end for trial in state.trials
+        trial.status is TrialStatus.ERROR or trial.terminated_by_itself for trial in state.trials
     )
     return ended_by_themselves and _ran_side_by_side(state.trials)
 

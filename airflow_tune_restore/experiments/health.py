@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, Self
 
-from airflow_tune_restore.experiments.claims import CLOCKS_AGREE_SECONDS, RestoreSign
 from airflow_tune_restore.experiments.ends import describe_ends
-from airflow_tune_restore.experiments.facts import Facts
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.experiments.state_summary import StateSummary
+from airflow_tune_restore.protocol.lease_objects import CLOCKS_AGREE_SECONDS, LeaseStatus
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 
 DEFAULT_STALE_AFTER = timedelta(minutes=30)
 """A live driver rewrites its state every ten seconds or more, at most 19 times what a write takes."""
@@ -47,7 +47,7 @@ RESTORABLE = frozenset({Health.ERRORED, Health.INTERRUPTED})
 """What a recovery DAG looks for unless told otherwise."""
 
 
-class Clue(StrEnum):
+class EvidenceKind(StrEnum):
     """What is looked at, in the words of the table of evidence."""
 
     ROOT = "newest write to its root"
@@ -65,7 +65,7 @@ class Clue(StrEnum):
     OLDER = "older runs under its name"
 
 
-class Direction(StrEnum):
+class Indicates(StrEnum):
     """What a clue speaks for."""
 
     ALIVE = "alive"  # somebody writes, or is about to
@@ -85,17 +85,17 @@ class Verdict(NamedTuple):
 
     health: Health
     reason: str
-    counted: Mapping[Clue, Direction]
+    counted: Mapping[EvidenceKind, Indicates]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sign:
+class EvidenceRow:
     """One line of the table of evidence.
 
     Args:
         name: What was looked at.
         found: What was seen there; or that nobody looked.
-        speaks_for: A `Direction`, or "" if it did not count for the verdict.
+        speaks_for: A `Indicates`, or "" if it did not count for the verdict.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Sign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DriverSign:
+class DriverStatus:
     """What somebody who knows drivers said of one, when asked.
 
     Args:
@@ -151,7 +151,7 @@ class ExperimentReport:
     was_restored: bool = False
     abandoned: int | None = None
     warnings: tuple[str, ...] = ()
-    evidence: tuple[Sign, ...] = ()
+    evidence: tuple[EvidenceRow, ...] = ()
 
     def __post_init__(self) -> None:
         """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
@@ -183,14 +183,14 @@ class Evidence:
     state_written: datetime | None = None
     tuner_written: datetime | None = None
     committed_at: datetime | None = None
-    restore: RestoreSign | None = None
-    driver: DriverSign | None = None
+    restore: LeaseStatus | None = None
+    driver: DriverStatus | None = None
     older_runs: tuple[str, ...] = ()
-    looked_at: frozenset[Clue] = frozenset()
+    looked_at: frozenset[EvidenceKind] = frozenset()
     now: datetime
 
     @property
-    def writes(self) -> dict[Clue, datetime]:
+    def writes(self) -> dict[EvidenceKind, datetime]:
         """The newest write in each place where one is known, and can be anybody's."""
         return {clue: at for clue, at in self._known.items() if at - self.now <= CLOCK_AHEAD}
 
@@ -200,8 +200,8 @@ class Evidence:
         return bool(self._known) and not self.writes
 
     @property
-    def _known(self) -> dict[Clue, datetime]:
-        found = {Clue.ROOT: self.root_written, Clue.TRIAL_DIRS: self.trials_written}
+    def _known(self) -> dict[EvidenceKind, datetime]:
+        found = {EvidenceKind.ROOT: self.root_written, EvidenceKind.TRIAL_DIRS: self.trials_written}
         return {clue: at for clue, at in found.items() if at is not None}
 
     @property
@@ -214,7 +214,7 @@ class Evidence:
         """Whether the last write was a restore's."""
         return self.last_write is not None and self.is_by_restore(self.last_write)
 
-    def having_looked_at(self, clue: Clue) -> Self:
+    def having_looked_at(self, clue: EvidenceKind) -> Self:
         """Return the same, knowing that what it says of this clue is all there is."""
         return replace(self, looked_at=self.looked_at | {clue})
 
@@ -234,7 +234,7 @@ class Evidence:
         )
 
 
-def patience(facts: Facts, stale_after: timedelta) -> tuple[timedelta, str]:
+def patience(facts: StateSummary, stale_after: timedelta) -> tuple[timedelta, str]:
     """Return how long an experiment may be silent, and why so long.
 
     As the user says, but never shorter than what its own rhythm explains: a driver that was told to
@@ -254,7 +254,7 @@ def patience(facts: Facts, stale_after: timedelta) -> tuple[timedelta, str]:
     return timedelta(seconds=seconds), f"{what} of it takes {span_of(interval)}"
 
 
-def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> Verdict:
+def judge(facts: StateSummary, evidence: Evidence, *, stale_after: timedelta) -> Verdict:
     """Return the health of a readable experiment, why, and what that rests on.
 
     A restore at work, or a driver that is said to run, means that it is alive. Once all trials have
@@ -267,20 +267,22 @@ def judge(facts: Facts, evidence: Evidence, *, stale_after: timedelta) -> Verdic
     allowed, why = patience(facts, stale_after)
     silent, counted = _silence(evidence, allowed)
     if not silent and _silence(evidence, stale_after)[0]:
-        counted[Clue.ALLOWED] = Direction.ALIVE
+        counted[EvidenceKind.ALLOWED] = Indicates.ALIVE
     left = facts.samples_left
     if not facts.unfinished and (left == 0 or (left is None and silent)):
         return _ended(facts, evidence, silent, counted)
-    undone = {Clue.TRIALS: f"{facts.unfinished} unfinished trials"} if facts.unfinished else {}
+    undone = (
+        {EvidenceKind.TRIALS: f"{facts.unfinished} unfinished trials"} if facts.unfinished else {}
+    )
     if left:
-        undone[Clue.SAMPLES] = f"{left} samples never drawn"
+        undone[EvidenceKind.SAMPLES] = f"{left} samples never drawn"
     elif not undone:
-        undone[Clue.SAMPLES] = "a searcher that may draw more"
+        undone[EvidenceKind.SAMPLES] = "a searcher that may draw more"
     limit = span(allowed) + (f", because {why}" if allowed != stale_after else "")
     return Verdict(
         Health.INTERRUPTED if silent else Health.RUNNING,
         f"{' and '.join(undone.values())}{_last_written(evidence, silent, limit)}",
-        counted | dict.fromkeys(undone, Direction.UNFINISHED),
+        counted | dict.fromkeys(undone, Indicates.UNFINISHED),
     )
 
 
@@ -309,27 +311,29 @@ def at_work(evidence: Evidence) -> Verdict | None:
             f"restore {restore.lease.restore_id} of {restore.lease.holder} is at work on it, "
             f"last seen {span_of(restore.silent_seconds)} ago"
         )
-        return Verdict(Health.RUNNING, reason, {Clue.RESTORE: Direction.ALIVE})
+        return Verdict(Health.RUNNING, reason, {EvidenceKind.RESTORE: Indicates.ALIVE})
     if driver is not None and driver.is_running:
-        return Verdict(Health.RUNNING, driver.found, {Clue.DRIVER: Direction.ALIVE})
+        return Verdict(Health.RUNNING, driver.found, {EvidenceKind.DRIVER: Indicates.ALIVE})
     return None
 
 
-def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Clue, Direction]]:
+def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[EvidenceKind, Indicates]]:
     """Say whether it was silent for as long as it may be, and what tells."""
     if not allowed:  # a user said that its driver is dead
-        return True, {Clue.ALLOWED: Direction.DEAD}
+        return True, {EvidenceKind.ALLOWED: Indicates.DEAD}
     if evidence.is_dated_absurdly:
-        return True, {Clue.ROOT: Direction.DEAD}
+        return True, {EvidenceKind.ROOT: Indicates.DEAD}
     if evidence.last_write is None:
-        return False, {Clue.ROOT: Direction.ALIVE}  # a store that tells no times shows no death
+        return False, {
+            EvidenceKind.ROOT: Indicates.ALIVE
+        }  # a store that tells no times shows no death
     if evidence.is_our_own:
-        return True, {Clue.COMMIT: Direction.DEAD}
+        return True, {EvidenceKind.COMMIT: Indicates.DEAD}
     others = {clue: at for clue, at in evidence.writes.items() if not evidence.is_by_restore(at)}
     fresh = [clue for clue, at in others.items() if evidence.now - at < allowed]
     if fresh:
-        return False, dict.fromkeys(fresh, Direction.ALIVE)
-    return True, dict.fromkeys(others, Direction.DEAD)
+        return False, dict.fromkeys(fresh, Indicates.ALIVE)
+    return True, dict.fromkeys(others, Indicates.DEAD)
 
 
 def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa: FBT001
@@ -349,20 +353,20 @@ def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa:
 
 
 def _ended(
-    facts: Facts,
+    facts: StateSummary,
     evidence: Evidence,
     silent: bool,  # noqa: FBT001
-    written: dict[Clue, Direction],
+    written: dict[EvidenceKind, Indicates],
 ) -> Verdict:
     if evidence.is_restarting and not silent:
         return Verdict(
             Health.RUNNING,
             "all its trials ended, but a driver has begun anew and saved nothing yet",
-            written | {Clue.START: Direction.ALIVE},
+            written | {EvidenceKind.START: Indicates.ALIVE},
         )
-    counted = {Clue.TRIALS: Direction.ENDED}
+    counted = {EvidenceKind.TRIALS: Indicates.ENDED}
     if facts.samples_left is not None:
-        counted[Clue.SAMPLES] = Direction.ENDED
+        counted[EvidenceKind.SAMPLES] = Indicates.ENDED
     if facts.samples_left is None or evidence.is_restarting:
         counted |= written  # only silence says that nobody goes on
     if facts.errored:

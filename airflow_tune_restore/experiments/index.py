@@ -28,8 +28,8 @@ from itertools import islice
 import msgspec
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.facts import Facts
+from airflow_tune_restore.experiments.state_summary import StateSummary
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.base import ObjectStore
 
 MIN_ROWS = 50
@@ -85,13 +85,13 @@ class Index:
         """The paths of which this scan knows only what is remembered, sorted."""
         return sorted(self._taken - self._new)
 
-    def look_up(self, path: str, fingerprint: str | None) -> Facts | None:
+    def look_up(self, path: str, fingerprint: str | None) -> StateSummary | None:
         """Return what is remembered of an experiment, if it still looks as it did then."""
         row = self._rows.get(path)
         if row is None or fingerprint is None or row.fingerprint != fingerprint:
             return None
         try:
-            facts = msgspec.json.decode(row.facts, type=Facts)
+            facts = msgspec.json.decode(row.facts, type=StateSummary)
         except _DAMAGE:
             return None
         if not facts.is_sound:
@@ -100,7 +100,7 @@ class Index:
             self._taken.add(path)
         return facts
 
-    def remember(self, path: str, fingerprint: str | None, facts: Facts) -> None:
+    def remember(self, path: str, fingerprint: str | None, facts: StateSummary) -> None:
         """Keep what an experiment says for the next scan, if that one would take it."""
         if fingerprint is None or not facts.is_sound:
             return

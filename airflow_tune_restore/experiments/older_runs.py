@@ -3,12 +3,12 @@
 from collections import Counter
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.names import is_safe_name
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.read import read_state
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.names import is_safe_name
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 MAX_FILES = 8
@@ -45,7 +45,7 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
     seen, has_begun = _ids(newest), _begins_a_run(newest)
     for entry in older[:MAX_FILES]:
         try:
-            _, state = read_state(store, entry, keep_ended=False)
+            _, state = read_state(store, entry, keep_terminated_rows=False)
         except TuneRestoreError as error:
             notes.append(f"{entry.name} was not looked into for older trials: {error}")
             continue

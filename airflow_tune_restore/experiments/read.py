@@ -16,27 +16,17 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.budget import ByteBudget
-from airflow_tune_restore.experiments.checkpoints import (
-    CheckpointChoice,
-    CheckpointDir,
-    RecordedCheckpoint,
-    choose_checkpoint,
-)
 from airflow_tune_restore.experiments.ends import may_be_stopped_by_scheduler, settle_ends
 from airflow_tune_restore.experiments.experiment import (
     NO_STATE_FILE,
     Experiment,
+    RecordedTuner,
     StateFile,
-    TunerFacts,
     live_trials,
-    must_have_drawn_all,
     samples_left,
+    search_is_exhausted,
 )
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment
-from airflow_tune_restore.experiments.numbers import whole_iteration
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.samples import (
     needs_tuner,
     read_lost_searcher,
@@ -57,6 +47,16 @@ from airflow_tune_restore.experiments.tuner_file import (
     describe_doubt,
     read_tuner,
 )
+from airflow_tune_restore.protocol import bounded_json, layout
+from airflow_tune_restore.protocol.checkpoints import (
+    CheckpointChoice,
+    CheckpointDir,
+    RecordedCheckpoint,
+    choose_checkpoint,
+)
+from airflow_tune_restore.protocol.names import is_safe_name, is_segment
+from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location, explain_percent
 
@@ -109,7 +109,7 @@ def read_experiment(
     store: ObjectStore,
     entries: list[Entry] | None = None,
     *,
-    keep_ended: bool = True,
+    keep_terminated_rows: bool = True,
     ignore_tuner: bool = False,
 ) -> Experiment:
     """Read the experiment at the store's root.
@@ -117,8 +117,8 @@ def read_experiment(
     Args:
         store: Rooted at the experiment directory.
         entries: Its listing, if the caller has just made one.
-        keep_ended: Keep the rows of trials that came to their end, too. They are nearly all of a large
-            experiment; whoever neither runs nor commits them does without (`Trial.came_to_its_end`).
+        keep_terminated_rows: Keep the rows of trials that came to their end, too. They are nearly all of
+            a large experiment, and only running or committing them needs the rows.
         ignore_tuner: Do without `tuner.pkl`, whatever it holds.
 
     Raises:
@@ -127,7 +127,9 @@ def read_experiment(
         NotStartedError: If there is none, or none with a trial in it.
     """
     entries = store.list_dir() if entries is None else entries
-    state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=keep_ended)
+    state_file, state, warnings = _newest_valid_state(
+        store, entries, keep_terminated_rows=keep_terminated_rows
+    )
     tuner = IGNORED if ignore_tuner else read_tuner(store, entries)
     searcher = read_searcher(store, entries)
     left = samples_left(searcher, len(state.trials))
@@ -160,7 +162,7 @@ def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
     Raises:
         As `read_experiment`.
     """
-    state_file, state, warnings = _newest_valid_state(store, entries, keep_ended=False)
+    state_file, state, warnings = _newest_valid_state(store, entries, keep_terminated_rows=False)
     tuners = [entry for entry in entries if entry.name == layout.TUNER_FILE and not entry.is_dir]
     if not tuners:
         warnings.append(f"tuner.pkl is missing: {LOST}")
@@ -188,14 +190,14 @@ def _shows_that_all_are_drawn(entries: list[Entry], state: State) -> bool:
     is_basic = any(name.startswith(layout.VARIANT_STATE_PREFIX) for name in names)
     is_other = any(name.startswith(layout.SEARCH_STATE_PREFIX) for name in names)
     is_ours = any(layout.is_committed(name) for name in names)
-    return is_basic and not is_other and not is_ours and must_have_drawn_all(state)
+    return is_basic and not is_other and not is_ours and search_is_exhausted(state)
 
 
 def _experiment(
     store: ObjectStore,
     state_file: StateFile,
     state: State,
-    tuner: TunerFacts | None,
+    tuner: RecordedTuner | None,
     left: int | None,
     warnings: Iterable[str],
 ) -> Experiment:
@@ -268,7 +270,7 @@ def read_base_file(store: ObjectStore) -> StateFile:
         StateUnreadableError: If no state file can be used.
     """
     try:
-        return read_experiment(store, keep_ended=False).state_file
+        return read_experiment(store, keep_terminated_rows=False).state_file
     except NotStartedError:
         return NO_STATE_FILE
 
@@ -298,7 +300,7 @@ def read_checkpoint_choices(
 
 
 def _newest_valid_state(
-    store: ObjectStore, entries: list[Entry], *, keep_ended: bool
+    store: ObjectStore, entries: list[Entry], *, keep_terminated_rows: bool
 ) -> tuple[StateFile, State, list[str]]:
     """Return the newest valid state by the time its driver session started, and what was wrong.
 
@@ -327,7 +329,7 @@ def _newest_valid_state(
         if best is not None and not _may_be_newer(entry.name, best[0].name):
             continue
         try:
-            candidate = read_state(store, entry, keep_ended=keep_ended)
+            candidate = read_state(store, entry, keep_terminated_rows=keep_terminated_rows)
         except (
             MalformedStateError,
             KeyNotFoundError,
@@ -358,7 +360,9 @@ def _may_be_newer(name: str, than: str) -> bool:
     return other - mine <= CLOCK_SPREAD
 
 
-def read_state(store: ObjectStore, entry: Entry, *, keep_ended: bool) -> tuple[StateFile, State]:
+def read_state(
+    store: ObjectStore, entry: Entry, *, keep_terminated_rows: bool
+) -> tuple[StateFile, State]:
     """Read one state file of the listing.
 
     Raises:
@@ -377,7 +381,7 @@ def read_state(store: ObjectStore, entry: Entry, *, keep_ended: bool) -> tuple[S
                 if entry.size_bytes > _SMALL_BYTES
                 else [store.get(entry.name, max_bytes=most)]
             )
-            state = parse_pieces(summed, keep_ended=keep_ended)
+            state = parse_pieces(summed, keep_terminated_rows=keep_terminated_rows)
         except TooLargeError as error:
             raise MalformedStateError(
                 f"it changes while it is read: {entry.size_bytes} bytes were listed, and it holds more "

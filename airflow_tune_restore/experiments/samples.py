@@ -3,16 +3,16 @@
 from typing import Any
 
 from airflow_tune_restore.exceptions import CannotBeFollowedError, KeyNotFoundError, TooLargeError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import NEVER_SAVED, samples_left
-from airflow_tune_restore.experiments.printable import printable
-from airflow_tune_restore.experiments.symbolic import MAX_BYTES, SymbolicError, read_pickle
 from airflow_tune_restore.experiments.tuner_file import (
     OF_ANOTHER_RUN,
     TunerFile,
     describe_doubt,
     read_tuner,
 )
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.pickle_reader import MAX_BYTES, SymbolicError, read_pickle
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 

@@ -23,22 +23,14 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.checkpoints import checkpoint_index
-from airflow_tune_restore.experiments.claims import read_restore_sign, was_restored
+from airflow_tune_restore.experiments.evidence_table import describe_evidence
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
-from airflow_tune_restore.experiments.facts import (
-    Facts,
-    build_facts,
-    fingerprint,
-    unreadable_facts,
-)
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
     RESTORABLE,
-    Clue,
-    DriverSign,
+    DriverStatus,
     Evidence,
+    EvidenceKind,
     ExperimentReport,
     Health,
     Verdict,
@@ -47,9 +39,7 @@ from airflow_tune_restore.experiments.health import (
     judge_unstarted,
 )
 from airflow_tune_restore.experiments.index import Index, read_index
-from airflow_tune_restore.experiments.names import is_safe_name, is_segment
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
-from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.read import (
     CONCURRENCY,
     NotStartedError,
@@ -57,18 +47,28 @@ from airflow_tune_restore.experiments.read import (
     read_outline,
 )
 from airflow_tune_restore.experiments.samples import read_lost_searcher, read_samples_left
-from airflow_tune_restore.experiments.selection import Selection
-from airflow_tune_restore.experiments.signs import describe_evidence
+from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.experiments.spot_check import Chance, SpotCheck, fresh_chance
+from airflow_tune_restore.experiments.state_summary import (
+    StateSummary,
+    build_facts,
+    fingerprint,
+    unreadable_facts,
+)
 from airflow_tune_restore.experiments.tuner_file import read_doubt
 from airflow_tune_restore.experiments.unexpected import report_unexpected
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.checkpoints import checkpoint_index
+from airflow_tune_restore.protocol.lease_objects import read_lease_status, was_restored
+from airflow_tune_restore.protocol.names import is_safe_name, is_segment
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location
 
 THREADS = 64
 """Requests in flight: more gained nothing on the test server, and fewer wait on a distant one."""
 
-_EVERYTHING = Selection()
+_EVERYTHING = ScanFilter()
 
 
 class _Below(NamedTuple):
@@ -85,7 +85,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
+class _ExamineOptions:
     """How a scan looks at each experiment.
 
     Args:
@@ -104,7 +104,7 @@ class _Look:
     stale_after: timedelta
     asks_for_restore: bool = True
     looks_again: bool = True
-    ask_driver: Callable[[str], DriverSign] | None = None
+    ask_driver: Callable[[str], DriverStatus] | None = None
     index: Index | None = None
     spot_check: SpotCheck | None = None
     explains: bool = False
@@ -115,9 +115,9 @@ def scan(
     store: ObjectStore,
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
-    selection: Selection = _EVERYTHING,
+    selection: ScanFilter = _EVERYTHING,
     use_index: bool = True,
-    ask_driver: Callable[[str], DriverSign] | None = None,
+    ask_driver: Callable[[str], DriverStatus] | None = None,
     explains: bool = False,
     chance: Chance | None = None,
 ) -> list[ExperimentReport]:
@@ -143,7 +143,7 @@ def scan(
     index = read_index(store) if use_index and not at_root else None
     spot_check = SpotCheck(index, chance or fresh_chance()) if index is not None else None
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(CONCURRENCY) as pool:
-        look = _Look(
+        look = _ExamineOptions(
             now=store.now(),
             stale_after=stale_after,
             ask_driver=ask_driver,
@@ -166,7 +166,7 @@ def examine(
     store: ObjectStore,
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
-    ask_driver: Callable[[str], DriverSign] | None = None,
+    ask_driver: Callable[[str], DriverStatus] | None = None,
 ) -> ExperimentReport:
     """Report on the experiment at the store's root. Reads it, whatever an index says.
 
@@ -184,7 +184,7 @@ def examine(
     if not _is_experiment(entries):
         raise no_experiment(store)
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        look = _Look(
+        look = _ExamineOptions(
             now=store.now(),
             stale_after=stale_after,
             asks_for_restore=False,
@@ -199,8 +199,8 @@ def _walk(
     threads: ThreadPoolExecutor,
     store: ObjectStore,
     root: list[Entry],
-    selection: Selection,
-    look: _Look,
+    selection: ScanFilter,
+    look: _ExamineOptions,
 ) -> Iterator[ExperimentReport]:
     """Yield reports as they come; a directory that is no experiment brings those below it.
 
@@ -235,8 +235,8 @@ def _walk(
 def _look_into(
     store: ObjectStore,
     path: str,
-    selection: Selection,
-    look: _Look,
+    selection: ScanFilter,
+    look: _ExamineOptions,
     *,
     entries: list[Entry] | None = None,
 ) -> _Visited:
@@ -250,7 +250,11 @@ def _look_into(
 
 
 def _visit(
-    store: ObjectStore, entries: list[Entry], path: str, selection: Selection, look: _Look
+    store: ObjectStore,
+    entries: list[Entry],
+    path: str,
+    selection: ScanFilter,
+    look: _ExamineOptions,
 ) -> _Visited:
     """Return the report of an experiment, or the paths of the directories to visit below this one.
 
@@ -281,13 +285,13 @@ def _visit(
 
 
 def _report(
-    store: ObjectStore, entries: list[Entry], path: str, look: _Look
+    store: ObjectStore, entries: list[Entry], path: str, look: _ExamineOptions
 ) -> tuple[ExperimentReport, bool]:
     """Return a report, and whether this is an experiment, if perhaps a damaged one."""
     evidence = Evidence(
         root_written=_newest(entries),
         tuner_written=_written(entries, layout.TUNER_FILE),
-        looked_at=frozenset() if was_restored(entries) else frozenset({Clue.RESTORE}),
+        looked_at=frozenset() if was_restored(entries) else frozenset({EvidenceKind.RESTORE}),
         now=look.now,
     )
     try:
@@ -300,11 +304,11 @@ def _report(
 
 
 def _judge_unstarted(
-    store: ObjectStore, entries: list[Entry], reason: str, evidence: Evidence, look: _Look
+    store: ObjectStore, entries: list[Entry], reason: str, evidence: Evidence, look: _ExamineOptions
 ) -> tuple[Verdict, Evidence]:
     """Judge what has no state with a trial; it, too, may be of a store that fails."""
     try:
-        evidence = _ask_around(store, entries, evidence, look)
+        evidence = _read_lease_and_driver(store, entries, evidence, look)
     except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
         return _unreadable(store, error), evidence
     return judge_unstarted(reason, evidence, stale_after=look.stale_after), evidence
@@ -319,7 +323,7 @@ def _unreadable(store: ObjectStore, error: Exception) -> Verdict:
 
 
 def _report_readable(
-    store: ObjectStore, entries: list[Entry], path: str, evidence: Evidence, look: _Look
+    store: ObjectStore, entries: list[Entry], path: str, evidence: Evidence, look: _ExamineOptions
 ) -> ExperimentReport:
     print_of_root = fingerprint(entries)
     facts, is_new = _facts(store, entries, path, print_of_root, look)
@@ -327,7 +331,7 @@ def _report_readable(
     if facts.unfinished:  # then it does not bear on life and death
         facts = msgspec.structs.replace(facts, samples_left=None)
     else:
-        evidence = evidence.having_looked_at(Clue.SAMPLES)
+        evidence = evidence.having_looked_at(EvidenceKind.SAMPLES)
     evidence = replace(
         evidence,
         state_written=_written(entries, facts.state_file),
@@ -339,12 +343,12 @@ def _report_readable(
         if left is None:  # it will be restored, and people are told what is left
             facts = _with_samples(store, entries, facts)
             is_new = is_new or facts.samples_left is not None
-        evidence = evidence.having_looked_at(Clue.SAMPLES)
+        evidence = evidence.having_looked_at(EvidenceKind.SAMPLES)
     if health in RESTORABLE:
         if is_new and (doubt := read_doubt(store, entries, facts.trainables)):
             facts = msgspec.structs.replace(facts, warnings=(*facts.warnings, doubt))
-        evidence = _look_closer(store, entries, facts, evidence, health, look)
-        if (listed_now := _list_again(store, entries, look)) != entries:
+        evidence = _gather_evidence(store, entries, facts, evidence, health, look)
+        if (listed_now := _relist_after_commit(store, entries, look)) != entries:
             # once: what changes under our eyes again is no commit of the same restore
             return _report(store, listed_now, path, replace(look, looks_again=False))[0]
     health, reason, counted = judge(facts, evidence, stale_after=look.stale_after)
@@ -368,14 +372,14 @@ def _report_readable(
     )
 
 
-def _with_samples(store: ObjectStore, entries: list[Entry], facts: Facts) -> Facts:
+def _with_samples(store: ObjectStore, entries: list[Entry], facts: StateSummary) -> StateSummary:
     """Add how many samples are left, and whether they can still be drawn."""
     left = read_samples_left(store, entries, facts.total)
     lost = read_lost_searcher(store, entries, facts.trainables) if left else ""
     return msgspec.structs.replace(facts, samples_left=left, searcher_lost=lost)
 
 
-def _notes(store: ObjectStore, facts: Facts) -> list[str]:
+def _notes(store: ObjectStore, facts: StateSummary) -> list[str]:
     """Return what people should know beside the verdict."""
     if not (facts.samples_left and facts.searcher_lost):
         return list(facts.warnings)
@@ -384,8 +388,12 @@ def _notes(store: ObjectStore, facts: Facts) -> list[str]:
 
 
 def _facts(
-    store: ObjectStore, entries: list[Entry], path: str, print_of_root: str | None, look: _Look
-) -> tuple[Facts, bool]:
+    store: ObjectStore,
+    entries: list[Entry],
+    path: str,
+    print_of_root: str | None,
+    look: _ExamineOptions,
+) -> tuple[StateSummary, bool]:
     """Return what the newest state says, and whether the index does not know it yet.
 
     Raises:
@@ -406,31 +414,31 @@ def _facts(
         raise
 
 
-def _look_closer(
+def _gather_evidence(
     store: ObjectStore,
     entries: list[Entry],
-    facts: Facts,
+    facts: StateSummary,
     evidence: Evidence,
     health: Health,
-    look: _Look,
+    look: _ExamineOptions,
 ) -> Evidence:
     """Before it is called dead: is a restore at work, a driver on Ray, are its trials written to."""
-    evidence = _ask_around(store, entries, evidence, look)
+    evidence = _read_lease_and_driver(store, entries, evidence, look)
     if at_work(evidence) or health is not Health.INTERRUPTED or not look.stale_after:
         return evidence
     newest = look.pool.map(lambda name: _newest_in_trial(store, name), facts.unfinished_dirs)
     written = max(filter(None, newest), default=None)
-    return replace(evidence, trials_written=written).having_looked_at(Clue.TRIAL_DIRS)
+    return replace(evidence, trials_written=written).having_looked_at(EvidenceKind.TRIAL_DIRS)
 
 
 def _look_back(
-    store: ObjectStore, entries: list[Entry], facts: Facts, evidence: Evidence
+    store: ObjectStore, entries: list[Entry], facts: StateSummary, evidence: Evidence
 ) -> Evidence:
     """Read the states of older runs, where there are any; facts name no trials."""
     if older := older_states(entries, facts.state_file):
         notes = describe_older_runs(store, older, read_outline(store, entries).state)
         evidence = replace(evidence, older_runs=notes)
-    return evidence.having_looked_at(Clue.OLDER)
+    return evidence.having_looked_at(EvidenceKind.OLDER)
 
 
 def _abandoned(evidence: Evidence) -> int | None:
@@ -438,19 +446,21 @@ def _abandoned(evidence: Evidence) -> int | None:
     return restore.lease.epoch if restore is not None and not restore.is_alive else None
 
 
-def _ask_around(
-    store: ObjectStore, entries: list[Entry], evidence: Evidence, look: _Look
+def _read_lease_and_driver(
+    store: ObjectStore, entries: list[Entry], evidence: Evidence, look: _ExamineOptions
 ) -> Evidence:
     """Ask whether a restore is at work, and whether a driver runs."""
     if look.asks_for_restore:
-        restore = read_restore_sign(store, entries, look.now)
-        evidence = replace(evidence, restore=restore).having_looked_at(Clue.RESTORE)
+        restore = read_lease_status(store, entries, look.now)
+        evidence = replace(evidence, restore=restore).having_looked_at(EvidenceKind.RESTORE)
     if look.ask_driver is not None:
         evidence = replace(evidence, driver=look.ask_driver(store.uri))
     return evidence
 
 
-def _list_again(store: ObjectStore, entries: list[Entry], look: _Look) -> list[Entry]:
+def _relist_after_commit(
+    store: ObjectStore, entries: list[Entry], look: _ExamineOptions
+) -> list[Entry]:
     """List the root once more if a restore may have committed since it was listed.
 
     Its lease is released by then, so that neither listing alone shows that somebody was at work.
@@ -484,7 +494,7 @@ def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
 
 
 def _without_state(
-    store: ObjectStore, verdict: Verdict, evidence: Evidence, look: _Look
+    store: ObjectStore, verdict: Verdict, evidence: Evidence, look: _ExamineOptions
 ) -> ExperimentReport:
     return ExperimentReport(
         experiment=store.uri,

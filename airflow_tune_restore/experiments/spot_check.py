@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow_tune_restore.exceptions import StateUnreadableError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.facts import (
-    Facts,
+from airflow_tune_restore.experiments.index import Index
+from airflow_tune_restore.experiments.read import NotStartedError, read_outline
+from airflow_tune_restore.experiments.state_summary import (
+    StateSummary,
     build_facts,
     fingerprint,
     unreadable_facts,
 )
-from airflow_tune_restore.experiments.index import Index
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.experiments.read import NotStartedError, read_outline
 from airflow_tune_restore.experiments.unexpected import report_unexpected
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 ONE_IN, LEAST = 32, 8
@@ -127,7 +127,7 @@ class SpotCheck:
         return contradiction if is_as_it_was else ""
 
 
-def _compare(said: Facts, read: Facts) -> str:
+def _compare(said: StateSummary, read: StateSummary) -> str:
     by_index, by_state = _judged(said), _judged(read)
     differing = [name for name in by_index if by_index[name] != by_state[name]]
     if not differing:
@@ -136,9 +136,11 @@ def _compare(said: Facts, read: Facts) -> str:
     return f"the index says {told[0]}, its state {told[1]}."
 
 
-def _judged(facts: Facts) -> dict[str, Any]:
+def _judged(facts: StateSummary) -> dict[str, Any]:
     """Return what verdicts rest on."""
-    values = {name: getattr(facts, name) for name in Facts.__struct_fields__ if name not in TOLD}
+    values = {
+        name: getattr(facts, name) for name in StateSummary.__struct_fields__ if name not in TOLD
+    }
     if facts.unfinished:
         # then they do not bear on life and death, and are counted later, if at all
         values["samples_left"] = None

@@ -26,23 +26,28 @@ from typing import Any, TypeVar
 import msgspec
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import bounded_json, layout
-from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
-from airflow_tune_restore.experiments.names import (
+from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
+from airflow_tune_restore.protocol import bounded_json, layout
+from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
+from airflow_tune_restore.protocol.names import (
     is_key_name,
     is_resource,
     is_safe_name,
     is_segment,
     is_trainable_name,
 )
-from airflow_tune_restore.experiments.numbers import (
+from airflow_tune_restore.protocol.numbers import (
     is_amount,
     read_iteration,
     whole_iteration,
 )
-from airflow_tune_restore.experiments.printable import printable
-from airflow_tune_restore.experiments.symbolic import Mapping, SymbolicError, attribute, read_pickle
-from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
+from airflow_tune_restore.protocol.pickle_reader import (
+    Mapping,
+    SymbolicError,
+    attribute,
+    read_pickle,
+)
+from airflow_tune_restore.protocol.printable import printable
 
 MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
@@ -237,15 +242,15 @@ def parse_state(body: bytes) -> State:
     Raises:
         MalformedStateError: If it is truncated, not an experiment state, or no row of it can be used.
     """
-    return parse_pieces([body], keep_ended=True)
+    return parse_pieces([body], keep_terminated_rows=True)
 
 
-def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
+def parse_pieces(pieces: Iterable[bytes], *, keep_terminated_rows: bool) -> State:
     """Parse a state file as it comes in.
 
     Args:
         pieces: Its bytes, in order.
-        keep_ended: Keep the rows of trials that came to their end, too.
+        keep_terminated_rows: Keep the rows of trials that came to their end, too.
 
     Raises:
         MalformedStateError: As `parse_state`.
@@ -269,9 +274,11 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_ended: bool) -> State:
                 _is_text(pair[0]) and _is_text(pair[1])
             ):
                 raise MalformedStateError(_NO_PAIR)
-            if keep_ended or not trial.came_to_its_end:
+            if keep_terminated_rows or not trial.terminated_by_itself:
                 # a copy lets go of the piece it stands in
-                row = RawRow(*pair) if keep_ended else RawRow(*(raw.copy() for raw in pair))
+                row = (
+                    RawRow(*pair) if keep_terminated_rows else RawRow(*(raw.copy() for raw in pair))
+                )
                 rows[trial.trial_id] = row
                 trial = msgspec.structs.replace(trial, details=row)
             trials[trial.trial_id] = trial
@@ -400,7 +407,7 @@ def _read_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Collection[str]
 def _parse_row(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     head = _decode(trial, _HEAD)
     trial_id = head.trial_id
-    is_reserved = trial_id == layout.EVERY_TRIAL or trial_id.startswith(_UNREADABLE)
+    is_reserved = trial_id == layout.WHOLE_EXPERIMENT or trial_id.startswith(_UNREADABLE)
     if is_reserved or not is_key_name(trial_id):
         raise MalformedStateError(f"trial id {trial_id[:80]!r} cannot be used")
     try:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from airflow_tune_restore.experiments.checkpoints import RecordedCheckpoint
+from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
 
 
 class TrialStatus(StrEnum):
@@ -130,7 +130,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.status not in UNFINISHED
 
     @property
-    def came_to_its_end(self) -> bool:
+    def terminated_by_itself(self) -> bool:
         """Whether it is TERMINATED by itself or by what it had reported."""
         return self.end is not None and self.end is not TrialEnd.OUTSIDE
 
@@ -138,6 +138,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _row(self) -> TrialDetails:
         if self.details is None:
             raise LookupError(
-                f"the row of trial {self.trial_id} was not kept, for it came to its end (keep_ended)"
+                f"the row of terminated trial {self.trial_id} was not kept (keep_terminated_rows)"
             )
         return self.details

@@ -10,15 +10,15 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.experiment import TunerFacts, tuner_facts
-from airflow_tune_restore.experiments.printable import printable
-from airflow_tune_restore.experiments.symbolic import (
+from airflow_tune_restore.experiments.experiment import RecordedTuner, tuner_facts
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.pickle_reader import (
     MAX_BYTES,
     DamagedPickleError,
     SymbolicError,
     read_pickle,
 )
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 LOST = "the RunConfig (callbacks, stoppers, failure and checkpoint settings) is lost"
@@ -34,7 +34,7 @@ class TunerFile(NamedTuple):
         lost: The same, if Ray cannot use it either; "" if only our own limits keep us from reading it.
     """
 
-    facts: TunerFacts | None
+    facts: RecordedTuner | None
     problem: str = ""
     lost: str = ""
 
@@ -87,7 +87,7 @@ def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, 
     return describe_doubt(read_tuner(store, entries).facts, trainables)
 
 
-def describe_doubt(tuner: TunerFacts | None, trainables: tuple[str, ...]) -> str:
+def describe_doubt(tuner: RecordedTuner | None, trainables: tuple[str, ...]) -> str:
     """Return in words that none of the trials was run with the trainable that `tuner.pkl` names."""
     named = tuner.trainable_name if tuner is not None else None
     if not named or not trainables or named in trainables:

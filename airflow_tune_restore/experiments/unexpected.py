@@ -3,7 +3,7 @@
 import logging
 
 from airflow_tune_restore.exceptions import UnexpectedError
-from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.protocol.printable import printable
 
 log = logging.getLogger(__name__)
 

@@ -12,18 +12,18 @@ import threading
 from collections.abc import Callable
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments.health import DriverSign
-from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.experiments.health import DriverStatus
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray_jobs import RayJob
-from airflow_tune_restore.launch.ray_runner import SUBMISSION_PREFIX
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
+from airflow_tune_restore.launch.ray.submission import SUBMISSION_PREFIX
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.location import Location
 
 _SHORTEST_NAME = 4
 """A shorter name stands in many a command line by chance."""
 
 
-def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverSign] | None:
+def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverStatus] | None:
     """Return what answers for experiments (by URI); asks the cluster once, when first asked.
 
     Args:
@@ -34,7 +34,7 @@ def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverSign] | None:
     answer: list[list[RayJob] | str] = []
     lock = threading.Lock()
 
-    def ask(experiment: str) -> DriverSign:
+    def ask(experiment: str) -> DriverStatus:
         with lock:
             if not answer:
                 answer.append(_live_jobs(ray_conn_id))
@@ -43,17 +43,17 @@ def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverSign] | None:
     return ask
 
 
-def read_jobs(jobs: list[RayJob] | str, experiment: str) -> DriverSign:
+def read_jobs(jobs: list[RayJob] | str, experiment: str) -> DriverStatus:
     """Say which of a cluster's live jobs runs for an experiment; a text says why it was not asked."""
     if isinstance(jobs, str):
-        return DriverSign(is_running=False, found=f"the cluster could not be asked: {jobs}")
+        return DriverStatus(is_running=False, found=f"the cluster could not be asked: {jobs}")
     for job in jobs:
         if _names(job, experiment):
             name = printable(job.submission_id or job.entrypoint)
-            return DriverSign(
+            return DriverStatus(
                 is_running=True, found=f"Ray job {name} names it and is {printable(job.status)}"
             )
-    return DriverSign(is_running=False, found=f"none of {len(jobs)} live Ray jobs names it")
+    return DriverStatus(is_running=False, found=f"none of {len(jobs)} live Ray jobs names it")
 
 
 def _live_jobs(ray_conn_id: str) -> list[RayJob] | str:

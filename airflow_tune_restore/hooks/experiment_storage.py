@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.experiments.selection import Selection
+from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.hooks.runner_environment import WHERE, runner_environment
 from airflow_tune_restore.storage.fs import open_store, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from fsspec import AbstractFileSystem
 
-    from airflow_tune_restore.experiments.health import DriverSign, ExperimentReport
+    from airflow_tune_restore.experiments.health import DriverStatus, ExperimentReport
     from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -126,15 +126,15 @@ class ExperimentStorageHook(BaseHook):
         prefix: str | Address,
         *,
         stale_after: timedelta,
-        selection: Selection | None = None,
+        selection: ScanFilter | None = None,
         use_index: bool = True,
-        ask_driver: "Callable[[str], DriverSign] | None" = None,
+        ask_driver: "Callable[[str], DriverStatus] | None" = None,
     ) -> "list[ExperimentReport]":
         """Report on every experiment at or below a prefix; their URIs carry no connection id."""
         return scan(
             self.open(prefix, in_bulk=True),
             stale_after=stale_after,
-            selection=selection or Selection(),
+            selection=selection or ScanFilter(),
             use_index=use_index,
             ask_driver=ask_driver,
         )

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_tune_restore.hooks.kubernetes_api import is_gone, is_no_answer
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
-from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch, gone_pod_end
-from airflow_tune_restore.launch.pod_start import has_started, is_pending, why_not_started
+from airflow_tune_restore.launch.kubernetes.api import is_gone, is_no_answer
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, PodWatch, gone_pod_exit
+from airflow_tune_restore.launch.kubernetes.pod_start import (
+    has_started,
+    is_pending,
+    why_not_started,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +43,12 @@ class NamedPods:
         """Whether a pod waits for a node, for its image or for what it mounts."""
         return is_pending(self.read(name) or {})
 
-    def look(self, name: str) -> PodEnd | None:
+    def look(self, name: str) -> PodExit | None:
         """Return how a pod ended, None if it has not; of one that is gone, what was seen or reported."""
         pod = self.read(name)
         if pod is not None:
             return self.watch.look(pod)
-        return self.watch.look_back(name) or gone_pod_end(name, self._events(name))
+        return self.watch.look_back(name) or gone_pod_exit(name, self._events(name))
 
     def delete_unstarted(self, name: str) -> str | None:
         """Delete a pod that has not started; return why it has not, None if it has meanwhile.

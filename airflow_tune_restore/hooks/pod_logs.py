@@ -10,8 +10,8 @@ from typing import Any
 
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLogsConsumer
 
-from airflow_tune_restore.restore.lines import NewestLines
-from airflow_tune_restore.restore.request import PROGRESS_PREFIX
+from airflow_tune_restore.launch.log_lines import NewestLines
+from airflow_tune_restore.protocol.request import PROGRESS_PREFIX
 
 LOOK_SECONDS = 5.0
 LINES_A_LOOK = 1000

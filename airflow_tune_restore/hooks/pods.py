@@ -2,7 +2,7 @@
 
 The provider (10.25) takes an API server that does not answer for the pod's end after five tries, a log
 that cannot be read for a failure, and a pod whose sidecar runs on for one that has not ended. Ours ask
-again (`hooks.kubernetes_api`), and look at the runner's container alone (`launch.pod_end`).
+again (`launch.kubernetes.api`), and look at the runner's container alone (`launch.kubernetes.pod_exit`).
 """
 
 import asyncio
@@ -26,15 +26,14 @@ from urllib3.util import Retry
 from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import KubernetesConnectionError
-from airflow_tune_restore.hooks.bounded_api import (
-    REQUEST_SECONDS,
-    bound,
-    bound_async,
-    is_success,
-    pieces,
-    read_async,
+from airflow_tune_restore.hooks.pod_logs import (
+    CATCH_UP_SECONDS,
+    FollowedLog,
+    PodLog,
+    stamped,
+    whole_log,
 )
-from airflow_tune_restore.hooks.kubernetes_api import (
+from airflow_tune_restore.launch.kubernetes.api import (
     CONFLICT,
     REFUSAL_SECONDS,
     WAIT_SECONDS,
@@ -49,15 +48,16 @@ from airflow_tune_restore.hooks.kubernetes_api import (
     is_taken,
     status_of,
 )
-from airflow_tune_restore.hooks.pod_logs import (
-    CATCH_UP_SECONDS,
-    FollowedLog,
-    PodLog,
-    stamped,
-    whole_log,
+from airflow_tune_restore.launch.kubernetes.bounded_client import (
+    REQUEST_SECONDS,
+    bound,
+    bound_async,
+    is_success,
+    pieces,
+    read_async,
 )
-from airflow_tune_restore.launch.pod_end import PodEnd, PodWatch
-from airflow_tune_restore.launch.pod_start import has_started
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, PodWatch
+from airflow_tune_restore.launch.kubernetes.pod_start import has_started
 
 POLL_SECONDS = 2.0
 LOG_SECONDS = 30.0
@@ -211,10 +211,10 @@ class PatientPodManager(PodManager):
         self._look(remote)  # it may be gone when we look again
         return remote
 
-    def _look(self, remote: Any) -> PodEnd | None:
+    def _look(self, remote: Any) -> PodExit | None:
         return self._pod_watch.look(remote.to_dict(serialize=True))
 
-    def _read_end(self, pod: Any) -> PodEnd | None:
+    def _read_end(self, pod: Any) -> PodExit | None:
         return self._look(self._hook.get_pod(pod.metadata.name, pod.metadata.namespace))
 
     def has_ended(self, pod: Any) -> bool:

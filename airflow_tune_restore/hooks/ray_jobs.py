@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
+from airflow_tune_restore.arguments import parse_bool, parse_bytes
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.hooks.arguments import parse_bool, parse_bytes
-from airflow_tune_restore.launch.ray_jobs import Cluster, RayJobs, parse_cluster_address
-from airflow_tune_restore.launch.ray_runner import DRIVER_MEMORY_BYTES, DriverResources
+from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJobs, parse_cluster_address
+from airflow_tune_restore.launch.ray.submission import DRIVER_MEMORY_BYTES, DriverResources
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection

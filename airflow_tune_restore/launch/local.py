@@ -21,10 +21,10 @@ from typing import IO, Any
 
 import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.account import Account
-from airflow_tune_restore.restore.lines import LONGEST_LINE
-from airflow_tune_restore.restore.request import EXIT_REFUSED, PROGRESS_PREFIX, RunnerRequest
+from airflow_tune_restore.launch.log_lines import LONGEST_LINE
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import EXIT_REFUSED, PROGRESS_PREFIX, RunnerRequest
 
 CHECK_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 60.0

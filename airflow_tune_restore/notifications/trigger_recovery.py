@@ -11,8 +11,8 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
 from pydantic import ValidationError
 
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.hooks.arguments import parse_text
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.storage.location import Location
 

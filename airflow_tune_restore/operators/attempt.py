@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, TrialFailedError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.numbers import strict_json
-from airflow_tune_restore.operators.items import TrialItem
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import (
-    claim_attempt,
+from airflow_tune_restore.operators.xcom import TrialXCom
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import (
     list_attempts,
-    read_whatever_outcome,
-    record_end,
+    read_outcome_or_interrupted,
+    record_exit,
 )
-from airflow_tune_restore.restore.failures import Cause, classify_end
-from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
-from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.protocol.failures import Cause, classify_exit
+from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.request import (
     EXIT_FENCED,
     Result,
     RunnerOutcome,
     RunnerRequest,
 )
-from airflow_tune_restore.restore.resources import describe
+from airflow_tune_restore.protocol.resources import describe
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.ledger import memory_to_ask, read_history, seen_before
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -91,7 +90,7 @@ def claim(
         log.info("It ran out of memory: asking for %.1f GiB.", memory / 1024**3)
     elif memory is not None:
         log.info("It ran out of memory; a private Ray cannot be asked for more of it.")
-    elif trial_id != layout.EVERY_TRIAL and "memory" not in plan.trial(trial_id).resources:
+    elif trial_id != layout.WHOLE_EXPERIMENT and "memory" not in plan.trial(trial_id).resources:
         memory = arguments.memory  # so that twice as much is known, should it not suffice
     request = claim_attempt(
         store,
@@ -110,7 +109,7 @@ def claim(
         reports=arguments.reports,
         sized=arguments.sized,
     )
-    before = read_whatever_outcome(store, plan.restore_id, trial_id, request.attempt - 1)
+    before = read_outcome_or_interrupted(store, plan.restore_id, trial_id, request.attempt - 1)
     if before is not None and before.resources:
         log.info(
             "Attempt %d ran nothing, because its pod was too small: a trial asks for %s now. The next "
@@ -123,7 +122,7 @@ def claim(
 def judge(
     store: ObjectStore,
     plan: RestorePlan,
-    item: TrialItem,
+    item: TrialXCom,
     outcome: RunnerOutcome,
     *,
     log: "Logger",
@@ -179,9 +178,9 @@ def record_death(
         LeaseLostError: If another restore is at work.
     """
     said = "\n".join(last_lines)
-    record_end(store, request, exit_code, said)
+    record_exit(store, request, exit_code, said)
     refuse_overtaken(store, plan, request, exit_code)
-    failure = classify_end(exit_code, said)
+    failure = classify_exit(exit_code, said)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
     ended = "" if exit_code is None else f"It ended with exit code {exit_code}. "
     words = f"{ended}It last said: {' | '.join(last_lines)}"
@@ -206,7 +205,7 @@ def refuse_overtaken(
 
 def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
     """Say why a retry would fail in the same way; "" if it may not."""
-    if plan.is_one_run:
+    if plan.is_whole_experiment:
         return "The run of all trials has ended it; the next restore takes it up"
     failures = read_history(store, plan.restore_id, outcome.trial_id).failures
     before = seen_before(failures, plan.restore_id, outcome.attempt)
@@ -218,7 +217,7 @@ def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) ->
     )
 
 
-def _summary(item: TrialItem, outcome: RunnerOutcome) -> dict[str, Any]:
+def _summary(item: TrialXCom, outcome: RunnerOutcome) -> dict[str, Any]:
     return {
         "experiment": item.experiment,
         "trial_id": item.trial_id,

@@ -7,15 +7,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
 
-from airflow_tune_restore.exceptions import (
-    ExperimentRunningError,
-    InvalidInputError,
-    TuneRestoreError,
-)
-from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.experiments.unexpected import report_unexpected
-from airflow_tune_restore.hooks.arguments import (
+from airflow_tune_restore.arguments import (
     parse_addresses,
     parse_bool,
     parse_bytes,
@@ -24,20 +16,28 @@ from airflow_tune_restore.hooks.arguments import (
     parse_text,
     parse_user,
 )
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    InvalidInputError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.experiments.unexpected import report_unexpected
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.operators.items import (
-    CONTINUED_KEY,
+from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
+from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher, runner_account
+from airflow_tune_restore.operators.xcom import (
+    CONTINUE_SEARCH_KEY,
     RESTORES_KEY,
     UNEXPECTED_KEY,
-    RestoreItem,
-    TrialItem,
+    RestoreXCom,
+    TrialXCom,
     restore_id_for,
 )
-from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher, runner_account
-from airflow_tune_restore.operators.verdicts import Verdicts, for_each
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
@@ -197,13 +197,13 @@ class BuildRestorePlanOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Draft all, refuse what cannot run, then start what is left."""
         ti = context["ti"]
-        with plain_errors():
+        with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
             runner_account(parse_user(self.runner_user, was_given=self._has_user), self.launcher)
             places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
-        verdicts = Verdicts()
+        verdicts = SkippedExperiments()
 
         def draft(text: str) -> Draft | str:
             store = hook.open(places[text], in_bulk=True)
@@ -220,18 +220,20 @@ class BuildRestorePlanOperator(BaseOperator):
                 return f"it is running: {error.reason}"
 
         drafts: dict[str, Draft] = {}
-        for text, result in for_each(draft, places, verdicts):
+        for text, result in map_experiments(draft, places, verdicts):
             if isinstance(result, Draft):
                 drafts[text] = result
             else:
                 verdicts.left_alone[text] = result
         drafts = self._without_unfit(hook, places, drafts, verdicts)
         drafts = _without_too_many(drafts, verdicts)
-        continued = [places[text] for text, draft in drafts.items() if draft.plan.is_continuation]
-        drafts = {text: d for text, d in drafts.items() if not d.plan.is_continuation}
+        continued = [
+            places[text] for text, draft in drafts.items() if draft.plan.only_continues_search
+        ]
+        drafts = {text: d for text, d in drafts.items() if not d.plan.only_continues_search}
         started = self._start(context, places, drafts, options, verdicts)
         ti.xcom_push(UNEXPECTED_KEY, verdicts.unexpected)
-        ti.xcom_push(CONTINUED_KEY, [str(address) for address in continued])
+        ti.xcom_push(CONTINUE_SEARCH_KEY, [str(address) for address in continued])
         for address in continued:
             self.log.info("%s: only samples are left to draw", address)
         self._report(started, verdicts)
@@ -245,7 +247,7 @@ class BuildRestorePlanOperator(BaseOperator):
         places: dict[str, Address],
         drafts: dict[str, Draft],
         options: DraftOptions,
-        verdicts: Verdicts,
+        verdicts: SkippedExperiments,
     ) -> list[tuple[Address, RestorePlan]]:
         ti = context["ti"]
         # pushed before, too: should this task die half-way, the commit finds the leases it took
@@ -259,7 +261,7 @@ class BuildRestorePlanOperator(BaseOperator):
             return start_draft(drafts[text], options, holder=holder, ttl_seconds=ttl_seconds)
 
         started: list[tuple[Address, RestorePlan]] = []
-        for text, (plan, settled) in for_each(start, drafts, verdicts):
+        for text, (plan, settled) in map_experiments(start, drafts, verdicts):
             if settled is not None:
                 self.log.info("A restore that died was committed first. %s", settled.headline())
             if plan is None:
@@ -274,7 +276,7 @@ class BuildRestorePlanOperator(BaseOperator):
         hook: ExperimentStorageHook,
         places: dict[str, Address],
         drafts: dict[str, Draft],
-        verdicts: Verdicts,
+        verdicts: SkippedExperiments,
     ) -> dict[str, Draft]:
         """Leave out experiments that the trainable does not fit, if we know the trainable."""
         trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
@@ -364,7 +366,9 @@ class BuildRestorePlanOperator(BaseOperator):
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
         )
 
-    def _report(self, started: list[tuple[Address, RestorePlan]], verdicts: Verdicts) -> None:
+    def _report(
+        self, started: list[tuple[Address, RestorePlan]], verdicts: SkippedExperiments
+    ) -> None:
         for text, reason in verdicts.left_alone.items():
             self.log.info("%s is left alone: %s", text, printable(reason, NOTE_LENGTH))
         for text, error in verdicts.refused.items():
@@ -387,7 +391,7 @@ class BuildRestorePlanOperator(BaseOperator):
                 self.log.warning("  … and %d more", len(plan.warnings) - _SHOWN_TRIALS)
 
 
-def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str, Draft]:
+def _without_too_many(drafts: dict[str, Draft], verdicts: SkippedExperiments) -> dict[str, Draft]:
     """Leave out, before anything is leased, those whose trials Airflow would refuse to map.
 
     The smallest are taken first: one experiment with very many trials stops no other. `samples` is
@@ -412,15 +416,15 @@ def _without_too_many(drafts: dict[str, Draft], verdicts: Verdicts) -> dict[str,
 
 def _size(plan: RestorePlan) -> tuple[bool, int]:
     """Return what it takes its turn by: what only draws samples comes last, and has no trial to run."""
-    count = 0 if plan.is_continuation else len(plan.to_run) + plan.draws_samples
-    return plan.is_continuation, count
+    count = 0 if plan.only_continues_search else len(plan.to_run) + plan.continues_search
+    return plan.only_continues_search, count
 
 
-def _items(address: Address, plan: RestorePlan) -> list[TrialItem]:
+def _items(address: Address, plan: RestorePlan) -> list[TrialXCom]:
     """Return one item a trial; samples that the same run draws are followed by one of their own."""
-    items = [TrialItem.build(address, plan, trial) for trial in plan.to_run]
-    return [*items, TrialItem.build_samples(address, plan)] if plan.draws_samples else items
+    items = [TrialXCom.build(address, plan, trial) for trial in plan.to_run]
+    return [*items, TrialXCom.build_samples(address, plan)] if plan.continues_search else items
 
 
 def _restore(address: Address, plan: RestorePlan) -> dict[str, Any]:
-    return RestoreItem(experiment=str(address), restore_id=plan.restore_id).to_xcom()
+    return RestoreXCom(experiment=str(address), restore_id=plan.restore_id).to_xcom()

@@ -5,7 +5,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_tune_restore.operators.items import resolve_list
+from airflow_tune_restore.operators.xcom import resolve_list
 
 
 class CheckRestoresOperator(BaseOperator):

@@ -6,14 +6,14 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, TuneRestoreError
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.experiments.unexpected import report_unexpected
-from airflow_tune_restore.hooks.arguments import parse_text
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.operators.items import RestoreItem, resolve_list
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.operators.xcom import RestoreXCom, resolve_list
+from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -35,7 +35,7 @@ class CommitRestoreOperator(BaseOperator):
     so that the DAG run's state shows it. Give it `retries` of 1 or more.
 
     Returns one mapping an experiment: `experiment`, `restore_id`, `state_file` (None if nothing had
-    changed), `samples_left` (to be drawn by a `ContinueExperimentOperator`), `failed` (trial ids),
+    changed), `samples_left` (to be drawn by a `ContinueSearchOperator`), `failed` (trial ids),
     `quarantined` (ids of trials that failed too often and are not run again until they are released),
     `headline`, and `trials`, before and after. The log ends with the same as a table.
 
@@ -69,9 +69,9 @@ class CommitRestoreOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Commit every restore, then show what they did."""
-        with plain_errors():
+        with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            items = [RestoreItem.parse(item) for item in resolve_list(self.restores, context)]
+            items = [RestoreXCom.parse(item) for item in resolve_list(self.restores, context)]
         outputs: list[dict[str, Any]] = [
             {"experiment": str(address), "restore_id": None, "samples_left": True}
             for address in resolve_list(self.continued, context)
@@ -104,7 +104,7 @@ class CommitRestoreOperator(BaseOperator):
         return outputs
 
     def _try_to_commit(
-        self, hook: ExperimentStorageHook, item: RestoreItem
+        self, hook: ExperimentStorageHook, item: RestoreXCom
     ) -> CommitSummary | TuneRestoreError | None:
         """Commit one restore; what goes wrong with it is returned, and stops no other."""
         try:
@@ -115,7 +115,7 @@ class CommitRestoreOperator(BaseOperator):
         except Exception as error:  # noqa: BLE001  reported, and it fails the task at its end
             return report_unexpected(item.experiment, error)
 
-    def _commit(self, store: ObjectStore, item: RestoreItem) -> CommitSummary | None:
+    def _commit(self, store: ObjectStore, item: RestoreXCom) -> CommitSummary | None:
         """Commit one restore; one that never got a plan is only released."""
         try:
             return commit_restore(store, item.restore_id)
@@ -129,7 +129,7 @@ class CommitRestoreOperator(BaseOperator):
         return None
 
 
-def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any]:
+def describe_summary(item: RestoreXCom, summary: CommitSummary) -> dict[str, Any]:
     """Return the XCom form of a summary."""
     return {
         "experiment": item.experiment,
@@ -138,7 +138,7 @@ def describe_summary(item: RestoreItem, summary: CommitSummary) -> dict[str, Any
         # what one run of all leaves undrawn, it was told to leave, or its task has failed for it; what
         # nobody can draw is left for `samples` to fail for
         "samples_left": (
-            0 if summary.is_one_run and not summary.searcher_lost else summary.samples_left
+            0 if summary.is_whole_experiment and not summary.searcher_lost else summary.samples_left
         ),
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": list(summary.quarantined),

@@ -5,11 +5,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from airflow.sdk import Context, RetryPolicy
 
+from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks.arguments import parse_text, parse_user
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.hooks.plain_errors import plain_errors
+from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.attempt import (
     LAST_LINES,
     RunnerArguments,
@@ -17,23 +17,22 @@ from airflow_tune_restore.operators.attempt import (
     judge,
     record_death,
 )
-from airflow_tune_restore.operators.items import TrialItem
-from airflow_tune_restore.operators.labelled import TRIAL_LABEL
 from airflow_tune_restore.operators.launchers import build_launcher
-from airflow_tune_restore.operators.on_ray import RAY, OnRayOperator
-from airflow_tune_restore.operators.ray_run import RayRun
-from airflow_tune_restore.operators.retries import TRIAL_RETRY_POLICY
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.lines import describe_line
-from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
+from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
+from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
+from airflow_tune_restore.operators.xcom import TrialXCom
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import (
     Result,
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
+from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -47,7 +46,7 @@ Airflow kills a task 5 s after its SIGTERM; the runner, in a session of its own,
 """
 
 
-class RestoreTrialOperator(OnRayOperator):
+class RestoreTrialOperator(RayJobOperator):
     """Resumes or restarts one trial, as the plan says, and follows it to its end.
 
     Where trials are coupled (strategy `whole_experiment`), all tasks of an experiment share one real
@@ -89,7 +88,7 @@ class RestoreTrialOperator(OnRayOperator):
             longer wait after running out of memory and for a store. None for Airflow's plain retries.
         kwargs: With `launcher="ray"`: `ray_conn_id`, `runtime_env`, `entrypoint_num_cpus`,
             `entrypoint_memory`, `entrypoint_resources`, `deferrable`, `poll_interval`, see
-            `OnRayOperator`; and those of every operator.
+            `RayJobOperator`; and those of every operator.
     """
 
     map_index_label = TRIAL_LABEL
@@ -143,18 +142,18 @@ class RestoreTrialOperator(OnRayOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Claim an attempt, run it, and say how it ended."""
-        with plain_errors():
+        with as_airflow_errors():
             # asked for before anything is claimed
             parse_user(self.runner_user, was_given=self._has_user)
-            item = TrialItem.parse(self.trial)
+            item = TrialXCom.parse(self.trial)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             address = hook.address(item.experiment)
             store = hook.open(address)
             plan = read_plan(store, item.restore_id)
             if self.launcher == RAY:
                 lease.renew(store, lease.check_held(store, item.restore_id))
-                return self._run_on_ray(context, self._ray_run(item.restore_id))
-            if plan.is_one_run:
+                return self._execute_ray_job(context, self._ray_run(item.restore_id))
+            if plan.is_whole_experiment:
                 followed = self._follow(hook, store, plan, item)
                 return judge(store, plan, item, followed, log=self.log)
             outcome = read_outcome(store, item.restore_id, item.trial_id)
@@ -181,19 +180,19 @@ class RestoreTrialOperator(OnRayOperator):
             self.log.info("Stopping the runner; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
 
-    def _ray_place(self) -> tuple[ExperimentStorageHook, Address, str]:
-        item = TrialItem.parse(self.trial)
+    def _target(self) -> tuple[ExperimentStorageHook, Address, str]:
+        item = TrialXCom.parse(self.trial)
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
         return hook, hook.address(item.experiment), item.trial_id
 
-    def _ray_end(self, run: RayRun, outcome: RunnerOutcome) -> dict[str, Any]:
-        return judge(run.store, run.plan, TrialItem.parse(self.trial), outcome, log=self.log)
+    def _conclude(self, run: RayAttemptJob, outcome: RunnerOutcome) -> dict[str, Any]:
+        return judge(run.store, run.plan, TrialXCom.parse(self.trial), outcome, log=self.log)
 
     def _run(
         self,
         store: ObjectStore,
         plan: RestorePlan,
-        item: TrialItem,
+        item: TrialXCom,
         credentials: Mapping[str, str],
     ) -> RunnerOutcome:
         launcher = build_launcher(
@@ -224,14 +223,14 @@ class RestoreTrialOperator(OnRayOperator):
         return outcome
 
     def _follow(
-        self, hook: ExperimentStorageHook, store: ObjectStore, plan: RestorePlan, item: TrialItem
+        self, hook: ExperimentStorageHook, store: ObjectStore, plan: RestorePlan, item: TrialXCom
     ) -> RunnerOutcome:
         """Attach to the one run of the experiment, or start it, until this trial ends."""
         lease.renew(store, lease.check_held(store, item.restore_id))
         output = _Output(self.log.info)
 
         def start(attempt: int) -> None:
-            request = self._claim(store, plan, layout.EVERY_TRIAL, attempt)
+            request = self._claim(store, plan, layout.WHOLE_EXPERIMENT, attempt)
             self.log.info("Starting the run of the whole experiment, attempt %d.", attempt)
             with hook.runner_env(hook.address(item.experiment)) as credentials:
                 launcher = build_launcher(

@@ -25,23 +25,24 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
     TooLargeError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.names import is_safe_name
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.samples import read_samples_left
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
     parse_state,
 )
-from airflow_tune_restore.restore import lease, ledger
-from airflow_tune_restore.restore.attempts import (
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.attempts import (
     AttemptId,
     list_attempts,
     newest_started,
-    read_whatever_outcome,
+    read_outcome_or_interrupted,
     wait_until_all_over,
 )
+from airflow_tune_restore.protocol.names import is_safe_name
+from airflow_tune_restore.protocol.request import Result
+from airflow_tune_restore.restore import ledger
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
     committed_sha256,
@@ -55,7 +56,6 @@ from airflow_tune_restore.restore.plan import (
     RestorePlan,
     encode,
 )
-from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import check_fits, read_plan
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
@@ -92,12 +92,12 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     return summary
 
 
-def settle_abandoned(
+def commit_abandoned(
     store: ObjectStore,
     *,
     restore_id: str,
     holder: str,
-    ttl_seconds: float = lease.DEFAULT_TTL_SECONDS,
+    ttl_seconds: float = lease_objects.DEFAULT_TTL_SECONDS,
     watch: lease.Watch | None = None,
 ) -> CommitSummary | None:
     """Commit what restores that died left behind, so that the next plan starts from it.
@@ -130,7 +130,7 @@ def settle_abandoned(
             abandoned = _abandoned(store, held)
             _wait_for_runners(store, _started_by_all(store, abandoned))
             for dead_id, leases in abandoned.items():
-                summary = _settle(store, dead_id) or summary
+                summary = _commit_abandoned(store, dead_id) or summary
                 lease.release_all(store, leases)  # settled: nobody looks at them again
     except Exception:
         lease.release(store, held)
@@ -138,19 +138,21 @@ def settle_abandoned(
     return summary
 
 
-def _abandoned(store: ObjectStore, held: lease.Lease) -> dict[str, list[lease.Lease]]:
+def _abandoned(
+    store: ObjectStore, held: lease_objects.Lease
+) -> dict[str, list[lease_objects.Lease]]:
     """Return what the restores before ours never released, by restore, the oldest first.
 
     A newer one took us for dead; what it holds is its own.
     """
-    found: dict[str, list[lease.Lease]] = {}
+    found: dict[str, list[lease_objects.Lease]] = {}
     for dead in lease.unreleased(store, but=held.restore_id):
         if dead.epoch < held.epoch:
             found.setdefault(dead.restore_id, []).append(dead)
     return found
 
 
-def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
+def _commit_abandoned(store: ObjectStore, restore_id: str) -> CommitSummary | None:
     try:
         plan = read_plan(store, restore_id)
     except KeyNotFoundError:
@@ -184,7 +186,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             digest = hashlib.sha256(body).hexdigest()
         else:  # the name is free for the next restore
             record = msgspec.structs.replace(record, state_file="")
-    if plan.draws_samples and record.state_file:
+    if plan.continues_search and record.state_file:
         _put_searcher(store, plan, record)
     if record.state_file:
         _put_callbacks(store, plan, record)
@@ -198,11 +200,13 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        newest = pool.map(lambda unit: _attempt_to_take(store, plan, unit), units(plan))
+        newest = pool.map(
+            lambda unit: _newest_attempt_with_snapshot(store, plan, unit), units(plan)
+        )
         found = zip(units(plan), newest, strict=True)
         attempts = {unit: attempt for unit, attempt in found if attempt is not None}
     record = CommitRecord(
-        state_file=name_commit(store, draws_samples=plan.draws_samples),
+        state_file=name_commit(store, continues_search=plan.continues_search),
         # states are ordered by the start of their session: ours comes right after what it is made from
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
         attempts=attempts,
@@ -247,7 +251,7 @@ def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
     alive = wait_until_all_over(store, started, patience_seconds=_PATIENCE_SECONDS)
     if alive:
         first = alive[0]
-        what = "The run" if first.trial_id == layout.EVERY_TRIAL else f"Trial {first.trial_id}"
+        what = "The run" if first.trial_id == layout.WHOLE_EXPERIMENT else f"Trial {first.trial_id}"
         others = f", and {len(alive) - 1} others have" if alive[1:] else ""
         raise RunnerError(
             f"{what} of {store.uri} still has a living runner (attempt {first.attempt}){others}. "
@@ -255,7 +259,7 @@ def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
         )
 
 
-def _attempt_to_take(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
+def _newest_attempt_with_snapshot(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
     """Return the newest attempt that left a snapshot; None if none did."""
     numbers = list_attempts(store, plan.restore_id, unit)
     left = (n for n in reversed(numbers) if read_snapshot(store, plan, unit, n) is not None)
@@ -264,11 +268,11 @@ def _attempt_to_take(store: ObjectStore, plan: RestorePlan, unit: str) -> int | 
 
 def _put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
     """Put the searcher's state where Ray looks for it, under the session of the state file."""
-    attempt = record.attempts.get(layout.EVERY_TRIAL)
+    attempt = record.attempts.get(layout.WHOLE_EXPERIMENT)
     session = layout.session_of(record.state_file)
     if attempt is None or session is None:
         return
-    state = read_snapshot(store, plan, layout.EVERY_TRIAL, attempt)
+    state = read_snapshot(store, plan, layout.WHOLE_EXPERIMENT, attempt)
     number = state.stats.get("searcher") if state is not None else None
     if not isinstance(number, int):
         return
@@ -321,7 +325,7 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
 def _release(store: ObjectStore, restore_id: str) -> None:
     """Release a lease that a commit cut off before its last step may still hold."""
     entries = store.list_dir(layout.LEASE)
-    held = lease.newest_claim(store, entries)
+    held = lease_objects.newest_claim(store, entries)
     if held is not None and held.restore_id == restore_id:
         lease.release(store, held)
 
@@ -336,14 +340,14 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
     if committed:
         after = parse_state(store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES))
     drawn = len(after.trials) - len(before.trials)
-    if drawn and not (drawn > 0 and plan.draws_samples):
+    if drawn and not (drawn > 0 and plan.continues_search):
         raise RecordUnreadableError(
             store.uri, record.state_file, f"it has not as many trials as {plan.base.name}"
         )
     histories = ledger.read_ledger(store)[0].trials
     ids = [trial.trial_id for trial in plan.to_run]
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        read = pool.map(lambda name: read_whatever_outcome(store, plan.restore_id, name), ids)
+        read = pool.map(lambda name: read_outcome_or_interrupted(store, plan.restore_id, name), ids)
         outcomes = dict(zip(ids, read, strict=True))
     return summarise(
         plan,
@@ -363,16 +367,16 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
 
 def _samples_left(store: ObjectStore, plan: RestorePlan, trials: int) -> int | None:
     """Return what the next scan will find: a searcher that was ended early draws no more."""
-    if not plan.draws_samples:
+    if not plan.continues_search:
         return plan.samples_left
     return read_samples_left(store, store.list_dir(), trials)
 
 
 def _why_it_broke_off(store: ObjectStore, plan: RestorePlan) -> str:
     """Say why the one run of all did not come to its end; "" if it did, or if there was none."""
-    if layout.EVERY_TRIAL not in units(plan):
+    if layout.WHOLE_EXPERIMENT not in units(plan):
         return ""
-    outcome = read_whatever_outcome(store, plan.restore_id, layout.EVERY_TRIAL)
+    outcome = read_outcome_or_interrupted(store, plan.restore_id, layout.WHOLE_EXPERIMENT)
     if outcome is None:
         return "its runner ended without a word"
     if outcome.result == Result.FINISHED:

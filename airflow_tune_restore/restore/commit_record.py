@@ -5,12 +5,12 @@ import hashlib
 import msgspec
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, UncommittableError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.names import is_safe_name
-from airflow_tune_restore.experiments.numbers import is_amount
-from airflow_tune_restore.experiments.printable import printable
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.names import is_safe_name
+from airflow_tune_restore.protocol.numbers import is_amount
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.restore.plan import Count, decode
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -19,7 +19,9 @@ class CommitRecord(msgspec.Struct, frozen=True):
 
     state_file: str  # "" once it is known that nothing has changed
     start_time: float
-    attempts: dict[str, Count]  # by trial id; EVERY_TRIAL for the one run of a whole experiment
+    attempts: dict[
+        str, Count
+    ]  # by trial id; WHOLE_EXPERIMENT for the one run of a whole experiment
     is_done: bool = False  # set at the end: with nothing changed there is no state file to tell
     sha256: str = ""  # of the state file, set at the end; "" if there is none, or by older versions
     undone_at: str = ""  # when somebody set out to take it back, ISO 8601 UTC
@@ -50,7 +52,7 @@ def _decode_record(body: bytes) -> CommitRecord:
     return record
 
 
-def name_commit(store: ObjectStore, *, draws_samples: bool) -> str:
+def name_commit(store: ObjectStore, *, continues_search: bool) -> str:
     """Return the name of the state file that a commit makes now. Writes nothing.
 
     It sorts after every other, for Ray takes the last name for the newest state; so a file of any name
@@ -58,24 +60,24 @@ def name_commit(store: ObjectStore, *, draws_samples: bool) -> str:
 
     Args:
         store: Rooted at the experiment directory.
-        draws_samples: Whether the searcher's state goes with it, found by the session in the name.
+        continues_search: Whether the searcher's state goes with it, found by the session in the name.
 
     Raises:
         UncommittableError: If there is no such name.
     """
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
     name = layout.committed_state_name(names, store.now())
-    if why := _why_unfit(name, names, draws_samples=draws_samples):
+    if why := _why_unfit(name, names, continues_search=continues_search):
         raise UncommittableError(store.uri, max(names), why)
     return name
 
 
-def _why_unfit(name: str, existing: list[str], *, draws_samples: bool) -> str:
+def _why_unfit(name: str, existing: list[str], *, continues_search: bool) -> str:
     if not is_safe_name(name):
         return "no name that can be written and shown sorts after it"
     if not layout.is_committed_state(name) or name <= max(existing, default=""):
         return "it holds the last number that a commit can have"
-    if draws_samples and layout.session_of(name) is None:
+    if continues_search and layout.session_of(name) is None:
         return "it names no driver session, under which the searcher's state would be found again"
     return ""
 

@@ -12,7 +12,6 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
     TooLargeError,
 )
-from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.state import (
     NO_STATE,
@@ -23,8 +22,10 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol import bounded_json, layout
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.commit_record import CommitRecord
-from airflow_tune_restore.restore.plan import RUN_ACTIONS, RestorePlan, TrialAction, TrialPlan
+from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -38,7 +39,7 @@ def build_committed_state(
         _committed_row(snapshots, planned[trial.trial_id], base.state.rows[trial.trial_id])
         for trial in base.trials
     ]
-    if plan.draws_samples:
+    if plan.continues_search:
         rows += snapshots.drawn()
     if rows == list(base.state.rows.values()):
         return None
@@ -57,11 +58,13 @@ class _Snapshots:
         self._store = store
         self._plan = plan
         self._record = record
-        self._of_all = self._read(layout.EVERY_TRIAL) if plan.is_one_run else NO_STATE
+        self._of_all = self._read(layout.WHOLE_EXPERIMENT) if plan.is_whole_experiment else NO_STATE
 
     def row(self, trial: TrialPlan) -> RawRow | None:
         """Return what is known of a trial that was to run; None if nothing is."""
-        rows = self._of_all.rows if self._plan.is_one_run else self._read(trial.trial_id).rows
+        rows = (
+            self._of_all.rows if self._plan.is_whole_experiment else self._read(trial.trial_id).rows
+        )
         row = rows.get(trial.final_trial_id)
         if row is not None and not row.is_readable:
             logger.warning(
@@ -97,7 +100,7 @@ class _Snapshots:
             return NO_STATE
         state = read_snapshot(self._store, self._plan, unit, attempt)
         if state is None:
-            what = "the run" if unit == layout.EVERY_TRIAL else f"trial {unit}"
+            what = "the run" if unit == layout.WHOLE_EXPERIMENT else f"trial {unit}"
             raise StateUnreadableError(
                 self._store.uri, f"the snapshot of attempt {attempt} of {what} is gone"
             )
@@ -114,8 +117,8 @@ def _committed_row(snapshots: _Snapshots, trial: TrialPlan, row: RawRow) -> RawR
 
 def units(plan: RestorePlan) -> list[str]:
     """Return what has attempts of its own: each trial, or the one run of all."""
-    if plan.is_one_run:
-        return [layout.EVERY_TRIAL] if plan.has_work else []
+    if plan.is_whole_experiment:
+        return [layout.WHOLE_EXPERIMENT] if plan.has_work else []
     return [trial.trial_id for trial in plan.to_run]
 
 
@@ -137,7 +140,7 @@ def read_snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int
     except (MalformedStateError, TooLargeError, LinkRefusedError) as error:
         logger.warning("%s: %s is not committed: %s", store.uri, key, error)
         return None
-    if unit == layout.EVERY_TRIAL:
+    if unit == layout.WHOLE_EXPERIMENT:
         return state if state.trials else None
     if [row.trial_id for row in state.trials] != [plan.trial(unit).final_trial_id]:
         return None

@@ -15,13 +15,12 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import DriverSign, Health
+from airflow_tune_restore.experiments.health import DriverStatus, Health
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.scan import examine
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.commit import settle_abandoned
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
@@ -61,7 +60,7 @@ class DraftOptions:
     max_attempts: int | None = None
     max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
     ignore_tuner: bool = False
-    ask_driver: Callable[[str], DriverSign] | None = None
+    ask_driver: Callable[[str], DriverStatus] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ def draft_restore(store: ObjectStore, base_id: str, options: DraftOptions) -> Dr
     draft = _begin(store, base_id, options)
     if draft.is_started:
         return draft
-    if draft.plan.changes_trials or draft.plan.is_continuation:
+    if draft.plan.changes_trials or draft.plan.only_continues_search:
         return _committable(draft)
     if draft.experiment.samples_left:
         return _committable(_continued(draft, options))
@@ -136,8 +135,8 @@ def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: time
     ask(lambda: lease.refuse_if_alive(store, plan.restore_id))
     ask(refuse_if_running)
     if plan.changes_trials or plan.samples_left:
-        draws = plan.draws_samples or not plan.changes_trials
-        ask(lambda: name_commit(store, draws_samples=draws))
+        draws = plan.continues_search or not plan.changes_trials
+        ask(lambda: name_commit(store, continues_search=draws))
     return list(said)
 
 
@@ -149,7 +148,7 @@ def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) 
     draft = _begin(store, base_id, options)
     if draft.is_started:
         return draft
-    if draft.plan.is_continuation:
+    if draft.plan.only_continues_search:
         return _committable(draft)
     if draft.experiment.samples_left == 0:
         return f"{draft.health_reason}; all its samples are drawn"
@@ -158,7 +157,7 @@ def draft_continuation(store: ObjectStore, base_id: str, options: DraftOptions) 
 
 def _committable(draft: Draft) -> Draft:
     """Refuse now what could not be committed at the end (UncommittableError)."""
-    name_commit(draft.store, draws_samples=draft.plan.draws_samples)
+    name_commit(draft.store, continues_search=draft.plan.continues_search)
     return draft
 
 
@@ -216,7 +215,7 @@ def start_draft(
     settled = None
     if not draft.is_started:
         store, restore_id = draft.store, draft.plan.restore_id
-        settled = settle_abandoned(
+        settled = commit_abandoned(
             store,
             restore_id=restore_id,
             holder=holder,
@@ -251,7 +250,9 @@ def _nothing_to_run(reason: str, plan: RestorePlan) -> str:
 
 def _plan(store: ObjectStore, restore_id: str, options: DraftOptions) -> Draft:
     experiment = read_experiment(
-        store, keep_ended=options.flags.takes_up_ended, ignore_tuner=options.ignore_tuner
+        store,
+        keep_terminated_rows=options.flags.keeps_terminated_rows,
+        ignore_tuner=options.ignore_tuner,
     )
     plan = plan_restore(
         store,
@@ -279,11 +280,11 @@ def _continuation(store: ObjectStore, restore_id: str, options: DraftOptions) ->
 
 def _again(draft: Draft, options: DraftOptions) -> Draft:
     """Plan the same anew, from what a restore that died has left."""
-    if not draft.plan.is_continuation:
+    if not draft.plan.only_continues_search:
         return _plan(draft.store, draft.plan.restore_id, options)
     again = _continuation(draft.store, draft.plan.restore_id, options)
     if again.experiment.samples_left == 0:
-        return replace(again, plan=replace(again.plan, draws_samples=False))
+        return replace(again, plan=replace(again.plan, continues_search=False))
     return again
 
 

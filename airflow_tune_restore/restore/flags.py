@@ -78,7 +78,7 @@ class ResumeFlags:
         return cls(**{name: parse_resume_type(name, value) for name, value in choices.items()})
 
     @property
-    def takes_up_ended(self) -> bool:
+    def keeps_terminated_rows(self) -> bool:
         """Whether trials that came to their end are run, too, so that their rows are needed."""
         return self.finished is not ResumeType.SKIP
 

@@ -16,11 +16,11 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     StorageError,
 )
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.printable import printable
-from airflow_tune_restore.restore.attempts import list_attempts, read_outcome
-from airflow_tune_restore.restore.records import read_record, read_sign
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import list_attempts, read_outcome
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.records import read_heartbeat, read_record
+from airflow_tune_restore.protocol.request import (
     ProgressTail,
     Result,
     RunnerOutcome,
@@ -52,7 +52,7 @@ class Follower:
     Args:
         store: Rooted at the experiment directory.
         restore_id: The restore.
-        trial_id: Trial id in the plan; `layout.EVERY_TRIAL` to follow the run itself.
+        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` to follow the run itself.
         start: Claims and starts the next attempt of the run; raises KeyExistsError if it was too late.
         monotonic: The clock.
         sleep: Waits some seconds.
@@ -126,11 +126,11 @@ class Follower:
         return past.attempt
 
     def _newest(self) -> int:
-        return max(list_attempts(self.store, self.restore_id, layout.EVERY_TRIAL), default=0)
+        return max(list_attempts(self.store, self.restore_id, layout.WHOLE_EXPERIMENT), default=0)
 
     def _is_over(self, attempt: int) -> bool:
         """Whether a run has said how it ended, or was silent for long enough while we watched."""
-        if read_outcome(self.store, self.restore_id, layout.EVERY_TRIAL, attempt) is not None:
+        if read_outcome(self.store, self.restore_id, layout.WHOLE_EXPERIMENT, attempt) is not None:
             return True
         now = self.monotonic()
         pulse = self._pulse(attempt)
@@ -141,8 +141,8 @@ class Follower:
         return now - since > (QUIET_SECONDS if pulse else START_SECONDS)
 
     def _pulse(self, attempt: int) -> bytes:
-        key = layout.heartbeat_key(self.restore_id, layout.EVERY_TRIAL, attempt)
-        return read_sign(self.store, key) or b""
+        key = layout.heartbeat_key(self.restore_id, layout.WHOLE_EXPERIMENT, attempt)
+        return read_heartbeat(self.store, key) or b""
 
     def _new_reports(self, attempt: int) -> list[RunnerProgress]:
         if attempt in self._unreadable:
@@ -176,7 +176,7 @@ def read_progress(
 
 
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:
-    """Ask the run to stop one trial; the others go on. With EVERY_TRIAL: to draw no more samples."""
-    attempt = max(list_attempts(store, restore_id, layout.EVERY_TRIAL), default=0)
+    """Ask the run to stop one trial; the others go on. With WHOLE_EXPERIMENT: to draw no more samples."""
+    attempt = max(list_attempts(store, restore_id, layout.WHOLE_EXPERIMENT), default=0)
     if attempt:
         store.put(layout.stop_key(restore_id, attempt, trial_id), json.dumps({}).encode())

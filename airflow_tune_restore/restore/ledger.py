@@ -19,20 +19,20 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     TooLargeError,
 )
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.names import is_safe_name
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.restore.attempts import (
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import (
     list_attempts,
-    read_end,
-    read_recorded_end,
-    read_whatever_outcome,
+    read_exit,
+    read_outcome_or_interrupted,
+    read_recorded_exit,
 )
-from airflow_tune_restore.restore.failures import Cause, classify_end
+from airflow_tune_restore.protocol.failures import Cause, classify_exit
+from airflow_tune_restore.protocol.names import is_safe_name
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.records import read_record
+from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.typed import LINE_LENGTH
 from airflow_tune_restore.restore.plan import Count, RestorePlan, decode, encode
-from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import Result, RunnerEnd, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.restore.typed import LINE_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
 
 READ_LIMIT_BYTES = 64 * 1024**2
@@ -217,7 +217,7 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     return tuple(failure for failure in found if failure is not None)
 
 
-def explain(outcome: RunnerOutcome, end: RunnerEnd | None) -> RunnerOutcome:
+def explain(outcome: RunnerOutcome, end: RunnerExit | None) -> RunnerOutcome:
     """Return a failed outcome with the cause that its place knows, and the runner did not.
 
     A kernel that needs memory kills one process of a container, which may be the trial's worker, or one
@@ -225,7 +225,7 @@ def explain(outcome: RunnerOutcome, end: RunnerEnd | None) -> RunnerOutcome:
     """
     if end is None or not _is_unexplained(outcome):
         return outcome
-    failure = classify_end(end.exit_code, end.message)
+    failure = classify_exit(end.exit_code, end.message)
     if failure is None or failure.cause is not Cause.OUT_OF_MEMORY:
         return outcome
     return replace(
@@ -270,7 +270,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     Returns:
         None if it never ran out of memory, or for the one run of all trials: it has the machine.
     """
-    if trial_id == layout.EVERY_TRIAL:
+    if trial_id == layout.WHOLE_EXPERIMENT:
         return None
     own = plan.trial(trial_id).resources.get("memory")
     short = [f for f in history.released + history.failures if f.cause == Cause.OUT_OF_MEMORY]
@@ -282,7 +282,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
 
 
 def _has_finished(store: ObjectStore, restore_id: str, trial_id: str) -> bool:
-    outcome = read_whatever_outcome(store, restore_id, trial_id)
+    outcome = read_outcome_or_interrupted(store, restore_id, trial_id)
     return outcome is not None and outcome.result == Result.FINISHED
 
 
@@ -313,10 +313,10 @@ def _with_failures(
 def _read_failure(
     store: ObjectStore, restore_id: str, trial_id: str, attempt: int
 ) -> FailedAttempt | None:
-    outcome = read_whatever_outcome(store, restore_id, trial_id, attempt)
+    outcome = read_outcome_or_interrupted(store, restore_id, trial_id, attempt)
     if outcome is not None and outcome.result == Result.FAILED:
         if _is_unexplained(outcome):  # only then is there one to read
-            outcome = explain(outcome, read_recorded_end(store, restore_id, trial_id, attempt))
+            outcome = explain(outcome, read_recorded_exit(store, restore_id, trial_id, attempt))
         return FailedAttempt(
             restore_id=restore_id,
             attempt=attempt,
@@ -329,14 +329,14 @@ def _read_failure(
             memory=_memory_asked(store, restore_id, trial_id, attempt),
         )
     if outcome is None:
-        end = read_end(store, restore_id, trial_id, attempt)
+        end = read_exit(store, restore_id, trial_id, attempt)
     elif (
         outcome.result == Result.INTERRUPTED
     ):  # it had time to save, and was taken away all the same
-        end = read_recorded_end(store, restore_id, trial_id, attempt)
+        end = read_recorded_exit(store, restore_id, trial_id, attempt)
     else:
         return None
-    failure = classify_end(end.exit_code, end.message) if end is not None else None
+    failure = classify_exit(end.exit_code, end.message) if end is not None else None
     if end is None or failure is None:
         return None
     return FailedAttempt(

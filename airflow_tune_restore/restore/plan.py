@@ -8,17 +8,18 @@ from typing import Annotated, Any
 import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import bounded_json, layout
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
-from airflow_tune_restore.experiments.names import (
+from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol import bounded_json, layout
+from airflow_tune_restore.protocol.names import (
     is_resource,
     is_safe_name,
     is_segment,
     is_trainable_name,
 )
-from airflow_tune_restore.experiments.numbers import MAX_COUNT, is_count
-from airflow_tune_restore.experiments.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol.numbers import MAX_COUNT, is_count
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
 
 PLAN_SCHEMA = 1
@@ -28,20 +29,6 @@ DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 """Checked when a record is read."""
-
-
-class TrialAction(StrEnum):
-    """What becomes of a trial."""
-
-    KEEP = "keep"
-    RESUME = "resume"
-    RESTART = "restart"
-    TERMINATE = "terminate"
-    DRAW = "draw"  # in no plan: what a searcher will draw is not known before
-
-
-RUN_ACTIONS = frozenset({TrialAction.RESUME, TrialAction.RESTART})
-"""The actions that start a runner."""
 
 
 class Strategy(StrEnum):
@@ -113,7 +100,7 @@ class RestorePlan:
         fresh_budget: Whether resumed trials get their failure budget back.
         trim_results: Whether result rows past the checkpoint are dropped before resuming.
         remember_scheduler: Whether ASHA and MedianStopping are told what all trials reported before.
-        draws_samples: Whether the run also draws the samples that are left.
+        continues_search: Whether the run also draws the samples that are left.
         max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
         max_memory_bytes: Most that a trial is given after it ran out of memory.
         ignore_tuner: Whether trials are restored from the state alone, whatever `tuner.pkl` holds.
@@ -135,7 +122,7 @@ class RestorePlan:
     fresh_budget: bool = False
     trim_results: bool = False
     remember_scheduler: bool = False
-    draws_samples: bool = False
+    continues_search: bool = False
     searcher_lost: str = ""
     max_attempts: Count | None = None
     max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
@@ -150,19 +137,19 @@ class RestorePlan:
         object.__setattr__(self, "warnings", warnings)
 
     @property
-    def is_one_run(self) -> bool:
+    def is_whole_experiment(self) -> bool:
         """Whether one runner runs everything, instead of one a trial."""
         return self.strategy is Strategy.WHOLE_EXPERIMENT
 
     @property
     def has_work(self) -> bool:
         """Whether a runner is started at all."""
-        return bool(self.to_run) or self.draws_samples
+        return bool(self.to_run) or self.continues_search
 
     @property
-    def is_continuation(self) -> bool:
+    def only_continues_search(self) -> bool:
         """Whether nothing happens but that samples are drawn."""
-        return self.draws_samples and not self.changes_trials
+        return self.continues_search and not self.changes_trials
 
     @property
     def changes_trials(self) -> bool:
@@ -210,7 +197,7 @@ def _check_names(plan: RestorePlan) -> None:
     for trial in plan.trials:
         names += [trial.trial_id, trial.final_trial_id]
         segments += [name for name in (trial.trial_dir, trial.checkpoint) if name is not None]
-    unsafe = [name for name in names if not is_safe_name(name) or name == layout.EVERY_TRIAL]
+    unsafe = [name for name in names if not is_safe_name(name) or name == layout.WHOLE_EXPERIMENT]
     unsafe += [name for name in segments if not is_segment(name)]
     if unsafe:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")

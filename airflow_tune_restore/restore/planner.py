@@ -14,7 +14,6 @@ from shlex import quote
 import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments.checkpoints import CheckpointChoice
 from airflow_tune_restore.experiments.ends import is_budget_spent
 from airflow_tune_restore.experiments.experiment import (
     DEFAULT_SCHEDULER,
@@ -22,13 +21,13 @@ from airflow_tune_restore.experiments.experiment import (
     describe_lost_searcher,
 )
 from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
+from airflow_tune_restore.protocol.checkpoints import CheckpointChoice
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
     DEFAULT_MAX_MEMORY_BYTES,
-    RUN_ACTIONS,
     RestorePlan,
     Strategy,
-    TrialAction,
     TrialPlan,
     describe_quarantine,
 )
@@ -159,7 +158,7 @@ def build_plan(  # noqa: PLR0913  what the user chose, by name
         max_memory_bytes=max_memory_bytes,
         ignore_tuner=experiment.ignores_tuner,
         # one real run draws what is left, as Tuner.restore does; alone, a trial cannot
-        draws_samples=chosen is Strategy.WHOLE_EXPERIMENT and left != 0 and not lost,
+        continues_search=chosen is Strategy.WHOLE_EXPERIMENT and left != 0 and not lost,
     )
 
 
@@ -190,7 +189,7 @@ def build_continuation(
         trials=kept,
         strategy=Strategy.WHOLE_EXPERIMENT,
         strategy_reason="the original searcher draws the samples that are left",
-        draws_samples=True,
+        continues_search=True,
     )
 
 

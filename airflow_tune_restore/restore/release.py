@@ -7,8 +7,8 @@ import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.commit import settle_abandoned
+from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -32,7 +32,7 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
     """
     _check(store, trial_id)
     restore_id = f"release-{secrets.token_hex(4)}"
-    settle_abandoned(store, restore_id=restore_id, holder=holder)
+    commit_abandoned(store, restore_id=restore_id, holder=holder)
     held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
     try:
         ledger, _ = read_ledger(store)
@@ -51,7 +51,7 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
 def _check(store: ObjectStore, trial_id: str) -> None:
     ledger, warning = read_ledger(store)
     if trial_id not in {
-        trial.trial_id for trial in read_experiment(store, keep_ended=False).trials
+        trial.trial_id for trial in read_experiment(store, keep_terminated_rows=False).trials
     }:
         raise InvalidInputError(
             f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {quote(store.uri)}` lists "

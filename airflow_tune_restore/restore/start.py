@@ -8,20 +8,19 @@ from airflow_tune_restore.exceptions import (
     StateChangedError,
     StorageError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import read_base_file, read_checkpoint_choices
 from airflow_tune_restore.experiments.state import State, encode_state
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
 from airflow_tune_restore.restore.planner import build_plan, choices_for, trials_to_run
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.base import ObjectStore
-from airflow_tune_restore.storage.create import check_exclusive_create
+from airflow_tune_restore.storage.self_test import check_exclusive_create
 
 _MAX_SAME = 1000
 """So often one DAG run may be restored and committed anew; more were made by somebody else."""
@@ -99,7 +98,7 @@ def start_restore(
     plan: RestorePlan,
     *,
     holder: str,
-    ttl_seconds: float = lease.DEFAULT_TTL_SECONDS,
+    ttl_seconds: float = lease_objects.DEFAULT_TTL_SECONDS,
     watch: lease.Watch | None = None,
 ) -> RestorePlan:
     """Take the lease, check that the plan still fits, write seeds and plan.
@@ -120,7 +119,7 @@ def start_restore(
             newest = read_base_file(store)
             if newest.sha256 != plan.base.sha256:
                 raise StateChangedError(store.uri, plan.base.name, newest.name)
-            name_commit(store, draws_samples=plan.draws_samples)
+            name_commit(store, continues_search=plan.continues_search)
             return _write(store, experiment, plan)
     except Exception:
         lease.release(store, held)
@@ -159,7 +158,7 @@ def _write(store: ObjectStore, experiment: Experiment, plan: RestorePlan) -> Res
     One run of all trials starts from the state itself.
     """
     state = experiment.state
-    for trial in () if plan.is_one_run else plan.to_run:
+    for trial in () if plan.is_whole_experiment else plan.to_run:
         seed = encode_state([state.rows[trial.trial_id]], state.runner, state.stats)
         store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
     try:

@@ -6,18 +6,12 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
-from airflow_tune_restore.experiments.numbers import strict_json
-from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
-from airflow_tune_restore.restore.plan import (
-    RUN_ACTIONS,
-    RestorePlan,
-    TrialAction,
-    TrialPlan,
-    describe_quarantine,
-)
-from airflow_tune_restore.restore.request import RunnerOutcome
+from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerOutcome, TrialAction
+from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +66,7 @@ class CommitSummary:
         metric: Name of the metric shown.
         samples_left: Samples still not drawn; None if unknown.
         searcher_lost: As of the plan.
-        is_one_run: Whether one run did it all, and so had the samples drawn, too.
+        is_whole_experiment: Whether one run did it all, and so had the samples drawn, too.
         changes: One entry a trial, in the order of the plan; then those that were drawn.
         quarantined: Ids of trials that failed too often in this restore and are not run again.
         broke_off: Why the one run did not come to its end; "" if it did, or if there was none.
@@ -83,7 +77,7 @@ class CommitSummary:
     state_file: str | None
     metric: str | None
     samples_left: int | None
-    is_one_run: bool
+    is_whole_experiment: bool
     changes: tuple[TrialChange, ...]
     quarantined: tuple[str, ...] = ()
     searcher_lost: str = ""
@@ -221,7 +215,7 @@ def summarise(
         metric=plan.metric,
         samples_left=samples_left,
         searcher_lost=plan.searcher_lost,
-        is_one_run=plan.is_one_run,
+        is_whole_experiment=plan.is_whole_experiment,
         changes=(
             *(
                 _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id), broke_off)

@@ -14,11 +14,10 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     RecordUnreadableError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import StateFile
-from airflow_tune_restore.experiments.names import is_safe_name
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record, stands
 from airflow_tune_restore.restore.plan import encode
 from airflow_tune_restore.restore.start import read_plan
@@ -90,8 +89,8 @@ def _delete(store: ObjectStore, state_file: str) -> None:
 def _cut_off(store: ObjectStore) -> str | None:
     """Return the restore whose undo was begun and not ended."""
     entries = store.list_dir(layout.LEASE)
-    current = lease.newest_claim(store, entries)
-    if current is None or lease.is_released(entries, current.epoch):
+    current = lease_objects.newest_claim(store, entries)
+    if current is None or lease_objects.is_released(entries, current.epoch):
         return None
     if not current.restore_id.startswith(_UNDO):
         return None
@@ -104,7 +103,7 @@ def _last_commit(store: ObjectStore) -> str:
     names = [
         entry.name for entry in entries if not entry.is_dir and layout.is_state_file(entry.name)
     ]
-    newest = read_experiment(store, entries, keep_ended=False).state_file
+    newest = read_experiment(store, entries, keep_terminated_rows=False).state_file
     if not layout.is_committed_state(newest.name):
         raise InvalidInputError(
             f"There is no commit to undo: the newest state of {store.uri} is {newest.name}, which its "

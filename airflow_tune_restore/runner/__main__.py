@@ -15,14 +15,14 @@ import sys
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
-from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.protocol.records import read_record
+from airflow_tune_restore.protocol.request import (
     EXIT_FENCED,
     EXIT_INTERRUPTED,
     EXIT_REFUSED,
     RunnerRequest,
 )
-from airflow_tune_restore.runner import streams
+from airflow_tune_restore.runner import unbroken_stdout
 from airflow_tune_restore.runner.heartbeat import FencedError
 from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
 from airflow_tune_restore.storage.fs import open_store
@@ -111,5 +111,5 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    streams.keep_open()
+    unbroken_stdout.keep_open()
     sys.exit(main())

@@ -16,11 +16,11 @@ from airflow_tune_restore.exceptions import (
     NoRoomError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import list_attempts, wait_until_over
-from airflow_tune_restore.restore.request import Result, RunnerRequest
-from airflow_tune_restore.restore.resources import describe, is_enough
-from airflow_tune_restore.runner import needs, ray_internals
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import list_attempts, wait_until_over
+from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.protocol.resources import describe, is_enough
+from airflow_tune_restore.runner import needs
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.loading import Loaded, load
 from airflow_tune_restore.runner.outcome import INTERRUPTED, build_outcome, error_of_run, now
@@ -28,10 +28,11 @@ from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_ea
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
+from airflow_tune_restore.runner.tune import private_api
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
-    from airflow_tune_restore.runner.controller import Scope
+    from airflow_tune_restore.runner.tune.controller import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -131,25 +132,27 @@ class Attempt:
 
     def _fit(self, scope: "Scope", loaded: Loaded, asked: needs.Asked) -> None:
         """Run Ray's own restore with the controller, the state and the staging directory ours."""
-        from airflow_tune_restore.runner import tuning
+        from airflow_tune_restore.runner.tune import restore
 
         with ExitStack() as stack:
             stack.push(self._end_ray_early)
             if not is_own_job(self._request):
                 self._join(lambda request: connect(request, needs.most(asked)))
-            if self._request.trial_id != layout.EVERY_TRIAL:  # of many, the controller gives up one
+            if (
+                self._request.trial_id != layout.WHOLE_EXPERIMENT
+            ):  # of many, the controller gives up one
                 for why in scope.room.look(lambda: asked).values():
                     raise InvalidInputError(why)
-            for owner, name, value in tuning.replacements(scope):
-                stack.enter_context(ray_internals.replaced(owner, name, value))
+            for owner, name, value in restore.replacements(scope):
+                stack.enter_context(private_api.replaced(owner, name, value))
             if loaded.has_tuner:
-                tuning.restore_tuner(scope, loaded)
+                restore.restore_tuner(scope, loaded)
             else:
                 logger.warning(
                     "tuner.pkl is %s: restoring from the state alone, with Ray's defaults.",
                     "ignored" if self._request.ignore_tuner else "missing or damaged",
                 )
-                tuning.restore_state(scope, loaded)
+                restore.restore_state(scope, loaded)
 
     def _join(self, how: Callable[[RunnerRequest], None]) -> None:
         how(self._request)
@@ -169,7 +172,7 @@ class Attempt:
             error,
             trial=self._scope.trial if self._scope is not None else None,
             started_at=self._started_at,
-            ray_version=ray_internals.version(),
+            ray_version=private_api.version(),
             resources=self._needed,
             text=self._text,
         )
@@ -187,10 +190,10 @@ def _make_scope(
     store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat, started_at: str
 ) -> "Scope":
     """Choose what to start from: the newest whole snapshot of an earlier attempt, or the seed."""
-    from airflow_tune_restore.runner.experiment_controller import ExperimentScope
-    from airflow_tune_restore.runner.trial_controller import TrialScope
+    from airflow_tune_restore.runner.tune.experiment_controller import ExperimentScope
+    from airflow_tune_restore.runner.tune.trial_controller import TrialScope
 
-    is_experiment = request.trial_id == layout.EVERY_TRIAL
+    is_experiment = request.trial_id == layout.WHOLE_EXPERIMENT
     planned = _read_plan(store, request) if is_experiment else {}
     seed = layout.seed_key(request.restore_id, request.trial_id)
     snapshot = _newest_snapshot(store, request)

@@ -17,10 +17,9 @@ import time
 from typing import NoReturn
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import list_attempts
-from airflow_tune_restore.restore.request import EXIT_FENCED, RunnerRequest
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -44,7 +43,7 @@ class Heartbeat:
         self._nonce = secrets.token_hex(8)  # so that a create is recognised as ours
         self._runs_since = ""
         self._epoch = 0
-        self._ttl_seconds = lease.DEFAULT_TTL_SECONDS
+        self._ttl_seconds = lease_objects.DEFAULT_TTL_SECONDS
         self._last_success = time.monotonic()
         self._stopped = threading.Event()
         self._threads = [

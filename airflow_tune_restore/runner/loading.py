@@ -17,10 +17,11 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     TooLargeError,
 )
-from airflow_tune_restore.experiments import layout, symbolic
-from airflow_tune_restore.experiments.printable import is_printable
-from airflow_tune_restore.restore.request import RunnerRequest
-from airflow_tune_restore.runner import main_module, ray_internals
+from airflow_tune_restore.protocol import layout, pickle_reader
+from airflow_tune_restore.protocol.printable import is_printable
+from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.runner import main_module
+from airflow_tune_restore.runner.tune import private_api
 from airflow_tune_restore.storage.base import ObjectStore
 
 MAX_TUNER_BYTES = 512 * 1024 * 1024
@@ -57,7 +58,7 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
     if request.search_alg is not None and tuner is None:
         search = load_search_alg(request.search_alg)
         if store is not None:
-            from airflow_tune_restore.runner import saved_searcher
+            from airflow_tune_restore.runner.tune import saved_searcher
 
             search = saved_searcher.fit(store, search, request.search_alg)
     return Loaded(
@@ -85,27 +86,27 @@ def check(store: ObjectStore | None, request: RunnerRequest) -> None:
     is_lost = True
     if not request.ignore_tuner:
         try:
-            body = store.get(layout.TUNER_FILE, max_bytes=symbolic.MAX_BYTES)
-            tuner, modules = symbolic.read_with_imports(body)
-        except (KeyNotFoundError, symbolic.DamagedPickleError):
+            body = store.get(layout.TUNER_FILE, max_bytes=pickle_reader.MAX_BYTES)
+            tuner, modules = pickle_reader.read_with_imports(body)
+        except (KeyNotFoundError, pickle_reader.DamagedPickleError):
             pass
-        except (TooLargeError, symbolic.SymbolicError):
+        except (TooLargeError, pickle_reader.SymbolicError):
             is_lost = False
         else:
             if (missing := next(filter(_is_missing, sorted(modules)), None)) is not None:
                 raise _unloadable(store, f"there is no module {missing[:60]!r}")
-            is_lost = not isinstance(tuner, symbolic.Mapping)
+            is_lost = not isinstance(tuner, pickle_reader.Mapping)
             if param_space is not None and not is_lost:
                 _check_param_space(param_space, _recorded_keys(tuner))
     if request.search_alg is not None and is_lost:
-        from airflow_tune_restore.runner import saved_searcher
+        from airflow_tune_restore.runner.tune import saved_searcher
 
         saved_searcher.check(store, load_search_alg(request.search_alg), request.search_alg)
 
 
 def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any, Any]:
     """Load trainable and param_space, which the user gave, and compare the trainable's name."""
-    ray_internals.check()
+    private_api.check()
     trainable = load_trainable(request.trainable, request.imports)
     _check_trainable_name(store, trainable, request)
     param_space = load_param_space(request.param_space) if request.param_space else None
@@ -166,7 +167,7 @@ def load_search_alg(name: str) -> dict[str, Any]:
     from ray.tune.search import SearchAlgorithm, Searcher, create_searcher
 
     kinds = (Searcher, SearchAlgorithm, TuneConfig, Tuner)
-    with ray_internals.replaced(tuner_internal, "StorageContext", _Nowhere):
+    with private_api.replaced(tuner_internal, "StorageContext", _Nowhere):
         value = _resolve(name, "search_alg")
         if callable(value) and not isinstance(value, kinds):
             value = _call(value, f"search_alg {name}")
@@ -235,9 +236,9 @@ def _check_trainable_name(
 def _name_in_tuner(store: ObjectStore) -> str | None:
     """Return the trainable that an ignored tuner.pkl names; loading that file may need what is gone."""
     try:
-        body = store.get(layout.TUNER_FILE, max_bytes=symbolic.MAX_BYTES)
-        name = symbolic.attribute(symbolic.read_pickle(body), "__trainable_name")
-    except (KeyNotFoundError, TooLargeError, CannotBeFollowedError, symbolic.SymbolicError):
+        body = store.get(layout.TUNER_FILE, max_bytes=pickle_reader.MAX_BYTES)
+        name = pickle_reader.attribute(pickle_reader.read_pickle(body), "__trainable_name")
+    except (KeyNotFoundError, TooLargeError, CannotBeFollowedError, pickle_reader.SymbolicError):
         return None
     return name if isinstance(name, str) and is_printable(name) else None
 
@@ -274,8 +275,8 @@ def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
 def _is_damaged(body: bytes) -> bool:
     """Whether it is not the pickle's content that raises, but that it is not a whole pickle."""
     try:
-        symbolic.read_pickle(body)
-    except symbolic.SymbolicError:
+        pickle_reader.read_pickle(body)
+    except pickle_reader.SymbolicError:
         return True
     return False
 
@@ -304,7 +305,7 @@ def _check_writable(store: ObjectStore) -> None:
 
 def _recorded_keys(tuner: Any) -> list[Any] | None:
     """Return the flat keys in tuner.pkl; None where there are none, or keys that are no texts."""
-    keys = symbolic.attribute(tuner, "__flattened_param_space_keys")
+    keys = pickle_reader.attribute(tuner, "__flattened_param_space_keys")
     is_told = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     return keys if is_told else None
 

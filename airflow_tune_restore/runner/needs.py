@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.resources import most_of
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.resources import most_of
 from airflow_tune_restore.runner.loading import as_trainable
-from airflow_tune_restore.runner.ray_internals import replaced
+from airflow_tune_restore.runner.tune.private_api import replaced
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
     from ray.tune.experiment import Trial
 
-    from airflow_tune_restore.runner.controller import Scope
+    from airflow_tune_restore.runner.tune.controller import Scope
 
 Asked = dict[str, "PlacementGroupFactory"]
 """What each trial asks for, by its recorded id."""

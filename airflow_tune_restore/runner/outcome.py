@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import airflow_tune_restore.restore.request as contract
+import airflow_tune_restore.protocol.request as contract
 from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
-from airflow_tune_restore.experiments.numbers import whole_iteration
-from airflow_tune_restore.restore.failures import Cause, Failure, classify
-from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.restore.typed import ERROR_LENGTH
+from airflow_tune_restore.protocol.failures import Cause, Failure, classify
+from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.typed import ERROR_LENGTH
 
 EXIT_CODES = {
     Result.FINISHED: contract.EXIT_FINISHED,

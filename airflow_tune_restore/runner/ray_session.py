@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_tune_restore.experiments.layout import EVERY_TRIAL
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner import signals
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -82,7 +82,7 @@ def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, An
     """Return the arguments of a Ray as large as what is asked for, in whole CPUs, GPUs and others."""
     amounts = {name: math.ceil(amount) for name, amount in asked.items()}
     cpus, gpus = amounts.pop("CPU", 1), amounts.pop("GPU", 0)
-    if request.trial_id == EVERY_TRIAL:
+    if request.trial_id == WHOLE_EXPERIMENT:
         # as many trials side by side as fit, as Ray would; in a pod, `cpu_count` tells of its node
         cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
     memory = amounts.pop("memory", 0)

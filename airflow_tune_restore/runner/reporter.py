@@ -9,8 +9,8 @@ import threading
 from collections import defaultdict, deque
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress, RunnerRequest
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.storage.base import ObjectStore
 
 FLUSH_SECONDS = 2.0
@@ -96,7 +96,7 @@ class Reporter:
             ending = self._stopped.wait(FLUSH_SECONDS)
             try:
                 self.flush()
-                if self._request.trial_id == layout.EVERY_TRIAL:
+                if self._request.trial_id == layout.WHOLE_EXPERIMENT:
                     self._look_for_stops()
             except (TuneRestoreError, OSError) as error:
                 logger.warning("Progress could not be written, the next try may: %s", error)

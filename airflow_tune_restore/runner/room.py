@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.restore.request import RunnerRequest
-from airflow_tune_restore.restore.resources import describe, describe_bundles
+from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.resources import describe, describe_bundles
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory

@@ -51,7 +51,7 @@ def kept() -> Iterator[None]:
     """
     from ray._private import utils
 
-    from airflow_tune_restore.runner.ray_internals import replaced
+    from airflow_tune_restore.runner.tune.private_api import replaced
 
     with replaced(utils, "set_sigterm_handler", lambda _handler: None):
         yield

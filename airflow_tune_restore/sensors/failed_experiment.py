@@ -12,12 +12,17 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
+from airflow_tune_restore.arguments import parse_health, parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
-from airflow_tune_restore.experiments.selection import MAX_DEPTH
-from airflow_tune_restore.hooks.arguments import parse_health, parse_text
-from airflow_tune_restore.hooks.finding import Search, build_search, find_experiments, say_found
-from airflow_tune_restore.hooks.plain_errors import plain_errors
-from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
+from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.experiment_search import (
+    Search,
+    build_search,
+    find_experiments,
+    say_found,
+)
+from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
 
 class FailedTuneExperimentSensor(BaseSensorOperator):
@@ -104,7 +109,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
             return self._time_out()
         search = self._search()
         return self.defer(
-            trigger=FailedExperimentTrigger(
+            trigger=ExperimentSensorTrigger(
                 prefix=str(search.place),
                 health=sorted(parse_health(self.health)),
                 stale_after_seconds=search.stale_after.total_seconds(),
@@ -135,7 +140,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         return found
 
     def _look(self) -> list[dict[str, Any]]:
-        with plain_errors():
+        with as_airflow_errors():
             return find_experiments(
                 self._search(),
                 health=parse_health(self.health),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
-from airflow_tune_restore.storage import foreign_errors, s3_bulk
+from airflow_tune_restore.storage import client_errors, s3_bulk
 from airflow_tune_restore.storage.azure import AzureStore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
@@ -117,7 +117,7 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
             f"{scheme}:// cannot be opened: {str(error).rstrip('.')}."
         ) from error
     except Exception as error:
-        raise StorageError(f"Cannot open {scheme}://: {foreign_errors.explain(error)}") from error
+        raise StorageError(f"Cannot open {scheme}://: {client_errors.explain(error)}") from error
 
 
 def _reopened(

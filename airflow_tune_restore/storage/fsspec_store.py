@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
     TuneRestoreError,
 )
-from airflow_tune_restore.storage import foreign_errors
+from airflow_tune_restore.storage import client_errors
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.options import Option
@@ -125,7 +125,7 @@ class FsspecStore:
             # without a start s3fs asks for the size first
             body: bytes = self._fs.cat_file(path, start=0, end=end)
         except Exception as error:
-            if foreign_errors.is_empty_range(error):
+            if client_errors.is_empty_range(error):
                 return b""  # no byte of an empty object satisfies a range
             raise
         return body
@@ -143,7 +143,7 @@ class FsspecStore:
         return None
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:  # noqa: ARG002  for GCS
-        return foreign_errors.is_bucket_missing(error)
+        return client_errors.is_bucket_missing(error)
 
     def _too_large(self, key: str, max_bytes: int) -> TooLargeError:
         return TooLargeError(
@@ -176,9 +176,9 @@ class FsspecStore:
                 ) from error
             if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
                 raise KeyNotFoundError(self.uri, key) from error
-            if verb == "create" and foreign_errors.is_taken(error):
+            if verb == "create" and client_errors.is_taken(error):
                 raise KeyExistsError(self.uri, key) from error
-            raise StorageError(f"Cannot {verb} {where}: {foreign_errors.explain(error)}") from error
+            raise StorageError(f"Cannot {verb} {where}: {client_errors.explain(error)}") from error
 
 
 def _entry(item: dict[str, Any]) -> Entry:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
-from airflow_tune_restore.storage import foreign_errors
+from airflow_tune_restore.storage import client_errors
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.location import Location
@@ -115,7 +115,7 @@ class S3Store(FsspecStore):
             try:
                 self._fs.pipe_file(path, body, mode="create", chunksize=ONE_PUT_BYTES)
             except OSError as error:
-                if not foreign_errors.is_conflict(error):
+                if not client_errors.is_conflict(error):
                     raise
             else:
                 return
@@ -160,4 +160,4 @@ def s3_over_arrow(location: Location) -> "AbstractFileSystem | None":
         bucket = location._replace(scheme="s3", path="")
         return ArrowFSWrapper(FileSystem.from_uri(str(bucket))[0])
     except (OSError, ValueError) as error:  # it may ask for the bucket's region
-        raise StorageError(f"Cannot open {location}: {foreign_errors.explain(error)}") from error
+        raise StorageError(f"Cannot open {location}: {client_errors.explain(error)}") from error

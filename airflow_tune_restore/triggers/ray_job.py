@@ -9,15 +9,15 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray_jobs import Cluster
-from airflow_tune_restore.launch.ray_stop import stop_attempt
-from airflow_tune_restore.restore.lines import NewestLines, describe_line
-from airflow_tune_restore.triggers.failed_experiment import FIRST_EVENT_SECONDS
-from airflow_tune_restore.triggers.ray_poller import JobPoller, JobWatch
-from airflow_tune_restore.triggers.storage_watch import StorageWatch, TrialWatch
+from airflow_tune_restore.launch.log_lines import NewestLines, describe_line
+from airflow_tune_restore.launch.ray.jobs_api import Cluster
+from airflow_tune_restore.launch.ray.stop import stop_attempt
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.triggers.experiment_sensor import FIRST_EVENT_SECONDS
+from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
+from airflow_tune_restore.triggers.trial_poller import TrialPoller, TrialWatch
 
 LINES_A_TURN = 50
 """Lines that are shown before other triggers have their turn."""
@@ -40,7 +40,7 @@ class RayJobTrigger(BaseTrigger):
         restore_id: The restore.
         trial_id: Trial id in the plan.
         attempt: The attempt the job runs; of the run of all, where there is one.
-        one_run: Whether the job runs all trials.
+        is_one_of_many: Whether the job runs all trials.
         ends_with_job: Whether the job's end is waited for, and not the trial's own.
         shows_output: Whether what the job prints is shown by this task.
         poll_interval: Seconds between two requests to the cluster.
@@ -56,7 +56,7 @@ class RayJobTrigger(BaseTrigger):
         trial_id: str,
         attempt: int,
         *,
-        one_run: bool = False,
+        is_one_of_many: bool = False,
         ends_with_job: bool = True,
         shows_output: bool = True,
         poll_interval: float = 5.0,
@@ -69,7 +69,7 @@ class RayJobTrigger(BaseTrigger):
         self.restore_id = restore_id
         self.trial_id = trial_id
         self.attempt = attempt
-        self.one_run = one_run
+        self.is_one_of_many = is_one_of_many
         self.ends_with_job = ends_with_job
         self.shows_output = shows_output
         self.poll_interval = poll_interval
@@ -80,7 +80,7 @@ class RayJobTrigger(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments."""
         names = (
-            "ray_conn_id submission_id experiment restore_id trial_id attempt one_run "
+            "ray_conn_id submission_id experiment restore_id trial_id attempt is_one_of_many "
             "ends_with_job shows_output poll_interval metric"
         )
         return (
@@ -103,7 +103,7 @@ class RayJobTrigger(BaseTrigger):
         """Stop the job, so that it saves a snapshot; unless the task waits on, elsewhere."""
         if await asyncio.to_thread(self._still_waits):
             return  # another triggerer has taken this trigger over
-        if self.one_run:
+        if self.is_one_of_many:
             self.log.info("Asking the run to stop this trial; the others go on.")
         else:
             self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
@@ -120,7 +120,7 @@ class RayJobTrigger(BaseTrigger):
             )
             job = await stack.enter_async_context(watch)
             await stack.enter_async_context(
-                StorageWatch.watch(self.experiment, self.restore_id, trial)
+                TrialPoller.watch(self.experiment, self.restore_id, trial)
             )
             trial.changed = job.changed  # one thing to wait for
             while not (job.is_over or trial.has_ended):
@@ -171,7 +171,7 @@ class RayJobTrigger(BaseTrigger):
                 trial_id=self.trial_id,
                 attempt=self.attempt,
                 submission_id=self.submission_id,
-                one_run=self.one_run,
+                is_one_of_many=self.is_one_of_many,
             )
         except TuneRestoreError as error:
             self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  said plainly

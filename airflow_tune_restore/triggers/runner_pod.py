@@ -12,10 +12,10 @@ from airflow.providers.cncf.kubernetes.triggers.pod import ContainerState, Kuber
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.triggers.base import TriggerEvent
 
-from airflow_tune_restore.hooks.kubernetes_api import describe_error, is_gone, is_no_answer
 from airflow_tune_restore.hooks.pods import DescribingPodManager, PatientAsyncKubernetesHook
-from airflow_tune_restore.launch.pod_end import PodWatch
-from airflow_tune_restore.restore.lines import describe_line
+from airflow_tune_restore.launch.kubernetes.api import describe_error, is_gone, is_no_answer
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
+from airflow_tune_restore.launch.log_lines import describe_line
 
 FIRST_EVENT_SECONDS = 10.0
 """An event that comes sooner fails tasks at random in Airflow 3.3.2: they are still queued

@@ -12,9 +12,9 @@ from tests.support.airflow import home as airflow_home  # noqa: F401  imported b
 
 # isort: split
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.ray.jobs import (

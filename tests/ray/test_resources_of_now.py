@@ -2,8 +2,8 @@
 
 import json
 
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_REFUSED
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_REFUSED
 from tests.support.ray.real_restore import Restoring
 from tests.support.ray.tuner_restore import ask_ray
 

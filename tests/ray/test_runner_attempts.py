@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import _members
-from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
 from tests.support import ROOT
 from tests.support.experiments.failed import Gate, environment
 from tests.support.ray.real_restore import RESTORE_ID, Restoring, wrote
@@ -117,7 +117,7 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
     code = (
         "import sys, time\n"
         "from airflow_tune_restore.launch.local import LocalLauncher\n"
-        "from airflow_tune_restore.restore.request import RunnerRequest\n"
+        "from airflow_tune_restore.protocol.request import RunnerRequest\n"
         "request = RunnerRequest.from_json(sys.argv[1])\n"
         "runner = LocalLauncher(pythonpath=[sys.argv[2]]).start(request)\n"
         "print(runner.pid, flush=True)\n"

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, LeaseHeldError
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.storage.fs import open_store
 
 RACERS = 4

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_tune_restore.experiments.printable import is_printable
+from airflow_tune_restore.protocol.printable import is_printable
 
 MARK = "\x1b[31m\x9b1m\r\n::group::forged\n:::endgroup::\u202e\u2028\x07"
 LONG = MARK + "x" * 20_000

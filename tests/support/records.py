@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -101,7 +101,7 @@ def leave_attempt(
         )
         rows = (row,)
         outcome = {"iteration": iteration, **outcome}
-    if trial_id != layout.EVERY_TRIAL:
+    if trial_id != layout.WHOLE_EXPERIMENT:
         trial = json.loads(rows[0][0])
         outcome = {"status": trial["status"], "final_trial_id": trial["trial_id"], **outcome}
     snapshot = make_state(list(rows), **(runner or {}))

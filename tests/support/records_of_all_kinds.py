@@ -6,20 +6,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_tune_restore.exceptions import RecordUnreadableError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
-from airflow_tune_restore.restore.follow import read_progress
-from airflow_tune_restore.restore.ledger import FailedAttempt, History, Ledger, read_ledger
-from airflow_tune_restore.restore.plan import RestorePlan, encode
-from airflow_tune_restore.restore.records import read_record
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.records import read_record
+from airflow_tune_restore.protocol.request import (
     ProgressTail,
-    RunnerEnd,
+    RunnerExit,
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
+from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
+from airflow_tune_restore.restore.follow import read_progress
+from airflow_tune_restore.restore.ledger import FailedAttempt, History, Ledger, read_ledger
+from airflow_tune_restore.restore.plan import RestorePlan, encode
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
@@ -91,7 +91,7 @@ def sample_progress() -> dict[str, Any]:
 
 
 def sample_end() -> dict[str, Any]:
-    return asdict(RunnerEnd(exit_code=137, message="Killed", ended_at=AT))
+    return asdict(RunnerExit(exit_code=137, message="Killed", ended_at=AT))
 
 
 def sample_commit() -> dict[str, Any]:
@@ -132,8 +132,8 @@ RECORDS = [
          lambda store: read_outcome(store, *_OF_ATTEMPT), frozenset({"resources", "metrics"})),
     Kind(ProgressTail, layout.progress_key(*_OF_ATTEMPT), "progress_key", sample_progress,
          lambda store: read_progress(store, *_OF_ATTEMPT), frozenset({"metrics"})),
-    Kind(RunnerEnd, layout.end_key(*_OF_ATTEMPT), "end_key", sample_end,
-         lambda store: read_record(store, layout.end_key(*_OF_ATTEMPT), RunnerEnd.from_json)),
+    Kind(RunnerExit, layout.exit_key(*_OF_ATTEMPT), "exit_key", sample_end,
+         lambda store: read_record(store, layout.exit_key(*_OF_ATTEMPT), RunnerExit.from_json)),
     Kind(CommitRecord, layout.commit_key("r1"), "commit_key", sample_commit,
          lambda store: read_commit_record(store, "r1"), frozenset({"attempts"})),
     Kind(Ledger, layout.LEDGER, "", sample_ledger, _read_ledger, frozenset({"trials"})),

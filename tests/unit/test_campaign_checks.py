@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns.checks import Ended, find_losses

@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from campaigns import hostile, hostile_limits, hostile_records
 from campaigns.guards import GuardedStore
 from campaigns.hostile_disks import snapshot

@@ -123,7 +123,7 @@ def test_on_kubernetes_trials_and_samples_run_in_pods():
     dag = dag_with(prefix="/data", launcher="kubernetes", trial_args=POD, env={"A": "b"})
     trial, samples = dag.task_dict["restore.trial"], dag.task_dict["restore.samples"]
     names = [task.operator_class.__name__ for task in (trial, samples)]
-    assert names == ["RestoreTrialKubernetesOperator", "ContinueExperimentKubernetesOperator"]
+    assert names == ["RestoreTrialKubernetesOperator", "ContinueSearchKubernetesOperator"]
     for task in (trial, samples):
         assert POD.items() <= task.partial_kwargs.items()
         assert task.partial_kwargs["env"] == {"A": "b"}
@@ -138,7 +138,7 @@ def test_samples_may_have_pods_of_another_size():
         prefix="/data",
         launcher="kubernetes",
         trial_args=POD,
-        samples_args={"concurrent_trials": 8, "deferrable": False},
+        continue_search_args={"concurrent_trials": 8, "deferrable": False},
     )
     samples = dag.task_dict["restore.samples"].partial_kwargs
     assert (samples["concurrent_trials"], samples["deferrable"]) == (8, False)

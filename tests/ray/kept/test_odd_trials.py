@@ -5,9 +5,9 @@ import json
 import pytest
 
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.real_restore import TRAINABLE_ENV
 

@@ -2,9 +2,8 @@
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_INTERRUPTED
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_INTERRUPTED
 from tests.support.ray.real_restore import RESTORE_ID, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]

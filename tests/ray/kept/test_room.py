@@ -2,11 +2,11 @@
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore.attempts import read_outcome
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import EXIT_INTERRUPTED
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
 
@@ -50,5 +50,5 @@ def test_in_a_run_of_all_it_is_given_up_alone(hosts, copied, trainable, other):
     assert (outcome.result, outcome.cause) == ("interrupted", "no_room")
     assert "asks for CPU 100" in outcome.error
     assert trials["fails sparsely"].status == "PAUSED"
-    run = read_outcome(store, summary.restore_id, layout.EVERY_TRIAL)
+    run = read_outcome(store, summary.restore_id, layout.WHOLE_EXPERIMENT)
     assert (run.result, run.error) == ("finished", "")

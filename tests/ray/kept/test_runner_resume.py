@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import EXIT_FINISHED
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.request import EXIT_FINISHED
 from tests.support.ray.real_restore import RESTORE_ID, Restoring
 
 EVERY = [1, 2, 3, 4, 5, 6]

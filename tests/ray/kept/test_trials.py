@@ -5,7 +5,7 @@ Which of Ray's tests each of these stands for is in docs/conformance.md.
 
 import shutil
 
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.flags import ResumeFlags
 from tests.support.ray.compared import Case, ask_ray, compare, restore_ours
 

@@ -7,8 +7,8 @@ them are restored by the newest in slow/test_every_version.py.
 import pytest
 
 from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN

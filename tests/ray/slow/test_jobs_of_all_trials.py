@@ -13,11 +13,11 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.airflow.context import make_context
@@ -122,7 +122,7 @@ def test_samples_that_are_left_are_drawn_by_a_job(cluster, copied):
     (summary,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(
         make_context(run_id="samples")
     )
-    operator = ContinueExperimentOperator(
+    operator = ContinueSearchOperator(
         task_id="samples",
         experiment=summary,
         trainable=TRAINABLES["left"],

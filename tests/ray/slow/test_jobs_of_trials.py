@@ -20,10 +20,10 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context

@@ -8,18 +8,18 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskD
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.exceptions import PodLostError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.hooks.plain_errors import original
-from airflow_tune_restore.launch.kubernetes import pod_name
-from airflow_tune_restore.operators.attempt_pods import NewestAttempt
-from airflow_tune_restore.operators.continue_experiment_kubernetes import (
-    ContinueExperimentKubernetesOperator,
+from airflow_tune_restore.hooks.airflow_errors import package_error_behind
+from airflow_tune_restore.launch.kubernetes.pod_spec import pod_name
+from airflow_tune_restore.operators.kubernetes.attempt_pod import NewestAttempt
+from airflow_tune_restore.operators.kubernetes.continue_search import (
+    ContinueSearchKubernetesOperator,
 )
-from airflow_tune_restore.operators.retries import SOON, TrialRetryPolicy
-from airflow_tune_restore.restore.attempts import read_outcome, read_recorded_end
+from airflow_tune_restore.operators.retry_policy import SOON, TrialRetryPolicy
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome, read_recorded_exit
+from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.request import Result
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.failed import Gate
@@ -41,7 +41,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
         how(trial.await_iteration(4 if attempt == 1 else 5, attempt))
         with pytest.raises(AirflowException) as error:
             task.end()
-        lost = original(error.value)
+        lost = package_error_behind(error.value)
         assert isinstance(lost, PodLostError), lost
         return lost
 
@@ -161,7 +161,7 @@ def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(
         cpus = base(pod)["resources"]["limits"]["cpu"]
         assert {"name": "TUNE_RESTORE_CPUS", "value": cpus} in base(pod)["env"]
     assert cpus == str(int(2 * read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]))
-    end = read_recorded_end(trial.store, trial.restore_id, layout.EVERY_TRIAL, 1)
+    end = read_recorded_exit(trial.store, trial.restore_id, layout.WHOLE_EXPERIMENT, 1)
     assert "The pod was evicted" in end.message
     assert "Attempt 1 ended unseen: The pod was evicted" in capfd.readouterr().out
     commit_restore(trial.store, trial.restore_id)
@@ -212,19 +212,19 @@ def test_a_trainable_that_asks_for_more_each_time_gets_no_third_pod(trial, api):
 def test_a_run_that_is_being_claimed_just_now_has_no_pod_yet(api, copied):
     trial = Trial(api, copied("limited"), strategy="whole_experiment")
     # on a disk, a request's directory is there before the request (seen to come in between)
-    key = layout.request_key(trial.restore_id, layout.EVERY_TRIAL, 1)
+    key = layout.request_key(trial.restore_id, layout.WHOLE_EXPERIMENT, 1)
     (Path(trial.store.uri) / key).parent.mkdir(parents=True)
     plan = read_plan(trial.store, trial.restore_id)
-    newest = trial.operator().attempt_pods.find_attempt(trial.store, plan, layout.EVERY_TRIAL)
+    newest = trial.operator().attempt_pods.find_attempt(trial.store, plan, layout.WHOLE_EXPERIMENT)
     assert newest == NewestAttempt(number=1)
     # the pod of the test before may still be read
-    name = pod_name(plan.experiment, plan.restore_id, layout.EVERY_TRIAL, 1)
+    name = pod_name(plan.experiment, plan.restore_id, layout.WHOLE_EXPERIMENT, 1)
     assert not any(name in request for request, _ in api.requests)
 
 
 def test_samples_are_drawn_in_one_pod(api, copied):
     experiment = copied("left")
-    operator = ContinueExperimentKubernetesOperator(
+    operator = ContinueSearchKubernetesOperator(
         **pods.arguments(
             task_id="samples", experiment=str(experiment), trainable="tests.trainables:counting"
         )

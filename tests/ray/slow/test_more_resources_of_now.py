@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_REFUSED
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_REFUSED
 from tests.support.ray.real_restore import Restoring
 
 ASKING = "tests.support.experiments.asking"
@@ -49,7 +49,7 @@ def test_what_can_never_be_is_refused_in_one_sentence(copied, name, env, sentenc
 def test_in_a_run_of_all_what_can_never_be_is_refused_alone(copied):
     restoring = Restoring(copied("two_errored"), "two_errored", strategy="whole_experiment")
     parts = {trial.trial_id for trial in restoring.plan.to_run}
-    restoring.trial = SimpleNamespace(trial_id=layout.EVERY_TRIAL)
+    restoring.trial = SimpleNamespace(trial_id=layout.WHOLE_EXPERIMENT)
     ran = restoring.run(trainable=f"{ASKING}:sparse_asks_for_two_nodes")
     assert ran.code == EXIT_FINISHED, ran.output
     ends = [read_outcome(restoring.store, restoring.restore_id, part) for part in parts]

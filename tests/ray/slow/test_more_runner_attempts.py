@@ -3,9 +3,9 @@
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from tests.support.experiments.failed import Gate
 from tests.support.ray.real_restore import Restoring
 

@@ -1,7 +1,7 @@
 """A runner on a real S3 server: credentials come from the environment and are written nowhere."""
 
+from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from tests.support.ray.real_restore import RESTORE_ID, Restoring
 
 

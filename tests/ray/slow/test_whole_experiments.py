@@ -15,12 +15,12 @@ from tests.support.airflow import home as airflow_home  # noqa: F401  imported b
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
+from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore import follow
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -160,7 +160,7 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
 
 def continue_(experiment: Path, kind: str, context=None, **arguments):
     arguments = {"env": ENV, **arguments}
-    operator = ContinueExperimentOperator(
+    operator = ContinueSearchOperator(
         task_id="samples", experiment=str(experiment), trainable=TRAINABLES[kind], **arguments
     )
     return operator.execute(context or make_context())

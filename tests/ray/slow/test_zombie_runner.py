@@ -9,11 +9,11 @@ from datetime import timedelta
 from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import LocalLauncher
-from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import EXIT_FENCED, EXIT_FINISHED
 from tests.support import ROOT
 from tests.support.experiments.failed import save_rarely
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring

@@ -50,16 +50,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make whoever waits wait for a moment only; how long an outage may last stays as it is."""
     from airflow.providers.cncf.kubernetes.utils import pod_manager
 
-    from airflow_tune_restore.hooks import kubernetes_api, pods
-    from airflow_tune_restore.operators import attempt_pods
+    from airflow_tune_restore.hooks import pods
+    from airflow_tune_restore.launch.kubernetes import api
+    from airflow_tune_restore.operators.kubernetes import attempt_pod
     from airflow_tune_restore.triggers import runner_pod
 
     brief = SimpleNamespace(**vars(time))
     brief.sleep = lambda seconds: time.sleep(min(seconds, 0.05))
     monkeypatch.setattr(pod_manager, "time", brief)
-    for module in (kubernetes_api, pods):
+    for module in (api, pods):
         monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
-    for module in (attempt_pods, pods):
+    for module in (attempt_pod, pods):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(pods, "LOG_SECONDS", 1.0)
     monkeypatch.setattr(runner_pod, "FIRST_EVENT_SECONDS", 0.0)

@@ -6,10 +6,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import PodLostError
-from airflow_tune_restore.hooks.plain_errors import original
-from airflow_tune_restore.launch import pod_end
-from airflow_tune_restore.restore.attempts import read_outcome
-from airflow_tune_restore.restore.request import Result
+from airflow_tune_restore.hooks.airflow_errors import package_error_behind
+from airflow_tune_restore.launch.kubernetes import pod_exit
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import Result
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, base
 from tests.support.kubernetes.stand_in import BOTH
@@ -35,7 +35,7 @@ def lost(trial, *, deferred: bool = False, **more) -> PodLostError:
     """Run a task that loses its pod, and return why."""
     with pytest.raises(AirflowException) as error:
         trial.restore(deferred=deferred, **more)
-    found = original(error.value)
+    found = package_error_behind(error.value)
     assert isinstance(found, PodLostError), found
     return found
 
@@ -89,7 +89,7 @@ def test_a_pod_that_is_held_before_it_ever_got_to_a_node_is_over(trial, api, def
 def test_a_pod_of_a_node_that_cannot_be_reached_is_given_up_after_grace_and_patience(
     trial, api, monkeypatch, deferred
 ):
-    monkeypatch.setattr(pod_end, "ENDING_SECONDS", 1.0)
+    monkeypatch.setattr(pod_exit, "ENDING_SECONDS", 1.0)
 
     def lose_node() -> None:
         name = trial.await_work()
@@ -102,7 +102,7 @@ def test_a_pod_of_a_node_that_cannot_be_reached_is_given_up_after_grace_and_pati
     assert "node-1 does not report its end" in str(error)
     assert "DeletionByTaintManager" in str(error)
     # the pod stays, Terminating, until somebody removes its node; the next attempt does not wait again
-    monkeypatch.setattr(pod_end, "ENDING_SECONDS", 10_000.0)
+    monkeypatch.setattr(pod_exit, "ENDING_SECONDS", 10_000.0)
     cut_off = api.pod_names()
     api.kubelet.has_room = False
     with pytest.raises(AirflowException, match="did not start"):
@@ -122,7 +122,7 @@ def test_a_retry_waits_for_a_pod_of_a_lost_node_that_nobody_followed_only_so_lon
     name = trial.await_work()
     api.kubelet.cut_off()
     api.kubelet.taint(name)
-    monkeypatch.setattr(pod_end, "ENDING_SECONDS", 1.0)
+    monkeypatch.setattr(pod_exit, "ENDING_SECONDS", 1.0)
     after(
         lambda: (
             api.wait_for(lambda pods: len(pods) > 1),

@@ -5,7 +5,7 @@ from airflow.providers.cncf.kubernetes.secret import Secret
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import models
 
-from airflow_tune_restore.restore.attempts import list_attempts
+from airflow_tune_restore.protocol.attempts import list_attempts
 from tests.support.kubernetes.api import base
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH

@@ -11,10 +11,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout, TaskDef
 from airflow.sdk.module_loading import import_string
 from kubernetes.client import models
 
-from airflow_tune_restore.hooks import kubernetes_api
 from airflow_tune_restore.hooks.pods import PatientPodManager
-from airflow_tune_restore.launch.pod_end import PodWatch
-from airflow_tune_restore.restore.attempts import list_attempts
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
+from airflow_tune_restore.protocol.attempts import list_attempts
 from tests.support.kubernetes.api import NAMESPACE, base
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH, SCRIPT, follow
@@ -168,7 +167,7 @@ def test_a_retry_deletes_the_pod_of_a_trial_that_finished_while_its_worker_was_d
 
 
 def test_a_server_that_sends_any_retry_after_is_asked_again_soon(trial, api, monkeypatch):
-    monkeypatch.setattr(kubernetes_api, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(api, "WAIT_SECONDS", 0.05)
     api.retry_after = "3600"
     api.fail(503, "GET", left=3)
     threading.Timer(1.0, trial.open).start()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks import kubernetes_api
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore import follow
 
 
@@ -22,7 +21,7 @@ def whole(new_trial, monkeypatch):
 
 
 def test_an_api_server_that_does_not_answer_stops_no_trial(whole, api, monkeypatch):
-    monkeypatch.setitem(kubernetes_api.Patience.__init__.__kwdefaults__, "seconds", 0.5)
+    monkeypatch.setitem(api.Patience.__init__.__kwdefaults__, "seconds", 0.5)
     api.kubelet.has_room = False
     task = whole.start()
     api.wait_for(lambda pods: pods)
@@ -70,7 +69,7 @@ def test_a_pod_that_waits_for_a_node_has_its_own_time_to_start(whole, api):
 
 def beat(whole, is_over: threading.Event) -> None:
     """Show signs of life in the place of the run, until it is over."""
-    key = layout.heartbeat_key(whole.restore_id, layout.EVERY_TRIAL, 1)
+    key = layout.heartbeat_key(whole.restore_id, layout.WHOLE_EXPERIMENT, 1)
     count = 1
     while not is_over.wait(0.2):
         count += 1

@@ -17,13 +17,13 @@ from itertools import count, repeat
 from pathlib import Path
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.state import SMALL_ROW_BYTES
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.records import read_record
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.experiments.built import STATE_NAME, make_row
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
-from airflow_tune_restore.operators.restore_trial_kubernetes import RestoreTrialKubernetesOperator
+from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.ledger import FailedAttempt, read_failures
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
@@ -73,7 +73,7 @@ class Trial:
     def await_iteration(self, iteration: int, attempt: int = 1, *, whole: bool = False) -> str:
         """Wait until the trial has reported an iteration, and return the name of its pod."""
         trial_id = self.item["trial_id"]
-        run = layout.EVERY_TRIAL if whole else trial_id
+        run = layout.WHOLE_EXPERIMENT if whole else trial_id
         key = layout.snapshot_key(self.restore_id, run, attempt)
 
         def has_reported(pods: list[dict[str, Any]]) -> str | None:

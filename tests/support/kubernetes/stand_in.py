@@ -8,9 +8,9 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
-from airflow_tune_restore.experiments.layout import EVERY_TRIAL
-from airflow_tune_restore.operators.restore_trial_kubernetes import RestoreTrialKubernetesOperator
-from airflow_tune_restore.restore.request import Result, RunnerOutcome
+from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
+from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.start import read_plan
 from tests.support.kubernetes.api import KubernetesApi
 from tests.support.kubernetes.pods import Trial, arguments, pod_context
@@ -80,10 +80,10 @@ class StandInTrial(Trial):
                 return result
 
     def _outcome(self) -> str:
-        is_one_run = read_plan(self.store, self.restore_id).is_one_run
+        is_whole_experiment = read_plan(self.store, self.restore_id).is_whole_experiment
         outcome = RunnerOutcome(
             restore_id=self.restore_id,
-            trial_id=EVERY_TRIAL if is_one_run else self.item["trial_id"],
+            trial_id=WHOLE_EXPERIMENT if is_whole_experiment else self.item["trial_id"],
             attempt=_NUMBER,
             result=Result.FINISHED,
             status="TERMINATED",

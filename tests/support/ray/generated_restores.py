@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.experiments.experiment import must_have_drawn_all
+from airflow_tune_restore.experiments.experiment import search_is_exhausted
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.generated_recipes import SEARCHERS, experiments, restores
@@ -117,7 +117,7 @@ def _run(hosts: Hosts, scratch: Path, recipe: dict, rounds: list[dict]) -> list[
             pair.restore_ours(rounds[0]["flags"])
         return ["not started"]
     made = read_experiment(open_store(str(pair.ours)))
-    assert not must_have_drawn_all(made.state) or made.samples_left == 0, "samples are left"
+    assert not search_is_exhausted(made.state) or made.samples_left == 0, "samples are left"
     ends: list[str] = []
     torn: set[str] = set()
     unknown: set[str] = set()

@@ -22,11 +22,11 @@ from unittest import mock
 
 from airflow_tune_restore.cli import restore as shell
 from airflow_tune_restore.cli.progress import Progress
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.draft import DraftOptions
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import RunnerRequest
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT

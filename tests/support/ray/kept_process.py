@@ -64,7 +64,7 @@ def applied(env: dict[str, str]) -> Iterator[None]:
     """
     from ray.tune.execution import class_cache
 
-    from airflow_tune_restore.runner.ray_internals import replaced
+    from airflow_tune_restore.runner.tune.private_api import replaced
 
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)
@@ -108,7 +108,7 @@ def make(recipe: dict[str, Any]) -> dict[str, Any]:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.result import RESULT_DUPLICATE
 
-    from airflow_tune_restore.runner.ray_internals import replaced
+    from airflow_tune_restore.runner.tune.private_api import replaced
     from tests.support.ray.tuner_restore import load
 
     class Dying(TuneController):
@@ -163,7 +163,7 @@ def restore(case: dict[str, Any]) -> dict[str, Any]:
     from ray.tune.error import TuneError
     from ray.tune.execution.tune_controller import TuneController
 
-    from airflow_tune_restore.runner.ray_internals import replaced
+    from airflow_tune_restore.runner.tune.private_api import replaced
     from tests.support.ray.tuner_restore import restore_one
 
     for staged in Path(_get_ray_train_session_dir()).glob("*"):

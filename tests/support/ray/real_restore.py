@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, read_outcome
+from airflow_tune_restore.protocol import layout, lease_objects
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import RunnerOutcome, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
@@ -75,7 +75,7 @@ class Restoring:
             else LocalLauncher(python=python, env=env, pythonpath=[ROOT.as_posix()])
         )
         # a runner that ends itself because it was silent for too long ends its host
-        ttl_seconds = ttl_seconds or (TTL_SECONDS if hosts else lease.DEFAULT_TTL_SECONDS)
+        ttl_seconds = ttl_seconds or (TTL_SECONDS if hosts else lease_objects.DEFAULT_TTL_SECONDS)
         experiment = read_experiment(self.store)
         plan.setdefault("flags", ResumeFlags.from_flags(resume_errored=True))
         self.plan = plan_restore(self.store, experiment, restore_id=restore_id, **plan)

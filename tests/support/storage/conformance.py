@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, StorageError
-from airflow_tune_restore.storage.create import check_exclusive_create
 from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.storage.self_test import check_exclusive_create
 
 ODD_NAMES = [
     "with space",

@@ -12,8 +12,7 @@ import pytest
 
 from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import (
     STATE_NAME,
@@ -470,7 +469,7 @@ class Samples(Launcher):
 
     def start(self, request):
         self.started.append((request.trial_id, request.search_alg))
-        if request.trial_id != layout.EVERY_TRIAL:
+        if request.trial_id != layout.WHOLE_EXPERIMENT:
             return super().start(request)
         if isinstance(self.end, Exception):
             raise self.end
@@ -523,7 +522,7 @@ def test_a_searcher_that_is_named_is_checked_and_reaches_the_run(tune_restore, s
     code, out, err = tune_restore(*command, "--search-alg", "m:searcher")
     assert code == 0, out + err
     assert launcher.asked == ["m:searcher"]
-    assert launcher.started == [("hung", None), (layout.EVERY_TRIAL, "m:searcher")]
+    assert launcher.started == [("hung", None), (layout.WHOLE_EXPERIMENT, "m:searcher")]
     assert "3 of 3 samples drawn now finished" in out
 
 

@@ -2,8 +2,8 @@
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.restore.plan import TrialAction, TrialPlan
-from airflow_tune_restore.restore.request import RunnerProgress
+from airflow_tune_restore.protocol.request import RunnerProgress, TrialAction
+from airflow_tune_restore.restore.plan import TrialPlan
 
 TRIAL = TrialPlan(
     trial_id="t1",

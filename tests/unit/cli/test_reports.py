@@ -8,7 +8,7 @@ import pytest
 
 from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.ledger import READ_LIMIT_BYTES
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state

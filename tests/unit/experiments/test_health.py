@@ -7,26 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_tune_restore.experiments.claims import Lease, RestoreSign
-from airflow_tune_restore.experiments.facts import Facts
+from airflow_tune_restore.experiments.evidence_table import describe_evidence
 from airflow_tune_restore.experiments.health import (
     MAX_PATIENCE,
-    Clue,
-    DriverSign,
+    DriverStatus,
     Evidence,
+    EvidenceKind,
     Health,
     judge,
     judge_unstarted,
     patience,
 )
-from airflow_tune_restore.experiments.signs import describe_evidence
+from airflow_tune_restore.experiments.state_summary import StateSummary
+from airflow_tune_restore.protocol.lease_objects import Lease, LeaseStatus
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HALF_HOUR = timedelta(minutes=30)
 
 
-def facts(**fields) -> Facts:
-    return Facts(**{"state_file": "experiment_state-x.json", "trials": {"RUNNING": 1}, **fields})
+def facts(**fields) -> StateSummary:
+    return StateSummary(
+        **{"state_file": "experiment_state-x.json", "trials": {"RUNNING": 1}, **fields}
+    )
 
 
 def ago(minutes: float) -> datetime:
@@ -37,20 +39,20 @@ def evidence(minutes: float | None = 60, **fields) -> Evidence:
     return Evidence(root_written=None if minutes is None else ago(minutes), now=NOW, **fields)
 
 
-def verdict(some: Facts, seen: Evidence, stale_after: timedelta = HALF_HOUR) -> Health:
+def verdict(some: StateSummary, seen: Evidence, stale_after: timedelta = HALF_HOUR) -> Health:
     return judge(some, seen, stale_after=stale_after)[0]
 
 
-def table(some: Facts, seen: Evidence) -> dict[str, tuple[str, str]]:
+def table(some: StateSummary, seen: Evidence) -> dict[str, tuple[str, str]]:
     """Return what each line of the table of evidence says, and speaks for."""
     counted = judge(some, seen, stale_after=HALF_HOUR).counted
     signs = describe_evidence(some, seen, counted, stale_after=HALF_HOUR)
     return {sign.name: (sign.found, sign.speaks_for) for sign in signs}
 
 
-def restore(silent_seconds: float) -> RestoreSign:
+def restore(silent_seconds: float) -> LeaseStatus:
     lease = Lease(epoch=1, restore_id="r1", holder="somebody", ttl_seconds=120)
-    return RestoreSign(lease=lease, silent_seconds=silent_seconds)
+    return LeaseStatus(lease=lease, silent_seconds=silent_seconds)
 
 
 def test_silence_of_stale_after_is_death():
@@ -65,7 +67,7 @@ def test_a_store_that_tells_no_times_shows_no_death():
 def test_a_write_in_the_future_is_no_death():
     seen = evidence(-600)
     assert verdict(facts(), seen) is Health.RUNNING
-    found, speaks_for = table(facts(), seen)[Clue.ROOT]
+    found, speaks_for = table(facts(), seen)[EvidenceKind.ROOT]
     assert "10 h in the future of the store's clock" in found
     assert speaks_for == "alive"
     assert "last written 10 h in the future" in judge(facts(), seen, stale_after=HALF_HOUR).reason
@@ -80,7 +82,7 @@ def test_a_write_in_a_future_that_no_clock_explains_is_no_sign_of_life():
     health, reason, _ = judge(facts(), seen, stale_after=HALF_HOUR)
     assert health is Health.INTERRUPTED
     assert "its files are dated more than 24 h in the future, which tells nothing" in reason
-    assert table(facts(), seen)[Clue.ROOT][1] == "dead"
+    assert table(facts(), seen)[EvidenceKind.ROOT][1] == "dead"
 
 
 def test_such_a_write_does_not_hide_the_others():
@@ -159,7 +161,7 @@ def test_the_drivers_clock_decides_nothing_but_is_told():
     ahead = facts(last_result=(NOW + timedelta(hours=5)).timestamp())
     seen = evidence(60, state_written=ago(60))
     assert verdict(ahead, seen) is Health.INTERRUPTED
-    assert table(ahead, seen)[Clue.CLOCK] == ("6 h ahead of the store's", "")
+    assert table(ahead, seen)[EvidenceKind.CLOCK] == ("6 h ahead of the store's", "")
 
 
 def test_what_a_restore_committed_is_no_sign_of_a_driver():
@@ -187,11 +189,14 @@ def test_a_store_that_tells_no_times_does_not_show_that_nothing_was_started():
 
 def test_where_nobody_looked_is_told_from_where_nothing_was():
     seen = evidence(5)
-    for clue in (Clue.TRIAL_DIRS, Clue.RESTORE, Clue.SAMPLES):
+    for clue in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES):
         assert table(facts(), seen)[clue] == ("not looked at", "")
         seen = seen.having_looked_at(clue)
     lines = table(facts(), seen)
-    assert [lines[clue][0] for clue in (Clue.TRIAL_DIRS, Clue.RESTORE, Clue.SAMPLES)] == [
+    assert [
+        lines[clue][0]
+        for clue in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES)
+    ] == [
         "none",
         "none",
         "not known",
@@ -201,27 +206,31 @@ def test_where_nobody_looked_is_told_from_where_nothing_was():
 def test_of_what_has_ended_no_write_counts():
     lines = table(facts(trials={"TERMINATED": 2}, samples_left=0), evidence(1))
     assert {name: speaks for name, (_, speaks) in lines.items() if speaks} == {
-        Clue.TRIALS: "ended",
-        Clue.SAMPLES: "ended",
+        EvidenceKind.TRIALS: "ended",
+        EvidenceKind.SAMPLES: "ended",
     }
 
 
 def test_samples_that_are_left_are_what_makes_it_interrupted():
     lines = table(facts(trials={"TERMINATED": 1}, samples_left=4), evidence(60))
-    assert lines[Clue.SAMPLES] == ("4 never drawn", "unfinished")
-    assert (lines[Clue.TRIALS][1], lines[Clue.ROOT][1]) == ("", "dead")
+    assert lines[EvidenceKind.SAMPLES] == ("4 never drawn", "unfinished")
+    assert (lines[EvidenceKind.TRIALS][1], lines[EvidenceKind.ROOT][1]) == ("", "dead")
 
 
 def test_what_was_outvoted_did_not_count():
-    lines = table(facts(), evidence(60, trials_written=ago(5)).having_looked_at(Clue.TRIAL_DIRS))
-    assert (lines[Clue.ROOT][1], lines[Clue.TRIAL_DIRS][1]) == ("", "alive")
-    lines = table(facts(), evidence(60, restore=restore(10)).having_looked_at(Clue.RESTORE))
-    assert {name for name, (_, speaks) in lines.items() if speaks} == {Clue.RESTORE}
+    lines = table(
+        facts(), evidence(60, trials_written=ago(5)).having_looked_at(EvidenceKind.TRIAL_DIRS)
+    )
+    assert (lines[EvidenceKind.ROOT][1], lines[EvidenceKind.TRIAL_DIRS][1]) == ("", "alive")
+    lines = table(facts(), evidence(60, restore=restore(10)).having_looked_at(EvidenceKind.RESTORE))
+    assert {name for name, (_, speaks) in lines.items() if speaks} == {EvidenceKind.RESTORE}
 
 
 def test_a_longer_patience_counts_where_it_made_the_difference():
     slow = facts(longest_interval=7200.0)
-    assert [table(slow, evidence(minutes))[Clue.ALLOWED][1] for minutes in (5, 60, 300)] == [
+    assert [
+        table(slow, evidence(minutes))[EvidenceKind.ALLOWED][1] for minutes in (5, 60, 300)
+    ] == [
         "",
         "alive",
         "",
@@ -245,7 +254,7 @@ findings = st.builds(
     tuner_written=times,
     committed_at=times,
     restore=st.none() | st.sampled_from([10, 300]).map(restore),
-    driver=st.none() | st.booleans().map(lambda runs: DriverSign(is_running=runs, found="a job")),
+    driver=st.none() | st.booleans().map(lambda runs: DriverStatus(is_running=runs, found="a job")),
     now=st.just(NOW),
 )
 
@@ -261,5 +270,5 @@ def test_what_counted_speaks_for_the_verdict_and_nothing_else(some, seen):
         case Health.INTERRUPTED:
             assert spoken == {"dead", "unfinished"}
         case _:
-            assert counted[Clue.TRIALS] == "ended"
+            assert counted[EvidenceKind.TRIALS] == "ended"
             assert spoken <= {"ended", "dead"}

@@ -10,16 +10,17 @@ import sys
 import pytest
 
 from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.printable import printable
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.state import MalformedStateError, parse_state
-from airflow_tune_restore.experiments.symbolic import read_pickle
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.pickle_reader import read_pickle
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan, TrialAction
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore

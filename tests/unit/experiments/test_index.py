@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments import index as index_module
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.facts import Facts
 from airflow_tune_restore.experiments.index import (
     MAX_INDEX_BYTES,
     MAX_ROW_BYTES,
@@ -20,13 +18,15 @@ from airflow_tune_restore.experiments.index import (
     encode_row,
     read_index,
 )
+from airflow_tune_restore.experiments.state_summary import StateSummary
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME
 from tests.support.waiting import PATIENCE_SECONDS
 
 MIB = 1024 * 1024
 MARK = "f" * 64
-FACTS = Facts(state_file=STATE_NAME, trials={"TERMINATED": 4}, samples_left=0)
+FACTS = StateSummary(state_file=STATE_NAME, trials={"TERMINATED": 4}, samples_left=0)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_what_was_remembered_is_read(rows):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_module, "MIN_ROWS", 1)
         for path, (mark, warning) in rows.items():
-            facts = Facts(state_file=STATE_NAME, trials={"ERROR": 1}, warnings=(warning,))
+            facts = StateSummary(state_file=STATE_NAME, trials={"ERROR": 1}, warnings=(warning,))
             index.remember(path, mark, facts)
         index.write(store, was_complete=True)
     again = read_index(store)
@@ -134,8 +134,10 @@ def test_thousands_of_trainables_are_no_more_than_their_line():
 
 def test_what_would_not_be_taken_is_not_remembered():
     index = Index()
-    index.remember("long", MARK, Facts(state_file=STATE_NAME, trials={}, unreadable="x" * 20_000))
-    index.remember("odd", MARK, Facts(state_file=STATE_NAME, trials={"ERROR": 2**60}))
+    index.remember(
+        "long", MARK, StateSummary(state_file=STATE_NAME, trials={}, unreadable="x" * 20_000)
+    )
+    index.remember("odd", MARK, StateSummary(state_file=STATE_NAME, trials={"ERROR": 2**60}))
     index.remember("good", MARK, FACTS)
     store = MemoryStore()
     index.write(store, was_complete=True)

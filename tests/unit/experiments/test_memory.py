@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_tune_restore.experiments import bounded_json
+from airflow_tune_restore.protocol import bounded_json
 from tests.support import ROOT
 from tests.support.experiments.swelling import CROWDED, RECORDS, RESULTS, STATES
 from tests.support.waiting import PATIENCE_SECONDS

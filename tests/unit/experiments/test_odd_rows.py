@@ -12,8 +12,9 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.state import MalformedStateError, encode_state, parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan, TrialAction
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state

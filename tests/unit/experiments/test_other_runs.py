@@ -6,10 +6,11 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.experiments import index as index_module
-from airflow_tune_restore.experiments import layout, older_runs
+from airflow_tune_restore.experiments import older_runs
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import KILLED, make_row, make_state
 from tests.support.storage.counting import Clock, CountingStore

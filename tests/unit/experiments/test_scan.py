@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.experiments import index as index_module
-from airflow_tune_restore.experiments import layout, spot_check
-from airflow_tune_restore.experiments.health import Clue, Health
+from airflow_tune_restore.experiments import spot_check
+from airflow_tune_restore.experiments.health import EvidenceKind, Health
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.experiments.selection import Selection
+from airflow_tune_restore.experiments.scan_filter import ScanFilter
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.storage.counting import Clock, CountingStore
@@ -242,12 +243,12 @@ def test_an_experiment_is_not_searched_for_others_while_its_store_fails(store, c
 def test_a_selection_leaves_out_and_does_not_list(store, clock):
     fill(store, clock)
     store.asked.clear()
-    assert list(verdicts(store, selection=Selection(include=("team/*/*",)), use_index=False)) == [
+    assert list(verdicts(store, selection=ScanFilter(include=("team/*/*",)), use_index=False)) == [
         "team/user/bad",
         "team/user/done",
     ]
-    assert "team/left" not in verdicts(store, selection=Selection(exclude=("left",)))
-    assert list(verdicts(store, selection=Selection(max_depth=1, exclude=("b*",)))) == [
+    assert "team/left" not in verdicts(store, selection=ScanFilter(exclude=("left",)))
+    assert list(verdicts(store, selection=ScanFilter(max_depth=1, exclude=("b*",)))) == [
         "alive",
         "dead",
     ]
@@ -260,7 +261,7 @@ def test_a_selective_scan_forgets_nothing_that_it_did_not_see(store, clock):
     scan(store)
     put_experiment(store, "two")
     clock.now += timedelta(days=1)
-    scan(store, selection=Selection(include=("two",)))
+    scan(store, selection=ScanFilter(include=("two",)))
     assert remembered(store) == ["one", "two"]
 
 
@@ -307,18 +308,21 @@ def evidence(store):
 def test_a_lease_that_was_not_looked_at_is_not_called_none(store, clock):
     """A live experiment is not asked for its lease: its own writes say enough."""
     put_experiment(store, "exp", status="RUNNING", trial_dir="trial")
-    assert evidence(store)[Clue.RESTORE] == ("none", "")  # nobody ever restored it
+    assert evidence(store)[EvidenceKind.RESTORE] == ("none", "")  # nobody ever restored it
     claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
     store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
     seen = evidence(store)
-    assert [seen[clue][0] for clue in (Clue.RESTORE, Clue.TRIAL_DIRS, Clue.SAMPLES)] == [
-        "not looked at"
-    ] * 3
+    assert [
+        seen[clue][0]
+        for clue in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS, EvidenceKind.SAMPLES)
+    ] == ["not looked at"] * 3
     clock.now += timedelta(hours=1)
     store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
     seen = evidence(store)
-    assert [seen[clue] for clue in (Clue.RESTORE, Clue.TRIAL_DIRS)] == [("none", "")] * 2
-    assert seen[Clue.SAMPLES] == ("0 never drawn", "")
+    assert [seen[clue] for clue in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS)] == [
+        ("none", "")
+    ] * 2
+    assert seen[EvidenceKind.SAMPLES] == ("0 never drawn", "")
 
 
 def test_a_sweep_that_has_just_begun_is_not_said_to_be_never_started(store, clock):

@@ -8,12 +8,13 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.experiments import layout, spot_check
-from airflow_tune_restore.experiments.facts import Facts
+from airflow_tune_restore.experiments import spot_check
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.index import build_row, encode_row
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.experiments.selection import Selection
+from airflow_tune_restore.experiments.scan_filter import ScanFilter
+from airflow_tune_restore.experiments.state_summary import StateSummary
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.storage.counting import Clock, CountingStore
@@ -197,7 +198,7 @@ def test_whatever_verdicts_rest_on_is_compared(store, clock, lie):
 
 def test_no_field_of_facts_is_forgotten():
     lies = {name for lie in LIES.values() for name in lie}
-    assert lies | spot_check.TOLD == set(Facts.__struct_fields__)
+    assert lies | spot_check.TOLD == set(StateSummary.__struct_fields__)
     assert not lies & spot_check.TOLD
 
 
@@ -270,7 +271,7 @@ def test_a_forged_index_is_replaced_by_a_scan_of_a_few(store, clock):
     """Or its other rows would stand for ever, where only parts are ever scanned."""
     fill(store, clock, 60)
     forge(store, **FINISHED)
-    reports = scan(store, selection=Selection(include=("e001",)))
+    reports = scan(store, selection=ScanFilter(include=("e001",)))
     assert [report.health for report in reports] == [Health.ERRORED]
     assert list(remembered(store)) == ["e001"]
 

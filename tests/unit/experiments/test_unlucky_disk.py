@@ -5,8 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.health import DriverSign, Health
+from airflow_tune_restore.experiments.health import DriverStatus, Health
 from airflow_tune_restore.experiments.read import (
     read_checkpoint_choices,
     read_experiment,
@@ -15,6 +14,7 @@ from airflow_tune_restore.experiments.read import (
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.state import MalformedStateError
 from airflow_tune_restore.experiments.tuner_file import read_tuner
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
@@ -57,7 +57,7 @@ def test_whoever_is_asked_about_a_driver_may_fail(tmp_path):
     def ask(experiment):
         if experiment.endswith("new"):
             raise RuntimeError("a plugin")
-        return DriverSign(is_running=False, found="none")
+        return DriverStatus(is_running=False, found="none")
 
     assert verdicts(tmp_path, ask_driver=ask) == {
         "good": Health.ERRORED,
@@ -285,10 +285,10 @@ def test_no_more_is_read_of_a_state_than_was_listed_and_some(listed):
     store.listed = listed
     store.put(STATE_NAME, body + b" " * (2 * listed + 1024**2 - len(body)))
     (entry,) = store.list_dir()
-    assert len(read_state(store, entry, keep_ended=True)[1].trials) == 1
+    assert len(read_state(store, entry, keep_terminated_rows=True)[1].trials) == 1
     store.put(STATE_NAME, body + b" " * (2 * listed + 1024**2 + 1 - len(body)))
     with pytest.raises(MalformedStateError, match=f"changes while it is read: {listed} bytes"):
-        read_state(store, entry, keep_ended=True)
+        read_state(store, entry, keep_terminated_rows=True)
 
 
 def test_no_more_is_read_of_rows_than_was_listed_and_some(tmp_path):

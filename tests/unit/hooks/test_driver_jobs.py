@@ -3,7 +3,7 @@
 import pytest
 
 from airflow_tune_restore.hooks.driver_jobs import read_jobs
-from airflow_tune_restore.launch.ray_jobs import RayJob
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 
 EXPERIMENT = "s3://bucket/sweeps/lr-sweep_7"
 

@@ -8,9 +8,9 @@ import tracemalloc
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError, TuneRestoreError
-from airflow_tune_restore.launch import ray_answer, ray_jobs
-from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob, RayJobs
-from airflow_tune_restore.launch.ray_log import JobLog
+from airflow_tune_restore.launch.ray import http_answer, jobs_api
+from airflow_tune_restore.launch.ray.job_log import JobLog
+from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob, RayJobs
 from tests.support.raw_server import chunk, endlessly, head, raw_server, trickle, whole
 
 QUESTIONS = {
@@ -74,9 +74,9 @@ def ask(monkeypatch):
 @pytest.mark.parametrize("answer", TOO_LONG)
 def test_an_answer_has_a_length(ask, monkeypatch, question, answer):
     for bound in ("LIST_BYTES", "JOB_BYTES", "LOG_BYTES", "ANSWER_BYTES"):
-        monkeypatch.setattr(ray_jobs, bound, 64 * 1024)
-    monkeypatch.setattr(ray_jobs.LogText, "read", lambda self, piece: "x" * len(piece))
-    monkeypatch.setitem(ray_jobs.AsyncRayJobs._send.__kwdefaults__, "most_bytes", 64 * 1024)
+        monkeypatch.setattr(jobs_api, bound, 64 * 1024)
+    monkeypatch.setattr(jobs_api.LogText, "read", lambda self, piece: "x" * len(piece))
+    monkeypatch.setitem(jobs_api.AsyncRayJobs._send.__kwdefaults__, "most_bytes", 64 * 1024)
     with pytest.raises(RayClusterError, match="answers 200 and more than 65,536 bytes"):
         ask(question, TOO_LONG[answer])
 
@@ -97,7 +97,7 @@ def test_what_comes_packed_is_not_unpacked(ask, question, answer):
 @pytest.mark.parametrize("answer", TOO_SLOW)
 def test_an_answer_has_a_deadline(ask, monkeypatch, question, answer):
     for name in ("REQUEST_SECONDS", "LOG_SECONDS", "UPLOAD_SECONDS"):
-        monkeypatch.setattr(ray_jobs, name, 0.2)
+        monkeypatch.setattr(jobs_api, name, 0.2)
     with pytest.raises(RayClusterError, match=r"its answer has not ended after 0\.2 s"):
         ask(question, TOO_SLOW[answer])
 
@@ -117,16 +117,16 @@ def test_a_bomb_that_does_not_say_so_is_bytes(ask):
 @pytest.mark.parametrize("body", [b"[" + b"[]," * 10**6 + b"[]]", b"[" + b"{}," * 10**6 + b"{}]"])
 @pytest.mark.parametrize("question", ["find", "list"])
 def test_an_answer_has_so_many_values(ask, question, body):
-    with pytest.raises(RayClusterError, match=f"more than {ray_answer.MOST_VALUES:,} values"):
+    with pytest.raises(RayClusterError, match=f"more than {http_answer.MOST_VALUES:,} values"):
         ask(question, lambda: [whole(body)])
 
 
 def test_the_most_values_take_no_more_than_they_should():
-    values = ray_answer.MOST_VALUES // 2 - 2
+    values = http_answer.MOST_VALUES // 2 - 2
     body = b"[" + b'{"status":""},' * values + b'{"status":""}]'
     tracemalloc.start()
     try:
-        assert len(ray_answer.decode(body, list[RayJob])) == values + 1
+        assert len(http_answer.decode(body, list[RayJob])) == values + 1
         assert tracemalloc.get_traced_memory()[1] < 128 * 1024**2
     finally:
         tracemalloc.stop()
@@ -195,7 +195,7 @@ def test_a_log_is_read_in_pieces_wherever_they_are_cut():
     for body in (json.dumps({"logs": text}).encode(), b' { "logs" : "\xc3\xa9\xf0\x9f\x98\x80" }'):
         expected = json.loads(body)["logs"]
         for size in range(1, len(body)):
-            read = ray_jobs.LogText()
+            read = jobs_api.LogText()
             cuts = range(0, len(body), size)
             assert "".join(read.read(body[cut : cut + size]) for cut in cuts) == expected
             assert read.is_whole

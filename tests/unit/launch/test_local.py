@@ -14,8 +14,8 @@ from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.launch import local
 from airflow_tune_restore.launch.account import find_account
 from airflow_tune_restore.launch.local import LocalLauncher, _members
-from airflow_tune_restore.restore.lines import LONGEST_LINE
-from airflow_tune_restore.restore.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.launch.log_lines import LONGEST_LINE
+from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 REQUEST = RunnerRequest(

@@ -8,9 +8,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
@@ -134,7 +133,7 @@ def test_one_run_of_all_gets_a_task_a_trial_and_no_seeds(errored):
     items = plan(str(errored), strategy="whole_experiment").execute(context)
     (restore,) = context["ti"].pushed["restores"]
     kept = json.loads((errored / layout.plan_key(restore["restore_id"])).read_text())
-    assert (kept["strategy"], kept["draws_samples"]) == ("whole_experiment", False)
+    assert (kept["strategy"], kept["continues_search"]) == ("whole_experiment", False)
     assert [item["trial_id"] for item in items] == [
         trial["trial_id"] for trial in kept["trials"] if trial["action"] == "resume"
     ]
@@ -144,7 +143,7 @@ def test_one_run_of_all_gets_a_task_a_trial_and_no_seeds(errored):
 def test_samples_that_the_run_of_all_will_draw_get_a_task_of_their_own(tmp_path):
     dead = make_experiment(tmp_path / "dead", [make_row("b1", status="PENDING")], total_samples=3)
     items = plan(str(dead), strategy="whole_experiment").execute(make_context())
-    assert [item["trial_id"] for item in items] == ["b1", layout.EVERY_TRIAL]
+    assert [item["trial_id"] for item in items] == ["b1", layout.WHOLE_EXPERIMENT]
     assert items[1]["label"] == "dead new samples"
 
 

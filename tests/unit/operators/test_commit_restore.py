@@ -5,10 +5,9 @@ import json
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
@@ -67,7 +66,7 @@ def test_the_lease_is_given_back(errored):
     (restore,) = start(errored)
     commit([restore]).execute(make_context())
     entries = open_store(str(errored)).list_dir(layout.LEASE)
-    assert lease.is_released(entries, 1)
+    assert lease_objects.is_released(entries, 1)
 
 
 def test_one_that_cannot_be_committed_stops_no_other_and_fails_the_task(errored, tmp_path):
@@ -88,7 +87,7 @@ def test_a_restore_without_a_plan_is_released(errored):
     store.delete(layout.plan_key(restore["restore_id"]))
     with pytest.raises(AirflowSkipException, match="no restore got as far as its plan"):
         commit([restore]).execute(make_context())
-    assert lease.is_released(store.list_dir(layout.LEASE), 1)
+    assert lease_objects.is_released(store.list_dir(layout.LEASE), 1)
 
 
 @pytest.mark.parametrize("restores", [None, [], ""])

@@ -9,15 +9,14 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.hooks.plain_errors import original
+from airflow_tune_restore.hooks.airflow_errors import package_error_behind
+from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.launchers import user_code_paths
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.ledger import read_failures
-from airflow_tune_restore.restore.lines import describe_line
-from airflow_tune_restore.restore.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.records import ending
@@ -260,20 +259,20 @@ def test_the_same_failure_again_is_said_to_be_final(item, launcher, store):
     launcher.on_start = ending(store, Result.FAILED, iteration=3, place="p/t.py:7 in f")
     with pytest.raises(AirflowException) as first:
         trial(item).execute(make_context())
-    assert original(first.value).final == ""
+    assert package_error_behind(first.value).final == ""
     with pytest.raises(
         AirflowException, match=r"same place and iteration before \(p/t.py:7"
     ) as second:
         trial(item).execute(make_context())
-    assert original(second.value).cause == "trainable"
-    assert "attempt 1 of restore" in original(second.value).final
+    assert package_error_behind(second.value).cause == "trainable"
+    assert "attempt 1 of restore" in package_error_behind(second.value).final
 
 
 def test_what_was_seen_of_a_dead_runner_is_kept_for_the_ledger(item, launcher, store):
     launcher.said = ("a line", "Killed")
     with pytest.raises(AirflowException) as error:
         trial(item).execute(make_context())
-    assert original(error.value).cause == "killed"
+    assert package_error_behind(error.value).cause == "killed"
     (failure,) = read_failures(store, item["restore_id"], "a3")
     assert (failure.cause, failure.message) == (
         "killed",

@@ -19,20 +19,19 @@ from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.operators import continue_experiment
+from airflow_tune_restore.operators import continue_search
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
+from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.request import PROGRESS_PREFIX
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.request import PROGRESS_PREFIX
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.memory import MemoryStore
-from airflow_tune_restore.triggers import failed_experiment
-from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
+from airflow_tune_restore.triggers import experiment_sensor
+from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import (
     KILLED,
@@ -180,7 +179,7 @@ def runner(sweep, launcher, monkeypatch):
                 store.put(getattr(layout, kind.key_name)(*where), encode(found))
 
     launcher.on_start, launcher.result = leave, "failed"
-    monkeypatch.setattr(continue_experiment, "build_launcher", launcher.build)
+    monkeypatch.setattr(continue_search, "build_launcher", launcher.build)
     return launcher
 
 
@@ -217,7 +216,7 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
             sinks.run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
     committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
     assert committed
-    sinks.step(lambda: ContinueExperimentOperator(
+    sinks.step(lambda: ContinueSearchOperator(
         task_id="samples", experiment=committed[0], trainable="m:train"
     ).execute(make_context()))  # fmt: skip
     for summary in [sinks.step(lambda: commit_restore(store, pushed["restores"][0]["restore_id"]))]:
@@ -226,12 +225,12 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
 
 
 def _event(sweep, monkeypatch) -> dict[str, Any]:
-    trigger = FailedExperimentTrigger(
+    trigger = ExperimentSensorTrigger(
         prefix=str(sweep.parent), health=["errored", "interrupted"], stale_after_seconds=0.0,
         poke_interval=0.1, include=[], exclude=[], max_depth=4, use_index=False, ray_conn_id=None,
     )  # fmt: skip
 
-    monkeypatch.setattr(failed_experiment, "FIRST_EVENT_SECONDS", 0.0)
+    monkeypatch.setattr(experiment_sensor, "FIRST_EVENT_SECONDS", 0.0)
 
     async def first():
         return await anext(trigger.run())

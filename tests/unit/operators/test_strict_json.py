@@ -10,15 +10,15 @@ import math
 import msgspec
 import pytest
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.operators import continue_experiment
+from airflow_tune_restore.operators import continue_search
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
-from airflow_tune_restore.operators.continue_experiment import ContinueExperimentOperator
+from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
-from airflow_tune_restore.triggers.failed_experiment import FailedExperimentTrigger
+from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row, make_state
 from tests.support.records import leave_outcome
@@ -62,14 +62,14 @@ def runner(sweep, score, launcher, monkeypatch):
 
     def leave(request) -> None:
         rows = [make_row("bad", **result(score, 4))]
-        if request.trial_id == layout.EVERY_TRIAL:
+        if request.trial_id == layout.WHOLE_EXPERIMENT:
             rows += [make_row("good", **result(score)), make_row("new", **result(score))]
         where = (request.restore_id, request.trial_id, request.attempt)
         store.put(layout.snapshot_key(*where), make_state(rows))
         leave_outcome(store, request, metrics={"score": score, "nested": score})
 
     launcher.on_start = leave
-    monkeypatch.setattr(continue_experiment, "build_launcher", launcher.build)
+    monkeypatch.setattr(continue_search, "build_launcher", launcher.build)
 
 
 def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, score):
@@ -85,13 +85,13 @@ def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, scor
     expected = float(score) if math.isfinite(score) else str(score)
     assert shown == {"bad": expected, "good": expected}
     drawn, _ = run(
-        ContinueExperimentOperator(task_id="samples", experiment=committed, trainable="m:train")
+        ContinueSearchOperator(task_id="samples", experiment=committed, trainable="m:train")
     )
     assert [change["trial_id"] for change in drawn["trials"]] == ["bad", "good", "new"]
 
 
 def test_what_a_trigger_fires_can_be_sent(sweep):
-    trigger = FailedExperimentTrigger(
+    trigger = ExperimentSensorTrigger(
         prefix=str(sweep), health=["errored", "interrupted"], stale_after_seconds=0.0,
         poke_interval=0.1, include=[], exclude=[], max_depth=4, use_index=False, ray_conn_id=None,
     )  # fmt: skip

@@ -4,9 +4,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerError
-from airflow_tune_restore.experiments import layout, scan
+from airflow_tune_restore.experiments import scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
@@ -136,9 +137,9 @@ def test_what_was_written_of_the_end_of_a_dead_runner_makes_no_difference(pair, 
     request = leave_attempt(store, start_night(store, "dead"), "t", result="interrupted")
     store.delete(layout.outcome_key("dead", "t", request.attempt))
     beat(store, request)
-    store.put(layout.end_key("dead", "t", request.attempt), b"garbage")
+    store.put(layout.exit_key("dead", "t", request.attempt), b"garbage")
     (pair[0] / layout.lease_claim_key(1)).write_text('{"restore_id": "dead", "ttl_seconds": 0}')
-    monkeypatch.setattr("airflow_tune_restore.restore.attempts.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("airflow_tune_restore.protocol.attempts.QUIET_SECONDS", 0.0)
     context = make_context()
     assert labels(plan(pair, context)) == ["bad t", "good t"]
     assert context["ti"].pushed["unexpected"] == []

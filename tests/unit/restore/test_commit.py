@@ -13,13 +13,13 @@ from airflow_tune_restore.exceptions import (
     StateChangedError,
     StorageError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.restore import commit, lease
-from airflow_tune_restore.restore.attempts import claim_attempt
-from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.restore import commit
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.planner import build_continuation
 from airflow_tune_restore.restore.start import (
@@ -232,7 +232,7 @@ def test_what_a_dead_restore_left_is_committed_by_the_next(store, monkeypatch):
     plan = start(store)
     leave_attempt(store, plan, "bad", BAD_DONE)
     monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)  # it was silent for its TTL
-    settled = settle_abandoned(store, restore_id="r2", holder="the next")
+    settled = commit_abandoned(store, restore_id="r2", holder="the next")
     assert settled is not None
     assert settled.state_file == COMMITTED
     assert [t.trial_id for t in start(store, "r2").to_run] == ["hung"]
@@ -258,8 +258,8 @@ def test_a_restarted_trial_takes_the_row_of_the_old_one(store):
 
 def run_of_all(store, rows, *, searcher=b"after"):
     """Leave what the run of a whole experiment leaves: one snapshot, with the searcher of its number."""
-    request = leave_attempt(store, read_plan(store, "r1"), layout.EVERY_TRIAL, *rows)
-    key = layout.snapshot_key("r1", layout.EVERY_TRIAL, request.attempt)
+    request = leave_attempt(store, read_plan(store, "r1"), layout.WHOLE_EXPERIMENT, *rows)
+    key = layout.snapshot_key("r1", layout.WHOLE_EXPERIMENT, request.attempt)
     state = json.loads(store.get(key))
     state["stats"]["searcher"] = 7
     store.put(key, json.dumps(state).encode())
@@ -321,11 +321,11 @@ def test_an_experiment_that_never_started_gets_its_first_state(store):
 def test_samples_drawn_by_a_dead_run_are_settled_and_not_drawn_again(store):
     start_all(store)
     run_of_all(store, [HUNG_AGAIN, BAD_DONE, DRAWN])
-    held = lease.newest_claim(store, store.list_dir(layout.LEASE))
+    held = lease_objects.newest_claim(store, store.list_dir(layout.LEASE))
     store.put(
         layout.lease_claim_key(held.epoch),
         json.dumps({"restore_id": "r1", "holder": "x", "ttl_seconds": 0.0}).encode(),
     )
-    settle_abandoned(store, restore_id="r2", holder="next")
+    commit_abandoned(store, restore_id="r2", holder="next")
     assert [t.trial_id for t in read_experiment(store).trials] == ["done", "bad", "hung", "new"]
     assert store.get("search_gen_state-2026-11-23_10-00-00_r000001.json") == b"after"

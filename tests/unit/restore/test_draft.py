@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.state import parse_state
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.local import LocalStore

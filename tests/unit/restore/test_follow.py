@@ -5,7 +5,8 @@ import json
 import pytest
 
 from airflow_tune_restore.exceptions import KeyExistsError, StorageError
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.restore.follow import (
     OUTAGE_SECONDS,
     QUIET_SECONDS,
@@ -13,11 +14,10 @@ from airflow_tune_restore.restore.follow import (
     Follower,
     ask_to_stop,
 )
-from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.records import Attempt, leave_outcome
 
-EVERY = layout.EVERY_TRIAL
+EVERY = layout.WHOLE_EXPERIMENT
 
 
 class World:

@@ -12,18 +12,18 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.attempts import claim_attempt, list_attempts, read_outcome
-from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import (
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.attempts import list_attempts, read_outcome
+from airflow_tune_restore.protocol.request import (
     PROGRESS_PREFIX,
     RunnerProgress,
     RunnerRequest,
 )
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.start import read_plan
-from airflow_tune_restore.runner.results import Start, prepare_results
+from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import Attempt, leave_attempt, make_outcome, start_night
@@ -178,10 +178,10 @@ def test_a_claim_with_an_absurd_ttl_counts_for_the_usual_time(ttl):
     store = MemoryStore(clock=lambda: now)
     body = json.dumps({"restore_id": "r1", "holder": "somebody", "ttl_seconds": ttl})
     store.put(layout.lease_claim_key(1), body.encode())
-    assert lease.check_held(store, "r1").ttl_seconds == lease.DEFAULT_TTL_SECONDS
+    assert lease.check_held(store, "r1").ttl_seconds == lease_objects.DEFAULT_TTL_SECONDS
     with pytest.raises(LeaseHeldError):
         lease.acquire(store, restore_id="r2", holder="another")
-    now += timedelta(seconds=lease.DEFAULT_TTL_SECONDS + 1)
+    now += timedelta(seconds=lease_objects.DEFAULT_TTL_SECONDS + 1)
     clock = iter(range(10**6))
     taken = lease.acquire(
         store,

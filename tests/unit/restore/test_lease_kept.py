@@ -5,8 +5,7 @@ import threading
 import pytest
 
 from airflow_tune_restore.exceptions import LeaseHeldError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.waiting import eventually
 

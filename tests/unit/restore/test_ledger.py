@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError, LeaseHeldError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import attempts, lease
-from airflow_tune_restore.restore.attempts import claim_attempt, record_end
-from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
+from airflow_tune_restore.protocol import attempts, layout, lease
+from airflow_tune_restore.protocol.attempts import record_exit
+from airflow_tune_restore.protocol.request import TrialAction
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.ledger import (
     FIRST_MEMORY_BYTES,
@@ -21,7 +22,6 @@ from airflow_tune_restore.restore.ledger import (
     read_ledger,
     seen_before,
 )
-from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.release import release_trial
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
@@ -60,7 +60,7 @@ def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
     """Its outcome says that it was told to stop; what Kubernetes says of its pod tells by whom."""
     plan = start_night(store, "r1")
     request = leave_attempt(store, plan, "bad", result="interrupted", iteration=3)
-    record_end(store, request, 4, "The pod was evicted: The node was low on resource: disk.")
+    record_exit(store, request, 4, "The pod was evicted: The node was low on resource: disk.")
     commit_restore(store, "r1")
     (failure,) = history(store).failures
     assert (failure.cause, failure.iteration) == ("node_lost", 3)
@@ -68,7 +68,7 @@ def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
 
 def test_a_pod_that_was_stopped_by_us_does_not_count(store):
     plan = start_night(store, "r1")
-    record_end(
+    record_exit(
         store, leave_attempt(store, plan, "bad", result="interrupted"), 4, "pod p ended (Error)"
     )
     commit_restore(store, "r1")
@@ -99,7 +99,7 @@ def test_a_runner_that_died_counts_and_one_that_never_ran_does_not(store, monkey
 def test_what_was_seen_of_a_runners_end_is_entered(store, exit_code, message, causes):
     plan = start_night(store, "r1")
     request = claim_attempt(store, plan, "bad", trainable="m:train")
-    record_end(store, request, exit_code, message)
+    record_exit(store, request, exit_code, message)
     commit_restore(store, "r1")
     assert [f.cause for f in history(store).failures] == causes
 
@@ -164,7 +164,7 @@ def test_a_commit_that_quarantines_is_final_whatever_the_next_plan_says(store):
 def test_an_unfinished_trial_whose_runners_are_killed_is_quarantined_as_it_is(store):
     for number in (1, 2):
         plan = start_night(store, f"r{number}")
-        record_end(store, claim_attempt(store, plan, "hung", trainable="m:t"), -9, "Killed")
+        record_exit(store, claim_attempt(store, plan, "hung", trainable="m:t"), -9, "Killed")
         commit_restore(store, f"r{number}")
     (hung,) = plan_night(store, max_attempts=2).quarantined
     assert (hung.status, hung.action) == ("RUNNING", TrialAction.KEEP)
@@ -212,7 +212,7 @@ def test_what_a_dead_restore_left_is_entered_by_the_next(store, monkeypatch):
     plan = start_night(store, "r1")
     leave_attempt(store, plan, "bad", result="failed")
     monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)
-    settle_abandoned(store, restore_id="r2", holder="the next")
+    commit_abandoned(store, restore_id="r2", holder="the next")
     assert [f.restore_id for f in history(store).failures] == ["r1"]
 
 
@@ -357,7 +357,7 @@ def test_a_worker_that_was_killed_for_its_memory_is_explained_by_its_place(
 ):
     plan = start_night(store, "r1")
     request = leave_attempt(store, plan, "bad", result="failed", memory=8 * GIB, **told)
-    record_end(store, request, 1, said)
+    record_exit(store, request, 1, said)
     commit_restore(store, "r1")
     assert [failure.cause for failure in history(store).failures] == [cause]
     more = memory_to_ask(plan_night(store), "bad", history(store))

@@ -6,10 +6,11 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import layout, tuner_file
+from airflow_tune_restore.experiments import tuner_file
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, draft_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -98,7 +99,7 @@ def test_a_searcher_that_is_named_draws_them(lost):
     store = lost([DONE])
     for draft in (draft_restore, draft_continuation):
         made = draft(store, "r1", options(can_search=True))
-        assert made.plan.is_continuation
+        assert made.plan.only_continues_search
         assert (made.plan.searcher_lost, made.experiment.searcher_lost) == (
             "", "tuner.pkl is missing",
         )  # fmt: skip
@@ -109,8 +110,8 @@ def test_trials_are_restored_and_the_summary_says_why_the_samples_are_not(lost, 
     store = lost([DONE, HUNG])
     plan = start_night(store, strategy=strategy)
     assert any(WORDS in warning for warning in plan.warnings)
-    assert not plan.draws_samples
-    unit = layout.EVERY_TRIAL if plan.is_one_run else "hung"
+    assert not plan.continues_search
+    unit = layout.WHOLE_EXPERIMENT if plan.is_whole_experiment else "hung"
     leave_attempt(store, plan, unit, make_row("hung"))
     summary = commit_restore(store, "r1")
     assert (summary.failed, summary.samples_left, summary.is_done) == ((), 3, False)
@@ -121,9 +122,9 @@ def test_trials_are_restored_and_the_summary_says_why_the_samples_are_not(lost, 
 def test_the_one_run_draws_them_with_a_named_searcher_and_only_it_is_told_the_name(lost):
     store = lost([DONE, HUNG])
     plan = start_night(store, strategy="whole_experiment", can_search=True)
-    assert plan.draws_samples
+    assert plan.continues_search
     named = {"trainable": "m:train", "search_alg": "m:searcher"}
-    assert claim_attempt(store, plan, layout.EVERY_TRIAL, **named).search_alg == "m:searcher"
+    assert claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, **named).search_alg == "m:searcher"
     assert claim_attempt(store, plan, "hung", **named).search_alg is None
 
 
@@ -132,7 +133,7 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
     made = draft_continuation(store, "r1", options(can_search=True))
     plan = start_restore(store, made.experiment, made.plan, holder="test")
     leave_attempt(
-        store, plan, layout.EVERY_TRIAL, DONE, make_row("new"), result="interrupted",
+        store, plan, layout.WHOLE_EXPERIMENT, DONE, make_row("new"), result="interrupted",
         error_type="ValueError", error="no more suggestions",
     )  # fmt: skip
     summary = commit_restore(store, "r1")
@@ -149,7 +150,7 @@ def test_one_that_never_saved_its_state_is_lost_even_with_tuner_pkl(lost, tmp_pa
     (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
     assert words in report.reason
     plan = plan_night(store)
-    assert not plan.draws_samples
+    assert not plan.continues_search
     assert [words in warning for warning in plan.warnings].count(True) == 1
     assert not [warning for warning in plan.warnings if "search_alg" in warning]
     with pytest.raises(
@@ -162,7 +163,7 @@ def test_a_trial_that_ran_when_the_run_broke_off_has_that_beside_it(lost):
     store = lost([HUNG])
     plan = start_night(store, strategy="whole_experiment", can_search=True)
     leave_attempt(
-        store, plan, layout.EVERY_TRIAL, make_row("hung", status="RUNNING", iteration=2),
+        store, plan, layout.WHOLE_EXPERIMENT, make_row("hung", status="RUNNING", iteration=2),
         result="interrupted", error_type="ConnectionError", error="the tracking server is away",
     )  # fmt: skip
     summary = commit_restore(store, "r1")
@@ -179,13 +180,13 @@ def test_a_searcher_that_was_ended_leaves_nothing(tmp_path):
     store = LocalStore(directory)
     plan = start_night(store, strategy="whole_experiment")
     request = leave_attempt(
-        store, plan, layout.EVERY_TRIAL, DONE, make_row("hung"), result="finished"
+        store, plan, layout.WHOLE_EXPERIMENT, DONE, make_row("hung"), result="finished"
     )
     state = {"_total_samples": 9, "_finished": True}
     directory = layout.searcher_dir(plan.restore_id, request.attempt)
     key = f"{directory}/{layout.numbered(1, 'basic-variant-state-kept.json')}"
     store.put(key, pickle.dumps(state))
-    snapshot = layout.snapshot_key(plan.restore_id, layout.EVERY_TRIAL, request.attempt)
+    snapshot = layout.snapshot_key(plan.restore_id, layout.WHOLE_EXPERIMENT, request.attempt)
     store.put(snapshot, store.get(snapshot).replace(b'"stats": {', b'"stats": {"searcher": 1, '))
     summary = commit_restore(store, "r1")
     assert (summary.samples_left, summary.is_done) == (0, True)

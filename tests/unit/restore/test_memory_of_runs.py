@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import TrialAction
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state

@@ -1,6 +1,6 @@
 """What is kept of a flood of lines."""
 
-from airflow_tune_restore.restore.lines import LONGEST_LINE, NewestLines
+from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
 
 
 def test_few_lines_are_all_kept_in_order():

@@ -12,16 +12,16 @@ import msgspec
 import pytest
 
 from airflow_tune_restore.exceptions import RecordUnreadableError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.experiments.numbers import MAX_COUNT
-from airflow_tune_restore.experiments.printable import is_printable
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.restore import commit_record, ledger, plan, request, typed
+from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.protocol import layout, request, typed
+from airflow_tune_restore.protocol.numbers import MAX_COUNT
+from airflow_tune_restore.protocol.printable import is_printable
+from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore import commit_record, ledger, plan
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
-from airflow_tune_restore.restore.lines import describe_line
-from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.planted import PLANTS, encode, leaves, plant
 from tests.support.records_of_all_kinds import RECORDS, Kind

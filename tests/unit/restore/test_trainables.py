@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.restore.attempts import claim_attempt
+from airflow_tune_restore.restore.claim import claim_attempt
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -79,11 +79,11 @@ def test_what_never_started_has_nothing_but_its_tuner_pkl(tmp_path):
     (directory / STATE_NAME).unlink()
     with pytest.raises(InvalidInputError, match=r"all there is of it: leave out ignore_tuner"):
         draft(directory, ignore_tuner=True, can_start=True)
-    assert draft(directory, can_start=True)[0].plan.draws_samples
+    assert draft(directory, can_start=True)[0].plan.continues_search
 
 
 def test_samples_are_drawn_without_it_too(tmp_path):
     rows = [of("old", "t", "TERMINATED")]
     drafted, _ = draft(make_experiment(tmp_path / "x", rows, total_samples=3))
-    assert drafted.plan.is_continuation
+    assert drafted.plan.only_continues_search
     assert (drafted.plan.ignore_tuner, drafted.plan.trainable_name) == (True, "old")

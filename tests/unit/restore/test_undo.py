@@ -10,10 +10,9 @@ from airflow_tune_restore.exceptions import (
     LeaseHeldError,
     StorageError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore import lease
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.local import LocalStore

@@ -18,11 +18,12 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     UncommittableError,
 )
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore import attempts, lease, ledger
-from airflow_tune_restore.restore.commit import commit_restore, settle_abandoned
+from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
+from airflow_tune_restore.restore import ledger
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.start import read_plan
@@ -169,16 +170,16 @@ def test_the_runners_of_a_dead_restore_are_watched_at_once(objects, store, time)
         beat(store, request)
     for key, (body, _) in objects.items():
         objects[key] = (body, LONG_AGO)
-    summary = settle_abandoned(store, restore_id="r2", holder="test")
+    summary = commit_abandoned(store, restore_id="r2", holder="test")
     assert {change.status_after for change in summary.changes} == {"TERMINATED"}
-    assert time.slept < lease.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
+    assert time.slept < lease_objects.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
 
 
 def test_a_runner_that_lives_is_named_while_others_are_over(objects, store, time):
     objects[STATE_NAME] = (make_state([make_row(f"t{n}", status="ERROR") for n in range(3)]), NOW)
     plan = start_night(store, "r1")
     for trial in plan.to_run:
-        request = attempts.claim_attempt(store, plan, trial.trial_id, trainable="m:train")
+        request = claim_attempt(store, plan, trial.trial_id, trainable="m:train")
         beat(store, request)
     beats = count()
 
@@ -221,7 +222,7 @@ def test_ten_thousand_claims_of_one_dead_restore_are_settled_once(objects, time)
     for epoch in range(1, 10_001):
         claim(objects, at=LONG_AGO, epoch=epoch)
     store.asked.clear()
-    summary = settle_abandoned(store, restore_id="r2", holder="test")
+    summary = commit_abandoned(store, restore_id="r2", holder="test")
     assert summary.state_file is not None
     assert store.asked["get plan.json"] == 2  # to find its runners, and to commit
     claims = sum(n for what, n in store.asked.items() if what.endswith(".claim.json"))
@@ -367,7 +368,7 @@ def test_claims_that_go_on_coming_are_not_watched_one_after_the_other(store, obj
 def test_many_dead_restores_are_watched_at_once(store, objects, time):
     for number in range(5):
         plan = start_night(store, f"dead{number}")
-        beat(store, attempts.claim_attempt(store, plan, "bad", trainable="m:train"))
+        beat(store, claim_attempt(store, plan, "bad", trainable="m:train"))
         lease.release(store, lease.check_held(store, f"dead{number}"))
         del objects[layout.lease_release_key(number + 1)]
         # the next one is started all the same, as after a TTL
@@ -376,8 +377,8 @@ def test_many_dead_restores_are_watched_at_once(store, objects, time):
             LONG_AGO,
         )
     time.slept = 0
-    settle_abandoned(store, restore_id="r2", holder="test")
-    assert time.slept < lease.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
+    commit_abandoned(store, restore_id="r2", holder="test")
+    assert time.slept < lease_objects.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
 
 
 # --- what would not be read again
@@ -396,7 +397,7 @@ def test_a_state_that_would_not_be_read_again_is_not_written(store, objects, mon
 
 def test_a_row_that_would_not_be_read_again_leaves_its_trial_as_it_was(store, monkeypatch, caplog):
     plan = start_night(store, "r1")
-    monkeypatch.setattr("airflow_tune_restore.experiments.bounded_json.MAX_DOCUMENT_BYTES", 100_000)
+    monkeypatch.setattr("airflow_tune_restore.protocol.bounded_json.MAX_DOCUMENT_BYTES", 100_000)
     leave_attempt(store, plan, "bad", make_row("bad", config={"x": "y" * 100_000}))
     assert commit_restore(store, "r1").state_file is None
     assert (
@@ -491,7 +492,7 @@ def test_a_plan_is_one_of_the_experiment_it_lies_in(store):
     store.put(key, json.dumps({**document, "experiment": "s3://other/team"}).encode())
     plan = read_plan(store, "r1")
     assert plan.experiment == store.uri
-    request = attempts.claim_attempt(store, plan, "bad", trainable="m:train")
+    request = claim_attempt(store, plan, "bad", trainable="m:train")
     assert request.experiment == store.uri
 
 
@@ -512,12 +513,12 @@ def test_what_only_lies_beside_a_searchers_state_is_not_committed(objects, store
     plan = start_night(store, "r1", strategy="whole_experiment")
     row = make_row("bad", last_result={"training_iteration": 6})
     kept = layout.searcher_dir("r1", 1)
-    draws = replace(plan, draws_samples=True)
+    draws = replace(plan, continues_search=True)
     store.put(layout.plan_key("r1"), draws.to_json())
-    leave_attempt(store, draws, layout.EVERY_TRIAL, row, iteration=6)
+    leave_attempt(store, draws, layout.WHOLE_EXPERIMENT, row, iteration=6)
     state = json.loads(make_state([row]))
     state["stats"]["searcher"] = 1
-    store.put(layout.snapshot_key("r1", layout.EVERY_TRIAL, 1), json.dumps(state).encode())
+    store.put(layout.snapshot_key("r1", layout.WHOLE_EXPERIMENT, 1), json.dumps(state).encode())
     for saved in (name, "searcher-state-kept.pkl"):
         store.put(f"{kept}/{layout.numbered(1)}{saved}", b"saved")
     committed = commit_restore(store, "r1").state_file
@@ -553,7 +554,7 @@ def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(objects
 
 
 def test_a_request_and_an_outcome_are_those_of_the_attempt_they_lie_in(store):
-    request = attempts.claim_attempt(store, start_night(store, "r1"), "bad", trainable="m:train")
+    request = claim_attempt(store, start_night(store, "r1"), "bad", trainable="m:train")
     key = layout.request_key("r1", "bad", 1)
     moved = replace(request, experiment="s3://other/team")
     store.put(key, moved.to_json())

@@ -7,9 +7,8 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import LeaseHeldError, TuneRestoreError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.restore import attempts, lease
+from airflow_tune_restore.protocol import attempts, layout, lease
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("ray.tune")
 
 from airflow_tune_restore.exceptions import RunnerError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import Result, RunnerRequest
-from airflow_tune_restore.runner.experiment_controller import (
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.runner.tune.experiment_controller import (
     ExperimentController,
     ExperimentScope,
 )
@@ -20,13 +20,13 @@ from airflow_tune_restore.runner.experiment_controller import (
 def scope(tmp_path):
     """A run that was to draw two samples, and has drawn one."""
     request = RunnerRequest(
-        experiment="", restore_id="", trial_id=layout.EVERY_TRIAL, attempt=1, trainable="",
+        experiment="", restore_id="", trial_id=layout.WHOLE_EXPERIMENT, attempt=1, trainable="",
         trainable_name="", action="run",
     )  # fmt: skip
     made = ExperimentScope(
         store=None, request=request, source_key="", is_seed=True, staging=tmp_path,
         check_fence=lambda: None, room=None, reporter=None, started_at="",
-        planned={"trials": [{"trial_id": "old"}], "draws_samples": True, "samples_left": 2},
+        planned={"trials": [{"trial_id": "old"}], "continues_search": True, "samples_left": 2},
     )  # fmt: skip
     made.saved = {"old": "TERMINATED", "new": "TERMINATED"}
     made.is_drawn = True
@@ -47,7 +47,7 @@ def missing(scope, *, total, was_ended):
 )
 def test_samples_are_missing_unless_the_search_was_ended(scope, total, was_ended, count):
     assert missing(scope, total=total, was_ended=was_ended) == count
-    scope.planned["draws_samples"] = False
+    scope.planned["continues_search"] = False
     assert missing(scope, total=total, was_ended=was_ended) == 0
 
 
@@ -71,7 +71,7 @@ def test_it_is_sized_by_the_trials_that_run_and_all_that_can_be_read_if_it_draws
     rows = [f'{{"trial_id": "{name}"}}' for name in ("a", "b", "b2", "c", "other")]
     rows += ["oops", "[]", "{}", "[" * 100_000, '{"trial_id": ["a"]}']
     assert [row[14:-2] for row in rows if scope.sizes(row)] == ["a", "b", "b2"]
-    scope.planned["draws_samples"] = True
+    scope.planned["continues_search"] = True
     assert all(scope.sizes(row) for row in rows)
 
 

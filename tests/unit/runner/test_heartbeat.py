@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import LeaseLostError, StorageError
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import EXIT_FENCED, RunnerRequest
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.heartbeat import BEAT_SECONDS, FencedError, Heartbeat
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.waiting import PATIENCE_SECONDS, eventually
@@ -78,7 +77,7 @@ def test_a_lease_that_its_restore_lost_and_took_again_ends_it(store):
 
 
 def lease_holder(store):
-    return lease.newest_claim(store, store.list_dir(layout.LEASE)).restore_id
+    return lease_objects.newest_claim(store, store.list_dir(layout.LEASE)).restore_id
 
 
 @pytest.mark.parametrize("lost", ["attempt", "lease"])
@@ -152,7 +151,7 @@ def test_it_stops_itself_at_two_thirds_of_the_ttl_without_another_write(store, m
     pulse.beat()
     pulse.check()
     before = {name: store.get(name) for name in written(store)}
-    woken = pulse._last_success + lease.DEFAULT_TTL_SECONDS * 2 / 3 + 1
+    woken = pulse._last_success + lease_objects.DEFAULT_TTL_SECONDS * 2 / 3 + 1
     monkeypatch.setattr("airflow_tune_restore.runner.heartbeat.time.monotonic", lambda: woken)
     monkeypatch.setattr(pulse._stopped, "wait", lambda _seconds: False)
     with pytest.raises(SystemExit):
@@ -192,7 +191,11 @@ def test_a_store_that_fails_for_a_while_is_survived_and_for_too_long_is_not(stor
     with pytest.raises(SystemExit):
         pulse._run()
     assert ended == [3]
-    assert lease.DEFAULT_TTL_SECONDS * 2 / 3 < clock["now"] <= lease.DEFAULT_TTL_SECONDS * 2 / 3 + 5
+    assert (
+        lease_objects.DEFAULT_TTL_SECONDS * 2 / 3
+        < clock["now"]
+        <= lease_objects.DEFAULT_TTL_SECONDS * 2 / 3 + 5
+    )
 
 
 def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(store, monkeypatch):
@@ -234,7 +237,7 @@ def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(store, monke
         beating.join()
     assert codes == [EXIT_FENCED]
     assert signals == [signal.SIGTERM]
-    two_thirds = lease.DEFAULT_TTL_SECONDS * 2 / 3
+    two_thirds = lease_objects.DEFAULT_TTL_SECONDS * 2 / 3
     assert two_thirds < clock["now"] <= two_thirds + BEAT_SECONDS
 
 

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments import symbolic
 from airflow_tune_restore.launch.local import LocalLauncher
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.protocol import pickle_reader
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner.loading import check, load, load_param_space, load_trainable
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -211,7 +211,7 @@ def test_what_is_too_large_to_be_read_symbolically_is_left_to_the_run(tmp_path, 
         check(store, given)
     for name, limit in (("MAX_BYTES", 10), ("MAX_OPCODES", 5)):
         with monkeypatch.context() as limited:
-            limited.setattr(symbolic, name, limit)
+            limited.setattr(pickle_reader, name, limit)
             check(store, given)
 
 

@@ -3,7 +3,7 @@
 import json
 from types import SimpleNamespace
 
-from airflow_tune_restore.restore.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.runner.outcome import build_outcome, error_of, scalar_metrics
 from tests.support import GOLDEN
 

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner import ray_session
 
 SLOW = "The current node timed out during startup."

@@ -2,8 +2,8 @@
 
 import threading
 
-from airflow_tune_restore.experiments import layout
-from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress, RunnerRequest
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.waiting import PATIENCE_SECONDS, eventually
@@ -44,7 +44,7 @@ class SeenLock:
 
 def make_reporter(store: MemoryStore) -> Reporter:
     request = RunnerRequest(
-        experiment="memory://", restore_id="r", trial_id=layout.EVERY_TRIAL, attempt=1,
+        experiment="memory://", restore_id="r", trial_id=layout.WHOLE_EXPERIMENT, attempt=1,
         trainable="m:t", trainable_name="t", action="run",
     )  # fmt: skip
     return Reporter(store, request)

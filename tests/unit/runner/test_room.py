@@ -7,7 +7,7 @@ import pytest
 from ray.tune import PlacementGroupFactory
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.restore.request import RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner.room import PATIENCE, RoomWatch, has_room
 
 GIB = 1024.0**3

@@ -7,10 +7,10 @@ from airflow.sdk._shared.module_loading import import_string
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.triggers import experiment_watch
-from airflow_tune_restore.triggers.failed_experiment import (
+from airflow_tune_restore.triggers import experiment_poller
+from airflow_tune_restore.triggers.experiment_sensor import (
     FIRST_EVENT_SECONDS,
-    FailedExperimentTrigger,
+    ExperimentSensorTrigger,
 )
 from tests.support.experiments.built import make_experiment, make_report, make_row
 
@@ -58,12 +58,12 @@ def answers(monkeypatch, *results):
             raise result
         return result
 
-    monkeypatch.setattr(experiment_watch, "survey", survey)
+    monkeypatch.setattr(experiment_poller, "survey", survey)
 
 
 def test_the_wire_form_is_what_older_triggerers_wrote_and_more():
-    path, arguments = FailedExperimentTrigger(**ARGUMENTS).serialize()
-    assert path == "airflow_tune_restore.triggers.failed_experiment.FailedExperimentTrigger"
+    path, arguments = ExperimentSensorTrigger(**ARGUMENTS).serialize()
+    assert path == "airflow_tune_restore.triggers.experiment_sensor.ExperimentSensorTrigger"
     assert arguments == {
         **ARGUMENTS,
         "include": [],
@@ -76,14 +76,14 @@ def test_the_wire_form_is_what_older_triggerers_wrote_and_more():
 
 @pytest.mark.parametrize("more", [{}, MORE])
 def test_the_wire_form_makes_an_equal_trigger(more):
-    path, arguments = FailedExperimentTrigger(**ARGUMENTS, **more).serialize()
+    path, arguments = ExperimentSensorTrigger(**ARGUMENTS, **more).serialize()
     assert import_string(path)(**arguments).serialize() == (path, arguments)
 
 
 def test_one_event_carries_all_experiments_of_a_poll(tmp_path, slept):
     for name in ("one", "two"):
         make_experiment(tmp_path / name, [make_row(status="ERROR")])
-    trigger = FailedExperimentTrigger(**{**ARGUMENTS, "prefix": str(tmp_path)})
+    trigger = ExperimentSensorTrigger(**{**ARGUMENTS, "prefix": str(tmp_path)})
     (event,) = events(trigger)
     assert [item["name"] for item in event["experiments"]] == ["one", "two"]
 
@@ -91,7 +91,7 @@ def test_one_event_carries_all_experiments_of_a_poll(tmp_path, slept):
 def test_what_is_left_out_of_a_search_fires_nothing(tmp_path, slept):
     make_experiment(tmp_path / "team_a" / "one", [make_row(status="ERROR")])
     make_experiment(tmp_path / "team_b" / "two", [make_row(status="ERROR")])
-    trigger = FailedExperimentTrigger(
+    trigger = ExperimentSensorTrigger(
         **{**ARGUMENTS, "prefix": str(tmp_path), "exclude": ["team_b"]}
     )
     (event,) = events(trigger)
@@ -101,20 +101,20 @@ def test_what_is_left_out_of_a_search_fires_nothing(tmp_path, slept):
 def test_the_first_event_does_not_come_too_soon(monkeypatch, slept):
     answers(monkeypatch, [make_report("a")])
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _loop: 100.0)
-    events(FailedExperimentTrigger(**{**ARGUMENTS, "poke_interval": 1.0}))
+    events(ExperimentSensorTrigger(**{**ARGUMENTS, "poke_interval": 1.0}))
     assert slept == [FIRST_EVENT_SECONDS]
 
 
 def test_it_polls_until_there_is_something(monkeypatch, slept):
     answers(monkeypatch, [], [make_report("b", Health.RUNNING)], [make_report("a")])
-    (event,) = events(FailedExperimentTrigger(**{**ARGUMENTS, "prefix": "/sweeps"}))
+    (event,) = events(ExperimentSensorTrigger(**{**ARGUMENTS, "prefix": "/sweeps"}))
     assert [item["experiment"] for item in event["experiments"]] == ["/sweeps/a"]
     assert slept[:2] == [60.0, 60.0]
 
 
 def test_a_sensor_that_pokes_without_a_pause_polls_with_one(monkeypatch, slept):
     answers(monkeypatch, [], StorageError("gone"), [make_report("a")])
-    events(FailedExperimentTrigger(**{**ARGUMENTS, "poke_interval": 0.0}))
+    events(ExperimentSensorTrigger(**{**ARGUMENTS, "poke_interval": 0.0}))
     assert slept[:-1] == [1.0, 2.0]
 
 
@@ -127,21 +127,21 @@ def test_a_store_that_fails_is_asked_again_later_and_later(monkeypatch, slept):
         RuntimeError("a bug"),
         [make_report("a")],
     )
-    events(FailedExperimentTrigger(**ARGUMENTS))
+    events(ExperimentSensorTrigger(**ARGUMENTS))
     assert slept[:-1] == [120.0, 240.0, 60.0, 120.0]
 
 
 def test_what_waiting_cannot_mend_ends_the_waiting(monkeypatch, slept):
     answers(monkeypatch, InvalidInputError("There is no connection 'minio' in Airflow."))
-    assert events(FailedExperimentTrigger(**ARGUMENTS)) == [
+    assert events(ExperimentSensorTrigger(**ARGUMENTS)) == [
         {"error": "There is no connection 'minio' in Airflow."}
     ]
 
 
 def test_one_poll_serves_all_that_look_in_the_same_place_in_the_same_way():
-    one = FailedExperimentTrigger(**ARGUMENTS).shared_stream_key()
+    one = ExperimentSensorTrigger(**ARGUMENTS).shared_stream_key()
     other = {**ARGUMENTS, "health": ["finished"]}
-    assert one == FailedExperimentTrigger(**other).shared_stream_key()
+    assert one == ExperimentSensorTrigger(**other).shared_stream_key()
     for name, value in {**MORE, "prefix": "/b", "stale_after_seconds": 1.0}.items():
-        different = FailedExperimentTrigger(**{**ARGUMENTS, name: value}).shared_stream_key()
+        different = ExperimentSensorTrigger(**{**ARGUMENTS, name: value}).shared_stream_key()
         assert different != one, name

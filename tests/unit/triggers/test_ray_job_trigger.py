@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import RayClusterError
-from airflow_tune_restore.experiments import layout
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray_jobs import Cluster, RayJob
-from airflow_tune_restore.restore import lease
-from airflow_tune_restore.restore.request import ProgressTail, RunnerProgress
+from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
-from airflow_tune_restore.triggers import ray_job, ray_poller, storage_watch
+from airflow_tune_restore.triggers import ray_job, ray_job_poller, trial_poller
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.records import Attempt, leave_outcome
 from tests.support.waiting import PATIENCE_SECONDS
@@ -50,18 +49,18 @@ def head(monkeypatch):
             Head.stopped.append(submission_id)
 
     Head.stopped = []
-    look = storage_watch.StorageWatch._round
+    look = trial_poller.TrialPoller._round
 
     async def counted(watch):
         await look(watch)
         Head.looks += 1
 
-    monkeypatch.setattr(storage_watch.StorageWatch, "_round", counted)
-    monkeypatch.setattr(ray_poller, "AsyncRayJobs", Head)
+    monkeypatch.setattr(trial_poller.TrialPoller, "_round", counted)
+    monkeypatch.setattr(ray_job_poller, "AsyncRayJobs", Head)
     monkeypatch.setattr(RayJobsHook, "cluster", lambda self: Cluster(address="http://head:8265"))
     monkeypatch.setattr(RayJobsHook, "jobs", lambda self: Head())
     monkeypatch.setattr(ray_job, "FIRST_EVENT_SECONDS", 0.0)
-    monkeypatch.setattr(storage_watch, "ROUND_SECONDS", 0.02)
+    monkeypatch.setattr(trial_poller, "ROUND_SECONDS", 0.02)
     return Head
 
 
@@ -164,21 +163,23 @@ def test_in_a_run_of_all_it_fires_with_the_trials_own_end(head, store):
         report(store, 1)
         leave_outcome(store, Attempt("r1", "t1"))
 
-    event = fire(head, trigger(store, one_run=True, ends_with_job=False), end)
+    event = fire(head, trigger(store, is_one_of_many=True, ends_with_job=False), end)
     assert (event["seen"], event["is_lost"]) == (1, False)
 
 
-@pytest.mark.parametrize("one_run", [False, True])
-def test_killing_stops_the_job_or_in_a_run_of_all_the_trial(head, store, monkeypatch, one_run):
-    store.put(layout.request_key("r1", layout.EVERY_TRIAL, 1), b"{}")
-    killed = trigger(store, one_run=one_run)
+@pytest.mark.parametrize("is_one_of_many", [False, True])
+def test_killing_stops_the_job_or_in_a_run_of_all_the_trial(
+    head, store, monkeypatch, is_one_of_many
+):
+    store.put(layout.request_key("r1", layout.WHOLE_EXPERIMENT, 1), b"{}")
+    killed = trigger(store, is_one_of_many=is_one_of_many)
     monkeypatch.setattr(killed, "_still_waits", lambda: True)
     asyncio.run(killed.on_kill())
     assert head.stopped == []
     monkeypatch.setattr(killed, "_still_waits", lambda: False)
     asyncio.run(killed.on_kill())
-    assert head.stopped == ([] if one_run else ["j1"])
-    assert len(store.list_dir(layout.stops_dir("r1", 1))) == one_run
+    assert head.stopped == ([] if is_one_of_many else ["j1"])
+    assert len(store.list_dir(layout.stops_dir("r1", 1))) == is_one_of_many
 
 
 def test_ending_with_the_triggerer_stops_nothing(head, store):
@@ -229,7 +230,7 @@ def test_a_flood_is_shown_in_turns_and_its_end_is_not_left_out(head, store, capf
 
 
 def test_a_long_log_is_not_asked_for_again(head, store, monkeypatch):
-    monkeypatch.setattr(ray_poller, "LONGEST_LOG", 100)
+    monkeypatch.setattr(ray_job_poller, "LONGEST_LOG", 100)
     head.said = "a line\n" * 100
     event = fire(
         head, trigger(store), lambda: setattr(head, "status", "FAILED"), after=lambda: head.logs
@@ -240,7 +241,7 @@ def test_a_long_log_is_not_asked_for_again(head, store, monkeypatch):
 
 def test_a_log_that_cannot_be_read_is_told_once_and_decides_nothing(head, store, monkeypatch):
     head.log_error = RayClusterError("http://head:8265", "it answers packed as gzip")
-    monkeypatch.setattr(ray_poller, "OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr(ray_job_poller, "OUTAGE_SECONDS", 0.0)
     one, warned = trigger(store), []
     monkeypatch.setattr(
         type(one), "log", SimpleNamespace(warning=lambda form, *words: warned.append(form % words))

@@ -75,7 +75,7 @@ def test_its_first_event_waits_until_the_task_is_deferred_and_tells_what_was_see
 
 
 def test_lines_are_shown_as_people_read_them(monkeypatch):
-    from airflow_tune_restore.restore.request import RunnerProgress
+    from airflow_tune_restore.protocol.request import RunnerProgress
 
     shown = []
     manager = trigger(metric="score").pod_manager

@@ -8,8 +8,8 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.plan import TrialAction
 from tests.support.ray.real_restore import RESTORE_ID, Restoring
 
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from airflow_tune_restore.experiments import layout
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import EXIT_FAILED, EXIT_FINISHED
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.request import EXIT_FAILED, EXIT_FINISHED
 from tests.support.experiments.failed import save_rarely
 from tests.support.ray.real_restore import RESTORE_ID, Restoring
 

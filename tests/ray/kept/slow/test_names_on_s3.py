@@ -1,7 +1,7 @@
 """An experiment on S3 whose name cannot stand in a URL as it is."""
 
+from airflow_tune_restore.protocol.request import EXIT_FINISHED
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.request import EXIT_FINISHED
 from tests.support.ray.real_restore import RESTORE_ID, Restoring
 
 

@@ -1,0 +1,78 @@
+"""Which directories below a prefix are looked into, and which experiments are reported."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+MAX_DEPTH = 4
+"""How deep below a prefix experiments are looked for (`team/user/project/experiment`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanFilter:
+    """Globs over paths below the prefix, and how deep to look.
+
+    A pattern without a slash is held against every name on the way (`tmp*`); one with slashes against the
+    path from the prefix (`team_a/*/lr-*`), in which `**` stands for any number of directories.
+
+    Args:
+        include: Report only experiments that match one of these, or lie below a directory that does.
+        exclude: Leave out, and do not list, what matches one of these.
+        max_depth: Levels below the prefix; 0 looks at the prefix alone.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_depth: int = MAX_DEPTH
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing is left out but what lies deeper than usual."""
+        return not self.include and not self.exclude and self.max_depth >= MAX_DEPTH
+
+    def takes(self, path: str) -> bool:
+        """Whether an experiment at this path is reported; one at the prefix itself always is."""
+        if not path or not self.include:
+            return True
+        names = path.split("/")
+        above = ["/".join(names[: end + 1]) for end in range(len(names))]
+        return any(_matches(one, pattern) for one in above for pattern in self.include)
+
+    def enters(self, path: str) -> bool:
+        """Whether a directory is listed: it is not excluded, and something below it may be included."""
+        if any(_matches(path, pattern) for pattern in self.exclude):
+            return False
+        return self.takes(path) or any(_may_match_below(path, p) for p in self.include)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    pattern = pattern.strip("/")
+    if "/" not in pattern and pattern != "**":
+        return fnmatchcase(path.rpartition("/")[2], pattern)
+    return _match(path.split("/"), pattern.split("/"))
+
+
+def _match(names: list[str], patterns: list[str]) -> bool:
+    """Match name by name; as a table, because a pattern of many `**` must not take for ever."""
+    reached = {0}
+    for name in [*names, None]:
+        for at in sorted(reached):  # `**` may also stand for nothing
+            while at < len(patterns) and patterns[at] == "**":
+                at += 1
+                reached.add(at)
+        if name is None:
+            break
+        reached = {
+            at if patterns[at] == "**" else at + 1
+            for at in reached
+            if at < len(patterns) and (patterns[at] == "**" or fnmatchcase(name, patterns[at]))
+        }
+    return len(patterns) in reached
+
+
+def _may_match_below(path: str, pattern: str) -> bool:
+    pattern = pattern.strip("/")
+    patterns = pattern.split("/")
+    if len(patterns) == 1 or "**" in patterns:
+        return True
+    names = path.split("/")
+    return len(names) < len(patterns) and all(map(fnmatchcase, names, patterns))

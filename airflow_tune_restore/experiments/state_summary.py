@@ -1,0 +1,149 @@
+"""What of an experiment bears on its health, in so few words that an index can remember it."""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import msgspec
+
+from airflow_tune_restore.experiments.ends import count_ends
+from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.names import is_safe_name, is_segment, is_text
+from airflow_tune_restore.protocol.numbers import is_count
+from airflow_tune_restore.storage.base import Entry
+
+_READ_AS = 3
+"""Part of every fingerprint: raised with what we can read, or no index would ever look again."""
+
+_MOST_WARNINGS = 100
+"""Of what is remembered: reports keep them, and a short text takes twenty times its length."""
+
+
+class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What the newest valid state says. Fields are kept in indexes: only ever add, with a default.
+
+    Args:
+        state_file: Its name.
+        trials: Count by status.
+        unfinished_dirs: Directories of the trials that have not ended.
+        samples_left: Samples never drawn; None if that is not known.
+        session_started: When its driver started, by the driver's clock (Unix seconds).
+        last_result: Newest result of any trial, by the driver's clock.
+        longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
+        snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
+        searcher_lost: As of an `Experiment`, where samples are left.
+        warnings: What was odd.
+        ended_by: Of TERMINATED trials, how many each thing brought to their end, in words.
+        unreadable: Why no state can be used; "" if one can. All else is empty then.
+        trainables: Names of the trainables in its rows.
+    """
+
+    state_file: str
+    trials: dict[str, int]
+    unfinished_dirs: tuple[str, ...] = ()
+    samples_left: int | None = None
+    session_started: float | None = None
+    last_result: float | None = None
+    longest_interval: float = 0.0
+    snapshot_period: float | None = None
+    searcher_lost: str = ""
+    warnings: tuple[str, ...] = ()
+    ended_by: dict[str, int] = {}
+    unreadable: str = ""
+    trainables: tuple[str, ...] = ()
+
+    @property
+    def unfinished(self) -> int:
+        """How many trials have neither TERMINATED nor ERROR."""
+        ended = (TrialStatus.TERMINATED, TrialStatus.ERROR)
+        return sum(count for status, count in self.trials.items() if status not in ended)
+
+    @property
+    def errored(self) -> int:
+        """How many trials ended with ERROR."""
+        return self.trials.get(TrialStatus.ERROR, 0)
+
+    @property
+    def total(self) -> int:
+        """How many trials there are."""
+        return sum(self.trials.values())
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether what was remembered could have come from state files."""
+        if self.unreadable:
+            return self == unreadable_facts(self.unreadable)
+        numbers = (self.session_started, self.last_result, self.snapshot_period)
+        return (
+            layout.is_state_file(self.state_file)
+            and is_safe_name(self.state_file)
+            and set(self.trials) <= set(TrialStatus)
+            and all(count > 0 and is_count(count) for count in self.trials.values())
+            and self.total > 0
+            and all(is_segment(name) for name in self.unfinished_dirs)
+            and all(is_text(name) for name in self.trainables)
+            and len(self.unfinished_dirs) <= self.unfinished
+            and all(count > 0 and is_count(count) for count in self.ended_by.values())
+            and (self.samples_left is None or is_count(self.samples_left))
+            and len(self.warnings) <= _MOST_WARNINGS
+            and math.isfinite(self.longest_interval)
+            and all(number is None or math.isfinite(number) for number in numbers)
+        )
+
+
+def unreadable_facts(reason: str) -> StateSummary:
+    """Return the facts of an experiment of which no state can be used."""
+    return StateSummary(state_file="", trials={}, unreadable=reason)
+
+
+def build_facts(experiment: Experiment) -> StateSummary:
+    """Take from an experiment what bears on its health."""
+    trials = experiment.trials
+    started = experiment.state.start_time
+    newest = experiment.last_result_time
+    return StateSummary(
+        state_file=experiment.state_file.name,
+        trials=experiment.count_by_status,
+        unfinished_dirs=tuple(t.trial_dir for t in trials if not t.is_finished and t.trial_dir),
+        samples_left=experiment.samples_left,
+        session_started=started if math.isfinite(started) else None,
+        last_result=newest if math.isfinite(newest) else None,
+        longest_interval=max((trial.last_interval for trial in trials), default=0.0),
+        snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
+        searcher_lost=experiment.searcher_lost,
+        warnings=experiment.warnings,
+        ended_by=count_ends(experiment),
+        trainables=experiment.trainables,
+    )
+
+
+def fingerprint(root: list[Entry]) -> str | None:
+    """Return what changes whenever the facts could: names, versions and sizes of what they come from.
+
+    None where the store tells too little to notice that an object was replaced.
+    """
+    named = [
+        (entry.name, entry.etag, entry.size_bytes, str(entry.modified_at))
+        for entry in root
+        if not entry.is_dir
+        and (
+            layout.is_state_file(entry.name)
+            or entry.name == layout.TUNER_FILE
+            or entry.name.startswith((layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX))
+        )
+    ]
+    if not all(etag for _, etag, _, _ in named):
+        return None
+    return hashlib.sha256(json.dumps([_READ_AS, *sorted(named)]).encode()).hexdigest()
+
+
+def _seconds(value: Any) -> float | None:
+    """Read Ray's `_checkpoint_period`: "auto", or a number that may stand in a string (2.60)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):  # JSON may hold 10**400
+        return None
+    return number if 0 < number < math.inf else None

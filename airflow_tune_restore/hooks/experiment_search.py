@@ -1,0 +1,163 @@
+"""One look at a prefix: what sensor and triggers do at every poll, and what they say about it."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from airflow_tune_restore.arguments import parse_span
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
+from airflow_tune_restore.hooks.driver_jobs import driver_jobs
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.storage.location import explain_percent
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Where to look, and when an experiment counts as dead.
+
+    Args:
+        place: Address of the prefix.
+        stale_after: Silence after which an unfinished experiment counts as dead.
+        selection: Which directories are looked into.
+        use_index: Remember in the prefix what was read.
+        ray_conn_id: Cluster to ask whether a driver runs for what looks dead.
+    """
+
+    place: Address
+    stale_after: timedelta
+    selection: ScanFilter
+    use_index: bool = True
+    ray_conn_id: str | None = None
+
+
+def build_search(  # noqa: PLR0913  what a sensor takes, by name
+    prefix: Any,
+    *,
+    storage_conn_id: str | None = None,
+    stale_after: Any,
+    include: Any = (),
+    exclude: Any = (),
+    max_depth: Any = MAX_DEPTH,
+    use_index: bool = True,
+    ray_conn_id: str | None = None,
+) -> Search:
+    """Read the arguments of a sensor or trigger.
+
+    Raises:
+        InvalidInputError: If one of them makes no sense.
+    """
+    place = Address.parse(prefix, storage_conn_id=storage_conn_id)
+    if prefix != prefix.strip():  # some slip of the hand, and nothing would ever be found there
+        raise InvalidInputError(f"prefix={prefix!r} begins or ends with a space.")
+    return Search(
+        place=place,
+        stale_after=parse_span("stale_after", stale_after),
+        selection=ScanFilter(
+            include=_globs("include", include),
+            exclude=_globs("exclude", exclude),
+            max_depth=_depth(max_depth),
+        ),
+        use_index=use_index,
+        ray_conn_id=ray_conn_id,
+    )
+
+
+def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
+    """Scan the prefix once, and say how many experiments of each health there are."""
+    reports = ExperimentStorageHook().scan(
+        search.place,
+        stale_after=search.stale_after,
+        selection=search.selection,
+        use_index=search.use_index,
+        ask_driver=driver_jobs(search.ray_conn_id),
+    )
+    _say(search.place, reports, log)
+    return reports
+
+
+def find_experiments(
+    search: Search, *, health: Iterable[Health], log: logging.Logger
+) -> list[dict[str, Any]]:
+    """Scan the prefix once, and return the experiments of the wanted health.
+
+    Returns:
+        Small items for XCom. `experiment` is an address that later tasks can open; none holds a secret.
+    """
+    wanted = frozenset(health)
+    found = [report for report in survey(search, log) if report.health in wanted]
+    say_why(found, log)
+    return [build_item(search.place, report) for report in found]
+
+
+def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
+    """Return what is handed on of an experiment."""
+    return {
+        "experiment": str(place.at(report.experiment)),
+        "name": report.name,
+        "health": report.health.value,
+        "reason": report.reason,
+        "trials": report.trials,
+        "samples_left": report.samples_left,
+        "last_write": report.last_write.isoformat() if report.last_write else None,
+    }
+
+
+def say_why(reports: list[ExperimentReport], log: logging.Logger) -> None:
+    """Log the evidence for each verdict."""
+    for report in reports[:_SHOWN]:
+        log.info(
+            "%s is %s: %s",
+            report.experiment,
+            report.health.value,
+            report.reason,
+        )
+        for sign in report.evidence:
+            speaks = f"  [{sign.speaks_for}]" if sign.speaks_for else ""
+            log.info("    %s: %s%s", sign.name, sign.found, speaks)
+    if len(reports) > _SHOWN:
+        log.info("… and %d more.", len(reports) - _SHOWN)
+
+
+def say_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
+    """Log the addresses of what was found."""
+    named = [item["experiment"] for item in items[:_SHOWN]]
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    log.info("Found: %s%s", ", ".join(named), more)
+
+
+def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
+    """Log one line of counts, and why each unreadable experiment is left alone."""
+    counts = Counter(report.health for report in reports)
+    words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
+    found = words or f"nothing found{explain_percent(place.uri)}"
+    log.info("%s: %d experiments; %s", place, len(reports), found)
+    unreadable = [report for report in reports if report.health is Health.UNREADABLE]
+    for report in unreadable[:_SHOWN]:
+        log.warning("%s is left alone: %s", report.experiment, report.reason)
+    if len(unreadable) > _SHOWN:
+        log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
+
+
+def _globs(name: str, value: Any) -> tuple[str, ...]:
+    """Read patterns; one alone may stand without a list."""
+    patterns = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidInputError(f"{name}={value!r} holds what is no pattern.")
+    return tuple(pattern for pattern in patterns if pattern.strip())
+
+
+def _depth(value: Any) -> int:
+    try:
+        depth = int(value)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"max_depth={value!r} is no whole number.") from None
+    if depth < 0:
+        raise InvalidInputError(f"max_depth={value!r} is less than zero.")
+    return depth

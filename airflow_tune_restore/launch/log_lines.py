@@ -1,0 +1,105 @@
+"""What a runner prints, as a log shows it: how much, and in which words. Standard library only."""
+
+import heapq
+from collections import deque
+from typing import Any
+
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.request import RunnerProgress
+
+MOST_LINES = 1000
+MOST_CHARACTERS = 256 * 1024
+"""What is shown of what came between two looks, of results and of other lines each; the newest."""
+
+LONGEST_LINE = 16_000
+"""Characters of a line that are kept: `printable` looks at no more of it."""
+
+_SHOWN_METRICS = 3
+_LINE_LENGTH = 4000
+
+
+class NewestLines:
+    """Keeps the newest lines of a runner, within bounds.
+
+    Results are kept apart, so that a flood of other lines does not take them along.
+
+    Args:
+        most_lines: Lines of each kind that are kept.
+        most_characters: Characters of each kind that are kept.
+    """
+
+    def __init__(
+        self, most_lines: int = MOST_LINES, most_characters: int = MOST_CHARACTERS
+    ) -> None:
+        self._lines = _Newest("line", most_lines, most_characters)
+        self._results = _Newest("result", most_lines, most_characters)
+        self._count = 0
+
+    def add(self, line: str) -> None:
+        """Keep an ordinary line, and let go of the oldest ones that are too many."""
+        self._count += 1
+        self._lines.add(self._count, line[:LONGEST_LINE])
+
+    def add_result(self, line: str) -> None:
+        """Keep a line that carries a result."""
+        self._count += 1
+        self._results.add(self._count, line)
+
+    def take(self, where: str) -> list[str]:
+        """Return what is kept, in order, and forget it; one line counts what is missing in its place.
+
+        Args:
+            where: How the rest can be read, for that line.
+        """
+        kept = heapq.merge(self._lines.take(where), self._results.take(where))
+        return [line for _, line in kept]
+
+
+class _Newest:
+    """The newest lines of one kind, each with its place among all."""
+
+    def __init__(self, name: str, most_lines: int, most_characters: int) -> None:
+        self._name = name
+        self._most_lines = most_lines
+        self._most_characters = most_characters
+        self._forget()
+
+    def add(self, place: int, line: str) -> None:
+        kept = self._kept
+        kept.append((place, line))
+        self._size += len(line)
+        while len(kept) > self._most_lines or self._size > self._most_characters:
+            self._gap, gone = kept.popleft()
+            self._size -= len(gone)
+            self._left_out += 1
+
+    def take(self, where: str) -> list[tuple[int, str]]:
+        lines = list(self._kept)
+        if self._left_out:
+            name = self._name if self._left_out == 1 else f"{self._name}s"
+            lines.insert(0, (self._gap, f"… {self._left_out:,} {name} left out here; {where}"))
+        self._forget()
+        return lines
+
+    def _forget(self) -> None:
+        self._kept: deque[tuple[int, str]] = deque()
+        self._size = self._gap = self._left_out = 0
+
+
+def describe_line(line: str, metric: str | None, *, of_many: bool = False) -> str:
+    """Return the log form of one line of a runner: a reported result in words, others as they are.
+
+    With `of_many`, a result says whose it is.
+    """
+    progress = RunnerProgress.from_line(line)
+    if progress is None:
+        return printable(line, _LINE_LENGTH)
+    names = [name for name in (metric,) if name in progress.metrics]
+    names += [name for name in progress.metrics if name not in names]
+    shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
+    whose = f"{progress.trial_id}: " if of_many else ""
+    return printable(f"{whose}{', '.join([f'iteration {progress.iteration}', *shown])}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

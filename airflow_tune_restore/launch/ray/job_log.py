@@ -1,0 +1,137 @@
+"""The log of a Ray job, which its cluster gives from the beginning: read in pieces, kept in part."""
+
+import codecs
+import json
+import re
+from collections import deque
+
+from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
+from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress
+
+LONGEST_REST = 2 * 1024**2
+"""Characters of a line that are waited for, before it is taken for one."""
+
+LAST_LINES = 20
+"""How many of the last lines are kept, shown or not: they say why a job ended."""
+
+_OPENING = re.compile(r'\s*\{\s*"logs"\s*:\s*(?P<text>"|null)')
+_TEXT = re.compile(r'(?:[^"\\]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
+_LONGEST_OPENING = 64
+_ESCAPE_LENGTH = 6
+
+
+class LogText:
+    """Reads `{"logs": "…"}` as it comes in, so that a log of any length takes little memory.
+
+    Attributes:
+        is_whole: Whether its end was seen.
+    """
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._has_begun = False
+        self.is_whole = False
+
+    def read(self, piece: bytes) -> str:
+        """Return what a piece adds to the text.
+
+        Raises:
+            ValueError: If it is no such JSON.
+        """
+        if self.is_whole:
+            return ""
+        raw = self._rest + self._utf8.decode(piece)
+        if not self._has_begun:
+            opening = _OPENING.match(raw)
+            if opening is None:
+                if len(raw) > _LONGEST_OPENING:
+                    raise ValueError("it is no log")
+                self._rest = raw
+                return ""
+            self._has_begun, self.is_whole = True, opening["text"] == "null"
+            raw = raw[opening.end() :]
+        return "" if self.is_whole else self._unescape(raw)
+
+    def _unescape(self, raw: str) -> str:
+        """Read all but what the next piece may complete: an escape, or the second half of a pair."""
+        end = _TEXT.match(raw).end()  # type: ignore[union-attr]  # it matches anything
+        self.is_whole = raw.startswith('"', end)
+        if not self.is_whole and len(raw) - end >= _ESCAPE_LENGTH:
+            raise ValueError("it holds what JSON does not know")
+        text: str = json.loads(f'"{raw[:end]}"', strict=False)
+        if not self.is_whole and "\ud800" <= text[-1:] <= "\udbff":
+            text, end = text[:-1], end - _ESCAPE_LENGTH
+        self._rest = raw[end:]
+        return text
+
+
+class JobLog:
+    """One reading of a job's log: the newest lines that were not shown yet.
+
+    Args:
+        offset: Characters of the log that were shown before, without results.
+        results: How many results were shown, which come another way; None to leave all out.
+        most: Characters after which no more is wanted; None to read to the end.
+
+    Attributes:
+        length: Characters that were read and are whole lines.
+        read: Characters that were read.
+        newest: The lines.
+        last: The last lines of all.
+    """
+
+    def __init__(self, *, offset: int = 0, results: int | None, most: int | None = None) -> None:
+        self.length = 0
+        self.read = 0
+        self.newest = NewestLines()
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self._offset = offset
+        self._results = results
+        self._most = most
+        self._seen = 0
+        self._rest: list[str] = []
+        self._rest_length = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether no more is wanted."""
+        return self._most is not None and self.read >= self._most
+
+    def take(self, text: str) -> None:
+        """Take what follows in the log; a line that has not ended may still be written to."""
+        self.read += len(text)
+        whole, newline, rest = text.rpartition("\n")
+        if newline:
+            self._split("".join([*self._rest, whole, newline]))
+            self._rest, self._rest_length = [], 0
+        self._rest.append(rest)
+        self._rest_length += len(rest)
+        if self._rest_length > LONGEST_REST:
+            self.end()
+
+    def end(self) -> None:
+        """Take the last line for whole, although no line end follows."""
+        self._split("".join(self._rest))
+        self._rest, self._rest_length = [], 0
+
+    def _split(self, text: str) -> None:
+        position, offset, add = self.length, self._offset, self.newest.add
+        lines = text.splitlines(keepends=True)
+        for line in lines:
+            if line.startswith(PROGRESS_PREFIX) and self._is_result(line.rstrip("\r\n")):
+                pass
+            elif position >= offset:
+                add(line.rstrip("\r\n"))
+            position += len(line)
+        self.length = position
+        self.last.extend(line[:LONGEST_LINE].rstrip() for line in lines[-LAST_LINES:])
+
+    def _is_result(self, line: str) -> bool:
+        """Count a result, and keep it if it was not shown."""
+        if RunnerProgress.from_line(line) is None:
+            return False
+        self._seen += 1
+        if self._results is not None and self._seen > self._results:
+            self.newest.add_result(line)
+        return True

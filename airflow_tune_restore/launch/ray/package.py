@@ -1,0 +1,292 @@
+"""Code on its way to a cluster: directories zipped and named by content, as Ray's own client does.
+
+The runner goes along as one of them, so that the cluster needs nothing but Ray and the user's code.
+See ray/_private/runtime_env/packaging.py (2.60): `gcs://_ray_pkg_<hash>.zip`; a module goes with its
+directory's name, a working directory without. As there, `.gitignore` counts unless
+`RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`, and `.git` and virtual environments stay behind
+(`RAY_RUNTIME_ENV_DEFAULT_EXCLUDES`, ray_constants.py); here also out of modules, for what a cluster holds
+may be read by whoever may use it. For the same reason so does what holds credentials, and what a link out
+of the directory leads to. A warning names them; `excludes=["!name"]` takes one along, whatever names it:
+Ray asks each list by itself and leaves out what any of them names (`_dir_travel`), so that its `!` means
+something within one list only; here what `excludes` says with `!` counts last, as in a `.gitignore` that
+went on with it. As in git, nothing comes back out of a directory that stays behind itself.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import airflow_tune_restore
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.protocol.names import is_text
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.storage.location import Location, at_home
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+    from airflow_tune_restore.launch.ray.jobs_api import RayJobs
+
+_Rule: TypeAlias = Callable[[Path, bool], bool]
+"""Whether a path, a directory or not, is ignored."""
+
+MAX_PACKAGE_BYTES = 500 * 1024**2
+"""What a cluster takes at most (GCS_STORAGE_MAX_SIZE, 2.60)."""
+
+RUNNER_ROOMS = ("protocol", "runner", "storage")
+"""The rooms a runner imports; exceptions.py beside them."""
+
+CACHES = "__pycache__"
+"""Left behind without a word."""
+
+RAY_EXCLUDES = f".git,.venv,venv,{CACHES}"
+"""What Ray leaves behind unless RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES names other things (2.60)."""
+
+CREDENTIALS = (".env", ".env.*", ".netrc", ".git-credentials", ".pypirc", ".aws", ".ssh")
+"""Names under which tools look for credentials, and for little else.
+
+Not `*.pem`: those may be certificates that a job needs. Private keys are told by their first line.
+"""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""No file times: the same content is the same package."""
+
+_SHOWN = 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A zip file, named by its content; or a wheel, whose name pip reads.
+
+    Args:
+        body: Its content.
+        wheel: The file name of a wheel.
+        left_out: What of its directory is not in it, although nobody excluded it: reason -> paths.
+    """
+
+    body: bytes = field(repr=False)
+    wheel: str = ""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Return its name in the cluster's store."""
+        return self.wheel or f"_ray_pkg_{hashlib.sha256(self.body).hexdigest()[:32]}.zip"
+
+    @property
+    def uri(self) -> str:
+        """Return what a runtime_env says of it."""
+        return f"gcs://{self.name}"
+
+
+def runner_package() -> Package:
+    """Zip what a runner needs of this package."""
+    home = Path(airflow_tune_restore.__path__[0])
+    files = [home / "__init__.py", home / "exceptions.py"]
+    for room in RUNNER_ROOMS:
+        files += sorted((home / room).rglob("*.py"))
+    return _zip((f"{home.name}/{path.relative_to(home).as_posix()}", path) for path in files)
+
+
+def directory_package(directory: Path, excludes: Sequence[str] = (), *, is_module: bool) -> Package:
+    """Zip a directory, without what `excludes`, .gitignore and .rayignore name, and what stays behind.
+
+    Raises:
+        InvalidInputError: If something in it cannot be read, or a pattern is none.
+    """
+    prefix = f"{directory.name}/" if is_module else ""
+    tree = _Tree(directory, excludes)
+    try:
+        package = _zip(
+            (prefix + path.relative_to(directory).as_posix(), path) for path in tree.files()
+        )
+    except OSError as error:
+        raise InvalidInputError(
+            f"{error.filename} cannot be packed for the cluster: {error.strerror}. Name it in `excludes` "
+            "of the runtime_env, or in a .rayignore."
+        ) from error
+    return replace(package, left_out=tree.left_out)
+
+
+def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """Upload the local parts of a runtime_env, and the runner, and return it with their URIs.
+
+    Raises:
+        InvalidInputError: If a path does not exist, or is no directory, wheel or zip file.
+        RayClusterError: If the cluster does not take them.
+    """
+    given = {name: value for name, value in runtime_env.items() if value is not None}
+    excludes = given.pop("excludes", ())
+    if isinstance(excludes, str):
+        raise InvalidInputError(
+            f"excludes={excludes!r} in the runtime_env is not a list of patterns."
+        )
+
+    def uri(path: str, *, is_module: bool) -> str:
+        if Location.parse(path).scheme:
+            return path
+        package = _package(at_home(path), excludes, is_module=is_module)
+        _warn(path, package.left_out)
+        return _upload(jobs, package)
+
+    if "working_dir" in given:
+        given["working_dir"] = uri(str(given["working_dir"]), is_module=False)
+    modules = [uri(str(path), is_module=True) for path in given.get("py_modules", ())]
+    given["py_modules"] = [*modules, _upload(jobs, runner_package())]
+    return given
+
+
+def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Name once what of a directory did not go along, and say how it would."""
+    if not left_out:
+        return
+    groups = []
+    for why, names in left_out.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        groups.append(f"{', '.join(printable(name) for name in names[:_SHOWN])}{more} ({why})")
+    logger.warning(
+        "Not sent to the cluster from %s: %s. To send one of them, put its path with a leading ! into "
+        'the runtime_env: "excludes": ["!.env"]; without the !, it stays behind without this warning.',
+        *(printable(directory), "; ".join(groups)),
+    )
+
+
+def _upload(jobs: "RayJobs", package: Package) -> str:
+    if len(package.body) > MAX_PACKAGE_BYTES:
+        raise InvalidInputError(
+            f"A package of {len(package.body) / 1024**2:.0f} MiB is more than a Ray cluster takes "
+            f"({MAX_PACKAGE_BYTES // 1024**2} MiB). Leave data out of it: `excludes` in the runtime_env, "
+            "or a .rayignore."
+        )
+    if not jobs.has_package(package.name):
+        jobs.upload_package(package.name, package.body)
+    return package.uri
+
+
+def _package(path: Path, excludes: Sequence[str], *, is_module: bool) -> Package:
+    if path.is_dir():
+        return directory_package(path.resolve(), excludes, is_module=is_module)
+    if path.is_file() and path.suffix in (".zip", ".whl"):
+        return Package(path.read_bytes(), path.name if path.suffix == ".whl" else "")
+    raise InvalidInputError(
+        f"{path} in the runtime_env is neither a directory, a .whl or a .zip on this worker, nor a URI."
+    )
+
+
+class _Tree:
+    """A directory to be packed, and what of it is left out."""
+
+    def __init__(self, top: Path, excludes: Sequence[str]) -> None:
+        self._top = top
+        self._real = os.path.realpath(top)
+        of_ray = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES).split(
+            ","
+        )
+        unasked = {name.strip(): "as Ray leaves it out" for name in of_ray if name.strip()}
+        unasked |= dict.fromkeys(CREDENTIALS, "may hold credentials")
+        self._whys = list(unasked.values())
+        self._spec = _spec([*unasked, *excludes], "excludes in the runtime_env")
+        self.left_out: dict[str, list[str]] = {}
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files that are packed, in the order of their names."""
+        return self._walk(self._top, [], [])
+
+    def _walk(self, directory: Path, rules: list[_Rule], above: list[str]) -> Iterator[Path]:
+        rules = [*rules, *_ignore_files(directory)]
+        above = [*above, os.path.realpath(directory)]
+        for path in sorted(directory.iterdir()):
+            # of pathlib, is_dir and is_file raise for links with absurd targets (Python 3.11)
+            is_directory = os.path.isdir(path)  # noqa: PTH112
+            if not is_directory and not os.path.isfile(path):  # noqa: PTH113
+                continue  # a link to nothing or to itself, a pipe, a socket, a device
+            if self._stays(path, rules, above, is_directory=is_directory):
+                continue
+            if is_directory:
+                yield from self._walk(path, rules, above)
+            else:
+                yield path
+
+    def _stays(
+        self, path: Path, rules: Sequence[_Rule], above: Sequence[str], *, is_directory: bool
+    ) -> bool:
+        """Whether something is left out: excluded, or not asked for and of a kind that stays behind."""
+        name = path.relative_to(self._top).as_posix()
+        verdict = self._spec.check_file(name + "/" * is_directory)
+        is_asked_for = verdict.include is False
+        if not is_asked_for and any(rule(path, is_directory) for rule in rules):
+            return True
+        named = verdict.index if verdict.include else None
+        if named is not None and named >= len(self._whys):
+            return True
+        real = os.path.realpath(path)
+        if is_directory and real in above:
+            why = "a link back"  # for ever, whatever is asked for
+        elif not is_text(path.name):
+            why = "no zip file can hold its name"
+        elif is_asked_for:
+            return False
+        elif named is not None:
+            why = "" if path.name == CACHES else self._whys[named]
+        elif path.is_symlink() and not Path(real).is_relative_to(self._real):
+            why = "a link out of it"
+        else:
+            why = _kind_that_stays(path, is_directory=is_directory)
+            if not why:
+                return False
+        if why:
+            self.left_out.setdefault(why, []).append(name)
+        return True
+
+
+def _kind_that_stays(path: Path, *, is_directory: bool) -> str:
+    """Say of what kind something is that nobody wants on a cluster; "" if it may go there."""
+    if is_directory:
+        return "a virtual environment" if (path / "pyvenv.cfg").is_file() else ""
+    with path.open("rb") as file:
+        first = file.read(64)
+    return "a private key" if first.startswith(b"-----BEGIN ") and b"PRIVATE KEY" in first else ""
+
+
+def _ignore_files(directory: Path) -> Iterator[_Rule]:
+    names = [".gitignore", ".rayignore"]
+    if os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1":
+        names.remove(".gitignore")
+    for file in (directory / name for name in names):
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            yield _rule(directory, _spec(lines, file.as_posix()))
+
+
+def _rule(directory: Path, spec: "GitIgnoreSpec") -> _Rule:
+    return lambda path, is_directory: spec.match_file(
+        path.relative_to(directory).as_posix() + "/" * is_directory
+    )
+
+
+def _spec(lines: Sequence[str], where: str) -> "GitIgnoreSpec":
+    from pathspec import GitIgnoreSpec  # needed only where there is something to pack
+
+    try:
+        return GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise InvalidInputError(f"{where}: {str(error).rstrip('.')}.") from error
+
+
+def _zip(files: Any) -> Package:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in files:
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = (path.stat().st_mode & 0o777) << 16
+            archive.writestr(entry, path.read_bytes())
+    return Package(buffer.getvalue())

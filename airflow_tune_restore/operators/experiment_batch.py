@@ -1,0 +1,75 @@
+"""What became of the experiments a task was given, when not all of them can be restored."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NoReturn, TypeVar
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from airflow_tune_restore.exceptions import TuneRestoreError, UnexpectedError
+from airflow_tune_restore.experiments.unexpected import report_unexpected
+from airflow_tune_restore.hooks.airflow_errors import PERMANENT
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+
+_CONCURRENCY = 8
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedExperiments:
+    """What became of the experiments that are not restored, by address.
+
+    Args:
+        left_alone: Why there is nothing to do: finished, or running.
+        refused: Why they cannot be restored now.
+    """
+
+    left_alone: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, TuneRestoreError] = field(default_factory=dict)
+
+    @property
+    def unexpected(self) -> list[str]:
+        """What nobody foresaw, one line for each experiment: the run must not look well in the end."""
+        return [
+            printable(str(error), NOTE_LENGTH)
+            for error in self.refused.values()
+            if isinstance(error, UnexpectedError)
+        ]
+
+    def stop_without_work(self) -> NoReturn:
+        """Skip the task if there was nothing to do, fail it if what there was could not be done."""
+        mistakes = [error for error in self.refused.values() if isinstance(error, PERMANENT)]
+        words = "; ".join(
+            [
+                f"{text}: {printable(str(error), NOTE_LENGTH)}"
+                for text, error in self.refused.items()
+            ]
+            + [
+                f"{text}: {printable(reason, NOTE_LENGTH)}"
+                for text, reason in self.left_alone.items()
+            ]
+        )
+        if mistakes:
+            raise AirflowFailException(f"Nothing could be restored. {words}")
+        if self.unexpected or (self.refused and not self.left_alone):
+            raise AirflowException(f"Nothing could be restored. {words}")
+        raise AirflowSkipException(f"Nothing to restore. {words or 'No experiment was given.'}")
+
+
+def map_experiments(
+    work: Callable[[str], _Result], texts: Iterable[str], verdicts: SkippedExperiments
+) -> list[tuple[str, _Result]]:
+    """Work on all experiments at the same time; one that fails is noted and stops no other."""
+
+    def attempt(text: str) -> tuple[str, _Result] | None:
+        try:
+            return text, work(text)
+        except TuneRestoreError as error:
+            verdicts.refused[text] = error
+        except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
+            verdicts.refused[text] = report_unexpected(text, error)
+        return None
+
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        return [done for done in pool.map(attempt, texts) if done is not None]

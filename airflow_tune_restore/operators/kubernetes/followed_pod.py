@@ -1,0 +1,312 @@
+"""A `KubernetesPodOperator` that follows one pod to its end, whatever an API server answers."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import PodLaunchFailedException
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchTimeoutException,
+    detect_pod_terminate_early_issues,
+)
+from airflow.sdk import Context
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+)
+
+from airflow_tune_restore.hooks.named_pods import NamedPods
+from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
+from airflow_tune_restore.launch.kubernetes.api import (
+    describe_error,
+    is_gone,
+    is_mistake,
+    is_no_answer,
+    is_outage,
+    is_refusal,
+    provider_errors,
+)
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, PodWatch
+from airflow_tune_restore.launch.kubernetes.pod_start import has_started
+from airflow_tune_restore.operators.kubernetes.pod_template import read_template
+
+
+class FollowedPodOperator(KubernetesPodOperator):
+    """Follows a pod that is known by its name; the provider looks for labels, which tries share.
+
+    `follow` and `resume` return once the pod has ended, and leave in `end` how; what the provider makes
+    of a pod that failed does not count.
+
+    Attributes:
+        end: How the pod ended; None while nobody has seen that.
+        pod_purpose: What the pod is for, in the words that begin a message about it.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.end: PodExit | None = None
+        self.pod_purpose = "A task"
+        self._watch = PodWatch(self.base_container_name)
+        self._pod_name: str | None = None
+        self._is_there = False
+        self._has_waited = False
+        self._why_given_up: str | None = None
+
+    @cached_property
+    def hook(self) -> PatientKubernetesHook:
+        """The connection to the cluster."""
+        return PatientKubernetesHook(
+            conn_id=self.kubernetes_conn_id,
+            in_cluster=self.in_cluster,
+            config_file=self.config_file,
+            cluster_context=self.cluster_context,
+        )
+
+    @cached_property
+    def pod_manager(self) -> PatientPodManager:
+        """Creates, reads and follows pods."""
+        _ = self.client  # the provider's callbacks want to know of it
+        return PatientPodManager(
+            self.hook, self._watch, self.base_container_name, callbacks=self.callbacks
+        )
+
+    @cached_property
+    def pods(self) -> NamedPods:
+        """The pods of the namespace."""
+        return NamedPods(
+            hook=self.hook,
+            manager=self.pod_manager,
+            namespace=self.pod_namespace,
+            watch=self._watch,
+        )
+
+    @cached_property
+    def pod_namespace(self) -> str:
+        """The namespace of the pods, found as the provider finds it."""
+        template = read_template(self)
+        given = template.metadata.namespace if template is not None and template.metadata else None
+        found = self.namespace or given or self.hook.get_namespace() or self._incluster_namespace
+        return str(found or "default")
+
+    def follow(self, context: Context, name: str, *, is_there: bool) -> None:
+        """Create the pod of this name, or attach to the one that is there, and follow it; or defer.
+
+        Raises:
+            AirflowException: If it was not created, or did not start, or cannot be followed any more; all
+                but the last leaves nothing behind.
+            AirflowFailException: If the API server takes it for wrong.
+        """
+        self._forget(name)
+        self._is_there = is_there
+        try:
+            super().execute(context)
+        except (AirflowSkipException, AirflowFailException):
+            raise
+        except provider_errors() as error:
+            self._refuse(error, name, was_there=self.pod is not None)
+
+    def resume(self, context: Context, event: dict[str, Any], name: str) -> None:
+        """Go on after a deferral."""
+        self._forget(name)
+        if event.get("end"):
+            self._watch.remember(name, PodExit.from_event(event["end"]))
+        if _is_overdue(event):
+            self._end_for_time(name)
+            raise AirflowException(f"{self._describe(name)} was given up: {event.get('message')}")
+        if event.get("outage"):
+            raise self._not_followed(name, str(event["outage"]))
+        try:
+            if event["status"] == "timeout" and not self.pods.is_pending(name):
+                # it has started since: the provider defers again
+                event = {**event, "status": "error"}
+            self._has_waited = event["status"] == "timeout"
+            super().trigger_reentry(context, event)
+        except (AirflowSkipException, AirflowFailException):
+            raise
+        except provider_errors() as error:
+            self._refuse(error, name, was_there=True)
+
+    def create(self, pod: Any) -> None:
+        """Create a pod that this task does not follow; the errors are those of `follow`."""
+        try:
+            self.pod_manager.create_pod(pod)
+        except provider_errors() as error:
+            raise self._not_created(error, pod.metadata.name) from error
+
+    def _forget(self, name: str) -> None:
+        """Forget the pod that was followed before."""
+        self._pod_name, self.end = name, None
+        self._has_waited, self._why_given_up = False, None
+        self.pod = self.pod_request_obj = self.remote_pod = None  # the provider's own
+
+    # what the provider calls
+
+    def find_pod(
+        self, namespace: str, context: Context, *, exclude_checked: bool = True
+    ) -> Any | None:
+        """Return the pod by its name."""
+        del context, exclude_checked
+        name = self._pod_name
+        if name is None:
+            return None
+        try:
+            return self.hook.get_pod(name, namespace)
+        except Exception as error:
+            if is_gone(error, name):
+                return None
+            raise
+
+    def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
+        """Attach to the pod, or create it."""
+        del context
+        if self._is_there:
+            return self.pod_manager.read_pod(pod_request_obj)
+        return self.pod_manager.create_pod(pod_request_obj)
+
+    def on_kill(self) -> None:
+        """Delete the pod that this task follows; it saves a snapshot first."""
+        self._killed = True
+        if self._pod_name is not None:
+            self._end_for_time(self._pod_name)
+
+    def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
+        """Look how the pod ended, before the provider deletes it; one that goes on is left alone.
+
+        Whatever was raised: a pod that has not ended is deleted only if it does not start, or if the time
+        that the user gave the task is over.
+        """
+        name, raised = pod.metadata.name, sys.exception()
+        if remote_pod is None or self._killed:
+            return  # it was never there, or is deleted already
+        if isinstance(raised, AirflowTaskTimeout):
+            self._end_for_time(name)
+            return
+        if is_outage(raised, name):
+            self.log.warning("Pod %s goes on unseen; a retry attaches to it.", name)
+            return
+        self.end = self.pods.look(name)
+        remote_pod = self.find_pod(pod.metadata.namespace, kwargs["context"])
+        if remote_pod is None:
+            return  # nothing is left to clean
+        if self.end is not None:
+            super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
+            return
+        if self._is_given_up(raised, remote_pod):
+            # also if pods are kept: it would be attached to, and has no log
+            self._why_given_up = self.pods.delete_unstarted(name)
+        if self._why_given_up is None:
+            self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
+
+    def _clean(self, event: dict[str, Any], result: Any, context: Context) -> None:
+        """Wait for the pod's end and clean up, unless the time of the task is over."""
+        if isinstance(sys.exception(), AirflowTaskTimeout) and self._pod_name is not None:
+            self._end_for_time(self._pod_name)
+            return
+        super()._clean(event=event, result=result, context=context)
+
+    def _is_given_up(self, raised: BaseException | None, pod: Any) -> bool:
+        """Whether a pod that has not started is waited for no longer."""
+        return (
+            self._has_waited
+            or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)
+            or detect_pod_terminate_early_issues(pod) is not None
+        )
+
+    def _end_for_time(self, name: str) -> None:
+        """Delete a pod that goes on, unless the user keeps those of tasks that are killed."""
+        if self.on_kill_action.value == "keep_pod":
+            self.log.info("Pod %s goes on: on_kill_action is keep_pod.", name)
+            return
+        self.pods.delete(name)
+
+    def _write_logs(  # type: ignore[override]  # the provider's is wrapped by tenacity
+        self,
+        pod: Any,
+        follow: bool = False,  # noqa: FBT001, FBT002  as the provider declares it
+        since_time: Any = None,
+    ) -> None:
+        """Show what the triggerer has not: results in words, as it does."""
+        follow = follow and has_started(pod.to_dict(serialize=True), self.base_container_name)
+        where = (pod.metadata.namespace, pod.metadata.name, self.base_container_name)
+        if since_time is not None:
+            self.pod_manager.container_log_times[where] = since_time
+        self.pod_manager.fetch_requested_container_logs(
+            pod=pod,
+            containers=self.container_logs,
+            follow_logs=follow,
+            container_name_log_prefix_enabled=self.container_name_log_prefix_enabled,
+            log_formatter=self.log_formatter,
+        )
+
+    def _refuse(self, error: Exception, name: str, *, was_there: bool) -> None:
+        """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
+        if self.end is not None:
+            return
+        what, why = self._describe(name), _cause(error)
+        if self._why_given_up is None:
+            if is_gone(error, name) or (not is_no_answer(error) and self.pods.read(name) is None):
+                self.end = self.pods.look(name)
+                return
+            if not was_there:
+                raise self._not_created(error, name) from error
+            raise self._not_followed(name, why) from error
+        if self._why_given_up:
+            raise AirflowException(
+                f"{what} did not start: {self._why_given_up.rstrip('.')}. It was deleted; a retry "
+                "makes another one."
+            ) from error
+        raise AirflowException(f"{what} was given up: {why}") from error
+
+    def _not_created(self, error: Exception, name: str) -> AirflowException:
+        what, why = self._describe(name), _cause(error)
+        failed = f"{what} could not be created: {why.rstrip('.')}."
+        if is_mistake(error):
+            return AirflowFailException(f"{failed} Correct the arguments or the pod template.")
+        if is_refusal(error, name):
+            return AirflowException(f"{failed} Nothing ran; a retry tries again.")
+        return AirflowException(
+            f"{failed} If it was created all the same, a retry attaches to it; else one tries again."
+        )
+
+    def _not_followed(self, name: str, why: str) -> AirflowException:
+        return AirflowException(
+            f"{self._describe(name)} cannot be followed: {why.rstrip('.')}. It goes on; a retry "
+            "attaches to it."
+        )
+
+    def _describe(self, name: str) -> str:
+        return f"{self.pod_purpose}: pod {name} in namespace {self.pod_namespace}"
+
+
+@contextmanager
+def plain_answers() -> Iterator[None]:
+    """Raise what an API server answered, or did not, as an `AirflowException` of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not is_no_answer(error):
+            raise
+        raise AirflowException(
+            f"The Kubernetes API does not answer as it should: {describe_error(error).rstrip('.')}. "
+            "Pods go on; a retry attaches to them."
+        ) from error
+
+
+def _is_overdue(event: dict[str, Any]) -> bool:
+    """Whether the triggerer has stopped because the task's `execution_timeout` is over."""
+    deadline = event.get("_execution_deadline")
+    is_over = deadline is not None and datetime.now(UTC).timestamp() >= deadline
+    return is_over and event["status"] == "timeout"
+
+
+def _cause(error: BaseException) -> str:
+    """Return what an error began with: the provider raises another one while it cleans up."""
+    while isinstance(error.__context__, Exception):
+        error = error.__context__
+    return describe_error(error).rstrip(". ")

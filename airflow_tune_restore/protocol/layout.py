@@ -1,0 +1,269 @@
+"""Every name in an experiment directory: Ray's, and ours beside them. Built and parsed only here.
+
+Also how much is read of each at most: whoever may write to a bucket can put anything under any name.
+
+Ours live under `.tune_restore/`, which Ray ignores. Foreign names (trial ids) become one path
+segment by an injective encoding: no two of them share a key and none leads outside.
+"""
+
+import re
+from datetime import datetime
+from urllib.parse import quote, unquote
+
+from airflow_tune_restore.storage.base import OWN_DIRECTORY
+
+STATE_PREFIX = "experiment_state-"
+STATE_SUFFIX = ".json"
+TUNER_FILE = "tuner.pkl"
+RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.csv"
+CHECKPOINT_PREFIX = "checkpoint_"
+VARIANT_STATE_PREFIX = "basic-variant-state-"
+SEARCH_STATE_PREFIX = "search_gen_state-"
+
+MAX_RECORD_BYTES = 1024 * 1024
+MAX_STATE_BYTES = 512 * 1024 * 1024
+"""Four times an experiment of 10,000 trials; larger files are refused unread."""
+
+MAX_PLAN_BYTES = 128 * 1024 * 1024
+MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
+MAX_RESULT_BYTES = 256 * 1024 * 1024
+"""How much is read of one of our small records, a plan, a snapshot, and Ray's rows of one trial."""
+
+_MOST_DIGITS = 15
+"""Of a lease or an attempt. Nobody gets there by counting; who names more is not one of us."""
+
+ROOT = OWN_DIRECTORY
+LEASE = f"{ROOT}/lease"
+LEDGER = f"{ROOT}/ledger.json"
+INDEX = f"{ROOT}/index-v2.jsonl"
+"""Below a prefix, not below an experiment: what scans remember."""
+
+WHOLE_EXPERIMENT = "*"
+"""Stands where a trial id stands, for the one run of a whole experiment; no trial may be called so."""
+
+KEPT = "kept"
+"""Stands for the driver session in the names of what a runner saves."""
+
+_SAVED = re.compile(
+    r"^(?P<kind>.+)-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(?:_r\d{6})?)\.(?:json|pkl)$"
+)
+_COMMITTED = re.compile(r"^(?P<stem>.*?)(?:_r(?P<number>\d{6}))?$", re.DOTALL)
+_SESSION = re.compile(r"^experiment_state-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_r\d{6})?\.json$")
+
+
+def segment(name: str) -> str:
+    """Encode any text as one path segment, injectively."""
+    encoded = quote(name, safe="", errors="surrogatepass")
+    if not encoded:
+        return "%"  # which quote() gives for no name
+    # `.` and `..` are directions, and quote() leaves dots alone
+    return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
+
+
+def unsegment(text: str) -> str:
+    """Return the text that `segment` has encoded."""
+    return unquote(text)
+
+
+def is_state_file(name: str) -> bool:
+    """Tell Ray's experiment state files (`experiment_state-*.json`, ours included) from others."""
+    return name.startswith(STATE_PREFIX) and name.endswith(STATE_SUFFIX)
+
+
+def is_committed_state(name: str) -> bool:
+    """Tell the state files that our commits made from a driver's own."""
+    match = _COMMITTED.match(name.removesuffix(STATE_SUFFIX))
+    return is_state_file(name) and match is not None and match["number"] is not None
+
+
+def is_committed(name: str) -> bool:
+    """Tell what our commits put into the root from what drivers do."""
+    return is_committed_state(name) or (is_state_beside(name) and "_r" in (session_of(name) or ""))
+
+
+def state_session(name: str) -> datetime | None:
+    """Return the start of the driver session in a state file's name: its local time, without a zone."""
+    match = _SESSION.match(name)
+    try:
+        return datetime.strptime(match[1], "%Y-%m-%d_%H-%M-%S") if match else None  # noqa: DTZ007
+    except ValueError:
+        return None
+
+
+def session_of(name: str) -> str | None:
+    """Return the driver session in the name of anything Ray saves once a session; None if it has none."""
+    match = _SAVED.match(name)
+    return match["session"] if match else None
+
+
+def in_session(name: str, session: str) -> str:
+    """Return the name under which Ray looks for what a runner saved as `<kind>-kept.<suffix>`."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem.removesuffix(KEPT)}{session}.{suffix}"
+
+
+def callbacks_name(session: str) -> str:
+    """Return the name of the saved states of callbacks."""
+    return f"callback-states-{session}.pkl"
+
+
+def is_searcher_state(name: str) -> bool:
+    """Tell the saved states of searchers: what is saved once a session and is not something else."""
+    match = _SAVED.match(name)
+    return match is not None and match["kind"] not in ("experiment_state", "callback-states")
+
+
+def is_state_beside(name: str) -> bool:
+    """Tell what is saved beside an experiment state: the states of the searcher and of callbacks."""
+    return is_searcher_state(name) or (
+        name.startswith(callbacks_name("").removesuffix(".pkl")) and session_of(name) is not None
+    )
+
+
+def committed_state_name(existing: list[str], now: datetime) -> str:
+    """Return a state file name that sorts after all existing ones; `now` names the very first.
+
+    Ray takes `max(filenames)` (ray.tune.execution.experiment_state, 2.60). `_` sorts after `.`,
+    so `…_r000001.json` follows `….json`, and a later driver session still sorts after both.
+    """
+    newest = max(existing, default=f"{STATE_PREFIX}{now:%Y-%m-%d_%H-%M-%S}{STATE_SUFFIX}")
+    match = _COMMITTED.match(newest.removesuffix(STATE_SUFFIX))
+    assert match is not None  # noqa: S101  the pattern matches every text
+    number = int(match["number"] or 0) + 1
+    return f"{match['stem']}_r{number:06d}{STATE_SUFFIX}"
+
+
+def parse_number(text: str, digits: int) -> int | None:
+    """Read a number as we write it into names; None for anything else, however much like one."""
+    if not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS:
+        return None
+    return int(text) if text == f"{int(text):0{digits}d}" else None
+
+
+def attempt_number(name: str) -> int | None:
+    """Read the number in the name of an attempt's directory; None if it is none."""
+    return parse_number(name, 6)
+
+
+def lease_epoch(name: str, kind: str) -> int | None:
+    """Read the epoch in the name of a claim, heartbeat or release of a lease; None if it is none."""
+    text, _, rest = name.partition(".")
+    return parse_number(text, 8) if rest == f"{kind}.json" else None
+
+
+def lease_claim_key(epoch: int) -> str:
+    """Return the key whose exclusive creation takes the lease at this epoch."""
+    return f"{LEASE}/{epoch:08d}.claim.json"
+
+
+def lease_heartbeat_key(epoch: int) -> str:
+    """Return the key that the holder of this epoch overwrites while it lives."""
+    return f"{LEASE}/{epoch:08d}.heartbeat.json"
+
+
+def lease_release_key(epoch: int) -> str:
+    """Return the key that the holder of this epoch writes when it is done."""
+    return f"{LEASE}/{epoch:08d}.release.json"
+
+
+def restore_dir(restore_id: str) -> str:
+    """Return the directory of one restore."""
+    return f"{ROOT}/{segment(restore_id)}"
+
+
+def plan_key(restore_id: str) -> str:
+    """Return the key of the plan, immutable once written."""
+    return f"{restore_dir(restore_id)}/plan.json"
+
+
+def commit_key(restore_id: str) -> str:
+    """Return the key of the record that says which state file the commit makes."""
+    return f"{restore_dir(restore_id)}/commit.json"
+
+
+def trial_dir(restore_id: str, trial_id: str) -> str:
+    """Return our directory for one trial of a restore (not Ray's trial directory)."""
+    if trial_id == WHOLE_EXPERIMENT:
+        return f"{restore_dir(restore_id)}/whole"
+    return f"{restore_dir(restore_id)}/trials/{segment(trial_id)}"
+
+
+def seed_key(restore_id: str, trial_id: str) -> str:
+    """Return the key of the seed: an experiment state that holds this trial's row only."""
+    return f"{trial_dir(restore_id, trial_id)}/seed.json"
+
+
+def results_backup_key(restore_id: str, trial_id: str) -> str:
+    """Return the key of the copy of result.json as it was before rows were trimmed."""
+    return f"{trial_dir(restore_id, trial_id)}/{RESULT_FILE}.before"
+
+
+def attempts_dir(restore_id: str, trial_id: str) -> str:
+    """Return the directory that holds one sub-directory an attempt."""
+    return f"{trial_dir(restore_id, trial_id)}/attempts"
+
+
+def attempt_dir(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the directory of one attempt (numbered from 1)."""
+    return f"{attempts_dir(restore_id, trial_id)}/{attempt:06d}"
+
+
+def request_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of an attempt's request; creating it claims the attempt's number."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/request.json"
+
+
+def heartbeat_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key that a living runner overwrites every few seconds."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/heartbeat.json"
+
+
+def snapshot_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of an attempt's newest state: this trial's row only, in Ray's format."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/state.json"
+
+
+def progress_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of what a trial of a whole experiment has reported lately."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/progress.json"
+
+
+def stops_dir(restore_id: str, attempt: int) -> str:
+    """Return the directory of requests to stop single trials of a whole experiment."""
+    return f"{attempt_dir(restore_id, WHOLE_EXPERIMENT, attempt)}/stops"
+
+
+def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
+    """Return the key of a request to stop one trial of a whole experiment."""
+    return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
+
+
+def stopped_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key that says that an attempt was told to stop: it is not attached to again."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/stopped.json"
+
+
+def searcher_dir(restore_id: str, attempt: int) -> str:
+    """Return the directory of the searcher's saved states in one run of a whole experiment."""
+    return f"{attempt_dir(restore_id, WHOLE_EXPERIMENT, attempt)}/searcher"
+
+
+def numbered(number: int, name: str = "") -> str:
+    """Return the name of a file of the searcher's state that belongs to the snapshot of this number."""
+    return f"{number:06d}-{name}"
+
+
+def max_snapshot_bytes(trial_id: str) -> int:
+    """Return how much is read of a snapshot: that of all trials is as large as their state."""
+    return MAX_STATE_BYTES if trial_id == WHOLE_EXPERIMENT else MAX_SNAPSHOT_BYTES
+
+
+def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of the record of how an attempt ended."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"
+
+
+def exit_key(restore_id: str, trial_id: str, attempt: int) -> str:
+    """Return the key of what was seen of a runner's end, where it left no outcome."""
+    return f"{attempt_dir(restore_id, trial_id, attempt)}/exit.json"

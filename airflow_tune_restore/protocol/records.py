@@ -1,0 +1,56 @@
+"""Reading our own records back: bounded, and garbage is an error with a name. Standard library only."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from airflow_tune_restore.exceptions import (
+    KeyNotFoundError,
+    LinkRefusedError,
+    RecordUnreadableError,
+    TooLargeError,
+)
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.storage.base import ObjectStore
+
+_Record = TypeVar("_Record")
+
+MAX_HEARTBEAT_BYTES = 65536
+"""Of a heartbeat, which holds a number or two."""
+
+
+def read_record(
+    store: ObjectStore,
+    key: str,
+    parse: Callable[[bytes], _Record],
+    *,
+    max_bytes: int = layout.MAX_RECORD_BYTES,
+) -> _Record:
+    """Read one of our records.
+
+    Raises:
+        KeyNotFoundError: If it does not exist.
+        RecordUnreadableError: If it is none of ours, or damaged.
+    """
+    try:
+        return parse(store.get(key, max_bytes=max_bytes))
+    except TooLargeError as error:
+        raise RecordUnreadableError(store.uri, key, str(error).rstrip(".")) from error
+    except LinkRefusedError as error:
+        raise RecordUnreadableError(store.uri, key, f"{error.path} is a link") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = printable(str(error), 200) or type(error).__name__
+        raise RecordUnreadableError(store.uri, key, reason) from error
+
+
+def read_heartbeat(store: ObjectStore, key: str) -> bytes | None:
+    """Read what a living process overwrites; None if it does not exist.
+
+    Only whether it changes counts. What none of ours would write never does.
+    """
+    try:
+        return store.get(key, max_bytes=MAX_HEARTBEAT_BYTES)
+    except KeyNotFoundError:
+        return None
+    except (TooLargeError, LinkRefusedError):
+        return b""

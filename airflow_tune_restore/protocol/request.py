@@ -1,0 +1,237 @@
+"""The contract between whoever starts a runner and the runner: JSON both ways, stdlib only.
+
+The runner imports this inside Ray images, where nothing but ray and the user's code is installed.
+Field names are a wire format: only ever add, with a default.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from airflow_tune_restore.protocol.typed import (
+    Asked,
+    Count,
+    Error,
+    LastWords,
+    Line,
+    Metrics,
+    Moment,
+    Name,
+    Record,
+    Resources,
+    Segment,
+    Status,
+    Word,
+    at_most,
+)
+
+PROGRESS_PREFIX = "::tune-restore-progress:: "
+"""A runner's stdout line that starts with this carries one `RunnerProgress`."""
+
+EXIT_FINISHED = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_FENCED = 3
+EXIT_INTERRUPTED = 4
+"""Exit codes are for people reading logs; what counts is the outcome record in storage."""
+
+
+MOST_REPORTS = 1000
+"""In one `ProgressTail`; a runner keeps 200."""
+
+
+class Result(StrEnum):
+    """How an attempt ended."""
+
+    FINISHED = "finished"  # the trial is TERMINATED
+    FAILED = "failed"  # the trial is ERROR: its own exception, retries spent
+    INTERRUPTED = "interrupted"  # told to stop; a snapshot is saved, the trial is unfinished
+    REFUSED = "refused"  # bad input (trainable, param_space): nothing was started or written
+    FENCED = "fenced"  # a newer attempt or restore is at work: nothing more was written
+
+
+class TrialAction(StrEnum):
+    """What becomes of a trial."""
+
+    KEEP = "keep"
+    RESUME = "resume"
+    RESTART = "restart"
+    TERMINATE = "terminate"
+    DRAW = "draw"  # in no plan: what a searcher will draw is not known before
+
+
+RUN_ACTIONS = frozenset({TrialAction.RESUME, TrialAction.RESTART})
+"""The actions that start a runner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerRequest(Record):
+    """One attempt of one trial. Stored at `layout.request_key`; holds no credential.
+
+    Args:
+        experiment: URI of the experiment directory; credentials come from the environment.
+        restore_id: The restore it belongs to; must hold the lease.
+        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the one run of a whole experiment.
+        attempt: Number of the attempt, from 1; a runner that sees a higher one stops.
+        trainable: `package.module:attribute`, or a name registered with Tune.
+        trainable_name: The recorded name that the trainable must have.
+        action: `resume` or `restart`; in a whole experiment the plan says it for each trial.
+        checkpoint: Directory name of the checkpoint to start from; None to start from scratch.
+        iteration: `training_iteration` of that checkpoint.
+        new_trial_id: Id of the new trial, for `restart`.
+        fresh_budget: Give the trial its failure budget back.
+        trim_results: Drop result rows past the checkpoint first (a backup stays).
+        param_space: `package.module:attribute` of a re-specified param_space (dict or a function
+            without arguments that returns one), or None.
+        search_alg: `package.module:attribute` of a searcher, for the run of a whole experiment whose own
+            searcher is lost with `tuner.pkl`; or None.
+        imports: Modules to import first (they may register trainables or environments).
+        address: Ray cluster to connect to; None starts a private one in the runner.
+        resources: What the trial asked for when it was recorded, or lately; with more memory, what
+            this attempt asks a cluster for.
+        sized: Whether the place it runs in was made for `resources`: if the trial asks for more now, it
+            is not run, and the outcome has what it asks for.
+        runtime_env: Ray runtime_env for the connection.
+        reports: Whether results are written to storage, too, for a follower that cannot read stdout.
+        remember_scheduler: Whether the scheduler is told what all trials reported before (Ray forgets).
+        ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds.
+        nonce: Makes the bytes unique, so that an exclusive create is recognised as ours.
+        schema: Version of this record.
+
+    """
+
+    experiment: str
+    restore_id: Name
+    trial_id: Name
+    attempt: Count
+    trainable: str
+    trainable_name: str
+    action: Word
+    checkpoint: Segment | None = None
+    iteration: Count = 0
+    new_trial_id: Name | None = None
+    fresh_budget: bool = False
+    trim_results: bool = False
+    param_space: str | None = None
+    imports: list[str] = field(default_factory=list)
+    address: str | None = None
+    resources: Asked = field(default_factory=dict)
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    reports: bool = False
+    remember_scheduler: bool = False
+    ignore_tuner: bool = False
+    search_alg: str | None = None
+    sized: bool = False
+    nonce: str = ""
+    schema: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerProgress(Record):
+    """One reported result, as a line on the runner's stdout."""
+
+    trial_id: Name
+    iteration: Count
+    metrics: Metrics
+
+    def to_line(self) -> str:
+        """Return the stdout line."""
+        return PROGRESS_PREFIX + self.to_json().decode()
+
+    @classmethod
+    def from_line(cls, line: str) -> Self | None:
+        """Parse a stdout line; None if it is an ordinary one."""
+        if not line.startswith(PROGRESS_PREFIX):
+            return None
+        try:
+            return cls.from_json(line.removeprefix(PROGRESS_PREFIX))
+        except (ValueError, TypeError, RecursionError):
+            return None  # the trainable prints what it likes, and two processes may share a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressTail(Record):
+    """What a trial of a whole experiment reported lately, for a task that follows it from elsewhere.
+
+    Args:
+        first: How many reports came before those that are kept.
+        reports: The kept ones.
+    """
+
+    first: Count
+    reports: Annotated[list[RunnerProgress], at_most(MOST_REPORTS)]
+
+    def after(self, seen: int) -> list[RunnerProgress]:
+        """Return the reports that follow the first `seen` of all."""
+        return self.reports[max(0, seen - self.first) :]
+
+    @property
+    def count(self) -> int:
+        """How many reports there were in all."""
+        return self.first + len(self.reports)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOutcome(Record):
+    """How one attempt ended. Stored at `layout.outcome_key` by the runner alone, once.
+
+    Args:
+        restore_id: The restore.
+        trial_id: Trial id in the plan.
+        attempt: The attempt.
+        result: One of `Result`.
+        status: Ray status of the trial in the snapshot; "" if nothing was run.
+        final_trial_id: Id the row carries (a new one after a restart).
+        iteration: Last `training_iteration`.
+        metrics: Scalar metrics of the last result.
+        error_type: Type name of the exception, "" if none.
+        error: Its message, "" if none.
+        cause: Why it failed, one of `failures.Cause`; "" if it did not.
+        place: Innermost line of the user's code in its traceback; "" if none.
+        resources: What one trial asks for, where the place made for it is too small: nothing was run.
+            Empty in all other outcomes.
+        started_at: ISO 8601 UTC.
+        ended_at: ISO 8601 UTC.
+        ray_version: Version that ran it.
+        schema: Version of this record.
+
+    """
+
+    restore_id: Name
+    trial_id: Name
+    attempt: Count
+    result: str
+    status: Status
+    final_trial_id: Name
+    iteration: Count = 0
+    metrics: Metrics = field(default_factory=dict)
+    error_type: Line = ""
+    error: Error = ""
+    cause: Word = ""
+    place: Line = ""
+    resources: Resources = field(default_factory=dict)
+    started_at: Moment = ""
+    ended_at: Moment = ""
+    ray_version: Word = ""
+    schema: Count = 1
+
+    def __post_init__(self) -> None:
+        Result(self.result)  # ValueError if it is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerExit(Record):
+    """What whoever followed a runner saw of its end. Stored at `layout.exit_key`, if it left no outcome.
+
+    Args:
+        exit_code: Of its process, pod or job, negative for a signal; None if unknown.
+        message: What Ray or Kubernetes says of its end, or the last lines it printed.
+        ended_at: ISO 8601 UTC.
+        schema: Version of this record.
+
+    """
+
+    exit_code: int | None = None
+    message: LastWords = ""
+    ended_at: Moment = ""
+    schema: Count = 1

@@ -1,0 +1,200 @@
+"""Result rows past the checkpoint a trial resumes from.
+
+Ray alone appends to result.json and so repeats those rows. Rows that stood there before this restore
+are left to Ray's way unless `trim_results` asks otherwise. Rows that an earlier attempt of this same
+restore wrote are dropped always: that attempt died, and the trial reports them again. So are those of
+an attempt in the restore before, if it died or was stopped there before the trial had ended.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress
+from typing import Any, NamedTuple
+
+from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.numbers import read_iteration
+from airflow_tune_restore.protocol.records import read_record
+from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.storage.base import ObjectStore
+
+_CHECKPOINT, _ITERATION = "checkpoint_dir_name", "training_iteration"
+
+
+class Start(NamedTuple):
+    """The checkpoint that a trial continues from.
+
+    Args:
+        checkpoint: Name of its directory.
+        iteration: `training_iteration` it was taken at; None if that is not a number.
+    """
+
+    checkpoint: str
+    iteration: float | None
+
+
+def prepare_results(
+    store: ObjectStore, request: RunnerRequest, trial_dir: str, start: Start | None
+) -> None:
+    """Drop the rows of a trial that its resumed run will report again.
+
+    Args:
+        store: Rooted at the experiment directory.
+        request: The attempt about to run.
+        trial_dir: Ray's directory of the trial.
+        start: What it continues from; None if it starts from scratch, for then Ray begins the files anew
+            (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
+    """
+    texts = {name: _get(store, f"{trial_dir}/{name}") for name in _TRIM}
+    is_new = start is None or request.action == "draw"  # drawn in this very restore
+    starts = _rows_at_start(store, request, trial_dir, None if is_new else texts)
+    if start is None:
+        _back_up(store, request, texts[layout.RESULT_FILE])
+        return
+    for name, text in texts.items():
+        first = 0 if request.trim_results else starts[name]
+        trimmed = _TRIM[name](text, first, start)
+        if trimmed == text:
+            continue
+        if name == layout.RESULT_FILE:
+            _back_up(store, request, text)
+        store.put(f"{trial_dir}/{name}", trimmed.encode(errors="surrogateescape"))
+
+
+def _rows_at_start(
+    store: ObjectStore, request: RunnerRequest, trial_dir: str, texts: dict[str, str] | None
+) -> dict[str, int]:
+    """Return how many rows are not ours to drop; the first attempt of the restore writes it down."""
+    key = _start_key(request.restore_id, request.trial_id, trial_dir)
+    if not _get(store, key):
+        died = _rows_before_death(store, request, trial_dir) if texts else ""
+        kept = texts if texts and not request.trim_results else dict.fromkeys(_TRIM, "")
+        rows = {name: _COUNT[name](kept[name]) for name in _TRIM}
+        store.put(key, died.encode() if died else json.dumps(rows).encode())
+    return read_record(store, key, _row_counts)
+
+
+def _row_counts(body: bytes) -> dict[str, int]:
+    known = json.loads(body)
+    if not isinstance(known, dict) or any(type(known.get(name)) is not int for name in _TRIM):
+        raise ValueError("no numbers of rows")
+    return known
+
+
+def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: str) -> str:
+    """Return what the restore before wrote down; "" if the trial ended in it, or never ran in one."""
+    trial_id = request.trial_id
+    for restore_id in lease.earlier_restores(store, request.restore_id):
+        rows = _get(store, _start_key(restore_id, trial_id, trial_dir))
+        if rows:
+            outcome = read_outcome(store, restore_id, trial_id)
+            has_ended = outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
+            return "" if has_ended else rows
+    return ""
+
+
+def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:
+    return f"{layout.trial_dir(restore_id, trial_id)}/start-{layout.segment(trial_dir)}.json"
+
+
+def _trim_json(text: str, first: int, start: Start) -> str:
+    lines = list(io.StringIO(text, newline="\n"))  # as rows are counted: at no other line end
+    rows = [_json_row(line) for line in lines]
+    if rows and rows[-1] is None:
+        lines.pop()  # cut off while it was uploaded: the next row would be appended to it
+    kept = _choose_kept([row or {} for row in rows], start)
+    return "".join([*lines[:first], *compress(lines[first:], kept[first:])])
+
+
+def _json_row(line: str) -> dict[str, Any] | None:
+    """Return what tells whether a row is kept; None if it is not a whole one."""
+    try:
+        row = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    return {name: row[name] for name in (_CHECKPOINT, _ITERATION) if name in row}
+
+
+def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:
+    """Tell which rows came before the checkpoint: all up to the row that reported it.
+
+    A trainable may count its iterations as it likes, so they decide only where no row names the
+    checkpoint. Then a row whose iteration is not a number stays.
+    """
+    named = [n for n, row in enumerate(rows) if row.get(_CHECKPOINT) == start.checkpoint]
+    if named:
+        return [number <= named[-1] for number in range(len(rows))]
+    if start.iteration is None:
+        return [True] * len(rows)
+    iterations = [read_iteration(row.get(_ITERATION)) for row in rows]
+    return [number is None or number <= start.iteration for number in iterations]
+
+
+def _trim_csv(text: str, first: int, start: Start) -> str:
+    """Drop rows and leave the bytes of the others alone; a quoted field may hold line ends."""
+    records = list(_csv_records(text))
+    if not records or _ITERATION not in records[0][1]:
+        return text
+    (header, names), body = records[0], records[1:]
+    if body and not (body[-1][0].endswith("\n") and len(body[-1][1]) == len(names)):
+        body.pop()  # cut off
+    rows = [dict(zip(names, fields, strict=False)) for _, fields in body]
+    kept = _choose_kept([{**row, **_number_of(row)} for row in rows], start)
+    raws = [raw for raw, _ in body]
+    return "".join([header, *raws[:first], *compress(raws[first:], kept[first:])])
+
+
+def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
+    """Return the iteration of a CSV row as a number, where it can be one."""
+    try:
+        return {_ITERATION: float(row[_ITERATION])}
+    except (KeyError, ValueError):
+        return {_ITERATION: None}
+
+
+def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record of a CSV file, as its own text and as its fields."""
+    consumed: list[str] = []
+    csv.field_size_limit(layout.MAX_RESULT_BYTES)  # its own limit is below what people report
+
+    def lines() -> Iterator[str]:
+        for line in io.StringIO(text, newline=""):
+            consumed.append(line)
+            yield line
+
+    for row in csv.reader(lines()):
+        yield "".join(consumed), row
+        consumed.clear()
+
+
+_TRIM: dict[str, Callable[[str, int, Start], str]] = {
+    layout.RESULT_FILE: _trim_json,
+    layout.PROGRESS_FILE: _trim_csv,
+}
+_COUNT: dict[str, Callable[[str], int]] = {
+    layout.RESULT_FILE: lambda text: text.count("\n"),
+    layout.PROGRESS_FILE: lambda text: max(
+        0, sum(raw.endswith("\n") for raw, _ in _csv_records(text)) - 1
+    ),
+}
+
+
+def _back_up(store: ObjectStore, request: RunnerRequest, text: str) -> None:
+    """Keep the rows as they were before this restore, once."""
+    key = layout.results_backup_key(request.restore_id, request.trial_id)
+    if text and not _get(store, key):
+        store.put(key, text.encode(errors="surrogateescape"))
+
+
+def _get(store: ObjectStore, key: str) -> str:
+    """Return an object's text; empty if it does not exist."""
+    try:
+        body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+        return body.decode("utf-8", "surrogateescape")
+    except KeyNotFoundError:
+        return ""

@@ -1,0 +1,260 @@
+"""The searcher of a run: its saved state, what it has missed, and what it refuses to be told."""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.storage.base import ObjectStore
+
+_FINISHED = ("TERMINATED", "ERROR")
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_newest(store: ObjectStore, target: Path) -> None:
+    """Fetch the newest searcher state of the experiment itself, into a directory."""
+    session = newest_session(store)
+    for entry in store.list_dir() if session else []:
+        if _is_saved_in(entry.name, session):
+            (target / entry.name).write_bytes(
+                store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
+            )
+
+
+def fetch_saved(store: ObjectStore, directory: str, number: int, target: Path) -> None:
+    """Fetch what an earlier attempt saved with the snapshot of this number, into a directory."""
+    for entry in store.list_dir(directory):
+        if entry.name.startswith(layout.numbered(number)):
+            name = entry.name.removeprefix(layout.numbered(number))
+            key = f"{directory}/{entry.name}"
+            (target / name).write_bytes(store.get(key, max_bytes=layout.MAX_STATE_BYTES))
+
+
+def newest_session(store: ObjectStore) -> str | None:
+    """Return the driver session of the newest searcher state; Ray takes the largest name, too."""
+    sessions = [
+        layout.session_of(entry.name) or ""
+        for entry in store.list_dir()
+        if not entry.is_dir and layout.is_searcher_state(entry.name)
+    ]
+    return max(sessions, default=None)
+
+
+class Shield:
+    """Stands around a searcher that is told of trials, and keeps what it refuses from ending the run.
+
+    Ray lets whatever it raises break the run off. A limiter that was just taking a trial off its books
+    (`ConcurrencyLimiter.on_trial_complete`, 2.60) would wait for that trial for ever. So this stands
+    innermost, and a trial that is refused is told once more as a failed one. Values that are NaN or
+    infinite are not told: a searcher may take them, and learn nonsense. What `suggest` raises is not
+    caught, for without suggestions there is nothing to go on with.
+
+    Args:
+        searcher: The user's.
+
+    Attributes:
+        left_out: Ids of trials it was not told of, or refused.
+    """
+
+    def __init__(self, searcher: Any) -> None:
+        self._searcher = searcher
+        self.left_out: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._searcher, name)
+
+    def __reduce__(self) -> Any:
+        """Be pickled as the searcher alone: nobody who loads it needs this package."""
+        return copy.copy, (self._searcher,)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell of a result."""
+        self._tell(trial_id, result, lambda: self._searcher.on_trial_result(trial_id, result))
+
+    def on_trial_complete(
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,
+        error: bool = False,  # noqa: FBT001, FBT002  as Ray declares it
+    ) -> None:
+        """Tell of an end; of a refused one as of a failure, so that nobody waits for the trial."""
+
+        def complete(result: dict[str, Any] | None, *, error: bool) -> bool:
+            return self._tell(
+                trial_id,
+                result or {},
+                lambda: self._searcher.on_trial_complete(trial_id, result=result, error=error),
+            )
+
+        if not complete(result, error=error):
+            complete(None, error=True)
+
+    def add_evaluated_point(self, trial_id: str, parameters: dict[str, Any], value: float) -> None:
+        """Give it a point of which it did not know."""
+        self._tell(
+            trial_id,
+            {self._searcher.metric: value},
+            lambda: self._searcher.add_evaluated_point(parameters, value),
+        )
+
+    def _tell(self, trial_id: str, result: Mapping[str, Any], tell: Callable[[], object]) -> bool:
+        """Tell what can be told; return whether it was taken."""
+        metric = self._searcher.metric
+        wild = [
+            f"{name} is {result[name]}"
+            for name in (metric if isinstance(metric, list) else [metric])
+            if _is_wild(result.get(name))
+        ]
+        if wild:
+            self._leave_out(trial_id, ", ".join(wild))
+            return False
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001  one point is not worth the run, whatever is raised
+            self._leave_out(trial_id, f"{type(error).__name__}: {error}".removesuffix(": "))
+            return False
+        return True
+
+    def _leave_out(self, trial_id: str, why: str) -> None:
+        if trial_id not in self.left_out:
+            logger.warning(
+                "%s does not learn from trial %s, and goes on without it: %s",
+                *(type(self._searcher).__name__, trial_id, why),
+            )
+        self.left_out.add(trial_id)
+
+
+def exhausted() -> Any:
+    """Return a searcher that draws nothing."""
+    from ray.tune.search import BasicVariantGenerator
+
+    search_alg = BasicVariantGenerator()
+    search_alg.set_finished()
+    return search_alg
+
+
+def shield(search_alg: Any) -> Any:
+    """Put a `Shield` around the searcher in a search algorithm, and return what the controller is to use.
+
+    Ray's own BasicVariantGenerator refuses nothing.
+    """
+    from ray.tune.search import BasicVariantGenerator
+
+    if isinstance(search_alg, BasicVariantGenerator | None):
+        return search_alg
+    inner = innermost(search_alg)
+    if inner is search_alg:
+        return Shield(search_alg)
+    if not isinstance(inner, Shield):
+        owner = search_alg
+        while owner.searcher is not inner:
+            owner = owner.searcher
+        owner.searcher = Shield(inner)
+    return search_alg
+
+
+def _is_wild(value: Any) -> bool:
+    """Whether a metric is NaN or infinite. Integers of any size are neither."""
+    return isinstance(value, Real) and not isinstance(value, Integral) and not math.isfinite(value)
+
+
+def innermost(search_alg: Any) -> Any:
+    """Return the searcher itself, within generator, limiters and repeaters."""
+    while hasattr(search_alg, "searcher"):
+        search_alg = search_alg.searcher
+    return search_alg
+
+
+def wrappers(searcher: Any) -> list[str]:
+    """Return the class names of what is around a searcher, from outside."""
+    names = []
+    while hasattr(searcher, "searcher"):
+        names.append(type(searcher).__name__)
+        searcher = searcher.searcher
+    return names
+
+
+def catch_up(
+    store: ObjectStore,
+    search_alg: Any,
+    trials: list[Any],
+    part: Callable[[Any], RunnerRequest],
+) -> None:
+    """Tell a restored searcher what became of trials since its state was saved.
+
+    Ray saves it with the experiment state of the same session, whose statuses it therefore knows. Trials
+    that run now report to it themselves; the others were restored one by one, without it.
+    """
+    session = newest_session(store)
+    known = _statuses(store, session) if session else None
+    if known is None:
+        return
+    told = set()
+    here = set()
+    for trial in trials:
+        action = part(trial).action
+        if action == "restart":
+            continue  # not here any more: another id takes its row
+        here.add(trial.trial_id)
+        if action == "resume":
+            continue
+        if _tell(search_alg, trial, known.get(trial.trial_id)):
+            told.add(trial.trial_id)
+    for trial_id, status in known.items():
+        if trial_id not in here and status not in _FINISHED:
+            # restarted under another id: a limiter must not wait for it
+            search_alg.on_trial_complete(trial_id, result=None, error=True)
+    told -= getattr(innermost(search_alg), "left_out", set())
+    if told:
+        logger.info("The searcher was told the results of %d trials it had missed.", len(told))
+
+
+def _tell(search_alg: Any, trial: Any, known_status: str | None) -> bool:
+    """Tell of one trial; return whether there was a result to learn from."""
+    from ray._private.dict import flatten_dict
+
+    is_well = trial.status == "TERMINATED"
+    if known_status is not None and known_status not in _FINISHED:
+        result = flatten_dict(trial.last_result) if is_well else None
+        search_alg.on_trial_complete(trial.trial_id, result=result, error=not is_well)
+        return bool(is_well)
+    if known_status != "TERMINATED" and is_well:
+        return _add_point(search_alg, trial)
+    return False
+
+
+def _add_point(search_alg: Any, trial: Any) -> bool:
+    """Give the searcher a result of a trial that it takes for failed, or never knew: a restarted one."""
+    from ray._private.dict import flatten_dict
+
+    base = innermost(search_alg)
+    metric = getattr(search_alg, "metric", None)
+    value = flatten_dict(trial.last_result).get(metric) if isinstance(metric, str) else None
+    if not isinstance(base, Shield) or not isinstance(value, int | float):
+        return False  # a grid or random search, that learns from nothing
+    base.add_evaluated_point(trial.trial_id, dict(trial.evaluated_params), value)
+    return True
+
+
+def _statuses(store: ObjectStore, session: str) -> Mapping[str, str] | None:
+    """Return the statuses in the experiment state of a session; None if there is no such state."""
+    name = f"{layout.STATE_PREFIX}{session}{layout.STATE_SUFFIX}"
+    try:
+        state = json.loads(store.get(name, max_bytes=layout.MAX_STATE_BYTES))
+        trials = [json.loads(row[0]) for row in state["trial_data"]]
+        return {trial["trial_id"]: trial["status"] for trial in trials}
+    except (KeyNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        logger.warning("The state of session %s is gone: the searcher is told nothing.", session)
+        return None
+
+
+def _is_saved_in(name: str, session: str | None) -> bool:
+    return layout.is_searcher_state(name) and layout.session_of(name) == session

@@ -1,0 +1,402 @@
+"""A trial as a Ray job: attach or start, once; what each end means. The cluster is a fake here."""
+
+import json
+import threading
+
+import pytest
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
+
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
+from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.links.ray_job import RayJobLink
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.ray import attempt_job
+from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.request import Result, RunnerProgress
+from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+from tests.support.airflow.context import make_context
+from tests.support.records import Attempt, leave_outcome
+
+LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
+
+
+class FakeJobs:
+    """Stands in for a cluster's Jobs API."""
+
+    def __init__(self):
+        self.cluster = Cluster(address="http://head:8265")
+        self.posted, self.jobs, self.stopped, self.said = [], {}, [], ""
+        self._lock = threading.Lock()
+        self.on_submit = lambda name: None
+        self.log_error = None
+
+    def has_package(self, name):
+        return True
+
+    def find(self, name):
+        return self.jobs.get(name)
+
+    def submit(self, submission):
+        json.dumps(submission)
+        name = submission["submission_id"]
+        with self._lock:
+            if name in self.jobs:
+                return False
+            self.posted.append(submission)
+            self.jobs[name] = RayJob(submission_id=name, status="RUNNING")
+        self.on_submit(name)
+        return True
+
+    def end(self, status="SUCCEEDED", **fields):
+        for name in self.jobs:
+            self.jobs[name] = RayJob(submission_id=name, status=status, **fields)
+
+    def read_log(self, name, log):
+        if self.log_error is not None:
+            raise self.log_error
+        log.take(self.said)
+
+    def stop(self, name):
+        self.stopped.append(name)
+
+
+class StateStore(dict):
+    """Airflow's task_state_store."""
+
+    def set(self, key, value):
+        json.dumps(value)
+        self[key] = value
+
+
+@pytest.fixture
+def item(errored):
+    operator = BuildRestorePlanOperator(
+        task_id="plan",
+        experiments=str(errored),
+        resume_errored=True,
+        stale_after=0,
+        trainable="not.here:train",
+        launcher="ray",
+    )
+    return operator.execute(make_context())[0]
+
+
+@pytest.fixture
+def store(errored):
+    return open_store(str(errored))
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    fake = FakeJobs()
+    monkeypatch.setattr(RayJobsHook, "jobs", lambda self: fake)
+    monkeypatch.setattr(attempt_job.time, "sleep", lambda seconds: None)
+    connection = {"conn_type": "ray_jobs", "host": "head", "extra": {"runtime_env": {"pip": ["x"]}}}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(connection))
+    return fake
+
+
+def trial(item, **arguments) -> RestoreTrialOperator:
+    return RestoreTrialOperator(
+        task_id="trial", trial=item, trainable="a:b", launcher="ray", **arguments
+    )
+
+
+def test_a_user_for_runners_on_the_worker_is_refused(item, jobs):
+    with pytest.raises(AirflowFailException, match="Leave it out"):
+        trial(item, runner_user="nobody").execute(make_context())
+    assert jobs.posted == []
+
+
+def deferred(operator, context=None) -> RayJobTrigger:
+    with pytest.raises(TaskDeferred) as raised:
+        operator.execute(context or make_context())
+    assert raised.value.method_name == "execute_complete"
+    return raised.value.trigger
+
+
+def event(item, attempt=1, **more):
+    return {"restore_id": item["restore_id"], "attempt": attempt, **LONG_AGO, **more}
+
+
+def test_a_trial_is_posted_once_and_waited_for_elsewhere(item, jobs, store):
+    context = make_context()
+    trigger = deferred(trial(item, env={"MINE": "1"}), context)
+    (posted,) = jobs.posted
+    assert posted["submission_id"] == trigger.submission_id
+    assert posted["runtime_env"]["pip"] == ["x"]
+    assert posted["runtime_env"]["env_vars"]["MINE"] == "1"
+    assert posted["entrypoint_memory"] == 512 * 1024**2
+    assert context["ti"].pushed["ray_job_url"].endswith(trigger.submission_id)
+    body = store.get(layout.request_key(item["restore_id"], "a3", 1))
+    request = json.loads(body)
+    assert (request["address"], request["reports"], request["trainable"]) == ("auto", True, "a:b")
+    path, arguments = trigger.serialize()
+    assert path == "airflow_tune_restore.triggers.ray_job.RayJobTrigger"
+    assert RayJobTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
+
+
+def test_its_end_is_told_as_anywhere_else(item, jobs, store):
+    jobs.on_submit = lambda name: None
+    operator = trial(item)
+    deferred(operator)
+    run_outcome(store, item, Result.FINISHED, iteration=6)
+    jobs.end()
+    assert operator.execute_complete(make_context(), event(item))["iteration"] == 6
+    # a task that is run again has nothing to do
+    assert trial(item).execute(make_context())["iteration"] == 6
+    assert len(jobs.posted) == 1
+
+
+def run_outcome(store, item, result, **fields):
+    leave_outcome(store, Attempt(item["restore_id"], "a3"), result, **fields)
+
+
+def test_a_retry_attaches_and_so_do_twenty_at_once(item, jobs, store):
+    deferred(trial(item))
+    triggers, threads = [], []
+    for _ in range(20):
+        thread = threading.Thread(
+            target=lambda: triggers.append(deferred(trial(item), make_context()))
+        )
+        threads.append(thread)
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(triggers) == 20
+    assert len(jobs.posted) == 1
+    assert list_attempts(store, item["restore_id"], "a3") == [1]
+
+
+def test_twenty_that_come_first_start_one_job(item, jobs, store):
+    barrier, done = threading.Barrier(20), []
+
+    def start():
+        operator = trial(item)
+        barrier.wait()
+        done.append(deferred(operator))
+
+    threads = [threading.Thread(target=start) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {trigger.attempt for trigger in done} == {1}
+    assert len(jobs.posted) == 1
+
+
+def test_a_claim_without_a_job_is_carried_out(item, jobs, store):
+    plan = read_plan(store, item["restore_id"])
+    claim_attempt(store, plan, "a3", trainable="x:y", address="auto")
+    assert deferred(trial(item)).attempt == 1
+    assert list_attempts(store, item["restore_id"], "a3") == [1]
+
+
+@pytest.mark.parametrize("status", ["FAILED", "STOPPED", None])
+def test_after_a_job_that_died_the_next_attempt_is_claimed(item, jobs, store, status):
+    trigger = deferred(trial(item))
+    store.put(layout.heartbeat_key(item["restore_id"], "a3", 1), b"{}")
+    jobs.said = "Traceback\nKilled\n"
+    if status is None:
+        jobs.jobs.clear()
+    else:
+        jobs.end(status, message="it was so", driver_exit_code=-9)
+    said = "does not know the job" if status is None else "Killed"
+    with pytest.raises(AirflowException, match=said):
+        trial(item).execute_complete(make_context(), event(item, is_lost=status is None))
+    end = json.loads(store.get(layout.exit_key(item["restore_id"], "a3", 1)))
+    assert end["exit_code"] == (None if status is None else -9)
+    again = deferred(trial(item))
+    assert again.attempt == 2
+    assert again.submission_id != trigger.submission_id
+
+
+def test_a_job_that_is_being_stopped_is_not_attached_to(item, jobs, store):
+    operator = trial(item)
+    deferred(operator)
+    killed = deferred(trial(item))
+    killed._stop()
+    assert jobs.stopped == [killed.submission_id]
+    looks = []
+    find = jobs.find
+
+    def later(name):
+        looks.append(name)
+        if len(looks) == 4:
+            run_outcome(store, item, Result.INTERRUPTED)
+            jobs.end("STOPPED")
+        return find(name)
+
+    jobs.find = later
+    assert deferred(trial(item)).attempt == 2
+
+
+def test_one_that_has_attached_too_early_goes_on_with_the_next_attempt(item, jobs, store):
+    operator = trial(item)
+    deferred(operator)._stop()
+    run_outcome(store, item, Result.INTERRUPTED)
+    jobs.end("STOPPED")
+    with pytest.raises(TaskDeferred) as again:
+        trial(item).execute_complete(make_context(), event(item))
+    assert again.value.trigger.attempt == 2
+
+
+def test_a_job_that_was_stopped_elsewhere_is_tried_again_by_airflow(item, jobs, store):
+    deferred(trial(item))
+    run_outcome(store, item, Result.INTERRUPTED, iteration=4)
+    jobs.end("STOPPED")
+    with pytest.raises(AirflowException, match="was stopped at iteration 4"):
+        trial(item).execute_complete(make_context(), event(item))
+
+
+def test_one_of_many_without_room_is_not_run_again_at_once(errored, jobs):
+    """Others of the run that were stopped alone are; this one would only wait once more."""
+    planner = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
+        strategy="whole_experiment",
+    )  # fmt: skip
+    item, store = planner.execute(make_context())[0], open_store(str(errored))
+    deferred(trial(item))
+    run_outcome(
+        store, item, Result.INTERRUPTED, cause="no_room", error_type="NoRoomError", error="CPU 64"
+    )
+    jobs.end("SUCCEEDED")
+    with pytest.raises(AirflowException, match=r"Trial a3 .* found no room"):
+        trial(item).execute_complete(make_context(), event(item))
+
+
+def test_the_state_store_is_believed_only_of_this_very_attempt(item, jobs, store):
+    context = {**make_context(), "task_state_store": StateStore()}
+    trigger = deferred(trial(item), context)
+    (remembered,) = context["task_state_store"].values()
+    assert remembered["submission_id"] == trigger.submission_id
+    # the position of a mapped task, with what another trial left there
+    remembered["submission_id"], remembered["attempt"] = "tune-restore-other-7-x", 7
+    assert deferred(trial(item), context).attempt == 1
+
+
+def test_killing_a_task_in_the_worker_stops_its_job_once(item, jobs, store):
+    operator = trial(item, deferrable=False)
+    looked = []
+
+    def find(name):
+        looked.append(name)
+        if len(looked) == 3:
+            operator.on_kill()
+            operator.on_kill()
+            run_outcome(store, item, Result.INTERRUPTED)
+            jobs.end("STOPPED")
+            raise KeyboardInterrupt  # Airflow's worker ends here
+        return jobs.jobs.get(name)
+
+    jobs.find = find
+    with pytest.raises(KeyboardInterrupt):
+        operator.execute(make_context())
+    assert len(jobs.stopped) == 1
+
+
+def test_one_that_waited_too_long_stops_its_job(item, jobs, store):
+    context = {**make_context(), "task_state_store": StateStore()}
+    trigger = deferred(trial(item), context)
+    with pytest.raises(TaskDeferralTimeout):
+        trial(item).resume_execution(TRIGGER_FAIL_REPR, {"error": "Trigger timeout"}, context)
+    assert jobs.stopped == [trigger.submission_id]
+
+
+def test_results_and_lines_are_shown_once_and_all(item, jobs, store, capfd):
+    lines = [RunnerProgress(trial_id="a3", iteration=i, metrics={}).to_line() for i in (1, 2, 3)]
+    deferred(trial(item))
+    jobs.said = "\n".join(["setting up", lines[0], "training", *lines[1:], "the end"]) + "\n"
+    run_outcome(store, item, Result.FINISHED)
+    jobs.end()
+    capfd.readouterr()
+    offset = jobs.said.index("training")
+    trial(item).execute_complete(make_context(), event(item, offset=offset, seen=2))
+    log = capfd.readouterr().out
+    assert "setting up" not in log
+    assert [f"iteration {i}" in log for i in (1, 2, 3)] == [False, False, True]
+    assert "training" in log
+    assert "the end" in log
+
+
+def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
+    from airflow_tune_restore.exceptions import InvalidInputError
+
+    def refuse(submission):
+        raise InvalidInputError("http://head:8265 refuses the token of the connection.")
+
+    jobs.submit = refuse
+    with pytest.raises(AirflowFailException, match="refuses the token"):
+        trial(item).execute(make_context())
+
+
+def test_a_head_that_has_just_started_is_asked_again(item, jobs):
+    from airflow_tune_restore.exceptions import RayClusterError
+
+    errors = [RayClusterError("http://head:8265", "it answers 500: No available agent")] * 3
+    submit = jobs.submit
+
+    def later(submission):
+        if errors:
+            raise errors.pop()
+        return submit(submission)
+
+    jobs.submit = later
+    deferred(trial(item))
+    assert len(jobs.posted) == 1
+
+
+def test_trouble_that_lasted_too_long_fails_the_task(item, jobs):
+    told = {**event(item), "trouble": "The Ray cluster does not answer: it timed out."}
+    with pytest.raises(AirflowException, match="timed out"):
+        trial(item).execute_complete(make_context(), told)
+
+
+def test_the_link_is_among_the_operators():
+    assert [type(link) for link in RestoreTrialOperator.operator_extra_links] == [RayJobLink]
+
+
+def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
+    item, jobs, store, monkeypatch
+):
+    from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
+
+    troubles = [
+        RayClusterError("http://head:8265", "its answer has not ended after 30 s"),
+        InvalidInputError(
+            "http://head:8265 answers, but not as the dashboard of a Ray cluster does"
+        ),
+    ]
+    find = jobs.find
+
+    def find_later(name):
+        if jobs.posted and troubles:
+            raise troubles.pop()
+        run_outcome(store, item, Result.FINISHED)
+        jobs.end()
+        return find(name)
+
+    jobs.find = find_later
+    jobs.log_error = RayClusterError("http://head:8265", "it answers packed as gzip")
+    summary = trial(item, deferrable=False).execute(make_context())
+    assert summary["trial_id"] == item["trial_id"]
+    assert not troubles
+
+
+def test_the_last_words_of_a_job_are_told_whether_they_were_shown_or_not(item, jobs):
+    deferred(trial(item))
+    jobs.said = "setting up\n\nKilled\n"
+    jobs.end("FAILED", driver_exit_code=-9)
+    with pytest.raises(AirflowException, match=r"setting up \| Killed"):
+        trial(item).execute_complete(make_context(), event(item, offset=len(jobs.said)))

@@ -1,0 +1,182 @@
+"""One restore at a time: taken, re-entered, refused, taken over, released."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_tune_restore.exceptions import LeaseHeldError, LeaseLostError
+from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.storage.memory import MemoryStore
+
+
+class Time:
+    """A store clock and a monotonic clock that only move when told to, or slept on."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.while_asleep = lambda: None
+
+    def now(self):
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    def monotonic(self):
+        return self.seconds
+
+    def sleep(self, seconds):
+        self.seconds += seconds
+        self.while_asleep()
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def store(time):
+    return MemoryStore(clock=time.now)
+
+
+def take(store, time, restore_id, ttl=60.0):
+    return lease.acquire(
+        store,
+        restore_id=restore_id,
+        holder=f"holder of {restore_id}",
+        ttl_seconds=ttl,
+        monotonic=time.monotonic,
+        sleep=time.sleep,
+    )
+
+
+def test_the_first_takes_it_and_the_second_is_told_who_has_it(store, time):
+    take(store, time, "one")
+    time.seconds = 7
+    with pytest.raises(LeaseHeldError) as caught:
+        take(store, time, "two")
+    assert "holder of one" in str(caught.value)
+    assert "last heard of 7 s ago" in str(caught.value)
+    assert time.seconds == 7  # it did not wait
+
+
+def test_the_same_restore_enters_again_and_counts_as_alive(store, time):
+    first = take(store, time, "one")
+    time.seconds = 50
+    assert take(store, time, "one") == first
+    time.seconds = 100
+    with pytest.raises(LeaseHeldError):
+        take(store, time, "two")
+
+
+def test_a_released_lease_is_free_at_once(store, time):
+    lease.release(store, take(store, time, "one"))
+    assert take(store, time, "two").epoch == 2
+    with pytest.raises(LeaseLostError, match="holder of two"):
+        lease.check_held(store, "one")
+
+
+def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time, caplog):
+    take(store, time, "one", ttl=60)
+    time.seconds = 1000
+    assert take(store, time, "two").epoch == 2
+    assert time.seconds >= 1060
+    assert "Restore one of" in caplog.text
+    assert "Looking for 60 s whether it is dead; then this one begins." in caplog.text
+    with pytest.raises(LeaseLostError):
+        lease.check_held(store, "one")
+
+
+def test_a_holder_that_stirs_while_watched_keeps_it(store, time):
+    held = take(store, time, "one", ttl=60)
+    time.seconds = 1000
+
+    def stir():
+        if time.seconds > 1030:
+            lease.renew(store, held)
+
+    time.while_asleep = stir
+    with pytest.raises(LeaseHeldError):
+        take(store, time, "two")
+
+
+def test_a_released_lease_is_no_longer_held_by_its_own_restore(store, time):
+    lease.release(store, take(store, time, "one"))
+    with pytest.raises(LeaseLostError, match="ended"):
+        lease.check_held(store, "one")
+
+
+@given(
+    pauses=st.lists(st.floats(0.1, 40.0), max_size=30),  # 40 s: two thirds of the TTL
+    looks=st.lists(st.floats(0.0, 300.0), max_size=5),
+)
+def test_a_holder_that_renews_in_time_is_never_replaced(pauses, looks):
+    """Whenever others look, and however long they watch: it stops itself before they take over."""
+    time = Time()
+    store = MemoryStore(clock=time.now)
+    held = take(store, time, "one", ttl=60)
+    due, moments = [], 0.0
+    for pause in pauses:
+        moments += pause
+        due.append(moments)
+    ends = moments + 40.0  # after its last beat it must have stopped
+
+    def live():
+        while due and due[0] <= time.seconds:
+            due.pop(0)
+            lease.renew(store, held)
+
+    time.while_asleep = live
+    for look in sorted(looks):
+        time.seconds = max(time.seconds, look)
+        live()
+        try:
+            take(store, time, "two")
+        except LeaseHeldError:
+            continue
+        assert time.seconds >= ends
+        return
+
+
+def test_the_watchers_of_a_dead_holder_are_one_heir_and_refusals(time, store):
+    take(store, time, "dead", ttl=60)
+    time.seconds = 1000
+    heirs = []
+
+    def another():
+        time.while_asleep = lambda: None
+        heirs.append(take(store, time, "two"))
+
+    time.while_asleep = another  # while the third watches, the second does, too, and is faster
+    with pytest.raises(LeaseHeldError, match="holder of two"):
+        take(store, time, "three")
+    assert [heir.epoch for heir in heirs] == [2]
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from(["take", "release", "wait"])))
+)
+def test_never_do_two_restores_hold_it(steps):
+    time = Time()
+    store = MemoryStore(clock=time.now)
+    held = {}
+    for who, step in steps:
+        if step == "wait":
+            time.seconds += 45
+        elif step == "release" and who in held:
+            lease.release(store, held.pop(who))
+        elif step == "take":
+            try:
+                held[who] = take(store, time, who)
+            except LeaseHeldError:
+                continue
+        holders = [name for name in "ABC" if _holds(store, name)]
+        assert len(holders) <= 1
+
+
+def _holds(store, restore_id):
+    try:
+        lease.check_held(store, restore_id)
+    except LeaseLostError:
+        return False
+    return True

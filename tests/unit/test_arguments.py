@@ -1,0 +1,56 @@
+"""Operator arguments as templates leave them."""
+
+from datetime import timedelta
+
+import pytest
+
+from airflow_tune_restore import arguments
+from airflow_tune_restore.exceptions import InvalidInputError
+
+
+@pytest.mark.parametrize("value", [True, "True", "true", "1", "yes"])
+def test_true_in_its_forms(value):
+    assert arguments.parse_bool("flag", value) is True
+
+
+@pytest.mark.parametrize("value", [False, None, "False", "", "None", "0"])
+def test_false_in_its_forms(value):
+    assert arguments.parse_bool("flag", value) is False
+
+
+def test_what_is_neither_names_the_argument():
+    with pytest.raises(InvalidInputError, match="resume_errored='perhaps'"):
+        arguments.parse_bool("resume_errored", "perhaps")
+
+
+@pytest.mark.parametrize("value", [timedelta(minutes=1), 60, 60.0, "60", "60.0"])
+def test_a_span_in_its_forms(value):
+    assert arguments.parse_span("stale_after", value) == timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("value", ["soon", None, -1, "nan"])
+def test_a_span_that_is_none(value):
+    with pytest.raises(InvalidInputError, match="stale_after="):
+        arguments.parse_span("stale_after", value)
+
+
+def test_an_unknown_health_word_is_named_with_the_known_ones():
+    with pytest.raises(InvalidInputError, match=r"dead is not among errored, finished"):
+        arguments.parse_health({"errored", "dead"})
+
+
+@pytest.mark.parametrize(
+    "value", ["/a", ["/a"], ("/a", "/a"), [{"experiment": "/a", "name": "a"}], {"experiment": "/a"}]
+)
+def test_experiments_in_their_forms(value):
+    assert arguments.parse_addresses(value) == ["/a"]
+
+
+@pytest.mark.parametrize("value", [None, "", []])
+def test_no_experiments(value):
+    assert arguments.parse_addresses(value) == []
+
+
+def test_an_item_that_is_no_experiment_is_shown():
+    with pytest.raises(InvalidInputError, match="neither an address"):
+        arguments.parse_addresses([{"uri": "/a"}])
