@@ -1,7 +1,7 @@
-"""A real Tune sweep fails, its driver is killed, and `dags/nightly_recovery.py` brings it back.
+"""A real Tune sweep fails, its driver is killed, and `dags/nightly_recovery.py` restores it.
 
 Everything runs on this machine: a real S3 server (SeaweedFS), Ray, and Airflow's own processes.
-What it leaves lies in `.demo/`.
+The demo leaves its files in `.demo/`.
 """
 
 import os
@@ -26,7 +26,7 @@ EXPERIMENT = "lr_sweep"
 
 
 def main() -> int:
-    """Run the demo; the exit code says whether the experiment came back."""
+    """Run the demo and return its exit code: 0 if the DAG run succeeded, else 1."""
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     os.environ["RAY_AUTH_MODE"] = "disabled"  # private Rays on 127.0.0.1
@@ -71,7 +71,7 @@ def break_sweep(prefix: str) -> None:
 
 
 def is_half_broken(store) -> bool:  # noqa: ANN001
-    """Whether its newest state shows a failed trial beside one that runs."""
+    """Return whether the newest state shows a failed trial and a running one."""
     try:
         statuses = read_experiment(store).count_by_status
     except TuneRestoreError:
@@ -82,7 +82,7 @@ def is_half_broken(store) -> bool:  # noqa: ANN001
 def recover(prefix: str) -> str:
     """Run the nightly DAG under a real Airflow and return the state of the run."""
     with airflow(HOME / "airflow", TUNE_RESTORE_PREFIX=prefix) as running:
-        # a night would wait half an hour to be sure that the driver is dead
+        # a nightly run waits half an hour, to be sure that the driver is dead
         run_id = running.trigger("nightly_recovery", {"stale_after": 5})
         for task in running.watch("nightly_recovery", run_id):
             label = f" [{task['rendered_map_index']}]" if task["rendered_map_index"] else ""
@@ -94,7 +94,7 @@ def recover(prefix: str) -> str:
 
 
 def tune_restore(*arguments: str) -> None:
-    """Run the command as a user would, and show it."""
+    """Run the command as a user would, and print it."""
     print(f"\n$ tune-restore {' '.join(arguments)}", flush=True)
     subprocess.run([str(Path(sys.executable).parent / "tune-restore"), *arguments], check=True)
 

@@ -1,4 +1,4 @@
-"""Unpacks uv's wheel from PyPI into a directory: for a Python that has neither venv nor pip."""
+"""Unpacks uv's wheel from PyPI into a directory, for a Python that has neither venv nor pip."""
 
 import io
 import json

@@ -1,9 +1,9 @@
 """Recovers sweeps minutes after they die, instead of at night.
 
-The asset is watched in the triggerer: when a sweep below TUNE_RESTORE_PREFIX (in the environment of the
-DAG processor) has been silent for TUNE_RESTORE_STALE_AFTER seconds (1800), this DAG is woken up.
-The event is only a wake-up; the DAG looks by itself, and restores whatever it finds dead.
-As it is, it restores the experiments of `example_sweep.py`; put your own trainable in.
+The triggerer watches an asset. When a sweep below TUNE_RESTORE_PREFIX (in the environment of the DAG
+processor) has written nothing for TUNE_RESTORE_STALE_AFTER seconds (1800), the asset starts this DAG.
+The event is only a wake-up: the DAG scans by itself, and restores every experiment that it finds dead.
+As written, it restores the experiments of `example_sweep.py`. Replace the trainable by your own.
 """
 
 import os
@@ -35,7 +35,7 @@ with DAG(
     "event_driven_recovery",
     schedule=[failed_sweeps],
     catchup=False,
-    max_active_runs=4,  # who dies while another trains again need not wait; leases see to the rest
+    max_active_runs=4,  # a sweep that dies need not wait for another restore; leases keep them apart
     doc_md=__doc__,
     tags=["ray", "tune"],
 ):
@@ -45,7 +45,8 @@ with DAG(
         stale_after=STALE_AFTER,
         wait=False,
         resume_errored=True,
-        max_attempts=10,  # a trial whose process dies each time would wake this DAG again each time
+        max_attempts=10,  # a trial whose process dies each time would start this DAG again each time
         max_active_trials=4,
-        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the example's bug is fixed; yours needs no such line
+        # the example's bug is fixed; a DAG of your own does not need this line
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
     )

@@ -2,9 +2,9 @@
 
     python dags/example_sweep.py --storage-path /tmp/tune --name sweep
 
-One of its four trials raises at iteration 4, unless EXAMPLE_SWEEP_REPAIRED=1 is set: think of a bug that
-is fixed, or a node with more memory. `--seconds` makes it slow enough to kill the driver meanwhile.
-Importable without Ray, so that a DAG processor may look at it.
+One of its four trials raises at iteration 4, unless EXAMPLE_SWEEP_REPAIRED=1 is set. That stands for a
+bug that is fixed, or for a node with more memory. `--seconds` makes the sweep slow enough to kill its
+driver. A DAG processor can import this file without Ray.
 """
 
 import argparse
@@ -21,7 +21,7 @@ FAILS_AT = 4
 
 
 def train(config: dict[str, Any]) -> None:
-    """Take `ITERATIONS` steps, save a checkpoint after each, and go on from the one given."""
+    """Run `ITERATIONS` iterations, save a checkpoint after each, and continue from a given checkpoint."""
     from ray import tune
 
     start = 0
@@ -39,12 +39,12 @@ def train(config: dict[str, Any]) -> None:
 
 
 def is_repaired() -> bool:
-    """Whether the cause of the failure is gone."""
+    """Return whether the cause of the failure is gone."""
     return os.environ.get("EXAMPLE_SWEEP_REPAIRED") == "1"
 
 
 def main() -> int:
-    """Run the sweep; the exit code says whether all its trials finished."""
+    """Run the sweep and return its exit code: 0 if all trials finished, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--storage-path", required=True, help="local directory or s3:// URL")
     parser.add_argument("--name", default="sweep", help="name of the experiment")
@@ -70,6 +70,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    from example_sweep import main as importable_main  # Ray shall know `train` by its module
+    from example_sweep import main as importable_main  # Ray then finds `train` by its module
 
     sys.exit(importable_main())

@@ -1,14 +1,15 @@
-"""Every night: look for failed Ray Tune experiments below a prefix, and bring them back.
+"""Every night: find failed Ray Tune experiments below a prefix, and restore them.
 
-Where it looks: the Param `prefix`, whose default is TUNE_RESTORE_PREFIX in the environment, else the
-Airflow Variable `tune_restore_prefix`. An address may name a connection: `s3://conn_id@bucket/path`.
-As it is, it restores the experiments of `example_sweep.py`; put your own trainable into the Param.
+Prefix: the Param `prefix`. Its default is TUNE_RESTORE_PREFIX in the environment, else the Airflow
+Variable `tune_restore_prefix`. An address may name a connection: `s3://conn_id@bucket/path`.
+As written, the DAG restores the experiments of `example_sweep.py`. Put your own trainable into the Param.
 
-Where trials run: the Param `launcher`, whose default is TUNE_RESTORE_LAUNCHER in the environment, else
-the Airflow Variable `tune_restore_launcher`, else this worker. With `ray`, the connection
-`ray_jobs_default` names the cluster, and this folder goes along as the jobs' working directory.
-With TUNE_RESTORE_LAUNCHER=kubernetes (in the environment alone: it has operators of its own), each trial
-runs in a pod made from the template that TUNE_RESTORE_POD_TEMPLATE names; see docs/kubernetes.md.
+Launcher: the Param `launcher`. Its default is TUNE_RESTORE_LAUNCHER in the environment, else the Airflow
+Variable `tune_restore_launcher`, else `local` (this worker). With `ray`, the connection
+`ray_jobs_default` names the cluster, and the jobs get this folder as their working directory.
+With TUNE_RESTORE_LAUNCHER=kubernetes, each trial runs in a pod made from the template that
+TUNE_RESTORE_POD_TEMPLATE names (see docs/kubernetes.md). Set this in the environment only, because
+pods have operators of their own.
 """
 
 import os
@@ -19,7 +20,7 @@ from airflow.sdk import DAG, Param
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 
 IN_PODS = os.environ.get("TUNE_RESTORE_LAUNCHER") == "kubernetes"
-WITH_CODE = {"working_dir": str(Path(__file__).parent)}  # with ray: your code travels along
+WITH_CODE = {"working_dir": str(Path(__file__).parent)}  # with ray: your code is uploaded
 POD = {"pod_template_file": os.environ.get("TUNE_RESTORE_POD_TEMPLATE"), "deferrable": True}
 
 with DAG(
@@ -66,7 +67,8 @@ with DAG(
         resume_errored="{{ params.resume_errored }}",
         restart_errored="{{ params.restart_errored }}",
         max_active_trials=4,
-        # nodes die, jobs are cancelled, pods are evicted; each retry goes on from a snapshot
+        # nodes die, jobs are cancelled, pods are evicted; each retry continues from a snapshot
         trial_args={"retries": 3, **(POD if IN_PODS else {})},
-        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the example's bug is fixed; yours needs no such line
+        # the example's bug is fixed; a DAG of your own does not need this line
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},
     )

@@ -1,7 +1,8 @@
-"""A sweep whose task reports its own failure, and the DAG that then recovers just that experiment.
+"""A sweep whose task reports its own failure, and the DAG that then restores only that experiment.
 
-`sweep_that_reports` runs a sweep. When its task has failed for good, `TriggerRecoveryNotifier` starts
-`recover_experiment` with the experiment's address in its conf; that DAG can be started by hand, too.
+`sweep_that_reports` runs a sweep. When its task has failed without a further retry,
+`TriggerRecoveryNotifier` starts `recover_experiment` with the experiment's address in its conf. You can
+also start that DAG by hand.
 """
 
 import os
@@ -42,12 +43,12 @@ with DAG(
         on_failure_callback=TriggerRecoveryNotifier(
             dag_id="recover_experiment",
             experiment="{{ params.storage_path }}/" + NAME,
-            extra_conf={"stale_after": 0},  # the task has ended, and the driver was its child
+            extra_conf={"stale_after": 0},  # the task has ended, and so has its child, the driver
         ),
     )
     def sweep(storage_path: str, name: str) -> None:
-        """Run the sweep; the task fails with it."""
-        subprocess.run(  # noqa: S603  our own script
+        """Run the sweep. If it fails, the task fails."""
+        subprocess.run(  # noqa: S603  the script beside this file
             [sys.executable, SCRIPT, "--storage-path", storage_path, "--name", name], check=True
         )
 
@@ -67,12 +68,12 @@ with DAG(
     },
 ):
     TuneRestoreTaskGroup(
-        prefix="{{ params.experiment }}",  # waits until it is dead, in the triggerer
+        prefix="{{ params.experiment }}",  # waits in the triggerer until it is dead
         trainable="example_sweep:train",
         stale_after="{{ params.stale_after }}",
         deferrable=True,
         resume_errored=True,
-        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the next night's code
-        # just that one, not what may lie below it
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # stands for the fixed code
+        # only this experiment, not those below it
         find_args={"max_depth": 0, "timeout": 6 * 3600, "soft_fail": True},
     )

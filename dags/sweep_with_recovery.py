@@ -1,8 +1,9 @@
 """A sweep, and its recovery in the same DAG run if it fails.
 
-The sweep runs in a child process of the task, as any script would. Whatever became of it, its experiment
-is looked at when it has ended: trials that failed or were cut off are resumed one task each, and
-the DAG run succeeds if they finish. If all went well there is nothing to restore, and nothing is run.
+The sweep runs in a child process of the task, like any script. When it has ended, the plan task reads its
+experiment, also if the sweep failed. Trials that failed or were interrupted are resumed, one task per
+trial, and the DAG run succeeds if they finish. If all trials finished, there is nothing to restore, and
+nothing runs.
 """
 
 import os
@@ -35,8 +36,8 @@ with DAG(
 
     @task(retries=0)
     def sweep(storage_path: str, name: str) -> None:
-        """Run the sweep; the task fails with it."""
-        subprocess.run(  # noqa: S603  our own script
+        """Run the sweep. If it fails, the task fails."""
+        subprocess.run(  # noqa: S603  the script beside this file
             [sys.executable, SCRIPT, "--storage-path", storage_path, "--name", name], check=True
         )
 
@@ -47,7 +48,7 @@ with DAG(
         trainable="example_sweep:train",
         resume_errored=True,
         stale_after=0,  # the sweep's task has ended, so its driver is dead
-        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # the next night's code
+        env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # stands for the fixed code
         plan_args={"trigger_rule": "all_done"},
     )
     sweep("{{ params.storage_path }}", name) >> recovery.plan
