@@ -69,9 +69,9 @@ def get_provider_info() -> dict[str, Any]:
             "operators.build_restore_plan",
             "operators.restore_trial",
             "operators.commit_restore",
-            "operators.continue_experiment",
-            "operators.restore_trial_kubernetes",
-            "operators.continue_experiment_kubernetes",
+            "operators.continue_search",
+            "operators.kubernetes.restore_trial",
+            "operators.kubernetes.continue_search",
             "operators.check_restores",
         ),
         "sensors": modules("sensors.failed_experiment"),
@@ -80,8 +80,8 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_tune_restore.notifications.trigger_recovery.TriggerRecoveryNotifier"
         ],
         "triggers": modules(
+            "triggers.experiment_sensor",
             "triggers.failed_experiment",
-            "triggers.failed_tune_experiment",
             "triggers.ray_job",
             "triggers.runner_pod",
         ),

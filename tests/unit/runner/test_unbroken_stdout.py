@@ -34,6 +34,9 @@ def test_a_killed_reader_does_not_end_what_it_read(tmp_path):
 
 
 def test_what_is_read_arrives_as_it_was_printed():
-    code = "from airflow_tune_restore.runner import unbroken_stdout; unbroken_stdout.keep_open(); print('ä\\ud800')"
+    code = (
+        "from airflow_tune_restore.runner import unbroken_stdout\n"
+        "unbroken_stdout.keep_open(); print('ä\\ud800')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert (done.stdout, done.stderr) == ("ä?\n".encode(), b"")
