@@ -13,7 +13,7 @@ from airflow_tune_restore.cli.app import app
 from tests.support import ROOT
 
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands
 INSIDE_A_DAG = """\
 from airflow.sdk import DAG
@@ -48,7 +48,7 @@ def commands() -> list:
         )
         for document in DOCUMENTS
         for block in blocks(document, "sh")
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("tune-restore ")
     ]
 
@@ -115,7 +115,7 @@ def test_every_error_is_on_the_page_for_the_person_on_call():
             assert f"`{name}`" in page
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
     for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
         target, _, anchor = link.partition("#")
