@@ -1,4 +1,4 @@
-"""docs/promises.md: each promise of the README has a test in the default tier."""
+"""docs/promises.md: each promise of the documentation has a test in the default tier."""
 
 import re
 
