@@ -22,9 +22,9 @@ from unittest import mock
 
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import record_exit
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import ProgressTail
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
@@ -282,9 +282,9 @@ def restored_objects(clock: Clock) -> Objects:
     beat(store, request)
     _leave_the_rest(store, plan, "bad")
     store.put(layout.results_backup_key(RESTORE_ID, "bad"), b'{"training_iteration": 1}\n')
-    lost = claim_attempt(store, plan, "hung", trainable="m:train")
+    lost = claim_attempt(store, plan, "hung", RunnerSettings(trainable="m:train"))
     leave_outcome(store, lost, "failed", cause="", error="gone")
-    record_exit(store, lost, 137, "OOMKilled")
+    AttemptRecords.of(store, lost).record_exit(lost.attempt, 137, "OOMKilled")
     return _half_committed(objects, clock)
 
 

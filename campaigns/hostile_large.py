@@ -11,7 +11,8 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.protocol import attempts, layout, lease
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
@@ -73,10 +74,10 @@ def _plan(store: ObjectStore) -> None:
 
 def _attempts(store: ObjectStore) -> None:
     now = iter(range(10**6))
-    attempts.wait_until_over(
-        store, "r1", "bad", 1, monotonic=lambda: next(now), sleep=lambda _seconds: None
+    AttemptRecords(store, "r1", "bad").wait_until_over(
+        1, monotonic=lambda: next(now), sleep=lambda _seconds: None
     )
-    attempts.read_outcome(store, "r1", "bad")
+    AttemptRecords(store, "r1", "bad").outcome()
 
 
 def _commit(store: ObjectStore) -> None:

@@ -27,6 +27,7 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.restore import claim
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.draft import draft_restore, start_draft
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import read_plan
@@ -83,7 +84,7 @@ def _pretend_to_run(
     rng: random.Random, lab: Lab, store: ObjectStore, plan: RestorePlan, trial_id: str
 ) -> None:
     """Do what a runner does; what it leaves may be hostile."""
-    request = claim.claim_attempt(store, plan, trial_id, trainable="m:train")
+    request = claim.claim_attempt(store, plan, trial_id, RunnerSettings(trainable="m:train"))
     where = (plan.restore_id, trial_id, request.attempt)
     final = trial_id if trial_id == layout.WHOLE_EXPERIMENT else plan.trial(trial_id).final_trial_id
     snapshot = make_state([make_row(final, last_result={"training_iteration": 6})])
@@ -313,7 +314,10 @@ def _abandoned() -> Objects:
     plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60)
     assert plan is not None
     for trial in plan.to_run:
-        beat(store, claim.claim_attempt(store, plan, trial.trial_id, trainable="m:train"))
+        beat(
+            store,
+            claim.claim_attempt(store, plan, trial.trial_id, RunnerSettings(trainable="m:train")),
+        )
     return objects
 
 

@@ -23,14 +23,15 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.launch.ray.job_log import JobLog
 from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
-from airflow_tune_restore.operators.attempt import RunnerArguments, claim, judge
+from airflow_tune_restore.operators.attempt import judge
 from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.xcom import TrialXCom
-from airflow_tune_restore.protocol import attempts, layout, lease
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore import ledger
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, claim_next_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.draft import draft_restore, start_draft
@@ -194,25 +195,27 @@ def _claim(_lab: Lab, store: ObjectStore) -> None:
     plan = read_plan(store, RESTORE_ID)
     unit = layout.WHOLE_EXPERIMENT if plan.is_whole_experiment else "bad"
     log: Any = logging.getLogger("airflow_tune_restore")
-    request = claim(store, plan, unit, RunnerArguments(trainable="m:train"), log=log)
-    assert attempts.list_attempts(store, RESTORE_ID, unit)[-1] == request.attempt
+    request = claim_next_attempt(
+        store, plan, unit, RunnerSettings(trainable="m:train"), log=log.info
+    )
+    assert AttemptRecords(store, RESTORE_ID, unit).numbers()[-1] == request.attempt
 
 
 def _attempts(_lab: Lab, store: ObjectStore) -> None:
     for unit in UNITS:
-        attempts.newest_started(store, RESTORE_ID, unit)
-        for number in attempts.list_attempts(store, RESTORE_ID, unit):
+        AttemptRecords(store, RESTORE_ID, unit).newest_started()
+        for number in AttemptRecords(store, RESTORE_ID, unit).numbers():
             _read_attempt(store, unit, number)
 
 
 def _read_attempt(store: ObjectStore, unit: str, number: int) -> None:
-    where = (store, RESTORE_ID, unit, number)
+    records = AttemptRecords(store, RESTORE_ID, unit)
     request = layout.request_key(RESTORE_ID, unit, number)
     for ask in (
         lambda: read_record(store, request, RunnerRequest.from_json),
-        lambda: attempts.read_outcome(*where),
-        lambda: attempts.read_exit(*where),
-        lambda: attempts.wait_until_over(*where, patience_seconds=100),
+        lambda: records.outcome(number),
+        lambda: records.exit(number, infer_from_heartbeat=True),
+        lambda: records.wait_until_over(number, patience_seconds=100),
     ):
         with contextlib.suppress(TuneRestoreError):
             ask()
@@ -230,7 +233,7 @@ def _ledger(_lab: Lab, store: ObjectStore) -> None:
 def _judge(_lab: Lab, store: ObjectStore) -> None:
     """A trial's task at its end: what it shows, and what it hands on as XCom."""
     plan = read_plan(store, RESTORE_ID)
-    outcome = attempts.read_outcome(store, RESTORE_ID, "bad")
+    outcome = AttemptRecords(store, RESTORE_ID, "bad").outcome()
     if outcome is None:
         return
     item = TrialXCom(experiment="x", restore_id=RESTORE_ID, trial_id="bad")
@@ -264,7 +267,13 @@ def _follow(lab: Lab, store: ObjectStore) -> None:
 
     def start(attempt: int) -> None:
         plan = read_plan(store, RESTORE_ID)
-        claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, trainable="m:train", attempt=attempt)
+        claim_attempt(
+            store,
+            plan,
+            layout.WHOLE_EXPERIMENT,
+            RunnerSettings(trainable="m:train"),
+            attempt=attempt,
+        )
         raise KeyNotFoundError(store.uri, "the end of this test")
 
     for unit in UNITS:
@@ -333,7 +342,7 @@ def _ray_run(_lab: Lab, store: ObjectStore) -> None:
             store=store,
             plan=read_plan(store, RESTORE_ID),
             trial_id="bad",
-            arguments=RunnerArguments(trainable="m:train", reports=True),
+            arguments=RunnerSettings(trainable="m:train", reports=True),
             runtime_env={},
             env={},
             driver=DriverResources(),

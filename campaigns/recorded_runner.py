@@ -17,7 +17,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import list_attempts, wait_until_over
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import (
     EXIT_FENCED,
     EXIT_FINISHED,
@@ -53,9 +53,9 @@ def main(arguments: list[str]) -> int:
 
 def run(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> None:
     started_at = now()
-    for attempt in list_attempts(store, request.restore_id, request.trial_id):
+    for attempt in AttemptRecords(store, request.restore_id, request.trial_id).numbers():
         if attempt < request.attempt:
-            wait_until_over(store, request.restore_id, request.trial_id, attempt)
+            AttemptRecords(store, request.restore_id, request.trial_id).wait_until_over(attempt)
     heartbeat.runs()
     heartbeat.check_or_end()
     recording = Path(os.environ["TUNE_TEST_RECORDING"])

@@ -15,10 +15,10 @@ from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import read_outcome, record_exit
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import RunnerProgress
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import (
     Draft,
@@ -196,12 +196,14 @@ class _Runs:
             self._store,
             self._plan,
             unit,
+            RunnerSettings(
+                trainable=self._options.trainable,
+                param_space=self._options.param_space,
+                search_alg=self._options.search_alg,
+                address=self._options.address,
+                imports=self._options.imports,
+            ),
             memory=memory if self._options.address is not None else None,
-            trainable=self._options.trainable,
-            param_space=self._options.param_space,
-            search_alg=self._options.search_alg,
-            address=self._options.address,
-            imports=self._options.imports,
         )
         planned = [t for t in self._plan.to_run if unit in (t.trial_id, layout.WHOLE_EXPERIMENT)]
         for trial in planned:
@@ -219,11 +221,13 @@ class _Runs:
             else:
                 self._progress.advance(reported.trial_id, reported)
         exit_code = process.wait()
-        how = read_outcome(self._store, self._plan.restore_id, unit, request.attempt)
+        how = AttemptRecords(self._store, self._plan.restore_id, unit).outcome(request.attempt)
         if how is None:
-            record_exit(self._store, request, exit_code, "\n".join(last))
+            AttemptRecords.of(self._store, request).record_exit(
+                request.attempt, exit_code, "\n".join(last)
+            )
         for trial in planned:
-            ended = read_outcome(self._store, self._plan.restore_id, trial.trial_id)
+            ended = AttemptRecords(self._store, self._plan.restore_id, trial.trial_id).outcome()
             self._progress.end(trial.trial_id, ended)
 
 

@@ -25,9 +25,9 @@ from airflow_tune_restore.operators.search_continuation import (
     start_continuation,
 )
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -198,7 +198,7 @@ class ContinueSearchOperator(RayJobOperator):
     def _run(
         self, store: ObjectStore, plan: RestorePlan, launcher: "LocalLauncher"
     ) -> RunnerOutcome:
-        done = read_outcome(store, plan.restore_id, layout.WHOLE_EXPERIMENT)
+        done = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).outcome()
         if done is not None and done.result == Result.FINISHED:
             self.log.info("An earlier try of this task has drawn them already.")
             return done
@@ -206,11 +206,13 @@ class ContinueSearchOperator(RayJobOperator):
             store,
             plan,
             layout.WHOLE_EXPERIMENT,
-            trainable=str(self.trainable),
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
-            address=parse_text(self.ray_address),
+            RunnerSettings(
+                trainable=str(self.trainable),
+                param_space=parse_text(self.param_space),
+                search_alg=parse_text(self.search_alg),
+                imports=self.imports,
+                address=parse_text(self.ray_address),
+            ),
         )
         self._process = process = launcher.start(request)
         try:
@@ -220,7 +222,9 @@ class ContinueSearchOperator(RayJobOperator):
             self._process = None
         finally:
             self.on_kill()
-        outcome = read_outcome(store, plan.restore_id, layout.WHOLE_EXPERIMENT, request.attempt)
+        outcome = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).outcome(
+            request.attempt
+        )
         if outcome is None:
             raise RunnerError(
                 f"The run of {plan.experiment} ended (exit {exit_code}) without saying how. A retry goes "

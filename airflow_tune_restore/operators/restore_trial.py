@@ -10,13 +10,7 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.attempt import (
-    LAST_LINES,
-    RunnerArguments,
-    claim,
-    judge,
-    record_death,
-)
+from airflow_tune_restore.operators.attempt import judge
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
@@ -24,15 +18,17 @@ from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import (
     Result,
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -156,7 +152,7 @@ class RestoreTrialOperator(RayJobOperator):
             if plan.is_whole_experiment:
                 followed = self._follow(hook, store, plan, item)
                 return judge(store, plan, item, followed, log=self.log)
-            outcome = read_outcome(store, item.restore_id, item.trial_id)
+            outcome = AttemptRecords(store, item.restore_id, item.trial_id).outcome()
             if outcome is None or outcome.result != Result.FINISHED:
                 lease.renew(store, lease.check_held(store, item.restore_id))
                 with hook.runner_env(address) as credentials:
@@ -217,7 +213,7 @@ class RestoreTrialOperator(RayJobOperator):
             self._process = None
         finally:
             self.on_kill()  # a timeout or an error of ours: no runner is left behind
-        outcome = read_outcome(store, plan.restore_id, item.trial_id, request.attempt)
+        outcome = AttemptRecords(store, plan.restore_id, item.trial_id).outcome(request.attempt)
         if outcome is None:
             raise record_death(store, plan, request, exit_code, last)
         return outcome
@@ -262,7 +258,7 @@ class RestoreTrialOperator(RayJobOperator):
         self, store: ObjectStore, plan: RestorePlan, trial_id: str, attempt: int | None = None
     ) -> RunnerRequest:
         address = parse_text(self.ray_address)
-        arguments = RunnerArguments(
+        arguments = RunnerSettings(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
             search_alg=parse_text(self.search_alg),
@@ -272,7 +268,9 @@ class RestoreTrialOperator(RayJobOperator):
             runtime_env=dict(self.runtime_env or {}) if address is not None else {},
             can_grow=address is not None,
         )
-        return claim(store, plan, trial_id, arguments, log=self.log, attempt=attempt)
+        return claim_next_attempt(
+            store, plan, trial_id, arguments, log=self.log.info, attempt=attempt
+        )
 
 
 class _Output:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import (
@@ -17,9 +17,18 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
-from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.request import (
+    ProgressTail,
+    Result,
+    RunnerExit,
+    RunnerOutcome,
+    RunnerRequest,
+)
 from airflow_tune_restore.protocol.typed import LAST_WORDS_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
+
+MAX_PROGRESS_BYTES = 4 * 1024**2
+"""Size limit of the newest reports of one trial: 200 reports of up to forty metrics."""
 
 _CONCURRENCY = 16
 QUIET_SECONDS = 20.0
@@ -40,141 +49,158 @@ class AttemptId(NamedTuple):
     attempt: int
 
 
-def read_request(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> RunnerRequest:
-    """Read what was claimed.
+@dataclass(frozen=True, slots=True)
+class AttemptRecords:
+    """What is stored of the attempts of one trial, or of the whole-experiment run, in one restore.
 
-    Raises:
-        KeyNotFoundError: If nobody claimed it.
-        RecordUnreadableError: If what is there is no request, or that of another attempt.
+    Args:
+        store: Rooted at the experiment directory.
+        restore_id: The restore.
+        unit: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
     """
-    key = layout.request_key(restore_id, trial_id, attempt)
-    request = read_record(store, key, RunnerRequest.from_json)
-    if (request.restore_id, request.trial_id, request.attempt) != (restore_id, trial_id, attempt):
-        raise RecordUnreadableError(store.uri, key, "it is the request of another attempt")
-    # as for a plan: whoever can write it may name an experiment that is not his
-    return replace(request, experiment=store.uri)
 
+    store: ObjectStore
+    restore_id: str
+    unit: str
 
-def list_attempts(store: ObjectStore, restore_id: str, trial_id: str) -> list[int]:
-    """Return the numbers of all attempts, ascending."""
-    entries = store.list_dir(layout.attempts_dir(restore_id, trial_id))
-    numbers = (layout.attempt_number(entry.name) for entry in entries if entry.is_dir)
-    return sorted(number for number in numbers if number is not None)
+    @classmethod
+    def of(cls, store: ObjectStore, request: RunnerRequest) -> "AttemptRecords":
+        """Return the records that the attempt of a request belongs to."""
+        return cls(store, request.restore_id, request.trial_id)
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of all attempts, ascending."""
+        entries = self.store.list_dir(layout.attempts_dir(self.restore_id, self.unit))
+        numbers = (layout.attempt_number(entry.name) for entry in entries if entry.is_dir)
+        return sorted(number for number in numbers if number is not None)
 
-def has_begun(store: ObjectStore, request: RunnerRequest) -> bool:
-    """Whether the runner of an attempt has ever shown itself."""
-    return _beat(store, request.restore_id, request.trial_id, request.attempt) is not None
+    def newest(self) -> int:
+        """Return the highest number of an attempt; 0 if there is no attempt."""
+        return max(self.numbers(), default=0)
 
+    def newest_started(self) -> int | None:
+        """Return the newest attempt whose runner wrote a heartbeat; None if no runner did."""
+        return next(filter(self.has_begun, reversed(self.numbers())), None)
 
-def newest_started(store: ObjectStore, restore_id: str, trial_id: str) -> int | None:
-    """Return the newest attempt whose runner has shown itself; later ones never got to run."""
-    for attempt in reversed(list_attempts(store, restore_id, trial_id)):
-        if _beat(store, restore_id, trial_id, attempt) is not None:
-            return attempt
-    return None
+    def has_begun(self, attempt: int) -> bool:
+        """Whether the runner of an attempt ever wrote a heartbeat."""
+        return _heartbeat(self.store, self._id(attempt)) is not None
 
+    def request(self, attempt: int) -> RunnerRequest:
+        """Read the request that claimed an attempt.
 
-def read_outcome(
-    store: ObjectStore, restore_id: str, trial_id: str, attempt: int | None = None
-) -> RunnerOutcome | None:
-    """Return how an attempt ended (the newest, unless one is named); None if it has not said."""
-    if attempt is None:
-        attempt = max(list_attempts(store, restore_id, trial_id), default=0)
-    key = layout.outcome_key(restore_id, trial_id, attempt)
-    try:
-        outcome = read_record(store, key, RunnerOutcome.from_json)
-    except KeyNotFoundError:
-        return None
-    if (outcome.restore_id, outcome.trial_id, outcome.attempt) != (restore_id, trial_id, attempt):
-        raise RecordUnreadableError(store.uri, key, "it is the outcome of another attempt")
-    return outcome
+        Raises:
+            KeyNotFoundError: If the attempt is not claimed.
+            RecordUnreadableError: If the record is not a request, or that of another attempt.
+        """
+        key = layout.request_key(*self._id(attempt))
+        request = read_record(self.store, key, RunnerRequest.from_json)
+        self._check_belongs(request, attempt, key, "request")
+        # as for a plan: a writer of the store could name an experiment that is not theirs
+        return replace(request, experiment=self.store.uri)
 
+    def outcome(self, attempt: int | None = None) -> RunnerOutcome | None:
+        """Return how an attempt ended (the newest by default); None without an outcome.
 
-def read_outcome_or_interrupted(
-    store: ObjectStore, restore_id: str, trial_id: str, attempt: int | None = None
-) -> RunnerOutcome | None:
-    """As `read_outcome`, for what is only told: garbage counts as interrupted and holds up nothing."""
-    try:
-        return read_outcome(store, restore_id, trial_id, attempt)
-    except RecordUnreadableError as error:
-        return RunnerOutcome(
-            restore_id=restore_id,
-            trial_id=trial_id,
-            attempt=attempt or 0,
-            result=Result.INTERRUPTED,
-            status="",
-            final_trial_id=trial_id,
-            error=str(error),
+        Raises:
+            RecordUnreadableError: If the record is not an outcome, or that of another attempt.
+        """
+        if attempt is None:
+            attempt = self.newest()
+        key = layout.outcome_key(*self._id(attempt))
+        try:
+            outcome = read_record(self.store, key, RunnerOutcome.from_json)
+        except KeyNotFoundError:
+            return None
+        self._check_belongs(outcome, attempt, key, "outcome")
+        return outcome
+
+    def outcome_or_interrupted(self, attempt: int | None = None) -> RunnerOutcome | None:
+        """Return the outcome; an unreadable one counts as interrupted and stops no other trial."""
+        try:
+            return self.outcome(attempt)
+        except RecordUnreadableError as error:
+            return RunnerOutcome(
+                restore_id=self.restore_id,
+                trial_id=self.unit,
+                attempt=attempt or 0,
+                result=Result.INTERRUPTED,
+                status="",
+                final_trial_id=self.unit,
+                error=str(error),
+            )
+
+    def exit(self, attempt: int, *, infer_from_heartbeat: bool = False) -> RunnerExit | None:
+        """Return how the process of an attempt was seen to exit; None if that was not recorded.
+
+        With `infer_from_heartbeat`, an attempt that ran has an exit, though without a recorded cause.
+        """
+        try:
+            return read_record(
+                self.store, layout.exit_key(*self._id(attempt)), RunnerExit.from_json
+            )
+        except KeyNotFoundError:
+            return RunnerExit() if infer_from_heartbeat and self.has_begun(attempt) else None
+        except RecordUnreadableError as error:  # it did exit; only the cause is lost
+            return RunnerExit(message=str(error))
+
+    def record_exit(self, attempt: int, exit_code: int | None, message: str) -> None:
+        """Record the exit of a runner that left no outcome or was taken away; the ledger counts it."""
+        ended = RunnerExit(
+            exit_code=exit_code,
+            message=message[-LAST_WORDS_LENGTH:],
+            ended_at=self.store.now().isoformat(),
         )
+        self.store.put(layout.exit_key(*self._id(attempt)), ended.to_json())
 
+    def progress(self, attempt: int) -> ProgressTail | None:
+        """Return the newest reports of the trial in an attempt; None before its first result.
 
-def record_exit(
-    store: ObjectStore, request: RunnerRequest, exit_code: int | None, message: str
-) -> RunnerExit:
-    """Keep what was seen of a runner that left no outcome, or was taken away: the ledger counts it."""
-    end = RunnerExit(
-        exit_code=exit_code, message=message[-LAST_WORDS_LENGTH:], ended_at=store.now().isoformat()
-    )
-    key = layout.exit_key(request.restore_id, request.trial_id, request.attempt)
-    store.put(key, end.to_json())
-    return end
+        Raises:
+            RecordUnreadableError: If the record is not valid. It is only shown, so it must stop nothing.
+        """
+        key = layout.progress_key(*self._id(attempt))
+        try:
+            return read_record(
+                self.store, key, ProgressTail.from_json, max_bytes=MAX_PROGRESS_BYTES
+            )
+        except KeyNotFoundError:
+            return None
 
+    def wait_until_over(
+        self,
+        attempt: int,
+        *,
+        patience_seconds: float = math.inf,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> bool:
+        """Block until an attempt has an outcome, or its heartbeat did not change for `QUIET_SECONDS`.
 
-def read_exit(
-    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
-) -> RunnerExit | None:
-    """Return what was seen of the end of an attempt without outcome; None if nobody saw it.
+        An attempt without any heartbeat never ran. Claim the next attempt (or release the lease) before
+        calling this: a runner writes its first heartbeat before it looks for newer attempts, so one of
+        the two sees the other.
 
-    An attempt that was never heard of (no heartbeat, no end) did not run: None, too.
-    """
-    seen = read_recorded_exit(store, restore_id, trial_id, attempt)
-    if seen is not None:
-        return seen
-    beat = _beat(store, restore_id, trial_id, attempt)
-    return RunnerExit() if beat is not None else None
+        Returns:
+            False if its runner still lived after `patience_seconds`.
+        """
+        alive = wait_until_all_over(
+            self.store,
+            [self._id(attempt)],
+            patience_seconds=patience_seconds,
+            monotonic=monotonic,
+            sleep=sleep,
+        )
+        return not alive
 
+    def _id(self, attempt: int) -> AttemptId:
+        return AttemptId(self.restore_id, self.unit, attempt)
 
-def read_recorded_exit(
-    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
-) -> RunnerExit | None:
-    """Return what somebody has written down of an attempt's end, whether or not it has an outcome."""
-    key = layout.exit_key(restore_id, trial_id, attempt)
-    try:
-        return read_record(store, key, RunnerExit.from_json)
-    except KeyNotFoundError:
-        return None
-    except RecordUnreadableError as error:  # that it ended is known, if not how
-        return RunnerExit(message=str(error))
-
-
-def wait_until_over(
-    store: ObjectStore,
-    restore_id: str,
-    trial_id: str,
-    attempt: int,
-    *,
-    patience_seconds: float = math.inf,
-    monotonic: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """Block until an attempt has an outcome, or its runner was silent for `QUIET_SECONDS`.
-
-    An attempt without any heartbeat never got to run. Claim the next attempt (or release the lease)
-    before calling this: a runner writes its first heartbeat before it looks for newer attempts, so one
-    of the two sees the other.
-
-    Returns:
-        False if its runner still lived after `patience_seconds`.
-    """
-    alive = wait_until_all_over(
-        store,
-        [AttemptId(restore_id, trial_id, attempt)],
-        patience_seconds=patience_seconds,
-        monotonic=monotonic,
-        sleep=sleep,
-    )
-    return not alive
+    def _check_belongs(
+        self, record: RunnerRequest | RunnerOutcome, attempt: int, key: str, kind: str
+    ) -> None:
+        if (record.restore_id, record.trial_id, record.attempt) != self._id(attempt):
+            raise RecordUnreadableError(self.store.uri, key, f"it is the {kind} of another attempt")
 
 
 def wait_until_all_over(
@@ -199,8 +225,11 @@ def wait_until_all_over(
     """
 
     def look(attempt: AttemptId) -> tuple[bytes | None, bool, float]:
-        beat = _beat(store, *attempt)
-        has_outcome = beat is not None and read_outcome_or_interrupted(store, *attempt) is not None
+        beat = _heartbeat(store, attempt)
+        records = AttemptRecords(store, attempt.restore_id, attempt.trial_id)
+        has_outcome = (
+            beat is not None and records.outcome_or_interrupted(attempt.attempt) is not None
+        )
         return beat, has_outcome, monotonic()
 
     started = monotonic()
@@ -225,5 +254,5 @@ def wait_until_all_over(
             sleep(1.0)
 
 
-def _beat(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> bytes | None:
-    return read_heartbeat(store, layout.heartbeat_key(restore_id, trial_id, attempt))
+def _heartbeat(store: ObjectStore, attempt: AttemptId) -> bytes | None:
+    return read_heartbeat(store, layout.heartbeat_key(*attempt))

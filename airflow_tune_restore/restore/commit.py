@@ -33,13 +33,7 @@ from airflow_tune_restore.experiments.state import (
     parse_state,
 )
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.attempts import (
-    AttemptId,
-    list_attempts,
-    newest_started,
-    read_outcome_or_interrupted,
-    wait_until_all_over,
-)
+from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore import ledger
@@ -223,7 +217,9 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
 def _started(store: ObjectStore, plan: RestorePlan) -> list[AttemptId]:
     """Return the newest attempt of each trial whose runner has shown itself."""
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        newest = pool.map(lambda unit: newest_started(store, plan.restore_id, unit), units(plan))
+        newest = pool.map(
+            lambda unit: AttemptRecords(store, plan.restore_id, unit).newest_started(), units(plan)
+        )
         found = zip(units(plan), newest, strict=True)
         return [
             AttemptId(plan.restore_id, unit, attempt)
@@ -261,7 +257,7 @@ def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
 
 def _newest_attempt_with_snapshot(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
     """Return the newest attempt that left a snapshot; None if none did."""
-    numbers = list_attempts(store, plan.restore_id, unit)
+    numbers = AttemptRecords(store, plan.restore_id, unit).numbers()
     left = (n for n in reversed(numbers) if read_snapshot(store, plan, unit, n) is not None)
     return next(left, None)
 
@@ -347,7 +343,9 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
     histories = ledger.read_ledger(store)[0].trials
     ids = [trial.trial_id for trial in plan.to_run]
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        read = pool.map(lambda name: read_outcome_or_interrupted(store, plan.restore_id, name), ids)
+        read = pool.map(
+            lambda name: AttemptRecords(store, plan.restore_id, name).outcome_or_interrupted(), ids
+        )
         outcomes = dict(zip(ids, read, strict=True))
     return summarise(
         plan,
@@ -376,7 +374,9 @@ def _why_it_broke_off(store: ObjectStore, plan: RestorePlan) -> str:
     """Say why the one run of all did not come to its end; "" if it did, or if there was none."""
     if layout.WHOLE_EXPERIMENT not in units(plan):
         return ""
-    outcome = read_outcome_or_interrupted(store, plan.restore_id, layout.WHOLE_EXPERIMENT)
+    outcome = AttemptRecords(
+        store, plan.restore_id, layout.WHOLE_EXPERIMENT
+    ).outcome_or_interrupted()
     if outcome is None:
         return "its runner ended without a word"
     if outcome.result == Result.FINISHED:

@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
-    KeyNotFoundError,
     RecordUnreadableError,
     StorageError,
 )
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import list_attempts, read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.protocol.records import read_heartbeat, read_record
+from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.protocol.request import (
-    ProgressTail,
     Result,
     RunnerOutcome,
     RunnerProgress,
@@ -36,9 +34,6 @@ QUIET_SECONDS = 60.0
 runner of one trial: much more is lost with it."""
 
 POLL_SECONDS = 2.0
-MAX_PROGRESS_BYTES = 4 * 1024**2
-"""Of the reports of one trial that are kept, 200 of up to forty metrics."""
-
 OUTAGE_SECONDS = 600.0
 """How long a store may be out of reach before a follower gives up; the run itself goes on."""
 
@@ -106,7 +101,7 @@ class Follower:
         newest = self._newest()
         is_over = newest == 0 or self._is_over(newest)
         # in this order: a trial's last words come before its end, and its end before the run's
-        self.outcome = read_outcome(self.store, self.restore_id, self.trial_id)
+        self.outcome = AttemptRecords(self.store, self.restore_id, self.trial_id).outcome()
         reports = self._new_reports(newest)
         if self.outcome is not None and self.outcome.attempt > stopped:
             return reports, True
@@ -120,17 +115,20 @@ class Follower:
 
     def _stopped_before(self) -> int:
         """Return the number of the run in which this trial was stopped before we came; 0 if in none."""
-        past = read_outcome(self.store, self.restore_id, self.trial_id)
+        past = AttemptRecords(self.store, self.restore_id, self.trial_id).outcome()
         if past is None or past.result in (Result.FINISHED, Result.FAILED):
             return 0
         return past.attempt
 
     def _newest(self) -> int:
-        return max(list_attempts(self.store, self.restore_id, layout.WHOLE_EXPERIMENT), default=0)
+        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT).newest()
 
     def _is_over(self, attempt: int) -> bool:
         """Whether a run has said how it ended, or was silent for long enough while we watched."""
-        if read_outcome(self.store, self.restore_id, layout.WHOLE_EXPERIMENT, attempt) is not None:
+        if (
+            AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT).outcome(attempt)
+            is not None
+        ):
             return True
         now = self.monotonic()
         pulse = self._pulse(attempt)
@@ -148,7 +146,7 @@ class Follower:
         if attempt in self._unreadable:
             return []
         try:
-            tail = read_progress(self.store, self.restore_id, self.trial_id, attempt)
+            tail = AttemptRecords(self.store, self.restore_id, self.trial_id).progress(attempt)
         except RecordUnreadableError as error:
             logger.warning("What the trial reports is not shown: %s", printable(str(error)))
             self._unreadable.add(attempt)
@@ -160,23 +158,8 @@ class Follower:
         return new
 
 
-def read_progress(
-    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
-) -> ProgressTail | None:
-    """Return what a trial has reported lately; None before its first result.
-
-    Raises:
-        RecordUnreadableError: If it makes no sense. It is only shown: it must end nothing.
-    """
-    key = layout.progress_key(restore_id, trial_id, attempt)
-    try:
-        return read_record(store, key, ProgressTail.from_json, max_bytes=MAX_PROGRESS_BYTES)
-    except KeyNotFoundError:
-        return None
-
-
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:
     """Ask the run to stop one trial; the others go on. With WHOLE_EXPERIMENT: to draw no more samples."""
-    attempt = max(list_attempts(store, restore_id, layout.WHOLE_EXPERIMENT), default=0)
+    attempt = AttemptRecords(store, restore_id, layout.WHOLE_EXPERIMENT).newest()
     if attempt:
         store.put(layout.stop_key(restore_id, attempt, trial_id), json.dumps({}).encode())

@@ -20,12 +20,7 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import (
-    list_attempts,
-    read_exit,
-    read_outcome_or_interrupted,
-    read_recorded_exit,
-)
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
@@ -212,7 +207,7 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     """
     found = (
         _read_failure(store, restore_id, trial_id, attempt)
-        for attempt in list_attempts(store, restore_id, trial_id)
+        for attempt in AttemptRecords(store, restore_id, trial_id).numbers()
     )
     return tuple(failure for failure in found if failure is not None)
 
@@ -282,7 +277,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
 
 
 def _has_finished(store: ObjectStore, restore_id: str, trial_id: str) -> bool:
-    outcome = read_outcome_or_interrupted(store, restore_id, trial_id)
+    outcome = AttemptRecords(store, restore_id, trial_id).outcome_or_interrupted()
     return outcome is not None and outcome.result == Result.FINISHED
 
 
@@ -313,10 +308,10 @@ def _with_failures(
 def _read_failure(
     store: ObjectStore, restore_id: str, trial_id: str, attempt: int
 ) -> FailedAttempt | None:
-    outcome = read_outcome_or_interrupted(store, restore_id, trial_id, attempt)
+    outcome = AttemptRecords(store, restore_id, trial_id).outcome_or_interrupted(attempt)
     if outcome is not None and outcome.result == Result.FAILED:
         if _is_unexplained(outcome):  # only then is there one to read
-            outcome = explain(outcome, read_recorded_exit(store, restore_id, trial_id, attempt))
+            outcome = explain(outcome, AttemptRecords(store, restore_id, trial_id).exit(attempt))
         return FailedAttempt(
             restore_id=restore_id,
             attempt=attempt,
@@ -329,11 +324,11 @@ def _read_failure(
             memory=_memory_asked(store, restore_id, trial_id, attempt),
         )
     if outcome is None:
-        end = read_exit(store, restore_id, trial_id, attempt)
+        end = AttemptRecords(store, restore_id, trial_id).exit(attempt, infer_from_heartbeat=True)
     elif (
         outcome.result == Result.INTERRUPTED
     ):  # it had time to save, and was taken away all the same
-        end = read_recorded_exit(store, restore_id, trial_id, attempt)
+        end = AttemptRecords(store, restore_id, trial_id).exit(attempt)
     else:
         return None
     failure = classify_exit(end.exit_code, end.message) if end is not None else None

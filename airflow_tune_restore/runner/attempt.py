@@ -17,7 +17,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import list_attempts, wait_until_over
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
 from airflow_tune_restore.protocol.resources import describe, is_enough
 from airflow_tune_restore.runner import needs
@@ -120,9 +120,11 @@ class Attempt:
 
     def _wait_for_earlier(self) -> None:
         request = self._request
-        for attempt in list_attempts(self._store, request.restore_id, request.trial_id):
+        for attempt in AttemptRecords(self._store, request.restore_id, request.trial_id).numbers():
             if attempt < request.attempt:
-                wait_until_over(self._store, request.restore_id, request.trial_id, attempt)
+                AttemptRecords(self._store, request.restore_id, request.trial_id).wait_until_over(
+                    attempt
+                )
 
     def _ask(self, scope: "Scope", loaded: Loaded) -> needs.Asked:
         """Return what trials ask for now; nothing on a cluster, which is as large as it is."""
@@ -223,7 +225,7 @@ def _read_plan(store: ObjectStore, request: RunnerRequest) -> dict[str, Any]:
 
 def _newest_snapshot(store: ObjectStore, request: RunnerRequest) -> str | None:
     """Return the key of the newest whole snapshot of an earlier attempt."""
-    for attempt in reversed(list_attempts(store, request.restore_id, request.trial_id)):
+    for attempt in reversed(AttemptRecords(store, request.restore_id, request.trial_id).numbers()):
         key = layout.snapshot_key(request.restore_id, request.trial_id, attempt)
         limit = layout.max_snapshot_bytes(request.trial_id)
         if attempt < request.attempt and _is_whole(store, key, limit):

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
@@ -103,7 +103,7 @@ class Heartbeat:
         """Raise if this attempt must stop; renew the lease if it may go on."""
         request = self._request
         newest = max(
-            list_attempts(self._store, request.restore_id, request.trial_id),
+            AttemptRecords(self._store, request.restore_id, request.trial_id).numbers(),
             default=request.attempt,
         )
         if newest > request.attempt:

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
-from airflow_tune_restore.restore.follow import read_progress
 
 if TYPE_CHECKING:
     from airflow_tune_restore.storage.base import ObjectStore
@@ -153,13 +152,16 @@ class TrialPoller:
 
     def _has_outcome(self, store: "ObjectStore", trial: TrialWatch) -> bool:
         try:
-            return read_outcome(store, self._restore_id, trial.trial_id, trial.attempt) is not None
+            return (
+                AttemptRecords(store, self._restore_id, trial.trial_id).outcome(trial.attempt)
+                is not None
+            )
         except RecordUnreadableError:
             return True  # its task reads it, and says so
 
     def _read_progress(self, store: "ObjectStore", trial: TrialWatch) -> ProgressTail | None:
         try:
-            return read_progress(store, self._restore_id, trial.trial_id, trial.attempt)
+            return AttemptRecords(store, self._restore_id, trial.trial_id).progress(trial.attempt)
         except RecordUnreadableError as error:
             trial.is_behind = True
             self._say(error)

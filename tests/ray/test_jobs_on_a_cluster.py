@@ -13,7 +13,7 @@ from tests.support.airflow import home as airflow_home  # noqa: F401  imported b
 # isort: split
 
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
@@ -53,7 +53,7 @@ def test_a_retry_attaches_to_the_living_job_and_a_killed_task_stops_it_with_a_sn
     # the task is cleared at once: it waits for the snapshot, and goes on from there
     trigger, event = wait_deferred(trial(items[0], "errored"), make_context(try_number=3))
     assert trigger.attempt == 2
-    outcome = read_outcome(store, restore_id, trial_id, 1)
+    outcome = AttemptRecords(store, restore_id, trial_id).outcome(1)
     assert (outcome.result, outcome.iteration) == (Result.INTERRUPTED, 4)
     done = trial(items[0], "errored").execute_complete(make_context(try_number=3), event)
     assert (done["attempt"], done["iteration"]) == (2, 6)

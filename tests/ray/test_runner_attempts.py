@@ -8,7 +8,7 @@ import sys
 
 from airflow_tune_restore.launch.local import _members
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
 from tests.support import ROOT
@@ -62,7 +62,7 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert process.wait() < 0
-    assert read_outcome(restoring.store, RESTORE_ID, restoring.trial.trial_id, 1) is None
+    assert AttemptRecords(restoring.store, RESTORE_ID, restoring.trial.trial_id).outcome(1) is None
     trial_dir = directory / restoring.trial.trial_dir
     written = {path: path.read_bytes() for path in trial_dir.glob("checkpoint_*/*")}
 
@@ -134,7 +134,7 @@ def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copie
     parent.kill()
     parent.wait()
     eventually(lambda: _members(runner) == [])
-    outcome = read_outcome(restoring.store, RESTORE_ID, request.trial_id, 1)
+    outcome = AttemptRecords(restoring.store, RESTORE_ID, request.trial_id).outcome(1)
     assert outcome is not None
     assert (outcome.result, outcome.iteration) == ("interrupted", 4)
     assert restoring.iterations() == EVERY[:4]

@@ -17,10 +17,10 @@ import pytest
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.account import Account, find_account
 from airflow_tune_restore.launch.local import LocalLauncher, _members
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED, RunnerRequest
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from tests.support import ROOT
 from tests.support.experiments.failed import Gate
 from tests.support.ray.real_restore import RESTORE_ID, TRAINABLE_ENV, Restoring
@@ -124,7 +124,10 @@ def test_it_is_stopped_with_a_snapshot_and_leaves_nothing(restoring, place):
 def test_it_runs_a_whole_experiment_detached(experiment, account, launcher):
     restoring = Restoring(experiment, "errored", strategy="whole_experiment")
     request = claim_attempt(
-        restoring.store, restoring.plan, WHOLE_EXPERIMENT, trainable=restoring.trainable, imports=[]
+        restoring.store,
+        restoring.plan,
+        WHOLE_EXPERIMENT,
+        RunnerSettings(trainable=restoring.trainable, imports=[]),
     )
     healed = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1"}
     output = replace(launcher, env=healed).start_detached(request)
@@ -132,7 +135,7 @@ def test_it_runs_a_whole_experiment_detached(experiment, account, launcher):
     with output:
         eventually(lambda: not home.exists())
         said = output.read()
-    outcome = read_outcome(restoring.store, RESTORE_ID, WHOLE_EXPERIMENT, request.attempt)
+    outcome = AttemptRecords(restoring.store, RESTORE_ID, WHOLE_EXPERIMENT).outcome(request.attempt)
     assert outcome is not None, said
     assert outcome.result == "finished", said
     assert restoring.iterations() == [1, 2, 3, 4, 5, 6]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -90,7 +90,9 @@ def leave_attempt(
     The snapshot holds `rows`, or else one that fits `result` and `iteration`. `runner` holds fields of
     its runner_data, `outcome` those of the outcome.
     """
-    request = claim_attempt(store, plan, trial_id, trainable="m:train", memory=memory)
+    request = claim_attempt(
+        store, plan, trial_id, RunnerSettings(trainable="m:train"), memory=memory
+    )
     if not rows:
         row = make_row(
             plan.trial(trial_id).final_trial_id,

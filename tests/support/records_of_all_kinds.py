@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import RecordUnreadableError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import (
     ProgressTail,
@@ -17,7 +17,6 @@ from airflow_tune_restore.protocol.request import (
     RunnerRequest,
 )
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
-from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.restore.ledger import FailedAttempt, History, Ledger, read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, encode
 from airflow_tune_restore.restore.start import read_plan
@@ -129,9 +128,10 @@ RECORDS = [
     Kind(RunnerRequest, layout.request_key(*_OF_ATTEMPT), "request_key", sample_request,
          _read_request, frozenset({"resources", "runtime_env"})),
     Kind(RunnerOutcome, layout.outcome_key(*_OF_ATTEMPT), "outcome_key", sample_outcome,
-         lambda store: read_outcome(store, *_OF_ATTEMPT), frozenset({"resources", "metrics"})),
+         lambda store: AttemptRecords(store, "r1", "bad").outcome(1),
+         frozenset({"resources", "metrics"})),
     Kind(ProgressTail, layout.progress_key(*_OF_ATTEMPT), "progress_key", sample_progress,
-         lambda store: read_progress(store, *_OF_ATTEMPT), frozenset({"metrics"})),
+         lambda store: AttemptRecords(store, "r1", "bad").progress(1), frozenset({"metrics"})),
     Kind(RunnerExit, layout.exit_key(*_OF_ATTEMPT), "exit_key", sample_end,
          lambda store: read_record(store, layout.exit_key(*_OF_ATTEMPT), RunnerExit.from_json)),
     Kind(CommitRecord, layout.commit_key("r1"), "commit_key", sample_commit,

@@ -43,7 +43,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
     defined = {
         f"airflow_tune_restore.{path.parent.name}.{path.stem}"
         for room in ("operators", "sensors", "hooks", "triggers")
-        for path in (ROOT / room).glob("*.py")
+        for path in (ROOT / room).rglob("*.py")
         if any(f"({base})" in path.read_text() for base in bases)
     }
     # what others only derive from is in no DAG

@@ -15,15 +15,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, is_ending, is_live
 from airflow_tune_restore.launch.kubernetes.pod_spec import pod_name
-from airflow_tune_restore.operators.attempt import refuse_overtaken
-from airflow_tune_restore.protocol.attempts import (
-    has_begun,
-    list_attempts,
-    read_outcome,
-    read_recorded_exit,
-    read_request,
-    record_exit,
-)
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import (
@@ -35,6 +27,7 @@ from airflow_tune_restore.protocol.request import (
 )
 from airflow_tune_restore.restore.ledger import explain
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.runner_death import refuse_overtaken
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -89,7 +82,7 @@ class AttemptPods:
         A pod that is about to end is waited for, so that it can save its snapshot in peace. How one
         ended that nobody followed is written down.
         """
-        newest = max(list_attempts(store, plan.restore_id, trial_id), default=0)
+        newest = AttemptRecords(store, plan.restore_id, trial_id).newest()
         request = self._read_claimed(store, plan, trial_id, newest) if newest else None
         if request is None:
             return NewestAttempt(number=newest)
@@ -108,7 +101,7 @@ class AttemptPods:
 
     def delete_ended(self, store: ObjectStore, plan: RestorePlan, trial_id: str) -> None:
         """Delete the pod of a trial that has finished; its worker may have died before it could."""
-        newest = max(list_attempts(store, plan.restore_id, trial_id), default=0)
+        newest = AttemptRecords(store, plan.restore_id, trial_id).newest()
         request = self._read_claimed(store, plan, trial_id, newest) if newest else None
         if request is not None and self.deletes_ended:
             self.pods.delete(name_of(request))
@@ -130,8 +123,7 @@ class AttemptPods:
             OvertakenError: If another try of the task runs the trial.
             LeaseLostError: If another restore is at work.
         """
-        where = (request.restore_id, request.trial_id, request.attempt)
-        outcome = read_outcome(store, *where)
+        outcome = AttemptRecords.of(store, request).outcome(request.attempt)
         if outcome is not None and outcome.result not in (Result.INTERRUPTED, Result.FAILED):
             return outcome
         end = end or self.pods.look(name_of(request))
@@ -142,11 +134,13 @@ class AttemptPods:
         if outcome is not None and not end.is_disruption:
             return outcome
         self.refuse_unstarted(store, plan, request, end)
-        recorded = read_recorded_exit(store, *where)
+        recorded = AttemptRecords.of(store, request).exit(request.attempt)
         if recorded is not None and end.exit_code is None:  # a try beside us has seen more of it
             end = replace(end, exit_code=recorded.exit_code, message=recorded.message)
         elif self._has_run(store, request, end):
-            record_exit(store, request, end.exit_code, end.message)
+            AttemptRecords.of(store, request).record_exit(
+                request.attempt, end.exit_code, end.message
+            )
         if outcome is None:
             refuse_overtaken(store, plan, request, end.exit_code)
         failure = classify_exit(end.exit_code, end.message)
@@ -167,7 +161,10 @@ class AttemptPods:
             InvalidInputError: If its command or its image is the wrong one.
             RunnerError: If the runner refused, before it could write so: it has no way to the store.
         """
-        if read_outcome(store, request.restore_id, request.trial_id, request.attempt) is not None:
+        if (
+            AttemptRecords(store, request.restore_id, request.trial_id).outcome(request.attempt)
+            is not None
+        ):
             return  # it says how it ended
         of_all = request.trial_id == WHOLE_EXPERIMENT
         what = f"{'No trial' if of_all else f'Trial {request.trial_id}'} of {plan.experiment} was "
@@ -191,7 +188,7 @@ class AttemptPods:
         """Whether a pod ended because Python did not find the runner, which has never shown itself."""
         if end.is_disruption or end.exit_code != 1 or not _NO_PACKAGE.search(_last_line(end)):
             return False
-        return not has_begun(store, request)
+        return not AttemptRecords.of(store, request).has_begun(request.attempt)
 
     def _explained(
         self, store: ObjectStore, request: RunnerRequest, outcome: RunnerOutcome, end: PodExit
@@ -199,16 +196,17 @@ class AttemptPods:
         """Return the outcome of a failed trial, with what Kubernetes knows of its worker's death."""
         explained = explain(outcome, RunnerExit(exit_code=end.exit_code, message=end.message))
         if explained is not outcome:
-            record_exit(store, request, end.exit_code, end.message)
+            AttemptRecords.of(store, request).record_exit(
+                request.attempt, end.exit_code, end.message
+            )
         return explained
 
     def _record_unseen(self, store: ObjectStore, request: RunnerRequest, *, has_pod: bool) -> None:
-        where = (request.restore_id, request.trial_id)
-        outcome = read_outcome(store, *where, request.attempt)
-        if read_recorded_exit(store, *where, request.attempt) is not None:
+        outcome = AttemptRecords.of(store, request).outcome(request.attempt)
+        if AttemptRecords.of(store, request).exit(request.attempt) is not None:
             return
         if outcome is None:
-            can_tell = has_pod or has_begun(store, request)
+            can_tell = has_pod or AttemptRecords.of(store, request).has_begun(request.attempt)
         else:
             can_tell = outcome.result in (Result.INTERRUPTED, Result.FAILED)
         end = self.pods.look(name_of(request)) if can_tell else None
@@ -220,21 +218,22 @@ class AttemptPods:
             return
         elif self._has_run(store, request, end):
             self.log.warning("Attempt %d ended unseen: %s", request.attempt, end.message)
-            record_exit(store, request, end.exit_code, end.message)
+            AttemptRecords.of(store, request).record_exit(
+                request.attempt, end.exit_code, end.message
+            )
 
     def _has_run(self, store: ObjectStore, request: RunnerRequest, end: PodExit) -> bool:
         """Whether a runner was started at all: a pod that was taken away before costs no attempt."""
         if end.exit_code is not None and not end.was_deleted:
             return True
-        return has_begun(store, request)
+        return AttemptRecords.of(store, request).has_begun(request.attempt)
 
     def _is_untouched(self, store: ObjectStore, request: RunnerRequest) -> bool:
         """Whether nothing was ever heard or written down of an attempt but that it was claimed."""
-        where = (request.restore_id, request.trial_id)
         return (
-            not has_begun(store, request)
-            and read_outcome(store, *where, request.attempt) is None
-            and read_recorded_exit(store, *where, request.attempt) is None
+            not AttemptRecords.of(store, request).has_begun(request.attempt)
+            and AttemptRecords.of(store, request).outcome(request.attempt) is None
+            and AttemptRecords.of(store, request).exit(request.attempt) is None
         )
 
     def _read_claimed(
@@ -244,7 +243,7 @@ class AttemptPods:
         waited = 0.0
         while True:
             try:
-                return read_request(store, plan.restore_id, trial_id, attempt)
+                return AttemptRecords(store, plan.restore_id, trial_id).request(attempt)
             except KeyNotFoundError:
                 if waited >= CLAIM_SECONDS:
                     return None
@@ -254,10 +253,9 @@ class AttemptPods:
     def _settled(self, store: ObjectStore, request: RunnerRequest) -> dict[str, Any] | None:
         """Return an attempt's pod once it has ended, or is lost, if it is about to end."""
         name = name_of(request)
-        where = (request.restore_id, request.trial_id, request.attempt)
         pod, logged = self.pods.read(name), False
         while pod is not None and is_ending(pod) and self.pods.watch.look(pod) is None:
-            if read_recorded_exit(store, *where) is not None:
+            if AttemptRecords.of(store, request).exit(request.attempt) is not None:
                 break  # an earlier try has waited for it, until it was lost
             if not logged:
                 self.log.info("Waiting for pod %s to end; it saves a snapshot.", name)
@@ -278,7 +276,7 @@ def name_of(request: RunnerRequest) -> str:
 
 def find_request(store: ObjectStore, plan: RestorePlan, trial_id: str, name: str) -> RunnerRequest:
     """Return the attempt whose pod has this name (InvalidInputError if none has)."""
-    for attempt in reversed(list_attempts(store, plan.restore_id, trial_id)):
+    for attempt in reversed(AttemptRecords(store, plan.restore_id, trial_id).numbers()):
         if pod_name(plan.experiment, plan.restore_id, trial_id, attempt) == name:
-            return read_request(store, plan.restore_id, trial_id, attempt)
+            return AttemptRecords(store, plan.restore_id, trial_id).request(attempt)
     raise InvalidInputError(f"Pod {name} runs no attempt of restore {plan.restore_id}.")

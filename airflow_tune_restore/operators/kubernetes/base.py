@@ -19,7 +19,6 @@ from airflow_tune_restore.launch.kubernetes.api import (
 )
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.attempt import RunnerArguments
 from airflow_tune_restore.operators.kubernetes.attempt_pod import (
     POLL_SECONDS,
     AttemptPods,
@@ -41,9 +40,10 @@ from airflow_tune_restore.operators.kubernetes.pod_template import (
 )
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome, read_request
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
@@ -162,9 +162,9 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         check_env(self.env)
         check_template(self)
 
-    def runner_arguments(self, *, concurrent: int = 1) -> RunnerArguments:
+    def runner_arguments(self, *, concurrent: int = 1) -> RunnerSettings:
         """Return what a runner is told that the plan does not say."""
-        return RunnerArguments(
+        return RunnerSettings(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
             search_alg=parse_text(self.search_alg),
@@ -197,10 +197,10 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             self._is_alive = newest.alive is not None
             if newest.alive is not None:
                 return newest.alive
-            outcome = read_outcome(store, plan.restore_id, trial_id)
+            outcome = AttemptRecords(store, plan.restore_id, trial_id).outcome()
             if outcome is not None and outcome.result == Result.FINISHED:
                 self._is_alive = True  # it was, until a moment ago: there is nothing more to start
-                return read_request(store, plan.restore_id, trial_id, outcome.attempt)
+                return AttemptRecords(store, plan.restore_id, trial_id).request(outcome.attempt)
             try:
                 return claim_next(newest.number + 1, newest.unstarted)
             except KeyExistsError:

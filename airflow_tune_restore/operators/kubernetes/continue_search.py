@@ -8,7 +8,6 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.operators.attempt import claim
 from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
@@ -23,8 +22,9 @@ from airflow_tune_restore.operators.search_continuation import (
     start_continuation,
 )
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.restore.claim import claim_next_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -92,7 +92,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             plan, settled = start_continuation(context, store, options)
             if plan is None:
                 return self.say(context, describe_continued(address, settled, log=self.log))
-            done = read_outcome(store, plan.restore_id, layout.WHOLE_EXPERIMENT)
+            done = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).outcome()
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
                 self.attempt_pods.delete_ended(store, plan, layout.WHOLE_EXPERIMENT)
@@ -146,9 +146,9 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         unstarted: RunnerRequest | None = None,
     ) -> RunnerRequest:
         arguments = self.runner_arguments(concurrent=self.concurrent_trials)
-        return claim(
+        return claim_next_attempt(
             *(store, plan, layout.WHOLE_EXPERIMENT, arguments),
-            log=self.log,
+            log=self.log.info,
             attempt=attempt,
             unstarted=unstarted,
         )

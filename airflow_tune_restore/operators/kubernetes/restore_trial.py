@@ -13,7 +13,7 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.launch.kubernetes.pod_start import has_no_image, is_pending
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.attempt import claim, judge
+from airflow_tune_restore.operators.attempt import judge
 from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request, name_of
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
@@ -21,9 +21,10 @@ from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import list_attempts, read_outcome, read_recorded_exit
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.claim import claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import read_plan
@@ -93,7 +94,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             if plan.is_whole_experiment:
                 outcome = self._follow(context, store, plan, item)
                 return self.say(context, judge(store, plan, item, outcome, log=self.log))
-            done = read_outcome(store, plan.restore_id, item.trial_id)
+            done = AttemptRecords(store, plan.restore_id, item.trial_id).outcome()
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has finished the trial already.")
                 self.attempt_pods.delete_ended(store, plan, item.trial_id)
@@ -141,9 +142,9 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
             1, min(self.concurrent_trials, len(plan.to_run) or self.concurrent_trials)
         )
         arguments = self.runner_arguments(concurrent=side_by_side)
-        request = claim(
+        request = claim_next_attempt(
             *(store, plan, trial_id, arguments),
-            log=self.log,
+            log=self.log.info,
             attempt=attempt,
             unstarted=unstarted,
         )
@@ -180,7 +181,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         lease.renew(store, lease.check_held(store, plan.restore_id))
 
         # what ended before may have been mended since
-        before = list_attempts(store, plan.restore_id, layout.WHOLE_EXPERIMENT)
+        before = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).numbers()
 
         def start(attempt: int) -> None:
             newest = self.attempt_pods.find_attempt(store, plan, layout.WHOLE_EXPERIMENT)
@@ -234,7 +235,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
     ) -> None:
         """Make no further pod where the last few ran out of memory: the next has no more of it."""
         ends = [
-            read_recorded_exit(store, plan.restore_id, layout.WHOLE_EXPERIMENT, attempt)
+            AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).exit(attempt)
             for attempt in attempts[-MOST_IN_VAIN:]
         ]
         failures = [classify_exit(end.exit_code, end.message) for end in ends if end is not None]

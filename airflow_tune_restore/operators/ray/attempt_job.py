@@ -25,23 +25,13 @@ from airflow_tune_restore.launch.ray.submission import (
     build_submission,
     submission_id,
 )
-from airflow_tune_restore.operators.attempt import (
-    LAST_LINES,
-    RunnerArguments,
-    claim,
-    record_death,
-)
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import (
-    list_attempts,
-    read_exit,
-    read_outcome,
-    read_request,
-)
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.restore.follow import read_progress
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
@@ -97,7 +87,7 @@ class RayAttemptJob:
     store: ObjectStore
     plan: RestorePlan
     trial_id: str
-    arguments: RunnerArguments
+    arguments: RunnerSettings
     runtime_env: Mapping[str, Any]
     env: Mapping[str, str]
     driver: DriverResources
@@ -116,7 +106,7 @@ class RayAttemptJob:
 
     def ended_before(self) -> RunnerOutcome | None:
         """Return how the trial has ended for good already; None if it is to be run."""
-        outcome = read_outcome(self.store, self.plan.restore_id, self.trial_id)
+        outcome = AttemptRecords(self.store, self.plan.restore_id, self.trial_id).outcome()
         if outcome is None:
             return None
         final = {Result.FINISHED, Result.FAILED} if self._is_part else {Result.FINISHED}
@@ -134,7 +124,10 @@ class RayAttemptJob:
         """
         while True:
             newest = max(
-                [remembered, *list_attempts(self.store, self.plan.restore_id, self.run_id)]
+                [
+                    remembered,
+                    *AttemptRecords(self.store, self.plan.restore_id, self.run_id).numbers(),
+                ]
             )
             number = newest + 1
             try:
@@ -146,12 +139,12 @@ class RayAttemptJob:
                     newest  # its directory is there, its request not yet: whoever is first has it
                 )
             try:
-                request = claim(
+                request = claim_next_attempt(
                     self.store,
                     self.plan,
                     self.run_id,
                     self.arguments,
-                    log=self.log,
+                    log=self.log.info,
                     attempt=number,
                 )
             except KeyExistsError:
@@ -166,7 +159,7 @@ class RayAttemptJob:
             KeyNotFoundError: If nobody has claimed it.
         """
         plan, job_id = self.plan, self.job_id(attempt)
-        if read_outcome(self.store, plan.restore_id, self.run_id, attempt) is not None:
+        if AttemptRecords(self.store, plan.restore_id, self.run_id).outcome(attempt) is not None:
             return None
         job = self.jobs.find(job_id)
         if job is not None and not job.is_over:
@@ -175,7 +168,12 @@ class RayAttemptJob:
                 return None
             self.log.info("Attached to Ray job %s, attempt %d.", job_id, attempt)
             return Attached(attempt=attempt, submission_id=job_id, is_ours=False)
-        ran = read_exit(self.store, plan.restore_id, self.run_id, attempt) is not None
+        ran = (
+            AttemptRecords(self.store, plan.restore_id, self.run_id).exit(
+                attempt, infer_from_heartbeat=True
+            )
+            is not None
+        )
         if job is not None or ran:
             return None
         # claimed, and whoever did so died before the job was started, or is about to start it
@@ -223,7 +221,7 @@ class RayAttemptJob:
         return not self._is_part or self._outcome(attempt) is not None
 
     def _outcome(self, attempt: int) -> RunnerOutcome | None:
-        return read_outcome(self.store, self.plan.restore_id, self.trial_id, attempt)
+        return AttemptRecords(self.store, self.plan.restore_id, self.trial_id).outcome(attempt)
 
     def trigger(self, attached: Attached) -> RayJobTrigger:
         """Return what waits in the triggerer."""
@@ -323,7 +321,7 @@ class RayAttemptJob:
 
     def stop_newest(self) -> None:
         """Stop the newest attempt, if it runs: nobody waits for it any more."""
-        newest = max(list_attempts(self.store, self.plan.restore_id, self.run_id), default=0)
+        newest = AttemptRecords(self.store, self.plan.restore_id, self.run_id).newest()
         if newest:
             self.attached = Attached(
                 attempt=newest, submission_id=self.job_id(newest), is_ours=False
@@ -332,7 +330,7 @@ class RayAttemptJob:
 
     def _death(self, attempt: int, job: RayJob | None, last: Iterable[str]) -> Exception:
         """Return the error for a job that ended and left no outcome of this trial."""
-        whole = read_outcome(self.store, self.plan.restore_id, self.run_id, attempt)
+        whole = AttemptRecords(self.store, self.plan.restore_id, self.run_id).outcome(attempt)
         if whole is not None:
             cause = printable(f"{whole.error_type}: {whole.error}".removeprefix(": "))
             if whole.result in (Result.REFUSED, Result.FENCED):
@@ -371,11 +369,11 @@ class RayAttemptJob:
         return True
 
     def _request(self, attempt: int) -> RunnerRequest:
-        return read_request(self.store, self.plan.restore_id, self.run_id, attempt)
+        return AttemptRecords(self.store, self.plan.restore_id, self.run_id).request(attempt)
 
     def _show_results(self, attempt: int, seen: int) -> int:
         try:
-            tail = read_progress(self.store, self.plan.restore_id, self.trial_id, attempt)
+            tail = AttemptRecords(self.store, self.plan.restore_id, self.trial_id).progress(attempt)
         except RecordUnreadableError as error:
             self.log.warning("What the trial reports is not shown: %s", printable(str(error)))
             return seen

@@ -13,12 +13,12 @@ from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentSto
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID, RayJobsHook
 from airflow_tune_restore.launch.ray.submission import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY, RayJobLink
-from airflow_tune_restore.operators.attempt import RunnerArguments
 from airflow_tune_restore.operators.launchers import runner_account
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.start import read_plan
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class RayJobOperator(MapIndexLabelOperator):
             store=store,
             plan=plan,
             trial_id=trial_id,
-            arguments=RunnerArguments(
+            arguments=RunnerSettings(
                 trainable=str(self.trainable),
                 param_space=parse_text(self.param_space),
                 search_alg=parse_text(self.search_alg),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import read_iteration
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
@@ -90,7 +90,7 @@ def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: st
     for restore_id in lease.earlier_restores(store, request.restore_id):
         rows = _get(store, _start_key(restore_id, trial_id, trial_dir))
         if rows:
-            outcome = read_outcome(store, restore_id, trial_id)
+            outcome = AttemptRecords(store, restore_id, trial_id).outcome()
             has_ended = outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
             return "" if has_ended else rows
     return ""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
@@ -69,7 +69,9 @@ def test_one_that_ray_cannot_read_stays_as_it_is_and_the_others_go_on(hosts, cop
     odd = trials["fails sparsely"]
     row = restored.state.rows[odd.trial_id]
     assert [json.loads(bytes(part)) for part in (row.trial, row.metadata)] == before
-    outcome = read_outcome(open_store(str(experiment)), summary.restore_id, odd.trial_id)
+    outcome = AttemptRecords(
+        open_store(str(experiment)), summary.restore_id, odd.trial_id
+    ).outcome()
     told = next(change for change in summary.changes if change.trial_id == odd.trial_id)
     assert told.status_after == "ERROR"
     if told.was_run:

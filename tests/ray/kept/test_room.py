@@ -4,7 +4,7 @@ import pytest
 
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
@@ -46,9 +46,9 @@ def test_in_a_run_of_all_it_is_given_up_alone(hosts, copied, trainable, other):
     store = open_store(address)
     trials = {trial.config["role"]: trial for trial in read_experiment(store).trials}
     assert trials["fails"].status == other
-    outcome = read_outcome(store, summary.restore_id, trials["fails sparsely"].trial_id)
+    outcome = AttemptRecords(store, summary.restore_id, trials["fails sparsely"].trial_id).outcome()
     assert (outcome.result, outcome.cause) == ("interrupted", "no_room")
     assert "asks for CPU 100" in outcome.error
     assert trials["fails sparsely"].status == "PAUSED"
-    run = read_outcome(store, summary.restore_id, layout.WHOLE_EXPERIMENT)
+    run = AttemptRecords(store, summary.restore_id, layout.WHOLE_EXPERIMENT).outcome()
     assert (run.result, run.error) == ("finished", "")

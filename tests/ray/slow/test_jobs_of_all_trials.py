@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import (
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -81,7 +81,7 @@ def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied, g
             await asyncio.sleep(0.3)
         waiting[running[0]].cancel()
         await triggers[running[0]].on_kill()
-        while read_outcome(store, restore_id, items[running[0]]["trial_id"]) is None:
+        while AttemptRecords(store, restore_id, items[running[0]]["trial_id"]).outcome() is None:
             await asyncio.sleep(0.3)
         gate.open()
         del waiting[running[0]]
@@ -91,7 +91,7 @@ def test_a_deferred_task_that_is_killed_stops_its_trial_alone(cluster, copied, g
     others = [i for i in range(len(items)) if i != killed]
     for i, event in zip(others, events, strict=True):
         assert tasks[i].execute_complete(contexts[i], event)["iteration"] == 6
-    outcome = read_outcome(store, restore_id, items[killed]["trial_id"])
+    outcome = AttemptRecords(store, restore_id, items[killed]["trial_id"]).outcome()
     assert (outcome.result, outcome.iteration) == (Result.INTERRUPTED, 4)
     eventually(lambda: [j["status"] for j in jobs_of(cluster, restore_id)] == ["SUCCEEDED"])
 

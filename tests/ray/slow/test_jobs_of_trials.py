@@ -22,7 +22,7 @@ from airflow.sdk.exceptions import (
 
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
@@ -116,7 +116,7 @@ def test_a_killed_task_stops_its_job_which_saves_a_snapshot(cluster, copied, gat
     # the task is cleared at once: it waits for the snapshot, and goes on from there
     trigger, event = wait_deferred(trial(items[0], "errored"), make_context(try_number=2))
     assert trigger.attempt == 2
-    outcome = read_outcome(store, restore_id, trial_id, 1)
+    outcome = AttemptRecords(store, restore_id, trial_id).outcome(1)
     assert (outcome.result, outcome.iteration) == (Result.INTERRUPTED, 4)
     done = trial(items[0], "errored").execute_complete(make_context(try_number=2), event)
     assert done["iteration"] == 6

@@ -17,7 +17,7 @@ from airflow_tune_restore.operators.kubernetes.continue_search import (
 )
 from airflow_tune_restore.operators.retry_policy import SOON, TrialRetryPolicy
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome, read_recorded_exit
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.start import read_plan
@@ -50,7 +50,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
     assert "low on resource: ephemeral-storage" in str(lost)
     assert TrialRetryPolicy().evaluate(lost, 1, 5).retry_delay == SOON
     # it had time to save a snapshot, and was lost all the same
-    outcome = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
+    outcome = AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).outcome(1)
     assert outcome.result == Result.INTERRUPTED
 
     # this one is gone at once: its event tells
@@ -134,7 +134,7 @@ def test_killing_the_task_deletes_the_pod_and_the_snapshot_survives(trial, api, 
         task.end()
     # at once, while the pod may still be saving: it is waited for
     assert trial.run()["attempt"] == 2
-    first = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
+    first = AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).outcome(1)
     assert (first.result, first.iteration) == (Result.INTERRUPTED, 4)
     assert trial.failures == ()
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]
@@ -161,7 +161,7 @@ def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(
         cpus = base(pod)["resources"]["limits"]["cpu"]
         assert {"name": "TUNE_RESTORE_CPUS", "value": cpus} in base(pod)["env"]
     assert cpus == str(int(2 * read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]))
-    end = read_recorded_exit(trial.store, trial.restore_id, layout.WHOLE_EXPERIMENT, 1)
+    end = AttemptRecords(trial.store, trial.restore_id, layout.WHOLE_EXPERIMENT).exit(1)
     assert "The pod was evicted" in end.message
     assert "Attempt 1 ended unseen: The pod was evicted" in capfd.readouterr().out
     commit_restore(trial.store, trial.restore_id)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_REFUSED
 from tests.support.ray.real_restore import Restoring
 
@@ -52,5 +52,5 @@ def test_in_a_run_of_all_what_can_never_be_is_refused_alone(copied):
     restoring.trial = SimpleNamespace(trial_id=layout.WHOLE_EXPERIMENT)
     ran = restoring.run(trainable=f"{ASKING}:sparse_asks_for_two_nodes")
     assert ran.code == EXIT_FINISHED, ran.output
-    ends = [read_outcome(restoring.store, restoring.restore_id, part) for part in parts]
+    ends = [AttemptRecords(restoring.store, restoring.restore_id, part).outcome() for part in parts]
     assert {(end.result, end.cause) for end in ends} == {("finished", ""), ("refused", "no_room")}

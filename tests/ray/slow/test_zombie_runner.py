@@ -10,7 +10,7 @@ from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -76,7 +76,9 @@ def test_a_frozen_runner_thaws_notices_and_ends_without_writing_anything(copied,
         plan, settled = take_over(store)
         assert settled is not None
         (trial,) = plan.to_run
-        newer = claim_attempt(store, plan, trial.trial_id, trainable=restoring.trainable)
+        newer = claim_attempt(
+            store, plan, trial.trial_id, RunnerSettings(trainable=restoring.trainable)
+        )
         healed = {**TRAINABLE_ENV, "TUNE_TEST_HEALED": "1"}
         process = LocalLauncher(env=healed, pythonpath=[ROOT.as_posix()]).start(newer)
         lines = list(process.lines())

@@ -8,7 +8,7 @@ from airflow.sdk.exceptions import AirflowException
 from airflow_tune_restore.exceptions import PodLostError
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.kubernetes import pod_exit
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, base
@@ -141,7 +141,7 @@ def test_a_pod_past_its_deadline_saves_its_snapshot_before_it_is_judged(
     # the pod has Failed at once; its container runs until it has saved
     with pytest.raises(AirflowException, match=r"stopped at iteration 6 \(pod .*DeadlineExceeded"):
         trial.restore(deferred=deferred, ttl=1, env={"STAND_IN_SAVES_SECONDS": "2"})
-    outcome = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
+    outcome = AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).outcome(1)
     assert outcome.result == Result.INTERRUPTED
     assert api.created[0]["spec"]["activeDeadlineSeconds"] == 1
     shown = capfd.readouterr().out.count("attempt 1 is at work")
@@ -156,7 +156,7 @@ def test_an_eviction_with_time_to_save_is_judged_after_it(trial, api, deferred):
     after(lambda: api.kubelet.evict(trial.await_work(), grace=60))
     error = lost(trial, deferred=deferred, env={"STAND_IN_SAVES_SECONDS": "1"})
     assert error.cause == "node_lost"
-    outcome = read_outcome(trial.store, trial.restore_id, trial.item["trial_id"], 1)
+    outcome = AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).outcome(1)
     assert outcome.result == Result.INTERRUPTED
 
 

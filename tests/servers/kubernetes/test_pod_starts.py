@@ -5,7 +5,7 @@ from airflow.providers.cncf.kubernetes.secret import Secret
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import models
 
-from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from tests.support.kubernetes.api import base
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH
@@ -116,7 +116,7 @@ def test_arguments_that_no_pod_can_be_made_of_are_refused_before_anything_is_cla
     trial, api, more, words
 ):
     assert words in refused(trial, deferred=False, kind=AirflowFailException, **more)
-    assert list_attempts(trial.store, trial.restore_id, trial.item["trial_id"]) == []
+    assert AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).numbers() == []
 
 
 def test_a_template_that_is_not_yaml_is_refused(trial, api, tmp_path):
@@ -201,7 +201,7 @@ def test_a_ttl_that_no_pod_can_have_is_refused_before_anything_is_claimed(
     message = refused(trial, deferred=deferred, kind=AirflowFailException, ttl=ttl)
     assert "ttl" in message
     assert api.created == []
-    assert list_attempts(trial.store, trial.restore_id, trial.item["trial_id"]) == []
+    assert AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).numbers() == []
 
 
 @BOTH

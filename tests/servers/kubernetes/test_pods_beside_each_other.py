@@ -13,7 +13,7 @@ from kubernetes.client import models
 
 from airflow_tune_restore.hooks.pods import PatientPodManager
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
-from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from tests.support.kubernetes.api import NAMESPACE, base
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH, SCRIPT, follow
@@ -61,7 +61,7 @@ def test_three_tries_whose_pod_was_too_small_share_the_larger_one(trial, api):
     for task in tasks:
         with pytest.raises(AirflowException):  # it asks for the same again
             task.end()
-    assert list_attempts(trial.store, trial.restore_id, trial.item["trial_id"]) == [1, 2]
+    assert AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).numbers() == [1, 2]
     assert [base(pod)["resources"]["limits"]["cpu"] for pod in api.created] == ["2", "3"]
 
 

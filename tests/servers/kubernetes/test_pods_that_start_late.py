@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
-from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore import follow as following
 from airflow_tune_restore.triggers import runner_pod
 from tests.support.kubernetes.api import NAMESPACE
@@ -152,4 +152,4 @@ def test_admission_that_is_not_ready_is_waited_for(trial, api):
     )
     trial.open()
     assert trial.run()["attempt"] == 1
-    assert list_attempts(trial.store, trial.restore_id, trial.item["trial_id"]) == [1]
+    assert AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).numbers() == [1]

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
@@ -94,9 +94,7 @@ def attach_twice(address: str, item: dict, kind: str, **arguments) -> list:
         store,
         read_plan(store, item["restore_id"]),
         item["trial_id"],
-        trainable=TRAINABLES[kind],
-        address="auto",
-        reports=True,
+        RunnerSettings(trainable=TRAINABLES[kind], address="auto", reports=True),
     )
     triggers = []
     for try_number in (1, 2):

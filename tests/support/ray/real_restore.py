@@ -10,9 +10,9 @@ from typing import Any
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
 from airflow_tune_restore.protocol import layout, lease_objects
-from airflow_tune_restore.protocol.attempts import read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress, RunnerRequest
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.start import plan_restore, start_restore
 from airflow_tune_restore.storage.base import ObjectStore
@@ -88,9 +88,7 @@ class Restoring:
             self.store,
             self.plan,
             self.trial.trial_id,
-            trainable=self.trainable,
-            address=self.address,
-            imports=self.imports,
+            RunnerSettings(trainable=self.trainable, address=self.address, imports=self.imports),
         )
         if changes:
             request = replace(request, **changes)
@@ -109,7 +107,9 @@ class Restoring:
         code = process.wait()
         if os.environ.get("SHOW_RUNNERS"):
             print(f"--- attempt {request.attempt}: exit {code}", *lines, sep="\n")
-        outcome = read_outcome(self.store, self.restore_id, request.trial_id, request.attempt)
+        outcome = AttemptRecords(self.store, self.restore_id, request.trial_id).outcome(
+            request.attempt
+        )
         return Ran(request, code, lines, outcome)
 
     def run_until(self, iteration: int, **changes: Any) -> tuple[RunnerRequest, Process, list[str]]:

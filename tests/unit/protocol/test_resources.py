@@ -13,7 +13,7 @@ from airflow_tune_restore.protocol.resources import (
     is_enough,
     most_of,
 )
-from airflow_tune_restore.restore.claim import claim_attempt, read_resources
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, read_resources
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
@@ -35,7 +35,7 @@ def plan(store):
 
 
 def claim(store, plan, **more):
-    return claim_attempt(store, plan, "bad", trainable="m:train", **more)
+    return claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:train"), **more)
 
 
 def too_small(store, plan, **needed):
@@ -58,10 +58,14 @@ def test_no_less_memory_than_the_trainable_asks_for(store, plan):
 
 
 def test_the_run_of_all_asks_for_many_of_the_largest(store, plan):
-    request = claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, trainable="m:train", concurrent=4)
+    request = claim_attempt(
+        store, plan, layout.WHOLE_EXPERIMENT, RunnerSettings(trainable="m:train", concurrent=4)
+    )
     assert request.resources == {"CPU": 4.0}
     leave_outcome(store, request, "interrupted", resources={"CPU": 2.0, "GPU": 0.5})
-    request = claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, trainable="m:train", concurrent=4)
+    request = claim_attempt(
+        store, plan, layout.WHOLE_EXPERIMENT, RunnerSettings(trainable="m:train", concurrent=4)
+    )
     assert request.resources == {"CPU": 8.0, "GPU": 2.0}
 
 

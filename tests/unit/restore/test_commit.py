@@ -18,7 +18,7 @@ from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.restore import commit
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.planner import build_continuation
@@ -199,9 +199,11 @@ def test_a_restore_that_lost_its_lease_commits_nothing(store):
 
 def test_a_living_runner_is_waited_for_even_if_a_later_attempt_was_claimed(store, monkeypatch):
     plan = start(store)
-    claim_attempt(store, plan, "bad", trainable="m:train")
+    claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:train"))
     store.put(layout.heartbeat_key("r1", "bad", 1), b"{}")
-    claim_attempt(store, plan, "bad", trainable="m:train")  # its launcher was killed there
+    claim_attempt(
+        store, plan, "bad", RunnerSettings(trainable="m:train")
+    )  # its launcher was killed there
     monkeypatch.setattr(
         "airflow_tune_restore.restore.commit.wait_until_all_over",
         lambda _store, attempts, **_kwargs: [one for one in attempts if one.attempt == 1],

@@ -13,13 +13,13 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.attempts import list_attempts, read_outcome
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import (
     PROGRESS_PREFIX,
     RunnerProgress,
     RunnerRequest,
 )
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.start import read_plan
@@ -61,7 +61,7 @@ def test_garbage_in_the_place_of_a_record_is_named_and_nothing_is_committed(stor
 def test_an_outcome_nobody_understands_is_told_of_and_holds_up_nothing(store, body):
     store.put(OUTCOME, body)
     with pytest.raises(RecordUnreadableError, match="outcome"):
-        read_outcome(store, "r1", "bad")
+        AttemptRecords(store, "r1", "bad").outcome()
     summary = commit_restore(store, "r1")
     assert summary.state_file is not None
     assert (
@@ -157,7 +157,7 @@ def test_a_state_whose_driver_started_at_infinity_can_be_restored_and_committed(
 def test_odd_names_beside_attempts_and_claims_are_none(store, name):
     store.put(f"{layout.attempts_dir('r1', 'bad')}/{name}/request.json", b"{}")
     store.put(f"{layout.LEASE}/{name}.claim.json", b"{}")
-    assert list_attempts(store, "r1", "bad") == [1]
+    assert AttemptRecords(store, "r1", "bad").numbers() == [1]
     assert lease.check_held(store, "r1").epoch == 1
 
 
@@ -165,7 +165,7 @@ def test_the_last_number_there_is_ends_in_words_and_not_in_a_loop(store):
     last = "9" * 15
     store.put(f"{layout.attempts_dir('r1', 'bad')}/{last}/request.json", b"{}")
     with pytest.raises(RecordUnreadableError, match="no number is left"):
-        claim_attempt(store, read_plan(store, "r1"), "bad", trainable="m:train")
+        claim_attempt(store, read_plan(store, "r1"), "bad", RunnerSettings(trainable="m:train"))
     store.put(f"{layout.LEASE}/{last}.claim.json", b"{}")
     store.put(f"{layout.LEASE}/{last}.release.json", b"{}")
     with pytest.raises(RecordUnreadableError, match="no number is left"):
@@ -213,13 +213,13 @@ def test_the_holder_of_a_lease_is_named_in_one_harmless_line():
 def test_an_outcome_with_a_word_we_do_not_know_is_refused(store):
     store.put(OUTCOME, outcome().to_json().replace(b"finished", b"glorious"))
     with pytest.raises(RecordUnreadableError, match="glorious"):
-        read_outcome(store, "r1", "bad")
+        AttemptRecords(store, "r1", "bad").outcome()
 
 
 def test_metrics_are_scalars_and_text_can_be_encoded(store):
     body = json.loads(outcome().to_json()) | {"metrics": {"a": [1], "b": 2}, "error": "\ud800"}
     store.put(OUTCOME, json.dumps(body).encode())
-    read = read_outcome(store, "r1", "bad")
+    read = AttemptRecords(store, "r1", "bad").outcome()
     assert (read.metrics, read.error) == ({"b": 2}, "?")
 
 
@@ -234,7 +234,7 @@ def test_a_line_that_only_begins_like_progress_is_an_ordinary_line(text):
 
 def test_a_trial_the_plan_does_not_have_is_named(store):
     with pytest.raises(InvalidInputError, match="no trial 'x'"):
-        claim_attempt(store, read_plan(store, "r1"), "x", trainable="m:train")
+        claim_attempt(store, read_plan(store, "r1"), "x", RunnerSettings(trainable="m:train"))
 
 
 @pytest.mark.parametrize("body", [b"{}", b"7", b'{"result.json": "1", "progress.csv": 1}', b"{"])

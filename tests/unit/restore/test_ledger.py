@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError, LeaseHeldError
 from airflow_tune_restore.protocol import attempts, layout, lease
-from airflow_tune_restore.protocol.attempts import record_exit
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import TrialAction
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.ledger import (
@@ -60,7 +60,9 @@ def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
     """Its outcome says that it was told to stop; what Kubernetes says of its pod tells by whom."""
     plan = start_night(store, "r1")
     request = leave_attempt(store, plan, "bad", result="interrupted", iteration=3)
-    record_exit(store, request, 4, "The pod was evicted: The node was low on resource: disk.")
+    AttemptRecords.of(store, request).record_exit(
+        request.attempt, 4, "The pod was evicted: The node was low on resource: disk."
+    )
     commit_restore(store, "r1")
     (failure,) = history(store).failures
     assert (failure.cause, failure.iteration) == ("node_lost", 3)
@@ -68,8 +70,8 @@ def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
 
 def test_a_pod_that_was_stopped_by_us_does_not_count(store):
     plan = start_night(store, "r1")
-    record_exit(
-        store, leave_attempt(store, plan, "bad", result="interrupted"), 4, "pod p ended (Error)"
+    AttemptRecords.of(store, leave_attempt(store, plan, "bad", result="interrupted")).record_exit(
+        leave_attempt(store, plan, "bad", result="interrupted").attempt, 4, "pod p ended (Error)"
     )
     commit_restore(store, "r1")
     assert history(store) == History()
@@ -85,8 +87,8 @@ def test_what_is_no_failure_does_not_count(store, result):
 def test_a_runner_that_died_counts_and_one_that_never_ran_does_not(store, monkeypatch):
     monkeypatch.setattr(attempts, "QUIET_SECONDS", 0.0)
     plan = start_night(store, "r1")
-    beat(store, claim_attempt(store, plan, "bad", trainable="m:train"))
-    claim_attempt(store, plan, "hung", trainable="m:train")
+    beat(store, claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:train")))
+    claim_attempt(store, plan, "hung", RunnerSettings(trainable="m:train"))
     commit_restore(store, "r1")
     assert [f.cause for f in history(store).failures] == ["killed"]
     assert history(store, "hung") == History()
@@ -98,8 +100,8 @@ def test_a_runner_that_died_counts_and_one_that_never_ran_does_not(store, monkey
 )
 def test_what_was_seen_of_a_runners_end_is_entered(store, exit_code, message, causes):
     plan = start_night(store, "r1")
-    request = claim_attempt(store, plan, "bad", trainable="m:train")
-    record_exit(store, request, exit_code, message)
+    request = claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:train"))
+    AttemptRecords.of(store, request).record_exit(request.attempt, exit_code, message)
     commit_restore(store, "r1")
     assert [f.cause for f in history(store).failures] == causes
 
@@ -164,7 +166,8 @@ def test_a_commit_that_quarantines_is_final_whatever_the_next_plan_says(store):
 def test_an_unfinished_trial_whose_runners_are_killed_is_quarantined_as_it_is(store):
     for number in (1, 2):
         plan = start_night(store, f"r{number}")
-        record_exit(store, claim_attempt(store, plan, "hung", trainable="m:t"), -9, "Killed")
+        request = claim_attempt(store, plan, "hung", RunnerSettings(trainable="m:t"))
+        AttemptRecords.of(store, request).record_exit(request.attempt, -9, "Killed")
         commit_restore(store, f"r{number}")
     (hung,) = plan_night(store, max_attempts=2).quarantined
     assert (hung.status, hung.action) == ("RUNNING", TrialAction.KEEP)
@@ -357,7 +360,7 @@ def test_a_worker_that_was_killed_for_its_memory_is_explained_by_its_place(
 ):
     plan = start_night(store, "r1")
     request = leave_attempt(store, plan, "bad", result="failed", memory=8 * GIB, **told)
-    record_exit(store, request, 1, said)
+    AttemptRecords.of(store, request).record_exit(request.attempt, 1, said)
     commit_restore(store, "r1")
     assert [failure.cause for failure in history(store).failures] == [cause]
     more = memory_to_ask(plan_night(store), "bad", history(store))
@@ -366,12 +369,16 @@ def test_a_worker_that_was_killed_for_its_memory_is_explained_by_its_place(
 
 def test_an_attempt_that_never_started_is_taken_up_by_whoever_would_claim_the_same(store):
     plan = start_night(store, "r1")
-    first = claim_attempt(store, plan, "bad", trainable="m:train", runtime_env={"pip": ["a"]})
+    first = claim_attempt(
+        store, plan, "bad", RunnerSettings(trainable="m:train", runtime_env={"pip": ["a"]})
+    )
     same = claim_attempt(
-        *(store, plan, "bad"), trainable="m:train", runtime_env={"pip": ["a"]}, unstarted=first
+        *(store, plan, "bad"),
+        RunnerSettings(trainable="m:train", runtime_env={"pip": ["a"]}),
+        unstarted=first,
     )
     assert same == first
-    other = claim_attempt(store, plan, "bad", trainable="m:mended", unstarted=first)
+    other = claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:mended"), unstarted=first)
     assert (other.attempt, other.trainable) == (2, "m:mended")
 
 

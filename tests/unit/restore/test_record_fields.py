@@ -15,12 +15,12 @@ from airflow_tune_restore.exceptions import RecordUnreadableError
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.protocol import layout, request, typed
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import MAX_COUNT
 from airflow_tune_restore.protocol.printable import is_printable
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore import commit_record, ledger, plan
 from airflow_tune_restore.restore.commit_record import read_commit_record
-from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.planted import PLANTS, encode, leaves, plant
@@ -108,7 +108,7 @@ def test_a_trial_with_a_report_that_is_none_is_unreadable_and_no_attribute_error
     with pytest.raises(
         RecordUnreadableError, match="metrics of a RunnerProgress: it cannot be a list"
     ):
-        read_progress(store, "r1", "t", 1)
+        AttemptRecords(store, "r1", "t").progress(1)
 
 
 def test_a_tail_of_more_reports_than_anybody_keeps_is_refused():

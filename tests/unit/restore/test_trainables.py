@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -70,7 +70,7 @@ def test_the_choice_travels_with_plan_and_request(tmp_path):
     drafted, options = draft(make_experiment(tmp_path / "x", [of("train", "t")]), ignore_tuner=True)
     plan, _ = start_draft(drafted, options, holder="test", ttl_seconds=60.0)
     assert RestorePlan.from_json(plan.to_json()).ignore_tuner
-    assert claim_attempt(drafted.store, plan, "t", trainable="m:t").ignore_tuner
+    assert claim_attempt(drafted.store, plan, "t", RunnerSettings(trainable="m:t")).ignore_tuner
     assert (plan.metric, plan.mode) == (None, None)
 
 

@@ -21,8 +21,9 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore import ledger
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -179,7 +180,7 @@ def test_a_runner_that_lives_is_named_while_others_are_over(objects, store, time
     objects[STATE_NAME] = (make_state([make_row(f"t{n}", status="ERROR") for n in range(3)]), NOW)
     plan = start_night(store, "r1")
     for trial in plan.to_run:
-        request = claim_attempt(store, plan, trial.trial_id, trainable="m:train")
+        request = claim_attempt(store, plan, trial.trial_id, RunnerSettings(trainable="m:train"))
         beat(store, request)
     beats = count()
 
@@ -368,7 +369,7 @@ def test_claims_that_go_on_coming_are_not_watched_one_after_the_other(store, obj
 def test_many_dead_restores_are_watched_at_once(store, objects, time):
     for number in range(5):
         plan = start_night(store, f"dead{number}")
-        beat(store, claim_attempt(store, plan, "bad", trainable="m:train"))
+        beat(store, claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:train")))
         lease.release(store, lease.check_held(store, f"dead{number}"))
         del objects[layout.lease_release_key(number + 1)]
         # the next one is started all the same, as after a TTL
@@ -492,7 +493,7 @@ def test_a_plan_is_one_of_the_experiment_it_lies_in(store):
     store.put(key, json.dumps({**document, "experiment": "s3://other/team"}).encode())
     plan = read_plan(store, "r1")
     assert plan.experiment == store.uri
-    request = claim_attempt(store, plan, "bad", trainable="m:train")
+    request = claim_attempt(store, plan, "bad", RunnerSettings(trainable="m:train"))
     assert request.experiment == store.uri
 
 
@@ -554,17 +555,19 @@ def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(objects
 
 
 def test_a_request_and_an_outcome_are_those_of_the_attempt_they_lie_in(store):
-    request = claim_attempt(store, start_night(store, "r1"), "bad", trainable="m:train")
+    request = claim_attempt(
+        store, start_night(store, "r1"), "bad", RunnerSettings(trainable="m:train")
+    )
     key = layout.request_key("r1", "bad", 1)
     moved = replace(request, experiment="s3://other/team")
     store.put(key, moved.to_json())
-    assert attempts.read_request(store, "r1", "bad", 1) == request
+    assert AttemptRecords(store, "r1", "bad").request(1) == request
     leave_outcome(store, request)
     other = replace(request, trial_id="other")
     outcome = layout.outcome_key("r1", "bad", 1)
     store.put(outcome, make_outcome(other).to_json())
     with pytest.raises(RecordUnreadableError, match="the outcome of another attempt"):
-        attempts.read_outcome(store, "r1", "bad", 1)
+        AttemptRecords(store, "r1", "bad").outcome(1)
     store.put(key, other.to_json())
     with pytest.raises(RecordUnreadableError, match="the request of another attempt"):
-        attempts.read_request(store, "r1", "bad", 1)
+        AttemptRecords(store, "r1", "bad").request(1)

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
-from airflow_tune_restore.restore.follow import read_progress
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import trial_poller
 from airflow_tune_restore.triggers.trial_poller import TrialPoller, TrialWatch
@@ -56,12 +56,14 @@ def test_progress_that_makes_no_sense_keeps_no_other_trial_from_being_looked_at(
 
 
 def test_what_is_no_error_of_ours_ends_the_waiting_for_its_own_trial_alone(store, monkeypatch):
-    def read(*where):
-        if where[2] == "odd":
-            raise ZeroDivisionError
-        return read_progress(*where)
+    progress = AttemptRecords.progress
 
-    monkeypatch.setattr(trial_poller, "read_progress", read)
+    def read(records, attempt):
+        if records.unit == "odd":
+            raise ZeroDivisionError
+        return progress(records, attempt)
+
+    monkeypatch.setattr(AttemptRecords, "progress", read)
     # the look itself is in a thread; who waits is told after it
     odd, good = watch_until(store, lambda odd, good: odd.changed.is_set() and good.reports)
     assert isinstance(odd.broken, ZeroDivisionError)

@@ -19,9 +19,9 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.ray import attempt_job
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import list_attempts
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerProgress
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
@@ -176,7 +176,7 @@ def test_a_retry_attaches_and_so_do_twenty_at_once(item, jobs, store):
         thread.join()
     assert len(triggers) == 20
     assert len(jobs.posted) == 1
-    assert list_attempts(store, item["restore_id"], "a3") == [1]
+    assert AttemptRecords(store, item["restore_id"], "a3").numbers() == [1]
 
 
 def test_twenty_that_come_first_start_one_job(item, jobs, store):
@@ -198,9 +198,9 @@ def test_twenty_that_come_first_start_one_job(item, jobs, store):
 
 def test_a_claim_without_a_job_is_carried_out(item, jobs, store):
     plan = read_plan(store, item["restore_id"])
-    claim_attempt(store, plan, "a3", trainable="x:y", address="auto")
+    claim_attempt(store, plan, "a3", RunnerSettings(trainable="x:y", address="auto"))
     assert deferred(trial(item)).attempt == 1
-    assert list_attempts(store, item["restore_id"], "a3") == [1]
+    assert AttemptRecords(store, item["restore_id"], "a3").numbers() == [1]
 
 
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED", None])
