@@ -147,14 +147,14 @@ class RestoreTrialOperator(RayJobOperator):
             store = hook.open(address)
             plan = read_plan(store, item.restore_id)
             if self.launcher == RAY:
-                lease.renew(store, lease.check_held(store, item.restore_id))
+                lease.keep_alive(store, item.restore_id)
                 return self._execute_ray_job(context, self._ray_run(item.restore_id))
             if plan.is_whole_experiment:
                 followed = self._follow(hook, store, plan, item)
                 return judge(store, plan, item, followed, log=self.log)
             outcome = AttemptRecords(store, item.restore_id, item.trial_id).outcome()
             if outcome is None or outcome.result != Result.FINISHED:
-                lease.renew(store, lease.check_held(store, item.restore_id))
+                lease.keep_alive(store, item.restore_id)
                 with hook.runner_env(address) as credentials:
                     outcome = self._run(store, plan, item, credentials)
             else:
@@ -222,7 +222,7 @@ class RestoreTrialOperator(RayJobOperator):
         self, hook: ExperimentStorageHook, store: ObjectStore, plan: RestorePlan, item: TrialXCom
     ) -> RunnerOutcome:
         """Attach to the one run of the experiment, or start it, until this trial ends."""
-        lease.renew(store, lease.check_held(store, item.restore_id))
+        lease.keep_alive(store, item.restore_id)
         output = _Output(self.log.info)
 
         def start(attempt: int) -> None:

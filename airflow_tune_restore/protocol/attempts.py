@@ -16,6 +16,7 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
 )
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.record_fields import LAST_WORDS_LENGTH
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
 from airflow_tune_restore.protocol.request import (
     ProgressTail,
@@ -24,7 +25,6 @@ from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerRequest,
 )
-from airflow_tune_restore.protocol.typed import LAST_WORDS_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
 
 MAX_PROGRESS_BYTES = 4 * 1024**2

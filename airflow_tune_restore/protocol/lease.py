@@ -174,6 +174,17 @@ def renew(store: ObjectStore, lease: Lease) -> None:
     store.put(layout.lease_heartbeat_key(lease.epoch), json.dumps(beat).encode())
 
 
+def keep_alive(store: ObjectStore, restore_id: str) -> Lease:
+    """Renew the lease that this restore holds, and return it.
+
+    Raises:
+        LeaseLostError: If it was released, or a newer restore took over; then nothing is written.
+    """
+    held = check_held(store, restore_id)
+    renew(store, held)
+    return held
+
+
 @contextmanager
 def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[None]:
     """Renew the lease of a restore until the block ends, from a thread beside it.
@@ -186,7 +197,7 @@ def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[No
     def renew_until_then() -> None:
         while not has_ended.wait(max(_SHORTEST_PERIOD, ttl_seconds / 5)):
             try:
-                renew(store, check_held(store, restore_id))
+                keep_alive(store, restore_id)
             except TuneRestoreError as error:
                 logger.warning(
                     "The lease of %s could not be renewed: %s", store.uri, printable(str(error))
