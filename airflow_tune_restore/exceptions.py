@@ -249,6 +249,10 @@ class RunnerError(TuneRestoreError):
     """A runner could not do its work, or ended without saying how."""
 
 
+class RunnerRefusedError(RunnerError):
+    """A runner was refused or fenced. A retry would end in the same way."""
+
+
 class NoRoomError(RunnerError):
     """No node can hold what a trial asks for, and none came while it waited. Its snapshot is saved."""
 

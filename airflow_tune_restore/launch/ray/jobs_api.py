@@ -50,6 +50,12 @@ LOG_BYTES = 1024**3
 ANSWER_BYTES = 1024**2
 """Of everything else: errors, versions, receipts."""
 
+ABSENT_LISTS = 3
+"""A job that so many lists in a row do not contain is lost: its head node was started anew."""
+
+OUTAGE_SECONDS = 1800.0
+"""How long a cluster may be out of reach before its jobs are given up; they may run on."""
+
 OLDEST_RAY = (2, 40)
 """The oldest Ray the runner is tested with; it starts no jobs on older clusters."""
 
