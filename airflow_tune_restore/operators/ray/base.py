@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, TaskDeferralTimeout
+from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from airflow_tune_restore.arguments import parse_text, parse_user
+from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID, RayJobsHook
@@ -90,8 +91,10 @@ class RayJobOperator(MapIndexLabelOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on when the trigger has fired."""
         with as_airflow_errors():
-            if error := event.get("error") or event.get("trouble"):
-                raise AirflowException(error)
+            if error := event.get("error"):
+                raise InvalidInputError(error)
+            if trouble := event.get("trouble"):
+                raise RayClusterError(trouble)
             run = self._ray = self._ray_run(event["restore_id"])
             outcome = run.get_job_result(int(event["attempt"]), event)
             if outcome is None:
