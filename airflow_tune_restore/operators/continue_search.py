@@ -11,9 +11,9 @@ from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
-from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
 from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.operators.search_continuation import (
@@ -193,7 +193,7 @@ class ContinueSearchOperator(RayJobOperator):
     def _conclude(self, run: RayAttemptJob, outcome: RunnerOutcome) -> dict[str, Any]:
         refuse_unfinished(run.plan, outcome)
         summary = commit_restore(run.store, run.plan.restore_id)
-        return describe_continued(run.address, summary, log=self.log)
+        return describe_continued(self._target()[1], summary, log=self.log)
 
     def _run(
         self, store: ObjectStore, plan: RestorePlan, launcher: "LocalLauncher"

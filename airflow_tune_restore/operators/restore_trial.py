@@ -10,10 +10,10 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.attempt import judge
 from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
-from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.xcom import TrialXCom

@@ -50,6 +50,12 @@ LOG_BYTES = 1024**3
 ANSWER_BYTES = 1024**2
 """Of everything else: errors, versions, receipts."""
 
+ABSENT_LISTS = 3
+"""A job that so many lists in a row do not contain is lost: its head node was started anew."""
+
+OUTAGE_SECONDS = 1800.0
+"""How long a cluster may be out of reach before its jobs are given up; they may run on."""
+
 OLDEST_RAY = (2, 40)
 """The oldest Ray the runner is tested with; it starts no jobs on older clusters."""
 
@@ -135,7 +141,7 @@ class AsyncRayJobs:
             InvalidInputError: If this is no cluster that we can use.
             RayClusterError: If it does not answer.
         """
-        answer = _good(self.cluster, await self._send("GET", "/api/version"))
+        answer = _check_success(self.cluster, await self._send("GET", "/api/version"))
         version = _read_version(self.cluster, answer)
         await self.list_all()  # the version is told to anybody, jobs are not
         return version
@@ -145,13 +151,15 @@ class AsyncRayJobs:
         answer = await self._send("GET", _job_path(submission_id), most_bytes=JOB_BYTES)
         if answer.status == httpx.codes.NOT_FOUND:
             return None
-        job: RayJob = _decode(self.cluster, _good(self.cluster, answer), RayJob)
+        job: RayJob = _decode(self.cluster, _check_success(self.cluster, answer), RayJob)
         return job
 
     async def list_all(self) -> list[RayJob]:
         """Return all jobs, those among them that connected by themselves: one request, however many."""
         answer = await self._send("GET", "/api/jobs/", most_bytes=LIST_BYTES)
-        jobs: list[RayJob] = _decode(self.cluster, _good(self.cluster, answer), list[RayJob])
+        jobs: list[RayJob] = _decode(
+            self.cluster, _check_success(self.cluster, answer), list[RayJob]
+        )
         return jobs
 
     async def submit(self, submission: Mapping[str, Any]) -> bool:
@@ -165,9 +173,10 @@ class AsyncRayJobs:
             return True
         if _TAKEN in answer.text:
             return False
-        words = _last_line(answer)
         if answer.status == httpx.codes.BAD_REQUEST:
-            raise InvalidInputError(f"{self.cluster.address} refuses the job: {words}")
+            raise InvalidInputError(
+                f"Ray cluster {self.cluster.address} refused the job{_describe_body(answer)}"
+            )
         raise _failed(self.cluster, answer)
 
     async def stop(self, submission_id: str) -> None:
@@ -189,16 +198,16 @@ class AsyncRayJobs:
         try:
             answer = await self._send("GET", path, most_bytes=LOG_BYTES, seconds=seconds, take=take)
         except ValueError as error:
-            raise _no_ray(self.cluster, str(error)) from error
+            raise _not_a_dashboard(self.cluster, str(error)) from error
         if answer.is_success and not (text.is_whole or log.is_enough):
-            raise _no_ray(self.cluster, "the end of a log is missing")
+            raise _not_a_dashboard(self.cluster, "the end of a log is missing")
 
     async def has_package(self, name: str) -> bool:
         """Whether the cluster holds a package; if so, it keeps it for some more minutes."""
         answer = await self._send("GET", f"/api/packages/{_GCS}/{name}")
         if answer.status == httpx.codes.NOT_FOUND:
             return False
-        return bool(_good(self.cluster, answer))
+        return bool(_check_success(self.cluster, answer))
 
     async def upload_package(self, name: str, body: bytes) -> None:
         """Give the cluster a package."""
@@ -210,7 +219,7 @@ class AsyncRayJobs:
             content=_pieces(body),
             headers={"Content-Length": str(len(body))},
         )
-        _good(self.cluster, answer)
+        _check_success(self.cluster, answer)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -235,8 +244,8 @@ class AsyncRayJobs:
                 take=take,
             )
         except (httpx.HTTPError, httpx.InvalidURL, OSError, BrokenAnswerError) as error:
-            raise explain(self.cluster, error) from error
-        return _let_in(self.cluster, answer)
+            raise translate_transport_error(self.cluster, error) from error
+        return _check_auth(self.cluster, answer)
 
 
 class RayJobs:
@@ -334,28 +343,33 @@ def parse_cluster_address(text: str) -> str:
     return f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
 
 
-def explain(cluster: Cluster, error: Exception) -> InvalidInputError | RayClusterError:
-    """Say in our words why a request had no answer."""
+def translate_transport_error(
+    cluster: Cluster, error: Exception
+) -> InvalidInputError | RayClusterError:
+    """Return the error to raise for a request that had no usable answer."""
     words, where = str(error), cluster.address
+    shown = printable(words, 200)
     if "CERTIFICATE_VERIFY_FAILED" in words:
         return InvalidInputError(
-            f"The TLS certificate of {where} is not trusted. Name its authority in the connection "
-            f"(ca_file), or turn verification off. {printable(words, 200)}"
+            f"{where}: the TLS certificate is not trusted. Add its authority to the connection "
+            f"(`ca_file`) or to SSL_CERT_FILE, or turn verification off. {shown}"
         )
     if "WRONG_VERSION_NUMBER" in words or "record layer failure" in words:
-        return InvalidInputError(f"{where} speaks no TLS: write http:// in place of https://.")
+        return InvalidInputError(f"{where} does not use TLS: write http:// instead of https://.")
     if isinstance(error, BrokenAnswerError):
-        return RayClusterError(where, words)
+        return _outage(cluster, words)
     if isinstance(error, httpx.RemoteProtocolError) and any(cut in words for cut in _CUT_SHORT):
-        return RayClusterError(where, f"its answer breaks off: {printable(words, 200)}")
+        return _outage(cluster, f"the answer was cut off: {shown}")
     if isinstance(error, httpx.RemoteProtocolError | httpx.InvalidURL | ssl.SSLError):
         return InvalidInputError(
-            f"{where} does not speak HTTP as we do ({printable(words, 200)}). The Ray Jobs API is at "
-            f"the dashboard's port, {DASHBOARD_PORT} by default, not at the GCS's or the client's."
+            f"{where} did not return a valid HTTP response ({shown}). Use the port of the Ray "
+            f"dashboard, {DASHBOARD_PORT} by default, not the port of the GCS or of the Ray client."
         )
-    return RayClusterError(
-        where, f"it cannot be reached: {printable(words, 200) or type(error).__name__}"
-    )
+    return _outage(cluster, f"not reachable: {shown or type(error).__name__}")
+
+
+def _outage(cluster: Cluster, reason: str) -> RayClusterError:
+    return RayClusterError(f"Ray cluster {cluster.address}: {reason.rstrip('.')}.")
 
 
 def _options(cluster: Cluster) -> dict[str, Any]:
@@ -379,48 +393,43 @@ def _options(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _let_in(cluster: Cluster, answer: Answer) -> Answer:
-    if answer.status == httpx.codes.UNAUTHORIZED:
+def _check_auth(cluster: Cluster, answer: Answer) -> Answer:
+    if answer.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        given = "rejected the token" if cluster.token else "requires a token, and none was given"
         raise InvalidInputError(
-            f"{cluster.address} asks for a token, and "
-            + (
-                "does not take ours."
-                if cluster.token
-                else "the connection has none (its password)."
-            )
-        )
-    if answer.status == httpx.codes.FORBIDDEN:
-        raise InvalidInputError(
-            f"{cluster.address} refuses the token of the connection (its password)."
+            f"{cluster.address} {given}. Set the password of the Airflow connection, or RAY_AUTH_TOKEN "
+            "in a shell."
         )
     if answer.location:
-        target = printable(answer.location, 200)
         raise InvalidInputError(
-            f"{cluster.address} sends us to {target}; give the connection the last address. A token is "
-            "never sent on."
+            f"{cluster.address} redirects to {printable(answer.location, 200)}. Give the last address "
+            "instead: a token is never sent to another address."
         )
     return answer
 
 
-def _good(cluster: Cluster, answer: Answer) -> Answer:
+def _check_success(cluster: Cluster, answer: Answer) -> Answer:
     if answer.status == httpx.codes.NOT_FOUND:
-        raise _no_ray(cluster, "there is no Jobs API")
+        raise _not_a_dashboard(cluster, "HTTP 404: it has no Jobs API")
     if not answer.is_success:
         raise _failed(cluster, answer)
     return answer
 
 
 def _failed(cluster: Cluster, answer: Answer) -> RayClusterError:
-    return RayClusterError(
-        cluster.address, f"it answers {answer.status}: {_last_line(answer) or 'nothing more'}"
-    )
+    return _outage(cluster, f"HTTP {answer.status}{_describe_body(answer)}")
 
 
-def _no_ray(cluster: Cluster, reason: str) -> InvalidInputError:
+def _not_a_dashboard(cluster: Cluster, reason: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{cluster.address} answers, but not as the dashboard of a Ray cluster does "
-        f"({printable(reason, 200)}). Is the address right?"
+        f"{cluster.address} is not the dashboard of a Ray cluster ({printable(reason, 200)}). Check the "
+        "address."
     )
+
+
+def _describe_body(answer: Answer) -> str:
+    line = _last_line(answer)
+    return f": {line}" if line else " (empty body)"
 
 
 def _last_line(answer: Answer) -> str:
@@ -444,9 +453,9 @@ def _decode(cluster: Cluster, answer: Answer, kind: Any) -> Any:
     try:
         return decode(answer.body, kind)
     except BrokenAnswerError as error:
-        raise explain(cluster, error) from error
+        raise translate_transport_error(cluster, error) from error
     except (ValueError, RecursionError) as error:
-        raise _no_ray(cluster, str(error)) from error
+        raise _not_a_dashboard(cluster, str(error)) from error
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:

@@ -5,21 +5,23 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, TaskDeferralTimeout
+from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from airflow_tune_restore.arguments import parse_text, parse_user
+from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID, RayJobsHook
+from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
 from airflow_tune_restore.launch.ray.submission import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY, RayJobLink
 from airflow_tune_restore.operators.launchers import runner_account
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
-from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,10 +91,12 @@ class RayJobOperator(MapIndexLabelOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on when the trigger has fired."""
         with as_airflow_errors():
-            if error := event.get("error") or event.get("trouble"):
-                raise AirflowException(error)
+            if error := event.get("error"):
+                raise InvalidInputError(error)
+            if trouble := event.get("trouble"):
+                raise RayClusterError(trouble)
             run = self._ray = self._ray_run(event["restore_id"])
-            outcome = run.finish(int(event["attempt"]), event)
+            outcome = run.get_job_result(int(event["attempt"]), event)
             if outcome is None:
                 return self._execute_ray_job(context, run)
             return self._conclude(run, outcome)
@@ -118,19 +122,19 @@ class RayJobOperator(MapIndexLabelOperator):
     def _execute_ray_job(self, context: Context, run: RayAttemptJob) -> dict[str, Any]:
         """Attach to the trial's job or start it, and wait for its end, here or in the triggerer."""
         self._ray = run
-        while (outcome := run.ended_before()) is None:
-            attached = run.attach(self._remembered_attempt(context, run))
+        while (outcome := run.find_final_outcome()) is None:
+            attached = run.submit_or_attach(self._remembered_attempt(context, run))
             self._remember(context, run, attached.attempt)
             context["ti"].xcom_push(URL_KEY, run.jobs.cluster.job_url(attached.submission_id))
             if self.deferrable:
-                trigger = run.trigger(attached)
+                trigger = self._trigger(run, attached)
                 self._ray = None
                 self.defer(
                     trigger=trigger,
                     method_name="execute_complete",
                     timeout=self.execution_timeout,
                 )
-            outcome = run.finish(attached.attempt, run.follow(attached))
+            outcome = run.get_job_result(attached.attempt, run.poll_until_complete(attached))
             if outcome is not None:
                 break
         run.attached = None
@@ -150,12 +154,10 @@ class RayJobOperator(MapIndexLabelOperator):
         given = dict(self.runtime_env or {})
         return RayAttemptJob(
             jobs=hook.jobs(),
-            ray_conn_id=str(self.ray_conn_id),
-            address=address,
             store=store,
             plan=plan,
             trial_id=trial_id,
-            arguments=RunnerSettings(
+            settings=RunnerSettings(
                 trainable=str(self.trainable),
                 param_space=parse_text(self.param_space),
                 search_alg=parse_text(self.search_alg),
@@ -173,6 +175,21 @@ class RayJobOperator(MapIndexLabelOperator):
             ),
             poll_interval=float(self.poll_interval),
             log=self.log,
+        )
+
+    def _trigger(self, run: RayAttemptJob, attached: Attached) -> RayJobTrigger:
+        return RayJobTrigger(
+            ray_conn_id=str(self.ray_conn_id),
+            submission_id=attached.submission_id,
+            experiment=str(self._target()[1]),
+            restore_id=run.plan.restore_id,
+            trial_id=run.trial_id,
+            attempt=attached.attempt,
+            is_one_of_many=run.is_one_of_many,
+            ends_with_job=run.ends_with_job(attached.attempt),
+            shows_output=run.shows_output(attached),
+            poll_interval=run.poll_interval,
+            metric=run.plan.metric,
         )
 
     def _remember(self, context: Context, run: RayAttemptJob, attempt: int) -> None:
