@@ -5,10 +5,12 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
@@ -163,6 +165,20 @@ def test_a_run_that_breaks_off_fails_and_after_the_last_try_is_committed(
     assert [request.attempt for request in launcher.requests] == [1, 2]
     assert ids(store) == ["done", "new0"]
     assert not lease.unreleased(store, but="")
+
+
+def test_the_exit_of_a_dead_run_is_recorded_with_its_cause(left, launcher):
+    store = open_store(str(left))
+    launcher.said = ("a line", "Killed")
+    launcher.on_start = drawing(store, 1, None)
+    with pytest.raises(
+        AirflowException, match=r"all trials .*It last said: a line \| Killed"
+    ) as error:
+        samples(str(left), make_context(try_number=1))
+    assert package_error_behind(error.value).cause == "killed"
+    (request,) = launcher.requests
+    recorded = AttemptRecords.of(store, request).exit(1)
+    assert (recorded.exit_code, recorded.message) == (0, "a line\nKilled")
 
 
 def test_a_failure_before_anything_was_started_commits_nothing(lost, launcher):

@@ -19,7 +19,6 @@ from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
-from airflow_tune_restore.operators import continue_search
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
@@ -179,7 +178,6 @@ def runner(sweep, launcher, monkeypatch):
                 store.put(getattr(layout, kind.key_name)(*where), encode(found))
 
     launcher.on_start, launcher.result = leave, "failed"
-    monkeypatch.setattr(continue_search, "build_launcher", launcher.build)
     return launcher
 
 
