@@ -10,8 +10,8 @@ from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
@@ -34,7 +34,8 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
-    from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
+    from airflow_tune_restore.launch.local import LocalLauncher
+    from airflow_tune_restore.launch.process import RunnerProcess
 
 
 class ContinueSearchOperator(RayJobOperator):

@@ -9,9 +9,9 @@ from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.attempt import judge
-from airflow_tune_restore.operators.launchers import build_launcher
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
@@ -33,7 +33,7 @@ from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
-    from airflow_tune_restore.launch.local import RunnerProcess
+    from airflow_tune_restore.launch.process import RunnerProcess
 
 STOP_GRACE_SECONDS = 30.0
 """How long a runner that was told to stop may take to save a snapshot.

@@ -11,9 +11,9 @@ from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID, RayJobsHook
+from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.ray.submission import IN_CLUSTER
 from airflow_tune_restore.links.ray_job import URL_KEY, RayJobLink
-from airflow_tune_restore.operators.launchers import runner_account
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.protocol import layout
