@@ -13,7 +13,8 @@ from datetime import timedelta
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
+from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.launch.process import RunnerProcess
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable

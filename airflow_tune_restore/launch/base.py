@@ -13,6 +13,14 @@ from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
 
 
+class LauncherName(StrEnum):
+    """The name of a launcher, in a DAG (`launcher="ray"`) and in the shell (`--on ray`)."""
+
+    LOCAL = "local"
+    RAY = "ray"
+    KUBERNETES = "kubernetes"
+
+
 class RunState(StrEnum):
     """The state of the process, job or pod of one attempt."""
 

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -17,8 +17,10 @@ from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID
+from airflow_tune_restore.launch.account import runner_account
+from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.launch.local import LocalLauncher, build_launcher
 from airflow_tune_restore.links.ray_job import RayJobLink
-from airflow_tune_restore.operators.launchers import build_launcher, runner_account
 from airflow_tune_restore.operators.local_attempt import LocalAttempt
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.operators.ray.job_task import RayJobTask
@@ -29,12 +31,6 @@ from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
-
-if TYPE_CHECKING:
-    from airflow_tune_restore.launch.local import LocalLauncher
-
-RAY = "ray"
-"""The launcher that runs attempts as Ray jobs."""
 
 POLL_SECONDS = 5.0
 
@@ -119,7 +115,7 @@ class AttemptOperator(MapIndexLabelOperator):
         trainable: str,
         param_space: str | None = None,
         search_alg: str | None = None,
-        launcher: str = "local",
+        launcher: str = LauncherName.LOCAL.value,
         python: str | None = None,
         runner_user: str | None = None,
         ray_address: str | None = None,
@@ -214,7 +210,11 @@ class AttemptOperator(MapIndexLabelOperator):
             TaskDeferred: If the attempt is a Ray job that the triggerer waits for.
             RunnerDiedError: If the runner exited without an outcome.
         """
-        attempt = RayJobTask(self, task) if self.launcher == RAY else LocalAttempt(self, task)
+        attempt = (
+            RayJobTask(self, task)
+            if self.launcher == LauncherName.RAY
+            else LocalAttempt(self, task)
+        )
         self._attempt = attempt
         outcome = None
         while outcome is None:
@@ -229,7 +229,7 @@ class AttemptOperator(MapIndexLabelOperator):
             InvalidInputError: If it was given and rendered to nothing, or is given for Ray jobs.
         """
         user = parse_user(self.runner_user, was_given=self._has_user)
-        if self.launcher == RAY:
+        if self.launcher == LauncherName.RAY:
             runner_account(user, RAY)
         return user
 
@@ -243,7 +243,7 @@ class AttemptOperator(MapIndexLabelOperator):
         )
 
     @contextmanager
-    def local_launcher(self, experiment: OpenExperiment) -> "Iterator[LocalLauncher]":
+    def local_launcher(self, experiment: OpenExperiment) -> Iterator[LocalLauncher]:
         """Yield the launcher for runners on the worker, with the credentials of the store."""
         with experiment.hook.runner_env(experiment.address) as credentials:
             yield build_launcher(

@@ -26,8 +26,10 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.launch.account import runner_account
+from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
-from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher, runner_account
 from airflow_tune_restore.operators.xcom import (
     CONTINUE_SEARCH_KEY,
     RESTORES_KEY,
@@ -280,7 +282,7 @@ class BuildRestorePlanOperator(BaseOperator):
     ) -> dict[str, Draft]:
         """Leave out experiments that the trainable does not fit, if we know the trainable."""
         trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
-        if trainable is None or self.launcher in ELSEWHERE:
+        if trainable is None or self.launcher in (LauncherName.RAY, LauncherName.KUBERNETES):
             return drafts
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
         fit: dict[str, Draft] = {}

@@ -7,8 +7,8 @@ from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import (
-    RAY,
     AttemptOperator,
     AttemptTask,
     OpenExperiment,
@@ -125,7 +125,7 @@ class ContinueSearchOperator(AttemptOperator):
 
     def _check(self, experiment: OpenExperiment, draft: Draft) -> None:
         """Refuse a trainable that does not fit; that of a Ray job is checked by its runner."""
-        if self.launcher == RAY:
+        if self.launcher == LauncherName.RAY:
             return
         is_lost = draft.experiment.searcher_lost
         with self.local_launcher(experiment) as launcher:

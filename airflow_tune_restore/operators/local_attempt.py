@@ -22,7 +22,7 @@ from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
 
 if TYPE_CHECKING:
-    from airflow_tune_restore.launch.local import RunnerProcess
+    from airflow_tune_restore.launch.process import RunnerProcess
     from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 
 STOP_GRACE_SECONDS = 30.0

@@ -22,7 +22,7 @@ from unittest import mock
 
 from airflow_tune_restore.cli import restore as shell
 from airflow_tune_restore.cli.progress import Progress
-from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.launch.process import _kill_session
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.draft import DraftOptions

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
+from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.launch.process import RunnerProcess
 from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress, RunnerRequest

@@ -197,7 +197,7 @@ def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(erro
 @pytest.mark.parametrize(
     ("launcher", "user", "sentence"),
     [
-        ("local", "no such user", "there is no such user on this worker"),
+        ("local", "no such user", "this worker has no such user"),
         ("local", "root", "is root"),
         ("ray", "nobody", "Leave it out"),
         ("kubernetes", "nobody", "Leave it out"),

@@ -12,7 +12,6 @@ from airflow.sdk.exceptions import (
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
-from airflow_tune_restore.operators.launchers import user_code_paths
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import Result, RunnerProgress, RunnerRequest
@@ -242,17 +241,6 @@ def test_the_label_can_be_chosen():
 
 def test_the_environment_and_the_imports_are_not_shown_as_rendered_fields():
     assert not {"env", "runtime_env", "imports"} & set(RestoreTrialOperator.template_fields)
-
-
-def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interpreter(
-    monkeypatch, tmp_path
-):
-    import sysconfig
-
-    monkeypatch.syspath_prepend(tmp_path)
-    paths = user_code_paths()
-    assert str(tmp_path) in paths
-    assert not set(paths) & set(sysconfig.get_paths().values())
 
 
 def test_the_same_failure_again_is_said_to_be_final(item, launcher, store):
