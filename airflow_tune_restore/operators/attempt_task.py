@@ -86,7 +86,7 @@ class AttemptTask:
 
     def renew_lease(self) -> None:
         """Renew the lease of the restore (LeaseLostError if it was lost)."""
-        lease.renew(self.store, lease.check_held(self.store, self.plan.restore_id))
+        lease.keep_alive(self.store, self.plan.restore_id)
 
 
 class AttemptOperator(MapIndexLabelOperator):
@@ -115,7 +115,7 @@ class AttemptOperator(MapIndexLabelOperator):
         trainable: str,
         param_space: str | None = None,
         search_alg: str | None = None,
-        launcher: str = LauncherName.LOCAL.value,
+        launcher: str = "local",
         python: str | None = None,
         runner_user: str | None = None,
         ray_address: str | None = None,
@@ -230,7 +230,7 @@ class AttemptOperator(MapIndexLabelOperator):
         """
         user = parse_user(self.runner_user, was_given=self._has_user)
         if self.launcher == LauncherName.RAY:
-            runner_account(user, RAY)
+            runner_account(user, self.launcher)
         return user
 
     def runner_settings(self) -> RunnerSettings:

@@ -99,7 +99,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
                 self.log.info("An earlier try of this task has finished the trial already.")
                 self.attempt_pods.delete_ended(store, plan, item.trial_id)
                 return self.say(context, judge(store, plan, item, done, log=self.log))
-            lease.renew(store, lease.check_held(store, plan.restore_id))
+            lease.keep_alive(store, plan.restore_id)
             request = self.find_or_claim(
                 store, plan, item.trial_id, self._claim_next(store, plan, item.trial_id)
             )
@@ -178,7 +178,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         self, context: Context, store: ObjectStore, plan: RestorePlan, item: TrialXCom
     ) -> RunnerOutcome:
         """Attach to the one run of the experiment, or start its pod, until this trial ends."""
-        lease.renew(store, lease.check_held(store, plan.restore_id))
+        lease.keep_alive(store, plan.restore_id)
 
         # what ended before may have been mended since
         before = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).numbers()

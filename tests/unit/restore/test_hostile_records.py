@@ -164,11 +164,11 @@ def test_odd_names_beside_attempts_and_claims_are_none(store, name):
 def test_the_last_number_there_is_ends_in_words_and_not_in_a_loop(store):
     last = "9" * 15
     store.put(f"{layout.attempts_dir('r1', 'bad')}/{last}/request.json", b"{}")
-    with pytest.raises(RecordUnreadableError, match="no number is left"):
+    with pytest.raises(RecordUnreadableError, match="numbers are exhausted"):
         claim_attempt(store, read_plan(store, "r1"), "bad", RunnerSettings(trainable="m:train"))
     store.put(f"{layout.LEASE}/{last}.claim.json", b"{}")
     store.put(f"{layout.LEASE}/{last}.release.json", b"{}")
-    with pytest.raises(RecordUnreadableError, match="no number is left"):
+    with pytest.raises(RecordUnreadableError, match="numbers are exhausted"):
         lease.acquire(store, restore_id="r2", holder="another")
 
 
