@@ -22,13 +22,11 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
-from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan as scan_experiments
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
-from airflow_tune_restore.restore.draft import foresee_refusals
+from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
-from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES
-from airflow_tune_restore.restore.start import plan_restore
+from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusals, plan_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
@@ -215,17 +213,14 @@ def plan(  # noqa: PLR0913  a command line has as many arguments as it has optio
         unfinished=unfinished,
         errored=errored,
     )
-    made = plan_restore(
-        store,
-        read_experiment(
-            store, keep_terminated_rows=flags.keeps_terminated_rows, ignore_tuner=ignore_tuner
-        ),
-        restore_id="preview",
+    choices = PlanChoices(
         flags=flags,
         strategy=strategy,
         allow_scratch=allow_scratch,
+        ignore_tuner=ignore_tuner,
         max_attempts=max_attempts,
     )
+    made = plan_restore(store, "preview", PrepareOptions(choices=choices)).plan
     refusals = foresee_refusals(store, made, stale_after=stale_after)
     output.print_plan(made, refusals, as_json=as_json)
 
@@ -303,26 +298,27 @@ def restore(  # noqa: PLR0913  a command line has as many arguments as it has op
     """
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
-    from airflow_tune_restore.restore.draft import DraftOptions
 
     del on  # one launcher so far
     options = RestoreOptions(
-        draft=DraftOptions(
-            flags=_flags(
-                _Flags(resume_errored, restart_errored, resume_unfinished, resume_cut_short),
-                finished=finished,
-                unfinished=unfinished,
-                errored=errored,
+        prepare=PrepareOptions(
+            choices=PlanChoices(
+                flags=_flags(
+                    _Flags(resume_errored, restart_errored, resume_unfinished, resume_cut_short),
+                    finished=finished,
+                    unfinished=unfinished,
+                    errored=errored,
+                ),
+                ignore_tuner=ignore_tuner,
+                strategy=strategy,
+                allow_scratch=allow_scratch,
+                max_attempts=max_attempts,
+                max_memory_bytes=max_memory,
+                remember_scheduler=remember_scheduler,
             ),
-            ignore_tuner=ignore_tuner,
-            strategy=strategy,
             stale_after=stale_after,
-            allow_scratch=allow_scratch,
             can_start=param_space is not None,
             can_search=search_alg is not None,
-            max_attempts=max_attempts,
-            max_memory_bytes=max_memory,
-            remember_scheduler=remember_scheduler,
         ),
         trainable=trainable,
         param_space=param_space,

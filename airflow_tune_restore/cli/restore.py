@@ -21,15 +21,15 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import (
-    Draft,
-    DraftOptions,
-    draft_continuation,
-    draft_restore,
-    start_draft,
-)
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepare import (
+    PreparedRestore,
+    PrepareOptions,
+    prepare_continued_search,
+    prepare_restore,
+)
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 class RestoreOptions:
     """What the user chose on the command line."""
 
-    draft: DraftOptions
+    prepare: PrepareOptions
     trainable: str
     param_space: str | None
     search_alg: str | None
@@ -68,7 +68,7 @@ def restore_experiment(
             that nobody can draw; nothing was started.
     """
     base_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-    draft = draft_restore(store, base_id, options.draft)
+    draft = prepare_restore(store, base_id, options.prepare)
     if isinstance(draft, str):
         progress.say(draft)
         return None
@@ -92,8 +92,8 @@ def restore_experiment(
         return done
     if done.searcher_lost:  # its headline names what to do
         return done
-    known_dead = replace(options.draft, stale_after=timedelta(0))  # it was we who wrote just now
-    rest = draft_continuation(store, f"{base_id}-samples", known_dead)
+    known_dead = replace(options.prepare, stale_after=timedelta(0))  # it was we who wrote just now
+    rest = prepare_continued_search(store, f"{base_id}-samples", known_dead)
     if isinstance(rest, str):
         return done
     progress.say(f"{done.headline()} Drawing the samples that are left.")
@@ -117,10 +117,10 @@ class _Restore:
         self._progress = progress
         self.was_stopped = False
 
-    def carry_out(self, draft: Draft) -> CommitSummary | None:
+    def carry_out(self, draft: PreparedRestore) -> CommitSummary | None:
         """Start, run and commit one draft; what a dead restore had left is committed first."""
-        plan, settled = start_draft(
-            draft, self._options.draft, holder=holder(), ttl_seconds=TTL_SECONDS
+        plan, settled = start_restore(
+            draft, self._options.prepare, holder=holder(), ttl_seconds=TTL_SECONDS
         )
         if settled is not None:
             self._progress.say(f"A restore that died was committed first. {settled.headline()}")

@@ -28,8 +28,7 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
 POLL_SECONDS = 5.0

@@ -16,16 +16,16 @@ from airflow_tune_restore.operators.attempt_task import (
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.search_continuation import (
     committed_at_last,
-    continuation_options,
+    continued_search_options,
     describe_continued,
     parse_continued,
     refuse_unfinished,
-    start_continuation,
+    start_continued_search,
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import Draft
+from airflow_tune_restore.restore.prepare import PreparedRestore
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -97,12 +97,12 @@ class ContinueSearchOperator(AttemptOperator):
         with committed_at_last(context, self._open_store, self.log), as_airflow_errors():
             self.parse_runner_user()  # refused before anything is leased
             experiment = self.open_experiment()
-            options = continuation_options(
+            options = continued_search_options(
                 self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
             )
-            plan, settled = start_continuation(
+            plan, settled = start_continued_search(
                 *(context, experiment.store, options),
-                check=lambda draft: self._check(experiment, draft),
+                check=lambda prepared: self._check(experiment, prepared),
             )
             if plan is None:
                 return describe_continued(experiment.address, settled, log=self.log)
@@ -123,18 +123,18 @@ class ContinueSearchOperator(AttemptOperator):
     def _open_store(self) -> ObjectStore:
         return self.open_experiment().store
 
-    def _check(self, experiment: OpenExperiment, draft: Draft) -> None:
+    def _check(self, experiment: OpenExperiment, prepared: PreparedRestore) -> None:
         """Refuse a trainable that does not fit; that of a Ray job is checked by its runner."""
         if self.launcher == LauncherName.RAY:
             return
-        is_lost = draft.experiment.searcher_lost
+        is_lost = prepared.experiment.searcher_lost
         with self.local_launcher(experiment) as launcher:
             launcher.check(
-                experiment=draft.plan.experiment,
+                experiment=prepared.plan.experiment,
                 trainable=str(self.trainable),
-                trainable_name=draft.plan.trainable_name,
+                trainable_name=prepared.plan.trainable_name,
                 param_space=parse_text(self.param_space),
                 search_alg=parse_text(self.search_alg) if is_lost else None,
                 imports=self.imports,
-                ignore_tuner=draft.plan.ignore_tuner,
+                ignore_tuner=prepared.plan.ignore_tuner,
             )
