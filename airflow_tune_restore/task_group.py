@@ -187,7 +187,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                 **{
                     "task_id": "commit",
                     "restores": XComArg(self.plan, key=RESTORES_KEY),
-                    "continued": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
+                    "continue_search": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
                     **(commit_args or {}),
                 }
             )

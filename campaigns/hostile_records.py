@@ -23,7 +23,7 @@ from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.launch.ray.job_log import JobLog
 from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
-from airflow_tune_restore.operators.attempt import judge
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords

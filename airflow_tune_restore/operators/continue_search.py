@@ -14,12 +14,12 @@ from airflow_tune_restore.operators.attempt_task import (
     OpenExperiment,
 )
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
-from airflow_tune_restore.operators.search_continuation import (
-    committed_at_last,
+from airflow_tune_restore.operators.continued_search import (
+    commit_after_last_try,
     continued_search_options,
-    describe_continued,
-    parse_continued,
-    refuse_unfinished,
+    report_commit,
+    experiment_to_continue,
+    raise_unless_ended,
     start_continued_search,
 )
 from airflow_tune_restore.protocol import layout
@@ -85,7 +85,7 @@ class ContinueSearchOperator(AttemptOperator):
     @property
     def experiment_address(self) -> str:
         """The address of the experiment (AirflowSkipException if it has no samples left)."""
-        return parse_continued(self.experiment)
+        return experiment_to_continue(self.experiment)
 
     @property
     def trial_id(self) -> str:
@@ -94,7 +94,7 @@ class ContinueSearchOperator(AttemptOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run, commit."""
-        with committed_at_last(context, self._open_store, self.log), as_airflow_errors():
+        with commit_after_last_try(context, self._open_store, self.log), as_airflow_errors():
             self.parse_runner_user()  # refused before anything is leased
             experiment = self.open_experiment()
             options = continued_search_options(
@@ -105,20 +105,20 @@ class ContinueSearchOperator(AttemptOperator):
                 check=lambda prepared: self._check(experiment, prepared),
             )
             if plan is None:
-                return describe_continued(experiment.address, settled, log=self.log)
+                return report_commit(experiment.address, settled, log=self.log)
             task = AttemptTask(experiment, plan, self.trial_id)
             return self.conclude(task, self.run_attempt(context, task))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Continue after the trigger has fired."""
-        with committed_at_last(context, self._open_store, self.log):
+        with commit_after_last_try(context, self._open_store, self.log):
             return super().execute_complete(context, event)
 
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Commit what the run has drawn; a run that broke off fails the task."""
-        refuse_unfinished(task.plan, outcome)
+        raise_unless_ended(task.plan, outcome)
         summary = commit_restore(task.store, task.plan.restore_id)
-        return describe_continued(task.experiment.address, summary, log=self.log)
+        return report_commit(task.experiment.address, summary, log=self.log)
 
     def _open_store(self) -> ObjectStore:
         return self.open_experiment().store

@@ -28,7 +28,7 @@ _Item = TypeVar("_Item", bound="DataclassInstance")
 RESTORES_KEY = "restores"
 """XCom key under which the plan task pushes the restores it has started."""
 
-CONTINUE_SEARCH_KEY = "continued"
+CONTINUE_SEARCH_KEY = "continue_search"
 """XCom key for the experiments whose samples are to be drawn: pushed by plan, and then by commit."""
 
 UNEXPECTED_KEY = "unexpected"
@@ -90,7 +90,7 @@ class TrialXCom:
         return _parse(cls, value, "trial")
 
     @classmethod
-    def build_samples(cls, address: Address, plan: RestorePlan) -> Self:
+    def build_continued_search(cls, address: Address, plan: RestorePlan) -> Self:
         """Build the item of the samples that the run of a whole experiment draws: it follows the run."""
         name = Location.parse(plan.experiment).name
         return cls(

@@ -13,7 +13,7 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.launch.kubernetes.pod_start import has_no_image, is_pending
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.attempt import judge
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request, name_of
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers

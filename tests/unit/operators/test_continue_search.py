@@ -102,7 +102,7 @@ def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
         plan(lost)
     assert not (lost / layout.ROOT).exists()
     _, pushed = plan(lost, search_alg="m:searcher", trainable="a:b")
-    assert pushed["continued"] == [str(lost)]
+    assert pushed["continue_search"] == [str(lost)]
     (question,) = launcher.checked
     assert question["search_alg"] == "m:searcher"
 
