@@ -38,7 +38,7 @@ def lost(left):
 
 def samples(experiment, context=None, **arguments):
     operator = ContinueSearchOperator(
-        task_id="samples", experiment=experiment, trainable="a:b", **arguments
+        task_id="continue_search", experiment=experiment, trainable="a:b", **arguments
     )
     return operator.execute(context or make_context())
 
@@ -82,7 +82,7 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
     left, launcher, where, rendered
 ):
     operator = ContinueSearchOperator(
-        task_id="samples",
+        task_id="continue_search",
         experiment=str(left),
         trainable="a:b",
         launcher=where,
@@ -100,7 +100,7 @@ def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
         plan(lost)
     assert not (lost / layout.ROOT).exists()
     _, pushed = plan(lost, search_alg="m:searcher", trainable="a:b")
-    assert pushed["continued"] == [str(lost)]
+    assert pushed["continue_search"] == [str(lost)]
     (question,) = launcher.checked
     assert question["search_alg"] == "m:searcher"
 
@@ -181,7 +181,7 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     experiment = make_experiment(tmp_path / "left", rows, total_samples=3)
     launcher.refusal = InvalidInputError("no further")
     task = ContinueSearchOperator(
-        task_id="samples", experiment=str(experiment), trainable="a:b", ignore_tuner=choice
+        task_id="continue_search", experiment=str(experiment), trainable="a:b", ignore_tuner=choice
     )
     with pytest.raises(AirflowFailException, match="no further"):
         task.execute(make_context())
