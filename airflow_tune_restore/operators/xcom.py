@@ -29,7 +29,7 @@ RESTORES_KEY = "restores"
 """XCom key under which the plan task pushes the restores it has started."""
 
 CONTINUE_SEARCH_KEY = "continue_search"
-"""XCom key for the experiments whose samples are to be drawn: pushed by plan, and then by commit."""
+"""XCom key for the experiments of which only the search is left to continue: pushed by the plan."""
 
 UNEXPECTED_KEY = "unexpected"
 """XCom key for what nobody foresaw, one line for each experiment that the plan lost to it."""

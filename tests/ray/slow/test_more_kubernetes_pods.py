@@ -226,7 +226,9 @@ def test_samples_are_drawn_in_one_pod(api, copied):
     experiment = copied("left")
     operator = ContinueSearchKubernetesOperator(
         **pods.arguments(
-            task_id="samples", experiment=str(experiment), trainable="tests.trainables:counting"
+            task_id="continue_search",
+            experiment=str(experiment),
+            trainable="tests.trainables:counting",
         )
     )
     context = pods.pod_context()
