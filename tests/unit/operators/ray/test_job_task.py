@@ -15,7 +15,8 @@ from airflow.sdk.exceptions import (
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray import attempt_job
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
