@@ -8,7 +8,7 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request
+from airflow_tune_restore.launch.kubernetes.attempt_pod import find_request
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.kubernetes.restore_trial import CONCURRENT_TRIALS
