@@ -51,8 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.providers.cncf.kubernetes.utils import pod_manager
 
     from airflow_tune_restore.hooks import pods
-    from airflow_tune_restore.launch.kubernetes import api
-    from airflow_tune_restore.operators.kubernetes import attempt_pod
+    from airflow_tune_restore.launch.kubernetes import api, attempt_pod
     from airflow_tune_restore.operators.kubernetes import base
     from airflow_tune_restore.triggers import runner_pod
 
