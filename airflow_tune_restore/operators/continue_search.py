@@ -18,19 +18,19 @@ from airflow_tune_restore.operators.ray.base import RAY, RayJobOperator
 from airflow_tune_restore.operators.restore_trial import STOP_GRACE_SECONDS
 from airflow_tune_restore.operators.search_continuation import (
     committed_at_last,
-    continuation_options,
+    continued_search_options,
     describe_continued,
     parse_continued,
     refuse_unfinished,
-    start_continuation,
+    start_continued_search,
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import Draft, DraftOptions
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class ContinueSearchOperator(RayJobOperator):
             store = hook.open(address)
             if self.launcher == RAY:
                 self._refuse_user()
-                plan, settled = start_continuation(context, store, self._options())
+                plan, settled = start_continued_search(context, store, self._options())
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)
                 return self._execute_ray_job(context, self._ray_run(plan.restore_id))
@@ -146,7 +146,7 @@ class ContinueSearchOperator(RayJobOperator):
                     runner_user=parse_user(self.runner_user, was_given=self._has_user),
                 )
 
-                def check(draft: Draft) -> None:
+                def check(draft: PreparedRestore) -> None:
                     is_lost = draft.experiment.searcher_lost
                     launcher.check(
                         experiment=draft.plan.experiment,
@@ -158,7 +158,7 @@ class ContinueSearchOperator(RayJobOperator):
                         ignore_tuner=draft.plan.ignore_tuner,
                     )
 
-                plan, settled = start_continuation(context, store, self._options(), check)
+                plan, settled = start_continued_search(context, store, self._options(), check)
                 if plan is None:
                     return describe_continued(address, settled, log=self.log)
                 outcome = self._run(store, plan, launcher)
@@ -178,8 +178,8 @@ class ContinueSearchOperator(RayJobOperator):
             self.log.info("Stopping the run; it saves a snapshot first.")
             process.stop(STOP_GRACE_SECONDS)
 
-    def _options(self) -> DraftOptions:
-        return continuation_options(
+    def _options(self) -> PrepareOptions:
+        return continued_search_options(
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
 

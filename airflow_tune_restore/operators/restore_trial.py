@@ -27,9 +27,8 @@ from airflow_tune_restore.protocol.request import (
 )
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
-from airflow_tune_restore.restore.start import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:

@@ -19,16 +19,16 @@ from airflow_tune_restore.operators.commit_restore import describe_summary
 from airflow_tune_restore.operators.xcom import RestoreXCom, restore_id_for
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import (
-    Draft,
-    DraftOptions,
-    draft_continuation,
-    start_draft,
-)
-from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import fresh_restore_id
+from airflow_tune_restore.restore.prepare import (
+    PreparedRestore,
+    PrepareOptions,
+    fresh_restore_id,
+    prepare_continued_search,
+)
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -49,29 +49,27 @@ def parse_continued(given: Any) -> str:
     return str(given)
 
 
-def continuation_options(
+def continued_search_options(
     stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
-) -> DraftOptions:
+) -> PrepareOptions:
     """Return how a continuation is planned.
 
     With a param_space, an unstarted experiment is started; with a search_alg, samples are drawn whose own
     searcher is lost.
     """
-    return DraftOptions(
-        flags=ResumeFlags(),
-        strategy="auto",
+    return PrepareOptions(
+        choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
-        ignore_tuner=parse_bool("ignore_tuner", ignore_tuner),
         can_search=parse_text(search_alg) is not None,
     )
 
 
-def start_continuation(
+def start_continued_search(
     context: Context,
     store: ObjectStore,
-    options: DraftOptions,
-    check: Callable[[Draft], None] | None = None,
+    options: PrepareOptions,
+    check: Callable[[PreparedRestore], None] | None = None,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Plan the draw and take the lease, or find what an earlier try of this task has started.
 
@@ -90,14 +88,14 @@ def start_continuation(
     """
     ti = context["ti"]
     try:
-        draft = draft_continuation(store, _base_id(context, store), options)
+        draft = prepare_continued_search(store, _base_id(context, store), options)
     except ExperimentRunningError as error:
         raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error
     if isinstance(draft, str):
         raise AirflowSkipException(f"Nothing to draw. {printable(draft, NOTE_LENGTH)}")
     if check is not None and not draft.is_started:
         check(draft)
-    return start_draft(
+    return start_restore(
         draft,
         options,
         holder=f"DAG {ti.dag_id}, run {ti.run_id}",

@@ -15,19 +15,19 @@ from airflow_tune_restore.operators.kubernetes.restore_trial import CONCURRENT_T
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.search_continuation import (
     committed_at_last,
-    continuation_options,
+    continued_search_options,
     describe_continued,
     parse_continued,
     refuse_unfinished,
-    start_continuation,
+    start_continued_search,
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
 from airflow_tune_restore.restore.claim import claim_next_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import DraftOptions
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepare import PrepareOptions
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -89,7 +89,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             self.check_arguments()
             address, store = self._open()
             options = self._options()
-            plan, settled = start_continuation(context, store, options)
+            plan, settled = start_continued_search(context, store, options)
             if plan is None:
                 return self.say(context, describe_continued(address, settled, log=self.log))
             done = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).outcome()
@@ -117,7 +117,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         ):
             address, store = self._open()
             options = self._options()
-            plan, settled = start_continuation(context, store, options)
+            plan, settled = start_continued_search(context, store, options)
             if plan is None:  # committed before, by a try that died right after
                 return self.say(context, describe_continued(address, settled, log=self.log))
             request = find_request(store, plan, layout.WHOLE_EXPERIMENT, event["name"])
@@ -133,8 +133,8 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
     def _open_store(self) -> ObjectStore:
         return self._open()[1]
 
-    def _options(self) -> DraftOptions:
-        return continuation_options(
+    def _options(self) -> PrepareOptions:
+        return continued_search_options(
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
 

@@ -26,8 +26,7 @@ from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import claim_next_attempt
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
 CONCURRENT_TRIALS = 4

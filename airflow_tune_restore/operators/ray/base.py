@@ -19,7 +19,7 @@ from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

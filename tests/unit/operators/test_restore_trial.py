@@ -284,4 +284,4 @@ def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd
         with pytest.raises(AirflowException):
             trial(item).execute(make_context())
     assert ["memory" in request.resources for request in launcher.requests] == [False, False]
-    assert "a private Ray cannot be asked for more of it" in capfd.readouterr().out
+    assert "a private Ray cannot get more of it" in capfd.readouterr().out

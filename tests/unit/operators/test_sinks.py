@@ -261,7 +261,7 @@ def test_a_task_that_finds_a_planted_record_shows_nothing_of_it(sweep, runner, s
     else:
         made = json.loads(store.get(layout.plan_key(item["restore_id"])))
         put(store, kind.name, item["restore_id"], **{
-            name: made[name] for name in ("restore_id", "experiment", "base", "trials", "flags")
+            name: made[name] for name in ("restore_id", "experiment", "base", "trials", "choices")
         })  # fmt: skip
     for _ in range(2):
         sinks.run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
