@@ -103,7 +103,7 @@ def test_a_tuner_pkl_that_needs_a_module_is_refused(tmp_path, ask, module):
 def test_a_check_is_not_upset_by_the_name_of_a_module(tmp_path, module):
     store = open_store(tmp_path.as_posix())
     write_tuner(store, f"c{module}\nCallback\n.".encode())
-    with pytest.raises(InvalidInputError, match="module .* does not exist") as refused:
+    with pytest.raises(InvalidInputError, match=r"module .* does not exist") as refused:
         check(store, request())
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1_000
@@ -252,7 +252,12 @@ def test_of_a_tuner_pkl_of_another_run_both_trainables_are_named(tmp_path, given
     write_tuner(store, cloudpickle.dumps({"__trainable_name": "other"}))
     with pytest.raises(InvalidInputError) as refused:
         load(store, request(trainable=f"{MODULE}:{given}", ignore_tuner=True))
-    for words in (f"has the name {given!r}", "run with 'counting'", "names 'other'", "--ignore-tuner"):
+    for words in (
+        f"has the name {given!r}",
+        "run with 'counting'",
+        "names 'other'",
+        "--ignore-tuner",
+    ):
         assert words in str(refused.value)
 
 

@@ -113,7 +113,9 @@ def test_one_that_never_saved_what_it_learned_is_refused(save, tmp_path):
     store = save(optuna(SPACE))
     (tmp_path / f"searcher-state-{SESSION}.pkl").unlink()
     for ask in (check, fit):
-        with pytest.raises(InvalidInputError, match=r"the state of the saved one is missing. Restore without search_alg"):
+        with pytest.raises(
+            InvalidInputError, match=r"saved one is missing. Restore without search_alg"
+        ):
             ask(store, {"search_alg": optuna()}, "m:make")
 
 
