@@ -17,8 +17,8 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
+from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.launch.ray.job_log import JobLog
 from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob

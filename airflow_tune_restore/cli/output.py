@@ -53,9 +53,9 @@ def print_reports(
 
 
 def _print_evidence(report: ExperimentReport) -> None:
-    table = _table("evidence", "found", "speaks for")
+    table = _table("evidence", "found", "indicates")
     for sign in report.evidence:
-        _add_row(table, sign.name, sign.found, sign.speaks_for or "-")
+        _add_row(table, sign.name, sign.found, sign.indicates or "-")
     _print(f"{report.experiment} is {report.health.value}")
     _print_table(table)
 

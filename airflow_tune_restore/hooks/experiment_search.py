@@ -119,7 +119,7 @@ def say_why(reports: list[ExperimentReport], log: logging.Logger) -> None:
             report.reason,
         )
         for sign in report.evidence:
-            speaks = f"  [{sign.speaks_for}]" if sign.speaks_for else ""
+            speaks = f"  [{sign.indicates}]" if sign.indicates else ""
             log.info("    %s: %s%s", sign.name, sign.found, speaks)
     if len(reports) > _SHOWN:
         log.info("… and %d more.", len(reports) - _SHOWN)

@@ -15,10 +15,11 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.evidence import DriverStatus
+from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import DriverStatus, Health
+from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_base, read_experiment
-from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit

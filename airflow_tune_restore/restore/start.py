@@ -10,7 +10,8 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
-from airflow_tune_restore.experiments.read import read_base_file, read_checkpoint_choices
+from airflow_tune_restore.experiments.read import read_base_file
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.state import State, encode_state
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.records import read_record

@@ -12,6 +12,7 @@ from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN
+from tests.support.experiments.built import config_of
 from tests.support.ray.golden import VERSIONS
 
 
@@ -23,7 +24,7 @@ def test_what_it_wrote_is_read_and_planned(version):
     plan = plan_restore(
         store, experiment, restore_id="r", flags=ResumeFlags.from_flags(resume_errored=True)
     )
-    roles = {trial.trial_id: trial.config["role"] for trial in experiment.trials}
+    roles = {trial.trial_id: config_of(trial)["role"] for trial in experiment.trials}
     assert {roles[t.trial_id]: (t.action, t.checkpoint) for t in plan.trials} == {
         "finishes": (TrialAction.KEEP, None),
         "fails": (TrialAction.RESUME, "checkpoint_000001"),

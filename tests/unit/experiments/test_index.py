@@ -70,7 +70,7 @@ def test_what_was_remembered_is_read(rows):
 
 def test_others_can_read_it():
     line = json.loads(line_of("team/sweep", facts_of()))
-    assert (line["path"], line["facts"]["trials"]) == ("team/sweep", {"TERMINATED": 4})
+    assert (line["path"], line["summary"]["trials"]) == ("team/sweep", {"TERMINATED": 4})
 
 
 DAMAGED = {
@@ -79,7 +79,7 @@ DAMAGED = {
     "another check": line_of("bad", facts_of()).replace(b"TERMINATED", b"ERROR"),
     "a list": b"[1, 2]\n",
     "no text": b"\xff\xfe\0\n",
-    "a lone surrogate": b'{"path":"\\ud800","fingerprint":"","facts":{},"check":""}\n',
+    "a lone surrogate": b'{"path":"\\ud800","fingerprint":"","summary":{},"check":""}\n',
     "empty": b"\n",
     "nested": b"[" * 10_000 + b"\n",
     "nested facts": line_of("bad", b"[" * 7_000 + b"]" * 7_000),
