@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator

@@ -22,10 +22,10 @@ class GcsStore(FsspecStore):
         "scheme": SCHEME,
         "endpoint_override": ENDPOINT,
         "project_id": WORD,
-        # gcsfs tries six times, and waits 36 s in between at most (gcsfs.retry.retry_request, 2026.10)
+        # gcsfs tries six times, and waits at most 36 s in all (gcsfs.retry.retry_request, 2026.10)
         "retry_limit_seconds": Option(
             r"(?:[4-9]\d|[1-9]\d{2,5})(?:\.\d+)?",
-            "40 or more: gcsfs cannot be told to give up sooner, and does not try for longer",
+            "40 or more: gcsfs always tries for up to 36 s, and not longer",
         ),
     }
 
@@ -35,22 +35,22 @@ class GcsStore(FsspecStore):
         options: Mapping[str, str],
         given: "AbstractFileSystem | None",  # noqa: ARG003
     ) -> dict[str, Any]:
-        """Return what options mean to gcsfs.
+        """Return the options as arguments of gcsfs.
 
         Raises:
-            InvalidInputError: If Google itself is to be asked without TLS.
+            InvalidInputError: If requests to Google itself would go without TLS.
         """
         endpoint = endpoint_url(options)
         if endpoint is None and options.get("scheme") == "http":
             raise InvalidInputError(
-                "The option scheme=http of a gs:// address goes with endpoint_override only: Google is "
-                "not asked without TLS. Leave it out."
+                "The option scheme=http of a gs:// address needs endpoint_override: requests to Google "
+                "itself always use TLS. Remove the option."
             )
         arguments = {"endpoint_url": endpoint, "project": options.get("project_id")}
         return {name: value for name, value in arguments.items() if value}
 
     def _children(self, prefix: str) -> Iterator[Entry]:
-        """List by ourselves: gcsfs finds nothing where there is no bucket, and does not say so."""
+        """List without gcsfs, which returns an empty listing if the bucket does not exist."""
         below = prefix.partition("/")[2]
         below = f"{below}/" if below else ""
         for _, page in self._pages(prefix=below, delimiter="/"):
@@ -84,7 +84,7 @@ class GcsStore(FsspecStore):
         return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:
-        """Tell the two kinds of "not found" apart: gcsfs keeps the answer's words from us."""
+        """Distinguish a missing bucket from a missing object: gcsfs drops the text of the answer."""
         if not isinstance(error, FileNotFoundError):
             return False
         if verb not in ("read", "delete"):
