@@ -32,7 +32,7 @@ class ByteBudget:
 
 
 CONCURRENCY = 32
-"""Threads that ask about the trials of experiments."""
+"""Threads for requests about single trials."""
 
 IN_MEMORY = ByteBudget(64 * 1024 * 1024)
 """State files and result rows that all threads of this process hold while they read them."""

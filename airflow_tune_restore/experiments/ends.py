@@ -1,4 +1,4 @@
-"""What ended the trials of an experiment. Ray does not record it, but its rows show most of it.
+"""The causes that ended the trials of an experiment. Ray does not record them; its rows show most.
 
 A trial that was stopped before it was done was ended by something that can end all of them. A trial that
 was done with its last result was ended by a scheduler or a stopper, if there is one.

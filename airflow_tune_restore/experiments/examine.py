@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 
@@ -63,7 +64,7 @@ class ExamineOptions:
         index: The index of the prefix, if it is used.
         spot_check: Reads some experiments of the index again.
         explains: Whether the states of older runs are read, too.
-        pool: Threads that ask about several trials of one experiment.
+        pool: Threads for requests about several trials of one experiment.
     """
 
     now: datetime
@@ -121,19 +122,21 @@ def examine_listed(
         path: Its path below the prefix, under which the index keeps it.
         options: How it is examined.
     """
+    is_one = any(layout.state_session(entry.name) for entry in entries if not entry.is_dir)
     evidence = Evidence(
         root_written=_newest(entries),
         tuner_written=_written(entries, layout.TUNER_FILE),
         checked=frozenset() if was_restored(entries) else frozenset({EvidenceKind.RESTORE}),
         now=options.now,
     )
+    examination = _Examination(store, entries, path, options)
     try:
-        return _examine_readable(store, entries, path, evidence, options), True
+        return examination.report(evidence), True
     except NotStartedError as error:
-        verdict, evidence = _judge_unstarted(store, entries, str(error), evidence, options)
+        # only Ray's own names show that this is an experiment; other files may come from anywhere
+        return examination.report_unstarted(str(error), evidence), is_one
     except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
-        verdict = _unreadable(store, error)
-    return _report_without_state(store, verdict, evidence, options), _holds_states_of_ray(entries)
+        return _report_without_state(store, _unreadable(store, error), evidence, options), is_one
 
 
 def report_unreadable(
@@ -152,86 +155,142 @@ def is_experiment(entries: list[Entry]) -> bool:
     )
 
 
-def _holds_states_of_ray(entries: list[Entry]) -> bool:
-    """Whether a state file has a name as Ray makes them; other files may have come from anywhere."""
-    return any(layout.state_session(entry.name) for entry in entries if not entry.is_dir)
+class _Examination(NamedTuple):
+    """One experiment and how it is examined; the arguments are those of `examine_listed`."""
 
+    store: ObjectStore
+    entries: list[Entry]
+    path: str
+    options: ExamineOptions
 
-def _judge_unstarted(
-    store: ObjectStore,
-    entries: list[Entry],
-    reason: str,
-    evidence: Evidence,
-    options: ExamineOptions,
-) -> tuple[Verdict, Evidence]:
-    """Judge an experiment that has no state with a trial; its store may fail, too."""
-    try:
-        evidence = _read_lease_and_driver(store, entries, evidence, options)
-    except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
-        return _unreadable(store, error), evidence
-    return judge_unstarted(reason, evidence, stale_after=options.stale_after), evidence
+    def report(self, evidence: Evidence) -> ExperimentReport:
+        """Report on an experiment with a readable state.
 
+        Raises:
+            StateUnreadableError: If no state can be used.
+            NotStartedError: If no state holds a trial.
+        """
+        store, entries, options = self.store, self.entries, self.options
+        mark = fingerprint(entries)
+        summary, is_new = self._read_summary(mark)
+        left = summary.samples_left
+        if summary.unfinished:  # then the samples do not decide between dead and alive
+            summary = msgspec.structs.replace(summary, samples_left=None)
+        else:
+            evidence = evidence.with_check(EvidenceKind.SAMPLES)
+        evidence = replace(
+            evidence,
+            state_written=_written(entries, summary.state_file),
+            committed_at=_committed_at(entries, summary.state_file),
+        )
+        health = judge(summary, evidence, stale_after=options.stale_after).health
+        if health is Health.INTERRUPTED and summary.unfinished:
+            summary = msgspec.structs.replace(summary, samples_left=left)
+            if left is None:  # it will be restored, and the report shows what is left
+                summary = self._with_samples(summary)
+                is_new = is_new or summary.samples_left is not None
+            evidence = evidence.with_check(EvidenceKind.SAMPLES)
+        if health in RESTORABLE:
+            if is_new and (doubt := read_doubt(store, entries, summary.trainables)):
+                summary = msgspec.structs.replace(summary, warnings=(*summary.warnings, doubt))
+            evidence = self._gather_evidence(summary, evidence, health)
+            if (listed_now := self._relist_after_commit()) != entries:
+                # only once: a second change is not the commit of the same restore
+                once = replace(options, lists_again=False)
+                return examine_listed(store, listed_now, self.path, once)[0]
+        health, reason, counted = judge(summary, evidence, stale_after=options.stale_after)
+        if is_new and options.index and health is not Health.RUNNING:
+            options.index.remember(self.path, mark, summary)
+        if options.explains:
+            evidence = self._read_older_runs(summary, evidence)
+        return ExperimentReport(
+            experiment=store.uri,
+            health=health,
+            reason="; ".join([reason, *_notes(store, summary)]),
+            trials=summary.trials,
+            state_file=summary.state_file,
+            last_write=evidence.last_write,
+            samples_left=summary.samples_left,
+            was_restored=was_restored(entries),
+            abandoned=_abandoned(evidence),
+            warnings=summary.warnings,
+            evidence=describe_evidence(summary, evidence, counted, stale_after=options.stale_after),
+        )
 
-def _unreadable(store: ObjectStore, error: Exception) -> Verdict:
-    """Return the verdict with the reason; unexpected errors are logged, too."""
-    if isinstance(error, StateUnreadableError):
-        return Verdict(Health.UNREADABLE, error.reason, {})
-    known = error if isinstance(error, TuneRestoreError) else report_unexpected(store.uri, error)
-    return Verdict(Health.UNREADABLE, str(known), {})
+    def report_unstarted(self, reason: str, evidence: Evidence) -> ExperimentReport:
+        """Report on an experiment that has no state with a trial; its store may fail, too."""
+        try:
+            evidence = self._read_lease_and_driver(evidence)
+            verdict = judge_unstarted(reason, evidence, stale_after=self.options.stale_after)
+        except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
+            verdict = _unreadable(self.store, error)
+        return _report_without_state(self.store, verdict, evidence, self.options)
 
+    def _read_summary(self, mark: str | None) -> tuple[StateSummary, bool]:
+        """Return the summary of the newest state, and whether it is missing in the index.
 
-def _examine_readable(
-    store: ObjectStore,
-    entries: list[Entry],
-    path: str,
-    evidence: Evidence,
-    options: ExamineOptions,
-) -> ExperimentReport:
-    mark = fingerprint(entries)
-    summary, is_new = _read_summary(store, entries, path, mark, options)
-    left = summary.samples_left
-    if summary.unfinished:  # then the samples do not decide between dead and alive
-        summary = msgspec.structs.replace(summary, samples_left=None)
-    else:
-        evidence = evidence.with_check(EvidenceKind.SAMPLES)
-    evidence = replace(
-        evidence,
-        state_written=_written(entries, summary.state_file),
-        committed_at=_committed_at(entries, summary.state_file),
-    )
-    health = judge(summary, evidence, stale_after=options.stale_after).health
-    if health is Health.INTERRUPTED and summary.unfinished:
-        summary = msgspec.structs.replace(summary, samples_left=left)
-        if left is None:  # it will be restored, and the report shows what is left
-            summary = _with_samples(store, entries, summary)
-            is_new = is_new or summary.samples_left is not None
-        evidence = evidence.with_check(EvidenceKind.SAMPLES)
-    if health in RESTORABLE:
-        if is_new and (doubt := read_doubt(store, entries, summary.trainables)):
-            summary = msgspec.structs.replace(summary, warnings=(*summary.warnings, doubt))
-        evidence = _gather_evidence(store, entries, summary, evidence, health, options)
-        if (listed_now := _relist_after_commit(store, entries, options)) != entries:
-            # only once: a second change is not the commit of the same restore
-            once = replace(options, lists_again=False)
-            return examine_listed(store, listed_now, path, once)[0]
-    health, reason, counted = judge(summary, evidence, stale_after=options.stale_after)
-    if is_new and options.index and health is not Health.RUNNING:
-        options.index.remember(path, mark, summary)
-    if options.explains:
-        evidence = _read_older_runs(store, entries, summary, evidence)
-    return ExperimentReport(
-        experiment=store.uri,
-        health=health,
-        reason="; ".join([reason, *_notes(store, summary)]),
-        trials=summary.trials,
-        state_file=summary.state_file,
-        last_write=evidence.last_write,
-        samples_left=summary.samples_left,
-        was_restored=was_restored(entries),
-        abandoned=_abandoned(evidence),
-        warnings=summary.warnings,
-        evidence=describe_evidence(summary, evidence, counted, stale_after=options.stale_after),
-    )
+        Raises:
+            StateUnreadableError: If no state can be used. The index keeps that, too.
+        """
+        index, spot_check = self.options.index, self.options.spot_check
+        known = index.look_up(self.path, mark) if index else None
+        if known is not None and spot_check is not None:
+            spot_check.check(self.store, self.entries, self.path)
+        if known is not None and known.unreadable:
+            raise StateUnreadableError(self.store.uri, known.unreadable)
+        if known is not None:
+            return known, False
+        try:
+            return summarize(read_outline(self.store, self.entries)), True
+        except StateUnreadableError as error:
+            if index:
+                index.remember(self.path, mark, unreadable_summary(error.reason))
+            raise
+
+    def _with_samples(self, summary: StateSummary) -> StateSummary:
+        """Add how many samples are left, and whether they can still be drawn."""
+        left = read_samples_left(self.store, self.entries, summary.total)
+        lost = read_lost_searcher(self.store, self.entries, summary.trainables) if left else ""
+        return msgspec.structs.replace(summary, samples_left=left, searcher_lost=lost)
+
+    def _gather_evidence(
+        self, summary: StateSummary, evidence: Evidence, health: Health
+    ) -> Evidence:
+        """Check whether a restore or driver runs, or a trial is written to, before it counts as dead."""
+        evidence = self._read_lease_and_driver(evidence)
+        is_clear = judge_running(evidence) or health is not Health.INTERRUPTED
+        if is_clear or not self.options.stale_after:
+            return evidence
+        newest = self.options.pool.map(
+            lambda name: _newest_in_trial(self.store, name), summary.unfinished_dirs
+        )
+        written = max(filter(None, newest), default=None)
+        return replace(evidence, trials_written=written).with_check(EvidenceKind.TRIAL_DIRS)
+
+    def _read_lease_and_driver(self, evidence: Evidence) -> Evidence:
+        options = self.options
+        if options.checks_restore:
+            restore = read_lease_status(self.store, self.entries, options.now)
+            evidence = replace(evidence, restore=restore).with_check(EvidenceKind.RESTORE)
+        if options.ask_driver is not None:
+            evidence = replace(evidence, driver=options.ask_driver(self.store.uri))
+        return evidence
+
+    def _relist_after_commit(self) -> list[Entry]:
+        """List the root once more if a restore may have committed since it was listed.
+
+        Its lease is released by then, so that neither listing alone shows that a restore was running.
+        """
+        options = self.options
+        may_have = was_restored(self.entries) and options.checks_restore and options.lists_again
+        return self.store.list_dir() if may_have else self.entries
+
+    def _read_older_runs(self, summary: StateSummary, evidence: Evidence) -> Evidence:
+        """Read the states of older runs, if there are any; a summary has no trials to compare with."""
+        if older := older_states(self.entries, summary.state_file):
+            newest = read_outline(self.store, self.entries).state
+            evidence = replace(evidence, older_runs=describe_older_runs(self.store, older, newest))
+        return evidence.with_check(EvidenceKind.OLDER)
 
 
 def _report_without_state(
@@ -251,38 +310,12 @@ def _report_without_state(
     )
 
 
-def _read_summary(
-    store: ObjectStore,
-    entries: list[Entry],
-    path: str,
-    mark: str | None,
-    options: ExamineOptions,
-) -> tuple[StateSummary, bool]:
-    """Return the summary of the newest state, and whether it is missing in the index.
-
-    Raises:
-        StateUnreadableError: If no state can be used. The index keeps that, too.
-    """
-    known = options.index.look_up(path, mark) if options.index else None
-    if known is not None and options.spot_check is not None:
-        options.spot_check.check(store, entries, path)
-    if known is not None and known.unreadable:
-        raise StateUnreadableError(store.uri, known.unreadable)
-    if known is not None:
-        return known, False
-    try:
-        return summarize(read_outline(store, entries)), True
-    except StateUnreadableError as error:
-        if options.index:
-            options.index.remember(path, mark, unreadable_summary(error.reason))
-        raise
-
-
-def _with_samples(store: ObjectStore, entries: list[Entry], summary: StateSummary) -> StateSummary:
-    """Add how many samples are left, and whether they can still be drawn."""
-    left = read_samples_left(store, entries, summary.total)
-    lost = read_lost_searcher(store, entries, summary.trainables) if left else ""
-    return msgspec.structs.replace(summary, samples_left=left, searcher_lost=lost)
+def _unreadable(store: ObjectStore, error: Exception) -> Verdict:
+    """Return the verdict with the reason; unexpected errors are logged, too."""
+    if isinstance(error, StateUnreadableError):
+        return Verdict(Health.UNREADABLE, error.reason, {})
+    known = error if isinstance(error, TuneRestoreError) else report_unexpected(store.uri, error)
+    return Verdict(Health.UNREADABLE, str(known), {})
 
 
 def _notes(store: ObjectStore, summary: StateSummary) -> list[str]:
@@ -291,55 +324,6 @@ def _notes(store: ObjectStore, summary: StateSummary) -> list[str]:
         return list(summary.warnings)
     lost = describe_lost_searcher(store.uri, summary.samples_left, summary.searcher_lost)
     return [*summary.warnings, lost]
-
-
-def _gather_evidence(
-    store: ObjectStore,
-    entries: list[Entry],
-    summary: StateSummary,
-    evidence: Evidence,
-    health: Health,
-    options: ExamineOptions,
-) -> Evidence:
-    """Check whether a restore or a driver runs, or a trial is written to, before it is called dead."""
-    evidence = _read_lease_and_driver(store, entries, evidence, options)
-    if judge_running(evidence) or health is not Health.INTERRUPTED or not options.stale_after:
-        return evidence
-    newest = options.pool.map(lambda name: _newest_in_trial(store, name), summary.unfinished_dirs)
-    written = max(filter(None, newest), default=None)
-    return replace(evidence, trials_written=written).with_check(EvidenceKind.TRIAL_DIRS)
-
-
-def _read_lease_and_driver(
-    store: ObjectStore, entries: list[Entry], evidence: Evidence, options: ExamineOptions
-) -> Evidence:
-    if options.checks_restore:
-        restore = read_lease_status(store, entries, options.now)
-        evidence = replace(evidence, restore=restore).with_check(EvidenceKind.RESTORE)
-    if options.ask_driver is not None:
-        evidence = replace(evidence, driver=options.ask_driver(store.uri))
-    return evidence
-
-
-def _relist_after_commit(
-    store: ObjectStore, entries: list[Entry], options: ExamineOptions
-) -> list[Entry]:
-    """List the root once more if a restore may have committed since it was listed.
-
-    Its lease is released by then, so that neither listing alone shows that a restore was running.
-    """
-    may_have = was_restored(entries) and options.checks_restore and options.lists_again
-    return store.list_dir() if may_have else entries
-
-
-def _read_older_runs(
-    store: ObjectStore, entries: list[Entry], summary: StateSummary, evidence: Evidence
-) -> Evidence:
-    """Read the states of older runs, if there are any; a summary has no trials to compare with."""
-    if older := older_states(entries, summary.state_file):
-        notes = describe_older_runs(store, older, read_outline(store, entries).state)
-        evidence = replace(evidence, older_runs=notes)
-    return evidence.with_check(EvidenceKind.OLDER)
 
 
 def _abandoned(evidence: Evidence) -> int | None:

@@ -38,7 +38,7 @@ class Health(StrEnum):
 
 
 RESTORABLE = frozenset({Health.ERRORED, Health.INTERRUPTED})
-"""What a recovery DAG looks for by default."""
+"""Restored by default."""
 
 
 class Verdict(NamedTuple):

@@ -38,7 +38,7 @@ MAX_ROW_BYTES = 16 * 1024
 """Of one experiment: enough for about four hundred unfinished trials. Larger ones are not kept."""
 
 _DAMAGE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What msgspec raises for bytes that are not such a value."""
+"""Errors of msgspec for damaged bytes."""
 
 log = logging.getLogger(__name__)
 

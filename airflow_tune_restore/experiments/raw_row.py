@@ -110,12 +110,12 @@ def decode_text(raw: msgspec.Raw | bytes, decoder: "msgspec.json.Decoder[T]") ->
         MalformedStateError: If it cannot be decoded.
     """
     try:
-        return decode_document(_text_of(raw), decoder)
+        return _decode_document(_text_of(raw), decoder)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedStateError(f"a row cannot be read ({error})") from error
 
 
-def decode_document(text: str | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
+def _decode_document(text: str | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     """Decode a document that may hold NaN and infinities into the fields that are needed.
 
     Raises:

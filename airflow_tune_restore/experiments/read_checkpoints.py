@@ -126,7 +126,7 @@ def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> lis
 def _reported(
     store: ObjectStore, trial: Trial, size_bytes: int, names: Collection[str]
 ) -> dict[str, int]:
-    """Return checkpoint name -> iteration from result.json, for the names that are asked for.
+    """Return checkpoint name -> iteration from result.json, for the given names.
 
     If none of them was reported, one other reported checkpoint is returned: that matters, too.
     """

@@ -30,8 +30,7 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
         trials: Count by status.
         unfinished_dirs: Directories of the trials that have not ended.
         samples_left: Samples never drawn; None if unknown.
-        session_started: When its driver started, by the driver's clock (Unix seconds).
-        last_result: Newest result of any trial, by the driver's clock.
+        last_result: Newest result of any trial, by the driver's clock (Unix seconds).
         longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
         searcher_lost: As in `Experiment`, where samples are left.
@@ -45,7 +44,6 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
     trials: dict[str, int]
     unfinished_dirs: tuple[str, ...] = ()
     samples_left: int | None = None
-    session_started: float | None = None
     last_result: float | None = None
     longest_interval: float = 0.0
     snapshot_period: float | None = None
@@ -76,7 +74,7 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a summary from an index could have come from state files."""
         if self.unreadable:
             return self == unreadable_summary(self.unreadable)
-        numbers = (self.session_started, self.last_result, self.snapshot_period)
+        numbers = (self.last_result, self.snapshot_period)
         return (
             layout.is_state_file(self.state_file)
             and is_safe_name(self.state_file)
@@ -102,14 +100,12 @@ def unreadable_summary(reason: str) -> StateSummary:
 def summarize(experiment: Experiment) -> StateSummary:
     """Return the summary of an experiment."""
     trials = experiment.trials
-    started = experiment.state.start_time
     newest = experiment.last_result_time
     return StateSummary(
         state_file=experiment.state_file.name,
         trials=experiment.count_by_status,
         unfinished_dirs=tuple(t.trial_dir for t in trials if not t.is_finished and t.trial_dir),
         samples_left=experiment.samples_left,
-        session_started=started if math.isfinite(started) else None,
         last_result=newest if math.isfinite(newest) else None,
         longest_interval=max((trial.last_interval for trial in trials), default=0.0),
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),

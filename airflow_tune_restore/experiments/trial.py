@@ -26,7 +26,7 @@ UNFINISHED = frozenset({TrialStatus.PENDING, TrialStatus.RUNNING, TrialStatus.PA
 
 
 class TrialEnd(StrEnum):
-    """What ended a TERMINATED trial, as far as its row shows it."""
+    """The cause that ended a TERMINATED trial, as far as its row shows it."""
 
     ITSELF = "itself"  # its function returned
     CRITERION = "criterion"  # a `stop` criterion was met
@@ -56,7 +56,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
         last_interval: Seconds its last iteration took, as the trial reported it; 0 if it did not.
-        end: What ended it; None if it is not TERMINATED.
+        end: The cause that ended it; None if it is not TERMINATED.
         unusable: Why it cannot be run: its row cannot be read, or names something unsafe. "" if it can be
             run.
         odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.

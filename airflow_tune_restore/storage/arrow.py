@@ -13,7 +13,7 @@ _BY_PYARROW = frozenset({"s3", "gs", "gcs", "hdfs"})
 """Schemes pyarrow resolves from the environment. Ray then writes rows as it always does."""
 
 _IN_URLS = "/!$&'()*+,;=:@"
-"""What the path of a URL may hold beside letters and digits; pyarrow refuses or decodes all else."""
+"""Allowed in the path of a URL beside letters and digits; pyarrow refuses or decodes all else."""
 
 
 def arrow_filesystem(uri: str) -> "tuple[FileSystem | None, str]":

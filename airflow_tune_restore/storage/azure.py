@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
 from airflow_tune_restore.storage.options import BOOLEAN, Option
 
 if TYPE_CHECKING:
@@ -68,8 +67,7 @@ class AzureStore(FsspecStore):
         return found
 
     async def _walk(self, prefix: str) -> list[Entry]:
-        container, _, below = prefix.partition("/")
-        below = f"{below}/" if below else ""
+        container, below = split_bucket(prefix)
         async with self._fs.service_client.get_container_client(container) as client:
             found = client.walk_blobs(name_starts_with=below, include=["metadata"], delimiter="/")
             return [_entry(item, below) async for item in found]
@@ -87,16 +85,16 @@ class AzureStore(FsspecStore):
             except ResourceNotFoundError as error:
                 raise FileNotFoundError(path) from error
 
-    def _server_time(self) -> datetime | None:
-        stamp = self._wait_for(self._ask_the_time)
-        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+    def _server_date(self) -> str | None:
+        stamp: str | None = self._wait_for(self._date_of_listing)
+        return stamp
 
-    async def _ask_the_time(self) -> str | None:
-        container, _, below = self._root.partition("/")
+    async def _date_of_listing(self) -> str | None:
+        container, below = split_bucket(self._root)
         stamps: list[str | None] = []
         async with self._fs.service_client.get_container_client(container) as client:
             pages = client.list_blobs(
-                name_starts_with=f"{below}/" if below else "",
+                name_starts_with=below,
                 results_per_page=1,
                 raw_response_hook=lambda answer: stamps.append(
                     answer.http_response.headers.get("Date")

@@ -37,7 +37,7 @@ def open_store(
     """Open the store rooted at a path or URL.
 
     Args:
-        uri: A local path, or any URL fsspec knows, without credentials, with options of pyarrow's.
+        uri: A local path, or any URL that fsspec supports, without credentials.
         filesystem: An authenticated fsspec filesystem to use instead of the environment.
         in_bulk: Many reads follow, or large ones: use the client that is best at those, if installed.
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_tune_restore.exceptions import (
@@ -111,8 +112,9 @@ class FsspecStore:
 
     def now(self) -> datetime:
         """Return the server's time if it reports it, else this machine's."""
-        with self._translated("ask the time of", ""):
-            return self._server_time() or datetime.now(UTC)
+        with self._translated("get the time of", ""):
+            stamp = self._server_date()
+            return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else datetime.now(UTC)
 
     def _children(self, prefix: str) -> Iterable[Entry]:
         self._fs.invalidate_cache(prefix)  # a given filesystem may have a cache
@@ -139,7 +141,8 @@ class FsspecStore:
     def _delete(self, path: str) -> None:
         self._fs.rm_file(path)
 
-    def _server_time(self) -> datetime | None:
+    def _server_date(self) -> str | None:
+        """Return the `Date` header of an answer of the server; None if it has none."""
         return None
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:  # noqa: ARG002  for GCS
@@ -179,6 +182,12 @@ class FsspecStore:
             if verb == "create" and client_errors.is_taken(error):
                 raise KeyExistsError(self.uri, key) from error
             raise StorageError(f"Cannot {verb} {where}: {client_errors.explain(error)}") from error
+
+
+def split_bucket(place: str) -> tuple[str, str]:
+    """Return the bucket of a place, and the prefix of the keys below it, with its slash."""
+    bucket, _, below = place.partition("/")
+    return bucket, f"{below}/" if below else ""
 
 
 def _entry(item: dict[str, Any]) -> Entry:

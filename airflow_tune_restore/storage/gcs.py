@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
 from airflow_tune_restore.storage.options import ENDPOINT, SCHEME, WORD, Option, endpoint_url
 
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ class GcsStore(FsspecStore):
 
     def _children(self, prefix: str) -> Iterator[Entry]:
         """List without gcsfs, which returns an empty listing if the bucket does not exist."""
-        below = prefix.partition("/")[2]
-        below = f"{below}/" if below else ""
+        _, below = split_bucket(prefix)
         for _, page in self._pages(prefix=below, delimiter="/"):
             for name in page.get("prefixes", ()):
                 yield Entry(name=name.removeprefix(below).rstrip("/"), is_dir=True)
@@ -76,12 +74,10 @@ class GcsStore(FsspecStore):
             parameters["pageToken"] = page["nextPageToken"]
 
     def _first_page(self) -> tuple[Mapping[str, str], dict[str, Any]]:
-        below = self._root.partition("/")[2]
-        return next(self._pages(prefix=f"{below}/" if below else "", maxResults=1))
+        return next(self._pages(prefix=split_bucket(self._root)[1], maxResults=1))
 
-    def _server_time(self) -> datetime | None:
-        stamp = self._first_page()[0].get("Date")
-        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+    def _server_date(self) -> str | None:
+        return self._first_page()[0].get("Date")
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:
         """Distinguish a missing bucket from a missing object: gcsfs drops the text of the answer."""

@@ -4,15 +4,14 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import client_errors
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.options import (
     BOOLEAN,
@@ -87,8 +86,7 @@ class S3Store(FsspecStore):
 
     def _children(self, prefix: str) -> Iterator[Entry]:
         """List without s3fs, which also lists the parent if the prefix is empty."""
-        below = prefix.partition("/")[2]
-        below = f"{below}/" if below else ""
+        _, below = split_bucket(prefix)
         for page in self._pages(Prefix=below, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
                 yield Entry(name=item["Prefix"].removeprefix(below).rstrip("/"), is_dir=True)
@@ -125,12 +123,11 @@ class S3Store(FsspecStore):
     def _put(self, path: str, body: bytes) -> None:
         self._fs.pipe_file(path, body, chunksize=ONE_PUT_BYTES)
 
-    def _server_time(self) -> datetime | None:
+    def _server_date(self) -> str | None:
         # a listing below the prefix: HeadBucket is denied to accounts with rights on that prefix only
-        below = self._root.partition("/")[2]
-        page = next(self._pages(Prefix=f"{below}/" if below else "", MaxKeys=1))
-        stamp = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+        page = next(self._pages(Prefix=split_bucket(self._root)[1], MaxKeys=1))
+        stamp: str | None = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return stamp
 
 
 class ArrowStore(FsspecStore):
@@ -159,5 +156,5 @@ def s3_over_arrow(location: Location) -> "AbstractFileSystem | None":
         # from_uri, as in Ray: the constructor ignores AWS_ENDPOINT_URL
         bucket = location._replace(scheme="s3", path="")
         return ArrowFSWrapper(FileSystem.from_uri(str(bucket))[0])
-    except (OSError, ValueError) as error:  # it may ask for the bucket's region
+    except (OSError, ValueError) as error:  # it may request the bucket's region
         raise StorageError(f"Cannot open {location}: {client_errors.explain(error)}") from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.storage.base import PIECE_BYTES, Entry
+from airflow_tune_restore.storage.fsspec_store import split_bucket
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.s3 import S3Store
 
@@ -68,8 +69,7 @@ class BulkS3Store(S3Store):
     def _children(self, prefix: str) -> Iterator[Entry]:
         from obstore.exceptions import BaseError
 
-        below = prefix.partition("/")[2]
-        below = f"{below}/" if below else ""
+        _, below = split_bucket(prefix)
         try:
             found = self._client.list_with_delimiter(below)
             return iter([*_directories(found, below), *_objects(found, below)])

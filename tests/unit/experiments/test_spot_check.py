@@ -178,14 +178,13 @@ LIES = {
     "directories": {"trials": {"RUNNING": 4}, "unfinished_dirs": ["a"]},
     "samples": {"samples_left": None},
     "more samples": {"samples_left": 7},
-    "the start": {"session_started": 5.0},
     "the newest result": {"last_result": 5.0},
     "two days between results": {"longest_interval": 172800.0},
     "two days between snapshots": {"snapshot_period": 172800.0},
     "a trainable": {"trainables": ["theirs"]},
     "no state": {"state_file": "", "trials": {}, "unreadable": "broken"},
 }
-BARE = dict.fromkeys(("samples_left", "session_started", "last_result", "snapshot_period"))
+BARE = dict.fromkeys(("samples_left", "last_result", "snapshot_period"))
 BARE |= {"longest_interval": 0.0, "searcher_lost": "", "unreadable": ""}
 BARE |= {"unfinished_dirs": (), "warnings": (), "trainables": (), "ended_by": {}}
 

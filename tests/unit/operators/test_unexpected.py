@@ -124,7 +124,7 @@ def test_the_commit_goes_on_with_the_others_and_fails_at_its_end(pair, monkeypat
 
 @pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
 def test_a_scan_finds_the_others(pair, tmp_path, monkeypatch, error):
-    breaks(monkeypatch, examine, "_examine_readable", error)
+    breaks(monkeypatch, examine, "read_outline", error)
     found = {report.name: report for report in scan.scan(LocalStore(tmp_path))}
     assert found["good"].health == "errored"
     assert found["bad"].health == "unreadable"
