@@ -123,9 +123,11 @@ class TrialXCom:
         return asdict(self)
 
 
-def restore_id_for(dag_id: str, run_id: str, task_id: str, map_index: int, experiment: str) -> str:
-    """Make the restore id of one experiment in one task: the same for every try of it."""
-    identity = json.dumps([dag_id, run_id, task_id, map_index, experiment])
+def restore_id_for(context: Context, experiment: str) -> str:
+    """Make the restore id of one experiment in one task: the same for every try of the task."""
+    ti = context["ti"]
+    index = ti.map_index if ti.map_index is not None else -1
+    identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, index, experiment])
     return f"airflow-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
