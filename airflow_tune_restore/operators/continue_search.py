@@ -13,15 +13,15 @@ from airflow_tune_restore.operators.attempt_task import (
     AttemptTask,
     OpenExperiment,
 )
-from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.continued_search import (
     commit_after_last_try,
     continued_search_options,
-    report_commit,
     experiment_to_continue,
     raise_unless_ended,
+    report_commit,
     start_continued_search,
 )
+from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.commit import commit_restore

@@ -5,10 +5,10 @@ from typing import Any
 from airflow.sdk import Context, RetryPolicy
 
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.request import RunnerOutcome
 
