@@ -15,9 +15,9 @@ from airflow.sdk.exceptions import XComNotFound
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
