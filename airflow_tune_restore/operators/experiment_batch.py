@@ -1,9 +1,9 @@
-"""What became of the experiments a task was given, when not all of them can be restored."""
+"""Work on many experiments in one task: an experiment that fails stops no other."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -12,13 +12,16 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
+
 _CONCURRENCY = 8
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedExperiments:
-    """What became of the experiments that are not restored, by address.
+    """The experiments that are not restored, by address.
 
     Args:
         left_alone: Why there is nothing to do: finished, or running.
@@ -30,26 +33,25 @@ class SkippedExperiments:
 
     @property
     def unexpected(self) -> list[str]:
-        """What nobody foresaw, one line for each experiment: the run must not look well in the end."""
+        """One line per experiment with an unexpected error. They make the DAG run fail at its end."""
         return [
             printable(str(error), NOTE_LENGTH)
             for error in self.refused.values()
             if isinstance(error, UnexpectedError)
         ]
 
+    def log(self, log: "Logger") -> None:
+        """Log each experiment with its reason."""
+        for text, reason in self.left_alone.items():
+            log.info("%s is left alone: %s", text, printable(reason, NOTE_LENGTH))
+        for text, error in self.refused.items():
+            log.warning("%s is not restored: %s", text, printable(str(error), NOTE_LENGTH))
+
     def stop_without_work(self) -> NoReturn:
-        """Skip the task if there was nothing to do, fail it if what there was could not be done."""
+        """Skip the task if there was nothing to do; fail it if something could not be done."""
         mistakes = [error for error in self.refused.values() if isinstance(error, PERMANENT)]
-        words = "; ".join(
-            [
-                f"{text}: {printable(str(error), NOTE_LENGTH)}"
-                for text, error in self.refused.items()
-            ]
-            + [
-                f"{text}: {printable(reason, NOTE_LENGTH)}"
-                for text, reason in self.left_alone.items()
-            ]
-        )
+        reasons = [*self.refused.items(), *self.left_alone.items()]
+        words = "; ".join(f"{text}: {printable(str(why), NOTE_LENGTH)}" for text, why in reasons)
         if mistakes:
             raise AirflowFailException(f"Nothing could be restored. {words}")
         if self.unexpected or (self.refused and not self.left_alone):
@@ -58,17 +60,17 @@ class SkippedExperiments:
 
 
 def map_experiments(
-    work: Callable[[str], _Result], texts: Iterable[str], verdicts: SkippedExperiments
+    work: Callable[[str], _Result], texts: Iterable[str], skipped: SkippedExperiments
 ) -> list[tuple[str, _Result]]:
-    """Work on all experiments at the same time; one that fails is noted and stops no other."""
+    """Work on all experiments at the same time. One that fails is added to `skipped`."""
 
     def attempt(text: str) -> tuple[str, _Result] | None:
         try:
             return text, work(text)
         except TuneRestoreError as error:
-            verdicts.refused[text] = error
+            skipped.refused[text] = error
         except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
-            verdicts.refused[text] = report_unexpected(text, error)
+            skipped.refused[text] = report_unexpected(text, error)
         return None
 
     with ThreadPoolExecutor(_CONCURRENCY) as pool:

@@ -8,13 +8,13 @@ from airflow_tune_restore.exceptions import TrialFailedError
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.numbers import strict_json
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import (
     Result,
     RunnerOutcome,
 )
 from airflow_tune_restore.restore.ledger import read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
