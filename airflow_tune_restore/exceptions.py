@@ -269,7 +269,7 @@ class RunnerDiedError(RunnerError):
 
     def __str__(self) -> str:
         return (
-            f"The runner of trial {self.trial_id} of {self.experiment} ended without saying how "
+            f"The runner of {_name_trial(self.trial_id)} of {self.experiment} ended without saying how "
             f"({self.cause}). A retry goes on from its newest snapshot. {self.reason}"
         )
 

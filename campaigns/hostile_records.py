@@ -24,7 +24,7 @@ from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
-from airflow_tune_restore.operators.attempt import judge
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
@@ -34,10 +34,11 @@ from airflow_tune_restore.restore import ledger
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, claim_next_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
-from airflow_tune_restore.restore.draft import draft_restore, start_draft
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.prepare import fresh_restore_id, prepare_restore
 from airflow_tune_restore.restore.release import release_trial
-from airflow_tune_restore.restore.start import fresh_restore_id, read_plan
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
@@ -186,9 +187,9 @@ def _commit_abandoned(_lab: Lab, store: ObjectStore) -> None:
 def next_night(_lab: Lab, store: ObjectStore, restore_id: str = "r2") -> None:
     """Restore the experiment again: what the night before has left is settled first."""
     options = night_options()
-    draft = draft_restore(store, restore_id, options)
+    draft = prepare_restore(store, restore_id, options)
     if not isinstance(draft, str):
-        start_draft(draft, options, holder="test", ttl_seconds=60)
+        start_restore(draft, options, holder="test", ttl_seconds=60)
 
 
 def _claim(_lab: Lab, store: ObjectStore) -> None:

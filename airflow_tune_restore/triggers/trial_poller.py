@@ -128,7 +128,7 @@ class TrialPoller:
             self._store = ExperimentStorageHook().open(self._experiment)
         if time.monotonic() - self._renewed > RENEW_SECONDS:
             self._renewed = time.monotonic()
-            lease.renew(self._store, lease.check_held(self._store, self._restore_id))
+            lease.keep_alive(self._store, self._restore_id)
         for trial in trials:
             try:
                 self._look_at(self._store, trial)

@@ -213,7 +213,7 @@ class RayAttemptJob:
         while True:
             if time.monotonic() - renewed > RENEW_SECONDS:  # a job that waits for resources cannot
                 renewed = time.monotonic()
-                lease.renew(self.store, lease.check_held(self.store, self.plan.restore_id))
+                lease.keep_alive(self.store, self.plan.restore_id)
             try:
                 job = self.jobs.find(attached.submission_id)
                 reached = time.monotonic()

@@ -12,19 +12,20 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.retry_policy import FIRST_WAIT, TRIAL_RETRY_POLICY
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.airflow.context import make_context
 from tests.support.ray.fake_jobs import FakeJobs
-from tests.support.records import Attempt, leave_outcome
+from tests.support.records import Attempt, ending, leave_outcome
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
 
@@ -266,3 +267,51 @@ def test_a_connection_that_cannot_be_used_is_not_retried(item, jobs):
 
 def test_the_link_is_among_the_operators():
     assert [type(link) for link in RestoreTrialOperator.operator_extra_links] == [RayJobLink]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Stores that were opened, and keys that were read from them."""
+    opened, keys = [], []
+    open_store_of = ExperimentStorageHook.open
+
+    def count(self, address, **options):
+        store = open_store_of(self, address, **options)
+        opened.append(store)
+        get = store.get
+
+        def counted(key, **limits):
+            keys.append(key)
+            return get(key, **limits)
+
+        monkeypatch.setattr(store, "get", counted)
+        return store
+
+    monkeypatch.setattr(ExperimentStorageHook, "open", count)
+    return opened, keys
+
+
+def test_each_execution_opens_the_store_and_reads_the_plan_once(item, jobs, store, reads):
+    opened, keys = reads
+    plan_key = layout.plan_key(item["restore_id"])
+    deferred(trial(item))
+    assert (len(opened), keys.count(plan_key)) == (1, 1)
+    run_outcome(store, item, Result.FINISHED)
+    jobs.end()
+    trial(item).execute_complete(make_context(), event(item))
+    assert (len(opened), keys.count(plan_key)) == (2, 2)
+
+
+def test_a_restore_on_the_worker_makes_no_job(item, jobs, launcher, store, monkeypatch):
+    monkeypatch.delenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT")
+    launcher.on_start = ending(store, Result.FINISHED)
+    operator = RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b")
+    assert operator.execute(make_context())["trial_id"] == "a3"
+    assert jobs.posted == []
+
+
+def test_a_finished_trial_needs_no_lease_any_more(item, jobs, store):
+    run_outcome(store, item, Result.FINISHED, iteration=6)
+    lease.release(store, lease.check_held(store, item["restore_id"]))
+    assert trial(item).execute(make_context())["iteration"] == 6
+    assert jobs.posted == []
