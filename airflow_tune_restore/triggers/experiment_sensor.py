@@ -10,9 +10,7 @@ from airflow.triggers.base import TriggerEvent
 from airflow_tune_restore.arguments import parse_health
 from airflow_tune_restore.hooks.experiment_search import build_item, log_evidence
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
-
-FIRST_EVENT_SECONDS = 10.0
-"""Airflow 3.3.2 fails tasks at random whose trigger fires sooner (seen: 4 of 40 at 3 s, 0 at 10 s)."""
+from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
 
 class ExperimentSensorTrigger(ExperimentPoller):
