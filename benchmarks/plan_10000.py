@@ -82,16 +82,15 @@ with ThreadPoolExecutor(32) as threads:
 
 OURS = """
 import gc, sys, time
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import plan_restore
+from airflow_tune_restore.restore.prepare import PrepareOptions, plan_restore
 from airflow_tune_restore.storage.fs import open_store
 gc.disable()  # as the command line does
 flags = ResumeFlags.from_flags(resume_unfinished=True, resume_errored=True, restart_errored=False)
 wall, cpu = time.perf_counter(), time.process_time()
 store = open_store(sys.argv[1], in_bulk=True)  # as it does, too
-experiment = read_experiment(store, keep_terminated_rows=flags.keeps_terminated_rows)
-plan = plan_restore(store, experiment, restore_id="preview", flags=flags)
+plan = plan_restore(store, "preview", PrepareOptions(choices=PlanChoices(flags=flags))).plan
 print(time.perf_counter() - wall, time.process_time() - cpu)
 assert plan.to_run and len(plan.trials) == int(sys.argv[2])
 """

@@ -24,12 +24,14 @@ from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import ProgressTail
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.follow import ask_to_stop
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
@@ -240,9 +242,11 @@ def golden_objects() -> Objects:
     return {f"{GOOD}/{name}": (body, LONG_AGO) for name, body in _golden_files()}
 
 
-def night_options(strategy: str = "per_trial", **more: Any) -> DraftOptions:
+def night_options(strategy: str = "per_trial", **choices: Any) -> PrepareOptions:
     """Return what the nights of this campaign are told: the drivers are known to be dead."""
-    return DraftOptions(flags=ALL, strategy=strategy, stale_after=timedelta(0), **more)
+    return PrepareOptions(
+        choices=PlanChoices(flags=ALL, strategy=strategy, **choices), stale_after=timedelta(0)
+    )
 
 
 _SAMPLES = 5
@@ -261,9 +265,9 @@ def _started(objects: Objects, strategy: str) -> tuple[MemoryStore, RestorePlan]
     store.put(_SEARCHER, pickle.dumps(searcher))
     store.put(STATE_NAME, make_state(rows))
     options = night_options(strategy)
-    draft = draft_restore(store, RESTORE_ID, options)
+    draft = prepare_restore(store, RESTORE_ID, options)
     assert not isinstance(draft, str)
-    plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60)
+    plan, _ = start_restore(draft, options, holder="test", ttl_seconds=60)
     assert plan is not None
     return store, plan
 

@@ -28,9 +28,9 @@ from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.restore import claim
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.draft import draft_restore, start_draft
-from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
@@ -67,10 +67,10 @@ def a_restore(rng: random.Random, lab: Lab) -> None:
     store = GuardedStore(lab.store(objects).at("team").at("bad"))
     options = night_options(allow_scratch=rng.random() < 0.5)
     with contextlib.suppress(TuneRestoreError):
-        draft = draft_restore(store, RESTORE_ID, options)
+        draft = prepare_restore(store, RESTORE_ID, options)
         if isinstance(draft, str):
             return
-        plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60)
+        plan, _ = start_restore(draft, options, holder="test", ttl_seconds=60)
         assert plan is not None
         assert read_plan(store, RESTORE_ID) == plan
         for trial in plan.to_run[:3]:
@@ -309,9 +309,9 @@ def _abandoned() -> Objects:
     rows = [make_row(f"t{number:05d}", status="ERROR") for number in range(_MANY_TRIALS)]
     store.put(STATE_NAME, make_state(rows))
     options = night_options()
-    draft = draft_restore(store, RESTORE_ID, options)
+    draft = prepare_restore(store, RESTORE_ID, options)
     assert not isinstance(draft, str)
-    plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60)
+    plan, _ = start_restore(draft, options, holder="test", ttl_seconds=60)
     assert plan is not None
     for trial in plan.to_run:
         beat(

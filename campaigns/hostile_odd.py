@@ -19,10 +19,10 @@ from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.local import LocalStore
 from campaigns.hostile_targets import output_of
 from tests.support import GOLDEN
+from tests.support.records import plan_night
 
 EXPERIMENTS = (GOLDEN / "ray-2.60.0" / "killed", *sorted((GOLDEN / "failed").iterdir()))
 ALL = ResumeFlags.from_flags(resume_errored=True)
@@ -201,7 +201,7 @@ def _read_by_ray(experiment: Path) -> list[tuple[str, str]] | None:
 
 def _plan(experiment: Path) -> RestorePlan:
     store = LocalStore(experiment)
-    made = plan_restore(store, read_experiment(store), restore_id="r", flags=ALL)
+    made = plan_night(store, flags=ALL)
     assert RestorePlan.from_json(made.to_json()) == made
     return made
 

@@ -19,12 +19,12 @@ from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import examine
-from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
-from airflow_tune_restore.operators.attempt import judge
-from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
@@ -34,10 +34,11 @@ from airflow_tune_restore.restore import ledger
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, claim_next_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
-from airflow_tune_restore.restore.draft import draft_restore, start_draft
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.prepare import fresh_restore_id, prepare_restore
 from airflow_tune_restore.restore.release import release_trial
-from airflow_tune_restore.restore.start import fresh_restore_id, read_plan
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
@@ -186,9 +187,9 @@ def _commit_abandoned(_lab: Lab, store: ObjectStore) -> None:
 def next_night(_lab: Lab, store: ObjectStore, restore_id: str = "r2") -> None:
     """Restore the experiment again: what the night before has left is settled first."""
     options = night_options()
-    draft = draft_restore(store, restore_id, options)
+    draft = prepare_restore(store, restore_id, options)
     if not isinstance(draft, str):
-        start_draft(draft, options, holder="test", ttl_seconds=60)
+        start_restore(draft, options, holder="test", ttl_seconds=60)
 
 
 def _claim(_lab: Lab, store: ObjectStore) -> None:
@@ -337,23 +338,21 @@ def _ray_run(_lab: Lab, store: ObjectStore) -> None:
     for status in ("SUCCEEDED", "RUNNING", None):
         run = RayAttemptJob(
             jobs=_Jobs(*([RayJob(status=status)] if status else [])),  # type: ignore[arg-type]
-            ray_conn_id="ray",
-            address=Address(uri="/x"),
             store=store,
             plan=read_plan(store, RESTORE_ID),
             trial_id="bad",
-            arguments=RunnerSettings(trainable="m:train", reports=True),
+            settings=RunnerSettings(trainable="m:train", reports=True),
             runtime_env={},
             env={},
             driver=DriverResources(),
             poll_interval=0.0,
-            log=logging.getLogger("airflow_tune_restore"),  # type: ignore[arg-type]
+            log=logging.getLogger("airflow_tune_restore"),
         )
-        run.ended_before()
+        run.find_final_outcome()
         with contextlib.suppress(TuneRestoreError, AirflowException):
             run._attach_to(1)
         with contextlib.suppress(TuneRestoreError, AirflowException):
-            run.finish(1, {})
+            run.get_job_result(1, {})
 
 
 def _runner(_lab: Lab, store: ObjectStore) -> None:

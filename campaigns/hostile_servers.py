@@ -40,8 +40,9 @@ from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch, read_pod_e
 from airflow_tune_restore.launch.kubernetes.pod_start import has_started, why_not_started
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.ray import jobs_api
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs, Cluster, RayJob, RayJobs
+from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs, RayJob, RayJobs
 from campaigns import guards
 from campaigns import hostile_inputs as inputs
 from campaigns.hostile_lab import Lab, assert_shown, output_of

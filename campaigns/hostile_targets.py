@@ -34,7 +34,6 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import SymbolicError, read_pickle
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
@@ -57,6 +56,7 @@ from campaigns.hostile_nights import a_restore, many_trials, nights, times
 from campaigns.hostile_records import records
 from campaigns.hostile_servers import api_servers, dashboards, triggerers
 from tests.support.experiments.built import STATE_NAME
+from tests.support.records import plan_night
 
 
 def state(rng: random.Random, lab: Lab) -> None:
@@ -144,7 +144,7 @@ def _plan_only(store: GuardedStore) -> None:
     with contextlib.suppress(TuneRestoreError):
         experiment = read_experiment(store)
         read_checkpoint_choices(store, list(experiment.trials))
-        plan = plan_restore(store, experiment, restore_id="preview", flags=ALL)
+        plan = plan_night(store, flags=ALL)
         again = RestorePlan.from_json(plan.to_json())
         assert again == plan
         output_of(lambda: output.print_plan(plan, as_json=False))

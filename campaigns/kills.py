@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.launch.local import _members
+from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.storage.fs import open_store

@@ -1,8 +1,8 @@
-"""The account that a runner is given in place of the worker's own.
+"""The account that runners get in place of the worker's own.
 
-Only root can start a process as somebody else and end it again, without asking anybody. `sudo` is not
-used: it would put the runner's credentials on a command line or leave them to its own rules, and a worker
-that is not root cannot signal what it has started.
+Only root can start a process as another user and stop it again without a password. `sudo` is not used:
+the runner's credentials would appear on a command line or depend on sudo's own rules, and a worker that
+is not root cannot signal such a process.
 """
 
 import os
@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.launch.base import LauncherName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Whom a process runs as.
+    """An account of this machine.
 
     Args:
-        name: As the system knows it; the number of one without a name.
+        name: Its name; the uid in digits if it has no name.
         uid: User id, never 0.
         gid: Primary group.
         groups: All groups.
-        home: Home directory; "" if it has none.
+        home: Home directory; "" without one.
     """
 
     name: str
@@ -32,11 +33,11 @@ class Account:
     home: str
 
     def variables(self, directory: str) -> Mapping[str, str]:
-        """Return what its environment says of it.
+        """Return the environment variables that describe it.
 
         Args:
-            directory: One that it owns, for temporary files. Those of Ray go there, too: `/tmp/ray` holds
-                files of whoever ran Ray before, which nobody else may overwrite.
+            directory: Owned by the account, for temporary files. Ray's go there, too: `/tmp/ray` holds
+                files of earlier users of Ray, which other users may not overwrite.
         """
         return {
             "HOME": self.home or directory,
@@ -47,14 +48,31 @@ class Account:
         }
 
 
+def runner_account(runner_user: str | None, launcher: str) -> Account | None:
+    """Return the account of the runners; None for this process's own.
+
+    Raises:
+        InvalidInputError: If this process may not switch to that user, or if the launcher starts runners
+            on other machines, where the name of a user would protect nothing.
+    """
+    if runner_user is None:
+        return None
+    if launcher in (LauncherName.RAY, LauncherName.KUBERNETES):
+        raise InvalidInputError(
+            f"runner_user={runner_user!r} is for runners on this worker (launcher='local'). With "
+            f"launcher={launcher!r} the cluster chooses their user. Leave it out."
+        )
+    return find_account(runner_user)
+
+
 def find_account(user: str) -> Account:
     """Find an account that runners can be started as.
 
     Args:
-        user: Its name, or its number, which needs no entry in the system's list.
+        user: Its name, or its uid, which needs no entry in the system's list.
 
     Raises:
-        InvalidInputError: If there is none, if it is root's, or if this process may not switch to it.
+        InvalidInputError: If it does not exist, if it is root, or if this process may not switch to it.
     """
     try:
         entry = pwd.getpwuid(int(user)) if user.isascii() and user.isdigit() else pwd.getpwnam(user)
@@ -71,19 +89,23 @@ def find_account(user: str) -> Account:
         )
     if account.uid == 0:
         raise InvalidInputError(
-            f"runner_user={user!r} is root, who may read everything; name another."
+            f"runner_user={user!r} is root, who may read everything. Give another user."
         )
     if os.geteuid() != 0:
         raise InvalidInputError(
             f"runner_user={user!r}: this worker runs as uid {os.geteuid()}, and only root can start a "
-            "runner as somebody else. Leave it out, or run trials elsewhere (launcher)."
+            "runner as another user. Leave it out, or run trials elsewhere (launcher)."
         )
     return account
 
 
 def _without_entry(user: str) -> Account:
-    most = 2**32 - 2  # the last one, -1, means "leave it as it is"
-    if not (user.isascii() and user.isdigit()) or len(user) > len(str(most)) or int(user) > most:
-        raise InvalidInputError(f"runner_user={user!r}: there is no such user on this worker.")
+    largest = 2**32 - 2  # the next one, -1, means "leave it as it is"
+    if (
+        not (user.isascii() and user.isdigit())
+        or len(user) > len(str(largest))
+        or int(user) > largest
+    ):
+        raise InvalidInputError(f"runner_user={user!r}: this worker has no such user.")
     number = int(user)
     return Account(name=user, uid=number, gid=number, groups=(), home="")

@@ -26,8 +26,10 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.launch.account import runner_account
+from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
-from airflow_tune_restore.operators.launchers import ELSEWHERE, build_launcher, runner_account
 from airflow_tune_restore.operators.xcom import (
     CONTINUE_SEARCH_KEY,
     RESTORES_KEY,
@@ -38,9 +40,11 @@ from airflow_tune_restore.operators.xcom import (
 )
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
-from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import DEFAULT_MAX_MEMORY_BYTES, RestorePlan
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 
 DEFAULT_LEASE_TTL = timedelta(minutes=15)
@@ -195,7 +199,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.env = env
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """Draft all, refuse what cannot run, then start what is left."""
+        """PreparedRestore all, refuse what cannot run, then start what is left."""
         ti = context["ti"]
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
@@ -205,7 +209,7 @@ class BuildRestorePlanOperator(BaseOperator):
             places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
         verdicts = SkippedExperiments()
 
-        def draft(text: str) -> Draft | str:
+        def draft(text: str) -> PreparedRestore | str:
             store = hook.open(places[text], in_bulk=True)
             base_id = restore_id_for(
                 ti.dag_id,
@@ -215,13 +219,13 @@ class BuildRestorePlanOperator(BaseOperator):
                 store.uri,
             )
             try:
-                return draft_restore(store, base_id, options)
+                return prepare_restore(store, base_id, options)
             except ExperimentRunningError as error:
                 return f"it is running: {error.reason}"
 
-        drafts: dict[str, Draft] = {}
+        drafts: dict[str, PreparedRestore] = {}
         for text, result in map_experiments(draft, places, verdicts):
-            if isinstance(result, Draft):
+            if isinstance(result, PreparedRestore):
                 drafts[text] = result
             else:
                 verdicts.left_alone[text] = result
@@ -245,8 +249,8 @@ class BuildRestorePlanOperator(BaseOperator):
         self,
         context: Context,
         places: dict[str, Address],
-        drafts: dict[str, Draft],
-        options: DraftOptions,
+        drafts: dict[str, PreparedRestore],
+        options: PrepareOptions,
         verdicts: SkippedExperiments,
     ) -> list[tuple[Address, RestorePlan]]:
         ti = context["ti"]
@@ -258,7 +262,7 @@ class BuildRestorePlanOperator(BaseOperator):
         ttl_seconds = self._ttl_seconds()
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
-            return start_draft(drafts[text], options, holder=holder, ttl_seconds=ttl_seconds)
+            return start_restore(drafts[text], options, holder=holder, ttl_seconds=ttl_seconds)
 
         started: list[tuple[Address, RestorePlan]] = []
         for text, (plan, settled) in map_experiments(start, drafts, verdicts):
@@ -275,15 +279,15 @@ class BuildRestorePlanOperator(BaseOperator):
         self,
         hook: ExperimentStorageHook,
         places: dict[str, Address],
-        drafts: dict[str, Draft],
+        drafts: dict[str, PreparedRestore],
         verdicts: SkippedExperiments,
-    ) -> dict[str, Draft]:
+    ) -> dict[str, PreparedRestore]:
         """Leave out experiments that the trainable does not fit, if we know the trainable."""
         trainable, param_space = parse_text(self.trainable), parse_text(self.param_space)
-        if trainable is None or self.launcher in ELSEWHERE:
+        if trainable is None or self.launcher in (LauncherName.RAY, LauncherName.KUBERNETES):
             return drafts
         answers: dict[tuple[str, str], InvalidInputError | None] = {}
-        fit: dict[str, Draft] = {}
+        fit: dict[str, PreparedRestore] = {}
         for text, draft in drafts.items():
             search_alg = parse_text(self.search_alg) if draft.experiment.searcher_lost else None
             # the answer depends on the recorded name alone, but for a param_space, a searcher, a
@@ -339,7 +343,7 @@ class BuildRestorePlanOperator(BaseOperator):
     def _ttl_seconds(self) -> float:
         return parse_span("lease_ttl", self.lease_ttl).total_seconds()
 
-    def _options(self) -> DraftOptions:
+    def _options(self) -> PrepareOptions:
         if self.resume_config:
             flags = ResumeFlags.parse(dict(self.resume_config))
         else:
@@ -349,20 +353,23 @@ class BuildRestorePlanOperator(BaseOperator):
                 restart_errored=parse_bool("restart_errored", self.restart_errored),
                 resume_cut_short=parse_bool("resume_cut_short", self.resume_cut_short),
             )
-        return DraftOptions(
+        choices = PlanChoices(
             flags=flags,
             strategy=self.strategy,
-            stale_after=parse_span("stale_after", self.stale_after),
             fresh_budget=parse_bool("fresh_budget", self.fresh_budget),
             trim_results=parse_bool("trim_results", self.trim_results),
             remember_scheduler=parse_bool("remember_scheduler", self.remember_scheduler),
             allow_scratch=parse_bool("allow_scratch", self.allow_scratch),
             newest_checkpoint=parse_bool("newest_checkpoint", self.newest_checkpoint),
             ignore_tuner=parse_bool("ignore_tuner", self.ignore_tuner),
-            can_start=parse_text(self.param_space) is not None,
-            can_search=parse_text(self.search_alg) is not None,
             max_attempts=parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=parse_bytes("max_memory", self.max_memory),
+        )
+        return PrepareOptions(
+            choices=choices,
+            stale_after=parse_span("stale_after", self.stale_after),
+            can_start=parse_text(self.param_space) is not None,
+            can_search=parse_text(self.search_alg) is not None,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
         )
 
@@ -391,7 +398,9 @@ class BuildRestorePlanOperator(BaseOperator):
                 self.log.warning("  … and %d more", len(plan.warnings) - _SHOWN_TRIALS)
 
 
-def _without_too_many(drafts: dict[str, Draft], verdicts: SkippedExperiments) -> dict[str, Draft]:
+def _without_too_many(
+    drafts: dict[str, PreparedRestore], verdicts: SkippedExperiments
+) -> dict[str, PreparedRestore]:
     """Leave out, before anything is leased, those whose trials Airflow would refuse to map.
 
     The smallest are taken first: one experiment with very many trials stops no other. `samples` is
@@ -423,7 +432,11 @@ def _size(plan: RestorePlan) -> tuple[bool, int]:
 def _items(address: Address, plan: RestorePlan) -> list[TrialXCom]:
     """Return one item a trial; samples that the same run draws are followed by one of their own."""
     items = [TrialXCom.build(address, plan, trial) for trial in plan.to_run]
-    return [*items, TrialXCom.build_samples(address, plan)] if plan.continues_search else items
+    return (
+        [*items, TrialXCom.build_continued_search(address, plan)]
+        if plan.continues_search
+        else items
+    )
 
 
 def _restore(address: Address, plan: RestorePlan) -> dict[str, Any]:

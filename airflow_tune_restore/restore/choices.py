@@ -1,16 +1,35 @@
 """The choices of the user for one restore: one value from the operator or the shell to the plan."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
 
+import msgspec
+
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.record_json import Count
 
 DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
 """Trials that run out of memory get twice as much, up to this limit."""
 
 
+class Strategy(StrEnum):
+    """How the trials are run."""
+
+    PER_TRIAL = "per_trial"
+    WHOLE_EXPERIMENT = "whole_experiment"
+
+
+AUTO = "auto"
+"""The strategy that fits the experiment."""
+_STRATEGIES = (AUTO, *Strategy)
+_StrategyName = Annotated[str, msgspec.Meta(pattern=rf"\A({'|'.join(_STRATEGIES)})\Z")]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanChoices:
-    """How the trials of an experiment are restored.
+    """How the trials of an experiment are restored. Part of the stored plan.
 
     Args:
         flags: Which trials are resumed or restarted.
@@ -24,15 +43,25 @@ class PlanChoices:
         ignore_tuner: Whether trials are restored from the state alone, without `tuner.pkl`.
         max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
         max_memory_bytes: Most memory a trial gets after it ran out of memory.
+
+    Raises:
+        InvalidInputError: If `strategy` is not one of the three.
     """
 
     flags: ResumeFlags = field(default_factory=ResumeFlags)
-    strategy: str = "auto"
+    strategy: _StrategyName = AUTO
     fresh_budget: bool = False
     trim_results: bool = False
     remember_scheduler: bool = False
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     ignore_tuner: bool = False
-    max_attempts: int | None = None
-    max_memory_bytes: float = DEFAULT_MAX_MEMORY_BYTES
+    max_attempts: Count | None = None
+    max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown strategy."""
+        if self.strategy not in _STRATEGIES:
+            raise InvalidInputError(
+                f"strategy={self.strategy!r} is not one of 'auto', 'per_trial', 'whole_experiment'."
+            )

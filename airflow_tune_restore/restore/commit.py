@@ -45,12 +45,9 @@ from airflow_tune_restore.restore.commit_record import (
     read_commit_record,
     stands,
 )
-from airflow_tune_restore.restore.committed_state import build_committed_state, read_snapshot, units
-from airflow_tune_restore.restore.plan import (
-    RestorePlan,
-    encode,
-)
-from airflow_tune_restore.restore.start import check_fits, read_plan
+from airflow_tune_restore.restore.committed_state import build_committed_state, read_snapshot
+from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
+from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.summary import CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -97,7 +94,7 @@ def commit_abandoned(
     """Commit what restores that died left behind, so that the next plan starts from it.
 
     Does nothing if every other restore has ended. Otherwise takes the lease for the restore about to
-    start, after the holder was watched for its TTL, and keeps it: `start_restore` re-enters it. Cut off
+    start, after the holder was watched for its TTL, and keeps it: `start_plan` re-enters it. Cut off
     anywhere, it is done again by whoever comes next.
 
     Args:
@@ -194,10 +191,8 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        newest = pool.map(
-            lambda unit: _newest_attempt_with_snapshot(store, plan, unit), units(plan)
-        )
-        found = zip(units(plan), newest, strict=True)
+        newest = pool.map(lambda unit: _newest_attempt_with_snapshot(store, plan, unit), plan.units)
+        found = zip(plan.units, newest, strict=True)
         attempts = {unit: attempt for unit, attempt in found if attempt is not None}
     record = CommitRecord(
         state_file=name_commit(store, continues_search=plan.continues_search),
@@ -218,9 +213,9 @@ def _started(store: ObjectStore, plan: RestorePlan) -> list[AttemptId]:
     """Return the newest attempt of each trial whose runner has shown itself."""
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         newest = pool.map(
-            lambda unit: AttemptRecords(store, plan.restore_id, unit).newest_started(), units(plan)
+            lambda unit: AttemptRecords(store, plan.restore_id, unit).newest_started(), plan.units
         )
-        found = zip(units(plan), newest, strict=True)
+        found = zip(plan.units, newest, strict=True)
         return [
             AttemptId(plan.restore_id, unit, attempt)
             for unit, attempt in found
@@ -372,7 +367,7 @@ def _samples_left(store: ObjectStore, plan: RestorePlan, trials: int) -> int | N
 
 def _why_it_broke_off(store: ObjectStore, plan: RestorePlan) -> str:
     """Say why the one run of all did not come to its end; "" if it did, or if there was none."""
-    if layout.WHOLE_EXPERIMENT not in units(plan):
+    if layout.WHOLE_EXPERIMENT not in plan.units:
         return ""
     outcome = AttemptRecords(
         store, plan.restore_id, layout.WHOLE_EXPERIMENT

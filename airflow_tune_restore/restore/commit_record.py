@@ -10,7 +10,7 @@ from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.numbers import is_amount
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_record
-from airflow_tune_restore.restore.plan import Count, decode
+from airflow_tune_restore.restore.record_json import Count, decode
 from airflow_tune_restore.storage.base import ObjectStore
 
 

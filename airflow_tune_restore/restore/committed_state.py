@@ -115,13 +115,6 @@ def _committed_row(snapshots: _Snapshots, trial: TrialPlan, row: RawRow) -> RawR
     return snapshots.row(trial) or row
 
 
-def units(plan: RestorePlan) -> list[str]:
-    """Return what has attempts of its own: each trial, or the one run of all."""
-    if plan.is_whole_experiment:
-        return [layout.WHOLE_EXPERIMENT] if plan.has_work else []
-    return [trial.trial_id for trial in plan.to_run]
-
-
 def _terminated(row: RawRow) -> RawRow:
     """Return the row with the status Ray gives a skipped unfinished trial."""
     document = bounded_json.load(msgspec.json.decode(row.trial, type=str))

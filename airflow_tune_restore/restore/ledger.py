@@ -24,10 +24,11 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.protocol.typed import LINE_LENGTH
-from airflow_tune_restore.restore.plan import Count, RestorePlan, decode, encode
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
 
 READ_LIMIT_BYTES = 64 * 1024**2
@@ -170,7 +171,7 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
         if after == History():
             continue
         trials[planned.trial_id] = after
-        reason = after.quarantine_reason(plan.max_attempts)
+        reason = after.quarantine_reason(plan.choices.max_attempts)
         if reason and not _has_finished(store, plan.restore_id, planned.trial_id):
             after = msgspec.structs.replace(after, quarantined=reason)
         trials[planned.final_trial_id] = after
@@ -273,7 +274,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
         return None
     most = max((f.memory or 0.0 for f in short), default=0.0) or own
     wanted = most * 2 if most else FIRST_MEMORY_BYTES
-    return max(min(wanted, plan.max_memory_bytes), own or 0.0)
+    return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
 
 
 def _has_finished(store: ObjectStore, restore_id: str, trial_id: str) -> bool:

@@ -1,59 +1,47 @@
-"""What a restore will do, trial by trial. Pure values; tomorrow's processes read their JSON."""
+"""The plan of a restore: what happens to each trial, and why. Later processes read its JSON."""
 
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from shlex import quote
-from typing import Annotated, Any
 
 import msgspec
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, RecordUnreadableError
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
+from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.protocol import bounded_json, layout
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import (
     is_resource,
     is_safe_name,
     is_segment,
     is_trainable_name,
 )
-from airflow_tune_restore.protocol.numbers import MAX_COUNT, is_count
+from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
-from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.choices import PlanChoices, Strategy
+from airflow_tune_restore.restore.record_json import Count, decode, encode
+from airflow_tune_restore.storage.base import ObjectStore
 
 PLAN_SCHEMA = 1
-DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
-"""Trials that run out of memory are given twice as much, up to this."""
-
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
-"""Checked when a record is read."""
-
-
-class Strategy(StrEnum):
-    """How the trials are run."""
-
-    PER_TRIAL = "per_trial"
-    WHOLE_EXPERIMENT = "whole_experiment"
+_SHOWN_IDS = 5
 
 
 class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of one trial, and why. A Struct, because there are thousands of them.
+    """What happens to one trial, and why. A Struct, because there are thousands of them.
 
     Args:
-        trial_id: Ray's id in the state the plan was made from.
+        trial_id: Ray's id in the state that the plan was made from.
         status: Its status there.
         trial_dir: Its directory name in the experiment directory; None if it never started.
         action: What happens.
         checkpoint: Directory name of the checkpoint it starts from; None to start from scratch.
-        checkpoint_repaired: Whether that is another one than the state names.
         iteration: `training_iteration` it starts after; 0 from scratch.
-        reason: The same in words.
-        resources: What it asks for, as `{"CPU": 1.0}`.
+        reason: Why, for people.
+        resources: The resources it requests, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
-        quarantined: Whether it would be run, had it not failed too often.
-
+        quarantined: Whether it is kept only because it failed too often.
     """
 
     trial_id: str
@@ -61,7 +49,6 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     trial_dir: str | None
     action: TrialAction
     checkpoint: str | None
-    checkpoint_repaired: bool
     iteration: Count
     reason: str
     resources: dict[str, float]
@@ -69,68 +56,58 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: bool = False
 
     def __post_init__(self) -> None:
-        """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
+        """Make the reason printable: it contains text from the experiment."""
         msgspec.structs.force_setattr(self, "reason", printable(self.reason, NOTE_LENGTH))
 
     @property
     def final_trial_id(self) -> str:
-        """Return the id its row carries after the restore."""
+        """The id in its row after the restore."""
         return self.new_trial_id or self.trial_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestorePlan:
-    """One experiment's plan. `trials` stand in the order Ray would take them: newest result first.
+    """The plan of one experiment. `trials` are in Ray's order: the newest result first.
 
     Args:
-        restore_id: Id of the restore this plan belongs to.
+        restore_id: Id of the restore that this plan belongs to.
         experiment: URI of the experiment directory, without credentials.
-        base: The state it was made from.
-        trainable_name: The recorded name the trainable must have.
-        flags: The user's choice.
+        base: The state that it was made from.
+        trainable_name: The recorded name that the trainable must have.
+        choices: The choices of the user.
         strategy: How the trials run.
         strategy_reason: Why.
-        samples_left: Samples the searcher has not drawn; None if unknown.
-        searcher_lost: Why nobody can draw them: their searcher is lost, and the user has named none; ""
-            otherwise.
+        ignore_tuner: Whether trials are restored from the state alone: the user chose it, or no trial has
+            the trainable that `tuner.pkl` names.
+        samples_left: Samples that the searcher has not suggested yet; None if unknown.
+        continues_search: Whether the run also gets the samples that are left.
+        searcher_lost: Why the samples cannot be suggested: their searcher is lost, and the user named no
+            other; "" otherwise.
         metric: Recorded metric, if any.
         mode: `min` or `max`, if recorded.
-        trials: One entry a row.
-        warnings: What the user should know: lost RunConfig, unreadable files, repairs.
-        fresh_budget: Whether resumed trials get their failure budget back.
-        trim_results: Whether result rows past the checkpoint are dropped before resuming.
-        remember_scheduler: Whether ASHA and MedianStopping are told what all trials reported before.
-        continues_search: Whether the run also draws the samples that are left.
-        max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
-        max_memory_bytes: Most that a trial is given after it ran out of memory.
-        ignore_tuner: Whether trials are restored from the state alone, whatever `tuner.pkl` holds.
-
+        trials: One entry per row.
+        warnings: For the user: lost RunConfig, unreadable files, repairs.
     """
 
     restore_id: str
     experiment: str
     base: StateFile
     trainable_name: str
-    flags: ResumeFlags
+    choices: PlanChoices
     strategy: Strategy
     strategy_reason: str
+    ignore_tuner: bool = False
     samples_left: Count | None
+    continues_search: bool = False
+    searcher_lost: str = ""
     metric: str | None
     mode: str | None
     trials: tuple[TrialPlan, ...]
     warnings: tuple[str, ...] = ()
-    fresh_budget: bool = False
-    trim_results: bool = False
-    remember_scheduler: bool = False
-    continues_search: bool = False
-    searcher_lost: str = ""
-    max_attempts: Count | None = None
-    max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
-    ignore_tuner: bool = False
     schema: Count = PLAN_SCHEMA
 
     def __post_init__(self) -> None:
-        """Make fit to be shown what is only shown: it is made of what stands in the experiment."""
+        """Make the texts printable: they contain text from the experiment."""
         object.__setattr__(self, "strategy_reason", printable(self.strategy_reason, NOTE_LENGTH))
         object.__setattr__(self, "searcher_lost", printable(self.searcher_lost))
         warnings = tuple(printable(warning, NOTE_LENGTH) for warning in self.warnings)
@@ -138,27 +115,34 @@ class RestorePlan:
 
     @property
     def is_whole_experiment(self) -> bool:
-        """Whether one runner runs everything, instead of one a trial."""
+        """Whether one runner runs all trials, instead of one runner per trial."""
         return self.strategy is Strategy.WHOLE_EXPERIMENT
 
     @property
+    def units(self) -> list[str]:
+        """What has attempts of its own: each trial to run, or `layout.WHOLE_EXPERIMENT`."""
+        if self.is_whole_experiment:
+            return [layout.WHOLE_EXPERIMENT] if self.has_work else []
+        return [trial.trial_id for trial in self.to_run]
+
+    @property
     def has_work(self) -> bool:
-        """Whether a runner is started at all."""
+        """Whether any runner is started."""
         return bool(self.to_run) or self.continues_search
 
     @property
     def only_continues_search(self) -> bool:
-        """Whether nothing happens but that samples are drawn."""
+        """Whether the restore continues the search and changes no recorded trial."""
         return self.continues_search and not self.changes_trials
 
     @property
     def changes_trials(self) -> bool:
-        """Whether any trial there is does not stay as it is."""
+        """Whether any recorded trial changes."""
         return any(trial.action is not TrialAction.KEEP for trial in self.trials)
 
     @property
     def to_run(self) -> tuple[TrialPlan, ...]:
-        """The trials a runner is started for."""
+        """The trials that are resumed or restarted."""
         return tuple(trial for trial in self.trials if trial.action in RUN_ACTIONS)
 
     @property
@@ -179,18 +163,44 @@ class RestorePlan:
 
     @classmethod
     def from_json(cls, body: bytes) -> "RestorePlan":
-        """Decode what `to_json` wrote, by this version or an older one.
+        """Decode a plan of this version or an older one.
 
         Raises:
-            ValueError: If it is no plan, or names something that leads outside.
+            ValueError: If it is not a plan, or contains a name that leads outside the experiment.
         """
         plan: RestorePlan = decode(body, cls)
         _check_names(plan)
         return plan
 
 
+def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
+    """Read the plan of a restore.
+
+    Raises:
+        KeyNotFoundError: If there is none.
+        RecordUnreadableError: If the object is not a plan of this restore.
+    """
+    key = layout.plan_key(restore_id)
+    plan = read_record(store, key, RestorePlan.from_json, max_bytes=layout.MAX_PLAN_BYTES)
+    if plan.restore_id != restore_id:
+        raise RecordUnreadableError(store.uri, key, "it is the plan of another restore")
+    # the experiment may have moved, and an attacker who can write a plan may name another experiment
+    return replace(plan, experiment=store.uri)
+
+
+def check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
+    """Refuse a stored plan whose trials are not those of the state that it was made from.
+
+    Raises:
+        RecordUnreadableError: If the trials differ.
+    """
+    if {trial.trial_id for trial in plan.trials} != {trial.trial_id for trial in state.trials}:
+        key = layout.plan_key(plan.restore_id)
+        raise RecordUnreadableError(store.uri, key, f"its trials are not those of {plan.base.name}")
+
+
 def _check_names(plan: RestorePlan) -> None:
-    """Hold a plan that was stored to the same rules as the state it was made from."""
+    """Apply the same rules to a stored plan as to the state that it was made from."""
     is_unstarted = plan.base == NO_STATE_FILE and not plan.trials
     names = [] if is_unstarted else [plan.base.name]
     segments: list[str] = []
@@ -202,38 +212,22 @@ def _check_names(plan: RestorePlan) -> None:
     if unsafe:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")
     if not is_unstarted and not layout.is_state_file(plan.base.name):
-        raise ValueError("its state file cannot be one")
+        raise ValueError("its state file has the name of another kind of file")
     if not is_trainable_name(plan.trainable_name):
-        raise ValueError("its trainable cannot be one")
+        raise ValueError("the name of its trainable is not valid")
     if not is_count(plan.base.size_bytes):
-        raise ValueError("its state file cannot be of that size")
-    asked = (asks for trial in plan.trials for asks in trial.resources.items())
-    if not all(is_resource(name, amount) for name, amount in asked):
-        raise ValueError("one of its trials asks for what is no amount of a resource")
+        raise ValueError("the size of its state file is not valid")
+    requested = (item for trial in plan.trials for item in trial.resources.items())
+    if not all(is_resource(name, amount) for name, amount in requested):
+        raise ValueError("one of its trials requests an amount of a resource that is not valid")
     if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
-        raise ValueError("two of its trials have one id")
+        raise ValueError("two of its trials have the same id")
 
 
 def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
-    """Say which trials are in quarantine, and how to let them out."""
-    named = ", ".join(trial_ids[:5]) + (", …" if len(trial_ids) > 5 else "")  # noqa: PLR2004
+    """Name the trials in quarantine, and the command that releases one."""
+    named = ", ".join(trial_ids[:_SHOWN_IDS]) + (", …" if len(trial_ids) > _SHOWN_IDS else "")
     return (
         f"{len(trial_ids)} quarantined ({named}); "
         f"`tune-restore release {quote(experiment)} TRIAL` lets one run again"
     )
-
-
-def encode(record: Any) -> bytes:
-    """Encode one of our records as JSON."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1)
-
-
-def decode(body: bytes, kind: type[Any]) -> Any:
-    """Decode one of our records, ignoring fields a newer version added.
-
-    Raises:
-        ValueError: If it is something else, or may hold more values than we write: that is msgspec's
-            `DecodeError`, too. RecursionError if it nests too deeply.
-    """
-    bounded_json.check_values(body)
-    return msgspec.json.decode(body, type=kind)

@@ -19,8 +19,8 @@ from airflow_tune_restore.experiments.read import read_base_file, read_experimen
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record, stands
-from airflow_tune_restore.restore.plan import encode
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0

@@ -7,7 +7,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import base
 

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import plan_night
 
 STATUSES = ["PENDING", "RUNNING", "PAUSED", "TERMINATED", "ERROR"]
 TYPES = ["skip", "resume", "restart"]
@@ -102,9 +101,7 @@ def test_every_combination_is_answered_as_ray_answers_it(
                 checkpoint.mkdir(parents=True)
                 (checkpoint / "state.json").write_text("{}")
         store = open_store(directory.as_posix())
-        plan = plan_restore(
-            store, read_experiment(store), restore_id="r", flags=ResumeFlags.parse(choices)
-        )
+        plan = plan_night(store, flags=ResumeFlags.parse(choices))
         theirs = controller(directory, choices)
         shutil.rmtree(directory)
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from airflow_tune_restore.launch.local import _members
+from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED

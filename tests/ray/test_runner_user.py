@@ -16,7 +16,8 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.account import Account, find_account
-from airflow_tune_restore.launch.local import LocalLauncher, _members
+from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED, RunnerRequest

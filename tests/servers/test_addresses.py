@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage import s3 as s3_module
 from airflow_tune_restore.storage.arrow import arrow_filesystem
 from airflow_tune_restore.storage.fs import open_store

@@ -11,14 +11,15 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import plan_restore, start_restore
+from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, plan_restore
+from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from tests.support.experiments.built import make_row, make_state
@@ -117,17 +118,21 @@ def beat(store: ObjectStore, of: AnyAttempt) -> None:
     store.put(layout.heartbeat_key(of.restore_id, of.trial_id, of.attempt), b"{}")
 
 
+def prepare_night(
+    store: ObjectStore, restore_id: str = "preview", *, can_search: bool = False, **choices: Any
+) -> PreparedRestore:
+    """Prepare a restore of all trials that failed."""
+    choices.setdefault("flags", ResumeFlags.from_flags(resume_errored=True))
+    options = PrepareOptions(choices=PlanChoices(**choices), can_search=can_search)
+    return plan_restore(store, restore_id, options)
+
+
 def plan_night(store: ObjectStore, restore_id: str = "preview", **options: Any) -> RestorePlan:
-    """Plan to take up whatever failed."""
-    flags = options.pop("flags", ResumeFlags.from_flags(resume_errored=True))
-    return plan_restore(
-        store, read_experiment(store), restore_id=restore_id, flags=flags, **options
-    )
+    return prepare_night(store, restore_id, **options).plan
 
 
 def start_night(store: ObjectStore, restore_id: str = "r1", **options: Any) -> RestorePlan:
-    plan = plan_night(store, restore_id, **options)
-    return start_restore(store, read_experiment(store), plan, holder=f"test {restore_id}")
+    return start_plan(prepare_night(store, restore_id, **options), holder=f"test {restore_id}")
 
 
 def night(

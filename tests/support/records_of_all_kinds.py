@@ -18,8 +18,8 @@ from airflow_tune_restore.protocol.request import (
 )
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.ledger import FailedAttempt, History, Ledger, read_ledger
-from airflow_tune_restore.restore.plan import RestorePlan, encode
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
@@ -58,8 +58,9 @@ def sample_plan() -> dict[str, Any]:
     store = MemoryStore()
     store.put(STATE_NAME, make_state([make_row("bad", status="ERROR"), make_row("done")]))
     made = json.loads(start_night(store).to_json())
+    made["choices"]["max_attempts"] = 3
     return made | {"warnings": ["odd"], "searcher_lost": "gone", "metric": "score", "mode": "max",
-                   "samples_left": 2, "max_attempts": 3}  # fmt: skip
+                   "samples_left": 2}  # fmt: skip
 
 
 def sample_request() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_every_module_it_names_can_be_imported(room):
 
 def test_no_operator_sensor_or_trigger_is_forgotten():
     bases = (
-        *("BaseOperator", "RayJobOperator", "RunnerPodOperator"),
+        *("BaseOperator", "AttemptOperator", "RunnerPodOperator"),
         *("BaseSensorOperator", "BaseHook"),
         *("BaseTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
     )
@@ -41,7 +41,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
         for name in integration["python-modules"]
     }
     defined = {
-        f"airflow_tune_restore.{path.parent.name}.{path.stem}"
+        ".".join(("airflow_tune_restore", *path.relative_to(ROOT).with_suffix("").parts))
         for room in ("operators", "sensors", "hooks", "triggers")
         for path in (ROOT / room).rglob("*.py")
         if any(f"({base})" in path.read_text() for base in bases)

@@ -48,6 +48,5 @@ def newest(directory: Path) -> Path:
 
 def assert_repaired(planned: TrialPlan) -> None:
     assert (planned.checkpoint, planned.iteration) == ("checkpoint_000001", 2)
-    assert planned.checkpoint_repaired
     assert "recorded checkpoint_000002 is" in planned.reason
     assert "repaired to checkpoint_000001, the newest complete one" in planned.reason

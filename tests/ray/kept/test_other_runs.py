@@ -10,12 +10,12 @@ import sys
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import environment
 from tests.support.ray.compared import RESUMED
 from tests.support.ray.pair import NAME, RECIPES, make_pair
+from tests.support.records import plan_night
 
 
 def failing(cause):
@@ -71,7 +71,7 @@ def test_trials_that_ray_started_over_are_no_older_runs(hosts, tmp_path, cause):
     older = older_states(store.list_dir(), after.state_file.name)
     assert [entry.name for entry in older] == [before.state_file.name]
     assert describe_older_runs(store, older, after.state) == ()
-    assert plan_restore(store, after, restore_id="p", flags=ResumeFlags()).warnings == ()
+    assert plan_night(store, flags=ResumeFlags()).warnings == ()
 
 
 def test_one_run_of_all_passes_over_the_trials_of_another_trainable(hosts, copied):

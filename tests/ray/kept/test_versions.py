@@ -8,11 +8,10 @@ import pytest
 
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol.request import TrialAction
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN
 from tests.support.ray.golden import VERSIONS
+from tests.support.records import plan_night
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -20,9 +19,7 @@ def test_what_it_wrote_is_read_and_planned(version):
     store = open_store((GOLDEN / f"ray-{version}" / "killed").as_posix())
     experiment = read_experiment(store)
     assert (experiment.tuner.trainable_name, experiment.samples_left) == ("train", 0)
-    plan = plan_restore(
-        store, experiment, restore_id="r", flags=ResumeFlags.from_flags(resume_errored=True)
-    )
+    plan = plan_night(store)
     roles = {trial.trial_id: trial.config["role"] for trial in experiment.trials}
     assert {roles[t.trial_id]: (t.action, t.checkpoint) for t in plan.trials} == {
         "finishes": (TrialAction.KEEP, None),

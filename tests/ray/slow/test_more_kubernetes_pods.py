@@ -20,7 +20,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.failed import Gate
 from tests.support.kubernetes import pods
@@ -226,7 +226,9 @@ def test_samples_are_drawn_in_one_pod(api, copied):
     experiment = copied("left")
     operator = ContinueSearchKubernetesOperator(
         **pods.arguments(
-            task_id="samples", experiment=str(experiment), trainable="tests.trainables:counting"
+            task_id="continue_search",
+            experiment=str(experiment),
+            trainable="tests.trainables:counting",
         )
     )
     context = pods.pod_context()

@@ -10,17 +10,19 @@ from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from tests.support import ROOT
 from tests.support.experiments.failed import save_rarely
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
 from tests.support.waiting import PATIENCE_SECONDS
 
-OPTIONS = DraftOptions(
-    flags=ResumeFlags.from_flags(resume_errored=True), strategy="auto", stale_after=timedelta(0)
+OPTIONS = PrepareOptions(
+    choices=PlanChoices(flags=ResumeFlags.from_flags(resume_errored=True)), stale_after=timedelta(0)
 )
 
 
@@ -55,9 +57,9 @@ def take_over(store):
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            draft = draft_restore(store, "r2", OPTIONS)
-            assert isinstance(draft, Draft)
-            return start_draft(draft, OPTIONS, holder="the next", ttl_seconds=120)
+            draft = prepare_restore(store, "r2", OPTIONS)
+            assert isinstance(draft, PreparedRestore)
+            return start_restore(draft, OPTIONS, holder="the next", ttl_seconds=120)
         except LeaseHeldError:
             assert time.monotonic() < deadline
             time.sleep(0.5)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.launch.local import (
+from airflow_tune_restore.launch.process import (
     _kill_session,  # a container ends with its first process
     _members,
 )

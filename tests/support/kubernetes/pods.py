@@ -12,7 +12,7 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.ledger import FailedAttempt, read_failures
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow

@@ -11,7 +11,7 @@ from airflow.sdk.module_loading import import_string
 from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from tests.support.kubernetes.api import KubernetesApi
 from tests.support.kubernetes.pods import Trial, arguments, pod_context
 

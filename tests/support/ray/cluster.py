@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.launch.local import _kill_session, _members
+from airflow_tune_restore.launch.process import _kill_session, _members
 from airflow_tune_restore.runner.ray_session import STARTS
 from tests.support import rest
 from tests.support.storage.servers import free_port

@@ -22,11 +22,12 @@ from unittest import mock
 
 from airflow_tune_restore.cli import restore as shell
 from airflow_tune_restore.cli.progress import Progress
-from airflow_tune_restore.launch.local import _kill_session
+from airflow_tune_restore.launch.process import _kill_session
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerRequest
-from airflow_tune_restore.restore.draft import DraftOptions
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.prepare import PrepareOptions
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
@@ -168,13 +169,14 @@ class Hosts:
     def restore_by_us(
         self, uri: str, trainable: str, *, flags: ResumeFlags, strategy: str = "auto",
         env: dict[str, str] | None = None, param_space: str | None = None,
-        search_alg: str | None = None, imports: tuple[str, ...] = (), **options: Any,
+        search_alg: str | None = None, imports: tuple[str, ...] = (), **choices: Any,
     ) -> CommitSummary | None:  # fmt: skip
         """Do what `tune-restore restore` does, with runners in the host."""
         chosen = shell.RestoreOptions(
-            draft=DraftOptions(
-                flags=flags, strategy=strategy, stale_after=timedelta(0),
-                can_start=param_space is not None, can_search=search_alg is not None, **options,
+            prepare=PrepareOptions(
+                choices=PlanChoices(flags=flags, strategy=strategy, **choices),
+                stale_after=timedelta(0),
+                can_start=param_space is not None, can_search=search_alg is not None,
             ),
             trainable=trainable, param_space=param_space, search_alg=search_alg,
             address=self.address, imports=imports, parallel=1,

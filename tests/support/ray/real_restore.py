@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airflow_tune_restore.experiments.read import read_experiment
-from airflow_tune_restore.launch.local import LocalLauncher, RunnerProcess
+from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.launch.process import RunnerProcess
 from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import plan_restore, start_restore
+from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.kept import TTL_SECONDS, HostLauncher, HostRun, Hosts
+from tests.support.records import prepare_night
 
 RESTORE_ID = "r1"
 TRAINABLE_ENV = {
@@ -76,10 +76,8 @@ class Restoring:
         )
         # a runner that ends itself because it was silent for too long ends its host
         ttl_seconds = ttl_seconds or (TTL_SECONDS if hosts else lease_objects.DEFAULT_TTL_SECONDS)
-        experiment = read_experiment(self.store)
-        plan.setdefault("flags", ResumeFlags.from_flags(resume_errored=True))
-        self.plan = plan_restore(self.store, experiment, restore_id=restore_id, **plan)
-        start_restore(self.store, experiment, self.plan, holder="test", ttl_seconds=ttl_seconds)
+        prepared = prepare_night(self.store, restore_id, **plan)
+        self.plan = start_plan(prepared, holder="test", ttl_seconds=ttl_seconds)
         self.trial = self.plan.to_run[0]
 
     def claim(self, **changes: Any) -> RunnerRequest:

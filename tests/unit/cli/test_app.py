@@ -595,7 +595,7 @@ def test_a_coupled_experiment_is_restored_as_a_whole_unless_told_otherwise(tune_
     assert "PB2" in json.loads(out)["strategy_reason"]
     _, out, _ = tune_restore("plan", experiment, "--json", "--strategy", "per_trial")
     assert json.loads(out)["strategy"] == "per_trial"
-    assert "alone, a trial is not judged by others" in json.loads(out)["strategy_reason"]
+    assert "alone, a trial is not compared with the others" in json.loads(out)["strategy_reason"]
 
 
 def test_the_newest_valid_state_is_used_and_the_bad_one_named(tune_restore, tmp_path):
@@ -715,7 +715,7 @@ def test_what_a_restore_is_told_reaches_its_plan(tune_restore, tmp_path, monkeyp
     chosen = []
     monkeypatch.setattr(
         "airflow_tune_restore.cli.restore.restore_experiment",
-        lambda store, options, progress: chosen.append(options.draft),
+        lambda store, options, progress: chosen.append(options.prepare.choices),
     )
     command = ["restore", str(tmp_path), "--trainable", "a:b"]
     tune_restore(*command)

@@ -11,7 +11,6 @@ TRIAL = TrialPlan(
     trial_dir="t1",
     action=TrialAction.RESUME,
     checkpoint="checkpoint_000002",
-    checkpoint_repaired=False,
     iteration=3,
     reason="",
     resources={},

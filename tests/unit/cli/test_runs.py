@@ -5,15 +5,13 @@ import pytest
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.restore import RestoreOptions, _Runs
 from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
-from airflow_tune_restore.restore.draft import DraftOptions
-from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.prepare import PrepareOptions
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import start_night
 
 OPTIONS = RestoreOptions(
-    draft=DraftOptions(flags=ResumeFlags(), strategy="auto", stale_after=DEFAULT_STALE_AFTER),
+    prepare=PrepareOptions(),
     trainable="m:train",
     param_space=None,
     search_alg=None,

@@ -19,14 +19,13 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import read_pickle
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
-from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns.hostile_inputs import _bombs
 from tests.support import ROOT
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
+from tests.support.records import plan_night
 from tests.support.waiting import PATIENCE_SECONDS
 
 
@@ -67,8 +66,7 @@ def test_a_trial_whose_checkpoints_cannot_be_told_is_not_started_from_scratch(va
     store.put(STATE_NAME, make_state([unreadable_checkpoints(value)]))
     experiment = read_experiment(store)
     assert read_checkpoint_choices(store, list(experiment.trials))["t"].lost
-    flags = ResumeFlags.from_flags(resume_errored=True)
-    (trial,) = plan_restore(store, experiment, restore_id="r", flags=flags).trials
+    (trial,) = plan_night(store).trials
     assert trial.action is TrialAction.KEEP
     assert "cannot be read" in trial.reason
 
@@ -97,8 +95,7 @@ def test_a_plan_with_absurd_resources_can_be_read_again(amount):
     store = MemoryStore()
     row = make_row("a", status="ERROR", placement_group_factory=pickled.hex())
     store.put(STATE_NAME, make_state([row]))
-    flags = ResumeFlags.from_flags(resume_errored=True)
-    plan = plan_restore(store, read_experiment(store), restore_id="r", flags=flags)
+    plan = plan_night(store)
     assert RestorePlan.from_json(plan.to_json()) == plan
 
 

@@ -15,9 +15,9 @@ from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
+from tests.support.records import plan_night
 
 ALL = ResumeFlags.from_flags(resume_errored=True)
 
@@ -26,7 +26,7 @@ def plan(*rows) -> RestorePlan:
     """Plan a restore of all trials; the plan can be written and read again."""
     store = MemoryStore()
     store.put(STATE_NAME, make_state(list(rows)))
-    made = plan_restore(store, read_experiment(store), restore_id="r", flags=ALL)
+    made = plan_night(store)
     assert RestorePlan.from_json(made.to_json()) == made
     return made
 

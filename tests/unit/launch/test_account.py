@@ -36,7 +36,7 @@ def test_a_number_needs_no_entry():
     "user", ["no such user", "-1", "4294967295", "9" * 5_000, "\u0663", "a\0b", "\ud800"]
 )
 def test_nobody_is_refused(user):
-    with pytest.raises(InvalidInputError, match="there is no such user on this worker"):
+    with pytest.raises(InvalidInputError, match="this worker has no such user"):
         find_account(user)
 
 

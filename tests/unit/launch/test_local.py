@@ -4,18 +4,23 @@ import os
 import shutil
 import signal
 import sys
+import sysconfig
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
-from airflow_tune_restore.launch import local
+from airflow_tune_restore.launch import process as process_module
 from airflow_tune_restore.launch.account import find_account
-from airflow_tune_restore.launch.local import LocalLauncher, _members
+from airflow_tune_restore.launch.base import RunState, follow
+from airflow_tune_restore.launch.local import LocalLauncher, build_launcher, user_code_paths
 from airflow_tune_restore.launch.log_lines import LONGEST_LINE
+from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.restore.claim import RunnerSettings
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 REQUEST = RunnerRequest(
@@ -49,6 +54,47 @@ def test_lines_and_exit_code_come_through(launcher):
     ).start(REQUEST)
     assert list(process.lines()) == ["one", "two"]
     assert process.wait() == 3
+
+
+def test_the_contract_of_a_run_shows_its_output_and_returns_how_it_exited(launcher):
+    shown = []
+    result = RunnerProgress(trial_id="t", iteration=1, metrics={}).to_line()
+    run = launcher(f"import sys; print('one'); print({result!r}); print('two'); sys.exit(3)").start(
+        REQUEST
+    )
+    end = follow(run, shown.append)
+    assert shown == ["one", result, "two"]
+    assert (end.exit_code, end.message) == (3, "one\ntwo")
+    assert run.poll() is RunState.ENDED
+
+
+def test_a_runner_that_was_started_is_found_and_not_started_again(launcher):
+    made = launcher("pass")
+    assert made.find(REQUEST) is None
+    run = made.start(REQUEST)
+    assert made.find(REQUEST) is made.start(REQUEST) is run
+    assert made.find(replace(REQUEST, attempt=2)) is None
+    run.stop()
+
+
+def test_only_a_trial_on_a_cluster_can_get_more_memory(launcher):
+    settings = RunnerSettings(trainable="m:f")
+    assert not launcher("").settings(settings).can_grow
+    assert launcher("").settings(replace(settings, address="head:6379")).can_grow
+
+
+def test_a_launcher_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(InvalidInputError, match="one of: local, ray, kubernetes"):
+        build_launcher("slurm")
+
+
+def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interpreter(
+    monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = user_code_paths()
+    assert str(tmp_path) in paths
+    assert not set(paths) & set(sysconfig.get_paths().values())
 
 
 def test_the_runner_is_told_experiment_request_and_parent(launcher):
@@ -93,7 +139,8 @@ def test_stop_asks_first(launcher):
     )
     process = launcher(script).start(REQUEST)
     assert next(process.lines()) == "ready"
-    assert process.stop(PATIENCE_SECONDS) == 4
+    process.stop(PATIENCE_SECONDS)
+    assert process.wait() == 4
 
 
 def test_stop_kills_what_does_not_end_and_all_it_started(launcher):
@@ -105,7 +152,8 @@ def test_stop_kills_what_does_not_end_and_all_it_started(launcher):
     )
     process = launcher(script).start(REQUEST)
     assert next(process.lines()) == "ready"
-    assert process.stop(grace_seconds=0.2) == -signal.SIGKILL
+    process.stop(grace_seconds=0.2)
+    assert process.wait() == -signal.SIGKILL
     assert _members(process.pid) == []
 
 
@@ -203,7 +251,7 @@ def test_check_gives_the_runners_sentence(launcher):
 
 
 def test_check_that_breaks_is_no_verdict(launcher):
-    with pytest.raises(RunnerError, match=r"ended with exit code 1\. boom"):
+    with pytest.raises(RunnerError, match=r"exited with code 1\. boom"):
         check(launcher("import sys; sys.exit('boom')"))
 
 
@@ -236,11 +284,12 @@ def test_a_wait_that_is_interrupted_does_not_take_the_runner_for_ended(launcher)
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(TimeoutError):
         process.wait(0.1)
-    assert process.stop(PATIENCE_SECONDS) == -signal.SIGTERM
+    process.stop(PATIENCE_SECONDS)
+    assert process.wait() == -signal.SIGTERM
 
 
 def test_a_runner_that_prints_faster_than_it_is_read_does_not_fill_memory(launcher, monkeypatch):
-    monkeypatch.setattr(local, "BACKLOG_LINES", 100)
+    monkeypatch.setattr(process_module, "BACKLOG_LINES", 100)
     result = RunnerProgress(trial_id="t", iteration=1, metrics={}).to_line()
     process = launcher(
         f"print({result!r}); print('line\\n' * 5000); print('x' * 10**6); print('the end')"

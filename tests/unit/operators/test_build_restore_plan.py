@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
@@ -153,7 +153,7 @@ def test_experiments_with_nothing_but_samples_left_are_handed_on_unleased(tmp_pa
     )
     context = make_context()
     assert plan(str(dead)).execute(context) == []
-    assert context["ti"].pushed["continued"] == [str(dead)]
+    assert context["ti"].pushed["continue_search"] == [str(dead)]
     assert not (dead / layout.ROOT).exists()
 
 
@@ -163,7 +163,7 @@ def test_one_that_never_started_is_handed_on_if_there_is_a_param_space(tmp_path)
     with pytest.raises(AirflowFailException, match="param_space"):
         plan(str(unborn)).execute(context)
     plan(str(unborn), param_space="a:b").execute(context)
-    assert context["ti"].pushed["continued"] == [str(unborn)]
+    assert context["ti"].pushed["continue_search"] == [str(unborn)]
 
 
 def test_no_experiments_are_skipped_in_words():
@@ -197,7 +197,7 @@ def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(erro
 @pytest.mark.parametrize(
     ("launcher", "user", "sentence"),
     [
-        ("local", "no such user", "there is no such user on this worker"),
+        ("local", "no such user", "this worker has no such user"),
         ("local", "root", "is root"),
         ("ray", "nobody", "Leave it out"),
         ("kubernetes", "nobody", "Leave it out"),

@@ -12,7 +12,6 @@ from airflow.sdk.exceptions import (
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
-from airflow_tune_restore.operators.launchers import user_code_paths
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import Result, RunnerProgress, RunnerRequest
@@ -244,17 +243,6 @@ def test_the_environment_and_the_imports_are_not_shown_as_rendered_fields():
     assert not {"env", "runtime_env", "imports"} & set(RestoreTrialOperator.template_fields)
 
 
-def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interpreter(
-    monkeypatch, tmp_path
-):
-    import sysconfig
-
-    monkeypatch.syspath_prepend(tmp_path)
-    paths = user_code_paths()
-    assert str(tmp_path) in paths
-    assert not set(paths) & set(sysconfig.get_paths().values())
-
-
 def test_the_same_failure_again_is_said_to_be_final(item, launcher, store):
     launcher.on_start = ending(store, Result.FAILED, iteration=3, place="p/t.py:7 in f")
     with pytest.raises(AirflowException) as first:
@@ -296,4 +284,4 @@ def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd
         with pytest.raises(AirflowException):
             trial(item).execute(make_context())
     assert ["memory" in request.resources for request in launcher.requests] == [False, False]
-    assert "a private Ray cannot be asked for more of it" in capfd.readouterr().out
+    assert "a private Ray cannot get more of it" in capfd.readouterr().out

@@ -8,7 +8,7 @@ from airflow_tune_restore.experiments import scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.airflow.context import make_context
@@ -51,7 +51,7 @@ def labels(items):
 
 
 @pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("function", ["draft_restore", "start_draft"])
+@pytest.mark.parametrize("function", ["prepare_restore", "start_restore"])
 def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, caplog):
     breaks(monkeypatch, build_restore_plan, function, error)
     context = make_context()
@@ -98,7 +98,7 @@ def test_beside_one_that_is_left_alone_it_still_fails(tmp_path, monkeypatch):
         make_experiment(tmp_path / "bad", [make_row("t", status="ERROR")]),
         make_experiment(tmp_path / "good", [make_row("t")]),
     ]
-    breaks(monkeypatch, build_restore_plan, "draft_restore", KeyError("x"))
+    breaks(monkeypatch, build_restore_plan, "prepare_restore", KeyError("x"))
     with pytest.raises(AirflowException, match="KeyError"):
         plan(pair, make_context())
 

@@ -21,12 +21,10 @@ from airflow_tune_restore.restore import commit
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.planner import build_continuation
-from airflow_tune_restore.restore.start import (
-    fresh_restore_id,
-    read_plan,
-    start_restore,
-)
+from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.planner import build_search_plan
+from airflow_tune_restore.restore.prepare import PreparedRestore, fresh_restore_id
+from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import leave_attempt, start_night
@@ -311,8 +309,8 @@ def test_an_experiment_that_never_started_gets_its_first_state(store):
     store.delete(STATE_NAME)
     store.put("tuner.pkl", b"")
     unborn = read_base(store)
-    plan = build_continuation(unborn, restore_id="r1")
-    start_restore(store, unborn, plan, holder="test")
+    plan = build_search_plan(unborn, restore_id="r1")
+    start_plan(PreparedRestore(store=store, experiment=unborn, plan=plan), holder="test")
     run_of_all(store, [DRAWN])
     summary = commit_restore(store, "r1")
     assert [trial.trial_id for trial in read_experiment(store).trials] == ["new"]

@@ -22,7 +22,7 @@ from airflow_tune_restore.protocol.request import (
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
@@ -164,11 +164,11 @@ def test_odd_names_beside_attempts_and_claims_are_none(store, name):
 def test_the_last_number_there_is_ends_in_words_and_not_in_a_loop(store):
     last = "9" * 15
     store.put(f"{layout.attempts_dir('r1', 'bad')}/{last}/request.json", b"{}")
-    with pytest.raises(RecordUnreadableError, match="no number is left"):
+    with pytest.raises(RecordUnreadableError, match="attempt numbers are exhausted"):
         claim_attempt(store, read_plan(store, "r1"), "bad", RunnerSettings(trainable="m:train"))
     store.put(f"{layout.LEASE}/{last}.claim.json", b"{}")
     store.put(f"{layout.LEASE}/{last}.release.json", b"{}")
-    with pytest.raises(RecordUnreadableError, match="no number is left"):
+    with pytest.raises(RecordUnreadableError, match="numbers are exhausted"):
         lease.acquire(store, restore_id="r2", holder="another")
 
 

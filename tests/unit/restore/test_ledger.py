@@ -385,7 +385,7 @@ def test_an_attempt_that_never_started_is_taken_up_by_whoever_would_claim_the_sa
 def test_a_plan_of_an_older_release_has_no_limits(store):
     plan = plan_night(store)
     document = json.loads(plan.to_json())
-    del document["max_attempts"], document["max_memory_bytes"]
+    del document["choices"]["max_attempts"], document["choices"]["max_memory_bytes"]
     for trial in document["trials"]:
         del trial["quarantined"]
     assert type(plan).from_json(json.dumps(document).encode()) == plan

@@ -10,11 +10,14 @@ from airflow_tune_restore.experiments import tuner_file
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.restore.claim import claim_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import DraftOptions, draft_continuation, draft_restore
-from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import start_restore
+from airflow_tune_restore.restore.prepare import (
+    PrepareOptions,
+    prepare_continued_search,
+    prepare_restore,
+)
+from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support import GOLDEN
 from tests.support.experiments.built import (
@@ -43,9 +46,7 @@ def lost(tmp_path):
 
 
 def options(**more):
-    return DraftOptions(
-        flags=ResumeFlags(), strategy="auto", stale_after=timedelta(0), **more
-    )  # fmt: skip
+    return PrepareOptions(stale_after=timedelta(0), **more)
 
 
 def files(store):
@@ -88,7 +89,7 @@ def test_it_is_not_lost_where_it_can_be_had_or_is_not_needed(lost, tmp_path, mon
 def test_with_nothing_else_to_do_it_is_refused_and_nothing_is_written(lost):
     store = lost([DONE])
     before = files(store)
-    for draft in (draft_restore, draft_continuation):
+    for draft in (prepare_restore, prepare_continued_search):
         with pytest.raises(InvalidInputError, match=r"No run was started\.$") as refused:
             draft(store, "r1", options())
         assert WORDS in str(refused.value)
@@ -97,7 +98,7 @@ def test_with_nothing_else_to_do_it_is_refused_and_nothing_is_written(lost):
 
 def test_a_searcher_that_is_named_draws_them(lost):
     store = lost([DONE])
-    for draft in (draft_restore, draft_continuation):
+    for draft in (prepare_restore, prepare_continued_search):
         made = draft(store, "r1", options(can_search=True))
         assert made.plan.only_continues_search
         assert (made.plan.searcher_lost, made.experiment.searcher_lost) == (
@@ -123,15 +124,15 @@ def test_the_one_run_draws_them_with_a_named_searcher_and_only_it_is_told_the_na
     store = lost([DONE, HUNG])
     plan = start_night(store, strategy="whole_experiment", can_search=True)
     assert plan.continues_search
-    named = {"trainable": "m:train", "search_alg": "m:searcher"}
-    assert claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, **named).search_alg == "m:searcher"
-    assert claim_attempt(store, plan, "hung", **named).search_alg is None
+    named = RunnerSettings(trainable="m:train", search_alg="m:searcher")
+    assert claim_attempt(store, plan, layout.WHOLE_EXPERIMENT, named).search_alg == "m:searcher"
+    assert claim_attempt(store, plan, "hung", named).search_alg is None
 
 
 def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
     store = lost([DONE])
-    made = draft_continuation(store, "r1", options(can_search=True))
-    plan = start_restore(store, made.experiment, made.plan, holder="test")
+    made = prepare_continued_search(store, "r1", options(can_search=True))
+    plan = start_plan(made, holder="test")
     leave_attempt(
         store, plan, layout.WHOLE_EXPERIMENT, DONE, make_row("new"), result="interrupted",
         error_type="ValueError", error="no more suggestions",
@@ -156,7 +157,7 @@ def test_one_that_never_saved_its_state_is_lost_even_with_tuner_pkl(lost, tmp_pa
     with pytest.raises(
         InvalidInputError, match=r"never saved .* new experiment. No run was started"
     ):
-        draft_continuation(store, "r1", options())
+        prepare_continued_search(store, "r1", options())
 
 
 def test_a_trial_that_ran_when_the_run_broke_off_has_that_beside_it(lost):
@@ -200,6 +201,6 @@ def test_a_plan_for_whom_nothing_is_lost_has_no_note(tmp_path):
 def test_a_searcher_that_is_named_although_none_is_lost_is_noted_as_not_used(tmp_path):
     store = LocalStore(make_experiment(tmp_path / "sweep", [DONE, HUNG], total_samples=4))
     for can_search in (True, False):
-        made = draft_restore(store, "r1", options(can_search=can_search))
+        made = prepare_restore(store, "r1", options(can_search=can_search))
         notes = [text for text in made.plan.warnings if text.startswith("search_alg is not used")]
         assert len(notes) == can_search

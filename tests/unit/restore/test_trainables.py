@@ -5,24 +5,22 @@ from datetime import timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
-from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 
 
-def draft(directory, **options):
-    options = DraftOptions(
-        **{
-            "flags": ResumeFlags.from_flags(resume_errored=True),
-            "strategy": "auto",
-            "stale_after": timedelta(0),
-            **options,
-        }
+def draft(directory, *, can_start=False, **choices):
+    flags = ResumeFlags.from_flags(resume_errored=True)
+    options = PrepareOptions(
+        choices=PlanChoices(flags=flags, **choices), stale_after=timedelta(0), can_start=can_start
     )
-    return draft_restore(LocalStore(directory), "r1", options), options
+    return prepare_restore(LocalStore(directory), "r1", options), options
 
 
 def of(trainable, trial_id, status="ERROR"):
@@ -61,14 +59,14 @@ def test_nothing_is_left_of_tuner_pkls_trainable(tmp_path):
     directory = make_experiment(tmp_path / "x", rows, total_samples=2)
     why, _ = draft(directory)
     assert isinstance(why, str)
-    assert "--ignore-tuner (ignore_tuner=True) takes this one up" in why
+    assert "--ignore-tuner (ignore_tuner=True) resumes this one" in why
     plan = draft(directory, ignore_tuner=True)[0].plan
     assert (plan.trainable_name, actions(plan)["failed"]) == ("other", "resume")
 
 
 def test_the_choice_travels_with_plan_and_request(tmp_path):
     drafted, options = draft(make_experiment(tmp_path / "x", [of("train", "t")]), ignore_tuner=True)
-    plan, _ = start_draft(drafted, options, holder="test", ttl_seconds=60.0)
+    plan, _ = start_restore(drafted, options, holder="test", ttl_seconds=60.0)
     assert RestorePlan.from_json(plan.to_json()).ignore_tuner
     assert claim_attempt(drafted.store, plan, "t", RunnerSettings(trainable="m:t")).ignore_tuner
     assert (plan.metric, plan.mode) == (None, None)

@@ -23,11 +23,13 @@ from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore import ledger
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
-from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.start import read_plan
+from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
@@ -37,7 +39,9 @@ NOW = datetime(2026, 11, 28, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=3)
 DAY = 24 * 3600.0
 FLAGS = ResumeFlags.from_flags(resume_errored=True)
-OPTIONS = DraftOptions(flags=FLAGS, strategy="per_trial", stale_after=timedelta(0))
+OPTIONS = PrepareOptions(
+    choices=PlanChoices(flags=FLAGS, strategy="per_trial"), stale_after=timedelta(0)
+)
 
 
 class Time:
@@ -79,8 +83,8 @@ def claim(objects, *, at, epoch=1, restore_id="dead", ttl_seconds=60.0):
 
 
 def restore(store, restore_id="r2"):
-    draft = draft_restore(store, restore_id, OPTIONS)
-    return start_draft(draft, OPTIONS, holder="test", ttl_seconds=60)[0]
+    draft = prepare_restore(store, restore_id, OPTIONS)
+    return start_restore(draft, OPTIONS, holder="test", ttl_seconds=60)[0]
 
 
 # --- numbers that were read
@@ -146,9 +150,9 @@ def test_who_begins_with_many_experiments_watches_all_of_them_at_once(time):
         store = MemoryStore(objects, root=f"{number}/", clock=lambda: NOW)
         for key in list(objects):
             objects[f"{number}/{key}"] = objects.pop(key)
-        drafts.append(draft_restore(store, "r2", OPTIONS))
+        drafts.append(prepare_restore(store, "r2", OPTIONS))
     for draft in drafts:
-        start_draft(draft, OPTIONS, holder="test", ttl_seconds=60)
+        start_restore(draft, OPTIONS, holder="test", ttl_seconds=60)
     assert 900 <= time.slept < 910
 
 
@@ -441,7 +445,7 @@ def test_a_file_after_which_no_commit_could_be_found_is_named_when_planning(obje
     with pytest.raises(
         UncommittableError, match=r"Ray takes it for the newest.*delete it"
     ) as caught:
-        draft_restore(store, "r1", OPTIONS)
+        prepare_restore(store, "r1", OPTIONS)
     assert ascii(name)[1:-1] in str(caught.value)
     assert set(objects) == {STATE_NAME, name}
 
@@ -475,7 +479,7 @@ def test_a_planted_plan_of_other_trials_is_not_taken_for_ours(store, objects):
     planted = replace(plan, trials=(*plan.trials, replace_trial(plan.trials[0], "invented")))
     store.put(layout.plan_key("r1"), planted.to_json())
     with pytest.raises(RecordUnreadableError, match="its trials are not those of"):
-        draft_restore(store, "r1", OPTIONS)
+        prepare_restore(store, "r1", OPTIONS)
     lease.release(store, lease.check_held(store, "r1"))
     with pytest.raises(RecordUnreadableError, match="its trials are not those of"):
         restore(store, "r1")
@@ -537,14 +541,14 @@ def test_a_link_in_the_place_of_our_directory_ends_the_draft(tmp_path):
     directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
     (directory / layout.ROOT).symlink_to(tmp_path)
     with pytest.raises(LinkRefusedError, match=r"\.tune_restore is a link"):
-        draft_restore(LocalStore(directory), "r1", OPTIONS)
+        prepare_restore(LocalStore(directory), "r1", OPTIONS)
 
 
 def test_a_thousand_restores_of_one_id_are_enough(store):
     for number in range(1, 1001):
         store.put(layout.commit_key("r1" if number == 1 else f"r1-{number}"), b"{}")
     with pytest.raises(StorageError, match="holds 1000 restores of the id r1"):
-        draft_restore(store, "r1", OPTIONS)
+        prepare_restore(store, "r1", OPTIONS)
 
 
 def test_a_commit_record_that_cannot_be_read_takes_the_id_of_its_restore(objects):

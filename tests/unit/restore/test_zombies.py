@@ -9,15 +9,17 @@ import pytest
 from airflow_tune_restore.exceptions import LeaseHeldError, TuneRestoreError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import attempts, layout, lease
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import Draft, DraftOptions, draft_restore, start_draft
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import leave_attempt
 
-OPTIONS = DraftOptions(
-    flags=ResumeFlags.from_flags(resume_errored=True), strategy="auto", stale_after=timedelta(0)
+OPTIONS = PrepareOptions(
+    choices=PlanChoices(flags=ResumeFlags.from_flags(resume_errored=True)), stale_after=timedelta(0)
 )
 STATES = layout.STATE_PREFIX
 
@@ -79,10 +81,10 @@ def make_store():
 
 def start(store, restore_id):
     """Draft and start; None if nothing is left to do."""
-    draft = draft_restore(store, restore_id, OPTIONS)
-    if not isinstance(draft, Draft):
+    draft = prepare_restore(store, restore_id, OPTIONS)
+    if not isinstance(draft, PreparedRestore):
         return None
-    plan, _ = start_draft(draft, OPTIONS, holder=restore_id, ttl_seconds=60)
+    plan, _ = start_restore(draft, OPTIONS, holder=restore_id, ttl_seconds=60)
     return plan
 
 

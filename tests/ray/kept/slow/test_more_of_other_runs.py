@@ -6,10 +6,10 @@ from pathlib import Path
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.compared import RESUMED
 from tests.support.ray.pair import NAME, RECIPES, Pair, make_pair
+from tests.support.records import plan_night
 
 
 def make_failed_pair(hosts, tmp_path, cause) -> Pair:
@@ -20,7 +20,7 @@ def make_failed_pair(hosts, tmp_path, cause) -> Pair:
 def plan(directory) -> RestorePlan:
     store = open_store(str(directory))
     flags = ResumeFlags.from_flags(resume_errored=True)
-    return plan_restore(store, read_experiment(store), restore_id="preview", flags=flags)
+    return plan_night(store, flags=flags)
 
 
 def test_a_tuner_pkl_that_is_ignored_needs_nothing_that_is_gone(hosts, tmp_path, cause):

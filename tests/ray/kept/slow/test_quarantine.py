@@ -2,15 +2,14 @@
 
 from ray.tune import ExperimentAnalysis
 
-from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.release import release_trial
-from airflow_tune_restore.restore.start import plan_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.real_restore import Restoring
+from tests.support.records import plan_night
 
 FLAGS = ResumeFlags.from_flags(resume_errored=True)
 
@@ -46,12 +45,12 @@ def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undon
     assert path == "tests/trainables.py"
     assert function.endswith(" in misfortune")
     assert summary.quarantined == ()
-    assert plan_restore(store, read_experiment(store), restore_id="x", flags=FLAGS).to_run
+    assert plan_night(store, flags=FLAGS).to_run
 
     _, ran, summary = night(hosts, directory, 2, healed=False)
     assert summary.quarantined == (trial_id,)
     assert f"tune-restore release {store.uri}" in summary.headline()
-    plan = plan_restore(store, read_experiment(store), restore_id="x", flags=FLAGS)
+    plan = plan_night(store, flags=FLAGS)
     assert plan.to_run == ()
     (kept,) = plan.quarantined
     assert kept.status == "ERROR"

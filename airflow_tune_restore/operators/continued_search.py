@@ -19,16 +19,16 @@ from airflow_tune_restore.operators.commit_restore import describe_summary
 from airflow_tune_restore.operators.xcom import RestoreXCom, restore_id_for
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
-from airflow_tune_restore.restore.draft import (
-    Draft,
-    DraftOptions,
-    draft_continuation,
-    start_draft,
-)
-from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.start import fresh_restore_id
+from airflow_tune_restore.restore.prepare import (
+    PreparedRestore,
+    PrepareOptions,
+    fresh_restore_id,
+    prepare_continued_search,
+)
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 
-def parse_continued(given: Any) -> str:
+def experiment_to_continue(given: Any) -> str:
     """Read the address of the experiment: text, or one element of `CommitRestoreOperator`'s output.
 
     Raises:
@@ -49,29 +49,27 @@ def parse_continued(given: Any) -> str:
     return str(given)
 
 
-def continuation_options(
+def continued_search_options(
     stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
-) -> DraftOptions:
+) -> PrepareOptions:
     """Return how a continuation is planned.
 
     With a param_space, an unstarted experiment is started; with a search_alg, samples are drawn whose own
     searcher is lost.
     """
-    return DraftOptions(
-        flags=ResumeFlags(),
-        strategy="auto",
+    return PrepareOptions(
+        choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
-        ignore_tuner=parse_bool("ignore_tuner", ignore_tuner),
         can_search=parse_text(search_alg) is not None,
     )
 
 
-def start_continuation(
+def start_continued_search(
     context: Context,
     store: ObjectStore,
-    options: DraftOptions,
-    check: Callable[[Draft], None] | None = None,
+    options: PrepareOptions,
+    check: Callable[[PreparedRestore], None] | None = None,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Plan the draw and take the lease, or find what an earlier try of this task has started.
 
@@ -90,14 +88,14 @@ def start_continuation(
     """
     ti = context["ti"]
     try:
-        draft = draft_continuation(store, _base_id(context, store), options)
+        draft = prepare_continued_search(store, _base_id(context, store), options)
     except ExperimentRunningError as error:
         raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error
     if isinstance(draft, str):
         raise AirflowSkipException(f"Nothing to draw. {printable(draft, NOTE_LENGTH)}")
     if check is not None and not draft.is_started:
         check(draft)
-    return start_draft(
+    return start_restore(
         draft,
         options,
         holder=f"DAG {ti.dag_id}, run {ti.run_id}",
@@ -106,7 +104,7 @@ def start_continuation(
 
 
 @contextmanager
-def committed_at_last(
+def commit_after_last_try(
     context: Context, open_store: Callable[[], ObjectStore], log: "Logger"
 ) -> Iterator[None]:
     """Commit what a run that broke off has drawn, if no try is left to go on from its snapshot."""
@@ -136,7 +134,7 @@ def _base_id(context: Context, store: ObjectStore) -> str:
     return restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
 
 
-def refuse_unfinished(plan: RestorePlan, outcome: RunnerOutcome) -> None:
+def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
     """Fail the task if the run did not come to its end; trials that failed in it do not."""
     cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
     match Result(outcome.result):
@@ -150,7 +148,7 @@ def refuse_unfinished(plan: RestorePlan, outcome: RunnerOutcome) -> None:
             return
 
 
-def describe_continued(
+def report_commit(
     address: Address, summary: CommitSummary | None, *, log: "Logger"
 ) -> dict[str, Any]:
     """Log what was committed, and return it as `CommitRestoreOperator` does for one experiment."""

@@ -6,8 +6,10 @@ import pytest
 
 from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.restore.draft import DraftOptions, draft_restore, start_draft
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.experiments.built import make_experiment, make_row, make_state
 
@@ -17,13 +19,14 @@ def test_ended_trials_can_be_taken_up_again(tmp_path, choice):
     ended = {"training_iteration": 4, "done": True}
     rows = [make_row("ended", last_result=ended), make_row("failed", status="ERROR")]
     store = LocalStore(make_experiment(tmp_path / "sweep", rows))
-    options = DraftOptions(
-        flags=ResumeFlags.parse({"finished": choice, "errored": "resume"}),
-        strategy="per_trial",
+    options = PrepareOptions(
+        choices=PlanChoices(
+            flags=ResumeFlags.parse({"finished": choice, "errored": "resume"}), strategy="per_trial"
+        ),
         stale_after=timedelta(0),
     )
-    draft = draft_restore(store, "r1", options)
-    plan, _ = start_draft(draft, options, holder="test", ttl_seconds=60.0)
+    prepared = prepare_restore(store, "r1", options)
+    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60.0)
     assert {trial.trial_id for trial in plan.to_run} == {"ended", "failed"}
     for trial_id, row in zip(("ended", "failed"), rows, strict=True):
         seed = parse_state(store.get(layout.seed_key("r1", trial_id)))
@@ -35,10 +38,11 @@ def test_the_rows_of_others_are_not_held(tmp_path):
     ended = {"training_iteration": 4, "done": True}
     rows = [make_row("ended", last_result=ended), make_row("failed", status="ERROR")]
     store = LocalStore(make_experiment(tmp_path / "sweep", rows))
-    options = DraftOptions(
-        flags=ResumeFlags.from_flags(resume_errored=True),
-        strategy="per_trial",
+    options = PrepareOptions(
+        choices=PlanChoices(
+            flags=ResumeFlags.from_flags(resume_errored=True), strategy="per_trial"
+        ),
         stale_after=timedelta(0),
     )
-    draft = draft_restore(store, "r1", options)
-    assert list(draft.experiment.state.rows) == ["failed"]
+    prepared = prepare_restore(store, "r1", options)
+    assert list(prepared.experiment.state.rows) == ["failed"]

@@ -1,0 +1,273 @@
+"""Prepare the restore of one experiment: check that its driver is dead, then plan. Writes nothing.
+
+A reason against a restore is raised; a reason that makes one needless is returned as text.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    InvalidInputError,
+    KeyNotFoundError,
+    LeaseLostError,
+    StateUnreadableError,
+    StorageError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.experiments.experiment import Experiment
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, DriverStatus, Health
+from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
+from airflow_tune_restore.experiments.read import (
+    read_base,
+    read_checkpoint_choices,
+    read_experiment,
+)
+from airflow_tune_restore.experiments.scan import examine
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.restore.choices import PlanChoices
+from airflow_tune_restore.restore.commit_record import name_commit
+from airflow_tune_restore.restore.flags import ResumeType
+from airflow_tune_restore.restore.ledger import read_ledger
+from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
+from airflow_tune_restore.restore.planner import build_plan, build_search_plan, choices_for
+from airflow_tune_restore.storage.base import ObjectStore
+
+_SHOWN_WARNINGS = 5
+_MAX_RESTORES = 1000
+"""Restores of one DAG run. A DAG run is not cleared so often: something else wrote more of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """The options of one restore before it starts.
+
+    Args:
+        choices: How the trials are restored.
+        stale_after: Silence after which the experiment counts as dead.
+        can_start: Whether a param_space is given: an experiment that never started can be started.
+        can_search: Whether a search_alg is given, for samples whose own searcher is lost.
+        ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
+    """
+
+    choices: PlanChoices = field(default_factory=PlanChoices)
+    stale_after: timedelta = DEFAULT_STALE_AFTER
+    can_start: bool = False
+    can_search: bool = False
+    ask_driver: Callable[[str], DriverStatus] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRestore:
+    """A restore that can be started.
+
+    Args:
+        store: Rooted at the experiment directory.
+        experiment: As read.
+        plan: The plan.
+        is_started: Whether an earlier try of the caller started this restore.
+        health_reason: Why the experiment counts as dead.
+        watch: The watch of another restore that holds the lease and looks dead, if there is one.
+    """
+
+    store: ObjectStore
+    experiment: Experiment
+    plan: RestorePlan
+    is_started: bool = False
+    health_reason: str = ""
+    watch: lease.Watch | None = None
+
+
+def prepare_restore(
+    store: ObjectStore, base_id: str, options: PrepareOptions
+) -> PreparedRestore | str:
+    """Check that the experiment can be restored now, and plan it.
+
+    Args:
+        store: Rooted at the experiment directory.
+        base_id: Identifies the caller's run; the same id again continues the same restore.
+        options: The options.
+
+    Returns:
+        The prepared restore, or why there is nothing to do.
+
+    Raises:
+        ExperimentRunningError: If its driver is alive.
+        LeaseHeldError: If another restore is running.
+        TuneRestoreError: If it cannot be restored.
+    """
+    prepared = _prepare(store, base_id, options)
+    if prepared.is_started:
+        return prepared
+    if prepared.plan.changes_trials or prepared.plan.only_continues_search:
+        return _committable(prepared)
+    if prepared.experiment.samples_left:
+        return _committable(_with_search_plan(prepared, options))
+    text = f"{prepared.health_reason}; with these flags every trial stays as it is"
+    news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
+    return "; ".join([text, *news[:_SHOWN_WARNINGS]])
+
+
+def prepare_continued_search(
+    store: ObjectStore, base_id: str, options: PrepareOptions
+) -> PreparedRestore | str:
+    """Prepare to continue the search: recorded trials stay as they are.
+
+    Takes, returns and raises the same as `prepare_restore`.
+    """
+    prepared = _prepare(store, base_id, options)
+    if prepared.is_started:
+        return prepared
+    if prepared.plan.only_continues_search:
+        return _committable(prepared)
+    if prepared.experiment.samples_left == 0:
+        return f"{prepared.health_reason}; all its samples are drawn"
+    return _committable(_with_search_plan(prepared, options))
+
+
+def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
+    """Read the experiment and plan its restore, whatever its health."""
+    choices = options.choices
+    experiment = read_experiment(
+        store,
+        keep_terminated_rows=choices.flags.keeps_terminated_rows,
+        ignore_tuner=choices.ignore_tuner,
+    )
+    chosen = choices_for(experiment, choices.flags)
+    to_resume = [t for t in experiment.trials if chosen[t.trial_id] is ResumeType.RESUME]
+    ledger, warning = read_ledger(store)
+    plan = build_plan(
+        experiment,
+        choices,
+        restore_id=restore_id,
+        checkpoints=read_checkpoint_choices(
+            store, to_resume, prefer_newest=choices.newest_checkpoint
+        ),
+        can_search=options.can_search,
+        quarantined=ledger.quarantined(choices.max_attempts),
+    )
+    older = older_states(store.list_dir(), experiment.state_file.name)
+    notes = (*filter(None, [warning]), *describe_older_runs(store, older, experiment.state))
+    plan = replace(plan, warnings=(*plan.warnings, *notes))
+    return PreparedRestore(store=store, experiment=experiment, plan=plan)
+
+
+def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
+    """Plan the same restore again, after the commit of a restore that died."""
+    store, restore_id = prepared.store, prepared.plan.restore_id
+    if not prepared.plan.only_continues_search:
+        again = plan_restore(store, restore_id, options)
+    else:
+        again = _plan_search(store, restore_id, options)
+        if again.experiment.samples_left == 0:
+            again = replace(again, plan=replace(again.plan, continues_search=False))
+    return replace(again, watch=prepared.watch)
+
+
+def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
+    """Return what would refuse a restore now. A preview shows it beside the plan.
+
+    Args:
+        store: Rooted at the experiment directory.
+        plan: The plan.
+        stale_after: Silence after which the experiment counts as dead.
+    """
+    refusals: dict[str, None] = {}
+
+    def refuse_if_running() -> None:
+        report = examine(store, stale_after=stale_after)
+        if report.health is Health.RUNNING:
+            raise ExperimentRunningError(report.experiment, report.reason)
+
+    def check(refuse: Callable[[], object]) -> None:
+        try:
+            refuse()
+        except TuneRestoreError as error:
+            refusals[str(error)] = None
+
+    check(lambda: store.list_dir(layout.ROOT))
+    check(lambda: lease.refuse_if_alive(store, plan.restore_id))
+    check(refuse_if_running)
+    if plan.changes_trials or plan.samples_left:
+        searches = plan.continues_search or not plan.changes_trials
+        check(lambda: name_commit(store, continues_search=searches))
+    return list(refusals)
+
+
+def fresh_restore_id(store: ObjectStore, base: str) -> str:
+    """Return `base`, or `base-2`, `base-3` … if restores of that id were committed already.
+
+    Callers make `base` from what identifies their run. So a retry continues its own restore, and the
+    same DAG run starts a new one if it is cleared after its commit.
+    """
+    for number in range(1, _MAX_RESTORES + 1):
+        restore_id = base if number == 1 else f"{base}-{number}"
+        key = layout.commit_key(restore_id)
+        beside = store.list_dir(layout.restore_dir(restore_id))  # the record may be a large one
+        if not any(key.endswith(f"/{entry.name}") for entry in beside):
+            return restore_id
+    raise StorageError(
+        f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
+        f"what wrote them, then delete them from {layout.ROOT}; or start a new DAG run."
+    )
+
+
+def _committable(prepared: PreparedRestore) -> PreparedRestore:
+    """Refuse now what could not be committed at the end (UncommittableError)."""
+    name_commit(prepared.store, continues_search=prepared.plan.continues_search)
+    return prepared
+
+
+def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
+    planned = _plan_search(prepared.store, prepared.plan.restore_id, options)
+    return replace(planned, watch=prepared.watch)
+
+
+def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> PreparedRestore:
+    """Return the caller's started restore, or plan a new one of an experiment that is dead."""
+    restore_id = fresh_restore_id(store, base_id)
+    if (own := _own_plan(store, restore_id)) is not None:
+        experiment = read_base(store)
+        if experiment.state_file.sha256 == own.base.sha256:
+            check_fits(store, own, experiment.state)
+        return PreparedRestore(store=store, experiment=experiment, plan=own, is_started=True)
+    watch = lease.refuse_if_alive(store, restore_id)
+    return replace(_plan_dead(store, restore_id, options), watch=watch)
+
+
+def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
+    report = examine(store, stale_after=options.stale_after, ask_driver=options.ask_driver)
+    match report.health:
+        case Health.RUNNING:
+            raise ExperimentRunningError(report.experiment, report.reason)
+        case Health.UNREADABLE:
+            raise StateUnreadableError(report.experiment, report.reason)
+        case Health.NOT_STARTED if not options.can_start:
+            raise InvalidInputError(
+                f"{report.reason}. With a param_space (--param-space) it is started in its place."
+            )
+        case Health.NOT_STARTED if options.choices.ignore_tuner:
+            raise InvalidInputError(
+                f"{report.reason}. tuner.pkl is all there is of it: leave out ignore_tuner "
+                "(--ignore-tuner)."
+            )
+        case Health.NOT_STARTED:
+            return _plan_search(store, restore_id, options)
+        case _:
+            return replace(plan_restore(store, restore_id, options), health_reason=report.reason)
+
+
+def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
+    experiment = read_base(store, ignore_tuner=options.choices.ignore_tuner)
+    plan = build_search_plan(experiment, restore_id=restore_id, can_search=options.can_search)
+    return PreparedRestore(store=store, experiment=experiment, plan=plan)
+
+
+def _own_plan(store: ObjectStore, restore_id: str) -> RestorePlan | None:
+    """Return the plan of the restore that an earlier try of the caller has started."""
+    try:
+        lease.check_held(store, restore_id)
+        return read_plan(store, restore_id)
+    except (LeaseLostError, KeyNotFoundError):
+        return None
