@@ -84,9 +84,9 @@ def parse_user(value: Any, *, was_given: bool) -> str | None:
     user = parse_text(value)
     if user is None and was_given:
         raise InvalidInputError(
-            f"runner_user={value!r} is not the name of a user. Nothing was started, because runners would "
-            "run as the worker's user. Does the template name a Variable or an XCom that is not set? To "
-            "run them as the worker's user, leave runner_user out."
+            f"runner_user={value!r} is not the name of a user. Nothing was started: runners would run as "
+            "the worker's user. Does its template name a Variable or an XCom that is not set? To run "
+            "them as the worker's user, leave runner_user out."
         )
     return user
 

@@ -20,8 +20,9 @@ from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for machines. Nothing else prints."""
+"""Prints the results of the commands: tables for people, JSON for programs. Nothing else prints them."""
 
 import json
 import sys
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 trial" or "2 trials"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def print_reports(
     reports: Sequence[tuple[ExperimentReport, Sequence[str] | None]],
     *,
@@ -30,7 +35,7 @@ def print_reports(
     as_json: bool,
     explain: bool = False,
 ) -> None:
-    """Print a scan: each experiment with the ids of its quarantined trials, and the evidence if asked."""
+    """Print a scan: each experiment, the number of its quarantined trials, and the evidence if asked."""
     if as_json:
         _print_json([_report_json(*report, explain=explain) for report in reports])
         return
@@ -61,7 +66,7 @@ def _print_evidence(report: ExperimentReport) -> None:
 
 
 def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool) -> None:
-    """Print a plan, and what would refuse its restore now."""
+    """Print a plan, and the reasons for which its restore would be refused now."""
     if as_json:
         _print_json(
             {
@@ -87,7 +92,8 @@ def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool
         )
     _print_table(table)
     left = "unknown" if plan.samples_left is None else plan.samples_left
-    _print(f"{len(plan.to_run)} of {len(plan.trials)} trials to run; samples never drawn: {left}")
+    total = counted(len(plan.trials), "trial")
+    _print(f"{len(plan.to_run)} of {total} to run; samples never drawn: {left}")
     _print(f"strategy {plan.strategy}: {plan.strategy_reason}")
     for warning in plan.warnings:
         _print(f"note: {warning}")
@@ -96,7 +102,7 @@ def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool
 
 
 def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:
-    """Print what a restore did; None stands for nothing to do."""
+    """Print the result of a restore; None if there was nothing to do."""
     if as_json:
         _print_json(_summary_json(summary, experiment))
         return
@@ -109,19 +115,19 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
 
 
 def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
-    """Print which commit was taken back."""
+    """Print which commit was undone."""
     if as_json:
         _print_json(asdict(undone))
         return
     _print(
         f"The commit of restore {undone.restore_id} is undone: {undone.state_file} is deleted, "
-        f"{undone.newest} is the newest state of {undone.experiment} again. What its trials wrote into "
-        "their own directories stays."
+        f"{undone.newest} is the newest state of {undone.experiment} again. Files that its trials wrote "
+        "into their own directories stay."
     )
 
 
 def print_released(history: History, *, experiment: str, trial_id: str, as_json: bool) -> None:
-    """Print what a trial was released from."""
+    """Print from which failures a trial was released."""
     if as_json:
         _print_json(
             {"experiment": experiment, "trial_id": trial_id, **msgspec.structs.asdict(history)}
@@ -129,12 +135,12 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
         return
     _print(
         f"Trial {trial_id} runs again with the next restore of {experiment}; its "
-        f"{len(history.released)} failed attempts no longer count."
+        f"{counted(len(history.released), 'failed attempt')} no longer count."
     )
 
 
 def print_error(error: Exception) -> None:
-    """Print one of our errors on stderr."""
+    """Print an error of this package on stderr."""
     from rich.console import Console
 
     Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True).print(
@@ -203,7 +209,7 @@ def _print_table(table: "Table") -> None:
 
 
 def _table(*headings: str) -> "Table":
-    from rich import box  # with --json nobody pays for rich
+    from rich import box  # not needed with --json
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -221,8 +227,8 @@ def _out() -> "Console":
 
 
 def _print_json(value: Any) -> None:
-    # ASCII: a terminal must not obey what a name holds, and not every name can be encoded
+    # ASCII: a terminal must not obey control characters in a name, and not every name can be encoded
     plain = strict_json(msgspec.to_builtins(value))
     text = json.dumps(plain, indent=1, allow_nan=False)
-    # two colons stand in strings alone; `::group::` would fold the log of a task that runs the command
+    # two colons occur only in strings; `::group::` would fold the log of a task that runs the command
     sys.stdout.write(text.replace("::", ":\\u003a") + "\n")

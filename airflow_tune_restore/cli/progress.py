@@ -1,4 +1,4 @@
-"""How a restore is going. A module of its own, because only that command pays for importing it."""
+"""Shows how a restore proceeds. Imported only by that command, because importing rich takes time."""
 
 from types import TracebackType
 from typing import Self
@@ -16,15 +16,16 @@ _SHOWN_METRICS = 3
 
 
 class Progress:
-    """On stderr: in a terminal bars, one a trial, under a scrolling log; elsewhere the same as lines.
+    """Progress on stderr: in a terminal one bar per trial under a scrolling log, elsewhere lines.
 
-    Silent when `quiet`.
+    Args:
+        quiet: Whether to show nothing.
     """
 
     def __init__(self, *, quiet: bool) -> None:
         console = Console(
             stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True
-        )  # a line of a log is one line, however narrow the terminal
+        )  # one line of a log stays one line in a narrow terminal
         self._quiet = quiet
         self._has_bars = console.is_terminal and not quiet
         self._bars = RichProgress(
@@ -60,7 +61,7 @@ class Progress:
         self._show(trial.trial_id, f"{trial.action} {trial.trial_id}", f"starting{where}")
 
     def advance(self, trial_id: str, progress: RunnerProgress) -> None:
-        """Show a reported result; one of a trial not shown before is of a sample drawn just now."""
+        """Show a reported result. A trial that was not started here is a sample drawn just now."""
         shown = [
             f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in list(progress.metrics.items())[:_SHOWN_METRICS]
@@ -69,8 +70,8 @@ class Progress:
         self._show(trial_id, f"draw {trial_id}", note)
 
     def end(self, trial_id: str, outcome: RunnerOutcome | None) -> None:
-        """Show how a trial ended."""
-        self._show(trial_id, trial_id, outcome.result if outcome else "ended without a word")
+        """Show how a trial ended; None if it left no outcome."""
+        self._show(trial_id, trial_id, outcome.result if outcome else "exited without recording an outcome")
         self._bars.update(self._tasks[trial_id], total=1, completed=1)
 
     def _show(self, trial_id: str, name: str, note: str) -> None:

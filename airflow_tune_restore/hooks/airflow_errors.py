@@ -30,12 +30,12 @@ PERMANENT = (
     StateUnreadableError,  # a broken state does not repair itself
     UncommittableError,
 )
-"""A retry cannot help. It may for others: a store out of reach, a lease of another restore, a dead runner."""
+"""Errors that a retry cannot cure. Others may pass: a store out of reach, a lease that is held."""
 
 
 @contextmanager
 def as_airflow_errors() -> Iterator[None]:
-    """Raise permanent errors as `AirflowFailException`, other errors of this package as `AirflowException`."""
+    """Raise permanent errors as `AirflowFailException`, the package's others as `AirflowException`."""
     try:
         yield
     except PERMANENT as error:

@@ -1,4 +1,4 @@
-"""Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), for this process and for runners.
+"""Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), here and for runners.
 
 An address may name an Airflow connection, never a secret. The connection's credentials reach a store
 through its filesystem, and a runner through its environment variables. They are never stored.

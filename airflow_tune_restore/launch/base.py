@@ -5,9 +5,9 @@ from it. So a process that starts later can take over from one that died. The la
 `kubernetes` do not know each other, and none of them imports Airflow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -77,6 +77,37 @@ class Launcher(Protocol):
         """Return the run of an attempt that another process started; None if it is not there.
 
         Called by a process that takes over, before it claims the next attempt.
+        """
+        ...
+
+    def stop_command(self, request: RunnerRequest) -> str:
+        """Return the shell command that stops the run of an attempt.
+
+        Shown to a user who does not wait until it has stopped.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksTrainable(Protocol):
+    """A launcher that can load a trainable before an attempt is claimed: the code is on this machine."""
+
+    def check(  # noqa: PLR0913  the trainable and what it must fit
+        self,
+        *,
+        experiment: str,
+        trainable: str,
+        trainable_name: str,
+        param_space: str | None = None,
+        search_alg: str | None = None,
+        imports: Sequence[str] = (),
+        ignore_tuner: bool = False,
+    ) -> None:
+        """Check whether a trainable fits an experiment.
+
+        Raises:
+            InvalidInputError: If it does not fit, in one sentence.
+            RunnerError: If it could not be checked.
         """
         ...
 

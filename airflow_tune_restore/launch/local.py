@@ -142,6 +142,11 @@ class LocalLauncher:
         """Return the runner of an attempt if this launcher has started it; others cannot be found."""
         return self._started.get(_attempt_id(request))
 
+    def stop_command(self, request: RunnerRequest) -> str:
+        """Return the command that stops the runner; it also exits by itself when this process has."""
+        run = self.find(request)
+        return f"kill {run.pid}" if run is not None else "it was not started"
+
     def start_detached(self, request: RunnerRequest) -> IO[str]:
         """Start a runner that outlives this process: several tasks follow it.
 

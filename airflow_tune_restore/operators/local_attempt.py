@@ -61,7 +61,7 @@ class LocalAttempt:
         """Let the runner save a snapshot and exit; in a shared run, stop this trial alone. Once."""
         follows, self._follows_shared_run = self._follows_shared_run, False
         if follows:
-            self._log.info("Asking the run to stop this trial; the others go on.")
+            self._log.info("Asking the run to stop this trial; the others continue.")
             ask_to_stop(self._task.store, self._task.plan.restore_id, self._task.trial_id)
         process, self._process = self._process, None
         if process is not None:

@@ -29,7 +29,7 @@ RESTORES_KEY = "restores"
 """XCom key of the restores that the plan task has started."""
 
 CONTINUE_SEARCH_KEY = "continue_search"
-"""XCom key of the experiments of which only the search is continued: their addresses, from the plan task."""
+"""XCom key of the experiments of which only the search is to be continued."""
 
 UNEXPECTED_KEY = "unexpected"
 """XCom key of unexpected errors: one line per experiment that is not restored."""
@@ -91,7 +91,7 @@ class TrialXCom:
 
     @classmethod
     def build_continued_search(cls, address: Address, plan: RestorePlan) -> Self:
-        """Build the item of the search that a whole-experiment run continues; its task follows the run."""
+        """Build the item of the search that a whole-experiment run continues."""
         name = Location.parse(plan.experiment).name
         return cls(
             experiment=str(address),

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import LONGEST_LOG, JobLog
 from airflow_tune_restore.launch.ray.jobs_api import (
     ABSENT_LISTS,
     OUTAGE_SECONDS,
     AsyncRayJobs,
-    Cluster,
     JobState,
     RayJob,
 )

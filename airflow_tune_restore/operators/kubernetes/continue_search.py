@@ -8,19 +8,19 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request
+from airflow_tune_restore.launch.kubernetes.attempt_pod import find_request
+from airflow_tune_restore.operators.continued_search import (
+    commit_after_last_try,
+    continued_search_options,
+    experiment_to_continue,
+    raise_unless_ended,
+    report_commit,
+    start_continued_search,
+)
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.kubernetes.restore_trial import CONCURRENT_TRIALS
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
-from airflow_tune_restore.operators.continued_search import (
-    commit_after_last_try,
-    continued_search_options,
-    report_commit,
-    experiment_to_continue,
-    raise_unless_ended,
-    start_continued_search,
-)
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerRequest

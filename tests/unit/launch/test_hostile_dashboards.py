@@ -9,8 +9,9 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError, TuneRestoreError
 from airflow_tune_restore.launch.ray import http_answer, jobs_api
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob, RayJobs
+from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
 from tests.support.raw_server import chunk, endlessly, head, raw_server, trickle, whole
 
 QUESTIONS = {

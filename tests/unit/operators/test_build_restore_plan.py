@@ -218,7 +218,7 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
 ):
     operator = plan(str(errored), launcher=launcher, runner_user="{{ var.value.get('user') }}")
     operator.runner_user = rendered
-    with pytest.raises(AirflowFailException, match="is not the name of a user. Nothing was started"):
+    with pytest.raises(AirflowFailException, match="is not the name of a user"):
         operator.execute(make_context())
     assert not (errored / ".tune_restore").exists()
 

@@ -40,7 +40,7 @@ def lost(left):
 
 def samples(experiment, context=None, **arguments):
     operator = ContinueSearchOperator(
-        task_id="samples", experiment=experiment, trainable="a:b", **arguments
+        task_id="continue_search", experiment=experiment, trainable="a:b", **arguments
     )
     return operator.execute(context or make_context())
 
@@ -84,14 +84,14 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
     left, launcher, where, rendered
 ):
     operator = ContinueSearchOperator(
-        task_id="samples",
+        task_id="continue_search",
         experiment=str(left),
         trainable="a:b",
         launcher=where,
         runner_user="{{ var.value.get('user') }}",
     )
     operator.runner_user = rendered
-    with pytest.raises(AirflowFailException, match="is not the name of a user. Nothing was started"):
+    with pytest.raises(AirflowFailException, match="is not the name of a user"):
         operator.execute(make_context())
     assert launcher.requests == []
     assert not (left / layout.ROOT).exists()
@@ -197,7 +197,7 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     experiment = make_experiment(tmp_path / "left", rows, total_samples=3)
     launcher.refusal = InvalidInputError("no further")
     task = ContinueSearchOperator(
-        task_id="samples", experiment=str(experiment), trainable="a:b", ignore_tuner=choice
+        task_id="continue_search", experiment=str(experiment), trainable="a:b", ignore_tuner=choice
     )
     with pytest.raises(AirflowFailException, match="no further"):
         task.execute(make_context())

@@ -215,7 +215,7 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
     committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
     assert committed
     sinks.step(lambda: ContinueSearchOperator(
-        task_id="samples", experiment=committed[0], trainable="m:train"
+        task_id="continue_search", experiment=committed[0], trainable="m:train"
     ).execute(make_context()))  # fmt: skip
     for summary in [sinks.step(lambda: commit_restore(store, pushed["restores"][0]["restore_id"]))]:
         for as_json in (False, True):

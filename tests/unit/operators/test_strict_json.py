@@ -83,7 +83,7 @@ def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, scor
     expected = float(score) if math.isfinite(score) else str(score)
     assert shown == {"bad": expected, "good": expected}
     drawn, _ = run(
-        ContinueSearchOperator(task_id="samples", experiment=committed, trainable="m:train")
+        ContinueSearchOperator(task_id="continue_search", experiment=committed, trainable="m:train")
     )
     assert [change["trial_id"] for change in drawn["trials"]] == ["bad", "good", "new"]
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 
 from airflow_tune_restore.exceptions import RayClusterError
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.triggers import ray_job_poller
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller
 from tests.support.waiting import PATIENCE_SECONDS

@@ -8,7 +8,8 @@ import pytest
 
 from airflow_tune_restore.exceptions import RayClusterError
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store

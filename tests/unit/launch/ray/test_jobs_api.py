@@ -10,13 +10,9 @@ from ipaddress import ip_address
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
+from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import (
-    Cluster,
-    RayJob,
-    RayJobs,
-    parse_cluster_address,
-)
+from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,7 +15,8 @@ from airflow.sdk.exceptions import (
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray import attempt_job
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
@@ -378,6 +379,20 @@ def test_a_connection_that_cannot_be_used_is_not_retried(item, jobs):
 
 def test_the_link_is_among_the_operators():
     assert [type(link) for link in RestoreTrialOperator.operator_extra_links] == [RayJobLink]
+
+
+@pytest.mark.parametrize(("where", "link"), [("local", ""), ("ray", "http://head:8265/#/jobs/x")])
+def test_the_link_of_a_trial_on_the_worker_reads_no_xcom(item, monkeypatch, where, link):
+    read = []
+
+    def get_value(*, key, ti_key):
+        read.append(key)
+        return "http://head:8265/#/jobs/x"
+
+    monkeypatch.setattr("airflow.sdk.execution_time.xcom.XCom.get_value", get_value)
+    operator = RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b", launcher=where)
+    assert RayJobLink().get_link(operator, ti_key=None) == link
+    assert read == ([] if where == "local" else ["ray_job_url"])
 
 
 def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(

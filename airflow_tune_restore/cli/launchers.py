@@ -1,0 +1,133 @@
+"""Where the trials of `tune-restore restore` run: the launcher that its options choose."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import typer
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.launch.base import Launcher, LauncherName
+from airflow_tune_restore.storage.base import ObjectStore
+
+_OPTIONS: Mapping[LauncherName, tuple[str, ...]] = {
+    LauncherName.LOCAL: ("address", "python"),
+    LauncherName.RAY: ("address", "runtime_env_json", "working_dir"),
+    LauncherName.KUBERNETES: ("image", "namespace", "pod_template", "python"),
+}
+"""The options that each launcher has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherOptions:
+    """Where the trials run."""
+
+    on: Annotated[
+        LauncherName,
+        typer.Option(
+            help="Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read the "
+            "experiment with the credentials of their own environment, not with yours.",
+        ),
+    ] = LauncherName.LOCAL
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --on ray: the dashboard of the cluster, http://head:8265; its token comes from "
+            "RAY_AUTH_TOKEN. With --on local: a Ray cluster to connect to; without it each trial starts "
+            "a private Ray.",
+        ),
+    ] = None
+    runtime_env_json: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON", help="With --on ray: Ray runtime_env of the jobs, as a JSON object."
+        ),
+    ] = None
+    working_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --on ray: directory with your code, or URI of a .zip file. It is uploaded for the "
+            "jobs, in place of working_dir in the runtime_env. Without it no code of yours is uploaded.",
+        ),
+    ] = None
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="With --on kubernetes: image with Ray, this package and your code. Required, unless the "
+            "pod template names it.",
+        ),
+    ] = None
+    namespace: Annotated[
+        str | None, typer.Option(help="With --on kubernetes: namespace of the pods.")
+    ] = None
+    pod_template: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."),
+    ] = None
+    python: Annotated[
+        str | None,
+        typer.Option(
+            help="Interpreter that has Ray and your code; with --on kubernetes the one in the image."
+        ),
+    ] = None
+
+    @property
+    def runner_address(self) -> str | None:
+        """The Ray cluster that a local runner connects to; jobs and pods have their own Ray."""
+        return self.address if self.on is LauncherName.LOCAL else None
+
+    def build(self, store: ObjectStore) -> Launcher:
+        """Return the launcher.
+
+        Args:
+            store: Rooted at the experiment directory.
+
+        Raises:
+            InvalidInputError: If an option is missing, or belongs to another launcher.
+        """
+        self._refuse_foreign()
+        match self.on:
+            case LauncherName.LOCAL:
+                return self._local()
+            case LauncherName.RAY:
+                return self._ray(store)
+            case LauncherName.KUBERNETES:
+                return self._kubernetes(store)
+
+    def _refuse_foreign(self) -> None:
+        own = _OPTIONS[self.on]
+        for field in fields(self):
+            if field.name in ("on", *own) or getattr(self, field.name) is None:
+                continue
+            where = [name for name, options in _OPTIONS.items() if field.name in options]
+            raise InvalidInputError(
+                f"{_flag(field.name)} cannot be used with --on {self.on}. It is an option of "
+                f"--on {' and --on '.join(where)}."
+            )
+
+    def _local(self) -> Launcher:
+        from airflow_tune_restore.launch.local import LocalLauncher
+
+        return LocalLauncher(
+            python=self.python or sys.executable,
+            pythonpath=[os.getcwd()],  # noqa: PTH109  a string for PYTHONPATH
+        )
+
+    def _runtime_env(self) -> dict[str, Any]:
+        try:
+            runtime_env = json.loads(self.runtime_env_json or "{}")
+        except ValueError as error:
+            raise InvalidInputError(f"--runtime-env-json is not JSON: {error}.") from error
+        if not isinstance(runtime_env, dict):
+            raise InvalidInputError("--runtime-env-json is not a JSON object.")
+        if self.working_dir is not None:
+            runtime_env["working_dir"] = self.working_dir
+        return runtime_env
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

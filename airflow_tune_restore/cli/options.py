@@ -1,0 +1,312 @@
+"""The options of the commands. A new option is one field here, and its use."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from datetime import timedelta
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
+from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+
+
+def _parse_span(seconds: str | timedelta) -> timedelta:
+    """Parse a number of seconds; Typer passes the default through here, too."""
+    if isinstance(seconds, timedelta):
+        return seconds
+    try:
+        span = timedelta(seconds=float(seconds))
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{seconds} is not a number of seconds.") from None
+    if span < timedelta():
+        raise typer.BadParameter(f"{seconds} is less than 0.")
+    return span
+
+
+ExperimentUri = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="Experiment directory: a path, or a URL such as s3://bucket/experiment.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+StaleAfter = Annotated[
+    timedelta,
+    typer.Option(
+        parser=_parse_span,
+        metavar="SECONDS",
+        help="An unfinished experiment counts as dead if nothing was written for this long "
+        f"({DEFAULT_STALE_AFTER.total_seconds():.0f}). 0: you are sure that its driver is dead.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanOptions:
+    """Which experiments a scan looks at, and how."""
+
+    stale_after: StaleAfter = DEFAULT_STALE_AFTER
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Only experiments that match, or that lie below a matching directory: a name, or with "
+            "slashes a path from PREFIX, such as 'team_a/**'. Can be repeated.",
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out matching directories. Can be repeated."),
+    ] = None
+    max_depth: Annotated[int, typer.Option(min=0, help="Levels below PREFIX to look into.")] = (
+        MAX_DEPTH
+    )
+    use_index: Annotated[
+        bool,
+        typer.Option(
+            "--index/--no-index",
+            help="Keep results in PREFIX/.tune_restore, and read only what has changed since.",
+        ),
+    ] = True
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the evidence for each verdict.")
+    ] = False
+
+    @property
+    def selection(self) -> ScanFilter:
+        """The filter of `--include`, `--exclude` and `--max-depth`."""
+        return ScanFilter(
+            include=tuple(self.include or ()),
+            exclude=tuple(self.exclude or ()),
+            max_depth=self.max_depth,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """How the trials are restored: `PlanChoices` with Ray's flags in both forms."""
+
+    resume_errored: Annotated[
+        bool, typer.Option("--resume-errored", help="Resume ERROR trials from their checkpoint.")
+    ] = False
+    restart_errored: Annotated[
+        bool, typer.Option("--restart-errored", help="Start ERROR trials over, as new trials.")
+    ] = False
+    resume_unfinished: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume-unfinished/--no-resume-unfinished",
+            help="Resume unfinished trials (default), or let them become TERMINATED.",
+        ),
+    ] = None
+    resume_cut_short: Annotated[
+        bool,
+        typer.Option(
+            "--resume-cut-short",
+            help="Resume trials that fail_fast marked TERMINATED when another one failed.",
+        ),
+    ] = False
+    finished: Annotated[
+        ResumeType | None, typer.Option(help="The choice for TERMINATED trials: skip by default.")
+    ] = None
+    unfinished: Annotated[
+        ResumeType | None,
+        typer.Option(help="The choice for unfinished trials, in place of --resume-unfinished."),
+    ] = None
+    errored: Annotated[
+        ResumeType | None,
+        typer.Option(
+            help="The choice for ERROR trials, in place of --resume-errored and --restart-errored."
+        ),
+    ] = None
+    strategy: Annotated[str, typer.Option(help="auto, per_trial or whole_experiment.")] = "auto"
+    fresh_budget: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-budget",
+            help="Give resumed trials their failure budget (max_failures) back.",
+        ),
+    ] = False
+    trim_results: Annotated[
+        bool,
+        typer.Option(
+            "--trim-results",
+            help="Remove result rows after the checkpoint before a trial continues.",
+        ),
+    ] = False
+    newest_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--newest-checkpoint",
+            help="Continue from the newest complete checkpoint, even if the state names an older one.",
+        ),
+    ] = False
+    allow_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-scratch", help="Start trials over if all their recorded checkpoints are gone."
+        ),
+    ] = False
+    remember_scheduler: Annotated[
+        bool,
+        typer.Option(
+            "--remember-scheduler",
+            help="Give ASHA and MedianStopping the earlier results of all trials; Ray forgets them.",
+        ),
+    ] = False
+    ignore_tuner: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-tuner",
+            help="Restore from the state alone: tuner.pkl belongs to another run, or needs a module "
+            "that is gone.",
+        ),
+    ] = False
+    max_attempts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Failed attempts, over all restores, after which a trial is quarantined."
+        ),
+    ] = None
+    max_memory: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="BYTES",
+            show_default=False,
+            help="Most memory that a trial requests of a cluster after it ran out of memory "
+            f"({DEFAULT_MAX_MEMORY_BYTES / 1024**3:.0f} GiB).",
+        ),
+    ] = DEFAULT_MAX_MEMORY_BYTES
+    stale_after: StaleAfter = DEFAULT_STALE_AFTER
+
+    def choices(self) -> PlanChoices:
+        """Return the choices for the plan.
+
+        Raises:
+            InvalidInputError: If both forms of a flag are given for the same trials.
+        """
+        return PlanChoices(
+            flags=self._flags(),
+            strategy=self.strategy,
+            fresh_budget=self.fresh_budget,
+            trim_results=self.trim_results,
+            remember_scheduler=self.remember_scheduler,
+            allow_scratch=self.allow_scratch,
+            newest_checkpoint=self.newest_checkpoint,
+            ignore_tuner=self.ignore_tuner,
+            max_attempts=self.max_attempts,
+            max_memory_bytes=self.max_memory,
+        )
+
+    def _flags(self) -> ResumeFlags:
+        """Join both forms of Ray's flags; each status is chosen by one of them."""
+        given_twice = {
+            ("--errored", "--resume-errored"): self.errored and self.resume_errored,
+            ("--errored", "--restart-errored"): self.errored and self.restart_errored,
+            ("--unfinished", "--resume-unfinished"): self.unfinished and self.resume_unfinished,
+            ("--unfinished", "--no-resume-unfinished"): (
+                self.unfinished and self.resume_unfinished is False
+            ),
+        }
+        for (option, flag), is_given_twice in given_twice.items():
+            if is_given_twice:
+                raise InvalidInputError(
+                    f"{option} and {flag} are two choices for the same trials. Give one of them."
+                )
+        flags = ResumeFlags.from_flags(
+            resume_unfinished=self.resume_unfinished is not False,
+            resume_errored=self.resume_errored,
+            restart_errored=self.restart_errored,
+            resume_cut_short=self.resume_cut_short,
+        )
+        return replace(
+            flags,
+            finished=self.finished or flags.finished,
+            unfinished=self.unfinished or flags.unfinished,
+            errored=self.errored or flags.errored,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the runners of a restore run, and how many of them at the same time."""
+
+    trainable: Annotated[
+        str,
+        typer.Option(metavar="MODULE:ATTR", help="The trainable, or a name registered with Tune."),
+    ]
+    param_space: Annotated[
+        str | None, typer.Option(metavar="MODULE:ATTR", help="Re-specified param_space.")
+    ] = None
+    search_alg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTR",
+            help="Searcher, function that returns one, Tuner or TuneConfig. It draws the samples that "
+            "are left if the original searcher is lost with tuner.pkl.",
+        ),
+    ] = None
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="Module to import first, to register trainables. Can be repeated.",
+        ),
+    ] = None
+    parallel: Annotated[
+        int, typer.Option(min=1, help="How many trials run at the same time.")
+    ] = 1
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let Typer see each field of a command's option groups as a parameter of the command.
+
+    A parameter whose type is a dataclass is a group. The command is called with the group, made of its
+    options.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _parameters(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{each.name: given.pop(each.name) for each in fields(group)})
+        command(**given)
+
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    """Return the fields of an option group as parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(field),
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def _default(field: "Field[Any]") -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default

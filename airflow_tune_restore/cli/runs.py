@@ -1,0 +1,204 @@
+"""Runs the trials of one restore with a launcher, until they have ended or the user stops them."""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.launch.base import Launcher, Run, follow
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.request import (
+    Result,
+    RunnerOutcome,
+    RunnerProgress,
+    RunnerRequest,
+)
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
+from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.runner_death import record_death
+from airflow_tune_restore.storage.base import ObjectStore
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.cli.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class TrialRuns:
+    """The trials of one restore, or its whole-experiment run.
+
+    Args:
+        store: Rooted at the experiment directory.
+        plan: The plan.
+        launcher: Where the trials run.
+        settings: Of the runners.
+        parallel: How many trials run at the same time.
+        progress: Shows how they proceed.
+    """
+
+    def __init__(  # noqa: PLR0913  each is used
+        self,
+        store: ObjectStore,
+        plan: RestorePlan,
+        launcher: Launcher,
+        settings: RunnerSettings,
+        parallel: int,
+        progress: "Progress",
+    ) -> None:
+        self._store = store
+        self._plan = plan
+        self._launcher = launcher
+        self._settings = launcher.settings(settings)
+        self._parallel = parallel
+        self._progress = progress
+        self._requests: dict[str, RunnerRequest] = {}
+        self._runs: dict[str, Run] = {}
+        self._stopping = threading.Event()
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the user has stopped them."""
+        return self._stopping.is_set()
+
+    def run_all(self) -> None:
+        """Run every trial of the plan. Ctrl-C stops all runs; a second one does not wait for them.
+
+        Raises:
+            typer.Exit: If the user does not wait.
+        """
+        units: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for unit in self._units():
+            units.put(unit)
+        count = min(self._parallel, units.qsize())
+        workers = [_in_background(self._run_next, units) for _ in range(count)]
+        try:
+            _wait_for(workers)
+        except KeyboardInterrupt:
+            self._stop_all(workers)
+
+    def _units(self) -> list[str]:
+        if self._plan.is_whole_experiment:
+            return [layout.WHOLE_EXPERIMENT] if self._plan.has_work else []
+        return [trial.trial_id for trial in self._plan.to_run]
+
+    def _run_next(self, units: "queue.SimpleQueue[str]") -> None:
+        """Run one unit after another. One that cannot be run keeps no other from running."""
+        while not self._stopping.is_set():
+            try:
+                unit = units.get_nowait()
+            except queue.Empty:
+                return
+            with self._errors_logged(unit):
+                self._run(unit)
+            self._requests.pop(unit, None)
+            self._runs.pop(unit, None)
+
+    def _run(self, unit: str) -> None:
+        """Run a trial, or the whole experiment, to its end. Outcome records hold how it ended."""
+        trials = [t for t in self._plan.to_run if unit in (t.trial_id, layout.WHOLE_EXPERIMENT)]
+        is_too_small = True
+        while is_too_small and not self._stopping.is_set():
+            request = claim_next_attempt(
+                self._store, self._plan, unit, self._settings, log=self._logs(unit)
+            )
+            for trial in trials:
+                self._progress.start(trial)
+            outcome = self._run_attempt(request)
+            # the next attempt gets a larger place; a second one that is too small is refused
+            is_too_small = outcome is not None and bool(outcome.resources)
+        for trial in trials:
+            records = AttemptRecords(self._store, self._plan.restore_id, trial.trial_id)
+            self._progress.end(trial.trial_id, records.outcome())
+
+    def _run_attempt(self, request: RunnerRequest) -> RunnerOutcome | None:
+        unit = request.trial_id
+        self._requests[unit] = request
+        run = self._runs[unit] = self._launcher.start(request)
+        if self._stopping.is_set():  # `_stop_all` may not have seen this run
+            run.stop()
+        end = follow(run, lambda line: self._show(unit, line))
+        records = AttemptRecords.of(self._store, request)
+        outcome = records.outcome(request.attempt)
+        if outcome is None and not (
+            self._stopping.is_set() and not records.has_begun(request.attempt)
+        ):
+            last_lines = end.message.splitlines()
+            raise record_death(self._store, self._plan, request, end.exit_code, last_lines)
+        if outcome is not None and outcome.result == Result.REFUSED:
+            logger.error("%s: %s", _name(unit), printable(outcome.error))
+        return outcome
+
+    def _stop_all(self, workers: "list[Future[None]]") -> None:
+        """Stop all runs at the same time, and wait until they have saved their snapshots."""
+        self._stopping.set()
+        self._progress.say("Stopping. Saving snapshots, then committing what has finished.")
+        try:
+            stops = [_in_background(self._stop, *item) for item in list(self._runs.items())]
+            _wait_for([*stops, *workers])
+        except KeyboardInterrupt:
+            self._give_up()
+
+    def _stop(self, unit: str, run: Run) -> None:
+        with self._errors_logged(unit):
+            run.stop()
+
+    def _give_up(self) -> None:
+        for unit, request in list(self._requests.items()):
+            command = self._launcher.stop_command(request)
+            logger.error("%s may still run. To stop it: %s", _name(unit), command)
+        logger.error(
+            "Nothing was committed. The next `tune-restore restore %s` commits what they have done.",
+            self._store.uri,
+        )
+        raise typer.Exit(1)
+
+    def _show(self, unit: str, line: str) -> None:
+        progress = RunnerProgress.from_line(line)
+        if progress is not None:
+            self._progress.advance(progress.trial_id, progress)
+        else:
+            self._progress.say(line if unit == layout.WHOLE_EXPERIMENT else f"{unit} | {line}")
+
+    def _logs(self, unit: str) -> Callable[..., None]:
+        return lambda text, *values: self._progress.say(f"{_name(unit)}: {text % values}")
+
+    @contextlib.contextmanager
+    def _errors_logged(self, unit: str) -> Iterator[None]:
+        try:
+            yield
+        except TuneRestoreError as error:
+            logger.error("%s: %s", _name(unit), printable(str(error)))  # noqa: TRY400  one sentence
+
+
+def _name(unit: str) -> str:
+    return "Whole-experiment run" if unit == layout.WHOLE_EXPERIMENT else f"Trial {unit}"
+
+
+def _in_background(work: Callable[..., None], *arguments: Any) -> "Future[None]":
+    """Run a function in a thread that does not keep the process alive: a user may not wait for it."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:  # noqa: BLE001  raised by `_wait_for`
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _wait_for(futures: "Iterable[Future[None]]") -> None:
+    """Wait until all have ended, then raise the first error."""
+    for future in wait(list(futures)).done:
+        future.result()
