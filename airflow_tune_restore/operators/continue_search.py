@@ -25,8 +25,8 @@ from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.prepare import PreparedRestore
-from airflow_tune_restore.storage.base import ObjectStore
 
 
 class ContinueSearchOperator(AttemptOperator):
@@ -74,21 +74,14 @@ class ContinueSearchOperator(AttemptOperator):
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
 
-    @property
-    def experiment_address(self) -> str:
-        """The address of the experiment (AirflowSkipException if it has no samples left)."""
-        return experiment_to_continue(self.experiment)
-
-    @property
-    def trial_id(self) -> str:
-        """The whole-experiment run."""
-        return layout.WHOLE_EXPERIMENT
-
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run and commit the continued search."""
-        with commit_after_last_try(context, self._open_store, self.log), as_airflow_errors():
+        with (
+            commit_after_last_try(context, lambda: self._open().store, self.log),
+            as_airflow_errors(),
+        ):
             self.parse_runner_user()  # refused before anything is leased
-            experiment = self.open_experiment()
+            experiment = self._open()
             options = continued_search_options(
                 self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
             )
@@ -98,13 +91,19 @@ class ContinueSearchOperator(AttemptOperator):
             )
             if plan is None:
                 return report_commit(experiment.address, settled, log=self.log)
-            task = AttemptTask(experiment, plan, self.trial_id)
+            task = AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
             return self.conclude(task, self.run_attempt(context, task))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Continue after the trigger has fired."""
-        with commit_after_last_try(context, self._open_store, self.log):
+        with commit_after_last_try(context, lambda: self._open().store, self.log):
             return super().execute_complete(context, event)
+
+    def open_task(self, restore_id: str) -> AttemptTask:
+        """Open the experiment and read the plan of the continued search."""
+        experiment = self._open()
+        plan = read_plan(experiment.store, restore_id)
+        return AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
 
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Commit the drawn samples; a run that broke off fails the task."""
@@ -112,8 +111,8 @@ class ContinueSearchOperator(AttemptOperator):
         summary = commit_restore(task.store, task.plan.restore_id)
         return report_commit(task.experiment.address, summary, log=self.log)
 
-    def _open_store(self) -> ObjectStore:
-        return self.open_experiment().store
+    def _open(self) -> OpenExperiment:
+        return self.open_experiment(experiment_to_continue(self.experiment))
 
     def _check(self, experiment: OpenExperiment, prepared: PreparedRestore) -> None:
         """Refuse a trainable that does not fit; the runner of a Ray job checks its own."""

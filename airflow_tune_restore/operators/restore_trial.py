@@ -11,6 +11,7 @@ from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.restore.plan import read_plan
 
 
 class RestoreTrialOperator(AttemptOperator):
@@ -76,22 +77,18 @@ class RestoreTrialOperator(AttemptOperator):
         super().__init__(retry_policy=retry_policy, **kwargs)
         self.trial = trial
 
-    @property
-    def experiment_address(self) -> str:
-        """The address of the trial's experiment."""
-        return TrialXCom.parse(self.trial).experiment
-
-    @property
-    def trial_id(self) -> str:
-        """Id of the trial in the plan."""
-        return TrialXCom.parse(self.trial).trial_id
-
     def execute(self, context: Context) -> dict[str, Any]:
         """Run an attempt of the trial, or take the outcome of an earlier try, and judge the outcome."""
         with as_airflow_errors():
             self.parse_runner_user()  # refused before anything is claimed
             task = self.open_task(TrialXCom.parse(self.trial).restore_id)
             return self.conclude(task, self.run_attempt(context, task))
+
+    def open_task(self, restore_id: str) -> AttemptTask:
+        """Open the experiment of the trial and read its plan."""
+        item = TrialXCom.parse(self.trial)
+        experiment = self.open_experiment(item.experiment)
+        return AttemptTask(experiment, read_plan(experiment.store, restore_id), item.trial_id)
 
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Return a summary of the finished trial; every other outcome fails the task."""

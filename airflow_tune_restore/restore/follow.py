@@ -30,8 +30,8 @@ START_SECONDS = 120.0
 """A claimed run without a heartbeat for this long has died before it started."""
 
 QUIET_SECONDS = 60.0
-"""A run writes a heartbeat every 5 s. One without a new heartbeat for this long, by the follower's clock, is
-dead. Longer than for the runner of one trial, because more is lost with it."""
+"""A run writes a heartbeat every 5 s. It is dead if no new one comes for this long, by the follower's clock.
+Longer than for the runner of one trial, because more is lost with it."""
 
 POLL_SECONDS = 2.0
 OUTAGE_SECONDS = 600.0
