@@ -10,27 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from airflow_tune_restore.exceptions import (
-    KeyExistsError,
-    RecordUnreadableError,
-    StorageError,
-)
+from airflow_tune_restore.exceptions import KeyExistsError, RecordUnreadableError, StorageError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_heartbeat
-from airflow_tune_restore.protocol.request import (
-    Result,
-    RunnerOutcome,
-    RunnerProgress,
-)
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerProgress
 from airflow_tune_restore.storage.base import ObjectStore
 
 START_SECONDS = 120.0
 """A claimed run without a heartbeat for this long has died before it started."""
 
 QUIET_SECONDS = 60.0
-"""A run writes a heartbeat every 5 s. It is dead if no new one comes for this long, by the follower's clock.
+"""A run writes a heartbeat every 5 s; without a new one for this long, by the follower's clock, it is dead.
 Longer than for the runner of one trial, because more is lost with it."""
 
 POLL_SECONDS = 2.0
@@ -64,8 +56,16 @@ class Follower:
     sleep: Callable[[float], None] = time.sleep
     outcome: RunnerOutcome | None = None
     _seen: int = 0
-    _pulses: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
     _unreadable: set[int] = field(default_factory=set)
+
+    @property
+    def _run(self) -> AttemptRecords:
+        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
+
+    @property
+    def _trial(self) -> AttemptRecords:
+        return AttemptRecords(self.store, self.restore_id, self.trial_id)
 
     def progress(self) -> Iterator[RunnerProgress | None]:
         """Yield the reports of the trial until it ends, and None after each look.
@@ -99,10 +99,10 @@ class Follower:
 
     def _look(self, stopped: int) -> tuple[list[RunnerProgress], bool]:
         """Return the new reports and whether the trial has ended; start a run if none is alive."""
-        newest = self._newest()
+        newest = self._run.newest()
         is_over = newest == 0 or self._is_over(newest)
         # in this order: the run writes a trial's last report before its outcome, and its own outcome last
-        self.outcome = AttemptRecords(self.store, self.restore_id, self.trial_id).outcome()
+        self.outcome = self._trial.outcome()
         reports = self._new_reports(newest)
         if self.outcome is not None and self.outcome.attempt > stopped:
             return reports, True
@@ -116,38 +116,29 @@ class Follower:
 
     def _stopped_before(self) -> int:
         """Return the number of the earlier run in which this trial was stopped; 0 without one."""
-        past = AttemptRecords(self.store, self.restore_id, self.trial_id).outcome()
+        past = self._trial.outcome()
         if past is None or past.result in (Result.FINISHED, Result.FAILED):
             return 0
         return past.attempt
 
-    def _newest(self) -> int:
-        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT).newest()
-
     def _is_over(self, attempt: int) -> bool:
         """Whether a run has an outcome, or had no new heartbeat for long enough."""
-        if (
-            AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT).outcome(attempt)
-            is not None
-        ):
+        if self._run.outcome(attempt) is not None:
             return True
         now = self.monotonic()
-        pulse = self._pulse(attempt)
-        last, since = self._pulses.get(attempt, (None, now))
-        if pulse != last:
-            self._pulses[attempt] = (pulse, now)
-            return False
-        return now - since > (QUIET_SECONDS if pulse else START_SECONDS)
-
-    def _pulse(self, attempt: int) -> bytes:
         key = layout.heartbeat_key(self.restore_id, layout.WHOLE_EXPERIMENT, attempt)
-        return read_heartbeat(self.store, key) or b""
+        beat = read_heartbeat(self.store, key)
+        last, since = self._beats.setdefault(attempt, (beat, now))
+        if beat != last:
+            self._beats[attempt] = (beat, now)
+            return False
+        return now - since > (QUIET_SECONDS if beat else START_SECONDS)
 
     def _new_reports(self, attempt: int) -> list[RunnerProgress]:
         if attempt in self._unreadable:
             return []
         try:
-            tail = AttemptRecords(self.store, self.restore_id, self.trial_id).progress(attempt)
+            tail = self._trial.progress(attempt)
         except RecordUnreadableError as error:
             logger.warning("The reports of the trial cannot be shown: %s", printable(str(error)))
             self._unreadable.add(attempt)
