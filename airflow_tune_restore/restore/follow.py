@@ -22,7 +22,7 @@ START_SECONDS = 120.0
 """A claimed run without a heartbeat for this long has died before it started."""
 
 QUIET_SECONDS = 60.0
-"""A run writes a heartbeat every 5 s; one without a new heartbeat for this long is dead (follower's clock).
+"""A run writes a heartbeat every 5 s; without a new one for this long, on the follower's clock, it died.
 Longer than for the runner of one trial, because more is lost with it."""
 
 POLL_SECONDS = 2.0
