@@ -32,9 +32,9 @@ from airflow_tune_restore.experiments.state_summary import StateSummary, fingerp
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import SymbolicError, read_pickle
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs

@@ -6,7 +6,7 @@ from airflow.sdk import BaseOperator, Context, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.operators.xcom import resolve_list
-from airflow_tune_restore.protocol.printable import count
+from airflow_tune_restore.protocol.printable import counted
 
 
 class CheckRestoresOperator(BaseOperator):
@@ -37,6 +37,6 @@ class CheckRestoresOperator(BaseOperator):
         """Fail with the names of the experiments."""
         if lines := resolve_list(self.unexpected, context):
             raise AirflowFailException(
-                f"Not restored because of an unexpected error: {count(len(lines), 'experiment')}. The "
+                f"Not restored because of an unexpected error: {counted(len(lines), 'experiment')}. The "
                 "log of the plan has the traceback. " + "; ".join(map(str, lines))
             )

@@ -13,7 +13,7 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.operators.xcom import RestoreXCom, resolve_list
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, count, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -96,7 +96,7 @@ class CommitRestoreOperator(BaseOperator):
         if failures:
             context["ti"].xcom_push("return_value", outputs)
             raise AirflowException(
-                f"{len(failures)} of {count(len(items), 'restore')} could not be committed. "
+                f"{len(failures)} of {counted(len(items), 'restore')} could not be committed. "
                 + "; ".join(failures)
             )
         if not outputs:

@@ -88,7 +88,7 @@ def start_continued_search(
     """
     ti = context["ti"]
     try:
-        prepared = prepare_continued_search(store, _base_id(context, store), options)
+        prepared = prepare_continued_search(store, restore_id_for(context, store.uri), options)
     except ExperimentRunningError as error:
         raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error
     if isinstance(prepared, str):
@@ -117,7 +117,7 @@ def commit_after_last_try(
         if isinstance(error, AirflowFailException) or ti.try_number > ti.max_tries:
             try:
                 store = open_store()
-                restore_id = fresh_restore_id(store, _base_id(context, store))
+                restore_id = fresh_restore_id(store, restore_id_for(context, store.uri))
                 log.info("%s", commit_restore(store, restore_id).headline())
             except KeyNotFoundError:
                 pass  # no run was started
@@ -126,12 +126,6 @@ def commit_after_last_try(
                     "The drawn samples are not committed: %s", printable(str(trouble), NOTE_LENGTH)
                 )
         raise
-
-
-def _base_id(context: Context, store: ObjectStore) -> str:
-    ti = context["ti"]
-    index = ti.map_index if ti.map_index is not None else -1
-    return restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
 
 
 def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -11,6 +11,9 @@ from airflow_tune_restore.exceptions import TuneRestoreError, UnexpectedError
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
 
 _CONCURRENCY = 8
 _Result = TypeVar("_Result")
@@ -36,6 +39,13 @@ class SkippedExperiments:
             for error in self.refused.values()
             if isinstance(error, UnexpectedError)
         ]
+
+    def log(self, log: "Logger") -> None:
+        """Log each experiment with its reason."""
+        for text, reason in self.left_alone.items():
+            log.info("%s is left alone: %s", text, printable(reason, NOTE_LENGTH))
+        for text, error in self.refused.items():
+            log.warning("%s is not restored: %s", text, printable(str(error), NOTE_LENGTH))
 
     def stop_without_work(self) -> NoReturn:
         """Skip the task if there was nothing to do; fail it if an experiment was refused."""

@@ -15,9 +15,9 @@ from airflow.sdk.exceptions import XComNotFound
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
@@ -123,9 +123,11 @@ class TrialXCom:
         return asdict(self)
 
 
-def restore_id_for(dag_id: str, run_id: str, task_id: str, map_index: int, experiment: str) -> str:
+def restore_id_for(context: Context, experiment: str) -> str:
     """Return the restore id of one experiment in one task: the same in every try."""
-    identity = json.dumps([dag_id, run_id, task_id, map_index, experiment])
+    ti = context["ti"]
+    index = ti.map_index if ti.map_index is not None else -1
+    identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, index, experiment])
     return f"airflow-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 

@@ -26,8 +26,8 @@ def printable(text: str, most: int = 400) -> str:
     return _FOLDS.sub(":", line)[:most]
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is one: `1 trial`, `2 trials`."""
+def counted(number: int, noun: str) -> str:
+    """Return "1 trial" or "2 trials"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -532,9 +532,9 @@ def test_a_searcher_that_is_named_is_checked_and_reaches_the_run(tune_restore, s
     [
         (("interrupted", 1), "the run broke off: no suggestion; 2 samples were never drawn"),
         (("refused", 0), "the run broke off: no suggestion; 3 samples were never drawn"),
-        ((None, 1), "the run broke off: its runner ended without a word"),
-        (StorageError("the store was away"), "the run broke off: its runner ended without a word"),
-        (("finished", 2), "1 samples were never drawn"),
+        ((None, 1), "the run broke off: its runner exited without recording an outcome"),
+        (StorageError("the store was away"), "its runner exited without recording an outcome"),
+        (("finished", 2), "1 sample was never drawn"),
     ],
 )
 def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows, end, words):
