@@ -66,7 +66,9 @@ class LauncherOptions:
     ] = None
     pod_template: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."),
+        typer.Option(
+            metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."
+        ),
     ] = None
     python: Annotated[
         str | None,

@@ -61,7 +61,10 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
     (line,) = pushed["unexpected"]
     assert line.startswith(f"{pair[0]}: {type(error).__name__}")
     assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
-    with pytest.raises(AirflowFailException, match=r"1 experiments were not restored.*/bad: "):
+    with pytest.raises(
+        AirflowFailException,
+        match=r"Not restored because of an unexpected error: 1 experiment\..*/bad: ",
+    ):
         CheckRestoresOperator(task_id="done", unexpected=pushed["unexpected"]).execute(context)
 
 
