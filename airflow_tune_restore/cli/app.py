@@ -4,7 +4,6 @@ import contextlib
 import gc
 import io
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator

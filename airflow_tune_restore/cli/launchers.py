@@ -28,8 +28,8 @@ class LauncherOptions:
     on: Annotated[
         LauncherName,
         typer.Option(
-            help="Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read the "
-            "experiment with the credentials of their own environment, not with yours.",
+            help="Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read "
+            "the experiment with the credentials of their own environment, not with yours.",
         ),
     ] = LauncherName.LOCAL
     address: Annotated[
@@ -66,7 +66,9 @@ class LauncherOptions:
     ] = None
     pod_template: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."),
+        typer.Option(
+            metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."
+        ),
     ] = None
     python: Annotated[
         str | None,
