@@ -249,6 +249,10 @@ class RunnerError(TuneRestoreError):
     """A runner could not do its work, or ended without saying how."""
 
 
+class RunnerRefusedError(RunnerError):
+    """A runner was refused or fenced. A retry would end in the same way."""
+
+
 class NoRoomError(RunnerError):
     """No node can hold what a trial asks for, and none came while it waited. Its snapshot is saved."""
 
@@ -265,7 +269,7 @@ class RunnerDiedError(RunnerError):
 
     def __str__(self) -> str:
         return (
-            f"The runner of trial {self.trial_id} of {self.experiment} ended without saying how "
+            f"The runner of {_name_trial(self.trial_id)} of {self.experiment} ended without saying how "
             f"({self.cause}). A retry goes on from its newest snapshot. {self.reason}"
         )
 
@@ -286,15 +290,7 @@ class KubernetesConnectionError(TuneRestoreError):
 
 
 class RayClusterError(TuneRestoreError):
-    """A Ray cluster does not answer, or not as it should. It may again."""
-
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(address, reason)
-        self.address = address
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"The Ray cluster at {self.address} does not answer: {self.reason.rstrip('.')}."
+    """A Ray cluster is not reachable, or its answer is not valid. A later try may succeed."""
 
 
 def _name_trial(trial_id: str) -> str:

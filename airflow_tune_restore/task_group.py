@@ -17,55 +17,55 @@ from airflow_tune_restore.operators.xcom import CONTINUE_SEARCH_KEY, RESTORES_KE
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
 RETRIES = 1
-"""Unless default_args say otherwise: stores and workers have their moments, every step can be redone."""
+"""Default of `retries`: stores and workers fail now and then, and every step can be repeated."""
 
 KUBERNETES = "kubernetes"
 _OPERATORS: tuple[Any, Any] = (RestoreTrialOperator, ContinueSearchOperator)
 
 
 class TuneRestoreTaskGroup(TaskGroup):
-    """Find (or take) failed experiments, plan, run one task a trial, commit, draw what samples are left.
+    """Restore failed experiments: find, plan, run one task per trial, commit, continue the search.
 
-    Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped), `commit`, `samples` (mapped; skipped for
-    experiments whose samples were all drawn), and `done`, a last task that is upstream_failed if another
-    one failed, and fails if the plan lost an experiment to an error that nobody foresaw, so that the DAG
-    run's state tells. With nothing to restore the tasks are skipped and the DAG run succeeds.
+    Its tasks: `find` (with `prefix`), `plan`, `trial` (mapped over trials), `commit`, `continue_search`
+    (mapped over experiments; skipped where no samples are left) and `done`. `done` makes the DAG run fail
+    if any of them failed, or if the plan skipped an experiment because of an unexpected error. With
+    nothing to restore the tasks are skipped and the DAG run succeeds.
 
     Args:
         group_id: Id of the group.
         trainable: `package.module:attribute`, or a name registered with Tune.
-        prefix: Look for experiments here. Give this or `experiments`.
-        experiments: Restore these: an address, a list of them, or another task's output.
-        health: With `prefix`: which experiments.
-        wait: With `prefix`: wait until there is one, rather than look once.
-        deferrable: With `wait`: in the triggerer, without a worker slot. None for Airflow's default.
+        prefix: Place to search for experiments. Either this or `experiments` is required.
+        experiments: Experiments to restore: an address, a list of them, or another task's output.
+        health: With `prefix`: which experiments, as in `FailedTuneExperimentSensor`.
+        wait: With `prefix`: whether to wait until there is one, or to look once.
+        deferrable: With `wait`: whether to wait in the triggerer, without a worker slot. None for
+            Airflow's default.
         stale_after: Silence after which an unfinished experiment counts as dead.
         storage_conn_id: Airflow connection for the store.
         resume_unfinished: As in `Tuner.restore`.
         resume_errored: As in `Tuner.restore`.
         restart_errored: As in `Tuner.restore`.
-        resume_config: Per-status form of the three flags.
-        ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds, as in
-            `BuildRestorePlanOperator`.
+        resume_config: The three flags by status, as in `BuildRestorePlanOperator`.
+        ignore_tuner: Whether trials are restored from the state alone, without `tuner.pkl`.
         param_space: `package.module:attribute` of a re-specified param_space.
-        search_alg: `package.module:attribute` of a searcher for samples whose own is lost.
-        imports: Modules the runners import first.
+        search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost.
+        imports: Modules that the runners import first.
         python: Interpreter that has Ray and the trainable.
-        runner_user: Whom runners run as on a worker that is root, as in `RestoreTrialOperator`.
-        ray_address: Ray cluster to run on; without, every trial gets a private Ray.
-        launcher: Where trials run: `local`; `ray`, as jobs of the cluster that `ray_conn_id` names; or
-            `kubernetes`, in pods, for which `trial_args` holds the image, the namespace and all else that
-            a `KubernetesPodOperator` is given (`samples` gets the same). The last has operators of its
-            own, so it cannot come from a template.
-        ray_conn_id: Connection of type `ray_jobs`: with `launcher="ray"` trials run there. If given, its
-            cluster is also asked whether a driver still runs for what looks dead.
+        runner_user: User of the runners on a worker that runs as root, as in `RestoreTrialOperator`.
+        ray_address: Ray cluster to run on; without it every trial gets a private Ray.
+        launcher: Where trials run: `local`; `ray`, as jobs of the cluster of `ray_conn_id`; or
+            `kubernetes`, in pods. For pods, `trial_args` contains the image, the namespace and other
+            arguments of `KubernetesPodOperator` (`continue_search` gets the same). `kubernetes` cannot
+            come from a template, because it uses other operators.
+        ray_conn_id: Connection of type `ray_jobs`: with `launcher="ray"` trials run there. An experiment
+            also counts as running if a live job of this cluster names it.
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
-        env: Environment variables of the runners. No secrets: they stand in the DAG's serialized form.
-        max_attempts: Failed attempts over all nights after which a trial is quarantined.
+        env: Environment variables of the runners. No secrets: the serialized DAG contains them.
+        max_attempts: Failed attempts, over all restores, after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
-        find_args: More arguments of `FailedTuneExperimentSensor`, as `include`, `exclude` or `max_depth`.
-        plan_args: More arguments of `BuildRestorePlanOperator`, as `strategy` or `trigger_rule`.
-        trial_args: More arguments of `RestoreTrialOperator`, as `retries` or `execution_timeout`.
+        find_args: More arguments of `FailedTuneExperimentSensor`, for example `include` or `max_depth`.
+        plan_args: More arguments of `BuildRestorePlanOperator`, for example `strategy`.
+        trial_args: More arguments of `RestoreTrialOperator`, for example `retries`.
         commit_args: More arguments of `CommitRestoreOperator`.
         continue_search_args: More arguments of `ContinueSearchOperator`.
         **kwargs: Arguments of `TaskGroup`.
@@ -74,7 +74,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         plan: The plan task.
         trial: The mapped trial task.
         commit: The commit task.
-        samples: The mapped task that draws samples.
+        continue_search: The mapped task that continues the search.
     """
 
     def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
@@ -145,7 +145,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                 "env": env,
             }
             in_pods = launcher == KUBERNETES
-            trial_operator, samples_operator = _pod_operators() if in_pods else _OPERATORS
+            trial_operator, search_operator = _pod_operators() if in_pods else _OPERATORS
             run = {
                 "launcher": launcher,
                 "runner_user": runner_user,
@@ -153,7 +153,8 @@ class TuneRestoreTaskGroup(TaskGroup):
                 "runtime_env": runtime_env,
                 **({"ray_conn_id": ray_conn_id} if ray_conn_id else {}),
             }
-            run = {} if in_pods else run
+            if in_pods:
+                run = {}
             self.plan = BuildRestorePlanOperator(
                 **{
                     "task_id": "plan",
@@ -173,7 +174,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     **(plan_args or {}),
                 }
             )
-            # the trials' addresses carry the connection already
+            # storage_conn_id is in the addresses that the plan returns
             self.trial = trial_operator.partial(
                 **{
                     "task_id": "trial",
@@ -187,13 +188,13 @@ class TuneRestoreTaskGroup(TaskGroup):
                 **{
                     "task_id": "commit",
                     "restores": XComArg(self.plan, key=RESTORES_KEY),
-                    "continued": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
+                    "continue_search": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
                     **(commit_args or {}),
                 }
             )
-            self.samples = samples_operator.partial(
+            self.continue_search = search_operator.partial(
                 **{
-                    "task_id": "samples",
+                    "task_id": "continue_search",
                     "ignore_tuner": ignore_tuner,
                     **shared,
                     **run,
@@ -205,14 +206,13 @@ class TuneRestoreTaskGroup(TaskGroup):
                 task_id="done", unexpected=XComArg(self.plan, key=UNEXPECTED_KEY)
             )
             self.trial >> self.commit
-            [self.trial, self.commit, self.samples] >> done
+            [self.trial, self.commit, self.continue_search] >> done
 
 
 def _pod_operators() -> tuple[Any, Any]:
-    """Import the operators that need the Kubernetes provider, which the package does without."""
+    """Import the operators that need the Kubernetes provider, an optional dependency."""
     try:
-        from airflow_tune_restore.operators.kubernetes import continue_search as samples
-        from airflow_tune_restore.operators.kubernetes import restore_trial as trial
+        from airflow_tune_restore.operators.kubernetes import continue_search, restore_trial
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("airflow.providers.cncf", "kubernetes")):
             raise
@@ -220,4 +220,7 @@ def _pod_operators() -> tuple[Any, Any]:
             f'launcher="{KUBERNETES}" needs the Kubernetes provider: '
             "pip install 'airflow-tune-restore[kubernetes]'."
         ) from error
-    return trial.RestoreTrialKubernetesOperator, samples.ContinueSearchKubernetesOperator
+    return (
+        restore_trial.RestoreTrialKubernetesOperator,
+        continue_search.ContinueSearchKubernetesOperator,
+    )

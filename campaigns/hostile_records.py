@@ -19,12 +19,12 @@ from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import examine
-from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.launch.ray.submission import DriverResources
-from airflow_tune_restore.operators.attempt import judge
-from airflow_tune_restore.operators.ray.attempt_job import RayAttemptJob
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
@@ -338,23 +338,21 @@ def _ray_run(_lab: Lab, store: ObjectStore) -> None:
     for status in ("SUCCEEDED", "RUNNING", None):
         run = RayAttemptJob(
             jobs=_Jobs(*([RayJob(status=status)] if status else [])),  # type: ignore[arg-type]
-            ray_conn_id="ray",
-            address=Address(uri="/x"),
             store=store,
             plan=read_plan(store, RESTORE_ID),
             trial_id="bad",
-            arguments=RunnerSettings(trainable="m:train", reports=True),
+            settings=RunnerSettings(trainable="m:train", reports=True),
             runtime_env={},
             env={},
             driver=DriverResources(),
             poll_interval=0.0,
-            log=logging.getLogger("airflow_tune_restore"),  # type: ignore[arg-type]
+            log=logging.getLogger("airflow_tune_restore"),
         )
-        run.ended_before()
+        run.find_final_outcome()
         with contextlib.suppress(TuneRestoreError, AirflowException):
             run._attach_to(1)
         with contextlib.suppress(TuneRestoreError, AirflowException):
-            run.finish(1, {})
+            run.get_job_result(1, {})
 
 
 def _runner(_lab: Lab, store: ObjectStore) -> None:

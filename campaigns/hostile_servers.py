@@ -15,35 +15,34 @@ import threading
 import time
 import zlib
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.hooks import pod_logs, pods
-from airflow_tune_restore.hooks.pods import (
-    PatientAsyncKubernetesHook,
-    PatientKubernetesHook,
-    PatientPodManager,
-)
-from airflow_tune_restore.launch.kubernetes import api, bounded_client
+from airflow_tune_restore.hooks import pod_logs, pods, pods_async
+from airflow_tune_restore.hooks.pods import PatientKubernetesHook
+from airflow_tune_restore.hooks.pods_async import PatientAsyncKubernetesHook
+from airflow_tune_restore.launch.kubernetes import api, bounded_client, named_pods
 from airflow_tune_restore.launch.kubernetes.api import (
     describe_error,
     describe_outage,
+    is_api_error,
     is_gone,
     is_mistake,
-    is_no_answer,
     is_refusal,
     is_taken,
 )
+from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog
+from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch, read_pod_end
 from airflow_tune_restore.launch.kubernetes.pod_start import has_started, why_not_started
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.ray import jobs_api
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs, Cluster, RayJob, RayJobs
+from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs, RayJob, RayJobs
 from campaigns import guards
 from campaigns import hostile_inputs as inputs
 from campaigns.hostile_lab import Lab, assert_shown, output_of
@@ -105,13 +104,13 @@ def _read_request(connection: socket.socket) -> None:
 @cache
 def server() -> Server:
     """Return the one server of this process; all limits on time are short from now on."""
-    for module in (jobs_api, api, bounded_client, pod_logs, pods):
+    for module in (jobs_api, api, bounded_client, named_pods, pod_logs, pods, pods_async):
         for name, value in vars(module).items():
             if name.endswith("_SECONDS") and isinstance(value, float | int):
                 setattr(module, name, min(value, DEADLINE_SECONDS))
     for defaults in (api.Patience.__init__.__kwdefaults__,):
         defaults["seconds"] = 0.0  # it asks once
-    pods.REFUSAL_SECONDS = 0.0
+    named_pods.REFUSAL_SECONDS = 0.0
     return Server()
 
 
@@ -321,7 +320,7 @@ def api_servers(rng: random.Random, lab: Lab) -> None:
     try:
         told = question(_kubeconfig(lab, asked))
     except Exception as error:
-        if not isinstance(error, TuneRestoreError) and not is_no_answer(error):
+        if not isinstance(error, TuneRestoreError) and not is_api_error(error):
             raise
         assert_shown(describe_error(error))
         assert_shown(describe_outage(error))
@@ -356,8 +355,10 @@ def _worker(config: str) -> PatientKubernetesHook:
     return PatientKubernetesHook(conn_id=None, config_file=config)
 
 
-def _manager(config: str) -> PatientPodManager:
-    return PatientPodManager(_worker(config), PodWatch("base"), "base")
+def _named(config: str) -> NamedPods:
+    hook = _worker(config)
+    watch = PodWatch("base")
+    return NamedPods(core=hook.core_v1_client, namespace="n", watch=watch, renew=hook.renew)
 
 
 def _pod() -> Any:
@@ -376,16 +377,16 @@ def _triggerer(config: str) -> PatientAsyncKubernetesHook:
 
 
 async def _pod_log(hook: PatientAsyncKubernetesHook) -> list[str]:
-    log = pod_logs.PodLog(None, datetime.now(UTC))
+    log = ContainerLog(lambda _at: True)
     await hook.read_log("p", "n", "base", None, log)
     return log.newest.take("see the log")
 
 
 _POD_QUESTIONS: tuple[Callable[[str], Any], ...] = (
     lambda config: _worker(config).get_pod("p", "n"),
-    lambda config: _manager(config).create_pod(_pod()),
-    lambda config: _manager(config).delete_pod(_pod()),
-    lambda config: _manager(config).delete_unchanged(_pod()),
+    lambda config: _named(config).create(_pod()),
+    lambda config: _named(config).delete("p"),
+    lambda config: _named(config).delete_unchanged(_pod()),
     lambda config: asyncio.run(_triggerer(config).get_pod("p", "n")),
     lambda config: asyncio.run(_triggerer(config).delete_pod("p", "n")),
     lambda config: asyncio.run(_pod_log(_triggerer(config))),

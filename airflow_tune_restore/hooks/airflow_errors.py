@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     LeaseLostError,
     RecordUnreadableError,
+    RunnerRefusedError,
     StateChangedError,
     StateUnreadableError,
     TuneRestoreError,
@@ -24,6 +25,7 @@ PERMANENT = (
     KeyNotFoundError,  # a plan that is gone does not come back
     LeaseLostError,  # a newer restore is at work
     RecordUnreadableError,  # nor what lies there in the place of a plan
+    RunnerRefusedError,  # refused input is refused again; a fenced attempt has a successor
     StateChangedError,  # the plan no longer fits
     StateUnreadableError,  # what lies in storage does not mend itself
     UncommittableError,

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowException
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
-from airflow_tune_restore.hooks.runner_environment import WHERE, runner_environment
+from airflow_tune_restore.hooks.runner_environment import location_environment, runner_environment
 from airflow_tune_restore.storage.fs import open_store, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 
@@ -147,7 +147,7 @@ class ExperimentStorageHook(BaseHook):
         be a file (a Google key) exists until the block ends.
 
         Raises:
-            InvalidInputError: If we do not know how to hand this type of connection to a runner.
+            InvalidInputError: If runners cannot use this type of connection.
         """
         place = self.address(address) if isinstance(address, str) else address
         if place.conn_id is None:
@@ -157,13 +157,13 @@ class ExperimentStorageHook(BaseHook):
             yield env
 
     def public_env(self, address: str | Address) -> dict[str, str]:
-        """Return what a runner elsewhere needs to know of the place, without any credential.
+        """Return the variables that name the place of the store, for a runner elsewhere. No secrets.
 
         Raises:
-            InvalidInputError: If we do not know this type of connection.
+            InvalidInputError: If runners cannot use this type of connection.
         """
-        with self.runner_env(address) as env:
-            return {name: value for name, value in env.items() if name in WHERE}
+        place = self.address(address) if isinstance(address, str) else address
+        return {} if place.conn_id is None else location_environment(_connection(place.conn_id))
 
 
 def _connection(conn_id: str) -> "Connection":

@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_tune_restore.arguments import parse_bool, parse_bytes
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJobs, parse_cluster_address
+from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
+from airflow_tune_restore.launch.ray.jobs_api import RayJobs
 from airflow_tune_restore.launch.ray.submission import DRIVER_MEMORY_BYTES, DriverResources
 
 if TYPE_CHECKING:

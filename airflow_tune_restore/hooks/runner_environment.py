@@ -1,13 +1,13 @@
-"""What an Airflow connection means as environment variables, for a program that has no Airflow.
+"""Turns an Airflow connection into environment variables, for a program that has no Airflow.
 
-The variables are those of the clouds' own libraries, so that fsspec, pyarrow and Ray read them alike.
+The variables are those of the clouds' own libraries: fsspec, pyarrow and Ray all read them.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _AZURE_VARIABLES = {
     "connection_string": "AZURE_STORAGE_CONNECTION_STRING",
-    "account_name": "AZURE_STORAGE_ACCOUNT_NAME",
     "account_key": "AZURE_STORAGE_ACCOUNT_KEY",
     "sas_token": "AZURE_STORAGE_SAS_TOKEN",
     "tenant_id": "AZURE_STORAGE_TENANT_ID",
@@ -29,19 +28,36 @@ _AZURE_VARIABLES = {
 }
 """adlfs reads these (adlfs 2026.8, `AzureBlobFileSystem.__init__`)."""
 
-_PUBLIC = frozenset(
-    "AWS_REGION AWS_DEFAULT_REGION AWS_ENDPOINT_URL AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS "
-    "GOOGLE_CLOUD_PROJECT AZURE_STORAGE_ACCOUNT_NAME AZURE_STORAGE_TENANT_ID "
-    "AZURE_STORAGE_CLIENT_ID".split()
+_NOT_SECRET = frozenset(
+    "AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS AZURE_STORAGE_TENANT_ID AZURE_STORAGE_CLIENT_ID".split()
 )
-"""Masking a region or a host would only make logs unreadable."""
+"""Credentials are masked in logs, except these: they name an identity and prove nothing."""
 
 
-WHERE = frozenset(
-    "AWS_REGION AWS_DEFAULT_REGION AWS_ENDPOINT_URL GOOGLE_CLOUD_PROJECT "
-    "AZURE_STORAGE_ACCOUNT_NAME".split()
-)
-"""What says where a store is, and nothing of who may open it: this may be shown to anybody."""
+def location_environment(connection: "Connection") -> dict[str, str]:
+    """Return the variables that name the place of the store: endpoint, region, project, account.
+
+    No credential is among them, and none is made: there is no request to a cloud and no key file.
+
+    Raises:
+        InvalidInputError: If this type of connection has no such form.
+    """
+    match connection.conn_type:
+        case "aws":
+            return _aws_location(connection)
+        case "google_cloud_platform":
+            project = _google_extra(connection.extra_dejson, "project")
+            return _drop_empty(
+                {"GOOGLE_CLOUD_PROJECT": project if isinstance(project, str) else ""}
+            )
+        case "wasb" | "adls" | "azure_data_lake":
+            return _drop_empty({"AZURE_STORAGE_ACCOUNT_NAME": _azure_account(connection)})
+        case other:
+            raise InvalidInputError(
+                f"Connection {connection.conn_id!r} is of type {other!r}. Runners can use connections of "
+                "the types aws, google_cloud_platform, wasb and adls. For others set the credentials in "
+                "the environment of the Airflow workers and leave the connection id out."
+            )
 
 
 @contextmanager
@@ -51,60 +67,65 @@ def runner_environment(connection: "Connection") -> Iterator[dict[str, str]]:
     Raises:
         InvalidInputError: If this type of connection has no such form.
     """
-    match connection.conn_type:
-        case "aws":
-            env = _aws(connection)
-        case "google_cloud_platform":
-            with _google(connection) as env:
-                yield env
-            return
-        case "wasb" | "adls" | "azure_data_lake":
-            env = _azure(connection)
-        case other:
-            raise InvalidInputError(
-                f"Connection {connection.conn_id!r} is of type {other!r}; we can hand aws, "
-                "google_cloud_platform, wasb and adls connections to a runner. For others set the "
-                "credentials in the environment of the Airflow workers and leave the connection id out."
-            )
-    _mask(env)
-    yield env
+    location = location_environment(connection)
+    with ExitStack() as stack:
+        match connection.conn_type:
+            case "aws":
+                credentials = _aws_credentials(connection)
+            case "google_cloud_platform":
+                credentials = stack.enter_context(_google_credentials(connection))
+            case _:
+                credentials = _azure_credentials(connection)
+        for name, value in credentials.items():
+            if name not in _NOT_SECRET:
+                mask_secret(value)
+        yield location | credentials
 
 
-def _aws(connection: "Connection") -> dict[str, str]:
-    """Read keys, endpoint and region; an assumed role gives its temporary keys."""
+def _aws_location(connection: "Connection") -> dict[str, str]:
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    config = S3Hook(aws_conn_id=connection.conn_id).conn_config
+    region = config.region_name or ""
+    return _drop_empty(
+        {
+            "AWS_ENDPOINT_URL": config.get_service_endpoint_url(service_name="s3") or "",
+            "AWS_REGION": region,
+            "AWS_DEFAULT_REGION": region,  # botocore reads only this one
+        }
+    )
+
+
+def _aws_credentials(connection: "Connection") -> dict[str, str]:
+    """Return keys or a profile; for an assumed role, its temporary keys (a request to STS)."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
     hook = S3Hook(aws_conn_id=connection.conn_id)
     config = hook.conn_config
-    region = config.region_name or ""
-    env = {
-        "AWS_ENDPOINT_URL": config.get_service_endpoint_url(service_name="s3") or "",
-        "AWS_REGION": region,
-        "AWS_DEFAULT_REGION": region,  # botocore reads this one only
-    }
     if config.aws_access_key_id or config.role_arn:
         keys = hook.get_credentials()
-        env["AWS_ACCESS_KEY_ID"] = keys.access_key
-        env["AWS_SECRET_ACCESS_KEY"] = keys.secret_key
-        env["AWS_SESSION_TOKEN"] = keys.token or ""
-    elif config.profile_name:
-        env["AWS_PROFILE"] = config.profile_name
-    # without keys, role and profile the machine's own identity is meant: the runner has the same one
-    return _filled(env)
+        return _drop_empty(
+            {
+                "AWS_ACCESS_KEY_ID": keys.access_key,
+                "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+                "AWS_SESSION_TOKEN": keys.token or "",
+            }
+        )
+    # without keys, role and profile the identity of the machine is meant: the runner has the same one
+    return _drop_empty({"AWS_PROFILE": config.profile_name or ""})
 
 
 @contextmanager
-def _google(connection: "Connection") -> Iterator[dict[str, str]]:
-    """Name the key file; a key kept in the connection is written to a file only this user can read."""
+def _google_credentials(connection: "Connection") -> Iterator[dict[str, str]]:
+    """Yield the path of the key file; a key in the connection is written to a private file first.
+
+    Without a key: nothing. The runner finds the application default credentials by itself.
+    """
     extra = connection.extra_dejson
-    project = _google_extra(extra, "project")
-    env = _filled({"GOOGLE_CLOUD_PROJECT": project if isinstance(project, str) else ""})
     key = _google_extra(extra, "keyfile_dict")
-    path = _google_extra(extra, "key_path")
     if not key:
-        if path:
-            env["GOOGLE_APPLICATION_CREDENTIALS"] = str(path)
-        yield env  # without a key: application default credentials, which the runner finds by itself
+        path = _google_extra(extra, "key_path")
+        yield {"GOOGLE_APPLICATION_CREDENTIALS": str(path)} if path else {}
         return
     text = key if isinstance(key, str) else json.dumps(key)
     mask_secret(json.loads(text).get("private_key"))
@@ -112,7 +133,7 @@ def _google(connection: "Connection") -> Iterator[dict[str, str]]:
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
-        yield {**env, "GOOGLE_APPLICATION_CREDENTIALS": name}
+        yield {"GOOGLE_APPLICATION_CREDENTIALS": name}
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -122,34 +143,31 @@ def _google_extra(extra: dict[str, Any], name: str) -> Any:
     return extra.get(name) or extra.get(f"extra__google_cloud_platform__{name}")
 
 
-def _azure(connection: "Connection") -> dict[str, str]:
-    """Read an account key, a SAS token, a connection string, or a service principal.
+def _azure_credentials(connection: "Connection") -> dict[str, str]:
+    """Return an account key, a SAS token, a connection string, or a service principal.
 
     With a tenant id, login and password are a service principal (as in Airflow's `wasb` connection).
     """
     extra = connection.extra_dejson
     values = {name: extra.get(name) for name in _AZURE_VARIABLES}
-    login, password = connection.login, connection.password
     if values["tenant_id"]:
-        values["client_id"] = values["client_id"] or login
-        values["client_secret"] = values["client_secret"] or password
-        values["account_name"] = values["account_name"] or _azure_account(connection.host)
+        values["client_id"] = values["client_id"] or connection.login
+        values["client_secret"] = values["client_secret"] or connection.password
     else:
-        values["account_name"] = values["account_name"] or login or _azure_account(connection.host)
-        values["account_key"] = values["account_key"] or password
-    return _filled({_AZURE_VARIABLES[name]: str(value or "") for name, value in values.items()})
+        values["account_key"] = values["account_key"] or connection.password
+    return _drop_empty({_AZURE_VARIABLES[name]: str(value or "") for name, value in values.items()})
 
 
-def _azure_account(host: str | None) -> str:
-    """Return the account in `https://account.blob.core.windows.net`, or in `account` alone."""
-    return (host or "").partition("://")[2].partition(".")[0] or (host or "").partition(".")[0]
+def _azure_account(connection: "Connection") -> str:
+    """Return the account: named, else the login (without a tenant id), else the first part of the host.
+
+    The host is `https://account.blob.core.windows.net`, or `account` alone.
+    """
+    extra, host = connection.extra_dejson, connection.host or ""
+    login = "" if extra.get("tenant_id") else connection.login
+    from_host = host.partition("://")[2].partition(".")[0] or host.partition(".")[0]
+    return str(extra.get("account_name") or login or from_host)
 
 
-def _filled(env: dict[str, str]) -> dict[str, str]:
+def _drop_empty(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if value}
-
-
-def _mask(env: dict[str, str]) -> None:
-    for name, value in env.items():
-        if name not in _PUBLIC:
-            mask_secret(value)

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerProgress
@@ -16,6 +16,18 @@ LONGEST_LINE = 16_000
 
 _SHOWN_METRICS = 3
 _LINE_LENGTH = 4000
+
+
+class Log(Protocol):
+    """A logger of the standard library, or Airflow's."""
+
+    def info(self, message: str, /, *args: Any) -> Any:
+        """Log a message with its %-arguments."""
+        ...
+
+    def warning(self, message: str, /, *args: Any) -> Any:
+        """Log a warning with its %-arguments."""
+        ...
 
 
 class NewestLines:

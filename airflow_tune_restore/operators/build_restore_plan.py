@@ -432,7 +432,11 @@ def _size(plan: RestorePlan) -> tuple[bool, int]:
 def _items(address: Address, plan: RestorePlan) -> list[TrialXCom]:
     """Return one item a trial; samples that the same run draws are followed by one of their own."""
     items = [TrialXCom.build(address, plan, trial) for trial in plan.to_run]
-    return [*items, TrialXCom.build_samples(address, plan)] if plan.continues_search else items
+    return (
+        [*items, TrialXCom.build_continued_search(address, plan)]
+        if plan.continues_search
+        else items
+    )
 
 
 def _restore(address: Address, plan: RestorePlan) -> dict[str, Any]:

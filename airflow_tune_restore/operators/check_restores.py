@@ -12,7 +12,7 @@ class CheckRestoresOperator(BaseOperator):
     """Fails if the plan met an error that nobody foresaw, after all others were restored.
 
     The plan itself cannot fail for it: none of the other experiments would be restored then. Let this
-    task follow trials, commit and samples, as in `TuneRestoreTaskGroup`: by its trigger rule,
+    task follow trials, commit and continue_search, as in `TuneRestoreTaskGroup`: by its trigger rule,
     `none_failed`, it is upstream_failed when one of them failed.
 
     Args:

@@ -42,8 +42,8 @@ class CommitRestoreOperator(BaseOperator):
     Args:
         restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. It is read
             when the task runs: as a templated field, a plan that was skipped would be an error.
-        continued: `plan.output["continued"]`: experiments of which only samples are left. Nothing is
-            committed for them; they are handed on in the output. Read when the task runs.
+        continue_search: `plan.output["continue_search"]`: experiments of which only samples are left.
+            Nothing is committed for them; the output contains them. Read when the task runs.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
             (templated)
     """
@@ -55,17 +55,17 @@ class CommitRestoreOperator(BaseOperator):
         self,
         *,
         restores: Any,
-        continued: Any = (),
+        continue_search: Any = (),
         storage_conn_id: str | None = None,
         trigger_rule: TriggerRule | str = TriggerRule.ALL_DONE,
         **kwargs: Any,
     ) -> None:
         super().__init__(trigger_rule=trigger_rule, **kwargs)
         self.restores = restores
-        self.continued = continued
+        self.continue_search = continue_search
         self.storage_conn_id = storage_conn_id
         XComArg.apply_upstream_relationship(self, restores)
-        XComArg.apply_upstream_relationship(self, continued)
+        XComArg.apply_upstream_relationship(self, continue_search)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Commit every restore, then show what they did."""
@@ -74,7 +74,7 @@ class CommitRestoreOperator(BaseOperator):
             items = [RestoreXCom.parse(item) for item in resolve_list(self.restores, context)]
         outputs: list[dict[str, Any]] = [
             {"experiment": str(address), "restore_id": None, "samples_left": True}
-            for address in resolve_list(self.continued, context)
+            for address in resolve_list(self.continue_search, context)
         ]
         if not items and not outputs:
             raise AirflowSkipException("Nothing to commit: no restore was started.")

@@ -28,8 +28,8 @@ _Item = TypeVar("_Item", bound="DataclassInstance")
 RESTORES_KEY = "restores"
 """XCom key under which the plan task pushes the restores it has started."""
 
-CONTINUE_SEARCH_KEY = "continued"
-"""XCom key for the experiments whose samples are to be drawn: pushed by plan, and then by commit."""
+CONTINUE_SEARCH_KEY = "continue_search"
+"""XCom key for the experiments of which only the search is left to continue: pushed by the plan."""
 
 UNEXPECTED_KEY = "unexpected"
 """XCom key for what nobody foresaw, one line for each experiment that the plan lost to it."""
@@ -90,7 +90,7 @@ class TrialXCom:
         return _parse(cls, value, "trial")
 
     @classmethod
-    def build_samples(cls, address: Address, plan: RestorePlan) -> Self:
+    def build_continued_search(cls, address: Address, plan: RestorePlan) -> Self:
         """Build the item of the samples that the run of a whole experiment draws: it follows the run."""
         name = Location.parse(plan.experiment).name
         return cls(

@@ -1,7 +1,20 @@
-"""Attempts: one run of one trial in a restore, numbered from 1.
+"""The attempts of one trial (or of the whole-experiment run) in a restore, and the records of each.
 
-Creating an attempt's request claims its number; a runner that sees a higher one stops. The runner alone
-writes heartbeat, snapshot and outcome of its attempt. Standard library only.
+Rules:
+
+1. Attempts are numbered from 1. The exclusive create of a request claims its number, for ever.
+2. Only the runner of an attempt writes its heartbeat, progress, snapshots and outcome. The process that
+   follows the runner writes an exit record if the runner left no outcome.
+3. The first heartbeat is created exclusively, so an attempt has at most one runner.
+4. A runner stops if it finds a newer attempt. It looks before its first heartbeat, so an attempt that
+   was superseded before it started writes nothing. It looks again after each heartbeat.
+5. A newer attempt is claimed before the heartbeats of earlier ones are read. By rules 4 and 5, at least
+   one of two runners sees the other.
+6. An attempt is over if it has an outcome, or if its heartbeat did not change for `QUIET_SECONDS` by the
+   reader's own monotonic clock. The clocks of stores and of other machines do not count.
+7. An attempt without a heartbeat never ran.
+
+Standard library only.
 """
 
 import math
@@ -16,6 +29,7 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
 )
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.record_fields import LAST_WORDS_LENGTH
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
 from airflow_tune_restore.protocol.request import (
     ProgressTail,
@@ -24,7 +38,6 @@ from airflow_tune_restore.protocol.request import (
     RunnerOutcome,
     RunnerRequest,
 )
-from airflow_tune_restore.protocol.typed import LAST_WORDS_LENGTH
 from airflow_tune_restore.storage.base import ObjectStore
 
 MAX_PROGRESS_BYTES = 4 * 1024**2
@@ -32,15 +45,15 @@ MAX_PROGRESS_BYTES = 4 * 1024**2
 
 _CONCURRENCY = 16
 QUIET_SECONDS = 20.0
-"""A runner beats every 5 s; one that is silent this long by our own clock is dead."""
+"""A runner writes a heartbeat every 5 s. After this long without a new one it is dead."""
 
 
 class AttemptId(NamedTuple):
-    """What names an attempt.
+    """The id of an attempt.
 
     Args:
         restore_id: The restore.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the one run of all.
+        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
         attempt: Its number, from 1.
     """
 
@@ -51,7 +64,7 @@ class AttemptId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecords:
-    """What is stored of the attempts of one trial, or of the whole-experiment run, in one restore.
+    """Reads the records of all attempts of one trial, or of the whole-experiment run, in one restore.
 
     Args:
         store: Rooted at the experiment directory.
@@ -91,19 +104,19 @@ class AttemptRecords:
 
         Raises:
             KeyNotFoundError: If the attempt is not claimed.
-            RecordUnreadableError: If the record is not a request, or that of another attempt.
+            RecordUnreadableError: If the record is not a request, or belongs to another attempt.
         """
         key = layout.request_key(*self._id(attempt))
         request = read_record(self.store, key, RunnerRequest.from_json)
         self._check_belongs(request, attempt, key, "request")
-        # as for a plan: a writer of the store could name an experiment that is not theirs
+        # a writer of the store could name an experiment of another user, as in a plan
         return replace(request, experiment=self.store.uri)
 
     def outcome(self, attempt: int | None = None) -> RunnerOutcome | None:
         """Return how an attempt ended (the newest by default); None without an outcome.
 
         Raises:
-            RecordUnreadableError: If the record is not an outcome, or that of another attempt.
+            RecordUnreadableError: If the record is not an outcome, or belongs to another attempt.
         """
         if attempt is None:
             attempt = self.newest()
@@ -116,7 +129,7 @@ class AttemptRecords:
         return outcome
 
     def outcome_or_interrupted(self, attempt: int | None = None) -> RunnerOutcome | None:
-        """Return the outcome; an unreadable one counts as interrupted and stops no other trial."""
+        """Return the outcome; an unreadable one counts as interrupted, so that other trials go on."""
         try:
             return self.outcome(attempt)
         except RecordUnreadableError as error:
@@ -131,9 +144,9 @@ class AttemptRecords:
             )
 
     def exit(self, attempt: int, *, infer_from_heartbeat: bool = False) -> RunnerExit | None:
-        """Return how the process of an attempt was seen to exit; None if that was not recorded.
+        """Return the exit record of an attempt; None if it has none.
 
-        With `infer_from_heartbeat`, an attempt that ran has an exit, though without a recorded cause.
+        With `infer_from_heartbeat`, an attempt that has a heartbeat counts as exited without a cause.
         """
         try:
             return read_record(
@@ -141,11 +154,11 @@ class AttemptRecords:
             )
         except KeyNotFoundError:
             return RunnerExit() if infer_from_heartbeat and self.has_begun(attempt) else None
-        except RecordUnreadableError as error:  # it did exit; only the cause is lost
+        except RecordUnreadableError as error:  # it did exit; only its cause is unknown
             return RunnerExit(message=str(error))
 
     def record_exit(self, attempt: int, exit_code: int | None, message: str) -> None:
-        """Record the exit of a runner that left no outcome or was taken away; the ledger counts it."""
+        """Record the exit of a runner that left no outcome, so that the ledger counts it."""
         ended = RunnerExit(
             exit_code=exit_code,
             message=message[-LAST_WORDS_LENGTH:],
@@ -157,7 +170,7 @@ class AttemptRecords:
         """Return the newest reports of the trial in an attempt; None before its first result.
 
         Raises:
-            RecordUnreadableError: If the record is not valid. It is only shown, so it must stop nothing.
+            RecordUnreadableError: If the record is not valid. Progress is only shown: ignore it then.
         """
         key = layout.progress_key(*self._id(attempt))
         try:
@@ -175,14 +188,12 @@ class AttemptRecords:
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> bool:
-        """Block until an attempt has an outcome, or its heartbeat did not change for `QUIET_SECONDS`.
+        """Block until an attempt is over (rule 6).
 
-        An attempt without any heartbeat never ran. Claim the next attempt (or release the lease) before
-        calling this: a runner writes its first heartbeat before it looks for newer attempts, so one of
-        the two sees the other.
+        Claim the next attempt, or release the lease, before you call this (rule 5).
 
         Returns:
-            False if its runner still lived after `patience_seconds`.
+            False if its runner was still alive after `patience_seconds`.
         """
         alive = wait_until_all_over(
             self.store,
@@ -211,17 +222,17 @@ def wait_until_all_over(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[AttemptId]:
-    """Do as `wait_until_over` for many attempts, in the time that one takes.
+    """Wait for many attempts at the same time, as `AttemptRecords.wait_until_over` does for one.
 
     Args:
         store: Rooted at the experiment directory.
-        attempts: One of each trial.
-        patience_seconds: How long living runners are waited for.
+        attempts: At most one per trial.
+        patience_seconds: Longest wait for runners that are alive.
         monotonic: The clock.
         sleep: Waits some seconds.
 
     Returns:
-        Those whose runners still lived after `patience_seconds`.
+        The attempts whose runners were still alive after `patience_seconds`.
     """
 
     def look(attempt: AttemptId) -> tuple[bytes | None, bool, float]:

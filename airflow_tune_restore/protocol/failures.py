@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_REFUSED
-from airflow_tune_restore.protocol.typed import LINE_LENGTH
 
 _READ_LIMIT = 32_768
 """Characters looked at, from either end of a failure's text."""

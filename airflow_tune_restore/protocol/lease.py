@@ -1,12 +1,18 @@
-"""One restore of an experiment at a time.
+"""The lease of an experiment: one restore at a time.
 
-The lease is a row of numbered objects; creating the next number exclusively takes it, the highest
-number holds it, and the number is the fencing token. Heartbeat and release are objects of their own.
-Only create, put and list are needed: compare-and-swap does not exist for local disks.
+Rules:
 
-A holder is dead when its heartbeat has not changed for a whole TTL by the observer's own monotonic
-clock. The store's clock only decides whether watching is worth while: a recent heartbeat refuses at
-once. All parts of one restore (plan, runners, commit) share its lease: they re-enter it by restore_id.
+1. The lease is a series of numbered objects. The exclusive create of the next number takes the lease.
+   The highest number holds it, and this number is the fencing token (the epoch).
+2. Heartbeat and release are objects of their own. Create, put and list are enough: compare-and-swap does
+   not exist for local disks.
+3. A number is used once. A heartbeat or release without a claim uses its number, too.
+4. A holder that wrote within its TTL, by the clock of the store, is alive: others are refused at once.
+5. Any other holder is dead if its heartbeat does not change for a whole TTL (at most
+   `MAX_WATCH_SECONDS`) by the observer's own monotonic clock.
+6. All parts of one restore (plan, runners, commit) share its lease: the same `restore_id` takes it again.
+7. A restore that no longer holds the lease writes nothing more.
+
 Standard library only: runners use it inside Ray images.
 """
 
@@ -55,19 +61,19 @@ _SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 _CONCURRENCY = 16
 
 MAX_WATCH_SECONDS = 900.0
-"""How long a holder is watched at most, whatever its claim asks for: anybody may have written that.
+"""Longest watch of a holder, whatever TTL its claim holds: an attacker may have written the claim.
 
-As long as the lease of a DAG unless told otherwise. A holder with a longer one was silent for all of it
-by the store's clock before it is watched at all.
+This is the default TTL of a DAG. A holder with a longer TTL was silent for all of it by the store's
+clock before the watch begins.
 """
 
 _MAX_TRIES = 20
-"""How often a number is found taken, each time by another; then the store does not list what it holds."""
+"""Tries to create a number that the store does not list. After that, its lists are not complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """What was seen of a holder that looks dead.
+    """The first look at a holder that may be dead.
 
     Args:
         epoch: The lease it holds.
@@ -90,13 +96,12 @@ def acquire(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lease:
-    """Take the lease of the experiment at the store's root, or re-enter our own.
+    """Take the lease of the experiment at the store's root, or take it again for the same restore.
 
-    Blocks until a predecessor that looks dead was watched for its TTL, `MAX_WATCH_SECONDS` at most; with
-    a `watch` that has begun before, only for what is left of that.
+    Blocks while a silent holder is watched (rule 5); a `watch` that began earlier shortens this.
 
     Raises:
-        LeaseHeldError: If another restore is alive; names it.
+        LeaseHeldError: If another restore is alive.
         InvalidInputError: If `ttl_seconds` is more than a lease can have.
         StorageError: If the store has claims that it does not list.
     """
@@ -109,11 +114,10 @@ def acquire(
             if current.restore_id == restore_id:
                 renew(store, current)
                 return current
-            if watched not in (None, current.epoch):  # somebody was faster, and has it now
+            if watched not in (None, current.epoch):  # another restore was faster
                 raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
             watched = current.epoch
             _wait_for_death(store, current, entries, watch, monotonic, sleep)
-        # a release or heartbeat without its claim has used its number up, too
         epoch = max(used(entries), default=0) + 1
         claim = {
             "restore_id": restore_id,
@@ -124,21 +128,21 @@ def acquire(
         key = layout.lease_claim_key(epoch)
         if layout.lease_epoch(key.rpartition("/")[2], CLAIM) is None:
             raise RecordUnreadableError(
-                store.uri, layout.lease_claim_key(epoch - 1), "no number is left after it"
+                store.uri, layout.lease_claim_key(epoch - 1), "lease numbers are exhausted"
             )
         try:
             store.create(key, json.dumps(claim).encode())
         except KeyExistsError:
-            continue  # somebody was faster: look who
+            continue  # another restore was faster: list again
         return Lease(epoch=epoch, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
     raise StorageError(
         f"{store.uri}: the lease cannot be taken: {key} exists, but {layout.LEASE} does not list it. "
-        "Nothing was started. If no other restore begins just now, find out who made it, then delete it."
+        "Nothing was started. If no other restore is starting now, find out what wrote it, and delete it."
     )
 
 
 def check_ttl(ttl_seconds: float) -> None:
-    """Refuse a TTL that nobody who reads the claim would believe (InvalidInputError)."""
+    """Refuse a TTL that readers of the claim would ignore (InvalidInputError)."""
     if not 0 <= ttl_seconds <= MAX_TTL_SECONDS:
         raise InvalidInputError(
             f"A lease cannot last {ttl_seconds:.0f} s without a sign of life: lease_ttl is at most "
@@ -149,14 +153,14 @@ def check_ttl(ttl_seconds: float) -> None:
 def refuse_if_alive(
     store: ObjectStore, restore_id: str, *, monotonic: Callable[[], float] = time.monotonic
 ) -> Watch | None:
-    """Find out early, without waiting, that `acquire` would be refused.
+    """Refuse early, without waiting, what `acquire` would refuse at once.
 
     Returns:
-        A watch for `acquire`, if another restore ended without releasing the lease: the time until then
-        counts. Who begins with many experiments waits for all of them at once.
+        A watch for `acquire`, if another restore ended without releasing the lease. The time from now on
+        counts, so that many experiments are watched at the same time.
 
     Raises:
-        LeaseHeldError: If another restore has shown a sign of life within its TTL.
+        LeaseHeldError: If another restore wrote within its TTL.
     """
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
@@ -169,16 +173,27 @@ def refuse_if_alive(
 
 
 def renew(store: ObjectStore, lease: Lease) -> None:
-    """Say that the restore lives. Cheap: one put."""
+    """Write a heartbeat: one put."""
     beat = {"restore_id": lease.restore_id, "nonce": secrets.token_hex(8)}
     store.put(layout.lease_heartbeat_key(lease.epoch), json.dumps(beat).encode())
 
 
+def keep_alive(store: ObjectStore, restore_id: str) -> Lease:
+    """Renew the lease that this restore holds, and return it.
+
+    Raises:
+        LeaseLostError: If it was released, or a newer restore took over; then nothing is written.
+    """
+    held = check_held(store, restore_id)
+    renew(store, held)
+    return held
+
+
 @contextmanager
 def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[None]:
-    """Renew the lease of a restore until the block ends, from a thread beside it.
+    """Renew the lease of a restore from a thread until the block ends.
 
-    For work that may take longer than a TTL while no runner renews it. A lease that was lost meanwhile is
+    For work without a runner (runners renew the lease) that may take longer than a TTL. A lost lease is
     not renewed.
     """
     has_ended = threading.Event()
@@ -186,7 +201,7 @@ def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[No
     def renew_until_then() -> None:
         while not has_ended.wait(max(_SHORTEST_PERIOD, ttl_seconds / 5)):
             try:
-                renew(store, check_held(store, restore_id))
+                keep_alive(store, restore_id)
             except TuneRestoreError as error:
                 logger.warning(
                     "The lease of %s could not be renewed: %s", store.uri, printable(str(error))
@@ -198,20 +213,20 @@ def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[No
         yield
     finally:
         has_ended.set()
-        thread.join(_JOIN_SECONDS)  # not for ever: a store may hang in the very last beat
+        thread.join(_JOIN_SECONDS)  # not for ever: the store may hang in the last renewal
 
 
 def release(store: ObjectStore, lease: Lease) -> None:
-    """Give the lease back. Releasing twice is no error."""
+    """Release the lease. Releasing twice is fine."""
     body = json.dumps({"restore_id": lease.restore_id}).encode()
     store.put(layout.lease_release_key(lease.epoch), body)
 
 
 def release_all(store: ObjectStore, leases: Iterable[Lease]) -> None:
-    """Give back the leases of restores that died; there may be thousands."""
+    """Release the leases of dead restores; there may be thousands."""
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         for _ in pool.map(lambda lease: release(store, lease), leases):
-            pass  # an error of any is raised here
+            pass  # raises the error of any release
 
 
 def check_held(store: ObjectStore, restore_id: str) -> Lease:
@@ -223,9 +238,9 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
     if current is None:
-        raise LeaseLostError(store.uri, restore_id, "there is no lease at all")
+        raise LeaseLostError(store.uri, restore_id, "the experiment has no lease")
     if current.restore_id != restore_id:
-        newer = f"restore {current.restore_id} of {current.holder} took over"
+        newer = f"restore {current.restore_id} of {current.holder} has taken it"
         raise LeaseLostError(store.uri, restore_id, newer)
     if is_released(entries, current.epoch):
         raise LeaseLostError(store.uri, restore_id, "the restore has ended and released it")
@@ -235,7 +250,7 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
 def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     """Return the claims of other restores that were never released, the oldest first.
 
-    All but the newest were taken over; so was the newest once another one is created.
+    All but the newest have successors; so has the newest once this restore takes the lease.
     """
     entries = store.list_dir(layout.LEASE)
     epochs = sorted(claimed(entries) - released(entries))
@@ -245,13 +260,13 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
 
 
 def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
-    """Return which restores held the lease before this one, the newest first."""
+    """Return the ids of the restores that held the lease before this one, the newest first."""
     epochs = sorted(claimed(store.list_dir(layout.LEASE)), reverse=True)
     ids = [read_claim(store, epoch).restore_id for epoch in epochs[:_LOOK_BACK]]
     return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
 
 
-def _wait_for_death(  # noqa: PLR0913  what was seen, and the clocks
+def _wait_for_death(  # noqa: PLR0913  the observations, and the clocks
     store: ObjectStore,
     current: Lease,
     entries: list[Entry],
@@ -259,10 +274,10 @@ def _wait_for_death(  # noqa: PLR0913  what was seen, and the clocks
     monotonic: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> None:
-    """Return when the holder was silent for as long as it must be watched, or has released its lease.
+    """Return once the holder was silent during the whole watch, or released its lease.
 
     Raises:
-        LeaseHeldError: If it shows a sign of life.
+        LeaseHeldError: If it is alive.
     """
     _refuse_recent(store, current, entries)
     if watch is None or watch.epoch != current.epoch:
@@ -271,8 +286,8 @@ def _wait_for_death(  # noqa: PLR0913  what was seen, and the clocks
     left = needed - (monotonic() - watch.since)
     if left > 0:
         logger.warning(
-            "Restore %s of %s ended without releasing its lease. Looking for %.0f s whether it is dead; "
-            "then this one begins.",
+            "Restore %s of %s did not release its lease. Watching it for %.0f s; if it is dead, this "
+            "restore starts then.",
             *(current.restore_id, store.uri, left),
         )
     while True:

@@ -1,4 +1,4 @@
-"""Who holds an experiment: reading the row of numbered lease objects that `protocol.lease` writes.
+"""Reading the numbered lease objects that `protocol.lease` writes.
 
 Standard library only: runners use it inside Ray images.
 """
@@ -18,7 +18,7 @@ from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 DEFAULT_TTL_SECONDS = 120.0
 MAX_TTL_SECONDS = 24 * 3600.0
-"""No claim holds an experiment for longer without a sign of life, whatever it says."""
+"""Longest TTL that counts, whatever a claim holds."""
 
 MAX_CLAIM_BYTES = 65536
 
@@ -34,8 +34,8 @@ class Lease:
 
     Args:
         epoch: Its number, the fencing token.
-        restore_id: Which restore holds it.
-        holder: Who that is, for people (`dag nightly_recovery, run …`, `tune-restore on host`).
+        restore_id: The restore that holds it.
+        holder: The same for people (`dag nightly_recovery, run …`, `tune-restore on host`).
         ttl_seconds: How long a silent holder counts as alive.
     """
 
@@ -47,11 +47,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatus:
-    """What the lease of an unreleased restore says.
+    """The lease of a restore that has not released it.
 
     Args:
         lease: The lease.
-        silent_seconds: Since its holder's last sign of life, by the store's clock.
+        silent_seconds: Since its holder's last write, by the store's clock.
     """
 
     lease: Lease
@@ -59,16 +59,16 @@ class LeaseStatus:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the holder has shown a sign of life within its time."""
+        """Whether the holder wrote within its TTL."""
         return is_alive_after(self.silent_seconds, self.lease.ttl_seconds)
 
 
 def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> LeaseStatus | None:
-    """Read whether a restore is at work on an experiment, or was and never ended.
+    """Return the lease of an experiment if it was never released; None otherwise.
 
     Args:
         store: Rooted at the experiment directory.
-        root: Its listing: without our directory in it nothing is asked.
+        root: Its listing. Without the package's own directory in it, no request is made.
         now: The time by the store's clock.
     """
     if not was_restored(root):
@@ -79,21 +79,21 @@ def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> L
         return None
     lease = read_claim(store, max(epochs))
     silent = silent_seconds(entries, lease.epoch, now)
-    if silent < -CLOCKS_AGREE_SECONDS:  # `now` may be long ago
+    if silent < -CLOCKS_AGREE_SECONDS:  # `now` may be out of date
         silent = silent_seconds(entries, lease.epoch, store.now())
     return LeaseStatus(lease=lease, silent_seconds=silent)
 
 
 def is_alive_after(silent_seconds: float, ttl_seconds: float) -> bool:
-    """Whether a holder that last wrote so long ago counts as alive.
+    """Whether a holder that was silent for so long counts as alive.
 
-    A write in the future does not: it may stay there for ever.
+    A write in the future does not count: it could keep a dead holder alive for ever.
     """
     return -CLOCKS_AGREE_SECONDS <= silent_seconds < ttl_seconds
 
 
 def was_restored(root: list[Entry]) -> bool:
-    """Whether a restore was ever begun on an experiment, by the listing of its root."""
+    """Whether an experiment was ever restored, by the listing of its root."""
     return any(entry.is_dir and entry.name == layout.ROOT for entry in root)
 
 
@@ -104,17 +104,17 @@ def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
 
 
 def used(entries: list[Entry]) -> set[int]:
-    """Return every epoch that anything of a lease has in its name, whatever it is: it is no new one."""
+    """Return every epoch that is used in the name of a lease object."""
     return _epochs(entries, CLAIM, RELEASE, HEARTBEAT)
 
 
 def released(entries: list[Entry]) -> set[int]:
-    """Return the epochs whose holders have given the lease back."""
+    """Return the released epochs."""
     return _epochs((entry for entry in entries if not entry.is_dir), RELEASE)
 
 
 def is_released(entries: list[Entry], epoch: int) -> bool:
-    """Whether the holder of this epoch has given it back."""
+    """Whether an epoch was released."""
     return epoch in released(entries)
 
 
@@ -131,8 +131,8 @@ def _epochs(entries: Iterable[Entry], *kinds: str) -> set[int]:
 def silent_seconds(entries: list[Entry], epoch: int, now: datetime) -> float:
     """Return the seconds since the holder's last write, by the store's clock.
 
-    Negative for a write in the future; infinite where the store does not tell: only who watches the
-    holder learns whether it lives.
+    Negative for a write in the future. Infinite if the store returns no times: then only watching the
+    holder shows whether it is alive.
     """
     written = (
         entry.modified_at
@@ -144,7 +144,7 @@ def silent_seconds(entries: list[Entry], epoch: int, now: datetime) -> float:
 
 
 def read_claim(store: ObjectStore, epoch: int) -> Lease:
-    """Read a claim; one that makes no sense has nobody's name."""
+    """Read a claim; an unreadable one gets placeholder names."""
     claim = read_lease_object(store, layout.lease_claim_key(epoch))
     return Lease(
         epoch=epoch,
@@ -155,7 +155,7 @@ def read_claim(store: ObjectStore, epoch: int) -> Lease:
 
 
 def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
-    """Read one of our objects; one that makes no sense counts as empty."""
+    """Read a lease object; one that is not valid counts as empty."""
     try:
         value = json.loads(store.get(key, max_bytes=MAX_CLAIM_BYTES))
     except (ValueError, RecursionError, TooLargeError, LinkRefusedError):
@@ -164,7 +164,7 @@ def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
 
 
 def _restore_id(value: Any) -> str:
-    """Read a restore's id; what cannot stand in a key is nobody's, and has no plan."""
+    """Read a restore's id; "?" if it cannot be part of a key."""
     return value if isinstance(value, str) and is_key_name(value) else "?"
 
 
@@ -173,7 +173,7 @@ def _text(value: Any) -> str:
 
 
 def _ttl(value: Any) -> float:
-    """Read a TTL; one that makes no sense (NaN, "soon", 1e300) must not hold the lease for ever."""
+    """Read a TTL; one that is not valid (NaN, "soon", 1e300) must not hold the lease for ever."""
     if type(value) in (int, float) and 0 <= value <= MAX_TTL_SECONDS:
         return float(value)
     return DEFAULT_TTL_SECONDS

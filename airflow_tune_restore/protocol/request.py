@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from airflow_tune_restore.protocol.typed import (
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.record_fields import (
     Asked,
     Count,
     Error,
@@ -217,6 +218,10 @@ class RunnerOutcome(Record):
 
     def __post_init__(self) -> None:
         Result(self.result)  # ValueError if it is none
+
+    def describe_error(self) -> str:
+        """Return the type and message of the error as one printable line; "" if there is no error."""
+        return printable(f"{self.error_type}: {self.error}".removeprefix(": "))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.protocol.typed import LINE_LENGTH
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore

@@ -84,7 +84,7 @@ class Attempt:
             if is_own_job(self._request):
                 self._join(join_early)
             self._wait_for_earlier()
-            self._heartbeat.runs()
+            self._heartbeat.mark_running()
             loaded = load(self._store, self._request)
             self._scope = _make_scope(self._store, self._request, self._heartbeat, self._started_at)
             asked = self._ask(self._scope, loaded)

@@ -1,9 +1,7 @@
-"""A runner's pulse: says that it lives, and notices when it must not go on.
+"""The heartbeat of a runner: shows that it is alive, and ends it when another runner takes its place.
 
-It creates its first beat, which a second runner of the same attempt cannot, before it looks for newer
-attempts, and whoever claims a newer attempt does so before looking at the beat; so of two runners of one
-trial at least one sees the other. A store that keeps it waiting does not keep it from ending in time: a
-second thread, which asks no store, looks after that.
+`protocol.attempts` has the rules that the order of reads and writes in `start` keeps. A slow store must
+not keep a runner from ending in time, so a second thread, which makes no requests, watches the first.
 """
 
 import json
@@ -33,14 +31,14 @@ class FencedError(TuneRestoreError):
 
 
 class Heartbeat:
-    """Beats in a thread, and watches over itself in another, until it is stopped."""
+    """Writes heartbeats in one thread, and checks in another that they are written in time."""
 
     def __init__(self, store: ObjectStore, request: RunnerRequest, parent_pid: int | None) -> None:
         self._store = store
         self._request = request
         self._parent_pid = parent_pid
         self._count = 0
-        self._nonce = secrets.token_hex(8)  # so that a create is recognised as ours
+        self._nonce = secrets.token_hex(8)  # so that the store can recognise a repeated create
         self._runs_since = ""
         self._epoch = 0
         self._ttl_seconds = lease_objects.DEFAULT_TTL_SECONDS
@@ -52,41 +50,44 @@ class Heartbeat:
         ]
 
     def start(self) -> None:
-        """Beat once, check that this attempt may run, and go on beating.
+        """Write the first heartbeat if this attempt may run, and start both threads.
+
+        An attempt that is superseded before it starts writes nothing.
 
         Raises:
             FencedError: If there is a newer attempt, or another runner of this one.
             LeaseLostError: If the restore no longer holds the lease.
         """
-        self._begin()
+        self._read_lease()
+        self._create_first_beat()
         self.check()
         self._last_success = time.monotonic()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop beating."""
+        """Stop both threads."""
         self._stopped.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
 
-    def runs(self) -> None:
-        """Say from now on that earlier attempts are over and this one runs the trial."""
+    def mark_running(self) -> None:
+        """Record in the next heartbeats that earlier attempts are over and this one runs the trial."""
         self._runs_since = now()
 
     def beat(self) -> None:
-        """Write one beat."""
+        """Write one heartbeat."""
         self._store.put(self._key, self._next_beat())
 
-    def _begin(self) -> None:
-        """Write the first beat, alone: a pod that is gone from its cluster may still run on its node."""
+    def _create_first_beat(self) -> None:
+        """Refuse a second runner of the same attempt: a deleted pod may still run on its node."""
         try:
             self._store.create(self._key, self._next_beat())
         except KeyExistsError:
             raise FencedError(
                 f"Attempt {self._request.attempt} of trial {self._request.trial_id} stopped: another "
-                "runner of the same attempt has begun."
+                "runner of the same attempt has started."
             ) from None
 
     @property
@@ -100,12 +101,13 @@ class Heartbeat:
         return json.dumps({**beat, "runs_since": self._runs_since}).encode()
 
     def check(self) -> None:
-        """Raise if this attempt must stop; renew the lease if it may go on."""
+        """Raise if this attempt must stop; otherwise renew the lease."""
+        lease.renew(self._store, self._read_lease())
+
+    def _read_lease(self) -> lease_objects.Lease:
+        """Return the lease, if this attempt is the newest and its restore still holds the lease."""
         request = self._request
-        newest = max(
-            AttemptRecords(self._store, request.restore_id, request.trial_id).numbers(),
-            default=request.attempt,
-        )
+        newest = AttemptRecords.of(self._store, request).newest()
         if newest > request.attempt:
             raise FencedError(
                 f"Attempt {request.attempt} of trial {request.trial_id} stopped: attempt {newest} "
@@ -116,12 +118,12 @@ class Heartbeat:
             newer = f"it was lost and taken again: epoch {held.epoch} is not {self._epoch}"
             raise LeaseLostError(self._store.uri, request.restore_id, newer)
         self._epoch, self._ttl_seconds = held.epoch, held.ttl_seconds
-        lease.renew(self._store, held)
+        return held
 
     def check_or_end(self) -> None:
-        """End this process if it must stop; no thread of it may write anything more.
+        """End this process at once if this attempt must stop: none of its threads may write again.
 
-        Its actors end with it: a private Ray shares its fate, a cluster stops a lost driver's job.
+        Its actors end, too: a private Ray ends with its driver, a cluster stops the job of a lost one.
         """
         try:
             self.check()
@@ -130,14 +132,14 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._period()):
-            self._end_if_overdue()  # first: a process that was frozen must not write even a beat
+            self._end_if_overdue()  # first: a process that was frozen must not write
             began = time.monotonic()
             try:
                 self.beat()
                 self.check_or_end()
                 self._last_success = began
-            except Exception as error:  # noqa: BLE001  whatever a store raises, this thread lives on
-                logger.warning("No heartbeat: %s", error)
+            except Exception as error:  # noqa: BLE001  whatever a store raises, this thread goes on
+                logger.warning("The heartbeat could not be written: %s", error)
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._period()):
@@ -150,12 +152,12 @@ class Heartbeat:
     def _end_if_overdue(self) -> None:
         silent = time.monotonic() - self._last_success
         if silent > self._ttl_seconds * 2 / 3:
-            _end(f"No heartbeat for {silent:.0f} s: others may take this runner for dead by now.")
+            _end(f"No heartbeat was written for {silent:.0f} s: another runner may have started.")
 
     def _watch_parent(self) -> None:
-        """If whoever started us was killed, end as if it had told us to."""
+        """Stop as after SIGTERM if the process that started this one was killed."""
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
-            logger.warning("The process that started this runner is gone; stopping.")
+            logger.warning("The process that started this runner has ended; stopping.")
             self._parent_pid = None
             os.kill(os.getpid(), signal.SIGTERM)
 

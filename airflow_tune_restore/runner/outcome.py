@@ -11,8 +11,8 @@ import airflow_tune_restore.protocol.request as contract
 from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
 from airflow_tune_restore.protocol.failures import Cause, Failure, classify
 from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.record_fields import ERROR_LENGTH
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.protocol.typed import ERROR_LENGTH
 
 EXIT_CODES = {
     Result.FINISHED: contract.EXIT_FINISHED,

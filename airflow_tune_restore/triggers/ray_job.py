@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.log_lines import NewestLines, describe_line
-from airflow_tune_restore.launch.ray.jobs_api import Cluster
+from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.stop import stop_attempt
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.experiment_sensor import FIRST_EVENT_SECONDS

@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import AsyncRayJobs, Cluster, JobState, RayJob
-
-ABSENT_LISTS = 3
-"""A job that so many lists in a row do not hold is lost: its head node was started anew."""
-
-LONGEST_LOG = 1024**2
-"""Ray gives a log from its beginning; what a job prints beyond this is shown at its end."""
-
-OUTAGE_SECONDS = 1800.0
-"""How long a cluster may be out of reach before its jobs are given up; they may run on."""
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.job_log import LONGEST_LOG, JobLog
+from airflow_tune_restore.launch.ray.jobs_api import (
+    ABSENT_LISTS,
+    OUTAGE_SECONDS,
+    AsyncRayJobs,
+    JobState,
+    RayJob,
+)
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ from airflow.providers.cncf.kubernetes.triggers.pod import ContainerState, Kuber
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.triggers.base import TriggerEvent
 
-from airflow_tune_restore.hooks.pods import DescribingPodManager, PatientAsyncKubernetesHook
-from airflow_tune_restore.launch.kubernetes.api import describe_error, is_gone, is_no_answer
+from airflow_tune_restore.hooks.pods_async import DescribingPodManager, PatientAsyncKubernetesHook
+from airflow_tune_restore.launch.kubernetes.api import describe_error, is_api_error, is_gone
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
 from airflow_tune_restore.launch.log_lines import describe_line
 
@@ -115,7 +115,7 @@ class _HookOfTrigger(PatientAsyncKubernetesHook):
         except Exception as error:
             if self._seconds_left() == 0:
                 raise _NoPodError("The task's execution_timeout is over") from error
-            if not is_no_answer(error):
+            if not is_api_error(error):
                 raise
             self.outage = "" if is_gone(error, name) else describe_error(error)
             raise _NoPodError(describe_error(error)) from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.launch.ray.attempt_job import RENEW_SECONDS
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 ROUND_SECONDS = 3.0
 LOOKS_A_ROUND = 15
-RENEW_SECONDS = 60.0
-"""A runner renews the lease; one whose job still waits for a place in the cluster cannot."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -130,7 +128,7 @@ class TrialPoller:
             self._store = ExperimentStorageHook().open(self._experiment)
         if time.monotonic() - self._renewed > RENEW_SECONDS:
             self._renewed = time.monotonic()
-            lease.renew(self._store, lease.check_held(self._store, self._restore_id))
+            lease.keep_alive(self._store, self._restore_id)
         for trial in trials:
             try:
                 self._look_at(self._store, trial)

@@ -17,7 +17,7 @@ def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, 
         "restore.plan": ["skipped"],
         "restore.trial": ["skipped"],
         "restore.commit": ["skipped"],
-        "restore.samples": ["skipped"],
+        "restore.continue_search": ["skipped"],
         "restore.done": ["success"],
     }
     assert f"Nothing to restore under {tmp_path}" in done.log

@@ -85,7 +85,7 @@ def test_nightly_recovery_finds_resumes_and_commits(night, running):
         "restore.plan": ["success"],
         "restore.trial": ["success"] * 4,
         "restore.commit": ["success"],
-        "restore.samples": ["skipped"] * 2,
+        "restore.continue_search": ["skipped"] * 2,
         "restore.done": ["success"],
     }
     trials = [t for t in running.tasks(NIGHTLY, run_id) if t["task_id"] == "restore.trial"]

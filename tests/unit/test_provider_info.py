@@ -30,7 +30,7 @@ def test_every_module_it_names_can_be_imported(room):
 
 def test_no_operator_sensor_or_trigger_is_forgotten():
     bases = (
-        *("BaseOperator", "RayJobOperator", "RunnerPodOperator"),
+        *("BaseOperator", "AttemptOperator", "RunnerPodOperator"),
         *("BaseSensorOperator", "BaseHook"),
         *("BaseTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
     )

@@ -25,8 +25,8 @@ def test_with_a_prefix_it_finds_plans_runs_and_commits():
         "restore.plan": {"restore.find"},
         "restore.trial": {"restore.plan"},
         "restore.commit": {"restore.plan", "restore.trial"},
-        "restore.samples": {"restore.commit"},
-        "restore.done": {"restore.trial", "restore.commit", "restore.samples"},
+        "restore.continue_search": {"restore.commit"},
+        "restore.done": {"restore.trial", "restore.commit", "restore.continue_search"},
     }
 
 
@@ -56,7 +56,9 @@ def test_every_task_is_retried_unless_told_otherwise():
 @pytest.mark.parametrize("launcher", ["local", "ray", "kubernetes"])
 def test_a_named_searcher_reaches_whoever_plans_or_runs(launcher):
     dag = dag_with(prefix="/data", search_alg="m:searcher", launcher=launcher)
-    plan, trial, samples = (dag.task_dict[f"restore.{t}"] for t in ("plan", "trial", "samples"))
+    plan, trial, samples = (
+        dag.task_dict[f"restore.{t}"] for t in ("plan", "trial", "continue_search")
+    )
     assert plan.search_alg == "m:searcher"
     for mapped in (trial, samples):
         assert mapped.partial_kwargs["search_alg"] == "m:searcher"
@@ -65,7 +67,9 @@ def test_a_named_searcher_reaches_whoever_plans_or_runs(launcher):
 
 def test_a_runner_user_reaches_whoever_starts_runners():
     dag = dag_with(prefix="/data", runner_user="tune")
-    plan, trial, samples = (dag.task_dict[f"restore.{t}"] for t in ("plan", "trial", "samples"))
+    plan, trial, samples = (
+        dag.task_dict[f"restore.{t}"] for t in ("plan", "trial", "continue_search")
+    )
     assert plan.runner_user == "tune"
     for mapped in (trial, samples):
         assert mapped.partial_kwargs["runner_user"] == "tune"
@@ -110,7 +114,7 @@ def test_max_attempts_reaches_the_plan():
 
 def test_ignore_tuner_reaches_all_that_plan():
     dag = dag_with(prefix="/data", ignore_tuner="{{ params.ignore_tuner }}")
-    tasks = [dag.task_dict[f"restore.{name}"] for name in ("plan", "samples")]
+    tasks = [dag.task_dict[f"restore.{name}"] for name in ("plan", "continue_search")]
     assert {task.template_fields.count("ignore_tuner") for task in tasks} == {1}
     assert tasks[0].ignore_tuner == "{{ params.ignore_tuner }}"
     assert tasks[1].partial_kwargs["ignore_tuner"] == "{{ params.ignore_tuner }}"
@@ -121,7 +125,7 @@ POD = {"image": "registry.example.com/sweeps:1", "namespace": "sweeps", "deferra
 
 def test_on_kubernetes_trials_and_samples_run_in_pods():
     dag = dag_with(prefix="/data", launcher="kubernetes", trial_args=POD, env={"A": "b"})
-    trial, samples = dag.task_dict["restore.trial"], dag.task_dict["restore.samples"]
+    trial, samples = dag.task_dict["restore.trial"], dag.task_dict["restore.continue_search"]
     names = [task.operator_class.__name__ for task in (trial, samples)]
     assert names == ["RestoreTrialKubernetesOperator", "ContinueSearchKubernetesOperator"]
     for task in (trial, samples):
@@ -140,7 +144,7 @@ def test_samples_may_have_pods_of_another_size():
         trial_args=POD,
         continue_search_args={"concurrent_trials": 8, "deferrable": False},
     )
-    samples = dag.task_dict["restore.samples"].partial_kwargs
+    samples = dag.task_dict["restore.continue_search"].partial_kwargs
     assert (samples["concurrent_trials"], samples["deferrable"]) == (8, False)
     assert "concurrent_trials" not in dag.task_dict["restore.trial"].partial_kwargs
 

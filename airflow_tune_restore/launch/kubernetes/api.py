@@ -1,8 +1,8 @@
-"""What an answer of a Kubernetes API server means for a pod that may be running, and asking again.
+"""The meaning of an API server's answers for a pod that may be running, and asking again after an outage.
 
-Only a 404 for that very pod, or the pod's own status, says anything about a pod. Every other answer is an
-outage: a server that has just started answers 401 and 403 before it has loaded its roles, and a proxy in
-front of it may answer anything.
+Only a 404 for that very pod, or the pod's own status, is information about the pod. Every other answer is
+an outage: a server that has just started answers 401 and 403 before it has loaded its roles, and a proxy
+in front of it may answer anything.
 """
 
 import asyncio
@@ -14,36 +14,44 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from aiohttp import ClientError
-from airflow.providers.cncf.kubernetes.exceptions import KubernetesApiError
-from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
-from airflow.sdk.exceptions import AirflowException
 from urllib3.exceptions import HTTPError
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol.printable import printable
 
 OUTAGE_SECONDS = 600.0
-"""How long an API server may be out of order before a task gives up; the pod goes on."""
+"""How long an API server may be out of order before we give up; the pod continues."""
 
 REFUSAL_SECONDS = 60.0
-"""How long it may refuse to create or delete a pod. It loads its roles in a few; no pod is in danger."""
+"""How long it may refuse to create or delete a pod. It loads its roles within seconds."""
+
+POLL_SECONDS = 2.0
+"""Time between two reads of a pod's status."""
 
 WAIT_SECONDS = 5.0
+"""Time before a request that was not answered is sent again."""
+
+LOG_SECONDS = 30.0
+"""How long the log of an ended container is requested while it cannot be read."""
+
 UNAUTHORIZED = 401
 FORBIDDEN = 403
 NOT_FOUND = 404
 CONFLICT = 409
 
+NO_SUCH_LOG = 400
+"""The answer if a container has not started, or has left no log."""
+
 MISTAKES = {400: "BadRequest", 413: "RequestEntityTooLarge", 422: "Invalid"}
-"""Answers to a pod that is wrong, and stays wrong, by status and reason."""
+"""Answers to an invalid pod, by status and reason: asking again does not help."""
 
 _REFUSALS = frozenset({UNAUTHORIZED, FORBIDDEN, NOT_FOUND})
 _NEVER_REACHED = 503
-_UNREACHABLE = (HTTPError, ClientError, TimeoutError, ConnectionError)
-_PROVIDERS = (KubernetesApiException, KubernetesApiError)
+UNREACHABLE = (HTTPError, ClientError, TimeoutError, ConnectionError)
+_wrappers: set[type[Exception]] = set()
 _DENIED = re.compile(r'admission webhook "[^"]*" denied the request')
 _NOT_READY = "not yet ready to handle request"
-"""The end of what admission says by 403 while its own caches are still empty."""
+"""The end of admission's 403 while its own caches are still empty."""
 
 _HINT = "If that lasts: the role it needs is in docs/kubernetes/rbac.yaml"
 
@@ -52,18 +60,22 @@ _Answer = TypeVar("_Answer")
 
 
 class UnreadableAnswerError(TuneRestoreError):
-    """An answer of an API server is not what was asked for: something in front of it has answered."""
+    """An answer of an API server has the wrong content: a proxy in front of it may have answered."""
 
 
-def is_no_answer(error: BaseException | None) -> bool:
-    """Whether an error is an answer of an API server, or the lack of one, and not one of our own."""
-    return status_of(error) is not None or isinstance(
-        error, (*_UNREACHABLE, *_PROVIDERS, UnreadableAnswerError)
-    )
+def register_wrapper(*kinds: type[Exception]) -> None:
+    """Count exceptions of another package as API errors: it wraps those of the client in them."""
+    _wrappers.update(kinds)
+
+
+def is_api_error(error: BaseException | None) -> bool:
+    """Whether an error is an answer of an API server, or the lack of one."""
+    kinds = (*UNREACHABLE, *_wrappers, UnreadableAnswerError)
+    return status_of(error) is not None or isinstance(error, kinds)
 
 
 def is_gone(error: BaseException | None, name: str) -> bool:
-    """Whether an answer means that there is no pod of this name; a 404 may be about anything."""
+    """Whether an answer means that no pod has this name; a 404 may be about something else."""
     answer = _read_status(error)
     details = answer.get("details")
     if status_of(error) != NOT_FOUND or not isinstance(details, dict):
@@ -72,8 +84,8 @@ def is_gone(error: BaseException | None, name: str) -> bool:
 
 
 def is_outage(error: BaseException | None, name: str) -> bool:
-    """Whether an error says nothing about the pod of this name."""
-    return is_no_answer(error) and not is_gone(error, name)
+    """Whether an API error leaves open what became of the pod of this name."""
+    return is_api_error(error) and not is_gone(error, name)
 
 
 def is_taken(error: BaseException | None) -> bool:
@@ -82,16 +94,16 @@ def is_taken(error: BaseException | None) -> bool:
 
 
 def is_mistake(error: BaseException | None) -> bool:
-    """Whether a pod was not created because it is wrong, and will be wrong again."""
+    """Whether a pod was not created because it is invalid."""
     reason = MISTAKES.get(status_of(error) or 0)
     return reason is not None and _read_status(error).get("reason") == reason
 
 
 def is_refusal(error: BaseException | None, name: str) -> bool:
-    """Whether an API server has looked at a new pod, and refused it.
+    """Whether an API server has examined a new pod and refused it.
 
     Admission (a quota, a policy, a missing service account) names the pod, or the webhook that denied it;
-    a role that does not allow to create pods, or is not loaded yet, names neither.
+    a role that does not allow creating pods, or is not loaded yet, names neither.
     """
     answer = _read_status(error)
     about = answer["details"] if isinstance(answer.get("details"), dict) else {}
@@ -117,29 +129,22 @@ def status_of(error: BaseException | None) -> int | None:
     return int(error.status) if error.status else _NEVER_REACHED
 
 
-def provider_errors() -> tuple[type[Exception], ...]:
-    """Return what the provider's operator raises: its own errors, and those of the client it uses."""
-    from kubernetes.client.exceptions import ApiException
-
-    return (AirflowException, ApiException, UnreadableAnswerError, *_UNREACHABLE)
-
-
 def describe_error(error: BaseException) -> str:
-    """Return an error in one line; an answer of the API server with what it says, and no headers."""
+    """Return an error in one line; of an answer of the API server its message, without headers."""
     status = status_of(error)
     if status is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return printable(" ".join(lines), 1000) or type(error).__name__
-    said = printable(str(_read_status(error).get("message") or ""), 1000)
+    message = printable(str(_read_status(error).get("message") or ""), 1000)
     reason = printable(str(getattr(error, "reason", "")))
-    return f"{status} {reason}: {said}".strip(": ")
+    return f"{status} {reason}: {message}".strip(": ")
 
 
 def check_answer(pod: Any, name: str) -> Any:
-    """Return a pod that an API server answered with.
+    """Return the pod in an answer.
 
     Raises:
-        UnreadableAnswerError: If it is not the one that was asked for.
+        UnreadableAnswerError: If it is not the pod of this name.
     """
     metadata = getattr(pod, "metadata", None)
     if metadata is None or metadata.name != name or pod.spec is None or pod.status is None:
@@ -148,7 +153,7 @@ def check_answer(pod: Any, name: str) -> Any:
 
 
 def check_deletion(answer: Any, name: str) -> None:
-    """Check what an API server answered to a deletion: the pod, or that it is done.
+    """Check the answer to a deletion: it must be the pod, or a status.
 
     Raises:
         UnreadableAnswerError: If it is something else.
@@ -161,14 +166,14 @@ def check_deletion(answer: Any, name: str) -> None:
 
 
 class Patience:
-    """How long to ask an API server again, and what to write into the log meanwhile.
+    """How long to repeat a request to an API server, and the warning to log meanwhile.
 
     Args:
-        is_final: Whether an answer settles the question, so that there is no use in asking again.
+        is_final: Whether an answer settles the question, so that asking again does not help.
         seconds: How long to ask.
-        refusal_seconds: How long to ask again after 401, 403 or 404; None for no less.
-        renew: Gets new credentials; called where those in use are not known.
-        what: What is asked, for the log.
+        refusal_seconds: How long to ask again after 401, 403 or 404; by default `seconds`.
+        renew: Gets new credentials; called after 401.
+        what: The state of affairs, for the log.
     """
 
     def __init__(
@@ -178,7 +183,7 @@ class Patience:
         seconds: float = OUTAGE_SECONDS,
         refusal_seconds: float | None = None,
         renew: Callable[[], None] | None = None,
-        what: str = "the pod goes on",
+        what: str = "the pod continues",
     ) -> None:
         self._is_final = is_final
         self._seconds = seconds
@@ -192,7 +197,7 @@ class Patience:
         """Ask until there is an answer.
 
         Raises:
-            Exception: What `question` raised: an answer that is final, or the last one that was not.
+            Exception: The error of `question`: a final one, or the last one when the time is over.
         """
         while True:
             try:
@@ -213,22 +218,22 @@ class Patience:
                 await asyncio.sleep(WAIT_SECONDS)
 
     def _is_over(self, error: Exception) -> bool:
-        if not is_no_answer(error) or self._is_final(error):
+        if not is_api_error(error) or self._is_final(error):
             return True
         seconds = self._refusal_seconds if status_of(error) in _REFUSALS else self._seconds
         if time.monotonic() - self._since > seconds:
             return True
-        said = describe_outage(error)
-        if said != self._logged:  # once, and again when it changes
-            self._logged = said
-            logger.warning("%s; %s. Asking again.", said, self._what)
+        outage = describe_outage(error)
+        if outage != self._logged:  # once, and again when it changes
+            self._logged = outage
+            logger.warning("%s; %s. Asking again.", outage, self._what)
         if status_of(error) == UNAUTHORIZED and self._renew is not None:
             self._renew()
         return False
 
 
 def describe_outage(error: BaseException) -> str:
-    """Return in words that an API server does not answer as it should."""
+    """Return an API error as a clause."""
     status = status_of(error)
     if isinstance(error, UnreadableAnswerError):
         return str(error)

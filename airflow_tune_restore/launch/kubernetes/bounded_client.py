@@ -40,8 +40,12 @@ _ODD = (ValueError, TypeError, AttributeError, LookupError, OverflowError, Recur
 
 
 def bound(client: Any) -> Any:
-    """Bound all that a client of `kubernetes` reads, and return it."""
+    """Bound all that a client of `kubernetes` reads, and return it.
+
+    It does not obey a `Retry-After` within a request, since a proxy may send any: `api.Patience` repeats.
+    """
     pool = client.rest_client.pool_manager
+    pool.connection_pool_kw["retries"] = urllib3.Retry(0, respect_retry_after_header=False)
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     pool.request = _bounded_request(pool.request)
     client.call_api = _checked(client.call_api)

@@ -80,7 +80,7 @@ async def ask(
             finally:
                 await response.aclose()
     except TimeoutError:
-        raise BrokenAnswerError(f"its answer has not ended after {seconds:g} s") from None
+        raise BrokenAnswerError(f"the answer took longer than {seconds:g} s") from None
 
 
 async def _read(
@@ -89,8 +89,8 @@ async def _read(
     packed = response.headers.get("content-encoding", "identity")
     if packed.strip().lower() not in ("", "identity"):
         raise BrokenAnswerError(
-            f"it answers {response.status_code} packed as {printable(packed, 40)}, which it was asked "
-            "not to"
+            f"HTTP {response.status_code} with Content-Encoding {printable(packed, 40)}; only "
+            "identity was accepted"
         )
     if not response.is_success:
         take = None
@@ -99,7 +99,7 @@ async def _read(
         length += len(piece)
         if length > most_bytes:
             raise BrokenAnswerError(
-                f"it answers {response.status_code} and more than {most_bytes:,} bytes"
+                f"HTTP {response.status_code} with more than {most_bytes:,} bytes"
             )
         if take is None:
             body += piece
@@ -121,7 +121,7 @@ def decode(body: bytes, kind: Any) -> Any:
         ValueError: If it is not of this kind; RecursionError if it nests too deep.
     """
     if bounded_json.count_marks(body, ",[{") > MOST_VALUES:
-        raise BrokenAnswerError(f"it answers with more than {MOST_VALUES:,} values")
+        raise BrokenAnswerError(f"the answer has more than {MOST_VALUES:,} values")
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError:

@@ -11,6 +11,9 @@ from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgres
 LONGEST_REST = 2 * 1024**2
 """Characters of a line that are waited for, before it is taken for one."""
 
+LONGEST_LOG = 1024**2
+"""Characters. Ray returns a log from its beginning; what follows is shown when the job has ended."""
+
 LAST_LINES = 20
 """How many of the last lines are kept, shown or not: they say why a job ended."""
 

@@ -6,27 +6,28 @@ token, certificate, version) is an InvalidInputError; what may pass is a RayClus
 
 import asyncio
 import re
-import shlex
-import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
-from airflow_tune_restore.launch.ray.http_answer import (
-    PLAIN,
-    Answer,
-    BrokenAnswerError,
-    ask,
-    decode,
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.launch.ray.cluster import Cluster, client_options
+from airflow_tune_restore.launch.ray.cluster_errors import (
+    check_auth,
+    check_success,
+    decode_answer,
+    describe_body,
+    failed,
+    not_a_dashboard,
+    translate_transport_error,
 )
+from airflow_tune_restore.launch.ray.http_answer import Answer, BrokenAnswerError, ask
 from airflow_tune_restore.launch.ray.job_log import JobLog, LogText
 from airflow_tune_restore.protocol.printable import printable
 
@@ -50,15 +51,17 @@ LOG_BYTES = 1024**3
 ANSWER_BYTES = 1024**2
 """Of everything else: errors, versions, receipts."""
 
+ABSENT_LISTS = 3
+"""A job that so many lists in a row do not contain is lost: its head node was started anew."""
+
+OUTAGE_SECONDS = 1800.0
+"""How long a cluster may be out of reach before its jobs are given up; they may run on."""
+
 OLDEST_RAY = (2, 40)
 """The oldest Ray the runner is tested with; it starts no jobs on older clusters."""
 
-DASHBOARD_PORT = 8265
 _GCS = "gcs"
 _PIECE_BYTES = 1024**2
-_CUT_SHORT = ("closed connection", "disconnected", "too long")
-"""What h11 says of an answer that ends too early, or whose head does not end."""
-
 _TAKEN = "already exists"
 """What the server says of a submission id that is in use (JobManager.submit_job, 2.60)."""
 
@@ -74,31 +77,6 @@ class JobState(StrEnum):
     STOPPED = "STOPPED"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """Where a cluster's dashboard listens, and how to be let in.
-
-    Args:
-        address: `http://host:8265` or `https://…`, without a trailing slash.
-        token: Ray's authentication token; None where it is off.
-        verify: Whether TLS certificates are checked.
-        ca_file: Certificates to trust beside the usual ones.
-    """
-
-    address: str
-    token: str | None = field(default=None, repr=False)
-    verify: bool = True
-    ca_file: str | None = None
-
-    def job_url(self, submission_id: str) -> str:
-        """Return the page of a job in the Ray dashboard."""
-        return f"{self.address}/#/jobs/{quote(submission_id, safe='')}"
-
-    def log_command(self, submission_id: str) -> str:
-        """Return the command that shows all that a job has printed."""
-        return f"ray job logs --address {shlex.quote(self.address)} {shlex.quote(submission_id)}"
 
 
 class RayJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +104,7 @@ class AsyncRayJobs:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self._client = httpx.AsyncClient(**_options(cluster))
+        self._client = httpx.AsyncClient(**client_options(cluster))
 
     async def version(self) -> str:
         """Return the cluster's Ray version; checks address, token and version on the way.
@@ -135,7 +113,7 @@ class AsyncRayJobs:
             InvalidInputError: If this is no cluster that we can use.
             RayClusterError: If it does not answer.
         """
-        answer = _good(self.cluster, await self._send("GET", "/api/version"))
+        answer = check_success(self.cluster, await self._send("GET", "/api/version"))
         version = _read_version(self.cluster, answer)
         await self.list_all()  # the version is told to anybody, jobs are not
         return version
@@ -145,13 +123,15 @@ class AsyncRayJobs:
         answer = await self._send("GET", _job_path(submission_id), most_bytes=JOB_BYTES)
         if answer.status == httpx.codes.NOT_FOUND:
             return None
-        job: RayJob = _decode(self.cluster, _good(self.cluster, answer), RayJob)
+        job: RayJob = decode_answer(self.cluster, check_success(self.cluster, answer), RayJob)
         return job
 
     async def list_all(self) -> list[RayJob]:
         """Return all jobs, those among them that connected by themselves: one request, however many."""
         answer = await self._send("GET", "/api/jobs/", most_bytes=LIST_BYTES)
-        jobs: list[RayJob] = _decode(self.cluster, _good(self.cluster, answer), list[RayJob])
+        jobs: list[RayJob] = decode_answer(
+            self.cluster, check_success(self.cluster, answer), list[RayJob]
+        )
         return jobs
 
     async def submit(self, submission: Mapping[str, Any]) -> bool:
@@ -165,10 +145,11 @@ class AsyncRayJobs:
             return True
         if _TAKEN in answer.text:
             return False
-        words = _last_line(answer)
         if answer.status == httpx.codes.BAD_REQUEST:
-            raise InvalidInputError(f"{self.cluster.address} refuses the job: {words}")
-        raise _failed(self.cluster, answer)
+            raise InvalidInputError(
+                f"Ray cluster {self.cluster.address} refused the job{describe_body(answer)}"
+            )
+        raise failed(self.cluster, answer)
 
     async def stop(self, submission_id: str) -> None:
         """Ask a job to end: SIGTERM, and SIGKILL some time later. No matter if it has ended."""
@@ -189,16 +170,16 @@ class AsyncRayJobs:
         try:
             answer = await self._send("GET", path, most_bytes=LOG_BYTES, seconds=seconds, take=take)
         except ValueError as error:
-            raise _no_ray(self.cluster, str(error)) from error
+            raise not_a_dashboard(self.cluster, str(error)) from error
         if answer.is_success and not (text.is_whole or log.is_enough):
-            raise _no_ray(self.cluster, "the end of a log is missing")
+            raise not_a_dashboard(self.cluster, "the end of a log is missing")
 
     async def has_package(self, name: str) -> bool:
         """Whether the cluster holds a package; if so, it keeps it for some more minutes."""
         answer = await self._send("GET", f"/api/packages/{_GCS}/{name}")
         if answer.status == httpx.codes.NOT_FOUND:
             return False
-        return bool(_good(self.cluster, answer))
+        return bool(check_success(self.cluster, answer))
 
     async def upload_package(self, name: str, body: bytes) -> None:
         """Give the cluster a package."""
@@ -210,7 +191,7 @@ class AsyncRayJobs:
             content=_pieces(body),
             headers={"Content-Length": str(len(body))},
         )
-        _good(self.cluster, answer)
+        check_success(self.cluster, answer)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -235,8 +216,8 @@ class AsyncRayJobs:
                 take=take,
             )
         except (httpx.HTTPError, httpx.InvalidURL, OSError, BrokenAnswerError) as error:
-            raise explain(self.cluster, error) from error
-        return _let_in(self.cluster, answer)
+            raise translate_transport_error(self.cluster, error) from error
+        return check_auth(self.cluster, answer)
 
 
 class RayJobs:
@@ -305,131 +286,8 @@ class RayJobs:
         return told.result()
 
 
-def parse_cluster_address(text: str) -> str:
-    """Return `http(s)://host:port` of what a user wrote as the dashboard's address.
-
-    Raises:
-        InvalidInputError: If it cannot be one.
-    """
-    given = text.strip()
-    parts = urlsplit(given if "://" in given else f"http://{given}")
-    if parts.scheme not in ("http", "https"):
-        raise InvalidInputError(
-            f"{printable(given)} is no address of the Ray Jobs API: that speaks HTTP, at "
-            f"http://HEAD:{DASHBOARD_PORT} unless the cluster was told otherwise."
-        )
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InvalidInputError(
-            f"{printable(given)} is no address: {str(error).rstrip('.')}."
-        ) from error
-    if not host or parts.username or parts.password:
-        raise InvalidInputError(
-            f"A Ray address is http://HOST:PORT, without user or password; not {parts.scheme}://…"
-        )
-    default = DASHBOARD_PORT if parts.scheme == "http" else None
-    shown = f"[{host}]" if ":" in host else host
-    port = port or default
-    return f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-
-
-def explain(cluster: Cluster, error: Exception) -> InvalidInputError | RayClusterError:
-    """Say in our words why a request had no answer."""
-    words, where = str(error), cluster.address
-    if "CERTIFICATE_VERIFY_FAILED" in words:
-        return InvalidInputError(
-            f"The TLS certificate of {where} is not trusted. Name its authority in the connection "
-            f"(ca_file), or turn verification off. {printable(words, 200)}"
-        )
-    if "WRONG_VERSION_NUMBER" in words or "record layer failure" in words:
-        return InvalidInputError(f"{where} speaks no TLS: write http:// in place of https://.")
-    if isinstance(error, BrokenAnswerError):
-        return RayClusterError(where, words)
-    if isinstance(error, httpx.RemoteProtocolError) and any(cut in words for cut in _CUT_SHORT):
-        return RayClusterError(where, f"its answer breaks off: {printable(words, 200)}")
-    if isinstance(error, httpx.RemoteProtocolError | httpx.InvalidURL | ssl.SSLError):
-        return InvalidInputError(
-            f"{where} does not speak HTTP as we do ({printable(words, 200)}). The Ray Jobs API is at "
-            f"the dashboard's port, {DASHBOARD_PORT} by default, not at the GCS's or the client's."
-        )
-    return RayClusterError(
-        where, f"it cannot be reached: {printable(words, 200) or type(error).__name__}"
-    )
-
-
-def _options(cluster: Cluster) -> dict[str, Any]:
-    verify: bool | ssl.SSLContext = cluster.verify
-    if cluster.ca_file and cluster.verify:
-        try:
-            verify = ssl.create_default_context(cafile=cluster.ca_file)
-        except OSError as error:
-            raise InvalidInputError(
-                f"The certificates in {cluster.ca_file} cannot be read: {str(error).rstrip('.')}."
-            ) from error
-    elif not cluster.address.startswith("https:"):
-        verify = False  # to read all certificates of this machine takes 30 ms
-    token = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
-    return {
-        "base_url": cluster.address,
-        "headers": {**PLAIN, **token},
-        "verify": verify,
-        "timeout": None,  # each request has a deadline
-        "trust_env": cluster.address.startswith("https:"),  # proxies of the worker
-    }
-
-
-def _let_in(cluster: Cluster, answer: Answer) -> Answer:
-    if answer.status == httpx.codes.UNAUTHORIZED:
-        raise InvalidInputError(
-            f"{cluster.address} asks for a token, and "
-            + (
-                "does not take ours."
-                if cluster.token
-                else "the connection has none (its password)."
-            )
-        )
-    if answer.status == httpx.codes.FORBIDDEN:
-        raise InvalidInputError(
-            f"{cluster.address} refuses the token of the connection (its password)."
-        )
-    if answer.location:
-        target = printable(answer.location, 200)
-        raise InvalidInputError(
-            f"{cluster.address} sends us to {target}; give the connection the last address. A token is "
-            "never sent on."
-        )
-    return answer
-
-
-def _good(cluster: Cluster, answer: Answer) -> Answer:
-    if answer.status == httpx.codes.NOT_FOUND:
-        raise _no_ray(cluster, "there is no Jobs API")
-    if not answer.is_success:
-        raise _failed(cluster, answer)
-    return answer
-
-
-def _failed(cluster: Cluster, answer: Answer) -> RayClusterError:
-    return RayClusterError(
-        cluster.address, f"it answers {answer.status}: {_last_line(answer) or 'nothing more'}"
-    )
-
-
-def _no_ray(cluster: Cluster, reason: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{cluster.address} answers, but not as the dashboard of a Ray cluster does "
-        f"({printable(reason, 200)}). Is the address right?"
-    )
-
-
-def _last_line(answer: Answer) -> str:
-    lines = [line for line in answer.text.splitlines() if line.strip()]
-    return printable(lines[-1]) if lines else ""  # of a traceback, mostly
-
-
 def _read_version(cluster: Cluster, answer: Answer) -> str:
-    told: _Version = _decode(cluster, answer, _Version)
+    told: _Version = decode_answer(cluster, answer, _Version)
     version = printable(told.ray_version, 40)
     number = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     if number is None or (int(number[1]), int(number[2])) < OLDEST_RAY:
@@ -438,15 +296,6 @@ def _read_version(cluster: Cluster, answer: Answer) -> str:
             f"{cluster.address} runs Ray {version}; {oldest} or newer is needed."
         )
     return version
-
-
-def _decode(cluster: Cluster, answer: Answer, kind: Any) -> Any:
-    try:
-        return decode(answer.body, kind)
-    except BrokenAnswerError as error:
-        raise explain(cluster, error) from error
-    except (ValueError, RecursionError) as error:
-        raise _no_ray(cluster, str(error)) from error
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:

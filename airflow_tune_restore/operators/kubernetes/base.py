@@ -14,16 +14,13 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError, PodLostError
 from airflow_tune_restore.launch.kubernetes import pod_resources
 from airflow_tune_restore.launch.kubernetes.api import (
+    POLL_SECONDS,
     describe_error,
     is_gone,
 )
+from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods, name_of
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.kubernetes.attempt_pod import (
-    POLL_SECONDS,
-    AttemptPods,
-    name_of,
-)
 from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.kubernetes.pod_arguments import (
     check_env,
@@ -145,7 +142,6 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         return AttemptPods(
             pods=self.pods,
             deletes_ended=self.on_finish_action.value == "delete_pod",
-            log=self.log,
         )
 
     def check_arguments(self) -> None:

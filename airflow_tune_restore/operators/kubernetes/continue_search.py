@@ -8,19 +8,19 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request
+from airflow_tune_restore.launch.kubernetes.attempt_pod import find_request
+from airflow_tune_restore.operators.continued_search import (
+    commit_after_last_try,
+    continued_search_options,
+    experiment_to_continue,
+    raise_unless_ended,
+    report_commit,
+    start_continued_search,
+)
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.kubernetes.restore_trial import CONCURRENT_TRIALS
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
-from airflow_tune_restore.operators.search_continuation import (
-    committed_at_last,
-    continued_search_options,
-    describe_continued,
-    parse_continued,
-    refuse_unfinished,
-    start_continued_search,
-)
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
@@ -82,7 +82,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run in a pod, commit."""
         with (
-            committed_at_last(context, self._open_store, self.log),
+            commit_after_last_try(context, self._open_store, self.log),
             as_airflow_errors(),
             plain_answers(),
         ):
@@ -91,7 +91,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             options = self._options()
             plan, settled = start_continued_search(context, store, options)
             if plan is None:
-                return self.say(context, describe_continued(address, settled, log=self.log))
+                return self.say(context, report_commit(address, settled, log=self.log))
             done = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).outcome()
             if done is not None and done.result == Result.FINISHED:
                 self.log.info("An earlier try of this task has drawn them already.")
@@ -111,7 +111,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         """Come back from the triggerer: commit, or wait on."""
         self._pod_name = event["name"]  # a kill from here on deletes it
         with (
-            committed_at_last(context, self._open_store, self.log),
+            commit_after_last_try(context, self._open_store, self.log),
             as_airflow_errors(),
             plain_answers(),
         ):
@@ -119,7 +119,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             options = self._options()
             plan, settled = start_continued_search(context, store, options)
             if plan is None:  # committed before, by a try that died right after
-                return self.say(context, describe_continued(address, settled, log=self.log))
+                return self.say(context, report_commit(address, settled, log=self.log))
             request = find_request(store, plan, layout.WHOLE_EXPERIMENT, event["name"])
             self.resume_attempt(context, event, request, plan.metric)
             self._conclude(context, store, plan, request)
@@ -127,7 +127,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
 
     def _open(self) -> tuple[Address, ObjectStore]:
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-        address = hook.address(parse_continued(self.experiment))
+        address = hook.address(experiment_to_continue(self.experiment))
         return address, hook.open(address)
 
     def _open_store(self) -> ObjectStore:
@@ -160,10 +160,10 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             *(context, store, plan, request),
             lambda attempt, unstarted: self._claim(store, plan, attempt, unstarted),
         )
-        refuse_unfinished(plan, outcome)
+        raise_unless_ended(plan, outcome)
 
     def _commit(
         self, context: Context, address: Address, store: ObjectStore, plan: RestorePlan
     ) -> dict[str, Any]:
         summary = commit_restore(store, plan.restore_id)
-        return self.say(context, describe_continued(address, summary, log=self.log))
+        return self.say(context, report_commit(address, summary, log=self.log))

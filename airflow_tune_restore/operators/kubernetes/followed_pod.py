@@ -21,17 +21,18 @@ from airflow.sdk.exceptions import (
     AirflowTaskTimeout,
 )
 
-from airflow_tune_restore.hooks.named_pods import NamedPods
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
 from airflow_tune_restore.launch.kubernetes.api import (
+    UNREACHABLE,
+    UnreadableAnswerError,
     describe_error,
+    is_api_error,
     is_gone,
     is_mistake,
-    is_no_answer,
     is_outage,
     is_refusal,
-    provider_errors,
 )
+from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, PodWatch
 from airflow_tune_restore.launch.kubernetes.pod_start import has_started
 from airflow_tune_restore.operators.kubernetes.pod_template import read_template
@@ -71,19 +72,17 @@ class FollowedPodOperator(KubernetesPodOperator):
     @cached_property
     def pod_manager(self) -> PatientPodManager:
         """Creates, reads and follows pods."""
-        _ = self.client  # the provider's callbacks want to know of it
-        return PatientPodManager(
-            self.hook, self._watch, self.base_container_name, callbacks=self.callbacks
-        )
+        _ = self.client  # the provider's property; it notifies the callbacks
+        return PatientPodManager(self.pods, callbacks=self.callbacks)
 
     @cached_property
     def pods(self) -> NamedPods:
         """The pods of the namespace."""
         return NamedPods(
-            hook=self.hook,
-            manager=self.pod_manager,
+            core=self.hook.core_v1_client,
             namespace=self.pod_namespace,
             watch=self._watch,
+            renew=self.hook.renew,
         )
 
     @cached_property
@@ -108,7 +107,7 @@ class FollowedPodOperator(KubernetesPodOperator):
             super().execute(context)
         except (AirflowSkipException, AirflowFailException):
             raise
-        except provider_errors() as error:
+        except _provider_errors() as error:
             self._refuse(error, name, was_there=self.pod is not None)
 
     def resume(self, context: Context, event: dict[str, Any], name: str) -> None:
@@ -129,14 +128,14 @@ class FollowedPodOperator(KubernetesPodOperator):
             super().trigger_reentry(context, event)
         except (AirflowSkipException, AirflowFailException):
             raise
-        except provider_errors() as error:
+        except _provider_errors() as error:
             self._refuse(error, name, was_there=True)
 
     def create(self, pod: Any) -> None:
         """Create a pod that this task does not follow; the errors are those of `follow`."""
         try:
             self.pod_manager.create_pod(pod)
-        except provider_errors() as error:
+        except _provider_errors() as error:
             raise self._not_created(error, pod.metadata.name) from error
 
     def _forget(self, name: str) -> None:
@@ -250,7 +249,7 @@ class FollowedPodOperator(KubernetesPodOperator):
             return
         what, why = self._describe(name), _cause(error)
         if self._why_given_up is None:
-            if is_gone(error, name) or (not is_no_answer(error) and self.pods.read(name) is None):
+            if is_gone(error, name) or (not is_api_error(error) and self.pods.read(name) is None):
                 self.end = self.pods.look(name)
                 return
             if not was_there:
@@ -290,12 +289,19 @@ def plain_answers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_no_answer(error):
+        if not is_api_error(error):
             raise
         raise AirflowException(
             f"The Kubernetes API does not answer as it should: {describe_error(error).rstrip('.')}. "
             "Pods go on; a retry attaches to them."
         ) from error
+
+
+def _provider_errors() -> tuple[type[Exception], ...]:
+    """Return the kinds of errors of the provider's operator: its own, and those of the client it uses."""
+    from kubernetes.client.exceptions import ApiException
+
+    return (AirflowException, ApiException, UnreadableAnswerError, *UNREACHABLE)
 
 
 def _is_overdue(event: dict[str, Any]) -> bool:

@@ -12,9 +12,9 @@ from yaml import YAMLError
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.kubernetes import pod_resources
 from airflow_tune_restore.launch.kubernetes import pod_spec as shapes
+from airflow_tune_restore.launch.kubernetes.attempt_pod import name_of
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
 from airflow_tune_restore.launch.kubernetes.pod_spec import SHM_PATH, SHM_VOLUME
-from airflow_tune_restore.operators.kubernetes.attempt_pod import name_of
 from airflow_tune_restore.operators.kubernetes.pod_arguments import parse_ttl
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerRequest

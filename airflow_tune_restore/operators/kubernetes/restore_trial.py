@@ -11,14 +11,14 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.launch.kubernetes.attempt_pod import find_request, name_of
 from airflow_tune_restore.launch.kubernetes.pod_start import has_no_image, is_pending
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.operators.attempt import judge
-from airflow_tune_restore.operators.kubernetes.attempt_pod import find_request, name_of
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
+from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
@@ -98,7 +98,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
                 self.log.info("An earlier try of this task has finished the trial already.")
                 self.attempt_pods.delete_ended(store, plan, item.trial_id)
                 return self.say(context, judge(store, plan, item, done, log=self.log))
-            lease.renew(store, lease.check_held(store, plan.restore_id))
+            lease.keep_alive(store, plan.restore_id)
             request = self.find_or_claim(
                 store, plan, item.trial_id, self._claim_next(store, plan, item.trial_id)
             )
@@ -177,7 +177,7 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         self, context: Context, store: ObjectStore, plan: RestorePlan, item: TrialXCom
     ) -> RunnerOutcome:
         """Attach to the one run of the experiment, or start its pod, until this trial ends."""
-        lease.renew(store, lease.check_held(store, plan.restore_id))
+        lease.keep_alive(store, plan.restore_id)
 
         # what ended before may have been mended since
         before = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT).numbers()

@@ -123,7 +123,7 @@ def test_samples_that_are_left_are_drawn_by_a_job(cluster, copied):
         make_context(run_id="samples")
     )
     operator = ContinueSearchOperator(
-        task_id="samples",
+        task_id="continue_search",
         experiment=summary,
         trainable=TRAINABLES["left"],
         launcher="ray",

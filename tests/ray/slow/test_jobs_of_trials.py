@@ -168,11 +168,11 @@ def test_a_connection_says_what_is_wrong_with_it(cluster, monkeypatch):
     assert test()[0] is True
     assert "runs Ray 2." in test()[1]
     for changes, words in [
-        ({"password": "wrong" * 10}, "refuses the token"),
-        ({"password": ""}, "asks for a token, and the connection has none"),
-        ({"host": "http://127.0.0.1:9"}, "cannot be reached"),
-        ({"host": f"http://{cluster.gcs}"}, "does not speak HTTP"),
-        ({"host": cluster.address.replace("http", "https")}, "speaks no TLS"),
+        ({"password": "wrong" * 10}, "rejected the token"),
+        ({"password": ""}, "requires a token, and none was given"),
+        ({"host": "http://127.0.0.1:9"}, "not reachable"),
+        ({"host": f"http://{cluster.gcs}"}, "did not return a valid HTTP response"),
+        ({"host": cluster.address.replace("http", "https")}, "does not use TLS"),
         ({"host": "ray://127.0.0.1:10001"}, "speaks HTTP"),
         ({"host": ""}, "has no host"),
         ({"extra": {"runtime_env": "[1]"}}, "is no JSON object"),

@@ -10,8 +10,8 @@ from airflow.sdk.module_loading import import_string
 from airflow_tune_restore.exceptions import PodLostError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
+from airflow_tune_restore.launch.kubernetes.attempt_pod import NewestAttempt
 from airflow_tune_restore.launch.kubernetes.pod_spec import pod_name
-from airflow_tune_restore.operators.kubernetes.attempt_pod import NewestAttempt
 from airflow_tune_restore.operators.kubernetes.continue_search import (
     ContinueSearchKubernetesOperator,
 )
@@ -226,7 +226,9 @@ def test_samples_are_drawn_in_one_pod(api, copied):
     experiment = copied("left")
     operator = ContinueSearchKubernetesOperator(
         **pods.arguments(
-            task_id="samples", experiment=str(experiment), trainable="tests.trainables:counting"
+            task_id="continue_search",
+            experiment=str(experiment),
+            trainable="tests.trainables:counting",
         )
     )
     context = pods.pod_context()

@@ -161,7 +161,10 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
 def continue_(experiment: Path, kind: str, context=None, **arguments):
     arguments = {"env": ENV, **arguments}
     operator = ContinueSearchOperator(
-        task_id="samples", experiment=str(experiment), trainable=TRAINABLES[kind], **arguments
+        task_id="continue_search",
+        experiment=str(experiment),
+        trainable=TRAINABLES[kind],
+        **arguments,
     )
     return operator.execute(context or make_context())
 

@@ -51,8 +51,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.providers.cncf.kubernetes.utils import pod_manager
 
     from airflow_tune_restore.hooks import pods
-    from airflow_tune_restore.launch.kubernetes import api
-    from airflow_tune_restore.operators.kubernetes import attempt_pod
+    from airflow_tune_restore.launch.kubernetes import api, attempt_pod
+    from airflow_tune_restore.operators.kubernetes import base
     from airflow_tune_restore.triggers import runner_pod
 
     brief = SimpleNamespace(**vars(time))
@@ -60,7 +60,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pod_manager, "time", brief)
     for module in (api, pods):
         monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
-    for module in (attempt_pod, pods):
+    for module in (attempt_pod, base, pods):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(pods, "LOG_SECONDS", 1.0)
     monkeypatch.setattr(runner_pod, "FIRST_EVENT_SECONDS", 0.0)

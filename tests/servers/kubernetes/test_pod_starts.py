@@ -164,9 +164,9 @@ def test_what_admission_refuses_is_told_at_once_and_may_be_tried_again(
 def test_a_role_that_does_not_allow_to_create_pods_is_told_where_it_is_described(
     trial, api, monkeypatch, caplog, deferred
 ):
-    from airflow_tune_restore.hooks import pods
+    from airflow_tune_restore.launch.kubernetes import named_pods
 
-    monkeypatch.setattr(pods, "REFUSAL_SECONDS", 0.5)
+    monkeypatch.setattr(named_pods, "REFUSAL_SECONDS", 0.5)
     api.rules -= {("create", "pods")}
     message = refused(trial, deferred=deferred)
     assert 'cannot create resource "pods"' in message

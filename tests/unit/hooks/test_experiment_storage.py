@@ -218,6 +218,54 @@ def test_a_connection_of_another_kind_is_refused_with_a_way_out(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "fields", "expected"),
+    [
+        (
+            "s3://cloud@bucket/a",
+            {
+                "conn_type": "aws",
+                "login": "me",
+                "password": CANARY,
+                "extra": {"role_arn": "arn:aws:iam::1:role/r", "region_name": "eu-west-1"},
+            },
+            {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1"},
+        ),
+        (
+            "gs://cloud@bucket/a",
+            {
+                "conn_type": "google_cloud_platform",
+                "extra": {"project": "p", "keyfile_dict": {"private_key": CANARY}},
+            },
+            {"GOOGLE_CLOUD_PROJECT": "p"},
+        ),
+        (
+            "abfs://cloud@container/a",
+            {"conn_type": "wasb", "login": "account", "password": CANARY},
+            {"AZURE_STORAGE_ACCOUNT_NAME": "account"},
+        ),
+        ("/data/a", {"conn_type": "aws"}, {}),
+    ],
+)
+def test_the_public_variables_are_found_without_a_request_or_a_key_file(
+    monkeypatch, address, fields, expected
+):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a secret was made")
+
+    connect(monkeypatch, "cloud", **fields)
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("botocore.session.Session.create_client", refuse)
+    monkeypatch.setattr("airflow.providers.amazon.aws.hooks.s3.S3Hook.get_credentials", refuse)
+    assert ExperimentStorageHook().public_env(address) == expected
+
+
+def test_a_connection_of_another_kind_has_no_public_variables(monkeypatch):
+    connect(monkeypatch, "ftp", conn_type="ftp", password=CANARY)
+    with pytest.raises(InvalidInputError, match="type 'ftp'"):
+        ExperimentStorageHook().public_env("s3://ftp@bucket/a")
+
+
 def test_nothing_reaches_our_own_environment(monkeypatch):
     connect(monkeypatch, "minio", conn_type="aws", login="me", password=CANARY)
     with ExperimentStorageHook().runner_env("s3://minio@bucket/a"):

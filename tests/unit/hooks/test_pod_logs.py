@@ -1,15 +1,20 @@
 """What of a pod's log the triggerer shows: every line once, whenever it asks."""
 
 import asyncio
+import gzip
 import itertools
 import math
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
+import kubernetes_asyncio
 import pytest
 
-from airflow_tune_restore.hooks import pods
-from airflow_tune_restore.hooks.pod_logs import LINES_A_LOOK, LONGEST_LINE, FollowedLog
+from airflow_tune_restore.hooks import pods_async
+from airflow_tune_restore.hooks.pod_logs import LINES_PER_LOOK, FollowedLog, stamped
+from airflow_tune_restore.launch.kubernetes import bounded_client
+from airflow_tune_restore.launch.kubernetes.container_log import LONGEST_LINE, ContainerLog
+from tests.support.raw_server import chunk, endlessly, head, raw_server, trickle, whole
 
 POD = SimpleNamespace(metadata=SimpleNamespace(name="p", namespace="n"))
 BEGAN = datetime(2026, 11, 24, 13, 51, 40, tzinfo=UTC)
@@ -44,10 +49,10 @@ def ask(monkeypatch):
             def now(cls, tz=None):
                 return current[0]
 
-        monkeypatch.setattr(pods, "datetime", Clock)
+        monkeypatch.setattr(pods_async, "datetime", Clock)
         log, shown, since = Log(lambda: current[0]), [], None
         log.lines = [(BEGAN + timedelta(seconds=at), f"line {at}") for at in lines]
-        manager = pods.DescribingPodManager(log, lambda line: line)
+        manager = pods_async.DescribingPodManager(log, lambda line: line)
         monkeypatch.setattr(
             type(manager),
             "log",
@@ -134,10 +139,10 @@ def test_of_a_flood_the_newest_lines_are_shown_when_it_is_over_and_results_all()
     result = b"2026-01-01T00:00:01Z ::tune-restore-progress:: {}\n"
     flood = b"".join(map(said, range(20_000)))
     shown = list(follow([(0, flood), (1, result), (1, flood + said(0, "the end"))]))
-    assert len(shown) == LINES_A_LOOK + 1 + 1 + 1000
-    assert shown[:LINES_A_LOOK] == [said(n) for n in range(LINES_A_LOOK)]
-    assert shown[LINES_A_LOOK] == result
-    assert b"38,001 lines left out here; look there" in shown[LINES_A_LOOK + 1]
+    assert len(shown) == LINES_PER_LOOK + 1 + 1 + 1000
+    assert shown[:LINES_PER_LOOK] == [said(n) for n in range(LINES_PER_LOOK)]
+    assert shown[LINES_PER_LOOK] == result
+    assert b"38,001 lines left out here; look there" in shown[LINES_PER_LOOK + 1]
     assert shown[-1] == said(0, "the end")
 
 
@@ -173,3 +178,44 @@ def test_a_flood_in_the_triggerer_is_shown_by_its_newest_lines(ask):
     shown, _ = ask([3.0], lines)
     assert shown[0].startswith("… 4,000 lines left out here; the whole log: kubectl -n n logs p")
     assert shown[1:] == [f"line {at}" for at in lines[-1000:]]
+
+
+LINES = b"".join(b"2026-01-01T00:00:00.000000000Z line %d\n" % n for n in range(50_000))
+
+
+def test_a_log_is_read_in_pieces_and_the_newest_lines_kept(monkeypatch):
+    log = ContainerLog(lambda _at: True)
+    with raw_server(lambda _head: [whole(LINES)]) as server:
+        hook_of(server.url, monkeypatch, log)
+    shown = stamped(log.newest.take("look there"))
+    stamp = "2026-01-01T00:00:00.000000000Z"
+    assert shown[0] == f"{stamp} … 49,000 lines left out here; look there"
+    assert shown[-1] == f"{stamp} line 49999"
+    assert len(shown) == 1001
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: [whole(gzip.compress(bytes(64 * 1024**2)), "Content-Encoding: gzip")],
+        lambda: itertools.chain([head()], endlessly(b"x" * 4096)),
+        lambda: itertools.chain([head("Transfer-Encoding: chunked")], trickle(chunk(b"x"))),
+    ],
+)
+def test_a_log_that_breaks_a_bound_is_read_later(monkeypatch, answer):
+    monkeypatch.setattr(pods_async, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(bounded_client, "MOST_BYTES", 100_000)
+    log = ContainerLog(lambda _at: True)
+    with raw_server(lambda _head: answer()) as server:
+        assert not hook_of(server.url, monkeypatch, log)._log_is_readable
+
+
+def hook_of(url, monkeypatch, log):
+    hook = pods_async.PatientAsyncKubernetesHook()
+
+    async def load():
+        hook.client_configuration = kubernetes_asyncio.client.Configuration(url)
+
+    monkeypatch.setattr(hook, "_load_config", load)
+    asyncio.run(hook.read_log("p", "n", "base", None, log))
+    return hook

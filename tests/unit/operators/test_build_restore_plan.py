@@ -153,7 +153,7 @@ def test_experiments_with_nothing_but_samples_left_are_handed_on_unleased(tmp_pa
     )
     context = make_context()
     assert plan(str(dead)).execute(context) == []
-    assert context["ti"].pushed["continued"] == [str(dead)]
+    assert context["ti"].pushed["continue_search"] == [str(dead)]
     assert not (dead / layout.ROOT).exists()
 
 
@@ -163,7 +163,7 @@ def test_one_that_never_started_is_handed_on_if_there_is_a_param_space(tmp_path)
     with pytest.raises(AirflowFailException, match="param_space"):
         plan(str(unborn)).execute(context)
     plan(str(unborn), param_space="a:b").execute(context)
-    assert context["ti"].pushed["continued"] == [str(unborn)]
+    assert context["ti"].pushed["continue_search"] == [str(unborn)]
 
 
 def test_no_experiments_are_skipped_in_words():

@@ -5,10 +5,12 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
@@ -38,7 +40,7 @@ def lost(left):
 
 def samples(experiment, context=None, **arguments):
     operator = ContinueSearchOperator(
-        task_id="samples", experiment=experiment, trainable="a:b", **arguments
+        task_id="continue_search", experiment=experiment, trainable="a:b", **arguments
     )
     return operator.execute(context or make_context())
 
@@ -82,7 +84,7 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
     left, launcher, where, rendered
 ):
     operator = ContinueSearchOperator(
-        task_id="samples",
+        task_id="continue_search",
         experiment=str(left),
         trainable="a:b",
         launcher=where,
@@ -100,7 +102,7 @@ def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
         plan(lost)
     assert not (lost / layout.ROOT).exists()
     _, pushed = plan(lost, search_alg="m:searcher", trainable="a:b")
-    assert pushed["continued"] == [str(lost)]
+    assert pushed["continue_search"] == [str(lost)]
     (question,) = launcher.checked
     assert question["search_alg"] == "m:searcher"
 
@@ -165,6 +167,20 @@ def test_a_run_that_breaks_off_fails_and_after_the_last_try_is_committed(
     assert not lease.unreleased(store, but="")
 
 
+def test_the_exit_of_a_dead_run_is_recorded_with_its_cause(left, launcher):
+    store = open_store(str(left))
+    launcher.said = ("a line", "Killed")
+    launcher.on_start = drawing(store, 1, None)
+    with pytest.raises(
+        AirflowException, match=r"all trials .*It last said: a line \| Killed"
+    ) as error:
+        samples(str(left), make_context(try_number=1))
+    assert package_error_behind(error.value).cause == "killed"
+    (request,) = launcher.requests
+    recorded = AttemptRecords.of(store, request).exit(1)
+    assert (recorded.exit_code, recorded.message) == (0, "a line\nKilled")
+
+
 def test_a_failure_before_anything_was_started_commits_nothing(lost, launcher):
     with pytest.raises(AirflowFailException, match=WORDS):
         samples(str(lost), make_context(try_number=2))
@@ -181,7 +197,7 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     experiment = make_experiment(tmp_path / "left", rows, total_samples=3)
     launcher.refusal = InvalidInputError("no further")
     task = ContinueSearchOperator(
-        task_id="samples", experiment=str(experiment), trainable="a:b", ignore_tuner=choice
+        task_id="continue_search", experiment=str(experiment), trainable="a:b", ignore_tuner=choice
     )
     with pytest.raises(AirflowFailException, match="no further"):
         task.execute(make_context())

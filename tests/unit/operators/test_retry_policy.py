@@ -57,7 +57,7 @@ def test_a_lost_process_is_tried_again_soon(cause):
         failed("storage"),
         failed("out_of_memory"),
         StorageError("no answer"),
-        RayClusterError("http://head:8265", "no answer"),
+        RayClusterError("Ray cluster http://head:8265: no answer."),
     ],
     ids=["storage", "out_of_memory", "our own store", "the cluster"],
 )

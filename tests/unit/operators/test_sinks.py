@@ -19,7 +19,6 @@ from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
-from airflow_tune_restore.operators import continue_search
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
@@ -179,7 +178,6 @@ def runner(sweep, launcher, monkeypatch):
                 store.put(getattr(layout, kind.key_name)(*where), encode(found))
 
     launcher.on_start, launcher.result = leave, "failed"
-    monkeypatch.setattr(continue_search, "build_launcher", launcher.build)
     return launcher
 
 
@@ -217,7 +215,7 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
     committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
     assert committed
     sinks.step(lambda: ContinueSearchOperator(
-        task_id="samples", experiment=committed[0], trainable="m:train"
+        task_id="continue_search", experiment=committed[0], trainable="m:train"
     ).execute(make_context()))  # fmt: skip
     for summary in [sinks.step(lambda: commit_restore(store, pushed["restores"][0]["restore_id"]))]:
         for as_json in (False, True):

@@ -10,7 +10,6 @@ import math
 import msgspec
 import pytest
 
-from airflow_tune_restore.operators import continue_search
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
@@ -69,7 +68,6 @@ def runner(sweep, score, launcher, monkeypatch):
         leave_outcome(store, request, metrics={"score": score, "nested": score})
 
     launcher.on_start = leave
-    monkeypatch.setattr(continue_search, "build_launcher", launcher.build)
 
 
 def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, score):
@@ -85,7 +83,7 @@ def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, scor
     expected = float(score) if math.isfinite(score) else str(score)
     assert shown == {"bad": expected, "good": expected}
     drawn, _ = run(
-        ContinueSearchOperator(task_id="samples", experiment=committed, trainable="m:train")
+        ContinueSearchOperator(task_id="continue_search", experiment=committed, trainable="m:train")
     )
     assert [change["trial_id"] for change in drawn["trials"]] == ["bad", "good", "new"]
 

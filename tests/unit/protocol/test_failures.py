@@ -14,7 +14,7 @@ from airflow_tune_restore.protocol.failures import (
     classify_exit,
 )
 from airflow_tune_restore.protocol.printable import is_printable
-from airflow_tune_restore.protocol.typed import LINE_LENGTH
+from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
 from tests.support import GOLDEN
 
 UNPACKED = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg"

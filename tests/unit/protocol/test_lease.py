@@ -82,7 +82,7 @@ def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time, c
     assert take(store, time, "two").epoch == 2
     assert time.seconds >= 1060
     assert "Restore one of" in caplog.text
-    assert "Looking for 60 s whether it is dead; then this one begins." in caplog.text
+    assert "Watching it for 60 s; if it is dead, this restore starts then." in caplog.text
     with pytest.raises(LeaseLostError):
         lease.check_held(store, "one")
 

@@ -168,7 +168,7 @@ def test_the_last_number_there_is_ends_in_words_and_not_in_a_loop(store):
         claim_attempt(store, read_plan(store, "r1"), "bad", RunnerSettings(trainable="m:train"))
     store.put(f"{layout.LEASE}/{last}.claim.json", b"{}")
     store.put(f"{layout.LEASE}/{last}.release.json", b"{}")
-    with pytest.raises(RecordUnreadableError, match="no number is left"):
+    with pytest.raises(RecordUnreadableError, match="numbers are exhausted"):
         lease.acquire(store, restore_id="r2", holder="another")
 
 

@@ -14,7 +14,7 @@ import pytest
 from airflow_tune_restore.exceptions import RecordUnreadableError
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.launch.log_lines import describe_line
-from airflow_tune_restore.protocol import layout, request, typed
+from airflow_tune_restore.protocol import layout, record_fields, request
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import MAX_COUNT
 from airflow_tune_restore.protocol.printable import is_printable
@@ -72,7 +72,9 @@ def test_what_a_newer_version_has_added_is_ignored(kind):
 def test_every_kind_of_record_is_planted_and_every_field_of_it():
     """A new record, or a new field, is to stand in `records_of_all_kinds`."""
     known = {kind.type for kind in RECORDS}
-    assert known >= set(typed.Record.__subclasses__()) - {RunnerProgress}  # it stands in a tail
+    assert known >= set(record_fields.Record.__subclasses__()) - {
+        RunnerProgress
+    }  # it stands in a tail
     assert known >= {plan.RestorePlan, commit_record.CommitRecord, ledger.Ledger}
     for kind in RECORDS:
         _check_complete(kind.type, kind.sample())
@@ -98,7 +100,7 @@ def test_every_key_of_ours_is_a_record_that_is_planted_or_read_otherwise():
 
 
 def test_the_statuses_are_rays():
-    assert {status.value for status in TrialStatus} == typed.STATUSES
+    assert {status.value for status in TrialStatus} == record_fields.STATUSES
 
 
 def test_a_trial_with_a_report_that_is_none_is_unreadable_and_no_attribute_error():
@@ -123,7 +125,7 @@ def test_metrics_are_as_many_and_as_long_as_can_be_shown():
     read_back = RunnerProgress.from_json(
         RunnerProgress(trial_id="t", iteration=1, metrics=metrics).to_json()
     )
-    assert len(read_back.metrics) == typed.MOST_METRICS
+    assert len(read_back.metrics) == record_fields.MOST_METRICS
     assert len(read_back.to_json()) < 30_000
     assert all(map(is_printable, read_back.metrics))
     assert len(describe_line(read_back.to_line(), None)) <= 400

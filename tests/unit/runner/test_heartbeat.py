@@ -1,4 +1,4 @@
-"""A runner says that it lives before it looks for newer ones, and stops for them."""
+"""A runner shows that it is alive, and stops for newer attempts and restores."""
 
 import json
 import signal
@@ -43,8 +43,46 @@ def test_it_beats_and_renews_the_lease(store):
     assert store.list_dir(layout.LEASE) != before
 
 
-def test_a_newer_attempt_ends_it_after_it_has_shown_itself(store):
+def test_an_attempt_that_starts_after_a_newer_one_was_claimed_writes_nothing(store):
     store.create(layout.request_key("r", "t", 2), b"{}")
+    with pytest.raises(FencedError, match="attempt 2 has been started"):
+        start_and_expect_no_write(store)
+
+
+def test_an_attempt_that_starts_after_its_restore_ended_writes_nothing(store):
+    lease.release(store, lease.check_held(store, "r"))
+    with pytest.raises(LeaseLostError):
+        start_and_expect_no_write(store)
+
+
+def start_and_expect_no_write(store):
+    before = {key: store.get(key) for key in everything(store)}
+    try:
+        heartbeat(store).start()
+    finally:
+        assert {key: store.get(key) for key in everything(store)} == before
+
+
+def everything(store, directory=""):
+    for entry in store.list_dir(directory):
+        path = f"{directory}/{entry.name}".lstrip("/")
+        if entry.is_dir:
+            yield from everything(store, path)
+        else:
+            yield path
+
+
+def test_a_newer_attempt_claimed_during_the_first_check_sees_the_heartbeat_or_is_seen(
+    store, monkeypatch
+):
+    """The claim comes after the first list: then the heartbeat is written, and a second list follows."""
+    create = store.create
+
+    def claim_and_create(key, body):
+        create(layout.request_key("r", "t", 2), b"{}")
+        create(key, body)
+
+    monkeypatch.setattr(store, "create", claim_and_create)
     with pytest.raises(FencedError, match="attempt 2 has been started"):
         heartbeat(store).start()
     assert store.get(layout.heartbeat_key("r", "t", 1))
@@ -54,7 +92,7 @@ def test_a_second_runner_of_the_same_attempt_ends_at_once(store):
     pulse = heartbeat(store)
     pulse.start()
     try:
-        with pytest.raises(FencedError, match="another runner of the same attempt has begun"):
+        with pytest.raises(FencedError, match="another runner of the same attempt has started"):
             heartbeat(store).start()
     finally:
         pulse.stop()

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 
 from airflow_tune_restore.exceptions import RayClusterError
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.triggers import ray_job_poller
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller
 from tests.support.waiting import PATIENCE_SECONDS
@@ -103,7 +104,7 @@ def test_a_job_that_a_head_has_forgotten_is_lost_but_not_at_once(head):
 
 def test_a_head_out_of_reach_is_waited_for(head, monkeypatch):
     head.jobs = {"x": job("x")}
-    head.error = RayClusterError("http://head:8265", "it cannot be reached")
+    head.error = RayClusterError("Ray cluster http://head:8265: not reachable.")
 
     async def main():
         async with JobPoller.watch(CLUSTER, "x", interval=INTERVAL, wants_log=False) as watch:
@@ -112,7 +113,7 @@ def test_a_head_out_of_reach_is_waited_for(head, monkeypatch):
             head.error = None
             await until(lambda: watch.job is not None)
             assert not watch.trouble
-            head.error = RayClusterError("http://head:8265", "again")
+            head.error = RayClusterError("Ray cluster http://head:8265: again.")
             monkeypatch.setattr(ray_job_poller, "OUTAGE_SECONDS", 0.0)
             await until(lambda: watch.is_over)
             assert watch.out_of_reach
@@ -121,7 +122,7 @@ def test_a_head_out_of_reach_is_waited_for(head, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [RayClusterError("http://head:8265", "no such log"), ZeroDivisionError()]
+    "error", [RayClusterError("Ray cluster http://head:8265: no such log."), ZeroDivisionError()]
 )
 def test_a_log_that_cannot_be_had_is_the_trouble_of_its_own_job_alone(head, monkeypatch, error):
     head.jobs = {name: job(name) for name in ("odd", "good")}

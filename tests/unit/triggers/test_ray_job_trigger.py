@@ -8,7 +8,8 @@ import pytest
 
 from airflow_tune_restore.exceptions import RayClusterError
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
@@ -240,7 +241,9 @@ def test_a_long_log_is_not_asked_for_again(head, store, monkeypatch):
 
 
 def test_a_log_that_cannot_be_read_is_told_once_and_decides_nothing(head, store, monkeypatch):
-    head.log_error = RayClusterError("http://head:8265", "it answers packed as gzip")
+    head.log_error = RayClusterError(
+        "Ray cluster http://head:8265: HTTP 200 with Content-Encoding gzip."
+    )
     monkeypatch.setattr(ray_job_poller, "OUTAGE_SECONDS", 0.0)
     one, warned = trigger(store), []
     monkeypatch.setattr(
@@ -251,4 +254,4 @@ def test_a_log_that_cannot_be_read_is_told_once_and_decides_nothing(head, store,
     )
     assert event["trouble"] == ""
     (warning,) = warned
-    assert warning.endswith("it answers packed as gzip. The log is asked for again.")
+    assert warning.endswith("HTTP 200 with Content-Encoding gzip. The log is asked for again.")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.sdk.module_loading import import_string
 
-from airflow_tune_restore.hooks.pods import PatientAsyncKubernetesHook
+from airflow_tune_restore.hooks.pods_async import PatientAsyncKubernetesHook
 from airflow_tune_restore.triggers import runner_pod
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
 

@@ -114,7 +114,7 @@ def test_credentials_are_renewed_where_they_are_not_known():
 def test_an_outage_is_logged_once_and_again_when_it_changes(caplog):
     Patience(never).ask(answers(*[answer(500)] * 5, *[answer(403)] * 5))
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "the pod goes on. Asking again" in caplog.text
+    assert "the pod continues. Asking again" in caplog.text
     assert "docs/kubernetes/rbac.yaml" in caplog.records[1].message
 
 

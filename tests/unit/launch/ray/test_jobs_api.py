@@ -10,13 +10,9 @@ from ipaddress import ip_address
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
+from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
 from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import (
-    Cluster,
-    RayJob,
-    RayJobs,
-    parse_cluster_address,
-)
+from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,11 +95,11 @@ def test_a_cluster_is_known_by_its_version_and_lets_us_in(server, jobs):
     [
         (200, {"ray_version": "2.9.3"}, "runs Ray 2.9.3; 2.40 or newer is needed"),
         (200, {"ray_version": "nightly"}, "runs Ray nightly"),
-        (200, {"status": "up"}, "not as the dashboard of a Ray cluster"),
-        (200, b"<html>hello</html>", "not as the dashboard of a Ray cluster"),
-        (404, b"", "there is no Jobs API"),
-        (401, b"", "does not take ours"),
-        (403, b"", "refuses the token"),
+        (200, {"status": "up"}, "is not the dashboard of a Ray cluster"),
+        (200, b"<html>hello</html>", "is not the dashboard of a Ray cluster"),
+        (404, b"", "HTTP 404: it has no Jobs API"),
+        (401, b"", "rejected the token"),
+        (403, b"", "rejected the token"),
     ],
 )
 def test_a_server_that_is_none_is_told_apart(server, jobs, status, body, words):
@@ -114,18 +110,31 @@ def test_a_server_that_is_none_is_told_apart(server, jobs, status, body, words):
 
 def test_a_token_is_never_sent_on(server, jobs):
     says(server, "GET", "/api/version", 302, b"", Location="http://127.0.0.1:1/login")
-    with pytest.raises(InvalidInputError, match="sends us to http://127"):
+    with pytest.raises(InvalidInputError, match="redirects to http://127"):
         jobs.version()
 
 
 def test_a_server_in_trouble_may_mend_itself(server, jobs):
     says(server, "GET", "/api/version", 503, b"no agent\nplease try again later")
-    with pytest.raises(RayClusterError, match="it answers 503: please try again later"):
+    with pytest.raises(RayClusterError) as trouble:
         jobs.version()
+    assert str(trouble.value) == (
+        f"Ray cluster {jobs.cluster.address}: HTTP 503: please try again later."
+    )
+    says(server, "GET", "/api/version", 500, b"")
+    with pytest.raises(RayClusterError) as trouble:
+        jobs.version()
+    assert str(trouble.value) == f"Ray cluster {jobs.cluster.address}: HTTP 500 (empty body)."
+
+
+def test_a_missing_token_is_told_from_a_wrong_one(server, jobs):
+    says(server, "GET", "/api/jobs/a", 401, b"")
+    with pytest.raises(InvalidInputError, match="requires a token, and none was given"):
+        RayJobs(Cluster(address=jobs.cluster.address)).find("a")
 
 
 def test_nobody_there_may_pass():
-    with pytest.raises(RayClusterError, match="cannot be reached"):
+    with pytest.raises(RayClusterError, match="not reachable"):
         RayJobs(Cluster(address="http://127.0.0.1:9")).find("x")
 
 

@@ -1,10 +1,11 @@
 """The pods of attempts, found by their names: alive or not, and how they ended."""
 
+import logging
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
@@ -12,7 +13,8 @@ from airflow_tune_restore.exceptions import (
     PodLostError,
     RunnerError,
 )
-from airflow_tune_restore.hooks.named_pods import NamedPods
+from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS
+from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, is_ending, is_live
 from airflow_tune_restore.launch.kubernetes.pod_spec import pod_name
 from airflow_tune_restore.protocol.attempts import AttemptRecords
@@ -30,14 +32,12 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import refuse_overtaken
 from airflow_tune_restore.storage.base import ObjectStore
 
-if TYPE_CHECKING:
-    from airflow.sdk.types import Logger
-
-POLL_SECONDS = 2.0
 CLAIM_SECONDS = 2.0
 """How long a claim may take on a disk, between the directory of an attempt and its request."""
 
 _NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore(\.runner)?'?\)?$")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +67,11 @@ class AttemptPods:
     Args:
         pods: The pods of the namespace.
         deletes_ended: Whether the user wants ended pods deleted.
-        log: The task's.
         sleep: Waits some seconds.
     """
 
     pods: NamedPods
     deletes_ended: bool
-    log: "Logger"
     sleep: Callable[[float], None] = time.sleep
 
     def find_attempt(self, store: ObjectStore, plan: RestorePlan, trial_id: str) -> NewestAttempt:
@@ -89,7 +87,7 @@ class AttemptPods:
         name = name_of(request)
         pod = self._settled(store, request)
         if pod is not None and is_live(pod, self.pods.watch.container):
-            self.log.info("Attaching to pod %s, attempt %d.", name, newest)
+            logger.info("Attaching to pod %s, attempt %d.", name, newest)
             return NewestAttempt(number=newest, alive=request)
         if pod is None and self._is_untouched(store, request):
             return NewestAttempt(number=newest, unstarted=request)
@@ -217,7 +215,7 @@ class AttemptPods:
         elif outcome is not None and not end.is_disruption:
             return
         elif self._has_run(store, request, end):
-            self.log.warning("Attempt %d ended unseen: %s", request.attempt, end.message)
+            logger.warning("Attempt %d ended unseen: %s", request.attempt, end.message)
             AttemptRecords.of(store, request).record_exit(
                 request.attempt, end.exit_code, end.message
             )
@@ -258,7 +256,7 @@ class AttemptPods:
             if AttemptRecords.of(store, request).exit(request.attempt) is not None:
                 break  # an earlier try has waited for it, until it was lost
             if not logged:
-                self.log.info("Waiting for pod %s to end; it saves a snapshot.", name)
+                logger.info("Waiting for pod %s to end; it saves a snapshot.", name)
                 logged = True
             self.sleep(POLL_SECONDS)
             pod = self.pods.read(name)

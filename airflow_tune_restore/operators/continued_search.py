@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 
-def parse_continued(given: Any) -> str:
+def experiment_to_continue(given: Any) -> str:
     """Read the address of the experiment: text, or one element of `CommitRestoreOperator`'s output.
 
     Raises:
@@ -104,7 +104,7 @@ def start_continued_search(
 
 
 @contextmanager
-def committed_at_last(
+def commit_after_last_try(
     context: Context, open_store: Callable[[], ObjectStore], log: "Logger"
 ) -> Iterator[None]:
     """Commit what a run that broke off has drawn, if no try is left to go on from its snapshot."""
@@ -134,7 +134,7 @@ def _base_id(context: Context, store: ObjectStore) -> str:
     return restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
 
 
-def refuse_unfinished(plan: RestorePlan, outcome: RunnerOutcome) -> None:
+def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
     """Fail the task if the run did not come to its end; trials that failed in it do not."""
     cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
     match Result(outcome.result):
@@ -148,7 +148,7 @@ def refuse_unfinished(plan: RestorePlan, outcome: RunnerOutcome) -> None:
             return
 
 
-def describe_continued(
+def report_commit(
     address: Address, summary: CommitSummary | None, *, log: "Logger"
 ) -> dict[str, Any]:
     """Log what was committed, and return it as `CommitRestoreOperator` does for one experiment."""

@@ -12,13 +12,16 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray.jobs_api import Cluster, RayJob
+from airflow_tune_restore.launch.ray import attempt_job
+from airflow_tune_restore.launch.ray.cluster import Cluster
+from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
-from airflow_tune_restore.operators.ray import attempt_job
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.operators.retry_policy import FIRST_WAIT, TRIAL_RETRY_POLICY
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
@@ -26,7 +29,7 @@ from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.airflow.context import make_context
-from tests.support.records import Attempt, leave_outcome
+from tests.support.records import Attempt, ending, leave_outcome
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
 
@@ -334,17 +337,17 @@ def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
     from airflow_tune_restore.exceptions import InvalidInputError
 
     def refuse(submission):
-        raise InvalidInputError("http://head:8265 refuses the token of the connection.")
+        raise InvalidInputError("http://head:8265 rejected the token.")
 
     jobs.submit = refuse
-    with pytest.raises(AirflowFailException, match="refuses the token"):
+    with pytest.raises(AirflowFailException, match="rejected the token"):
         trial(item).execute(make_context())
 
 
 def test_a_head_that_has_just_started_is_asked_again(item, jobs):
     from airflow_tune_restore.exceptions import RayClusterError
 
-    errors = [RayClusterError("http://head:8265", "it answers 500: No available agent")] * 3
+    errors = [RayClusterError("Ray cluster http://head:8265: HTTP 500: No available agent.")] * 3
     submit = jobs.submit
 
     def later(submission):
@@ -357,9 +360,20 @@ def test_a_head_that_has_just_started_is_asked_again(item, jobs):
     assert len(jobs.posted) == 1
 
 
-def test_trouble_that_lasted_too_long_fails_the_task(item, jobs):
-    told = {**event(item), "trouble": "The Ray cluster does not answer: it timed out."}
-    with pytest.raises(AirflowException, match="timed out"):
+def test_an_outage_while_a_task_waits_reaches_the_retry_policys_rule_for_it(item, jobs):
+    told = {**event(item), "trouble": "Ray cluster http://head:8265: it timed out."}
+    with pytest.raises(
+        AirflowException, match=r"^Ray cluster http://head:8265: it timed out\.$"
+    ) as raised:
+        trial(item).execute_complete(make_context(), told)
+    assert not isinstance(raised.value, AirflowFailException)
+    decision = TRIAL_RETRY_POLICY.evaluate(raised.value, try_number=3, max_tries=5)
+    assert decision.retry_delay == 4 * FIRST_WAIT
+
+
+def test_a_connection_that_cannot_be_used_is_not_retried(item, jobs):
+    told = {"restore_id": item["restore_id"], "attempt": 1, "error": "The connection has no host."}
+    with pytest.raises(AirflowFailException, match="no host"):
         trial(item).execute_complete(make_context(), told)
 
 
@@ -373,10 +387,8 @@ def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
     from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 
     troubles = [
-        RayClusterError("http://head:8265", "its answer has not ended after 30 s"),
-        InvalidInputError(
-            "http://head:8265 answers, but not as the dashboard of a Ray cluster does"
-        ),
+        RayClusterError("Ray cluster http://head:8265: the answer took longer than 30 s."),
+        InvalidInputError("http://head:8265 is not the dashboard of a Ray cluster"),
     ]
     find = jobs.find
 
@@ -388,7 +400,9 @@ def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
         return find(name)
 
     jobs.find = find_later
-    jobs.log_error = RayClusterError("http://head:8265", "it answers packed as gzip")
+    jobs.log_error = RayClusterError(
+        "Ray cluster http://head:8265: HTTP 200 with Content-Encoding gzip."
+    )
     summary = trial(item, deferrable=False).execute(make_context())
     assert summary["trial_id"] == item["trial_id"]
     assert not troubles
@@ -400,3 +414,51 @@ def test_the_last_words_of_a_job_are_told_whether_they_were_shown_or_not(item, j
     jobs.end("FAILED", driver_exit_code=-9)
     with pytest.raises(AirflowException, match=r"setting up \| Killed"):
         trial(item).execute_complete(make_context(), event(item, offset=len(jobs.said)))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Stores that were opened, and keys that were read from them."""
+    opened, keys = [], []
+    open_store_of = ExperimentStorageHook.open
+
+    def count(self, address, **options):
+        store = open_store_of(self, address, **options)
+        opened.append(store)
+        get = store.get
+
+        def counted(key, **limits):
+            keys.append(key)
+            return get(key, **limits)
+
+        monkeypatch.setattr(store, "get", counted)
+        return store
+
+    monkeypatch.setattr(ExperimentStorageHook, "open", count)
+    return opened, keys
+
+
+def test_each_execution_opens_the_store_and_reads_the_plan_once(item, jobs, store, reads):
+    opened, keys = reads
+    plan_key = layout.plan_key(item["restore_id"])
+    deferred(trial(item))
+    assert (len(opened), keys.count(plan_key)) == (1, 1)
+    run_outcome(store, item, Result.FINISHED)
+    jobs.end()
+    trial(item).execute_complete(make_context(), event(item))
+    assert (len(opened), keys.count(plan_key)) == (2, 2)
+
+
+def test_a_restore_on_the_worker_makes_no_job(item, jobs, launcher, store, monkeypatch):
+    monkeypatch.delenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT")
+    launcher.on_start = ending(store, Result.FINISHED)
+    operator = RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b")
+    assert operator.execute(make_context())["trial_id"] == "a3"
+    assert jobs.posted == []
+
+
+def test_a_finished_trial_needs_no_lease_any_more(item, jobs, store):
+    run_outcome(store, item, Result.FINISHED, iteration=6)
+    lease.release(store, lease.check_held(store, item["restore_id"]))
+    assert trial(item).execute(make_context())["iteration"] == 6
+    assert jobs.posted == []

@@ -3,21 +3,26 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from typing import Any
 
 from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
     RayClusterError,
     RecordUnreadableError,
+    RunnerError,
+    RunnerRefusedError,
     TuneRestoreError,
 )
-from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.launch.log_lines import NewestLines, describe_line
-from airflow_tune_restore.launch.ray.job_log import JobLog
-from airflow_tune_restore.launch.ray.jobs_api import JobState, RayJob, RayJobs
+from airflow_tune_restore.launch.log_lines import Log, NewestLines, describe_line
+from airflow_tune_restore.launch.ray.job_log import LONGEST_LOG, JobLog
+from airflow_tune_restore.launch.ray.jobs_api import (
+    ABSENT_LISTS,
+    OUTAGE_SECONDS,
+    JobState,
+    RayJob,
+    RayJobs,
+)
 from airflow_tune_restore.launch.ray.stop import stop_attempt
 from airflow_tune_restore.launch.ray.submission import (
     STOP_WAIT_SECONDS,
@@ -28,18 +33,15 @@ from airflow_tune_restore.launch.ray.submission import (
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
-from airflow_tune_restore.triggers.ray_job import RayJobTrigger
-from airflow_tune_restore.triggers.ray_job_poller import ABSENT_LISTS, LONGEST_LOG, OUTAGE_SECONDS
-from airflow_tune_restore.triggers.trial_poller import RENEW_SECONDS
 
-if TYPE_CHECKING:
-    from airflow.sdk.types import Logger
+RENEW_SECONDS = 60.0
+"""A runner renews the lease; one whose job waits for resources cannot."""
 
 SUBMIT_SECONDS = 60.0
 """How long a job is posted again and again, under the same id, to a head that does not take it."""
@@ -68,12 +70,10 @@ class RayAttemptJob:
 
     Args:
         jobs: The cluster.
-        ray_conn_id: The connection that names it.
-        address: The experiment, with its connection id.
         store: Rooted at the experiment directory.
         plan: The plan.
         trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` to follow the run of all itself.
-        arguments: What the runner is told.
+        settings: Of the runner.
         runtime_env: Of the job; its local parts are uploaded.
         env: Environment variables of the job; no secrets.
         driver: What the driver asks for.
@@ -82,41 +82,49 @@ class RayAttemptJob:
     """
 
     jobs: RayJobs
-    ray_conn_id: str
-    address: Address
     store: ObjectStore
     plan: RestorePlan
     trial_id: str
-    arguments: RunnerSettings
+    settings: RunnerSettings
     runtime_env: Mapping[str, Any]
     env: Mapping[str, str]
     driver: DriverResources
     poll_interval: float
-    log: "Logger"
+    log: Log
     attached: Attached | None = field(default=None, init=False)
 
     @property
-    def run_id(self) -> str:
+    def unit(self) -> str:
         """What the job runs: the trial, or all."""
         return layout.WHOLE_EXPERIMENT if self.plan.is_whole_experiment else self.trial_id
 
+    @property
+    def records(self) -> AttemptRecords:
+        """The attempts of the unit."""
+        return AttemptRecords(self.store, self.plan.restore_id, self.unit)
+
+    @property
+    def trial_records(self) -> AttemptRecords:
+        """The attempts as the trial's own directory holds them: its outcome and progress."""
+        return AttemptRecords(self.store, self.plan.restore_id, self.trial_id)
+
     def job_id(self, attempt: int) -> str:
         """Return the id of an attempt's job."""
-        return submission_id(self.plan.experiment, self.plan.restore_id, self.run_id, attempt)
+        return submission_id(self.plan.experiment, self.plan.restore_id, self.unit, attempt)
 
-    def ended_before(self) -> RunnerOutcome | None:
+    def find_final_outcome(self) -> RunnerOutcome | None:
         """Return how the trial has ended for good already; None if it is to be run."""
-        outcome = AttemptRecords(self.store, self.plan.restore_id, self.trial_id).outcome()
+        outcome = self.trial_records.outcome()
         if outcome is None:
             return None
-        final = {Result.FINISHED, Result.FAILED} if self._is_part else {Result.FINISHED}
+        final = {Result.FINISHED, Result.FAILED} if self.is_one_of_many else {Result.FINISHED}
         if outcome.result not in final:
             return None
         self.log.info("It has ended already, in attempt %d.", outcome.attempt)
         self._show_results(outcome.attempt, 0)
         return outcome
 
-    def attach(self, remembered: int = 0) -> Attached:
+    def submit_or_attach(self, remembered: int = 0) -> Attached:
         """Find the living job of the newest attempt, or claim the next attempt and start its job.
 
         Args:
@@ -126,7 +134,7 @@ class RayAttemptJob:
             newest = max(
                 [
                     remembered,
-                    *AttemptRecords(self.store, self.plan.restore_id, self.run_id).numbers(),
+                    *self.records.numbers(),
                 ]
             )
             number = newest + 1
@@ -142,8 +150,8 @@ class RayAttemptJob:
                 request = claim_next_attempt(
                     self.store,
                     self.plan,
-                    self.run_id,
-                    self.arguments,
+                    self.unit,
+                    self.settings,
                     log=self.log.info,
                     attempt=number,
                 )
@@ -158,8 +166,8 @@ class RayAttemptJob:
         Raises:
             KeyNotFoundError: If nobody has claimed it.
         """
-        plan, job_id = self.plan, self.job_id(attempt)
-        if AttemptRecords(self.store, plan.restore_id, self.run_id).outcome(attempt) is not None:
+        job_id = self.job_id(attempt)
+        if self.records.outcome(attempt) is not None:
             return None
         job = self.jobs.find(job_id)
         if job is not None and not job.is_over:
@@ -168,12 +176,7 @@ class RayAttemptJob:
                 return None
             self.log.info("Attached to Ray job %s, attempt %d.", job_id, attempt)
             return Attached(attempt=attempt, submission_id=job_id, is_ours=False)
-        ran = (
-            AttemptRecords(self.store, plan.restore_id, self.run_id).exit(
-                attempt, infer_from_heartbeat=True
-            )
-            is not None
-        )
+        ran = self.records.exit(attempt, infer_from_heartbeat=True) is not None
         if job is not None or ran:
             return None
         # claimed, and whoever did so died before the job was started, or is about to start it
@@ -188,7 +191,7 @@ class RayAttemptJob:
         words = "Started" if is_ours else "Attached to"
         self.log.info(
             "%s Ray job %s: %s %s of %s, attempt %d of restore %s",
-            *(words, job_id, request.action, _name(self.run_id), self.plan.experiment),
+            *(words, job_id, request.action, _name(self.unit), self.plan.experiment),
             *(request.attempt, self.plan.restore_id),
         )
         return Attached(attempt=request.attempt, submission_id=job_id, is_ours=is_ours)
@@ -206,48 +209,33 @@ class RayAttemptJob:
                 time.sleep(self.poll_interval)
 
     @property
-    def _is_part(self) -> bool:
+    def is_one_of_many(self) -> bool:
         """Whether the trial is one of many in the run of all."""
         return self.plan.is_whole_experiment and self.trial_id != layout.WHOLE_EXPERIMENT
 
-    def _shows_output(self, attached: Attached) -> bool:
-        return not self._is_part or attached.is_ours
+    def shows_output(self, attached: Attached) -> bool:
+        """Whether this task shows what the job prints: one task per job does."""
+        return not self.is_one_of_many or attached.is_ours
 
-    def _ends_with_job(self, attempt: int) -> bool:
+    def ends_with_job(self, attempt: int) -> bool:
         """Whether the job's end is to be waited for: in a run of all a trial ends before it.
 
         But one that was stopped in a run can only go on when that run is over.
         """
-        return not self._is_part or self._outcome(attempt) is not None
+        return not self.is_one_of_many or self._outcome(attempt) is not None
 
     def _outcome(self, attempt: int) -> RunnerOutcome | None:
-        return AttemptRecords(self.store, self.plan.restore_id, self.trial_id).outcome(attempt)
+        return self.trial_records.outcome(attempt)
 
-    def trigger(self, attached: Attached) -> RayJobTrigger:
-        """Return what waits in the triggerer."""
-        return RayJobTrigger(
-            ray_conn_id=self.ray_conn_id,
-            submission_id=attached.submission_id,
-            experiment=str(self.address),
-            restore_id=self.plan.restore_id,
-            trial_id=self.trial_id,
-            attempt=attached.attempt,
-            is_one_of_many=self._is_part,
-            ends_with_job=self._ends_with_job(attached.attempt),
-            shows_output=self._shows_output(attached),
-            poll_interval=self.poll_interval,
-            metric=self.plan.metric,
-        )
-
-    def follow(self, attached: Attached) -> dict[str, Any]:
+    def poll_until_complete(self, attached: Attached) -> dict[str, Any]:
         """Wait here, in the worker, and show what is printed; return what the trigger's event says."""
         offset = seen = absent = read = 0
-        ends_with_job = self._ends_with_job(attached.attempt)
+        ends_with_job = self.ends_with_job(attached.attempt)
         reached = renewed = time.monotonic()
         while True:
             if time.monotonic() - renewed > RENEW_SECONDS:  # a job that waits for a place cannot
                 renewed = time.monotonic()
-                lease.renew(self.store, lease.check_held(self.store, self.plan.restore_id))
+                lease.keep_alive(self.store, self.plan.restore_id)
             try:
                 job = self.jobs.find(attached.submission_id)
                 reached = time.monotonic()
@@ -264,19 +252,19 @@ class RayAttemptJob:
             if is_over:
                 return {"offset": offset, "seen": seen, "is_lost": job is None}
             seen = self._show_results(attached.attempt, seen)
-            if self._shows_output(attached) and read < LONGEST_LOG:
+            if self.shows_output(attached) and read < LONGEST_LOG:
                 log = JobLog(offset=offset, results=None, most=LONGEST_LOG)
                 self._read_log(attached.submission_id, log)
                 self._show_log(attached.submission_id, log)
                 offset, read = max(offset, log.length), max(read, log.read)
             time.sleep(self.poll_interval)
 
-    def finish(self, attempt: int, told: Mapping[str, Any]) -> RunnerOutcome | None:
+    def get_job_result(self, attempt: int, told: Mapping[str, Any]) -> RunnerOutcome | None:
         """Show the rest, and say how the trial ended; None if it is to be run once more, at once.
 
         Args:
             attempt: The attempt that was followed.
-            told: What the trigger's event, or `follow`, said.
+            told: What the trigger's event, or `poll_until_complete`, said.
 
         Raises:
             RunnerDiedError: If the job ended without saying how.
@@ -285,7 +273,7 @@ class RayAttemptJob:
         job_id = self.job_id(attempt)
         outcome = self._outcome(attempt)
         log = JobLog(offset=offset, results=seen)
-        if not self._is_part:
+        if not self.is_one_of_many:
             self._read_log(job_id, log)
             log.end()
             self._show_log(job_id, log)
@@ -296,12 +284,14 @@ class RayAttemptJob:
         ):
             return outcome
         # an earlier try of this task was killed while it waited, and this one has attached too early
-        was_killed = self._was_told_to_stop(attempt) or (self._is_part and outcome is not None)
+        was_killed = self._was_told_to_stop(attempt) or (
+            self.is_one_of_many and outcome is not None
+        )
         if was_killed and (told.get("is_lost") or self._is_over(job_id)):
             return None
         if outcome is not None:
             return outcome
-        raise self._death(attempt, self.jobs.find(job_id), log.last)
+        raise self._describe_failure(attempt, self.jobs.find(job_id), log.last)
 
     def stop(self) -> None:
         """Stop the job, or in a run of all this trial alone. Once."""
@@ -316,26 +306,26 @@ class RayAttemptJob:
             trial_id=self.trial_id,
             attempt=attached.attempt,
             submission_id=attached.submission_id,
-            is_one_of_many=self._is_part,
+            is_one_of_many=self.is_one_of_many,
         )
 
     def stop_newest(self) -> None:
         """Stop the newest attempt, if it runs: nobody waits for it any more."""
-        newest = AttemptRecords(self.store, self.plan.restore_id, self.run_id).newest()
+        newest = self.records.newest()
         if newest:
             self.attached = Attached(
                 attempt=newest, submission_id=self.job_id(newest), is_ours=False
             )
             self.stop()
 
-    def _death(self, attempt: int, job: RayJob | None, last: Iterable[str]) -> Exception:
+    def _describe_failure(self, attempt: int, job: RayJob | None, last: Iterable[str]) -> Exception:
         """Return the error for a job that ended and left no outcome of this trial."""
-        whole = AttemptRecords(self.store, self.plan.restore_id, self.run_id).outcome(attempt)
+        whole = self.records.outcome(attempt)
         if whole is not None:
             cause = printable(f"{whole.error_type}: {whole.error}".removeprefix(": "))
             if whole.result in (Result.REFUSED, Result.FENCED):
-                return AirflowFailException(f"{self.plan.experiment} was not restored: {cause}")
-            return AirflowException(
+                return RunnerRefusedError(f"{self.plan.experiment} was not restored: {cause}")
+            return RunnerError(
                 f"The run of {self.plan.experiment} was stopped before {_name(self.trial_id)} had ended "
                 f"({cause}); a retry goes on from its snapshot."
             )
@@ -362,18 +352,18 @@ class RayAttemptJob:
     def _was_told_to_stop(self, attempt: int) -> bool:
         try:
             self.store.get(
-                layout.stopped_key(self.plan.restore_id, self.run_id, attempt), max_bytes=65536
+                layout.stopped_key(self.plan.restore_id, self.unit, attempt), max_bytes=65536
             )
         except KeyNotFoundError:
             return False
         return True
 
     def _request(self, attempt: int) -> RunnerRequest:
-        return AttemptRecords(self.store, self.plan.restore_id, self.run_id).request(attempt)
+        return self.records.request(attempt)
 
     def _show_results(self, attempt: int, seen: int) -> int:
         try:
-            tail = AttemptRecords(self.store, self.plan.restore_id, self.trial_id).progress(attempt)
+            tail = self.trial_records.progress(attempt)
         except RecordUnreadableError as error:
             self.log.warning("What the trial reports is not shown: %s", printable(str(error)))
             return seen

@@ -1,0 +1,177 @@
+"""Kubernetes through the provider's hook and pod manager for the triggerer (see `hooks.pods`)."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
+from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager
+
+from airflow_tune_restore.hooks.pod_logs import stamped
+from airflow_tune_restore.launch.kubernetes.api import (
+    Patience,
+    check_answer,
+    check_deletion,
+    describe_outage,
+    is_api_error,
+    is_gone,
+)
+from airflow_tune_restore.launch.kubernetes.bounded_client import (
+    REQUEST_SECONDS,
+    bound_async,
+    is_success,
+    pieces,
+    read_async,
+)
+from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, whole_log
+from airflow_tune_restore.launch.kubernetes.named_pods import patience_to_delete
+
+logger = logging.getLogger(__name__)
+
+
+class PatientAsyncKubernetesHook(AsyncKubernetesHook):
+    """Reads and deletes pods, and reads logs, whenever the API server answers again."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._log_is_readable = True
+
+    @contextlib.asynccontextmanager
+    async def get_conn(self) -> AsyncIterator[Any]:
+        """Open a client."""
+        async with super().get_conn() as found:
+            yield bound_async(found)
+
+    async def get_pod(self, name: str, namespace: str) -> Any:
+        """Read a pod (ApiException with 404 if there is no such pod)."""
+        from kubernetes_asyncio.client import CoreV1Api
+
+        async def ask() -> Any:
+            async with self.get_conn() as connection:
+                return check_answer(
+                    await CoreV1Api(connection).read_namespaced_pod(name, namespace), name
+                )
+
+        patience = Patience(lambda error: is_gone(error, name), renew=self.renew)
+        return await patience.ask_async(ask)
+
+    async def delete_pod(
+        self, name: str, namespace: str, grace_period_seconds: int | None = None
+    ) -> None:
+        """Delete a pod, if there is one."""
+        from kubernetes_asyncio.client import CoreV1Api, V1DeleteOptions
+
+        async def ask() -> None:
+            async with self.get_conn() as connection:
+                options = V1DeleteOptions(grace_period_seconds=grace_period_seconds)
+                api = CoreV1Api(connection)
+                check_deletion(await api.delete_namespaced_pod(name, namespace, body=options), name)
+
+        try:
+            await patience_to_delete(name, self.renew).ask_async(ask)
+        except Exception as error:
+            if not is_gone(error, name):
+                raise
+
+    async def read_log(
+        self,
+        name: str,
+        namespace: str,
+        container: str,
+        since_seconds: int | None,
+        log: ContainerLog,
+    ) -> None:
+        """Read a container's log; nothing if it cannot be read now: it is read later.
+
+        The provider (10.25) returns the text of a refusal as the log, and reads all of it at once.
+        """
+        from kubernetes_asyncio.client import CoreV1Api
+
+        options: dict[str, Any] = {} if since_seconds is None else {"since_seconds": since_seconds}
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS), self.get_conn() as connection:
+                response: Any = await CoreV1Api(connection).read_namespaced_pod_log(
+                    name,
+                    namespace,
+                    container=container,
+                    timestamps=True,
+                    _preload_content=False,
+                    **options,
+                )
+                if not is_success(response.status):
+                    raise _refused(response, await read_async(response))
+                async for piece in pieces(response):
+                    log.take(piece)
+                log.end()
+        except Exception as error:
+            if not is_api_error(error):
+                raise
+            if self._log_is_readable:
+                logger.warning("The log cannot be read just now. %s.", describe_outage(error))
+            self._log_is_readable = False
+            return
+        self._log_is_readable = True
+
+    def renew(self) -> None:
+        """Load the credentials again before the next request."""
+        self._config_loaded = False
+        self.client_configuration = None
+
+
+class DescribingPodManager(AsyncPodManager):
+    """Shows the lines of a runner in their log form.
+
+    Args:
+        async_hook: The cluster.
+        describe: Returns the log form of a line of the runner.
+    """
+
+    def __init__(
+        self, async_hook: PatientAsyncKubernetesHook, describe: Callable[[str], str]
+    ) -> None:
+        super().__init__(async_hook=async_hook)
+        self._log_hook = async_hook
+        self._describe = describe
+
+    async def fetch_container_logs_before_current_sec(
+        self, pod: Any, container_name: str, since_time: Any = None
+    ) -> Any:
+        """Show the new lines up to the current second; return the time from which on lines are new.
+
+        The provider (10.25) returns the time of its request: it loses the lines of the beginning of that
+        second, and the lines that it could not read in that moment.
+        """
+        now = datetime.now(UTC)
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        since = math.ceil((now - since_time).total_seconds()) if since_time else None
+        this_second = now.replace(microsecond=0)
+        log = ContainerLog(
+            lambda at: (
+                at.replace(microsecond=0) != this_second and (not since_time or at >= since_time)
+            )
+        )
+        await self._log_hook.read_log(name, namespace, container_name, since, log)
+        if log.is_empty:
+            return since_time
+        new = stamped(log.newest.take(whole_log(name, namespace, container_name)))
+        await asyncio.to_thread(self._emit_container_logs, new, now, container_name)
+        return this_second
+
+    def _emit_container_logs(self, logs: list[str], now: Any, container_name: str) -> None:
+        shown = []
+        for line in logs:
+            at, _, text = line.partition(" ")
+            shown.append(f"{at} {self._describe(text)}")
+        super()._emit_container_logs(shown, now, container_name)
+
+
+def _refused(response: Any, body: bytes) -> Exception:
+    from kubernetes_asyncio.client import ApiException
+
+    error = ApiException(status=response.status, reason=response.reason)
+    error.body = body
+    return error

@@ -1,0 +1,253 @@
+"""The skeleton of a task that runs attempts of a trial, on the worker or as Ray jobs.
+
+It opens the experiment and reads the plan once. It takes the outcome of an earlier try, or attaches to an
+attempt or claims the next one; it waits, or defers; then the operator judges the outcome.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from airflow.sdk import Context
+from airflow.sdk.exceptions import TaskDeferralTimeout
+
+from airflow_tune_restore.arguments import parse_text, parse_user
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID
+from airflow_tune_restore.launch.account import runner_account
+from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.launch.local import LocalLauncher, build_launcher
+from airflow_tune_restore.links.ray_job import RayJobLink
+from airflow_tune_restore.operators.local_attempt import LocalAttempt
+from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
+from airflow_tune_restore.operators.ray.job_task import RayJobTask
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.restore.claim import RunnerSettings
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.storage.base import ObjectStore
+
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenExperiment:
+    """An experiment that a task has opened.
+
+    Args:
+        hook: With the storage connection.
+        address: Of the experiment, with its connection id.
+        store: Rooted at the experiment directory.
+    """
+
+    hook: ExperimentStorageHook
+    address: Address
+    store: ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTask:
+    """The experiment, the plan and the trial of a task, each opened or read once.
+
+    Args:
+        experiment: The experiment.
+        plan: The plan.
+        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself.
+    """
+
+    experiment: OpenExperiment
+    plan: RestorePlan
+    trial_id: str
+
+    @property
+    def store(self) -> ObjectStore:
+        """The store of the experiment."""
+        return self.experiment.store
+
+    @property
+    def records(self) -> AttemptRecords:
+        """The attempts of the trial."""
+        return AttemptRecords(self.store, self.plan.restore_id, self.trial_id)
+
+    @property
+    def is_one_of_many(self) -> bool:
+        """Whether the trial is one of many in a whole-experiment run."""
+        return self.plan.is_whole_experiment and self.trial_id != layout.WHOLE_EXPERIMENT
+
+    @property
+    def shares_run(self) -> bool:
+        """Whether other tasks follow the same run."""
+        return self.plan.is_whole_experiment and not self.plan.only_continues_search
+
+    def renew_lease(self) -> None:
+        """Renew the lease of the restore (LeaseLostError if it was lost)."""
+        lease.keep_alive(self.store, self.plan.restore_id)
+
+
+class AttemptOperator(MapIndexLabelOperator):
+    """Base of the operators that run attempts on the worker or as Ray jobs.
+
+    `RestoreTrialOperator` documents the arguments.
+    """
+
+    operator_extra_links = (RayJobLink(),)
+    template_fields: Sequence[str] = (
+        "trainable",
+        "param_space",
+        "search_alg",
+        "launcher",
+        "ray_conn_id",
+        "python",
+        "runner_user",
+        "ray_address",
+        "storage_conn_id",
+    )
+    ui_color = "#e2f2e4"
+
+    def __init__(  # noqa: PLR0913  what to run, where, and with what
+        self,
+        *,
+        trainable: str,
+        param_space: str | None = None,
+        search_alg: str | None = None,
+        launcher: str = "local",
+        python: str | None = None,
+        runner_user: str | None = None,
+        ray_address: str | None = None,
+        imports: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        storage_conn_id: str | None = None,
+        ray_conn_id: str = DEFAULT_CONN_ID,
+        runtime_env: Mapping[str, Any] | None = None,
+        entrypoint_num_cpus: float | None = None,
+        entrypoint_memory: float | None = None,
+        entrypoint_resources: Mapping[str, float] | None = None,
+        deferrable: bool = True,
+        poll_interval: float = POLL_SECONDS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.trainable = trainable
+        self.param_space = param_space
+        self.search_alg = search_alg
+        self.launcher = launcher
+        self.python = python
+        self.runner_user = runner_user
+        self._has_user = runner_user is not None
+        self.ray_address = ray_address
+        self.imports = imports
+        self.env = env
+        self.storage_conn_id = storage_conn_id
+        self.ray_conn_id = ray_conn_id
+        self.runtime_env = runtime_env
+        self.entrypoint_num_cpus = entrypoint_num_cpus
+        self.entrypoint_memory = entrypoint_memory
+        self.entrypoint_resources = entrypoint_resources
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self._attempt: LocalAttempt | RayJobTask | None = None
+
+    @property
+    @abstractmethod
+    def experiment_address(self) -> str:
+        """The address of the experiment, as given."""
+
+    @property
+    @abstractmethod
+    def trial_id(self) -> str:
+        """Id of the trial in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself."""
+
+    @abstractmethod
+    def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
+        """Return the task's result for an outcome, or raise."""
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Continue after the trigger has fired."""
+        with as_airflow_errors():
+            RayJobTask.check_event(event)
+            task = self.open_task(event["restore_id"])
+            attempt = self._attempt = RayJobTask(self, task)
+            outcome = attempt.get_job_result(event) or self.run_attempt(context, task)
+            return self.conclude(task, outcome)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """Stop the job of a task that was deferred for longer than its `execution_timeout`."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            with as_airflow_errors():
+                RayJobTask.stop_overdue(self, context)
+            raise
+
+    def on_kill(self) -> None:
+        """Stop the attempt: it saves a snapshot first. In a shared run, stop this trial alone."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.stop()
+
+    def open_experiment(self) -> OpenExperiment:
+        """Open the experiment."""
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        address = hook.address(self.experiment_address)
+        return OpenExperiment(hook, address, hook.open(address))
+
+    def open_task(self, restore_id: str) -> AttemptTask:
+        """Open the experiment and read the plan of a restore that has been started."""
+        experiment = self.open_experiment()
+        return AttemptTask(experiment, read_plan(experiment.store, restore_id), self.trial_id)
+
+    def run_attempt(self, context: Context, task: AttemptTask) -> RunnerOutcome:
+        """Return the final outcome of an earlier try, or run an attempt and return its outcome.
+
+        Raises:
+            TaskDeferred: If the attempt is a Ray job that the triggerer waits for.
+            RunnerDiedError: If the runner exited without an outcome.
+        """
+        attempt = (
+            RayJobTask(self, task)
+            if self.launcher == LauncherName.RAY
+            else LocalAttempt(self, task)
+        )
+        self._attempt = attempt
+        outcome = None
+        while outcome is None:
+            outcome = attempt.find_final_outcome() or attempt.run(context)
+        self._attempt = None
+        return outcome
+
+    def parse_runner_user(self) -> str | None:
+        """Return the user of runners on the worker; None for the worker's own.
+
+        Raises:
+            InvalidInputError: If it was given and rendered to nothing, or is given for Ray jobs.
+        """
+        user = parse_user(self.runner_user, was_given=self._has_user)
+        if self.launcher == LauncherName.RAY:
+            runner_account(user, self.launcher)
+        return user
+
+    def runner_settings(self) -> RunnerSettings:
+        """Return the settings of the runner that do not depend on where it runs."""
+        return RunnerSettings(
+            trainable=str(self.trainable),
+            param_space=parse_text(self.param_space),
+            search_alg=parse_text(self.search_alg),
+            imports=self.imports,
+        )
+
+    @contextmanager
+    def local_launcher(self, experiment: OpenExperiment) -> Iterator[LocalLauncher]:
+        """Yield the launcher for runners on the worker, with the credentials of the store."""
+        with experiment.hook.runner_env(experiment.address) as credentials:
+            yield build_launcher(
+                self.launcher,
+                python=parse_text(self.python),
+                env={**credentials, **(self.env or {})},
+                runner_user=self.parse_runner_user(),
+            )

@@ -1,0 +1,171 @@
+"""The half of a task whose runner is a process on the worker."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING
+
+from airflow.sdk import Context
+
+from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import (
+    Result,
+    RunnerOutcome,
+    RunnerProgress,
+    RunnerRequest,
+)
+from airflow_tune_restore.restore.claim import claim_next_attempt
+from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.restore.runner_death import LAST_LINES, record_death
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.launch.process import RunnerProcess
+    from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
+
+STOP_GRACE_SECONDS = 30.0
+"""How long a runner that is asked to stop may take to save a snapshot.
+
+Airflow kills a task 5 s after its SIGTERM; the runner has a session of its own and still finishes saving.
+"""
+
+
+class LocalAttempt:
+    """An attempt of a task that runs in a child process, or in the run that its experiment shares."""
+
+    def __init__(self, operator: "AttemptOperator", task: "AttemptTask") -> None:
+        self._operator = operator
+        self._task = task
+        self._log = operator.log
+        self._process: RunnerProcess | None = None
+        self._follows_shared_run = False
+
+    def find_final_outcome(self) -> RunnerOutcome | None:
+        """Return the outcome of an earlier try if there is nothing left to run."""
+        outcome = self._task.records.outcome()
+        final = {Result.FINISHED, *((Result.FAILED,) if self._task.is_one_of_many else ())}
+        if outcome is None or outcome.result not in final:
+            return None
+        self._log.info("An earlier try of this task has the outcome (attempt %d).", outcome.attempt)
+        return outcome
+
+    def run(self, context: Context) -> RunnerOutcome:
+        """Run the next attempt, or follow the shared run, until the trial has an outcome."""
+        del context
+        self._task.renew_lease()
+        return self._follow_shared_run() if self._task.shares_run else self._run_child()
+
+    def stop(self) -> None:
+        """Let the runner save a snapshot and exit; in a shared run, stop this trial alone. Once."""
+        follows, self._follows_shared_run = self._follows_shared_run, False
+        if follows:
+            self._log.info("Asking the run to stop this trial; the others go on.")
+            ask_to_stop(self._task.store, self._task.plan.restore_id, self._task.trial_id)
+        process, self._process = self._process, None
+        if process is not None:
+            self._log.info("Stopping the runner; it saves a snapshot first.")
+            process.stop(STOP_GRACE_SECONDS)
+
+    def _run_child(self) -> RunnerOutcome:
+        task, plan = self._task, self._task.plan
+        with self._operator.local_launcher(task.experiment) as launcher:
+            request = self._claim(task.trial_id)
+            trial = (
+                "all trials"
+                if task.trial_id == layout.WHOLE_EXPERIMENT
+                else f"trial {task.trial_id}"
+            )
+            self._log.info(
+                "%s %s of %s: attempt %d of restore %s",
+                *(request.action, trial, plan.experiment, request.attempt, plan.restore_id),
+            )
+            self._process = process = launcher.start(request)
+            last: deque[str] = deque(maxlen=LAST_LINES)
+            try:
+                for line in process.lines():
+                    last.append(describe_line(line, plan.metric))
+                    self._log.info("%s", last[-1])
+                exit_code = process.wait()
+                self._process = None
+            finally:
+                self.stop()  # after a timeout or an error: no runner is left behind
+        outcome = task.records.outcome(request.attempt)
+        if outcome is None:
+            raise record_death(task.store, plan, request, exit_code, list(last))
+        return outcome
+
+    def _follow_shared_run(self) -> RunnerOutcome:
+        """Attach to the whole-experiment run, or start it, until this trial has an outcome."""
+        task, plan = self._task, self._task.plan
+        output = _RunOutput(self._log.info)
+
+        def start(attempt: int) -> None:
+            request = self._claim(layout.WHOLE_EXPERIMENT, attempt)
+            self._log.info("Starting the whole-experiment run, attempt %d.", attempt)
+            with self._operator.local_launcher(task.experiment) as launcher:
+                output.open(launcher.start_detached(request))
+
+        follower = Follower(task.store, plan.restore_id, task.trial_id, start)
+        self._follows_shared_run = True
+        try:
+            for progress in follower.progress():
+                output.show_new()
+                if progress is not None:
+                    self._log.info("%s", describe_line(progress.to_line(), plan.metric))
+            self._follows_shared_run = False
+        except TuneRestoreError:
+            self._follows_shared_run = False  # the run continues; a retry attaches again
+            raise
+        finally:
+            output.close()
+            self.stop()  # after a timeout: the run stops this trial
+        assert follower.outcome is not None  # noqa: S101  progress() ends with one
+        return follower.outcome
+
+    def _claim(self, unit: str, attempt: int | None = None) -> RunnerRequest:
+        address = parse_text(self._operator.ray_address)
+        settings = replace(
+            self._operator.runner_settings(),
+            address=address,
+            # a private Ray needs none: it inherits the environment of its runner
+            runtime_env=dict(self._operator.runtime_env or {}) if address is not None else {},
+            can_grow=address is not None,
+        )
+        return claim_next_attempt(
+            *(self._task.store, self._task.plan, unit, settings),
+            log=self._log.info,
+            attempt=attempt,
+        )
+
+
+class _RunOutput:
+    """The output of the whole-experiment run, shown by the task that started it, without results."""
+
+    def __init__(self, show: Callable[[str, str], None]) -> None:
+        self._show = show
+        self._file: IO[str] | None = None
+
+    def open(self, file: IO[str]) -> None:
+        """Show the lines of this file from now on."""
+        self.close()
+        self._file = file
+
+    def show_new(self) -> None:
+        """Show the complete lines that were written since the last call."""
+        while self._file is not None:
+            before = self._file.tell()
+            line = self._file.readline()
+            if not line.endswith("\n"):
+                self._file.seek(before)
+                return
+            if RunnerProgress.from_line(line) is None:
+                self._show("%s", describe_line(line.rstrip("\n"), None))
+
+    def close(self) -> None:
+        """Show the rest and close the file."""
+        if self._file is not None:
+            self.show_new()
+            self._file.close()
+            self._file = None

@@ -1,0 +1,149 @@
+"""The half of a task whose runner is a Ray job: submit or attach, defer, and read the result."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.sdk import Context
+
+from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
+from airflow_tune_restore.launch.ray.attempt_job import Attached, RayAttemptJob
+from airflow_tune_restore.launch.ray.submission import IN_CLUSTER
+from airflow_tune_restore.links.ray_job import URL_KEY
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+
+if TYPE_CHECKING:
+    from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
+
+
+class RayJobTask:
+    """An attempt of a task that runs as a Ray job. Reads connections at first; starts nothing."""
+
+    def __init__(self, operator: "AttemptOperator", task: "AttemptTask") -> None:
+        self._operator = operator
+        self._task = task
+        self._job = _build_job(operator, task)
+
+    @staticmethod
+    def check_event(event: Mapping[str, Any]) -> None:
+        """Raise the error of a trigger's event.
+
+        Raises:
+            InvalidInputError: If the connection cannot be used.
+            RayClusterError: If the cluster was out of reach for too long.
+        """
+        if error := event.get("error"):
+            raise InvalidInputError(error)
+        if trouble := event.get("trouble"):
+            raise RayClusterError(trouble)
+
+    @staticmethod
+    def stop_overdue(operator: "AttemptOperator", context: Context) -> None:
+        """Stop the newest job of a task that no longer waits for it."""
+        if restore_id := _remembered(context, operator.trial_id).get("restore_id"):
+            RayJobTask(operator, operator.open_task(restore_id))._job.stop_newest()
+
+    def find_final_outcome(self) -> RunnerOutcome | None:
+        """Return the outcome of an earlier try if there is nothing left to run."""
+        return self._job.find_final_outcome()
+
+    def run(self, context: Context) -> RunnerOutcome | None:
+        """Attach to the trial's job or submit it, and wait for it, here or in the triggerer.
+
+        Returns:
+            Its outcome; None if the next attempt is to be run at once.
+        """
+        self._task.renew_lease()
+        attached = self._job.submit_or_attach(self._remembered_attempt(context))
+        self._remember(context, attached)
+        context["ti"].xcom_push(URL_KEY, self._job.jobs.cluster.job_url(attached.submission_id))
+        if self._operator.deferrable:
+            self._defer(attached)
+        event = self._job.poll_until_complete(attached)
+        return self._job.get_job_result(attached.attempt, event)
+
+    def get_job_result(self, event: Mapping[str, Any]) -> RunnerOutcome | None:
+        """Return the outcome after a trigger has fired; None if the next attempt is to be run at once."""
+        return self._job.get_job_result(int(event["attempt"]), event)
+
+    def stop(self) -> None:
+        """Stop the job, so that it saves a snapshot; in a shared run, stop this trial alone."""
+        self._job.stop()
+
+    def _defer(self, attached: Attached) -> NoReturn:
+        job, operator = self._job, self._operator
+        job.attached = None  # from here on the trigger stops it
+        trigger = RayJobTrigger(
+            ray_conn_id=str(operator.ray_conn_id),
+            submission_id=attached.submission_id,
+            experiment=str(self._task.experiment.address),
+            restore_id=job.plan.restore_id,
+            trial_id=job.trial_id,
+            attempt=attached.attempt,
+            is_one_of_many=job.is_one_of_many,
+            ends_with_job=job.ends_with_job(attached.attempt),
+            shows_output=job.shows_output(attached),
+            poll_interval=job.poll_interval,
+            metric=job.plan.metric,
+        )
+        operator.defer(
+            trigger=trigger, method_name="execute_complete", timeout=operator.execution_timeout
+        )
+
+    def _remember(self, context: Context, attached: Attached) -> None:
+        """Keep for the next try which job is followed: Airflow keeps it by the task's position."""
+        state = context.get("task_state_store")
+        if state is not None:
+            value: dict[str, Any] = {
+                "restore_id": self._job.plan.restore_id,
+                "attempt": attached.attempt,
+                "submission_id": attached.submission_id,
+            }
+            state.set(_state_key(self._job.trial_id), value)
+
+    def _remembered_attempt(self, context: Context) -> int:
+        """Return the attempt that an earlier try followed; 0 if it was of another restore or trial."""
+        value = _remembered(context, self._job.trial_id)
+        attempt = value.get("attempt")
+        if isinstance(attempt, int) and value.get("submission_id") == self._job.job_id(attempt):
+            return attempt
+        return 0
+
+
+def _build_job(operator: "AttemptOperator", task: "AttemptTask") -> RayAttemptJob:
+    hook = RayJobsHook(str(operator.ray_conn_id))
+    public_env = task.experiment.hook.public_env(task.experiment.address)
+    return RayAttemptJob(
+        jobs=hook.jobs(),
+        store=task.store,
+        plan=task.plan,
+        trial_id=task.trial_id,
+        settings=replace(
+            operator.runner_settings(),
+            address=IN_CLUSTER,
+            can_grow=True,
+            reports=task.trial_id != layout.WHOLE_EXPERIMENT,
+        ),
+        runtime_env={**hook.runtime_env(), **(operator.runtime_env or {})},
+        env={**public_env, **(operator.env or {})},
+        driver=hook.driver_resources(
+            num_cpus=operator.entrypoint_num_cpus,
+            memory=operator.entrypoint_memory,
+            resources=operator.entrypoint_resources,
+        ),
+        poll_interval=float(operator.poll_interval),
+        log=operator.log,
+    )
+
+
+def _remembered(context: Context, trial_id: str) -> dict[str, Any]:
+    state = context.get("task_state_store")
+    value = state.get(_state_key(trial_id)) if state is not None else None
+    return value if isinstance(value, dict) else {}
+
+
+def _state_key(trial_id: str) -> str:
+    return f"ray_job_of_{trial_id}"
