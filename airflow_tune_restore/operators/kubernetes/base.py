@@ -18,8 +18,15 @@ from airflow_tune_restore.launch.kubernetes.api import (
     describe_error,
     is_gone,
 )
-from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods, name_of
+from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
+from airflow_tune_restore.launch.kubernetes.pod_spec import (
+    GRACE_SECONDS,
+    START_SECONDS,
+    keep_one_shm,
+    name_of,
+    trial_label,
+)
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.kubernetes.pod_arguments import (
@@ -33,7 +40,6 @@ from airflow_tune_restore.operators.kubernetes.pod_template import (
     apply_request_to_spec,
     check_template,
     given_resources,
-    keep_one_shm,
 )
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
@@ -44,13 +50,6 @@ from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
-
-GRACE_SECONDS = 120
-"""What a pod is given to save a snapshot in; Kubernetes gives 30 s, which a large checkpoint outlasts."""
-
-START_SECONDS = 300
-"""How long a pod may wait for a node, and then for its image. Together less than the lease of a restore:
-nobody renews that until the runner does."""
 
 LOG_SECONDS = 10
 
@@ -241,12 +240,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
 
     def _take(self, request: RunnerRequest, metric: str | None) -> None:
         self._request, self._metric = request, metric
-        trial = (
-            "All trials"
-            if request.trial_id == layout.WHOLE_EXPERIMENT
-            else f"Trial {request.trial_id}"
-        )
-        self.pod_purpose = f"{trial} of {request.experiment}"
+        self.pod_purpose = f"{trial_label(request)} of {request.experiment}"
         of_many = request.trial_id == layout.WHOLE_EXPERIMENT
         if self.log_formatter is None:
             self.log_formatter = lambda _container, line: describe_line(
@@ -300,7 +294,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         if self._request is not None:
             apply_request_to_spec(shaped, self._request, self.shape)
         pod = super(RunnerPodOperator, shaped).build_pod_request_obj(context, dry_run=dry_run)
-        keep_one_shm(pod)
+        keep_one_shm(pod, pod.spec.containers[0])
         return pod
 
     def defer(self, *, trigger: Any, **kwargs: Any) -> Never:

@@ -11,7 +11,8 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.launch.kubernetes.attempt_pod import find_request, name_of
+from airflow_tune_restore.launch.kubernetes.attempt_pod import find_request
+from airflow_tune_restore.launch.kubernetes.pod_spec import name_of
 from airflow_tune_restore.launch.kubernetes.pod_start import has_no_image, is_pending
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator

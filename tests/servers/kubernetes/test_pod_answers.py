@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
+from airflow_tune_restore.launch.kubernetes.api import Patience
 from tests.support.kubernetes.api import TOKEN, Fault
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH
@@ -54,8 +55,7 @@ def test_a_restart_while_a_retry_looks_for_its_pod_costs_nothing(trial, api, def
 def test_an_outage_that_outlasts_all_patience_leaves_the_pod_alone(
     trial, api, monkeypatch, capfd, deferred
 ):
-    monkeypatch.setattr(api.Patience.__init__, "__kwdefaults__", {
-        **api.Patience.__init__.__kwdefaults__, "seconds": 0.5})  # fmt: skip
+    monkeypatch.setitem(Patience.__init__.__kwdefaults__, "seconds", 0.5)
     faults: list[Fault] = []
 
     def forbid() -> None:

@@ -166,8 +166,7 @@ def test_a_retry_deletes_the_pod_of_a_trial_that_finished_while_its_worker_was_d
     api.wait_for(lambda pods: not pods)
 
 
-def test_a_server_that_sends_any_retry_after_is_asked_again_soon(trial, api, monkeypatch):
-    monkeypatch.setattr(api, "WAIT_SECONDS", 0.05)
+def test_a_server_that_sends_any_retry_after_is_asked_again_soon(trial, api):
     api.retry_after = "3600"
     api.fail(503, "GET", left=3)
     threading.Timer(1.0, trial.open).start()
