@@ -144,6 +144,10 @@ class KubernetesLauncher:
         run = self._run(request)
         return run if run.has_pod() else None
 
+    def stop_command(self, request: RunnerRequest) -> str:
+        """Return the command that stops the run of an attempt: it deletes the pod."""
+        return self._run(request).deletion
+
     def _run(self, request: RunnerRequest) -> "KubernetesRun":
         return KubernetesRun(self._pods, request, self.start_seconds)
 
