@@ -78,8 +78,7 @@ def test_a_mistake_is_refused_with_one_sentence(options, words):
 def test_an_option_of_another_launcher_is_refused_with_its_own(on):
     foreign = {name for names in _OPTIONS.values() for name in names} - set(_OPTIONS[on])
     assert foreign
+    words = f"cannot be used with --on {on}. It is an option of --on"
     for name in foreign:
-        with pytest.raises(
-            InvalidInputError, match=f"cannot be used with --on {on}. It is an option of --on"
-        ):
+        with pytest.raises(InvalidInputError, match=words):
             LauncherOptions(on=on, **{name: "x"}).build()

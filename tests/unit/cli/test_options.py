@@ -49,13 +49,10 @@ def test_every_choice_of_a_plan_can_be_made_in_the_shell():
         remember_scheduler=True, allow_scratch=True, newest_checkpoint=True, ignore_tuner=True,
         max_attempts=3, max_memory=1.0,
     ).choices()  # fmt: skip
-    same = [
-        f.name
-        for f in fields(PlanChoices)
-        if getattr(changed, f.name) == getattr(PlanChoices(), f.name)
-    ]
-    assert same == []
-    assert PlanOptions().choices() == PlanChoices()
+    default = PlanChoices()
+    names = [field.name for field in fields(PlanChoices)]
+    assert [name for name in names if getattr(changed, name) == getattr(default, name)] == []
+    assert PlanOptions().choices() == default
 
 
 def test_plan_and_restore_have_the_same_choices():
