@@ -13,7 +13,8 @@ from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.log_lines import NewestLines, describe_line
 from airflow_tune_restore.launch.ray.cluster import Cluster
-from airflow_tune_restore.launch.ray.stop import stop_attempt
+from airflow_tune_restore.launch.ray.job import stop_attempt
+from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.experiment_sensor import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
@@ -147,7 +148,7 @@ class RayJobTrigger(BaseTrigger):
         results = NewestLines()
         for report in trial.take_reports():
             results.add_result(report.to_line())
-        await self._show_lines(results.take("all stand in the trial's result.json."))
+        await self._show_lines(results.take("all are in the trial's result.json."))
         if (log := job.log) is not None:
             job.log = None
             await self._show_lines(log.newest.take(f"the whole log: {whole_log}"))
@@ -167,10 +168,8 @@ class RayJobTrigger(BaseTrigger):
             stop_attempt(
                 store,
                 RayJobsHook(self.ray_conn_id).jobs(),
-                restore_id=self.restore_id,
-                trial_id=self.trial_id,
-                attempt=self.attempt,
-                submission_id=self.submission_id,
+                AttemptId(self.restore_id, self.trial_id, self.attempt),
+                self.submission_id,
                 is_one_of_many=self.is_one_of_many,
             )
         except TuneRestoreError as error:
