@@ -80,7 +80,7 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_cla
 ):
     operator = trial(item, launcher=where, runner_user="{{ var.value.get('user') }}")
     operator.runner_user = rendered
-    with pytest.raises(AirflowFailException, match="names nobody; nothing was started"):
+    with pytest.raises(AirflowFailException, match="is not the name of a user"):
         operator.execute(make_context())
     assert launcher.requests == []
 
@@ -213,7 +213,7 @@ def test_killing_a_task_that_has_started_nothing_is_no_error(item):
 
 @pytest.mark.parametrize("value", [None, "a3", {"trial_id": "a3"}])
 def test_an_item_that_is_none_is_shown(value, launcher):
-    with pytest.raises(AirflowFailException, match="no item of BuildRestorePlanOperator"):
+    with pytest.raises(AirflowFailException, match="is not an item of BuildRestorePlanOperator"):
         trial(value).execute(make_context())
 
 

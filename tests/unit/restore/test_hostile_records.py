@@ -134,7 +134,7 @@ def test_a_commit_record_cannot_choose_what_is_written(store, name):
     body = {"state_file": name, "start_time": 1.0, "attempts": {"bad": 1}}
     store.put(layout.commit_key("r1"), json.dumps(body).encode())
     before = dict(store._objects)
-    with pytest.raises(RecordUnreadableError, match="no state file that a commit makes"):
+    with pytest.raises(RecordUnreadableError, match="is not the name of a committed state"):
         commit_restore(store, "r1")
     assert store._objects == before
 
