@@ -65,7 +65,7 @@ class ReadWriteConformance:
         root.put("object", b"x")
         assert root.list_dir("object") == []
 
-    def test_a_directory_is_no_object(self, root):
+    def test_a_directory_is_not_an_object(self, root):
         root.put("dir/object", b"x")
         with pytest.raises(KeyNotFoundError):
             root.get("dir")
