@@ -1,4 +1,4 @@
-"""Work on many experiments in one task: an experiment that fails stops no other."""
+"""Work on many experiments in one task: those that cannot be restored do not stop the others."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +21,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class SkippedExperiments:
-    """The experiments that are not restored, by address.
+    """The experiments that are not restored, with the reasons, by address.
 
     Args:
-        left_alone: Why there is nothing to do: finished, or running.
-        refused: Why they cannot be restored now.
+        left_alone: Experiments with nothing to do: finished, or running.
+        refused: Experiments that cannot be restored now.
     """
 
     left_alone: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class SkippedExperiments:
 
     @property
     def unexpected(self) -> list[str]:
-        """One line per experiment with an unexpected error. They make the DAG run fail at its end."""
+        """The unexpected errors, one line per experiment: the DAG run must fail at its end."""
         return [
             printable(str(error), NOTE_LENGTH)
             for error in self.refused.values()
@@ -48,30 +48,32 @@ class SkippedExperiments:
             log.warning("%s is not restored: %s", text, printable(str(error), NOTE_LENGTH))
 
     def stop_without_work(self) -> NoReturn:
-        """Skip the task if there was nothing to do; fail it if something could not be done."""
+        """Skip the task if there was nothing to do; fail it if an experiment was refused."""
         mistakes = [error for error in self.refused.values() if isinstance(error, PERMANENT)]
-        reasons = [*self.refused.items(), *self.left_alone.items()]
-        words = "; ".join(f"{text}: {printable(str(why), NOTE_LENGTH)}" for text, why in reasons)
+        reasons = "; ".join(
+            f"{address}: {printable(str(reason), NOTE_LENGTH)}"
+            for address, reason in (self.refused | self.left_alone).items()
+        )
         if mistakes:
-            raise AirflowFailException(f"Nothing could be restored. {words}")
+            raise AirflowFailException(f"Nothing could be restored. {reasons}")
         if self.unexpected or (self.refused and not self.left_alone):
-            raise AirflowException(f"Nothing could be restored. {words}")
-        raise AirflowSkipException(f"Nothing to restore. {words or 'No experiment was given.'}")
+            raise AirflowException(f"Nothing could be restored. {reasons}")
+        raise AirflowSkipException(f"Nothing to restore. {reasons or 'No experiment was given.'}")
 
 
 def map_experiments(
-    work: Callable[[str], _Result], texts: Iterable[str], skipped: SkippedExperiments
+    work: Callable[[str], _Result], addresses: Iterable[str], skipped: SkippedExperiments
 ) -> list[tuple[str, _Result]]:
-    """Work on all experiments at the same time. One that fails is added to `skipped`."""
+    """Work on all experiments at the same time; `skipped` receives those that fail."""
 
-    def attempt(text: str) -> tuple[str, _Result] | None:
+    def attempt(address: str) -> tuple[str, _Result] | None:
         try:
-            return text, work(text)
+            return address, work(address)
         except TuneRestoreError as error:
-            skipped.refused[text] = error
+            skipped.refused[address] = error
         except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
-            skipped.refused[text] = report_unexpected(text, error)
+            skipped.refused[address] = report_unexpected(address, error)
         return None
 
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        return [done for done in pool.map(attempt, texts) if done is not None]
+        return [done for done in pool.map(attempt, addresses) if done is not None]
