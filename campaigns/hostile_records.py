@@ -17,8 +17,8 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
+from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog

@@ -64,7 +64,13 @@ class RayLauncher:
     poll_seconds: float = POLL_SECONDS
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
-        """Return the settings of a runner that is a job of the cluster it runs on."""
+        """Return the settings of a runner that is a job of the cluster it runs on.
+
+        Raises:
+            InvalidInputError: If the cluster cannot be used.
+            RayClusterError: If the cluster is out of reach.
+        """
+        RayJobs(self.cluster).version()
         return replace(settings, address=IN_CLUSTER, can_grow=True)
 
     def start(self, request: RunnerRequest) -> "RayRun":
@@ -90,6 +96,10 @@ class RayLauncher:
         """
         run = self._run_of(request)
         return run if run.jobs.find(run.submission_id) is not None else None
+
+    def stop_command(self, request: RunnerRequest) -> str:
+        """Return the command that stops the run of an attempt: it stops the job."""
+        return self.cluster.stop_command(self._run_of(request).submission_id)
 
     def _run_of(self, request: RunnerRequest) -> "RayRun":
         return RayRun(RayJobs(self.cluster), request, self.poll_seconds)

@@ -34,6 +34,9 @@ class FakeJobs:
         self.log_error: Exception | None = None
         self._lock = threading.Lock()
 
+    def version(self) -> str:
+        return "2.60.0"
+
     def has_package(self, name: str) -> bool:
         return True
 
