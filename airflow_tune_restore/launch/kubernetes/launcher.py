@@ -276,7 +276,9 @@ class KubernetesRun:
         """
         with self._plain_errors():
             if not self._pods.delete(self.name):
-                raise RunnerError(f"{self.label} could not be deleted. Delete it: {self.stop_command}")
+                raise RunnerError(
+                    f"{self.label} could not be deleted. Delete it: {self.stop_command}"
+                )
             while self._pods.look(self.name) is None:
                 time.sleep(POLL_SECONDS)
 
