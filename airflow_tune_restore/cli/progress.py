@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress
 from airflow_tune_restore.restore.plan import TrialPlan
-from airflow_tune_restore.restore.summary import printable
 
 _LINE_LENGTH = 4000
 _SHOWN_METRICS = 3
@@ -71,7 +71,8 @@ class Progress:
 
     def end(self, trial_id: str, outcome: RunnerOutcome | None) -> None:
         """Show how a trial ended; None if it left no outcome."""
-        self._show(trial_id, trial_id, outcome.result if outcome else "exited without recording an outcome")
+        how = outcome.result if outcome else "exited without recording an outcome"
+        self._show(trial_id, trial_id, how)
         self._bars.update(self._tasks[trial_id], total=1, completed=1)
 
     def _show(self, trial_id: str, name: str, note: str) -> None:
