@@ -42,7 +42,7 @@ class NewestAttempt:
     """The newest attempt of a trial.
 
     Args:
-        number: Its number; 0 if there is no attempt.
+        number: Its number; 0 before the first attempt.
         alive: Its request, if its pod is alive.
         unstarted: Its request, if it has no pod and its runner never began: its pod is about to be
             created, never was, or was deleted before it started.

@@ -17,7 +17,6 @@ from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS, describe_er
 from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
 from airflow_tune_restore.launch.kubernetes.pod_resources import (
     GPU_RESOURCE,
-    OBJECT_STORE_BYTES,
     PodSpecOptions,
     trial_memory,
 )
@@ -47,6 +46,7 @@ from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
