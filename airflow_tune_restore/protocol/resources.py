@@ -4,6 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+OBJECT_STORE_BYTES = 200 * 1024**2
+"""Ray's default is 30 % of the machine, which is too much for several runners on one machine."""
+
 
 def most_of(asked: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Return the largest amount of each resource."""

@@ -64,7 +64,7 @@ def test_an_outage_that_outlasts_all_patience_leaves_the_pod_alone(
     threading.Thread(target=forbid, daemon=True).start()
     with pytest.raises(AirflowException, match=r"403 Forbidden: .*cannot get resource") as error:
         trial.restore(deferred=deferred)
-    assert "It goes on; a retry attaches to it" in str(error.value)
+    assert "It continues; a retry attaches to it" in str(error.value)
     assert "Unexpected error while waiting" not in capfd.readouterr().out
     api.faults.clear()
     monkeypatch.undo()
