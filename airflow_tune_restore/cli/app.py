@@ -4,7 +4,6 @@ import contextlib
 import gc
 import io
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -115,7 +114,7 @@ def restore(
     )
     store = open_store(experiment)
     with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
-        summary = restore_experiment(store, where.build(store), options, progress)
+        summary = restore_experiment(store, where.build(), options, progress)
     output.print_summary(summary, experiment=store.uri, as_json=as_json)
     if summary is not None and not summary.is_done:
         raise typer.Exit(EXIT_FAILED)

@@ -11,7 +11,6 @@ import typer
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.base import Launcher, LauncherName
-from airflow_tune_restore.storage.base import ObjectStore
 
 _OPTIONS: Mapping[LauncherName, tuple[str, ...]] = {
     LauncherName.LOCAL: ("address", "python"),
@@ -28,8 +27,8 @@ class LauncherOptions:
     on: Annotated[
         LauncherName,
         typer.Option(
-            help="Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read the "
-            "experiment with the credentials of their own environment, not with yours.",
+            help="Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read "
+            "the experiment with the credentials of their own environment, not with yours.",
         ),
     ] = LauncherName.LOCAL
     address: Annotated[
@@ -66,7 +65,9 @@ class LauncherOptions:
     ] = None
     pod_template: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."),
+        typer.Option(
+            metavar="FILE", help="With --on kubernetes: YAML file of a pod to start from."
+        ),
     ] = None
     python: Annotated[
         str | None,
@@ -80,11 +81,8 @@ class LauncherOptions:
         """The Ray cluster that a local runner connects to; jobs and pods have their own Ray."""
         return self.address if self.on is LauncherName.LOCAL else None
 
-    def build(self, store: ObjectStore) -> Launcher:
+    def build(self) -> Launcher:
         """Return the launcher.
-
-        Args:
-            store: Rooted at the experiment directory.
 
         Raises:
             InvalidInputError: If an option is missing, or belongs to another launcher.
@@ -94,9 +92,9 @@ class LauncherOptions:
             case LauncherName.LOCAL:
                 return self._local()
             case LauncherName.RAY:
-                return self._ray(store)
+                return self._ray()
             case LauncherName.KUBERNETES:
-                return self._kubernetes(store)
+                return self._kubernetes()
 
     def _refuse_foreign(self) -> None:
         own = _OPTIONS[self.on]
@@ -115,6 +113,31 @@ class LauncherOptions:
         return LocalLauncher(
             python=self.python or sys.executable,
             pythonpath=[os.getcwd()],  # noqa: PTH109  a string for PYTHONPATH
+        )
+
+    def _ray(self) -> Launcher:
+        from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
+        from airflow_tune_restore.launch.ray.launcher import RayLauncher
+
+        if self.address is None:
+            raise InvalidInputError(
+                "--on ray needs the address of the cluster's dashboard: --address http://head:8265."
+            )
+        cluster = Cluster(
+            address=parse_cluster_address(self.address),
+            token=os.environ.get("RAY_AUTH_TOKEN") or None,
+        )
+        return RayLauncher(cluster=cluster, runtime_env=self._runtime_env())
+
+    def _kubernetes(self) -> Launcher:
+        from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
+        from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
+
+        return KubernetesLauncher(
+            image=self.image,
+            namespace=self.namespace,
+            pod_template=self.pod_template,
+            options=PodSpecOptions(python=self.python or "python"),
         )
 
     def _runtime_env(self) -> dict[str, Any]:

@@ -263,9 +263,7 @@ class RunOptions:
             help="Module to import first, to register trainables. Can be repeated.",
         ),
     ] = None
-    parallel: Annotated[
-        int, typer.Option(min=1, help="How many trials run at the same time.")
-    ] = 1
+    parallel: Annotated[int, typer.Option(min=1, help="How many trials run at the same time.")] = 1
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -275,7 +273,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     options.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:

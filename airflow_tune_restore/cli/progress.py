@@ -71,7 +71,8 @@ class Progress:
 
     def end(self, trial_id: str, outcome: RunnerOutcome | None) -> None:
         """Show how a trial ended; None if it left no outcome."""
-        self._show(trial_id, trial_id, outcome.result if outcome else "exited without recording an outcome")
+        how = outcome.result if outcome else "exited without recording an outcome"
+        self._show(trial_id, trial_id, how)
         self._bars.update(self._tasks[trial_id], total=1, completed=1)
 
     def _show(self, trial_id: str, name: str, note: str) -> None:

@@ -76,6 +76,9 @@ def restore_experiment(
             experiment=prepared.plan.experiment,
             ignore_tuner=prepared.plan.ignore_tuner,
         )
+    if prepared.plan.has_work:
+        # a place that cannot be used is refused now, too
+        options = replace(options, settings=launcher.settings(options.settings))
     restore = _Restore(store, launcher, options, progress)
     done = restore.carry_out(prepared)
     if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:

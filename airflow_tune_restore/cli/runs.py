@@ -39,7 +39,7 @@ class TrialRuns:
         store: Rooted at the experiment directory.
         plan: The plan.
         launcher: Where the trials run.
-        settings: Of the runners.
+        settings: Of the runners, with those of the launcher.
         parallel: How many trials run at the same time.
         progress: Shows how they proceed.
     """
@@ -56,7 +56,7 @@ class TrialRuns:
         self._store = store
         self._plan = plan
         self._launcher = launcher
-        self._settings = launcher.settings(settings)
+        self._settings = settings
         self._parallel = parallel
         self._progress = progress
         self._requests: dict[str, RunnerRequest] = {}

@@ -26,8 +26,8 @@ def scan_prefix(
 ) -> list[tuple[ExperimentReport, list[str] | None]]:
     """Return a report for each experiment, with the ids of its quarantined trials (None: unknown).
 
-    Ledgers are read only of experiments that can be restored and were restored before. A ledger that cannot
-    be read is named in the reason of its report, and the other reports stay complete.
+    A ledger is read only if the experiment can be restored and was restored before. If it cannot be read,
+    the reason of its report shows it, and the other reports stay complete.
 
     Raises:
         InvalidInputError: If the prefix is a path that is not a directory.

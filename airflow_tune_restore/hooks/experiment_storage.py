@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from fsspec import AbstractFileSystem
 
-    from airflow_tune_restore.experiments.health import DriverStatus, ExperimentReport
+    from airflow_tune_restore.experiments.evidence import DriverStatus
+    from airflow_tune_restore.experiments.health import ExperimentReport
     from airflow_tune_restore.storage.base import ObjectStore
 
 

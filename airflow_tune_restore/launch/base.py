@@ -61,7 +61,11 @@ class Launcher(Protocol):
     """A place where attempts run."""
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
-        """Return the settings with the launcher's own added. Called before an attempt is claimed."""
+        """Return the settings with the launcher's own added. Called before an attempt is claimed.
+
+        Raises:
+            TuneRestoreError: If the place cannot be used.
+        """
         ...
 
     def start(self, request: RunnerRequest) -> Run:

@@ -13,14 +13,8 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.state import (
-    NO_STATE,
-    MalformedStateError,
-    RawRow,
-    State,
-    encode_state,
-    parse_state,
-)
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, RawRow
+from airflow_tune_restore.experiments.state import NO_STATE, State, encode_state, parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import bounded_json, layout
 from airflow_tune_restore.protocol.names import is_safe_name

@@ -35,17 +35,9 @@ def all_blocks(language: str) -> list:
     ]
 
 
-NOT_YET = ("--on ray", "--on kubernetes")
-"""Launchers of the shell that are documented before they are merged."""
-
-
 def commands() -> list:
     return [
-        pytest.param(
-            line,
-            id=f"{document.name}: {line}",
-            marks=[pytest.mark.xfail(strict=True)] * any(words in line for words in NOT_YET),
-        )
+        pytest.param(line, id=f"{document.name}: {line}")
         for document in DOCUMENTS
         for block in blocks(document, "sh")
         for line in block.replace("\\\n", " ").splitlines()

@@ -47,7 +47,7 @@ MISTAKES = {400: "BadRequest", 413: "RequestEntityTooLarge", 422: "Invalid"}
 
 _REFUSALS = frozenset({UNAUTHORIZED, FORBIDDEN, NOT_FOUND})
 _NEVER_REACHED = 503
-UNREACHABLE = (HTTPError, ClientError, TimeoutError, ConnectionError)
+UNREACHABLE: tuple[type[Exception], ...] = (HTTPError, ClientError, TimeoutError, ConnectionError)
 _wrappers: set[type[Exception]] = set()
 _DENIED = re.compile(r'admission webhook "[^"]*" denied the request')
 _NOT_READY = "not yet ready to handle request"

@@ -1,7 +1,6 @@
 """The pods of attempts, found by their names: alive or not, and how they ended."""
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, is_ending, is_live
-from airflow_tune_restore.launch.kubernetes.pod_spec import pod_name
+from airflow_tune_restore.launch.kubernetes.pod_spec import name_of, pod_name
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
@@ -35,7 +34,6 @@ from airflow_tune_restore.storage.base import ObjectStore
 CLAIM_SECONDS = 2.0
 """How long a claim may take on a disk, between the directory of an attempt and its request."""
 
-_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore(\.runner)?'?\)?$")
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +102,19 @@ class AttemptPods:
         if request is not None and self.deletes_ended:
             self.pods.delete(name_of(request))
 
-    def judge(
+    def get_outcome(
         self,
         store: ObjectStore,
         plan: RestorePlan,
         request: RunnerRequest,
         end: PodExit | None,
-    ) -> RunnerOutcome | PodLostError:
-        """Return how an attempt ended: as its runner says, or as Kubernetes does if that took it away.
+    ) -> RunnerOutcome:
+        """Return the outcome of an attempt.
 
-        The latter is written down, for the ledger and for later tries.
+        A disruption by Kubernetes is recorded, for the ledger and for later tries.
 
         Raises:
+            PodLostError: If Kubernetes took the pod away, or if it ended without an outcome.
             InvalidInputError: If the container could not be started as it was configured.
             RunnerError: If the runner refused and could not write so, or still runs.
             OvertakenError: If another try of the task runs the trial.
@@ -148,7 +147,7 @@ class AttemptPods:
         code = f", exit code {end.exit_code}" if end.exit_code is not None else ""
         said = f". It last said: {end.last_words}" if end.last_words and outcome is None else ""
         reason = f"{end.message.rstrip('. ')}{code}{said}"
-        return PodLostError(plan.experiment, request.trial_id, reason, cause.value)
+        raise PodLostError(plan.experiment, request.trial_id, reason, cause.value)
 
     def refuse_unstarted(
         self, store: ObjectStore, plan: RestorePlan, request: RunnerRequest, end: PodExit
@@ -167,7 +166,7 @@ class AttemptPods:
         of_all = request.trial_id == WHOLE_EXPERIMENT
         what = f"{'No trial' if of_all else f'Trial {request.trial_id}'} of {plan.experiment} was "
         what += "started" if of_all else "not started"
-        last = _last_line(end).removeprefix("error: ")
+        last = end.last_line.removeprefix("error: ")
         where = f"(pod {name_of(request)})"
         if end.is_mistake:
             raise InvalidInputError(
@@ -183,10 +182,10 @@ class AttemptPods:
             raise RunnerError(f"{what}: {last} {where}")
 
     def _has_no_package(self, store: ObjectStore, request: RunnerRequest, end: PodExit) -> bool:
-        """Whether a pod ended because Python did not find the runner, which has never shown itself."""
-        if end.is_disruption or end.exit_code != 1 or not _NO_PACKAGE.search(_last_line(end)):
-            return False
-        return not AttemptRecords.of(store, request).has_begun(request.attempt)
+        """Whether the image lacks this package; a runner that has begun has it."""
+        return end.lacks_package and not AttemptRecords.of(store, request).has_begun(
+            request.attempt
+        )
 
     def _explained(
         self, store: ObjectStore, request: RunnerRequest, outcome: RunnerOutcome, end: PodExit
@@ -261,15 +260,6 @@ class AttemptPods:
             self.sleep(POLL_SECONDS)
             pod = self.pods.read(name)
         return pod
-
-
-def _last_line(end: PodExit) -> str:
-    return (end.last_words.strip().splitlines() or [""])[-1]
-
-
-def name_of(request: RunnerRequest) -> str:
-    """Return the name of an attempt's pod."""
-    return pod_name(request.experiment, request.restore_id, request.trial_id, request.attempt)
 
 
 def find_request(store: ObjectStore, plan: RestorePlan, trial_id: str, name: str) -> RunnerRequest:

@@ -1,9 +1,10 @@
-"""How a pod ended, as Kubernetes tells it, in words that `protocol.failures` tells apart.
+"""How a pod ended, as Kubernetes reports it, in words that `protocol.failures` distinguishes.
 
-Pods and events come as Kubernetes' own JSON. The runner's container alone counts: a sidecar may run on
-for ever, a finalizer may hold what is over, and a pod that has `Failed` may still save a snapshot.
+Pods and events are Kubernetes' own JSON. The runner's container alone counts: a sidecar may run for ever,
+a finalizer may hold an ended pod, and the runner of a pod that has `Failed` may still save a snapshot.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,28 +13,30 @@ from typing import Any
 from airflow_tune_restore.protocol.printable import printable
 
 ENDING_SECONDS = 60.0
-"""How long a pod may outlast its grace period before its node is taken for lost."""
+"""How long a pod may outlast its grace period before its node counts as lost."""
 
 DEFAULT_GRACE_SECONDS = 30.0
 _OVER = ("Succeeded", "Failed")
 _NEVER_STARTED = ("StartError", "ContainerCannotRun")
 _OWN_STORAGE = ("Pod ephemeral local storage", "Container ", "Usage of EmptyDir volume")
-"""How a kubelet begins to say that a pod exceeded a limit of its own, and not the node
+"""The beginnings of a kubelet's messages for a pod that exceeded its own limit, and not the node's
 (k8s.io/kubernetes pkg/kubelet/eviction/eviction_manager.go, 1.34)."""
+
+_NO_PACKAGE = re.compile(r"No module named '?airflow_tune_restore(\.runner)?'?\)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodExit:
-    """How a pod ended, as Kubernetes tells it.
+    """How a pod ended, as Kubernetes reports it.
 
     Args:
-        exit_code: Of the runner; None if nobody knows.
-        message: In words that `protocol.failures` tells apart.
-        is_disruption: Whether Kubernetes ended it, and not the program itself.
-        was_deleted: Whether somebody, or something, had asked it to end.
-        is_lost: Whether nobody reported it: its node is cut off.
+        exit_code: Exit code of the runner; None if unknown.
+        message: The cause, in words that `protocol.failures` distinguishes.
+        is_disruption: Whether Kubernetes ended the pod, and not the program itself.
+        was_deleted: Whether the pod was deleted before it ended.
+        is_lost: Whether the end was not reported: the pod's node is cut off.
         is_mistake: Whether the container could not be started as it was configured.
-        last_words: What the container said last, if Kubernetes kept it.
+        last_words: The last lines of the container, if Kubernetes kept them.
     """
 
     exit_code: int | None
@@ -44,19 +47,30 @@ class PodExit:
     is_mistake: bool = False
     last_words: str = ""
 
+    @property
+    def last_line(self) -> str:
+        """The last line of the container, if Kubernetes kept it."""
+        return (self.last_words.strip().splitlines() or [""])[-1]
+
+    @property
+    def lacks_package(self) -> bool:
+        """Whether Python did not find this package in the image."""
+        is_own = self.exit_code == 1 and not self.is_disruption
+        return is_own and _NO_PACKAGE.search(self.last_line) is not None
+
     @classmethod
     def from_event(cls, seen: Mapping[str, Any]) -> "PodExit":
-        """Read what a triggerer has seen; one of a later release may have seen more."""
+        """Read the event of a triggerer; a later release may have added fields."""
         known = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in seen.items() if name in known})
 
 
 @dataclass(slots=True)
 class PodWatch:
-    """Knows from a pod's statuses, one after another, whether it has ended.
+    """Recognizes the end of pods from their statuses, one after another.
 
-    A pod whose node is cut off is about to end for ever: nobody reports its end. It is taken for lost
-    once its grace period and `ENDING_SECONDS` have passed while we watched, by our own clock.
+    If a pod's node is cut off, its end is never reported. The pod counts as lost when its grace period
+    and `ENDING_SECONDS` have passed during the watch, by the clock of this process.
 
     Args:
         container: Name of the runner's container.
@@ -73,9 +87,9 @@ class PodWatch:
     def look(self, pod: Mapping[str, Any]) -> PodExit | None:
         """Return how a pod ended, None if it has not."""
         name = _name(pod)
-        self._take_note_of(name, str((pod.get("metadata") or {}).get("uid") or ""))
-        if told := read_disruption(pod):
-            self._seen[name] = told
+        self._check_uid(name, str((pod.get("metadata") or {}).get("uid") or ""))
+        if disruption := read_disruption(pod):
+            self._seen[name] = disruption
         end = read_pod_end(pod, self.container)
         if end is None and is_ending(pod):
             end = self._lost(pod, name)
@@ -84,18 +98,18 @@ class PodWatch:
         return end
 
     def look_back(self, name: str) -> PodExit | None:
-        """Return how a pod that is gone has ended, as far as was seen; None if nothing was."""
+        """Return how a pod that is gone has ended, as far as it was watched; None if it was not."""
         end, seen = self._ends.get(name), self._seen.get(name)
         if end is None and seen is not None:
             return PodExit(exit_code=None, message=seen, is_disruption=True)
         return end
 
     def uid(self, name: str) -> str:
-        """Return the uid of the pod that last had this name, as far as was seen; "" if none did."""
+        """Return the uid of the newest watched pod of this name; "" if no pod was watched."""
         return self._uids.get(name, "")
 
-    def _take_note_of(self, name: str, uid: str) -> None:
-        """Forget a pod of this name that was there before."""
+    def _check_uid(self, name: str, uid: str) -> None:
+        """Forget an earlier pod of this name."""
         if self._uids.setdefault(name, uid) != uid:
             self._uids[name] = uid
             self._seen.pop(name, None)
@@ -103,11 +117,11 @@ class PodWatch:
             self._ending_since.pop(name, None)
 
     def remember(self, name: str, end: PodExit) -> None:
-        """Take over what another process has seen of a pod."""
+        """Take over the end that another process has seen."""
         self._ends[name] = end
 
     def _lost(self, pod: Mapping[str, Any], name: str) -> PodExit | None:
-        """Return that a pod is lost which is about to end; None while it may still end."""
+        """Return the exit of an ending pod that counts as lost; None while it may still end."""
         known = self._ends.get(name)
         if known is not None and known.is_lost:
             return known
@@ -115,9 +129,9 @@ class PodWatch:
         if self.monotonic() - since <= _grace(pod) + ENDING_SECONDS:
             return None
         node = (pod.get("spec") or {}).get("nodeName") or "its node"
-        told = f"The pod was lost with its node (node lost): {node} does not report its end"
+        lost = f"The pod was lost with its node (node lost): {node} does not report its end"
         why = f". {self._seen[name]}" if name in self._seen else ""
-        return PodExit(exit_code=None, message=f"{told}{why}", is_disruption=True, is_lost=True)
+        return PodExit(exit_code=None, message=f"{lost}{why}", is_disruption=True, is_lost=True)
 
 
 def read_pod_end(pod: Mapping[str, Any], container: str) -> PodExit | None:
@@ -137,8 +151,10 @@ def read_pod_end(pod: Mapping[str, Any], container: str) -> PodExit | None:
             is_disruption=False,
             is_mistake=True,
         )
-    if told := read_disruption(pod):
-        return PodExit(exit_code=exit_code, message=told, is_disruption=True, last_words=last_words)
+    if disruption := read_disruption(pod):
+        return PodExit(
+            exit_code=exit_code, message=disruption, is_disruption=True, last_words=last_words
+        )
     if ended.get("reason") == "OOMKilled":
         return PodExit(
             exit_code=exit_code,
@@ -147,10 +163,11 @@ def read_pod_end(pod: Mapping[str, Any], container: str) -> PodExit | None:
             last_words=last_words,
         )
     reason = status.get("reason") or ended.get("reason") or status.get("phase")
-    said = printable(": ".join(filter(None, [str(reason), str(status.get("message") or "")])), 1000)
+    words = [str(reason), str(status.get("message") or "")]
+    cause = printable(": ".join(filter(None, words)), 1000)
     return PodExit(
         exit_code=exit_code,
-        message=f"pod {name} ended ({said})",
+        message=f"pod {name} ended ({cause})",
         is_disruption=False,
         was_deleted=bool((pod.get("metadata") or {}).get("deletionTimestamp")),
         last_words=last_words,
@@ -158,36 +175,36 @@ def read_pod_end(pod: Mapping[str, Any], container: str) -> PodExit | None:
 
 
 def read_disruption(pod: Mapping[str, Any]) -> str:
-    """Say how Kubernetes ended, or is about to end, a pod by itself; "" if it does not.
+    """Return how Kubernetes ended, or is about to end, a pod by itself; "" if it does not.
 
-    Words as of Kubernetes 1.26 and newer: `DisruptionTarget` conditions, reasons of the kubelet.
+    Conditions and reasons are those of Kubernetes 1.26 and newer.
     """
     status = pod.get("status") or {}
-    reason, said = str(status.get("reason") or ""), str(status.get("message") or "")
+    reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
     for condition in status.get("conditions") or ():
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             cause = str(condition.get("reason") or "")
-            said = said or str(condition.get("message") or "")
+            message = message or str(condition.get("message") or "")
             if cause == "TerminationByKubelet" and reason != "Evicted":
-                return _told("was terminated by its node (node shutdown)", cause, said)
+                return _pod_was("was terminated by its node (node shutdown)", cause, message)
             if cause == "PreemptionByScheduler":
-                return _told("was preempted", cause, said)
-            return _told("was evicted", cause, said)
-    if reason == "Evicted" and said.startswith(_OWN_STORAGE):
-        return _told("used more storage than its own limit", "", said)
+                return _pod_was("was preempted", cause, message)
+            return _pod_was("was evicted", cause, message)
+    if reason == "Evicted" and message.startswith(_OWN_STORAGE):
+        return _pod_was("used more storage than its own limit", "", message)
     if reason == "Evicted":
-        return _told("was evicted", "", said)
+        return _pod_was("was evicted", "", message)
     if reason.startswith("OutOf") or reason == "UnexpectedAdmissionError":
-        return _told("was rejected by its node", reason, said)
+        return _pod_was("was rejected by its node", reason, message)
     if reason in ("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity"):
-        return _told("was lost with its node (node shutdown)", reason, said)
+        return _pod_was("was lost with its node (node shutdown)", reason, message)
     if reason == "Preempting":
-        return _told("was preempted", reason, said)
+        return _pod_was("was preempted", reason, message)
     return ""
 
 
 def gone_pod_exit(name: str, events: Iterable[Mapping[str, Any]]) -> PodExit:
-    """Return what became of a pod that is gone, from its events."""
+    """Return how a pod that is gone ended, from its events."""
     words = {
         "Preempted": "was preempted",
         "Preempting": "was preempted",
@@ -196,38 +213,38 @@ def gone_pod_exit(name: str, events: Iterable[Mapping[str, Any]]) -> PodExit:
         "NodeNotReady": "was lost with its node (node is not ready)",
     }
     for event in events:
-        if told := words.get(str(event.get("reason") or "")):
-            said = _told(told, str(event["reason"]), str(event.get("message") or ""))
-            return PodExit(exit_code=None, message=said, is_disruption=True)
+        if what := words.get(str(event.get("reason") or "")):
+            message = _pod_was(what, str(event["reason"]), str(event.get("message") or ""))
+            return PodExit(exit_code=None, message=message, is_disruption=True)
     return PodExit(
         exit_code=None,
-        message=f"pod {name} is gone: somebody deleted it, or its node",
+        message=f"pod {name} is gone: it was deleted, or its node",
         is_disruption=False,
     )
 
 
 def is_live(pod: Mapping[str, Any], container: str) -> bool:
-    """Whether a pod may be attached to: it has not ended, and nobody has asked it to."""
+    """Whether a pod may be attached to: it has not ended, and was not deleted."""
     return not is_ending(pod) and read_pod_end(pod, container) is None
 
 
 def is_ending(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod was deleted, evicted or is overdue, and may have its grace period left to end in."""
+    """Whether a pod was deleted, evicted or is overdue; its runner may be in its grace period."""
     is_deleted = bool((pod.get("metadata") or {}).get("deletionTimestamp"))
     return is_deleted or (pod.get("status") or {}).get("phase") in _OVER
 
 
 def _is_over_without(pod: Mapping[str, Any], container: str) -> bool:
-    """Whether a pod is over although its container has no end: it has none, or will never have one."""
+    """Whether a pod has ended although its container reports no end: the container never ran."""
     status = pod.get("status") or {}
     if status.get("phase") in _OVER:
         return _state(status, container, "running") is None
-    # a finalizer holds what never got to a node, and never will
+    # a finalizer holds a pod that never got to a node
     return is_ending(pod) and not (pod.get("spec") or {}).get("nodeName")
 
 
 def _state(status: Mapping[str, Any], container: str, kind: str) -> Mapping[str, Any] | None:
-    """Return a state of the runner's container; of one that Kubernetes started again, the end before."""
+    """Return a state of the runner's container; of a restarted container also its end before."""
     statuses: Sequence[Mapping[str, Any]] = status.get("containerStatuses") or ()
     for found in statuses:
         if found.get("name") != container:
@@ -244,13 +261,13 @@ def _failed_init(status: Mapping[str, Any]) -> str:
     for found in status.get("initContainerStatuses") or ():
         ended = (found.get("state") or {}).get("terminated") or {}
         if ended.get("exitCode"):
-            said = ended.get("message") or f"{ended.get('reason')}, exit code {ended['exitCode']}"
-            return printable(f"init container {found.get('name')}: {said}", 2000)
+            why = ended.get("message") or f"{ended.get('reason')}, exit code {ended['exitCode']}"
+            return printable(f"init container {found.get('name')}: {why}", 2000)
     return ""
 
 
 def _grace(pod: Mapping[str, Any]) -> float:
-    """Return the seconds that a pod has left to end in, once it was asked to."""
+    """Return the grace period of a pod in seconds."""
     given = (pod.get("metadata") or {}).get("deletionGracePeriodSeconds")
     if given is None:
         given = (pod.get("spec") or {}).get("terminationGracePeriodSeconds")
@@ -261,6 +278,6 @@ def _name(pod: Mapping[str, Any]) -> str:
     return str((pod.get("metadata") or {}).get("name", ""))
 
 
-def _told(what: str, reason: str, said: str) -> str:
+def _pod_was(what: str, reason: str, message: str) -> str:
     given = f" ({reason})" if reason else ""
-    return printable(f"The pod {what}{given}: {said}".removesuffix(": "), 1000)
+    return printable(f"The pod {what}{given}: {message}".removesuffix(": "), 1000)

@@ -37,6 +37,10 @@ class Cluster:
         """Return the shell command that shows the whole log of a job."""
         return f"ray job logs --address {shlex.quote(self.address)} {shlex.quote(submission_id)}"
 
+    def stop_command(self, submission_id: str) -> str:
+        """Return the shell command that stops a job."""
+        return f"ray job stop --address {shlex.quote(self.address)} {shlex.quote(submission_id)}"
+
 
 def parse_cluster_address(text: str) -> str:
     """Return `http(s)://host:port` for the dashboard address that a user gave.

@@ -82,6 +82,7 @@ class JobLog:
         read: Characters that were read.
         newest: The lines.
         last: The last lines of all.
+        result_count: Results that were read.
     """
 
     def __init__(self, *, offset: int = 0, results: int | None, most: int | None = None) -> None:
@@ -92,7 +93,7 @@ class JobLog:
         self._offset = offset
         self._results = results
         self._most = most
-        self._seen = 0
+        self.result_count = 0
         self._rest: list[str] = []
         self._rest_length = 0
 
@@ -134,7 +135,7 @@ class JobLog:
         """Count a result, and keep it if it was not shown."""
         if RunnerProgress.from_line(line) is None:
             return False
-        self._seen += 1
-        if self._results is not None and self._seen > self._results:
+        self.result_count += 1
+        if self._results is not None and self.result_count > self._results:
             self.newest.add_result(line)
         return True

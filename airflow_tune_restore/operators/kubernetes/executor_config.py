@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_tune_restore.launch.kubernetes import pod_resources
-from airflow_tune_restore.launch.kubernetes import pod_spec as shapes
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
+from airflow_tune_restore.launch.kubernetes.pod_spec import shm_mount, shm_volume, size_env
 from airflow_tune_restore.operators.kubernetes.pod_arguments import parse_object_store
 
 
@@ -44,9 +44,9 @@ def executor_config(
         resources=models.V1ResourceRequirements(requests=asked, limits=dict(asked)),
         env=[
             models.V1EnvVar(name=name, value=value)
-            for name, value in shapes.size_env(resources, shape).items()
+            for name, value in size_env(resources, shape).items()
         ],
-        volume_mounts=[shapes.shm_mount()],
+        volume_mounts=[shm_mount()],
     )
-    spec = models.V1PodSpec(containers=[container], volumes=[shapes.shm_volume(shape)])
+    spec = models.V1PodSpec(containers=[container], volumes=[shm_volume(shape)])
     return {"pod_override": models.V1Pod(spec=spec)}

@@ -3,18 +3,18 @@
 Both are put together as a `KubernetesPodOperator` does it: arguments win over every template.
 """
 
-import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.launch.kubernetes import pod_resources
-from airflow_tune_restore.launch.kubernetes import pod_spec as shapes
-from airflow_tune_restore.launch.kubernetes.attempt_pod import name_of
-from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
-from airflow_tune_restore.launch.kubernetes.pod_spec import SHM_PATH, SHM_VOLUME
+from airflow_tune_restore.launch.kubernetes.pod_resources import (
+    PodSpecOptions,
+    container_resources,
+    merge_resources,
+)
+from airflow_tune_restore.launch.kubernetes.pod_spec import attempt_spec, shm_mount, shm_volume
 from airflow_tune_restore.operators.kubernetes.pod_arguments import parse_ttl
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerRequest
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def apply_request_to_spec(
-    operator: "RunnerPodOperator", request: RunnerRequest, shape: PodSpecOptions
+    operator: "RunnerPodOperator", request: RunnerRequest, options: PodSpecOptions
 ) -> None:
     """Set the provider's own arguments of an operator for one attempt."""
     from airflow.providers.cncf.kubernetes.backcompat.backwards_compat_converters import (
@@ -34,26 +34,20 @@ def apply_request_to_spec(
     )
     from kubernetes.client import models
 
-    operator.name, operator.random_name_suffix = name_of(request), False
-    operator.labels = {**operator.labels, **shapes.pod_labels(request)}
-    operator.annotations = {
-        **operator.annotations,
-        f"{shapes.LABEL_PREFIX}experiment": request.experiment,
-        f"{shapes.LABEL_PREFIX}trial": request.trial_id,
-    }
-    command = [shapes.escape(part) for part in shapes.runner_command(request, shape.python)]
-    operator.cmds, operator.arguments = command[:1], command[1:]
-    own = {name: shapes.escape(str(value)) for name, value in (operator.env or {}).items()}
-    given = {**shapes.size_env(request.resources, shape), **own}
+    spec = attempt_spec(request, options, operator.env or {})
+    operator.name, operator.random_name_suffix = spec.name, False
+    operator.labels = {**operator.labels, **spec.labels}
+    operator.annotations = {**operator.annotations, **spec.annotations}
+    operator.cmds, operator.arguments = spec.command[:1], spec.command[1:]
     named = convert_env_vars_or_raise_error(operator.env_vars) if operator.env_vars else []
     taken = {variable.name for variable in named}
-    fresh = {name: value for name, value in given.items() if name not in taken}
+    fresh = {name: value for name, value in spec.env.items() if name not in taken}
     operator.env_vars = [*named, *convert_env_vars_or_raise_error(fresh)]
-    asked = pod_resources.container_resources(request.resources, shape)
-    resources = pod_resources.merge_resources(asked, given_resources(operator))
+    asked = container_resources(request.resources, options)
+    resources = merge_resources(asked, given_resources(operator))
     operator.container_resources = models.V1ResourceRequirements(**resources)
-    operator.volumes = [*operator.volumes, shapes.shm_volume(shape)]
-    operator.volume_mounts = [*operator.volume_mounts, shapes.shm_mount()]
+    operator.volumes = [*operator.volumes, shm_volume(options)]
+    operator.volume_mounts = [*operator.volume_mounts, shm_mount()]
     if operator.ttl is not None:
         operator.active_deadline_seconds = parse_ttl(operator.ttl)
 
@@ -111,20 +105,6 @@ def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, st
         kind: {**(of_template.get(kind) or {}), **(own.get(kind) or {})}
         for kind in ("requests", "limits")
     }
-
-
-def keep_one_shm(pod: Any) -> None:
-    """Leave `/dev/shm` to the user's template if that mounts something there."""
-    container = pod.spec.containers[0]
-    mounts = container.volume_mounts or []
-    if sum(_is_shm(mount.mount_path) for mount in mounts) > 1:
-        container.volume_mounts = [m for m in mounts if m.name != SHM_VOLUME]
-        pod.spec.volumes = [v for v in pod.spec.volumes if v.name != SHM_VOLUME]
-
-
-def _is_shm(path: str) -> bool:
-    # POSIX keeps two slashes at the beginning apart from one, which mounts do not
-    return posixpath.normpath(f"/{path.lstrip('/')}") == SHM_PATH
 
 
 def _plain(model: Any) -> dict[str, Any]:

@@ -71,9 +71,7 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, gat
     # the worker that made the pod has died: nothing is left of it but the claim, and the pod
     conflict = api.fail(409, "POST", left=1)
     answer = api.fail(500, "POST", left=1, after=True)  # created, but nobody heard
-    dead = trial.operator(**more)
-    store, plan, item = dead._open()
-    dead.start_pod(pods.pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
+    trial.abandon(**more)
     throttled = api.fail(429, "GET .*/log", left=1)
     task = trial.start(**more)
     trial.await_iteration(5, 4)

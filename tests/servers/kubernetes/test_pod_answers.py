@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
+from airflow_tune_restore.launch.kubernetes.api import Patience
 from tests.support.kubernetes.api import TOKEN, Fault
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH
@@ -40,9 +41,7 @@ def test_a_restart_of_the_api_server_while_a_pod_runs_costs_nothing(
 
 @BOTH
 def test_a_restart_while_a_retry_looks_for_its_pod_costs_nothing(trial, api, deferred):
-    dead = trial.operator()
-    store, plan, item = dead._open()
-    dead.start_pod(pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
+    trial.abandon()
     name = trial.await_work()
     api.restart(0.4)
     threading.Timer(2.5, trial.open).start()
@@ -54,8 +53,7 @@ def test_a_restart_while_a_retry_looks_for_its_pod_costs_nothing(trial, api, def
 def test_an_outage_that_outlasts_all_patience_leaves_the_pod_alone(
     trial, api, monkeypatch, capfd, deferred
 ):
-    monkeypatch.setattr(api.Patience.__init__, "__kwdefaults__", {
-        **api.Patience.__init__.__kwdefaults__, "seconds": 0.5})  # fmt: skip
+    monkeypatch.setitem(Patience.__init__.__kwdefaults__, "seconds", 0.5)
     faults: list[Fault] = []
 
     def forbid() -> None:
@@ -163,8 +161,7 @@ def test_a_try_that_another_try_overtook_fails_with_that_reason(trial, api):
     task = trial.start(env={"STAND_IN_RESULT": "none", "STAND_IN_EXIT": "3"})
     trial.await_work()
     newer = trial.operator()
-    store, plan, item = newer._open()
-    newer._claim(store, plan, item.trial_id)
+    newer.claim(newer.open_task())
     trial.open()  # a runner that sees a newer attempt ends with 3
     with pytest.raises(
         AirflowException, match=r"Another try of this task runs trial .* as attempt 2"

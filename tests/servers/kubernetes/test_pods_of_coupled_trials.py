@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_tune_restore.launch.kubernetes.api import Patience
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore import follow
 
@@ -21,7 +22,7 @@ def whole(new_trial, monkeypatch):
 
 
 def test_an_api_server_that_does_not_answer_stops_no_trial(whole, api, monkeypatch):
-    monkeypatch.setitem(api.Patience.__init__.__kwdefaults__, "seconds", 0.5)
+    monkeypatch.setitem(Patience.__init__.__kwdefaults__, "seconds", 0.5)
     api.kubelet.has_room = False
     task = whole.start()
     api.wait_for(lambda pods: pods)

@@ -9,6 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
+from airflow_tune_restore.launch.kubernetes.api import Patience
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore import follow as following
 from airflow_tune_restore.triggers import runner_pod
@@ -103,7 +104,7 @@ def test_an_event_of_an_earlier_pod_of_the_name_is_not_believed(trial, api):
 
 
 def test_an_answer_to_a_creation_that_was_lost_is_not_called_nothing(trial, api, monkeypatch):
-    monkeypatch.setitem(api.Patience.__init__.__kwdefaults__, "seconds", 0.5)
+    monkeypatch.setitem(Patience.__init__.__kwdefaults__, "seconds", 0.5)
     api.fail(503, "POST", after=True, left=1)
     fault = api.fail(503, "GET")
     with pytest.raises(AirflowException, match="retry attaches to it"):

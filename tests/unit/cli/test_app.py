@@ -12,7 +12,9 @@ import pytest
 
 from airflow_tune_restore.cli import app as cli
 from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import (
     STATE_NAME,
@@ -154,7 +156,7 @@ def test_links_and_other_odd_things_keep_nobody_from_being_found(tune_restore, t
         "looping": "errored",
         "piped": "errored",
     }
-    assert f"{later} was passed over: Cannot read" in found["looping"]["reason"]
+    assert f"{later} was skipped: Cannot read" in found["looping"]["reason"]
     assert "Too many levels of symbolic links" in found["looping"]["reason"]
 
 
@@ -198,13 +200,13 @@ def test_a_search_is_narrowed_and_hidden_directories_are_passed_over(
     assert sorted(Path(entry["experiment"]).name for entry in json.loads(out)) == found.split()
 
 
-def test_what_is_no_directory_is_no_empty_prefix(tune_restore, tmp_path, monkeypatch):
+def test_a_path_that_is_not_a_directory_is_not_an_empty_prefix(tune_restore, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     for prefix in ("missing", "file", "s3:/bucket", "nowhere/at/all"):
         code, out, err = tune_restore("scan", prefix, "--json")
         assert (code, out) == (2, "")
-        assert f"{tmp_path / prefix} is no directory" in err
+        assert f"{tmp_path / prefix} is not a directory" in err
 
 
 def test_plan_prints_the_fields_machines_read(tune_restore, tmp_path):
@@ -362,7 +364,7 @@ def test_a_tuner_pkl_of_another_run_is_told_by_scan_plan_and_restore(
     assert "note: tuner.pkl is ignored (ignore_tuner): the RunConfig" in out
 
     launcher = Launcher(open_store(str(experiment)))
-    monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+    monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
     command = ("restore", experiment, "--trainable", "m:old", "--stale-after", "0")
     code, out, err = tune_restore(*command, "--resume-errored")
     assert code == 0, err
@@ -374,7 +376,7 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     checked = []
     launcher = Launcher(open_store(str(experiment)))
     monkeypatch.setattr(launcher, "check", lambda **question: checked.append(question))
-    monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+    monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
     command = (
         "restore",
         experiment,
@@ -424,6 +426,9 @@ class Launcher:
     def __init__(self, store):
         self._store = store
 
+    def settings(self, settings):
+        return settings
+
     def check(self, **_):
         """Whatever it is, it fits."""
 
@@ -435,18 +440,21 @@ class Launcher:
         leave_outcome(self._store, request, "failed" if failed else "finished")
         return self
 
-    def lines(self):
+    def poll(self):
+        return RunState.ENDED
+
+    def output(self):
         return iter(())
 
-    def wait(self):
-        return 0
+    def exit(self):
+        return RunnerExit(exit_code=0)
 
 
 @pytest.mark.parametrize(("flags", "code"), [((), 0), (("--resume-errored",), 1)])
 def test_a_trial_that_fails_again_is_exit_code_1(tune_restore, tmp_path, monkeypatch, flags, code):
     experiment = make_experiment(tmp_path / "x", [DONE, BAD, HUNG])
     launcher = Launcher(open_store(str(experiment)))
-    monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+    monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
     command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0", "--json")
     ended, out, err = tune_restore(*command, *flags)
     assert ended == code, err
@@ -492,7 +500,7 @@ def samples(tmp_path, monkeypatch):
             lose_searcher(experiment, total_samples=len(rows) + 3)
         trials = ["done", "hung"][: len(rows)]
         launcher = Samples(open_store(str(experiment)), trials, end)
-        monkeypatch.setattr("airflow_tune_restore.cli.restore.LocalLauncher", lambda **_: launcher)
+        monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
         return experiment, launcher
 
     return make
@@ -563,14 +571,20 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
         ),
         (("restore", "{x}", "--trainable", "json:dumps", "--resume-errored"), "'train'"),
         (("plan", "{x}", "--strategy", "sideways"), "sideways"),
-        (("plan", "/nowhere/at/all"), "/nowhere/at/all cannot be read: there is no tuner.pkl"),
-        (("restore", "/nowhere/at/all", "--trainable", "m:t"), "there is no tuner.pkl"),
+        (
+            ("plan", "/nowhere/at/all"),
+            "/nowhere/at/all cannot be read: it has neither a tuner.pkl nor an experiment state",
+        ),
+        (
+            ("restore", "/nowhere/at/all", "--trainable", "m:t"),
+            "it has neither a tuner.pkl nor an experiment state",
+        ),
         (("plan", "s3://conn@bucket/x"), "Airflow connection"),
         (("restore", "{x}"), "trainable"),
         (("scan", "{x}", "--stale-after", "-1"), "'--stale-after': -1 is less than 0"),
-        (("scan", "{x}", "--stale-after", "inf"), "'--stale-after': inf is no number"),
-        (("scan", "{x}", "--stale-after", "1e30"), "'--stale-after': 1e30 is no number"),
-        (("scan", "{x}", "--stale-after", "soon"), "'--stale-after': soon is no number"),
+        (("scan", "{x}", "--stale-after", "inf"), "'--stale-after': inf is not a number"),
+        (("scan", "{x}", "--stale-after", "1e30"), "'--stale-after': 1e30 is not a number"),
+        (("scan", "{x}", "--stale-after", "soon"), "'--stale-after': soon is not a number"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(tune_restore, tmp_path, arguments, words):
@@ -605,8 +619,8 @@ def test_the_newest_valid_state_is_used_and_the_bad_one_named(tune_restore, tmp_
     _, out, _ = tune_restore("scan", tmp_path, "--json")
     (report,) = json.loads(out)
     assert (report["health"], report["state_file"]) == ("errored", STATE_NAME)
-    assert "2026-11-24_10-00-00.json was passed over" in report["reason"]
-    assert "2026-11-25_10-00-00.json was passed over: it holds no trials" in report["reason"]
+    assert "2026-11-24_10-00-00.json was skipped" in report["reason"]
+    assert "2026-11-25_10-00-00.json was skipped: it holds no trials" in report["reason"]
 
 
 def test_an_unreadable_experiment_is_named_once_in_one_sentence(tune_restore, tmp_path):
@@ -715,7 +729,7 @@ def test_what_a_restore_is_told_reaches_its_plan(tune_restore, tmp_path, monkeyp
     chosen = []
     monkeypatch.setattr(
         "airflow_tune_restore.cli.restore.restore_experiment",
-        lambda store, options, progress: chosen.append(options.prepare.choices),
+        lambda store, launcher, options, progress: chosen.append(options.prepare.choices),
     )
     command = ["restore", str(tmp_path), "--trainable", "a:b"]
     tune_restore(*command)

@@ -34,7 +34,7 @@ def test_without_a_terminal_each_report_is_one_line(capsys):
         ("a line of a log " * 20).rstrip(),
         "t1 | starting from checkpoint_000002",
         "t1 | iteration 4, score=8",
-        "t1 | ended without a word",
+        "t1 | exited without recording an outcome",
     ]
 
 

@@ -1,80 +1,359 @@
-"""The trials of `tune-restore restore`, with a launcher that starts nothing."""
+"""The trials of `tune-restore restore`, with a launcher that obeys the contract and starts nothing."""
+
+import logging
+import signal
+import threading
+import time
 
 import pytest
+import typer
 
 from airflow_tune_restore.cli.progress import Progress
-from airflow_tune_restore.cli.restore import RestoreOptions, _Runs
-from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.restore.prepare import PrepareOptions
+from airflow_tune_restore.cli.runs import TrialRuns
+from airflow_tune_restore.exceptions import RayClusterError, StorageError
+from airflow_tune_restore.launch.base import Launcher, Run, RunState
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.request import RunnerExit, RunnerProgress
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
-from tests.support.records import start_night
+from tests.support.records import leave_outcome, start_night
+from tests.support.waiting import PATIENCE_SECONDS
 
-OPTIONS = RestoreOptions(
-    prepare=PrepareOptions(),
-    trainable="m:train",
-    param_space=None,
-    search_alg=None,
-    address=None,
-    imports=(),
-    parallel=1,
-)
+TRIALS = ("first", "second", "third")
 
 
-class Process:
-    """A runner that prints nothing and ends when it is told to."""
+class FakeRun:
+    """A run that prints one line and ends when its script returns, or when it is stopped."""
 
-    def __init__(self):
+    def __init__(self, script):
         self.stopped = 0
+        self.ended = threading.Event()
+        self.lines = ["a line"]
+        self._script = script
 
-    def lines(self):
-        return iter(())
+    def poll(self):
+        self._script(self)
+        return RunState.ENDED if self.ended.wait(0.01) else RunState.RUNNING
 
-    def wait(self):
-        return 0
+    def output(self):
+        while self.lines:
+            yield self.lines.pop(0)
 
     def stop(self):
         self.stopped += 1
+        self.ended.set()
+
+    def exit(self):
+        return RunnerExit(exit_code=1, message="the last line")
 
 
-class Launcher:
-    """Remembers what it was to start; the first one cannot be started."""
+class FakeLauncher:
+    """Starts runs; what each of them does is a function of its request and the run."""
 
-    def __init__(self, on_start=lambda: None):
+    def __init__(self, store, script):
         self.started = []
-        self.process = Process()
-        self._on_start = on_start
+        self.runs = {}
+        self.stop_seconds = 0.0
+        self._store = store
+        self._script = script
+
+    def settings(self, settings):
+        return settings
 
     def start(self, request):
-        self.started.append(request.trial_id)
-        if request.trial_id == "first":
-            raise StorageError("the store was away for a moment")
-        self._on_start()
-        return self.process
+        self.started.append((request.trial_id, request.attempt))
+        run = self.runs[request.trial_id] = FakeRun(lambda run: self._script(request, run))
+        return run
+
+    def find(self, request):
+        return self.runs.get(request.trial_id)
+
+    def stop_command(self, request):
+        return f"stop {request.trial_id}"
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """Makes the runs of a started restore."""
+def store(tmp_path):
     rows = [
-        make_row("first", status="ERROR", error=True, last_result_time=2.0),
-        make_row("second", status="ERROR", error=True, last_result_time=1.0),
+        make_row(name, status="ERROR", error=True, last_result_time=float(-at))
+        for at, name in enumerate(TRIALS)
     ]
-    store = open_store(str(make_experiment(tmp_path / "x", rows)))
+    return open_store(str(make_experiment(tmp_path / "x", rows)))
+
+
+@pytest.fixture
+def runs(store):
+    """Makes the runs of a started restore, with a launcher whose runs follow a script."""
     plan = start_night(store, "r1")
-    return lambda launcher: _Runs(store, plan, OPTIONS, launcher, Progress(quiet=True))
+
+    def make(script, *, parallel=1, quiet=True):
+        launcher = FakeLauncher(store, script)
+        settings = RunnerSettings(trainable="m:train", can_grow=True)
+        return TrialRuns(store, plan, launcher, settings, parallel, Progress(quiet=quiet)), launcher
+
+    return make
 
 
-def test_a_trial_that_cannot_be_run_keeps_no_other_from_running(runs):
-    launcher = Launcher()
-    runs(launcher).run_all()
-    assert launcher.started == ["first", "second"]
-    assert not launcher.process.stopped
+@pytest.fixture
+def errors():
+    """Returns what is logged as an error."""
+    shown = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    logger = logging.getLogger("airflow_tune_restore.cli.runs")
+    logger.addHandler(handler)
+    yield shown
+    logger.removeHandler(handler)
 
 
-def test_a_runner_that_starts_just_when_the_user_stops_is_stopped_too(runs):
-    launcher = Launcher()
-    made = runs(launcher)
-    launcher._on_start = made._stopping.set  # Ctrl-C while the process was being started
+@pytest.fixture
+def press():
+    """Press Ctrl-C in the main thread, from another thread."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def finish(store):
+    """Returns a script in which every run finishes."""
+
+    def script(request, run):
+        leave_outcome(store, request, "finished")
+        run.ended.set()
+
+    return script
+
+
+def test_the_fakes_obey_the_contract():
+    launcher: Launcher = FakeLauncher(None, None)
+    run: Run = FakeRun(None)
+    assert launcher
+    assert run
+
+
+def test_every_trial_is_run_and_its_output_shown(runs, store, capsys):
+    made, launcher = runs(finish(store), quiet=False)
     made.run_all()
-    assert launcher.process.stopped == 1
+    assert launcher.started == [(name, 1) for name in TRIALS]
+    assert not made.was_stopped
+    err = capsys.readouterr().err
+    assert "second | a line" in err
+    assert "second | finished" in err
+
+
+def test_a_trial_that_cannot_be_run_keeps_no_other_from_running(runs, store, errors):
+    made, launcher = runs(finish(store))
+    start = launcher.start
+
+    def start_all_but_the_first(request):
+        if request.trial_id == "first":
+            raise StorageError("the store was away for a moment")
+        return start(request)
+
+    launcher.start = start_all_but_the_first
+    made.run_all()
+    assert launcher.started == [("second", 1), ("third", 1)]
+    assert errors == ["Trial first: the store was away for a moment"]
+
+
+def test_no_more_than_the_given_number_of_trials_runs_at_the_same_time(runs, store):
+    alive, most = set(), []
+
+    def script(request, run):
+        alive.add(request.trial_id)
+        most.append(len(alive))
+        if len(most) < 10:
+            return
+        leave_outcome(store, request, "finished")
+        alive.discard(request.trial_id)
+        run.ended.set()
+
+    made, launcher = runs(script, parallel=2)
+    made.run_all()
+    assert max(most) == 2
+    assert len(launcher.started) == 3
+
+
+def test_a_runner_that_died_is_recorded_and_named(runs, store, errors):
+    made, _ = runs(lambda _, run: run.ended.set())
+    made.run_all()
+    exit_ = AttemptRecords(store, "r1", "first").exit(1)
+    assert (exit_.exit_code, exit_.message) == (1, "the last line")
+    assert len(errors) == 3
+    assert "the last line" in errors[0]
+
+
+def test_a_refused_trial_shows_the_sentence_of_its_runner(runs, store, errors):
+    def script(request, run):
+        leave_outcome(store, request, "refused", error="m:train is not the recorded trainable.")
+        run.ended.set()
+
+    made, _ = runs(script)
+    made.run_all()
+    assert errors[0] == "Trial first: m:train is not the recorded trainable."
+
+
+def test_a_trial_whose_place_was_too_small_runs_once_more_in_a_larger_one(runs, store, capsys):
+    def script(request, run):
+        if request.trial_id == "first" and request.attempt == 1:
+            leave_outcome(store, request, "interrupted", cause="no_room", resources={"CPU": 3.0})
+        else:
+            leave_outcome(store, request, "finished")
+        run.ended.set()
+
+    made, launcher = runs(script, quiet=False)
+    made.run_all()
+    assert launcher.started[:2] == [("first", 1), ("first", 2)]
+    assert AttemptRecords(store, "r1", "first").request(2).resources == {"CPU": 3.0}
+    assert "Trial first: Attempt 1 ran nothing" in capsys.readouterr().err
+
+
+def test_a_trial_whose_larger_place_was_too_small_again_is_given_up(runs, store, errors):
+    def script(request, run):
+        size = {"CPU": 2.0 + request.attempt}
+        leave_outcome(store, request, "interrupted", cause="no_room", resources=size)
+        run.ended.set()
+
+    made, launcher = runs(script)
+    made.run_all()
+    assert launcher.started[:2] == [("first", 1), ("first", 2)]
+    assert len(launcher.started) == 6
+    assert "Trial first" in errors[0]
+
+
+def test_a_whole_experiment_run_is_one_run_whose_results_are_shown_per_trial(store, capsys):
+    plan = start_night(store, "r1", strategy="whole_experiment")
+
+    def script(request, run):
+        progress = RunnerProgress(trial_id="second", iteration=4, metrics={"score": 8})
+        run.lines.append(progress.to_line())
+        leave_outcome(store, request, "finished")
+        run.ended.set()
+
+    launcher = FakeLauncher(store, script)
+    settings = RunnerSettings(trainable="m:train")
+    TrialRuns(store, plan, launcher, settings, 4, Progress(quiet=False)).run_all()
+    assert launcher.started == [(layout.WHOLE_EXPERIMENT, 1)]
+    lines = [line.rstrip() for line in capsys.readouterr().err.splitlines()]
+    assert "a line" in lines
+    assert "second | iteration 4, score=8" in lines
+
+
+def test_ctrl_c_stops_all_runs_at_the_same_time_and_starts_no_more(runs, store, press, capsys):
+    stops = []
+
+    def script(request, run):
+        if len(launcher.runs) == 2 and not stops:
+            stops.append("pressed")
+            press()
+
+    made, launcher = runs(script, parallel=2, quiet=False)
+    barrier = threading.Barrier(2, timeout=PATIENCE_SECONDS)
+
+    def stop_together(run):
+        barrier.wait()  # broken if one is stopped after the other
+        run.ended.set()
+
+    start = launcher.start
+
+    def start_run(request):
+        run = start(request)
+        run.stop = lambda: stop_together(run)
+        return run
+
+    launcher.start = start_run
+    made.run_all()
+    assert made.was_stopped
+    assert sorted(launcher.started) == [("first", 1), ("second", 1)]
+    text = "Stopping. Saving snapshots, then committing what has finished."
+    assert text in capsys.readouterr().err
+
+
+def test_a_run_that_starts_while_the_user_stops_is_stopped_too(runs):
+    made, launcher = runs(lambda *_: None)
+    start = launcher.start
+
+    def start_during_ctrl_c(request):
+        made._stopping.set()
+        return start(request)
+
+    launcher.start = start_during_ctrl_c
+    made.run_all()
+    assert launcher.runs["first"].stopped == 1
+    assert len(launcher.started) == 1
+
+
+def test_a_run_that_was_stopped_before_it_began_is_not_a_failed_attempt(runs, store):
+    made, launcher = runs(lambda *_: made._stopping.set() or launcher.runs["first"].stop())
+    made.run_all()
+    assert AttemptRecords(store, "r1", "first").exit(1) is None
+
+
+def test_a_run_that_cannot_be_stopped_does_not_keep_the_others(runs, press, errors):
+    def script(request, run):
+        if len(launcher.runs) == 2 and "pressed" not in seen:
+            seen.append("pressed")
+            press()
+        if "refused" in seen and request.trial_id == "first":
+            run.ended.set()
+
+    seen = []
+    made, launcher = runs(script, parallel=2)
+    start = launcher.start
+
+    def refuse():
+        seen.append("refused")
+        raise RayClusterError("http://head:8265", "it does not answer")
+
+    def start_run(request):
+        run = start(request)
+        if request.trial_id == "first":
+            run.stop = refuse
+        return run
+
+    launcher.start = start_run
+    made.run_all()
+    assert launcher.runs["second"].stopped == 1
+    assert any("it does not answer" in error for error in errors)
+
+
+def test_a_second_ctrl_c_does_not_wait_and_names_the_commands_that_stop_the_runs(
+    runs, store, press, errors
+):
+    made, launcher = runs(lambda *_: press_once(), parallel=2)
+    pressed = []
+
+    def press_once():
+        if len(launcher.runs) == 2 and not pressed:
+            pressed.append(1)
+            press()
+
+    start = launcher.start
+
+    def never_stops():
+        time.sleep(0.2)
+        if len(pressed) == 1:
+            pressed.append(2)
+            press()
+        threading.Event().wait(PATIENCE_SECONDS)
+
+    def start_run(request):
+        run = start(request)
+        run.stop = never_stops
+        return run
+
+    launcher.start = start_run
+    began = time.monotonic()
+    with pytest.raises(typer.Exit) as ended:
+        made.run_all()
+    assert time.monotonic() - began < PATIENCE_SECONDS
+    assert ended.value.exit_code == 1
+    assert sorted(errors[:2]) == [
+        "Trial first may still run. To stop it: stop first",
+        "Trial second may still run. To stop it: stop second",
+    ]
+    assert f"`tune-restore restore {store.uri}`" in errors[2]
+    for run in launcher.runs.values():
+        run.ended.set()

@@ -1,4 +1,4 @@
-"""What a scan in the shell asks of ledgers, and that one that cannot be read hides no experiment."""
+"""A scan in the shell reads few ledgers, and one that cannot be read hides no experiment."""
 
 import json
 import pickle

@@ -4,7 +4,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerError
-from airflow_tune_restore.experiments import scan
+from airflow_tune_restore.experiments import examine, scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.protocol import layout
@@ -127,7 +127,7 @@ def test_the_commit_goes_on_with_the_others_and_fails_at_its_end(pair, monkeypat
 
 @pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
 def test_a_scan_finds_the_others(pair, tmp_path, monkeypatch, error):
-    breaks(monkeypatch, scan, "_report_readable", error)
+    breaks(monkeypatch, examine, "read_outline", error)
     found = {report.name: report for report in scan.scan(LocalStore(tmp_path))}
     assert found["good"].health == "errored"
     assert found["bad"].health == "unreadable"

@@ -65,7 +65,7 @@ def test_an_outcome_nobody_understands_is_told_of_and_holds_up_nothing(store, bo
     summary = commit_restore(store, "r1")
     assert summary.state_file is not None
     assert (
-        "outcome.json cannot be understood" in {c.trial_id: c.note for c in summary.changes}["bad"]
+        "outcome.json is not a valid record" in {c.trial_id: c.note for c in summary.changes}["bad"]
     )
     assert lease.acquire(store, restore_id="r2", holder="the next").epoch == 2
 

@@ -14,64 +14,20 @@ from airflow.sdk.exceptions import (
 
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.ray import attempt_job
-from airflow_tune_restore.launch.ray.cluster import Cluster
-from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.operators.retry_policy import FIRST_WAIT, TRIAL_RETRY_POLICY
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.request import Result, RunnerProgress
-from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
-from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.airflow.context import make_context
+from tests.support.ray.fake_jobs import FakeJobs
 from tests.support.records import Attempt, ending, leave_outcome
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
-
-
-class FakeJobs:
-    """Stands in for a cluster's Jobs API."""
-
-    def __init__(self):
-        self.cluster = Cluster(address="http://head:8265")
-        self.posted, self.jobs, self.stopped, self.said = [], {}, [], ""
-        self._lock = threading.Lock()
-        self.on_submit = lambda name: None
-        self.log_error = None
-
-    def has_package(self, name):
-        return True
-
-    def find(self, name):
-        return self.jobs.get(name)
-
-    def submit(self, submission):
-        json.dumps(submission)
-        name = submission["submission_id"]
-        with self._lock:
-            if name in self.jobs:
-                return False
-            self.posted.append(submission)
-            self.jobs[name] = RayJob(submission_id=name, status="RUNNING")
-        self.on_submit(name)
-        return True
-
-    def end(self, status="SUCCEEDED", **fields):
-        for name in self.jobs:
-            self.jobs[name] = RayJob(submission_id=name, status=status, **fields)
-
-    def read_log(self, name, log):
-        if self.log_error is not None:
-            raise self.log_error
-        log.take(self.said)
-
-    def stop(self, name):
-        self.stopped.append(name)
 
 
 class StateStore(dict):
@@ -104,7 +60,7 @@ def store(errored):
 def jobs(monkeypatch):
     fake = FakeJobs()
     monkeypatch.setattr(RayJobsHook, "jobs", lambda self: fake)
-    monkeypatch.setattr(attempt_job.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     connection = {"conn_type": "ray_jobs", "host": "head", "extra": {"runtime_env": {"pip": ["x"]}}}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(connection))
     return fake
@@ -182,67 +138,31 @@ def test_a_retry_attaches_and_so_do_twenty_at_once(item, jobs, store):
     assert AttemptRecords(store, item["restore_id"], "a3").numbers() == [1]
 
 
-def test_twenty_that_come_first_start_one_job(item, jobs, store):
-    barrier, done = threading.Barrier(20), []
-
-    def start():
-        operator = trial(item)
-        barrier.wait()
-        done.append(deferred(operator))
-
-    threads = [threading.Thread(target=start) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {trigger.attempt for trigger in done} == {1}
-    assert len(jobs.posted) == 1
-
-
-def test_a_claim_without_a_job_is_carried_out(item, jobs, store):
-    plan = read_plan(store, item["restore_id"])
-    claim_attempt(store, plan, "a3", RunnerSettings(trainable="x:y", address="auto"))
-    assert deferred(trial(item)).attempt == 1
-    assert AttemptRecords(store, item["restore_id"], "a3").numbers() == [1]
-
-
-@pytest.mark.parametrize("status", ["FAILED", "STOPPED", None])
-def test_after_a_job_that_died_the_next_attempt_is_claimed(item, jobs, store, status):
+def test_a_job_that_died_fails_the_task_and_a_retry_submits_the_next_attempt(item, jobs):
     trigger = deferred(trial(item))
-    store.put(layout.heartbeat_key(item["restore_id"], "a3", 1), b"{}")
-    jobs.said = "Traceback\nKilled\n"
-    if status is None:
-        jobs.jobs.clear()
-    else:
-        jobs.end(status, message="it was so", driver_exit_code=-9)
-    said = "does not know the job" if status is None else "Killed"
-    with pytest.raises(AirflowException, match=said):
-        trial(item).execute_complete(make_context(), event(item, is_lost=status is None))
-    end = json.loads(store.get(layout.exit_key(item["restore_id"], "a3", 1)))
-    assert end["exit_code"] == (None if status is None else -9)
+    jobs.output = "Traceback\nKilled\n"
+    jobs.end("FAILED", driver_exit_code=-9)
+    with pytest.raises(AirflowException, match="Killed") as raised:
+        trial(item).execute_complete(make_context(), event(item))
+    assert not isinstance(raised.value, AirflowFailException)
     again = deferred(trial(item))
     assert again.attempt == 2
     assert again.submission_id != trigger.submission_id
 
 
-def test_a_job_that_is_being_stopped_is_not_attached_to(item, jobs, store):
-    operator = trial(item)
-    deferred(operator)
-    killed = deferred(trial(item))
-    killed._stop()
-    assert jobs.stopped == [killed.submission_id]
-    looks = []
-    find = jobs.find
-
-    def later(name):
-        looks.append(name)
-        if len(looks) == 4:
-            run_outcome(store, item, Result.INTERRUPTED)
-            jobs.end("STOPPED")
-        return find(name)
-
-    jobs.find = later
-    assert deferred(trial(item)).attempt == 2
+@pytest.mark.parametrize("result", [Result.REFUSED, Result.FENCED])
+def test_a_trial_of_a_refused_run_is_not_retried(errored, jobs, result):
+    planner = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
+        strategy="whole_experiment",
+    )  # fmt: skip
+    item, store = planner.execute(make_context())[0], open_store(str(errored))
+    deferred(trial(item))
+    whole = Attempt(item["restore_id"], layout.WHOLE_EXPERIMENT)
+    leave_outcome(store, whole, result, error="no such module")
+    jobs.end("FAILED")
+    with pytest.raises(AirflowFailException, match="was not restored: no such module"):
+        trial(item).execute_complete(make_context(), event(item))
 
 
 def test_one_that_has_attached_too_early_goes_on_with_the_next_attempt(item, jobs, store):
@@ -317,22 +237,6 @@ def test_one_that_waited_too_long_stops_its_job(item, jobs, store):
     assert jobs.stopped == [trigger.submission_id]
 
 
-def test_results_and_lines_are_shown_once_and_all(item, jobs, store, capfd):
-    lines = [RunnerProgress(trial_id="a3", iteration=i, metrics={}).to_line() for i in (1, 2, 3)]
-    deferred(trial(item))
-    jobs.said = "\n".join(["setting up", lines[0], "training", *lines[1:], "the end"]) + "\n"
-    run_outcome(store, item, Result.FINISHED)
-    jobs.end()
-    capfd.readouterr()
-    offset = jobs.said.index("training")
-    trial(item).execute_complete(make_context(), event(item, offset=offset, seen=2))
-    log = capfd.readouterr().out
-    assert "setting up" not in log
-    assert [f"iteration {i}" in log for i in (1, 2, 3)] == [False, False, True]
-    assert "training" in log
-    assert "the end" in log
-
-
 def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
     from airflow_tune_restore.exceptions import InvalidInputError
 
@@ -342,22 +246,6 @@ def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
     jobs.submit = refuse
     with pytest.raises(AirflowFailException, match="rejected the token"):
         trial(item).execute(make_context())
-
-
-def test_a_head_that_has_just_started_is_asked_again(item, jobs):
-    from airflow_tune_restore.exceptions import RayClusterError
-
-    errors = [RayClusterError("Ray cluster http://head:8265: HTTP 500: No available agent.")] * 3
-    submit = jobs.submit
-
-    def later(submission):
-        if errors:
-            raise errors.pop()
-        return submit(submission)
-
-    jobs.submit = later
-    deferred(trial(item))
-    assert len(jobs.posted) == 1
 
 
 def test_an_outage_while_a_task_waits_reaches_the_retry_policys_rule_for_it(item, jobs):
@@ -393,41 +281,6 @@ def test_the_link_of_a_trial_on_the_worker_reads_no_xcom(item, monkeypatch, wher
     operator = RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b", launcher=where)
     assert RayJobLink().get_link(operator, ti_key=None) == link
     assert read == ([] if where == "local" else ["ray_job_url"])
-
-
-def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
-    item, jobs, store, monkeypatch
-):
-    from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
-
-    troubles = [
-        RayClusterError("Ray cluster http://head:8265: the answer took longer than 30 s."),
-        InvalidInputError("http://head:8265 is not the dashboard of a Ray cluster"),
-    ]
-    find = jobs.find
-
-    def find_later(name):
-        if jobs.posted and troubles:
-            raise troubles.pop()
-        run_outcome(store, item, Result.FINISHED)
-        jobs.end()
-        return find(name)
-
-    jobs.find = find_later
-    jobs.log_error = RayClusterError(
-        "Ray cluster http://head:8265: HTTP 200 with Content-Encoding gzip."
-    )
-    summary = trial(item, deferrable=False).execute(make_context())
-    assert summary["trial_id"] == item["trial_id"]
-    assert not troubles
-
-
-def test_the_error_has_the_last_lines_of_a_job_even_if_they_were_shown(item, jobs):
-    deferred(trial(item))
-    jobs.said = "setting up\n\nKilled\n"
-    jobs.end("FAILED", driver_exit_code=-9)
-    with pytest.raises(AirflowException, match=r"setting up \| Killed"):
-        trial(item).execute_complete(make_context(), event(item, offset=len(jobs.said)))
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import pytest
 from kubernetes.client import models
 
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
-from airflow_tune_restore.launch.kubernetes.pod_spec import shm_mount, shm_volume
-from airflow_tune_restore.operators.kubernetes.pod_template import keep_one_shm
+from airflow_tune_restore.launch.kubernetes.pod_spec import keep_one_shm, shm_mount, shm_volume
 
 
 def pod_with(path: str) -> models.V1Pod:
@@ -29,6 +28,6 @@ def pod_with(path: str) -> models.V1Pod:
 )
 def test_shared_memory_of_a_template_stays_however_its_path_is_written(path, kept):
     pod = pod_with(path)
-    keep_one_shm(pod)
+    keep_one_shm(pod, pod.spec.containers[0])
     assert [mount.name for mount in pod.spec.containers[0].volume_mounts] == kept
     assert [volume.name for volume in pod.spec.volumes] == kept

@@ -1,0 +1,125 @@
+"""The pod of an attempt, made of the user's template file and the parts that the attempt needs."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.launch.kubernetes.pod_resources import (
+    PodSpecOptions,
+    container_resources,
+    merge_resources,
+)
+from airflow_tune_restore.launch.kubernetes.pod_spec import (
+    GRACE_SECONDS,
+    attempt_spec,
+    keep_one_shm,
+    shm_mount,
+    shm_volume,
+)
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.request import RunnerRequest
+
+CONTAINER = "base"
+"""The runner's container in a template; without a container of this name, the first one."""
+
+
+def read_template(path: str | Path | None) -> Any:
+    """Read a `V1Pod` from a YAML or JSON file; without a file, return a pod with an empty container.
+
+    Raises:
+        InvalidInputError: If the file cannot be read, or is not a pod with containers.
+    """
+    from kubernetes.client import ApiClient, models
+    from yaml import YAMLError, safe_load
+
+    if path is None:
+        return models.V1Pod(
+            metadata=models.V1ObjectMeta(),
+            spec=models.V1PodSpec(containers=[models.V1Container(name=CONTAINER)]),
+        )
+    try:
+        found = safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("kind", "Pod") != "Pod":
+            raise ValueError("its kind is not Pod")
+        pod = ApiClient().deserialize(SimpleNamespace(data=json.dumps(found)), "V1Pod")
+        if pod.spec is None or not pod.spec.containers:
+            raise ValueError("it has no containers")
+    except OSError as error:
+        raise InvalidInputError(f"Cannot read pod template {path}: {error.strerror}.") from error
+    except (YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InvalidInputError(
+            f"Pod template {path} is not a pod: {printable(str(error), 500)}"
+        ) from error
+    pod.metadata = pod.metadata or models.V1ObjectMeta()
+    return pod
+
+
+def runner_container(pod: Any) -> Any:
+    """Return the container of a pod that the runner gets."""
+    containers = pod.spec.containers
+    return next((found for found in containers if found.name == CONTAINER), containers[0])
+
+
+def given_resources(container: Any) -> dict[str, Mapping[str, Any]]:
+    """Return requests and limits of a container."""
+    given = container.resources
+    return {
+        "requests": (given and given.requests) or {},
+        "limits": (given and given.limits) or {},
+    }
+
+
+def build_pod(
+    template: Any,
+    request: RunnerRequest,
+    options: PodSpecOptions,
+    *,
+    namespace: str,
+    image: str | None,
+    env: Mapping[str, str],
+) -> Any:
+    """Return the `V1Pod` of an attempt.
+
+    Args:
+        template: A `V1Pod`; it stays as it is.
+        request: The attempt.
+        options: Options of all pods.
+        namespace: Namespace of the pod.
+        image: Image of the runner's container; None for the template's.
+        env: More variables of the container, taken literally.
+    """
+    from kubernetes.client import models
+
+    pod = copy.deepcopy(template)
+    container = runner_container(pod)
+    parts = attempt_spec(request, options, env)
+
+    meta, spec = pod.metadata, pod.spec
+    pod.api_version, pod.kind = "v1", "Pod"
+    meta.name, meta.namespace, meta.generate_name = parts.name, namespace, None
+    meta.labels = {**(meta.labels or {}), **parts.labels}
+    meta.annotations = {**(meta.annotations or {}), **parts.annotations}
+
+    container.image = image or container.image
+    container.command, container.args = parts.command[:1], parts.command[1:]
+    container.env = [
+        *(given for given in container.env or () if given.name not in parts.env),
+        *(models.V1EnvVar(name=name, value=value) for name, value in parts.env.items()),
+    ]
+    asked = container_resources(request.resources, options)
+    resources = merge_resources(asked, given_resources(container))
+    container.resources = models.V1ResourceRequirements(**resources)
+    # so that Kubernetes keeps the last lines of a runner that fails
+    container.termination_message_policy = "FallbackToLogsOnError"
+
+    spec.restart_policy = "Never"
+    if spec.termination_grace_period_seconds is None:
+        spec.termination_grace_period_seconds = GRACE_SECONDS
+    spec.volumes = [*(spec.volumes or ()), shm_volume(options)]
+    container.volume_mounts = [*(container.volume_mounts or ()), shm_mount()]
+    keep_one_shm(pod, container)
+    return pod
