@@ -147,7 +147,11 @@ def test_a_named_searcher_reaches_the_run_which_commits_what_it_drew(lost, launc
 
 @pytest.mark.parametrize(
     ("result", "words"),
-    [("interrupted", "no suggestion"), (None, "without saying how"), ("refused", "no suggestion")],
+    [
+        ("interrupted", "no suggestion"),
+        (None, "without recording an outcome"),
+        ("refused", "no suggestion"),
+    ],
 )
 def test_a_run_that_breaks_off_fails_and_after_the_last_try_is_committed(
     left, launcher, result, words
