@@ -18,7 +18,7 @@ from airflow_tune_restore.protocol.request import Result, RunnerProgress, Runner
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.records import ending
+from tests.support.records import Attempt, ending, leave_outcome
 
 
 @pytest.fixture
@@ -285,3 +285,40 @@ def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd
             trial(item).execute(make_context())
     assert ["memory" in request.resources for request in launcher.requests] == [False, False]
     assert "a private Ray cannot get more of it" in capfd.readouterr().out
+
+
+@pytest.fixture
+def shared(errored):
+    """One trial of a whole-experiment run."""
+    operator = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
+        strategy="whole_experiment",
+    )  # fmt: skip
+    return operator.execute(make_context())[0]
+
+
+def test_the_first_task_of_a_shared_run_starts_it_and_shows_its_output(
+    shared, launcher, store, capfd
+):
+    progress = RunnerProgress(trial_id="a3", iteration=4, metrics={}).to_line()
+    launcher.said = ("a plain line", progress)
+    launcher.on_start = lambda request: leave_outcome(
+        store, Attempt(request.restore_id, "a3"), Result.FINISHED
+    )
+    assert trial(shared).execute(make_context())["trial_id"] == "a3"
+    (request,) = launcher.requests
+    assert request.trial_id == layout.WHOLE_EXPERIMENT
+    log = capfd.readouterr().out
+    assert ("a plain line" in log, "iteration 4" in log) == (True, False)
+    assert launcher.stopped == []
+
+
+@pytest.mark.parametrize("result", [Result.FINISHED, Result.FAILED])
+def test_a_trial_that_has_ended_in_a_shared_run_starts_no_other(shared, launcher, store, result):
+    leave_outcome(store, Attempt(shared["restore_id"], "a3"), result, iteration=6)
+    if result is Result.FINISHED:
+        assert trial(shared).execute(make_context())["iteration"] == 6
+    else:
+        with pytest.raises(AirflowException, match="the next restore resumes it"):
+            trial(shared).execute(make_context())
+    assert launcher.requests == []
