@@ -1,4 +1,4 @@
-"""The half of a task whose runner is a process on the worker."""
+"""Runs the attempts of a task as processes on the worker."""
 
 from collections import deque
 from collections.abc import Iterator
