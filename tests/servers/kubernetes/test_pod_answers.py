@@ -157,7 +157,7 @@ def test_three_first_tries_at_the_same_instant_make_one_pod(trial, api):
     assert trial.failures == ()
 
 
-def test_a_try_whose_trial_another_try_runs_says_so(trial, api):
+def test_a_try_that_another_try_overtook_fails_with_that_reason(trial, api):
     task = trial.start(env={"STAND_IN_RESULT": "none", "STAND_IN_EXIT": "3"})
     trial.await_work()
     newer = trial.operator()

@@ -1,4 +1,4 @@
-"""The samples that are left, as a task: each end of their run, and samples that nobody can draw."""
+"""The continued search as a task: each outcome of its run, and samples without a searcher."""
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -54,7 +54,7 @@ def plan(experiment, **arguments):
 
 
 def drawing(store, count, result="finished"):
-    """Return what the run of all does: it draws some samples, and ends like this, or without a word."""
+    """Return what the run does: it draws some samples, and ends like this; None for no outcome."""
 
     def start(request):
         rows = [DONE, *(make_row(f"new{number}") for number in range(count))]
