@@ -155,7 +155,8 @@ class TrialRuns:
             command = self._launcher.stop_command(request)
             logger.error("%s may still run. To stop it: %s", _name(unit), command)
         logger.error(
-            "Nothing was committed. The next `tune-restore restore %s` commits what they have done.",
+            "Nothing was committed. The next `tune-restore restore %s` commits what the trials "
+            "have done.",
             self._store.uri,
         )
         raise typer.Exit(1)

@@ -18,7 +18,7 @@ from airflow_tune_restore.protocol.request import RunnerExit, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
-from tests.support.records import leave_outcome, start_night
+from tests.support.records import leave_attempt, leave_outcome, start_night
 from tests.support.waiting import PATIENCE_SECONDS
 
 TRIALS = ("first", "second", "third")
@@ -221,6 +221,26 @@ def test_a_trial_whose_larger_place_was_too_small_again_is_given_up(runs, store,
     assert launcher.started[:2] == [("first", 1), ("first", 2)]
     assert len(launcher.started) == 6
     assert "Trial first" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("can_grow", "words"),
+    [
+        (True, "Trial first: It ran out of memory: asking for 4.0 GiB."),
+        (False, "Trial first: It ran out of memory; a private Ray cannot get more of it."),
+    ],
+)
+def test_a_trial_that_ran_out_of_memory_gets_more_where_there_is_more(
+    store, capsys, can_grow, words
+):
+    plan = start_night(store, "r1")
+    leave_attempt(store, plan, "first", result="failed", cause="out_of_memory", place="")
+    launcher = FakeLauncher(store, finish(store))
+    settings = RunnerSettings(trainable="m:train", can_grow=can_grow)
+    TrialRuns(store, plan, launcher, settings, 1, Progress(quiet=False)).run_all()
+    resources = AttemptRecords(store, "r1", "first").request(2).resources
+    assert ("memory" in resources) == can_grow
+    assert words in capsys.readouterr().err
 
 
 def test_a_whole_experiment_run_is_one_run_whose_results_are_shown_per_trial(store, capsys):
