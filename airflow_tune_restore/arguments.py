@@ -1,4 +1,4 @@
-"""Reading operator arguments after templating: a rendered `{{ params.x }}` is text, whatever it was."""
+"""Parses operator arguments after templating: a rendered `{{ params.x }}` is text."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
 
 
 def parse_bool(name: str, value: Any) -> bool:
-    """Read a flag."""
+    """Parse a flag."""
     if isinstance(value, bool) or value is None:
         return bool(value)
     text = str(value).strip().lower()
@@ -25,46 +25,46 @@ def parse_bool(name: str, value: Any) -> bool:
 
 
 def parse_span(name: str, value: Any) -> timedelta:
-    """Read a length of time: a timedelta, or seconds."""
+    """Parse a duration: a timedelta, or seconds."""
     if isinstance(value, timedelta):
         span = value
     else:
         try:
             span = timedelta(seconds=float(value))
         except (TypeError, ValueError, OverflowError):
-            raise InvalidInputError(f"{name}={value!r} is no number of seconds.") from None
+            raise InvalidInputError(f"{name}={value!r} is not a number of seconds.") from None
     if span < timedelta():
         raise InvalidInputError(f"{name}={value!r} is less than zero.")
     return span
 
 
 def parse_count(name: str, value: Any) -> int | None:
-    """Read an optional number of things, at least one."""
+    """Parse an optional number of at least one."""
     text = parse_text(value)
     if text is None:
         return None
     try:
         count = int(text)
     except ValueError:
-        raise InvalidInputError(f"{name}={value!r} is no whole number.") from None
+        raise InvalidInputError(f"{name}={value!r} is not a whole number.") from None
     if count < 1:
         raise InvalidInputError(f"{name}={value!r} is less than one.")
     return count
 
 
 def parse_bytes(name: str, value: Any) -> float:
-    """Read an amount of memory in bytes, as Ray's `memory` resource is given."""
+    """Parse an amount of memory in bytes, as for Ray's `memory` resource."""
     try:
         amount = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidInputError(f"{name}={value!r} is no number of bytes.") from None
+        raise InvalidInputError(f"{name}={value!r} is not a number of bytes.") from None
     if not 0 <= amount < math.inf:
-        raise InvalidInputError(f"{name}={value!r} is no amount of memory.")
+        raise InvalidInputError(f"{name}={value!r} is not an amount of memory.")
     return amount
 
 
 def parse_text(value: Any) -> str | None:
-    """Read an optional text; a template that rendered to nothing means None."""
+    """Parse an optional text; a template that rendered to nothing gives None."""
     if value is None:
         return None
     text = str(value).strip()
@@ -72,27 +72,27 @@ def parse_text(value: Any) -> str | None:
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:
-    """Read whom runners run as; None only where nobody was named.
+    """Parse the user of runners; None only if the argument was not given.
 
     Args:
         value: As rendered.
-        was_given: Whether there was anything to render. What protects must not vanish with a Variable.
+        was_given: Whether the argument was given. A missing Variable must not remove this protection.
 
     Raises:
-        InvalidInputError: If what was given rendered to nothing.
+        InvalidInputError: If the argument was given and rendered to nothing.
     """
     user = parse_text(value)
     if user is None and was_given:
         raise InvalidInputError(
-            f"runner_user={value!r} names nobody; nothing was started, for runners would run as the "
-            "worker. Does its template name a Variable or an XCom that is not set? To run them as the "
-            "worker, leave runner_user out."
+            f"runner_user={value!r} is not the name of a user. Nothing was started: runners would run as "
+            "the worker's user. Does its template name a Variable or an XCom that is not set? To run "
+            "them as the worker's user, leave runner_user out."
         )
     return user
 
 
 def parse_health(value: Any) -> frozenset[Health]:
-    """Read a set of health words; one alone may stand without a set."""
+    """Parse a set of health words, or a single one."""
     words = [value] if isinstance(value, str) else list(value)
     unknown = sorted(str(word) for word in words if word not in set(Health))
     if unknown or not words:
@@ -104,7 +104,7 @@ def parse_health(value: Any) -> frozenset[Health]:
 
 
 def parse_addresses(value: Any) -> list[str]:
-    """Read which experiments are meant: one address, several, or what the sensor returned.
+    """Parse the experiments: one address, several, or the output of the sensor.
 
     Raises:
         InvalidInputError: If an item is neither an address nor a mapping that has one.

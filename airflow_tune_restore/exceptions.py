@@ -1,12 +1,12 @@
-"""Every error this package raises on purpose: what happened, to what, and what to do now."""
+"""The errors of this package. Messages have three parts: what happened, to what, and what to do next."""
 
 
 class TuneRestoreError(Exception):
-    """Base of all our errors. Its text is meant to be read at 3 a.m. without a traceback."""
+    """Base of all errors of this package. Its text must be clear without a traceback."""
 
 
 class UnexpectedError(TuneRestoreError):
-    """Something that we did not foresee went wrong with one experiment; the others go on."""
+    """An error of any other class, raised for one experiment; the other experiments go on."""
 
     def __init__(self, experiment: str, error: str) -> None:
         super().__init__(experiment, error)
@@ -15,17 +15,18 @@ class UnexpectedError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.experiment}: {self.error}, which nobody foresaw: damaged data, or a fault of this "
-            "package. Other experiments go on. The traceback is in this log; please report it."
+            f"{self.experiment}: unexpected error: {self.error.rstrip('.')}. Its data may be damaged, or "
+            "this package has a bug. Other experiments go on. The traceback is in the log; please report "
+            "it."
         )
 
 
 class InvalidInputError(TuneRestoreError):
-    """Something the user gave us cannot be used: a flag, a URL, a trainable, a trial id."""
+    """An input of the user is not valid: a flag, a URL, a trainable, a trial id."""
 
 
 class KeyNotFoundError(TuneRestoreError):
-    """An object that was asked for does not exist."""
+    """A requested object does not exist."""
 
     def __init__(self, uri: str, key: str) -> None:
         super().__init__(uri, key)  # positional, so that the error survives pickling
@@ -37,7 +38,7 @@ class KeyNotFoundError(TuneRestoreError):
 
 
 class KeyExistsError(TuneRestoreError):
-    """An object that was to be created exclusively exists already: somebody else was first."""
+    """The key of an exclusive create exists: another process was first."""
 
     def __init__(self, uri: str, key: str) -> None:
         super().__init__(uri, key)
@@ -45,23 +46,23 @@ class KeyExistsError(TuneRestoreError):
         self.key = key
 
     def __str__(self) -> str:
-        return f"{self.uri}: {self.key} exists already."
+        return f"{self.uri}: {self.key} already exists."
 
 
 class StorageError(TuneRestoreError):
-    """The store refused, timed out or lacks something we depend on."""
+    """The store refused a request, timed out, or lacks a required feature."""
 
 
 class TooLargeError(StorageError):
-    """An object is larger than what is read of its kind: it is none of ours or Ray's."""
+    """An object is larger than the limit for its kind, so neither Ray nor this package wrote it."""
 
 
 class CannotBeFollowedError(StorageError):
-    """A link leads to itself, or a name is too long for a disk: nothing can be there. No store fails."""
+    """A link leads to itself, or a name is too long for the disk: no file can exist there."""
 
 
 class LinkRefusedError(StorageError):
-    """A link stands where only this package writes, or where a new object was to be made."""
+    """A link was found where only this package writes, or in the place of a new object."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -69,13 +70,13 @@ class LinkRefusedError(StorageError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} is a link. This package makes none and follows none there; nothing was read or "
-            "written through it. Find out who made it, then delete it."
+            f"{self.path} is a link. This package neither creates nor follows links there. Nothing was "
+            "read or written through it. Find out who created it, then delete it."
         )
 
 
 class StateUnreadableError(TuneRestoreError):
-    """An experiment directory holds no state that can be understood. Nothing was restored."""
+    """An experiment directory holds no valid state. Nothing was restored."""
 
     def __init__(self, experiment: str, reason: str) -> None:
         super().__init__(experiment, reason)
@@ -87,7 +88,7 @@ class StateUnreadableError(TuneRestoreError):
 
 
 class RecordUnreadableError(TuneRestoreError):
-    """One of our own records cannot be understood: damaged, or written by somebody else."""
+    """A record of this package is not valid: it is damaged, or another program wrote it."""
 
     def __init__(self, uri: str, key: str, reason: str) -> None:
         super().__init__(uri, key, reason)
@@ -97,13 +98,13 @@ class RecordUnreadableError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.uri}: {self.key} cannot be understood: {self.reason.rstrip('.')}. Only this package "
-            "writes there; find out who else did, then delete it. Nothing was done with it."
+            f"{self.uri}: {self.key} is not a valid record: {self.reason.rstrip('.')}. Only this package "
+            "should write there. Find out what wrote it, then delete it. It was ignored."
         )
 
 
 class StateChangedError(TuneRestoreError):
-    """The experiment was written to after the plan was made; the plan no longer fits."""
+    """The experiment changed after the plan was made."""
 
     def __init__(self, experiment: str, planned: str, found: str) -> None:
         super().__init__(experiment, planned, found)
@@ -113,14 +114,14 @@ class StateChangedError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.experiment} changed since it was planned: the plan was made from "
-            f"{self.planned}, the newest state is now {self.found}. Nothing was overwritten; "
-            "is its own driver running again? Plan it anew."
+            f"{self.experiment} changed since it was planned: the plan was made from {self.planned}, and "
+            f"the newest state is now {self.found}. Nothing was overwritten. Check whether its own "
+            "driver runs again; if not, make a new plan."
         )
 
 
 class ExperimentRunningError(TuneRestoreError):
-    """The experiment is alive: it was written to less than `stale_after` ago."""
+    """The experiment is running: it was written to less than `stale_after` ago."""
 
     def __init__(self, experiment: str, reason: str) -> None:
         super().__init__(experiment, reason)
@@ -130,12 +131,12 @@ class ExperimentRunningError(TuneRestoreError):
     def __str__(self) -> str:
         return (
             f"{self.experiment} is running: {self.reason.rstrip('.')}. "
-            "If you know its driver is dead, say so with stale_after=0 (--stale-after 0)."
+            "If you are sure that its driver is dead, set stale_after=0 (--stale-after 0)."
         )
 
 
 class LeaseHeldError(TuneRestoreError):
-    """Another restore of the same experiment is at work."""
+    """Another restore of the same experiment is running."""
 
     def __init__(self, experiment: str, restore_id: str, holder: str, seconds_ago: float) -> None:
         super().__init__(experiment, restore_id, holder, seconds_ago)
@@ -147,13 +148,13 @@ class LeaseHeldError(TuneRestoreError):
     def __str__(self) -> str:
         return (
             f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, "
-            f"last heard of {self.seconds_ago:.0f} s ago). Nothing was started; "
-            "wait for it to end, or for its lease to run out."
+            f"last heartbeat {self.seconds_ago:.0f} s ago). Nothing was started. "
+            "Wait until it ends, or until its lease expires."
         )
 
 
 class LeaseLostError(TuneRestoreError):
-    """A newer restore has taken over, or this one has ended; it stops without writing."""
+    """A newer restore holds the lease, or this one has ended. It stopped without writing."""
 
     def __init__(self, experiment: str, restore_id: str, newer: str) -> None:
         super().__init__(experiment, restore_id, newer)
@@ -169,7 +170,7 @@ class LeaseLostError(TuneRestoreError):
 
 
 class OvertakenError(TuneRestoreError):
-    """Another try of the same task has started a newer attempt of the trial; this one has stopped."""
+    """Another try of the same task started a newer attempt of the trial; this attempt stopped."""
 
     def __init__(self, experiment: str, trial_id: str, attempt: int, newer: int) -> None:
         super().__init__(experiment, trial_id, attempt, newer)
@@ -182,12 +183,12 @@ class OvertakenError(TuneRestoreError):
         what = _name_trial(self.trial_id)
         return (
             f"Another try of this task runs {what} of {self.experiment}, as attempt {self.newer}. "
-            f"Attempt {self.attempt} of this try has stopped; nothing is lost."
+            f"Attempt {self.attempt} of this try has stopped. Nothing is lost; follow the other try."
         )
 
 
 class UncommittableError(TuneRestoreError):
-    """The name of a file in the experiment's root leaves none for a commit. Nothing was committed."""
+    """A file in the root sorts after every possible name of a commit. Nothing was committed."""
 
     def __init__(self, experiment: str, newest: str, why: str) -> None:
         super().__init__(experiment, newest, why)
@@ -198,13 +199,13 @@ class UncommittableError(TuneRestoreError):
     def __str__(self) -> str:
         return (
             f"{self.experiment} cannot be restored: {self.newest!a} sorts after its other state files, "
-            f"so that Ray takes it for the newest, and {self.why.rstrip('.')}. Nothing was committed. "
-            "If it is none of Ray's, delete it; then plan again."
+            f"so Ray reads it as the newest state, and {self.why.rstrip('.')}. Nothing was committed. "
+            "If Ray did not write it, delete it; then make a new plan."
         )
 
 
 class CommitUndoneError(TuneRestoreError):
-    """The commit was taken back by `tune-restore undo`. It is not put back."""
+    """`tune-restore undo` undid the commit, so it is not done again."""
 
     def __init__(self, experiment: str, restore_id: str, undone_at: str) -> None:
         super().__init__(experiment, restore_id, undone_at)
@@ -214,16 +215,16 @@ class CommitUndoneError(TuneRestoreError):
 
     def __str__(self) -> str:
         return (
-            f"The commit of restore {self.restore_id} was undone at {self.undone_at}; it is not put "
-            f"back. To restore {self.experiment} again, make a new plan."
+            f"The commit of restore {self.restore_id} was undone at {self.undone_at}, so it is not done "
+            f"again. To restore {self.experiment}, make a new plan."
         )
 
 
 class TrialFailedError(TuneRestoreError):
     """A resumed trial failed again. Its progress is kept and will be committed.
 
-    `cause` is one of `failures.Cause`; `final` says why a retry would fail in the same way, "" if it may
-    not.
+    `cause` is one of `failures.Cause`. `final` is the reason why a retry would fail in the same way; ""
+    if a retry may succeed.
     """
 
     def __init__(
@@ -237,16 +238,16 @@ class TrialFailedError(TuneRestoreError):
         self.final = final
 
     def __str__(self) -> str:
-        told = f" ({self.cause})" if self.cause != "unknown" else ""
+        cause = f" ({self.cause})" if self.cause != "unknown" else ""
         final = f" {self.final.rstrip('.')}." if self.final else ""
         return (
-            f"Trial {self.trial_id} of {self.experiment} failed again{told}: {self.reason.rstrip('.')}."
+            f"Trial {self.trial_id} of {self.experiment} failed again{cause}: {self.reason.rstrip('.')}."
             f"{final} Its progress is kept and will be committed."
         )
 
 
 class RunnerError(TuneRestoreError):
-    """A runner could not do its work, or ended without saying how."""
+    """A runner failed, or exited without recording an outcome."""
 
 
 class RunnerRefusedError(RunnerError):
@@ -254,11 +255,11 @@ class RunnerRefusedError(RunnerError):
 
 
 class NoRoomError(RunnerError):
-    """No node can hold what a trial asks for, and none came while it waited. Its snapshot is saved."""
+    """No node can hold the request of a trial, and no larger node came in time. A snapshot is saved."""
 
 
 class RunnerDiedError(RunnerError):
-    """A runner ended without saying how. `cause` is one of `failures.Cause`."""
+    """A runner exited without recording an outcome. `cause` is one of `failures.Cause`."""
 
     def __init__(self, experiment: str, trial_id: str, reason: str, cause: str) -> None:
         super().__init__(experiment, trial_id, reason, cause)
@@ -269,24 +270,24 @@ class RunnerDiedError(RunnerError):
 
     def __str__(self) -> str:
         return (
-            f"The runner of {_name_trial(self.trial_id)} of {self.experiment} ended without saying how "
-            f"({self.cause}). A retry goes on from its newest snapshot. {self.reason}"
+            f"The runner of {_name_trial(self.trial_id)} of {self.experiment} exited without recording "
+            f"an outcome ({self.cause}). A retry resumes from its newest snapshot. {self.reason}"
         )
 
 
 class PodLostError(RunnerDiedError):
-    """Kubernetes took a runner's pod away, or it ended without saying how."""
+    """Kubernetes removed the pod of a runner, or it exited without recording an outcome."""
 
     def __str__(self) -> str:
         what = _name_trial(self.trial_id)
         return (
             f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason.rstrip('.')}. "
-            "A retry goes on from its newest snapshot."
+            "A retry resumes from its newest snapshot."
         )
 
 
 class KubernetesConnectionError(TuneRestoreError):
-    """A connection to Kubernetes cannot be used: its kubeconfig is missing or wrong, or half written."""
+    """A connection to Kubernetes is not valid: its kubeconfig is missing, wrong or incomplete."""
 
 
 class RayClusterError(TuneRestoreError):
@@ -294,5 +295,5 @@ class RayClusterError(TuneRestoreError):
 
 
 def _name_trial(trial_id: str) -> str:
-    """Name a trial, or all of them (`layout.WHOLE_EXPERIMENT`), in the middle of a sentence."""
+    """Return the words for one trial or for all trials (`layout.WHOLE_EXPERIMENT`) in a sentence."""
     return "all trials" if trial_id == "*" else f"trial {trial_id}"

@@ -9,7 +9,8 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords

@@ -17,9 +17,10 @@ from airflow_tune_restore.exceptions import (
     LeaseHeldError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.scan import examine, scan
+from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators import build_restore_plan, commit_restore

@@ -17,8 +17,8 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
+from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.scan import examine
 from airflow_tune_restore.launch.ray.attempt_job import RayAttemptJob
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job_log import JobLog
@@ -298,8 +298,8 @@ def _watch(lab: Lab, store: ObjectStore) -> None:
             return store
 
     async def look() -> None:
-        trial = trial_poller.TrialWatch("bad", 1, has_outcome_alone=True)
-        async with trial_poller.TrialPoller.watch("x", RESTORE_ID, trial):
+        trial = trial_poller.TrialWatch(trial_id="bad", attempt=1, ends_with_outcome=True)
+        async with trial_poller.TrialPoller.watch(trial, "x", RESTORE_ID):
             (watch,) = trial_poller.TrialPoller._all.values()
             watch._renewed = float("-inf")
             await watch._round()

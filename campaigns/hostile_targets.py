@@ -16,25 +16,23 @@ import msgspec
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
-from airflow_tune_restore.experiments.health import EvidenceRow, ExperimentReport, Health
+from airflow_tune_restore.experiments.evidence import EvidenceRow
+from airflow_tune_restore.experiments.examine import examine
+from airflow_tune_restore.experiments.experiment import recorded_tuner, samples_left
+from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.index import build_row, encode_row
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
-from airflow_tune_restore.experiments.scan import examine, scan
-from airflow_tune_restore.experiments.state import (
-    MalformedStateError,
-    State,
-    encode_state,
-    parse_pieces,
-    parse_state,
-)
+from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
+from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.state import State, encode_state, parse_pieces, parse_state
 from airflow_tune_restore.experiments.state_summary import StateSummary, fingerprint
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import SymbolicError, read_pickle
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.memory import MemoryStore
 from campaigns import hostile_inputs as inputs
@@ -88,7 +86,7 @@ def _parsed(parse: Callable[[], State]) -> State | None:
 def _touch(trial: Any) -> None:
     with contextlib.suppress(TuneRestoreError):
         _ = trial.recorded_checkpoint
-    _ = trial.config, trial.evaluated_params, trial.last_result, trial.resources, trial.is_finished
+    _ = trial.last_result, trial.resources, trial.is_finished
 
 
 def a_pickle(rng: random.Random, lab: Lab) -> None:
@@ -99,8 +97,8 @@ def a_pickle(rng: random.Random, lab: Lab) -> None:
         read = read_pickle(body)
     except SymbolicError:
         return
-    facts = tuner_facts(read)
-    json.dumps([facts.metric, facts.scheduler, facts.wrappers, facts.trainable_name]).encode()
+    tuner = recorded_tuner(read)
+    json.dumps([tuner.metric, tuner.scheduler, tuner.wrappers, tuner.trainable_name]).encode()
     left = samples_left(read, 3)
     assert left is None or 0 <= left < 2**63
 
@@ -131,8 +129,8 @@ def experiments(rng: random.Random, lab: Lab) -> None:
 
 def _hostile_index(rng: random.Random, store: MemoryStore) -> bytes:
     """Return what may stand in the place of an index: a whole one that lies of the bad one, or noise."""
-    facts = StateSummary(state_file=STATE_NAME, trials={"RUNNING": 2}, unfinished_dirs=("a", "b"))
-    lie = inputs.hostile_json(rng, msgspec.json.encode(facts))
+    summary = StateSummary(state_file=STATE_NAME, trials={"RUNNING": 2}, unfinished_dirs=("a", "b"))
+    lie = inputs.hostile_json(rng, msgspec.json.encode(summary))
     mark = fingerprint(store.at(BAD).list_dir()) or ""
     row = encode_row(build_row(BAD, mark, lie))
     return row if rng.random() < 0.7 else inputs.mutate_bytes(rng, row)
@@ -168,9 +166,9 @@ def shown(rng: random.Random, lab: Lab) -> None:
     texts = [rng.choice(inputs.TEXTS) for _ in range(4)]
     lab.keep("texts", json.dumps(texts).encode())
     report = ExperimentReport(
-        experiment=f"s3://b/{texts[0]}", name=texts[0], health=Health.UNREADABLE, reason=texts[1],
+        experiment=f"s3://b/{texts[0]}", health=Health.UNREADABLE, reason=texts[1],
         trials={texts[2]: 1}, state_file=texts[3], last_write=None, samples_left=None,
-        warnings=(texts[1],), evidence=(EvidenceRow(name="restore at work", found=texts[3]),),
+        warnings=(texts[1],), evidence=(EvidenceRow(name="running restore", found=texts[3]),),
     )  # fmt: skip
     for as_json in (False, True):
         output_of(

@@ -58,9 +58,9 @@ def print_reports(
 
 
 def _print_evidence(report: ExperimentReport) -> None:
-    table = _table("evidence", "found", "speaks for")
-    for sign in report.evidence:
-        _add_row(table, sign.name, sign.found, sign.speaks_for or "-")
+    table = _table("evidence", "found", "indicates")
+    for row in report.evidence:
+        _add_row(table, row.name, row.found, row.indicates or "-")
     _print(f"{report.experiment} is {report.health.value}")
     _print_table(table)
 
@@ -151,7 +151,7 @@ def print_error(error: Exception) -> None:
 def _report_json(
     report: ExperimentReport, quarantined: Sequence[str] | None, *, explain: bool
 ) -> dict[str, Any]:
-    evidence = {"evidence": [asdict(sign) for sign in report.evidence]} if explain else {}
+    evidence = {"evidence": [asdict(row) for row in report.evidence]} if explain else {}
     return {
         "experiment": report.experiment,
         "health": report.health,

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress
 from airflow_tune_restore.restore.plan import TrialPlan
-from airflow_tune_restore.restore.summary import printable
 
 _LINE_LENGTH = 4000
 _SHOWN_METRICS = 3

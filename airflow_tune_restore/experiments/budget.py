@@ -1,4 +1,4 @@
-"""How many bytes many threads may hold at once."""
+"""How much many threads may read at once: bytes in memory, and requests in flight."""
 
 import threading
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class ByteBudget:
-    """Lets readers in while together they hold no more than so many bytes.
+    """Admits readers while together they hold no more than a number of bytes.
 
-    One that wants more than all of it is let in alone: 64 threads with a state of 134 MB each would be
-    too much for a worker, one is not.
+    A reader that needs more than the whole budget is admitted alone: 64 threads with a state of 134 MB
+    each would be too much for a worker, one is not.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -19,7 +19,7 @@ class ByteBudget:
 
     @contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
-        """Wait until there is room for this many bytes, and give them back in the end."""
+        """Wait until there is room for this many bytes, and release them at the end."""
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + size_bytes <= self._total)
             self._held += size_bytes
@@ -29,3 +29,20 @@ class ByteBudget:
             with self._changed:
                 self._held -= size_bytes
                 self._changed.notify_all()
+
+
+CONCURRENCY = 32
+"""Threads for requests about single trials."""
+
+IN_MEMORY = ByteBudget(64 * 1024 * 1024)
+"""State files and result rows that all threads of this process hold while they read them."""
+
+SMALL_BYTES = 1024 * 1024
+
+
+def read_limit(listed_bytes: int, limit: int) -> int:
+    """Return how much is read of a file for which a budget holds its listed size.
+
+    A live driver may rewrite it meanwhile, with more trials or rows.
+    """
+    return min(limit, 2 * listed_bytes + SMALL_BYTES)

@@ -1,7 +1,7 @@
-"""By what the trials of an experiment came to their end. Ray does not record it; its rows show most.
+"""The causes that ended the trials of an experiment. Ray does not record them; its rows show most.
 
-A trial that was stopped before it was done was ended by what may end all of them; one that was done with
-its last result by a scheduler or a stopper, where there is one.
+A trial that was stopped before it was done was ended by something that can end all of them. A trial that
+was done with its last result was ended by a scheduler or a stopper, if there is one.
 """
 
 from collections import Counter
@@ -17,7 +17,8 @@ from airflow_tune_restore.experiments.experiment import (
     Experiment,
     class_name_of,
 )
-from airflow_tune_restore.experiments.state import State, read_hex_pickle
+from airflow_tune_restore.experiments.raw_row import read_hex_pickle
+from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import TrialEnd
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import attribute
@@ -27,20 +28,20 @@ _TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
 _NONE = "NoopStopper"
 _MAX_STOPPERS = 10
 _STOP_WHAT_IS_PAUSED = frozenset({"HyperBandScheduler", "HyperBandForBOHB"})
-"""Others stop a trial with a result, which is marked as its last (`_process_trial_result`, 2.60)."""
+"""Other schedulers stop a trial with a result, which is marked as its last (`_process_trial_result`,
+2.60)."""
 
 
 def settle_ends(state: State, live: Collection[str] | None) -> State:
-    """Tell trials that ended by themselves from those that something stopped before they were done.
+    """Separate trials that ended by themselves from those that something stopped before they were done.
 
-    The row of a function that has returned may still say that it is not done: Ray marks it in place, and
-    keeps the JSON that it made before (`_TrainingRunMetadata.get_json_state`, 2.60). What its searcher
-    was not told of was stopped. Nothing tells after a restore of Ray's, whose searcher knows no old
-    trials.
+    The row of a function that has returned may lack `done`: Ray marks it in place, and keeps the JSON
+    that it made before (`_TrainingRunMetadata.get_json_state`, 2.60). Trials that the searcher still
+    counts as live were stopped. After `Tuner.restore` this is unknown: its searcher has no old trials.
 
     Args:
         state: As read.
-        live: The trials whose ends the searcher was not told of; None if nothing tells.
+        live: The trials that the searcher still counts as live; None if unknown.
     """
     if state.runner.get("_resumed") is not False:
         return state
@@ -56,7 +57,7 @@ def settle_ends(state: State, live: Collection[str] | None) -> State:
 
 
 def may_be_stopped_by_scheduler(experiment: Experiment) -> bool:
-    """Whether all trials are TERMINATED, and only `tuner.pkl` tells whether a scheduler ended one."""
+    """Whether all trials are TERMINATED, and only `tuner.pkl` shows whether a scheduler ended one."""
     ends = {trial.end for trial in experiment.trials}
     return None not in ends and not ends.isdisjoint(
         {TrialEnd.RESULT, TrialEnd.DONE, TrialEnd.UNMARKED}
@@ -64,7 +65,7 @@ def may_be_stopped_by_scheduler(experiment: Experiment) -> bool:
 
 
 def count_ends(experiment: Experiment) -> dict[str, int]:
-    """Return how many TERMINATED trials each thing brought to their end, in words; most first."""
+    """Return what ended the TERMINATED trials, in words, and how many of them; most first."""
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     words = _words(experiment)
     counts = Counter(
@@ -76,7 +77,7 @@ def count_ends(experiment: Experiment) -> dict[str, int]:
 
 
 def describe_ends(total: int, ended_by: Mapping[str, int]) -> str:
-    """Return in words by what the trials of a finished experiment came to their end.
+    """Return in words what ended the trials of a finished experiment.
 
     Args:
         total: How many trials there are.
@@ -117,7 +118,7 @@ def _words(experiment: Experiment) -> dict[TrialEnd, str]:
 
 
 def _is_undisturbed(state: State) -> bool:
-    """Whether there is nothing in a state that stops all trials at once."""
+    """Whether a state has nothing that stops all trials at once."""
     fails_fast = state.runner.get("_fail_fast") and state.runner.get("_has_errored")
     return not (fails_fast or _stoppers(state))
 
@@ -133,7 +134,7 @@ def is_budget_spent(state: State) -> bool:
 
 
 def _read_stoppers(state: State) -> list[Any]:
-    """Return what `RunConfig(stop=…)` and `time_budget_s` made, as symbolic objects."""
+    """Return the stoppers of `RunConfig(stop=…)` and `time_budget_s`, as symbolic objects."""
     stopper = read_hex_pickle(state.runner.get("_stopper"))
     if class_name_of(stopper, "") != "CombinedStopper":
         return [stopper]

@@ -1,4 +1,4 @@
-"""One experiment as its directory tells it."""
+"""One experiment as it is read from its directory."""
 
 import math
 from collections import Counter
@@ -16,15 +16,14 @@ from airflow_tune_restore.protocol.pickle_reader import Instance, attribute
 _MAX_TEXT = 10_000
 
 DEFAULT_SCHEDULER = "FIFOScheduler"
-DEFAULT_SEARCHER = "BasicVariantGenerator"
 
 UNKNOWN_CLASS = "unknown"
-"""Stands for a class that is pickled together with its object."""
+"""The name for a class that is pickled together with its object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateFile:
-    """A state file that was read whole."""
+    """Name, hash and size of a state file."""
 
     name: str
     sha256: str
@@ -32,54 +31,46 @@ class StateFile:
 
 
 NO_STATE_FILE = StateFile(name="", sha256="", size_bytes=0)
-"""Stands for the state of an experiment that was never started."""
+"""The state file of an experiment that was never started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedTuner:
-    """What `tuner.pkl` says, read symbolically (ray.tune.impl.tuner_internal, 2.60).
+    """The content of `tuner.pkl`, read symbolically (ray.tune.impl.tuner_internal, 2.60).
 
     Args:
         trainable_name: Name the trainable must have on restore; None if not recorded.
-        param_space_keys: Sorted flat keys a re-specified param_space must have; None if not recorded.
         metric: Metric of the TuneConfig.
         mode: `min` or `max`.
         scheduler: Class name of Tune's scheduler.
-        searcher: Class name of the searcher, without limiters around it.
         wrappers: Class names around the searcher (`ConcurrencyLimiter`, `Repeater`).
-        fail_fast: Whether one error ends the experiment.
     """
 
     trainable_name: str | None
-    param_space_keys: tuple[str, ...] | None
     metric: str | None
     mode: str | None
     scheduler: str
-    searcher: str
     wrappers: tuple[str, ...]
-    fail_fast: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What an experiment directory holds.
+    """The content of an experiment directory.
 
     Args:
-        uri: Where it is, without credentials.
-        name: Last part of the URI.
-        state_file: The state the rows come from.
+        uri: Its URI, without credentials.
+        state_file: The file that the state was read from.
         state: The parsed state.
-        tuner: What `tuner.pkl` says; None if it is missing, empty, not readable, or ignored.
+        tuner: The content of `tuner.pkl`; None if it is missing, empty, not readable, or ignored.
         samples_left: Samples the searcher has not drawn; None if that cannot be known.
         searcher_lost: What is wrong with `tuner.pkl`, if samples are left that only the searcher in it
             could draw; "" otherwise.
-        warnings: What was wrong or odd, in words.
-        ignores_tuner: Whether `tuner.pkl` does not count, whatever it holds: it belongs to another run,
-            or the user said so.
+        warnings: Problems and oddities, in words.
+        ignores_tuner: Whether `tuner.pkl` does not count: it belongs to another run, or the user chose
+            so (ignore_tuner).
     """
 
     uri: str
-    name: str
     state_file: StateFile
     state: State = field(repr=False)
     tuner: RecordedTuner | None
@@ -95,7 +86,7 @@ class Experiment:
 
     @property
     def trainables(self) -> tuple[str, ...]:
-        """The names of the trainables that its trials were run with; one, but for oddities."""
+        """The names of the trainables that its trials were run with; normally one."""
         return tuple(sorted({t.trainable_name for t in self.trials if t.trainable_name}))
 
     @property
@@ -117,32 +108,24 @@ class Experiment:
         return tuple(trial for trial in self.trials if trial.end is TrialEnd.OUTSIDE)
 
 
-def tuner_facts(pickle: Any) -> RecordedTuner:
-    """Take what a restore needs from the symbolic content of `tuner.pkl`."""
-    keys = attribute(pickle, "__flattened_param_space_keys")
-    searcher, wrappers = _unwrap(attribute(pickle, "_tune_config", "search_alg"))
+def recorded_tuner(pickle: Any) -> RecordedTuner:
+    """Return the parts of the symbolic content of `tuner.pkl` that a restore needs."""
     return RecordedTuner(
         trainable_name=_text(attribute(pickle, "__trainable_name")),
-        # never str(): a value may hold itself, or 2**60 leaves in a hundred bytes
-        param_space_keys=tuple(k for k in keys if isinstance(k, str))
-        if isinstance(keys, list)
-        else None,
         metric=_text(attribute(pickle, "_tune_config", "metric")),
         mode=_text(attribute(pickle, "_tune_config", "mode")),
         scheduler=class_name_of(attribute(pickle, "_tune_config", "scheduler"), DEFAULT_SCHEDULER),
-        searcher=class_name_of(searcher, DEFAULT_SEARCHER),
-        wrappers=wrappers,
-        fail_fast=bool(attribute(pickle, "_run_config", "failure_config", "fail_fast")),
+        wrappers=_wrappers(attribute(pickle, "_tune_config", "search_alg")),
     )
 
 
 def search_is_exhausted(state: State) -> bool:
     """Whether the trials alone show that a BasicVariantGenerator had no sample left when they ended.
 
-    The controller draws before it takes in another event, and one event ends one trial
-    (`TuneController.step`, 2.60). So where two trials ran side by side, the end of the one would have
-    brought a new one, were there any. Not where a scheduler ends several at once, whose last results do
-    not say `done`, and not after a restore, ours or Ray's, which ends trials without drawing.
+    The controller draws samples before it handles the next event, and each event ends one trial
+    (`TuneController.step`, 2.60). So if two trials ran side by side, the end of one would have started a
+    new one, had any sample been left. This does not hold where a scheduler ends several trials at once
+    (`done` is missing in their last results), nor after any restore, which ends trials without drawing.
     """
     if state.runner.get("_resumed") is not False:
         return False
@@ -153,14 +136,14 @@ def search_is_exhausted(state: State) -> bool:
 
 
 def _ran_side_by_side(trials: tuple[Trial, ...]) -> bool:
-    """Whether a trial began before an earlier one had its last result; all times are the driver's."""
+    """Whether a trial started before an earlier one had its last result, by the driver's clock."""
     spans = sorted((t.start_time, t.last_result_time) for t in trials if t.start_time is not None)
     latest_end = accumulate((end for _, end in spans), max)
     return any(start < end for (start, _), end in zip(spans[1:], latest_end, strict=False))
 
 
 def samples_left(search_state: Any, trials: int) -> int | None:
-    """Return how many samples the searcher's saved state says are still to be drawn.
+    """Return how many samples are still to be drawn by the saved state of the searcher; None if unknown.
 
     BasicVariantGenerator saves its `__dict__`, SearchGenerator a dict (ray.tune.search, 2.60).
     """
@@ -175,9 +158,9 @@ def samples_left(search_state: Any, trials: int) -> int | None:
 
 
 def live_trials(search_state: Any) -> frozenset[str] | None:
-    """Return the trials whose ends a BasicVariantGenerator was not told of; None if nothing tells.
+    """Return the trials that a BasicVariantGenerator still counts as live; None if unknown.
 
-    The controller tells it of each trial that ends by itself, with a result or an error, but not of those
+    The controller reports to it each trial that ends by itself, with a result or an error, but not those
     that it stops all at once (`_stop_experiment_if_needed`, ray.tune.execution.tune_controller, 2.60).
     """
     live = attribute(search_state, "_live_trials")
@@ -185,42 +168,42 @@ def live_trials(search_state: Any) -> frozenset[str] | None:
 
 
 NEVER_SAVED = "never saved its state"
-"""Why samples cannot be drawn although `tuner.pkl` may be there."""
+"""The reason why samples cannot be drawn although `tuner.pkl` may be there."""
 
 
 def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
-    """Say which samples cannot be drawn, why, and how to have them drawn."""
+    """Describe which samples cannot be drawn, why, and how to draw them."""
     samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"
     if why == NEVER_SAVED:
         return (
-            f"{samples} cannot be drawn, for their searcher {NEVER_SAVED} (it has no save and restore), "
-            "and no other can go on for it. Tune what is left as a new experiment"
+            f"{samples} cannot be drawn: their searcher {NEVER_SAVED} (it has no save and restore), and "
+            "another searcher cannot continue for it. Run what is left as a new experiment"
         )
     command = (
         f"tune-restore restore {quote(experiment)} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
     )
     return (
-        f"{samples} cannot be drawn without their searcher, which is lost ({why}); name one "
+        f"{samples} cannot be drawn without their searcher, which is lost ({why}); give one "
         f"(search_alg): `{command}`"
     )
 
 
-def _unwrap(searcher: Any) -> tuple[Any, tuple[str, ...]]:
-    """Step through limiters and repeaters to the searcher itself."""
+def _wrappers(searcher: Any) -> tuple[str, ...]:
+    """Return the class names of the limiters and repeaters around a searcher, outermost first."""
     wrappers: list[str] = []
     while isinstance(inner := attribute(searcher, "searcher"), Instance) and len(wrappers) < 16:
         wrappers.append(class_name_of(searcher, ""))
         searcher = inner
-    return searcher, tuple(wrappers)
+    return tuple(wrappers)
 
 
 def class_name_of(value: Any, default: str) -> str:
-    """Return the name of the class of what a pickle holds; `default` if it is not an object."""
+    """Return the class name of an object in a pickle; `default` if it is not an object."""
     if isinstance(value, Instance):
         return _text(value.class_name) or UNKNOWN_CLASS
     return _text(value) or default
 
 
 def _text(value: Any) -> str | None:
-    """Return a name that can be stored: a pickle may hold lone surrogates, or a megabyte."""
+    """Return a name that can be stored, else None: a pickle may hold lone surrogates, or a megabyte."""
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT and is_text(value) else None

@@ -1,21 +1,17 @@
-"""What scans remember of a prefix, in one object below it, so that the next one gets less.
+"""The index of a prefix: one object below it with a summary per experiment, so that scans read less.
 
-It is advice: a line of JSON for each experiment. A line counts only while the listing of its experiment
-still shows the very objects that it was made from; one that is damaged, too long, or says what no state
-file could, is read anew. Lost, the index is made again. Of two scans that write it at once the later one
-wins. What is restored is read again from the state itself in any case.
-
-It is not signed: who can write below the prefix can forge it. So every scan with an index reads again,
-by chance, some of what it took from there (`spot_check`), and all as soon as one line is not as its
-state is. What a forged index can still do: each line that a scan takes is read again with a chance of
-one in 32, and eight lines at least; if none of the forged ones is among them, their experiments stand
-as the lines say, for that scan. So 60 forged lines of 60 are found by the first scan for certain, 60 of
-1,000 by each scan with 85 %, one of 60 after 8 scans on average and one of 1,000 after 32. Found, they
-are replaced; a forger has to write again. Words beside a verdict (by what trials ended, warnings) are
-not compared.
-
-Nothing is packed, and no line is decoded further than to its parts before it is wanted: whatever a file
-of `MAX_INDEX_BYTES` claims, it takes a few times its own length to read.
+1. A line of JSON per experiment. It counts only while the listing of the experiment still shows the very
+   objects that it was made from. A line that is damaged, too long or implausible is ignored.
+2. The index is never needed: a lost one is built again. If two scans write it at once, the later one
+   wins. A restore always reads the state itself.
+3. It is not signed, so anyone who can write below the prefix can forge it. Every scan therefore reads
+   some of the experiments again, by chance (`spot_check`), and all of them as soon as one line differs
+   from its state. Each line that a scan uses is checked with a chance of one in 32, and at least eight
+   lines. So 60 forged lines of 60 are found by the first scan, 60 of 1,000 by each scan with 85 %, one of
+   60 after 8 scans on average and one of 1,000 after 32. Then they are replaced. Words beside a verdict
+   (what ended the trials, warnings) are not compared.
+4. A line is decoded only when it is needed: reading an index takes a few times its length in memory,
+   whatever it holds.
 """
 
 import hashlib
@@ -33,16 +29,16 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.base import ObjectStore
 
 MIN_ROWS = 50
-"""Fewer experiments are read as fast as an index is, and nobody wonders what the file is."""
+"""Fewer experiments are read as fast as an index is, and the prefix stays free of a file."""
 
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
 
 MAX_ROW_BYTES = 16 * 1024
-"""Of one experiment: with some four hundred unfinished trials. A larger one is read again every time."""
+"""Of one experiment: enough for about four hundred unfinished trials. Larger ones are not kept."""
 
 _DAMAGE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What msgspec raises at bytes that are no such value."""
+"""Errors of msgspec for damaged bytes."""
 
 log = logging.getLogger(__name__)
 
@@ -51,24 +47,24 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """One line. Fields are kept in indexes: only ever add, with a default.
 
     Args:
-        path: Of the experiment, below the prefix.
-        fingerprint: Of the objects that it was made from.
-        facts: What they say; decoded when it is wanted.
-        check: What tells a whole row from a damaged one.
+        path: Path of the experiment below the prefix.
+        fingerprint: Fingerprint of the objects that it was made from.
+        summary: A `StateSummary`, decoded when it is needed.
+        check: Checksum, which differs in a damaged row.
     """
 
     path: str
     fingerprint: str
-    facts: msgspec.Raw
+    summary: msgspec.Raw
     check: str
 
 
 class Index:
-    """The rows of one prefix, by path below it. Threads may look up and remember at once.
+    """The rows of one prefix. Threads may look up and remember at once.
 
     Args:
-        rows: Path -> row.
-        replaces_forged: Whether what stands in the store must not stay, however few rows this one has.
+        rows: Path below the prefix -> row.
+        replaces_forged: Whether it must replace the index in the store, however few rows it has.
     """
 
     def __init__(
@@ -82,29 +78,29 @@ class Index:
 
     @property
     def taken(self) -> list[str]:
-        """The paths of which this scan knows only what is remembered, sorted."""
+        """The paths of experiments that this scan took from the index alone, sorted."""
         return sorted(self._taken - self._new)
 
     def look_up(self, path: str, fingerprint: str | None) -> StateSummary | None:
-        """Return what is remembered of an experiment, if it still looks as it did then."""
+        """Return the summary of an experiment, if its files have not changed since; else None."""
         row = self._rows.get(path)
         if row is None or fingerprint is None or row.fingerprint != fingerprint:
             return None
         try:
-            facts = msgspec.json.decode(row.facts, type=StateSummary)
+            summary = msgspec.json.decode(row.summary, type=StateSummary)
         except _DAMAGE:
             return None
-        if not facts.is_sound:
+        if not summary.is_sound:
             return None
         with self._lock:
             self._taken.add(path)
-        return facts
+        return summary
 
-    def remember(self, path: str, fingerprint: str | None, facts: StateSummary) -> None:
-        """Keep what an experiment says for the next scan, if that one would take it."""
-        if fingerprint is None or not facts.is_sound:
+    def remember(self, path: str, fingerprint: str | None, summary: StateSummary) -> None:
+        """Keep the summary of an experiment for the next scan, unless that scan would ignore it."""
+        if fingerprint is None or not summary.is_sound:
             return
-        row = build_row(path, fingerprint, msgspec.json.encode(facts))
+        row = build_row(path, fingerprint, msgspec.json.encode(summary))
         if len(encode_row(row)) > MAX_ROW_BYTES:
             return
         with self._lock:
@@ -112,11 +108,11 @@ class Index:
             self._new.add(path)
 
     def write(self, store: ObjectStore, *, was_complete: bool) -> None:
-        """Write it back, if there is something new. A prefix that cannot be written to stays as it is.
+        """Write it back if there are new rows. A prefix that cannot be written to is left as it is.
 
         Args:
             store: Rooted at the prefix.
-            was_complete: The scan saw all of the prefix: what it did not come across is gone.
+            was_complete: The scan saw all of the prefix, so experiments that it did not find are gone.
         """
         seen = self._taken | self._new
         rows = [row for path, row in sorted(self._rows.items()) if path in seen or not was_complete]
@@ -139,7 +135,7 @@ class Index:
 
 
 def read_index(store: ObjectStore) -> Index:
-    """Read what is remembered of a prefix; whatever stands there, it is an index, if an empty one."""
+    """Read the index of a prefix; an empty one if there is none that can be read."""
     try:
         body = store.get(layout.INDEX, max_bytes=MAX_INDEX_BYTES)
     except KeyNotFoundError:
@@ -151,7 +147,7 @@ def read_index(store: ObjectStore) -> Index:
 
 
 def _read_rows(body: bytes) -> Iterator[Row]:
-    """Yield the rows that are whole."""
+    """Yield the undamaged rows."""
     for line in islice(BytesIO(body), MAX_ROWS):
         if len(line) > MAX_ROW_BYTES:
             continue
@@ -159,14 +155,14 @@ def _read_rows(body: bytes) -> Iterator[Row]:
             row = msgspec.json.decode(line, type=Row)
         except _DAMAGE:
             continue
-        if row.check == _check(row.path, row.fingerprint, row.facts):
+        if row.check == _check(row.path, row.fingerprint, row.summary):
             yield row
 
 
-def build_row(path: str, fingerprint: str, facts: bytes) -> Row:
-    """Return what is remembered of one experiment, of facts as JSON."""
-    check = _check(path, fingerprint, facts)
-    return Row(path, fingerprint, msgspec.Raw(facts), check)
+def build_row(path: str, fingerprint: str, summary: bytes) -> Row:
+    """Return the row of one experiment; the summary is JSON."""
+    check = _check(path, fingerprint, summary)
+    return Row(path, fingerprint, msgspec.Raw(summary), check)
 
 
 def encode_row(row: Row) -> bytes:
@@ -174,6 +170,6 @@ def encode_row(row: Row) -> bytes:
     return msgspec.json.encode(row) + b"\n"
 
 
-def _check(path: str, fingerprint: str, facts: bytes | msgspec.Raw) -> str:
-    parts = (path.encode(), fingerprint.encode(), facts)
+def _check(path: str, fingerprint: str, summary: bytes | msgspec.Raw) -> str:
+    parts = (path.encode(), fingerprint.encode(), summary)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Trials of older runs under the same name, which the newest state hides: named, never restored."""
+"""Trials of older runs under the same name: the newest state hides them. Reported, never restored."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 MAX_FILES = 8
-"""How many older states are read; a name that is used every night has hundreds."""
+"""How many older states are read; a name that is reused every night has hundreds."""
 
 
 def older_states(entries: list[Entry], newest: str) -> list[Entry]:
@@ -30,10 +30,10 @@ def older_states(entries: list[Entry], newest: str) -> list[Entry]:
 
 
 def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -> tuple[str, ...]:
-    """Return in words which trials of other runs the newest state hides. Harmed by no damaged file.
+    """Return in words which trials of other runs the newest state hides. Damaged files are skipped.
 
-    `Tuner.restore` and our commits carry a run on: their states follow those they were made from, also
-    where every trial was started over under a new id. A driver that restored nothing begins another run:
+    `Tuner.restore` and commits continue a run: their states follow those they were made from, also
+    where every trial was started over under a new id. A driver that restored nothing starts another run:
     `_resumed` is false in its states (ray.tune.execution.tune_controller.TuneController, 2.60).
 
     Args:
@@ -42,24 +42,22 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
         newest: The newest valid state.
     """
     notes: list[str] = []
-    seen, has_begun = _ids(newest), _begins_a_run(newest)
+    seen, starts_run = _ids(newest), _starts_a_run(newest)
     for entry in older[:MAX_FILES]:
         try:
             _, state = read_state(store, entry, keep_terminated_rows=False)
         except TuneRestoreError as error:
-            notes.append(f"{entry.name} was not looked into for older trials: {error}")
+            notes.append(f"{entry.name} was not checked for older trials: {error}")
             continue
-        if has_begun and seen.isdisjoint(_ids(state)):
+        if starts_run and seen.isdisjoint(_ids(state)):
             notes.append(_describe(entry.name, state.trials))
-        seen, has_begun = seen | _ids(state), _begins_a_run(state)
+        seen, starts_run = seen | _ids(state), _starts_a_run(state)
     if rest := older[MAX_FILES:]:
-        notes.append(
-            f"{len(rest)} states older than those were not looked into, the newest {rest[0].name}"
-        )
+        notes.append(f"{len(rest)} older states were not checked, the newest is {rest[0].name}")
     return tuple(printable(note, NOTE_LENGTH) for note in notes)
 
 
-def _begins_a_run(state: State) -> bool:
+def _starts_a_run(state: State) -> bool:
     return state.runner.get("_resumed") is False
 
 
@@ -77,7 +75,7 @@ def _describe(name: str, trials: tuple[Trial, ...]) -> str:
     if set(counts) == {TrialStatus.TERMINATED}:
         return text
     return (
-        f"{text} To restore them, copy the experiment directory, delete in the copy tuner.pkl and "
-        f"every file beside it whose name carries a later time than {layout.session_of(name)}, then plan "
+        f"{text} To restore them: copy the experiment directory; in the copy, delete tuner.pkl and "
+        f"every file beside it whose name has a later time than {layout.session_of(name)}; then plan "
         "the copy"
     )

@@ -1,4 +1,4 @@
-"""Store -> the samples of an experiment that were never drawn, and whether they still can be."""
+"""Store -> how many samples were never drawn, and whether they still can be."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
 def read_searcher(store: ObjectStore, entries: list[Entry]) -> Any:
-    """Return the symbolic content of the searcher's newest state; None if there is none to be read."""
+    """Return the symbolic content of the searcher's newest state; None if it cannot be read."""
     newest = _newest_searcher_state(entries)
     if newest is None or newest.size_bytes > MAX_BYTES:
         return None
@@ -30,7 +30,7 @@ def read_searcher(store: ObjectStore, entries: list[Entry]) -> Any:
 def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
     """Return how many samples were never drawn, by the searcher's newest state.
 
-    None, which counts as "may draw more", if there is none or it does not tell.
+    None means unknown, and counts as "may draw more".
     """
     return samples_left(read_searcher(store, entries), trials)
 
@@ -38,9 +38,9 @@ def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> 
 def read_lost_searcher(
     store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]
 ) -> str:
-    """Return why nobody can draw what is left; "" if Ray's own searcher can, or that of `tuner.pkl`.
+    """Return why the samples left cannot be drawn; "" if Ray's default searcher or `tuner.pkl`'s can.
 
-    Takes what `read_doubt` takes.
+    The arguments are those of `read_doubt`.
     """
     if not needs_tuner(entries):
         return ""
@@ -48,18 +48,18 @@ def read_lost_searcher(
 
 
 def why_lost(entries: list[Entry], tuner: TunerFile, trainables: tuple[str, ...]) -> str:
-    """Return the same of an experiment that `needs_tuner`, where `tuner.pkl` was read."""
+    """Return the same for an experiment that `needs_tuner`, after `tuner.pkl` was read."""
     if _is_never_saved(entries):
         return NEVER_SAVED
-    is_doubtful = bool(describe_doubt(tuner.facts, trainables))
+    is_doubtful = bool(describe_doubt(tuner.recorded, trainables))
     return printable(tuner.lost or (OF_ANOTHER_RUN if is_doubtful else ""))
 
 
 def _is_never_saved(entries: list[Entry]) -> bool:
-    """Whether Ray has saved how far the samples are, and nothing of the searcher that draws them.
+    """Whether Ray has saved the number of samples, but not the searcher that draws them.
 
     A `Searcher` without `save` saves nothing (ray.tune.search.searcher.Searcher.save_to_dir, 2.60), and
-    Ray cannot restore it: it begins the experiment anew.
+    Ray cannot restore it: it starts the experiment over.
     """
     newest = _newest_searcher_state(entries)
     return newest is not None and not any(
@@ -71,7 +71,7 @@ def _is_never_saved(entries: list[Entry]) -> bool:
 
 
 def needs_tuner(entries: list[Entry]) -> bool:
-    """Whether the searcher's newest state is of one that Ray does not make by itself."""
+    """Whether the newest searcher state is of a searcher other than Ray's default."""
     newest = _newest_searcher_state(entries)
     return newest is not None and not newest.name.startswith(layout.VARIANT_STATE_PREFIX)
 

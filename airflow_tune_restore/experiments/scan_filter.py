@@ -1,23 +1,23 @@
-"""Which directories below a prefix are looked into, and which experiments are reported."""
+"""Which directories below a prefix are scanned, and which experiments are reported."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 MAX_DEPTH = 4
-"""How deep below a prefix experiments are looked for (`team/user/project/experiment`)."""
+"""How many levels below a prefix are scanned (`team/user/project/experiment`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanFilter:
-    """Globs over paths below the prefix, and how deep to look.
+    """Globs over paths below the prefix, and how many levels to scan.
 
-    A pattern without a slash is held against every name on the way (`tmp*`); one with slashes against the
+    A pattern without a slash is compared with every name on the way (`tmp*`); one with slashes with the
     path from the prefix (`team_a/*/lr-*`), in which `**` stands for any number of directories.
 
     Args:
         include: Report only experiments that match one of these, or lie below a directory that does.
-        exclude: Leave out, and do not list, what matches one of these.
-        max_depth: Levels below the prefix; 0 looks at the prefix alone.
+        exclude: Do not list directories that match one of these.
+        max_depth: Levels below the prefix; 0 for the prefix alone.
     """
 
     include: tuple[str, ...] = ()
@@ -25,23 +25,23 @@ class ScanFilter:
     max_depth: int = MAX_DEPTH
 
     @property
-    def takes_all(self) -> bool:
-        """Whether nothing is left out but what lies deeper than usual."""
+    def includes_all(self) -> bool:
+        """Whether it leaves out nothing except what lies deeper than usual."""
         return not self.include and not self.exclude and self.max_depth >= MAX_DEPTH
 
-    def takes(self, path: str) -> bool:
-        """Whether an experiment at this path is reported; one at the prefix itself always is."""
+    def includes(self, path: str) -> bool:
+        """Whether an experiment at this path is reported. The prefix itself always is."""
         if not path or not self.include:
             return True
         names = path.split("/")
         above = ["/".join(names[: end + 1]) for end in range(len(names))]
         return any(_matches(one, pattern) for one in above for pattern in self.include)
 
-    def enters(self, path: str) -> bool:
+    def descends_into(self, path: str) -> bool:
         """Whether a directory is listed: it is not excluded, and something below it may be included."""
         if any(_matches(path, pattern) for pattern in self.exclude):
             return False
-        return self.takes(path) or any(_may_match_below(path, p) for p in self.include)
+        return self.includes(path) or any(_may_match_below(path, p) for p in self.include)
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -52,7 +52,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _match(names: list[str], patterns: list[str]) -> bool:
-    """Match name by name; as a table, because a pattern of many `**` must not take for ever."""
+    """Match name by name, with a table: a pattern of many `**` must not take exponential time."""
     reached = {0}
     for name in [*names, None]:
         for at in sorted(reached):  # `**` may also stand for nothing

@@ -1,8 +1,7 @@
-"""Is an index to be trusted? Some of what a scan takes from it is read again from the states themselves.
+"""Can an index be trusted? Some experiments that a scan took from it are read again from their states.
 
-Who can write below the prefix can forge an index, and nobody would look again at what it calls finished.
-Which rows are read cannot be foreseen, and only those count that a scan takes, so it does not help to
-fill an index up with others.
+Anyone who can write below the prefix can forge an index and so hide experiments. The choice of rows is
+unpredictable, and only rows that a scan uses count, so filling an index with other rows does not help.
 """
 
 import hashlib
@@ -17,9 +16,9 @@ from airflow_tune_restore.experiments.index import Index
 from airflow_tune_restore.experiments.read import NotStartedError, read_outline
 from airflow_tune_restore.experiments.state_summary import (
     StateSummary,
-    build_facts,
     fingerprint,
-    unreadable_facts,
+    summarize,
+    unreadable_summary,
 )
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
@@ -27,19 +26,19 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 ONE_IN, LEAST = 32, 8
-"""Of the rows that a scan takes, each is read again with this chance, and no fewer than so many."""
+"""Each row that a scan uses is checked with this chance, and at least so many are."""
 
-TOLD = frozenset({"searcher_lost", "warnings", "ended_by"})
-"""Fields of facts that no verdict rests on. Some are added later, of what is about to be restored."""
+NOT_COMPARED = frozenset({"searcher_lost", "warnings", "ended_by"})
+"""Fields of a summary that verdicts do not rest on. Some are added only before a restore."""
 
 Chance = Callable[[str], float]
-"""Path -> a number from 0 to 1, always the same for one path: the lowest are read again."""
+"""Path -> a number from 0 to 1, always the same for one path: the lowest are checked."""
 
 log = logging.getLogger(__name__)
 
 
 def fresh_chance() -> Chance:
-    """Return numbers that nobody can foresee."""
+    """Return unpredictable numbers."""
     salt = secrets.token_bytes(16)
 
     def number(path: str) -> float:
@@ -50,11 +49,11 @@ def fresh_chance() -> Chance:
 
 
 class SpotCheck:
-    """What one scan reads again beside its index. Threads may look at once.
+    """The checks of one scan. Threads may check at once.
 
     Args:
-        index: That of the scan.
-        chance: Chooses what is read again.
+        index: The index of the scan.
+        chance: Chooses the rows that are checked.
     """
 
     def __init__(self, index: Index, chance: Chance) -> None:
@@ -62,23 +61,23 @@ class SpotCheck:
         self._chance = chance
         self._found: dict[str, str] = {}
 
-    def look(self, store: ObjectStore, entries: list[Entry], path: str) -> None:
-        """Read an experiment again whose facts were just taken from the index, if it is chosen.
+    def check(self, store: ObjectStore, entries: list[Entry], path: str) -> None:
+        """Read an experiment that was just taken from the index again, if it is chosen.
 
         Args:
             store: Rooted at the experiment directory.
             entries: Its listing.
-            path: Where it is below the prefix.
+            path: Its path below the prefix.
         """
         if self._chance(path) < 1 / ONE_IN and path not in self._found:
             self._found[path] = self._contradiction(store, entries, path)
 
     def agrees(self, store: ObjectStore, threads: ThreadPoolExecutor) -> bool:
-        """Whether what was read again is as the index says; logged if not. Asked after the scan.
+        """Whether the index agrees with all states that were checked; logged if not. Call after the scan.
 
         Args:
             store: Rooted at the prefix.
-            threads: With these the rest is read, where chance chose too few.
+            threads: Threads that check more experiments, where chance chose too few.
         """
         lowest = sorted(self._index.taken, key=self._chance)[:LEAST]
         rest = [path for path in lowest if path not in self._found]
@@ -89,9 +88,8 @@ class SpotCheck:
             log.warning("%s: %s", store.at(path).uri, printable(wrong[path], NOTE_LENGTH))
         if wrong:
             log.warning(
-                "%s: %d of %d rows of the index that were checked are not as their states are. It is not "
-                "trusted, and all experiments are read again. Somebody may have forged %s: see who can "
-                "write there.",
+                "%s: %d of %d checked rows of the index differ from their states. The index is ignored, "
+                "and all experiments are read again. %s may be forged: check who can write there.",
                 store.uri,
                 len(wrong),
                 len(self._found),
@@ -100,49 +98,51 @@ class SpotCheck:
         return not wrong
 
     def _contradiction(self, store: ObjectStore, entries: list[Entry] | None, path: str) -> str:
-        """Return in words what the index says of an experiment and its state does not; "" if nothing.
+        """Return in words how index and state differ; "" if they agree.
 
-        Nothing is said of one that changes meanwhile, or that cannot be read now.
+        An experiment that changes meanwhile, or that cannot be read now, counts as agreeing.
         """
         try:
             return self._read_again(store, store.list_dir() if entries is None else entries, path)
         except TuneRestoreError as error:
-            log.warning("%s is not read again beside the index: %s", store.uri, error)
+            log.warning("%s cannot be compared with the index: %s", store.uri, error)
         except Exception as error:  # noqa: BLE001  reported, and the scan goes on
             report_unexpected(store.uri, error)
         return ""
 
     def _read_again(self, store: ObjectStore, entries: list[Entry], path: str) -> str:
         mark = fingerprint(entries)
-        said = self._index.look_up(path, mark)
-        if said is None:
+        kept = self._index.look_up(path, mark)
+        if kept is None:
             return ""
         try:
-            contradiction = _compare(said, build_facts(read_outline(store, entries)))
+            contradiction = _compare(kept, summarize(read_outline(store, entries)))
         except StateUnreadableError as error:
-            contradiction = _compare(said, unreadable_facts(error.reason))
+            contradiction = _compare(kept, unreadable_summary(error.reason))
         except NotStartedError as error:
-            contradiction = f"the index says trials={said.trials!r}, but {str(error).rstrip('.')}."
+            contradiction = f"the index has trials={kept.trials!r}, but {str(error).rstrip('.')}."
         is_as_it_was = not contradiction or fingerprint(store.list_dir()) == mark
         return contradiction if is_as_it_was else ""
 
 
-def _compare(said: StateSummary, read: StateSummary) -> str:
-    by_index, by_state = _judged(said), _judged(read)
+def _compare(kept: StateSummary, read: StateSummary) -> str:
+    by_index, by_state = _judged(kept), _judged(read)
     differing = [name for name in by_index if by_index[name] != by_state[name]]
     if not differing:
         return ""
-    told = [", ".join(f"{n}={values[n]!r}" for n in differing) for values in (by_index, by_state)]
-    return f"the index says {told[0]}, its state {told[1]}."
+    shown = [", ".join(f"{n}={values[n]!r}" for n in differing) for values in (by_index, by_state)]
+    return f"the index has {shown[0]}, its state {shown[1]}."
 
 
-def _judged(facts: StateSummary) -> dict[str, Any]:
-    """Return what verdicts rest on."""
+def _judged(summary: StateSummary) -> dict[str, Any]:
+    """Return the fields that verdicts rest on."""
     values = {
-        name: getattr(facts, name) for name in StateSummary.__struct_fields__ if name not in TOLD
+        name: getattr(summary, name)
+        for name in StateSummary.__struct_fields__
+        if name not in NOT_COMPARED
     }
-    if facts.unfinished:
-        # then they do not bear on life and death, and are counted later, if at all
+    if summary.unfinished:
+        # then they do not decide between dead and alive, and are counted later, if at all
         values["samples_left"] = None
-    # why, may be told in other words by another release
-    return values | {"unreadable": bool(facts.unreadable)}
+    # another release may give the reason in other words
+    return values | {"unreadable": bool(summary.unreadable)}

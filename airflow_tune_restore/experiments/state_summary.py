@@ -1,4 +1,4 @@
-"""What of an experiment bears on its health, in so few words that an index can remember it."""
+"""The health-relevant summary of an experiment's state, small enough for an index."""
 
 import hashlib
 import json
@@ -16,28 +16,27 @@ from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.storage.base import Entry
 
 _READ_AS = 3
-"""Part of every fingerprint: raised with what we can read, or no index would ever look again."""
+"""Part of every fingerprint: raised when more can be read, or indexes would keep the old result."""
 
 _MOST_WARNINGS = 100
-"""Of what is remembered: reports keep them, and a short text takes twenty times its length."""
+"""In an index: reports keep them, and a short text takes twenty times its length in memory."""
 
 
 class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the newest valid state says. Fields are kept in indexes: only ever add, with a default.
+    """Summary of the newest valid state. Fields are kept in indexes: only ever add, with a default.
 
     Args:
-        state_file: Its name.
+        state_file: Name of the state file.
         trials: Count by status.
         unfinished_dirs: Directories of the trials that have not ended.
-        samples_left: Samples never drawn; None if that is not known.
-        session_started: When its driver started, by the driver's clock (Unix seconds).
-        last_result: Newest result of any trial, by the driver's clock.
+        samples_left: Samples never drawn; None if unknown.
+        last_result: Newest result of any trial, by the driver's clock (Unix seconds).
         longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
-        searcher_lost: As of an `Experiment`, where samples are left.
-        warnings: What was odd.
-        ended_by: Of TERMINATED trials, how many each thing brought to their end, in words.
-        unreadable: Why no state can be used; "" if one can. All else is empty then.
+        searcher_lost: As in `Experiment`, where samples are left.
+        warnings: Oddities, in words.
+        ended_by: What ended the TERMINATED trials, in words, and how many of them.
+        unreadable: Why no state can be used, and all else is empty; "" if one can be used.
         trainables: Names of the trainables in its rows.
     """
 
@@ -45,7 +44,6 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
     trials: dict[str, int]
     unfinished_dirs: tuple[str, ...] = ()
     samples_left: int | None = None
-    session_started: float | None = None
     last_result: float | None = None
     longest_interval: float = 0.0
     snapshot_period: float | None = None
@@ -57,7 +55,7 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unfinished(self) -> int:
-        """How many trials have neither TERMINATED nor ERROR."""
+        """How many trials are neither TERMINATED nor ERROR."""
         ended = (TrialStatus.TERMINATED, TrialStatus.ERROR)
         return sum(count for status, count in self.trials.items() if status not in ended)
 
@@ -73,10 +71,10 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_sound(self) -> bool:
-        """Whether what was remembered could have come from state files."""
+        """Whether a summary from an index could have come from state files."""
         if self.unreadable:
-            return self == unreadable_facts(self.unreadable)
-        numbers = (self.session_started, self.last_result, self.snapshot_period)
+            return self == unreadable_summary(self.unreadable)
+        numbers = (self.last_result, self.snapshot_period)
         return (
             layout.is_state_file(self.state_file)
             and is_safe_name(self.state_file)
@@ -94,22 +92,20 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def unreadable_facts(reason: str) -> StateSummary:
-    """Return the facts of an experiment of which no state can be used."""
+def unreadable_summary(reason: str) -> StateSummary:
+    """Return the summary of an experiment without a usable state."""
     return StateSummary(state_file="", trials={}, unreadable=reason)
 
 
-def build_facts(experiment: Experiment) -> StateSummary:
-    """Take from an experiment what bears on its health."""
+def summarize(experiment: Experiment) -> StateSummary:
+    """Return the summary of an experiment."""
     trials = experiment.trials
-    started = experiment.state.start_time
     newest = experiment.last_result_time
     return StateSummary(
         state_file=experiment.state_file.name,
         trials=experiment.count_by_status,
         unfinished_dirs=tuple(t.trial_dir for t in trials if not t.is_finished and t.trial_dir),
         samples_left=experiment.samples_left,
-        session_started=started if math.isfinite(started) else None,
         last_result=newest if math.isfinite(newest) else None,
         longest_interval=max((trial.last_interval for trial in trials), default=0.0),
         snapshot_period=_seconds(experiment.state.runner.get("_checkpoint_period")),
@@ -121,9 +117,9 @@ def build_facts(experiment: Experiment) -> StateSummary:
 
 
 def fingerprint(root: list[Entry]) -> str | None:
-    """Return what changes whenever the facts could: names, versions and sizes of what they come from.
+    """Return a text that changes whenever the summary could: it covers the files that the summary uses.
 
-    None where the store tells too little to notice that an object was replaced.
+    None where the store has no version tags, so that a replaced object would go unnoticed.
     """
     named = [
         (entry.name, entry.etag, entry.size_bytes, str(entry.modified_at))

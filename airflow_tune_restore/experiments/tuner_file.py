@@ -1,4 +1,4 @@
-"""Store -> `tuner.pkl`: what it says, or why that does not count.
+"""Store -> `tuner.pkl`: its content, or why it does not count.
 
 It may be missing, damaged, ignored by choice, or of another run whose name was the same.
 """
@@ -10,7 +10,7 @@ from airflow_tune_restore.exceptions import (
     KeyNotFoundError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments.experiment import RecordedTuner, tuner_facts
+from airflow_tune_restore.experiments.experiment import RecordedTuner, recorded_tuner
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import (
     MAX_BYTES,
@@ -26,21 +26,21 @@ OF_ANOTHER_RUN = "tuner.pkl belongs to another run"
 
 
 class TunerFile(NamedTuple):
-    """What was read of `tuner.pkl`.
+    """The result of reading `tuner.pkl`.
 
     Args:
-        facts: What it says; None if that cannot be told.
-        problem: Why it cannot; "" if it can.
-        lost: The same, if Ray cannot use it either; "" if only our own limits keep us from reading it.
+        recorded: Its content; None if it cannot be read.
+        problem: Why it cannot be read; "" if it can.
+        lost: The same, if Ray cannot use it either; "" if only the limits of this package prevent it.
     """
 
-    facts: RecordedTuner | None
+    recorded: RecordedTuner | None
     problem: str = ""
     lost: str = ""
 
     @property
     def warning(self) -> str:
-        """What people should know of it; "" if it can be used."""
+        """The warning to show; "" if it can be used."""
         return f"{self.problem}: {LOST}" if self.problem else ""
 
 
@@ -51,7 +51,7 @@ def read_tuner(store: ObjectStore, entries: list[Entry]) -> TunerFile:
         return TunerFile(None, problem, problem)
     try:
         body = store.get(layout.TUNER_FILE, max_bytes=MAX_BYTES)
-        return TunerFile(tuner_facts(read_pickle(body)))
+        return TunerFile(recorded_tuner(read_pickle(body)))
     except (SymbolicError, TuneRestoreError) as error:
         problem = f"tuner.pkl cannot be read ({error})"
         is_lost = isinstance(error, DamagedPickleError | KeyNotFoundError | CannotBeFollowedError)
@@ -61,14 +61,14 @@ def read_tuner(store: ObjectStore, entries: list[Entry]) -> TunerFile:
 IGNORED = TunerFile(
     None, "tuner.pkl is ignored (ignore_tuner)", "tuner.pkl is ignored (ignore_tuner)"
 )
-"""By choice of the user."""
+"""The result if the user chose so."""
 
 
 def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]) -> str:
     """Return in words that `tuner.pkl` belongs to another run; "" if nothing suggests it.
 
-    A driver writes its `tuner.pkl` before its states, so one that is older than any of them is not read.
-    One that `Tuner.restore` started writes both again and again, in any order (Ray 2.60).
+    A driver writes its `tuner.pkl` before its states, so a file that is older than any of them is not
+    read. A driver that `Tuner.restore` started writes both repeatedly, in any order (Ray 2.60).
 
     Args:
         store: Rooted at the experiment directory.
@@ -84,11 +84,11 @@ def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, 
     written = next((entry.modified_at for entry in files if entry.name == layout.TUNER_FILE), None)
     if written is not None and any(at is not None and at > written for at in states):
         return ""
-    return describe_doubt(read_tuner(store, entries).facts, trainables)
+    return describe_doubt(read_tuner(store, entries).recorded, trainables)
 
 
 def describe_doubt(tuner: RecordedTuner | None, trainables: tuple[str, ...]) -> str:
-    """Return in words that none of the trials was run with the trainable that `tuner.pkl` names."""
+    """Return in words that `tuner.pkl` names a trainable that ran none of the trials; else ""."""
     named = tuner.trainable_name if tuner is not None else None
     if not named or not trainables or named in trainables:
         return ""

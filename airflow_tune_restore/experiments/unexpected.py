@@ -1,4 +1,4 @@
-"""An error that nobody foresaw, of one experiment among many: reported, and kept from the others."""
+"""Unexpected errors of one experiment among many: reported, and kept from the others."""
 
 import logging
 
@@ -9,11 +9,11 @@ log = logging.getLogger(__name__)
 
 
 def report_unexpected(experiment: str, error: Exception) -> UnexpectedError:
-    """Log the traceback, and return the error as one of ours.
+    """Log the traceback, and return the error as one of this package.
 
     Args:
         experiment: Its address or URI.
-        error: What was raised; `MemoryError` is one of them.
+        error: The error, possibly a `MemoryError`.
     """
-    log.error("%s: something that nobody foresaw", printable(experiment), exc_info=error)
+    log.error("%s: unexpected error", printable(experiment), exc_info=error)
     return UnexpectedError(experiment, printable(f"{type(error).__name__}: {error}".rstrip(": ")))

@@ -1,4 +1,4 @@
-"""Our errors as Airflow's: what no retry can mend fails at once, and none brings a long traceback."""
+"""Turns errors of this package into Airflow's: permanent ones fail at once; tracebacks stay short."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,22 +20,22 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.protocol.printable import printable
 
 PERMANENT = (
-    CommitUndoneError,  # somebody meant it
+    CommitUndoneError,  # a user undid it on purpose
     InvalidInputError,  # the same arguments are refused again
-    KeyNotFoundError,  # a plan that is gone does not come back
-    LeaseLostError,  # a newer restore is at work
-    RecordUnreadableError,  # nor what lies there in the place of a plan
+    KeyNotFoundError,  # a deleted plan does not come back
+    LeaseLostError,  # a newer restore has taken over
+    RecordUnreadableError,  # a broken record does not repair itself
     RunnerRefusedError,  # refused input is refused again; a fenced attempt has a successor
-    StateChangedError,  # the plan no longer fits
-    StateUnreadableError,  # what lies in storage does not mend itself
+    StateChangedError,  # the plan no longer fits the state
+    StateUnreadableError,  # a broken state does not repair itself
     UncommittableError,
 )
-"""All others (a store that does not answer, a lease held by another, a runner that died) may pass."""
+"""Errors that a retry cannot cure. Others may pass: a store out of reach, a lease that is held."""
 
 
 @contextmanager
 def as_airflow_errors() -> Iterator[None]:
-    """Raise our errors as `AirflowFailException` if they are permanent, else as `AirflowException`."""
+    """Raise permanent errors as `AirflowFailException`, the package's others as `AirflowException`."""
     try:
         yield
     except PERMANENT as error:
@@ -45,9 +45,9 @@ def as_airflow_errors() -> Iterator[None]:
 
 
 def package_error_behind(error: BaseException) -> BaseException:
-    """Return our error behind one that `as_airflow_errors` raised; any other error as it is.
+    """Return this package's error behind one of `as_airflow_errors`; any other error as it is.
 
-    `raise … from None` hides the context from logs; Python keeps it all the same.
+    `raise … from None` hides the context in logs, but Python keeps it.
     """
     behind = error.__context__
     return behind if isinstance(behind, TuneRestoreError) else error

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments.health import DriverStatus
+from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.launch.ray.submission import SUBMISSION_PREFIX

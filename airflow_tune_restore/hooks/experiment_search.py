@@ -1,8 +1,7 @@
-"""One look at a prefix: what sensor and triggers do at every poll, and what they say about it."""
+"""One search of a prefix, which sensor and triggers do at every poll, and its log lines."""
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,14 +19,14 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """Where to look, and when an experiment counts as dead.
+    """The arguments of a search.
 
     Args:
         place: Address of the prefix.
         stale_after: Silence after which an unfinished experiment counts as dead.
-        selection: Which directories are looked into.
-        use_index: Remember in the prefix what was read.
-        ray_conn_id: Cluster to ask whether a driver runs for what looks dead.
+        selection: Which directories are scanned.
+        use_index: Keep an index in the prefix.
+        ray_conn_id: Cluster that may run the drivers of experiments that look dead.
     """
 
     place: Address
@@ -37,7 +36,7 @@ class Search:
     ray_conn_id: str | None = None
 
 
-def build_search(  # noqa: PLR0913  what a sensor takes, by name
+def build_search(  # noqa: PLR0913  the arguments of a sensor, by name
     prefix: Any,
     *,
     storage_conn_id: str | None = None,
@@ -51,10 +50,10 @@ def build_search(  # noqa: PLR0913  what a sensor takes, by name
     """Read the arguments of a sensor or trigger.
 
     Raises:
-        InvalidInputError: If one of them makes no sense.
+        InvalidInputError: If one of them is not valid.
     """
     place = Address.parse(prefix, storage_conn_id=storage_conn_id)
-    if prefix != prefix.strip():  # some slip of the hand, and nothing would ever be found there
+    if prefix != prefix.strip():  # a typing mistake: nothing would ever be found
         raise InvalidInputError(f"prefix={prefix!r} begins or ends with a space.")
     return Search(
         place=place,
@@ -70,7 +69,7 @@ def build_search(  # noqa: PLR0913  what a sensor takes, by name
 
 
 def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
-    """Scan the prefix once, and say how many experiments of each health there are."""
+    """Scan the prefix once, and log how many experiments of each health there are."""
     reports = ExperimentStorageHook().scan(
         search.place,
         stale_after=search.stale_after,
@@ -78,26 +77,12 @@ def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
         use_index=search.use_index,
         ask_driver=driver_jobs(search.ray_conn_id),
     )
-    _say(search.place, reports, log)
+    _log_counts(search.place, reports, log)
     return reports
 
 
-def find_experiments(
-    search: Search, *, health: Iterable[Health], log: logging.Logger
-) -> list[dict[str, Any]]:
-    """Scan the prefix once, and return the experiments of the wanted health.
-
-    Returns:
-        Small items for XCom. `experiment` is an address that later tasks can open; none holds a secret.
-    """
-    wanted = frozenset(health)
-    found = [report for report in survey(search, log) if report.health in wanted]
-    say_why(found, log)
-    return [build_item(search.place, report) for report in found]
-
-
 def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
-    """Return what is handed on of an experiment."""
+    """Return the XCom item of an experiment: its `experiment` is an address without secrets."""
     return {
         "experiment": str(place.at(report.experiment)),
         "name": report.name,
@@ -109,7 +94,7 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
     }
 
 
-def say_why(reports: list[ExperimentReport], log: logging.Logger) -> None:
+def log_evidence(reports: list[ExperimentReport], log: logging.Logger) -> None:
     """Log the evidence for each verdict."""
     for report in reports[:_SHOWN]:
         log.info(
@@ -118,21 +103,21 @@ def say_why(reports: list[ExperimentReport], log: logging.Logger) -> None:
             report.health.value,
             report.reason,
         )
-        for sign in report.evidence:
-            speaks = f"  [{sign.speaks_for}]" if sign.speaks_for else ""
-            log.info("    %s: %s%s", sign.name, sign.found, speaks)
+        for row in report.evidence:
+            indicates = f"  [{row.indicates}]" if row.indicates else ""
+            log.info("    %s: %s%s", row.name, row.found, indicates)
     if len(reports) > _SHOWN:
         log.info("… and %d more.", len(reports) - _SHOWN)
 
 
-def say_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
-    """Log the addresses of what was found."""
+def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
+    """Log the addresses of the experiments that were found."""
     named = [item["experiment"] for item in items[:_SHOWN]]
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     log.info("Found: %s%s", ", ".join(named), more)
 
 
-def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
+def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
     """Log one line of counts, and why each unreadable experiment is left alone."""
     counts = Counter(report.health for report in reports)
     words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
@@ -146,10 +131,10 @@ def _say(place: Address, reports: list[ExperimentReport], log: logging.Logger) -
 
 
 def _globs(name: str, value: Any) -> tuple[str, ...]:
-    """Read patterns; one alone may stand without a list."""
+    """Read patterns: a list, or a single one."""
     patterns = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise InvalidInputError(f"{name}={value!r} holds what is no pattern.")
+        raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")
     return tuple(pattern for pattern in patterns if pattern.strip())
 
 
@@ -157,7 +142,7 @@ def _depth(value: Any) -> int:
     try:
         depth = int(value)
     except (TypeError, ValueError):
-        raise InvalidInputError(f"max_depth={value!r} is no whole number.") from None
+        raise InvalidInputError(f"max_depth={value!r} is not a whole number.") from None
     if depth < 0:
         raise InvalidInputError(f"max_depth={value!r} is less than zero.")
     return depth

@@ -1,7 +1,7 @@
-"""From an address in Airflow (`s3://conn_id@bucket/path`) to a store, and to a runner's environment.
+"""Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), here and for runners.
 
-An address may name an Airflow connection, never a secret. What a connection holds reaches a store through
-its filesystem, and a runner through environment variables of the child process; it is written nowhere.
+An address may name an Airflow connection, never a secret. The connection's credentials reach a store
+through its filesystem, and a runner through its environment variables. They are never stored.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from fsspec import AbstractFileSystem
 
-    from airflow_tune_restore.experiments.health import DriverStatus, ExperimentReport
+    from airflow_tune_restore.experiments.evidence import DriverStatus
+    from airflow_tune_restore.experiments.health import ExperimentReport
     from airflow_tune_restore.storage.base import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an experiment, or a prefix of them, lies.
+    """The place of an experiment, or of a prefix with experiments.
 
     Args:
-        uri: Its URI, without connection id: what is recorded in plans.
-        conn_id: Airflow connection to open it with; None for the environment's credentials.
+        uri: Its URI, without connection id, as recorded in plans.
+        conn_id: Airflow connection to open it with; None for the credentials of the environment.
     """
 
     uri: str
@@ -42,16 +43,16 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, *, storage_conn_id: str | None = None) -> "Address":
-        """Take an address apart, as `ObjectStoragePath` does, but keep every character of its path.
+        """Parse an address as `ObjectStoragePath` does, but keep every character of its path.
 
         Args:
             text: `s3://conn_id@bucket/path`, any URL without a connection id, or a local path. A URL
                 may end in pyarrow's options (`?endpoint_override=…`).
-            storage_conn_id: Connection to use; wins over one in the address.
+            storage_conn_id: Connection to use instead of the one in the address.
 
         Raises:
-            InvalidInputError: If it is empty or of several lines, carries a secret, gives a connection
-                to a local path, or has options that its store does not take.
+            InvalidInputError: If it is empty or has several lines, contains a secret, names a connection
+                for a local path, or has options that its store does not support.
         """
         if not isinstance(text, str) or not text.strip():
             raise InvalidInputError(f"An experiment address must be a path or a URL, not {text!r}.")
@@ -60,22 +61,22 @@ class Address:
         if ":" in conn_id:
             # not shown: it is probably a secret
             raise InvalidInputError(
-                f"A {location.scheme}:// address carries a user and a password before '@'. Put them "
+                f"A {location.scheme}:// address contains a user and a password before '@'. Put them "
                 f"into an Airflow connection and write {location.scheme}://connection_id@{host}/…."
             )
         if "\n" in text or "\r" in text:
-            # a place of that name may exist, but a template's last line break is far more likely
+            # such a name may exist, but a line break at the end of a template is far more likely
             raise InvalidInputError(
-                "An experiment address has a line break in it. Write it in one line, and mind the "
-                "line breaks of a template."
+                "An experiment address contains a line break. Write it in one line. Does its template "
+                "end with a line break?"
             )
         location = location._replace(authority=host)
-        options_of(location)  # before it is recorded or handed on: an option could hold a secret
+        options_of(location)  # before it is recorded or passed on: an option could hold a secret
         uri = str(location)
         chosen = storage_conn_id or conn_id or None
         if chosen and location.scheme in LOCAL_SCHEMES:
             raise InvalidInputError(
-                f"{uri} is a local path; the connection {chosen!r} cannot be used with it."
+                f"{uri} is a local path. The connection {chosen!r} cannot be used with it."
             )
         return cls(uri, chosen)
 
@@ -84,7 +85,7 @@ class Address:
         return Address(uri, self.conn_id)
 
     def __str__(self) -> str:
-        """Return the form that travels between tasks: a connection id, never a secret."""
+        """Return the text form for XComs: with the connection id, never a secret."""
         if self.conn_id is None:
             return self.uri
         location = Location.parse(self.uri)
@@ -95,8 +96,8 @@ class ExperimentStorageHook(BaseHook):
     """Opens experiments on local disks and in object stores.
 
     Args:
-        storage_conn_id: Airflow connection for every address; None to take the one each address
-            names, or the environment's credentials.
+        storage_conn_id: Airflow connection for every address. None: that of the address, else the
+            credentials of the environment.
     """
 
     def __init__(self, storage_conn_id: str | None = None) -> None:
@@ -111,8 +112,8 @@ class ExperimentStorageHook(BaseHook):
         """Return the store rooted at an address. Opens a fresh filesystem: nothing is cached.
 
         Args:
-            address: Where.
-            in_bulk: Many reads follow, or large ones.
+            address: The address.
+            in_bulk: Whether many or large reads follow.
 
         Raises:
             InvalidInputError: If the address or its connection cannot be used.
@@ -130,7 +131,7 @@ class ExperimentStorageHook(BaseHook):
         use_index: bool = True,
         ask_driver: "Callable[[str], DriverStatus] | None" = None,
     ) -> "list[ExperimentReport]":
-        """Report on every experiment at or below a prefix; their URIs carry no connection id."""
+        """Return a report on every experiment at or below a prefix; their URIs have no connection id."""
         return scan(
             self.open(prefix, in_bulk=True),
             stale_after=stale_after,
@@ -141,10 +142,10 @@ class ExperimentStorageHook(BaseHook):
 
     @contextmanager
     def runner_env(self, address: str | Address) -> Iterator[dict[str, str]]:
-        """Yield the environment variables a runner needs to open an address by itself.
+        """Yield the environment variables that a runner needs to open an address.
 
-        Empty where the environment's own credentials are used. Values are masked in logs. What has to
-        be a file (a Google key) exists until the block ends.
+        Empty if the credentials of the environment are used. Values are masked in logs. A Google key is
+        a file that exists until the block ends.
 
         Raises:
             InvalidInputError: If runners cannot use this type of connection.
@@ -167,13 +168,13 @@ class ExperimentStorageHook(BaseHook):
 
 
 def _connection(conn_id: str) -> "Connection":
-    """Read a connection. The AWS provider would take a missing one for anonymous access."""
+    """Read a connection. With a missing one the AWS provider would use anonymous access."""
     from airflow.sdk.exceptions import AirflowNotFoundException
 
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
-        raise InvalidInputError(f"There is no connection {conn_id!r} in Airflow.") from error
+        raise InvalidInputError(f"Airflow has no connection {conn_id!r}.") from error
     except AirflowException as error:
         raise StorageError(
             f"Connection {conn_id!r} cannot be read: {type(error).__name__}."
@@ -181,7 +182,7 @@ def _connection(conn_id: str) -> "Connection":
 
 
 def _filesystem(place: Address) -> "AbstractFileSystem | None":
-    """Return the filesystem Airflow makes from a connection; None for the environment's own."""
+    """Return Airflow's filesystem of a connection; None for the credentials of the environment."""
     if place.conn_id is None:
         return None
     from airflow.sdk.io import get_fs
@@ -195,7 +196,7 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
             f"Connection {place.conn_id!r} cannot open {scheme}://: {str(error).rstrip('.')}. "
             "Is the Airflow provider for it installed?"
         ) from error
-    except Exception as error:  # every provider has a tree of exceptions of its own
+    except Exception as error:  # every provider has exceptions of its own
         raise StorageError(
             f"Connection {place.conn_id!r} cannot be used for {scheme}://: "
             f"{type(error).__name__}."  # its text may hold parts of the connection

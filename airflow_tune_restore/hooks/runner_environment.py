@@ -31,13 +31,13 @@ _AZURE_VARIABLES = {
 _NOT_SECRET = frozenset(
     "AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS AZURE_STORAGE_TENANT_ID AZURE_STORAGE_CLIENT_ID".split()
 )
-"""Credentials are masked in logs, except these: they name an identity and prove nothing."""
+"""Credentials are masked in logs, except these: they name an identity but do not prove it."""
 
 
 def location_environment(connection: "Connection") -> dict[str, str]:
     """Return the variables that name the place of the store: endpoint, region, project, account.
 
-    No credential is among them, and none is made: there is no request to a cloud and no key file.
+    They contain no credentials, and none are created: no request to a cloud, no key file.
 
     Raises:
         InvalidInputError: If this type of connection has no such form.

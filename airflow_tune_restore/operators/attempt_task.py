@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -28,21 +28,14 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 POLL_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class OpenExperiment:
-    """An experiment that a task has opened.
-
-    Args:
-        hook: With the storage connection.
-        address: Of the experiment, with its connection id.
-        store: Rooted at the experiment directory.
-    """
+class OpenExperiment(NamedTuple):
+    """An experiment that a task has opened, with its hook, address and store."""
 
     hook: ExperimentStorageHook
     address: Address
@@ -151,15 +144,9 @@ class AttemptOperator(MapIndexLabelOperator):
         self.poll_interval = poll_interval
         self._attempt: LocalAttempt | RayJobTask | None = None
 
-    @property
     @abstractmethod
-    def experiment_address(self) -> str:
-        """The address of the experiment, as given."""
-
-    @property
-    @abstractmethod
-    def trial_id(self) -> str:
-        """Id of the trial in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself."""
+    def open_task(self, restore_id: str) -> AttemptTask:
+        """Open the experiment and read the plan of a restore that has been started."""
 
     @abstractmethod
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
@@ -191,16 +178,11 @@ class AttemptOperator(MapIndexLabelOperator):
         if attempt is not None:
             attempt.stop()
 
-    def open_experiment(self) -> OpenExperiment:
-        """Open the experiment."""
+    def open_experiment(self, address: str) -> OpenExperiment:
+        """Open an experiment with the task's storage connection."""
         hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-        address = hook.address(self.experiment_address)
-        return OpenExperiment(hook, address, hook.open(address))
-
-    def open_task(self, restore_id: str) -> AttemptTask:
-        """Open the experiment and read the plan of a restore that has been started."""
-        experiment = self.open_experiment()
-        return AttemptTask(experiment, read_plan(experiment.store, restore_id), self.trial_id)
+        place = hook.address(address)
+        return OpenExperiment(hook, place, hook.open(place))
 
     def run_attempt(self, context: Context, task: AttemptTask) -> RunnerOutcome:
         """Return the final outcome of an earlier try, or run an attempt and return its outcome.

@@ -1,4 +1,4 @@
-"""Ends a recovery: it must not look well if an experiment was lost on the way."""
+"""Ends a recovery, and fails it if the plan lost an experiment."""
 
 from typing import Any
 
@@ -6,18 +6,19 @@ from airflow.sdk import BaseOperator, Context, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.operators.xcom import resolve_list
+from airflow_tune_restore.protocol.printable import counted
 
 
 class CheckRestoresOperator(BaseOperator):
-    """Fails if the plan met an error that nobody foresaw, after all others were restored.
+    """Fails if the plan met an unexpected error, after all other experiments were restored.
 
-    The plan itself cannot fail for it: none of the other experiments would be restored then. Let this
-    task follow trials, commit and continue_search, as in `TuneRestoreTaskGroup`: by its trigger rule,
-    `none_failed`, it is upstream_failed when one of them failed.
+    The plan itself does not fail for it, because then no experiment would be restored. Let this task
+    follow the trials, the commit and the continued search, as in `TuneRestoreTaskGroup`: by its trigger
+    rule `none_failed` it is upstream_failed if one of them failed.
 
     Args:
-        unexpected: `plan.output["unexpected"]` of a `BuildRestorePlanOperator`: one line for each
-            experiment. Read when the task runs: a plan that was skipped has none.
+        unexpected: `plan.output["unexpected"]` of a `BuildRestorePlanOperator`: one line per experiment.
+            Read when the task runs: a skipped plan pushes nothing.
     """
 
     ui_color = "#e8f4e6"
@@ -33,9 +34,9 @@ class CheckRestoresOperator(BaseOperator):
         self.unexpected = unexpected
 
     def execute(self, context: Context) -> None:
-        """Fail, and name the experiments."""
+        """Fail with the names of the experiments."""
         if lines := resolve_list(self.unexpected, context):
             raise AirflowFailException(
-                f"{len(lines)} experiments were not restored; the log of the plan has a traceback of "
-                "each. " + "; ".join(map(str, lines))
+                f"Not restored because of an unexpected error: {counted(len(lines), 'experiment')}. The "
+                "log of the plan has the traceback. " + "; ".join(map(str, lines))
             )

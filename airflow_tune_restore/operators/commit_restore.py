@@ -1,4 +1,4 @@
-"""Commits what the trials of restores have left, whatever became of them."""
+"""Commits the results of restored trials, whatever their state."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,35 +13,35 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.operators.xcom import RestoreXCom, resolve_list
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
 _CONCURRENCY = 4
-"""Restores committed at once: each may have to watch runners that died, and may hold a whole state."""
+"""Restores committed at the same time: each may wait for dead runners, and hold a state in memory."""
 
-MOST_TRIALS = 1000
-"""Above this, trials that stay as they are are left out of the XCom (never out of the log)."""
+MAX_TRIALS = 1000
+"""With more trials, the XCom leaves out those that did not change. The log shows them all."""
 
 
 class CommitRestoreOperator(BaseOperator):
     """Writes the results of restored trials back into their experiments and ends the restores.
 
-    Runs when all trials have ended in whatever way (`trigger_rule="all_done"`): progress of trials that
-    failed again is committed, too. One experiment that cannot be committed does not stop the others; the
+    Runs after all trials, whatever their state (`trigger_rule="all_done"`): progress of trials that
+    failed again is committed, too. An experiment that cannot be committed does not stop the others; the
     task then fails at its end. Running it again changes nothing. A failed trial fails its own task, not
-    this one: let a task with `trigger_rule="none_failed"` follow both, as `TuneRestoreTaskGroup` does,
-    so that the DAG run's state shows it. Give it `retries` of 1 or more.
+    this one. So let a task with `trigger_rule="none_failed"` follow both, as `TuneRestoreTaskGroup` does;
+    then the state of the DAG run shows the failure. Give it `retries` of 1 or more.
 
-    Returns one mapping an experiment: `experiment`, `restore_id`, `state_file` (None if nothing had
-    changed), `samples_left` (to be drawn by a `ContinueSearchOperator`), `failed` (trial ids),
-    `quarantined` (ids of trials that failed too often and are not run again until they are released),
-    `headline`, and `trials`, before and after. The log ends with the same as a table.
+    Returns one mapping per experiment: `experiment`, `restore_id`, `state_file` (None if nothing
+    changed), `samples_left` (for a `ContinueSearchOperator`), `failed` (trial ids), `quarantined` (ids of
+    trials that failed too often and do not run again until they are released), `headline`, and `trials`,
+    before and after. The log ends with the same as a table.
 
     Args:
-        restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. It is read
-            when the task runs: as a templated field, a plan that was skipped would be an error.
+        restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. Read when the
+            task runs: in a templated field, a skipped plan would be an error.
         continue_search: `plan.output["continue_search"]`: experiments of which only samples are left.
             Nothing is committed for them; the output contains them. Read when the task runs.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
@@ -68,7 +68,7 @@ class CommitRestoreOperator(BaseOperator):
         XComArg.apply_upstream_relationship(self, continue_search)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """Commit every restore, then show what they did."""
+        """Commit every restore, then log their changes."""
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             items = [RestoreXCom.parse(item) for item in resolve_list(self.restores, context)]
@@ -96,7 +96,7 @@ class CommitRestoreOperator(BaseOperator):
         if failures:
             context["ti"].xcom_push("return_value", outputs)
             raise AirflowException(
-                f"{len(failures)} of {len(items)} restores could not be committed. "
+                f"{len(failures)} of {counted(len(items), 'restore')} could not be committed. "
                 + "; ".join(failures)
             )
         if not outputs:
@@ -106,17 +106,17 @@ class CommitRestoreOperator(BaseOperator):
     def _try_to_commit(
         self, hook: ExperimentStorageHook, item: RestoreXCom
     ) -> CommitSummary | TuneRestoreError | None:
-        """Commit one restore; what goes wrong with it is returned, and stops no other."""
+        """Commit one restore; its error is returned and stops no other restore."""
         try:
             return self._commit(hook.open(item.experiment, in_bulk=True), item)
         except TuneRestoreError as error:
-            self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  in plain words
+            self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  the message is enough
             return error
         except Exception as error:  # noqa: BLE001  reported, and it fails the task at its end
             return report_unexpected(item.experiment, error)
 
     def _commit(self, store: ObjectStore, item: RestoreXCom) -> CommitSummary | None:
-        """Commit one restore; one that never got a plan is only released."""
+        """Commit one restore; release the lease of one without a plan."""
         try:
             return commit_restore(store, item.restore_id)
         except KeyNotFoundError as error:
@@ -135,8 +135,8 @@ def describe_summary(item: RestoreXCom, summary: CommitSummary) -> dict[str, Any
         "experiment": item.experiment,
         "restore_id": summary.restore_id,
         "state_file": summary.state_file,
-        # what one run of all leaves undrawn, it was told to leave, or its task has failed for it; what
-        # nobody can draw is left for `samples` to fail for
+        # A whole-experiment run that leaves samples undrawn was asked to stop, or its task has failed.
+        # Samples whose searcher is lost are passed on: the continued search fails because of them.
         "samples_left": (
             0 if summary.is_whole_experiment and not summary.searcher_lost else summary.samples_left
         ),
@@ -144,5 +144,5 @@ def describe_summary(item: RestoreXCom, summary: CommitSummary) -> dict[str, Any
         "quarantined": list(summary.quarantined),
         "headline": summary.headline(),
         "metric": summary.metric and printable(summary.metric),
-        "trials": summary.describe_changes(MOST_TRIALS),
+        "trials": summary.describe_changes(MAX_TRIALS),
     }

@@ -1,4 +1,4 @@
-"""Continues the search of an experiment whose samples were not all drawn, as one task."""
+"""Continues the search of one experiment, as one task."""
 
 from datetime import timedelta
 from typing import Any
@@ -25,21 +25,22 @@ from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.prepare import PreparedRestore
-from airflow_tune_restore.storage.base import ObjectStore
 
 
 class ContinueSearchOperator(AttemptOperator):
-    """Draws what is left of an experiment's samples with its original searcher, and commits them.
+    """Draws the samples that are left of an experiment with its original searcher, and commits them.
 
-    One real `Tuner.restore(…).fit()` in which every trial that there is stays as it is. A searcher that
-    learns (Optuna, HyperOpt) is first told the results of the trials that were restored without it. An
-    experiment whose driver died before its first snapshot is started in its place, if a param_space is
-    given. With nothing left to draw the task is skipped. Killing it saves a snapshot; a retry goes on
-    from there, so give it `retries` of 1 or more. A run that breaks off fails the task, and what it has
-    drawn is committed after the last try. Trials that fail are committed with what they have done, and do
-    not fail the task. Samples whose searcher is lost, and that no `search_alg` draws, fail it before
-    anything is started.
+    It runs a real `Tuner.restore(…).fit()` in which every existing trial stays as it is. A searcher that
+    learns (Optuna, HyperOpt) first receives the results of the trials that were restored without it. With
+    a param_space, an experiment whose driver died before its first snapshot is started in its directory.
+    The task is skipped if no samples are left.
+
+    Killing the task saves a snapshot, and a retry continues from it; so give it `retries` of 1 or more. A
+    run that breaks off fails the task; its samples are committed after the last try. Trials that fail are
+    committed with their progress and do not fail the task. If the searcher is lost and no `search_alg` is
+    given, the task fails before anything starts.
 
     Returns what `CommitRestoreOperator` returns for one experiment.
 
@@ -49,20 +50,11 @@ class ContinueSearchOperator(AttemptOperator):
         trainable: `package.module:attribute`, or a name registered with Tune. (templated)
         param_space: `package.module:attribute` of the param_space. Needed only for an experiment that
             never started. (templated)
-        search_alg: `package.module:attribute` of a searcher, a function without arguments that makes one,
-            a Tuner or a TuneConfig. Needed, and used, only where `tuner.pkl` is lost and samples are
-            left that Ray's default searcher cannot draw. (templated)
-        imports: Modules the runner imports first.
+        search_alg: As in `RestoreTrialOperator`. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
         ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
-        launcher: Where it runs: `local`, or `ray` as in `RestoreTrialOperator`. (templated)
-        python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
-        runner_user: As in `RestoreTrialOperator`. (templated)
-        ray_address: Ray cluster to run on; without, a private Ray on all CPUs of the worker. (templated)
-        env: Environment variables of the runner. No secrets.
-        storage_conn_id: Airflow connection to open the experiment with; by default the one in its
-            address. (templated)
-        kwargs: With `launcher="ray"`: the arguments of `RayJobOperator`; and those of every operator.
+        ray_address: Ray cluster to run on; by default a private Ray on all CPUs. (templated)
+        **kwargs: The other arguments of `RestoreTrialOperator`, except `trial` and `retry_policy`.
     """
 
     map_index_label = EXPERIMENT_LABEL
@@ -82,21 +74,14 @@ class ContinueSearchOperator(AttemptOperator):
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
 
-    @property
-    def experiment_address(self) -> str:
-        """The address of the experiment (AirflowSkipException if it has no samples left)."""
-        return experiment_to_continue(self.experiment)
-
-    @property
-    def trial_id(self) -> str:
-        """The whole-experiment run."""
-        return layout.WHOLE_EXPERIMENT
-
     def execute(self, context: Context) -> dict[str, Any]:
-        """Plan, run, commit."""
-        with commit_after_last_try(context, self._open_store, self.log), as_airflow_errors():
+        """Plan, run and commit the continued search."""
+        with (
+            commit_after_last_try(context, lambda: self._open().store, self.log),
+            as_airflow_errors(),
+        ):
             self.parse_runner_user()  # refused before anything is leased
-            experiment = self.open_experiment()
+            experiment = self._open()
             options = continued_search_options(
                 self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
             )
@@ -106,25 +91,31 @@ class ContinueSearchOperator(AttemptOperator):
             )
             if plan is None:
                 return report_commit(experiment.address, settled, log=self.log)
-            task = AttemptTask(experiment, plan, self.trial_id)
+            task = AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
             return self.conclude(task, self.run_attempt(context, task))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Continue after the trigger has fired."""
-        with commit_after_last_try(context, self._open_store, self.log):
+        with commit_after_last_try(context, lambda: self._open().store, self.log):
             return super().execute_complete(context, event)
 
+    def open_task(self, restore_id: str) -> AttemptTask:
+        """Open the experiment and read the plan of the continued search."""
+        experiment = self._open()
+        plan = read_plan(experiment.store, restore_id)
+        return AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
+
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
-        """Commit what the run has drawn; a run that broke off fails the task."""
+        """Commit the drawn samples; a run that broke off fails the task."""
         raise_unless_ended(task.plan, outcome)
         summary = commit_restore(task.store, task.plan.restore_id)
         return report_commit(task.experiment.address, summary, log=self.log)
 
-    def _open_store(self) -> ObjectStore:
-        return self.open_experiment().store
+    def _open(self) -> OpenExperiment:
+        return self.open_experiment(experiment_to_continue(self.experiment))
 
     def _check(self, experiment: OpenExperiment, prepared: PreparedRestore) -> None:
-        """Refuse a trainable that does not fit; that of a Ray job is checked by its runner."""
+        """Refuse a trainable that does not fit; the runner of a Ray job checks its own."""
         if self.launcher == LauncherName.RAY:
             return
         is_lost = prepared.experiment.searcher_lost

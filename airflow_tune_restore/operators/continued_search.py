@@ -1,4 +1,4 @@
-"""What the operators that draw samples share, wherever the run is: plan it, judge its end, tell of it."""
+"""Steps of the operators that continue a search, wherever it runs: plan it, judge its outcome, report."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 
 def experiment_to_continue(given: Any) -> str:
-    """Read the address of the experiment: text, or one element of `CommitRestoreOperator`'s output.
+    """Parse the address of the experiment: text, or one element of `CommitRestoreOperator`'s output.
 
     Raises:
-        AirflowSkipException: If that says that no samples are left.
+        AirflowSkipException: If the element has no samples left.
     """
     if isinstance(given, Mapping):
         if not given.get("samples_left"):
@@ -52,10 +52,10 @@ def experiment_to_continue(given: Any) -> str:
 def continued_search_options(
     stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
 ) -> PrepareOptions:
-    """Return how a continuation is planned.
+    """Return how a continued search is planned.
 
-    With a param_space, an unstarted experiment is started; with a search_alg, samples are drawn whose own
-    searcher is lost.
+    With a param_space, an experiment that never started is started. With a search_alg, samples are drawn
+    even if their own searcher is lost.
     """
     return PrepareOptions(
         choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
@@ -71,32 +71,32 @@ def start_continued_search(
     options: PrepareOptions,
     check: Callable[[PreparedRestore], None] | None = None,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
-    """Plan the draw and take the lease, or find what an earlier try of this task has started.
+    """Plan the continued search and take the lease, or return to the plan of an earlier try of this task.
 
     Args:
         context: The task's.
         store: Rooted at the experiment.
         options: How to plan.
-        check: Raises if the trainable does not fit a new draft; None where only the runner can tell.
+        check: Raises if the trainable does not fit a new plan; None if only the runner can check it.
 
     Returns:
-        The plan (None if nothing is left after settling), and what was settled.
+        The plan (None if nothing is left to do), and the commit of an abandoned restore, if any.
 
     Raises:
         AirflowSkipException: If there is nothing to draw, or the experiment is running.
-        InvalidInputError: If nobody can draw what is left.
+        InvalidInputError: If the samples that are left have no searcher.
     """
     ti = context["ti"]
     try:
-        draft = prepare_continued_search(store, _base_id(context, store), options)
+        prepared = prepare_continued_search(store, restore_id_for(context, store.uri), options)
     except ExperimentRunningError as error:
         raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error
-    if isinstance(draft, str):
-        raise AirflowSkipException(f"Nothing to draw. {printable(draft, NOTE_LENGTH)}")
-    if check is not None and not draft.is_started:
-        check(draft)
+    if isinstance(prepared, str):
+        raise AirflowSkipException(f"Nothing to draw. {printable(prepared, NOTE_LENGTH)}")
+    if check is not None and not prepared.is_started:
+        check(prepared)
     return start_restore(
-        draft,
+        prepared,
         options,
         holder=f"DAG {ti.dag_id}, run {ti.run_id}",
         ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
@@ -107,7 +107,7 @@ def start_continued_search(
 def commit_after_last_try(
     context: Context, open_store: Callable[[], ObjectStore], log: "Logger"
 ) -> Iterator[None]:
-    """Commit what a run that broke off has drawn, if no try is left to go on from its snapshot."""
+    """Commit the samples of a run that broke off if the task has no try left to continue it."""
     try:
         yield
     except AirflowSkipException:
@@ -117,33 +117,30 @@ def commit_after_last_try(
         if isinstance(error, AirflowFailException) or ti.try_number > ti.max_tries:
             try:
                 store = open_store()
-                restore_id = fresh_restore_id(store, _base_id(context, store))
+                restore_id = fresh_restore_id(store, restore_id_for(context, store.uri))
                 log.info("%s", commit_restore(store, restore_id).headline())
             except KeyNotFoundError:
                 pass  # no run was started
             except TuneRestoreError as trouble:
                 log.warning(
-                    "What was drawn is not committed: %s", printable(str(trouble), NOTE_LENGTH)
+                    "The drawn samples are not committed: %s", printable(str(trouble), NOTE_LENGTH)
                 )
         raise
 
 
-def _base_id(context: Context, store: ObjectStore) -> str:
-    ti = context["ti"]
-    index = ti.map_index if ti.map_index is not None else -1
-    return restore_id_for(ti.dag_id, ti.run_id, ti.task_id, index, store.uri)
-
-
 def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
-    """Fail the task if the run did not come to its end; trials that failed in it do not."""
-    cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
+    """Fail the task if the run broke off; failed trials do not fail it."""
+    cause = outcome.describe_error()
     match Result(outcome.result):
         case Result.INTERRUPTED:
             raise AirflowException(
-                f"The run of {plan.experiment} was stopped ({cause}); a retry goes on from its snapshot."
+                f"The search of {plan.experiment} was stopped ({cause}). A retry continues from the "
+                "snapshot."
             )
         case Result.REFUSED | Result.FENCED:
-            raise AirflowFailException(f"{plan.experiment} was not continued: {cause}")
+            raise AirflowFailException(
+                f"The search of {plan.experiment} was not continued: {cause}"
+            )
         case Result.FINISHED | Result.FAILED:
             return
 
@@ -151,7 +148,7 @@ def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
 def report_commit(
     address: Address, summary: CommitSummary | None, *, log: "Logger"
 ) -> dict[str, Any]:
-    """Log what was committed, and return it as `CommitRestoreOperator` does for one experiment."""
+    """Log a commit, and return it as `CommitRestoreOperator` does for one experiment."""
     if summary is None:
         raise AirflowSkipException(f"Nothing to draw in {address}.")
     log.info("%s", summary.headline())

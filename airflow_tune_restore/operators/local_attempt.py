@@ -1,7 +1,7 @@
 """The half of a task whose runner is a process on the worker."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
@@ -41,6 +41,7 @@ class LocalAttempt:
         self._log = operator.log
         self._process: RunnerProcess | None = None
         self._follows_shared_run = False
+        self._output: IO[str] | None = None
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of an earlier try if there is nothing left to run."""
@@ -61,7 +62,7 @@ class LocalAttempt:
         """Let the runner save a snapshot and exit; in a shared run, stop this trial alone. Once."""
         follows, self._follows_shared_run = self._follows_shared_run, False
         if follows:
-            self._log.info("Asking the run to stop this trial; the others go on.")
+            self._log.info("Asking the run to stop this trial; the others continue.")
             ask_to_stop(self._task.store, self._task.plan.restore_id, self._task.trial_id)
         process, self._process = self._process, None
         if process is not None:
@@ -99,19 +100,19 @@ class LocalAttempt:
     def _follow_shared_run(self) -> RunnerOutcome:
         """Attach to the whole-experiment run, or start it, until this trial has an outcome."""
         task, plan = self._task, self._task.plan
-        output = _RunOutput(self._log.info)
 
         def start(attempt: int) -> None:
             request = self._claim(layout.WHOLE_EXPERIMENT, attempt)
             self._log.info("Starting the whole-experiment run, attempt %d.", attempt)
             with self._operator.local_launcher(task.experiment) as launcher:
-                output.open(launcher.start_detached(request))
+                self._close_output()
+                self._output = launcher.start_detached(request)
 
         follower = Follower(task.store, plan.restore_id, task.trial_id, start)
         self._follows_shared_run = True
         try:
             for progress in follower.progress():
-                output.show_new()
+                self._show_output()
                 if progress is not None:
                     self._log.info("%s", describe_line(progress.to_line(), plan.metric))
             self._follows_shared_run = False
@@ -119,10 +120,22 @@ class LocalAttempt:
             self._follows_shared_run = False  # the run continues; a retry attaches again
             raise
         finally:
-            output.close()
+            self._close_output()
             self.stop()  # after a timeout: the run stops this trial
         assert follower.outcome is not None  # noqa: S101  progress() ends with one
         return follower.outcome
+
+    def _show_output(self) -> None:
+        """Show the output of the shared run if this task started it; results are shown as progress."""
+        for line in _new_lines(self._output):
+            if RunnerProgress.from_line(line) is None:
+                self._log.info("%s", describe_line(line, None))
+
+    def _close_output(self) -> None:
+        self._show_output()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
 
     def _claim(self, unit: str, attempt: int | None = None) -> RunnerRequest:
         address = parse_text(self._operator.ray_address)
@@ -140,32 +153,12 @@ class LocalAttempt:
         )
 
 
-class _RunOutput:
-    """The output of the whole-experiment run, shown by the task that started it, without results."""
-
-    def __init__(self, show: Callable[[str, str], None]) -> None:
-        self._show = show
-        self._file: IO[str] | None = None
-
-    def open(self, file: IO[str]) -> None:
-        """Show the lines of this file from now on."""
-        self.close()
-        self._file = file
-
-    def show_new(self) -> None:
-        """Show the complete lines that were written since the last call."""
-        while self._file is not None:
-            before = self._file.tell()
-            line = self._file.readline()
-            if not line.endswith("\n"):
-                self._file.seek(before)
-                return
-            if RunnerProgress.from_line(line) is None:
-                self._show("%s", describe_line(line.rstrip("\n"), None))
-
-    def close(self) -> None:
-        """Show the rest and close the file."""
-        if self._file is not None:
-            self.show_new()
-            self._file.close()
-            self._file = None
+def _new_lines(file: IO[str] | None) -> Iterator[str]:
+    """Yield the complete lines that were written since the last call."""
+    while file is not None:
+        before = file.tell()
+        line = file.readline()
+        if not line.endswith("\n"):
+            file.seek(before)
+            return
+        yield line.rstrip("\n")

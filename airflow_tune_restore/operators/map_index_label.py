@@ -1,18 +1,18 @@
-"""What operators have in common that are mapped over trials or experiments: labels in the grid."""
+"""Labels in the grid for operators that are mapped over trials or experiments."""
 
 from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator
 
 TRIAL_LABEL = "{{ task.trial['label'] }}"
-"""The grid shows experiment and trial id in place of 0, 1, 2 …"""
+"""The grid shows experiment and trial id instead of 0, 1, 2 …"""
 
 EXPERIMENT_LABEL = "{{ task.experiment['experiment'] | default(task.experiment) }}"
 """The grid shows the experiment."""
 
 
 class MapIndexLabelOperator(BaseOperator):
-    """Base of operators whose map index has a label unless told otherwise (`map_index_template`)."""
+    """Base of operators with a default for `map_index_template`."""
 
     map_index_label: ClassVar[str]
 

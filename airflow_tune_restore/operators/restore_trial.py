@@ -11,51 +11,60 @@ from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.restore.plan import read_plan
 
 
 class RestoreTrialOperator(AttemptOperator):
-    """Resumes or restarts one trial, as the plan says, and follows it to its end.
+    """Resumes or restarts one trial according to the plan, and follows it until it ends.
 
-    Where trials are coupled (strategy `whole_experiment`), all tasks of an experiment share one real
-    `Tuner.restore(…).fit()`: the first to come starts it, each follows, logs and ends with its own trial,
-    and killing a task stops its trial alone. The run outlives the task that started it; so it needs
-    workers that outlive a task, which pods of the KubernetesExecutor do not.
-
-    `RestoreTrialOperator.partial(task_id=…, trainable=…).expand(trial=plan.output)` makes one task a
-    trial. The runner's output appears in the task's log line by line. Killing the task (by hand, by
-    `execution_timeout`) lets the runner save a snapshot first; a retry goes on from the newest snapshot
-    or checkpoint, so give the task `retries` of 1 or more. A trial that failed again fails the task; its
+    `RestoreTrialOperator.partial(task_id=…, trainable=…).expand(trial=plan.output)` makes one task per
+    trial. The task's log shows the runner's output line by line. If the task is killed (by hand, by
+    `execution_timeout`), the runner saves a snapshot first. A retry continues from the newest snapshot or
+    checkpoint; so give the task `retries` of 1 or more. A trial that fails again fails the task; its
     progress is kept and committed.
+
+    If trials depend on each other (strategy `whole_experiment`), all tasks of an experiment share one
+    real `Tuner.restore(…).fit()`. The first task starts this run. Each task follows its own trial, and
+    killing a task stops only its trial. The run outlives the task that started it. So it needs a worker
+    that outlives its tasks; a pod of the KubernetesExecutor does not.
 
     Args:
         trial: One item of `BuildRestorePlanOperator`'s output. (templated)
         trainable: `package.module:attribute`, or a name registered with Tune. It must have the recorded
-            name, and be importable where the trial runs. (templated)
+            name and be importable where the trial runs. (templated)
         param_space: `package.module:attribute` of a re-specified param_space, a dict or a function
             without arguments; its flat keys must be the recorded ones. (templated)
         search_alg: `package.module:attribute` of a searcher, a function without arguments that makes one,
-            a Tuner or a TuneConfig. Needed, and used, only where `tuner.pkl` is lost and samples are
-            left that Ray's default searcher cannot draw. (templated)
-        launcher: Where the trial runs. `local`: in a child process of the worker. `ray`: as a job of the
-            cluster that `ray_conn_id` names, waited for in the triggerer. (templated)
+            a Tuner or a TuneConfig. Used only if `tuner.pkl` is lost and samples are left that Ray's
+            default searcher cannot draw. (templated)
+        launcher: `local`: the trial runs in a child process of the worker. `ray`: it runs as a job on the
+            cluster of `ray_conn_id`. (templated)
         python: Interpreter that has Ray and the trainable; the worker's own by default. (templated)
-        runner_user: Whom runners run as on the worker: the name or number of a user. For
-            `launcher="local"` on a worker that is root. By default they have the worker's own user, and
-            can read what it can: its files and, in `/proc`, Airflow's secrets in its environment. Another
-            word than Airflow's `run_as_user`, which starts the whole task as that user, with Airflow's
-            variables (`sudo -E`), so that a runner of the same user could read them. (templated)
-        ray_address: Ray cluster to run on, as `ray://head:10001` or `head:6379`; without, the runner
-            starts a private Ray as large as the trial asks for. (templated)
+        runner_user: Name or uid of the user for runners on the worker (`launcher="local"`), if the worker
+            is root. By default runners have the worker's own user and can read its files and, in `/proc`,
+            Airflow's secrets in its environment. Airflow's `run_as_user` is different: it starts the
+            whole task as that user, with Airflow's variables (`sudo -E`), and a runner of the same user
+            can read them. (templated)
+        ray_address: Ray cluster to run on, for example `ray://head:10001` or `head:6379`. By default the
+            runner starts a private Ray that is as large as the trial requests. (templated)
         imports: Modules the runner imports first; they may register trainables or environments.
-        env: Environment variables of the runner. No secrets: they stand in the DAG's code and in its
-            serialized form. Credentials belong into the storage connection.
+        env: Environment variables of the runner. No secrets: the DAG's code and its serialized form
+            contain them. Credentials belong in the storage connection.
         storage_conn_id: Airflow connection to open the experiment with; by default the one in the
             trial's address. (templated)
-        retry_policy: By default `TrialRetryPolicy`: no retry of what fails in the same way again, a
-            longer wait after running out of memory and for a store. None for Airflow's plain retries.
-        kwargs: With `launcher="ray"`: `ray_conn_id`, `runtime_env`, `entrypoint_num_cpus`,
-            `entrypoint_memory`, `entrypoint_resources`, `deferrable`, `poll_interval`, see
-            `RayJobOperator`; and those of every operator.
+        retry_policy: By default `TrialRetryPolicy`: no retry of a failure that repeats, and a longer wait
+            for a store or after running out of memory. None for Airflow's plain retries.
+        ray_conn_id: With `launcher="ray"`, as all that follow: connection of type `ray_jobs`. (templated)
+        runtime_env: Ray runtime_env of the job, merged over that of the connection. Directories of this
+            worker in `working_dir` and `py_modules` are uploaded. No secrets: Ray shows it. With
+            `ray_address` it is the runtime_env of the connection to that cluster.
+        entrypoint_num_cpus: CPUs for the driver itself, in addition to its trials.
+        entrypoint_memory: Bytes for the driver; by default those of the connection, or 512 MiB, so that
+            drivers spread over the cluster.
+        entrypoint_resources: Custom resources for the driver.
+        deferrable: Whether the job is waited for in the triggerer, without a worker slot.
+        poll_interval: Seconds between two requests to the cluster, shared by all waiting tasks.
+        **kwargs: Arguments of every operator.
     """
 
     map_index_label = TRIAL_LABEL
@@ -68,22 +77,18 @@ class RestoreTrialOperator(AttemptOperator):
         super().__init__(retry_policy=retry_policy, **kwargs)
         self.trial = trial
 
-    @property
-    def experiment_address(self) -> str:
-        """The address of the trial's experiment."""
-        return TrialXCom.parse(self.trial).experiment
-
-    @property
-    def trial_id(self) -> str:
-        """Id of the trial in the plan."""
-        return TrialXCom.parse(self.trial).trial_id
-
     def execute(self, context: Context) -> dict[str, Any]:
         """Run an attempt of the trial, or take the outcome of an earlier try, and judge the outcome."""
         with as_airflow_errors():
             self.parse_runner_user()  # refused before anything is claimed
             task = self.open_task(TrialXCom.parse(self.trial).restore_id)
             return self.conclude(task, self.run_attempt(context, task))
+
+    def open_task(self, restore_id: str) -> AttemptTask:
+        """Open the experiment of the trial and read its plan."""
+        item = TrialXCom.parse(self.trial)
+        experiment = self.open_experiment(item.experiment)
+        return AttemptTask(experiment, read_plan(experiment.store, restore_id), item.trial_id)
 
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Return a summary of the finished trial; every other outcome fails the task."""

@@ -1,4 +1,4 @@
-"""What the operators of a trial share, wherever it runs: claim an attempt, show it, judge its end."""
+"""Judges the outcome of a trial for its task, wherever the trial ran."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +8,9 @@ from airflow_tune_restore.exceptions import TrialFailedError
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.request import (
-    Result,
-    RunnerOutcome,
-)
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.ledger import read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -30,16 +26,16 @@ def judge(
     log: "Logger",
     because: str = "",
 ) -> dict[str, Any]:
-    """Return the summary of a finished trial; every other end fails the task.
+    """Return the summary of a finished trial; every other outcome fails the task.
 
-    `because` is why it was stopped, if that is known.
+    `because` is the reason why it was stopped, if it is known.
 
     Raises:
         TrialFailedError: If the trial failed again.
-        AirflowException: If it was stopped; a retry goes on from its snapshot.
+        AirflowException: If it was stopped; a retry continues from its snapshot.
         AirflowFailException: If it was refused or fenced.
     """
-    cause = printable(f"{outcome.error_type}: {outcome.error}".removeprefix(": "))
+    cause = outcome.describe_error()
     name = f"Trial {item.trial_id} of {plan.experiment}"
     match Result(outcome.result):
         case Result.FINISHED:
@@ -55,21 +51,21 @@ def judge(
         case Result.INTERRUPTED:
             why = f" ({because})" if because else ""
             raise AirflowException(
-                f"{name} was stopped at iteration {outcome.iteration}{why}; its snapshot is saved and a "
-                "retry goes on from there."
+                f"{name} was stopped at iteration {outcome.iteration}{why}; its snapshot is saved, and a "
+                "retry continues from it."
             )
         case Result.REFUSED:
             raise AirflowFailException(f"{name} was not started: {cause}")
         case Result.FENCED:
             raise AirflowFailException(
-                f"{name} was given up: a newer attempt or restore has taken over. {cause}"
+                f"{name} was stopped: a newer attempt or restore has taken over. {cause}"
             )
 
 
 def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
-    """Say why a retry would fail in the same way; "" if it may not."""
+    """Return the reason why a retry would fail in the same way; "" if it may succeed."""
     if plan.is_whole_experiment:
-        return "The run of all trials has ended it; the next restore takes it up"
+        return "The whole-experiment run has ended the trial; the next restore resumes it"
     failures = read_history(store, plan.restore_id, outcome.trial_id).failures
     before = seen_before(failures, plan.restore_id, outcome.attempt)
     if before is None:

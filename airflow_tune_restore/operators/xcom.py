@@ -1,6 +1,6 @@
-"""What travels between the tasks of a restore as XCom: small, and never a secret.
+"""The XComs between the tasks of a restore. They are small and never hold a secret.
 
-Keys are a wire format: a mapped task reads what an older release of the plan task wrote. Only ever add.
+Keys are a wire format: a mapped task may read the XCom of an older release. Only ever add keys.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from airflow.sdk.exceptions import XComNotFound
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
-from airflow_tune_restore.restore.summary import printable
 from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item", bound="DataclassInstance")
 
 RESTORES_KEY = "restores"
-"""XCom key under which the plan task pushes the restores it has started."""
+"""XCom key of the restores that the plan task has started."""
 
 CONTINUE_SEARCH_KEY = "continue_search"
-"""XCom key for the experiments of which only the search is left to continue: pushed by the plan."""
+"""XCom key of the experiments of which only the search is to be continued."""
 
 UNEXPECTED_KEY = "unexpected"
-"""XCom key for what nobody foresaw, one line for each experiment that the plan lost to it."""
+"""XCom key of unexpected errors: one line per experiment that is not restored."""
 
 _NAME_LENGTH, _ID_LENGTH = 120, 80
-"""Airflow keeps 250 characters of a map index's label."""
+"""Airflow stores 250 characters of a map index label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreXCom:
-    """One started restore, for the commit.
+    """One started restore: the input of the commit.
 
     Args:
         experiment: Address of the experiment, with its connection id.
@@ -52,7 +52,7 @@ class RestoreXCom:
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """Read an item (InvalidInputError if it is none)."""
+        """Parse the XCom form (InvalidInputError if it is not valid)."""
         return _parse(cls, value, "restores")
 
     def to_xcom(self) -> dict[str, Any]:
@@ -62,17 +62,17 @@ class RestoreXCom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialXCom:
-    """One trial to run; the rest stands in the plan.
+    """One trial to run; the plan holds the rest.
 
     Args:
         experiment: Address of the experiment, with its connection id.
         restore_id: The restore it belongs to.
-        trial_id: Its id in the plan; `*` for the samples that are drawn.
+        trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search.
         experiment_name: Last part of the experiment's URI.
         action: `resume`, `restart` or `draw`.
-        checkpoint: Checkpoint it starts from, if any; to be shown.
+        checkpoint: Checkpoint it starts from, or None; for display.
         iteration: Iteration it starts after.
-        label: What the grid shows in place of the map index.
+        label: The grid shows it instead of the map index.
     """
 
     experiment: str
@@ -86,12 +86,12 @@ class TrialXCom:
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """Read an item (InvalidInputError if it is none)."""
+        """Parse the XCom form (InvalidInputError if it is not valid)."""
         return _parse(cls, value, "trial")
 
     @classmethod
     def build_continued_search(cls, address: Address, plan: RestorePlan) -> Self:
-        """Build the item of the samples that the run of a whole experiment draws: it follows the run."""
+        """Build the item of the search that a whole-experiment run continues."""
         name = Location.parse(plan.experiment).name
         return cls(
             experiment=str(address),
@@ -123,14 +123,16 @@ class TrialXCom:
         return asdict(self)
 
 
-def restore_id_for(dag_id: str, run_id: str, task_id: str, map_index: int, experiment: str) -> str:
-    """Make the restore id of one experiment in one task: the same for every try of it."""
-    identity = json.dumps([dag_id, run_id, task_id, map_index, experiment])
+def restore_id_for(context: Context, experiment: str) -> str:
+    """Return the restore id of one experiment in one task: the same in every try."""
+    ti = context["ti"]
+    index = ti.map_index if ti.map_index is not None else -1
+    identity = json.dumps([ti.dag_id, ti.run_id, ti.task_id, index, experiment])
     return f"airflow-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def resolve_list(value: Any, context: Context) -> list[Any]:
-    """Take what another task pushed (nothing if it never ran), a list, or one item."""
+    """Return a list from the XCom of another task (empty if it never ran), a list, or one item."""
     if isinstance(value, XComArg):
         try:
             value = value.resolve(context)
@@ -147,5 +149,5 @@ def _parse(kind: type[_Item], value: Any, argument: str) -> _Item:
         return kind(**{key: item for key, item in value.items() if key in known})
     except (AttributeError, TypeError):
         raise InvalidInputError(
-            f"{argument}: {value!r} is no item of BuildRestorePlanOperator's output."
+            f"{argument}: {value!r} is not an item of BuildRestorePlanOperator's output."
         ) from None

@@ -1,8 +1,8 @@
-"""Why an attempt failed, read from text: Ray's error files, exit codes, messages of jobs and pods.
+"""The cause of a failed attempt, from texts: Ray's error files, exit codes, messages of jobs and pods.
 
-Nothing is unpickled. The texts are Ray's of 2.40 to 2.60 (samples in tests/golden/errors) and may be
-anything at all: every line is looked at once, and every answer is short. Standard library only:
-runners use it inside Ray images.
+Nothing is unpickled. The texts are those of Ray 2.40 to 2.60 (samples in tests/golden/errors), but may
+hold anything: each line is matched once, and all results are short. Standard library only: runners use
+it inside Ray images.
 """
 
 import re
@@ -15,7 +15,7 @@ from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_REFUSED
 
 _READ_LIMIT = 32_768
-"""Characters looked at, from either end of a failure's text."""
+"""Characters that are read from each end of a failure's text."""
 
 
 class Cause(StrEnum):
@@ -23,23 +23,23 @@ class Cause(StrEnum):
 
     OUT_OF_MEMORY = "out_of_memory"  # killed by Ray or Kubernetes for its memory, or a MemoryError
     NODE_LOST = "node_lost"  # the node died, was preempted or drained
-    ACTOR_DIED = "actor_died"  # a worker process died for a reason nobody recorded
+    ACTOR_DIED = "actor_died"  # a worker process died for an unknown reason
     STORAGE = "storage"  # a checkpoint or result could not be written or read
     TRAINABLE = "trainable"  # the trainable's own exception
-    NO_ROOM = "no_room"  # no node could hold what the trial asks for; it did not run
-    KILLED = "killed"  # the runner was killed before it could say anything
+    NO_ROOM = "no_room"  # no node could hold the request of the trial; it did not run
+    KILLED = "killed"  # the runner was killed before it recorded an outcome
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One failure, told apart from others.
+    """One failure of an attempt.
 
     Args:
         cause: What ended the attempt.
-        type: Type of the exception, with its module where the text has it; "" if there was none.
+        type: Type of the exception, with its module if the text has it; "" without an exception.
         message: First line of its message.
-        place: Innermost line of the user's code, as `project/training.py:12 in train`; "" if none.
+        place: Innermost line of the user's code, as `project/training.py:12 in train`; "" if unknown.
         iteration: Last `training_iteration` reported before it.
     """
 
@@ -51,7 +51,7 @@ class Failure:
 
 
 _NEW_FAILURE = "Failure # "
-"""Begins each failure in error.txt (ray.tune.experiment.trial.Trial.handle_error, 2.60)."""
+"""The start of each failure in error.txt (ray.tune.experiment.trial.Trial.handle_error, 2.60)."""
 
 _NEW_TRACEBACK = ("ray::", "Traceback ", "The above exception was", "During handling of the above")
 _FRAME = re.compile(r'[ |]*File "([^"]{1,1000})", line (\d{1,9}), in (.{1,200})')
@@ -61,8 +61,8 @@ _COLOUR = re.compile(r"\x1b\[\d{1,3}m")
 _INSTALLED = re.compile(r"/(?:site|dist)-packages/|/lib(?:64)?/python3|^<frozen |^pyarrow/|\.pyx$")
 _RAY = re.compile(r"/(?:site|dist)-packages/ray/|^python/ray/")
 
-# fixed words of Ray's own texts (GcsActorManager, the raylet's memory monitor). A worker that died in
-# silence is given a hint that names "the OOM killer" among other guesses; that one proves nothing.
+# fixed words of Ray's own texts (GcsActorManager, the raylet's memory monitor). For a worker that died
+# without a message, Ray adds a hint with several guesses, "the OOM killer" among them: it proves nothing.
 _MEMORY_WORDS = (
     "running low on memory",
     "due to memory pressure",
@@ -75,7 +75,7 @@ _NODE_WORDS = (
     "spot interruption", "spot instance", "draining", "node is not ready", "pod was evicted",
     "rejected by its node",
 )  # fmt: skip
-_POD_STORAGE_WORDS = ("used more storage than its own limit",)  # ours, of launch.pod_end
+_POD_STORAGE_WORDS = ("used more storage than its own limit",)  # of launch.kubernetes.pod_exit
 _STORAGE_WORDS = (
     "aws error", "no space left on device", "disk quota exceeded", "input/output error",
     "read-only file system", "object store full", "local disk is full", "(slowdown)", "stale file handle",
@@ -87,7 +87,7 @@ _STORAGE_TYPES = (
 )  # fmt: skip
 _STORAGE_FRAMES = ("/ray/train/_internal/storage.py", "pyarrow/_fs.pyx", "pyarrow/_s3fs.pyx")
 
-# Ray's own exceptions that say that a process or node is gone; what became of it stands in the message
+# Ray's own exceptions for a lost process or node; the message has the reason
 _SYSTEM_TYPES = frozenset(
     "RayActorError ActorDiedError ActorUnavailableError WorkerCrashedError NodeDiedError "
     "LocalRayletDiedError OwnerDiedError ObjectLostError RaySystemError OutOfMemoryError "
@@ -105,12 +105,12 @@ _ACTOR_WORDS = (
 
 
 def classify(text: str, *, type_name: str = "", iteration: int = 0) -> Failure:
-    """Tell why a trial failed from what Ray wrote of it.
+    """Return why a trial failed, from Ray's text.
 
     Args:
-        text: error.txt (the last failure in it counts), or the text of Ray's exception.
-        type_name: Type of the exception, where the caller knows it and the text may not say.
-        iteration: Last iteration reported.
+        text: error.txt (its last failure counts), or the text of Ray's exception.
+        type_name: Type of the exception, used if the text lacks it.
+        iteration: Last reported iteration.
     """
     text = _last_failure(text)
     raised = _read_traceback(text)
@@ -132,14 +132,14 @@ def classify(text: str, *, type_name: str = "", iteration: int = 0) -> Failure:
 
 
 def classify_exit(exit_code: int | None, message: str = "") -> Failure | None:
-    """Tell why a runner ended that left no outcome, from its exit code and what is said of it.
+    """Return why a runner exited that left no outcome, from its exit code and message.
 
     Args:
         exit_code: Of the process, pod or job; negative or 128 + n for signal n; None if unknown.
-        message: What the Ray job or Kubernetes says of its end, or the runner's last lines.
+        message: The reason that Ray or Kubernetes gives, or the last lines that the runner printed.
 
     Returns:
-        None if it was no failure: it was refused, overtaken, or told to stop by us and not by a node.
+        None if it did not fail: it was refused, fenced, or asked to stop and not by a lost node.
     """
     message = message[-_READ_LIMIT:]
     cause = _cause_of_system(message)
@@ -149,9 +149,9 @@ def classify_exit(exit_code: int | None, message: str = "") -> Failure | None:
     if cause in (Cause.UNKNOWN, Cause.ACTOR_DIED):
         cause = Cause.KILLED
     lines = [line for line in message.splitlines() if line.strip()]
-    ended = "ended without a word" if exit_code is None else f"ended with exit code {exit_code}"
-    said = f": {lines[-1]}" if lines else ""
-    return Failure(cause=cause, message=_short(f"the runner {ended}{said}"))
+    with_code = "without recording an outcome" if exit_code is None else f"with code {exit_code}"
+    last_line = f": {lines[-1]}" if lines else ""
+    return Failure(cause=cause, message=_short(f"the runner exited {with_code}{last_line}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class _Frame:
 
 @dataclass(slots=True)
 class _Raised:
-    """The exception that ended a traceback, and how it was reached."""
+    """The exception at the end of a traceback, and its frames."""
 
     type: str
     message: str
@@ -171,7 +171,7 @@ class _Raised:
 
 
 def _last_failure(text: str) -> str:
-    """Return the text of the last failure, without colours; of a huge one both ends."""
+    """Return the text of the last failure, without colours; only both ends of a long one."""
     begin = text.rfind(f"\n{_NEW_FAILURE}") + 1
     block = text[begin:]
     if block.startswith(_NEW_FAILURE):
@@ -182,7 +182,7 @@ def _last_failure(text: str) -> str:
 
 
 def _read_traceback(text: str) -> _Raised | None:
-    """Return the last exception of the text with its frames; None if it holds no traceback."""
+    """Return the last exception of the text with its frames; None without a traceback."""
     found: _Raised | None = None
     frames: list[_Frame] = []
     for line in _lines(text):
@@ -191,19 +191,18 @@ def _read_traceback(text: str) -> _Raised | None:
         elif _begins_traceback(line):
             frames = []
         elif frames and (exception := _EXCEPTION.match(line)):
-            # what follows is the rest of its message, until a new traceback begins
+            # the next lines are the rest of its message, until a new traceback begins
             found, frames = _Raised(exception[1], exception[2] or "", frames), []
-            if _begins_traceback(
-                found.message
-            ):  # RayTaskError(X): ray::task(), its own frames follow
+            # RayTaskError(X): ray::task(), its own frames follow
+            if _begins_traceback(found.message):
                 found = None
     if found is None and frames:
-        return _Raised("", "", frames)  # cut off
+        return _Raised("", "", frames)  # truncated
     return found or _last_exception(text)
 
 
 def _last_exception(text: str) -> _Raised | None:
-    """Find an exception whose frames Ray hid all: they are its own."""
+    """Find an exception without frames: Ray hides its own."""
     if "ray::" not in text[:1000]:
         return None
     named = [match for line in _lines(text) if (match := _EXCEPTION.match(line))]
@@ -216,7 +215,7 @@ def _begins_traceback(line: str) -> bool:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the lines, none of them longer than anything that is looked for."""
+    """Yield the lines, truncated to more than the length of any pattern."""
     return (line[:2000] for line in text.splitlines())
 
 
@@ -229,7 +228,7 @@ def _cause_of_raised(raised: _Raised) -> Cause:
 
 
 def _cause_of_exception(type_name: str, message: str, frames: list[_Frame]) -> Cause:
-    """Tell what an exception means that some Python code raised."""
+    """Return the cause of an exception that Python code raised."""
     if type_name.rpartition(".")[2] == "MemoryError":
         return Cause.OUT_OF_MEMORY
     if type_name.startswith(_STORAGE_TYPES) or _has(message, _STORAGE_WORDS):
@@ -240,7 +239,7 @@ def _cause_of_exception(type_name: str, message: str, frames: list[_Frame]) -> C
 
 
 def _cause_of_system(text: str) -> Cause:
-    """Tell what Ray or Kubernetes says of a process that is gone."""
+    """Return the cause from a text of Ray or Kubernetes about a lost process."""
     if _has(text, _MEMORY_WORDS) or text.startswith("OutOfMemoryError "):
         return Cause.OUT_OF_MEMORY
     if _has(text, _POD_STORAGE_WORDS):
@@ -256,7 +255,7 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
 
 
 def _place(frames: list[_Frame]) -> str:
-    """Name the innermost frame of the user's code; of installed code if all of theirs is."""
+    """Return the innermost frame of the user's code, or else of installed code."""
     users = [frame for frame in frames if not _INSTALLED.search(frame.path)]
     not_ray = [frame for frame in frames if not _RAY.search(frame.path)]
     candidates = users or not_ray or frames
@@ -267,7 +266,7 @@ def _place(frames: list[_Frame]) -> str:
 
 
 def _short_path(path: str) -> str:
-    """Return the end of a path that is the same on every node: Ray unpacks code where it likes."""
+    """Return the end of a path, which is the same on every node: Ray unpacks code anywhere."""
     parts = path.replace("\\", "/").split("/")[-2:]
     if len(parts) == 2 and (parts[0].startswith("_ray_pkg_") or parts[0] == "tmp"):  # noqa: PLR2004
         parts = parts[1:]

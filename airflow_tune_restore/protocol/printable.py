@@ -26,6 +26,11 @@ def printable(text: str, most: int = 400) -> str:
     return _FOLDS.sub(":", line)[:most]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 trial" or "2 trials"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def is_printable(text: str) -> bool:
     """Whether a text can be shown and stored as it is: no controls, no turning of directions, no folds.
 

@@ -1,8 +1,8 @@
-"""Records read back from storage: each field is checked down to its last item, and made fit to be shown.
+"""The fields of records read from storage: each is checked down to its last item.
 
-What names something (a trial, a directory) is refused if it cannot be a name: altered it would name
-something else. What is only shown is made one printable line of limited length when it is read, so that
-no log, table or XCom has to. Standard library only: runners read records, too.
+A text that names something (a trial, a directory) is refused if it cannot be a name: a changed one would
+name something else. A text that is only shown becomes one printable line of limited length, so that logs,
+tables and XComs can show it as it is. Standard library only.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -19,36 +20,38 @@ from airflow_tune_restore.protocol.numbers import MAX_COUNT, is_count, strict_js
 from airflow_tune_restore.protocol.printable import printable
 
 WORD_LENGTH = 40
-"""Characters of a version, or of the one word for a cause."""
+"""Characters of a version or of a cause."""
 
 LINE_LENGTH = 200
 """Characters kept of a type, a message or a place."""
 
 ERROR_LENGTH = 2000
-"""Characters of an error's message, its beginning: what was raised stands there."""
+"""Characters from the beginning of an error's message: it starts with what was raised."""
 
 LAST_WORDS_LENGTH = 4000
-"""Characters of what a runner said last, the end of it: what it died of stands there."""
+"""Characters from the end of a runner's last output: it ends with the reason of its death."""
 
 MOST_METRICS = 40
-"""Of one result. A runner writes twenty, and the experiment's own."""
+"""Metrics of one result. A runner writes twenty, and the metric of the experiment."""
 
 STATUSES = frozenset({"PENDING", "RUNNING", "PAUSED", "TERMINATED", "ERROR"})
-"""Ray's (`TrialStatus` needs msgspec; runners have none)."""
+"""Ray's statuses of a trial (`TrialStatus` needs msgspec, which Ray images lack)."""
 
 
-def _must_be(test: Callable[[Any], bool], what: str) -> Callable[[Any], Any]:
+def must_be(test: Callable[[Any], bool], what: str) -> Callable[[Any], Any]:
+    """Return a check that refuses values that fail the test (ValueError)."""
+
     def check(value: Any) -> Any:
         if not test(value):
-            raise ValueError(f"it is no {what}")
+            raise ValueError(f"it is not {what}")
         return value
 
     return check
 
 
 def at_most(number: int) -> Callable[[Any], Any]:
-    """Return what refuses a longer list."""
-    return _must_be(lambda items: len(items) <= number, f"list of at most {number}")
+    """Return a check that refuses a longer list."""
+    return must_be(lambda items: len(items) <= number, f"a list of at most {number} items")
 
 
 def _word(text: str) -> str:
@@ -73,7 +76,7 @@ def _status(text: str) -> str:
 
 
 def _moment(text: str) -> str:
-    """Return a time as we write it; "" for what is none."""
+    """Return a time in ISO 8601; "" if it is not a time."""
     try:
         return datetime.fromisoformat(text).isoformat()
     except ValueError:
@@ -87,7 +90,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep scalars, as many of them and as much of each as can be shown."""
+    """Keep scalars, of limited number and length."""
     scalars = [(name, value) for name, value in values.items() if _is_metric(value)]
     return {
         _line(name): _line(value) if isinstance(value, str) else value
@@ -100,7 +103,7 @@ def _are_resources(values: Mapping[str, Any]) -> bool:
 
 
 def _resources(values: Mapping[str, Any]) -> dict[str, float]:
-    """Keep what something can be sized by."""
+    """Keep the resources with valid amounts above 0."""
     return {
         name: float(value)
         for name, value in values.items()
@@ -108,9 +111,9 @@ def _resources(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-Count = Annotated[int, _must_be(is_count, "count")]
-Name = Annotated[str, _must_be(is_safe_name, "name")]
-Segment = Annotated[str, _must_be(is_segment, "name of a directory")]
+Count = Annotated[int, must_be(is_count, "a count")]
+Name = Annotated[str, must_be(is_safe_name, "a valid name")]
+Segment = Annotated[str, must_be(is_segment, "a valid name of a directory")]
 Word = Annotated[str, _word]
 Line = Annotated[str, _line]
 Error = Annotated[str, _error]
@@ -118,32 +121,32 @@ LastWords = Annotated[str, _last_words]
 Status = Annotated[str, _status]
 Moment = Annotated[str, _moment]
 Metrics = Annotated[dict[str, Any], _metrics]
-Asked = Annotated[dict[str, float], _must_be(_are_resources, "amounts of resources")]
+Asked = Annotated[dict[str, float], must_be(_are_resources, "a dict of resource amounts")]
 Resources = Annotated[dict[str, Any], _resources]
 
 
 class Record:
-    """JSON in and out for dataclasses. Unknown fields are ignored: a newer version has added them."""
+    """JSON in and out for dataclasses. Unknown fields, of a newer version, are ignored."""
 
     def to_json(self) -> bytes:
-        """Encode; numbers that JSON does not know become strings."""
+        """Encode; numbers that JSON does not have become strings."""
         return json.dumps(strict_json(asdict(self))).encode()  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Self:
-        """Read what a record was written as, by this version or another one.
+        """Read a record that this or another version wrote.
 
         Raises:
-            ValueError: If it is something else; TypeError if a field is missing.
+            ValueError: If it is not such a record; TypeError if a field is missing.
         """
         with bounded_json.alone(len(body)):
             return cls.read(_readable(bounded_json.load(body)))
 
     @classmethod
     def read(cls, given: Any) -> Self:
-        """Read a record from its plain values; raises as `from_json`."""
+        """Read a record from plain values; raises as `from_json` does."""
         if not isinstance(given, dict):
-            raise ValueError(f"a {cls.__name__} cannot be a {type(given).__name__}")  # noqa: TRY004  one kind for all
+            raise ValueError(f"a {cls.__name__} cannot be a {type(given).__name__}")  # noqa: TRY004  one type for all
         values: dict[str, Any] = {}
         for field in fields(cls):  # type: ignore[arg-type]
             if field.name in given:
@@ -155,7 +158,7 @@ class Record:
 
 
 def _read(value: Any, kind: Any) -> Any:
-    """Return a value as a field of an annotated type keeps it; ValueError if it cannot be one."""
+    """Return a value as a field of this type holds it; ValueError if it does not fit."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -164,13 +167,14 @@ def _read(value: Any, kind: Any) -> Any:
         for keep in arguments[1:]:
             value = keep(value)
         return value
-    if origin in (Union, UnionType):  # of something and None
+    if origin in (Union, UnionType):  # a type or None
         (known,) = (one for one in arguments if one is not NoneType)
         return None if value is None else _read(value, known)
     if isinstance(kind, type) and issubclass(kind, Record):
         return kind.read(value)
-    if not _fits(value, origin or kind):
-        raise ValueError(f"it cannot be a {type(value).__name__}")
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _read_word(value, kind)
+    _check_fits(value, origin or kind)
     if origin is list:
         return [_read(item, arguments[0]) for item in value]
     if origin is dict:
@@ -178,17 +182,26 @@ def _read(value: Any, kind: Any) -> Any:
     return value
 
 
-def _fits(value: Any, kind: type) -> bool:
-    """Whether a value is of a plain type; numbers are such as JSON and floats can hold."""
+def _read_word(value: Any, kind: type[StrEnum]) -> StrEnum:
+    if value not in list(kind):
+        raise ValueError(f"{str(value)[:WORD_LENGTH]!r} is not one of {', '.join(kind)}")
+    return kind(value)
+
+
+def _check_fits(value: Any, kind: type) -> None:
+    """Refuse a value that is not of a plain type; numbers must fit into JSON and floats."""
     if kind is int:
-        return type(value) is int and abs(value) <= MAX_COUNT
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return type(value) is kind
+        fits = type(value) is int and abs(value) <= MAX_COUNT
+    elif kind is float:
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise ValueError(f"it cannot be a {type(value).__name__}")
 
 
 def _readable(value: Any) -> Any:
-    """Replace lone surrogates, which JSON can spell and nothing can encode."""
+    """Replace lone surrogates, which JSON can hold and UTF-8 cannot."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, dict):

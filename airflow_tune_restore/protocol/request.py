@@ -1,7 +1,7 @@
-"""The contract between whoever starts a runner and the runner: JSON both ways, stdlib only.
+"""The records that launchers and runners exchange, as JSON.
 
-The runner imports this inside Ray images, where nothing but ray and the user's code is installed.
-Field names are a wire format: only ever add, with a default.
+Field names are a wire format: only add fields, each with a default. Standard library only: the runner
+imports this inside Ray images, which hold only ray and the user's code.
 """
 
 from dataclasses import dataclass, field
@@ -27,18 +27,17 @@ from airflow_tune_restore.protocol.record_fields import (
 )
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
-"""A runner's stdout line that starts with this carries one `RunnerProgress`."""
+"""A line on a runner's stdout that starts with this holds one `RunnerProgress`."""
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_FENCED = 3
 EXIT_INTERRUPTED = 4
-"""Exit codes are for people reading logs; what counts is the outcome record in storage."""
-
+"""Exit codes are for readers of logs; only the outcome record in storage counts."""
 
 MOST_REPORTS = 1000
-"""In one `ProgressTail`; a runner keeps 200."""
+"""Reports in one `ProgressTail`; a runner keeps 200."""
 
 
 class Result(StrEnum):
@@ -46,23 +45,24 @@ class Result(StrEnum):
 
     FINISHED = "finished"  # the trial is TERMINATED
     FAILED = "failed"  # the trial is ERROR: its own exception, retries spent
-    INTERRUPTED = "interrupted"  # told to stop; a snapshot is saved, the trial is unfinished
-    REFUSED = "refused"  # bad input (trainable, param_space): nothing was started or written
-    FENCED = "fenced"  # a newer attempt or restore is at work: nothing more was written
+    INTERRUPTED = "interrupted"  # stopped; a snapshot is saved, the trial is unfinished
+    REFUSED = "refused"  # invalid input (trainable, param_space): nothing was started or written
+    FENCED = "fenced"  # a newer attempt or restore has started: nothing more was written
 
 
 class TrialAction(StrEnum):
-    """What becomes of a trial."""
+    """What a restore does with a trial."""
 
     KEEP = "keep"
     RESUME = "resume"
     RESTART = "restart"
     TERMINATE = "terminate"
-    DRAW = "draw"  # in no plan: what a searcher will draw is not known before
+    DRAW = "draw"  # never in a plan: a sample that the searcher suggests during the restore
+    RUN = "run"  # only in the request of a whole-experiment run: the plan has the action of each trial
 
 
 RUN_ACTIONS = frozenset({TrialAction.RESUME, TrialAction.RESTART})
-"""The actions that start a runner."""
+"""The actions of trials that a restore runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,31 +72,32 @@ class RunnerRequest(Record):
     Args:
         experiment: URI of the experiment directory; credentials come from the environment.
         restore_id: The restore it belongs to; must hold the lease.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the one run of a whole experiment.
-        attempt: Number of the attempt, from 1; a runner that sees a higher one stops.
+        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
+        attempt: Number of the attempt, from 1; a runner that finds a higher one stops.
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
-        action: `resume` or `restart`; in a whole experiment the plan says it for each trial.
+        action: `resume` or `restart`; `run` for the whole-experiment run.
         checkpoint: Directory name of the checkpoint to start from; None to start from scratch.
         iteration: `training_iteration` of that checkpoint.
         new_trial_id: Id of the new trial, for `restart`.
-        fresh_budget: Give the trial its failure budget back.
-        trim_results: Drop result rows past the checkpoint first (a backup stays).
+        fresh_budget: Whether the trial gets its failure budget (`max_failures`) back.
+        trim_results: Whether result rows after the checkpoint are dropped first (a backup is kept).
         param_space: `package.module:attribute` of a re-specified param_space (dict or a function
             without arguments that returns one), or None.
-        search_alg: `package.module:attribute` of a searcher, for the run of a whole experiment whose own
+        search_alg: `package.module:attribute` of a searcher, for a whole-experiment run whose own
             searcher is lost with `tuner.pkl`; or None.
         imports: Modules to import first (they may register trainables or environments).
         address: Ray cluster to connect to; None starts a private one in the runner.
-        resources: What the trial asked for when it was recorded, or lately; with more memory, what
-            this attempt asks a cluster for.
-        sized: Whether the place it runs in was made for `resources`: if the trial asks for more now, it
-            is not run, and the outcome has what it asks for.
+        resources: What the trial requested when it was recorded, or last; with more memory after it ran
+            out of memory.
+        sized: Whether its pod or job was made for `resources`: if the trial requests more now, it is not
+            run, and the outcome has its resources.
         runtime_env: Ray runtime_env for the connection.
-        reports: Whether results are written to storage, too, for a follower that cannot read stdout.
-        remember_scheduler: Whether the scheduler is told what all trials reported before (Ray forgets).
-        ignore_tuner: Restore from the state alone, whatever `tuner.pkl` holds.
-        nonce: Makes the bytes unique, so that an exclusive create is recognised as ours.
+        reports: Whether results are also written to storage, for a follower that cannot read stdout.
+        remember_scheduler: Whether the scheduler gets the earlier results of all trials (Ray forgets
+            them).
+        ignore_tuner: Whether the state alone is restored, without `tuner.pkl`.
+        nonce: Makes the bytes unique, so that the store can recognise a repeated create.
         schema: Version of this record.
 
     """
@@ -107,7 +108,7 @@ class RunnerRequest(Record):
     attempt: Count
     trainable: str
     trainable_name: str
-    action: Word
+    action: TrialAction
     checkpoint: Segment | None = None
     iteration: Count = 0
     new_trial_id: Name | None = None
@@ -141,34 +142,34 @@ class RunnerProgress(Record):
 
     @classmethod
     def from_line(cls, line: str) -> Self | None:
-        """Parse a stdout line; None if it is an ordinary one."""
+        """Parse a stdout line; None if it is another output."""
         if not line.startswith(PROGRESS_PREFIX):
             return None
         try:
             return cls.from_json(line.removeprefix(PROGRESS_PREFIX))
         except (ValueError, TypeError, RecursionError):
-            return None  # the trainable prints what it likes, and two processes may share a line
+            return None  # the trainable may print anything, and two processes may share a line
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressTail(Record):
-    """What a trial of a whole experiment reported lately, for a task that follows it from elsewhere.
+    """The newest reports of a trial, for a follower that cannot read the runner's stdout.
 
     Args:
-        first: How many reports came before those that are kept.
-        reports: The kept ones.
+        first: Number of earlier reports that are not kept.
+        reports: The kept reports.
     """
 
     first: Count
     reports: Annotated[list[RunnerProgress], at_most(MOST_REPORTS)]
 
     def after(self, seen: int) -> list[RunnerProgress]:
-        """Return the reports that follow the first `seen` of all."""
+        """Return the kept reports after the first `seen` of all reports."""
         return self.reports[max(0, seen - self.first) :]
 
     @property
     def count(self) -> int:
-        """How many reports there were in all."""
+        """The number of all reports, kept or not."""
         return self.first + len(self.reports)
 
 
@@ -180,16 +181,16 @@ class RunnerOutcome(Record):
         restore_id: The restore.
         trial_id: Trial id in the plan.
         attempt: The attempt.
-        result: One of `Result`.
+        result: How it ended.
         status: Ray status of the trial in the snapshot; "" if nothing was run.
-        final_trial_id: Id the row carries (a new one after a restart).
+        final_trial_id: Id of its row (a new one after a restart).
         iteration: Last `training_iteration`.
         metrics: Scalar metrics of the last result.
         error_type: Type name of the exception, "" if none.
         error: Its message, "" if none.
         cause: Why it failed, one of `failures.Cause`; "" if it did not.
         place: Innermost line of the user's code in its traceback; "" if none.
-        resources: What one trial asks for, where the place made for it is too small: nothing was run.
+        resources: What one trial requests, if its pod or job was too small for it and nothing was run.
             Empty in all other outcomes.
         started_at: ISO 8601 UTC.
         ended_at: ISO 8601 UTC.
@@ -201,7 +202,7 @@ class RunnerOutcome(Record):
     restore_id: Name
     trial_id: Name
     attempt: Count
-    result: str
+    result: Result
     status: Status
     final_trial_id: Name
     iteration: Count = 0
@@ -216,9 +217,6 @@ class RunnerOutcome(Record):
     ray_version: Word = ""
     schema: Count = 1
 
-    def __post_init__(self) -> None:
-        Result(self.result)  # ValueError if it is none
-
     def describe_error(self) -> str:
         """Return the type and message of the error as one printable line; "" if there is no error."""
         return printable(f"{self.error_type}: {self.error}".removeprefix(": "))
@@ -226,11 +224,11 @@ class RunnerOutcome(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerExit(Record):
-    """What whoever followed a runner saw of its end. Stored at `layout.exit_key`, if it left no outcome.
+    """The observed exit of a runner that left no outcome. Stored at `layout.exit_key` by its follower.
 
     Args:
         exit_code: Of its process, pod or job, negative for a signal; None if unknown.
-        message: What Ray or Kubernetes says of its end, or the last lines it printed.
+        message: The reason that Ray or Kubernetes gives, or the last lines that the runner printed.
         ended_at: ISO 8601 UTC.
         schema: Version of this record.
 

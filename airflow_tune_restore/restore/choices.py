@@ -33,16 +33,24 @@ class PlanChoices:
 
     Args:
         flags: Which trials are resumed or restarted.
-        strategy: `auto`, `per_trial` or `whole_experiment`.
-        fresh_budget: Whether resumed trials get their failure budget (`max_failures`) back.
-        trim_results: Whether result rows after the checkpoint are dropped before a trial resumes.
-        remember_scheduler: Whether ASHA and MedianStopping get the earlier results of all trials.
+        strategy: `auto`, `per_trial` or `whole_experiment`. `per_trial` runs trials one by one even if
+            they depend on each other.
+        fresh_budget: Whether resumed trials get their failure budget (`max_failures`) back. Ray does not
+            give it back.
+        trim_results: Whether result rows after the checkpoint are dropped before a trial resumes. Ray
+            keeps them, so these iterations are in the file twice.
+        remember_scheduler: Whether ASHA and MedianStopping get the earlier results of all trials, in a
+            whole-experiment run. Ray restores them empty, so a hopeless trial may train to its end.
         allow_scratch: Whether a trial starts over if all its recorded checkpoints are gone.
         newest_checkpoint: Whether a trial resumes from its newest complete checkpoint, even if the state
-            names an older one.
-        ignore_tuner: Whether trials are restored from the state alone, without `tuner.pkl`.
-        max_attempts: Failed attempts after which a trial is quarantined; None for no limit.
-        max_memory_bytes: Most memory a trial gets after it ran out of memory.
+            names an older one, which Ray would use.
+        ignore_tuner: Whether trials are restored from the state alone: for a `tuner.pkl` that belongs to
+            another run, or that needs a module that is gone. Callbacks, stopper, scheduler, searcher,
+            failure and checkpoint settings are lost.
+        max_attempts: Failed attempts, over all restores, after which a trial is quarantined; None for no
+            limit. The same exception twice at the same place and iteration always quarantines it.
+        max_memory_bytes: Most memory that a trial gets after it ran out of memory. On a cluster it gets
+            twice as much each time.
 
     Raises:
         InvalidInputError: If `strategy` is not one of the three.

@@ -8,7 +8,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, RecordUnreadableError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.resources import describe, most_of
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -181,10 +181,10 @@ def claim_attempt(
 def _of_plan(plan: RestorePlan, trial_id: str) -> dict[str, Any]:
     """Return what the plan holds for a trial, or for all of them."""
     if trial_id == layout.WHOLE_EXPERIMENT:
-        return {"action": "run"}
+        return {"action": TrialAction.RUN}
     trial = plan.trial(trial_id)
     return {
-        "action": trial.action.value,
+        "action": trial.action,
         "checkpoint": trial.checkpoint,
         "iteration": trial.iteration,
         "new_trial_id": trial.new_trial_id,

@@ -1,4 +1,4 @@
-"""The state file a commit makes: resumed trials as their runners left them, all others byte for byte."""
+"""The files of a commit: the new state file, and the states of searcher and callbacks beside it."""
 
 import json
 import logging
@@ -13,26 +13,26 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.state import (
-    NO_STATE,
-    MalformedStateError,
-    RawRow,
-    State,
-    encode_state,
-    parse_state,
-)
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, RawRow
+from airflow_tune_restore.experiments.state import NO_STATE, State, encode_state, parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import bounded_json, layout
+from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.commit_record import CommitRecord
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.storage.base import ObjectStore
 
+logger = logging.getLogger(__name__)
+
 
 def build_committed_state(
     store: ObjectStore, plan: RestorePlan, base: Experiment, record: CommitRecord
 ) -> bytes | None:
-    """Return the new state file, or None if every row stays as it was."""
+    """Return the new state file; None if no row changes.
+
+    Restored trials are as their runners left them, all others byte for byte.
+    """
     planned = {trial.trial_id: trial for trial in plan.trials}
     snapshots = _Snapshots(store, plan, record)
     rows = [
@@ -40,7 +40,7 @@ def build_committed_state(
         for trial in base.trials
     ]
     if plan.continues_search:
-        rows += snapshots.drawn()
+        rows += snapshots.new_rows()
     if rows == list(base.state.rows.values()):
         return None
     stats = {**base.state.stats, "start_time": record.start_time}
@@ -48,45 +48,41 @@ def build_committed_state(
     return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
 
 
-logger = logging.getLogger(__name__)
-
-
 class _Snapshots:
-    """The rows that the committed attempts left: one object a trial, or one for all."""
+    """The rows that the committed attempts left: one snapshot per trial, or one for all trials."""
 
     def __init__(self, store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
         self._store = store
         self._plan = plan
         self._record = record
-        self._of_all = self._read(layout.WHOLE_EXPERIMENT) if plan.is_whole_experiment else NO_STATE
+        self._whole = self._read(layout.WHOLE_EXPERIMENT) if plan.is_whole_experiment else NO_STATE
 
     def row(self, trial: TrialPlan) -> RawRow | None:
-        """Return what is known of a trial that was to run; None if nothing is."""
-        rows = (
-            self._of_all.rows if self._plan.is_whole_experiment else self._read(trial.trial_id).rows
-        )
-        row = rows.get(trial.final_trial_id)
+        """Return the new row of a trial that was to run; None if its runner left none."""
+        is_whole = self._plan.is_whole_experiment
+        state = self._whole if is_whole else self._read(trial.trial_id)
+        row = state.rows.get(trial.final_trial_id)
         if row is not None and not row.is_readable:
             logger.warning(
-                "%s: the new row of trial %s is too large to be read again, and is not committed.",
+                "%s: the new row of trial %s is too large to be read again, so it is not committed.",
                 *(self._store.uri, trial.trial_id),
             )
             return None
         return row
 
-    def drawn(self) -> list[RawRow]:
-        """Return the rows of samples that were drawn."""
+    def new_rows(self) -> list[RawRow]:
+        """Return the rows of trials that the search added."""
         known = {trial.final_trial_id for trial in self._plan.trials}
-        return [row for trial_id, row in self._of_all.rows.items() if trial_id not in known]
+        return [row for trial_id, row in self._whole.rows.items() if trial_id not in known]
 
     def runner(self) -> dict[str, Any]:
-        """Return the run's own data, for an experiment that had no state before."""
-        return self._of_all.runner
+        """Return the runner data of the run, for an experiment that had no state before."""
+        return self._whole.runner
 
     def stopper(self) -> dict[str, Any]:
-        """Return the stopper as the run left it, for Ray keeps its memory in the runner's data.
+        """Return the stopper as the run left it; Ray stores it in the runner data.
 
-        Of several trials that ran alone each has a stopper of its own, and none can be told to be it.
+        Trials that ran one by one each had their own stopper: then none is taken.
         """
         if len(self._record.attempts) != 1:
             return {}
@@ -100,7 +96,8 @@ class _Snapshots:
             return NO_STATE
         state = read_snapshot(self._store, self._plan, unit, attempt)
         if state is None:
-            what = "the run" if unit == layout.WHOLE_EXPERIMENT else f"trial {unit}"
+            is_whole = unit == layout.WHOLE_EXPERIMENT
+            what = "the whole-experiment run" if is_whole else f"trial {unit}"
             raise StateUnreadableError(
                 self._store.uri, f"the snapshot of attempt {attempt} of {what} is gone"
             )
@@ -119,12 +116,12 @@ def _terminated(row: RawRow) -> RawRow:
     """Return the row with the status Ray gives a skipped unfinished trial."""
     document = bounded_json.load(msgspec.json.decode(row.trial, type=str))
     document["status"] = TrialStatus.TERMINATED.value
-    text = json.dumps(document)  # without indents: they may be a hundred times what is indented
+    text = json.dumps(document)  # without indents, which may be a hundred times the size
     return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
 
 
 def read_snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) -> State | None:
-    """Read what a runner left, if it is whole and speaks of what it was started for."""
+    """Read the snapshot of a runner; None if it is unreadable, or does not belong to its unit."""
     key = layout.snapshot_key(plan.restore_id, unit, attempt)
     try:
         state = parse_state(store.get(key, max_bytes=layout.max_snapshot_bytes(unit)))
@@ -138,3 +135,40 @@ def read_snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int
     if [row.trial_id for row in state.trials] != [plan.trial(unit).final_trial_id]:
         return None
     return state
+
+
+def put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
+    """Put the searcher's state where Ray reads it, under the session of the state file."""
+    attempt = record.attempts.get(layout.WHOLE_EXPERIMENT)
+    session = layout.session_of(record.state_file)
+    if attempt is None or session is None:
+        return
+    state = read_snapshot(store, plan, layout.WHOLE_EXPERIMENT, attempt)
+    number = state.stats.get("searcher") if state is not None else None
+    if not isinstance(number, int):
+        return
+    directory, prefix = layout.searcher_dir(plan.restore_id, attempt), layout.numbered(number)
+    for entry in store.list_dir(directory):
+        name = layout.in_session(entry.name.removeprefix(prefix), session)
+        # only what a searcher saves: another file in the directory could replace a state
+        if entry.name.startswith(prefix) and layout.is_searcher_state(name) and is_safe_name(name):
+            body = store.get(f"{directory}/{entry.name}", max_bytes=layout.MAX_STATE_BYTES)
+            store.put(name, body)
+
+
+def put_callbacks(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
+    """Put the state of the callbacks where Ray reads it, if one run left it."""
+    session = layout.session_of(record.state_file)
+    if len(record.attempts) != 1 or session is None:
+        return
+    ((unit, attempt),) = record.attempts.items()
+    saved = layout.callbacks_name(layout.KEPT)
+    key = f"{layout.attempt_dir(plan.restore_id, unit, attempt)}/{saved}"
+    try:
+        body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
+    except KeyNotFoundError:
+        return  # no callback has a state
+    except (TooLargeError, LinkRefusedError) as error:
+        logger.warning("The state of callbacks is not committed: %s", error)
+        return
+    store.put(layout.in_session(saved, session), body)

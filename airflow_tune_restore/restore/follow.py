@@ -1,7 +1,7 @@
-"""One run of a whole experiment, and many who follow it: the first to come starts it, others attach.
+"""Follows one trial of a whole-experiment run: the first follower starts the run, the others attach.
 
-Whoever follows learns of its own trial from storage alone: from the progress the run writes for it, and
-from the outcome at its end. Nothing else is shared, so that it does not matter where anybody is.
+A follower reads its trial's progress and outcome from storage alone, so followers and the run may be on
+different machines.
 """
 
 import json
@@ -10,50 +10,42 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from airflow_tune_restore.exceptions import (
-    KeyExistsError,
-    RecordUnreadableError,
-    StorageError,
-)
+from airflow_tune_restore.exceptions import KeyExistsError, RecordUnreadableError, StorageError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_heartbeat
-from airflow_tune_restore.protocol.request import (
-    Result,
-    RunnerOutcome,
-    RunnerProgress,
-)
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerProgress
 from airflow_tune_restore.storage.base import ObjectStore
 
 START_SECONDS = 120.0
-"""A claimed run that has not shown a sign of life for this long never will."""
+"""A claimed run without a heartbeat for this long has died before it started."""
 
 QUIET_SECONDS = 60.0
-"""A run beats every 5 s; one that is silent this long by our own clock is dead. Longer than for the
-runner of one trial: much more is lost with it."""
+"""A run writes a heartbeat every 5 s; without a new one for this long, on the follower's clock, it died.
+Longer than for the runner of one trial, because more is lost with it."""
 
 POLL_SECONDS = 2.0
 OUTAGE_SECONDS = 600.0
-"""How long a store may be out of reach before a follower gives up; the run itself goes on."""
+"""How long a store may be out of reach before a follower fails; the run itself continues."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Follower:
-    """Follows one trial of a whole experiment.
+    """Follows one trial of a whole-experiment run.
 
     Args:
         store: Rooted at the experiment directory.
         restore_id: The restore.
         trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` to follow the run itself.
-        start: Claims and starts the next attempt of the run; raises KeyExistsError if it was too late.
+        start: Claims and starts the next attempt of the run; raises KeyExistsError if it is taken.
         monotonic: The clock.
         sleep: Waits some seconds.
 
     Attributes:
-        outcome: How the trial ended, once `progress` has come to its end.
+        outcome: The outcome of the trial, after `progress` has ended.
     """
 
     store: ObjectStore
@@ -64,14 +56,22 @@ class Follower:
     sleep: Callable[[float], None] = time.sleep
     outcome: RunnerOutcome | None = None
     _seen: int = 0
-    _pulses: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
     _unreadable: set[int] = field(default_factory=set)
 
-    def progress(self) -> Iterator[RunnerProgress | None]:
-        """Yield the reports of the trial until it ends; None whenever there is nothing new.
+    @property
+    def _run(self) -> AttemptRecords:
+        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
 
-        Starts a run if none is alive. A trial that has ended for good is not run again; one that was
-        stopped before goes on in the next run. A store that is out of reach for a while is waited for.
+    @property
+    def _trial(self) -> AttemptRecords:
+        return AttemptRecords(self.store, self.restore_id, self.trial_id)
+
+    def progress(self) -> Iterator[RunnerProgress | None]:
+        """Yield the reports of the trial until it ends, and None after each look.
+
+        Starts a run if none is alive. A finished or failed trial is not run again; one that was stopped
+        before continues in the next run. A store may be out of reach for a while.
 
         Raises:
             StorageError: If the store was out of reach for `OUTAGE_SECONDS`.
@@ -88,7 +88,8 @@ class Follower:
                 if self.monotonic() - reached > OUTAGE_SECONDS:
                     raise
                 logger.warning(
-                    "The run goes on; it cannot be looked at just now: %s", printable(str(error))
+                    "The run continues, but its records cannot be read at the moment: %s",
+                    printable(str(error)),
                 )
             yield from reports
             if has_ended:
@@ -97,11 +98,11 @@ class Follower:
             self.sleep(POLL_SECONDS)
 
     def _look(self, stopped: int) -> tuple[list[RunnerProgress], bool]:
-        """Return what is new and whether the trial has ended; start the run if there is none."""
-        newest = self._newest()
+        """Return the new reports and whether the trial has ended; start a run if none is alive."""
+        newest = self._run.newest()
         is_over = newest == 0 or self._is_over(newest)
-        # in this order: a trial's last words come before its end, and its end before the run's
-        self.outcome = AttemptRecords(self.store, self.restore_id, self.trial_id).outcome()
+        # in this order: the run writes a trial's last report before its outcome, and its own outcome last
+        self.outcome = self._trial.outcome()
         reports = self._new_reports(newest)
         if self.outcome is not None and self.outcome.attempt > stopped:
             return reports, True
@@ -110,45 +111,36 @@ class Follower:
                 self.start(newest + 1)
                 self._seen = 0
             except KeyExistsError:
-                pass  # somebody else was faster: attach to that one
+                pass  # another follower was faster: attach to its run
         return reports, False
 
     def _stopped_before(self) -> int:
-        """Return the number of the run in which this trial was stopped before we came; 0 if in none."""
-        past = AttemptRecords(self.store, self.restore_id, self.trial_id).outcome()
+        """Return the number of the earlier run in which this trial was stopped; 0 without one."""
+        past = self._trial.outcome()
         if past is None or past.result in (Result.FINISHED, Result.FAILED):
             return 0
         return past.attempt
 
-    def _newest(self) -> int:
-        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT).newest()
-
     def _is_over(self, attempt: int) -> bool:
-        """Whether a run has said how it ended, or was silent for long enough while we watched."""
-        if (
-            AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT).outcome(attempt)
-            is not None
-        ):
+        """Whether a run has an outcome, or had no new heartbeat for long enough."""
+        if self._run.outcome(attempt) is not None:
             return True
         now = self.monotonic()
-        pulse = self._pulse(attempt)
-        last, since = self._pulses.get(attempt, (None, now))
-        if pulse != last:
-            self._pulses[attempt] = (pulse, now)
-            return False
-        return now - since > (QUIET_SECONDS if pulse else START_SECONDS)
-
-    def _pulse(self, attempt: int) -> bytes:
         key = layout.heartbeat_key(self.restore_id, layout.WHOLE_EXPERIMENT, attempt)
-        return read_heartbeat(self.store, key) or b""
+        beat = read_heartbeat(self.store, key)
+        last, since = self._beats.setdefault(attempt, (beat, now))
+        if beat != last:
+            self._beats[attempt] = (beat, now)
+            return False
+        return now - since > (QUIET_SECONDS if beat else START_SECONDS)
 
     def _new_reports(self, attempt: int) -> list[RunnerProgress]:
         if attempt in self._unreadable:
             return []
         try:
-            tail = AttemptRecords(self.store, self.restore_id, self.trial_id).progress(attempt)
+            tail = self._trial.progress(attempt)
         except RecordUnreadableError as error:
-            logger.warning("What the trial reports is not shown: %s", printable(str(error)))
+            logger.warning("The reports of the trial cannot be shown: %s", printable(str(error)))
             self._unreadable.add(attempt)
             return []
         if tail is None:
@@ -159,7 +151,7 @@ class Follower:
 
 
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:
-    """Ask the run to stop one trial; the others go on. With WHOLE_EXPERIMENT: to draw no more samples."""
+    """Ask the run to stop one trial alone. With WHOLE_EXPERIMENT: to draw no more samples."""
     attempt = AttemptRecords(store, restore_id, layout.WHOLE_EXPERIMENT).newest()
     if attempt:
         store.put(layout.stop_key(restore_id, attempt, trial_id), json.dumps({}).encode())

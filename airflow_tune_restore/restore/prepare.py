@@ -16,15 +16,13 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.evidence import DriverStatus
+from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, DriverStatus, Health
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Health
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
-from airflow_tune_restore.experiments.read import (
-    read_base,
-    read_checkpoint_choices,
-    read_experiment,
-)
-from airflow_tune_restore.experiments.scan import examine
+from airflow_tune_restore.experiments.read import read_base, read_experiment
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit_record import name_commit

@@ -9,16 +9,16 @@ from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerOutcome, TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["CommitSummary", "TrialChange", "printable", "render", "summarise"]
-
 TABLE_WIDTH = 160
+NO_OUTCOME = "its runner exited without recording an outcome"
+_SHOWN_IDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +26,15 @@ class TrialChange:
     """One trial before and after.
 
     Args:
-        trial_id: Its id in the state the plan was made from.
+        trial_id: Its id in the state that the plan was made from.
         final_trial_id: Its id now; another one after a restart.
         action: What was planned.
-        status_before: Stored status before; None if the trial was drawn in this restore.
+        status_before: Recorded status before; None if the search added the trial in this restore.
         status_after: Status in the committed state.
-        iteration_before: Iterations it had reported.
-        iteration_after: Iterations it has reported.
-        metric_before: The experiment's metric then; None if there is none.
-        metric_after: The same now.
+        iteration_before: Iterations it had reported before.
+        iteration_after: Iterations it has reported now.
+        metric_before: The experiment's metric before; None without one.
+        metric_after: The metric now.
         note: Why, or what went wrong.
     """
 
@@ -51,8 +51,13 @@ class TrialChange:
 
     @property
     def was_run(self) -> bool:
-        """Whether it was to be run."""
+        """Whether a runner was started for it."""
         return self.action in RUN_ACTIONS or self.action is TrialAction.DRAW
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it was run and is not TERMINATED."""
+        return self.was_run and self.status_after is not TrialStatus.TERMINATED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +69,12 @@ class CommitSummary:
         restore_id: The restore.
         state_file: State file it added; None if nothing had changed.
         metric: Name of the metric shown.
-        samples_left: Samples still not drawn; None if unknown.
-        searcher_lost: As of the plan.
-        is_whole_experiment: Whether one run did it all, and so had the samples drawn, too.
-        changes: One entry a trial, in the order of the plan; then those that were drawn.
-        quarantined: Ids of trials that failed too often in this restore and are not run again.
-        broke_off: Why the one run did not come to its end; "" if it did, or if there was none.
+        samples_left: Samples that the searcher has not suggested yet; None if unknown.
+        searcher_lost: As in the plan.
+        is_whole_experiment: Whether one run ran all trials, and continued the search, too.
+        changes: One entry per trial, in the order of the plan; then the trials that the search added.
+        quarantined: Ids of trials that failed too often and are not run again.
+        broke_off: Why the whole-experiment run did not finish; "" if it did, or if there was none.
     """
 
     experiment: str
@@ -85,20 +90,16 @@ class CommitSummary:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left: all that was run has finished, and every sample is drawn."""
+        """Whether nothing is left: every trial that was run has finished, and every sample is drawn."""
         return not (self.failed or self.samples_left or self.broke_off)
 
     @property
     def failed(self) -> tuple[TrialChange, ...]:
         """Trials that were run and are not TERMINATED."""
-        return tuple(
-            change
-            for change in self.changes
-            if change.was_run and change.status_after is not TrialStatus.TERMINATED
-        )
+        return tuple(change for change in self.changes if change.has_failed)
 
     def then(self, later: "CommitSummary") -> "CommitSummary":
-        """Join what one restore did and what the next did that drew the samples that were left."""
+        """Join this summary with that of the restore that then continued the search."""
         drawn = tuple(change for change in later.changes if change.status_before is None)
         return replace(
             later,
@@ -108,7 +109,7 @@ class CommitSummary:
 
     def table(self, width: int = TABLE_WIDTH) -> str:
         """Render before and after as plain text, for logs and terminals alike."""
-        from rich import box  # takes longer to import than a plan takes to make
+        from rich import box  # its import takes longer than a plan
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -129,14 +130,14 @@ class CommitSummary:
             table.add_row(*cells, printable(f"{change.action}: {change.note}"))
         return render(table, width)
 
-    def describe_changes(self, most: int | None = None) -> list[dict[str, Any]]:
-        """Return the changes as plain values of strict JSON; above `most`, those of trials that ran only.
+    def describe_changes(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the changes as plain values of strict JSON; above `limit`, only trials that were run.
 
         A metric that is NaN or infinite is the string "nan", "inf" or "-inf".
         """
         changes = self.changes
-        if most is not None and len(changes) > most:
-            changes = tuple(change for change in changes if change.was_run)[:most]
+        if limit is not None and len(changes) > limit:
+            changes = tuple(change for change in changes if change.was_run)[:limit]
         return [
             {
                 name: strict_json(getattr(value, "value", value))
@@ -146,15 +147,15 @@ class CommitSummary:
         ]
 
     def headline(self) -> str:
-        """Say in one sentence how it went."""
+        """Return the result in one sentence."""
         parts = []
-        for what, is_meant in (("resumed trials", False), ("samples drawn now", True)):
-            ran = [c for c in self.changes if c.was_run and (c.status_before is None) == is_meant]
-            failed = [c.trial_id for c in ran if c in self.failed]
-            if ran or not is_meant:
+        for what, is_new in (("resumed trials", False), ("samples drawn now", True)):
+            ran = [c for c in self.changes if c.was_run and (c.status_before is None) == is_new]
+            failed = [c.trial_id for c in ran if c.has_failed]
+            if ran or not is_new:
                 parts.append(f"{len(ran) - len(failed)} of {len(ran)} {what} finished")
             if failed:
-                parts.append(f"{len(failed)} did not ({', '.join(failed[:5])})")
+                parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
         text = f"{self.experiment}: {', '.join(parts)}"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
@@ -164,13 +165,14 @@ class CommitSummary:
             lost = describe_lost_searcher(self.experiment, self.samples_left, self.searcher_lost)
             text += f"; {lost}"
         elif self.samples_left:
-            text += f"; {self.samples_left} samples were never drawn"
+            were = "was" if self.samples_left == 1 else "were"
+            text += f"; {counted(self.samples_left, 'sample')} {were} never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
         return f"{text}; {where}."
 
 
 def render(table: "Table", width: int) -> str:
-    """Return a table as plain text, without the blanks that rich puts around it."""
+    """Return a table as plain text, without the empty lines that rich puts around it."""
     from rich.console import Console
 
     text = StringIO()
@@ -193,21 +195,20 @@ def summarise(
     """Put the rows before and after side by side, in the order of the plan.
 
     Args:
-        plan: What was planned.
+        plan: The plan.
         state_file: The state file that was added, if any.
-        before: The state the plan was made from.
-        after: The committed state; rows stand at the same places, those of drawn samples follow.
-        outcomes: How the last attempt of each trial ended, by trial id in the plan.
-        samples_left: Samples still not drawn; None if unknown.
+        before: The state that the plan was made from.
+        after: The committed state: the same rows in the same order, then those that the search added.
+        outcomes: The outcome of the last attempt of each trial, by trial id in the plan.
+        samples_left: As in `CommitSummary`.
         quarantined: Final ids of trials that were run and are in quarantine now.
-        broke_off: Why the one run did not come to its end, if it did not.
+        broke_off: As in `CommitSummary`.
     """
     known = len(before.trials)
     rows = {
         old.trial_id: (old, new)
         for old, new in zip(before.trials, after.trials[:known], strict=True)
     }
-    drawn = after.trials[known:]
     return CommitSummary(
         experiment=plan.experiment,
         restore_id=plan.restore_id,
@@ -221,14 +222,14 @@ def summarise(
                 _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id), broke_off)
                 for trial in plan.trials
             ),
-            *(_drawn(plan, trial) for trial in drawn),
+            *(_added(plan, trial) for trial in after.trials[known:]),
         ),
         quarantined=tuple(quarantined),
         broke_off=broke_off,
     )
 
 
-def _drawn(plan: RestorePlan, trial: Trial) -> TrialChange:
+def _added(plan: RestorePlan, trial: Trial) -> TrialChange:
     return TrialChange(
         trial_id=trial.trial_id,
         final_trial_id=trial.trial_id,
@@ -239,7 +240,7 @@ def _drawn(plan: RestorePlan, trial: Trial) -> TrialChange:
         iteration_after=trial.iteration,
         metric_before=None,
         metric_after=_metric(trial, plan.metric),
-        note="a sample that had not been drawn",
+        note="a sample that the search suggested now",
     )
 
 
@@ -254,10 +255,10 @@ def _change(
     note = trial.reason
     if trial.action in RUN_ACTIONS:
         if outcome is None:
-            ended = "the run broke off" if broke_off else "its runner ended without a word"
-            note = ended if after != before else "never got to run"
+            ended = "the run broke off" if broke_off else NO_OUTCOME
+            note = ended if after != before else "was not started"
         elif outcome.error:
-            note = f"{outcome.error_type}: {outcome.error}".removeprefix(": ")
+            note = outcome.describe_error()
     return TrialChange(
         trial_id=trial.trial_id,
         final_trial_id=after.trial_id,
@@ -276,7 +277,7 @@ def _metric(trial: Trial, name: str | None) -> float | None:
     value = follow_metric(trial.last_result, name) if name else None
     try:
         return float(value) if isinstance(value, int | float) else None
-    except OverflowError:  # JSON knows larger integers than there are floats
+    except OverflowError:  # an integer in JSON may be larger than any float
         return None
 
 

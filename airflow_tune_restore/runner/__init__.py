@@ -1,1 +1,1 @@
-"""Runs one trial where Ray runs: the only room that imports ray. See `__main__` for the command line."""
+"""The program that runs one attempt with Ray. See `__main__` for its command line."""

@@ -1,10 +1,10 @@
-"""`python -m airflow_tune_restore.runner`: runs one attempt of one trial, or checks that it could.
+"""`python -m airflow_tune_restore.runner`: runs one attempt of one trial, or checks its arguments.
 
     run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
     check --trainable NAME --trainable-name RECORDED [--import MODULE]… [--param-space NAME]
           [--search-alg NAME] [--experiment URI] [--ignore-tuner]
 
-Credentials come from the environment. Nothing but ray, pyarrow and fsspec is needed.
+Credentials come from the environment. It needs only ray, pyarrow and fsspec.
 """
 
 import argparse
@@ -21,23 +21,24 @@ from airflow_tune_restore.protocol.request import (
     EXIT_INTERRUPTED,
     EXIT_REFUSED,
     RunnerRequest,
+    TrialAction,
 )
 from airflow_tune_restore.runner import unbroken_stdout
 from airflow_tune_restore.runner.heartbeat import FencedError
-from airflow_tune_restore.runner.signals import StopSignals, ToldToStopError
+from airflow_tune_restore.runner.signals import StopRequestedError, StopSignals
 from airflow_tune_restore.storage.fs import open_store
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # its tables tell of one trial only
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use our interpreter, whoever started it
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # SIGINT is taken as SIGTERM is, see signals
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables show one trial only
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this interpreter, even if uv started it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # SIGINT is handled like SIGTERM, see signals
 }
-"""Set for Ray unless the user's environment says otherwise."""
+"""Environment variables for Ray, unless the user sets them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code (see restore.request)."""
+    """Run the command line and return its exit code (see protocol.request)."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for name, value in DEFAULTS.items():
@@ -50,21 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
     except TuneRestoreError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_REFUSED
-    except ToldToStopError:
-        return EXIT_INTERRUPTED  # before there was anything to record
+    except StopRequestedError:
+        return EXIT_INTERRUPTED  # before the first heartbeat
     finally:
         if home := getattr(options, "home", None):
             shutil.rmtree(home, ignore_errors=True)
 
 
 def _run(options: argparse.Namespace) -> int:
-    stop = StopSignals()  # first of all: from here on a signal has an outcome
+    stop = StopSignals()  # first, so that every later signal leads to an outcome
     from airflow_tune_restore.runner.attempt import Attempt
     from airflow_tune_restore.runner.outcome import EXIT_CODES
 
     store = open_store(options.experiment)
     written = read_record(store, options.request, RunnerRequest.from_json)
-    request = replace(written, experiment=options.experiment)  # whatever place it names
+    request = replace(written, experiment=options.experiment)  # do not trust the URI in it
     return EXIT_CODES[Attempt(store, request, stop, options.parent_pid).run()]
 
 
@@ -78,7 +79,7 @@ def _check(options: argparse.Namespace) -> int:
         attempt=0,
         trainable=options.trainable,
         trainable_name=options.trainable_name,
-        action="resume",
+        action=TrialAction.RESUME,
         param_space=options.param_space,
         search_alg=options.search_alg,
         imports=options.imports,
@@ -97,9 +98,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run = commands.add_parser("run", help="run one attempt of one trial")
     run.add_argument("--experiment", required=True)
     run.add_argument("--request", required=True)
-    run.add_argument("--parent-pid", type=int, help="end when this process does")
-    run.add_argument("--home", help="directory of a detached runner, removed at its end")
-    check = commands.add_parser("check", help="say whether a trainable fits an experiment")
+    run.add_argument("--parent-pid", type=int, help="end when this process ends")
+    run.add_argument("--home", help="directory of a detached runner, removed at the end")
+    check = commands.add_parser("check", help="check whether a trainable fits an experiment")
     check.add_argument("--experiment")
     check.add_argument("--trainable", required=True)
     check.add_argument("--trainable-name", required=True)

@@ -1,8 +1,8 @@
-"""A stand-in for `__main__`, in which pickles find what the script of the experiment defined.
+"""A `__main__` in which pickles find the functions and classes of the experiment's script.
 
 A sweep that is started as `python sweep.py` defines its functions and classes in `__main__`. Some of
 Ray's searchers pickle them by name (ray.tune.search.optuna.OptunaSearch.save, 2.60). `Tuner.restore`
-finds them, for the same script calls it; here that script is one of the modules that the user names.
+finds them because the same script calls it. Here, the script is one of the modules that the user names.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _MainModule(ModuleType):
-    """Has what the user's modules define, and what Python itself keeps in `__main__`."""
+    """Has the names of the user's modules, and the names that Python itself sets in `__main__`."""
 
     def __init__(self, own: ModuleType, users: Sequence[str]) -> None:
         super().__init__(own.__name__)
@@ -28,15 +28,15 @@ class _MainModule(ModuleType):
         raise AttributeError(name)
 
     def __repr__(self) -> str:
-        """Return what pickle shows when a name is missing."""
-        return f"<the script of the experiment, looked for in {', '.join(self._users)}>"
+        """Return the text that pickle shows if a name is missing."""
+        return f"<the script of the experiment, searched in {', '.join(self._users)}>"
 
 
 def stand_in(names: Sequence[str]) -> None:
-    """Let `__main__` have what these modules define; the first that has a name wins.
+    """Give `__main__` the names of these modules; the first module that has a name wins.
 
     Args:
-        names: As users give them: `package.module:attribute`, or a module. They may be imported later.
+        names: `package.module:attribute`, or a module. They may be imported later.
     """
     own = sys.modules["__main__"]
     users = list(dict.fromkeys(name.partition(":")[0] for name in names))

@@ -1,8 +1,8 @@
-"""What trials ask for now, computed before there is a Ray to run them.
+"""The present resource requests of trials, computed before Ray starts.
 
-The trainable of now decides, not the recorded row: Ray asks its class anew for every trial that it
-restores (ray.tune.experiment.trial.Trial.create_placement_group_factory, 2.60). So does this, by that
-very method.
+The present trainable decides, not the recorded row: Ray calls the class of the trainable for every trial
+that it restores (ray.tune.experiment.trial.Trial.create_placement_group_factory, 2.60). This module calls
+the same method.
 """
 
 import copy
@@ -22,47 +22,47 @@ if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
     from ray.tune.experiment import Trial
 
-    from airflow_tune_restore.runner.tune.controller import Scope
+    from airflow_tune_restore.runner.tune.controller import AttemptContext
 
 Asked = dict[str, "PlacementGroupFactory"]
-"""What each trial asks for, by its recorded id."""
+"""The resource request of each trial, by its recorded id."""
 
-UNDRAWN = "not drawn yet"
-"""Stands for the id of a sample of an experiment that has no trials."""
+FIRST_SAMPLE = "first sample"
+"""In the place of a trial id, for an experiment that has no trials yet."""
 
 logger = logging.getLogger(__name__)
 
 
-def read_rows(scope: "Scope") -> list[str]:
-    """Return the rows of the trials that a run is sized for, as Ray's JSON; none if there is no state.
+def read_rows(context: "AttemptContext") -> list[str]:
+    """Return the rows of the trials that set the size of a private Ray; none if there is no state.
 
     Raises:
         RunnerError: If the state cannot be read.
     """
-    key = scope.source_key
+    key = context.source_key
     if key is None:
         return []
-    body = scope.store.get(key, max_bytes=layout.MAX_STATE_BYTES)
+    body = context.store.get(key, max_bytes=layout.MAX_STATE_BYTES)
     try:
         rows = [row for row, _metadata in json.loads(body)["trial_data"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunnerError(
-            f"{key} could not be restored: it makes no sense ({error}). Nothing was run."
+            f"{key} could not be restored: it is not a valid state ({error}). Nothing was run."
         ) from error
-    return [row for row in rows if scope.sizes(row)]
+    return [row for row in rows if context.counts_for_size(row)]
 
 
 def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
-    """Return what each trial asks for now; of an experiment without trials, what a sample does.
+    """Return the present resource request of each trial; of a sample if there are no trials yet.
 
     Args:
-        trainable: What the user gave; it is registered with Tune, as Ray will do again.
+        trainable: The user's trainable; it is registered with Tune, as Ray will do again.
         rows: Trials, as Ray's JSON.
-        param_space: What the references of a config are refreshed from, or None.
+        param_space: The source of references in configs, or None.
 
     Raises:
-        InvalidInputError: If asking the trainable fails, naming the trial.
-        RunnerError: If Ray can read none of the rows. One of many is left out, as it will be in the run.
+        InvalidInputError: If the trainable raises an error; the message has the trial.
+        RunnerError: If Ray cannot read any row. A single damaged row is left out, as in the run.
     """
     from ray.tune.experiment import Experiment, Trial
     from ray.tune.impl.placeholder import create_resolvers_map, inject_placeholders
@@ -90,16 +90,16 @@ def ask(trainable: Any, rows: Sequence[str], param_space: Any) -> Asked:
     if rows:
         return asked
     try:
-        return {UNDRAWN: _ask(Trial(name, trial_id=UNDRAWN))}
+        return {FIRST_SAMPLE: _ask(Trial(name, trial_id=FIRST_SAMPLE))}
     except InvalidInputError:
         logger.info(
-            "What a sample asks for depends on its config: nothing is sized by it beforehand."
+            "The resources of a sample depend on its config: the private Ray is not sized for them."
         )
         return {}
 
 
 def most(asked: Asked) -> dict[str, float]:
-    """Return the most that one trial asks for, of each resource."""
+    """Return the largest amount of each resource that one trial requests."""
     return most_of(factory.required_resources for factory in asked.values())
 
 
@@ -108,7 +108,7 @@ def _ask(trial: "Trial") -> "PlacementGroupFactory":
 
     recorded = trial.placement_group_factory
     with (
-        # Ray's trainers look there, for a hint only (train.data_parallel_trainer, 2.60)
+        # Ray's trainers call these, for a hint only (train.data_parallel_trainer, 2.60)
         replaced(ray, "available_resources", _machine),
         replaced(ray, "cluster_resources", _machine),
     ):
@@ -118,8 +118,8 @@ def _ask(trial: "Trial") -> "PlacementGroupFactory":
             if recorded is None:
                 raise _refusal(trial, error) from error
             logger.warning(
-                "Trial %s cannot be asked for its resources before there is a Ray; it is taken to ask "
-                "for what was recorded: %s",
+                "The resources of trial %s cannot be computed before Ray starts; its recorded ones are "
+                "used: %s",
                 *(trial.trial_id, error),
             )
             return recorded
@@ -127,22 +127,22 @@ def _ask(trial: "Trial") -> "PlacementGroupFactory":
             raise _refusal(trial, error) from error
     factory = trial.placement_group_factory
     if not factory.head_bundle_is_empty and factory.bundles[0].get("object_store_memory"):
-        # it would break the run off (ray._common.utils.resources_from_ray_options, 2.60)
+        # it would end the run (ray._common.utils.resources_from_ray_options, 2.60)
         raise InvalidInputError(
-            f"Trial {trial.trial_id} asks for object_store_memory in the bundle that it runs in itself, "
-            "which Ray refuses. Ask for it in another bundle (tune.PlacementGroupFactory), or not at all."
+            f"Trial {trial.trial_id} requests object_store_memory in its own bundle, which Ray refuses. "
+            "Request it in another bundle (tune.PlacementGroupFactory), or not at all."
         )
     return factory
 
 
 def _refusal(trial: "Trial", error: Exception) -> InvalidInputError:
     return InvalidInputError(
-        f"Trial {trial.trial_id}: asking {trial.trainable_name} for its resources failed with "
-        f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}. Mend what it asks for "
-        "(default_resource_request, tune.with_resources), so that it takes the config of this trial."
+        f"Trial {trial.trial_id}: the resource request of {trial.trainable_name} failed with "
+        f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}. Correct it "
+        "(default_resource_request, tune.with_resources), so that it accepts the config of this trial."
     )
 
 
 def _machine() -> dict[str, float]:
-    """Return what a Ray of this machine has at least."""
+    """Return the least resources of a Ray on this machine."""
     return {"CPU": float(os.cpu_count() or 1)}

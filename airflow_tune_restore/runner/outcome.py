@@ -1,11 +1,11 @@
-"""How an attempt ended, as the record that outlives it."""
+"""How an attempt ended, and the record of it."""
 
 import logging
 import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import airflow_tune_restore.protocol.request as contract
 from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 METRIC_LIMIT = 20
 INTERRUPTED = "Interrupted"
-"""Stands in for the type of an exception where an attempt was told to stop."""
+"""The error type of an attempt that was asked to stop, in the place of the type of an exception."""
 
-_OURS, _SHIELD = Path(__file__).parents[1], Path(__file__).with_name("searcher.py")
+_RUNNER, _SHIELD = Path(__file__).parents[1], Path(__file__).with_name("searcher.py")
 
 _AUTOFILLED = frozenset(
     "training_iteration timestamp checkpoint_dir_name should_checkpoint done trial_id date "
@@ -37,10 +37,17 @@ _AUTOFILLED = frozenset(
 )
 
 
+class Ending(NamedTuple):
+    """How an attempt ended: its result, and type and message of its error ("" without an error)."""
+
+    result: Result
+    error_type: str = ""
+    error: str = ""
+
+
 def build_outcome(
     request: RunnerRequest,
-    result: Result,
-    error: tuple[str, str],
+    ending: Ending,
     *,
     trial: Any,
     started_at: str,
@@ -48,25 +55,31 @@ def build_outcome(
     resources: dict[str, float] | None = None,
     text: str = "",
 ) -> RunnerOutcome:
-    """Build the record; `trial` is Ray's, None if it never came to one.
+    """Build the record of an attempt.
 
-    `resources` are what it needs, if they are the reason that it was not run. `text` is all that is told
-    of the error that ended the run, of a TuneError with the traceback in it.
+    Args:
+        request: The attempt.
+        ending: How it ended.
+        trial: Ray's trial; None if it was not restored.
+        started_at: ISO 8601 UTC.
+        ray_version: Version that ran it.
+        resources: What the trial requests, if its pod or job was too small for it.
+        text: The full text of the error that ended the run; that of a TuneError holds its traceback.
     """
-    # `trial.last_result` would ask a Ray that may be gone for what a trial without results has: for ever
+    # for a trial without results, `trial.last_result` would wait for a Ray that may have ended
     last = trial.run_metadata.last_result if trial is not None else {}
-    failure = _failure(result, error, trial, text)
+    failure = _failure(ending, trial, text)
     return RunnerOutcome(
         restore_id=request.restore_id,
         trial_id=request.trial_id,
         attempt=request.attempt,
-        result=result.value,
+        result=ending.result,
         status=trial.status if trial is not None else "",
         final_trial_id=trial.trial_id if trial is not None else request.trial_id,
         iteration=whole_iteration(last.get("training_iteration")),
         metrics=scalar_metrics(last, None),
-        error_type=error[0],
-        error=error[1][:ERROR_LENGTH],
+        error_type=ending.error_type,
+        error=ending.error[:ERROR_LENGTH],
         cause=failure.cause.value if failure is not None else "",
         place=failure.place if failure is not None else "",
         resources=resources or {},
@@ -77,20 +90,20 @@ def build_outcome(
 
 
 def error_of_run(error: BaseException) -> tuple[str, str]:
-    """Return type and message of what ended a run.
+    """Return type and message of the error that ended a run.
 
-    Ray raises a TuneError that has the traceback for its text, in place of an exception in a callback,
-    searcher or scheduler (ray.tune.execution.tune_controller.TuneController._on_result, 2.60), and does
-    so again at every level. The message names the function that Ray Tune had called, if it raised.
+    Ray replaces an exception in a callback, searcher or scheduler by a TuneError whose text is the
+    traceback (ray.tune.execution.tune_controller.TuneController._on_result, 2.60), and does so again at
+    every level. The returned message has the function that Ray Tune called and that raised, if any.
     """
-    # by its name: Ray may be what cannot be imported
+    # by its name, because Ray may be missing
     while type(error).__name__ == "TuneError" and error.__context__ is not None:
         error = error.__context__
     return type(error).__name__, f"{error}{_called_by_tune(error)}"
 
 
 def _called_by_tune(error: BaseException) -> str:
-    """Return where an error comes from that a callback, stopper, searcher or scheduler has raised."""
+    """Return a hint if a callback, stopper, searcher or scheduler raised the error; "" otherwise."""
     ray = sys.modules.get("ray")
     if ray is None or isinstance(error, TuneRestoreError):
         return ""
@@ -98,11 +111,11 @@ def _called_by_tune(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) != _SHIELD  # it stands between Ray and the user's searcher
+        if Path(frame.filename) != _SHIELD  # it is between Ray and the user's searcher
     ]
     of_tune = [n for n, frame in enumerate(frames) if Path(frame.filename).is_relative_to(tune)]
     called = frames[of_tune[-1] + 1 :] if of_tune else []
-    if not called or Path(called[0].filename).is_relative_to(_OURS):
+    if not called or Path(called[0].filename).is_relative_to(_RUNNER):
         return ""
     frame = called[0]
     return (
@@ -126,14 +139,15 @@ def error_of(trial: Any) -> tuple[str, str]:
     return "Error", lines[-1] if lines else "unknown"
 
 
-def _failure(result: Result, error: tuple[str, str], trial: Any, text: str) -> Failure | None:
-    """Tell why it failed: the trial by Ray's text of it, the runner itself by its exception."""
+def _failure(ending: Ending, trial: Any, text: str) -> Failure | None:
+    """Return why a trial failed (from Ray's text), or why the runner failed (from its exception)."""
+    result, error_type, error = ending
     if result is Result.FAILED:
-        return classify(_text_of_error(trial) or error[1], type_name=error[0])
-    if error[0] == NoRoomError.__name__:
+        return classify(_text_of_error(trial) or error, type_name=error_type)
+    if error_type == NoRoomError.__name__:
         return Failure(cause=Cause.NO_ROOM)
-    if result is Result.INTERRUPTED and error[0] not in ("", INTERRUPTED):
-        return classify(text or error[1], type_name=error[0])
+    if result is Result.INTERRUPTED and error_type not in ("", INTERRUPTED):
+        return classify(text or error, type_name=error_type)
     return None
 
 
@@ -141,14 +155,14 @@ def _text_of_error(trial: Any) -> str:
     try:
         return trial.get_error() or ""
     except (OSError, ValueError) as error:
-        logger.warning("error.txt could not be read, its exception must do: %s", error)
+        logger.warning("error.txt could not be read; its exception is used instead: %s", error)
         return ""
 
 
 def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]:
-    """Return what the user reported, scalars only, the experiment's metric first."""
+    """Return the scalars that the trainable reported, the experiment's metric first."""
     if not result:
-        return {}  # nothing ran, perhaps for want of Ray
+        return {}  # nothing ran, perhaps because Ray is missing
     from ray._private.dict import flatten_dict
 
     scalars = {
@@ -164,7 +178,7 @@ def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]
 
 
 def _plain(scalar: Any) -> Any:
-    """Return a number of numpy or torch as Python's."""
+    """Return a number of numpy or torch as a Python number."""
     return scalar.item() if hasattr(scalar, "item") else scalar
 
 

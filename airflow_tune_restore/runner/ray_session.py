@@ -1,4 +1,4 @@
-"""The Ray an attempt runs on: a private one of the trial's size, or a cluster that is there already."""
+"""The Ray that an attempt runs on: a private one of the trial's size, or an existing cluster."""
 
 import logging
 import math
@@ -15,24 +15,24 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the driver of a submitted job (ray.job_config, 2.60)."""
 
 OBJECT_STORE_BYTES = 200 * 1024**2
-"""Ray takes 30 % of the machine by default, which a dozen runners on it cannot all have."""
+"""Ray's default is 30 % of the machine, which is too much for several runners on one machine."""
 
 
 TRIAL_ENV = {"PL_DISABLE_FORK": "1"}
-"""What Tune gives every trial (ray.tune.execution.class_cache.DEFAULT_ENV_VARS, 2.60)."""
+"""The environment that Tune gives every trial (ray.tune.execution.class_cache.DEFAULT_ENV_VARS, 2.60)."""
 
 STARTS = 3
-"""How often a private Ray is started before its attempt is given up. Ray waits 30 s for its raylet, which
-is fixed (ray._private.node, 2.60) and too short where many start at once on a busy node (seen)."""
+"""Tries to start a private Ray before the attempt fails. Ray waits 30 s for its raylet (fixed in
+ray._private.node, 2.60), which can be too short if many start at once on a busy node."""
 
 logger = logging.getLogger(__name__)
 
 
 def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
-    """Start or join Ray; `ray.shutdown` ends either. A private one is as large as what is asked for."""
+    """Start a private Ray of the requested size, or join a cluster. `ray.shutdown` ends both."""
     import ray
 
-    with signals.kept():
+    with signals.without_ray_handler():
         if request.address is not None:
             ray.init(
                 address=request.address,
@@ -44,22 +44,22 @@ def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
 
 
 def join_early(request: RunnerRequest) -> None:
-    """Join the cluster before Tune is imported, and have a worker started meanwhile.
+    """Join the cluster before Tune is imported, and start a worker at the same time.
 
-    A worker takes as long to start as Tune to be imported. Ray gives one that has not run anything to
-    the next actor of its job with the same runtime_env (raylet/worker_pool.cc, 2.60): the trial's. If it
-    does not fit (the trial is on another node), it idles for a second and ends.
+    The start of a worker takes as long as the import of Tune. Ray gives an unused worker to the next
+    actor of its job with the same runtime_env (raylet/worker_pool.cc, 2.60), which is the trial's. If
+    the trial is on another node, the worker ends after a second.
     """
     connect(request, {})
     import ray
 
     never = ray.remote(num_cpus=0, runtime_env={"env_vars": TRIAL_ENV})(_never_run).remote()
-    time.sleep(0.1)  # until the worker is asked for
+    time.sleep(0.1)  # until the worker is requested
     ray.cancel(never)
 
 
 def _never_run() -> None:
-    """Is cancelled before it runs."""
+    """Do nothing: the task is cancelled before it runs."""
 
 
 def start(**options: Any) -> None:
@@ -69,26 +69,26 @@ def start(**options: Any) -> None:
     for left in reversed(range(STARTS)):
         try:
             ray.init(**options)
-        except Exception as error:  # noqa: BLE001  Ray has no narrower one for this
+        except Exception as error:  # noqa: BLE001  Ray raises no narrower class here
             if not left:
                 raise
-            logger.warning("Ray did not start, trying again: %s", error)
+            logger.warning("Ray did not start; trying again: %s", error)
             ray.shutdown()
         else:
             return
 
 
 def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, Any]:
-    """Return the arguments of a Ray as large as what is asked for, in whole CPUs, GPUs and others."""
+    """Return the arguments of `ray.init` for the requested size, in whole CPUs, GPUs and others."""
     amounts = {name: math.ceil(amount) for name, amount in asked.items()}
     cpus, gpus = amounts.pop("CPU", 1), amounts.pop("GPU", 0)
     if request.trial_id == WHOLE_EXPERIMENT:
-        # as many trials side by side as fit, as Ray would; in a pod, `cpu_count` tells of its node
+        # as many trials at once as fit, as in Ray; in a pod, `cpu_count` is that of the node
         cpus = max(cpus, int(os.environ.get("TUNE_RESTORE_CPUS") or os.cpu_count() or 1))
     memory = amounts.pop("memory", 0)
     store = _object_store(amounts.pop("object_store_memory", 0))
     return {
-        "address": "local",  # never a cluster that happens to be named in the environment
+        "address": "local",  # never a cluster from RAY_ADDRESS
         "num_cpus": max(1, cpus),
         "num_gpus": _gpus(gpus) if gpus else None,
         "resources": amounts or None,
@@ -101,9 +101,9 @@ def _private(request: RunnerRequest, asked: Mapping[str, float]) -> dict[str, An
 
 
 def _gpus(asked: int) -> int:
-    """Return as many GPUs as there are and Ray may use.
+    """Return the requested number of GPUs, at most those that exist and are visible.
 
-    Ray starts with no more than it may use, but with any number that are not there
+    Ray checks the number against the visible GPUs, but not against those that exist
     (ray._private.resource_and_label_spec, 2.60).
     """
     from ray._private import accelerators
@@ -115,10 +115,10 @@ def _gpus(asked: int) -> int:
 
 
 def _object_store(asked: int) -> int:
-    """Return the bytes of the object store: as set, and as asked for if half the machine holds that.
+    """Return the bytes of the object store: the usual size, and a request of at most half the memory.
 
-    Both, for Ray does not give a trial what objects take up already. The other half is for the trials;
-    one that asks for more is refused for want of room.
+    The sum, because Ray does not give used bytes to a trial. The other half of the machine is for the
+    trials: a larger request is refused, because no node can hold it.
     """
     from ray._private import utils
 
@@ -127,9 +127,9 @@ def _object_store(asked: int) -> int:
 
 
 def _memory(asked: int, object_store: int) -> int:
-    """Return the memory of a private Ray: what is free, or what is asked for if the machine has that.
+    """Return the memory of a private Ray: the free memory, or the request if the machine has as much.
 
-    What happens to be free at the start decides nothing: the trials of other tasks may end any time.
+    Free memory alone must not decide: trials of other tasks may end at any time.
     """
     from ray._private import utils
 
@@ -143,14 +143,14 @@ def is_job() -> bool:
 
 
 def is_own_job(request: RunnerRequest) -> bool:
-    """Whether the job was submitted for this attempt, to run it on the job's own cluster."""
+    """Whether this process is a job that runs the attempt on the job's own cluster."""
     return is_job() and request.address is not None
 
 
 def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
-    """Let the cluster's workers import what we can import; a private Ray inherits it."""
+    """Let workers of the cluster import the same modules; a private Ray inherits the environment."""
     if is_job():
-        return None  # its runtime_env is that of its workers, too
+        return None  # its workers have the same runtime_env
     return request.runtime_env or _own_path()
 
 

@@ -1,7 +1,7 @@
-"""What tasks learn of their trials from storage, and how they ask the run of all to stop one.
+"""Progress that the runner writes for followers, and stop requests that it reads from them.
 
-A task reads one small object; the run lists one directory. Both happen every few seconds in a thread of
-their own, so that a slow store never slows the training down.
+A follower reads one small object; the runner lists one directory. Both happen every few seconds, in a
+thread, so that a slow store does not slow down the training.
 """
 
 import logging
@@ -15,13 +15,13 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 FLUSH_SECONDS = 2.0
 KEPT_REPORTS = 200
-"""A follower that looks every few seconds misses none of these."""
+"""Enough for a follower that reads every few seconds."""
 
 logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Writes progress for followers and reads their wishes, until it is stopped."""
+    """Writes progress for followers, and reads their stop requests, until it is stopped."""
 
     def __init__(self, store: ObjectStore, request: RunnerRequest) -> None:
         self._store = store
@@ -32,18 +32,18 @@ class Reporter:
             lambda: deque(maxlen=KEPT_REPORTS)
         )
         self._counts: dict[str, int] = defaultdict(int)
-        self._news: set[str] = set()
+        self._unwritten: set[str] = set()
         self._stops: set[str] = set()
         self._taken: set[str] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is left, and end."""
+        """Write the last progress and stop the thread."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -53,19 +53,20 @@ class Reporter:
         with self._lock:
             self._reports[owner].append(progress)
             self._counts[owner] += 1
-            self._news.add(owner)
+            self._unwritten.add(owner)
 
-    def take_stops(self) -> list[str]:
-        """Return the trials that were asked to stop since the last call."""
+    def new_stop_requests(self) -> list[str]:
+        """Return the ids of trials that were asked to stop since the last call."""
         with self._lock:
             wanted = sorted(self._stops - self._taken)
             self._taken.update(wanted)
         return wanted
 
     def flush(self) -> None:
-        """Write what is new; when it returns, all that was added before is written.
+        """Write all results that were added before this call.
 
-        One at a time: the outcome of a trial follows its last words, and older words never come last.
+        One thread at a time, so that an older record never replaces a newer one. Call it before the
+        outcome of a trial is written.
         """
         with self._writing:
             while (owner := self._next_owner()) is not None:
@@ -73,12 +74,12 @@ class Reporter:
                     self._write(owner)
                 except BaseException:
                     with self._lock:
-                        self._news.add(owner)
+                        self._unwritten.add(owner)
                     raise
 
     def _next_owner(self) -> str | None:
         with self._lock:
-            return self._news.pop() if self._news else None
+            return self._unwritten.pop() if self._unwritten else None
 
     def _write(self, owner: str) -> None:
         request = self._request
@@ -97,13 +98,15 @@ class Reporter:
             try:
                 self.flush()
                 if self._request.trial_id == layout.WHOLE_EXPERIMENT:
-                    self._look_for_stops()
+                    self._read_stop_requests()
             except (TuneRestoreError, OSError) as error:
-                logger.warning("Progress could not be written, the next try may: %s", error)
+                logger.warning(
+                    "The progress could not be written; it will be tried again: %s", error
+                )
             if ending:
                 return
 
-    def _look_for_stops(self) -> None:
+    def _read_stop_requests(self) -> None:
         directory = layout.stops_dir(self._request.restore_id, self._request.attempt)
         names = [entry.name.removesuffix(".json") for entry in self._store.list_dir(directory)]
         with self._lock:

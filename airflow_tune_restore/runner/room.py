@@ -1,7 +1,7 @@
-"""Whether there is room for a trial: on the nodes there are, were they all idle.
+"""Whether the present nodes, if idle, have room for a trial.
 
-A cluster that is busy has room, and the trial waits for it as in Ray. One that lacks a node that is large
-enough may get one from its autoscaler; so that is waited for, too, but not in silence and not for ever.
+On a busy cluster the trial waits, as in Ray. If no node is large enough, an autoscaler may add one: the
+trial waits for it with warnings, and only for a limited time.
 """
 
 import logging
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
 
 Node = Mapping[str, float]
-"""What a node has in all, by Ray's names."""
+"""All resources of a node, by Ray's names."""
 
 PATIENCE = "TUNE_RESTORE_ROOM_SECONDS"
-"""Environment variable: how long a trial that no node can hold waits for a larger node."""
+"""Environment variable: seconds that a trial which no node can hold waits for a larger node."""
 
 PATIENCE_SECONDS = 900.0
 LOOK_SECONDS = 5.0
@@ -39,10 +39,10 @@ def nodes() -> list[Node]:
 
 
 def has_room(asked: "PlacementGroupFactory", nodes: Sequence[Node]) -> bool:
-    """Whether these nodes might hold what is asked for, were they idle.
+    """Whether these nodes, if idle, may hold the request.
 
-    False is certain, True is not: bundles of different sizes are only counted one size at a time, and
-    summed up.
+    False is certain, True is not: each size of bundles is counted by itself, and then the sums are
+    compared.
     """
     bundles = _bundles(asked)
     spread = asked.strategy == "STRICT_SPREAD"
@@ -55,7 +55,7 @@ def has_room(asked: "PlacementGroupFactory", nodes: Sequence[Node]) -> bool:
 
 
 def how_often(bundle: Mapping[str, float], node: Node) -> int:
-    """Return how many of such bundles a node holds."""
+    """Return how many copies of a bundle a node holds."""
     return min(
         (int(node.get(name, 0.0) / amount + 1e-6) for name, amount in bundle.items() if amount),
         default=1,
@@ -65,23 +65,23 @@ def how_often(bundle: Mapping[str, float], node: Node) -> int:
 def _explain(
     trial_id: str, asked: "PlacementGroupFactory", nodes: Sequence[Node], where: str
 ) -> str:
-    """Describe what the trial asks for, and what the node has that comes nearest to it."""
+    """Describe the request of a trial, and the resources of the node that is nearest to it."""
     wanted = _sum(_bundles(asked))
     nearest = max(nodes, key=lambda node: _share(wanted, node))
     has = describe({name: nearest.get(name, 0.0) for name in wanted})
     which = f"The largest of its {len(nodes)} nodes" if len(nodes) > 1 else "It"
     return (
-        f"Trial {trial_id} asks for {describe_bundles(asked.bundles, asked.strategy)}, and {where}, even "
-        f"if idle, cannot hold that. {which} has {has}."
+        f"Trial {trial_id} requests {describe_bundles(asked.bundles, asked.strategy)}, and {where} "
+        f"cannot hold that, even if idle. {which} has {has}."
     )
 
 
 class RoomWatch:
-    """Looks after trials that wait and that no node can hold.
+    """Watches for waiting trials that no node can hold.
 
     Args:
-        patience_seconds: How long such a trial waits for a larger node.
-        where: What it runs on, for people.
+        patience_seconds: Seconds that such a trial waits for a larger node.
+        where: The Ray that it runs on, in words.
         monotonic: The clock.
     """
 
@@ -97,7 +97,7 @@ class RoomWatch:
 
     @classmethod
     def of(cls, request: RunnerRequest, monotonic: Callable[[], float] = time.monotonic) -> Self:
-        """Make the watch of an attempt. A private Ray gets no other node: nothing is waited for.
+        """Make the watch of an attempt. A private Ray never gets another node, so the wait is 0 s.
 
         Raises:
             InvalidInputError: If the environment variable is not a number.
@@ -117,9 +117,9 @@ class RoomWatch:
         waiting: Callable[[], Mapping[str, "PlacementGroupFactory"]],
         nodes: Callable[[], Sequence[Node]] = nodes,
     ) -> dict[str, str]:
-        """Warn of waiting trials without room; return those that have waited for too long, and why.
+        """Warn about waiting trials without room; return the reason for each that has waited too long.
 
-        Looks every `LOOK_SECONDS`, however often it is called.
+        Checks at most every `LOOK_SECONDS`.
         """
         now = self._monotonic()
         if now < self._next_look:
@@ -138,20 +138,20 @@ class RoomWatch:
             elif now - self._warned.get(trial_id, -math.inf) >= WARN_SECONDS:
                 self._warned[trial_id] = now
                 left = self._patience_seconds - waited
-                logger.warning("%s It waits for a larger node, %.0f s more at most.", why, left)
+                logger.warning("%s It waits for a larger node for at most %.0f s.", why, left)
         return given_up
 
     def _advice(self, waited: float) -> str:
-        less = "Ask for less in the trainable (tune.with_resources)"
+        less = "Request less in the trainable (tune.with_resources)"
         if not self._patience_seconds:
-            return f"{less}, or restore it where there is more: launcher='ray' or launcher='kubernetes'."
-        return (
-            f"It has waited {waited:.0f} s. {less}, or add a larger node; then run the task again."
-        )
+            return (
+                f"{less}, or restore on a larger machine: launcher='ray' or launcher='kubernetes'."
+            )
+        return f"It waited {waited:.0f} s. {less}, or add a larger node; then run the task again."
 
 
 def _bundles(asked: "PlacementGroupFactory") -> list[dict[str, float]]:
-    """Return what is to be placed, each on one node."""
+    """Return the bundles, each of which must be on one node."""
     return [_sum(asked.bundles)] if asked.strategy == "STRICT_PACK" else asked.bundles
 
 
@@ -164,5 +164,5 @@ def _sum(all_resources: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _share(wanted: Mapping[str, float], node: Node) -> float:
-    """Return how much of what is wanted a node has, of each resource at most all."""
+    """Return a score of how much of the wanted resources a node has; 1 for each that it has in full."""
     return sum(min(1.0, node.get(name, 0.0) / amount) for name, amount in wanted.items())

@@ -1,8 +1,8 @@
-"""Standard output and error that outlive whoever reads them.
+"""Standard output and error that survive the end of their reader.
 
-A runner prints into a pipe. Once its reader was killed, every print would raise BrokenPipeError: in the
-middle of a result, whose run Tune then gives up without a last snapshot (seen in 2.60), or in the handler
-of the signal that asks for that snapshot.
+A runner prints into a pipe. If the reader was killed, every print would raise BrokenPipeError: while a
+result is handled, which makes Tune end the run without a last snapshot (seen in 2.60), or in the handler
+of the signal that requests this snapshot.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def keep_open() -> None:
-    """Replace `sys.stdout` and `sys.stderr`; before anything keeps one of them, as logging does."""
+    """Replace `sys.stdout` and `sys.stderr`. Call it before logging, which keeps a reference to them."""
     sys.stdout = _unbreakable(1)
     sys.stderr = _unbreakable(2)
 
@@ -23,10 +23,10 @@ def _unbreakable(descriptor: int) -> io.TextIOWrapper:
 
 
 class _Descriptor(io.FileIO):
-    """A file descriptor that becomes /dev/null when nobody reads it any more."""
+    """A file descriptor that becomes /dev/null when its reader is gone."""
 
     def write(self, data: Any, /) -> int:
-        """Write, or drop what nobody would read."""
+        """Write the data, or drop it if there is no reader."""
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -18,9 +18,11 @@ from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_search import (
     Search,
+    build_item,
     build_search,
-    find_experiments,
-    say_found,
+    log_evidence,
+    log_found,
+    survey,
 )
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
@@ -136,16 +138,16 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         if "error" in event:
             raise AirflowFailException(event["error"])
         found: list[dict[str, Any]] = event["experiments"]
-        say_found(found, self.log)  # type: ignore[arg-type]  # Airflow's own kind of logger
+        log_found(found, self.log)  # type: ignore[arg-type]  # Airflow's own kind of logger
         return found
 
     def _look(self) -> list[dict[str, Any]]:
+        log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
-            return find_experiments(
-                self._search(),
-                health=parse_health(self.health),
-                log=self.log,  # type: ignore[arg-type]  # Airflow's own kind of logger
-            )
+            search, wanted = self._search(), parse_health(self.health)
+            found = [report for report in survey(search, log) if report.health in wanted]
+        log_evidence(found, log)
+        return [build_item(search.place, report) for report in found]
 
     def _search(self) -> Search:
         return build_search(

@@ -1,4 +1,4 @@
-"""Ray's view of the place a store is rooted at: what `Tuner.restore` is given."""
+"""The arguments that `Tuner.restore` gets for the root of a store."""
 
 import os
 from typing import TYPE_CHECKING
@@ -13,15 +13,15 @@ _BY_PYARROW = frozenset({"s3", "gs", "gcs", "hdfs"})
 """Schemes pyarrow resolves from the environment. Ray then writes rows as it always does."""
 
 _IN_URLS = "/!$&'()*+,;=:@"
-"""What a URL's path may hold beside letters and digits; pyarrow refuses or decodes all else."""
+"""Allowed in the path of a URL beside letters and digits; pyarrow refuses or decodes all else."""
 
 
 def arrow_filesystem(uri: str) -> "tuple[FileSystem | None, str]":
     """Return `(storage_filesystem, path)` for `Tuner.restore(path, storage_filesystem=…)`.
 
-    The filesystem is None where Ray resolves the URL by itself, with its options. Otherwise it wraps
-    fsspec's, made from the environment and the options alone: it is pickled into the experiment state, so
-    it must carry no credential.
+    The filesystem is None where Ray resolves the URL by itself, with its options. Otherwise it wraps that
+    of fsspec, made from the environment and the options alone: it is pickled into the experiment state,
+    so it must not carry credentials.
 
     Raises:
         InvalidInputError: If the scheme is unknown, its package is not installed, or its options cannot
@@ -44,7 +44,7 @@ def arrow_filesystem(uri: str) -> "tuple[FileSystem | None, str]":
 
 
 def _by_pyarrow(location: Location) -> "tuple[FileSystem | None, str]":
-    """Leave a URL to Ray; one that is none by the letter (`my sweep`, `größe`) is taken apart for it."""
+    """Leave a valid URL to Ray; split one that is not strictly valid (`my sweep`, `größe`)."""
     if quote(location.place, safe=_IN_URLS) == location.place:
         return None, str(location)
     from pyarrow.fs import FileSystem

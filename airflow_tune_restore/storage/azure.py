@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
 from airflow_tune_restore.storage.options import BOOLEAN, Option
 
 if TYPE_CHECKING:
@@ -21,12 +20,12 @@ AUTHORITY = Option(
 
 
 class AzureStore(FsspecStore):
-    """Azure Blob Storage through adlfs, which asks nobody but its blob service, and only with TLS."""
+    """Azure Blob Storage through adlfs, which uses only the blob service, and only with TLS."""
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "enable_tls": Option("(?i:true|1)", "true: adlfs uses TLS only"),
         "blob_storage_authority": AUTHORITY,
-        # what pyarrow asks about directories, and how it writes: neither is done here
+        # for pyarrow's directories and writes, which this store does not use
         "dfs_storage_authority": AUTHORITY,
         "background_writes": BOOLEAN,
     }
@@ -35,10 +34,10 @@ class AzureStore(FsspecStore):
     def client_arguments(
         cls, options: Mapping[str, str], given: "AbstractFileSystem | None"
     ) -> dict[str, Any]:
-        """Return what options mean to adlfs.
+        """Return the options as arguments of adlfs.
 
         Raises:
-            InvalidInputError: If the account is not known, or comes with an endpoint of its own.
+            InvalidInputError: If the account is unknown, or has an endpoint of its own.
         """
         authority = options.get("blob_storage_authority")
         if authority is None:
@@ -53,23 +52,22 @@ class AzureStore(FsspecStore):
         if connected or not account:
             raise InvalidInputError(
                 "The option blob_storage_authority of an abfs:// address needs the name of an account. "
-                "Set AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS token or a service principal, and no "
+                "Set AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS token or a service principal, not a "
                 "connection string, which has an endpoint of its own."
             )
         is_suffix = authority.startswith(".")  # as in pyarrow (AzureOptions, 26)
         return {"account_host": f"{account}{authority}" if is_suffix else f"{authority}/{account}"}
 
     def _children(self, prefix: str) -> Iterable[Entry]:
-        """List by ourselves: a directory's zero-byte marker hides all that is in it from adlfs.
+        """List without adlfs: the zero-byte marker of a directory hides its content from adlfs.
 
-        (2026.8: `ls` asks for the prefix without its slash, and takes the marker for the whole answer.)
+        (2026.8: `ls` requests the prefix without its slash, and takes the marker for the whole answer.)
         """
         found: Iterable[Entry] = self._wait_for(self._walk, prefix)
         return found
 
     async def _walk(self, prefix: str) -> list[Entry]:
-        container, _, below = prefix.partition("/")
-        below = f"{below}/" if below else ""
+        container, below = split_bucket(prefix)
         async with self._fs.service_client.get_container_client(container) as client:
             found = client.walk_blobs(name_starts_with=below, include=["metadata"], delimiter="/")
             return [_entry(item, below) async for item in found]
@@ -87,16 +85,16 @@ class AzureStore(FsspecStore):
             except ResourceNotFoundError as error:
                 raise FileNotFoundError(path) from error
 
-    def _server_time(self) -> datetime | None:
-        stamp = self._wait_for(self._ask_the_time)
-        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+    def _server_date(self) -> str | None:
+        stamp: str | None = self._wait_for(self._date_of_listing)
+        return stamp
 
-    async def _ask_the_time(self) -> str | None:
-        container, _, below = self._root.partition("/")
+    async def _date_of_listing(self) -> str | None:
+        container, below = split_bucket(self._root)
         stamps: list[str | None] = []
         async with self._fs.service_client.get_container_client(container) as client:
             pages = client.list_blobs(
-                name_starts_with=f"{below}/" if below else "",
+                name_starts_with=below,
                 results_per_page=1,
                 raw_response_hook=lambda answer: stamps.append(
                     answer.http_response.headers.get("Date")

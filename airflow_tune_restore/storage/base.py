@@ -1,4 +1,4 @@
-"""What we ask of a store: few verbs, so that a local disk and every object store can do them.
+"""The contract of a store: few verbs, so that a local disk and every object store can do them.
 
 A store is rooted at a URI; keys are relative to it, use `/` and never start with one.
 Compare-and-swap is deliberately missing: neither local disks nor pyarrow have it.
@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 PIECE_BYTES = 8 * 1024 * 1024
-"""About as much as a stream yields at once."""
+"""About the size of one piece of a stream."""
 
 OWN_DIRECTORY = ".tune_restore"
-"""Only this package writes below it: on disks no link there is followed."""
+"""Only this package writes below it. On disks, links there are not followed."""
 
 
 class Entry(NamedTuple):
@@ -23,12 +23,11 @@ class Entry(NamedTuple):
         is_dir: Whether it is a prefix. Zero-byte directory markers are folded into their prefix.
         size_bytes: Size of the object; 0 for a prefix.
         modified_at: Aware UTC time of the last write by the store's own clock; None for prefixes
-            on object stores, and where the store does not tell.
-        etag: The store's version tag of the content, or "" where it has none.
+            on object stores, and where the store reports none.
+        etag: The store's version tag of the content; "" if it has none.
         is_link: Whether it is another name of a directory of this store: on disks, a symbolic link.
-        place: Where a linked directory lies that is none of this store; "" for all else. Two links may
-            lead to one place.
-
+        place: The place of a linked directory outside this store; "" otherwise. Two links may lead to
+            one place.
     """
 
     name: str
@@ -53,9 +52,9 @@ class ObjectStore(Protocol):
         ...
 
     def list_dir(self, path: str = "") -> list[Entry]:
-        """Return the direct children of `path`, sorted by name; empty if there is nothing there.
+        """Return the direct children of `path`, sorted by name; empty if there are none.
 
-        Always asks the store (no listing cache), never walks deeper.
+        Always sends a request (no listing cache), and does not walk deeper.
         """
         ...
 
@@ -64,32 +63,28 @@ class ObjectStore(Protocol):
 
         Raises:
             KeyNotFoundError: If it does not exist.
-            StorageError: If it is larger than `max_bytes` (of which one more is read at most).
-
+            StorageError: If it is larger than `max_bytes` (at most one byte more is read).
         """
         ...
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
-        """Yield what `get` would return piece by piece, all of one version and never held whole.
+        """Yield the object piece by piece, all of one version, without the whole object in memory.
 
         A store that cannot read this way yields it in one piece.
 
         Raises:
-            KeyNotFoundError: While it is iterated over, as `get` does.
-            StorageError: While it is iterated over, as `get` does.
-
+            KeyNotFoundError, StorageError: As `get`, while it is iterated over.
         """
         ...
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object, whole or not at all; of many racing callers exactly one succeeds.
 
-        Bodies must differ between callers (a nonce): some stores tell a client that repeats its own
-        successful write that the object exists, and only the body can say whose it is.
+        Bodies must differ between callers (a nonce): some stores answer a client that repeats its own
+        successful write that the object exists, and only the body shows whose it is.
 
         Raises:
             KeyExistsError: If it exists already.
-
         """
         ...
 
@@ -98,9 +93,9 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Delete an object; one that does not exist is no error."""
+        """Delete an object, if it exists."""
         ...
 
     def now(self) -> datetime:
-        """Return the UTC time by the store's own clock, or this machine's where it has none."""
+        """Return the UTC time by the store's own clock, or by this machine's if it has none."""
         ...

@@ -1,6 +1,6 @@
-"""What the exceptions of storage clients mean, told by their codes and never by words of their text.
+"""The meaning of exceptions of storage clients, by their codes and never by words of their text.
 
-A word of an error's text may as well come from a key, a bucket's name or a request id.
+A word in the text may come from a key, a bucket's name or a request id.
 """
 
 import re
@@ -45,7 +45,7 @@ def is_taken(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether AWS tells of a race that is still going on: nobody has won yet, ask again."""
+    """Whether AWS reports a race that is not decided yet (409): try again."""
     return not _CONFLICT.isdisjoint(_codes(error))
 
 
@@ -55,7 +55,7 @@ def is_empty_range(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Say in a sentence or two what an exception means, and what to do."""
+    """Describe in a sentence or two what an exception means, and what to do."""
     codes = frozenset(_codes(error))
     text = _first_words(error) or type(error).__name__
     if isinstance(error, PermissionError) or not (_DENIED | _NO_CREDENTIALS).isdisjoint(codes):
@@ -80,7 +80,7 @@ def _codes(error: BaseException) -> Iterator[str]:
             yield str(response.get("Error", {}).get("Code"))
             yield str(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
         if isinstance(current, OSError):
-            # pyarrow and gcsfs put their code into the text, the one amid it, the other before it
+            # pyarrow has its code inside the text, gcsfs at its start
             yield from re.findall(r"AWS Error ([A-Z_]+)", str(current))
             yield str(current).partition(":")[0]
         current = current.__cause__

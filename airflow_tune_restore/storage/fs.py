@@ -1,8 +1,7 @@
-"""From a path or URL to the store it names.
+"""Path or URL -> store.
 
-Credentials come from the environment, or inside an already authenticated filesystem (an Airflow
-connection); never from a URL. What a URL's options say of endpoint and region wins over both. Nothing is
-listed from a cache.
+Credentials come from the environment or from an authenticated filesystem (an Airflow connection), never
+from a URL. An endpoint or region in the options of a URL wins over both. Listings are never cached.
 """
 
 import os
@@ -38,13 +37,13 @@ def open_store(
     """Open the store rooted at a path or URL.
 
     Args:
-        uri: A local path, or any URL fsspec knows, without credentials, with options of pyarrow's.
+        uri: A local path, or any URL that fsspec supports, without credentials.
         filesystem: An authenticated fsspec filesystem to use instead of the environment.
         in_bulk: Many reads follow, or large ones: use the client that is best at those, if installed.
 
     Raises:
         InvalidInputError: If the URL cannot be used, or needs a package that is not installed.
-        StorageError: If what the environment says cannot be used.
+        StorageError: If the settings of the environment cannot be used.
     """
     if not uri.strip():
         raise InvalidInputError("The experiment URL is empty.")
@@ -58,7 +57,7 @@ def open_store(
         here = at_home(location.place)
         return LocalStore(Path(os.path.abspath(here)))  # noqa: PTH100  resolve() would follow links
     if not authority and scheme != "memory":
-        raise InvalidInputError(f"{uri} names no bucket; write {scheme}://bucket/path.")
+        raise InvalidInputError(f"{uri} does not name a bucket; write {scheme}://bucket/path.")
     location = location._replace(authority=authority, path=slash + path)
     store = _STORES.get(scheme, FsspecStore)
     if filesystem is None:
@@ -76,7 +75,7 @@ def options_of(location: Location) -> dict[str, str]:
     """Return the options of a URL, decoded.
 
     Raises:
-        InvalidInputError: If its store does not take them as they are written.
+        InvalidInputError: If its store does not accept them.
     """
     return read_options(location, _STORES.get(location.scheme, FsspecStore).OPTIONS)
 
@@ -85,9 +84,9 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
     """Open fsspec's filesystem for a URL, with the environment's credentials and no listing cache.
 
     Raises:
-        InvalidInputError: If nobody knows the scheme, its package is not installed, or its options
-            cannot be used.
-        StorageError: If what the environment says cannot be used.
+        InvalidInputError: If the scheme is unknown, its package is not installed, or its options cannot
+            be used.
+        StorageError: If the settings of the environment cannot be used.
     """
     import fsspec
 
@@ -135,7 +134,7 @@ def _reopened(
 
 
 def _refused_credentials(scheme: str) -> InvalidInputError:
-    """Say what stands before an `@`, but not the thing itself: it may be a secret."""
+    """Return the error for an address with `@`, without the part before it: it may be a secret."""
     if _STORES.get(scheme) is AzureStore:
         return InvalidInputError(
             f"{scheme}://…@… names an account or an Airflow connection. Here write "

@@ -1,8 +1,9 @@
-"""An `ObjectStore` over any fsspec filesystem; the clients that need more have a module each."""
+"""An `ObjectStore` over any fsspec filesystem. Clients that need more have their own modules."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_tune_restore.exceptions import (
@@ -30,7 +31,7 @@ class FsspecStore:
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
-    """What the URLs of such a store take after a `?`, by name."""
+    """The options that URLs of this store take after a `?`, by name."""
 
     def __init__(self, filesystem: "AbstractFileSystem", location: Location) -> None:
         self._fs: Any = filesystem
@@ -40,14 +41,14 @@ class FsspecStore:
     @classmethod
     def client_arguments(
         cls,
-        options: Mapping[str, str],  # noqa: ARG003  this store takes none
+        options: Mapping[str, str],  # noqa: ARG003  without options
         given: "AbstractFileSystem | None",  # noqa: ARG003
     ) -> dict[str, Any]:
-        """Return what options mean to the filesystem of fsspec, as arguments of its class.
+        """Return the options of a URL as arguments of the fsspec filesystem's class.
 
         Args:
-            options: By name, one of `OPTIONS` each.
-            given: The authenticated filesystem that they change; None for the environment's own.
+            options: By name; all are in `OPTIONS`.
+            given: The authenticated filesystem that they change; None for that of the environment.
         """
         return {}
 
@@ -75,7 +76,7 @@ class FsspecStore:
         return sorted(entries.values(), key=lambda entry: entry.name)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
-        """Return the whole object; of one that is too large, a byte too many is read at most."""
+        """Return the whole object; at most one byte more than `max_bytes` is read."""
         with self._translated("read", key):
             body = self._read(self._path(key), None if max_bytes is None else max_bytes + 1)
         if max_bytes is not None and len(body) > max_bytes:
@@ -89,8 +90,8 @@ class FsspecStore:
     def create(self, key: str, body: bytes) -> None:
         """Write a new object by a conditional put.
 
-        A client that repeats its own successful put is told that the object exists, so a body that is
-        already there counts as written: callers whose bodies could be equal put a nonce into them.
+        A client that repeats its own successful put gets the answer that the object exists, so a body
+        that is already there counts as written. Callers put a nonce into bodies that could be equal.
         """
         try:
             with self._translated("create", key):
@@ -110,23 +111,24 @@ class FsspecStore:
             self._delete(self._path(key))
 
     def now(self) -> datetime:
-        """Return the server's time where it tells it, else this machine's."""
-        with self._translated("ask the time of", ""):
-            return self._server_time() or datetime.now(UTC)
+        """Return the server's time if it reports it, else this machine's."""
+        with self._translated("get the time of", ""):
+            stamp = self._server_date()
+            return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else datetime.now(UTC)
 
     def _children(self, prefix: str) -> Iterable[Entry]:
-        self._fs.invalidate_cache(prefix)  # a filesystem that we were given may have a cache
+        self._fs.invalidate_cache(prefix)  # a given filesystem may have a cache
         for item in self._fs.ls(prefix, detail=True):
             if str(item["name"]).strip("/") != prefix.strip("/"):  # the directory's own marker
                 yield _entry(item)
 
     def _read(self, path: str, end: int | None) -> bytes:
         try:
-            # without a start s3fs asks for the size first
+            # without a start, s3fs requests the size first
             body: bytes = self._fs.cat_file(path, start=0, end=end)
         except Exception as error:
             if client_errors.is_empty_range(error):
-                return b""  # no byte of an empty object satisfies a range
+                return b""  # a range of an empty object is always refused
             raise
         return body
 
@@ -139,7 +141,8 @@ class FsspecStore:
     def _delete(self, path: str) -> None:
         self._fs.rm_file(path)
 
-    def _server_time(self) -> datetime | None:
+    def _server_date(self) -> str | None:
+        """Return the `Date` header of an answer of the server; None if it has none."""
         return None
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:  # noqa: ARG002  for GCS
@@ -161,24 +164,30 @@ class FsspecStore:
 
     @contextlib.contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:
-        """Turn whatever a client raises into our errors."""
+        """Translate the exceptions of clients into the errors of this package."""
         where = self._location.at(key)
         try:
             yield
         except TuneRestoreError:
             raise
-        except Exception as error:  # every client has a tree of its own
+        except Exception as error:  # every client has its own classes
             if self._is_bucket_missing(verb, error):
                 bucket = self._root.partition("/")[0]
                 raise StorageError(
-                    f"Cannot {verb} {where}: there is no bucket {bucket!r}. "
-                    "Check its name, and whose account the credentials belong to."
+                    f"Cannot {verb} {where}: the bucket {bucket!r} does not exist. "
+                    "Check its name, and the account of the credentials."
                 ) from error
             if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
                 raise KeyNotFoundError(self.uri, key) from error
             if verb == "create" and client_errors.is_taken(error):
                 raise KeyExistsError(self.uri, key) from error
             raise StorageError(f"Cannot {verb} {where}: {client_errors.explain(error)}") from error
+
+
+def split_bucket(place: str) -> tuple[str, str]:
+    """Return the bucket of a place, and the prefix of the keys below it, with its slash."""
+    bucket, _, below = place.partition("/")
+    return bucket, f"{below}/" if below else ""
 
 
 def _entry(item: dict[str, Any]) -> Entry:
@@ -196,7 +205,7 @@ def _entry(item: dict[str, Any]) -> Entry:
 
 
 def _as_time(value: Any) -> datetime | None:
-    """Return when an object was written; None where that is not a time: it must not hide the others."""
+    """Return when an object was written; None if that is not a time: it must not hide the others."""
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
 from airflow_tune_restore.storage.options import ENDPOINT, SCHEME, WORD, Option, endpoint_url
 
 if TYPE_CHECKING:
@@ -22,10 +21,10 @@ class GcsStore(FsspecStore):
         "scheme": SCHEME,
         "endpoint_override": ENDPOINT,
         "project_id": WORD,
-        # gcsfs tries six times, and waits 36 s in between at most (gcsfs.retry.retry_request, 2026.10)
+        # gcsfs tries six times, and waits at most 36 s in all (gcsfs.retry.retry_request, 2026.10)
         "retry_limit_seconds": Option(
             r"(?:[4-9]\d|[1-9]\d{2,5})(?:\.\d+)?",
-            "40 or more: gcsfs cannot be told to give up sooner, and does not try for longer",
+            "40 or more: gcsfs always tries for up to 36 s, and not longer",
         ),
     }
 
@@ -35,24 +34,23 @@ class GcsStore(FsspecStore):
         options: Mapping[str, str],
         given: "AbstractFileSystem | None",  # noqa: ARG003
     ) -> dict[str, Any]:
-        """Return what options mean to gcsfs.
+        """Return the options as arguments of gcsfs.
 
         Raises:
-            InvalidInputError: If Google itself is to be asked without TLS.
+            InvalidInputError: If requests to Google itself would go without TLS.
         """
         endpoint = endpoint_url(options)
         if endpoint is None and options.get("scheme") == "http":
             raise InvalidInputError(
-                "The option scheme=http of a gs:// address goes with endpoint_override only: Google is "
-                "not asked without TLS. Leave it out."
+                "The option scheme=http of a gs:// address needs endpoint_override: requests to Google "
+                "itself always use TLS. Remove the option."
             )
         arguments = {"endpoint_url": endpoint, "project": options.get("project_id")}
         return {name: value for name, value in arguments.items() if value}
 
     def _children(self, prefix: str) -> Iterator[Entry]:
-        """List by ourselves: gcsfs finds nothing where there is no bucket, and does not say so."""
-        below = prefix.partition("/")[2]
-        below = f"{below}/" if below else ""
+        """List without gcsfs, which returns an empty listing if the bucket does not exist."""
+        _, below = split_bucket(prefix)
         for _, page in self._pages(prefix=below, delimiter="/"):
             for name in page.get("prefixes", ()):
                 yield Entry(name=name.removeprefix(below).rstrip("/"), is_dir=True)
@@ -76,15 +74,13 @@ class GcsStore(FsspecStore):
             parameters["pageToken"] = page["nextPageToken"]
 
     def _first_page(self) -> tuple[Mapping[str, str], dict[str, Any]]:
-        below = self._root.partition("/")[2]
-        return next(self._pages(prefix=f"{below}/" if below else "", maxResults=1))
+        return next(self._pages(prefix=split_bucket(self._root)[1], maxResults=1))
 
-    def _server_time(self) -> datetime | None:
-        stamp = self._first_page()[0].get("Date")
-        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+    def _server_date(self) -> str | None:
+        return self._first_page()[0].get("Date")
 
     def _is_bucket_missing(self, verb: str, error: Exception) -> bool:
-        """Tell the two kinds of "not found" apart: gcsfs keeps the answer's words from us."""
+        """Distinguish a missing bucket from a missing object: gcsfs drops the text of the answer."""
         if not isinstance(error, FileNotFoundError):
             return False
         if verb not in ("read", "delete"):

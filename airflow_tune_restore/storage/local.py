@@ -1,8 +1,8 @@
 """An `ObjectStore` on a local or mounted disk.
 
-Whoever can write to a shared disk can put a link anywhere. Ray follows them, and so do we, in what is
-Ray's. Below `.tune_restore` no link is followed, to read, write or delete: each directory on the way is
-opened by itself (`O_NOFOLLOW`), so that nobody can swap one for a link between a look and a write.
+Anyone who can write to a shared disk can create links there. In Ray's files links are followed, as Ray
+does. Below `.tune_restore` links are never followed, whether to read, write or delete: each directory on
+the way is opened by itself (`O_NOFOLLOW`), so that it cannot be replaced by a link between check and use.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.storage.base import OWN_DIRECTORY, PIECE_BYTES, Entry, ObjectStore
 
 TEMPORARY = ".tmp-"
-"""Names of half-written files; listings leave them out."""
+"""Prefix of half-written files; listings leave them out."""
 
 _CANNOT_BE_FOLLOWED = (errno.ELOOP, errno.ENAMETOOLONG)
-"""A link leads to itself, or to a name that no disk can hold; whatever a store does, nothing is there."""
+"""Errors of a link that leads to itself, or to a name that a disk cannot hold: it leads nowhere."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _ANY_FILE_MODE = 0o666
 
 
 class _Place(NamedTuple):
-    """Where a key lies: an open directory and a name in it."""
+    """The place of a key: an open directory and a name in it."""
 
     directory: int
     name: str
@@ -84,7 +84,7 @@ class LocalStore:
             return file.read(size)
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
-        """Yield the object piece by piece; a file that is replaced meanwhile is read to its own end."""
+        """Yield the object piece by piece; a file that is replaced meanwhile is still read to its end."""
         with self._opened(key, max_bytes) as (file, left):
             while piece := file.read(min(left, PIECE_BYTES)):
                 left -= len(piece)
@@ -102,7 +102,7 @@ class LocalStore:
                     follow_symlinks=False,
                 )
             except FileExistsError as error:
-                # NFS repeats a request whose answer was lost, and is told that its own link exists
+                # NFS repeats a request whose answer was lost, and then finds its own link
                 if _status(temporary).st_nlink < 2:  # noqa: PLR2004
                     if stat.S_ISLNK(_status(target).st_mode):
                         raise LinkRefusedError(self._path(key).as_posix()) from error
@@ -121,18 +121,18 @@ class LocalStore:
             )
 
     def delete(self, key: str) -> None:
-        """Delete an object; of a link, the link."""
+        """Delete an object; a link itself, not its target."""
         path = self._path(key)
         try:
             with self._opened_directory(path.parent) as directory:
                 os.unlink(path.name, dir_fd=directory)
         except (FileNotFoundError, NotADirectoryError):
-            return  # it is gone, or below a file, where there is nothing
+            return  # it is gone, or below a file, where nothing can be
         except OSError as error:
             raise _failure(f"delete {path}", error) from error
 
     def now(self) -> datetime:
-        """Return this machine's time: a disk has no clock of its own."""
+        """Return this machine's time: a disk does not have its own clock."""
         return datetime.now(UTC)
 
     @contextlib.contextmanager
@@ -145,27 +145,27 @@ class LocalStore:
             yield found
 
     def _entry(self, item: "os.DirEntry[str]") -> Entry | None:
-        """Return what a listing shows of one entry; None if nothing is there that could be read.
+        """Return one entry of a listing; None if it cannot hold content.
 
-        A link that cannot be followed must not hide the others, whatever is wrong where it leads. Where
-        it is this disk that fails, all fail: without the time of what is written to, it would look dead.
+        A link that cannot be followed must not hide the other entries. But if this disk itself fails, the
+        listing fails: without the times of writes, a live experiment would look dead.
         """
         try:
-            if item.is_dir():  # which the listing itself says
+            if item.is_dir():  # known from the listing itself
                 return self._directory_entry(item)
             status = item.stat()
         except FileNotFoundError:
-            return None  # deleted while we looked, or a link to nothing
+            return None  # deleted meanwhile, or a link to nothing
         except OSError as error:
             if not item.is_symlink():
                 raise
             if error.errno == errno.ENOTDIR:
-                return None  # it leads through a file: to nothing, too
-            return Entry(name=item.name, is_dir=False)  # who reads it is told, and nobody else
+                return None  # it leads through a file, so to nothing
+            return Entry(name=item.name, is_dir=False)  # an error only for its readers
         return _file_entry(item.name, status)
 
     def _directory_entry(self, item: "os.DirEntry[str]") -> Entry:
-        """Return what a listing shows of a directory; if linked, whether it lies here, or where."""
+        """Return the entry of a directory; of a link, whether it leads inside this store, or where."""
         if not item.is_symlink():
             return Entry(name=item.name, is_dir=True)
         top, real = Path(os.path.realpath(self._top)), Path(os.path.realpath(item.path))
@@ -174,22 +174,22 @@ class LocalStore:
         return Entry(name=item.name, is_dir=True, place=real.as_posix())
 
     def _path(self, key: str) -> Path:
-        """Return where a key lies: always below the root, whoever made the key."""
+        """Return the path of a key, which is always below the root; keys are untrusted."""
         if key.startswith("/") or ".." in PurePosixPath(key).parts:
             raise InvalidInputError(f"{key!r} leads out of {self.uri}.")
         return self._root / key
 
     def _own_parts(self, path: Path) -> tuple[str, ...]:
-        """Return the part of a path that starts with `.tune_restore`, below the store that was opened."""
+        """Return the part of a path that starts with `.tune_restore`, below the root that was opened."""
         parts = path.relative_to(self._top).parts
         return parts[parts.index(OWN_DIRECTORY) :] if OWN_DIRECTORY in parts else ()
 
     @contextlib.contextmanager
     def _opened_directory(self, path: Path, *, make: bool = False) -> Iterator[int]:
-        """Open a directory: through links, but for those below `.tune_restore`.
+        """Open a directory, through links except below `.tune_restore`.
 
         Raises:
-            LinkRefusedError: If one of these is a link; OSError if it cannot be opened.
+            LinkRefusedError: If there is a link below; OSError if it cannot be opened.
         """
         own = self._own_parts(path)
         base = path.parents[len(own) - 1] if own else path
@@ -213,16 +213,15 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _opened(self, key: str, max_bytes: int | None) -> Iterator[tuple[BufferedReader, int]]:
-        """Open a file, and return how much of it is read: who appends meanwhile is not followed."""
+        """Open a file, and return how much of it is read: bytes appended meanwhile are not."""
         path = self._path(key)
         try:
-            # by an opener, for fdopen leaves the descriptor of a directory open
+            # by an opener, because fdopen leaves the descriptor of a directory open
             with open(path, "rb", opener=lambda *_: self._open_file(path)) as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise KeyNotFoundError(
-                        self.uri, key
-                    )  # a pipe, a device: no object, as in listings
+                    # a pipe or a device is not an object, as in listings
+                    raise KeyNotFoundError(self.uri, key)
                 size = status.st_size
                 if max_bytes is not None and size > max_bytes:
                     raise TooLargeError(f"{path} holds {size} bytes; at most {max_bytes} are read.")
@@ -242,7 +241,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _temporary(self, key: str, body: bytes) -> Iterator[tuple[_Place, _Place]]:
-        """Write the whole body beside its target, on the disk before it gets its name."""
+        """Write the whole body to a file beside its target, and sync it before it gets its name."""
         path = self._path(key)
         try:
             with self._opened_directory(path.parent, make=True) as directory:
@@ -259,24 +258,24 @@ class LocalStore:
 
 
 def _failure(what: str, error: OSError) -> StorageError:
-    """Return the error for what could not be done, told apart from a store that fails."""
+    """Return the error for an action that failed; a broken link differs from a failing disk."""
     kind = CannotBeFollowedError if error.errno in _CANNOT_BE_FOLLOWED else StorageError
     return kind(f"Cannot {what}: {error.strerror}.")
 
 
 def _own_entry(item: "os.DirEntry[str]") -> Entry | None:
-    """Return what a listing below `.tune_restore` shows: of a link, that its name is taken."""
+    """Return one entry of a listing below `.tune_restore`; of a link, only that its name is taken."""
     try:
         if item.is_dir(follow_symlinks=False):
             return Entry(name=item.name, is_dir=True)
         return _file_entry(item.name, item.stat(follow_symlinks=False))
     except FileNotFoundError:
-        return None  # deleted while we looked
+        return None  # deleted meanwhile
 
 
 def _file_entry(name: str, status: os.stat_result) -> Entry | None:
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-        return None  # a pipe or a device has no content that could be read to its end
+        return None  # a pipe or a device has no end
     return Entry(
         name=name,
         is_dir=False,
@@ -287,7 +286,7 @@ def _file_entry(name: str, status: os.stat_result) -> Entry | None:
 
 
 def _open_unlinked(place: _Place, flags: int, path: Path) -> int:
-    """Open what is itself there, and not what a link of its name leads to.
+    """Open a file or directory itself, without following a link.
 
     Raises:
         LinkRefusedError: If it is a link; OSError if it cannot be opened.
@@ -312,13 +311,13 @@ def _make(name: str, directory: int) -> bool:
 
 
 def _give_to_owner_of(directory: int, new: int) -> None:
-    """Let what root makes belong to whoever owns the directory: he must be able to go on there.
+    """Give a file or directory that root makes to the owner of its directory.
 
     A runner may have that account, and so may the driver of the next sweep.
     """
     if os.geteuid() == 0:
         owner = os.fstat(directory)
-        # a disk lets nobody give anything away, or the owner has no number in this container
+        # some disks forbid it, or the owner does not exist in this container
         with contextlib.suppress(OSError):
             os.fchown(new, owner.st_uid, owner.st_gid)
 
@@ -338,7 +337,7 @@ def _status(place: _Place) -> os.stat_result:
 
 
 def _as_time(seconds: float) -> datetime | None:
-    """Return when a file was written; None where that is no year of ours, which disks may hold."""
+    """Return when a file was written; None if the time is out of range, which disks may hold."""
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

@@ -1,9 +1,8 @@
 """A path or URL, taken apart so that no character of it is lost.
 
-`urlsplit` loses some: it ends a path at `?` and `#`, forgets those that nothing follows, and drops line
-breaks. To every store we open they are characters of a key like any other. Only a `?` that `name=`
-follows begins the options of a URL, as pyarrow takes them. Whatever has to tell a path from a URL, or to
-take a name or a place below from one, asks here.
+`urlsplit` loses some: it ends a path at `?` and `#`, drops either at the end of a text, and drops line
+breaks. In a store they are ordinary characters of a key. Only a `?` that is followed by `name=` starts
+the options of a URL, as in pyarrow. All code that splits or joins paths and URLs uses this module.
 """
 
 import re
@@ -14,11 +13,11 @@ from urllib.parse import unquote
 from airflow_tune_restore.exceptions import InvalidInputError
 
 LOCAL_SCHEMES = frozenset({"", "file", "local"})
-"""What names a place on this machine; "" stands for a plain path."""
+"""Schemes of places on this machine; "" stands for a plain path."""
 
 _OPTIONS = re.compile(r"\?(?=[^/?=]*=|(?:endpoint_override|region|scheme)(?:&|$))")
-"""Where options begin. A `?` alone stays a character of its key (`why?`, `q?r`), as stores allow it; but
-an endpoint whose value was forgotten must not become the end of a key that AWS is asked for."""
+"""The start of options. Any other `?` is a character of its key (`why?`, `q?r`), as stores allow it. But
+an endpoint without a value must not become the end of a key, which would then go to AWS."""
 
 
 class Location(NamedTuple):
@@ -26,9 +25,9 @@ class Location(NamedTuple):
 
     Args:
         scheme: In lower case; "" for a plain path.
-        authority: What stands before the first slash: a bucket, perhaps after somebody and an `@`.
-        path: All the rest as it was written: from that slash on, or the whole plain path.
-        options: What follows the `?` of a URL, as it was written; "" for none. Paths have none.
+        authority: The part before the first slash: a bucket, possibly after a user and an `@`.
+        path: The rest as it was written: from that slash on, or the whole plain path.
+        options: The part after the `?` of a URL, as it was written; "" for none. Paths have none.
     """
 
     scheme: str
@@ -38,9 +37,9 @@ class Location(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Location":
-        """Take a path or URL apart. What begins as a path is one, though `://` follows somewhere.
+        """Split a path or URL. A text that starts as a path is one, even if it contains `://`.
 
-        No scheme has a slash in it (`/a://b`, `./a://b`), nor begins with somebody's home (`~x://y`).
+        A scheme has no slash in it (`/a://b`, `./a://b`), and does not start with a home (`~x://y`).
         """
         scheme, separator, rest = text.partition("://")
         if not separator or not scheme or "/" in scheme or scheme.startswith("~"):
@@ -51,7 +50,7 @@ class Location(NamedTuple):
 
     @property
     def place(self) -> str:
-        """All that follows the scheme, as filesystems take it: bucket and key, or a path."""
+        """The part after the scheme, as filesystems take it: bucket and key, or a path."""
         return self.authority + self.path
 
     @property
@@ -75,27 +74,27 @@ class Location(NamedTuple):
 
 
 def explain_percent(text: str) -> str:
-    """Return why nothing may be at a URL with `%20` in it, which Ray decodes and stores do not.
+    """Return a hint if a URL has `%20` or the like in it, which Ray decodes and stores do not; else "".
 
-    "" for any other. pyarrow decodes the path of every URL it is given (`FileSystem.from_uri`, 26).
+    pyarrow decodes the path of every URL (`FileSystem.from_uri`, 26).
     """
     location = Location.parse(text)
     decoded = location._replace(path=unquote(location.path))
     if not location.scheme or decoded == location:
         return ""
-    return f" (a % is a character of its name here, and Ray decodes it: perhaps it is '{decoded}')"
+    return f" (a % is a character of its name here, but Ray decodes it; did you mean '{decoded}'?)"
 
 
 def at_home(path: str) -> Path:
-    """Return a plain path, `~` and `~somebody` replaced by the home directory.
+    """Return a plain path, with `~` and `~user` replaced by the home directory.
 
     Raises:
-        InvalidInputError: If that is nobody's.
+        InvalidInputError: If that user or home directory does not exist.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise InvalidInputError(
-            f"{path}: there is no such user, or no home directory. A directory whose name begins with ~ "
-            f"is written ./{path}."
+            f"{path}: this user does not exist, or has no home directory. For a directory whose name "
+            f"starts with ~, write ./{path}."
         ) from error

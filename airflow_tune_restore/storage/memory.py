@@ -1,4 +1,4 @@
-"""A store in this process, with a clock that is given: for tests of what is built on stores."""
+"""A store in this process with a given clock, for tests of code that uses stores."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ class MemoryStore:
         self._objects.pop(self._root + key, None)
 
     def now(self) -> datetime:
-        """Return the time by the clock that was given."""
+        """Return the time by the given clock."""
         return self._clock()
 
 

@@ -1,7 +1,7 @@
 """The options of a URL (`s3://bucket/path?endpoint_override=…&region=…`), as pyarrow takes them.
 
-Names and meanings are those of `pyarrow.fs.FileSystem.from_uri`, 26, and so is their decoding. Unlike it
-we refuse what it passes over: an option given twice, and one without a value. `a=b&` has one option.
+Names, meanings and decoding are those of `pyarrow.fs.FileSystem.from_uri`, 26. But an option that is
+given twice or without a value is refused here, where pyarrow ignores it. `a=b&` has one option.
 """
 
 import re
@@ -17,8 +17,8 @@ class Option(NamedTuple):
     """An option that a store takes.
 
     Args:
-        pattern: What its decoded value must match as a whole.
-        words: The same for people.
+        pattern: Regular expression that its whole decoded value must match.
+        words: The same in words.
     """
 
     pattern: str
@@ -33,21 +33,21 @@ WORD = Option(r"[\w.:-]+", "a name")
 _SECRETS = re.compile(
     r"key|secret|token|password|credential|client|tenant|sas|sig|auth$", re.IGNORECASE
 )
-"""What names of options have in them whose values are secrets, or say who somebody is."""
+"""Parts of the names of options whose values are secrets or identities."""
 
 _WRITTEN = re.compile(r"(?:[\w.~!$'()*+,;:@/?=-]|%[0-9A-Fa-f]{2})*", re.ASCII)
-"""What a URL may hold there (RFC 3986); pyarrow refuses or drops all else."""
+"""Characters that a URL may hold there (RFC 3986); pyarrow refuses or drops others."""
 
 
 def read_options(location: Location, known: Mapping[str, Option]) -> dict[str, str]:
-    """Decode the options of a URL. No message repeats a value: it may be a secret.
+    """Decode the options of a URL. Messages never repeat a value: it may be a secret.
 
     Args:
         location: The URL.
-        known: What its store takes, by name.
+        known: The options of its store, by name.
 
     Raises:
-        InvalidInputError: If one is unknown, given twice, empty or unfit, or looks like a credential.
+        InvalidInputError: If one is unknown, given twice, empty or invalid, or looks like a credential.
     """
     where = f"{location.scheme}://{location.authority}{location.path}"
     if "@" in location.options:
@@ -82,7 +82,7 @@ def _unknown(name: str, where: str, known: Mapping[str, Option]) -> str:
         )
     return (
         f"The option {shown!r} of {where} is not known; {takes}. "
-        "No name in an address can have a ? in it that a = follows."
+        "A name in an address cannot hold a ? that is followed by a =."
     )
 
 

@@ -4,15 +4,14 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import client_errors
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.options import (
     BOOLEAN,
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 ONE_PUT_BYTES = 2 * 1024**3
-"""Conditions hold for single puts only (they race on multipart completion), so none is ever split."""
+"""Conditions hold only for single puts (multipart completions race), so puts are never split."""
 
 CONFLICT_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds to wait for the end of a race that AWS tells of (409) before asking again."""
+"""Seconds to wait for the end of a race that AWS reports (409) before the next try."""
 
 
 class S3Store(FsspecStore):
@@ -40,7 +39,7 @@ class S3Store(FsspecStore):
         "region": WORD,
         "scheme": SCHEME,
         "endpoint_override": ENDPOINT,
-        # buckets are neither made nor deleted here, nor is a write opened before it has a body
+        # without effect: buckets are neither made nor deleted, and a write is not opened without a body
         "allow_bucket_creation": BOOLEAN,
         "allow_bucket_deletion": BOOLEAN,
         "allow_delayed_open": BOOLEAN,
@@ -52,7 +51,7 @@ class S3Store(FsspecStore):
         ),
         "smart_defaults": Option(
             "legacy|standard|in-region|cross-region|mobile",
-            "legacy, standard, in-region, cross-region or mobile; auto would ask AWS",
+            "legacy, standard, in-region, cross-region or mobile; auto would send requests to AWS",
         ),
     }
 
@@ -60,16 +59,16 @@ class S3Store(FsspecStore):
     def client_arguments(
         cls, options: Mapping[str, str], given: "AbstractFileSystem | None"
     ) -> dict[str, Any]:
-        """Return what options mean to s3fs.
+        """Return the options as arguments of s3fs.
 
         Raises:
-            InvalidInputError: If the file of a certificate is not here.
+            InvalidInputError: If the certificate file does not exist.
         """
         certificate = options.get("tls_ca_file_path")
         if certificate and not Path(certificate).is_file():
             raise InvalidInputError(
-                f"The option tls_ca_file_path of an s3:// address names {certificate}, and there is no "
-                "such file on this machine. Each machine that opens the address needs it."
+                f"The option tls_ca_file_path of an s3:// address names {certificate}, which is not a "
+                "file on this machine. Each machine that opens the address needs it."
             )
         endpoint = endpoint_url(options)
         region = options.get("region")
@@ -86,9 +85,8 @@ class S3Store(FsspecStore):
         return {name: value for name, value in arguments.items() if value not in (None, {})}
 
     def _children(self, prefix: str) -> Iterator[Entry]:
-        """List by ourselves: s3fs lists the parent as well when there is nothing at the prefix."""
-        below = prefix.partition("/")[2]
-        below = f"{below}/" if below else ""
+        """List without s3fs, which also lists the parent if the prefix is empty."""
+        _, below = split_bucket(prefix)
         for page in self._pages(Prefix=below, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
                 yield Entry(name=item["Prefix"].removeprefix(below).rstrip("/"), is_dir=True)
@@ -125,19 +123,18 @@ class S3Store(FsspecStore):
     def _put(self, path: str, body: bytes) -> None:
         self._fs.pipe_file(path, body, chunksize=ONE_PUT_BYTES)
 
-    def _server_time(self) -> datetime | None:
-        # a listing below our prefix: HeadBucket is denied to those who may see that prefix only
-        below = self._root.partition("/")[2]
-        page = next(self._pages(Prefix=f"{below}/" if below else "", MaxKeys=1))
-        stamp = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else None
+    def _server_date(self) -> str | None:
+        # a listing below the prefix: HeadBucket is denied to accounts with rights on that prefix only
+        page = next(self._pages(Prefix=split_bucket(self._root)[1], MaxKeys=1))
+        stamp: str | None = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return stamp
 
 
 class ArrowStore(FsspecStore):
-    """A store through pyarrow, which cannot create exclusively: enough for a runner."""
+    """A store through pyarrow, which cannot create exclusively; that is enough for a runner."""
 
     def _read(self, path: str, end: int | None) -> bytes:
-        with self._fs.open(path, "rb") as file:  # its cat_file seeks, which a stream cannot
+        with self._fs.open(path, "rb") as file:  # its cat_file seeks, but this stream cannot
             body: bytes = file.read() if end is None else file.read(end)
             return body
 
@@ -149,15 +146,15 @@ class ArrowStore(FsspecStore):
 
 
 def s3_over_arrow(location: Location) -> "AbstractFileSystem | None":
-    """Open S3 through pyarrow: a Ray image has pyarrow, but not always s3fs. None without pyarrow."""
+    """Open S3 through pyarrow, because a Ray image may lack s3fs. None without pyarrow."""
     try:
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow.fs import FileSystem
     except ImportError:
         return None
     try:
-        # from_uri, as Ray does it: the constructor does not look at AWS_ENDPOINT_URL
+        # from_uri, as in Ray: the constructor ignores AWS_ENDPOINT_URL
         bucket = location._replace(scheme="s3", path="")
         return ArrowFSWrapper(FileSystem.from_uri(str(bucket))[0])
-    except (OSError, ValueError) as error:  # it may ask for the bucket's region
+    except (OSError, ValueError) as error:  # it may request the bucket's region
         raise StorageError(f"Cannot open {location}: {client_errors.explain(error)}") from error

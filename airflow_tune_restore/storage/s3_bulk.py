@@ -1,10 +1,9 @@
-"""S3 for many small reads at once, and large ones: reads through obstore, all else through s3fs.
+"""S3 for many small or large reads: reads go through obstore, all else through s3fs.
 
-Measured in benchmarks/scan_1000.py: a quarter of s3fs's processor time a request, which is what bounds
-a scan. Credentials, endpoint and region are asked of the s3fs client, however it came by them. What
-obstore cannot do as s3fs would (a proxy, an own certificate, smart defaults, a bucket in another region,
-requester pays)
-and every request it fails at goes through s3fs, whose errors we know how to explain.
+Measured in benchmarks/scan_1000.py: obstore takes a quarter of s3fs's processor time per request, which
+is the limit of a scan. Credentials, endpoint and region come from the s3fs client. Requests go through
+s3fs where obstore would differ from it (a proxy, an own certificate, smart defaults, a bucket in another
+region, requester pays), and after every error of obstore: `client_errors` explains the errors of s3fs.
 """
 
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.storage.base import PIECE_BYTES, Entry
+from airflow_tune_restore.storage.fsspec_store import split_bucket
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.s3 import S3Store
 
@@ -23,7 +23,7 @@ _RETRIES = 2
 """s3fs comes next, and has retries of its own."""
 
 _ASK_AGAIN = timedelta(minutes=5)
-"""How long obstore keeps credentials before it asks s3fs for them again."""
+"""How long obstore keeps credentials before it takes them from s3fs again."""
 
 
 class BulkS3Store(S3Store):
@@ -53,24 +53,23 @@ class BulkS3Store(S3Store):
         try:
             answer = self._client.get(path)
         except (BaseError, OSError, ValueError):
-            yield from super().stream(key, max_bytes=max_bytes)  # s3fs says what is wrong
+            yield from super().stream(key, max_bytes=max_bytes)  # s3fs shows what is wrong
             return
         if answer.meta["size"] > max_bytes:
             raise self._too_large(key, max_bytes)
         try:
             for piece in answer.stream(min_chunk_size=PIECE_BYTES):
                 yield bytes(piece)
-        except (BaseError, OSError) as error:  # obstore has tried again, and its words are many
+        except (BaseError, OSError) as error:  # obstore has retried; its message is long
             raise StorageError(
-                f"Cannot read {self._location.at(key)} to its end: the store broke off again and again, "
-                "or it was written anew meanwhile. Check the network, and whether its sweep still runs."
+                f"Cannot read {self._location.at(key)} to its end: the connection broke repeatedly, or "
+                "the object was replaced meanwhile. Check the network, and whether its sweep still runs."
             ) from error
 
     def _children(self, prefix: str) -> Iterator[Entry]:
         from obstore.exceptions import BaseError
 
-        below = prefix.partition("/")[2]
-        below = f"{below}/" if below else ""
+        _, below = split_bucket(prefix)
         try:
             found = self._client.list_with_delimiter(below)
             return iter([*_directories(found, below), *_objects(found, below)])
@@ -86,7 +85,7 @@ class BulkS3Store(S3Store):
                 body: bytes = answer.bytes().to_bytes()
                 return body
         except (BaseError, OSError, ValueError):
-            pass  # s3fs says what is wrong
+            pass  # s3fs shows what is wrong
         return super()._read(path, end)
 
 
@@ -110,7 +109,7 @@ def _objects(found: Any, below: str) -> list[Entry]:
 
 
 def can_read_in_bulk(filesystem: "AbstractFileSystem") -> bool:
-    """Whether obstore is installed, and would reach what this s3fs filesystem reaches."""
+    """Whether obstore is installed, and can do what this s3fs filesystem does."""
     try:
         import obstore  # noqa: F401
     except ImportError:
@@ -135,7 +134,7 @@ def _client(filesystem: Any, bucket: str) -> Any:
     client = filesystem.s3  # made, and connected, by s3fs
     region = client.meta.region_name or "us-east-1"
     endpoint = client.meta.endpoint_url
-    signer = client._request_signer  # noqa: SLF001  the one place that knows what s3fs signs with
+    signer = client._request_signer  # noqa: SLF001  the only place with the credentials of s3fs
 
     def credentials() -> Any:
         frozen = sync(filesystem.loop, signer._credentials.get_frozen_credentials)  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The self-test of what leases stand on: that of many creators of one key only one wins."""
+"""The self-test of a store: of several creators of one key, only one may win. Leases rely on it."""
 
 import secrets
 import threading
@@ -11,14 +11,14 @@ RACERS = 2
 
 
 def check_exclusive_create(store: ObjectStore) -> None:
-    """Refuse a store that lets two creators of one key both win; leases would be worth nothing there.
+    """Refuse a store where two creators of one key can both win: leases would not protect there.
 
-    They race: many clients only look whether the object exists and then write it, which
-    passes when they are asked one after the other. A client whose gap is too short to be hit in one race
-    passes this one, too; which stores held in thousands of races is said in docs/reliability.md.
+    The creators race, because many clients only check whether the object exists and then write it, which
+    works if one follows the other. A very short gap between check and write may pass this test;
+    docs/reliability.md lists the stores that passed thousands of races.
 
     Raises:
-        StorageError: If it does.
+        StorageError: If both win.
     """
     key = f"{OWN_DIRECTORY}/selftest-{secrets.token_hex(8)}"
     start = threading.Barrier(RACERS)

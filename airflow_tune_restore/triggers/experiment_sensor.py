@@ -8,11 +8,9 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.arguments import parse_health
-from airflow_tune_restore.hooks.experiment_search import build_item, say_why
+from airflow_tune_restore.hooks.experiment_search import build_item, log_evidence
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
-
-FIRST_EVENT_SECONDS = 10.0
-"""Airflow 3.3.2 fails tasks at random whose trigger fires sooner (seen: 4 of 40 at 3 s, 0 at 10 s)."""
+from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
 
 class ExperimentSensorTrigger(ExperimentPoller):
@@ -36,7 +34,7 @@ class ExperimentSensorTrigger(ExperimentPoller):
             if poll.refusal:  # waiting cannot mend it
                 yield TriggerEvent({"error": poll.refusal})
                 return
-            say_why(found, logging.getLogger(__name__))
+            log_evidence(found, logging.getLogger(__name__))
             place = self.search.place
             yield TriggerEvent({"experiments": [build_item(place, report) for report in found]})
             return

@@ -20,7 +20,7 @@ from airflow_tune_restore.experiments.health import (
     Health,
 )
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
-from airflow_tune_restore.hooks.experiment_search import build_search, say_why
+from airflow_tune_restore.hooks.experiment_search import build_search, log_evidence
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
 
@@ -117,7 +117,7 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
             dead = await asyncio.to_thread(_mark_dead, poll.reports, wanted)
             new = [report for key, mark, report in dead if reported.get(key) != mark]
             if new:
-                say_why(new, log)
+                log_evidence(new, log)
                 yield TriggerEvent(self._wake_up(new))
                 await asyncio.sleep(SETTLED_SECONDS)
             reported = _add_marks(reported, {key: mark for key, mark, _ in dead})

@@ -1,4 +1,4 @@
-"""Waits in the triggerer until a trial's Ray job has ended, and shows what it does meanwhile."""
+"""Waits in the triggerer until a trial's Ray job has ended, and shows its output meanwhile."""
 
 import asyncio
 import time
@@ -16,21 +16,21 @@ from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import stop_attempt
 from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.triggers.experiment_sensor import FIRST_EVENT_SECONDS
+from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
 from airflow_tune_restore.triggers.trial_poller import TrialPoller, TrialWatch
 
-LINES_A_TURN = 50
+LINES_PER_TURN = 50
 """Lines that are shown before other triggers have their turn."""
 
 
 class RayJobTrigger(BaseTrigger):
-    """Fires once: when the job has ended or is lost, or the trial has ended in a run of all.
+    """Fires once: when the job has ended or is lost, or when its trial has ended.
 
-    Results are read from storage, what else the job prints from the cluster, both shared with all other
-    triggers of this process. A triggerer that dies is followed by one that starts from here again, so
-    that lines may be shown twice, and none is missed. Killing the task (by hand, by clearing it, with its
-    DAG run) stops the job, or in a run of all this trial alone; a triggerer that ends stops nothing.
+    Results come from storage, other output of the job from the cluster. All triggers of this process
+    share both polls. When a triggerer dies, the next one starts here again: it may show lines twice, and
+    misses none. Killing the task (by hand, by clearing it, with its DAG run) stops the job. A triggerer
+    that ends stops nothing.
 
     Class path and arguments are a wire format. None is a secret.
 
@@ -40,10 +40,11 @@ class RayJobTrigger(BaseTrigger):
         experiment: Address of the experiment, with its connection id.
         restore_id: The restore.
         trial_id: Trial id in the plan.
-        attempt: The attempt the job runs; of the run of all, where there is one.
-        is_one_of_many: Whether the job runs all trials.
-        ends_with_job: Whether the job's end is waited for, and not the trial's own.
-        shows_output: Whether what the job prints is shown by this task.
+        attempt: The attempt that the job runs: of the trial, or of the whole-experiment run.
+        is_one_of_many: Whether the trial is one of many in a whole-experiment run. Then killing the task
+            stops this trial alone, and the job runs on.
+        ends_with_job: Whether the trigger waits for the end of the job, and not of the trial.
+        shows_output: Whether this task shows what the job prints.
         poll_interval: Seconds between two requests to the cluster.
         metric: The metric that is shown first.
     """
@@ -90,40 +91,43 @@ class RayJobTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait; the event says how much was shown, and storage and cluster what happened."""
+        """Wait; the event holds how much was shown, and `error` or `trouble` if the wait failed."""
         begun = time.monotonic()
         try:
             cluster = await asyncio.to_thread(RayJobsHook(self.ray_conn_id).cluster)
-            told = await self._wait(cluster)
-        except InvalidInputError as error:  # the connection was changed while we waited
-            told = {"error": printable(str(error), 4000)}
+            event = await self._wait(cluster)
+        except InvalidInputError as error:  # the connection was changed meanwhile
+            event = {"error": printable(str(error), 4000)}
         await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - begun)))
-        yield TriggerEvent({"restore_id": self.restore_id, "attempt": self.attempt, **told})
+        yield TriggerEvent({"restore_id": self.restore_id, "attempt": self.attempt, **event})
 
     async def on_kill(self) -> None:
-        """Stop the job, so that it saves a snapshot; unless the task waits on, elsewhere."""
+        """Stop the job, so that it saves a snapshot; not if the task still waits, elsewhere."""
         if await asyncio.to_thread(self._still_waits):
             return  # another triggerer has taken this trigger over
         if self.is_one_of_many:
-            self.log.info("Asking the run to stop this trial; the others go on.")
+            self.log.info("Asking the whole-experiment run to stop this trial; the others go on.")
         else:
             self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
         await asyncio.to_thread(self._stop)
 
     async def _wait(self, cluster: Cluster) -> dict[str, Any]:
-        trial = TrialWatch(self.trial_id, self.attempt, has_outcome_alone=not self.ends_with_job)
+        job = JobWatch(
+            submission_id=self.submission_id,
+            interval=self.poll_interval,
+            wants_log=self.shows_output,
+        )
+        trial = TrialWatch(
+            trial_id=self.trial_id,
+            attempt=self.attempt,
+            ends_with_outcome=not self.ends_with_job,
+            changed=job.changed,  # one thing to wait for
+        )
         async with AsyncExitStack() as stack:
-            watch = JobPoller.watch(
-                cluster,
-                self.submission_id,
-                interval=self.poll_interval,
-                wants_log=self.shows_output,
-            )
-            job = await stack.enter_async_context(watch)
+            await stack.enter_async_context(JobPoller.watch(job, cluster))
             await stack.enter_async_context(
-                TrialPoller.watch(self.experiment, self.restore_id, trial)
+                TrialPoller.watch(trial, self.experiment, self.restore_id)
             )
-            trial.changed = job.changed  # one thing to wait for
             while not (job.is_over or trial.has_ended):
                 await job.changed.wait()
                 job.changed.clear()
@@ -139,11 +143,9 @@ class RayJobTrigger(BaseTrigger):
         if broken := job.broken or trial.broken:
             raise broken
         if job.trouble and not job.is_over:
-            said = printable(job.trouble, 4000)
-            self.log.warning("%s It is asked again; the job runs on.", said)
+            self.log.warning("%s It is asked again; the job runs on.", printable(job.trouble, 4000))
         if job.log_trouble and job.log_trouble != self._log_trouble:
-            said = printable(job.log_trouble, 4000)
-            self.log.warning("%s The log is asked for again.", said)
+            self.log.warning("%s The log is read again.", printable(job.log_trouble, 4000))
         self._log_trouble = job.log_trouble
         results = NewestLines()
         for report in trial.take_reports():
@@ -154,12 +156,12 @@ class RayJobTrigger(BaseTrigger):
             await self._show_lines(log.newest.take(f"the whole log: {whole_log}"))
             self._offset = max(self._offset, log.length)
             if job.log_is_long:
-                self.log.info("What follows is shown when the job has ended; now: %s", whole_log)
+                self.log.info("The rest is shown when the job has ended; now: %s", whole_log)
 
     async def _show_lines(self, lines: Iterable[str]) -> None:
         for count, line in enumerate(lines, 1):
             self.log.info("%s", describe_line(line, self.metric))
-            if count % LINES_A_TURN == 0:
+            if count % LINES_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     def _stop(self) -> None:
@@ -173,10 +175,10 @@ class RayJobTrigger(BaseTrigger):
                 is_one_of_many=self.is_one_of_many,
             )
         except TuneRestoreError as error:
-            self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  said plainly
+            self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  expected
 
     def _still_waits(self) -> bool:
-        """Whether the task is deferred still: then nobody has killed it."""
+        """Whether the task is still deferred: then it was not killed."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
         ti = self.task_instance

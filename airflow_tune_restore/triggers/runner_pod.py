@@ -16,10 +16,7 @@ from airflow_tune_restore.hooks.pods_async import DescribingPodManager, PatientA
 from airflow_tune_restore.launch.kubernetes.api import describe_error, is_api_error, is_gone
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
 from airflow_tune_restore.launch.log_lines import describe_line
-
-FIRST_EVENT_SECONDS = 10.0
-"""An event that comes sooner fails tasks at random in Airflow 3.3.2: they are still queued
-(apache/airflow #66374, #67287)."""
+from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
 
 class RunnerPodTrigger(KubernetesPodTrigger):

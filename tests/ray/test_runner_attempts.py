@@ -28,7 +28,7 @@ def test_a_stopped_attempt_saves_a_snapshot_and_the_next_goes_on_without_gap_or_
     os.kill(process.pid, signal.SIGTERM)
     for line in process.lines():
         seen.append(line)
-        if "Told to stop" in line:
+        if "Stopping: saving" in line:
             break
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)  # a second one does not spoil the snapshot

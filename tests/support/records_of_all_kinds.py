@@ -8,6 +8,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import RecordUnreadableError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.planned import PlannedExperiment, read_planned
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import (
     ProgressTail,
@@ -61,6 +62,13 @@ def sample_plan() -> dict[str, Any]:
     made["choices"]["max_attempts"] = 3
     return made | {"warnings": ["odd"], "searcher_lost": "gone", "metric": "score", "mode": "max",
                    "samples_left": 2}  # fmt: skip
+
+
+def sample_planned() -> dict[str, Any]:
+    trial = {"trial_id": "bad", "action": "restart", "checkpoint": "checkpoint_000001",
+             "iteration": 3, "new_trial_id": "new"}  # fmt: skip
+    return {"base": {"name": STATE_NAME}, "trials": [trial], "continues_search": True,
+            "samples_left": 2, "searcher_lost": "gone"}  # fmt: skip
 
 
 def sample_request() -> dict[str, Any]:
@@ -126,6 +134,8 @@ _OF_ATTEMPT = ("r1", "bad", 1)
 RECORDS = [
     Kind(RestorePlan, layout.plan_key("r1"), "plan_key", sample_plan,
          lambda store: read_plan(store, "r1"), frozenset({"resources"})),
+    Kind(PlannedExperiment, layout.plan_key("r1"), "plan_key", sample_planned,
+         lambda store: read_planned(store, "r1")),
     Kind(RunnerRequest, layout.request_key(*_OF_ATTEMPT), "request_key", sample_request,
          _read_request, frozenset({"resources", "runtime_env"})),
     Kind(RunnerOutcome, layout.outcome_key(*_OF_ATTEMPT), "outcome_key", sample_outcome,

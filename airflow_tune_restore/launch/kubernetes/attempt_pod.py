@@ -102,18 +102,19 @@ class AttemptPods:
         if request is not None and self.deletes_ended:
             self.pods.delete(name_of(request))
 
-    def judge(
+    def get_outcome(
         self,
         store: ObjectStore,
         plan: RestorePlan,
         request: RunnerRequest,
         end: PodExit | None,
-    ) -> RunnerOutcome | PodLostError:
-        """Return how an attempt ended: as its runner says, or as Kubernetes does if that took it away.
+    ) -> RunnerOutcome:
+        """Return the outcome of an attempt.
 
-        The latter is written down, for the ledger and for later tries.
+        A disruption by Kubernetes is recorded, for the ledger and for later tries.
 
         Raises:
+            PodLostError: If Kubernetes took the pod away, or if it ended without an outcome.
             InvalidInputError: If the container could not be started as it was configured.
             RunnerError: If the runner refused and could not write so, or still runs.
             OvertakenError: If another try of the task runs the trial.
@@ -146,7 +147,7 @@ class AttemptPods:
         code = f", exit code {end.exit_code}" if end.exit_code is not None else ""
         said = f". It last said: {end.last_words}" if end.last_words and outcome is None else ""
         reason = f"{end.message.rstrip('. ')}{code}{said}"
-        return PodLostError(plan.experiment, request.trial_id, reason, cause.value)
+        raise PodLostError(plan.experiment, request.trial_id, reason, cause.value)
 
     def refuse_unstarted(
         self, store: ObjectStore, plan: RestorePlan, request: RunnerRequest, end: PodExit

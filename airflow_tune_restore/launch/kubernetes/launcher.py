@@ -131,7 +131,7 @@ class KubernetesLauncher:
             if is_refusal(error, run.name):
                 raise RunnerError(f"{failed} Nothing ran.") from error
             raise RunnerError(
-                f"{failed} If it was created all the same, delete it: {run.deletion}"
+                f"{failed} If it was created all the same, delete it: {run.stop_command}"
             ) from error
         return run
 
@@ -145,8 +145,8 @@ class KubernetesLauncher:
         return run if run.has_pod() else None
 
     def stop_command(self, request: RunnerRequest) -> str:
-        """Return the command that stops the run of an attempt: it deletes the pod."""
-        return self._run(request).deletion
+        """Return the shell command that stops the run of an attempt."""
+        return self._run(request).stop_command
 
     def _run(self, request: RunnerRequest) -> "KubernetesRun":
         return KubernetesRun(self._pods, request, self.start_seconds)
@@ -195,7 +195,7 @@ class KubernetesRun:
     Attributes:
         name: The pod's name.
         label: What the pod is, in the words that begin a message about it.
-        deletion: The command that deletes it.
+        stop_command: The shell command that deletes it.
     """
 
     def __init__(self, pods: NamedPods, request: RunnerRequest, start_seconds: float) -> None:
@@ -204,7 +204,7 @@ class KubernetesRun:
             f"{trial_label(request)} of {request.experiment}: pod {self.name} in namespace "
             f"{pods.namespace}"
         )
-        self.deletion = f"kubectl -n {pods.namespace} delete pod {self.name}"
+        self.stop_command = f"kubectl -n {pods.namespace} delete pod {self.name}"
         self._pods = pods
         self._start_seconds = start_seconds
         self._exit: PodExit | None = None
@@ -276,17 +276,19 @@ class KubernetesRun:
         """
         with self._plain_errors():
             if not self._pods.delete(self.name):
-                raise RunnerError(f"{self.label} could not be deleted. Delete it: {self.deletion}")
+                raise RunnerError(
+                    f"{self.label} could not be deleted. Delete it: {self.stop_command}"
+                )
             while self._pods.look(self.name) is None:
                 time.sleep(POLL_SECONDS)
 
     def exit(self) -> RunnerExit:
-        """Return how the runner exited, and delete the pod."""
+        """Return how the runner exited, the cause in the last line; the pod is deleted."""
         end = self._exit
         assert end is not None  # noqa: S101  called after `ENDED`
         self._pods.delete(self.name)
-        last = f". Its last words: {end.last_words}" if end.last_words else ""
-        return RunnerExit(exit_code=end.exit_code, message=f"{end.message}{last}")
+        message = f"{end.last_words}\n{end.message}".strip()
+        return RunnerExit(exit_code=end.exit_code, message=message)
 
     def _refuse_unusable(self, end: PodExit) -> None:
         """Delete a pod whose image or command can start no runner, and raise that."""
@@ -359,7 +361,7 @@ class KubernetesRun:
                 raise
             raise RunnerError(
                 f"{self.label} cannot be followed: {describe_outage(error).rstrip('.')}. It continues. "
-                f"Delete it: {self.deletion}"
+                f"Delete it: {self.stop_command}"
             ) from error
 
 

@@ -1,9 +1,10 @@
-"""A `KubernetesPodOperator` whose pod is a runner: what both operators that run one share."""
+"""A `KubernetesPodOperator` whose pod is a runner: the skeleton of both operators that run one."""
 
 import copy
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Never
@@ -11,15 +12,16 @@ from typing import Any, Never
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_text
-from airflow_tune_restore.exceptions import KeyExistsError, PodLostError
-from airflow_tune_restore.launch.kubernetes import pod_resources
-from airflow_tune_restore.launch.kubernetes.api import (
-    POLL_SECONDS,
-    describe_error,
-    is_gone,
+from airflow_tune_restore.exceptions import KeyExistsError
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS, describe_error, is_gone
+from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods, find_request
+from airflow_tune_restore.launch.kubernetes.pod_resources import (
+    GPU_RESOURCE,
+    OBJECT_STORE_BYTES,
+    PodSpecOptions,
+    trial_memory,
 )
-from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
-from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
 from airflow_tune_restore.launch.kubernetes.pod_spec import (
     GRACE_SECONDS,
     START_SECONDS,
@@ -28,6 +30,7 @@ from airflow_tune_restore.launch.kubernetes.pod_spec import (
     trial_label,
 )
 from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.operators.attempt_task import AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.kubernetes.pod_arguments import (
     check_env,
@@ -43,15 +46,16 @@ from airflow_tune_restore.operators.kubernetes.pod_template import (
 )
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.restore.claim import RunnerSettings
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
 
-LOG_SECONDS = 10
+CONCURRENT_TRIALS = 4
+
+LOG_FETCH_SECONDS = 10
+"""With `deferrable`: time between two readings of the log, by default."""
 
 
 class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
@@ -65,23 +69,34 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         python: Interpreter in the image that has Ray, this package and the trainable.
         env: More environment variables of the pod, taken literally as by every launcher: in `env_vars`,
             Kubernetes expands `$(NAME)`. No secrets: they stand in the pod's spec.
-        storage_conn_id: Airflow connection with which this task reads the experiment. The pod never
-            sees it.
+        storage_conn_id: Airflow connection with which this task reads the experiment. It does not reach
+            the pod.
+        concurrent_trials: For how many trials at the same time the pod of a whole experiment is sized.
         object_store_memory: Bytes of Ray's object store; `/dev/shm` is sized for it.
-        gpu_resource: What the cluster calls a GPU.
-        custom_resources: What the cluster calls the custom resources of trials, by Ray's name.
-        ttl: How long the pod may live at most, timedelta or seconds (rounded up to whole ones, at least
-            one); Kubernetes ends it then, even if Airflow is gone.
+        gpu_resource: The cluster's name of a GPU.
+        custom_resources: The cluster's names of the custom resources of trials, by Ray's name.
+        ttl: Longest life of the pod, timedelta or seconds (rounded up, at least one). Kubernetes then
+            ends it, even if Airflow is gone.
         deferrable: Wait in the triggerer.
-        termination_grace_period: Seconds the pod is given to save a snapshot when it is to end.
+        termination_grace_period: Seconds the pod has to save a snapshot when it is to end.
         startup_timeout_seconds: Seconds a pod may take to be scheduled, and then to start.
         logging_interval: With `deferrable`: how often the log is fetched.
-        termination_message_policy: Where Kubernetes takes the container's last words from.
+        termination_message_policy: Source of the container's last words.
         log_pod_spec_on_failure: Whether the provider may put the whole spec into its error.
         **kwargs: Arguments of `KubernetesPodOperator`.
     """
 
-    def __init__(  # noqa: PLR0913  what to run, and the provider's arguments with defaults of ours
+    template_fields = (
+        *FollowedPodOperator.template_fields,
+        "trainable",
+        "param_space",
+        "search_alg",
+        "python",
+        "storage_conn_id",
+    )
+    ui_color = "#e2f2e4"
+
+    def __init__(  # noqa: PLR0913  what to run, and arguments of the provider with other defaults
         self,
         *,
         trainable: str,
@@ -91,13 +106,14 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         python: str | None = None,
         env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
-        object_store_memory: int = pod_resources.OBJECT_STORE_BYTES,
-        gpu_resource: str = pod_resources.GPU_RESOURCE,
+        concurrent_trials: int = CONCURRENT_TRIALS,
+        object_store_memory: int = OBJECT_STORE_BYTES,
+        gpu_resource: str = GPU_RESOURCE,
         custom_resources: Mapping[str, str] | None = None,
         ttl: timedelta | float | None = None,
         termination_grace_period: int | None = GRACE_SECONDS,
         startup_timeout_seconds: int = START_SECONDS,
-        logging_interval: int | None = LOG_SECONDS,
+        logging_interval: int | None = LOG_FETCH_SECONDS,
         termination_message_policy: str = "FallbackToLogsOnError",
         log_pod_spec_on_failure: bool = False,
         **kwargs: Any,
@@ -117,17 +133,27 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self.python = python
         self.env = env
         self.storage_conn_id = storage_conn_id
+        self.concurrent_trials = concurrent_trials
         self.object_store_memory = object_store_memory
         self.gpu_resource = gpu_resource
         self.custom_resources = custom_resources
         self.ttl = ttl
         self._request: RunnerRequest | None = None
         self._metric: str | None = None
-        self._is_alive = False
 
     @property
-    def shape(self) -> PodSpecOptions:
-        """What of the pod does not depend on the trial (InvalidInputError if no pod has that)."""
+    @abstractmethod
+    def experiment_address(self) -> str:
+        """The address of the experiment, as given."""
+
+    @property
+    @abstractmethod
+    def trial_id(self) -> str:
+        """Id of the trial in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself."""
+
+    @property
+    def options(self) -> PodSpecOptions:
+        """The options of all pods (InvalidInputError if no pod can have them)."""
         return PodSpecOptions(
             python=parse_text(self.python) or "python",
             object_store_bytes=parse_object_store(self.object_store_memory),
@@ -137,19 +163,18 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
 
     @cached_property
     def attempt_pods(self) -> AttemptPods:
-        """The pods of attempts, whoever made them."""
+        """The pods of attempts, also those of other tries and tasks."""
         return AttemptPods(
-            pods=self.pods,
-            deletes_ended=self.on_finish_action.value == "delete_pod",
+            pods=self.pods, deletes_ended=self.on_finish_action.value == "delete_pod"
         )
 
     def check_arguments(self) -> None:
-        """Refuse arguments that no pod can be made of: not in `__init__`, since a DAG file must parse.
+        """Check the arguments of the pod: not in `__init__`, since a DAG file must parse.
 
         Raises:
-            InvalidInputError: If there is one.
+            InvalidInputError: If one is not valid.
         """
-        _ = self.shape
+        _ = self.options
         parse_ttl(self.ttl)
         parse_grace_period(self.termination_grace_period)
         parse_patience("startup_timeout_seconds", self.startup_timeout_seconds)
@@ -157,68 +182,76 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         check_env(self.env)
         check_template(self)
 
-    def runner_arguments(self, *, concurrent: int = 1) -> RunnerSettings:
-        """Return what a runner is told that the plan does not say."""
+    def open_experiment(self) -> OpenExperiment:
+        """Open the experiment."""
+        hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+        address = hook.address(self.experiment_address)
+        return OpenExperiment(hook, address, hook.open(address))
+
+    def run_attempt(self, context: Context, task: AttemptTask) -> RunnerOutcome:
+        """Return the final outcome of an earlier try, or follow an attempt and return its outcome.
+
+        Raises:
+            TaskDeferred: If the triggerer waits for the pod.
+            PodLostError: If the pod was lost.
+            InvalidInputError: If its second, larger pod was too small again.
+        """
+        done = task.records.outcome()
+        if done is not None and done.result == Result.FINISHED:
+            self.log.info("An earlier try of this task has finished its work.")
+            self.attempt_pods.delete_ended(task.store, task.plan, task.trial_id)
+            return done
+        task.renew_lease()
+        return self._follow_next(context, task)
+
+    def resume_attempt(
+        self, context: Context, event: dict[str, Any], task: AttemptTask
+    ) -> RunnerOutcome:
+        """Continue after a deferral; the rest is as for `run_attempt`."""
+        request = find_request(task.store, task.plan, task.trial_id, event["name"])
+        self._set_request(request, task.plan.metric)
+        self.resume(context, event, event["name"])
+        return self._get_outcome(context, task, request)
+
+    def claim(
+        self,
+        task: AttemptTask,
+        attempt: int | None = None,
+        unstarted: RunnerRequest | None = None,
+    ) -> RunnerRequest:
+        """Claim an attempt, or take one that was claimed and never started (`claim_next_attempt`)."""
+        request = claim_next_attempt(
+            *(task.store, task.plan, task.trial_id, self.runner_settings(task.plan)),
+            log=self.log.info,
+            attempt=attempt,
+            unstarted=unstarted,
+        )
+        self.log.info(
+            "%s of %s: %s in attempt %d of restore %s, pod %s",
+            *(trial_label(request), request.experiment, request.action, request.attempt),
+            *(request.restore_id, name_of(request)),
+        )
+        return request
+
+    def runner_settings(self, plan: RestorePlan) -> RunnerSettings:
+        """Return the settings of the runner; a whole experiment makes room for some of its trials."""
+        concurrent = self.concurrent_trials
+        if plan.to_run and not plan.only_continues_search:
+            concurrent = min(concurrent, len(plan.to_run))
         return RunnerSettings(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
             search_alg=parse_text(self.search_alg),
             imports=self.imports,
             can_grow=True,
-            concurrent=concurrent,
-            memory=self.read_memory_limit(),
+            concurrent=max(1, concurrent),
+            memory=trial_memory(given_resources(self)["limits"].get("memory"), self.options),
             sized=True,
         )
 
-    def find_or_claim(
-        self,
-        store: ObjectStore,
-        plan: RestorePlan,
-        trial_id: str,
-        claim_next: Callable[[int, RunnerRequest | None], RunnerRequest],
-    ) -> RunnerRequest:
-        """Return the attempt whose pod is alive, or claim the next one.
-
-        Of several tries at the same instant one claims, and the others attach to its pod.
-
-        Args:
-            store: Rooted at the experiment.
-            plan: The plan.
-            trial_id: Trial id in the plan.
-            claim_next: Claims the attempt of a number, or takes one that was claimed and never started.
-        """
-        while True:
-            newest = self.attempt_pods.find_attempt(store, plan, trial_id)
-            self._is_alive = newest.alive is not None
-            if newest.alive is not None:
-                return newest.alive
-            outcome = AttemptRecords(store, plan.restore_id, trial_id).outcome()
-            if outcome is not None and outcome.result == Result.FINISHED:
-                self._is_alive = True  # it was, until a moment ago: there is nothing more to start
-                return AttemptRecords(store, plan.restore_id, trial_id).request(outcome.attempt)
-            try:
-                return claim_next(newest.number + 1, newest.unstarted)
-            except KeyExistsError:
-                self.log.info(
-                    "Another try of this task has just claimed attempt %d.", newest.number + 1
-                )
-                time.sleep(POLL_SECONDS)  # a disk of the network may list it late
-
-    def follow_attempt(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
-        """Create the attempt's pod, or attach to it, and follow it to its end; or defer."""
-        self._take(request, metric)
-        self.follow(context, name_of(request), is_there=self._is_alive)
-
-    def resume_attempt(
-        self, context: Context, event: dict[str, Any], request: RunnerRequest, metric: str | None
-    ) -> None:
-        """Go on after a deferral."""
-        self._take(request, metric)
-        self.resume(context, event, name_of(request))
-
     def start_pod(self, context: Context, request: RunnerRequest, metric: str | None) -> None:
-        """Create the attempt's pod, and show its log for as long as this process lives."""
-        self._take(request, metric)
+        """Create the attempt's pod, and show its log as long as this process lives."""
+        self._set_request(request, metric)
         pod = self.build_pod_request_obj(context)
         self.create(pod)
 
@@ -232,74 +265,76 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
                     follow=True,
                     log_formatter=self.log_formatter,
                 )
-            except Exception as error:  # noqa: BLE001  the log of others is shown as long as it can be
+            except Exception as error:  # noqa: BLE001  the log is shown as long as it can be read
                 if not is_gone(error, name_of(request)):
                     self.log.warning("The log ends here: %s", printable(describe_error(error)))
 
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 
-    def _take(self, request: RunnerRequest, metric: str | None) -> None:
-        self._request, self._metric = request, metric
-        self.pod_purpose = f"{trial_label(request)} of {request.experiment}"
-        of_many = request.trial_id == layout.WHOLE_EXPERIMENT
-        if self.log_formatter is None:
-            self.log_formatter = lambda _container, line: describe_line(
-                line, metric, of_many=of_many
-            )
-
-    def conclude(
-        self,
-        context: Context,
-        store: ObjectStore,
-        plan: RestorePlan,
-        request: RunnerRequest,
-        claim_next: Callable[[int, RunnerRequest | None], RunnerRequest],
-    ) -> RunnerOutcome:
-        """Return how the attempt ended that was followed.
-
-        If its pod was too small for what the trainable asks for now, the next attempt is claimed, which
-        asks for that, and followed in a pod of its size; or deferred to.
-
-        Raises:
-            PodLostError: If the pod was lost.
-            InvalidInputError: If the second pod was too small again.
-        """
-        end = self.attempt_pods.judge(store, plan, request, self.end)
-        if isinstance(end, PodLostError):
-            raise end
-        if not end.resources:
-            return end
-        larger = self.find_or_claim(store, plan, request.trial_id, claim_next)
-        self.follow_attempt(context, larger, plan.metric)
-        return self.conclude(context, store, plan, larger, claim_next)
-
-    def say(self, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
-        """Push the summary: the provider takes `do_xcom_push` for a wish to have a sidecar."""
+    def push_summary(self, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
+        """Push the summary; with `do_xcom_push` the provider would add a sidecar."""
         if not self.do_xcom_push:
             context["ti"].xcom_push(key="return_value", value=summary)
         return summary
 
-    def read_memory_limit(self) -> float | None:
-        """Return how much memory the trial has where the user, and not the trial, says so."""
-        limit = given_resources(self)["limits"].get("memory")
-        return pod_resources.trial_memory(limit, self.shape)
+    def _follow_next(self, context: Context, task: AttemptTask) -> RunnerOutcome:
+        """Attach to the pod that is alive, or create the next one, and return its outcome; or defer."""
+        request, is_there = self._attach_or_claim(task)
+        self._set_request(request, task.plan.metric)
+        self.follow(context, name_of(request), is_there=is_there)
+        return self._get_outcome(context, task, request)
 
-    # what the provider calls
+    def _attach_or_claim(self, task: AttemptTask) -> tuple[RunnerRequest, bool]:
+        """Return the attempt to follow, and whether its pod exists.
+
+        Of several tries at the same instant one claims, and the others attach to its pod.
+        """
+        while True:
+            newest = self.attempt_pods.find_attempt(task.store, task.plan, task.trial_id)
+            if newest.alive is not None:
+                return newest.alive, True
+            outcome = task.records.outcome()
+            if outcome is not None and outcome.result == Result.FINISHED:  # in this moment
+                return task.records.request(outcome.attempt), True
+            number = newest.number + 1
+            try:
+                return self.claim(task, number, newest.unstarted), False
+            except KeyExistsError:
+                self.log.info("Another try of this task has just claimed attempt %d.", number)
+                time.sleep(POLL_SECONDS)  # a network disk may list it late
+
+    def _get_outcome(
+        self, context: Context, task: AttemptTask, request: RunnerRequest
+    ) -> RunnerOutcome:
+        """Return the outcome of the followed attempt; if its pod was too small, that of the next one."""
+        outcome = self.attempt_pods.get_outcome(task.store, task.plan, request, self.end)
+        return self._follow_next(context, task) if outcome.resources else outcome
+
+    def _set_request(self, request: RunnerRequest, metric: str | None) -> None:
+        self._request, self._metric = request, metric
+        self.pod_purpose = f"{trial_label(request)} of {request.experiment}"
+        is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
+        if self.log_formatter is None:
+            self.log_formatter = lambda _container, line: describe_line(
+                line, metric, of_many=is_whole
+            )
+
+    # called by the provider
 
     def build_pod_request_obj(
         self, context: Context | None = None, *, dry_run: bool = False
     ) -> Any:
-        """Build the pod: the provider's, for the runner of the attempt that is followed."""
-        shaped = copy.copy(self)
+        """Build the pod: the provider's, for the runner of the followed attempt."""
+        operator = copy.copy(self)
         if self._request is not None:
-            apply_request_to_spec(shaped, self._request, self.shape)
-        pod = super(RunnerPodOperator, shaped).build_pod_request_obj(context, dry_run=dry_run)
+            apply_request_to_spec(operator, self._request, self.options)
+        pod = super(RunnerPodOperator, operator).build_pod_request_obj(context, dry_run=dry_run)
         keep_one_shm(pod, pod.spec.containers[0])
         return pod
 
     def defer(self, *, trigger: Any, **kwargs: Any) -> Never:
-        """Defer to our trigger in the place of the provider's."""
+        """Defer to `RunnerPodTrigger` in the place of the provider's trigger."""
         _, arguments = trigger.serialize()
-        of_many = self._request is not None and self._request.trial_id == layout.WHOLE_EXPERIMENT
-        ours = RunnerPodTrigger(metric=self._metric, of_many=of_many, **arguments)
-        super().defer(trigger=ours, **kwargs)
+        is_whole = self._request is not None and self._request.trial_id == layout.WHOLE_EXPERIMENT
+        trigger = RunnerPodTrigger(metric=self._metric, of_many=is_whole, **arguments)
+        super().defer(trigger=trigger, **kwargs)

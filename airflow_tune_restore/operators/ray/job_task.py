@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 
 
+_STATE_KEY = "ray_job"
+"""Key in Airflow's task state store."""
+
+
 class RayJobTask:
     """An attempt of a task that runs as a Ray job. Reads connections at first; starts nothing."""
 
@@ -43,7 +47,7 @@ class RayJobTask:
     @staticmethod
     def stop_overdue(operator: "AttemptOperator", context: Context) -> None:
         """Stop the newest job of a task that no longer waits for it."""
-        if restore_id := _remembered(context, operator.trial_id).get("restore_id"):
+        if restore_id := _remembered(context).get("restore_id"):
             RayJobTask(operator, operator.open_task(restore_id))._job.stop_newest()
 
     def find_final_outcome(self) -> RunnerOutcome | None:
@@ -94,7 +98,7 @@ class RayJobTask:
         )
 
     def _remember(self, context: Context, attached: Attached) -> None:
-        """Keep for the next try which job is followed: Airflow keeps it by the task's position."""
+        """Keep for the next try which job is followed."""
         state = context.get("task_state_store")
         if state is not None:
             value: dict[str, Any] = {
@@ -102,11 +106,14 @@ class RayJobTask:
                 "attempt": attached.attempt,
                 "submission_id": attached.submission_id,
             }
-            state.set(_state_key(self._job.trial_id), value)
+            state.set(_STATE_KEY, value)
 
     def _remembered_attempt(self, context: Context) -> int:
-        """Return the attempt that an earlier try followed; 0 if it was of another restore or trial."""
-        value = _remembered(context, self._job.trial_id)
+        """Return the attempt that an earlier try followed; 0 if it was of another restore or trial.
+
+        Airflow keeps the state by the position of a mapped task, which may have had another trial before.
+        """
+        value = _remembered(context)
         attempt = value.get("attempt")
         if isinstance(attempt, int) and value.get("submission_id") == self._job.job_id(attempt):
             return attempt
@@ -139,11 +146,7 @@ def _build_job(operator: "AttemptOperator", task: "AttemptTask") -> RayAttemptJo
     )
 
 
-def _remembered(context: Context, trial_id: str) -> dict[str, Any]:
+def _remembered(context: Context) -> dict[str, Any]:
     state = context.get("task_state_store")
-    value = state.get(_state_key(trial_id)) if state is not None else None
+    value = state.get(_STATE_KEY) if state is not None else None
     return value if isinstance(value, dict) else {}
-
-
-def _state_key(trial_id: str) -> str:
-    return f"ray_job_of_{trial_id}"

@@ -3,7 +3,6 @@
 The plan chose one for the first attempt; a later attempt goes on from its predecessor's snapshot.
 """
 
-import json
 import logging
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +16,7 @@ from airflow_tune_restore.protocol.checkpoints import (
 )
 from airflow_tune_restore.protocol.numbers import read_iteration, whole_iteration
 from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.result_rows import iter_rows
 from airflow_tune_restore.runner.tune.result_files import Start
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -136,15 +136,11 @@ def _rows_by_checkpoint(store: ObjectStore, trial: Any) -> dict[str, dict[str, A
     """Return the result row that reported each checkpoint; the trainable continues its counters."""
     try:
         key = f"{trial.relative_logdir}/{layout.RESULT_FILE}"
-        lines = store.get(key, max_bytes=layout.MAX_RESULT_BYTES).splitlines()
+        rows = iter_rows(store.get(key, max_bytes=layout.MAX_RESULT_BYTES))
     except KeyNotFoundError:
         return {}
-    found = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut off
-        if isinstance(row, dict) and isinstance(row.get("checkpoint_dir_name"), str):
-            found[row["checkpoint_dir_name"]] = row
-    return found
+    return {
+        row["checkpoint_dir_name"]: row
+        for row in rows
+        if isinstance(row.get("checkpoint_dir_name"), str)
+    }

@@ -1,9 +1,8 @@
-"""Ray's TuneController under our guards, for one trial or for a whole experiment.
+"""The base of both controllers: Ray's TuneController with guards (ray.tune.execution, 2.60).
 
-Differences from Ray's own (ray.tune.execution.tune_controller, 2.60) that both share:
-it restores from the state it is given instead of the experiment's newest, saves its state under
-`.tune_restore/` (a second `experiment_state-*.json` in the root would hide every other trial), and fails
-closed where Ray would log an error and start an empty experiment.
+It differs from Ray's own in three ways. It restores from the given state, not from the newest one of
+the experiment. It saves its state under `.tune_restore/`: a second `experiment_state-*.json` in the root
+would hide all other trials. It raises an error where Ray logs one and starts an empty experiment.
 """
 
 import json
@@ -27,8 +26,8 @@ from ray.tune.utils.serialization import TuneFunctionEncoder
 from airflow_tune_restore.exceptions import RunnerError, TuneRestoreError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.numbers import is_amount, whole_iteration
-from airflow_tune_restore.protocol.request import Result, RunnerProgress, RunnerRequest
-from airflow_tune_restore.runner.outcome import scalar_metrics
+from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
+from airflow_tune_restore.runner.outcome import Ending, scalar_metrics
 from airflow_tune_restore.runner.room import RoomWatch
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -38,20 +37,19 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Scope:
-    """What a guarded controller works on, and what it leaves behind.
+class AttemptContext:
+    """The input of a guarded controller, and the results that it leaves.
 
     Args:
         store: Rooted at the experiment directory.
         request: The attempt.
-        source_key: State it starts from: a seed, or the snapshot of an earlier attempt. None if there
-            is no state at all, and the experiment is started for the first time.
-        is_seed: Whether nothing of this restore was run before.
-        staging: Private directory for files on their way to storage.
-        check_fence: Ends this process if a newer attempt or restore is at work.
-        room: Looks after trials that no node can hold.
+        source_key: The state to start from: a seed, or the snapshot of an earlier attempt. None if the
+            experiment has no state and starts for the first time.
+        is_seed: Whether no earlier attempt of this restore saved a snapshot.
+        staging: Private directory for files before their upload.
+        check_fence: Ends this process if a newer attempt or restore has started.
+        room: Watches for trials that no node can hold.
         saved: Status of each trial in the newest snapshot; empty before the first.
-
     """
 
     store: ObjectStore
@@ -65,50 +63,41 @@ class Scope:
 
     @property
     def trial(self) -> Trial | None:
-        """The trial the outcome is about, once restored; None for a whole experiment."""
+        """The trial of the outcome, once restored; None for a whole experiment."""
         return None
 
     @property
     def has_ended(self) -> bool:
-        """Whether everything there was to run has ended, and was saved so."""
+        """Whether all trials to run have ended, and were saved so."""
         raise NotImplementedError
 
-    def sizes(self, row: str) -> bool:
-        """Whether what the run needs is made to fit this trial, too, given as Ray's JSON."""
+    def counts_for_size(self, row: str) -> bool:
+        """Whether a private Ray must be large enough for this trial (a row of Ray's JSON)."""
         raise NotImplementedError
 
     def resume_config(self) -> ResumeConfig:
-        """Return what `Tuner.restore` is told about trials of each status."""
+        """Return the resume config for `Tuner.restore`."""
         return ResumeConfig()
 
     def close(self) -> None:
-        """End what runs beside the controller."""
+        """Stop the threads that run beside the controller."""
 
-    def controller(self) -> type["GuardedController"]:
-        """Return the controller class that works on this scope."""
-        raise NotImplementedError
-
-    def judge(self, *, told_to_stop: bool) -> tuple[Result, tuple[str, str]]:
-        """Say how it ended, by what was saved: the commit takes the snapshot, not our word.
+    def judge(self, *, was_stopped: bool) -> Ending:
+        """Return how the attempt ended, as of its newest snapshot, which is what the commit takes.
 
         Raises:
-            RunnerError: If the last snapshot does not tell.
+            RunnerError: If the newest snapshot does not show an end.
         """
         raise NotImplementedError
 
 
-def bound_controller(scope: Scope) -> type[TuneController]:
-    """Make the controller class that `tune.run` uses in the place of Ray's."""
-    return type("BoundTuneController", (scope.controller(),), {"scope": scope})
-
-
 class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
-    """What is the same for one trial and for all."""
+    """The part that is the same for one trial and for a whole experiment."""
 
-    scope: Scope
+    context: AttemptContext
 
     def __init__(self, **kwargs: Any) -> None:
-        # last, because Ray finds the saved state of callbacks by their position
+        # last, because Ray finds the saved states of callbacks by their positions
         kwargs["callbacks"] = [
             *(kwargs.get("callbacks") or []),
             _ProgressLines(self.report, kwargs.get("metric")),
@@ -116,32 +105,31 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         self._failure: Exception | None = None
         super().__init__(**kwargs)
         has_failed = self._failure is not None or not self._resumed
-        if has_failed and self.scope.source_key is not None:
-            request = self.scope.request
-            what = (
-                "It" if request.trial_id == layout.WHOLE_EXPERIMENT else f"Trial {request.trial_id}"
-            )
+        if has_failed and self.context.source_key is not None:
+            request = self.context.request
+            is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
+            what = "The experiment" if is_whole else f"Trial {request.trial_id}"
             raise RunnerError(
                 f"{what} could not be restored: {str(self._failure).rstrip('.')}. Nothing was run."
             ) from self._failure
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
-        """Restore; Ray swallows what goes wrong here, so it is kept for `__init__` to raise."""
+        """Restore; Ray only logs an exception of this method, so it is kept for `__init__` to raise."""
         try:
             super().resume(*args, **kwargs)
-            # a failed trial of long ago must not end the run at once (fail_fast, 2.60)
+            # a trial that failed in an earlier run must not end this one at once (fail_fast, 2.60)
             self._has_errored = False
-            self.scope.check_fence()
-            self.adopt()
+            self.context.check_fence()
+            self.prepare_restored_trials()
             self._put_snapshot()
         except Exception as error:
             self._failure = error
-            # Ray logs what goes wrong with its traceback, which says nothing of a refusal of ours
-            if self.scope.source_key is None or not isinstance(error, TuneRestoreError):
+            # Ray would log it with a traceback, which does not help for an error of this package
+            if self.context.source_key is None or not isinstance(error, TuneRestoreError):
                 raise
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
-        """Restore them, with Ray's defaults in the place of what it reads and then stumbles over."""
+        """Restore trials; values that Ray reads, but cannot use later, become Ray's defaults."""
         trials: list[Trial] = super()._restore_trials(experiment_state)
         for trial in trials:
             if not isinstance(trial.config, dict):
@@ -154,8 +142,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         return trials
 
     def step(self) -> None:
-        """Look whether those that wait have room, then go on as Ray does."""
-        for trial_id, why in self.scope.room.look(self._waiting).items():
+        """Give up trials that no node can hold, then go on as Ray does."""
+        for trial_id, why in self.context.room.look(self._waiting).items():
             self.give_up(trial_id, why)
         if not self.is_finished():  # Ray raises if the last one was stopped here
             super().step()
@@ -165,10 +153,10 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         return {trial.trial_id: trial.placement_group_factory for trial in pending}
 
     def give_up(self, trial_id: str, why: str) -> None:
-        """End the waiting of a trial that no node can hold; it stays unfinished."""
+        """Stop a waiting trial that no node can hold; it stays unfinished."""
         raise NotImplementedError
 
-    def adopt(self) -> None:
+    def prepare_restored_trials(self) -> None:
         """Prepare the restored trials, before the first snapshot and before anything runs."""
         raise NotImplementedError
 
@@ -177,26 +165,26 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         raise NotImplementedError
 
     def fetch_states(self, target: Path) -> None:
-        """Fetch the saved states of callbacks, and of what else there is, into a directory."""
+        """Fetch the saved states of callbacks (and of the searcher) into a directory."""
         self._fetch_callbacks(target)
 
     def save_states(self) -> dict[str, Any]:
-        """Save what belongs to the next snapshot; returned values go into its `stats`."""
+        """Save states that belong to the next snapshot; returned values go into its `stats`."""
         return {}
 
     def after_snapshot(self) -> None:
-        """Do what must follow a snapshot."""
+        """Run after each snapshot."""
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
-        """Tell whoever started the runner of a result."""
+        """Print a result for the process that started the runner."""
         del trial
-        print(progress.to_line(), flush=True)  # noqa: T201  stdout is the channel
+        print(progress.to_line(), flush=True)  # noqa: T201  the launcher reads stdout
 
     def _requeue_trial(self, trial: Trial) -> None:
-        """Save before Ray retries a failed trial by itself.
+        """Save before Ray itself retries a failed trial.
 
         Its loggers then fetch result.json from storage again (LoggerCallback._restore_from_remote,
-        2.60) and would lose the rows that were not uploaded yet.
+        2.60) and would lose rows that are not uploaded yet.
         """
         super()._requeue_trial(trial)
         self.checkpoint(force=True)
@@ -211,8 +199,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         )
 
     def _save(self) -> None:
-        """Upload the trials' own files, then the state that goes with them."""
-        self.scope.check_fence()
+        """Upload the files of the trials, then the state that belongs to them."""
+        self.context.check_fence()
         for trial in self.changed_trials():
             if trial.local_path and any(Path(trial.local_path).glob("*")):
                 _upload_to_fs_path(
@@ -224,9 +212,9 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         self._put_snapshot()
 
     def _fetch_callbacks(self, target: Path) -> None:
-        """Fetch the newest saved state of callbacks: the source attempt's, or else the experiment's."""
-        store = self.scope.store
-        for directory in ((self.scope.source_key or "").rpartition("/")[0], ""):
+        """Fetch the newest states of callbacks: of the source attempt, or else of the experiment."""
+        store = self.context.store
+        for directory in ((self.context.source_key or "").rpartition("/")[0], ""):
             saved = [
                 e.name for e in store.list_dir(directory) if e.name.startswith(CALLBACK_STATES)
             ]
@@ -236,18 +224,18 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
                 return
 
     def _save_callbacks(self) -> None:
-        """Keep the state of callbacks beside the snapshot; a later attempt goes on from it."""
-        self._callbacks.save_to_dir(self.scope.staging.as_posix(), session_str=layout.KEPT)
-        saved = self.scope.staging / f"{CALLBACK_STATES}{layout.KEPT}.pkl"
+        """Save the states of callbacks beside the snapshot, for a later attempt."""
+        self._callbacks.save_to_dir(self.context.staging.as_posix(), session_str=layout.KEPT)
+        saved = self.context.staging / f"{CALLBACK_STATES}{layout.KEPT}.pkl"
         if saved.is_file():
-            request = self.scope.request
+            request = self.context.request
             directory = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
-            self.scope.store.put(f"{directory}/{saved.name}", saved.read_bytes())
+            self.context.store.put(f"{directory}/{saved.name}", saved.read_bytes())
 
     def _put_snapshot(self) -> None:
-        request = self.scope.request
+        request = self.context.request
         stats = {"start_time": self._start_time, **self.save_states()}
-        with out_of_band_serialize_dataset():  # as Ray does: for Datasets in a config
+        with out_of_band_serialize_dataset():  # as Ray does, for Datasets in a config
             state = {
                 "trial_data": self.rows(),
                 "runner_data": self.__getstate__(),
@@ -256,8 +244,8 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
             body = json.dumps(state, cls=TuneFunctionEncoder).encode()
         statuses = {trial.trial_id: trial.status for trial in self._trials}
         key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
-        self.scope.store.put(key, body)
-        self.scope.saved = statuses
+        self.context.store.put(key, body)
+        self.context.saved = statuses
         self.after_snapshot()
 
     def rows(self) -> list[tuple[str, str]]:
@@ -271,7 +259,7 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
 
 
 class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[misc]
-    """Ray's timing of snapshots, with another place to put them."""
+    """Keeps Ray's timing of snapshots, and saves them elsewhere."""
 
     _should_force_sync_up: bool
     _last_save_time: float
@@ -286,10 +274,10 @@ class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[m
     def sync_up_experiment_state(
         self, *_args: Any, force: bool = False, wait: bool = False, **_kwargs: Any
     ) -> None:
-        """Save if it is time to (ray.tune.execution.experiment_state, 2.60).
+        """Save if it is time (ray.tune.execution.experiment_state, 2.60).
 
-        As there, a store that fails for a while does not end the training; but the last snapshot of a
-        run (the one Ray waits for) must be there.
+        As in Ray, a failed save does not end the training. Only the last snapshot of a run, for which
+        Ray waits, must succeed.
         """
         now = time.monotonic()
         if (
@@ -302,7 +290,7 @@ class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[m
         except (TuneRestoreError, OSError) as error:
             if wait:
                 raise
-            logger.warning("The snapshot could not be saved, the next one may: %s", error)
+            logger.warning("The snapshot could not be saved; the next one follows: %s", error)
         else:
             self._trial_num_checkpoints_since_last_sync.clear()
             self._should_force_sync_up = False
@@ -310,7 +298,7 @@ class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[m
         self._last_save_time = time.monotonic()
 
     def sync_down_experiment_state(self) -> None:
-        """Fetch only the states that are needed; Ray fetches every state file there is."""
+        """Fetch only the needed states; Ray fetches every state file."""
         target = Path(self._storage.experiment_driver_staging_path)
         target.mkdir(parents=True, exist_ok=True)
         self._fetch(target)
@@ -326,7 +314,7 @@ class _ProgressLines(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Report it."""
+        """Report the result."""
         del iteration, trials, info
         self._report(
             trial,
@@ -338,4 +326,4 @@ class _ProgressLines(Callback):  # type: ignore[misc]
         )
 
     def get_state(self) -> None:
-        """Nothing to save."""
+        """Return None: this callback has no state."""

@@ -19,6 +19,7 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import read_iteration
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.protocol.result_rows import parse_row
 from airflow_tune_restore.storage.base import ObjectStore
 
 _CHECKPOINT, _ITERATION = "checkpoint_dir_name", "training_iteration"
@@ -102,22 +103,12 @@ def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:
 
 def _trim_json(text: str, first: int, start: Start) -> str:
     lines = list(io.StringIO(text, newline="\n"))  # as rows are counted: at no other line end
-    rows = [_json_row(line) for line in lines]
+    fields = (_CHECKPOINT, _ITERATION)
+    rows = [parse_row(line, fields=fields) if line.endswith("\n") else None for line in lines]
     if rows and rows[-1] is None:
         lines.pop()  # cut off while it was uploaded: the next row would be appended to it
     kept = _choose_kept([row or {} for row in rows], start)
     return "".join([*lines[:first], *compress(lines[first:], kept[first:])])
-
-
-def _json_row(line: str) -> dict[str, Any] | None:
-    """Return what tells whether a row is kept; None if it is not a whole one."""
-    try:
-        row = json.loads(line) if line.endswith("\n") else None
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    return {name: row[name] for name in (_CHECKPOINT, _ITERATION) if name in row}
 
 
 def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:

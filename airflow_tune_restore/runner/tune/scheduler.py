@@ -4,7 +4,6 @@
 trial to reach a rung passes, however bad. The results of all trials lie in storage, so they can be told.
 """
 
-import json
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.numbers import read_iteration
+from airflow_tune_restore.protocol.result_rows import iter_rows
 from airflow_tune_restore.runner.tune import checkpoints
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -66,12 +66,8 @@ def _results(store: ObjectStore, trial: Any) -> list[dict[str, Any]]:
     except KeyNotFoundError:
         return []
     rows: dict[float, dict[str, Any]] = {}
-    for line in body.decode(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut off when its writer died
-        iteration = read_iteration(row.get("training_iteration")) if isinstance(row, dict) else None
+    for row in iter_rows(body):
+        iteration = read_iteration(row.get("training_iteration"))
         if iteration is None:
             continue  # no rung and no average has a place for it
         if last is None or iteration <= last:

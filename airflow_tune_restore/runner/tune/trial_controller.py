@@ -1,4 +1,4 @@
-"""One trial: the seed holds its row alone, and no new samples are drawn."""
+"""Ray's TuneController for one trial: the seed holds only its row, and no new samples are suggested."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,23 +7,22 @@ from ray.tune.experiment import Trial
 from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
-from airflow_tune_restore.protocol.request import Result, RunnerProgress
-from airflow_tune_restore.runner.outcome import error_of
+from airflow_tune_restore.protocol.request import Result, RunnerProgress, TrialAction
+from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, error_of
 from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune import checkpoints, memory, searcher
-from airflow_tune_restore.runner.tune.controller import GuardedController, Scope
+from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
 from airflow_tune_restore.runner.tune.private_api import replaced
 from airflow_tune_restore.runner.tune.result_files import prepare_results
 
 
 @dataclass(kw_only=True)
-class TrialScope(Scope):
-    """One trial.
+class TrialContext(AttemptContext):
+    """The context of an attempt at one trial.
 
     Args:
-        restored: The trial, once there is one.
-        reporter: Writes results to storage for a follower that does not read our stdout.
-
+        restored: The trial, once it is restored.
+        reporter: Writes results to storage for a follower that cannot read stdout; None if it can.
     """
 
     restored: Trial | None = None
@@ -36,8 +35,8 @@ class TrialScope(Scope):
 
     @property
     def starts_over(self) -> bool:
-        """Whether a new trial takes the row; once it has, it is resumed like any other."""
-        return self.is_seed and self.request.action == "restart"
+        """Whether a new trial replaces the restored one; later attempts resume this new trial."""
+        return self.is_seed and self.request.action == TrialAction.RESTART
 
     @property
     def saved_status(self) -> str:
@@ -50,13 +49,13 @@ class TrialScope(Scope):
         trial = self.restored
         return trial is not None and self.saved_status == trial.status and trial.is_finished()
 
-    def sizes(self, row: str) -> bool:
-        """There is no other."""
+    def counts_for_size(self, row: str) -> bool:
+        """Return True: the seed holds no other trial."""
         del row
         return True
 
     def resume_config(self) -> ResumeConfig:
-        """Run the one row whatever its status is; but leave one that an earlier attempt finished."""
+        """Run the trial whatever its status is, unless an earlier attempt has finished it."""
         kind = ResumeConfig.ResumeType
         if self.is_seed:
             chosen = kind.RESTART if self.starts_over else kind.RESUME
@@ -68,101 +67,99 @@ class TrialScope(Scope):
         if self.reporter is not None:
             self.reporter.stop()
 
-    def controller(self) -> type[GuardedController]:
-        """Return the controller of one trial."""
-        return TrialController
-
-    def judge(self, *, told_to_stop: bool) -> tuple[Result, tuple[str, str]]:
-        """Say how the trial ended."""
+    def judge(self, *, was_stopped: bool) -> Ending:
+        """Return how the trial ended."""
         trial, saved = self.restored, self.saved_status
-        if told_to_stop and saved not in ("", "TERMINATED", "ERROR"):
-            # Ray calls a trial TERMINATED whose actor it stops at the end (_cleanup_trials, 2.60)
-            return Result.INTERRUPTED, ("Interrupted", "told to stop; a snapshot was saved")
+        if was_stopped and saved not in ("", "TERMINATED", "ERROR"):
+            # in memory Ray sets a trial whose actor it stops to TERMINATED (_cleanup_trials, 2.60)
+            return Ending(Result.INTERRUPTED, INTERRUPTED, "stopped; a snapshot was saved")
         if trial is None or saved != trial.status:
-            raise RunnerError("The last snapshot of the trial could not be saved; see above.")
+            raise RunnerError(
+                "The last snapshot of the trial could not be saved; see the log above."
+            )
         if trial.status == "TERMINATED":
-            return Result.FINISHED, ("", "")
+            return Ending(Result.FINISHED)
         if trial.status == "ERROR":
-            return Result.FAILED, error_of(trial)
+            return Ending(Result.FAILED, *error_of(trial))
         raise RunnerError(f"Ray ended the run with trial {trial.trial_id} {trial.status}.")
 
 
 class TrialController(GuardedController):
-    """Ray's TuneController, scoped to one trial of a restore."""
+    """Ray's TuneController for one trial of a restore."""
 
-    scope: TrialScope
+    context: TrialContext
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "search_alg": searcher.exhausted()})
 
     def _restore_trials(self, experiment_state: dict[str, Any]) -> list[Trial]:
         trials: list[Trial] = super()._restore_trials(experiment_state)
-        scope, request = self.scope, self.scope.request
-        expected = request.trial_id if scope.is_seed else request.new_trial_id or request.trial_id
+        context, request = self.context, self.context.request
+        expected = request.trial_id if context.is_seed else request.new_trial_id or request.trial_id
         if [trial.trial_id for trial in trials] != [expected]:
-            raise RunnerError(f"{scope.source_key} does not hold trial {expected} alone")
+            raise RunnerError(f"{context.source_key} does not hold trial {expected} alone")
         (trial,) = trials
-        if not scope.is_seed:
-            checkpoints.continue_from_snapshot(scope.store, trial)
-        elif not scope.starts_over:
-            checkpoints.start_as_planned(scope.store, trial, request)
+        if not context.is_seed:
+            checkpoints.continue_from_snapshot(context.store, trial)
+        elif not context.starts_over:
+            checkpoints.start_as_planned(context.store, trial, request)
             if request.fresh_budget:
                 trial.run_metadata.num_failures = 0
         return trials
 
     def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
-        new_id = self.scope.request.new_trial_id
-        if not self.scope.starts_over or new_id is None:
+        new_id = self.context.request.new_trial_id
+        if not self.context.starts_over or new_id is None:
             super()._requeue_restored_trials(trials, resume_config)
             return
-        # Trial.reset() draws a random id; ours is the same every time, so that a re-run converges
+        # Trial.reset() makes a random id; the planned one is the same in every attempt
         with replaced(Trial, "generate_id", classmethod(lambda _cls: new_id)):
             super()._requeue_restored_trials(trials, resume_config)
 
     def add_trial(self, trial: Trial) -> None:
-        """Add it with the memory that this attempt asks for."""
-        with memory.more_memory(self.scope.request):
+        """Add the trial with the memory that this attempt requests."""
+        with memory.more_memory(self.context.request):
             super().add_trial(trial)
 
     def _get_trial_checkpoints(self) -> dict[str, str]:
-        trial = self.scope.trial
+        trial = self.context.trial
         if trial is None:
             return dict(super()._get_trial_checkpoints())
-        with memory.own_resources(trial, self.scope.request):
+        with memory.own_resources(trial, self.context.request):
             return dict(super()._get_trial_checkpoints())
 
-    def adopt(self) -> None:
-        """Fix a new trial's directory, and drop rows that come again."""
+    def prepare_restored_trials(self) -> None:
+        """Set the directory of a new trial, and drop rows that will come again."""
         (trial,) = self._trials
         trial.init_local_path()
         if not trial.is_finished():
             prepare_results(
-                self.scope.store,
-                self.scope.request,
+                self.context.store,
+                self.context.request,
                 trial.relative_logdir,
                 checkpoints.start_of(trial),
             )
-        self.scope.restored = trial
+        self.context.restored = trial
 
     def give_up(self, trial_id: str, why: str) -> None:
-        """End the run, with a snapshot."""
+        """End the run after a snapshot."""
         del trial_id
         self.checkpoint(force=True, wait=True)
         raise NoRoomError(why)
 
     def changed_trials(self) -> list[Trial]:
         """Return the trial."""
-        return [self.scope.restored] if self.scope.restored is not None else []
+        return [self.context.restored] if self.context.restored is not None else []
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return its row as it is now."""
+        """Return the present row of the trial."""
         for trial in self._trials:
             self._mark_trial_to_checkpoint(trial)
         return super().rows()
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
-        """Print it under the id the plan has."""
-        progress = replace(progress, trial_id=self.scope.request.trial_id)
+        """Print a result under the planned trial id, and keep it for the follower."""
+        progress = replace(progress, trial_id=self.context.request.trial_id)
         super().report(trial, progress)
-        if self.scope.reporter is not None:
-            self.scope.reporter.add(progress.trial_id, progress)
+        if self.context.reporter is not None:
+            self.context.reporter.add(progress.trial_id, progress)

@@ -33,7 +33,7 @@ def test_a_trial_that_fails_again_is_committed_and_fails_the_run(tmp_path, capfd
     done = run(dag, capfd)
     assert done.state == "failed"
     assert "attempt 1 of restore" in done.log
-    assert "out_of_memory: tried again in 0:01:00" in done.log
+    assert "out_of_memory: retried in 0:01:00" in done.log
     assert "attempt 2 of restore" in done.log
     # it ends where the first one did: the retry policy spends no more of the five
     assert "attempt 3 of restore" not in done.log

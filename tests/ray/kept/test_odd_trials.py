@@ -9,6 +9,7 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.experiments.built import config_of
 from tests.support.ray.real_restore import TRAINABLE_ENV
 
 TRAINABLE = "tests.trainables:counting"
@@ -64,7 +65,7 @@ def test_one_that_ray_cannot_read_stays_as_it_is_and_the_others_go_on(hosts, cop
     summary = _restore(hosts, experiment)
     assert not summary.broke_off
     restored = read_experiment(open_store(str(experiment)))
-    trials = {trial.config.get("role", "fails sparsely"): trial for trial in restored.trials}
+    trials = {config_of(trial).get("role", "fails sparsely"): trial for trial in restored.trials}
     assert (trials["fails"].status, trials["fails"].iteration) == ("TERMINATED", 6)
     odd = trials["fails sparsely"]
     row = restored.state.rows[odd.trial_id]

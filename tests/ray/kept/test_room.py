@@ -8,6 +8,7 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.experiments.built import config_of
 from tests.support.ray.real_restore import TRAINABLE_ENV, Restoring
 
 ASKING = "tests.support.experiments.asking"
@@ -44,7 +45,7 @@ def test_in_a_run_of_all_it_is_given_up_alone(hosts, copied, trainable, other):
         env={**TRAINABLE_ENV, **SOON, "TUNE_TEST_HEALED": "1"},
     )  # fmt: skip
     store = open_store(address)
-    trials = {trial.config["role"]: trial for trial in read_experiment(store).trials}
+    trials = {config_of(trial)["role"]: trial for trial in read_experiment(store).trials}
     assert trials["fails"].status == other
     outcome = AttemptRecords(store, summary.restore_id, trials["fails sparsely"].trial_id).outcome()
     assert (outcome.result, outcome.cause) == ("interrupted", "no_room")

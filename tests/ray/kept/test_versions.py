@@ -10,6 +10,7 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import GOLDEN
+from tests.support.experiments.built import config_of
 from tests.support.ray.golden import VERSIONS
 from tests.support.records import plan_night
 
@@ -20,7 +21,7 @@ def test_what_it_wrote_is_read_and_planned(version):
     experiment = read_experiment(store)
     assert (experiment.tuner.trainable_name, experiment.samples_left) == ("train", 0)
     plan = plan_night(store)
-    roles = {trial.trial_id: trial.config["role"] for trial in experiment.trials}
+    roles = {trial.trial_id: config_of(trial)["role"] for trial in experiment.trials}
     assert {roles[t.trial_id]: (t.action, t.checkpoint) for t in plan.trials} == {
         "finishes": (TrialAction.KEEP, None),
         "fails": (TrialAction.RESUME, "checkpoint_000001"),

@@ -15,7 +15,7 @@ from airflow_tune_restore.launch.kubernetes.pod_spec import pod_name
 from airflow_tune_restore.operators.kubernetes.continue_search import (
     ContinueSearchKubernetesOperator,
 )
-from airflow_tune_restore.operators.retry_policy import SOON, TrialRetryPolicy
+from airflow_tune_restore.operators.retry_policy import SHORT_DELAY, TrialRetryPolicy
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
@@ -48,7 +48,7 @@ def test_what_kubernetes_does_to_pods_is_told_apart_and_each_time_the_trial_goes
     lost = lose(1, lambda name: api.kubelet.evict(name, grace=60))
     assert "was evicted" in str(lost)
     assert "low on resource: ephemeral-storage" in str(lost)
-    assert TrialRetryPolicy().evaluate(lost, 1, 5).retry_delay == SOON
+    assert TrialRetryPolicy().evaluate(lost, 1, 5).retry_delay == SHORT_DELAY
     # it had time to save a snapshot, and was lost all the same
     outcome = AttemptRecords(trial.store, trial.restore_id, trial.item["trial_id"]).outcome(1)
     assert outcome.result == Result.INTERRUPTED
@@ -71,9 +71,7 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, gat
     # the worker that made the pod has died: nothing is left of it but the claim, and the pod
     conflict = api.fail(409, "POST", left=1)
     answer = api.fail(500, "POST", left=1, after=True)  # created, but nobody heard
-    dead = trial.operator(**more)
-    store, plan, item = dead._open()
-    dead.start_pod(pods.pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
+    trial.abandon(**more)
     throttled = api.fail(429, "GET .*/log", left=1)
     task = trial.start(**more)
     trial.await_iteration(5, 4)

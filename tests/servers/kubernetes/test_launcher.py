@@ -103,6 +103,7 @@ def test_the_pod_is_as_the_operators_is(trial, api, launcher, claim):
 def test_stop_returns_when_the_snapshot_is_saved_and_the_follower_ends(trial, api, launcher, claim):
     request = claim(launcher())
     run = launcher().start(request)
+    assert run.stop_command == launcher().stop_command(request)
     ended = []
     follower = threading.Thread(target=lambda: ended.append(follow(run, print)), daemon=True)
     follower.start()
@@ -289,7 +290,7 @@ def test_a_pod_that_was_evicted_is_reported_in_kubernetes_words(trial, api, laun
     name = trial.await_work()
     api.kubelet.evict(name)
     end = follow(run, print)
-    assert "evicted" in end.message
+    assert "evicted" in end.message.splitlines()[-1]
 
 
 def test_an_outage_is_waited_for_and_one_that_lasts_leaves_the_pod_alone(

@@ -41,9 +41,7 @@ def test_a_restart_of_the_api_server_while_a_pod_runs_costs_nothing(
 
 @BOTH
 def test_a_restart_while_a_retry_looks_for_its_pod_costs_nothing(trial, api, deferred):
-    dead = trial.operator()
-    store, plan, item = dead._open()
-    dead.start_pod(pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
+    trial.abandon()
     name = trial.await_work()
     api.restart(0.4)
     threading.Timer(2.5, trial.open).start()
@@ -163,8 +161,7 @@ def test_a_try_whose_trial_another_try_runs_says_so(trial, api):
     task = trial.start(env={"STAND_IN_RESULT": "none", "STAND_IN_EXIT": "3"})
     trial.await_work()
     newer = trial.operator()
-    store, plan, item = newer._open()
-    newer._claim(store, plan, item.trial_id)
+    newer.claim(newer.open_task())
     trial.open()  # a runner that sees a newer attempt ends with 3
     with pytest.raises(
         AirflowException, match=r"Another try of this task runs trial .* as attempt 2"

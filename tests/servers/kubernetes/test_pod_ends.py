@@ -10,7 +10,6 @@ from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.kubernetes import pod_exit
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
-from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, base
 from tests.support.kubernetes.stand_in import BOTH
 
@@ -116,9 +115,7 @@ def test_a_pod_of_a_node_that_cannot_be_reached_is_given_up_after_grace_and_pati
 def test_a_retry_waits_for_a_pod_of_a_lost_node_that_nobody_followed_only_so_long(
     trial, api, monkeypatch, deferred
 ):
-    dead = trial.operator(termination_grace_period=1)
-    store, plan, item = dead._open()
-    dead.start_pod(pods.pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
+    trial.abandon(termination_grace_period=1)
     name = trial.await_work()
     api.kubelet.cut_off()
     api.kubelet.taint(name)

@@ -156,9 +156,7 @@ def test_a_runner_that_complains_of_a_missing_plugin_did_run(trial, api, tmp_pat
 
 
 def test_a_retry_deletes_the_pod_of_a_trial_that_finished_while_its_worker_was_dead(trial, api):
-    dead = trial.operator()
-    store, plan, item = dead._open()
-    dead.start_pod(pod_context(), dead._claim(store, plan, item.trial_id), plan.metric)
+    trial.abandon()
     trial.await_work()
     trial.open()
     api.wait_for(lambda pods: pods[0]["status"]["phase"] == "Succeeded")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.trial import Trial
 from tests.support import GOLDEN
 
 KILLED = GOLDEN / "ray-2.60.0" / "killed"
@@ -57,6 +58,15 @@ def make_row(
         **(run or {}),
     )
     return [json.dumps(trial, indent=2), json.dumps(metadata, indent=2)]
+
+
+def config_of(trial: Trial) -> dict[str, Any]:
+    """Return the config in a trial's row; empty if it cannot be read."""
+    try:
+        config = json.loads(json.loads(bytes(trial.row.trial)))["config"]
+    except (ValueError, TypeError, KeyError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def make_state(rows: list[list[str]], *, start_time: float = 1000.0, **runner: Any) -> bytes:
@@ -117,7 +127,6 @@ def make_report(name: str, health: Health = Health.ERRORED, **fields: Any) -> Ex
     return ExperimentReport(
         **{
             "experiment": f"/sweeps/{name}",
-            "name": name,
             "health": health,
             "reason": "why",
             "trials": {"ERROR": 1},

@@ -17,7 +17,8 @@ from itertools import count, repeat
 from pathlib import Path
 
 from airflow_tune_restore.exceptions import TuneRestoreError
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.state import SMALL_ROW_BYTES
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.records import read_record

@@ -66,6 +66,12 @@ class Trial:
         """Run a task to its end."""
         return self.operator(**more).execute(pod_context())
 
+    def abandon(self, **more: Any) -> None:
+        """Create a pod, as a task whose worker then dies."""
+        operator = self.operator(**more)
+        task = operator.open_task()
+        operator.start_pod(pod_context(), operator.claim(task), task.plan.metric)
+
     def start(self, **more: Any) -> "Task":
         """Run a task in a thread of its own."""
         return Task(self.operator(**more))

@@ -156,7 +156,7 @@ def test_links_and_other_odd_things_keep_nobody_from_being_found(tune_restore, t
         "looping": "errored",
         "piped": "errored",
     }
-    assert f"{later} was passed over: Cannot read" in found["looping"]["reason"]
+    assert f"{later} was skipped: Cannot read" in found["looping"]["reason"]
     assert "Too many levels of symbolic links" in found["looping"]["reason"]
 
 
@@ -540,9 +540,9 @@ def test_a_searcher_that_is_named_is_checked_and_reaches_the_run(tune_restore, s
     [
         (("interrupted", 1), "the run broke off: no suggestion; 2 samples were never drawn"),
         (("refused", 0), "the run broke off: no suggestion; 3 samples were never drawn"),
-        ((None, 1), "the run broke off: its runner ended without a word"),
-        (StorageError("the store was away"), "the run broke off: its runner ended without a word"),
-        (("finished", 2), "1 samples were never drawn"),
+        ((None, 1), "the run broke off: its runner exited without recording an outcome"),
+        (StorageError("the store was away"), "its runner exited without recording an outcome"),
+        (("finished", 2), "1 sample was never drawn"),
     ],
 )
 def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows, end, words):
@@ -571,8 +571,14 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
         ),
         (("restore", "{x}", "--trainable", "json:dumps", "--resume-errored"), "'train'"),
         (("plan", "{x}", "--strategy", "sideways"), "sideways"),
-        (("plan", "/nowhere/at/all"), "/nowhere/at/all cannot be read: there is no tuner.pkl"),
-        (("restore", "/nowhere/at/all", "--trainable", "m:t"), "there is no tuner.pkl"),
+        (
+            ("plan", "/nowhere/at/all"),
+            "/nowhere/at/all cannot be read: it has neither a tuner.pkl nor an experiment state",
+        ),
+        (
+            ("restore", "/nowhere/at/all", "--trainable", "m:t"),
+            "it has neither a tuner.pkl nor an experiment state",
+        ),
         (("plan", "s3://conn@bucket/x"), "Airflow connection"),
         (("restore", "{x}"), "trainable"),
         (("scan", "{x}", "--stale-after", "-1"), "'--stale-after': -1 is less than 0"),
@@ -613,8 +619,8 @@ def test_the_newest_valid_state_is_used_and_the_bad_one_named(tune_restore, tmp_
     _, out, _ = tune_restore("scan", tmp_path, "--json")
     (report,) = json.loads(out)
     assert (report["health"], report["state_file"]) == ("errored", STATE_NAME)
-    assert "2026-11-24_10-00-00.json was passed over" in report["reason"]
-    assert "2026-11-25_10-00-00.json was passed over: it holds no trials" in report["reason"]
+    assert "2026-11-24_10-00-00.json was skipped" in report["reason"]
+    assert "2026-11-25_10-00-00.json was skipped: it holds no trials" in report["reason"]
 
 
 def test_an_unreadable_experiment_is_named_once_in_one_sentence(tune_restore, tmp_path):

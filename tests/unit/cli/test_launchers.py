@@ -1,13 +1,13 @@
 """The launcher that the options of `tune-restore restore` choose."""
 
 import pytest
-from airflow_tune_restore.launch.ray.launcher import RayLauncher
 
 from airflow_tune_restore.cli.launchers import _OPTIONS, LauncherOptions
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
 from airflow_tune_restore.launch.local import LocalLauncher
+from airflow_tune_restore.launch.ray.launcher import RayLauncher
 
 HEAD = "http://head:8265"
 

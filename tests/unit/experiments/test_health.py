@@ -7,17 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_tune_restore.experiments.evidence_table import describe_evidence
-from airflow_tune_restore.experiments.health import (
+from airflow_tune_restore.experiments.evidence import (
     MAX_PATIENCE,
     DriverStatus,
     Evidence,
     EvidenceKind,
-    Health,
-    judge,
-    judge_unstarted,
     patience,
 )
+from airflow_tune_restore.experiments.evidence_table import describe_evidence
+from airflow_tune_restore.experiments.health import Health, judge, judge_unstarted
 from airflow_tune_restore.experiments.state_summary import StateSummary
 from airflow_tune_restore.protocol.lease_objects import Lease, LeaseStatus
 
@@ -47,7 +45,7 @@ def table(some: StateSummary, seen: Evidence) -> dict[str, tuple[str, str]]:
     """Return what each line of the table of evidence says, and speaks for."""
     counted = judge(some, seen, stale_after=HALF_HOUR).counted
     signs = describe_evidence(some, seen, counted, stale_after=HALF_HOUR)
-    return {sign.name: (sign.found, sign.speaks_for) for sign in signs}
+    return {sign.name: (sign.found, sign.indicates) for sign in signs}
 
 
 def restore(silent_seconds: float) -> LeaseStatus:
@@ -67,9 +65,9 @@ def test_a_store_that_tells_no_times_shows_no_death():
 def test_a_write_in_the_future_is_no_death():
     seen = evidence(-600)
     assert verdict(facts(), seen) is Health.RUNNING
-    found, speaks_for = table(facts(), seen)[EvidenceKind.ROOT]
+    found, indicates = table(facts(), seen)[EvidenceKind.ROOT]
     assert "10 h in the future of the store's clock" in found
-    assert speaks_for == "alive"
+    assert indicates == "alive"
     assert "last written 10 h in the future" in judge(facts(), seen, stale_after=HALF_HOUR).reason
 
 
@@ -81,7 +79,7 @@ def test_a_write_in_a_future_that_no_clock_explains_is_no_sign_of_life():
     seen = Evidence(root_written=YEARS_AHEAD, now=NOW)
     health, reason, _ = judge(facts(), seen, stale_after=HALF_HOUR)
     assert health is Health.INTERRUPTED
-    assert "its files are dated more than 24 h in the future, which tells nothing" in reason
+    assert "its files are dated more than 24 h in the future, which does not count" in reason
     assert table(facts(), seen)[EvidenceKind.ROOT][1] == "dead"
 
 
@@ -190,8 +188,8 @@ def test_a_store_that_tells_no_times_does_not_show_that_nothing_was_started():
 def test_where_nobody_looked_is_told_from_where_nothing_was():
     seen = evidence(5)
     for clue in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES):
-        assert table(facts(), seen)[clue] == ("not looked at", "")
-        seen = seen.having_looked_at(clue)
+        assert table(facts(), seen)[clue] == ("not checked", "")
+        seen = seen.with_check(clue)
     lines = table(facts(), seen)
     assert [
         lines[clue][0]
@@ -199,7 +197,7 @@ def test_where_nobody_looked_is_told_from_where_nothing_was():
     ] == [
         "none",
         "none",
-        "not known",
+        "unknown",
     ]
 
 
@@ -218,11 +216,9 @@ def test_samples_that_are_left_are_what_makes_it_interrupted():
 
 
 def test_what_was_outvoted_did_not_count():
-    lines = table(
-        facts(), evidence(60, trials_written=ago(5)).having_looked_at(EvidenceKind.TRIAL_DIRS)
-    )
+    lines = table(facts(), evidence(60, trials_written=ago(5)).with_check(EvidenceKind.TRIAL_DIRS))
     assert (lines[EvidenceKind.ROOT][1], lines[EvidenceKind.TRIAL_DIRS][1]) == ("", "alive")
-    lines = table(facts(), evidence(60, restore=restore(10)).having_looked_at(EvidenceKind.RESTORE))
+    lines = table(facts(), evidence(60, restore=restore(10)).with_check(EvidenceKind.RESTORE))
     assert {name for name, (_, speaks) in lines.items() if speaks} == {EvidenceKind.RESTORE}
 
 

@@ -10,11 +10,13 @@ import sys
 import pytest
 
 from airflow_tune_restore.exceptions import StorageError
-from airflow_tune_restore.experiments.experiment import samples_left, tuner_facts
+from airflow_tune_restore.experiments.experiment import recorded_tuner, samples_left
 from airflow_tune_restore.experiments.health import Health
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.experiments.state import MalformedStateError, parse_state
+from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import read_pickle
 from airflow_tune_restore.protocol.printable import printable
@@ -75,12 +77,6 @@ def text(name: str) -> bytes:
     return b"X" + struct.pack("<I", len(name)) + name.encode()
 
 
-def test_a_key_with_a_billion_leaves_is_no_key():
-    doubled = b")" + b"2\x86" * 60
-    body = b"}" + text("__flattened_param_space_keys") + b"]" + doubled + b"a" + text("lr") + b"as."
-    assert tuner_facts(read_pickle(body)).param_space_keys == ("lr",)
-
-
 def test_many_references_to_one_bundle_are_not_added_up_for_a_day():
     """A million references to a CPU: the sum says how many of them were looked at."""
     bundle = b"}(" + (text("CPU") + b"K\x01") * 20_000 + b"u\x94"
@@ -107,7 +103,7 @@ def test_absurd_numbers_of_samples_are_unknown():
 def test_a_name_in_a_pickle_that_nothing_can_encode_is_none():
     name = b"X\x03\x00\x00\x00\xed\xa0\x80"
     assert (
-        tuner_facts(read_pickle(b"}" + text("__trainable_name") + name + b"s.")).trainable_name
+        recorded_tuner(read_pickle(b"}" + text("__trainable_name") + name + b"s.")).trainable_name
         is None
     )
 

@@ -39,7 +39,7 @@ def line_of(path, facts, mark=MARK):
     return encode_row(build_row(path, mark, facts))
 
 
-def facts_of(**fields):
+def summary_of(**fields):
     """Return facts as JSON, which may be none of ours."""
     return json.dumps({"state_file": STATE_NAME, "trials": {"TERMINATED": 4}} | fields).encode()
 
@@ -69,67 +69,67 @@ def test_what_was_remembered_is_read(rows):
 
 
 def test_others_can_read_it():
-    line = json.loads(line_of("team/sweep", facts_of()))
-    assert (line["path"], line["facts"]["trials"]) == ("team/sweep", {"TERMINATED": 4})
+    line = json.loads(line_of("team/sweep", summary_of()))
+    assert (line["path"], line["summary"]["trials"]) == ("team/sweep", {"TERMINATED": 4})
 
 
 DAMAGED = {
     "no JSON": b"{\n",
-    "cut": line_of("bad", facts_of())[:-20] + b"\n",
-    "another check": line_of("bad", facts_of()).replace(b"TERMINATED", b"ERROR"),
+    "cut": line_of("bad", summary_of())[:-20] + b"\n",
+    "another check": line_of("bad", summary_of()).replace(b"TERMINATED", b"ERROR"),
     "a list": b"[1, 2]\n",
     "no text": b"\xff\xfe\0\n",
-    "a lone surrogate": b'{"path":"\\ud800","fingerprint":"","facts":{},"check":""}\n',
+    "a lone surrogate": b'{"path":"\\ud800","fingerprint":"","summary":{},"check":""}\n',
     "empty": b"\n",
     "nested": b"[" * 10_000 + b"\n",
     "nested facts": line_of("bad", b"[" * 7_000 + b"]" * 7_000),
-    "too long": line_of("bad", facts_of(trainables=["x" * MAX_ROW_BYTES])),
+    "too long": line_of("bad", summary_of(trainables=["x" * MAX_ROW_BYTES])),
     "a file of Parquet": b"PAR1" + bytes(range(256)) + b"PAR1\n",
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damage_costs_its_own_row_alone(kind):
-    index = read(line_of("one", facts_of()) + DAMAGED[kind] + line_of("two", facts_of()))
+    index = read(line_of("one", summary_of()) + DAMAGED[kind] + line_of("two", summary_of()))
     assert index.look_up("bad", MARK) is None
     assert index.look_up("one", MARK).total == index.look_up("two", MARK).total == 4
 
 
-HOSTILE_FACTS = {
-    "a number of 5,000 digits": facts_of().replace(b"4", b"4" * 5_000),
-    "a number that no text can hold with another": facts_of(
+HOSTILE_SUMMARIES = {
+    "a number of 5,000 digits": summary_of().replace(b"4", b"4" * 5_000),
+    "a number that no text can hold with another": summary_of(
         trials={"ERROR": "@", "TERMINATED": "@"}
     ).replace(b'"@"', b"9" * 4_300),
-    "more trials than are counted": facts_of(trials={"TERMINATED": 2**53 + 1}),
-    "more samples than are counted": facts_of(samples_left=2**53 + 1),
-    "more ends than are counted": facts_of(ended_by={"itself": 2**53 + 1}),
-    "no trials": facts_of(trials={}),
-    "trials in many states": facts_of(trials={str(n): 1 for n in range(1_500)}),
-    "an interval that never ends": facts_of(longest_interval="@").replace(b'"@"', b"1e999"),
-    "nested": facts_of(other="@").replace(b'"@"', b"[" * 7_000 + b"]" * 7_000),
-    "a state elsewhere": facts_of(state_file="../experiment_state-x.json"),
-    "directories elsewhere": facts_of(trials={"RUNNING": 1}, unfinished_dirs=[".."]),
-    "more directories than trials": facts_of(unfinished_dirs=["a"]),
-    "thousands of warnings": facts_of(warnings=["a"] * 3_000),
-    "a trainable that is no text": facts_of(trainables=["a\0"]),
-    "a lone surrogate": facts_of(warnings=["\ud800"]),
-    "NaN": facts_of(session_started=float("nan")),
+    "more trials than are counted": summary_of(trials={"TERMINATED": 2**53 + 1}),
+    "more samples than are counted": summary_of(samples_left=2**53 + 1),
+    "more ends than are counted": summary_of(ended_by={"itself": 2**53 + 1}),
+    "no trials": summary_of(trials={}),
+    "trials in many states": summary_of(trials={str(n): 1 for n in range(1_500)}),
+    "an interval that never ends": summary_of(longest_interval="@").replace(b'"@"', b"1e999"),
+    "nested": summary_of(other="@").replace(b'"@"', b"[" * 7_000 + b"]" * 7_000),
+    "a state elsewhere": summary_of(state_file="../experiment_state-x.json"),
+    "directories elsewhere": summary_of(trials={"RUNNING": 1}, unfinished_dirs=[".."]),
+    "more directories than trials": summary_of(unfinished_dirs=["a"]),
+    "thousands of warnings": summary_of(warnings=["a"] * 3_000),
+    "a trainable that is no text": summary_of(trainables=["a\0"]),
+    "a lone surrogate": summary_of(warnings=["\ud800"]),
+    "NaN": summary_of(last_result=float("nan")),
     "a list": b"[]",
     "nothing": b"",
     "two lines": b'{"a":\n1}',
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE_FACTS)
-def test_facts_that_no_state_could_say_are_not_taken(kind):
-    index = read(line_of("bad", HOSTILE_FACTS[kind]) + line_of("good", facts_of()))
+@pytest.mark.parametrize("kind", HOSTILE_SUMMARIES)
+def test_a_summary_that_no_state_could_give_is_ignored(kind):
+    index = read(line_of("bad", HOSTILE_SUMMARIES[kind]) + line_of("good", summary_of()))
     assert index.look_up("bad", MARK) is None
     assert index.look_up("good", MARK).total == 4
 
 
 def test_thousands_of_trainables_are_no_more_than_their_line():
     names = [f"t{n}" for n in range(1_500)]
-    assert read(line_of("x", facts_of(trainables=names))).look_up("x", MARK).total == 4
+    assert read(line_of("x", summary_of(trainables=names))).look_up("x", MARK).total == 4
 
 
 def test_what_would_not_be_taken_is_not_remembered():
@@ -146,13 +146,13 @@ def test_what_would_not_be_taken_is_not_remembered():
 
 def test_rows_beyond_the_limit_are_not_read(monkeypatch):
     monkeypatch.setattr(index_module, "MAX_ROWS", 3)
-    index = read(b"\n" + b"".join(line_of(f"e{n}", facts_of()) for n in range(3)))
+    index = read(b"\n" + b"".join(line_of(f"e{n}", summary_of()) for n in range(3)))
     assert [index.look_up(f"e{n}", MARK) is not None for n in range(3)] == [True, True, False]
 
 
 def test_an_index_that_is_longer_than_one_may_be_is_not_read(monkeypatch):
     monkeypatch.setattr(index_module, "MAX_INDEX_BYTES", 100)
-    assert read(line_of("x", facts_of())).look_up("x", MARK) is None
+    assert read(line_of("x", summary_of())).look_up("x", MARK) is None
 
 
 def test_a_few_rows_replace_a_forged_index_but_make_none(monkeypatch):
@@ -160,7 +160,7 @@ def test_a_few_rows_replace_a_forged_index_but_make_none(monkeypatch):
     store = MemoryStore()
     Index().write(store, was_complete=True)
     assert layout.INDEX not in store._objects
-    store.put(layout.INDEX, line_of("x", facts_of()))
+    store.put(layout.INDEX, line_of("x", summary_of()))
     Index(replaces_forged=True).write(store, was_complete=False)
     assert store.get(layout.INDEX) == b""
 
@@ -176,12 +176,14 @@ def filled(facts, *, path="", mark=MARK):
 
 
 LARGE = {
-    "rows, as many as may be": lambda: filled(facts_of(trainables=["x" * 400])),
-    "rows, as large as may be": lambda: filled(facts_of(trainables=["x" * 16_000])),
-    "rows of many small texts": lambda: filled(facts_of(trainables=["ab"] * 2_600)),
-    "rows of many numbers": lambda: filled(facts_of(ended_by={f"{n:x}": 1 for n in range(1_500)})),
-    "rows with long paths of wide letters": lambda: filled(facts_of(), path=WIDE),
-    "rows with long fingerprints of wide letters": lambda: filled(facts_of(), mark=WIDE),
+    "rows, as many as may be": lambda: filled(summary_of(trainables=["x" * 400])),
+    "rows, as large as may be": lambda: filled(summary_of(trainables=["x" * 16_000])),
+    "rows of many small texts": lambda: filled(summary_of(trainables=["ab"] * 2_600)),
+    "rows of many numbers": lambda: filled(
+        summary_of(ended_by={f"{n:x}": 1 for n in range(1_500)})
+    ),
+    "rows with long paths of wide letters": lambda: filled(summary_of(), path=WIDE),
+    "rows with long fingerprints of wide letters": lambda: filled(summary_of(), mark=WIDE),
     "empty lines": lambda: b"\n" * MAX_INDEX_BYTES,
     "one line": lambda: b"[" * MAX_INDEX_BYTES,
     "brackets": lambda: (b"[" * 600 + b"\n") * (MAX_INDEX_BYTES // 601),

@@ -196,7 +196,7 @@ def test_a_damaged_older_state_harms_nobody_and_is_named(store):
     store.put(named(2), b"{")
     put_run(store, 3, [failed("c1")])
     damaged, older = look_back(store)
-    assert damaged.startswith(f"{named(2)} was not looked into for older trials: not a whole")
+    assert damaged.startswith(f"{named(2)} was not checked for older trials: not a whole")
     assert older.startswith(f"{named(1)} of an older run")
 
 
@@ -206,7 +206,7 @@ def test_of_many_older_runs_only_some_are_read_and_the_rest_is_counted(store, mo
         put_run(store, day, [failed(f"t{day}")])
     fourth, third, rest = look_back(store)
     assert (fourth[:40], third[:40]) == (named(4)[:40], named(3)[:40])
-    assert rest == f"2 states older than those were not looked into, the newest {named(2)}"
+    assert rest == f"2 older states were not checked, the newest is {named(2)}"
 
 
 def test_a_newer_state_that_cannot_be_used_is_no_older_run(store):

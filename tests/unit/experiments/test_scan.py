@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.experiments import index as index_module
 from airflow_tune_restore.experiments import spot_check
-from airflow_tune_restore.experiments.health import EvidenceKind, Health
+from airflow_tune_restore.experiments.evidence import EvidenceKind
+from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.protocol import layout
@@ -208,7 +209,7 @@ def test_odd_names_are_found_remembered_and_told(store, clock, name):
 def test_who_cannot_be_addressed_is_named(store, clock, name, caplog):
     put_experiment(store, name)
     assert verdicts(store) == {}
-    assert f"{f'{name!a}':.100} is not looked into" in caplog.text
+    assert f"{f'{name!a}':.100} is skipped: an address cannot hold this name" in caplog.text
 
 
 @pytest.mark.parametrize("stray", ["tuner.pkl", "experiment_state-notes.json"])
@@ -290,7 +291,7 @@ def test_a_restore_at_work_is_seen_by_its_lease(store, clock):
     store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
     (report,) = scan(store)
     assert report.health is Health.RUNNING
-    assert "restore r1 of dag nightly is at work on it" in report.reason
+    assert "restore r1 of dag nightly is running on it" in report.reason
     clock.now += timedelta(seconds=121)
     assert verdicts(store)["exp"] is Health.ERRORED
     store.put(f"exp/{layout.lease_heartbeat_key(1)}", b"{}")
@@ -302,7 +303,7 @@ def test_a_restore_at_work_is_seen_by_its_lease(store, clock):
 def evidence(store):
     """Return what each line of the only experiment's table says, and speaks for."""
     (report,) = scan(store)
-    return {sign.name: (sign.found, sign.speaks_for) for sign in report.evidence}
+    return {sign.name: (sign.found, sign.indicates) for sign in report.evidence}
 
 
 def test_a_lease_that_was_not_looked_at_is_not_called_none(store, clock):
@@ -315,7 +316,7 @@ def test_a_lease_that_was_not_looked_at_is_not_called_none(store, clock):
     assert [
         seen[clue][0]
         for clue in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS, EvidenceKind.SAMPLES)
-    ] == ["not looked at"] * 3
+    ] == ["not checked"] * 3
     clock.now += timedelta(hours=1)
     store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
     seen = evidence(store)
@@ -438,8 +439,11 @@ def damage_index(store, kind, noise, number):
     elif kind == "cut":
         store.put(layout.INDEX, body[: number % (len(body) + 1)])
     elif kind == "swapped":  # each row says what another one is
-        facts = [row["facts"] for row in rows]
-        rows = [row | {"facts": one} for row, one in zip(rows, facts[1:] + facts[:1], strict=True)]
+        summaries = [row["summary"] for row in rows]
+        rows = [
+            row | {"summary": one}
+            for row, one in zip(rows, summaries[1:] + summaries[:1], strict=True)
+        ]
         store.put(layout.INDEX, b"\n".join(json.dumps(row).encode() for row in rows))
     elif kind == "edited":
         store.put(layout.INDEX, body.replace(b"ERROR", b"TERMINATED"))
@@ -450,13 +454,13 @@ def damage_index(store, kind, noise, number):
 def forge(rows, **renamed):
     """Return lines that are whole and say another status."""
     for row in rows:
-        trials = row["facts"]["trials"]
-        row["facts"] |= {"unfinished_dirs": [], "samples_left": 0}
-        row["facts"]["trials"] = {renamed.get(name, name): n for name, n in trials.items()}
+        trials = row["summary"]["trials"]
+        row["summary"] |= {"unfinished_dirs": [], "samples_left": 0}
+        row["summary"]["trials"] = {renamed.get(name, name): n for name, n in trials.items()}
     return b"".join(
         index_module.encode_row(
             index_module.build_row(
-                row["path"], row["fingerprint"], json.dumps(row["facts"]).encode()
+                row["path"], row["fingerprint"], json.dumps(row["summary"]).encode()
             )
         )
         for row in rows

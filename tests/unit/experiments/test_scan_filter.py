@@ -30,11 +30,11 @@ from airflow_tune_restore.experiments.scan_filter import ScanFilter
     ],
 )
 def test_what_is_included(include, path, taken):
-    assert ScanFilter(include=include).takes(path) is taken
+    assert ScanFilter(include=include).includes(path) is taken
 
 
 def test_an_experiment_at_the_prefix_itself_is_always_taken():
-    assert ScanFilter(include=("other",)).takes("")
+    assert ScanFilter(include=("other",)).includes("")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_experiment_at_the_prefix_itself_is_always_taken():
     ],
 )
 def test_what_is_listed(selection, path, entered):
-    assert ScanFilter(**selection).enters(path) is entered
+    assert ScanFilter(**selection).descends_into(path) is entered
 
 
 def test_a_pattern_of_many_stars_is_held_once_against_each_name_of_each_path(monkeypatch):
@@ -69,4 +69,4 @@ def test_a_pattern_of_many_stars_is_held_once_against_each_name_of_each_path(mon
         return fnmatchcase(name, pattern)
 
     monkeypatch.setattr(selection_module, "fnmatchcase", compare)
-    assert not ScanFilter(include=("/".join(patterns),)).takes("/".join(names))
+    assert not ScanFilter(include=("/".join(patterns),)).includes("/".join(names))

@@ -61,9 +61,9 @@ def fill(store, clock, count, **options):
 
 
 def remembered(store):
-    """Return the facts in the index, by path."""
+    """Return the summaries in the index, by path."""
     rows = map(json.loads, store.get(layout.INDEX).splitlines())
-    return {row["path"]: row["facts"] for row in rows}
+    return {row["path"]: row["summary"] for row in rows}
 
 
 def forge(store, *paths, **lies):
@@ -72,9 +72,9 @@ def forge(store, *paths, **lies):
     for line in store.get(layout.INDEX).splitlines():
         row = json.loads(line)
         if not paths or row["path"] in paths:
-            row["facts"] |= lies
-        facts = json.dumps(row["facts"]).encode()
-        body += encode_row(build_row(row["path"], row["fingerprint"], facts))
+            row["summary"] |= lies
+        summary = json.dumps(row["summary"]).encode()
+        body += encode_row(build_row(row["path"], row["fingerprint"], summary))
     store.put(layout.INDEX, body)
 
 
@@ -88,9 +88,12 @@ def test_sixty_forged_rows_are_found_by_the_first_scan(store, clock, caplog):
     assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
     assert remembered(store)["e007"]["trials"] == {"ERROR": 4}
     told = [r.getMessage() for r in caplog.records]
-    said = "the index says trials={'TERMINATED': 4}, its state trials={'ERROR': 4}."
+    said = "the index has trials={'TERMINATED': 4}, its state trials={'ERROR': 4}."
     assert [text.partition(": ")[2] for text in told[:-1]] == [said] * spot_check.LEAST
-    assert "8 of 8 rows of the index that were checked are not as their states are" in told[-1]
+    assert (
+        "8 of 8 checked rows of the index differ from their states. The index is ignored"
+        in told[-1]
+    )
     assert layout.INDEX in told[-1]
 
 
@@ -175,14 +178,13 @@ LIES = {
     "directories": {"trials": {"RUNNING": 4}, "unfinished_dirs": ["a"]},
     "samples": {"samples_left": None},
     "more samples": {"samples_left": 7},
-    "the start": {"session_started": 5.0},
     "the newest result": {"last_result": 5.0},
     "two days between results": {"longest_interval": 172800.0},
     "two days between snapshots": {"snapshot_period": 172800.0},
     "a trainable": {"trainables": ["theirs"]},
     "no state": {"state_file": "", "trials": {}, "unreadable": "broken"},
 }
-BARE = dict.fromkeys(("samples_left", "session_started", "last_result", "snapshot_period"))
+BARE = dict.fromkeys(("samples_left", "last_result", "snapshot_period"))
 BARE |= {"longest_interval": 0.0, "searcher_lost": "", "unreadable": ""}
 BARE |= {"unfinished_dirs": (), "warnings": (), "trainables": (), "ended_by": {}}
 
@@ -196,10 +198,10 @@ def test_whatever_verdicts_rest_on_is_compared(store, clock, lie):
     assert store.get(layout.INDEX) == honest
 
 
-def test_no_field_of_facts_is_forgotten():
+def test_no_field_of_a_summary_is_forgotten():
     lies = {name for lie in LIES.values() for name in lie}
-    assert lies | spot_check.TOLD == set(StateSummary.__struct_fields__)
-    assert not lies & spot_check.TOLD
+    assert lies | spot_check.NOT_COMPARED == set(StateSummary.__struct_fields__)
+    assert not lies & spot_check.NOT_COMPARED
 
 
 def test_an_experiment_that_never_started_has_no_row(store, clock, caplog):
@@ -207,8 +209,8 @@ def test_an_experiment_that_never_started_has_no_row(store, clock, caplog):
     store.put("bare/tuner.pkl", b"x")
     clock.now += timedelta(days=1)
     mark = spot_check.fingerprint(store.at("bare").list_dir())
-    facts = json.dumps({"state_file": STATE_NAME} | FINISHED).encode()
-    store.put(layout.INDEX, store.get(layout.INDEX) + encode_row(build_row("bare", mark, facts)))
+    summary = json.dumps({"state_file": STATE_NAME} | FINISHED).encode()
+    store.put(layout.INDEX, store.get(layout.INDEX) + encode_row(build_row("bare", mark, summary)))
     found = {report.name: report.health for report in scan(store, chance=chooses("bare"))}
     assert found["bare"] is Health.NOT_STARTED
     assert "was never started" in caplog.text
@@ -217,12 +219,12 @@ def test_an_experiment_that_never_started_has_no_row(store, clock, caplog):
 @pytest.mark.parametrize("status", ["TERMINATED", "ERROR", "RUNNING", "PENDING", "PAUSED"])
 @pytest.mark.parametrize("samples", [1, 4, 9])
 def test_an_honest_index_is_trusted(store, clock, status, samples, caplog):
-    """Also where facts were added after reading: samples that are left, doubts about `tuner.pkl`."""
+    """Also where fields were added after reading: samples that are left, doubts about `tuner.pkl`."""
     fill(store, clock, 50, status=status, samples=samples)
     before = store.get(layout.INDEX)
     clock.now += timedelta(days=1)
     scan(store, chance=chooses(*remembered(store)))
-    assert "not trusted" not in caplog.text
+    assert "index is ignored" not in caplog.text
     assert store.get(layout.INDEX) == before
 
 
@@ -231,7 +233,7 @@ def test_damaged_states_are_trusted_to_be_damaged(store, clock, caplog):
         store.put(f"e{number:03}/{STATE_NAME}", b"{")
     scan(store)
     assert Counter(r.health for r in scan(store, chance=chooses("e001"))) == {Health.UNREADABLE: 60}
-    assert "not trusted" not in caplog.text
+    assert "index is ignored" not in caplog.text
 
 
 def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(
@@ -247,7 +249,7 @@ def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(
 
     monkeypatch.setattr(MemoryStore, "get", removes)
     scan(store, chance=chooses("e001"))
-    assert "not trusted" not in caplog.text
+    assert "index is ignored" not in caplog.text
 
 
 def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(
@@ -264,7 +266,7 @@ def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(
     monkeypatch.setattr(MemoryStore, "get", fails)
     reports = scan(store, chance=chooses("e001"))
     assert Counter(report.health for report in reports) == {Health.ERRORED: 60}
-    assert "memory://e001 is not read again beside the index: timeout" in caplog.text
+    assert "memory://e001 cannot be compared with the index: timeout" in caplog.text
 
 
 def test_a_forged_index_is_replaced_by_a_scan_of_a_few(store, clock):

@@ -9,16 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments import state as state_module
-from airflow_tune_restore.experiments.state import (
-    MalformedStateError,
-    encode_state,
-    parse_pieces,
-    parse_state,
-)
+from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.state import encode_state, parse_pieces, parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
 from tests.support import GOLDEN
-from tests.support.experiments.built import KILLED, make_row, make_state
+from tests.support.experiments.built import KILLED, config_of, make_row, make_state
 
 GOLDEN_FILES = sorted(KILLED.parent.parent.glob("ray-*/killed/experiment_state-*.json"))
 
@@ -29,7 +25,7 @@ def golden(request):
 
 
 def test_a_real_state_is_read_field_by_field(golden):
-    trials = {trial.config["role"]: trial for trial in parse_state(golden).trials}
+    trials = {config_of(trial)["role"]: trial for trial in parse_state(golden).trials}
     finishes, fails, hangs = trials["finishes"], trials["fails"], trials["hangs"]
     assert finishes.status is TrialStatus.TERMINATED
     assert (finishes.iteration, finishes.last_result["score"]) == (4, 8)
@@ -38,7 +34,6 @@ def test_a_real_state_is_read_field_by_field(golden):
     assert fails.recorded_checkpoint == RecordedCheckpoint(name="checkpoint_000001", iteration=2)
     assert hangs.status is TrialStatus.RUNNING
     assert hangs.resources == {"CPU": 1.0}
-    assert hangs.evaluated_params == {"role": "hangs"}
     waits = trials["waits"]
     assert waits.status is TrialStatus.PENDING
     assert waits.last_result_time == -math.inf
@@ -93,8 +88,8 @@ def test_however_it_comes_in_a_state_is_the_same(size):
     whole, state = parse_state(body), parse_pieces(cut_up(body, size), keep_terminated_rows=True)
     assert encode_state(state.rows.values(), state.runner, state.stats) == body
     assert state.runner == whole.runner
-    assert [msgspec.structs.replace(t, details=None) for t in state.trials] == [
-        msgspec.structs.replace(t, details=None) for t in whole.trials
+    assert [msgspec.structs.replace(t, row=None) for t in state.trials] == [
+        msgspec.structs.replace(t, row=None) for t in whole.trials
     ]
 
 
@@ -119,8 +114,8 @@ def test_rows_of_trials_that_came_to_their_end_are_kept_for_a_commit_only():
     ended, stopped, failed = state.trials
     assert (ended.trial_id, ended.iteration, ended.terminated_by_itself) == ("ended", 3, True)
     with pytest.raises(LookupError, match="ended was not kept"):
-        _ = ended.config
-    assert stopped.config == parse_state(body).trials[1].config
+        _ = ended.resources
+    assert stopped.resources == parse_state(body).trials[1].resources
     assert not stopped.terminated_by_itself
     assert not failed.terminated_by_itself
 

@@ -5,14 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_tune_restore.experiments.health import DriverStatus, Health
-from airflow_tune_restore.experiments.read import (
-    read_checkpoint_choices,
-    read_experiment,
-    read_state,
-)
+from airflow_tune_restore.experiments.evidence import DriverStatus
+from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.experiments.raw_row import MalformedStateError
+from airflow_tune_restore.experiments.read import read_experiment, read_state
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.experiments.state import MalformedStateError
 from airflow_tune_restore.experiments.tuner_file import read_tuner
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.local import LocalStore
@@ -110,7 +108,7 @@ def test_of_a_prefix_that_is_an_experiment_it_is_told_that_no_other_is_looked_fo
     assert "no other" not in caplog.text  # there is no directory below it
     put_good(prefix)
     assert list(verdicts(prefix)) == [str(prefix)]
-    assert f"{prefix} is an experiment itself, and no other is looked for below it" in caplog.text
+    assert f"{prefix} is an experiment itself, so a scan does not look below it" in caplog.text
     caplog.clear()
     assert list(verdicts(tmp_path)) == ["prefix"]
     assert "no other" not in caplog.text
@@ -246,7 +244,7 @@ def test_a_state_that_leads_nowhere_is_passed_over(tmp_path, name):
     loop(experiment / name)
     found = read_experiment(LocalStore(experiment))
     assert found.state_file.name == STATE_NAME
-    assert any(f"{name} was passed over: Cannot read" in text for text in found.warnings)
+    assert any(f"{name} was skipped: Cannot read" in text for text in found.warnings)
     assert verdicts(tmp_path) == {"good": Health.ERRORED}
 
 

@@ -183,7 +183,9 @@ def test_one_experiment_of_very_many_trials_stops_no_other(errored, tmp_path, mo
     many = make_experiment(tmp_path / "a", [make_row(f"b{n}", status="ERROR") for n in range(3)])
     items = plan([str(many), str(errored)]).execute(make_context())
     assert [item["label"] for item in items] == ["exp a3", "exp a1"]
-    assert "3 trials of it are to be run beside 2 of 1 other experiments" in capfd.readouterr().out
+    assert (
+        "It has 3 trials to run, beside 2 trials of 1 other experiments" in capfd.readouterr().out
+    )
     assert not (many / ".tune_restore").exists()
 
 
@@ -218,7 +220,7 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
 ):
     operator = plan(str(errored), launcher=launcher, runner_user="{{ var.value.get('user') }}")
     operator.runner_user = rendered
-    with pytest.raises(AirflowFailException, match="names nobody; nothing was started"):
+    with pytest.raises(AirflowFailException, match="is not the name of a user"):
         operator.execute(make_context())
     assert not (errored / ".tune_restore").exists()
 

@@ -97,7 +97,7 @@ def test_without_restores_it_is_skipped_in_words(restores):
 
 
 def test_what_is_no_restore_is_shown():
-    with pytest.raises(AirflowFailException, match="no item of BuildRestorePlanOperator"):
+    with pytest.raises(AirflowFailException, match="is not an item of BuildRestorePlanOperator"):
         commit(["exp"]).execute(make_context())
 
 

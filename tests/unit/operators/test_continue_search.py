@@ -91,7 +91,7 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
         runner_user="{{ var.value.get('user') }}",
     )
     operator.runner_user = rendered
-    with pytest.raises(AirflowFailException, match="names nobody; nothing was started"):
+    with pytest.raises(AirflowFailException, match="is not the name of a user"):
         operator.execute(make_context())
     assert launcher.requests == []
     assert not (left / layout.ROOT).exists()

@@ -4,7 +4,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import RunnerError
-from airflow_tune_restore.experiments import scan
+from airflow_tune_restore.experiments import examine, scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.protocol import layout
@@ -61,7 +61,10 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
     (line,) = pushed["unexpected"]
     assert line.startswith(f"{pair[0]}: {type(error).__name__}")
     assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
-    with pytest.raises(AirflowFailException, match=r"1 experiments were not restored.*/bad: "):
+    with pytest.raises(
+        AirflowFailException,
+        match=r"Not restored because of an unexpected error: 1 experiment\..*/bad: ",
+    ):
         CheckRestoresOperator(task_id="done", unexpected=pushed["unexpected"]).execute(context)
 
 
@@ -124,7 +127,7 @@ def test_the_commit_goes_on_with_the_others_and_fails_at_its_end(pair, monkeypat
 
 @pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
 def test_a_scan_finds_the_others(pair, tmp_path, monkeypatch, error):
-    breaks(monkeypatch, scan, "_report_readable", error)
+    breaks(monkeypatch, examine, "read_outline", error)
     found = {report.name: report for report in scan.scan(LocalStore(tmp_path))}
     assert found["good"].health == "errored"
     assert found["bad"].health == "unreadable"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from airflow_tune_restore.experiments.read import read_checkpoint_choices, read_experiment
+from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.checkpoints import (
     CheckpointDir,
@@ -136,4 +137,4 @@ def test_no_more_rows_are_decoded_than_report_a_checkpoint(monkeypatch):
     rows = ['{"loss": 1.0, "training_iteration": 1}', ""] * 1000
     assert choose_by_rows(*rows, OF_THE_FIRST, *rows).iteration == 7
     of_rows = [text for text in decoded if isinstance(text, bytes) and b'"loss"' in text]
-    assert of_rows == [OF_THE_FIRST.encode()]
+    assert of_rows == [f"{OF_THE_FIRST}\n".encode()]

@@ -56,7 +56,7 @@ def test_the_first_takes_it_and_the_second_is_told_who_has_it(store, time):
     with pytest.raises(LeaseHeldError) as caught:
         take(store, time, "two")
     assert "holder of one" in str(caught.value)
-    assert "last heard of 7 s ago" in str(caught.value)
+    assert "last heartbeat 7 s ago" in str(caught.value)
     assert time.seconds == 7  # it did not wait
 
 

@@ -132,7 +132,7 @@ def test_a_trial_whose_runner_never_wrote_keeps_its_row(store):
     summary = commit_restore(store, "r1")
     before, after = raw(store.get(STATE_NAME)), raw(store.get(COMMITTED))
     assert after["hung"] == before["hung"]
-    assert {c.trial_id: c.note for c in summary.changes}["hung"] == "never got to run"
+    assert {c.trial_id: c.note for c in summary.changes}["hung"] == "was not started"
 
 
 def test_nothing_run_means_nothing_written(store):
@@ -297,7 +297,7 @@ def test_a_commit_cut_off_before_the_searcher_was_put_puts_it_when_run_again(sto
         raise StorageError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_put_searcher", cut_off)
+        patch.setattr(commit, "put_searcher", cut_off)
         with pytest.raises(StorageError):
             commit_restore(store, "r1")
     commit_restore(store, "r1")

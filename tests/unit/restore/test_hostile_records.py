@@ -65,7 +65,7 @@ def test_an_outcome_nobody_understands_is_told_of_and_holds_up_nothing(store, bo
     summary = commit_restore(store, "r1")
     assert summary.state_file is not None
     assert (
-        "outcome.json cannot be understood" in {c.trial_id: c.note for c in summary.changes}["bad"]
+        "outcome.json is not a valid record" in {c.trial_id: c.note for c in summary.changes}["bad"]
     )
     assert lease.acquire(store, restore_id="r2", holder="the next").epoch == 2
 
@@ -134,7 +134,7 @@ def test_a_commit_record_cannot_choose_what_is_written(store, name):
     body = {"state_file": name, "start_time": 1.0, "attempts": {"bad": 1}}
     store.put(layout.commit_key("r1"), json.dumps(body).encode())
     before = dict(store._objects)
-    with pytest.raises(RecordUnreadableError, match="no state file that a commit makes"):
+    with pytest.raises(RecordUnreadableError, match="is not the name of a committed state"):
         commit_restore(store, "r1")
     assert store._objects == before
 

@@ -147,7 +147,7 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
 def test_one_that_never_saved_its_state_is_lost_even_with_tuner_pkl(lost, tmp_path, tuner):
     """Ray begins such an experiment anew; nobody is asked to name a searcher that cannot go on."""
     store = lost([DONE, HUNG], tuner=tuner, saves=False)
-    words = "3 samples cannot be drawn, for their searcher never saved its state"
+    words = "3 samples cannot be drawn: their searcher never saved its state"
     (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
     assert words in report.reason
     plan = plan_night(store)

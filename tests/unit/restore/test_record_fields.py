@@ -17,6 +17,7 @@ from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.protocol import layout, record_fields, request
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import MAX_COUNT
+from airflow_tune_restore.protocol.planned import PlannedState, PlannedTrial
 from airflow_tune_restore.protocol.printable import is_printable
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore import commit_record, ledger, plan
@@ -72,9 +73,8 @@ def test_what_a_newer_version_has_added_is_ignored(kind):
 def test_every_kind_of_record_is_planted_and_every_field_of_it():
     """A new record, or a new field, is to stand in `records_of_all_kinds`."""
     known = {kind.type for kind in RECORDS}
-    assert known >= set(record_fields.Record.__subclasses__()) - {
-        RunnerProgress
-    }  # it stands in a tail
+    inside = {RunnerProgress, PlannedState, PlannedTrial}  # in a tail, and in a plan
+    assert known >= set(record_fields.Record.__subclasses__()) - inside
     assert known >= {plan.RestorePlan, commit_record.CommitRecord, ledger.Ledger}
     for kind in RECORDS:
         _check_complete(kind.type, kind.sample())
@@ -211,6 +211,7 @@ HANDED_ON: dict[Any, frozenset[str]] = {
     ),
     plan.RestorePlan: frozenset({"experiment", "trainable_name", "metric", "mode"}),
     plan.TrialPlan: frozenset({"trial_dir", "checkpoint"}),
+    PlannedTrial: frozenset({"checkpoint"}),
     plan.StateFile: frozenset({"sha256"}),
     commit_record.CommitRecord: frozenset({"sha256", "attempts"}),
     Ledger: frozenset(),

@@ -115,7 +115,7 @@ def test_a_clock_that_is_a_little_ahead_is(store, objects, time):
     claim(objects, at=NOW + timedelta(seconds=20))
     (report,) = scan(store)
     assert report.health == "running"
-    with pytest.raises(LeaseHeldError, match="last heard of 0 s ago"):
+    with pytest.raises(LeaseHeldError, match="last heartbeat 0 s ago"):
         restore(store)
     assert not time.slept
 

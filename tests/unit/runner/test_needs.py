@@ -88,7 +88,7 @@ def test_one_that_cannot_say_is_refused_with_the_name_of_its_trial():
 def test_one_that_must_look_at_a_ray_is_taken_to_ask_for_what_was_recorded(caplog):
     looks_at_ray = with_(lambda config: {"cpu": len(ray.nodes())})
     assert asked_for(looks_at_ray, {}) == [{"CPU": 7}]
-    assert "cannot be asked for its resources before there is a Ray" in caplog.text
+    assert "cannot be computed before Ray starts" in caplog.text
 
 
 def test_the_most_of_each_resource_is_what_something_is_sized_by():
@@ -100,25 +100,27 @@ def test_the_most_of_each_resource_is_what_something_is_sized_by():
     assert needs.most({}) == {}
 
 
-def scope_of(body: bytes | None) -> SimpleNamespace:
+def context_of(body: bytes | None) -> SimpleNamespace:
     store = MemoryStore()
     if body is not None:
         store.put("state.json", body)
     key = "state.json" if body is not None else None
-    return SimpleNamespace(store=store, source_key=key, sizes=lambda row: "kept" not in row)
+    return SimpleNamespace(
+        store=store, source_key=key, counts_for_size=lambda row: "kept" not in row
+    )
 
 
 def test_rows_are_those_that_the_run_is_sized_for():
     rows = [[json.dumps({"trial_id": name}), "{}"] for name in ("kept", "bad")]
     body = json.dumps({"trial_data": rows}).encode()
-    assert needs.read_rows(scope_of(body)) == ['{"trial_id": "bad"}']
-    assert needs.read_rows(scope_of(None)) == []
+    assert needs.read_rows(context_of(body)) == ['{"trial_id": "bad"}']
+    assert needs.read_rows(context_of(None)) == []
 
 
 @pytest.mark.parametrize("body", [b'{"trial_data": [', b"{}", b'{"trial_data": [["{}"]]}'])
 def test_a_damaged_state_sizes_nothing(body):
     with pytest.raises(RunnerError, match=r"state.json could not be restored.*Nothing was run"):
-        needs.read_rows(scope_of(body))
+        needs.read_rows(context_of(body))
 
 
 def test_a_row_that_ray_cannot_read_is_a_sentence_and_does_not_cost_the_others():

@@ -1,10 +1,10 @@
-"""What an attempt's record says of its trial."""
+"""What the outcome of an attempt holds of its trial."""
 
 import json
 from types import SimpleNamespace
 
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.runner.outcome import build_outcome, error_of, scalar_metrics
+from airflow_tune_restore.runner.outcome import Ending, build_outcome, error_of, scalar_metrics
 from tests.support import GOLDEN
 
 ERRORS = GOLDEN / "errors"
@@ -58,7 +58,9 @@ def outcome(result, error, text="", failing=False):
         status="ERROR",
         trial_id="t",
     )
-    return build_outcome(REQUEST, result, error, trial=ended, started_at="", ray_version="")
+    return build_outcome(
+        REQUEST, Ending(result, *error), trial=ended, started_at="", ray_version=""
+    )
 
 
 def test_cause_and_place_come_from_rays_text():
@@ -74,7 +76,7 @@ def test_without_the_text_the_exception_must_do():
 
 def test_a_runner_that_could_not_go_on_says_why_and_one_that_was_stopped_does_not():
     assert outcome(Result.INTERRUPTED, ("StorageError", "no answer")).cause == "storage"
-    assert outcome(Result.INTERRUPTED, ("Interrupted", "told to stop")).cause == ""
+    assert outcome(Result.INTERRUPTED, ("Interrupted", "stopped")).cause == ""
     assert outcome(Result.FINISHED, ("", "")).cause == ""
 
 

@@ -67,9 +67,7 @@ def test_it_is_warned_of_at_once_and_each_minute_and_given_up_in_the_end(clock, 
             clock.now += 1
     assert clock.now - 1000 == pytest.approx(151, abs=5)
     assert len(caplog.messages) == 3
-    assert caplog.messages[0].startswith(
-        "Trial big asks for CPU 64, and the cluster, even if idle,"
-    )
+    assert caplog.messages[0].startswith("Trial big requests CPU 64, and the cluster")
     assert "The largest of its 2 nodes has CPU 8." in caplog.messages[0]
     assert list(given_up) == ["big"]
     assert "tune.with_resources" in given_up["big"]
@@ -102,9 +100,7 @@ def test_a_cluster_that_shows_no_node_is_not_taken_for_one_without_room(clock):
 def test_a_private_ray_gets_no_other_node_and_is_not_waited_for():
     watch = RoomWatch.of(replace(REQUEST, address=None))
     (why,) = watch.look(lambda: {"t": group({"CPU": 3})}, lambda: [SMALL]).values()
-    assert why.startswith(
-        "Trial t asks for CPU 3, and the private Ray of this machine, even if idle,"
-    )
+    assert why.startswith("Trial t requests CPU 3, and the private Ray of this machine")
     assert "It has CPU 2." in why
     assert "launcher='ray' or launcher='kubernetes'" in why
 
@@ -118,7 +114,7 @@ def test_how_long_is_set_in_the_environment(monkeypatch):
     clock.now += 7
     (why,) = watch.look(lambda: asked, lambda: [SMALL]).values()
     assert "2 bundles of CPU 1 (STRICT_SPREAD)" in why
-    assert "It has waited 7 s." in why
+    assert "It waited 7 s." in why
     monkeypatch.setenv(PATIENCE, "soon")
     with pytest.raises(InvalidInputError, match="TUNE_RESTORE_ROOM_SECONDS is 'soon'"):
         RoomWatch.of(REQUEST)

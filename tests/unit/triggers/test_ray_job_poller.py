@@ -11,7 +11,7 @@ from airflow_tune_restore.exceptions import RayClusterError
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
 from airflow_tune_restore.triggers import ray_job_poller
-from airflow_tune_restore.triggers.ray_job_poller import JobPoller
+from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
 from tests.support.waiting import PATIENCE_SECONDS
 
 CLUSTER = Cluster(address="http://head:8265", token="t")
@@ -55,6 +55,11 @@ def job(name: str, status: str = "RUNNING") -> RayJob:
     return RayJob(submission_id=name, status=status)
 
 
+def watching(name: str, *, wants_log: bool):
+    watch = JobWatch(submission_id=name, interval=INTERVAL, wants_log=wants_log)
+    return JobPoller.watch(watch, CLUSTER)
+
+
 async def until(condition):
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
@@ -67,9 +72,7 @@ def test_many_wait_for_the_price_of_one_and_logs_take_turns(head):
     async def main():
         async with AsyncExitStack() as stack:
             watches = [
-                await stack.enter_async_context(
-                    JobPoller.watch(CLUSTER, name, interval=INTERVAL, wants_log=True)
-                )
+                await stack.enter_async_context(watching(name, wants_log=True))
                 for name in head.jobs
             ]
             begun = asyncio.get_running_loop().time()
@@ -93,7 +96,7 @@ def test_a_job_that_a_head_has_forgotten_is_lost_but_not_at_once(head):
     head.jobs = {}
 
     async def main():
-        async with JobPoller.watch(CLUSTER, "x", interval=INTERVAL, wants_log=True) as watch:
+        async with watching("x", wants_log=True) as watch:
             await until(lambda: head.asked["list"] == 1)
             assert not watch.is_lost
             await until(lambda: watch.is_lost)
@@ -107,7 +110,7 @@ def test_a_head_out_of_reach_is_waited_for(head, monkeypatch):
     head.error = RayClusterError("Ray cluster http://head:8265: not reachable.")
 
     async def main():
-        async with JobPoller.watch(CLUSTER, "x", interval=INTERVAL, wants_log=False) as watch:
+        async with watching("x", wants_log=False) as watch:
             await until(lambda: watch.trouble)
             assert not watch.is_over
             head.error = None
@@ -131,9 +134,7 @@ def test_a_log_that_cannot_be_had_is_the_trouble_of_its_own_job_alone(head, monk
     async def main():
         async with AsyncExitStack() as stack:
             odd, good = [
-                await stack.enter_async_context(
-                    JobPoller.watch(CLUSTER, name, interval=INTERVAL, wants_log=True)
-                )
+                await stack.enter_async_context(watching(name, wants_log=True))
                 for name in ("odd", "good")
             ]
             await until(lambda: head.asked["odd"] and good.log is not None)
@@ -148,7 +149,7 @@ def test_what_is_no_error_of_ours_leaves_nobody_waiting(head):
     head.error = ZeroDivisionError()
 
     async def main():
-        async with JobPoller.watch(CLUSTER, "x", interval=INTERVAL, wants_log=False) as watch:
+        async with watching("x", wants_log=False) as watch:
             await until(watch.changed.is_set)
             assert isinstance(watch.broken, ZeroDivisionError)
 

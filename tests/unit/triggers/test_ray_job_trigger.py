@@ -225,9 +225,9 @@ def test_a_flood_is_shown_in_turns_and_its_end_is_not_left_out(head, store, capf
     command = "ray job logs --address http://head:8265 j1"
     assert logged[0] == f"… 99,001 lines left out here; the whole log: {command}"
     assert logged[1:1001] == [*flood[-999:], "the end"]
-    assert logged[1001:] == [f"What follows is shown when the job has ended; now: {command}"]
+    assert logged[1001:] == [f"The rest is shown when the job has ended; now: {command}"]
     gaps = [b - a for a, b in itertools.pairwise([0, *turns, len(logged)])]
-    assert max(gaps) <= ray_job.LINES_A_TURN
+    assert max(gaps) <= ray_job.LINES_PER_TURN
 
 
 def test_a_long_log_is_not_asked_for_again(head, store, monkeypatch):
@@ -254,4 +254,4 @@ def test_a_log_that_cannot_be_read_is_told_once_and_decides_nothing(head, store,
     )
     assert event["trouble"] == ""
     (warning,) = warned
-    assert warning.endswith("HTTP 200 with Content-Encoding gzip. The log is asked for again.")
+    assert warning.endswith("HTTP 200 with Content-Encoding gzip. The log is read again.")

@@ -28,12 +28,14 @@ def store(tmp_path, monkeypatch):
 
 def watch_until(store, condition) -> tuple[TrialWatch, TrialWatch]:
     """Watch two trials, the odd one first, until the condition holds of them."""
-    odd, good = (TrialWatch(name, 1, has_outcome_alone=True) for name in ("odd", "good"))
+    odd, good = (
+        TrialWatch(trial_id=name, attempt=1, ends_with_outcome=True) for name in ("odd", "good")
+    )
 
     async def main():
         async with AsyncExitStack() as stack:
             for trial in (odd, good):
-                watch = TrialPoller.watch(store.uri.removeprefix("file://"), "r1", trial)
+                watch = TrialPoller.watch(trial, store.uri.removeprefix("file://"), "r1")
                 await stack.enter_async_context(watch)
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not condition(odd, good):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from kubernetes.client import ApiClient, models
@@ -30,7 +31,7 @@ def operator(request=REQUEST, **arguments) -> RestoreTrialKubernetesOperator:
     made = RestoreTrialKubernetesOperator(
         task_id="trial", trial={}, trainable="a:b", **{"image": "i", "namespace": "n", **arguments}
     )
-    made._take(request, "score")
+    made._set_request(request, "score")
     return made
 
 
@@ -128,10 +129,15 @@ def test_a_second_pod_is_built_from_what_the_user_gave_and_not_from_the_first():
     assert one == two
 
 
+def memory_of(operator) -> float | None:
+    plan = SimpleNamespace(to_run=(), only_continues_search=False)
+    return operator.runner_settings(plan).memory
+
+
 def test_a_memory_limit_of_the_user_is_known_for_the_next_attempt():
     given = template(resources={"limits": {"memory": "6Gi"}})
-    assert operator(pod_template_dict=given).read_memory_limit() == (6144 - 1224) * 1024**2
-    assert operator().read_memory_limit() is None
+    assert memory_of(operator(pod_template_dict=given)) == (6144 - 1224) * 1024**2
+    assert memory_of(operator()) is None
 
 
 def test_a_secret_given_as_the_provider_has_it_stands_in_no_spec():

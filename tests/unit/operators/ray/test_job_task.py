@@ -269,6 +269,20 @@ def test_the_link_is_among_the_operators():
     assert [type(link) for link in RestoreTrialOperator.operator_extra_links] == [RayJobLink]
 
 
+@pytest.mark.parametrize(("where", "link"), [("local", ""), ("ray", "http://head:8265/#/jobs/x")])
+def test_the_link_of_a_trial_on_the_worker_reads_no_xcom(item, monkeypatch, where, link):
+    read = []
+
+    def get_value(*, key, ti_key):
+        read.append(key)
+        return "http://head:8265/#/jobs/x"
+
+    monkeypatch.setattr("airflow.sdk.execution_time.xcom.XCom.get_value", get_value)
+    operator = RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b", launcher=where)
+    assert RayJobLink().get_link(operator, ti_key=None) == link
+    assert read == ([] if where == "local" else ["ray_job_url"])
+
+
 @pytest.fixture
 def reads(monkeypatch):
     """Stores that were opened, and keys that were read from them."""

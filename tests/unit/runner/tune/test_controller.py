@@ -1,4 +1,4 @@
-"""What a run says that is refused while Ray restores it."""
+"""The message of a run that is refused while Ray restores it."""
 
 from types import SimpleNamespace
 
@@ -34,16 +34,16 @@ def start(monkeypatch, error: Exception) -> str:
         raise error
 
     monkeypatch.setattr(TuneController, "resume", fail)
-    scope = SimpleNamespace(source_key="state.json", request=SimpleNamespace(trial_id="a1"))
+    context = SimpleNamespace(source_key="state.json", request=SimpleNamespace(trial_id="a1"))
     with pytest.raises(RunnerError) as raised:
-        type("Bound", (GuardedController,), {"scope": scope})()
+        type("Bound", (GuardedController,), {"context": context})()
     assert raised.value.__cause__ is error
     return str(raised.value)
 
 
 def test_a_refusal_of_ours_is_one_sentence_without_a_traceback_of_ray(monkeypatch, shown):
-    said = start(monkeypatch, RunnerError("Its config is no mapping."))
-    assert said == "Trial a1 could not be restored: Its config is no mapping. Nothing was run."
+    said = start(monkeypatch, RunnerError("Its config is not a mapping."))
+    assert said == "Trial a1 could not be restored: Its config is not a mapping. Nothing was run."
     assert shown == []
 
 

@@ -1,0 +1,180 @@
+"""One row of a state file as it stands there, and the fields that are read from it on demand."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.protocol import bounded_json
+from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
+from airflow_tune_restore.protocol.names import is_resource, is_segment
+from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.pickle_reader import (
+    Mapping,
+    SymbolicError,
+    attribute,
+    read_pickle,
+)
+
+_MAX_BUNDLES = 10_000
+_MAX_FACTORY_CHARACTERS = 1024 * 1024
+_MAX_RESOURCES = 100
+"""Names in the resources of one trial; real ones have about five."""
+
+T = TypeVar("T")
+
+
+class MalformedStateError(TuneRestoreError):
+    """A state file that cannot be used; the text gives the reason."""
+
+
+class _Resources(msgspec.Struct):
+    placement_group_factory: Any = None
+
+
+class _Checkpoints(msgspec.Struct):
+    checkpoint_manager: Any = None
+
+
+_TEXT = msgspec.json.Decoder(str)
+_RESOURCES = msgspec.json.Decoder(_Resources)
+_CHECKPOINTS = msgspec.json.Decoder(_Checkpoints)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One `[trial_json, metadata_json]` pair as it stands in the file, with its quotes."""
+
+    trial: msgspec.Raw
+    metadata: msgspec.Raw
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it is small enough to be read again."""
+        limit = bounded_json.MAX_DOCUMENT_BYTES
+        return max(memoryview(self.trial).nbytes, memoryview(self.metadata).nbytes) <= limit
+
+    def last_result(self) -> dict[str, Any]:
+        """Return the last result; empty if there is none."""
+        result = read_field(self.metadata, "last_result")
+        return result if isinstance(result, dict) else {}
+
+    def resources(self) -> dict[str, float]:
+        """Sum the bundles of the placement group factory (ray.tune.execution, 2.60); {} if unreadable."""
+        try:
+            pickled = decode_text(self.trial, _RESOURCES).placement_group_factory
+        except MalformedStateError:  # a number of 5,000 digits
+            return {}
+        hex_of = _hex_of_pickle(pickled) or ""
+        return dict(_sum_bundles(hex_of) if len(hex_of) <= _MAX_FACTORY_CHARACTERS else ())
+
+    def recorded_checkpoint(self) -> RecordedCheckpoint | None:
+        """Read the latest registered checkpoint (ray.train._internal.checkpoint_manager, 2.60).
+
+        Raises:
+            MalformedStateError: If there is a record that cannot be read. That differs from no record.
+        """
+        pickled = decode_text(self.metadata, _CHECKPOINTS).checkpoint_manager
+        manager = read_hex_pickle(pickled)
+        if manager is None and pickled is not None:
+            raise MalformedStateError("the record of its checkpoints cannot be read")
+        latest = attribute(manager, "_latest_checkpoint_result")
+        path = attribute(latest, "checkpoint", "path")
+        if path is None:
+            return None
+        name = path.rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
+        if not is_segment(name):
+            raise MalformedStateError("the path of its checkpoint leads outside or is not a path")
+        iteration = attribute(latest, "metrics", "training_iteration")
+        return RecordedCheckpoint(name=name, iteration=whole_iteration(iteration))
+
+
+def read_field(raw: msgspec.Raw, name: str) -> Any:
+    """Return one field of an inner document; None if it cannot be read. Used for display only."""
+    try:
+        document = bounded_json.load(_text_of(raw))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return document.get(name) if isinstance(document, dict) else None
+
+
+def decode_text(raw: msgspec.Raw | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
+    """Decode an inner document, a JSON string that holds JSON, into the fields that are needed.
+
+    Raises:
+        MalformedStateError: If it cannot be decoded.
+    """
+    try:
+        return _decode_document(_text_of(raw), decoder)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise MalformedStateError(f"a row cannot be read ({error})") from error
+
+
+def _decode_document(text: str | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
+    """Decode a document that may hold NaN and infinities into the fields that are needed.
+
+    Raises:
+        msgspec.DecodeError, ValueError: If it is something else, or too large; RecursionError if it nests
+            too deeply.
+    """
+    bounded_json.check_values(text)
+    try:
+        return decoder.decode(text)
+    except msgspec.DecodeError:
+        # NaN and infinities; `convert` checks the types again
+        return msgspec.convert(bounded_json.load(text, parse_constant=_constant), decoder.type)
+
+
+def read_hex_pickle(value: Any) -> Any:
+    """Read a field that Ray wrote as hex of a pickle; None if it is something else, or unreadable."""
+    text = _hex_of_pickle(value)
+    return None if text is None else _read_hex(text)
+
+
+def _text_of(raw: msgspec.Raw | bytes) -> str:
+    """Return an inner document; ValueError if it is not a text, or too large."""
+    bounded_json.check_size(len(memoryview(raw)))
+    return _TEXT.decode(raw)
+
+
+def _constant(text: str) -> float | None:
+    """`-Infinity` stands for "never reported", NaN for "not a number"."""
+    return None if text == "NaN" else float(text)
+
+
+@lru_cache(maxsize=16)
+def _sum_bundles(hex_of_factory: str) -> tuple[tuple[str, float], ...]:
+    """Sum up the resources of a factory; the trials of an experiment mostly share one."""
+    bundles = attribute(_read_hex(hex_of_factory), "_bundles")
+    total: dict[str, float] = {}
+    # many references to one large bundle are small in the file
+    for name, amount in islice(_bundle_items(bundles), _MAX_BUNDLES):
+        if isinstance(name, str) and is_resource(name, amount):
+            total[name] = min(total.get(name, 0.0) + float(amount), sys.float_info.max)
+    return tuple(total.items()) if len(total) <= _MAX_RESOURCES else ()
+
+
+def _bundle_items(bundles: Any) -> Iterator[tuple[Any, Any]]:
+    for bundle in islice(bundles, _MAX_BUNDLES) if isinstance(bundles, list) else ():
+        if isinstance(bundle, Mapping):
+            yield from bundle.pairs
+
+
+def _hex_of_pickle(value: Any) -> str | None:
+    """Return a field that Ray wrote as hex of a pickle, bare or wrapped; None if it is something else."""
+    if isinstance(value, dict) and value.get("_type") == "CLOUDPICKLE_FALLBACK":
+        value = value.get("value")
+    return value if isinstance(value, str) else None
+
+
+def _read_hex(text: str) -> Any:
+    """Read a pickle in hex; None if it cannot be read."""
+    try:
+        return read_pickle(bytes.fromhex(text))
+    except (SymbolicError, ValueError):
+        return None
