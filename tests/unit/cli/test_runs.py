@@ -16,6 +16,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings
+from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import leave_attempt, leave_outcome, start_night
@@ -176,13 +177,25 @@ def test_no_more_than_the_given_number_of_trials_runs_at_the_same_time(runs, sto
     assert len(launcher.started) == 3
 
 
-def test_a_runner_that_died_is_recorded_and_named(runs, store, errors):
-    made, _ = runs(lambda _, run: run.ended.set())
+def test_a_runner_that_died_is_recorded_and_named(runs, store, errors, capsys):
+    made, _ = runs(lambda _, run: run.ended.set(), quiet=False)
     made.run_all()
+    assert "first | exited without recording an outcome" in capsys.readouterr().err
     exit_ = AttemptRecords(store, "r1", "first").exit(1)
     assert (exit_.exit_code, exit_.message) == (1, "the last line")
     assert len(errors) == 3
     assert "the last line" in errors[0]
+
+
+def test_a_cause_that_only_the_place_knows_is_recorded(runs, store):
+    def script(request, run):
+        leave_outcome(store, request, "failed", cause="actor_died", error="The actor died.")
+        run.exit = lambda: RunnerExit(exit_code=1, message="A process was killed: OOMKilled")
+        run.ended.set()
+
+    made, _ = runs(script)
+    made.run_all()
+    assert [failure.cause for failure in read_failures(store, "r1", "first")] == ["out_of_memory"]
 
 
 def test_a_refused_trial_shows_the_sentence_of_its_runner(runs, store, errors):
