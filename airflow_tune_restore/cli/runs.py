@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -58,6 +59,9 @@ class TrialRuns:
         self._store = store
         self._plan = plan
         self._launcher = launcher
+        if settings.sized:  # a pod for a whole-experiment run has room for so many trials
+            concurrent = min(parallel, len(plan.to_run) or parallel)
+            settings = replace(settings, concurrent=concurrent)
         self._settings = settings
         self._parallel = parallel
         self._progress = progress

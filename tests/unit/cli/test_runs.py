@@ -274,6 +274,16 @@ def test_a_whole_experiment_run_is_one_run_whose_results_are_shown_per_trial(sto
     assert "second | iteration 4, score=8" in lines
 
 
+@pytest.mark.parametrize(("parallel", "cpus"), [(1, 1.0), (2, 2.0), (9, 3.0)])
+def test_a_pod_for_a_whole_experiment_run_has_room_for_the_parallel_trials(store, parallel, cpus):
+    plan = start_night(store, "r1", strategy="whole_experiment")
+    settings = RunnerSettings(trainable="m:train", sized=True)
+    launcher = FakeLauncher(store, finish(store))
+    TrialRuns(store, plan, launcher, settings, parallel, Progress(quiet=True)).run_all()
+    request = AttemptRecords(store, "r1", layout.WHOLE_EXPERIMENT).request(1)
+    assert request.resources == {"CPU": cpus}
+
+
 def test_ctrl_c_stops_all_runs_at_the_same_time_and_starts_no_more(runs, store, press, capsys):
     stops = []
 
