@@ -267,7 +267,7 @@ class RunOptions:
         int,
         typer.Option(
             min=1,
-            help="How many trials run at the same time. A pod of a whole-experiment run has room for them.",
+            help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
         ),
     ] = 1
 
