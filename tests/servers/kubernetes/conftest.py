@@ -47,7 +47,7 @@ def trial(new_trial: Callable[..., Any]) -> Any:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make whoever waits wait for a moment only; how long an outage may last stays as it is."""
+    """Make all waits short; how long an outage may last stays as it is."""
     from airflow.providers.cncf.kubernetes.utils import pod_manager
 
     from airflow_tune_restore.hooks import pods

@@ -15,7 +15,7 @@ from tests.support.kubernetes.stand_in import BOTH
 
 
 def not_found(**details: str) -> str:
-    """Return what an API server says of something that is not there."""
+    """Return an API server's answer for something that does not exist."""
     status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound"}
     return json.dumps({**status, "message": "not found", "details": details, "code": 404})
 
@@ -29,7 +29,7 @@ OTHER_POD = {
     "status": {"phase": "Failed", "reason": "Evicted"},
 }
 BODIES = [
-    None,  # what an API server says
+    None,  # the answer of an API server
     "",
     "<html><body>Welcome to the load balancer</body></html>",
     "404 page not found",
@@ -105,4 +105,4 @@ def test_whatever_goes_wrong_with_any_request_the_pod_goes_on(
     assert len(api.created) == 1
     assert trial.failures == ()
     said = [line for life in api.kubelet.pods.values() for _, line in life.said]
-    assert said[-1] == "attempt 1 ends"  # it was not ended by anybody
+    assert said[-1] == "attempt 1 ends"  # it ended by itself

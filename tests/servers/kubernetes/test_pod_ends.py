@@ -100,7 +100,7 @@ def test_a_pod_of_a_node_that_cannot_be_reached_is_given_up_after_grace_and_pati
     assert error.cause == "node_lost"
     assert "node-1 does not report its end" in str(error)
     assert "DeletionByTaintManager" in str(error)
-    # the pod stays, Terminating, until somebody removes its node; the next attempt does not wait again
+    # the pod stays, Terminating, until its node is removed; the next attempt does not wait again
     monkeypatch.setattr(pod_exit, "ENDING_SECONDS", 10_000.0)
     cut_off = api.pod_names()
     api.kubelet.has_room = False
@@ -238,7 +238,7 @@ def test_a_trial_that_finished_has_finished_whatever_became_of_a_child(trial, ap
 
 
 def after(what) -> None:
-    """Do something while the test goes on."""
+    """Do something while the test continues."""
     threading.Thread(target=what, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Pods that start while somebody gives them up, and names that are used again."""
+"""Pods that start while a task gives them up, and names that are used again."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.launch.kubernetes.api import Patience
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.restore import follow as following
 from airflow_tune_restore.triggers import runner_pod
 from tests.support.kubernetes.api import NAMESPACE
@@ -51,18 +52,18 @@ def test_two_tasks_of_coupled_trials_that_start_at_the_same_moment_share_a_pod(
 ):
     whole = new_trial("whole", strategy="whole_experiment")
     is_claimed = threading.Event()
-    newest = following.Follower._newest
-
     first: list[int] = []
 
-    def stale(follower):  # the second lists before the first has claimed, and looks after that
-        found = newest(follower)
-        first.append(threading.get_ident())
-        if found == 0 and threading.get_ident() != first[0]:
-            is_claimed.wait()
-        return found
+    class Stale(AttemptRecords):
+        def newest(self):  # the second lists before the first has claimed, and looks after that
+            found = super().newest()
+            if self.unit == WHOLE_EXPERIMENT:
+                first.append(threading.get_ident())
+                if found == 0 and threading.get_ident() != first[0]:
+                    is_claimed.wait()
+            return found
 
-    monkeypatch.setattr(following.Follower, "_newest", stale)
+    monkeypatch.setattr(following, "AttemptRecords", Stale)
     tasks = [whole.start(), whole.start()]
     whole.await_work()
     is_claimed.set()

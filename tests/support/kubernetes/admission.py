@@ -1,6 +1,6 @@
 """What an API server does to a pod before it stores it: defaults, the schema, its own rules.
 
-The rules are those of k8s.io/kubernetes `pkg/apis/core/validation` that a pod of ours may break.
+The rules are those of k8s.io/kubernetes `pkg/apis/core/validation` that a pod of this package may break.
 """
 
 import re
@@ -91,7 +91,7 @@ def refuse_unknown(
 
 
 def refuse_invalid(pod: dict[str, Any]) -> None:
-    """Check what the schema says, and the rules of a real API server that a pod of ours may break."""
+    """Check the schema, and the rules of a real API server that a pod of this package may break."""
     metadata, spec = pod["metadata"], pod["spec"]
     wrong = [*_wrong_schema(pod), *_wrong_names(metadata), *_wrong_volumes(spec)]
     deadline = spec.get("activeDeadlineSeconds")

@@ -1,10 +1,10 @@
-"""A Kubernetes API server of our own, on 127.0.0.1, as far as a `KubernetesPodOperator` speaks to one.
+"""An emulated Kubernetes API server on 127.0.0.1, as far as a `KubernetesPodOperator` uses one.
 
     with cluster() as api:                         see server.py
         api.kubeconfig(path)                       a kubeconfig with a token that is checked
         api.fail(500).until = …                    answers 500 until then; every other status likewise
         api.fail(CUT)                              breaks the connection
-        api.restart()                              is gone, knows nobody, and then not all of its roles
+        api.restart()                              is gone, then accepts no token, then lacks some roles
         api.drop_streams()                         cuts every log and watch that is being followed
         api.kubelet.evict(api.pod_names()[0])      what a node may do to a pod: see kubelet.py
 
@@ -87,7 +87,7 @@ class KubernetesApi:
         priorities: the priority classes.
         turns: Faults for one request after another, None for none.
         token: The one that is known.
-        retry_after: How many seconds a client is told to wait where it is throttled.
+        retry_after: Seconds that a throttled client has to wait.
         finalizers: Put on every pod that is created, as a webhook of Kueue's does.
     """
 
@@ -130,7 +130,7 @@ class KubernetesApi:
         return str(path)
 
     def fail(self, status: int, pattern: str = ".", **details: Any) -> Fault:
-        """Answer requests like these with an error, so often or until the fault says."""
+        """Answer requests like these with an error, as often or as long as the fault is set."""
         fault = Fault(status, pattern, **details)
         self.faults.append(fault)
         return fault
@@ -142,7 +142,7 @@ class KubernetesApi:
             return turn or next((fault for fault in self.faults if fault.strikes(request)), None)
 
     def restart(self, seconds: float = 1.0) -> tuple[Fault, ...]:
-        """Be away for some seconds, then know nobody, then no role, then not all of the roles.
+        """Be away for some seconds, then accept no token, then no role, then not all of the roles.
 
         A real one does the last three within its first second or two, before its caches are filled.
         """
@@ -263,7 +263,7 @@ class KubernetesApi:
                     raise Refusal(409, "Conflict", message, name)
 
     def remove(self, pod: dict[str, Any]) -> None:
-        """Remove a pod that was deleted and has ended, unless somebody's finalizer still holds it."""
+        """Remove a pod that was deleted and has ended, unless a finalizer still holds it."""
         with self.lock:
             key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
             if self.pods.get(key) is pod and not pod["metadata"].get("finalizers"):
@@ -271,7 +271,7 @@ class KubernetesApi:
                 self._touch(pod)
 
     def finalize(self, name: str) -> None:
-        """Take the finalizers off a pod, as whoever put them there does at last."""
+        """Remove the finalizers of a pod, as their owner does in the end."""
         with self.lock:
             pod = self.get(NAMESPACE, name)
             pod["metadata"].pop("finalizers", None)

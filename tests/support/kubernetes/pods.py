@@ -107,7 +107,7 @@ class Trial:
 
 
 class Task(threading.Thread):
-    """An operator at work."""
+    """A running operator."""
 
     def __init__(self, operator: RestoreTrialKubernetesOperator) -> None:
         super().__init__(daemon=True)
@@ -119,7 +119,7 @@ class Task(threading.Thread):
     def run(self) -> None:
         try:
             self.result = self.operator.execute(pod_context())
-        except BaseException as error:  # noqa: BLE001  told by `end`
+        except BaseException as error:  # noqa: BLE001  raised by `end`
             self.error = error
 
     def end(self, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
-            with contextlib.suppress(ConnectionError):  # nobody waits for the answer any more
+            with contextlib.suppress(ConnectionError):  # the client has gone
                 self.handle_it()
 
         def handle_it(self) -> None:

@@ -46,7 +46,7 @@ class StandInTrial(Trial):
         self.gate.touch()
 
     def await_work(self, attempt: int = 1) -> str:
-        """Wait until the pod of an attempt is at work, and return its name."""
+        """Wait until the pod of an attempt runs, and return its name."""
         said = f"attempt {attempt} is at work"
 
         def at_work(_pods: object) -> str | None:
@@ -89,14 +89,14 @@ class StandInTrial(Trial):
             status="TERMINATED",
             final_trial_id=self.item["trial_id"],
             iteration=6,
-            cause="actor_died",  # told only if it failed
+            cause="actor_died",  # counts only if it failed
             error="The actor died unexpectedly before finishing this task.",
         )
         return outcome.to_json().decode().replace('"finished"', f'"{_RESULT}"')
 
 
 def follow(deferred: TaskDeferred) -> dict[str, Any]:
-    """Wait in the place of a triggerer, and return what it says."""
+    """Wait as a triggerer does, and return its event."""
     path, arguments_ = deferred.trigger.serialize()
 
     async def first() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an answer of an API server means: patience with all but a 404 for that very pod."""
+"""The meaning of an API server's answers: patience with all but a 404 for that very pod."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from airflow_tune_restore.launch.kubernetes.api import Patience
 
 @pytest.fixture(autouse=True)
 def waited(monkeypatch):
-    """A clock that only moves while somebody waits."""
+    """A clock that only moves during waits."""
     clock = [0.0]
 
     def sleep(seconds):

@@ -1,4 +1,4 @@
-"""How a pod ended, told apart; the texts are Kubernetes' own, of 1.26 and newer."""
+"""The ends of pods, distinguished; the texts are Kubernetes' own, of 1.26 and newer."""
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_a_deadline_is_named():
     ended["status"] |= {"reason": "DeadlineExceeded", "message": "Pod was active for too long"}
     end = read_pod_end(ended, "base")
     assert end.message == "pod p ended (DeadlineExceeded: Pod was active for too long)"
-    assert classify_exit(end.exit_code, end.message) is None  # it was told to stop, and saved
+    assert classify_exit(end.exit_code, end.message) is None  # it was stopped, and saved
 
 
 def test_last_words_are_kept_apart_from_what_is_classified():

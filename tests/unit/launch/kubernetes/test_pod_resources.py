@@ -124,7 +124,7 @@ def test_what_the_user_gives_wins_but_more_memory_is_not_taken_away_again():
         ("cpu", None, "2", ("2", "2")),
         ("cpu", None, "8", ("4", "8")),
         ("cpu", "2", "8", ("2", "8")),
-        ("cpu", "8", "2", ("8", "2")),  # the user contradicts himself, and the API server says so
+        ("cpu", "8", "2", ("8", "2")),  # contradictory: the API server refuses it
         ("memory", "16Gi", None, ("16Gi", "16Gi")),
         ("memory", "1Gi", None, ("4Gi", "4Gi")),
         ("memory", None, "1Gi", ("4Gi", "4Gi")),
@@ -145,7 +145,7 @@ def test_of_request_and_limit_the_one_not_given_follows(name, request_given, lim
 def test_what_no_trial_asks_for_is_left_to_the_user_and_the_api_server():
     assert merge({}, requests={"ephemeral-storage": "1Gi"}) == ({"ephemeral-storage": "1Gi"}, {})
     assert merge({}, limits={"ephemeral-storage": "1Gi"}) == ({}, {"ephemeral-storage": "1Gi"})
-    for name in ("example.com/fpga", "hugepages-2Mi"):  # nobody may overcommit these
+    for name in ("example.com/fpga", "hugepages-2Mi"):  # these cannot be overcommitted
         assert merge({}, requests={name: "2"}) == ({name: "2"}, {name: "2"})
         assert merge({}, limits={name: "2"}) == ({name: "2"}, {name: "2"})
     name = "devices.kubernetes.io/kvm"  # Kubernetes' own, for all its "/"
