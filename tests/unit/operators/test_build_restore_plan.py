@@ -97,7 +97,7 @@ def test_only_unreadable_experiments_fail_without_a_retry(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(AirflowFailException, match=r"there is no tuner\.pkl"):
+    with pytest.raises(AirflowFailException, match=r"it has neither a tuner\.pkl"):
         plan(str(tmp_path / "nowhere")).execute(make_context())
 
 
