@@ -263,7 +263,13 @@ class RunOptions:
             help="Module to import first, to register trainables. Can be repeated.",
         ),
     ] = None
-    parallel: Annotated[int, typer.Option(min=1, help="How many trials run at the same time.")] = 1
+    parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
+        ),
+    ] = 1
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

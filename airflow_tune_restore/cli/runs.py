@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,14 +15,16 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.base import Launcher, Run, follow
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import (
     Result,
+    RunnerExit,
     RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
 )
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
+from airflow_tune_restore.restore.ledger import explain
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.storage.base import ObjectStore
@@ -56,6 +59,9 @@ class TrialRuns:
         self._store = store
         self._plan = plan
         self._launcher = launcher
+        if settings.sized:  # a pod for a whole-experiment run has room for so many trials
+            concurrent = min(parallel, len(plan.to_run) or parallel)
+            settings = replace(settings, concurrent=concurrent)
         self._settings = settings
         self._parallel = parallel
         self._progress = progress
@@ -125,16 +131,25 @@ class TrialRuns:
         if self._stopping.is_set():  # `_stop_all` may not have seen this run
             run.stop()
         end = follow(run, lambda line: self._show(unit, line))
-        records = AttemptRecords.of(self._store, request)
-        outcome = records.outcome(request.attempt)
-        if outcome is None and not (
-            self._stopping.is_set() and not records.has_begun(request.attempt)
-        ):
-            last_lines = end.message.splitlines()
-            raise record_death(self._store, self._plan, request, end.exit_code, last_lines)
-        if outcome is not None and outcome.result == Result.REFUSED:
-            logger.error("%s: %s", _name(unit), printable(outcome.error))
+        outcome = AttemptRecords.of(self._store, request).outcome(request.attempt)
+        if outcome is None:
+            self._record_death(request, end)
+        elif outcome.result == Result.REFUSED:
+            _log_error(unit, outcome.error)
+        elif explain(outcome, end) is not outcome:  # the ledger needs the cause
+            AttemptRecords.of(self._store, request).record_exit(
+                request.attempt, end.exit_code, end.message
+            )
         return outcome
+
+    def _record_death(self, request: RunnerRequest, end: RunnerExit) -> None:
+        """Record the exit of a runner that left no outcome, unless it was stopped before it began."""
+        records = AttemptRecords.of(self._store, request)
+        if self._stopping.is_set() and not records.has_begun(request.attempt):
+            return
+        last_lines = end.message.splitlines()
+        died = record_death(self._store, self._plan, request, end.exit_code, last_lines)
+        _log_error(request.trial_id, str(died))
 
     def _stop_all(self, workers: "list[Future[None]]") -> None:
         """Stop all runs at the same time, and wait until they have saved their snapshots."""
@@ -155,7 +170,8 @@ class TrialRuns:
             command = self._launcher.stop_command(request)
             logger.error("%s may still run. To stop it: %s", _name(unit), command)
         logger.error(
-            "Nothing was committed. The next `tune-restore restore %s` commits what they have done.",
+            "Nothing was committed. The next `tune-restore restore %s` commits what the trials "
+            "have done.",
             self._store.uri,
         )
         raise typer.Exit(1)
@@ -175,7 +191,11 @@ class TrialRuns:
         try:
             yield
         except TuneRestoreError as error:
-            logger.error("%s: %s", _name(unit), printable(str(error)))  # noqa: TRY400  one sentence
+            _log_error(unit, str(error))
+
+
+def _log_error(unit: str, error: str) -> None:
+    logger.error("%s: %s", _name(unit), printable(error, NOTE_LENGTH))
 
 
 def _name(unit: str) -> str:

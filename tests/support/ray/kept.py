@@ -22,10 +22,13 @@ from unittest import mock
 
 from airflow_tune_restore.cli import restore as shell
 from airflow_tune_restore.cli.progress import Progress
+from airflow_tune_restore.launch.base import RunState
+from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.launch.process import _kill_session
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.choices import PlanChoices
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.prepare import PrepareOptions
 from airflow_tune_restore.restore.summary import CommitSummary
@@ -178,16 +181,16 @@ class Hosts:
                 stale_after=timedelta(0),
                 can_start=param_space is not None, can_search=search_alg is not None,
             ),
-            trainable=trainable, param_space=param_space, search_alg=search_alg,
-            address=self.address, imports=imports, parallel=1,
+            settings=RunnerSettings(
+                trainable=trainable, param_space=param_space, search_alg=search_alg,
+                address=self.address, imports=imports,
+            ),
+            parallel=1,
         )  # fmt: skip
         launcher = HostLauncher(self.runner, env or {})
         # a runner that ends itself because it was silent for too long ends its host
-        with (
-            mock.patch.object(shell, "LocalLauncher", return_value=launcher),
-            mock.patch.object(shell, "TTL_SECONDS", TTL_SECONDS),
-        ):
-            return shell.restore_experiment(open_store(uri), chosen, Progress(quiet=True))
+        with mock.patch.object(shell, "TTL_SECONDS", TTL_SECONDS):
+            return shell.restore_experiment(open_store(uri), launcher, chosen, Progress(quiet=True))
 
 
 class HostLauncher:
@@ -217,6 +220,15 @@ class HostLauncher:
 
             raise InvalidInputError(next(o for o in reversed(output) if o.startswith("error: ")))
 
+    def settings(self, settings: RunnerSettings) -> RunnerSettings:
+        return LocalLauncher().settings(settings)
+
+    def find(self, request: RunnerRequest) -> None:
+        """No run of another process can be found."""
+
+    def stop_command(self, request: RunnerRequest) -> str:
+        return "end the tests"
+
     def start(self, request: RunnerRequest) -> "HostRun":
         key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
         command = ["run", "--experiment", request.experiment, "--request", key]
@@ -230,6 +242,22 @@ class HostRun:
     def __init__(self, runner: Host) -> None:
         self._runner = runner
         self._code: int | None = None
+        self._reading = self.lines()
+        self._read: list[str] = []
+
+    def poll(self) -> RunState:
+        line = next(self._reading, None)
+        if line is None:
+            return RunState.ENDED
+        self._read.append(line)
+        return RunState.RUNNING
+
+    def output(self) -> Iterator[str]:
+        read, self._read = self._read, []
+        return iter(read)
+
+    def exit(self) -> RunnerExit:
+        return RunnerExit(exit_code=self._code)
 
     def lines(self) -> Iterator[str]:
         output = []

@@ -16,9 +16,10 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings
+from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
-from tests.support.records import leave_outcome, start_night
+from tests.support.records import leave_attempt, leave_outcome, start_night
 from tests.support.waiting import PATIENCE_SECONDS
 
 TRIALS = ("first", "second", "third")
@@ -176,13 +177,25 @@ def test_no_more_than_the_given_number_of_trials_runs_at_the_same_time(runs, sto
     assert len(launcher.started) == 3
 
 
-def test_a_runner_that_died_is_recorded_and_named(runs, store, errors):
-    made, _ = runs(lambda _, run: run.ended.set())
+def test_a_runner_that_died_is_recorded_and_named(runs, store, errors, capsys):
+    made, _ = runs(lambda _, run: run.ended.set(), quiet=False)
     made.run_all()
+    assert "first | exited without recording an outcome" in capsys.readouterr().err
     exit_ = AttemptRecords(store, "r1", "first").exit(1)
     assert (exit_.exit_code, exit_.message) == (1, "the last line")
     assert len(errors) == 3
     assert "the last line" in errors[0]
+
+
+def test_a_cause_that_only_the_place_knows_is_recorded(runs, store):
+    def script(request, run):
+        leave_outcome(store, request, "failed", cause="actor_died", error="The actor died.")
+        run.exit = lambda: RunnerExit(exit_code=1, message="A process was killed: OOMKilled")
+        run.ended.set()
+
+    made, _ = runs(script)
+    made.run_all()
+    assert [failure.cause for failure in read_failures(store, "r1", "first")] == ["out_of_memory"]
 
 
 def test_a_refused_trial_shows_the_sentence_of_its_runner(runs, store, errors):
@@ -223,6 +236,26 @@ def test_a_trial_whose_larger_place_was_too_small_again_is_given_up(runs, store,
     assert "Trial first" in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("can_grow", "words"),
+    [
+        (True, "Trial first: It ran out of memory: asking for 4.0 GiB."),
+        (False, "Trial first: It ran out of memory; a private Ray cannot get more of it."),
+    ],
+)
+def test_a_trial_that_ran_out_of_memory_gets_more_where_there_is_more(
+    store, capsys, can_grow, words
+):
+    plan = start_night(store, "r1")
+    leave_attempt(store, plan, "first", result="failed", cause="out_of_memory", place="")
+    launcher = FakeLauncher(store, finish(store))
+    settings = RunnerSettings(trainable="m:train", can_grow=can_grow)
+    TrialRuns(store, plan, launcher, settings, 1, Progress(quiet=False)).run_all()
+    resources = AttemptRecords(store, "r1", "first").request(2).resources
+    assert ("memory" in resources) == can_grow
+    assert words in capsys.readouterr().err
+
+
 def test_a_whole_experiment_run_is_one_run_whose_results_are_shown_per_trial(store, capsys):
     plan = start_night(store, "r1", strategy="whole_experiment")
 
@@ -239,6 +272,16 @@ def test_a_whole_experiment_run_is_one_run_whose_results_are_shown_per_trial(sto
     lines = [line.rstrip() for line in capsys.readouterr().err.splitlines()]
     assert "a line" in lines
     assert "second | iteration 4, score=8" in lines
+
+
+@pytest.mark.parametrize(("parallel", "cpus"), [(1, 1.0), (2, 2.0), (9, 3.0)])
+def test_a_pod_for_a_whole_experiment_run_has_room_for_the_parallel_trials(store, parallel, cpus):
+    plan = start_night(store, "r1", strategy="whole_experiment")
+    settings = RunnerSettings(trainable="m:train", sized=True)
+    launcher = FakeLauncher(store, finish(store))
+    TrialRuns(store, plan, launcher, settings, parallel, Progress(quiet=True)).run_all()
+    request = AttemptRecords(store, "r1", layout.WHOLE_EXPERIMENT).request(1)
+    assert request.resources == {"CPU": cpus}
 
 
 def test_ctrl_c_stops_all_runs_at_the_same_time_and_starts_no_more(runs, store, press, capsys):
