@@ -10,8 +10,8 @@ from airflow_tune_restore.arguments import parse_span
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
-from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.storage.location import explain_percent
 
 _SHOWN = 20

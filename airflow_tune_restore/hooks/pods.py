@@ -51,7 +51,7 @@ class PatientKubernetesHook(KubernetesHook):
     """Reads pods, whenever the API server answers again."""
 
     def get_pod(self, name: str, namespace: str) -> Any:
-        """Read a pod (ApiException with 404 if there is no such pod)."""
+        """Read a pod (ApiException with 404 if it does not exist)."""
         return read_pod(self.core_v1_client, name, namespace, self.renew)
 
     def get_conn(self) -> Any:
@@ -100,7 +100,7 @@ class PatientPodManager(PodManager):
         self._pods.delete(pod.metadata.name)
 
     def read_pod(self, pod: Any) -> Any:
-        """Read a pod (ApiException with 404 if there is no such pod)."""
+        """Read a pod (ApiException with 404 if it does not exist)."""
         return self._pods.get(pod.metadata.name)
 
     def _read_end(self, pod: Any) -> PodExit | None:

@@ -47,7 +47,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
             yield bound_async(found)
 
     async def get_pod(self, name: str, namespace: str) -> Any:
-        """Read a pod (ApiException with 404 if there is no such pod)."""
+        """Read a pod (ApiException with 404 if it does not exist)."""
         from kubernetes_asyncio.client import CoreV1Api
 
         async def ask() -> Any:

@@ -1,7 +1,16 @@
-"""The connection type `ray_jobs`: a Ray cluster's dashboard, its token, and defaults for jobs there."""
+"""The connection type `ray_jobs`: a Ray cluster's dashboard, its token, and defaults for jobs there.
+
+It also finds the driver of an experiment on the cluster. A Ray job and an experiment are connected only
+by what the user wrote: a live job counts as the driver if its command line, or a value of its metadata,
+contains the experiment's address, or its name as a whole word. So an experiment may count as running
+although it is not. The job of a restore counts only for the address that it contains, not for the name.
+If no job matches, or if the cluster is out of reach, that is reported and decides nothing.
+"""
 
 import json
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -9,18 +18,28 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_tune_restore.arguments import parse_bool, parse_bytes
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
+from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
-from airflow_tune_restore.launch.ray.jobs_api import RayJobs
-from airflow_tune_restore.launch.ray.submission import DRIVER_MEMORY_BYTES, DriverResources
+from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
+from airflow_tune_restore.launch.ray.submission import (
+    DRIVER_MEMORY_BYTES,
+    SUBMISSION_PREFIX,
+    DriverResources,
+)
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
 DEFAULT_CONN_ID = "ray_jobs_default"
 
+_SHORTEST_NAME = 4
+"""Shorter names occur in many command lines by chance."""
+
 
 class RayJobsHook(BaseHook):
-    """Speaks to the Jobs API of the cluster a connection names. Needs no Ray.
+    """Connects to the Jobs API of a Ray cluster. Needs no Ray.
 
     Args:
         ray_conn_id: Connection of type `ray_jobs`.
@@ -37,26 +56,25 @@ class RayJobsHook(BaseHook):
         self._connection: Connection | None = None
 
     def cluster(self) -> Cluster:
-        """Return where the cluster is.
+        """Return address and authentication of the cluster.
 
         Raises:
-            InvalidInputError: If the connection does not say so.
+            InvalidInputError: If the connection is missing or not valid.
         """
         connection = self._read()
         host = (connection.host or "").strip()
         if not host:
             raise InvalidInputError(
-                f"Connection {self.ray_conn_id!r} has no host; give it the dashboard's address, as "
-                "http://ray-head:8265."
+                f"Connection {self.ray_conn_id!r} has no host. Set it to the address of the dashboard, "
+                "for example http://ray-head:8265."
             )
         if "://" not in host and connection.schema in ("http", "https"):
             host = f"{connection.schema}://{host}"
         address = parse_cluster_address(host)
         if connection.port:
+            before, _, port = address.rpartition(":")
             address = parse_cluster_address(
-                f"{address.rpartition(':')[0]}:{connection.port}"
-                if address.rpartition(":")[2].isdigit()
-                else f"{address}:{connection.port}"
+                f"{before if port.isdigit() else address}:{connection.port}"
             )
         return Cluster(
             address=address,
@@ -70,7 +88,7 @@ class RayJobsHook(BaseHook):
         return RayJobs(self.cluster())
 
     def runtime_env(self) -> dict[str, Any]:
-        """Return the runtime_env that jobs get unless told otherwise."""
+        """Return the default runtime_env of jobs."""
         return self._mapping("runtime_env")
 
     def driver_resources(
@@ -80,25 +98,25 @@ class RayJobsHook(BaseHook):
         memory: float | None = None,
         resources: Mapping[str, float] | None = None,
     ) -> DriverResources:
-        """Return what a job's driver asks for: what is given, else the connection's, else ours."""
+        """Return the resources of a job's driver; for None, those of the connection, or the defaults."""
         if num_cpus is None:
-            num_cpus = _number("entrypoint_num_cpus", self._extra("entrypoint_num_cpus", default=0))
+            num_cpus = self._extra("entrypoint_num_cpus", default=0)
         if memory is None:
             given = self._extra("entrypoint_memory")
             memory = DRIVER_MEMORY_BYTES if given in (None, "") else given
         if resources is None:
             resources = self._mapping("entrypoint_resources")
         return DriverResources(
-            num_cpus=_number("entrypoint_num_cpus", num_cpus),
+            num_cpus=_amount("entrypoint_num_cpus", num_cpus),
             memory=int(parse_bytes("entrypoint_memory", memory)),
             resources={
-                name: _number(f"entrypoint_resources {name}", amount)
+                name: _amount(f"entrypoint_resources {name}", amount)
                 for name, amount in resources.items()
             },
         )
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say whether the cluster lets us in, and what it runs: the button in Airflow's UI."""
+        """Return whether the cluster can be used, and a message: the button in Airflow's UI."""
         try:
             jobs = self.jobs()
             version = jobs.version()
@@ -106,7 +124,7 @@ class RayJobsHook(BaseHook):
             self.driver_resources()
         except TuneRestoreError as error:
             return False, str(error)
-        return True, f"{jobs.cluster.address} runs Ray {version} and lets us in."
+        return True, f"{jobs.cluster.address} runs Ray {version} and accepts the connection."
 
     def _read(self) -> "Connection":
         if self._connection is None:
@@ -114,7 +132,8 @@ class RayJobsHook(BaseHook):
                 self._connection = BaseHook.get_connection(self.ray_conn_id)
             except AirflowNotFoundException as error:
                 raise InvalidInputError(
-                    f"There is no connection {self.ray_conn_id!r} in Airflow; it names the Ray cluster."
+                    f"Airflow has no connection {self.ray_conn_id!r}. Create it, of type ray_jobs, with "
+                    "the address of the Ray cluster."
                 ) from error
             except AirflowException as error:
                 raise InvalidInputError(
@@ -127,7 +146,7 @@ class RayJobsHook(BaseHook):
         return default if value is None else value
 
     def _mapping(self, name: str) -> dict[str, Any]:
-        """Read an object, which the form in Airflow's UI holds as text."""
+        """Read a JSON object; the form in Airflow's UI stores it as text."""
         value = self._extra(name)
         if isinstance(value, str) and value.strip():
             try:
@@ -137,15 +156,75 @@ class RayJobsHook(BaseHook):
         if value in (None, ""):
             return {}
         if not isinstance(value, dict):
-            raise InvalidInputError(f"{name} of connection {self.ray_conn_id!r} is no JSON object.")
+            raise InvalidInputError(
+                f"{name} of connection {self.ray_conn_id!r} is not a JSON object."
+            )
         return value
 
 
-def _number(name: str, value: Any) -> float:
+def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverStatus] | None:
+    """Return a function that looks for the driver of an experiment (a URI); None without a connection.
+
+    It lists the jobs of the cluster once, at its first call.
+
+    Args:
+        ray_conn_id: Connection of type `ray_jobs`.
+    """
+    if not ray_conn_id:
+        return None
+    listed: list[list[RayJob] | str] = []
+    lock = threading.Lock()
+
+    def ask(experiment: str) -> DriverStatus:
+        with lock:
+            if not listed:
+                listed.append(_list_live_jobs(ray_conn_id))
+        return find_driver(listed[0], experiment)
+
+    return ask
+
+
+def find_driver(jobs: list[RayJob] | str, experiment: str) -> DriverStatus:
+    """Return whether one of the live jobs is the driver of an experiment.
+
+    Args:
+        jobs: The live jobs of the cluster, or why they could not be listed.
+        experiment: URI of the experiment.
+    """
+    if isinstance(jobs, str):
+        return DriverStatus(is_running=False, found=f"the cluster could not be asked: {jobs}")
+    for job in jobs:
+        if _names(job, experiment):
+            name = printable(job.submission_id or job.entrypoint)
+            return DriverStatus(
+                is_running=True, found=f"Ray job {name} names it and is {printable(job.status)}"
+            )
+    return DriverStatus(is_running=False, found=f"none of {len(jobs)} live Ray jobs names it")
+
+
+def _list_live_jobs(ray_conn_id: str) -> list[RayJob] | str:
+    try:
+        return [job for job in RayJobsHook(ray_conn_id).jobs().list_all() if not job.is_over]
+    except TuneRestoreError as error:
+        return printable(str(error))
+
+
+def _names(job: RayJob, experiment: str) -> bool:
+    location = Location.parse(experiment).at("")._replace(options="")
+    name = location.name
+    patterns = [rf"{re.escape(str(location))}(?![\w.-])"]
+    is_restore = (job.submission_id or "").startswith(SUBMISSION_PREFIX)
+    if len(name) >= _SHORTEST_NAME and not is_restore:
+        patterns.append(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
+    texts = [job.entrypoint, *(job.metadata or {}).values()]
+    return any(re.search(pattern, text) for pattern in patterns for text in texts)
+
+
+def _amount(name: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidInputError(f"{name}={value!r} is no number.") from None
+        raise InvalidInputError(f"{name}={value!r} is not a number.") from None
     if not 0 <= number < float("inf"):
-        raise InvalidInputError(f"{name}={value!r} is no amount.")
+        raise InvalidInputError(f"{name}={value!r} is not an amount: 0 or more is needed.")
     return number

@@ -22,8 +22,8 @@ class RayJobLink(BaseOperatorLink):
     def get_link(self, operator: "BaseOperator", *, ti_key: "TaskInstanceKey") -> str:
         """Return the address that the task pushed; "" for a task without a Ray job.
 
-        Airflow calls this in the worker when a task ends (`task_runner.finalize`, Airflow 3.3). It would
-        log an error for a missing XCom, so that of a trial on the worker is not read.
+        Airflow calls this in the worker when a task ends (`task_runner.finalize`, Airflow 3.3). A read of
+        a missing XCom logs an error, so the XCom is read only for Ray jobs.
         """
         if getattr(operator, "launcher", LauncherName.RAY) != LauncherName.RAY:
             return ""

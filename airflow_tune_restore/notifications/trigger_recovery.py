@@ -1,9 +1,10 @@
-"""A sweep's own task reports its failure: the recovery DAG is started for just that experiment."""
+"""A notifier: when the task of a sweep fails, it starts the recovery DAG for that experiment."""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from airflow.sdk import BaseNotifier, Context
@@ -16,23 +17,23 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.storage.location import Location
 
-_SAYS_RUNNING = {"type": "DagRunStateResult", "state": "running"}
-"""An answer about DAG runs: only who talks for a task understands it (task-sdk 1.3)."""
+_DAG_RUN_STATE = {"type": "DagRunStateResult", "state": "running"}
+"""A reply about DAG runs: only the supervisor of a task can decode it (task-sdk 1.3)."""
 
 
 class TriggerRecoveryNotifier(BaseNotifier):
     """Starts a DAG with `{"experiment": …}` as its conf: an `on_failure_callback` of a sweep's task.
 
-    It works where the callback runs in the task's own process, which is wherever the task raised. Of a
-    task whose process was killed Airflow runs the callback in its DAG processor, which may start no
-    DAG: then this says so in the log, and the sweep is found by whoever watches its prefix.
+    This works when the task raises. If the task's process is killed, Airflow runs the callback in its
+    DAG processor, which cannot start DAG runs. Then the notifier logs an error, and a sensor that watches
+    the prefix finds the sweep.
 
     Args:
-        dag_id: DAG to start. It must not be paused, or its run waits. (templated)
-        experiment: Address of the experiment, as `s3://conn_id@bucket/path`, with no slash at its end.
+        dag_id: DAG to start. If it is paused, the run waits. (templated)
+        experiment: Address of the experiment, as `s3://conn_id@bucket/path`, without a slash at its end.
             (templated)
-        extra_conf: More of the DAG run's conf, as `{"stale_after": 0}` where the task's end is the
-            driver's end, too. (templated)
+        extra_conf: More keys of the DAG run's conf, for example `{"stale_after": 0}` if the driver ends
+            together with the task. (templated)
     """
 
     template_fields = ("dag_id", "experiment", "extra_conf")
@@ -46,15 +47,17 @@ class TriggerRecoveryNotifier(BaseNotifier):
         self.extra_conf = dict(extra_conf or {})
 
     def notify(self, context: Context) -> None:
-        """Start the DAG, once for a try of the task."""
+        """Start the DAG, once per try of the task."""
         experiment = str(_one_experiment(self.experiment))
         comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
-        if comms is None or not _talks_for_a_task(comms):
+        if comms is None or not _is_of_a_task(comms):
             self.log.error(
-                "%s cannot be started from here: the task's process is gone, and Airflow's DAG processor "
-                "starts no DAG. %s is found by whoever watches its prefix.",
+                "DAG %s was not started: this callback does not run in the process of a task, and only a "
+                "task can start DAG runs. A sensor that watches the prefix finds the experiment. To "
+                "recover it now: airflow dags trigger %s --conf %s",
                 self.dag_id,
-                experiment,
+                quote(self.dag_id),
+                quote(json.dumps({"experiment": experiment})),
             )
             return
         run_id = _run_id(experiment, context)
@@ -66,37 +69,37 @@ class TriggerRecoveryNotifier(BaseNotifier):
             )
         )
         if isinstance(answer, ErrorResponse):
-            self.log.warning("%s is not started: %s", self.dag_id, answer.error.value)
+            self.log.warning("DAG %s was not started: %s", self.dag_id, answer.error.value)
             return
-        self.log.info("Started %s, run %s, to recover %s.", self.dag_id, run_id, experiment)
+        self.log.info("Started DAG %s, run %s, to recover %s.", self.dag_id, run_id, experiment)
 
 
 def _one_experiment(text: str) -> Address:
-    """Read an address; a template that rendered to nothing must not make it that of all experiments."""
+    """Parse an address. If its template rendered to nothing, it must not address all experiments."""
     address = Address.parse(text if parse_text(text) else "")  # refuses a secret in it
     path = Location.parse(address.uri).path
     if not path or path.endswith("/"):
         raise InvalidInputError(
-            f"{address.uri} names no experiment, but a place for many. It has no slash at its end; "
-            "or has its last part rendered to nothing?"
+            f"{address.uri} is the address of a directory of experiments, not of one experiment. Remove "
+            "the slash at its end. If it has a template, check that its last part is not empty."
         )
     return address
 
 
-def _talks_for_a_task(comms: Any) -> bool:
-    """Whether the process behind the line starts DAGs; a DAG processor would never answer."""
+def _is_of_a_task(comms: Any) -> bool:
+    """Whether the supervisor is that of a task; the one of a DAG processor would never answer."""
     try:
-        comms.body_decoder.validate_python(_SAYS_RUNNING)
+        comms.body_decoder.validate_python(_DAG_RUN_STATE)
     except ValidationError:
         return False
     return True
 
 
 def _run_id(experiment: str, context: Context) -> str:
-    """Return an id that a callback which runs twice for one try makes twice."""
+    """Return the run id: the same if the callback runs twice for one try."""
     ti = context.get("ti")
     if ti is None:
-        raise InvalidInputError("TriggerRecoveryNotifier is a callback of tasks, not of DAGs.")
+        raise InvalidInputError("TriggerRecoveryNotifier is a callback for tasks, not for DAGs.")
     identity = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number, experiment]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", Location.parse(experiment).name)

@@ -25,8 +25,8 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.driver_jobs import driver_jobs
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.launch.local import build_launcher

@@ -1,4 +1,4 @@
-"""The half of a task whose runner is a process on the worker."""
+"""Runs the attempts of a task as processes on the worker."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -73,14 +73,11 @@ class LocalAttempt:
         task, plan = self._task, self._task.plan
         with self._operator.local_launcher(task.experiment) as launcher:
             request = self._claim(task.trial_id)
-            trial = (
-                "all trials"
-                if task.trial_id == layout.WHOLE_EXPERIMENT
-                else f"trial {task.trial_id}"
-            )
+            is_whole = task.trial_id == layout.WHOLE_EXPERIMENT
+            what = "whole-experiment run" if is_whole else f"{request.action} trial {task.trial_id}"
             self._log.info(
-                "%s %s of %s: attempt %d of restore %s",
-                *(request.action, trial, plan.experiment, request.attempt, plan.restore_id),
+                "%s of %s: attempt %d of restore %s",
+                *(what, plan.experiment, request.attempt, plan.restore_id),
             )
             self._process = process = launcher.start(request)
             last: deque[str] = deque(maxlen=LAST_LINES)

@@ -88,7 +88,7 @@ class AttemptRecords:
         return sorted(number for number in numbers if number is not None)
 
     def newest(self) -> int:
-        """Return the highest number of an attempt; 0 if there is no attempt."""
+        """Return the highest number of an attempt; 0 without attempts."""
         return max(self.numbers(), default=0)
 
     def newest_started(self) -> int | None:

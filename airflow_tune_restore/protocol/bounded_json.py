@@ -1,8 +1,8 @@
-"""JSON that anybody may have written: how much of it is decoded. Standard library only.
+"""Decoding JSON from untrusted writers within limits of memory.
 
-A limit on bytes does not bound what they become: as Python objects, `[],[],…` takes 25 times as much. So
-what can become a value is counted, before anything is decoded; and of large documents, whatever the
-threads of a process read, one is decoded at a time.
+A limit on bytes is not enough: as Python objects, `[],[],…` takes 25 times as much. So possible values
+are counted before the decoding. A process decodes only one large document at a time. Standard library
+only.
 """
 
 import gc
@@ -13,17 +13,17 @@ from threading import RLock
 from typing import Any
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
-"""Of one document: half a row of a state, what stands around the rows, a line of results.
+"""Size limit of one document: half a row of a state, the rest of a state, a line of results.
 
-As text each may take four bytes of memory a character, and several copies. Configs and results of
-megabytes are genuine; larger ones Ray itself would write again at every snapshot.
+In memory, its text may take four bytes per character, several times. Configs and results of several
+megabytes exist; Ray would write larger ones again at every snapshot.
 """
 
 MAX_VALUES = 2_000_000
-"""Of one document. They take 160 MiB at worst; a list of numbers has fewer in `MAX_DOCUMENT_BYTES`."""
+"""Limit of values in one document (160 MiB). A list of numbers reaches the limit of bytes first."""
 
 _SEPARATORS = ",:[{"
-"""There are at least as many of them as values and keys; those inside texts are counted, too."""
+"""At least as many of them exist as values and keys; those inside texts are also counted."""
 
 _LARGE_BYTES = 64 * 1024
 
@@ -31,15 +31,15 @@ _ONE_AT_A_TIME, _NOTHING = RLock(), nullcontext()
 
 
 def alone(size_bytes: int) -> AbstractContextManager[object]:
-    """Return what to hold while a document of this size is decoded, and while all of it is there."""
+    """Return the context in which a document of this size is decoded and used."""
     return _alone() if size_bytes > _LARGE_BYTES else _NOTHING
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Let no other large document be decoded, and nobody look for cycles: JSON has none.
+    """Decode no other large document, and stop the garbage collector: JSON has no cycles.
 
-    The collector would go through a million new lists again and again, for nine tenths of the time.
+    Otherwise the collector would scan a million new lists again and again, nine tenths of the time.
     """
     with _ONE_AT_A_TIME:
         was_enabled = gc.isenabled()
@@ -52,20 +52,20 @@ def _alone() -> Iterator[None]:
 
 
 def check_size(size_bytes: int) -> None:
-    """Refuse a document by its size.
+    """Refuse a document that is too large.
 
     Raises:
-        ValueError: If it is too large to be decoded.
+        ValueError: If it has more than `MAX_DOCUMENT_BYTES`.
     """
     if size_bytes > MAX_DOCUMENT_BYTES:
         raise ValueError(f"it holds {size_bytes} bytes; at most {MAX_DOCUMENT_BYTES} are decoded")
 
 
 def check_values(text: str | bytes, most: int = MAX_VALUES) -> None:
-    """Refuse JSON by the number of values that it may hold.
+    """Refuse JSON that may hold too many values.
 
     Raises:
-        ValueError: If there may be more than `most`.
+        ValueError: If it may hold more than `most`.
     """
     if len(text) <= most:
         return
@@ -74,9 +74,9 @@ def check_values(text: str | bytes, most: int = MAX_VALUES) -> None:
 
 
 def count_marks(text: str | bytes, marks: str) -> int:
-    """Return how often any of some ASCII characters stands in JSON.
+    """Return how often any of these ASCII characters occurs in JSON.
 
-    With `,[{` it is no less than the number of values, with `:` that of keys besides.
+    The count of `,[{` is at least the number of values; the count of `:` is at least that of keys.
     """
     if isinstance(text, str):
         return sum(text.count(mark) for mark in marks)
@@ -89,12 +89,12 @@ def load(
     most_values: int = MAX_VALUES,
     parse_constant: Callable[[str], Any] | None = None,
 ) -> Any:
-    """Decode a document as plain values, with the numbers that strict parsers refuse.
+    """Decode a document as plain values, including NaN and infinities.
 
     Args:
         text: The document.
-        most_values: How many values it may hold.
-        parse_constant: What becomes of NaN and infinities (`json.loads`).
+        most_values: Limit of values.
+        parse_constant: As of `json.loads`, for NaN and infinities.
 
     Raises:
         ValueError: If it is not JSON, or too large; RecursionError if it nests too deeply.

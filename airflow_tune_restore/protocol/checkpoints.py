@@ -1,9 +1,9 @@
-"""Which checkpoint a trial can start from: the recorded one, or the newest complete one.
+"""The choice of the checkpoint that a trial starts from: the recorded one, or the newest complete one.
 
-Ray writes no "complete" marker. What we take as evidence: a checkpoint that the state names, or that
-a row of result.json names, was persisted before it was reported (ray.train._internal.storage, 2.60),
-so it was complete once. A directory no report names may be half uploaded, and one that has lost files
-its siblings have, or holds them empty where theirs are not, has been half deleted.
+Ray writes no marker of a complete checkpoint. A checkpoint that the state or a row of result.json names
+was complete once: it was saved before it was reported (ray.train._internal.storage, 2.60). A directory
+that no report names may be half uploaded. A directory that lacks files of its siblings, or has them
+empty, was partly deleted.
 
 Standard library only: runners choose, too.
 """
@@ -15,7 +15,7 @@ _NUMBERED = re.compile(r"^checkpoint_(\d+)$")
 
 
 def checkpoint_index(name: str) -> int:
-    """Return the number of a checkpoint directory; -1 for a name Ray did not number."""
+    """Return the number of a checkpoint directory; -1 if the name has another form."""
     match = _NUMBERED.match(name)
     return int(match[1]) if match else -1
 
@@ -42,20 +42,20 @@ class CheckpointDir:
 
     @property
     def index(self) -> int:
-        """Its number; -1 for a name Ray did not number."""
+        """Its number; -1 if the name has another form."""
         return checkpoint_index(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointChoice:
-    """What a trial starts from, and why.
+    """The checkpoint that a trial starts from, and why.
 
     Args:
         name: Directory name; None to start from scratch.
         iteration: `training_iteration` it was taken at; 0 if unknown or from scratch.
-        repaired: Whether it is another one than the state names.
-        lost: Whether the state names one, but none is left.
-        reason: In words.
+        repaired: Whether the state names another one.
+        lost: Whether the state names one, but no complete one is left.
+        reason: The reason, for people.
     """
 
     name: str | None
@@ -72,13 +72,13 @@ def choose_checkpoint(
     *,
     prefer_newest: bool = False,
 ) -> CheckpointChoice:
-    """Choose what to resume from.
+    """Choose the checkpoint that a trial starts from.
 
     Args:
-        recorded: What the state names.
+        recorded: The checkpoint in the state.
         found: Checkpoint directories that exist.
         reported: Checkpoint name -> iteration, from the rows of result.json.
-        prefer_newest: Take a complete one that was reported after the state was saved; Ray would not.
+        prefer_newest: Prefer a complete one that was reported after the state was saved, unlike Ray.
     """
     complete = {item.name: item for item in found if _is_complete(item, found)}
     if prefer_newest and (newer := _newer(recorded, list(complete.values()), reported)):
@@ -122,13 +122,13 @@ def choose_checkpoint(
 def _newer(
     recorded: RecordedCheckpoint | None, complete: list[CheckpointDir], reported: dict[str, int]
 ) -> CheckpointChoice | None:
-    """Return the newest reported one, if the state is too old to name it."""
+    """Return the newest reported checkpoint, if the state is too old to name it."""
     known = recorded.iteration or reported.get(recorded.name, 0) if recorded is not None else 0
     newer = [item for item in complete if reported.get(item.name, 0) > known]
     if not newer:
         return None
     newest = max(newer, key=lambda item: (reported[item.name], item.index))
-    named = f"names {recorded.name}" if recorded is not None else "names none"
+    named = f"names {recorded.name}" if recorded is not None else "names no checkpoint"
     return CheckpointChoice(
         name=newest.name,
         iteration=reported[newest.name],
@@ -139,7 +139,7 @@ def _newer(
 
 
 def _is_complete(item: CheckpointDir, siblings: list[CheckpointDir]) -> bool:
-    """Whether nothing speaks against it: it has content, and no file its siblings all have is missing."""
+    """Whether it has content, and all files that its siblings have in common."""
     if not any(item.files.values()):
         return False
     others = [set(s.files) for s in siblings if s.name != item.name and any(s.files.values())]

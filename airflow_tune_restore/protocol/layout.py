@@ -1,9 +1,9 @@
-"""Every name in an experiment directory: Ray's, and ours beside them. Built and parsed only here.
+"""Every name in an experiment directory: Ray's and this package's. Names are built and parsed only here.
 
-Also how much is read of each at most: whoever may write to a bucket can put anything under any name.
+It also has the size limit of each kind of object, because a writer of the bucket can put anything there.
 
-Ours live under `.tune_restore/`, which Ray ignores. Foreign names (trial ids) become one path
-segment by an injective encoding: no two of them share a key and none leads outside.
+This package's names are below `.tune_restore/`, which Ray ignores. A trial id becomes one path segment by
+an injective encoding: two ids never share a key, and no key leads outside. Standard library only.
 """
 
 import re
@@ -23,27 +23,27 @@ SEARCH_STATE_PREFIX = "search_gen_state-"
 
 MAX_RECORD_BYTES = 1024 * 1024
 MAX_STATE_BYTES = 512 * 1024 * 1024
-"""Four times an experiment of 10,000 trials; larger files are refused unread."""
+"""Four times the state of 10,000 trials; larger files are not read."""
 
 MAX_PLAN_BYTES = 128 * 1024 * 1024
 MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
 MAX_RESULT_BYTES = 256 * 1024 * 1024
-"""How much is read of one of our small records, a plan, a snapshot, and Ray's rows of one trial."""
+"""Size limits of a small record, a plan, a snapshot, and Ray's result rows of one trial."""
 
 _MOST_DIGITS = 15
-"""Of a lease or an attempt. Nobody gets there by counting; who names more is not one of us."""
+"""Limit of digits of a lease or an attempt. Counting never reaches it."""
 
 ROOT = OWN_DIRECTORY
 LEASE = f"{ROOT}/lease"
 LEDGER = f"{ROOT}/ledger.json"
 INDEX = f"{ROOT}/index-v2.jsonl"
-"""Below a prefix, not below an experiment: what scans remember."""
+"""The cache of scans, below a prefix and not below an experiment."""
 
 WHOLE_EXPERIMENT = "*"
-"""Stands where a trial id stands, for the one run of a whole experiment; no trial may be called so."""
+"""In the place of a trial id: the whole-experiment run. No trial may have this id."""
 
 KEPT = "kept"
-"""Stands for the driver session in the names of what a runner saves."""
+"""In the place of the driver session in names of files that a runner saves."""
 
 _SAVED = re.compile(
     r"^(?P<kind>.+)-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(?:_r\d{6})?)\.(?:json|pkl)$"
@@ -56,34 +56,34 @@ def segment(name: str) -> str:
     """Encode any text as one path segment, injectively."""
     encoded = quote(name, safe="", errors="surrogatepass")
     if not encoded:
-        return "%"  # which quote() gives for no name
-    # `.` and `..` are directions, and quote() leaves dots alone
+        return "%"  # quote() returns this for no name
+    # quote() keeps dots, and `.` and `..` have a meaning in paths
     return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
 
 
 def unsegment(text: str) -> str:
-    """Return the text that `segment` has encoded."""
+    """Return the text that `segment` encoded."""
     return unquote(text)
 
 
 def is_state_file(name: str) -> bool:
-    """Tell Ray's experiment state files (`experiment_state-*.json`, ours included) from others."""
+    """Whether a name is that of an experiment state (`experiment_state-*.json`)."""
     return name.startswith(STATE_PREFIX) and name.endswith(STATE_SUFFIX)
 
 
 def is_committed_state(name: str) -> bool:
-    """Tell the state files that our commits made from a driver's own."""
+    """Whether a name is that of an experiment state of a commit, not of a driver."""
     match = _COMMITTED.match(name.removesuffix(STATE_SUFFIX))
     return is_state_file(name) and match is not None and match["number"] is not None
 
 
 def is_committed(name: str) -> bool:
-    """Tell what our commits put into the root from what drivers do."""
+    """Whether a name is that of any file of a commit in the root, not of a driver."""
     return is_committed_state(name) or (is_state_beside(name) and "_r" in (session_of(name) or ""))
 
 
 def state_session(name: str) -> datetime | None:
-    """Return the start of the driver session in a state file's name: its local time, without a zone."""
+    """Return the start of the driver session in a state file's name, in its local time."""
     match = _SESSION.match(name)
     try:
         return datetime.strptime(match[1], "%Y-%m-%d_%H-%M-%S") if match else None  # noqa: DTZ007
@@ -92,13 +92,13 @@ def state_session(name: str) -> datetime | None:
 
 
 def session_of(name: str) -> str | None:
-    """Return the driver session in the name of anything Ray saves once a session; None if it has none."""
+    """Return the driver session in the name of a file that Ray saves per session; None otherwise."""
     match = _SAVED.match(name)
     return match["session"] if match else None
 
 
 def in_session(name: str, session: str) -> str:
-    """Return the name under which Ray looks for what a runner saved as `<kind>-kept.<suffix>`."""
+    """Return Ray's name for a file that a runner saved as `<kind>-kept.<suffix>`."""
     stem, _, suffix = name.rpartition(".")
     return f"{stem.removesuffix(KEPT)}{session}.{suffix}"
 
@@ -109,20 +109,20 @@ def callbacks_name(session: str) -> str:
 
 
 def is_searcher_state(name: str) -> bool:
-    """Tell the saved states of searchers: what is saved once a session and is not something else."""
+    """Whether a name is that of a searcher state: saved per session, and of no other kind."""
     match = _SAVED.match(name)
     return match is not None and match["kind"] not in ("experiment_state", "callback-states")
 
 
 def is_state_beside(name: str) -> bool:
-    """Tell what is saved beside an experiment state: the states of the searcher and of callbacks."""
+    """Whether a name is that of a state of the searcher or of callbacks."""
     return is_searcher_state(name) or (
         name.startswith(callbacks_name("").removesuffix(".pkl")) and session_of(name) is not None
     )
 
 
 def committed_state_name(existing: list[str], now: datetime) -> str:
-    """Return a state file name that sorts after all existing ones; `now` names the very first.
+    """Return a state file name that sorts after all existing ones; `now` is used if none exists.
 
     Ray takes `max(filenames)` (ray.tune.execution.experiment_state, 2.60). `_` sorts after `.`,
     so `…_r000001.json` follows `….json`, and a later driver session still sorts after both.
@@ -135,19 +135,19 @@ def committed_state_name(existing: list[str], now: datetime) -> str:
 
 
 def parse_number(text: str, digits: int) -> int | None:
-    """Read a number as we write it into names; None for anything else, however much like one."""
+    """Read a number in the form of this package's names; None for any other text."""
     if not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS:
         return None
     return int(text) if text == f"{int(text):0{digits}d}" else None
 
 
 def attempt_number(name: str) -> int | None:
-    """Read the number in the name of an attempt's directory; None if it is none."""
+    """Read the number in the name of an attempt's directory; None for other names."""
     return parse_number(name, 6)
 
 
 def lease_epoch(name: str, kind: str) -> int | None:
-    """Read the epoch in the name of a claim, heartbeat or release of a lease; None if it is none."""
+    """Read the epoch in the name of a claim, heartbeat or release of a lease; None for other names."""
     text, _, rest = name.partition(".")
     return parse_number(text, 8) if rest == f"{kind}.json" else None
 
@@ -158,12 +158,12 @@ def lease_claim_key(epoch: int) -> str:
 
 
 def lease_heartbeat_key(epoch: int) -> str:
-    """Return the key that the holder of this epoch overwrites while it lives."""
+    """Return the key that the holder of this epoch overwrites while it is alive."""
     return f"{LEASE}/{epoch:08d}.heartbeat.json"
 
 
 def lease_release_key(epoch: int) -> str:
-    """Return the key that the holder of this epoch writes when it is done."""
+    """Return the key that the holder of this epoch writes at its end."""
     return f"{LEASE}/{epoch:08d}.release.json"
 
 
@@ -178,19 +178,19 @@ def plan_key(restore_id: str) -> str:
 
 
 def commit_key(restore_id: str) -> str:
-    """Return the key of the record that says which state file the commit makes."""
+    """Return the key of the record of a commit."""
     return f"{restore_dir(restore_id)}/commit.json"
 
 
 def trial_dir(restore_id: str, trial_id: str) -> str:
-    """Return our directory for one trial of a restore (not Ray's trial directory)."""
+    """Return the restore's directory for one trial (not Ray's trial directory)."""
     if trial_id == WHOLE_EXPERIMENT:
         return f"{restore_dir(restore_id)}/whole"
     return f"{restore_dir(restore_id)}/trials/{segment(trial_id)}"
 
 
 def seed_key(restore_id: str, trial_id: str) -> str:
-    """Return the key of the seed: an experiment state that holds this trial's row only."""
+    """Return the key of the seed: an experiment state with only this trial's row."""
     return f"{trial_dir(restore_id, trial_id)}/seed.json"
 
 
@@ -200,7 +200,7 @@ def results_backup_key(restore_id: str, trial_id: str) -> str:
 
 
 def attempts_dir(restore_id: str, trial_id: str) -> str:
-    """Return the directory that holds one sub-directory an attempt."""
+    """Return the directory that has one sub-directory per attempt."""
     return f"{trial_dir(restore_id, trial_id)}/attempts"
 
 
@@ -215,55 +215,55 @@ def request_key(restore_id: str, trial_id: str, attempt: int) -> str:
 
 
 def heartbeat_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key that a living runner overwrites every few seconds."""
+    """Return the key that a runner overwrites every few seconds."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/heartbeat.json"
 
 
 def snapshot_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of an attempt's newest state: this trial's row only, in Ray's format."""
+    """Return the key of an attempt's newest state, in Ray's format, with only this trial's row."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/state.json"
 
 
 def progress_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of what a trial of a whole experiment has reported lately."""
+    """Return the key of a trial's newest reports."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/progress.json"
 
 
 def stops_dir(restore_id: str, attempt: int) -> str:
-    """Return the directory of requests to stop single trials of a whole experiment."""
+    """Return the directory of requests to stop single trials of a whole-experiment run."""
     return f"{attempt_dir(restore_id, WHOLE_EXPERIMENT, attempt)}/stops"
 
 
 def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
-    """Return the key of a request to stop one trial of a whole experiment."""
+    """Return the key of a request to stop one trial of a whole-experiment run."""
     return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
 
 
 def stopped_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key that says that an attempt was told to stop: it is not attached to again."""
+    """Return the key that marks an attempt as stopped: followers do not attach to it again."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/stopped.json"
 
 
 def searcher_dir(restore_id: str, attempt: int) -> str:
-    """Return the directory of the searcher's saved states in one run of a whole experiment."""
+    """Return the directory of the searcher's saved states in one whole-experiment run."""
     return f"{attempt_dir(restore_id, WHOLE_EXPERIMENT, attempt)}/searcher"
 
 
 def numbered(number: int, name: str = "") -> str:
-    """Return the name of a file of the searcher's state that belongs to the snapshot of this number."""
+    """Return the name of a searcher state file that belongs to the snapshot of this number."""
     return f"{number:06d}-{name}"
 
 
 def max_snapshot_bytes(trial_id: str) -> int:
-    """Return how much is read of a snapshot: that of all trials is as large as their state."""
+    """Return the size limit of a snapshot: one of all trials is as large as a state."""
     return MAX_STATE_BYTES if trial_id == WHOLE_EXPERIMENT else MAX_SNAPSHOT_BYTES
 
 
 def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of the record of how an attempt ended."""
+    """Return the key of an attempt's outcome."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"
 
 
 def exit_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of what was seen of a runner's end, where it left no outcome."""
+    """Return the key of the exit record of a runner that left no outcome."""
     return f"{attempt_dir(restore_id, trial_id, attempt)}/exit.json"

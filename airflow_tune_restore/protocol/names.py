@@ -1,7 +1,4 @@
-"""Names that stand in state files, plans and listings: which of them can be used for what.
-
-Standard library only.
-"""
+"""Checks of untrusted names: in states, plans and listings. Standard library only."""
 
 from typing import Any
 
@@ -10,21 +7,20 @@ from airflow_tune_restore.protocol.numbers import is_amount
 from airflow_tune_restore.protocol.printable import is_printable
 
 MAX_NAME = 255
-"""Bytes of a name: the most a file system takes for one segment of a path."""
-
+"""Limit of bytes of one path segment, as of file systems."""
 
 MAX_TRAINABLE = 10_000
-"""Characters of the name of a trainable: it stands on a command line."""
+"""Limit of characters of a trainable's name, which is part of a command line."""
 
 
 def is_segment(name: str) -> bool:
-    """Whether a name is one path segment that stays where it is put, on every store.
+    """Whether a name is one path segment on every store, and does not lead to a parent.
 
-    A backslash is a character like any other, as to Ray; but some stores take it for a slash, so no part
-    between two of them may lead up.
+    A backslash is an ordinary character, as in Ray. But some stores read it as a slash, so no part
+    between two of them may be a parent.
     """
     return (
-        # a long one is not looked through
+        # first, so that the other checks never read a long name
         len(name) <= MAX_NAME
         and name not in ("", layout.ROOT)
         and "/" not in name
@@ -35,22 +31,22 @@ def is_segment(name: str) -> bool:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a name is a path segment, and can be shown as it is."""
+    """Whether a name is a path segment that can be shown as it is."""
     return is_segment(name) and is_printable(name)
 
 
 def is_key_name(name: str) -> bool:
-    """Whether a name is safe, and still one segment of a path as it stands in our keys."""
+    """Whether a name is safe, and still one path segment when it is encoded in a key."""
     return is_safe_name(name) and len(layout.segment(name)) <= MAX_NAME
 
 
 def is_trainable_name(name: str) -> bool:
-    """Whether a name can be that of a trainable; it is shown made printable, and handed on as it is."""
-    return len(name) <= MAX_TRAINABLE and is_text(name)  # a long one is not looked through
+    """Whether a name can be that of a trainable. Make it printable before it is shown."""
+    return len(name) <= MAX_TRAINABLE and is_text(name)
 
 
 def is_resource(name: str, amount: Any) -> bool:
-    """Whether something can be sized by so much of a resource, and told of it."""
+    """Whether a resource request is valid: its name can be shown, and its amount is a number."""
     return is_amount(amount) and len(name) <= MAX_NAME and is_printable(name)
 
 

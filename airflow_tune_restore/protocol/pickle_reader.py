@@ -1,11 +1,10 @@
-"""What a pickle says, without doing any of it.
+"""Reads a pickle without executing it.
 
-A small stack machine over the opcodes that `pickletools` describes. It imports nothing, calls nothing
-and hashes nothing that comes from the input: globals, calls and objects become plain records. A
-`pickle.Unpickler` with a `find_class` that returns stubs is not safe (extension codes, hash bombs,
-BUILD on a class); this is. Opcodes that refer to something outside the pickle are refused, and size,
-length and memo are bounded, so hostile input ends in a `SymbolicError`, never in a hang. No error quotes
-the input.
+A small stack machine over the opcodes of `pickletools`. It imports nothing, calls nothing, and hashes
+nothing from the input: globals, calls and objects become plain records. A `pickle.Unpickler` whose
+`find_class` returns stubs is not safe (extension codes, hash bombs, BUILD on a class); this is. Opcodes
+that refer to something outside the pickle are refused. Size, length and memo are limited, so hostile
+input ends in a `SymbolicError`, never in a hang. Errors do not quote the input. Standard library only.
 """
 
 import pickletools
@@ -22,7 +21,7 @@ MAX_TEXT = 1024 * 1024
 
 
 class SymbolicError(ValueError):
-    """The bytes are no pickle we are willing to read."""
+    """The bytes are not a pickle within the limits of this reader."""
 
 
 class DamagedPickleError(SymbolicError):
@@ -31,7 +30,7 @@ class DamagedPickleError(SymbolicError):
 
 @dataclass(slots=True, eq=False)
 class Global:
-    """A name the pickle would import."""
+    """A name that the pickle would import."""
 
     module: str
     name: str
@@ -39,7 +38,7 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """An object the pickle would make: who makes it, from what, and the state set afterwards."""
+    """An object that the pickle would make: its maker, the arguments, and the state set afterwards."""
 
     maker: Any
     args: Any = None
@@ -54,7 +53,7 @@ class Instance:
 
 @dataclass(slots=True, eq=False)
 class Mapping:
-    """A dict, as pairs: nothing is hashed."""
+    """A dict, as pairs: keys are not hashed."""
 
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -68,7 +67,7 @@ class Mapping:
 
 @dataclass(slots=True, eq=False)
 class Unknown:
-    """A value we do not follow."""
+    """A value that is too long to be read."""
 
 
 class _Mark:
@@ -86,13 +85,13 @@ def read_pickle(body: bytes) -> Any:
         names as `Global`.
 
     Raises:
-        SymbolicError: If the bytes are no pickle, exceed the limits, or refer outside.
+        SymbolicError: If the bytes are not a pickle, exceed the limits, or refer outside.
     """
     return read_with_imports(body)[0]
 
 
 def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
-    """Read a pickle symbolically, and return the names of the modules that loading it imports, too.
+    """Read a pickle symbolically; return its value and the names of the modules that it imports.
 
     Raises:
         SymbolicError: As `read_pickle`.
@@ -112,15 +111,15 @@ def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
     except SymbolicError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        # what pickletools and an unbalanced stack raise on malformed input. Their texts quote it, and
-        # whoever made a link here may not be allowed to read what it leads to: none is passed on
+        # raised by pickletools and an unbalanced stack for malformed input. Their texts quote the input,
+        # which may be a link's target that its creator must not read: they are not passed on
         where = f"{_NAMES[code]}, before byte {stream.tell()}"
         raise DamagedPickleError(f"malformed pickle: {type(error).__name__} at {where}") from None
     raise SymbolicError(f"more than {MAX_OPCODES} opcodes")
 
 
 def attribute(value: Any, *path: str) -> Any:
-    """Follow attribute or key names through `Instance` and `Mapping`; None where the trail ends."""
+    """Follow attribute or key names through `Instance` and `Mapping`; None if one is missing."""
     for name in path:
         if isinstance(value, Instance):
             value = _state_get(value.state, name)
@@ -142,7 +141,7 @@ def _state_get(state: Any, name: str) -> Any:
 
 
 class _Machine:
-    """The stack and the memo. One method an opcode, or a family of them; each takes its argument."""
+    """The stack and the memo. One method per opcode or family of opcodes; each takes its argument."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -189,12 +188,12 @@ class _Machine:
     def memoize(self, _: Any) -> None:
         index = len(self.memo)
         if index >= MAX_MEMO:
-            raise SymbolicError("a memo of absurd size")
+            raise SymbolicError("a memo beyond the limit")
         self.memo[index] = self.stack[-1]
 
     def put(self, index: int) -> None:
         if not 0 <= index < MAX_MEMO:
-            raise SymbolicError("a memo of absurd size")
+            raise SymbolicError("a memo beyond the limit")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -228,7 +227,7 @@ class _Machine:
         elif isinstance(target, Instance):
             target.items.extend(values)
         elif not isinstance(target, Unknown):
-            raise SymbolicError("items added to something that holds none")
+            raise SymbolicError("items added to a value that cannot have items")
 
     def set_one(self, _: Any) -> None:
         value, key = self.pop(), self.pop()
@@ -247,7 +246,7 @@ class _Machine:
         elif isinstance(target, Instance):
             target.items.extend(pairs)
         elif not isinstance(target, Unknown):
-            raise SymbolicError("items set on something that holds none")
+            raise SymbolicError("items set on a value that cannot have items")
 
     def name(self, argument: Any) -> None:
         module, _, attr = str(argument).partition(" ")
@@ -256,7 +255,7 @@ class _Machine:
     def name_of_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise SymbolicError("a global whose name is no text")
+            raise SymbolicError("a global whose name is not a text")
         self.stack.append(self.imported(module, name))
 
     def imported(self, module: str, name: str) -> Global:
@@ -285,16 +284,16 @@ class _Machine:
         if isinstance(target, Instance):
             target.state = state
         elif not isinstance(target, Unknown):
-            # BUILD on a class would change it for everybody: nobody honest writes that
-            raise SymbolicError("state set on something that is no object")
+            # BUILD on a class would change the class: pickle does not write that
+            raise SymbolicError("state set on a value that is not an object")
 
 
 def _bounded(value: Any) -> Any:
-    """Refuse literals nobody honest writes, before anything is done with them."""
+    """Refuse literals beyond the limits before they are used."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int) and value.bit_length() > MAX_INT_BYTES * 8:
-        raise SymbolicError("an integer of absurd size")
+        raise SymbolicError("an integer beyond the limit")
     if isinstance(value, str | bytes | bytearray) and len(value) > MAX_TEXT:
         return Unknown()
     return value
@@ -349,14 +348,14 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Machine, Any], None]]]):
-    """What is read after each opcode's byte, and what is done with it."""
+    """For each opcode, the reader of its argument and its operation."""
 
     def __missing__(self, code: bytes) -> Any:
         if not code:
             raise DamagedPickleError("pickle without an end")
         if code not in _NAMES:
-            raise DamagedPickleError("malformed pickle: a byte that is no opcode")
-        # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or what comes one day
+            raise DamagedPickleError("malformed pickle: a byte that is not an opcode")
+        # PERSID, BINPERSID, EXT1/2/4, NEXT_BUFFER, READONLY_BUFFER, or a newer opcode
         raise SymbolicError(f"opcode {_NAMES[code]} refers to something outside the pickle")
 
 

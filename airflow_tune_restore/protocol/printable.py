@@ -1,24 +1,23 @@
-"""Foreign text made fit to be shown: in a log, on a terminal, in a table. Standard library only."""
+"""Making untrusted text safe to show: in a log, on a terminal, in a table. Standard library only."""
 
 import re
 from unicodedata import category
 
 _JOINERS = "\u200c\u200d"
-"""Hold letters and emoji together; names have them."""
+"""Zero-width joiners of letters and emoji; names may hold them."""
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
-"""Colours, cursor movements, window titles."""
+"""Escape sequences: colours, cursor movements, window titles."""
 
 NOTE_LENGTH = 4000
-"""Characters of a reason or a warning of ours: the command that helps stands at its end."""
+"""Characters of a reason or warning of this package: the command to run is at its end."""
 
 _FOLDS = re.compile(r"(?<!:):{2,}(?=(?:end)?group::)")
-"""Airflow's page of a log folds lines with `::group::` and hides those with `::endgroup::`, wherever they
-stand in a line."""
+"""Airflow's log page folds at `::group::` and hides lines with `::endgroup::`, anywhere in a line."""
 
 
 def printable(text: str, most: int = 400) -> str:
-    """Reduce foreign text to one line without control characters: names and errors are untrusted."""
+    """Reduce untrusted text to one line without control characters, of at most `most` characters."""
     text = text[: 4 * most]
     if text.isprintable() and "::" not in text:
         return text[:most]
@@ -32,10 +31,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text can be shown and stored as it is: no controls, no turning of directions, no folds.
+    """Whether a text can be shown and stored as it is.
 
-    All but controls, formats and line ends (Unicode's Cc, Cf, Cs, Zl, Zp), of which the joiners of other
-    scripts are let through. Characters that this Python does not know yet are newer, and no harm.
+    It must not hold controls, formats or line ends (Unicode's Cc, Cf, Cs, Zl, Zp), except joiners, and no
+    folds. Characters that are too new for this Python are harmless.
     """
     if _FOLDS.search(text):
         return False

@@ -1,4 +1,4 @@
-"""Reading our own records back: bounded, and garbage is an error with a name. Standard library only."""
+"""Reading records of this package from storage, within limits. Standard library only."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,7 +16,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 _Record = TypeVar("_Record")
 
 MAX_HEARTBEAT_BYTES = 65536
-"""Of a heartbeat, which holds a number or two."""
+"""Size limit of a heartbeat, which holds a few numbers."""
 
 
 def read_record(
@@ -26,11 +26,11 @@ def read_record(
     *,
     max_bytes: int = layout.MAX_RECORD_BYTES,
 ) -> _Record:
-    """Read one of our records.
+    """Read a record.
 
     Raises:
         KeyNotFoundError: If it does not exist.
-        RecordUnreadableError: If it is none of ours, or damaged.
+        RecordUnreadableError: If it is not a valid record.
     """
     try:
         return parse(store.get(key, max_bytes=max_bytes))
@@ -44,9 +44,9 @@ def read_record(
 
 
 def read_heartbeat(store: ObjectStore, key: str) -> bytes | None:
-    """Read what a living process overwrites; None if it does not exist.
+    """Read an object that a running process overwrites; None if it does not exist.
 
-    Only whether it changes counts. What none of ours would write never does.
+    Only its changes count. An object that is too large, or a link, counts as one that never changes.
     """
     try:
         return store.get(key, max_bytes=MAX_HEARTBEAT_BYTES)

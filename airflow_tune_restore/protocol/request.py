@@ -218,7 +218,7 @@ class RunnerOutcome(Record):
     schema: Count = 1
 
     def describe_error(self) -> str:
-        """Return the type and message of the error as one printable line; "" if there is no error."""
+        """Return the type and message of the error as one printable line; "" without an error."""
         return printable(f"{self.error_type}: {self.error}".removeprefix(": "))
 
 

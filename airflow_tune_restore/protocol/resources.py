@@ -1,12 +1,15 @@
-"""Resources as Ray names them, summed up over trials and put into words. Standard library only."""
+"""Resource requests of trials, by Ray's names: compared and described. Standard library only."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+OBJECT_STORE_BYTES = 200 * 1024**2
+"""Ray's default is 30 % of the machine, which is too much for several runners on one machine."""
+
 
 def most_of(asked: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the most that one of them asks for, of each resource."""
+    """Return the largest amount of each resource."""
     found: dict[str, float] = {}
     for resources in asked:
         for name, amount in resources.items():
@@ -15,7 +18,7 @@ def most_of(asked: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def is_enough(given: Mapping[str, float], needed: Mapping[str, float]) -> bool:
-    """Whether a place made for `given` holds `needed`; it has whole CPUs and GPUs, at least one CPU."""
+    """Whether a pod made for `given` (with whole CPUs and GPUs, at least one CPU) holds `needed`."""
     return all(
         amount <= (given.get(name, 0.0) if name == "memory" else _whole(name, given))
         for name, amount in needed.items()
@@ -23,13 +26,13 @@ def is_enough(given: Mapping[str, float], needed: Mapping[str, float]) -> bool:
 
 
 def describe(resources: Mapping[str, float]) -> str:
-    """Return resources in words, as `CPU 3, memory 8.0 GiB`."""
+    """Return resources as text, such as `CPU 3, memory 8.0 GiB`."""
     words = [f"{name} {_amount(name, amount)}" for name, amount in sorted(resources.items())]
     return ", ".join(words) or "nothing"
 
 
 def describe_bundles(bundles: Iterable[Mapping[str, float]], strategy: str) -> str:
-    """Return a placement group in words, as `2 bundles of CPU 1 (STRICT_SPREAD)`."""
+    """Return a placement group as text, such as `2 bundles of CPU 1 (STRICT_SPREAD)`."""
     counts = Counter(describe(bundle) for bundle in bundles)
     if counts.total() == 1:
         return next(iter(counts))

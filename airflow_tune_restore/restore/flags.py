@@ -1,4 +1,4 @@
-"""Which trials a restore takes up again: Ray's three flags, or its per-status form."""
+"""Which trials a restore runs: Ray's three flags, or its form by status."""
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -17,10 +17,9 @@ class ResumeType(StrEnum):
 
 
 def parse_resume_type(name: str, value: object) -> ResumeType:
-    """Take a string or an enum member, ours or Ray's.
+    """Parse a string or an enum member, of this package or Ray's (InvalidInputError if it is neither).
 
-    Ray 2.60 takes strings without complaint and then returns an empty result grid; here both forms
-    work and anything else is refused.
+    Ray 2.60 accepts a string and then returns an empty result grid.
     """
     text = value.value if isinstance(value, Enum) else value
     if isinstance(text, str) and text in set(ResumeType):
@@ -32,8 +31,8 @@ def parse_resume_type(name: str, value: object) -> ResumeType:
 class ResumeFlags:
     """The choice for finished (TERMINATED), unfinished and errored trials.
 
-    `cut_short` is for those of the finished that never finished: `fail_fast` ended them with another's
-    error. Ray cannot tell them apart; they stay as they are unless it is asked for.
+    `cut_short` is for trials that `fail_fast` marked TERMINATED when another trial failed. Ray cannot
+    distinguish them from finished ones. They stay as they are by default.
     """
 
     finished: ResumeType = ResumeType.SKIP
@@ -52,7 +51,7 @@ class ResumeFlags:
     ) -> "ResumeFlags":
         """Build from the three flags of `Tuner.restore`; resume wins over restart, as there.
 
-        `resume_cut_short` is ours.
+        Ray has no `resume_cut_short`.
         """
         errored = ResumeType.SKIP
         if resume_errored:
@@ -65,9 +64,9 @@ class ResumeFlags:
 
     @classmethod
     def parse(cls, choices: dict[str, Any]) -> "ResumeFlags":
-        """Build from `{"finished": …, "unfinished": …, "errored": …}`; default is Ray's.
+        """Build from `{"finished": …, "unfinished": …, "errored": …, "cut_short": …}`.
 
-        `cut_short` is a fourth.
+        Missing keys have Ray's defaults (InvalidInputError for other keys or values).
         """
         unknown = set(choices) - {"finished", "unfinished", "errored", "cut_short"}
         if unknown:
@@ -79,7 +78,7 @@ class ResumeFlags:
 
     @property
     def keeps_terminated_rows(self) -> bool:
-        """Whether trials that came to their end are run, too, so that their rows are needed."""
+        """Whether finished trials are run, too, so that their rows are needed."""
         return self.finished is not ResumeType.SKIP
 
     def choice_for(self, status: TrialStatus, *, is_cut_short: bool = False) -> ResumeType:

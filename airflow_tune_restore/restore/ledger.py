@@ -1,8 +1,8 @@
-"""The failed attempts of every trial across nights, and which trials are in quarantine for them.
+"""The ledger: failed attempts of every trial over all restores, and which trials are in quarantine.
 
-One object, `.tune_restore/ledger.json`, written only under the experiment's lease. It advises: results
-never depend on it. One that makes no sense is therefore reported and taken for empty, rather than
-standing in the way of a commit; what quarantine it held is found again by two more failures.
+One object, `.tune_restore/ledger.json`, written only under the experiment's lease. Results never depend
+on it. So an unreadable ledger is reported and counts as empty, and the commit goes on; two more failures
+of a trial put it in quarantine again.
 """
 
 from collections import Counter
@@ -23,29 +23,28 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
-from airflow_tune_restore.protocol.records import read_record
-from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
 
 READ_LIMIT_BYTES = 64 * 1024**2
-"""No more is written either: what would not be read again would be lost, quarantine and all."""
+"""No more is written either: a larger ledger could not be read again."""
 
 FIRST_MEMORY_BYTES = 4.0 * 1024**3
-"""What a trial that ran out of memory is given first if it had asked for none."""
+"""Memory for a trial that ran out of memory and had requested none."""
 
 KEPT = 100
-"""Failures kept of one trial, the newest."""
+"""The ledger keeps so many failures per trial, the newest."""
 
 _UNEXPLAINED = frozenset({Cause.ACTOR_DIED.value, Cause.KILLED.value, Cause.UNKNOWN.value, ""})
 _KILLED_WORDS = ("killed", "sigkill", "signal 9")
 _CONCURRENCY = 16
 _SAME_TWICE = 2
 _HAVE_A_PLACE = frozenset({Cause.TRAINABLE.value, Cause.OUT_OF_MEMORY.value})
-"""Causes that lie with the trial. A store that failed twice at the same line proves nothing."""
+"""Causes in the trial itself. If a store fails twice at the same line, the trial is not to blame."""
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +58,8 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
         message: First line of its message.
         place: Innermost line of the user's code in its traceback; "" if none.
         iteration: Last `training_iteration` reported.
-        ended_at: ISO 8601 UTC; "" if nobody saw the end.
-        memory: Bytes of memory it had asked for; None if it had not.
+        ended_at: ISO 8601 UTC; "" if unknown.
+        memory: Bytes of memory it requested; None if it requested none.
     """
 
     restore_id: str
@@ -74,15 +73,15 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     memory: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        """Make fit to be shown what is only shown."""
+        """Make the texts printable."""
         for name in ("restore_id", "cause", "type", "message", "place", "ended_at"):
             msgspec.structs.force_setattr(self, name, printable(getattr(self, name), LINE_LENGTH))
 
     @property
     def signature(self) -> tuple[object, ...] | None:
-        """What makes two failures the same; None if it is never the same as another.
+        """Two failures with the same signature are the same failure; None if it equals no other.
 
-        With more memory, running out of it is another failure.
+        Running out of memory is another failure if the trial had more memory.
         """
         if self.cause not in _HAVE_A_PLACE or not self.place:
             return None
@@ -93,10 +92,10 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     """The failures of one trial.
 
     Args:
-        failures: Those that count, oldest first.
-        released: Those before the last release.
-        released_at: When that was, ISO 8601 UTC; "" if never.
-        quarantined: Why a commit put it in quarantine; "" if none did.
+        failures: The failures that count, oldest first.
+        released: The failures before the last release.
+        released_at: When it was last released, ISO 8601 UTC; "" if never.
+        quarantined: Why a commit put it in quarantine; "" if it is not.
     """
 
     failures: tuple[FailedAttempt, ...] = ()
@@ -105,12 +104,12 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: str = ""
 
     def __post_init__(self) -> None:
-        """Make fit to be shown what is only shown."""
+        """Make the texts printable."""
         for name in ("released_at", "quarantined"):
             msgspec.structs.force_setattr(self, name, printable(getattr(self, name), NOTE_LENGTH))
 
     def quarantine_reason(self, max_attempts: int | None) -> str:
-        """Say why the trial is not run any more; "" if it is."""
+        """Return why the trial is not run any more; "" if it is run."""
         return self.quarantined or _verdict(self.failures, max_attempts)
 
 
@@ -121,7 +120,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     schema: Count = 1
 
     def __post_init__(self) -> None:
-        """Leave out what is no name of a trial."""
+        """Leave out names that a trial cannot have."""
         trials = {name: history for name, history in self.trials.items() if is_safe_name(name)}
         msgspec.structs.force_setattr(self, "trials", trials)
 
@@ -135,30 +134,30 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
-    """Return the ledger (an empty one if there is none), and a warning if it could not be understood."""
+    """Return the ledger (an empty one if there is none), and a warning if it is unreadable."""
     try:
         body = store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES)
     except KeyNotFoundError:
         return Ledger(), ""
     except (TooLargeError, LinkRefusedError) as error:
-        return Ledger(), _not_understood(error)
+        return Ledger(), _unreadable(error)
     try:
         return decode(body, Ledger), ""
     except (ValueError, RecursionError) as error:
-        return Ledger(), _not_understood(error)
+        return Ledger(), _unreadable(error)
 
 
-def _not_understood(error: Exception) -> str:
+def _unreadable(error: Exception) -> str:
     return (
-        f"{layout.LEDGER} makes no sense ({printable(str(error))}) and is taken for empty: earlier "
-        "failures do not count, and no trial is in quarantine"
+        f"{layout.LEDGER} is unreadable ({printable(str(error))}) and counts as empty: earlier failures "
+        "do not count, and no trial is in quarantine"
     )
 
 
 def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
-    """Enter the failed attempts of a restore; done again it changes nothing. Needs the lease.
+    """Add the failed attempts of a restore. Repeated, it changes nothing. Needs the lease.
 
-    A trial that was started over hands its failures on to the new one.
+    The failures of a restarted trial also count for the trial that replaced it.
     """
     ledger, _ = read_ledger(store)
     trials = dict(ledger.trials)
@@ -172,7 +171,8 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
             continue
         trials[planned.trial_id] = after
         reason = after.quarantine_reason(plan.choices.max_attempts)
-        if reason and not _has_finished(store, plan.restore_id, planned.trial_id):
+        outcome = AttemptRecords(store, plan.restore_id, planned.trial_id).outcome_or_interrupted()
+        if reason and not (outcome is not None and outcome.result == Result.FINISHED):
             after = msgspec.structs.replace(after, quarantined=reason)
         trials[planned.final_trial_id] = after
     recorded = Ledger(trials=trials)
@@ -182,7 +182,7 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
 
 
 def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
-    """Write the ledger, with as many failures of each trial as can be read again. Needs the lease."""
+    """Write the ledger, with fewer failures per trial if it were too large. Needs the lease."""
     for kept in (KEPT, _SAME_TWICE):
         body = encode(_with_newest(ledger, kept))
         if len(body) <= READ_LIMIT_BYTES:
@@ -203,20 +203,18 @@ def _with_newest(ledger: Ledger, kept: int) -> Ledger:
 def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[FailedAttempt, ...]:
     """Return the attempts of one restore that failed, oldest first.
 
-    What was interrupted on request, refused or overtaken did not fail; a runner that died without an
-    outcome, or lost its node, did.
+    Attempts that were interrupted on request, refused or superseded did not fail. Those whose runner died
+    without an outcome, or lost its node, did.
     """
-    found = (
-        _read_failure(store, restore_id, trial_id, attempt)
-        for attempt in AttemptRecords(store, restore_id, trial_id).numbers()
-    )
+    records = AttemptRecords(store, restore_id, trial_id)
+    found = (_read_failure(records, attempt) for attempt in records.numbers())
     return tuple(failure for failure in found if failure is not None)
 
 
 def explain(outcome: RunnerOutcome, end: RunnerExit | None) -> RunnerOutcome:
-    """Return a failed outcome with the cause that its place knows, and the runner did not.
+    """Return a failed outcome with the cause from the exit of its pod or process, if that explains more.
 
-    A kernel that needs memory kills one process of a container, which may be the trial's worker, or one
+    When a container runs out of memory, the kernel kills one of its processes: the trial's worker, or one
     that the trial has started. The runner only sees that it died.
     """
     if end is None or not _is_unexplained(outcome):
@@ -232,7 +230,7 @@ def explain(outcome: RunnerOutcome, end: RunnerExit | None) -> RunnerOutcome:
 
 
 def _is_unexplained(outcome: RunnerOutcome) -> bool:
-    """Whether a trial failed because a process was gone, and nobody there knew why."""
+    """Whether a trial failed because a process died, for a reason that the runner could not see."""
     error = outcome.error.lower()
     was_killed = outcome.cause in _UNEXPLAINED or any(words in error for words in _KILLED_WORDS)
     return outcome.result == Result.FAILED and was_killed
@@ -241,7 +239,7 @@ def _is_unexplained(outcome: RunnerOutcome) -> bool:
 def seen_before(
     failures: Iterable[FailedAttempt], restore_id: str, attempt: int
 ) -> FailedAttempt | None:
-    """Return an earlier failure that was the same as that of this attempt, if there is one."""
+    """Return an earlier failure that is the same as that of this attempt, if there is one."""
     known = list(failures)
     if not known or (known[-1].restore_id, known[-1].attempt) != (restore_id, attempt):
         return None
@@ -251,20 +249,20 @@ def seen_before(
 
 
 def read_history(store: ObjectStore, restore_id: str, trial_id: str) -> History:
-    """Return the history of a trial, with the failures of the restore under way."""
+    """Return the history of a trial, with the failures of the current restore."""
     history = read_ledger(store)[0].trials.get(trial_id, History())
     failures = read_failures(store, restore_id, trial_id)
     return _with_failures(history, restore_id, failures)
 
 
 def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float | None:
-    """Return how many bytes of memory the next attempt of a trial should ask for.
+    """Return how many bytes of memory the next attempt of a trial should request.
 
-    Twice the most it ran out of, starting from what it asks for by itself, up to the plan's
-    `max_memory_bytes`; never less than its own. A release does not take it back.
+    Twice the most that it ran out of, starting from its own request, up to `max_memory_bytes` of the
+    choices; never less than its own request. A release does not reset it.
 
     Returns:
-        None if it never ran out of memory, or for the one run of all trials: it has the machine.
+        None if it never ran out of memory, or for a whole-experiment run, which has the whole machine.
     """
     if trial_id == layout.WHOLE_EXPERIMENT:
         return None
@@ -277,11 +275,6 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
 
 
-def _has_finished(store: ObjectStore, restore_id: str, trial_id: str) -> bool:
-    outcome = AttemptRecords(store, restore_id, trial_id).outcome_or_interrupted()
-    return outcome is not None and outcome.result == Result.FINISHED
-
-
 def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> str:
     counts = Counter(failure.signature for failure in failures)
     for failure in failures:
@@ -292,29 +285,27 @@ def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> s
                 f"{failure.iteration}, {times} times"
             )
     if max_attempts is not None and len(failures) >= max_attempts:
-        return f"{len(failures)} failed attempts, of at most {max_attempts}"
+        return f"{counted(len(failures), 'failed attempt')}, of at most {max_attempts}"
     return ""
 
 
 def _with_failures(
     history: History, restore_id: str, failures: tuple[FailedAttempt, ...]
 ) -> History:
-    """Put a restore's failures in the place of what was entered for it before."""
+    """Replace the failures of one restore in a history."""
     released = {(f.restore_id, f.attempt) for f in history.released}
     others = tuple(f for f in history.failures if f.restore_id != restore_id)
     new = tuple(f for f in failures if (f.restore_id, f.attempt) not in released)
     return msgspec.structs.replace(history, failures=(others + new)[-KEPT:])
 
 
-def _read_failure(
-    store: ObjectStore, restore_id: str, trial_id: str, attempt: int
-) -> FailedAttempt | None:
-    outcome = AttemptRecords(store, restore_id, trial_id).outcome_or_interrupted(attempt)
+def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None:
+    outcome = records.outcome_or_interrupted(attempt)
     if outcome is not None and outcome.result == Result.FAILED:
-        if _is_unexplained(outcome):  # only then is there one to read
-            outcome = explain(outcome, AttemptRecords(store, restore_id, trial_id).exit(attempt))
+        if _is_unexplained(outcome):  # only then is an exit recorded beside an outcome
+            outcome = explain(outcome, records.exit(attempt))
         return FailedAttempt(
-            restore_id=restore_id,
+            restore_id=records.restore_id,
             attempt=attempt,
             cause=outcome.cause or Cause.UNKNOWN.value,
             type=outcome.error_type,
@@ -322,34 +313,29 @@ def _read_failure(
             place=outcome.place,
             iteration=outcome.iteration,
             ended_at=outcome.ended_at,
-            memory=_memory_asked(store, restore_id, trial_id, attempt),
+            memory=_requested_memory(records, attempt),
         )
-    if outcome is None:
-        end = AttemptRecords(store, restore_id, trial_id).exit(attempt, infer_from_heartbeat=True)
-    elif (
-        outcome.result == Result.INTERRUPTED
-    ):  # it had time to save, and was taken away all the same
-        end = AttemptRecords(store, restore_id, trial_id).exit(attempt)
-    else:
+    if outcome is not None and outcome.result != Result.INTERRUPTED:
         return None
+    # an interrupted runner had time to save, but may have lost its node all the same
+    end = records.exit(attempt, infer_from_heartbeat=outcome is None)
     failure = classify_exit(end.exit_code, end.message) if end is not None else None
     if end is None or failure is None:
         return None
     return FailedAttempt(
-        restore_id=restore_id,
+        restore_id=records.restore_id,
         attempt=attempt,
         cause=failure.cause.value,
         message=failure.message,
         iteration=outcome.iteration if outcome is not None else 0,
         ended_at=end.ended_at,
-        memory=_memory_asked(store, restore_id, trial_id, attempt),
+        memory=_requested_memory(records, attempt),
     )
 
 
-def _memory_asked(store: ObjectStore, restore_id: str, trial_id: str, attempt: int) -> float | None:
-    key = layout.request_key(restore_id, trial_id, attempt)
+def _requested_memory(records: AttemptRecords, attempt: int) -> float | None:
     try:
-        memory = read_record(store, key, RunnerRequest.from_json).resources.get("memory")
+        memory = records.request(attempt).resources.get("memory")
     except (KeyNotFoundError, RecordUnreadableError):
-        return None  # not ours, or not any more
+        return None
     return memory if memory is None else float(memory)

@@ -1,4 +1,4 @@
-"""Letting a trial out of quarantine: its failures so far no longer count."""
+"""Release a trial from quarantine: its failures so far no longer count."""
 
 import secrets
 from shlex import quote
@@ -16,19 +16,19 @@ TTL_SECONDS = 30.0
 
 
 def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
-    """Let a trial run again. What a restore that died left behind is committed first.
+    """Let a trial run again. First commit what a restore that died left behind.
 
     Args:
         store: Rooted at the experiment directory.
         trial_id: The trial.
-        holder: Who is asking, for the lease.
+        holder: Who takes the lease, for people.
 
     Returns:
         Its history; `released` holds the failures that no longer count.
 
     Raises:
-        InvalidInputError: If there is no such trial, or nothing to release it from.
-        LeaseHeldError: If a restore is at work.
+        InvalidInputError: If there is no such trial, or it is not quarantined.
+        LeaseHeldError: If a restore is running.
     """
     _check(store, trial_id)
     restore_id = f"release-{secrets.token_hex(4)}"
@@ -50,15 +50,14 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
 
 def _check(store: ObjectStore, trial_id: str) -> None:
     ledger, warning = read_ledger(store)
-    if trial_id not in {
-        trial.trial_id for trial in read_experiment(store, keep_terminated_rows=False).trials
-    }:
+    trials = read_experiment(store, keep_terminated_rows=False).trials
+    if trial_id not in {trial.trial_id for trial in trials}:
         raise InvalidInputError(
             f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {quote(store.uri)}` lists "
             "them."
         )
     if not ledger.trials.get(trial_id, History()).failures:
         raise InvalidInputError(
-            f"Trial {trial_id} of {store.uri} is not quarantined: no failed attempt of it counts. "
+            f"Trial {trial_id} of {store.uri} is not quarantined: it has no failed attempt that counts. "
             + (f"({warning}.)" if warning else "Nothing was changed.")
         )

@@ -1,8 +1,8 @@
-"""Taking back the last commit: what it added to the experiment's root is deleted, nothing else.
+"""Undo the last commit: delete what it added to the experiment's root, and nothing else.
 
-The commit's record is marked first and its state file deleted second, under a lease whose name says
-which commit it is about; so an undo that was cut off anywhere is finished by the next one, and never
-takes the commit before it along.
+The commit record is marked first, the state file is deleted second, under a lease whose restore id names
+the commit. So if an undo is cut off anywhere, the next undo finishes it, and never undoes the commit
+before it, too.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ _UNDO = "undo-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoneCommit:
-    """A commit that was taken back.
+    """A commit that was undone.
 
     Args:
         experiment: URI of the experiment directory.
         restore_id: The restore whose commit it was.
         state_file: The state file that was deleted.
-        newest: The state file that is the newest now; "" if there is none.
+        newest: The newest state file now; "" if there is none.
     """
 
     experiment: str
@@ -45,19 +45,17 @@ class UndoneCommit:
 
 
 def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
-    """Take back the last commit. What its trials wrote into their own directories stays.
+    """Undo the last commit. Files that its trials wrote into their own directories stay.
 
     Args:
         store: Rooted at the experiment directory.
-        holder: Who is asking, for the lease.
+        holder: Who takes the lease, for people.
 
     Raises:
-        InvalidInputError: If the newest state is none of our commits, or something newer was written.
-        LeaseHeldError: If a restore is at work.
+        InvalidInputError: If no commit made the newest state, or something newer was written.
+        LeaseHeldError: If a restore is running.
     """
-    restore_id = _cut_off(store)
-    if restore_id is None:
-        restore_id = _last_commit(store)
+    restore_id = _cut_off(store) or _last_commit(store)
     held = lease.acquire(
         store, restore_id=f"{_UNDO}{restore_id}", holder=holder, ttl_seconds=TTL_SECONDS
     )
@@ -66,7 +64,7 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
     except BaseException:
         lease.release(store, held)
         raise
-    # from here on the lease is kept if anything goes wrong: it tells the next undo to finish this one
+    # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
     record = _mark(store, restore_id, record)
     if stands(store, record):
         _delete(store, record.state_file)
@@ -78,7 +76,7 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
 
 
 def _delete(store: ObjectStore, state_file: str) -> None:
-    """Delete what the commit added; the searcher's state goes first, or its samples would be lost."""
+    """Delete what the commit added. The searcher's state goes first: alone, it would skip samples."""
     session = layout.session_of(state_file)
     for entry in store.list_dir():
         if layout.is_state_beside(entry.name) and layout.session_of(entry.name) == session:
@@ -87,7 +85,7 @@ def _delete(store: ObjectStore, state_file: str) -> None:
 
 
 def _cut_off(store: ObjectStore) -> str | None:
-    """Return the restore whose undo was begun and not ended."""
+    """Return the restore whose undo has begun and was cut off."""
     entries = store.list_dir(layout.LEASE)
     current = lease_objects.newest_claim(store, entries)
     if current is None or lease_objects.is_released(entries, current.epoch):
@@ -98,7 +96,7 @@ def _cut_off(store: ObjectStore) -> str | None:
 
 
 def _last_commit(store: ObjectStore) -> str:
-    """Return the restore that made the newest state; refuse if something newer was written since."""
+    """Return the restore that made the newest state. Refuse if something newer was written."""
     entries = store.list_dir()
     names = [
         entry.name for entry in entries if not entry.is_dir and layout.is_state_file(entry.name)
@@ -106,12 +104,12 @@ def _last_commit(store: ObjectStore) -> str:
     newest = read_experiment(store, entries, keep_terminated_rows=False).state_file
     if not layout.is_committed_state(newest.name):
         raise InvalidInputError(
-            f"There is no commit to undo: the newest state of {store.uri} is {newest.name}, which its "
-            "own driver wrote. Nothing was changed."
+            f"There is no commit to undo: the driver of {store.uri} wrote its newest state, "
+            f"{newest.name}. Nothing was changed."
         )
     if max(names) != newest.name:
         raise InvalidInputError(
-            f"{newest.name} cannot be undone: {max(names)} was written since. Nothing was changed."
+            f"{newest.name} cannot be undone: {max(names)} was written later. Nothing was changed."
         )
     records = _records(store)
     made = [
@@ -121,8 +119,7 @@ def _last_commit(store: ObjectStore) -> str:
     ]
     if not made:
         raise InvalidInputError(
-            f"{newest.name} cannot be undone: it is not what a commit on record wrote there. "
-            "Nothing was changed."
+            f"{newest.name} cannot be undone: no recorded commit wrote this content. Nothing was changed."
         )
     made.sort(key=lambda restore_id: records[restore_id].sha256)  # older records have none
     _refuse_if_used(store, newest, records)
@@ -132,7 +129,7 @@ def _last_commit(store: ObjectStore) -> str:
 def _refuse_if_used(
     store: ObjectStore, newest: StateFile, records: dict[str, CommitRecord]
 ) -> None:
-    """Refuse if a restore was begun from the state and never committed: its trials may have run."""
+    """Refuse if a restore started from the state and is not committed: its trials may have run."""
     for restore_id in _restores(store):
         if restore_id in records:
             continue
@@ -148,19 +145,19 @@ def _refuse_if_used(
 
 
 def _check(store: ObjectStore, restore_id: str) -> CommitRecord:
-    """Look again, now that nobody else can write."""
+    """Check again under the lease, when no other restore or undo can write."""
     record = read_commit_record(store, restore_id)
     if record is not None and record.undone_at and not stands(store, record):
-        return record  # an undo that was cut off after its last step but one
+        return record  # an earlier undo was cut off before it released the lease
     if record is None or _last_commit(store) != restore_id:
         raise InvalidInputError(
-            f"{store.uri} was written to while its commit was to be undone. Nothing was changed."
+            f"{store.uri} was written to before its commit could be undone. Nothing was changed."
         )
     return record
 
 
 def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRecord:
-    """Write down that the commit is taken back, and what it was: its name may be used again."""
+    """Record that the commit is being undone, and its hash: a later commit may use its name."""
     if record.undone_at:
         return record
     marked = msgspec.structs.replace(
@@ -173,21 +170,20 @@ def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRe
 
 
 def _records(store: ObjectStore) -> dict[str, CommitRecord]:
-    """Return all commits that came to their end, by restore."""
+    """Return the records of all complete commits, by restore."""
     found: dict[str, CommitRecord] = {}
     for restore_id in _restores(store):
         try:
             record = read_commit_record(store, restore_id)
         except RecordUnreadableError:
-            continue  # not ours, or not any more
+            continue
         if record is not None and record.is_done:
-            found[restore_id] = msgspec.structs.replace(
-                record, attempts={}
-            )  # there may be thousands
+            # without attempts: there may be thousands
+            found[restore_id] = msgspec.structs.replace(record, attempts={})
     return found
 
 
 def _restores(store: ObjectStore) -> list[str]:
     entries = store.list_dir(layout.ROOT)
     names = [layout.unsegment(e.name) for e in entries if e.is_dir and e.name != "lease"]
-    return [name for name in names if is_safe_name(name)]  # no other is one of ours
+    return [name for name in names if is_safe_name(name)]

@@ -1,4 +1,4 @@
-"""From `package.module:attribute` to a trainable or param_space, checked as Ray would check them."""
+"""Loading trainable, param_space and searcher, with the checks that Ray makes."""
 
 import importlib
 import os
@@ -29,13 +29,13 @@ MAX_TUNER_BYTES = 512 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a run is made of.
+    """The loaded inputs of a run.
 
     Args:
-        trainable: What is trained.
-        param_space: The re-specified one, if one is given.
+        trainable: The user's trainable.
+        param_space: The re-specified param_space, or None.
         has_tuner: Whether tuner.pkl can be used.
-        search: What `tune.run` is given in its place: the named searcher, and what goes with it.
+        search: Arguments for `tune.run` in the place of tuner.pkl: the named searcher, and its options.
     """
 
     trainable: Any
@@ -45,10 +45,10 @@ class Loaded:
 
 
 def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
-    """Load what the user gave, and refuse what does not fit the experiment. Starts no Ray.
+    """Load the inputs of the user, and check that they fit the experiment. Ray is not started.
 
     Raises:
-        InvalidInputError: Before anything was started.
+        InvalidInputError: If an input does not fit.
     """
     trainable, param_space = _load_given(store, request)
     tuner = _load_tuner(store) if store is not None and not request.ignore_tuner else None
@@ -70,14 +70,14 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
 
 
 def check(store: ObjectStore | None, request: RunnerRequest) -> None:
-    """Refuse what `load` would refuse, as far as that shows without loading anything from storage.
+    """Make the checks of `load` that need no unpickling.
 
-    What the user gave is imported; pickles of the experiment are read symbolically. So what only loading
-    tells is told by the run: a class that is gone from a module that is there, content that raises, a
-    searcher that does not take the saved state, and all of a pickle beyond the limits of `symbolic`.
+    Inputs of the user are imported, but pickles of the experiment are only read symbolically. Some errors
+    therefore show only in the run: a missing class in an existing module, content that raises, a searcher
+    that refuses the saved state, and a pickle beyond the limits of `pickle_reader`.
 
     Raises:
-        InvalidInputError: If something does not fit.
+        InvalidInputError: If an input does not fit.
     """
     _, param_space = _load_given(store, request)
     if store is None:
@@ -94,7 +94,7 @@ def check(store: ObjectStore | None, request: RunnerRequest) -> None:
             is_lost = False
         else:
             if (missing := next(filter(_is_missing, sorted(modules)), None)) is not None:
-                raise _unloadable(store, f"there is no module {missing[:60]!r}")
+                raise _unloadable(store, f"module {missing[:60]!r} does not exist")
             is_lost = not isinstance(tuner, pickle_reader.Mapping)
             if param_space is not None and not is_lost:
                 _check_param_space(param_space, _recorded_keys(tuner))
@@ -105,7 +105,7 @@ def check(store: ObjectStore | None, request: RunnerRequest) -> None:
 
 
 def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any, Any]:
-    """Load trainable and param_space, which the user gave, and compare the trainable's name."""
+    """Load trainable and param_space, and compare the trainable's name with the recorded one."""
     private_api.check()
     trainable = load_trainable(request.trainable, request.imports)
     _check_trainable_name(store, trainable, request)
@@ -119,11 +119,11 @@ def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
     """Load a trainable: `package.module:attribute`, or a name registered with Tune.
 
     Args:
-        name: Which one.
+        name: The trainable.
         imports: Modules to import first; they may register trainables.
 
     Raises:
-        InvalidInputError: If it cannot be loaded, or is nothing that Tune can train.
+        InvalidInputError: If it cannot be loaded, or Tune cannot train it.
     """
     for module in imports:
         _import(module, f"import {module}")
@@ -139,10 +139,10 @@ def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
 
 
 def load_param_space(name: str) -> dict[str, Any]:
-    """Load a re-specified param_space: a dict, or a function without arguments that makes one.
+    """Load a re-specified param_space: a dict, or a function without arguments that returns one.
 
     Raises:
-        InvalidInputError: If it cannot be loaded, or is none.
+        InvalidInputError: If it cannot be loaded, or is not a dict.
     """
     value = _resolve(name, "param_space")
     if callable(value) and not hasattr(value, "to_dict"):
@@ -153,14 +153,14 @@ def load_param_space(name: str) -> dict[str, Any]:
 
 
 def load_search_alg(name: str) -> dict[str, Any]:
-    """Load a searcher: itself, a function without arguments that makes one, or a Tuner or TuneConfig.
+    """Load a searcher, a function without arguments that returns one, a Tuner or a TuneConfig.
 
     Returns:
-        Arguments of `tune.run`: `search_alg`, and of a TuneConfig its metric, mode and scheduler. How
-        many samples there are, and how many at a time, stands in the saved state.
+        Arguments of `tune.run`: `search_alg`, and metric, mode and scheduler of a TuneConfig. The saved
+        state has the number of samples and of concurrent trials.
 
     Raises:
-        InvalidInputError: If it cannot be loaded, or is none.
+        InvalidInputError: If it cannot be loaded, or is not a searcher.
     """
     from ray.tune import TuneConfig, Tuner
     from ray.tune.impl import tuner_internal
@@ -181,16 +181,16 @@ def load_search_alg(name: str) -> dict[str, Any]:
     if not isinstance(config, (Searcher, SearchAlgorithm)):
         what = f"{type(value).__name__} without a search_alg" if given else type(value).__name__
         raise InvalidInputError(
-            f"search_alg {name} is a {what}, not a searcher, a function that makes one, a Tuner or a "
+            f"search_alg {name} is a {what}, not a searcher, a function that returns one, a Tuner or a "
             "TuneConfig."
         )
     return {**{key: item for key, item in given.items() if item is not None}, "search_alg": config}
 
 
 class _Nowhere:
-    """Where the tuner.pkl goes that every new Tuner writes (`TunerInternal.__init__`, 2.60).
+    """Takes the tuner.pkl that every new Tuner writes (`TunerInternal.__init__`, 2.60).
 
-    The experiment that it names is the one that is restored.
+    Otherwise it would overwrite the one of the restored experiment.
     """
 
     def __init__(self, **_where: Any) -> None:
@@ -201,7 +201,7 @@ class _Nowhere:
 
     @staticmethod
     def get_experiment_dir_name(_trainable: Any) -> str:
-        """Return the name of an experiment that has none."""
+        """Return a placeholder."""
         return "experiment"
 
 
@@ -219,7 +219,7 @@ def _check_trainable_name(
     actual = Experiment.get_trainable_name(as_trainable(trainable))
     if not recorded or actual == recorded:
         return
-    known = f"trainable {request.trainable} is known to Tune as {actual!r}"
+    known = f"trainable {request.trainable} has the name {actual!r} in Tune"
     named = _name_in_tuner(store) if store is not None and request.ignore_tuner else None
     if named is None or named == recorded:
         raise InvalidInputError(
@@ -234,7 +234,7 @@ def _check_trainable_name(
 
 
 def _name_in_tuner(store: ObjectStore) -> str | None:
-    """Return the trainable that an ignored tuner.pkl names; loading that file may need what is gone."""
+    """Return the trainable's name in an ignored tuner.pkl, without loading this file."""
     try:
         body = store.get(layout.TUNER_FILE, max_bytes=pickle_reader.MAX_BYTES)
         name = pickle_reader.attribute(pickle_reader.read_pickle(body), "__trainable_name")
@@ -247,7 +247,7 @@ def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
     """Load tuner.pkl as Tuner.restore does; None if it is missing or damaged.
 
     Raises:
-        InvalidInputError: If it needs something that is not here: a user's callback, stopper, searcher.
+        InvalidInputError: If it needs a missing module: of a user's callback, stopper or searcher.
     """
     from ray import cloudpickle
 
@@ -257,7 +257,7 @@ def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
         state: dict[str, Any] = cloudpickle.loads(body)
     except (KeyNotFoundError, EOFError, pickle.UnpicklingError):
         return None
-    except Exception as error:  # what it holds is the user's, and may raise anything
+    except Exception as error:  # objects of the user may raise anything
         if not isinstance(error, ImportError | AttributeError) and _is_damaged(body):
             return None
         raise _unloadable(store, f"{type(error).__name__}: {error}") from error
@@ -267,13 +267,13 @@ def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
 def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
     return InvalidInputError(
         f"tuner.pkl of {store.uri} cannot be loaded here: {why.rstrip('.')}. Its callbacks, stopper, "
-        "searcher and scheduler must be importable where Ray runs, with all that they need. Without "
-        "them, --ignore-tuner (ignore_tuner=True) restores from the state alone."
+        "searcher and scheduler, and the modules they need, must be importable where Ray runs. "
+        "--ignore-tuner (ignore_tuner=True) restores without them, from the state alone."
     )
 
 
 def _is_damaged(body: bytes) -> bool:
-    """Whether it is not the pickle's content that raises, but that it is not a whole pickle."""
+    """Whether the bytes are not a whole pickle."""
     try:
         pickle_reader.read_pickle(body)
     except pickle_reader.SymbolicError:
@@ -293,27 +293,27 @@ def _check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
 
 
 def _check_writable(store: ObjectStore) -> None:
-    """Refuse an experiment on a disk that whoever this process runs as may not write to."""
+    """Refuse an experiment on a disk if the user of this process cannot write to it."""
     places = (store.at(place).uri for place in (layout.ROOT, layout.LEASE))
     for place in (store.uri, *places):
         if Path(place).is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise InvalidInputError(
-                f"uid {os.geteuid()}, as which the runner runs, cannot write to {place}. "
+                f"The runner's uid {os.geteuid()} cannot write to {place}. "
                 f"Run: chown -R {os.geteuid()} {shlex.quote(store.uri)}"
             )
 
 
 def _recorded_keys(tuner: Any) -> list[Any] | None:
-    """Return the flat keys in tuner.pkl; None where there are none, or keys that are no texts."""
+    """Return the flat keys in tuner.pkl; None without them, or if one is not a text."""
     keys = pickle_reader.attribute(tuner, "__flattened_param_space_keys")
-    is_told = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    return keys if is_told else None
+    is_valid = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    return keys if is_valid else None
 
 
 def _is_missing(module: str) -> bool:
-    """Whether a module cannot be imported here; imports nothing to find out.
+    """Whether a module cannot be imported here. The check imports nothing.
 
-    What a package makes only when it is imported is given the benefit of the doubt.
+    Modules that a package creates during its import count as present.
     """
     path: Sequence[str] | None = None
     parts = module.split(".")
@@ -328,7 +328,9 @@ def _is_missing(module: str) -> bool:
             if (spec := next(filter(None, finders), None)) is None:
                 return True
             path = spec.submodule_search_locations
-        if not isinstance(path, list):  # no package, or a namespace, which asks for its parent
+        if not isinstance(
+            path, list
+        ):  # not a package, or a namespace package, which needs its parent
             break
     return False
 
@@ -362,7 +364,7 @@ def _import(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InvalidInputError(
-            f"{what}: there is no module {error.name!r} here. "
+            f"{what}: module {error.name!r} does not exist here. "
             "It must be importable where Ray runs (PYTHONPATH, image or runtime_env)."
         ) from error
     except Exception as error:  # the user's module may raise anything at import
@@ -388,10 +390,10 @@ def _registered(name: str) -> str:
 
 
 def as_trainable(value: Any) -> Any:
-    """Return what Tune trains: of a trainer, its trainable."""
+    """Return the trainable of a trainer; any other value as it is."""
     return value.as_trainable() if _is_trainer(value) else value
 
 
 def _is_trainer(value: Any) -> bool:
-    """Whether it is one of Ray Train's trainers, which Tune takes through `as_trainable`."""
+    """Whether it is a trainer of Ray Train."""
     return not isinstance(value, type) and hasattr(value, "as_trainable")

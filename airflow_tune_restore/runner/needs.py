@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_rows(context: "AttemptContext") -> list[str]:
-    """Return the rows of the trials that set the size of a private Ray; none if there is no state.
+    """Return the rows of the trials that set the size of a private Ray; none without a state.
 
     Raises:
         RunnerError: If the state cannot be read.

@@ -9,13 +9,11 @@ from typing import Any
 
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.runner import signals
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the driver of a submitted job (ray.job_config, 2.60)."""
-
-OBJECT_STORE_BYTES = 200 * 1024**2
-"""Ray's default is 30 % of the machine, which is too much for several runners on one machine."""
 
 
 TRIAL_ENV = {"PL_DISABLE_FORK": "1"}

@@ -26,7 +26,7 @@ class _Descriptor(io.FileIO):
     """A file descriptor that becomes /dev/null when its reader is gone."""
 
     def write(self, data: Any, /) -> int:
-        """Write the data, or drop it if there is no reader."""
+        """Write the data, or drop it without a reader."""
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -30,31 +30,32 @@ from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrig
 class FailedTuneExperimentSensor(BaseSensorOperator):
     """Waits until experiments below a prefix need restoring, and returns them.
 
-    The returned list has one small item an experiment (`experiment`, `name`, `health`, `reason`,
-    `trials`, `samples_left`, `last_write`), ready for `BuildRestorePlanOperator(experiments=…)`. An
-    experiment that cannot be read is logged with the reason; the others are found all the same.
-    All of `BaseSensorOperator` works as usual: `poke_interval`, `timeout`, `mode`, `soft_fail`, ….
+    The returned list has one small item per experiment (`experiment`, `name`, `health`, `reason`,
+    `trials`, `samples_left`, `last_write`), for `BuildRestorePlanOperator(experiments=…)`. An unreadable
+    experiment is logged with the reason, and the others are found. The arguments of
+    `BaseSensorOperator` work as usual: `poke_interval`, `timeout`, `mode`, `soft_fail` and the others.
 
     Args:
-        prefix: Where to look: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
-        health: Which experiments to return: words of `errored`, `interrupted`, `finished`, `running`,
+        prefix: Place to search: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
+        health: Which experiments to return: any of `errored`, `interrupted`, `finished`, `running`,
             `not_started`, `unreadable`.
         stale_after: Silence after which an unfinished experiment counts as dead; a timedelta or
             seconds. Default 30 minutes. (templated)
         storage_conn_id: Airflow connection to open the prefix with; by default the one in the prefix,
             or the environment's credentials. (templated)
-        wait: False looks once and is skipped if there is nothing, as a scheduled scan wants it.
-        deferrable: Wait in the triggerer, without a worker slot; sensors that look for experiments in the
-            same place in the same way share one poll. Give it `retries` of 1 or more.
-        include: Report only experiments that match one of these globs, or lie below a directory that
-            does. Without a slash a glob is held against every name, with slashes against the path from
+        wait: Whether to wait until there is an experiment. False searches once and skips the task if
+            there is none, for scheduled scans.
+        deferrable: Whether to wait in the triggerer, without a worker slot. Sensors with the same search
+            share one poll. Set `retries` to 1 or more.
+        include: Globs; only experiments that match one, or are below a directory that does, are returned.
+            A glob without a slash matches any name in the path, one with slashes matches the path from
             the prefix (`team_a/**`). (templated)
-        exclude: Leave out, and do not list, directories that match one of these. (templated)
-        max_depth: How many levels below the prefix experiments may lie.
-        use_index: Remember in `<prefix>/.tune_restore` what was read, so that the next scan, of whoever,
-            gets only what has changed. A prefix that cannot be written to is scanned without.
-        ray_conn_id: Connection `ray_jobs` of a cluster: what looks dead is running all the same if a live
-            job there names it, by its address or its name, in its command line or metadata. (templated)
+        exclude: Globs of directories that are not searched. (templated)
+        max_depth: How many levels below the prefix experiments may be.
+        use_index: Whether results are cached in `<prefix>/.tune_restore`, so that the next scan reads
+            only what has changed. A prefix that is not writable is scanned without a cache.
+        ray_conn_id: Connection `ray_jobs` of a cluster. An experiment also counts as running if a live
+            job of this cluster names it, by address or name, in its command line or metadata. (templated)
     """
 
     template_fields = (
@@ -97,15 +98,15 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         self.ray_conn_id = ray_conn_id
 
     def execute(self, context: Context) -> Any:
-        """Look; wait in the way that was asked for."""
+        """Search once; then wait, if `wait` is set, in the chosen mode."""
         if not self.wait:
-            if found := self._look():
+            if found := self._find():
                 return found
             raise AirflowSkipException(f"Nothing to restore under {self.prefix}.")
         if not self.deferrable:
             return super().execute(context)
-        # a trigger that fires at once fails its task at random in Airflow 3.3.2: look before deferring
-        if found := self._look():
+        # a trigger that fires at once fails its task at random in Airflow 3.3.2: search before deferring
+        if found := self._find():
             return found
         if self.timeout <= 0:
             return self._time_out()
@@ -127,9 +128,9 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         )
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once."""
+        """Search once."""
         del context
-        found = self._look()
+        found = self._find()
         return PokeReturnValue(is_done=bool(found), xcom_value=found)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,10 +139,11 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         if "error" in event:
             raise AirflowFailException(event["error"])
         found: list[dict[str, Any]] = event["experiments"]
-        log_found(found, self.log)  # type: ignore[arg-type]  # Airflow's own kind of logger
+        log: Any = self.log  # Airflow's own kind of logger
+        log_found(found, log)
         return found
 
-    def _look(self) -> list[dict[str, Any]]:
+    def _find(self) -> list[dict[str, Any]]:
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)

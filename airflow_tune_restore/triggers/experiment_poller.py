@@ -1,7 +1,7 @@
-"""Polls a prefix in the triggerer, once for all who wait for experiments below it.
+"""Polls a prefix in the triggerer, once for all triggers that wait for experiments below it.
 
-Sensors that were deferred and watchers of assets share one poll if they ask for the same: Airflow runs
-`open_shared_stream` once for all triggers of one `shared_stream_key` (3.3), whatever their class.
+Deferred sensors and watchers of assets share one poll if they search for the same: Airflow runs
+`open_shared_stream` once for all triggers with the same `shared_stream_key` (3.3), whatever their class.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from airflow_tune_restore.hooks.experiment_search import Search, build_search, s
 from airflow_tune_restore.protocol.printable import printable
 
 LEAST_WAIT_SECONDS = 1.0
-"""Between two polls, whatever a sensor's `poke_interval` says: 0 would poll without a pause."""
+"""Shortest pause between two polls: a `poke_interval` of 0 would poll without a pause."""
 
 LONGEST_WAIT_SECONDS = 600.0
-"""Between two polls of a store that keeps failing."""
+"""Longest pause between two polls of a store that keeps failing."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """What one poll brought.
+    """The result of one poll.
 
     Args:
         reports: All experiments below the prefix.
-        refusal: Why there can be none: the arguments, or the connection, cannot be used.
+        refusal: Why the arguments or the connection cannot be used; "" if they can.
     """
 
     reports: tuple[ExperimentReport, ...] = ()
@@ -41,18 +41,18 @@ class Poll:
 
 
 class ExperimentPoller(BaseEventTrigger):
-    """What all triggers have in common that look for experiments. The arguments are a wire format.
+    """Base of triggers that wait for experiments. The arguments are a wire format.
 
     Args:
         prefix: Address of the prefix (`s3://conn_id@bucket/path`); holds no secret.
-        health: Words of `Health` to look for.
+        health: Values of `Health` to wait for.
         stale_after_seconds: Silence after which an unfinished experiment counts as dead.
         poke_interval: Seconds between two polls.
         include: Globs of experiments to report.
         exclude: Globs of directories to leave out.
         max_depth: Levels below the prefix.
-        use_index: Remember in the prefix what was read.
-        ray_conn_id: Cluster to ask whether a driver runs for what looks dead.
+        use_index: Cache in the prefix what was read.
+        ray_conn_id: Ray cluster on which the drivers of dead experiments are looked for.
     """
 
     def __init__(  # noqa: PLR0913  a wire format has its fields by name
@@ -96,7 +96,7 @@ class ExperimentPoller(BaseEventTrigger):
         )
 
     def shared_stream_key(self) -> Hashable:
-        """Return what must be equal for one poll to serve two triggers: all but what they look for."""
+        """Return what two triggers must have in common to share a poll: all but `health`."""
         return (
             "tune experiments",
             self.prefix,
@@ -111,38 +111,34 @@ class ExperimentPoller(BaseEventTrigger):
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Poll]:
-        """Poll for ever: a stream that ends or raises takes all who share it along.
+        """Poll forever: if the stream ended or raised, so would all triggers that share it.
 
-        A store that fails is asked again, later and later. What cannot be used at all is said to all,
-        and tried again: somebody may add the missing connection.
+        A store that fails is polled again, after longer and longer pauses. So is a refusal, which all
+        triggers receive: a user may add the missing connection.
         """
         interval, failures = float(kwargs["poke_interval"]), 0
         while True:
             try:
-                reports = await asyncio.to_thread(_look, kwargs)
+                reports = await asyncio.to_thread(survey, _search(kwargs), log)
             except InvalidInputError as error:
                 failures += 1
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:
                 failures += 1
-                said = printable(str(error), 4000)
-                log.warning("%s Looking again in %.0f s.", said, _wait(interval, failures))
+                shown = printable(str(error), 4000)
+                log.warning("%s Polling again in %.0f s.", shown, _pause(interval, failures))
             except Exception:  # noqa: BLE001  an event trigger that raises is started again every 2 s
                 failures += 1
-                log.exception("Looking again in %.0f s.", _wait(interval, failures))
+                log.exception("Polling again in %.0f s.", _pause(interval, failures))
             else:
                 failures = 0
                 yield Poll(tuple(reports))
-            await asyncio.sleep(_wait(interval, failures))
+            await asyncio.sleep(_pause(interval, failures))
 
     @property
     def search(self) -> Search:
-        """Where to look."""
+        """The search that it polls."""
         return _search(self.serialize()[1])
-
-
-def _look(kwargs: dict[str, Any]) -> list[ExperimentReport]:
-    return survey(_search(kwargs), log)
 
 
 def _search(kwargs: dict[str, Any]) -> Search:
@@ -157,7 +153,7 @@ def _search(kwargs: dict[str, Any]) -> Search:
     )
 
 
-def _wait(interval: float, failures: int) -> float:
-    """Return how long to wait: the interval, twice as long after each failure in a row."""
+def _pause(interval: float, failures: int) -> float:
+    """Return the pause before the next poll: twice as long after each failure in a row."""
     interval = max(interval, LEAST_WAIT_SECONDS)
     return max(interval, min(interval * 2.0 ** min(failures, 30), LONGEST_WAIT_SECONDS))

@@ -16,14 +16,14 @@ from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 class ExperimentSensorTrigger(ExperimentPoller):
     """Fires once, with the list of all experiments found by one poll.
 
-    A store that fails is asked again; the task's own timeout ends that. Class path and arguments are a
-    wire format: a triggerer of tomorrow reads them.
+    A store that fails is polled again, until the task's own timeout. Class path and arguments are a wire
+    format: a newer version of the triggerer may read them.
     """
 
     async def filter_shared_stream(
         self, shared_stream: AsyncIterator[Any]
     ) -> AsyncIterator[TriggerEvent]:
-        """Wait for the first poll with something in it: `{"experiments": […]}` or `{"error": text}`."""
+        """Wait for the first poll that found some: `{"experiments": […]}` or `{"error": text}`."""
         wanted = parse_health(self.health)
         not_before = asyncio.get_running_loop().time() + FIRST_EVENT_SECONDS
         async for poll in shared_stream:
@@ -31,7 +31,7 @@ class ExperimentSensorTrigger(ExperimentPoller):
             if not found and not poll.refusal:
                 continue
             await asyncio.sleep(not_before - asyncio.get_running_loop().time())
-            if poll.refusal:  # waiting cannot mend it
+            if poll.refusal:  # waiting does not help
                 yield TriggerEvent({"error": poll.refusal})
                 return
             log_evidence(found, logging.getLogger(__name__))
@@ -40,6 +40,6 @@ class ExperimentSensorTrigger(ExperimentPoller):
             return
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll for this one alone, where nobody shares: `dag.test()`."""
+        """Poll for this trigger alone, where no stream is shared: `dag.test()`."""
         async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
             yield event

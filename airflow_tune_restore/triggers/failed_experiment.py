@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow.triggers.base import TriggerEvent
 from pydantic import JsonValue
@@ -25,14 +25,14 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
 
 MAX_REMEMBERED = 2000
-"""Experiments: what is remembered of so many takes 64 KB, of more than which Airflow warns."""
+"""Number of experiments: so many marks take 64 KB, and Airflow warns of a larger value."""
 
 RECALL_WAITS_SECONDS = (0.0, 1.0, 5.0, 25.0)
-"""Before each try to read what was reported before: without it, everything is reported again."""
+"""Pauses before each try to read what was reported before: without it, all is reported again."""
 
 SETTLED_SECONDS = 10.0
-"""After an event until it is remembered: Airflow stores events about once a second, and one that is
-remembered but was never stored would be lost if the triggerer died between the two."""
+"""Pause between an event and its mark. Airflow stores events about once per second: if the triggerer died
+before that, an event that has its mark already would be lost."""
 
 _NAMED = 20
 
@@ -40,18 +40,19 @@ log = logging.getLogger(__name__)
 
 
 class FailedTuneExperimentTrigger(ExperimentPoller):
-    """Fires whenever experiments below a prefix have died or changed since they were last reported.
+    """Fires whenever experiments below a prefix have died, or changed since they were last reported.
 
-    For `AssetWatcher(name=…, trigger=FailedTuneExperimentTrigger(prefix=…))`. An event only wakes the DAG
-    up, which scans by itself; it names a few experiments, as addresses that a hook can open. What is dead
-    is reported once, across restarts of the triggerer, and again when it has been written to since (a new
-    state, a newer write) or a restore has died at work on it. It never returns and never raises.
+    For `AssetWatcher(name=…, trigger=FailedTuneExperimentTrigger(prefix=…))`. An event only starts the
+    DAG, which scans by itself; it names a few experiments, as addresses that a hook can open. A dead
+    experiment is reported once, also across restarts of the triggerer. It is reported again when it was
+    written to since (a new state, a newer write), or when a restore of it has died. The trigger never
+    returns and never raises.
 
-    What was reported is remembered with the asset. A trigger that watches two assets with the very same
-    arguments is one trigger to Airflow (3.3.2), which then keeps no memory: give them one asset.
+    Marks of what was reported are stored with the asset. Two assets whose watchers have the same
+    arguments share one trigger in Airflow (3.3.2), which then stores nothing: give them one asset.
 
     Args:
-        prefix: Where to look: a local path or a URL, as `s3://conn_id@bucket/path`.
+        prefix: A local path or a URL, such as `s3://conn_id@bucket/path`.
         health: Which experiments to report.
         stale_after: Silence after which an unfinished experiment counts as dead; a timedelta or seconds.
         poke_interval: Time between two polls; a timedelta or seconds.
@@ -59,12 +60,12 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         include: Globs of experiments to report.
         exclude: Globs of directories to leave out.
         max_depth: Levels below the prefix.
-        use_index: Remember in the prefix what was read.
-        ray_conn_id: Connection `ray_jobs` of a cluster to ask whether a driver runs for what looks dead.
+        use_index: Cache in the prefix what was read.
+        ray_conn_id: Connection of type `ray_jobs`: the cluster on which drivers are looked for.
         stale_after_seconds: The wire form of `stale_after`.
     """
 
-    def __init__(  # noqa: PLR0913  users see Airflow's names, the wire its own
+    def __init__(  # noqa: PLR0913  Airflow's names for users, and one of the wire
         self,
         prefix: str,
         *,
@@ -80,7 +81,9 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         stale_after_seconds: float | None = None,
     ) -> None:
         if "{{" in prefix:
-            raise InvalidInputError(f"prefix={prefix!r}: Airflow renders no template of a watcher.")
+            raise InvalidInputError(
+                f"prefix={prefix!r}: Airflow does not render templates of a watcher."
+            )
         search = build_search(
             prefix,
             storage_conn_id=storage_conn_id,
@@ -106,26 +109,26 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
     async def filter_shared_stream(
         self, shared_stream: AsyncIterator[Any]
     ) -> AsyncIterator[TriggerEvent]:
-        """Yield one event for each poll that shows something new, and remember it."""
+        """Yield one event for each poll that found something new, and store its marks."""
         wanted = parse_health(self.health)
         reported = kept = await self._recall()
         async for poll in shared_stream:
             if poll.refusal:
                 log.error("%s is not watched: %s", self.prefix, poll.refusal)
                 continue
-            # of ten thousand this takes a while
+            # ten thousand take a while
             dead = await asyncio.to_thread(_mark_dead, poll.reports, wanted)
-            new = [report for key, mark, report in dead if reported.get(key) != mark]
+            new = [one.report for one in dead if reported.get(one.key) != one.mark]
             if new:
                 log_evidence(new, log)
                 yield TriggerEvent(self._wake_up(new))
                 await asyncio.sleep(SETTLED_SECONDS)
-            reported = _add_marks(reported, {key: mark for key, mark, _ in dead})
+            reported = _add_marks(reported, {one.key: one.mark for one in dead})
             if reported != kept and await self._remember(reported):
                 kept = reported
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll for this one alone, where nobody shares."""
+        """Poll for this trigger alone, where no stream is shared."""
         async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
             yield event
 
@@ -144,38 +147,49 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         return f"reported_{_digest(sight)}"
 
     async def _recall(self) -> dict[str, str]:
-        """Return what was reported before this triggerer began, if the asset's memory can be read."""
+        """Return the marks that were stored before this triggerer started, if they can be read."""
         if self.asset_state_store is None:
             return {}
         for wait in RECALL_WAITS_SECONDS:
             await asyncio.sleep(wait)
             try:
                 found = await self.asset_state_store.aget(self._memory_key, {})
-            except Exception:  # noqa: BLE001  without memory it reports again, which a second scan bears
-                log.exception("What was reported of %s before is not known.", self.prefix)
+            except Exception:  # noqa: BLE001  then all is reported again, and scanned again
+                log.exception("Earlier reports of %s cannot be read.", self.prefix)
             else:
                 pairs = found.items() if isinstance(found, dict) else ()
                 return {key: mark for key, mark in pairs if isinstance(mark, str)}
         return {}
 
     async def _remember(self, reported: dict[str, str]) -> bool:
-        """Say whether it is remembered; what is not is tried again at the next poll."""
+        """Store the marks; return False if that failed: it is tried again after the next poll."""
         if self.asset_state_store is None:
             return True
         try:
             await self.asset_state_store.aset(self._memory_key, dict[str, JsonValue](reported))
         except Exception:  # noqa: BLE001  the same
-            log.exception("What was reported of %s is not remembered.", self.prefix)
+            log.exception("Reports of %s cannot be stored.", self.prefix)
             return False
         return True
 
 
-def _mark_dead(
-    reports: Iterable[ExperimentReport], wanted: frozenset[Health]
-) -> list[tuple[str, str, ExperimentReport]]:
-    """Return key, mark and report of all that is dead now; a mark changes when it is written to."""
+class _Marked(NamedTuple):
+    """A dead experiment.
+
+    Args:
+        key: Stands for its address.
+        mark: Changes when the experiment does.
+        report: Its report.
+    """
+
+    key: str
+    mark: str
+    report: ExperimentReport
+
+
+def _mark_dead(reports: Iterable[ExperimentReport], wanted: frozenset[Health]) -> list[_Marked]:
     return [
-        (
+        _Marked(
             _digest(report.experiment),
             _digest(
                 *(report.health, report.state_file, report.trials, report.abandoned),
@@ -189,10 +203,11 @@ def _mark_dead(
 
 
 def _add_marks(reported: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """Return what is to be remembered.
+    """Return the marks to store.
 
-    Also of who is not dead now: he may live, be away, be hidden by an outage or under repair, and is
-    not reported again if he is found as he was. Of too many, the first of those are forgotten.
+    They include experiments that are not dead now. Those may be running, hidden by an outage or under
+    repair, and are not reported again if they come back unchanged. If there are too many, the oldest of
+    these are dropped.
     """
     others = [(key, mark) for key, mark in reported.items() if key not in now]
     too_many = max(0, len(others) + len(now) - MAX_REMEMBERED)
@@ -200,5 +215,5 @@ def _add_marks(reported: dict[str, str], now: dict[str, str]) -> dict[str, str]:
 
 
 def _digest(*parts: Any) -> str:
-    """Return few letters: there may be thousands."""
+    """Return a short digest: there may be thousands."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

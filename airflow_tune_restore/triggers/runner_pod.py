@@ -22,12 +22,12 @@ from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 class RunnerPodTrigger(KubernetesPodTrigger):
     """Follows a pod as `KubernetesPodTrigger` does, and shows results as they are reported.
 
-    It outlasts an API server that is out of order, and remembers what Kubernetes said of a pod that it
-    then took away. A triggerer that is killed leaves the pod alone: another one starts here anew.
+    It waits while the API server is out of order, and remembers why Kubernetes took a pod away. If the
+    triggerer is killed, the pod continues, and another triggerer follows it.
 
     Args:
         metric: The metric to show first.
-        of_many: Whether many trials report there.
+        of_many: Whether the pod runs many trials.
         **kwargs: Arguments of `KubernetesPodTrigger`.
     """
 
@@ -46,7 +46,7 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield how it ended."""
+        """Yield one event when the pod has ended."""
         started = time.monotonic()
         async for event in super().run():
             self._fired_event = False  # a kill meanwhile still deletes the pod
@@ -71,18 +71,18 @@ class RunnerPodTrigger(KubernetesPodTrigger):
 
     @cached_property
     def pod_manager(self) -> DescribingPodManager:
-        """Whoever shows the log."""
+        """Shows the log."""
         return DescribingPodManager(
             self.hook, lambda line: describe_line(line, self.metric, of_many=self.of_many)
         )
 
     async def _get_pod(self) -> Any:  # type: ignore[override]  # the provider's is wrapped by tenacity
         pod = await self.hook.get_pod(self.pod_name, self.pod_namespace)
-        self._watch.look(pod.to_dict(serialize=True))  # it may be gone when we look again
+        self._watch.look(pod.to_dict(serialize=True))  # it may be gone at the next look
         return pod
 
     def define_pod_container_state(self, pod: Any) -> ContainerState:
-        """Say whether the runner has ended; the provider believes the phase, and a node that is gone."""
+        """Return whether the runner has ended; the provider trusts the phase, and a node that is gone."""
         end = self._watch.look(pod.to_dict(serialize=True))
         if end is None:
             return ContainerState.RUNNING
@@ -90,15 +90,18 @@ class RunnerPodTrigger(KubernetesPodTrigger):
 
 
 class _NoPodError(PodLaunchTimeoutException):
-    """There is no pod, or no answer; the provider's trigger (10.25) logs all else with a traceback."""
+    """The pod does not exist, or the API did not answer.
+
+    The provider's trigger (10.25) logs every other error with a traceback.
+    """
 
 
 class _HookOfTrigger(PatientAsyncKubernetesHook):
-    """Remembers that the API server did not answer, so that the worker does not ask as long again.
+    """Remembers that the API server did not answer, so that the worker does not wait as long again.
 
     Attributes:
-        outage: What it answered last, if patience with it has ended; else "".
-        deadline: When the time of the task is over, in seconds since 1970; None if never.
+        outage: Its last answer, if the time to ask again is over; else "".
+        deadline: End of the task's time, in seconds since 1970; None without a limit.
     """
 
     outage = ""

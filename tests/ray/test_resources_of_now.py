@@ -32,9 +32,9 @@ def test_what_one_machine_can_never_hold_is_refused_and_not_waited_for(copied):
     ran = restoring.run(trainable=f"{ASKING}:two_nodes")
     assert (ran.code, ran.outcome.result) == (EXIT_REFUSED, "refused"), ran.output
     assert ran.outcome.error == (
-        f"Trial {restoring.trial.trial_id} asks for 2 bundles of CPU 1 (STRICT_SPREAD), and the private "
-        "Ray of this machine, even if idle, cannot hold that. It has CPU 2. Ask for less in the "
-        "trainable (tune.with_resources), or restore it where there is more: launcher='ray' or "
+        f"Trial {restoring.trial.trial_id} requests 2 bundles of CPU 1 (STRICT_SPREAD), and the private "
+        "Ray of this machine cannot hold that, even if idle. It has CPU 2. Request less in the "
+        "trainable (tune.with_resources), or restore on a larger machine: launcher='ray' or "
         "launcher='kubernetes'."
     )
     assert "Traceback" not in ran.output

@@ -227,7 +227,7 @@ def test_the_check_says_what_it_may_not_write_to(experiment, launcher):
     question = {"trainable": "tests.trainables:counting", "trainable_name": "counting"}
     launcher.check(experiment=experiment.as_posix(), **question)
     os.chown(experiment, 0, 0)
-    told = rf"uid {NUMBER}, as which the runner runs, cannot write to .*Run: chown -R {NUMBER} "
+    told = rf"uid {NUMBER} cannot write to .*Run: chown -R {NUMBER} "
     with pytest.raises(InvalidInputError, match=told):
         launcher.check(experiment=experiment.as_posix(), **question)
 

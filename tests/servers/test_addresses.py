@@ -129,7 +129,7 @@ def test_what_the_shell_finds_by_such_an_address_it_plans_by_the_address_it_prin
     assert json.loads(planned.stdout)["experiment"] == report["experiment"]
 
 
-def test_nobody_else_is_asked_when_an_endpoint_is_given(monkeypatch):
+def test_only_the_given_endpoint_gets_requests(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     for name in WHERE:
@@ -203,7 +203,9 @@ def test_a_plan_in_airflow_hands_on_the_address_with_connection_and_options(
     assert written.experiment == with_options(place, bare)
 
 
-def test_a_runner_with_a_connections_environment_goes_where_the_address_says(bare, monkeypatch):
+def test_a_runner_with_a_connections_environment_uses_the_endpoint_of_the_address(
+    bare, monkeypatch
+):
     connection = json.loads(bare.airflow_connection)
     connection["extra"] |= {"endpoint_url": "http://127.0.0.1:9"}
     monkeypatch.setenv("AIRFLOW_CONN_SEAWEED", json.dumps(connection))

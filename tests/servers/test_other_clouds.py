@@ -1,4 +1,4 @@
-"""What a restore stands on, on GCS and Azure; the whole suite on both is in slow/."""
+"""The operations that a restore relies on, on GCS and Azure; the whole suite on both is in slow/."""
 
 import threading
 import uuid

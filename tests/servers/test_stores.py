@@ -85,7 +85,7 @@ class TestLocalDisk(ObjectStoreConformance):
         with pytest.raises(InvalidInputError, match="leads out of"):
             store.put(key, b"x")
 
-    def test_a_link_that_nfs_made_twice_is_ours(self, store, monkeypatch):
+    def test_a_link_that_nfs_made_twice_counts_as_created(self, store, monkeypatch):
         link = os.link
 
         def answered_late(source, target, **where):
@@ -163,7 +163,7 @@ class TestS3(CloudConformance, ObjectStoreConformance):
         assert root.get("x") == root.get("x", max_bytes=10) == b"1"
         assert asked == ["get_object", "get_object"]
 
-    def test_the_end_of_a_race_that_aws_tells_of_is_waited_for(self, root, monkeypatch):
+    def test_the_end_of_a_race_that_aws_reports_is_waited_for(self, root, monkeypatch):
         monkeypatch.setattr(s3_module, "CONFLICT_DELAYS", (0, 0, 0))
         pipe_file, answers = root._fs.pipe_file, [_conflict(), _conflict()]
 
@@ -237,7 +237,7 @@ class TestS3ThroughPyarrow(CloudConformance, ReadWriteConformance):
     def test_a_missing_bucket_is_not_a_missing_object(self):
         pytest.skip("pyarrow asks with HEAD, whose answer does not tell them apart")
 
-    def test_it_cannot_create_and_says_what_can(self, root):
+    def test_it_cannot_create_and_names_what_can(self, root):
         with pytest.raises(StorageError, match=r"airflow-tune-restore\[s3\]"):
             root.create("x", b"")
 

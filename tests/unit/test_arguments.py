@@ -18,7 +18,7 @@ def test_false_in_its_forms(value):
     assert arguments.parse_bool("flag", value) is False
 
 
-def test_what_is_neither_names_the_argument():
+def test_the_error_names_the_argument():
     with pytest.raises(InvalidInputError, match="resume_errored='perhaps'"):
         arguments.parse_bool("resume_errored", "perhaps")
 
@@ -51,6 +51,6 @@ def test_no_experiments(value):
     assert arguments.parse_addresses(value) == []
 
 
-def test_an_item_that_is_no_experiment_is_shown():
+def test_an_item_that_is_not_an_experiment_is_shown():
     with pytest.raises(InvalidInputError, match="neither an address"):
         arguments.parse_addresses([{"uri": "/a"}])

@@ -1,8 +1,8 @@
-"""Clients of Kubernetes that take no more of an answer than an API server has to say, nor wait longer.
+"""Clients of Kubernetes with bounds on the size and the duration of an answer.
 
-Both clients (kubernetes 36, kubernetes_asyncio 36) read bodies of any length, unpack what comes packed,
-and have timeouts between two bytes and none for an answer. Streams (a log that is followed, a watch)
-have the deadline until they begin; their readers bound what they take.
+Both clients (kubernetes 36, kubernetes_asyncio 36) read bodies of any length, decompress them, and have
+timeouts between two bytes but not for a whole answer. For streams (a followed log, a watch) the deadline
+ends when they begin; their readers bound what they take.
 """
 
 import asyncio
@@ -25,22 +25,22 @@ from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.printable import printable
 
 REQUEST_SECONDS = 60.0
-"""How long an answer may take in all."""
+"""Longest duration of an answer."""
 
 MOST_BYTES = 16 * 1024**2
-"""Of an answer: a pod has 1.5 MiB at most (etcd), a list of its events less, a log on a node 10 MiB."""
+"""Size limit of an answer. A pod has 1.5 MiB at most (etcd), a list of its events less, a log 10 MiB."""
 
 MOST_VALUES = 500_000
-"""Values in one answer: each takes a hundred bytes and more once it is decoded."""
+"""Most values in one answer; each takes a hundred bytes and more when it is decoded."""
 
 PIECE_BYTES = 64 * 1024
 _PLAIN = {"Accept-Encoding": "identity"}
 _ODD = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
-"""What the clients raise where an answer is not of the shape they expect."""
+"""Errors of the clients for an answer with an unexpected structure."""
 
 
 def bound(client: Any) -> Any:
-    """Bound all that a client of `kubernetes` reads, and return it.
+    """Bound the answers of a client of `kubernetes`, and return it.
 
     It does not obey a `Retry-After` within a request, since a proxy may send any: `api.Patience` repeats.
     """
@@ -53,7 +53,7 @@ def bound(client: Any) -> Any:
 
 
 def bound_async(client: Any) -> Any:
-    """Bound all that a client of `kubernetes_asyncio` reads, and return it."""
+    """Bound the answers of a client of `kubernetes_asyncio`, and return it."""
     rest = client.rest_client
     session = rest.pool_manager
     session.request = functools.partial(session.request, allow_redirects=False)
@@ -62,17 +62,17 @@ def bound_async(client: Any) -> Any:
     return client
 
 
-def refuse_packed(status: int, headers: Any) -> None:
-    """Refuse an answer that is packed: nobody asked for that.
+def refuse_compressed(status: int, headers: Any) -> None:
+    """Refuse a compressed answer: the request forbids it.
 
     Raises:
-        UnreadableAnswerError: If it is.
+        UnreadableAnswerError: If it is compressed.
     """
     packed = headers.get("Content-Encoding") or "identity"
     if packed.strip().lower() != "identity":
         raise UnreadableAnswerError(
-            f"The Kubernetes API answers {status} packed as {printable(packed, 40)}, which it was asked "
-            "not to"
+            f"The Kubernetes API answers {status} compressed as {printable(packed, 40)}, although the "
+            "request forbids it"
         )
 
 
@@ -83,10 +83,10 @@ def _too_long(status: int) -> UnreadableAnswerError:
 
 
 def _check_values(body: bytes) -> bytes:
-    """Return a body that does not become too large when it is decoded.
+    """Return a body.
 
     Raises:
-        UnreadableAnswerError: If it does.
+        UnreadableAnswerError: If it becomes too large when it is decoded.
     """
     if bounded_json.count_marks(body, ",[{") > MOST_VALUES:
         raise UnreadableAnswerError(
@@ -117,7 +117,7 @@ def _checked(call_api: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass
 class _Deadline:
-    """When a request must be over, by the monotonic clock; None for a stream that has begun."""
+    """The end of a request's time, by the monotonic clock; None for a stream that has begun."""
 
     at: float | None
 
@@ -144,7 +144,7 @@ def _bounded_request(request: Callable[..., Any]) -> Callable[..., Any]:
             _deadline.reset(token)
         if not preload_content and is_success(answer.status):
             with _closed_if_refused(answer):
-                refuse_packed(answer.status, answer.headers)
+                refuse_compressed(answer.status, answer.headers)
             deadline.at = None
             return answer
         return _read(answer)
@@ -153,7 +153,7 @@ def _bounded_request(request: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_success(status: int) -> bool:
-    """Whether a request did what it was asked."""
+    """Whether a request succeeded."""
     return 200 <= status <= 299  # noqa: PLR2004
 
 
@@ -171,7 +171,7 @@ def _read(answer: urllib3.BaseHTTPResponse) -> urllib3.HTTPResponse:
     """Return the answer with all of its body, which is read now."""
     body = bytearray()
     with _closed_if_refused(answer):
-        refuse_packed(answer.status, answer.headers)
+        refuse_compressed(answer.status, answer.headers)
         for piece in answer.stream(PIECE_BYTES, decode_content=False):
             body += piece
             if len(body) > MOST_BYTES:
@@ -270,7 +270,7 @@ def _bounded_async_request(request: Callable[..., Any]) -> Callable[..., Any]:
         headers = {**(headers or {}), **_PLAIN}
         async with asyncio.timeout(REQUEST_SECONDS):
             answer = await request(method, url, headers=headers, _preload_content=False, **given)
-            refuse_packed(answer.status, answer.headers)
+            refuse_compressed(answer.status, answer.headers)
             if not _preload_content:
                 return answer
             read = RESTResponse(answer, _check_values(await read_async(answer)))
@@ -306,4 +306,4 @@ async def pieces(answer: Any) -> AsyncIterator[bytes]:
             answer.close()
             raise _too_long(answer.status)
         yield piece
-        await asyncio.sleep(0)  # a server that is always ready must not hold the event loop
+        await asyncio.sleep(0)  # a fast server must not block the event loop

@@ -94,7 +94,7 @@ class KubernetesLauncher:
 
         Raises:
             InvalidInputError: If the template is not valid, or if no image is given.
-            KubernetesConnectionError: If there is no valid connection.
+            KubernetesConnectionError: If no connection is valid.
         """
         container = runner_container(self._template)
         if not (self.image or container.image):
@@ -131,7 +131,7 @@ class KubernetesLauncher:
             if is_refusal(error, run.name):
                 raise RunnerError(f"{failed} Nothing ran.") from error
             raise RunnerError(
-                f"{failed} If it was created all the same, delete it: {run.stop_command}"
+                f"{failed} If it was created nevertheless, delete it: {run.stop_command}"
             ) from error
         return run
 
@@ -369,7 +369,7 @@ def connect(kubeconfig: str | None = None, context: str | None = None) -> Any:
     """Return a bounded `ApiClient` of the kubeconfig; without one, of the cluster this process runs in.
 
     Raises:
-        KubernetesConnectionError: If there is no valid kubeconfig, and this process runs in no pod.
+        KubernetesConnectionError: If no kubeconfig is valid, and this process does not run in a pod.
     """
     from kubernetes import client, config
     from yaml import YAMLError

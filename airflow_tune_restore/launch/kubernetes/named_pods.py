@@ -51,15 +51,14 @@ class NamedPods:
         """Read a pod.
 
         Raises:
-            ApiException: With 404 if there is no such pod, or if the API server is out of order for too
-                long.
+            ApiException: With 404 if it does not exist, or if the API server is out of order too long.
         """
         pod = read_pod(self.core, name, self.namespace, self.renew)
         self.watch.look(pod.to_dict(serialize=True))  # it may be gone at the next read
         return pod
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return a pod as Kubernetes' JSON; None if there is no such pod."""
+        """Return a pod as Kubernetes' JSON; None if it does not exist."""
         try:
             pod: dict[str, Any] = self.get(name).to_dict(serialize=True)
         except Exception as error:

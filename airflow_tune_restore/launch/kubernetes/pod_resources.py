@@ -1,4 +1,4 @@
-"""What a pod asks for: what a trial, its Ray and the user need, as Kubernetes' requests and limits."""
+"""Requests and limits of a pod, from the needs of a trial, of its Ray and of the user."""
 
 import math
 import re
@@ -8,12 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
-
-OBJECT_STORE_BYTES = 200 * 1024**2
-"""What the runner gives a private Ray (`runner.ray_session`), where nobody says otherwise."""
+from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 
 RAY_BYTES = 1024**3
-"""Memory of a private Ray beside its object store and the trial: GCS, raylet, agents, our own process."""
+"""Memory of a private Ray beside its object store and the trial: GCS, raylet, agents, the runner."""
 
 GPU_RESOURCE = "nvidia.com/gpu"
 
@@ -30,16 +28,16 @@ _OF_RAY = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSpecOptions:
-    """What of a pod does not depend on the trial.
+    """Options of a pod that do not depend on the trial.
 
     Args:
         python: Interpreter in the image that has Ray and the trainable.
         object_store_bytes: Size of Ray's object store; `/dev/shm` is made a little larger.
-        gpu_resource: What the cluster calls a GPU.
-        custom_resources: Names of Ray's custom resources, and what the cluster calls them.
+        gpu_resource: The cluster's name of a GPU.
+        custom_resources: The cluster's names of custom resources, by Ray's name.
 
     Raises:
-        InvalidInputError: If a cluster can have nothing of such a name or size.
+        InvalidInputError: If a name or size is not valid in a cluster.
     """
 
     python: str = "python"
@@ -54,8 +52,8 @@ class PodSpecOptions:
             )
         if not _is_extended(self.gpu_resource):
             raise InvalidInputError(
-                f"gpu_resource={self.gpu_resource!r} is not a name that a cluster can give to GPUs, as "
-                f"{GPU_RESOURCE} is."
+                f"gpu_resource={self.gpu_resource!r} is not a resource name of a cluster, like "
+                f"{GPU_RESOURCE}."
             )
         if not isinstance(self.custom_resources, Mapping):
             raise InvalidInputError(
@@ -69,45 +67,44 @@ class PodSpecOptions:
                 )
             if not _is_extended(given):
                 raise InvalidInputError(
-                    f"custom_resources={{{name!r}: {given!r}}}: {given!r} is not a name that a cluster "
-                    "can give to a resource, as example.com/special is."
+                    f"custom_resources={{{name!r}: {given!r}}}: {given!r} is not a resource name of a "
+                    "cluster, like example.com/special."
                 )
 
 
-def container_resources(resources: Mapping[str, float], shape: PodSpecOptions) -> dict[str, str]:
-    """Return what a trial asks for as Kubernetes' quantities, of which the pod needs no more or less.
+def container_resources(resources: Mapping[str, float], options: PodSpecOptions) -> dict[str, str]:
+    """Return the needs of a trial as Kubernetes' quantities, for requests and limits alike.
 
-    A GPU is given whole. Custom resources without a name in the cluster are Ray's affair alone.
+    GPUs are rounded up. Custom resources without a name in the cluster concern Ray alone.
     """
     found = {"cpu": _cpu(max(1.0, resources.get("CPU", 1.0)))}  # Ray itself needs one to start
     if gpus := resources.get("GPU", 0.0):
-        found[shape.gpu_resource] = str(math.ceil(gpus))
+        found[options.gpu_resource] = str(math.ceil(gpus))
     if memory := resources.get("memory", 0.0):
-        found["memory"] = mebibytes(memory + RAY_BYTES + shape.object_store_bytes)
+        found["memory"] = mebibytes(memory + RAY_BYTES + options.object_store_bytes)
     for name, amount in resources.items():
-        cluster_name = cluster_resource(name, shape)
+        cluster_name = cluster_resource(name, options)
         if cluster_name is not None and amount:
             found[cluster_name] = str(math.ceil(amount))
     return found
 
 
-def cluster_resource(name: str, shape: PodSpecOptions) -> str | None:
-    """Return what the cluster calls a custom resource of Ray's; None for Ray's own, and for no name."""
+def cluster_resource(name: str, options: PodSpecOptions) -> str | None:
+    """Return the cluster's name of a custom resource; None for Ray's own, and without a name."""
     if name in _OF_RAY:
         return None
-    given = shape.custom_resources.get(name, name)
+    given = options.custom_resources.get(name, name)
     return given if _is_extended(given) else None
 
 
 def merge_resources(
     asked: Mapping[str, str], given: Mapping[str, Mapping[str, Any] | None]
 ) -> dict[str, dict[str, str]]:
-    """Return requests and limits such as an API server takes, of what is asked for and the user gives.
+    """Return valid requests and limits, from the trial's needs and the user's values.
 
-    What the user gives wins, but for memory, of which the larger does. Where the user gives a request
-    alone, the limit is not below it; where a limit alone, the request is not above it. Of a resource that
-    cannot be overcommitted, one sets both. A request that the user sets above its limit is left to
-    the API server, which refuses it.
+    The user's value has priority; of memory, the larger one. If the user gives a request alone, the limit
+    is not below it; if a limit alone, the request is not above it. If a resource cannot be overcommitted,
+    one value sets both. A user's request above the user's limit is kept: the API server refuses it.
     """
     merged: dict[str, dict[str, str]] = {"requests": {}, "limits": {}}
     requests, limits = (_amounts(given.get(kind)) for kind in merged)
@@ -120,21 +117,21 @@ def merge_resources(
     return merged
 
 
-def trial_memory(limit: Any, shape: PodSpecOptions) -> float | None:
-    """Return how much of a container's memory is left for the trial; None if it has no limit."""
-    left = float(parse_amount(limit)) - RAY_BYTES - shape.object_store_bytes
+def trial_memory(limit: Any, options: PodSpecOptions) -> float | None:
+    """Return the bytes of a memory limit that are left for the trial; None without a limit."""
+    left = float(parse_amount(limit)) - RAY_BYTES - options.object_store_bytes
     return left if left > 0 else None
 
 
 def parse_amount(quantity: Any) -> Decimal:
-    """Read a quantity as Kubernetes' client does; 0 for none and for what is not a quantity."""
+    """Read a quantity as Kubernetes' client does; 0 if it is missing or not a quantity."""
     from kubernetes.utils.quantity import parse_quantity
 
     try:
         amount: Decimal = parse_quantity(quantity)
     except (ValueError, ArithmeticError):
         return Decimal(0)
-    return amount if amount.is_finite() else Decimal(0)  # the client takes "NaN" for a number
+    return amount if amount.is_finite() else Decimal(0)  # the client accepts "NaN"
 
 
 def mebibytes(amount: float) -> str:
@@ -153,7 +150,7 @@ def _amounts(given: Mapping[str, Any] | None) -> dict[str, str]:
 def _merge_pair(
     name: str, asked: str | None, request: str | None, limit: str | None
 ) -> tuple[str | None, str | None]:
-    """Return request and limit of one resource; None for what the API server is to fill in."""
+    """Return request and limit of one resource; None if the API server has to fill it in."""
     if asked is not None and name == "memory":
         request, limit = (
             amount and max(amount, asked, key=parse_amount) for amount in (request, limit)
@@ -169,10 +166,9 @@ def _merge_pair(
 
 
 def _is_extended(name: Any) -> bool:
-    """Whether an API server takes a name for that of an extended resource.
+    """Whether a name is that of an extended resource (Kubernetes' `helper.IsExtendedResourceName`).
 
-    As Kubernetes' `helper.IsExtendedResourceName` has it: the name must also fit with the prefix that it
-    gets in a quota, and Kubernetes' own names are not among these.
+    It must also be short enough for the prefix in a quota. Kubernetes' own names are excluded.
     """
     match = _EXTENDED_RESOURCE.fullmatch(name) if isinstance(name, str) else None
     if match is None or _NATIVE in name or name.startswith(_QUOTA_PREFIX):

@@ -1,6 +1,6 @@
 """Why a pod does not start, in the words of the registry, the scheduler or the kubelet.
 
-Pods and events come as Kubernetes' own JSON.
+Pods and events are Kubernetes' own JSON.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ _PULL = "Failed to pull image"
 
 
 def is_pending(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod waits for a node, for its images or for what it mounts."""
+    """Whether a pod waits for a node, for its images or for its volumes."""
     return (pod.get("status") or {}).get("phase") == "Pending"
 
 
@@ -34,7 +34,7 @@ def has_no_image(pod: Mapping[str, Any]) -> bool:
 
 
 def why_not_started(pod: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> str:
-    """Return why a pod has not started, as a sentence without its full stop; "" if nobody knows."""
+    """Return why a pod has not started, as a sentence without its full stop; "" if unknown."""
     warnings = [
         event
         for event in events
@@ -43,8 +43,8 @@ def why_not_started(pod: Mapping[str, Any], events: Iterable[Mapping[str, Any]])
     for name, image, waiting in _waiting(pod):
         reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
         if reason in _IMAGE:
-            told = _registry_reason(message, warnings)
-            return printable(f"Image {image} cannot be pulled ({reason}): {told}", 1000)
+            cause = _registry_reason(message, warnings)
+            return printable(f"Image {image} cannot be pulled ({reason}): {cause}", 1000)
         if reason not in _USUAL:
             return printable(f"Container {name} cannot be made ({reason}): {message}", 1000)
     if warnings:
@@ -57,7 +57,7 @@ def why_not_started(pod: Mapping[str, Any], events: Iterable[Mapping[str, Any]])
 
 
 def _waiting(pod: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield name, image and waiting state of the containers that wait, in the order they start in."""
+    """Yield name, image and waiting state of the waiting containers, in the order of their start."""
     status, spec = pod.get("status") or {}, pod.get("spec") or {}
     for kind in ("init", ""):
         images = {
@@ -72,8 +72,8 @@ def _waiting(pod: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, An
 
 
 def _registry_reason(message: str, warnings: list[Mapping[str, Any]]) -> str:
-    """Return what the registry said; before 1.32 the status says it once, and then only the events."""
+    """Return the registry's message; before Kubernetes 1.32 the status has it once, later only events."""
     if not message or (message.startswith("Back-off pulling") and ": " not in message):
-        told = [str(warning.get("message") or "") for warning in warnings]
-        return next((text for text in reversed(told) if text.startswith(_PULL)), message)
+        texts = [str(warning.get("message") or "") for warning in warnings]
+        return next((text for text in reversed(texts) if text.startswith(_PULL)), message)
     return message

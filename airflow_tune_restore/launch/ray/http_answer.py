@@ -1,6 +1,6 @@
-"""One request to a server that may answer anything: within a deadline, up to a size, as plain text.
+"""One request to a server that may answer anything: with a deadline, a size limit and no decompression.
 
-httpx has a timeout between two bytes and none for an answer, and unpacks whatever comes packed.
+httpx has a timeout between two bytes, but not for a whole answer, and it decompresses what is compressed.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.printable import printable
 
 MOST_VALUES = 1_000_000
-"""Values in one JSON answer; an empty list of two bytes takes 64 once it is decoded."""
+"""Limit of values in one JSON answer: an empty list of 2 bytes takes 64 bytes once it is decoded."""
 
 PLAIN = {"Accept-Encoding": "identity"}
 _PIECE_BYTES = 16 * 1024
 
 
 class BrokenAnswerError(Exception):
-    """An answer breaks a bound."""
+    """An answer exceeds a limit, or is compressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered.
+    """The answer of a server.
 
     Args:
         status: HTTP status.
-        body: All of it, as it came.
-        location: Where it sends us; "" if nowhere.
+        body: The whole body, as received.
+        location: Target of a redirect; "" if it is not one.
     """
 
     status: int
@@ -42,12 +42,12 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether it did what it was asked."""
+        """Whether the request succeeded."""
         return httpx.codes.is_success(self.status)
 
     @property
     def text(self) -> str:
-        """The body as text, whatever it is."""
+        """The body as text; bytes that are not UTF-8 are replaced."""
         return self.body.decode(errors="replace")
 
 
@@ -64,13 +64,13 @@ async def ask(
     Args:
         client: Has the connection.
         request: The request.
-        seconds: How long all of it may take, from the connection to the last byte.
-        most_bytes: How long the body may be.
-        take: Gets the body of a success in pieces instead, and says when it has enough.
+        seconds: Limit for all of it, from the connection to the last byte.
+        most_bytes: Limit of the body.
+        take: Receives the body of a success in pieces instead, and returns True when it has enough.
 
     Raises:
-        BrokenAnswerError: If the answer is too long, too slow, or packed.
-        httpx.HTTPError: If there is none.
+        BrokenAnswerError: If the answer is too long, too slow, or compressed.
+        httpx.HTTPError: If there is no answer.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -114,10 +114,10 @@ async def _read(
 
 
 def decode(body: bytes, kind: Any) -> Any:
-    """Read JSON; jobs may have said anything, also what msgspec refuses (lone surrogates).
+    """Read JSON, also with text that msgspec refuses: a job's message may hold lone surrogates.
 
     Raises:
-        BrokenAnswerError: If it holds more values than anybody has to say.
+        BrokenAnswerError: If it holds more than `MOST_VALUES` values.
         ValueError: If it is not of this kind; RecursionError if it nests too deep.
     """
     if bounded_json.count_marks(body, ",[{") > MOST_VALUES:

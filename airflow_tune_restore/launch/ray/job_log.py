@@ -1,4 +1,4 @@
-"""The log of a Ray job, which its cluster gives from the beginning: read in pieces, kept in part."""
+"""The log of a Ray job. A cluster returns it from its beginning; it is read in pieces, kept in part."""
 
 import codecs
 import json
@@ -9,13 +9,13 @@ from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress
 
 LONGEST_REST = 2 * 1024**2
-"""Characters of a line that are waited for, before it is taken for one."""
+"""Characters of a line without an end, after which it counts as a whole line."""
 
 LONGEST_LOG = 1024**2
-"""Characters. Ray returns a log from its beginning; what follows is shown when the job has ended."""
+"""Characters that are read while the job runs; the rest is shown when the job has ended."""
 
 LAST_LINES = 20
-"""How many of the last lines are kept, shown or not: they say why a job ended."""
+"""How many of the last lines are kept, shown or not: they explain why a job ended."""
 
 _OPENING = re.compile(r'\s*\{\s*"logs"\s*:\s*(?P<text>"|null)')
 _TEXT = re.compile(r'(?:[^"\\]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
@@ -24,10 +24,10 @@ _ESCAPE_LENGTH = 6
 
 
 class LogText:
-    """Reads `{"logs": "…"}` as it comes in, so that a log of any length takes little memory.
+    """Reads `{"logs": "…"}` in pieces, so that a log of any length takes little memory.
 
     Attributes:
-        is_whole: Whether its end was seen.
+        is_whole: Whether the end of the text was read.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class LogText:
         self.is_whole = False
 
     def read(self, piece: bytes) -> str:
-        """Return what a piece adds to the text.
+        """Return the text that a piece adds.
 
         Raises:
-            ValueError: If it is no such JSON.
+            ValueError: If it is not such JSON.
         """
         if self.is_whole:
             return ""
@@ -49,7 +49,7 @@ class LogText:
             opening = _OPENING.match(raw)
             if opening is None:
                 if len(raw) > _LONGEST_OPENING:
-                    raise ValueError("it is no log")
+                    raise ValueError("it is not a log")
                 self._rest = raw
                 return ""
             self._has_begun, self.is_whole = True, opening["text"] == "null"
@@ -57,11 +57,11 @@ class LogText:
         return "" if self.is_whole else self._unescape(raw)
 
     def _unescape(self, raw: str) -> str:
-        """Read all but what the next piece may complete: an escape, or the second half of a pair."""
+        """Read all but what the next piece may complete: an escape, or a surrogate pair."""
         end = _TEXT.match(raw).end()  # type: ignore[union-attr]  # it matches anything
         self.is_whole = raw.startswith('"', end)
         if not self.is_whole and len(raw) - end >= _ESCAPE_LENGTH:
-            raise ValueError("it holds what JSON does not know")
+            raise ValueError("it holds an escape that JSON does not have")
         text: str = json.loads(f'"{raw[:end]}"', strict=False)
         if not self.is_whole and "\ud800" <= text[-1:] <= "\udbff":
             text, end = text[:-1], end - _ESCAPE_LENGTH
@@ -73,15 +73,15 @@ class JobLog:
     """One reading of a job's log: the newest lines that were not shown yet.
 
     Args:
-        offset: Characters of the log that were shown before, without results.
-        results: How many results were shown, which come another way; None to leave all out.
-        most: Characters after which no more is wanted; None to read to the end.
+        offset: Characters of the log that were shown before. Results are counted apart.
+        results: Results that were shown before; None to leave out all results.
+        most: Characters after which to stop; None to read to the end.
 
     Attributes:
-        length: Characters that were read and are whole lines.
+        length: Characters that were read, up to the last whole line.
         read: Characters that were read.
-        newest: The lines.
-        last: The last lines of all.
+        newest: The lines that were not shown yet.
+        last: The last lines of the log, shown or not.
         result_count: Results that were read.
     """
 
@@ -99,11 +99,11 @@ class JobLog:
 
     @property
     def is_enough(self) -> bool:
-        """Whether no more is wanted."""
+        """Whether `most` characters were read."""
         return self._most is not None and self.read >= self._most
 
     def take(self, text: str) -> None:
-        """Take what follows in the log; a line that has not ended may still be written to."""
+        """Add the next part of the log. A line without an end is kept: the job may still write to it."""
         self.read += len(text)
         whole, newline, rest = text.rpartition("\n")
         if newline:
@@ -115,7 +115,7 @@ class JobLog:
             self.end()
 
     def end(self) -> None:
-        """Take the last line for whole, although no line end follows."""
+        """Count the last line as whole, although it has no line end."""
         self._split("".join(self._rest))
         self._rest, self._rest_length = [], 0
 
@@ -132,7 +132,7 @@ class JobLog:
         self.last.extend(line[:LONGEST_LINE].rstrip() for line in lines[-LAST_LINES:])
 
     def _is_result(self, line: str) -> bool:
-        """Count a result, and keep it if it was not shown."""
+        """Whether a line is a result; if so, count it, and keep it if it was not shown."""
         if RunnerProgress.from_line(line) is None:
             return False
         self.result_count += 1

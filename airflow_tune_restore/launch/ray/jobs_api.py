@@ -1,7 +1,6 @@
-"""The Ray Jobs API over HTTP: submit, look, stop, read logs, upload code. No Ray is needed for it.
+"""The Ray Jobs API over HTTP: submit, find, list and stop jobs, read logs, upload code. Needs no Ray.
 
-Its paths and fields are those of ray/dashboard/modules/job (read in 2.60). What a user can mend (address,
-token, certificate, version) is an InvalidInputError; what may pass is a RayClusterError.
+Paths and fields are those of ray/dashboard/modules/job (2.60). `cluster_errors` has the errors.
 """
 
 import asyncio
@@ -32,41 +31,41 @@ from airflow_tune_restore.launch.ray.job_log import JobLog, LogText
 from airflow_tune_restore.protocol.printable import printable
 
 REQUEST_SECONDS = 30.0
-"""How long a request may take in all."""
+"""Deadline of a request."""
 
 LOG_SECONDS = 300.0
-"""The same where a task reads a whole log at a job's end."""
+"""Deadline for reading a log in a task or a shell, which has nothing else to do."""
 
 UPLOAD_SECONDS = 300.0
 SLOWEST_UPLOAD = 1024**2
-"""Bytes a second that an upload makes at least; a long one gets more time."""
+"""Bytes per second: a large upload has a later deadline."""
 
 LIST_BYTES = 32 * 1024**2
-"""Of all jobs a head remembers, some 2 KiB each."""
+"""Size limit of the list of all jobs, some 2 KiB each."""
 
 JOB_BYTES = 4 * 1024**2
 LOG_BYTES = 1024**3
-"""A log is read in pieces and takes a few MiB, whatever its length."""
+"""Size limit of a log. It is read in pieces and takes a few MiB of memory, whatever its length."""
 
 ANSWER_BYTES = 1024**2
-"""Of everything else: errors, versions, receipts."""
+"""Size limit of all other answers: errors, versions, receipts."""
 
 ABSENT_LISTS = 3
-"""A job that so many lists in a row do not contain is lost: its head node was started anew."""
+"""A job that is missing so many times in a row is lost: its head node was started anew."""
 
 OUTAGE_SECONDS = 1800.0
 """How long a cluster may be out of reach before its jobs are given up; they may run on."""
 
 OLDEST_RAY = (2, 40)
-"""The oldest Ray the runner is tested with; it starts no jobs on older clusters."""
+"""The oldest Ray that runners are tested with."""
 
 _GCS = "gcs"
 _PIECE_BYTES = 1024**2
 _TAKEN = "already exists"
-"""What the server says of a submission id that is in use (JobManager.submit_job, 2.60)."""
+"""Part of the error for a submission id that is in use (JobManager.submit_job, 2.60)."""
 
 
-_Told = TypeVar("_Told")
+_T = TypeVar("_T")
 
 
 class JobState(StrEnum):
@@ -80,7 +79,7 @@ class JobState(StrEnum):
 
 
 class RayJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster says of one job; one that was not submitted has no submission id."""
+    """A job as the cluster describes it. A driver that connected by itself has no submission id."""
 
     submission_id: str | None = None
     status: str
@@ -91,7 +90,7 @@ class RayJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether it has ended."""
         return self.status not in (JobState.PENDING, JobState.RUNNING)
 
 
@@ -100,26 +99,26 @@ class _Version(msgspec.Struct):
 
 
 class AsyncRayJobs:
-    """The API. Keeps its connection; close it at the end."""
+    """The API in an event loop. It keeps its connection: close it at the end."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self._client = httpx.AsyncClient(**client_options(cluster))
 
     async def version(self) -> str:
-        """Return the cluster's Ray version; checks address, token and version on the way.
+        """Return the cluster's Ray version, after checking address, token and version.
 
         Raises:
-            InvalidInputError: If this is no cluster that we can use.
-            RayClusterError: If it does not answer.
+            InvalidInputError: If the cluster cannot be used.
+            RayClusterError: If it is out of reach.
         """
         answer = check_success(self.cluster, await self._send("GET", "/api/version"))
         version = _read_version(self.cluster, answer)
-        await self.list_all()  # the version is told to anybody, jobs are not
+        await self.list_all()  # the version needs no token, the list does
         return version
 
     async def find(self, submission_id: str) -> RayJob | None:
-        """Return a job; None if the cluster knows of none."""
+        """Return a job; None if the cluster does not have it."""
         answer = await self._send("GET", _job_path(submission_id), most_bytes=JOB_BYTES)
         if answer.status == httpx.codes.NOT_FOUND:
             return None
@@ -127,7 +126,7 @@ class AsyncRayJobs:
         return job
 
     async def list_all(self) -> list[RayJob]:
-        """Return all jobs, those among them that connected by themselves: one request, however many."""
+        """Return all jobs and all drivers that connected by themselves, with one request."""
         answer = await self._send("GET", "/api/jobs/", most_bytes=LIST_BYTES)
         jobs: list[RayJob] = decode_answer(
             self.cluster, check_success(self.cluster, answer), list[RayJob]
@@ -135,10 +134,10 @@ class AsyncRayJobs:
         return jobs
 
     async def submit(self, submission: Mapping[str, Any]) -> bool:
-        """Start a job; False if there is one of this submission id already.
+        """Submit a job; False if the submission id is in use.
 
         Raises:
-            InvalidInputError: If the cluster refuses it.
+            InvalidInputError: If the cluster refuses the job.
         """
         answer = await self._send("POST", "/api/jobs/", json=dict(submission))
         if answer.is_success:
@@ -152,13 +151,13 @@ class AsyncRayJobs:
         raise failed(self.cluster, answer)
 
     async def stop(self, submission_id: str) -> None:
-        """Ask a job to end: SIGTERM, and SIGKILL some time later. No matter if it has ended."""
+        """Stop a job: SIGTERM, then SIGKILL after its grace period. No error if it has ended."""
         await self._send("POST", f"{_job_path(submission_id)}/stop")
 
     async def read_log(self, submission_id: str, log: JobLog, seconds: float | None = None) -> None:
         """Read what a job has printed, until the log has enough.
 
-        Nothing is read of one that is out of reach (its node is gone), or that nobody knows of.
+        Nothing is read if its node is gone, or if the cluster does not have the job.
         """
         text = LogText()
 
@@ -175,14 +174,14 @@ class AsyncRayJobs:
             raise not_a_dashboard(self.cluster, "the end of a log is missing")
 
     async def has_package(self, name: str) -> bool:
-        """Whether the cluster holds a package; if so, it keeps it for some more minutes."""
+        """Whether the cluster has a package; if so, it keeps it for some more minutes."""
         answer = await self._send("GET", f"/api/packages/{_GCS}/{name}")
         if answer.status == httpx.codes.NOT_FOUND:
             return False
         return bool(check_success(self.cluster, answer))
 
     async def upload_package(self, name: str, body: bytes) -> None:
-        """Give the cluster a package."""
+        """Upload a package."""
         path = f"/api/packages/{_GCS}/{name}"
         answer = await self._send(
             "PUT",
@@ -221,74 +220,74 @@ class AsyncRayJobs:
 
 
 class RayJobs:
-    """The API for code that may block; each method as in `AsyncRayJobs`."""
+    """The API for code that may block. The methods are those of `AsyncRayJobs`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
 
     def version(self) -> str:
         """Return the cluster's Ray version."""
-        return self._ask(lambda jobs: jobs.version())
+        return self._run(lambda jobs: jobs.version())
 
     def find(self, submission_id: str) -> RayJob | None:
-        """Return a job; None if the cluster knows of none."""
-        return self._ask(lambda jobs: jobs.find(submission_id))
+        """Return a job; None if the cluster does not have it."""
+        return self._run(lambda jobs: jobs.find(submission_id))
 
     def list_all(self) -> list[RayJob]:
         """Return all jobs."""
-        return self._ask(lambda jobs: jobs.list_all())
+        return self._run(lambda jobs: jobs.list_all())
 
     def submit(self, submission: Mapping[str, Any]) -> bool:
-        """Start a job; False if there is one of this submission id already."""
-        return self._ask(lambda jobs: jobs.submit(submission))
+        """Submit a job; False if the submission id is in use."""
+        return self._run(lambda jobs: jobs.submit(submission))
 
     def stop(self, submission_id: str) -> None:
-        """Ask a job to end."""
-        self._ask(lambda jobs: jobs.stop(submission_id))
+        """Stop a job."""
+        self._run(lambda jobs: jobs.stop(submission_id))
 
     def read_log(self, submission_id: str, log: JobLog) -> None:
-        """Read what a job has printed; nobody else waits meanwhile, so it may take its time."""
-        self._ask(lambda jobs: jobs.read_log(submission_id, log, LOG_SECONDS))
+        """Read what a job has printed, within `LOG_SECONDS`."""
+        self._run(lambda jobs: jobs.read_log(submission_id, log, LOG_SECONDS))
 
     def has_package(self, name: str) -> bool:
-        """Whether the cluster holds a package."""
-        return self._ask(lambda jobs: jobs.has_package(name))
+        """Whether the cluster has a package."""
+        return self._run(lambda jobs: jobs.has_package(name))
 
     def upload_package(self, name: str, body: bytes) -> None:
-        """Give the cluster a package."""
-        self._ask(lambda jobs: jobs.upload_package(name, body))
+        """Upload a package."""
+        self._run(lambda jobs: jobs.upload_package(name, body))
 
-    def _ask(self, question: Callable[[AsyncRayJobs], Coroutine[Any, Any, _Told]]) -> _Told:
-        """Ask in a thread of its own.
+    def _run(self, request: Callable[[AsyncRayJobs], Coroutine[Any, Any, _T]]) -> _T:
+        """Run one request in a thread of its own.
 
-        Only an event loop has deadlines for whole requests, and there is one at a time in a thread:
-        Airflow calls `on_kill` from a signal handler, in the middle of whatever is asked.
+        Only an event loop has deadlines for whole requests, and a thread can run one loop at a time.
+        Airflow calls `on_kill` from a signal handler, which may interrupt another request.
         """
-        told: Future[_Told] = Future()
+        answered: Future[_T] = Future()
 
-        async def ask_once() -> None:
+        async def run_once() -> None:
             try:
                 jobs = AsyncRayJobs(self.cluster)
                 try:
-                    answer = await question(jobs)
+                    answer = await request(jobs)
                 finally:
                     await jobs.close()
-            except BaseException as error:  # noqa: BLE001  raised where the question was asked
-                told.set_exception(error)
+            except BaseException as error:  # noqa: BLE001  raised in the calling thread
+                answered.set_exception(error)
             else:
-                told.set_result(answer)
+                answered.set_result(answer)
 
-        # what the loop still waits for when it ends, as the name of a host, nobody else does
-        asking = threading.Thread(
-            target=lambda: asyncio.run(ask_once()), name="ray-jobs", daemon=True
+        # a daemon: at its end the loop may still wait for the name of a host
+        thread = threading.Thread(
+            target=lambda: asyncio.run(run_once()), name="ray-jobs", daemon=True
         )
-        asking.start()
-        return told.result()
+        thread.start()
+        return answered.result()
 
 
 def _read_version(cluster: Cluster, answer: Answer) -> str:
-    told: _Version = decode_answer(cluster, answer, _Version)
-    version = printable(told.ray_version, 40)
+    answered: _Version = decode_answer(cluster, answer, _Version)
+    version = printable(answered.ray_version, 40)
     number = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     if number is None or (int(number[1]), int(number[2])) < OLDEST_RAY:
         oldest = ".".join(map(str, OLDEST_RAY))

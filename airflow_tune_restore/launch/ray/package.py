@@ -1,15 +1,17 @@
-"""Code on its way to a cluster: directories zipped and named by content, as Ray's own client does.
+"""Packs code for a cluster: directories as zip files named by their content, as Ray's own client does.
 
-The runner goes along as one of them, so that the cluster needs nothing but Ray and the user's code.
-See ray/_private/runtime_env/packaging.py (2.60): `gcs://_ray_pkg_<hash>.zip`; a module goes with its
-directory's name, a working directory without. As there, `.gitignore` counts unless
-`RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`, and `.git` and virtual environments stay behind
-(`RAY_RUNTIME_ENV_DEFAULT_EXCLUDES`, ray_constants.py); here also out of modules, for what a cluster holds
-may be read by whoever may use it. For the same reason so does what holds credentials, and what a link out
-of the directory leads to. A warning names them; `excludes=["!name"]` takes one along, whatever names it:
-Ray asks each list by itself and leaves out what any of them names (`_dir_travel`), so that its `!` means
-something within one list only; here what `excludes` says with `!` counts last, as in a `.gitignore` that
-went on with it. As in git, nothing comes back out of a directory that stays behind itself.
+The runner is packed, too, so that the cluster needs only Ray and the user's code. The format is that of
+ray/_private/runtime_env/packaging.py (2.60): `gcs://_ray_pkg_<hash>.zip`; a module keeps the name of its
+directory, a working directory does not.
+
+As in Ray, `.gitignore` counts unless `RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`, and `.git` and virtual
+environments are left out (`RAY_RUNTIME_ENV_DEFAULT_EXCLUDES`, ray_constants.py). Everyone who may use the
+cluster can read the packages. So these are left out of modules, too, and so are credentials and the
+targets of links out of the directory. A warning names them.
+
+`excludes=["!name"]` packs one of them after all. In Ray, a `!` has an effect within one list only,
+because each list is applied by itself (`_dir_travel`). Here a `!` in `excludes` counts last, as at the
+end of a `.gitignore`. As in git, nothing is packed from a directory that is itself left out.
 """
 
 import hashlib
@@ -37,25 +39,25 @@ _Rule: TypeAlias = Callable[[Path, bool], bool]
 """Whether a path, a directory or not, is ignored."""
 
 MAX_PACKAGE_BYTES = 500 * 1024**2
-"""What a cluster takes at most (GCS_STORAGE_MAX_SIZE, 2.60)."""
+"""Limit of a cluster (GCS_STORAGE_MAX_SIZE, 2.60)."""
 
 RUNNER_ROOMS = ("protocol", "runner", "storage")
-"""The rooms a runner imports; exceptions.py beside them."""
+"""Subpackages that a runner imports, beside exceptions.py."""
 
 CACHES = "__pycache__"
-"""Left behind without a word."""
+"""Left out without a warning."""
 
 RAY_EXCLUDES = f".git,.venv,venv,{CACHES}"
-"""What Ray leaves behind unless RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES names other things (2.60)."""
+"""What Ray leaves out, unless RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES is set (2.60)."""
 
 CREDENTIALS = (".env", ".env.*", ".netrc", ".git-credentials", ".pypirc", ".aws", ".ssh")
 """Names under which tools look for credentials, and for little else.
 
-Not `*.pem`: those may be certificates that a job needs. Private keys are told by their first line.
+Not `*.pem`: those may be certificates that a job needs. A private key is recognised by its first line.
 """
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""No file times: the same content is the same package."""
+"""All files have the same time, so that the same content is the same package."""
 
 _SHOWN = 20
 
@@ -69,7 +71,7 @@ class Package:
     Args:
         body: Its content.
         wheel: The file name of a wheel.
-        left_out: What of its directory is not in it, although nobody excluded it: reason -> paths.
+        left_out: Paths that are not in it although the user did not exclude them, by reason.
     """
 
     body: bytes = field(repr=False)
@@ -83,12 +85,12 @@ class Package:
 
     @property
     def uri(self) -> str:
-        """Return what a runtime_env says of it."""
+        """Return its URI for a runtime_env."""
         return f"gcs://{self.name}"
 
 
 def runner_package() -> Package:
-    """Zip what a runner needs of this package."""
+    """Zip the part of this package that a runner needs."""
     home = Path(airflow_tune_restore.__path__[0])
     files = [home / "__init__.py", home / "exceptions.py"]
     for room in RUNNER_ROOMS:
@@ -97,10 +99,10 @@ def runner_package() -> Package:
 
 
 def directory_package(directory: Path, excludes: Sequence[str] = (), *, is_module: bool) -> Package:
-    """Zip a directory, without what `excludes`, .gitignore and .rayignore name, and what stays behind.
+    """Zip a directory, without what `excludes`, .gitignore, .rayignore and this module leave out.
 
     Raises:
-        InvalidInputError: If something in it cannot be read, or a pattern is none.
+        InvalidInputError: If a file cannot be read, or a pattern is not valid.
     """
     prefix = f"{directory.name}/" if is_module else ""
     tree = _Tree(directory, excludes)
@@ -120,8 +122,8 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     """Upload the local parts of a runtime_env, and the runner, and return it with their URIs.
 
     Raises:
-        InvalidInputError: If a path does not exist, or is no directory, wheel or zip file.
-        RayClusterError: If the cluster does not take them.
+        InvalidInputError: If a path is not an existing directory, wheel or zip file.
+        RayClusterError: If the cluster is out of reach.
     """
     given = {name: value for name, value in runtime_env.items() if value is not None}
     excludes = given.pop("excludes", ())
@@ -145,7 +147,7 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:
-    """Name once what of a directory did not go along, and say how it would."""
+    """Log what was left out of a directory, and how to pack it."""
     if not left_out:
         return
     groups = []
@@ -154,7 +156,7 @@ def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:
         groups.append(f"{', '.join(printable(name) for name in names[:_SHOWN])}{more} ({why})")
     logger.warning(
         "Not sent to the cluster from %s: %s. To send one of them, put its path with a leading ! into "
-        'the runtime_env: "excludes": ["!.env"]; without the !, it stays behind without this warning.',
+        'the runtime_env: "excludes": ["!.env"]; without the !, it is left out without this warning.',
         *(printable(directory), "; ".join(groups)),
     )
 
@@ -162,8 +164,8 @@ def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:
 def _upload(jobs: "RayJobs", package: Package) -> str:
     if len(package.body) > MAX_PACKAGE_BYTES:
         raise InvalidInputError(
-            f"A package of {len(package.body) / 1024**2:.0f} MiB is more than a Ray cluster takes "
-            f"({MAX_PACKAGE_BYTES // 1024**2} MiB). Leave data out of it: `excludes` in the runtime_env, "
+            f"A package of {len(package.body) / 1024**2:.0f} MiB is larger than a Ray cluster accepts "
+            f"({MAX_PACKAGE_BYTES // 1024**2} MiB). Leave out data: `excludes` in the runtime_env, "
             "or a .rayignore."
         )
     if not jobs.has_package(package.name):
@@ -182,7 +184,7 @@ def _package(path: Path, excludes: Sequence[str], *, is_module: bool) -> Package
 
 
 class _Tree:
-    """A directory to be packed, and what of it is left out."""
+    """A directory that is packed, and what is left out of it."""
 
     def __init__(self, top: Path, excludes: Sequence[str]) -> None:
         self._top = top
@@ -208,17 +210,17 @@ class _Tree:
             is_directory = os.path.isdir(path)  # noqa: PTH112
             if not is_directory and not os.path.isfile(path):  # noqa: PTH113
                 continue  # a link to nothing or to itself, a pipe, a socket, a device
-            if self._stays(path, rules, above, is_directory=is_directory):
+            if self._is_left_out(path, rules, above, is_directory=is_directory):
                 continue
             if is_directory:
                 yield from self._walk(path, rules, above)
             else:
                 yield path
 
-    def _stays(
+    def _is_left_out(
         self, path: Path, rules: Sequence[_Rule], above: Sequence[str], *, is_directory: bool
     ) -> bool:
-        """Whether something is left out: excluded, or not asked for and of a kind that stays behind."""
+        """Whether a path is left out: excluded, or of a kind that is packed only if it is asked for."""
         name = path.relative_to(self._top).as_posix()
         verdict = self._spec.check_file(name + "/" * is_directory)
         is_asked_for = verdict.include is False
@@ -229,7 +231,7 @@ class _Tree:
             return True
         real = os.path.realpath(path)
         if is_directory and real in above:
-            why = "a link back"  # for ever, whatever is asked for
+            why = "a link back"  # endless, whatever is asked for
         elif not is_text(path.name):
             why = "no zip file can hold its name"
         elif is_asked_for:
@@ -239,7 +241,7 @@ class _Tree:
         elif path.is_symlink() and not Path(real).is_relative_to(self._real):
             why = "a link out of it"
         else:
-            why = _kind_that_stays(path, is_directory=is_directory)
+            why = _kind_left_out(path, is_directory=is_directory)
             if not why:
                 return False
         if why:
@@ -247,8 +249,8 @@ class _Tree:
         return True
 
 
-def _kind_that_stays(path: Path, *, is_directory: bool) -> str:
-    """Say of what kind something is that nobody wants on a cluster; "" if it may go there."""
+def _kind_left_out(path: Path, *, is_directory: bool) -> str:
+    """Return why a path is left out, by its content; "" if it is packed."""
     if is_directory:
         return "a virtual environment" if (path / "pyvenv.cfg").is_file() else ""
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A runner as a Ray job: what is submitted for an attempt."""
+"""The submission of an attempt as a Ray job: its id, its command, its resources."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from airflow_tune_restore.launch.ray.jobs_api import RayJobs
 
 IN_CLUSTER = "auto"
-"""The address of the cluster for a runner that is a job in it."""
+"""The address of the cluster for a runner that is a job of that cluster."""
 
 STOP_WAIT_SECONDS = 60
-"""How long a job that was told to stop may take to save its snapshot; Ray's default is 3 s."""
+"""Grace period of a stopped job, to save its snapshot; Ray's default is 3 s."""
 
 DRIVER_MEMORY_BYTES = 512 * 1024**2
-"""What a driver asks for unless told otherwise.
+"""Memory that a driver requests by default.
 
-Asking for anything at all keeps drivers off the head node. Memory, not CPUs: drivers that hold the CPUs
-their own trials wait for would wait for ever.
+A driver that requests nothing runs on the head node. It is memory and not CPUs, because drivers could
+hold all the CPUs that their own trials wait for.
 """
 
 _SAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -33,7 +33,7 @@ _SAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverResources:
-    """What the driver itself asks for, beside its trials.
+    """Resources that the driver itself requests; its trials request their own.
 
     Args:
         num_cpus: CPUs.
@@ -50,7 +50,7 @@ SUBMISSION_PREFIX = "tune-restore-"
 
 
 def submission_id(experiment: str, restore_id: str, trial_id: str, attempt: int) -> str:
-    """Make the id of an attempt's job: whoever claims or finds the attempt knows it."""
+    """Return the id of an attempt's job, computed from the attempt: any process can find the job."""
     identity = json.dumps([experiment, restore_id, trial_id, attempt])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     name = "all" if trial_id == layout.WHOLE_EXPERIMENT else _SAFE.sub("-", trial_id)[:32]
@@ -65,9 +65,9 @@ def build_submission(
     env: Mapping[str, str],
     driver: DriverResources,
 ) -> dict[str, Any]:
-    """Upload the code of an attempt and return what is posted to start its job.
+    """Upload the code of an attempt and return the body of the request that submits its job.
 
-    `env` must hold no secret: Ray shows the runtime_env of a job to whoever may list jobs.
+    `env` must hold no secret: Ray shows the runtime_env of a job to everyone who may list jobs.
     """
     key = layout.request_key(request.restore_id, request.trial_id, request.attempt)
     command = ["-m", "airflow_tune_restore.runner", "run", "--experiment", request.experiment]

@@ -6,7 +6,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from functools import cached_property
 from typing import Any, Never
 
 from airflow.sdk import Context
@@ -15,10 +14,9 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS, describe_error, is_gone
-from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods, find_request
+from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
 from airflow_tune_restore.launch.kubernetes.pod_resources import (
     GPU_RESOURCE,
-    OBJECT_STORE_BYTES,
     PodSpecOptions,
     trial_memory,
 )
@@ -48,6 +46,7 @@ from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
@@ -161,11 +160,14 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             custom_resources=self.custom_resources or {},
         )
 
-    @cached_property
-    def attempt_pods(self) -> AttemptPods:
-        """The pods of attempts, also those of other tries and tasks."""
+    def attempt_pods(self, task: AttemptTask) -> AttemptPods:
+        """Return the pods of the trial's attempts, also those of other tries and tasks."""
         return AttemptPods(
-            pods=self.pods, deletes_ended=self.on_finish_action.value == "delete_pod"
+            pods=self.pods,
+            store=task.store,
+            plan=task.plan,
+            trial_id=task.trial_id,
+            deletes_ended=self.on_finish_action.value == "delete_pod",
         )
 
     def check_arguments(self) -> None:
@@ -199,7 +201,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         done = task.records.outcome()
         if done is not None and done.result == Result.FINISHED:
             self.log.info("An earlier try of this task has finished its work.")
-            self.attempt_pods.delete_ended(task.store, task.plan, task.trial_id)
+            self.attempt_pods(task).delete_ended()
             return done
         task.renew_lease()
         return self._follow_next(context, task)
@@ -208,7 +210,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self, context: Context, event: dict[str, Any], task: AttemptTask
     ) -> RunnerOutcome:
         """Continue after a deferral; the rest is as for `run_attempt`."""
-        request = find_request(task.store, task.plan, task.trial_id, event["name"])
+        request = self.attempt_pods(task).find_request(event["name"])
         self._set_request(request, task.plan.metric)
         self.resume(context, event, event["name"])
         return self._get_outcome(context, task, request)
@@ -290,7 +292,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         Of several tries at the same instant one claims, and the others attach to its pod.
         """
         while True:
-            newest = self.attempt_pods.find_attempt(task.store, task.plan, task.trial_id)
+            newest = self.attempt_pods(task).find_attempt()
             if newest.alive is not None:
                 return newest.alive, True
             outcome = task.records.outcome()
@@ -307,7 +309,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self, context: Context, task: AttemptTask, request: RunnerRequest
     ) -> RunnerOutcome:
         """Return the outcome of the followed attempt; if its pod was too small, that of the next one."""
-        outcome = self.attempt_pods.get_outcome(task.store, task.plan, request, self.end)
+        outcome = self.attempt_pods(task).get_outcome(request, self.end)
         return self._follow_next(context, task) if outcome.resources else outcome
 
     def _set_request(self, request: RunnerRequest, metric: str | None) -> None:

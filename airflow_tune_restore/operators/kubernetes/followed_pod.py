@@ -41,12 +41,12 @@ from airflow_tune_restore.operators.kubernetes.pod_template import read_template
 class FollowedPodOperator(KubernetesPodOperator):
     """Follows a pod that is known by its name; the provider looks for labels, which tries share.
 
-    `follow` and `resume` return once the pod has ended, and leave in `end` how; what the provider makes
-    of a pod that failed does not count.
+    `follow` and `resume` return when the pod has ended, and set `end`. The provider's own error for a pod
+    that failed is dropped.
 
     Attributes:
-        end: How the pod ended; None while nobody has seen that.
-        pod_purpose: What the pod is for, in the words that begin a message about it.
+        end: How the pod ended; None before that is known.
+        pod_purpose: The purpose of the pod, in the words that begin a message about it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -94,12 +94,12 @@ class FollowedPodOperator(KubernetesPodOperator):
         return str(found or "default")
 
     def follow(self, context: Context, name: str, *, is_there: bool) -> None:
-        """Create the pod of this name, or attach to the one that is there, and follow it; or defer.
+        """Create the pod of this name, or attach to it, and follow it; or defer.
 
         Raises:
-            AirflowException: If it was not created, or did not start, or cannot be followed any more; all
-                but the last leaves nothing behind.
-            AirflowFailException: If the API server takes it for wrong.
+            AirflowException: If it was not created, did not start, or can no longer be followed. Only in
+                the last case the pod continues.
+            AirflowFailException: If it is not valid for the API server.
         """
         self._forget(name)
         self._is_there = is_there
@@ -108,10 +108,10 @@ class FollowedPodOperator(KubernetesPodOperator):
         except (AirflowSkipException, AirflowFailException):
             raise
         except _provider_errors() as error:
-            self._refuse(error, name, was_there=self.pod is not None)
+            self._raise_unless_ended(error, name, was_there=self.pod is not None)
 
     def resume(self, context: Context, event: dict[str, Any], name: str) -> None:
-        """Go on after a deferral."""
+        """Continue after a deferral."""
         self._forget(name)
         if event.get("end"):
             self._watch.remember(name, PodExit.from_event(event["end"]))
@@ -129,10 +129,10 @@ class FollowedPodOperator(KubernetesPodOperator):
         except (AirflowSkipException, AirflowFailException):
             raise
         except _provider_errors() as error:
-            self._refuse(error, name, was_there=True)
+            self._raise_unless_ended(error, name, was_there=True)
 
     def create(self, pod: Any) -> None:
-        """Create a pod that this task does not follow; the errors are those of `follow`."""
+        """Create a pod that this task does not follow; it raises as `follow` does."""
         try:
             self.pod_manager.create_pod(pod)
         except _provider_errors() as error:
@@ -144,7 +144,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         self._has_waited, self._why_given_up = False, None
         self.pod = self.pod_request_obj = self.remote_pod = None  # the provider's own
 
-    # what the provider calls
+    # called by the provider
 
     def find_pod(
         self, namespace: str, context: Context, *, exclude_checked: bool = True
@@ -175,32 +175,31 @@ class FollowedPodOperator(KubernetesPodOperator):
             self._end_for_time(self._pod_name)
 
     def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
-        """Look how the pod ended, before the provider deletes it; one that goes on is left alone.
+        """Set `end`, before the provider deletes an ended pod.
 
-        Whatever was raised: a pod that has not ended is deleted only if it does not start, or if the time
-        that the user gave the task is over.
+        A pod that has not ended is deleted only if it does not start, or if the task's time is over.
         """
         name, raised = pod.metadata.name, sys.exception()
         if remote_pod is None or self._killed:
-            return  # it was never there, or is deleted already
+            return  # it never existed, or is deleted already
         if isinstance(raised, AirflowTaskTimeout):
             self._end_for_time(name)
             return
         if is_outage(raised, name):
-            self.log.warning("Pod %s goes on unseen; a retry attaches to it.", name)
+            self.log.warning("Pod %s continues; a retry attaches to it.", name)
             return
         self.end = self.pods.look(name)
         remote_pod = self.find_pod(pod.metadata.namespace, kwargs["context"])
         if remote_pod is None:
-            return  # nothing is left to clean
+            return  # already deleted
         if self.end is not None:
             super().post_complete_action(pod=pod, remote_pod=remote_pod, **kwargs)
             return
         if self._is_given_up(raised, remote_pod):
-            # also if pods are kept: it would be attached to, and has no log
+            # also if pods are kept: a retry would attach to it, and it has no log
             self._why_given_up = self.pods.delete_unstarted(name)
         if self._why_given_up is None:
-            self.log.warning("Pod %s has not ended, and goes on; a retry attaches to it.", name)
+            self.log.warning("Pod %s has not ended and continues; a retry attaches to it.", name)
 
     def _clean(self, event: dict[str, Any], result: Any, context: Context) -> None:
         """Wait for the pod's end and clean up, unless the time of the task is over."""
@@ -210,7 +209,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         super()._clean(event=event, result=result, context=context)
 
     def _is_given_up(self, raised: BaseException | None, pod: Any) -> bool:
-        """Whether a pod that has not started is waited for no longer."""
+        """Whether the wait for a pod that has not started is over."""
         return (
             self._has_waited
             or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)
@@ -218,9 +217,9 @@ class FollowedPodOperator(KubernetesPodOperator):
         )
 
     def _end_for_time(self, name: str) -> None:
-        """Delete a pod that goes on, unless the user keeps those of tasks that are killed."""
+        """Delete a pod that has not ended, unless the user keeps the pods of killed tasks."""
         if self.on_kill_action.value == "keep_pod":
-            self.log.info("Pod %s goes on: on_kill_action is keep_pod.", name)
+            self.log.info("Pod %s continues: on_kill_action is keep_pod.", name)
             return
         self.pods.delete(name)
 
@@ -230,7 +229,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         follow: bool = False,  # noqa: FBT001, FBT002  as the provider declares it
         since_time: Any = None,
     ) -> None:
-        """Show what the triggerer has not: results in words, as it does."""
+        """Show the lines that the triggerer has not shown, in the same form."""
         follow = follow and has_started(pod.to_dict(serialize=True), self.base_container_name)
         where = (pod.metadata.namespace, pod.metadata.name, self.base_container_name)
         if since_time is not None:
@@ -243,8 +242,8 @@ class FollowedPodOperator(KubernetesPodOperator):
             log_formatter=self.log_formatter,
         )
 
-    def _refuse(self, error: Exception, name: str, *, was_there: bool) -> None:
-        """Raise what the provider raised, in short, unless the pod has ended: then that is told."""
+    def _raise_unless_ended(self, error: Exception, name: str, *, was_there: bool) -> None:
+        """Raise a short form of the provider's error, unless the pod has ended: then `end` counts."""
         if self.end is not None:
             return
         what, why = self._describe(name), _cause(error)
@@ -258,7 +257,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         if self._why_given_up:
             raise AirflowException(
                 f"{what} did not start: {self._why_given_up.rstrip('.')}. It was deleted; a retry "
-                "makes another one."
+                "creates another one."
             ) from error
         raise AirflowException(f"{what} was given up: {why}") from error
 
@@ -270,12 +269,12 @@ class FollowedPodOperator(KubernetesPodOperator):
         if is_refusal(error, name):
             return AirflowException(f"{failed} Nothing ran; a retry tries again.")
         return AirflowException(
-            f"{failed} If it was created all the same, a retry attaches to it; else one tries again."
+            f"{failed} If it was created nevertheless, a retry attaches to it; else a retry creates it."
         )
 
     def _not_followed(self, name: str, why: str) -> AirflowException:
         return AirflowException(
-            f"{self._describe(name)} cannot be followed: {why.rstrip('.')}. It goes on; a retry "
+            f"{self._describe(name)} cannot be followed: {why.rstrip('.')}. It continues; a retry "
             "attaches to it."
         )
 
@@ -285,7 +284,7 @@ class FollowedPodOperator(KubernetesPodOperator):
 
 @contextmanager
 def plain_answers() -> Iterator[None]:
-    """Raise what an API server answered, or did not, as an `AirflowException` of one sentence."""
+    """Raise an API error as an `AirflowException` of one sentence."""
     try:
         yield
     except Exception as error:
@@ -293,7 +292,7 @@ def plain_answers() -> Iterator[None]:
             raise
         raise AirflowException(
             f"The Kubernetes API does not answer as it should: {describe_error(error).rstrip('.')}. "
-            "Pods go on; a retry attaches to them."
+            "Pods continue; a retry attaches to them."
         ) from error
 
 
@@ -312,7 +311,7 @@ def _is_overdue(event: dict[str, Any]) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """Return what an error began with: the provider raises another one while it cleans up."""
+    """Return the first error of a chain: the provider raises others while it cleans up."""
     while isinstance(error.__context__, Exception):
         error = error.__context__
     return describe_error(error).rstrip(". ")

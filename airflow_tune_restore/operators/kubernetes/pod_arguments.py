@@ -1,4 +1,4 @@
-"""Reading arguments of a pod that an API server may refuse, before anything is claimed for it."""
+"""Checks arguments of a pod that an API server may refuse, before an attempt is claimed."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from airflow_tune_restore.arguments import parse_bytes, parse_span
 from airflow_tune_restore.exceptions import InvalidInputError
 
 MOST_SECONDS = 2**31 - 1
-"""The longest `activeDeadlineSeconds` that an API server takes."""
+"""The longest `activeDeadlineSeconds` that an API server accepts."""
 
 
 def parse_ttl(ttl: Any) -> int | None:
-    """Read how long a pod may live, a timedelta or seconds, rounded up to whole seconds."""
+    """Return the longest life of a pod in whole seconds, rounded up, from a timedelta or seconds."""
     if ttl is None:
         return None
     span = parse_span("ttl", ttl)
@@ -28,7 +28,7 @@ def parse_ttl(ttl: Any) -> int | None:
 
 
 def parse_grace_period(seconds: Any) -> int | None:
-    """Read how long a pod may take to end; None for Kubernetes' own default."""
+    """Return the grace period of a pod in seconds; None for Kubernetes' own default."""
     if seconds is None:
         return None
     if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 0:
@@ -39,7 +39,7 @@ def parse_grace_period(seconds: Any) -> int | None:
 
 
 def parse_patience(name: str, seconds: Any) -> float:
-    """Read how many seconds a pod may wait."""
+    """Return how many seconds a pod may wait."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise InvalidInputError(f"{name}={seconds!r} is not a positive number of seconds.")
     return float(seconds)
@@ -55,7 +55,7 @@ def check_env(env: Any) -> None:
 
 
 def parse_object_store(size: Any) -> int:
-    """Read the size of Ray's object store in bytes."""
+    """Return the size of Ray's object store in bytes."""
     size_bytes = int(parse_bytes("object_store_memory", size))
     if size_bytes < 1:
         raise InvalidInputError(f"object_store_memory={size!r} is not a positive number of bytes.")

@@ -1,6 +1,6 @@
-"""A pod from what the user gives, by template or argument, and from what an attempt needs.
+"""The pod of an attempt, from the user's template and arguments and from the needs of the attempt.
 
-Both are put together as a `KubernetesPodOperator` does it: arguments win over every template.
+Arguments have priority over templates, as in every `KubernetesPodOperator`.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def apply_request_to_spec(
     operator: "RunnerPodOperator", request: RunnerRequest, options: PodSpecOptions
 ) -> None:
-    """Set the provider's own arguments of an operator for one attempt."""
+    """Set the arguments of the provider's operator for one attempt."""
     from airflow.providers.cncf.kubernetes.backcompat.backwards_compat_converters import (
         convert_env_vars_or_raise_error,
     )
@@ -53,7 +53,7 @@ def apply_request_to_spec(
 
 
 def read_template(operator: "KubernetesPodOperator") -> Any | None:
-    """Return the pod that the operator's arguments are laid over; None if there is none.
+    """Return the pod that the operator's arguments are laid over; None without a template.
 
     Raises:
         InvalidInputError: If a template does not exist or is not a pod.
@@ -61,7 +61,7 @@ def read_template(operator: "KubernetesPodOperator") -> Any | None:
     from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 
     path = operator.pod_template_file
-    if path and not Path(path).is_file():  # the provider goes on without it
+    if path and not Path(path).is_file():  # the provider ignores that
         raise InvalidInputError(f"pod_template_file={path!r} does not exist on this worker.")
     try:
         if path:
@@ -77,12 +77,12 @@ def read_template(operator: "KubernetesPodOperator") -> Any | None:
 
 
 def check_template(operator: "KubernetesPodOperator") -> None:
-    """Refuse a template that cannot be read, or whose first container is not the runner's.
+    """Check that a template can be read, and that its first container is the runner's.
 
     The provider lays the runner over the first container, whatever its name.
 
     Raises:
-        InvalidInputError: If it is one of these.
+        InvalidInputError: If it is not so.
     """
     template = read_template(operator)
     containers = template.spec.containers if template is not None and template.spec else None
@@ -96,7 +96,7 @@ def check_template(operator: "KubernetesPodOperator") -> None:
 
 
 def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, str]]:
-    """Return requests and limits that the user gives, by argument or template."""
+    """Return the user's requests and limits, from argument and template."""
     template = read_template(operator)
     containers = template.spec.containers if template is not None and template.spec else []
     of_template = _plain(containers[0].resources) if containers else {}
@@ -108,7 +108,7 @@ def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, st
 
 
 def _plain(model: Any) -> dict[str, Any]:
-    """Return an object of Kubernetes' client, or what stands for one, as a mapping."""
+    """Return an object of Kubernetes' client, or its JSON, as a mapping."""
     if model is None:
         return {}
     plain: dict[str, Any] = model if isinstance(model, dict) else model.to_dict(serialize=True)

@@ -16,7 +16,6 @@ from airflow_tune_restore.launch.kubernetes.pod_start import has_no_image, is_pe
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
@@ -40,7 +39,7 @@ class SharedPod:
         self._operator = operator
         self._trial = task
         self._whole = AttemptTask(task.experiment, task.plan, layout.WHOLE_EXPERIMENT)
-        self._pods = operator.attempt_pods
+        self._pods = operator.attempt_pods(self._whole)
         self._pending_since: dict[int, float] = {}
         self._is_followed = False
 
@@ -82,13 +81,13 @@ class SharedPod:
             AirflowException: If that pod did not start in time, or another one would fail, too.
         """
         store, plan = self._whole.store, self._whole.plan
-        newest = self._pods.find_attempt(store, plan, layout.WHOLE_EXPERIMENT)
+        newest = self._pods.find_attempt()
         if newest.alive is not None:
             self._give_up_pending(newest.alive)
             key = layout.request_key(plan.restore_id, layout.WHOLE_EXPERIMENT, newest.number)
             raise KeyExistsError(store.uri, key)  # it is only slow, or waits for a node
         if newest.number not in before and newest.ended is not None and newest.end is not None:
-            self._pods.refuse_unstarted(store, plan, newest.ended, newest.end)
+            self._pods.refuse_unstarted(newest.ended, newest.end)
         self._refuse_out_of_memory(range(max(before, default=0) + 1, attempt))
         request = self._operator.claim(self._whole, attempt)
         self._operator.start_pod(context, request, plan.metric)
@@ -113,10 +112,7 @@ class SharedPod:
 
     def _refuse_out_of_memory(self, attempts: Sequence[int]) -> None:
         """Create no further pod if the last ones ran out of memory: the next one has the same size."""
-        records = AttemptRecords(
-            self._whole.store, self._whole.plan.restore_id, layout.WHOLE_EXPERIMENT
-        )
-        ends = [records.exit(attempt) for attempt in attempts[-MAX_OUT_OF_MEMORY:]]
+        ends = [self._whole.records.exit(attempt) for attempt in attempts[-MAX_OUT_OF_MEMORY:]]
         failures = [classify_exit(end.exit_code, end.message) for end in ends if end is not None]
         causes = [failure.cause for failure in failures if failure is not None]
         if causes == [Cause.OUT_OF_MEMORY] * MAX_OUT_OF_MEMORY:

@@ -1,4 +1,4 @@
-"""The half of a task whose runner is a Ray job: submit or attach, defer, and read the result."""
+"""Runs the attempts of a task as Ray jobs: submit or attach, defer, read the result."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ _STATE_KEY = "ray_job"
 
 
 class RayJobTask:
-    """An attempt of a task that runs as a Ray job. Reads connections at first; starts nothing."""
+    """An attempt of a task that runs as a Ray job. Creating it reads connections and starts nothing."""
 
     def __init__(self, operator: "AttemptOperator", task: "AttemptTask") -> None:
         self._operator = operator

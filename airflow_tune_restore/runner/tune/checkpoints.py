@@ -1,6 +1,6 @@
-"""Which checkpoint a restored trial continues from, and under which number it writes the next one.
+"""The checkpoint that a restored trial starts from, and the number of its next one.
 
-The plan chose one for the first attempt; a later attempt goes on from its predecessor's snapshot.
+The plan chooses it for the first attempt; a later attempt resumes from the snapshot of an earlier one.
 """
 
 import logging
@@ -24,21 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 def start_as_planned(store: ObjectStore, trial: Any, request: RunnerRequest) -> None:
-    """Make a trial from the seed start from the checkpoint the plan chose."""
+    """Make a trial of the seed start from the planned checkpoint."""
     present = _list_checkpoints(store, trial)
     if request.checkpoint is None:
         _set_latest(trial, None)
     elif request.checkpoint != _recorded_name(trial):
         metrics = _rows_by_checkpoint(store, trial).get(request.checkpoint)
         point_at(trial, request.checkpoint, metrics or {"training_iteration": request.iteration})
-    forget_the_gone(trial, present)
+    forget_missing(trial, present)
     _number_after(trial, present)
 
 
 def continue_from_snapshot(store: ObjectStore, trial: Any) -> None:
-    """Make a trial from a snapshot start from the checkpoint named there, or one that is left.
+    """Make a trial of a snapshot start from its checkpoint, or from another one if this is deleted.
 
-    With `num_to_keep` its predecessor may have deleted that one after its last snapshot.
+    With `num_to_keep`, the earlier attempt may have deleted it after its last snapshot.
     """
     present = _list_checkpoints(store, trial)
     recorded = start_of(trial)
@@ -58,12 +58,12 @@ def continue_from_snapshot(store: ObjectStore, trial: Any) -> None:
             else:
                 row = rows.get(choice.name) or {"training_iteration": choice.iteration}
                 point_at(trial, choice.name, row)
-    forget_the_gone(trial, present)
+    forget_missing(trial, present)
     _number_after(trial, present)
 
 
 def start_of(trial: Any) -> Start | None:
-    """Return what the trial continues from; None if it starts from scratch."""
+    """Return the checkpoint that the trial starts from; None if it starts from scratch."""
     result = trial.latest_checkpoint_result
     if result is None:
         return None
@@ -71,7 +71,7 @@ def start_of(trial: Any) -> Start | None:
 
 
 def point_at(trial: Any, name: str, metrics: dict[str, Any]) -> None:
-    """Make a checkpoint directory the trial's latest checkpoint, as if it had just reported it."""
+    """Make a directory the latest checkpoint of a trial, as if the trial had just reported it."""
     from ray import train, tune
     from ray.train._internal.session import _TrainingResult
 
@@ -86,10 +86,10 @@ def point_at(trial: Any, name: str, metrics: dict[str, Any]) -> None:
         known._checkpoint_results.append(result)  # so that `num_to_keep` counts it
 
 
-def forget_the_gone(trial: Any, present: list[str]) -> None:
-    """Drop checkpoints that no longer exist from Ray's list of those to delete some day.
+def forget_missing(trial: Any, present: list[str]) -> None:
+    """Drop checkpoints that no longer exist from Ray's list of checkpoints to delete later.
 
-    Deleting one that is gone raises FileNotFoundError and ends the run
+    To delete a missing one raises FileNotFoundError and ends the run
     (ray.train._internal.storage._delete_fs_path, 2.60).
     """
     known = trial.run_metadata.checkpoint_manager
@@ -99,7 +99,7 @@ def forget_the_gone(trial: Any, present: list[str]) -> None:
 
 
 def _number_after(trial: Any, present: list[str]) -> None:
-    """Make the next checkpoint follow all that exist: the state may be older than the directory."""
+    """Give the next checkpoint a new number: the state may be older than the directory."""
     numbers = [CheckpointDir(name=name, files={}).index for name in present]
     storage = trial.storage
     storage.current_checkpoint_index = max([storage.current_checkpoint_index, *numbers])
@@ -133,7 +133,7 @@ def _look_into(store: ObjectStore, trial: Any, name: str) -> CheckpointDir:
 
 
 def _rows_by_checkpoint(store: ObjectStore, trial: Any) -> dict[str, dict[str, Any]]:
-    """Return the result row that reported each checkpoint; the trainable continues its counters."""
+    """Return the result row of each checkpoint; the trainable continues the counters in it."""
     try:
         key = f"{trial.relative_logdir}/{layout.RESULT_FILE}"
         rows = iter_rows(store.get(key, max_bytes=layout.MAX_RESULT_BYTES))

@@ -147,7 +147,7 @@ class ExperimentController(GuardedController):
         """Add each trial with its planned action, in Ray's order; trials that have ended stay ended."""
         del resume_config
         if self.context.is_seed:
-            searcher.catch_up(
+            searcher.report_missed_results(
                 self.context.store, self._search_alg, trials, self.context.request_for
             )
         for trial in sorted(trials, key=lambda t: t.run_metadata.last_result_time, reverse=True):

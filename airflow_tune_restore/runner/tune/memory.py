@@ -1,7 +1,7 @@
-"""More memory for a trial that ran out of it, on a cluster: Ray places it where that much is free.
+"""More memory for a trial that ran out of it, on a cluster: Ray places it on a node with enough.
 
-The row keeps what the trial asked for by itself. Ray computes that anew whenever it restores a trial
-(Trial.create_placement_group_factory, 2.60), and so does this: for this attempt only.
+The row keeps the trial's own request. Ray computes the request whenever it restores a trial
+(Trial.create_placement_group_factory, 2.60); this changes it for one attempt only.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def more_memory(request: RunnerRequest) -> Iterator[None]:
-    """Let trials ask for the memory of the request, for as long as the block runs."""
+    """Make trials request the memory of this attempt until the block ends."""
     from ray.tune.experiment import Trial
 
     wanted = request.resources.get("memory", 0.0)
     compute = Trial.create_placement_group_factory
     if request.address is None or not wanted:
-        yield  # a private Ray has the machine's memory, whatever is asked for
+        yield  # a private Ray has the machine's memory in any case
         return
 
     def compute_with_memory(trial: "Trial") -> None:
@@ -40,7 +40,7 @@ def more_memory(request: RunnerRequest) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_resources(trial: "Trial", request: RunnerRequest) -> Iterator[None]:
-    """Show a trial's own resources, as they belong into its row, for as long as the block runs."""
+    """Set a trial's own resources, which belong into its row, until the block ends."""
     asked = trial.placement_group_factory
     if request.address is None or "memory" not in request.resources:
         yield
@@ -55,7 +55,7 @@ def own_resources(trial: "Trial", request: RunnerRequest) -> Iterator[None]:
 
 
 def _with_memory(own: Any, wanted: float) -> Any:
-    """Return the resources with that much memory in all; the same if they have it, or none can."""
+    """Return the resources with so much memory in total; unchanged if they have it, or no node does."""
     bundles = own.bundles
     has = own.required_resources.get("memory", 0.0)
     grown = [bundle for bundle in bundles if "memory" in bundle] or bundles[:1]
@@ -68,16 +68,16 @@ def _with_memory(own: Any, wanted: float) -> Any:
         ]
     else:
         bundles[0]["memory"] = wanted
-    logger.info("The trial asks for %.1f GiB of memory.", wanted / 1024**3)
+    logger.info("The trial requests %.1f GiB of memory.", wanted / 1024**3)
     if own.head_bundle_is_empty:
         bundles.insert(0, {})
     return type(own)(bundles, strategy=own.strategy)
 
 
 def _most_memory(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node]) -> float:
-    """Return the memory of the largest node that has what else the bundles ask for.
+    """Return the memory of the largest node that holds the other resources of the bundles.
 
-    A trial that asks for more than any node has would wait for one that may never come.
+    A trial that requests more than any node has might wait for ever.
     """
     others = [{**bundle, "memory": 0.0} for bundle in bundles]
     return max(

@@ -1,7 +1,7 @@
-"""Every private name of Ray that the runner depends on, each with the place it was read from.
+"""Every private name of Ray that the runner depends on.
 
-Read in Ray 2.40 and 2.60; both have all of them. They are looked up once at start, so that a Ray that
-moved one is refused with its name instead of failing in the middle of a trial.
+Ray 2.40 and 2.60 have all of them. They are checked once at the start, so that a Ray that moved one is
+refused with its name, instead of a failure in the middle of a trial.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ _NEEDED = (
     "ray.tune.execution.tune_controller:TuneController._get_trial_checkpoints",
     "ray.tune.execution.tune_controller:TuneController._mark_trial_to_checkpoint",
     "ray.tune.execution.tune_controller:TuneController.resume",
-    # which state file resume() reads
+    # the state file that resume() reads
     "ray.tune.execution.tune_controller:_find_newest_experiment_checkpoint",
-    # what is put into a trial's runtime_env
+    # the runtime_env of trials
     "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
     # when and how states are saved
     "ray.tune.execution.experiment_state:_ExperimentCheckpointManager",
@@ -33,11 +33,11 @@ _NEEDED = (
     "ray.tune.impl.tuner_internal:TunerInternal._validate_param_space_on_restore",
     "ray.tune.impl.tuner_internal:ExperimentAnalysis",
     "ray.tune.tune:ExperimentAnalysis",
-    # where a new Tuner writes its tuner.pkl, and whether a search was ended
+    # the place of a new Tuner's tuner.pkl, and whether a search has ended
     "ray.tune.impl.tuner_internal:StorageContext",
     "ray.tune.search.search_algorithm:SearchAlgorithm._finished",
     "ray.tune.search:SearchGenerator.restore_from_dir",
-    # where a driver stages its files before it uploads them
+    # the directory of a driver's files before their upload
     "ray.train._internal.storage:StorageContext.experiment_driver_staging_path",
     "ray.train._internal.storage:_upload_to_fs_path",
     "ray.train._internal.session:_TrainingResult",
@@ -49,7 +49,7 @@ _NEEDED = (
     # ids of restarted trials, and JSON of rows
     "ray.tune.experiment:Trial.generate_id",
     "ray.tune.experiment:Trial.from_json_state",
-    # what a trial asks for, and what a machine has
+    # resources of trials and of the machine
     "ray.tune.experiment:Trial.create_placement_group_factory",
     "ray.tune.experiment:Trial.from_json_state",
     "ray.tune.experiment:Trial.resolve_config_placeholders",
@@ -67,10 +67,10 @@ _NEEDED = (
 
 
 def check() -> None:
-    """Refuse a Ray in which something we depend on has moved.
+    """Refuse a Ray that lacks one of the names.
 
     Raises:
-        InvalidInputError: Naming what is missing.
+        InvalidInputError: With the missing names.
     """
     try:
         import ray
@@ -100,7 +100,7 @@ def _exists(name: str) -> bool:
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put something else in the place of one of Ray's names, for as long as the block runs."""
+    """Replace one of Ray's names until the block ends."""
     original = owner.__dict__[name]
     setattr(owner, name, value)
     try:
@@ -110,7 +110,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def version() -> str:
-    """Return Ray's version; empty if there is none."""
+    """Return Ray's version; "" if Ray is not installed."""
     try:
         return importlib.metadata.version("ray")
     except importlib.metadata.PackageNotFoundError:

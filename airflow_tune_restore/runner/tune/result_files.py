@@ -1,9 +1,9 @@
-"""Result rows past the checkpoint a trial resumes from.
+"""Result rows after the checkpoint that a trial resumes from.
 
-Ray alone appends to result.json and so repeats those rows. Rows that stood there before this restore
-are left to Ray's way unless `trim_results` asks otherwise. Rows that an earlier attempt of this same
-restore wrote are dropped always: that attempt died, and the trial reports them again. So are those of
-an attempt in the restore before, if it died or was stopped there before the trial had ended.
+Ray only appends to result.json, so a resumed trial repeats these rows. Rows from before this restore
+stay, as in Ray, unless `trim_results` is set. Rows of an earlier attempt of this restore are always
+dropped, because the trial reports them again. So are rows of the previous restore, if the trial did not
+end in it.
 """
 
 import csv
@@ -18,7 +18,7 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import read_iteration
 from airflow_tune_restore.protocol.records import read_record
-from airflow_tune_restore.protocol.request import Result, RunnerRequest
+from airflow_tune_restore.protocol.request import Result, RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.result_rows import parse_row
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -26,7 +26,7 @@ _CHECKPOINT, _ITERATION = "checkpoint_dir_name", "training_iteration"
 
 
 class Start(NamedTuple):
-    """The checkpoint that a trial continues from.
+    """The checkpoint that a trial starts from.
 
     Args:
         checkpoint: Name of its directory.
@@ -40,17 +40,17 @@ class Start(NamedTuple):
 def prepare_results(
     store: ObjectStore, request: RunnerRequest, trial_dir: str, start: Start | None
 ) -> None:
-    """Drop the rows of a trial that its resumed run will report again.
+    """Drop the rows that the resumed trial will report again.
 
     Args:
         store: Rooted at the experiment directory.
-        request: The attempt about to run.
+        request: The attempt that starts.
         trial_dir: Ray's directory of the trial.
-        start: What it continues from; None if it starts from scratch, for then Ray begins the files anew
-            (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
+        start: The checkpoint it starts from; None to start from scratch, because Ray then starts new
+            files (ray.tune.logger.LoggerCallback._restore_from_remote, 2.60).
     """
     texts = {name: _get(store, f"{trial_dir}/{name}") for name in _TRIM}
-    is_new = start is None or request.action == "draw"  # drawn in this very restore
+    is_new = start is None or request.action == TrialAction.DRAW
     starts = _rows_at_start(store, request, trial_dir, None if is_new else texts)
     if start is None:
         _back_up(store, request, texts[layout.RESULT_FILE])
@@ -68,7 +68,7 @@ def prepare_results(
 def _rows_at_start(
     store: ObjectStore, request: RunnerRequest, trial_dir: str, texts: dict[str, str] | None
 ) -> dict[str, int]:
-    """Return how many rows are not ours to drop; the first attempt of the restore writes it down."""
+    """Return how many rows must stay; the first attempt of the restore records it."""
     key = _start_key(request.restore_id, request.trial_id, trial_dir)
     if not _get(store, key):
         died = _rows_before_death(store, request, trial_dir) if texts else ""
@@ -81,12 +81,12 @@ def _rows_at_start(
 def _row_counts(body: bytes) -> dict[str, int]:
     known = json.loads(body)
     if not isinstance(known, dict) or any(type(known.get(name)) is not int for name in _TRIM):
-        raise ValueError("no numbers of rows")
+        raise ValueError("it does not hold numbers of rows")
     return known
 
 
 def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: str) -> str:
-    """Return what the restore before wrote down; "" if the trial ended in it, or never ran in one."""
+    """Return the record of the previous restore of the trial; "" if the trial ended in it, or none."""
     trial_id = request.trial_id
     for restore_id in lease.earlier_restores(store, request.restore_id):
         rows = _get(store, _start_key(restore_id, trial_id, trial_dir))
@@ -102,20 +102,20 @@ def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:
 
 
 def _trim_json(text: str, first: int, start: Start) -> str:
-    lines = list(io.StringIO(text, newline="\n"))  # as rows are counted: at no other line end
+    lines = list(io.StringIO(text, newline="\n"))  # no other line ends: as rows are counted
     fields = (_CHECKPOINT, _ITERATION)
     rows = [parse_row(line, fields=fields) if line.endswith("\n") else None for line in lines]
     if rows and rows[-1] is None:
-        lines.pop()  # cut off while it was uploaded: the next row would be appended to it
+        lines.pop()  # truncated during an upload: the next row would be appended to it
     kept = _choose_kept([row or {} for row in rows], start)
     return "".join([*lines[:first], *compress(lines[first:], kept[first:])])
 
 
 def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:
-    """Tell which rows came before the checkpoint: all up to the row that reported it.
+    """Return for each row whether it stays: all rows up to the one that reported the checkpoint.
 
-    A trainable may count its iterations as it likes, so they decide only where no row names the
-    checkpoint. Then a row whose iteration is not a number stays.
+    A trainable may count its iterations in any way, so they decide only if no row has the checkpoint.
+    Then a row whose iteration is not a number stays.
     """
     named = [n for n, row in enumerate(rows) if row.get(_CHECKPOINT) == start.checkpoint]
     if named:
@@ -127,13 +127,13 @@ def _choose_kept(rows: Sequence[Mapping[str, Any]], start: Start) -> list[bool]:
 
 
 def _trim_csv(text: str, first: int, start: Start) -> str:
-    """Drop rows and leave the bytes of the others alone; a quoted field may hold line ends."""
+    """Drop rows, and keep the bytes of the others; a quoted field may hold line ends."""
     records = list(_csv_records(text))
     if not records or _ITERATION not in records[0][1]:
         return text
     (header, names), body = records[0], records[1:]
     if body and not (body[-1][0].endswith("\n") and len(body[-1][1]) == len(names)):
-        body.pop()  # cut off
+        body.pop()  # truncated
     rows = [dict(zip(names, fields, strict=False)) for _, fields in body]
     kept = _choose_kept([{**row, **_number_of(row)} for row in rows], start)
     raws = [raw for raw, _ in body]
@@ -141,7 +141,7 @@ def _trim_csv(text: str, first: int, start: Start) -> str:
 
 
 def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
-    """Return the iteration of a CSV row as a number, where it can be one."""
+    """Return the iteration of a CSV row as a number; None if it is not one."""
     try:
         return {_ITERATION: float(row[_ITERATION])}
     except (KeyError, ValueError):
@@ -149,9 +149,9 @@ def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
 
 
 def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each record of a CSV file, as its own text and as its fields."""
+    """Yield the text and the fields of each record of a CSV file."""
     consumed: list[str] = []
-    csv.field_size_limit(layout.MAX_RESULT_BYTES)  # its own limit is below what people report
+    csv.field_size_limit(layout.MAX_RESULT_BYTES)  # the default limit is too small for some results
 
     def lines() -> Iterator[str]:
         for line in io.StringIO(text, newline=""):
@@ -176,7 +176,7 @@ _COUNT: dict[str, Callable[[str], int]] = {
 
 
 def _back_up(store: ObjectStore, request: RunnerRequest, text: str) -> None:
-    """Keep the rows as they were before this restore, once."""
+    """Save the rows from before this restore, once."""
     key = layout.results_backup_key(request.restore_id, request.trial_id)
     if text and not _get(store, key):
         store.put(key, text.encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""A searcher that the user names takes on the saved state of the one that was lost with tuner.pkl."""
+"""Restores the saved state of a searcher lost with tuner.pkl into a searcher that the user names."""
 
 import contextlib
 import tempfile
@@ -16,37 +16,37 @@ from airflow_tune_restore.runner.tune import searcher
 from airflow_tune_restore.storage.base import ObjectStore
 
 _WRAPPED = "name:"
-"""How SearchGenerator.save_to_dir marks the states of what is around a searcher (2.60)."""
+"""The prefix of the states of wrappers in SearchGenerator.save_to_dir (2.60)."""
 
 _OF_SEARCHERS = {"_metric", "_mode"}
-"""What every Searcher has: a saved dict that holds both is the `__dict__` of one."""
+"""Attributes of every Searcher: a saved dict with both is the `__dict__` of a searcher."""
 
 
 class _Restored(SearchGenerator):  # type: ignore[misc]  # Ray is untyped
-    """Its space, metric and mode come with the saved state, and are not set again."""
+    """A restored searcher: its space, metric and mode come from the saved state."""
 
     def set_search_properties(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Leave them as they are."""
+        """Keep the restored properties."""
         return True
 
 
 def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]:
-    """Check that a searcher can take on the newest saved state, and wrap it as the lost one was wrapped.
+    """Check that a searcher can restore the newest saved state, and wrap it like the lost one.
 
-    The state is tried on it. The controller restores it once more (`SearchGenerator.restore_from_dir`,
-    2.60); restoring sets, and adds to nothing.
+    The check restores the state. The controller does so again (`SearchGenerator.restore_from_dir`,
+    2.60), with the same result.
 
     Args:
         store: Rooted at the experiment directory.
         search: Arguments of `tune.run`, with the searcher as `search_alg`.
-        name: How the user calls it.
+        name: Its name in the user's arguments.
 
     Returns:
-        The arguments with the fitted searcher; none if Ray's own searcher has saved the state, which Ray
-        makes by itself.
+        The arguments with the fitted searcher; none if Ray's own searcher saved the state, because Ray
+        makes this one itself.
 
     Raises:
-        InvalidInputError: If another kind of searcher has saved the state.
+        InvalidInputError: If another kind of searcher saved the state.
     """
     with _fetched(store) as (saved, generator_state):
         if generator_state is None:
@@ -73,15 +73,15 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
 
 
 def check(store: ObjectStore, search: dict[str, Any], name: str) -> None:
-    """Refuse what `fit` refuses, as far as that shows without loading the saved state.
+    """Make the checks of `fit` that need no unpickling of the saved state.
 
     Args:
         store: Rooted at the experiment directory.
         search: Arguments of `tune.run`, with the searcher as `search_alg`.
-        name: How the user calls it.
+        name: Its name in the user's arguments.
 
     Raises:
-        InvalidInputError: If another kind of searcher has saved the state.
+        InvalidInputError: If another kind of searcher saved the state.
     """
     with _fetched(store) as (saved, generator_state):
         if generator_state is None:
@@ -96,15 +96,14 @@ def check(store: ObjectStore, search: dict[str, Any], name: str) -> None:
             _check_wrappers(inner, state, refusal)
         base = searcher.innermost(inner)
         own = _own_state(saved, base, refusal)
-        with contextlib.suppress(
-            pickle_reader.DamagedPickleError
-        ):  # a searcher may save what it likes
+        # a searcher may save in any format
+        with contextlib.suppress(pickle_reader.DamagedPickleError):
             _check_attributes(base, _read_keys(own) or (), refusal)
 
 
 @contextlib.contextmanager
 def _fetched(store: ObjectStore) -> Iterator[tuple[Path, Path | None]]:
-    """Fetch what was saved last, and yield its directory and the state of a SearchGenerator in it."""
+    """Fetch the newest saved files; yield their directory, and in it the state of a SearchGenerator."""
     with tempfile.TemporaryDirectory(prefix="tune-restore-searcher-") as directory:
         saved = Path(directory)
         searcher.fetch_newest(store, saved)
@@ -112,7 +111,7 @@ def _fetched(store: ObjectStore) -> Iterator[tuple[Path, Path | None]]:
 
 
 def _read_keys(file: Path) -> list[str] | None:
-    """Return the keys of a dict that was saved, read symbolically; None if that cannot be told.
+    """Return the keys of a saved dict, read symbolically; None if they cannot be read.
 
     Raises:
         DamagedPickleError: If it is not a whole pickle.
@@ -129,10 +128,10 @@ def _read_keys(file: Path) -> list[str] | None:
 
 
 def _load_own(file: Path) -> Collection[str]:
-    """Return the keys of what a searcher saved, if it is a dict; it may be whatever it likes."""
+    """Return the keys of the dict that a searcher saved; none if it saved something else."""
     try:
         saved = cloudpickle.loads(file.read_bytes())
-    except Exception:  # noqa: BLE001  restoring it, which follows, tells
+    except Exception:  # noqa: BLE001  the restore that follows shows the error
         return ()
     return saved.keys() if isinstance(saved, dict) else ()
 
@@ -146,12 +145,12 @@ def _inner(search: dict[str, Any], refusal: str) -> Searcher:
 
 
 def _own_state(saved: Path, base: Searcher, refusal: str) -> Path:
-    """Return where the searcher itself saved what it had learned."""
+    """Return the file with the searcher's own state."""
     own = _newest(saved, base.CKPT_FILE_TMPL.format("*"))
     if own is None:
         raise InvalidInputError(
-            f"{refusal} what that one had learned was not saved. Leave search_alg out: trials are "
-            "restored without it, and the samples that are left stay undrawn."
+            f"{refusal} the state of the saved one is missing. Restore without search_alg: then the "
+            "trials are restored, and the samples that are left are not."
         )
     return own
 
@@ -171,7 +170,7 @@ def _newest(directory: Path, pattern: str) -> Path | None:
 
 
 def _check_wrappers(inner: Searcher, state: Iterable[str], refusal: str) -> list[str]:
-    """Return what is still to be put around a bare searcher; a wrapped one must be wrapped as saved."""
+    """Return the wrappers that a bare searcher needs; a wrapped one must have the saved wrappers."""
     saved = [key.removeprefix(_WRAPPED) for key in state if key.startswith(_WRAPPED)]
     given = searcher.wrappers(inner)
     if given == saved:
@@ -179,13 +178,13 @@ def _check_wrappers(inner: Searcher, state: Iterable[str], refusal: str) -> list
     if not given and set(saved) <= set(_WRAP):
         return saved
     raise InvalidInputError(
-        f"{refusal} around that was {' and '.join(saved) or 'nothing'}, around this is "
-        f"{' and '.join(given) or 'nothing'}."
+        f"{refusal} the saved one has the wrapper {' and '.join(saved) or 'None'}, and this one has "
+        f"{' and '.join(given) or 'None'}. Use the same wrappers."
     )
 
 
 def _wrap_as_saved(inner: Searcher, state: dict[str, Any], refusal: str) -> Searcher:
-    """Put limiter and repeater around a bare searcher as they were."""
+    """Wrap a bare searcher into limiter and repeater as the saved one was."""
     for kind in reversed(_check_wrappers(inner, state, refusal)):
         inner = _WRAP[kind](inner, state[_WRAPPED + kind])
     return inner
@@ -202,13 +201,13 @@ _WRAP = {
 
 
 def _check_attributes(base: Searcher, saved: Collection[str], refusal: str) -> None:
-    """Refuse the attributes of another class; one of another version has more of them, or less."""
+    """Refuse the attributes of another class; another version only adds attributes, or lacks some."""
     if not set(saved) >= _OF_SEARCHERS:
         return
     missing, foreign = vars(base).keys() - set(saved), set(saved) - vars(base).keys()
     if missing and foreign:
         raise InvalidInputError(
             f"{refusal} it was saved by another class than {type(base).__name__} (it has "
-            f"{printable(min(foreign), 60)}, and no {min(missing)}). Name the searcher the "
+            f"{printable(min(foreign), 60)}, and lacks {min(missing)}). Name the searcher the "
             "experiment was made with."
         )

@@ -1,7 +1,7 @@
-"""What a restored scheduler is told of the past: Ray forgets it, and judges resumed trials alone.
+"""Earlier results for a restored scheduler. Ray forgets them, and judges resumed trials alone.
 
-`Tuner.restore` makes ASHA's rungs and MedianStopping's running averages anew and empty (2.60): the first
-trial to reach a rung passes, however bad. The results of all trials lie in storage, so they can be told.
+`Tuner.restore` starts with empty rungs of ASHA and empty running averages of MedianStopping (2.60): the
+first trial to reach a rung passes, however bad. The results of all trials are in storage.
 """
 
 import logging
@@ -19,25 +19,28 @@ logger = logging.getLogger(__name__)
 
 
 def remember(store: ObjectStore, scheduler: Any, trials: Iterable[Any]) -> None:
-    """Tell a scheduler what all trials have reported, up to where those that run resume."""
+    """Give a scheduler the earlier results of all trials; of running ones up to their checkpoint."""
     from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
     if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
-        logger.warning("%s has no memory that we could rebuild.", type(scheduler).__name__)
+        logger.warning(
+            "%s does not support remember_scheduler: it starts without earlier results.",
+            type(scheduler).__name__,
+        )
         return
     count = 0
     for trial in trials:
         rows = _results(store, trial)
         if isinstance(scheduler, MedianStoppingRule):
-            _tell_median(scheduler, trial, rows)
+            _add_to_median(scheduler, trial, rows)
         else:
-            _tell_asha(scheduler, trial, rows)
+            _add_to_asha(scheduler, trial, rows)
         count += bool(rows)
-    logger.info("%s remembers the results of %d trials.", type(scheduler).__name__, count)
+    logger.info("%s got the earlier results of %d trials.", type(scheduler).__name__, count)
 
 
-def _tell_asha(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
-    """Enter results into the trial's rungs; what ASHA would decide now was decided long ago."""
+def _add_to_asha(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
+    """Add results to the rungs of a trial, without the decisions of ASHA: those were made long ago."""
     bracket = scheduler._trial_info.get(trial.trial_id, scheduler._brackets[0])
     for row in rows:
         if scheduler._time_attr in row and scheduler._metric in row:
@@ -45,19 +48,19 @@ def _tell_asha(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
             bracket.on_result(trial, row[scheduler._time_attr], value)
 
 
-def _tell_median(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
-    told = [row for row in rows if scheduler._time_attr in row and scheduler._metric in row]
-    if told:
-        scheduler._results[trial].extend(told)
+def _add_to_median(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:
+    complete = [row for row in rows if scheduler._time_attr in row and scheduler._metric in row]
+    if complete:
+        scheduler._results[trial].extend(complete)
 
 
 def _results(store: ObjectStore, trial: Any) -> list[dict[str, Any]]:
-    """Return a trial's rows, each iteration once and as it was reported last."""
+    """Return the rows of a trial, for each iteration the newest."""
     last = None
     if not trial.is_finished():
         start = checkpoints.start_of(trial)
         if start is None:
-            return []  # it starts from scratch, and tells everything itself
+            return []  # it starts from scratch, and reports everything again
         last = start.iteration
     try:
         body = store.get(
@@ -69,7 +72,7 @@ def _results(store: ObjectStore, trial: Any) -> list[dict[str, Any]]:
     for row in iter_rows(body):
         iteration = read_iteration(row.get("training_iteration"))
         if iteration is None:
-            continue  # no rung and no average has a place for it
+            continue  # neither rungs nor averages can use it
         if last is None or iteration <= last:
             rows[iteration] = row
     return [rows[iteration] for iteration in sorted(rows)]

@@ -1,4 +1,4 @@
-"""The searcher of a run: its saved state, what it has missed, and what it refuses to be told."""
+"""The searcher of a run: its saved state, the results it missed, and errors that it raises."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 from airflow_tune_restore.storage.base import ObjectStore
 
 _FINISHED = ("TERMINATED", "ERROR")
@@ -49,19 +49,19 @@ def newest_session(store: ObjectStore) -> str | None:
 
 
 class Shield:
-    """Stands around a searcher that is told of trials, and keeps what it refuses from ending the run.
+    """Wraps a searcher, so that an error about one result does not end the run.
 
-    Ray lets whatever it raises break the run off. A limiter that was just taking a trial off its books
-    (`ConcurrencyLimiter.on_trial_complete`, 2.60) would wait for that trial for ever. So this stands
-    innermost, and a trial that is refused is told once more as a failed one. Values that are NaN or
-    infinite are not told: a searcher may take them, and learn nonsense. What `suggest` raises is not
-    caught, for without suggestions there is nothing to go on with.
+    In Ray, an exception of a searcher ends the run, and a limiter that was removing the trial
+    (`ConcurrencyLimiter.on_trial_complete`, 2.60) would wait for this trial for ever. So this is the
+    innermost wrapper, and it reports a refused trial once more, as a failed one. Values that are NaN or
+    infinite are not reported, because a searcher might learn from them. Exceptions of `suggest` are not
+    caught: without suggestions the run cannot go on.
 
     Args:
-        searcher: The user's.
+        searcher: The user's searcher.
 
     Attributes:
-        left_out: Ids of trials it was not told of, or refused.
+        left_out: Ids of trials whose results were not reported, or refused.
     """
 
     def __init__(self, searcher: Any) -> None:
@@ -72,11 +72,11 @@ class Shield:
         return getattr(self._searcher, name)
 
     def __reduce__(self) -> Any:
-        """Be pickled as the searcher alone: nobody who loads it needs this package."""
+        """Pickle the searcher alone, so that loading it does not need this package."""
         return copy.copy, (self._searcher,)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell of a result."""
+        """Report a result."""
         self._tell(trial_id, result, lambda: self._searcher.on_trial_result(trial_id, result))
 
     def on_trial_complete(
@@ -85,7 +85,7 @@ class Shield:
         result: dict[str, Any] | None = None,
         error: bool = False,  # noqa: FBT001, FBT002  as Ray declares it
     ) -> None:
-        """Tell of an end; of a refused one as of a failure, so that nobody waits for the trial."""
+        """Report an end; a refused one as a failure, so that no limiter waits for the trial."""
 
         def complete(result: dict[str, Any] | None, *, error: bool) -> bool:
             return self._tell(
@@ -98,7 +98,7 @@ class Shield:
             complete(None, error=True)
 
     def add_evaluated_point(self, trial_id: str, parameters: dict[str, Any], value: float) -> None:
-        """Give it a point of which it did not know."""
+        """Report the result of a trial that the searcher did not suggest."""
         self._tell(
             trial_id,
             {self._searcher.metric: value},
@@ -106,7 +106,7 @@ class Shield:
         )
 
     def _tell(self, trial_id: str, result: Mapping[str, Any], tell: Callable[[], object]) -> bool:
-        """Tell what can be told; return whether it was taken."""
+        """Report finite values; return whether the searcher accepted them."""
         metric = self._searcher.metric
         wild = [
             f"{name} is {result[name]}"
@@ -118,7 +118,7 @@ class Shield:
             return False
         try:
             tell()
-        except Exception as error:  # noqa: BLE001  one point is not worth the run, whatever is raised
+        except Exception as error:  # noqa: BLE001  no exception about one point may end the run
             self._leave_out(trial_id, f"{type(error).__name__}: {error}".removesuffix(": "))
             return False
         return True
@@ -126,14 +126,14 @@ class Shield:
     def _leave_out(self, trial_id: str, why: str) -> None:
         if trial_id not in self.left_out:
             logger.warning(
-                "%s does not learn from trial %s, and goes on without it: %s",
+                "%s does not learn from trial %s and goes on without it: %s",
                 *(type(self._searcher).__name__, trial_id, why),
             )
         self.left_out.add(trial_id)
 
 
 def exhausted() -> Any:
-    """Return a searcher that draws nothing."""
+    """Return a searcher that suggests nothing."""
     from ray.tune.search import BasicVariantGenerator
 
     search_alg = BasicVariantGenerator()
@@ -142,9 +142,9 @@ def exhausted() -> Any:
 
 
 def shield(search_alg: Any) -> Any:
-    """Put a `Shield` around the searcher in a search algorithm, and return what the controller is to use.
+    """Wrap the searcher in a search algorithm into a `Shield`; return the algorithm for the controller.
 
-    Ray's own BasicVariantGenerator refuses nothing.
+    Ray's own BasicVariantGenerator accepts all results, so it is not wrapped.
     """
     from ray.tune.search import BasicVariantGenerator
 
@@ -167,14 +167,14 @@ def _is_wild(value: Any) -> bool:
 
 
 def innermost(search_alg: Any) -> Any:
-    """Return the searcher itself, within generator, limiters and repeaters."""
+    """Return the searcher itself, without generator, limiters and repeaters."""
     while hasattr(search_alg, "searcher"):
         search_alg = search_alg.searcher
     return search_alg
 
 
 def wrappers(searcher: Any) -> list[str]:
-    """Return the class names of what is around a searcher, from outside."""
+    """Return the class names of the wrappers around a searcher, the outermost first."""
     names = []
     while hasattr(searcher, "searcher"):
         names.append(type(searcher).__name__)
@@ -182,43 +182,43 @@ def wrappers(searcher: Any) -> list[str]:
     return names
 
 
-def catch_up(
+def report_missed_results(
     store: ObjectStore,
     search_alg: Any,
     trials: list[Any],
-    part: Callable[[Any], RunnerRequest],
+    request_for: Callable[[Any], RunnerRequest],
 ) -> None:
-    """Tell a restored searcher what became of trials since its state was saved.
+    """Report to a restored searcher the results of trials since its state was saved.
 
-    Ray saves it with the experiment state of the same session, whose statuses it therefore knows. Trials
-    that run now report to it themselves; the others were restored one by one, without it.
+    Ray saves it with the experiment state of the same session, so it has the statuses in that state.
+    Trials that run now report to it themselves; the others were restored one by one, without it.
     """
     session = newest_session(store)
     known = _statuses(store, session) if session else None
     if known is None:
         return
-    told = set()
-    here = set()
+    reported = set()
+    present = set()
     for trial in trials:
-        action = part(trial).action
-        if action == "restart":
-            continue  # not here any more: another id takes its row
-        here.add(trial.trial_id)
-        if action == "resume":
+        action = request_for(trial).action
+        if action == TrialAction.RESTART:
+            continue  # a new id takes its row
+        present.add(trial.trial_id)
+        if action == TrialAction.RESUME:
             continue
-        if _tell(search_alg, trial, known.get(trial.trial_id)):
-            told.add(trial.trial_id)
+        if _report(search_alg, trial, known.get(trial.trial_id)):
+            reported.add(trial.trial_id)
     for trial_id, status in known.items():
-        if trial_id not in here and status not in _FINISHED:
+        if trial_id not in present and status not in _FINISHED:
             # restarted under another id: a limiter must not wait for it
             search_alg.on_trial_complete(trial_id, result=None, error=True)
-    told -= getattr(innermost(search_alg), "left_out", set())
-    if told:
-        logger.info("The searcher was told the results of %d trials it had missed.", len(told))
+    reported -= getattr(innermost(search_alg), "left_out", set())
+    if reported:
+        logger.info("The searcher got the results of %d trials that it had missed.", len(reported))
 
 
-def _tell(search_alg: Any, trial: Any, known_status: str | None) -> bool:
-    """Tell of one trial; return whether there was a result to learn from."""
+def _report(search_alg: Any, trial: Any, known_status: str | None) -> bool:
+    """Report one trial; return whether it has a result to learn from."""
     from ray._private.dict import flatten_dict
 
     is_well = trial.status == "TERMINATED"
@@ -232,27 +232,29 @@ def _tell(search_alg: Any, trial: Any, known_status: str | None) -> bool:
 
 
 def _add_point(search_alg: Any, trial: Any) -> bool:
-    """Give the searcher a result of a trial that it takes for failed, or never knew: a restarted one."""
+    """Report a trial that failed for the searcher, or that is new to it: a restarted one."""
     from ray._private.dict import flatten_dict
 
     base = innermost(search_alg)
     metric = getattr(search_alg, "metric", None)
     value = flatten_dict(trial.last_result).get(metric) if isinstance(metric, str) else None
     if not isinstance(base, Shield) or not isinstance(value, int | float):
-        return False  # a grid or random search, that learns from nothing
+        return False  # a grid or random search, which does not learn
     base.add_evaluated_point(trial.trial_id, dict(trial.evaluated_params), value)
     return True
 
 
 def _statuses(store: ObjectStore, session: str) -> Mapping[str, str] | None:
-    """Return the statuses in the experiment state of a session; None if there is no such state."""
+    """Return the statuses in the experiment state of a session; None without such a state."""
     name = f"{layout.STATE_PREFIX}{session}{layout.STATE_SUFFIX}"
     try:
         state = json.loads(store.get(name, max_bytes=layout.MAX_STATE_BYTES))
         trials = [json.loads(row[0]) for row in state["trial_data"]]
         return {trial["trial_id"]: trial["status"] for trial in trials}
     except (KeyNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        logger.warning("The state of session %s is gone: the searcher is told nothing.", session)
+        logger.warning(
+            "The state of session %s is missing: the searcher gets no earlier results.", session
+        )
         return None
 
 

@@ -47,7 +47,7 @@ def test_the_rows_win_over_a_tuner_pkl_of_another_run(hosts, tmp_path, cause):
     refused = shell("restore", str(pair.ours), "--trainable", f"{RECIPES}:Class",
                     "--resume-errored", "--stale-after", "0")  # fmt: skip
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    for words in ("known to Tune as 'Class'", "were run with 'function'", "--ignore-tuner"):
+    for words in ("has the name 'Class' in Tune", "were run with 'function'", "--ignore-tuner"):
         assert words in refused.stderr
     assert not (pair.ours / ".tune_restore").exists()
 

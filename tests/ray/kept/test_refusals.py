@@ -14,7 +14,7 @@ EVERY = [1, 2, 3, 4, 5, 6]
     [
         ({"trainable": "tests.trainables:other"}, "the experiment was made with 'counting'"),
         ({"trainable": "tests.trainables:missing"}, "has no 'missing'"),
-        ({"trainable": "tests.nowhere:train"}, "there is no module 'tests.nowhere' here"),
+        ({"trainable": "tests.nowhere:train"}, "module 'tests.nowhere' does not exist here"),
         ({"trainable": "not_registered"}, "is not registered with Tune"),
         ({"param_space": "tests.trainables:UNFITTING_PARAM_SPACE"}, "Invalid `param_space`"),
     ],

@@ -20,10 +20,10 @@ def test_it_is_warned_of_and_ends_with_a_snapshot_and_a_cause_of_its_own(hosts, 
     ran = restoring.run(trainable=f"{ASKING}:a_hundred_cpus")
     assert (ran.code, ran.outcome.result) == (EXIT_INTERRUPTED, "interrupted"), ran.output
     assert (ran.outcome.cause, ran.outcome.error_type) == ("no_room", "NoRoomError")
-    named = f"Trial {restoring.trial.trial_id} asks for CPU 100, and the cluster, even if idle,"
-    assert f"{named} cannot hold that. It has CPU 4." in ran.outcome.error
-    assert "It has waited 5 s." in ran.outcome.error
-    assert "It waits for a larger node, 5 s more at most." in ran.output
+    named = f"Trial {restoring.trial.trial_id} requests CPU 100, and the cluster"
+    assert f"{named} cannot hold that, even if idle. It has CPU 4." in ran.outcome.error
+    assert "It waited 5 s." in ran.outcome.error
+    assert "It waits for a larger node for at most 5 s." in ran.output
     assert "Traceback" not in ran.output
     trial, _ = restoring.snapshot()
     assert trial["status"] == "PENDING"
@@ -49,7 +49,7 @@ def test_in_a_run_of_all_it_is_given_up_alone(hosts, copied, trainable, other):
     assert trials["fails"].status == other
     outcome = AttemptRecords(store, summary.restore_id, trials["fails sparsely"].trial_id).outcome()
     assert (outcome.result, outcome.cause) == ("interrupted", "no_room")
-    assert "asks for CPU 100" in outcome.error
+    assert "requests CPU 100" in outcome.error
     assert trials["fails sparsely"].status == "PAUSED"
     run = AttemptRecords(store, summary.restore_id, layout.WHOLE_EXPERIMENT).outcome()
     assert (run.result, run.error) == ("finished", "")

@@ -173,9 +173,9 @@ def test_a_connection_says_what_is_wrong_with_it(cluster, monkeypatch):
         ({"host": "http://127.0.0.1:9"}, "not reachable"),
         ({"host": f"http://{cluster.gcs}"}, "did not return a valid HTTP response"),
         ({"host": cluster.address.replace("http", "https")}, "does not use TLS"),
-        ({"host": "ray://127.0.0.1:10001"}, "speaks HTTP"),
+        ({"host": "ray://127.0.0.1:10001"}, "uses HTTP"),
         ({"host": ""}, "has no host"),
-        ({"extra": {"runtime_env": "[1]"}}, "is no JSON object"),
+        ({"extra": {"runtime_env": "[1]"}}, "is not a JSON object"),
     ]:
         works, said = test(**changes)
         assert not works

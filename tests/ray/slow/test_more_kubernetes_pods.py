@@ -1,6 +1,7 @@
 """More of ../test_kubernetes_pods.py: what Kubernetes does to pods, triggerers, runs of all trials."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def _limits(memory: str):
 
 
 def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(
-    api, copied, capfd, gate
+    api, copied, caplog, gate
 ):
     trial = Trial(api, copied("limited"), strategy="whole_experiment")
     tasks = [trial.start(trial=item, concurrent_trials=2, env=gate.env) for item in trial.items]
@@ -161,7 +162,7 @@ def test_coupled_trials_share_one_pod_and_go_on_in_another_when_it_is_evicted(
     assert cpus == str(int(2 * read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]))
     end = AttemptRecords(trial.store, trial.restore_id, layout.WHOLE_EXPERIMENT).exit(1)
     assert "The pod was evicted" in end.message
-    assert "Attempt 1 ended unseen: The pod was evicted" in capfd.readouterr().out
+    assert "Attempt 1 ended unseen: The pod was evicted" in caplog.text
     commit_restore(trial.store, trial.restore_id)
 
 
@@ -213,7 +214,9 @@ def test_a_run_that_is_being_claimed_just_now_has_no_pod_yet(api, copied):
     key = layout.request_key(trial.restore_id, layout.WHOLE_EXPERIMENT, 1)
     (Path(trial.store.uri) / key).parent.mkdir(parents=True)
     plan = read_plan(trial.store, trial.restore_id)
-    newest = trial.operator().attempt_pods.find_attempt(trial.store, plan, layout.WHOLE_EXPERIMENT)
+    operator = trial.operator()
+    task = replace(operator.open_task(), trial_id=layout.WHOLE_EXPERIMENT)
+    newest = operator.attempt_pods(task).find_attempt()
     assert newest == NewestAttempt(number=1)
     # the pod of the test before may still be read
     name = pod_name(plan.experiment, plan.restore_id, layout.WHOLE_EXPERIMENT, 1)

@@ -29,12 +29,12 @@ def test_whatever_way_it_asks_the_private_ray_has_it(copied, kind, name):
 @pytest.mark.parametrize(
     ("name", "env", "sentence"),
     [
-        ("a_petabyte", {}, "asks for CPU 1, memory 1048576.0 GiB"),
-        ("objects_within_it", {}, "in the bundle that it runs in itself, which Ray refuses"),
+        ("a_petabyte", {}, "requests CPU 1, memory 1048576.0 GiB"),
+        ("objects_within_it", {}, "in its own bundle, which Ray refuses"),
         ("a_petabyte_of_objects", {}, "object_store_memory 1048576.0 GiB"),
         ("three_bundles", {"CUDA_VISIBLE_DEVICES": ""}, "It has CPU 2, GPU 0, special 1."),
         ("three_cpus", {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'}, "It has CPU 2."),
-        ("by_its_config", {}, "for its resources failed with KeyError: 'of_another_experiment'"),
+        ("by_its_config", {}, "failed with KeyError: 'of_another_experiment'"),
     ],
 )
 def test_what_can_never_be_is_refused_in_one_sentence(copied, name, env, sentence):

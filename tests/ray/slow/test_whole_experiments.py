@@ -234,7 +234,7 @@ def test_a_killed_run_that_drew_samples_draws_none_twice_and_none_is_lost(copied
     eventually(lambda: ("00002", 3) in saved(experiment))
     os.killpg(heartbeat(experiment)["pid"], signal.SIGKILL)
     task.join(PATIENCE_SECONDS)
-    assert "without saying how" in failed[0]
+    assert "without recording an outcome" in failed[0]
     continue_(experiment, "left")
     trials = read_experiment(open_store(str(experiment))).trials
     assert sorted(trial.trial_id[-5:] for trial in trials) == ["00000", "00001", "00002", "00003"]

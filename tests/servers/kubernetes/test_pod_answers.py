@@ -64,7 +64,7 @@ def test_an_outage_that_outlasts_all_patience_leaves_the_pod_alone(
     threading.Thread(target=forbid, daemon=True).start()
     with pytest.raises(AirflowException, match=r"403 Forbidden: .*cannot get resource") as error:
         trial.restore(deferred=deferred)
-    assert "It goes on; a retry attaches to it" in str(error.value)
+    assert "It continues; a retry attaches to it" in str(error.value)
     assert "Unexpected error while waiting" not in capfd.readouterr().out
     api.faults.clear()
     monkeypatch.undo()
@@ -157,7 +157,7 @@ def test_three_first_tries_at_the_same_instant_make_one_pod(trial, api):
     assert trial.failures == ()
 
 
-def test_a_try_whose_trial_another_try_runs_says_so(trial, api):
+def test_a_try_that_another_try_overtook_fails_with_that_reason(trial, api):
     task = trial.start(env={"STAND_IN_RESULT": "none", "STAND_IN_EXIT": "3"})
     trial.await_work()
     newer = trial.operator()

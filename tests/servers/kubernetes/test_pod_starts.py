@@ -95,7 +95,7 @@ WRONG = [
     ({"pod_template_file": "/opt/airflow/tune.yaml"}, "does not exist on this worker"),
     ({"pod_template_dict": {"kind": "Pod", "spec": {"containers": None}}}, "is not a pod"),
     ({"custom_resources": ["x"]}, "custom_resources="),
-    ({"custom_resources": {"x": "???"}}, "is not a name that a cluster can give"),
+    ({"custom_resources": {"x": "???"}}, "is not a resource name of a cluster"),
     ({"gpu_resource": "gpu"}, "gpu_resource='gpu'"),
     ({"startup_timeout_seconds": "5m"}, "startup_timeout_seconds='5m'"),
     ({"env": {"A": None}}, "has no value"),

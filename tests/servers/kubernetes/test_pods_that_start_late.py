@@ -41,7 +41,7 @@ def test_a_pod_that_starts_while_it_is_given_up_goes_on(trial, api, deferred, at
     try:
         trial.restore(deferred=deferred, **SOON)
     except AirflowException as error:
-        assert "It goes on; a retry attaches to it" in str(error)  # noqa: PT017
+        assert "It continues; a retry attaches to it" in str(error)  # noqa: PT017
     assert trial.restore(deferred=deferred)["attempt"] == 1
     assert len(api.created) == 1
 

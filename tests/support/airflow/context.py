@@ -1,5 +1,6 @@
 """Running an operator's `execute` without a database: a context with what ours read of it."""
 
+from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ def make_context(**identity: Any) -> Any:
 
 
 class FakeLauncher:
-    """Stands in for LocalLauncher: says what it is told to, and leaves the outcome it is told to."""
+    """Stands in for LocalLauncher: prints `said`, and leaves what `on_start` leaves."""
 
     def __init__(
         self, *, lines: tuple[str, ...] = (), on_start: Any = None, refusal: Any = None
@@ -59,3 +60,7 @@ class FakeLauncher:
         return SimpleNamespace(
             lines=lambda: iter(self.said), wait=lambda: 0, stop=self.stopped.append
         )
+
+    def start_detached(self, request: Any) -> Any:
+        self.start(request)
+        return StringIO("".join(f"{line}\n" for line in self.said))

@@ -65,7 +65,7 @@ class ReadWriteConformance:
         root.put("object", b"x")
         assert root.list_dir("object") == []
 
-    def test_a_directory_is_no_object(self, root):
+    def test_a_directory_is_not_an_object(self, root):
         root.put("dir/object", b"x")
         with pytest.raises(KeyNotFoundError):
             root.get("dir")
@@ -228,5 +228,5 @@ class CloudConformance:
             missing_bucket.list_dir()
 
     def test_a_missing_bucket_is_not_a_missing_object(self, missing_bucket):
-        with pytest.raises(StorageError, match="the bucket .* does not exist"):
+        with pytest.raises(StorageError, match=r"the bucket .* does not exist"):
             missing_bucket.get("object", max_bytes=10)

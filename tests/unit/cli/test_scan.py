@@ -115,7 +115,7 @@ def test_one_ledger_that_cannot_be_read_keeps_nobody_from_seeing_the_others(scan
     }
     assert "ledger.json is a link" in found["looped"]["reason"]
     assert f"holds {READ_LIMIT_BYTES + 1} bytes" in found["huge"]["reason"]
-    assert "ledger.json makes no sense" in found["noise"]["reason"]
+    assert "ledger.json is unreadable" in found["noise"]["reason"]
     assert "ledger" not in found["sound"]["reason"]
 
 

@@ -75,13 +75,13 @@ TOGETHER = [ended("a", 1.0, 5.0), ended("b", 2.0, 6.0)]
         pytest.param(TOGETHER, {"_resumed": None}, id="nobody knows whether after a restore"),
     ],
 )
-def test_where_samples_may_be_left_the_searcher_is_asked(look, rows, state):
+def test_where_samples_may_be_left_the_searchers_state_is_read(look, rows, state):
     report, read = look(rows, total_samples=len(rows) + 3, **state)
     assert (report.health, report.samples_left) == (Health.INTERRUPTED, 3)
     assert read == ["basic", "experiment_state"]
 
 
-def test_after_a_commit_of_ours_the_searcher_is_asked(look, tmp_path):
+def test_after_a_commit_the_searchers_state_is_read(look, tmp_path):
     look(TOGETHER, total_samples=5)
     sweep = tmp_path / "sweep"
     (sweep / STATE_NAME.replace(".json", "_r000001.json")).write_bytes(

@@ -62,7 +62,7 @@ def write_searcher(sweep, samples: int, live: list[str] | None) -> None:
 
 @pytest.fixture
 def reason(tmp_path):
-    """Return what a scan says of these trials, all TERMINATED and all samples drawn."""
+    """Return the reason that a scan gives, with these trials TERMINATED and all samples drawn."""
 
     def scan_one(*rows, scheduler=None, live=None, **runner) -> str:
         sweep = make_experiment(tmp_path / "sweep", list(rows), total_samples=len(rows), **runner)
@@ -94,7 +94,7 @@ def test_a_class_that_calls_itself_done_may_have_been_stopped_where_something_st
 
 
 @pytest.mark.parametrize("row", [ended_with_a_result("a"), ended_with_a_result("a", is_class=True)])
-def test_without_tuner_pkl_nobody_knows_whether_there_was_a_scheduler(tmp_path, row):
+def test_without_tuner_pkl_it_is_unknown_whether_there_was_a_scheduler(tmp_path, row):
     sweep = make_experiment(tmp_path / "sweep", [row], total_samples=1)
     (sweep / "tuner.pkl").unlink()
     (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
@@ -117,7 +117,7 @@ def test_a_scheduler_or_stopper_that_stopped_nothing_is_not_named(reason, schedu
 
 
 @pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"nested/loss": 0.05}])
-def test_a_stop_criterion_is_told_apart_from_a_scheduler(reason, stop):
+def test_a_stop_criterion_differs_from_a_scheduler(reason, stop):
     row = ended_with_a_result("a", stopping_criterion=stop)
     assert (
         reason(row, scheduler=ASHAScheduler())
@@ -172,7 +172,7 @@ BUDGET = {"_stopper": pickled(stopper.TimeoutStopper(60))}
     ],
 )
 def test_a_row_may_be_older_than_the_end_of_its_trial(reason, live, state, words):
-    """The searcher knows which trials ended; it was told of all that were not stopped at once."""
+    """The searcher has the ends of all trials that were not stopped at once."""
     assert reason(cut_off("a"), cut_off("b"), live=live, **state) == words
 
 

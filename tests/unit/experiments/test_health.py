@@ -23,7 +23,7 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HALF_HOUR = timedelta(minutes=30)
 
 
-def facts(**fields) -> StateSummary:
+def summary(**fields) -> StateSummary:
     return StateSummary(
         **{"state_file": "experiment_state-x.json", "trials": {"RUNNING": 1}, **fields}
     )
@@ -42,10 +42,10 @@ def verdict(some: StateSummary, seen: Evidence, stale_after: timedelta = HALF_HO
 
 
 def table(some: StateSummary, seen: Evidence) -> dict[str, tuple[str, str]]:
-    """Return what each line of the table of evidence says, and speaks for."""
+    """Return the lines of the table of evidence: found, and what it indicates."""
     counted = judge(some, seen, stale_after=HALF_HOUR).counted
-    signs = describe_evidence(some, seen, counted, stale_after=HALF_HOUR)
-    return {sign.name: (sign.found, sign.indicates) for sign in signs}
+    rows = describe_evidence(some, seen, counted, stale_after=HALF_HOUR)
+    return {row.name: (row.found, row.indicates) for row in rows}
 
 
 def restore(silent_seconds: float) -> LeaseStatus:
@@ -54,54 +54,54 @@ def restore(silent_seconds: float) -> LeaseStatus:
 
 
 def test_silence_of_stale_after_is_death():
-    assert verdict(facts(), evidence(29)) is Health.RUNNING
-    assert verdict(facts(), evidence(30)) is Health.INTERRUPTED
+    assert verdict(summary(), evidence(29)) is Health.RUNNING
+    assert verdict(summary(), evidence(30)) is Health.INTERRUPTED
 
 
-def test_a_store_that_tells_no_times_shows_no_death():
-    assert verdict(facts(), evidence(None)) is Health.RUNNING
+def test_a_store_without_times_shows_no_death():
+    assert verdict(summary(), evidence(None)) is Health.RUNNING
 
 
-def test_a_write_in_the_future_is_no_death():
+def test_a_write_in_the_future_does_not_mean_death():
     seen = evidence(-600)
-    assert verdict(facts(), seen) is Health.RUNNING
-    found, indicates = table(facts(), seen)[EvidenceKind.ROOT]
+    assert verdict(summary(), seen) is Health.RUNNING
+    found, indicates = table(summary(), seen)[EvidenceKind.ROOT]
     assert "10 h in the future of the store's clock" in found
     assert indicates == "alive"
-    assert "last written 10 h in the future" in judge(facts(), seen, stale_after=HALF_HOUR).reason
+    assert "last written 10 h in the future" in judge(summary(), seen, stale_after=HALF_HOUR).reason
 
 
 YEARS_AHEAD = NOW + timedelta(days=25_000)
 
 
-def test_a_write_in_a_future_that_no_clock_explains_is_no_sign_of_life():
+def test_a_write_too_far_in_the_future_is_not_a_sign_of_life():
     """It would be one for years; a time zone explains a day."""
     seen = Evidence(root_written=YEARS_AHEAD, now=NOW)
-    health, reason, _ = judge(facts(), seen, stale_after=HALF_HOUR)
+    health, reason, _ = judge(summary(), seen, stale_after=HALF_HOUR)
     assert health is Health.INTERRUPTED
     assert "its files are dated more than 24 h in the future, which does not count" in reason
-    assert table(facts(), seen)[EvidenceKind.ROOT][1] == "dead"
+    assert table(summary(), seen)[EvidenceKind.ROOT][1] == "dead"
 
 
 def test_such_a_write_does_not_hide_the_others():
     seen = evidence(29, trials_written=YEARS_AHEAD)
-    assert verdict(facts(), seen) is Health.RUNNING
-    assert verdict(facts(), evidence(31, trials_written=YEARS_AHEAD)) is Health.INTERRUPTED
+    assert verdict(summary(), seen) is Health.RUNNING
+    assert verdict(summary(), evidence(31, trials_written=YEARS_AHEAD)) is Health.INTERRUPTED
     assert seen.last_write == ago(29)
 
 
-def test_a_commit_dated_in_the_future_does_not_pass_off_a_living_driver_as_ours():
+def test_a_commit_dated_in_the_future_does_not_hide_a_living_driver():
     committed = {"committed_at": NOW + timedelta(days=400)}
-    assert verdict(facts(), evidence(1, **committed)) is Health.RUNNING
+    assert verdict(summary(), evidence(1, **committed)) is Health.RUNNING
 
 
 @pytest.mark.parametrize("seconds", [-121, -2204157624, float("inf")])
-def test_a_lease_that_tells_no_age_is_no_restore_at_work(seconds):
-    assert verdict(facts(), evidence(restore=restore(seconds))) is Health.INTERRUPTED
+def test_a_lease_without_an_age_is_not_a_running_restore(seconds):
+    assert verdict(summary(), evidence(restore=restore(seconds))) is Health.INTERRUPTED
 
 
 def test_a_trial_that_reports_every_two_hours_is_not_dead_after_one():
-    slow = facts(longest_interval=7200.0)
+    slow = summary(longest_interval=7200.0)
     assert verdict(slow, evidence(60)) is Health.RUNNING
     assert verdict(slow, evidence(239)) is Health.RUNNING
     assert verdict(slow, evidence(240)) is Health.INTERRUPTED
@@ -111,14 +111,14 @@ def test_a_trial_that_reports_every_two_hours_is_not_dead_after_one():
     )
 
 
-def test_a_driver_that_was_told_to_save_every_hour_is_not_dead_after_two():
-    rare = facts(snapshot_period=3600.0)
+def test_a_driver_that_saves_every_hour_is_not_dead_after_two():
+    rare = summary(snapshot_period=3600.0)
     assert verdict(rare, evidence(120)) is Health.RUNNING
     assert verdict(rare, evidence(180)) is Health.INTERRUPTED
 
 
-def test_a_user_who_knows_that_the_driver_is_dead_need_not_wait():
-    slow = facts(longest_interval=7200.0, snapshot_period=3600.0)
+def test_a_user_who_states_that_the_driver_is_dead_need_not_wait():
+    slow = summary(longest_interval=7200.0, snapshot_period=3600.0)
     assert verdict(slow, evidence(0), timedelta()) is Health.INTERRUPTED
     assert verdict(slow, evidence(-1), timedelta()) is Health.INTERRUPTED  # clocks differ a little
     assert verdict(slow, evidence(None), timedelta()) is Health.INTERRUPTED
@@ -126,21 +126,21 @@ def test_a_user_who_knows_that_the_driver_is_dead_need_not_wait():
 
 @pytest.mark.parametrize("lie", [1e300, 1e18])
 def test_no_number_in_a_state_keeps_an_experiment_alive_for_ever(lie):
-    assert patience(facts(longest_interval=lie), HALF_HOUR)[0] == MAX_PATIENCE
+    assert patience(summary(longest_interval=lie), HALF_HOUR)[0] == MAX_PATIENCE
 
 
 def test_a_restore_at_work_is_life_whatever_else_is_seen():
-    for some in (facts(), facts(trials={"ERROR": 1}, samples_left=0)):
+    for some in (summary(), summary(trials={"ERROR": 1}, samples_left=0)):
         assert verdict(some, evidence(600, restore=restore(10))) is Health.RUNNING
         assert verdict(some, evidence(600, restore=restore(120))) is not Health.RUNNING
 
 
 def test_writes_to_a_trial_are_life_though_the_root_is_silent():
-    assert verdict(facts(), evidence(60, trials_written=ago(5))) is Health.RUNNING
+    assert verdict(summary(), evidence(60, trials_written=ago(5))) is Health.RUNNING
 
 
-def test_a_sweep_that_was_started_anew_in_the_same_place_is_alive_before_its_first_snapshot():
-    ended = facts(trials={"ERROR": 1, "TERMINATED": 1}, samples_left=0)
+def test_a_sweep_that_was_started_again_in_the_same_place_is_alive_before_its_first_snapshot():
+    ended = summary(trials={"ERROR": 1, "TERMINATED": 1}, samples_left=0)
     seen = Evidence(root_written=ago(5), tuner_written=ago(5), state_written=ago(600), now=NOW)
     assert verdict(ended, seen) is Health.RUNNING
     assert (
@@ -151,21 +151,21 @@ def test_a_sweep_that_was_started_anew_in_the_same_place_is_alive_before_its_fir
 
 
 def test_errors_count_at_once_when_all_has_ended():
-    ended = facts(trials={"ERROR": 1}, samples_left=0)
+    ended = summary(trials={"ERROR": 1}, samples_left=0)
     assert verdict(ended, evidence(0)) is Health.ERRORED
 
 
-def test_the_drivers_clock_decides_nothing_but_is_told():
-    ahead = facts(last_result=(NOW + timedelta(hours=5)).timestamp())
+def test_the_drivers_clock_decides_nothing_but_is_shown():
+    ahead = summary(last_result=(NOW + timedelta(hours=5)).timestamp())
     seen = evidence(60, state_written=ago(60))
     assert verdict(ahead, seen) is Health.INTERRUPTED
     assert table(ahead, seen)[EvidenceKind.CLOCK] == ("6 h ahead of the store's", "")
 
 
-def test_what_a_restore_committed_is_no_sign_of_a_driver():
+def test_a_commit_of_a_restore_is_not_a_sign_of_a_driver():
     seen = evidence(1, committed_at=ago(1))
-    assert verdict(facts(), seen) is Health.INTERRUPTED
-    assert verdict(facts(), replace(seen, root_written=ago(0.5))) is Health.RUNNING
+    assert verdict(summary(), seen) is Health.INTERRUPTED
+    assert verdict(summary(), replace(seen, root_written=ago(0.5))) is Health.RUNNING
 
 
 def unstarted(seen: Evidence, stale_after: timedelta = HALF_HOUR) -> tuple[Health, str]:
@@ -181,19 +181,19 @@ def test_a_driver_that_has_just_begun_was_not_never_started():
     assert unstarted(evidence(60, restore=restore(10)))[1].startswith("restore r1 of somebody is")
 
 
-def test_a_store_that_tells_no_times_does_not_show_that_nothing_was_started():
+def test_a_store_without_times_does_not_show_that_nothing_was_started():
     assert unstarted(evidence(None))[0] is Health.RUNNING
 
 
-def test_where_nobody_looked_is_told_from_where_nothing_was():
+def test_not_checked_differs_from_nothing_found():
     seen = evidence(5)
-    for clue in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES):
-        assert table(facts(), seen)[clue] == ("not checked", "")
-        seen = seen.with_check(clue)
-    lines = table(facts(), seen)
+    for kind in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES):
+        assert table(summary(), seen)[kind] == ("not checked", "")
+        seen = seen.with_check(kind)
+    lines = table(summary(), seen)
     assert [
-        lines[clue][0]
-        for clue in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES)
+        lines[kind][0]
+        for kind in (EvidenceKind.TRIAL_DIRS, EvidenceKind.RESTORE, EvidenceKind.SAMPLES)
     ] == [
         "none",
         "none",
@@ -202,28 +202,30 @@ def test_where_nobody_looked_is_told_from_where_nothing_was():
 
 
 def test_of_what_has_ended_no_write_counts():
-    lines = table(facts(trials={"TERMINATED": 2}, samples_left=0), evidence(1))
-    assert {name: speaks for name, (_, speaks) in lines.items() if speaks} == {
+    lines = table(summary(trials={"TERMINATED": 2}, samples_left=0), evidence(1))
+    assert {name: side for name, (_, side) in lines.items() if side} == {
         EvidenceKind.TRIALS: "ended",
         EvidenceKind.SAMPLES: "ended",
     }
 
 
 def test_samples_that_are_left_are_what_makes_it_interrupted():
-    lines = table(facts(trials={"TERMINATED": 1}, samples_left=4), evidence(60))
+    lines = table(summary(trials={"TERMINATED": 1}, samples_left=4), evidence(60))
     assert lines[EvidenceKind.SAMPLES] == ("4 never drawn", "unfinished")
     assert (lines[EvidenceKind.TRIALS][1], lines[EvidenceKind.ROOT][1]) == ("", "dead")
 
 
 def test_what_was_outvoted_did_not_count():
-    lines = table(facts(), evidence(60, trials_written=ago(5)).with_check(EvidenceKind.TRIAL_DIRS))
+    lines = table(
+        summary(), evidence(60, trials_written=ago(5)).with_check(EvidenceKind.TRIAL_DIRS)
+    )
     assert (lines[EvidenceKind.ROOT][1], lines[EvidenceKind.TRIAL_DIRS][1]) == ("", "alive")
-    lines = table(facts(), evidence(60, restore=restore(10)).with_check(EvidenceKind.RESTORE))
-    assert {name for name, (_, speaks) in lines.items() if speaks} == {EvidenceKind.RESTORE}
+    lines = table(summary(), evidence(60, restore=restore(10)).with_check(EvidenceKind.RESTORE))
+    assert {name for name, (_, side) in lines.items() if side} == {EvidenceKind.RESTORE}
 
 
 def test_a_longer_patience_counts_where_it_made_the_difference():
-    slow = facts(longest_interval=7200.0)
+    slow = summary(longest_interval=7200.0)
     assert [
         table(slow, evidence(minutes))[EvidenceKind.ALLOWED][1] for minutes in (5, 60, 300)
     ] == [
@@ -235,7 +237,7 @@ def test_a_longer_patience_counts_where_it_made_the_difference():
 
 times = st.none() | st.floats(-600, 6000).map(ago)
 states = st.builds(
-    facts,
+    summary,
     trials=st.dictionaries(
         st.sampled_from(["RUNNING", "ERROR", "TERMINATED"]), st.integers(1, 3), min_size=1
     ),
@@ -256,7 +258,7 @@ findings = st.builds(
 
 
 @given(states, findings)
-def test_what_counted_speaks_for_the_verdict_and_nothing_else(some, seen):
+def test_only_evidence_that_counted_indicates_something(some, seen):
     health, _, counted = judge(some, seen, stale_after=HALF_HOUR)
     spoken = set(counted.values())
     match health:

@@ -63,7 +63,7 @@ def unreadable_checkpoints(value):
 
 
 @pytest.mark.parametrize("value", ["zz", {"_type": "CLOUDPICKLE_FALLBACK", "value": "8005"}, 7, []])
-def test_a_trial_whose_checkpoints_cannot_be_told_is_not_started_from_scratch(value):
+def test_a_trial_whose_checkpoints_are_unknown_is_not_started_from_scratch(value):
     store = MemoryStore()
     store.put(STATE_NAME, make_state([unreadable_checkpoints(value)]))
     experiment = read_experiment(store)
@@ -78,7 +78,7 @@ def text(name: str) -> bytes:
 
 
 def test_many_references_to_one_bundle_are_not_added_up_for_a_day():
-    """A million references to a CPU: the sum says how many of them were looked at."""
+    """A million references to a CPU: the sum shows how many of them were read."""
     bundle = b"}(" + (text("CPU") + b"K\x01") * 20_000 + b"u\x94"
     pickled = b"}" + text("_bundles") + b"](" + bundle + b"h\x00" * 50_000 + b"es."
     row = make_row("a", placement_group_factory=pickled.hex())

@@ -1,4 +1,4 @@
-"""What an index remembers, and that no file in its place costs more than the row it damages."""
+"""The content of an index; a damaged index costs only the damaged rows."""
 
 import json
 import subprocess
@@ -34,13 +34,13 @@ def small_index(monkeypatch):
     monkeypatch.setattr(index_module, "MIN_ROWS", 1)
 
 
-def line_of(path, facts, mark=MARK):
+def line_of(path, summary, mark=MARK):
     """Return a line that is whole, whatever stands in it."""
-    return encode_row(build_row(path, mark, facts))
+    return encode_row(build_row(path, mark, summary))
 
 
 def summary_of(**fields):
-    """Return facts as JSON, which may be none of ours."""
+    """Return a summary as JSON, possibly an invalid one."""
     return json.dumps({"state_file": STATE_NAME, "trials": {"TERMINATED": 4}} | fields).encode()
 
 
@@ -59,8 +59,8 @@ def test_what_was_remembered_is_read(rows):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_module, "MIN_ROWS", 1)
         for path, (mark, warning) in rows.items():
-            facts = StateSummary(state_file=STATE_NAME, trials={"ERROR": 1}, warnings=(warning,))
-            index.remember(path, mark, facts)
+            summary = StateSummary(state_file=STATE_NAME, trials={"ERROR": 1}, warnings=(warning,))
+            index.remember(path, mark, summary)
         index.write(store, was_complete=True)
     again = read_index(store)
     for path, (mark, warning) in rows.items():
@@ -82,7 +82,7 @@ DAMAGED = {
     "a lone surrogate": b'{"path":"\\ud800","fingerprint":"","summary":{},"check":""}\n',
     "empty": b"\n",
     "nested": b"[" * 10_000 + b"\n",
-    "nested facts": line_of("bad", b"[" * 7_000 + b"]" * 7_000),
+    "nested summary": line_of("bad", b"[" * 7_000 + b"]" * 7_000),
     "too long": line_of("bad", summary_of(trainables=["x" * MAX_ROW_BYTES])),
     "a file of Parquet": b"PAR1" + bytes(range(256)) + b"PAR1\n",
 }
@@ -127,7 +127,7 @@ def test_a_summary_that_no_state_could_give_is_ignored(kind):
     assert index.look_up("good", MARK).total == 4
 
 
-def test_thousands_of_trainables_are_no_more_than_their_line():
+def test_thousands_of_trainables_take_only_their_line():
     names = [f"t{n}" for n in range(1_500)]
     assert read(line_of("x", summary_of(trainables=names))).look_up("x", MARK).total == 4
 
@@ -169,10 +169,10 @@ WIDE = "\U0001f469" + "x" * 15_900
 """Python keeps four bytes of each letter of a text with one that needs them."""
 
 
-def filled(facts, *, path="", mark=MARK):
+def filled(summary, *, path="", mark=MARK):
     """Return as many whole lines as an index may hold."""
-    most = MAX_INDEX_BYTES // len(line_of(f"{path}{MAX_ROWS}", facts, mark))
-    return b"".join(line_of(f"{path}{n}", facts, mark) for n in range(min(MAX_ROWS, most)))
+    limit = MAX_INDEX_BYTES // len(line_of(f"{path}{MAX_ROWS}", summary, mark))
+    return b"".join(line_of(f"{path}{n}", summary, mark) for n in range(min(MAX_ROWS, limit)))
 
 
 LARGE = {

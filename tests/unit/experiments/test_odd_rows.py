@@ -77,7 +77,7 @@ TAG = "1_" + ",".join(f"setting_{n}=value_{n}" for n in range(400))
         pytest.param(None, {"metric_analysis": []}, id="an analysis that is a list"),
     ],
 )  # fmt: skip
-def test_a_field_that_no_plan_needs_is_not_looked_at(trial, run):
+def test_a_field_that_no_plan_needs_is_not_read(trial, run):
     odd = with_fields(failed("odd", last_result={"training_iteration": 2}), trial, run)
     made = plan(failed("even"), odd)
     assert {t.trial_id: t.action for t in made.trials} == dict.fromkeys(
@@ -158,7 +158,7 @@ def test_a_trial_that_names_something_unsafe_is_lost_alone(fields, reason):
         ({"status": ...}, "missing required field `status`"),
     ],
 )
-def test_a_row_that_nobody_can_name_is_lost_alone_and_put_back_as_it_stood(fields, reason):
+def test_a_row_without_a_usable_id_is_lost_alone_and_written_back_unchanged(fields, reason):
     body = make_state([failed("even"), with_fields(failed("odd"), fields), failed("last")])
     state = parse_state(body)
     assert encode_state(state.rows.values(), state.runner, state.stats) == body
@@ -174,7 +174,7 @@ def test_a_row_that_nobody_can_name_is_lost_alone_and_put_back_as_it_stood(field
     }
 
 
-def test_a_row_that_cannot_be_read_is_known_by_its_id_all_the_same():
+def test_a_row_that_cannot_be_read_is_reported_with_its_id():
     rows = [with_fields(failed("odd"), {"status": ...}), failed("even")]
     odd, even = parse_state(make_state(rows)).trials
     assert even.unusable == ""

@@ -140,7 +140,7 @@ def look_back(store) -> tuple[str, ...]:
     return describe_older_runs(store, older, experiment.state)
 
 
-def test_the_trials_of_an_older_run_are_counted_and_what_to_do_is_said(store):
+def test_the_trials_of_an_older_run_are_counted_with_what_to_do(store):
     put_run(store, 1, [failed("a1"), failed("a2"), make_row("a3")])
     put_run(store, 2, [failed("b1")])
     (note,) = look_back(store)
@@ -157,7 +157,7 @@ def test_of_an_older_run_that_ended_well_nothing_is_to_be_done(store):
     )
 
 
-def test_its_newest_state_speaks_for_an_older_run(store):
+def test_the_newest_state_of_an_older_run_counts_for_it(store):
     put_run(store, 1, [failed("a1")])
     put_run(store, 1, [make_row("a1")], commit=1)
     put_run(store, 2, [make_row("a1b")], _resumed=True)
@@ -191,7 +191,7 @@ def test_states_that_share_a_trial_are_of_one_run(store):
     assert look_back(store) == ()
 
 
-def test_a_damaged_older_state_harms_nobody_and_is_named(store):
+def test_a_damaged_older_state_is_named_and_does_no_harm(store):
     put_run(store, 1, [failed("a1")])
     store.put(named(2), b"{")
     put_run(store, 3, [failed("c1")])
@@ -209,7 +209,7 @@ def test_of_many_older_runs_only_some_are_read_and_the_rest_is_counted(store, mo
     assert rest == f"2 older states were not checked, the newest is {named(2)}"
 
 
-def test_a_newer_state_that_cannot_be_used_is_no_older_run(store):
+def test_a_newer_state_that_cannot_be_used_is_not_an_older_run(store):
     put_run(store, 1, [failed("a1")])
     store.put(named(2), b"{")
     assert look_back(store) == ()

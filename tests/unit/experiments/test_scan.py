@@ -1,4 +1,4 @@
-"""What a scan asks of the store, what it remembers, and that remembering changes no verdict."""
+"""Requests of a scan to the store, and its index, which changes no verdict."""
 
 import json
 import pickle
@@ -147,7 +147,7 @@ def test_an_index_that_would_not_be_read_is_not_written(store, clock, monkeypatc
     assert "is not kept" in caplog.text
 
 
-def test_a_restore_that_died_is_told(store, clock):
+def test_a_restore_that_died_is_reported(store, clock):
     put_experiment(store, "exp", status="ERROR")
     clock.now += timedelta(days=1)
     claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
@@ -165,7 +165,7 @@ def test_a_live_experiment_is_not_remembered(store, clock):
     assert layout.INDEX not in store._objects
 
 
-def test_a_prefix_that_cannot_be_written_to_is_scanned_all_the_same(store, clock):
+def test_a_prefix_that_cannot_be_written_to_is_scanned_without_an_index(store, clock):
     fill(store, clock)
     store.refuses = True
     assert verdicts(store)["dead"] is Health.INTERRUPTED
@@ -198,7 +198,7 @@ def test_an_experiment_that_is_gone_is_forgotten(store, clock):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_names_are_found_remembered_and_told(store, clock, name):
+def test_odd_names_are_found_kept_in_the_index_and_reported(store, clock, name):
     put_experiment(store, f"{name}/{name}", status="ERROR")
     clock.now += timedelta(days=1)
     for _ in range(2):
@@ -213,7 +213,9 @@ def test_who_cannot_be_addressed_is_named(store, clock, name, caplog):
 
 
 @pytest.mark.parametrize("stray", ["tuner.pkl", "experiment_state-notes.json"])
-def test_a_file_that_only_looks_like_an_experiment_hides_nobody_below_it(store, clock, stray):
+def test_a_file_that_only_looks_like_an_experiment_does_not_hide_those_below_it(
+    store, clock, stray
+):
     put_experiment(store, "team/one")
     store.put(f"team/{stray}", b"{}")
     store.put(stray, b"{}")
@@ -301,32 +303,32 @@ def test_a_restore_at_work_is_seen_by_its_lease(store, clock):
 
 
 def evidence(store):
-    """Return what each line of the only experiment's table says, and speaks for."""
+    """Return the lines of the only experiment's table: found, and what it indicates."""
     (report,) = scan(store)
-    return {sign.name: (sign.found, sign.indicates) for sign in report.evidence}
+    return {row.name: (row.found, row.indicates) for row in report.evidence}
 
 
-def test_a_lease_that_was_not_looked_at_is_not_called_none(store, clock):
-    """A live experiment is not asked for its lease: its own writes say enough."""
+def test_a_lease_that_was_not_checked_is_not_shown_as_none(store, clock):
+    """The lease of a live experiment is not read: its own writes are enough."""
     put_experiment(store, "exp", status="RUNNING", trial_dir="trial")
     assert evidence(store)[EvidenceKind.RESTORE] == ("none", "")  # nobody ever restored it
     claim = {"restore_id": "r1", "holder": "dag nightly", "ttl_seconds": 120}
     store.put(f"exp/{layout.lease_claim_key(1)}", json.dumps(claim).encode())
     seen = evidence(store)
     assert [
-        seen[clue][0]
-        for clue in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS, EvidenceKind.SAMPLES)
+        seen[kind][0]
+        for kind in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS, EvidenceKind.SAMPLES)
     ] == ["not checked"] * 3
     clock.now += timedelta(hours=1)
     store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
     seen = evidence(store)
-    assert [seen[clue] for clue in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS)] == [
+    assert [seen[kind] for kind in (EvidenceKind.RESTORE, EvidenceKind.TRIAL_DIRS)] == [
         ("none", "")
     ] * 2
     assert seen[EvidenceKind.SAMPLES] == ("0 never drawn", "")
 
 
-def test_a_sweep_that_has_just_begun_is_not_said_to_be_never_started(store, clock):
+def test_a_sweep_that_has_just_begun_is_not_reported_as_never_started(store, clock):
     store.put("exp/tuner.pkl", b"x")
     (report,) = scan(store)
     assert report.health is Health.RUNNING
@@ -358,7 +360,7 @@ def test_a_commit_between_two_looks_of_a_scan_is_seen(store, clock):
         assert verdicts(store)["exp"] is Health.FINISHED
 
 
-def test_a_root_that_never_looks_the_same_twice_is_judged_all_the_same(store, clock):
+def test_a_root_that_changes_with_each_listing_is_still_judged(store, clock):
     put_experiment(store, "exp", status="ERROR")
     store.put(f"exp/{layout.lease_release_key(1)}", b"{}")
     list_dir = MemoryStore.list_dir
@@ -404,7 +406,7 @@ changes = st.lists(
 
 @st.composite
 def indexes(draw):
-    """What may be found in the place of an index: nothing, noise, or lines of anything."""
+    """Contents in the place of an index: nothing, noise, or lines of anything."""
     kind = draw(st.sampled_from(["kept", "gone", "noise", "cut", "swapped", "edited", "forged"]))
     return kind, draw(st.binary(max_size=200)), draw(st.integers(0, 2**16))
 

@@ -106,7 +106,7 @@ def test_one_hit_shows_all_that_are_forged(store, clock, by_chance_alone):
 
 
 def test_a_forged_row_that_chance_passes_over_stands_for_that_scan(store, clock, by_chance_alone):
-    """What `index` says of itself."""
+    """The promise in the docstring of `index`."""
     fill(store, clock, 60)
     forge(store, "e010", **FINISHED)
     reports = {r.name: r.health for r in scan(store, chance=chooses("e005", "e020"))}
@@ -115,7 +115,7 @@ def test_a_forged_row_that_chance_passes_over_stands_for_that_scan(store, clock,
 
 
 def test_one_forged_row_is_found_within_some_scans(store, clock):
-    """Each scan chooses anew: with so many scans, one of 60 is missed once in 10**37."""
+    """Each scan chooses by itself: with so many scans, one of 60 is missed once in 10**37."""
     fill(store, clock, 60)
     forge(store, "e010", **FINISHED)
     for _ in range(600):
@@ -236,7 +236,7 @@ def test_damaged_states_are_trusted_to_be_damaged(store, clock, caplog):
     assert "index is ignored" not in caplog.text
 
 
-def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(
+def test_an_experiment_that_changes_meanwhile_is_not_a_forgery(
     store, clock, by_chance_alone, monkeypatch, caplog
 ):
     fill(store, clock, 60)
@@ -252,7 +252,7 @@ def test_an_experiment_that_goes_on_meanwhile_is_no_forgery(
     assert "index is ignored" not in caplog.text
 
 
-def test_a_store_that_fails_at_the_check_is_told_and_no_forgery(
+def test_a_store_that_fails_at_the_check_is_logged_and_not_a_forgery(
     store, clock, by_chance_alone, monkeypatch, caplog
 ):
     fill(store, clock, 60)
@@ -278,7 +278,7 @@ def test_a_forged_index_is_replaced_by_a_scan_of_a_few(store, clock):
     assert list(remembered(store)) == ["e001"]
 
 
-def test_a_prefix_that_cannot_be_written_to_is_told_the_truth(store, clock):
+def test_a_prefix_that_cannot_be_written_to_still_gets_true_reports(store, clock):
     fill(store, clock, 60)
     forge(store, **FINISHED)
     store.refuses = True

@@ -155,7 +155,7 @@ def test_something_else_is_refused(body):
 @pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("value", [None, 7, {}, ["a"]])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_row_that_is_no_pair_of_texts_spoils_a_file_wherever_it_stands(place, value, half):
+def test_a_row_that_is_not_a_pair_of_texts_spoils_the_file_wherever_it_is(place, value, half):
     """Ray can read none of its rows: it takes both for texts."""
     rows = [make_row(trial_id) for trial_id in ("a", "b", "c")]
     rows[place][half] = value

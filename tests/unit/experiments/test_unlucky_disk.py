@@ -1,4 +1,4 @@
-"""Experiments on a disk where links and files stand that nobody expects: what each costs, and whom."""
+"""Experiments on a disk with unexpected links and files: which experiments each of them affects."""
 
 import os
 from datetime import timedelta
@@ -48,7 +48,7 @@ def test_one_that_never_started_and_whose_lease_is_a_link_stops_no_other(tmp_pat
     assert verdicts(tmp_path) == {"good": Health.ERRORED, "new": Health.UNREADABLE}
 
 
-def test_whoever_is_asked_about_a_driver_may_fail(tmp_path):
+def test_the_check_for_a_driver_may_fail(tmp_path):
     put_good(tmp_path)
     put_unstarted(tmp_path)
 
@@ -63,7 +63,7 @@ def test_whoever_is_asked_about_a_driver_may_fail(tmp_path):
     }
 
 
-def test_a_listing_that_fails_in_a_way_nobody_foresaw_stops_no_other(tmp_path, monkeypatch):
+def test_an_unexpected_error_of_one_listing_does_not_stop_the_others(tmp_path, monkeypatch):
     put_good(tmp_path)
     put_good(tmp_path, "bad")
     list_dir = LocalStore.list_dir
@@ -80,7 +80,7 @@ def test_a_listing_that_fails_in_a_way_nobody_foresaw_stops_no_other(tmp_path, m
 # --- a prefix that looks like an experiment itself
 
 
-def test_a_state_of_no_name_of_rays_that_cannot_be_read_hides_nobody_below_it(tmp_path):
+def test_an_unreadable_state_without_a_name_of_rays_does_not_hide_those_below_it(tmp_path):
     put_good(tmp_path)
     (tmp_path / "experiment_state-x.json").symlink_to("experiment_state-x.json")
     found = verdicts(tmp_path)
@@ -88,7 +88,7 @@ def test_a_state_of_no_name_of_rays_that_cannot_be_read_hides_nobody_below_it(tm
     assert found == {"good": Health.ERRORED}
 
 
-def test_nor_does_one_whose_reading_fails_in_a_way_nobody_foresaw(tmp_path, monkeypatch):
+def test_nor_does_one_whose_reading_fails_unexpectedly(tmp_path, monkeypatch):
     put_good(tmp_path)
     (tmp_path / "experiment_state-x.json").write_bytes(b"x")
     get = LocalStore.get
@@ -102,7 +102,7 @@ def test_nor_does_one_whose_reading_fails_in_a_way_nobody_foresaw(tmp_path, monk
     assert verdicts(tmp_path)["good"] is Health.ERRORED
 
 
-def test_of_a_prefix_that_is_an_experiment_it_is_told_that_no_other_is_looked_for(tmp_path, caplog):
+def test_a_prefix_that_is_an_experiment_is_warned_of(tmp_path, caplog):
     prefix = put_good(tmp_path, "prefix")
     assert list(verdicts(prefix)) == [str(prefix)]
     assert "no other" not in caplog.text  # there is no directory below it

@@ -266,7 +266,7 @@ def test_a_connection_of_another_kind_has_no_public_variables(monkeypatch):
         ExperimentStorageHook().public_env("s3://ftp@bucket/a")
 
 
-def test_nothing_reaches_our_own_environment(monkeypatch):
+def test_nothing_reaches_the_environment_of_this_process(monkeypatch):
     connect(monkeypatch, "minio", conn_type="aws", login="me", password=CANARY)
     with ExperimentStorageHook().runner_env("s3://minio@bucket/a"):
         leaked = {name for name, value in os.environ.items() if CANARY in value}

@@ -85,7 +85,7 @@ def test_a_secret_in_the_address_goes_nowhere(line):
 
 
 def test_a_dags_own_callback_is_refused_in_words(line):
-    with pytest.raises(InvalidInputError, match="callback of tasks"):
+    with pytest.raises(InvalidInputError, match="callback for tasks"):
         notify(SimpleNamespace(get=lambda _key: None))
 
 

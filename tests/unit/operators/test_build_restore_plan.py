@@ -314,7 +314,7 @@ def test_trials_that_failed_too_often_are_left_alone_and_named(errored, capfd):
         make_context()
     )
     assert [item["trial_id"] for item in items] == ["a1"]
-    assert "a3: ERROR, quarantined: 1 failed attempts, of at most 1" in capfd.readouterr().out
+    assert "a3: ERROR, quarantined: 1 failed attempt, of at most 1" in capfd.readouterr().out
 
 
 def test_nothing_but_quarantined_trials_is_nothing_to_restore(errored):

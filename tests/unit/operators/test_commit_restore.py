@@ -69,7 +69,9 @@ def test_the_lease_is_given_back(errored):
     assert lease_objects.is_released(entries, 1)
 
 
-def test_one_that_cannot_be_committed_stops_no_other_and_fails_the_task(errored, tmp_path):
+def test_an_experiment_that_cannot_be_committed_fails_the_task_but_no_other_experiment(
+    errored, tmp_path
+):
     other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
     restores = start(errored, other)
     make_experiment(errored, [make_row("a1", status="RUNNING")])  # its driver runs again
@@ -96,7 +98,7 @@ def test_without_restores_it_is_skipped_in_words(restores):
         commit(restores).execute(make_context())
 
 
-def test_what_is_no_restore_is_shown():
+def test_an_item_that_is_not_a_restore_is_shown():
     with pytest.raises(AirflowFailException, match="is not an item of BuildRestorePlanOperator"):
         commit(["exp"]).execute(make_context())
 

@@ -1,4 +1,4 @@
-"""The samples that are left, as a task: each end of their run, and samples that nobody can draw."""
+"""The continued search as a task: each outcome of its run, and samples without a searcher."""
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -54,7 +54,7 @@ def plan(experiment, **arguments):
 
 
 def drawing(store, count, result="finished"):
-    """Return what the run of all does: it draws some samples, and ends like this, or without a word."""
+    """Return what the run does: it draws some samples, and ends like this; None for no outcome."""
 
     def start(request):
         rows = [DONE, *(make_row(f"new{number}") for number in range(count))]
@@ -147,7 +147,11 @@ def test_a_named_searcher_reaches_the_run_which_commits_what_it_drew(lost, launc
 
 @pytest.mark.parametrize(
     ("result", "words"),
-    [("interrupted", "no suggestion"), (None, "without saying how"), ("refused", "no suggestion")],
+    [
+        ("interrupted", "no suggestion"),
+        (None, "without recording an outcome"),
+        ("refused", "no suggestion"),
+    ],
 )
 def test_a_run_that_breaks_off_fails_and_after_the_last_try_is_committed(
     left, launcher, result, words

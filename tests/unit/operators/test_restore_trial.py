@@ -1,4 +1,4 @@
-"""One trial: what is asked of the runner, what is shown of it, and how each end of it is told."""
+"""One trial: the request of its runner, its log, and the result of the task for each outcome."""
 
 from dataclasses import asdict
 
@@ -18,7 +18,7 @@ from airflow_tune_restore.protocol.request import Result, RunnerProgress, Runner
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.records import ending
+from tests.support.records import Attempt, ending, leave_outcome
 
 
 @pytest.fixture
@@ -114,19 +114,19 @@ def test_a_trial_that_failed_again_fails_the_task_and_may_be_retried(item, launc
 
 
 @pytest.mark.parametrize("result", [Result.REFUSED, Result.FENCED])
-def test_what_a_retry_cannot_mend_is_not_retried(item, launcher, store, result):
+def test_a_failure_that_a_retry_cannot_cure_is_not_retried(item, launcher, store, result):
     launcher.on_start = ending(store, result, error="because")
     with pytest.raises(AirflowFailException, match="because"):
         trial(item).execute(make_context())
 
 
-def test_a_stopped_trial_says_that_a_retry_goes_on(item, launcher, store):
+def test_the_error_of_a_stopped_trial_names_the_retry(item, launcher, store):
     launcher.on_start = ending(store, Result.INTERRUPTED, iteration=3)
     with pytest.raises(AirflowException, match="at iteration 3; its snapshot is saved"):
         trial(item).execute(make_context())
 
 
-def test_one_that_found_no_room_says_what_it_asked_for_and_may_be_retried(item, launcher, store):
+def test_a_trial_without_room_may_be_retried_and_its_error_has_the_request(item, launcher, store):
     launcher.on_start = ending(
         store,
         Result.INTERRUPTED,
@@ -141,13 +141,13 @@ def test_one_that_found_no_room_says_what_it_asked_for_and_may_be_retried(item, 
     assert not isinstance(e.value, AirflowFailException)
 
 
-def test_a_runner_that_dies_without_a_word_is_quoted(item, launcher):
+def test_the_error_of_a_dead_runner_quotes_its_last_lines(item, launcher):
     launcher.said = ("Killed",)
     with pytest.raises(AirflowException, match=r"without recording an outcome.*Killed"):
         trial(item).execute(make_context())
 
 
-def test_a_try_whose_trial_another_try_runs_says_so(item, launcher, store):
+def test_a_try_that_another_try_overtook_fails_with_that_reason(item, launcher, store):
     def overtake(request) -> None:
         newer = RunnerRequest(**{**asdict(request), "attempt": 2})
         store.create(layout.request_key(newer.restore_id, newer.trial_id, 2), newer.to_json())
@@ -184,12 +184,12 @@ def test_a_lost_lease_starts_nothing(item, launcher, store):
 def test_killing_the_task_stops_the_runner_with_time_for_a_snapshot(item, launcher, store):
     operator = trial(item)
 
-    def killed_while_it_speaks():
+    def killed_while_it_prints():
         yield "a line"
         operator.on_kill()  # from a signal handler, and perhaps again
         operator.on_kill()
 
-    launcher.said = killed_while_it_speaks()
+    launcher.said = killed_while_it_prints()
     launcher.on_start = ending(store, Result.INTERRUPTED)
     with pytest.raises(AirflowException, match="its snapshot is saved"):
         operator.execute(make_context())
@@ -207,12 +207,12 @@ def test_a_timeout_leaves_no_runner_behind(item, launcher):
     assert launcher.stopped == [30.0]
 
 
-def test_killing_a_task_that_has_started_nothing_is_no_error(item):
+def test_killing_a_task_that_has_started_nothing_does_nothing(item):
     trial(item).on_kill()
 
 
 @pytest.mark.parametrize("value", [None, "a3", {"trial_id": "a3"}])
-def test_an_item_that_is_none_is_shown(value, launcher):
+def test_an_item_that_is_not_valid_is_shown(value, launcher):
     with pytest.raises(AirflowFailException, match="is not an item of BuildRestorePlanOperator"):
         trial(value).execute(make_context())
 
@@ -227,7 +227,7 @@ def test_an_item_of_a_later_release_is_read(item, launcher, store):
     trial({**item, "added_later": 1}).execute(make_context())
 
 
-def test_mapped_tasks_are_labelled_without_being_told():
+def test_mapped_tasks_are_labelled_by_default():
     mapped = RestoreTrialOperator.partial(task_id="t", trainable="a:b").expand(trial=[{}])
     assert mapped.map_index_template == "{{ task.trial['label'] }}"
 
@@ -256,7 +256,7 @@ def test_the_same_failure_again_is_said_to_be_final(item, launcher, store):
     assert "attempt 1 of restore" in package_error_behind(second.value).final
 
 
-def test_what_was_seen_of_a_dead_runner_is_kept_for_the_ledger(item, launcher, store):
+def test_the_exit_of_a_dead_runner_is_recorded_for_the_ledger(item, launcher, store):
     launcher.said = ("a line", "Killed")
     with pytest.raises(AirflowException) as error:
         trial(item).execute(make_context())
@@ -285,3 +285,40 @@ def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd
             trial(item).execute(make_context())
     assert ["memory" in request.resources for request in launcher.requests] == [False, False]
     assert "a private Ray cannot get more of it" in capfd.readouterr().out
+
+
+@pytest.fixture
+def shared(errored):
+    """One trial of a whole-experiment run."""
+    operator = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0,
+        strategy="whole_experiment",
+    )  # fmt: skip
+    return operator.execute(make_context())[0]
+
+
+def test_the_first_task_of_a_shared_run_starts_it_and_shows_its_output(
+    shared, launcher, store, capfd
+):
+    progress = RunnerProgress(trial_id="a3", iteration=4, metrics={}).to_line()
+    launcher.said = ("a plain line", progress)
+    launcher.on_start = lambda request: leave_outcome(
+        store, Attempt(request.restore_id, "a3"), Result.FINISHED
+    )
+    assert trial(shared).execute(make_context())["trial_id"] == "a3"
+    (request,) = launcher.requests
+    assert request.trial_id == layout.WHOLE_EXPERIMENT
+    log = capfd.readouterr().out
+    assert ("a plain line" in log, "iteration 4" in log) == (True, False)
+    assert launcher.stopped == []
+
+
+@pytest.mark.parametrize("result", [Result.FINISHED, Result.FAILED])
+def test_a_trial_that_has_ended_in_a_shared_run_starts_no_other(shared, launcher, store, result):
+    leave_outcome(store, Attempt(shared["restore_id"], "a3"), result, iteration=6)
+    if result is Result.FINISHED:
+        assert trial(shared).execute(make_context())["iteration"] == 6
+    else:
+        with pytest.raises(AirflowException, match="the next restore resumes it"):
+            trial(shared).execute(make_context())
+    assert launcher.requests == []

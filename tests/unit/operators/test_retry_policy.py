@@ -39,7 +39,7 @@ def failed(cause: str, final: str = "") -> TrialFailedError:
     return TrialFailedError("s3://b/exp", "t1", "ValueError: no", cause, final)
 
 
-def test_what_failed_in_the_same_way_before_fails_at_once():
+def test_a_failure_that_repeats_fails_at_once():
     decision = decide(as_airflow_sees(failed("trainable", "the same again")))
     assert decision == RetryDecision.fail("the same again")
 
@@ -86,7 +86,7 @@ def test_all_else_is_left_to_the_task(error):
     assert decide(seen) == RetryDecision.default()
 
 
-def test_a_trial_that_was_stopped_waits_as_the_task_says():
+def test_a_stopped_trial_waits_for_the_retry_delay_of_its_task():
     assert decide(AirflowException("stopped at iteration 3")) == RetryDecision.default()
 
 
@@ -112,7 +112,7 @@ def mapped(**arguments):
 
 
 @pytest.mark.parametrize("make", [trial, mapped])
-def test_trials_have_it_unless_told_otherwise(make):
+def test_trials_have_it_by_default(make):
     own = Own()
     assert make().retry_policy is TRIAL_RETRY_POLICY
     assert make(retry_policy=own).retry_policy is own
@@ -122,7 +122,7 @@ def test_trials_have_it_unless_told_otherwise(make):
 
 
 @pytest.mark.parametrize("make", [trial, mapped])
-def test_the_scheduler_is_told_that_there_is_one(make):
+def test_the_serialized_dag_has_the_policy(make):
     from airflow.serialization.serialized_objects import DagSerialization
 
     with DAG("d", schedule=None) as dag:

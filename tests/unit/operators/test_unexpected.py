@@ -1,4 +1,4 @@
-"""An error that nobody foresaw costs the experiment it stands in, and fails the run at its end."""
+"""An unexpected error in one experiment stops no other, and fails the DAG run at its end."""
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -88,7 +88,7 @@ def test_a_check_that_cannot_be_made_costs_the_experiment_it_was_made_for(pair, 
     assert labels(items) == ["good t"]
 
 
-def test_what_goes_well_ends_well(pair):
+def test_a_run_without_errors_succeeds(pair):
     context = make_context()
     assert labels(plan(pair, context)) == ["bad t", "good t"]
     unexpected = context["ti"].pushed["unexpected"]

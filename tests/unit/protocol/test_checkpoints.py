@@ -74,7 +74,7 @@ def test_a_newer_one_that_nobody_reported_is_not_taken_even_by_choice():
 def test_one_that_came_after_a_state_without_any_is_taken_by_choice():
     choice = choose_checkpoint(None, listed(0), {"checkpoint_000000": 1}, prefer_newest=True)
     assert (choice.name, choice.iteration) == ("checkpoint_000000", 1)
-    assert "names none" in choice.reason
+    assert "names no checkpoint" in choice.reason
 
 
 def test_a_trial_without_any_recorded_checkpoint_starts_from_scratch():

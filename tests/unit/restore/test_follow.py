@@ -94,14 +94,14 @@ def test_a_trial_that_has_ended_for_good_starts_nothing(world):
     assert world.started == []
 
 
-def test_reports_that_were_thrown_away_before_we_looked_do_not_repeat_others(world):
+def test_reports_that_were_dropped_do_not_repeat_others(world):
     world.store.create(layout.request_key("r", EVERY, 1), b"{}")
     world.report("a", 1, 2)
     world.script = [lambda: world.report("a", 5, 6, first=4), lambda: world.end("a")]
     assert watch(world.follower("a")) == [1, 2, 5, 6]
 
 
-def test_a_run_that_died_is_started_again_by_one_of_those_who_follow(world):
+def test_one_of_the_followers_restarts_a_run_that_died(world):
     world.store.create(layout.request_key("r", EVERY, 1), b"{}")
     world.beat()
     follower = world.follower("a")
@@ -112,7 +112,7 @@ def test_a_run_that_died_is_started_again_by_one_of_those_who_follow(world):
     assert QUIET_SECONDS < world.now < QUIET_SECONDS + 10
 
 
-def test_a_run_that_was_claimed_and_never_seen_is_given_time_to_start(world):
+def test_a_claimed_run_has_time_to_start(world):
     world.store.create(layout.request_key("r", EVERY, 1), b"{}")
     for _ in world.follower("a").progress():
         if world.started:
@@ -120,7 +120,7 @@ def test_a_run_that_was_claimed_and_never_seen_is_given_time_to_start(world):
     assert world.now > START_SECONDS
 
 
-def test_whoever_is_too_late_to_start_it_attaches(world):
+def test_a_follower_that_is_too_late_to_start_the_run_attaches(world):
     follower = world.follower("a")
 
     def late(attempt: int) -> None:
@@ -166,7 +166,7 @@ def test_the_wish_to_stop_reaches_the_newest_run(world):
     assert layout.unsegment(entry.name.removesuffix(".json")) == "a/b"
 
 
-def test_a_tail_tells_what_is_new():
+def test_a_tail_returns_what_is_new():
     tail = ProgressTail(
         first=3, reports=[RunnerProgress(trial_id="a", iteration=i, metrics={}) for i in (4, 5)]
     )

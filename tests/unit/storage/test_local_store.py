@@ -1,4 +1,4 @@
-"""What lies on a disk besides files and directories."""
+"""Links, pipes and devices on a disk."""
 
 import contextlib
 import errno
@@ -45,7 +45,7 @@ def test_a_link_to_a_file_is_read(store, tmp_path):
     assert store.get("link") == b"body"
 
 
-def test_a_link_to_a_directory_is_told_from_a_directory(store, tmp_path):
+def test_a_link_to_a_directory_differs_from_a_directory(store, tmp_path):
     (tmp_path / "link").symlink_to("dir")
     assert store.list_dir()[0] == Entry(name="dir", is_dir=True)
     assert store.list_dir()[2] == Entry(name="link", is_dir=True, is_link=True)
@@ -95,7 +95,7 @@ def test_a_link_to_itself_concerns_only_who_reads_it(store, tmp_path):
         store.get("loop")
 
 
-def test_what_is_no_file_is_not_there(store, tmp_path):
+def test_a_pipe_or_a_device_does_not_exist(store, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     assert names(store) == ["dir", "file"]
@@ -134,7 +134,7 @@ def test_what_never_ends_is_not_read(tmp_path, kind):
     assert done.stdout.splitlines() == [f"{tmp_path}: x does not exist."] * 2, done.stderr
 
 
-def test_a_file_that_says_it_is_empty_is_read_as_such(store, tmp_path):
+def test_a_file_of_size_zero_is_read_as_empty(store, tmp_path):
     """Some of /proc never end, and their size is 0."""
     (tmp_path / "link").symlink_to("/proc/self/maps")
     assert store.get("link", max_bytes=100) == b""
@@ -159,7 +159,7 @@ def test_a_time_in_the_future_is_a_time(store, tmp_path):
     assert store.list_dir()[1].modified_at == moment
 
 
-def test_a_directory_is_no_object(store):
+def test_a_directory_is_not_an_object(store):
     with pytest.raises(KeyNotFoundError):
         store.get("dir")
 
@@ -176,7 +176,7 @@ def test_a_link_that_cannot_be_followed_hides_no_other(store, tmp_path, target):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
-def test_a_link_to_where_we_may_not_look_hides_no_other(store, tmp_path):
+def test_a_link_to_a_forbidden_place_does_not_hide_the_others(store, tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     (tmp_path / "latest").symlink_to("closed/file")
     assert {"dir", "file"} <= set(names(store))
@@ -201,7 +201,7 @@ def test_a_link_to_a_mount_that_is_dead_hides_no_other(store, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("target", ["latest", "x" * 300], ids=["itself", "long name"])
-def test_that_a_link_leads_nowhere_is_told_from_a_store_that_fails(store, tmp_path, target):
+def test_a_link_that_leads_nowhere_differs_from_a_store_that_fails(store, tmp_path, target):
     (tmp_path / "latest").symlink_to(target)
     for ask in (store.get, store.list_dir, lambda name: list(store.stream(name, max_bytes=1))):
         with pytest.raises(CannotBeFollowedError):
@@ -209,7 +209,7 @@ def test_that_a_link_leads_nowhere_is_told_from_a_store_that_fails(store, tmp_pa
 
 
 def test_an_object_is_not_created_in_the_place_of_a_link(store, tmp_path):
-    """Nor is it said that somebody has created it: nobody could read it."""
+    """The error is not that it exists already: it could not be read."""
     (tmp_path / "new").symlink_to("nothing")
     with pytest.raises(LinkRefusedError, match=r"new is a link.*delete it"):
         store.create("new", b"body")
@@ -284,7 +284,7 @@ def test_writing_and_deleting_takes_the_link_and_not_what_it_leads_to(store, tmp
     assert (secret / "plan.json").read_bytes() == b"fernet key"
 
 
-def test_a_listing_of_ours_shows_that_a_name_is_taken_by_a_link(store, tmp_path):
+def test_an_own_listing_shows_that_a_name_is_taken_by_a_link(store, tmp_path):
     """A claim whose name is taken and does not show would be tried for ever."""
     store.put(f"{OWN}/lease/00000001.claim.json", b"{}")
     (tmp_path / OWN / "lease" / "00000002.claim.json").symlink_to("nothing")
@@ -295,7 +295,7 @@ def test_a_listing_of_ours_shows_that_a_name_is_taken_by_a_link(store, tmp_path)
     ]  # fmt: skip
 
 
-def test_a_store_that_lies_behind_links_has_a_directory_of_ours(tmp_path):
+def test_a_store_behind_links_has_its_own_directory(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     store = LocalStore(tmp_path / "link")
@@ -324,9 +324,7 @@ def test_no_descriptor_stays_open(store, tmp_path, secret):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM])
-def test_a_disk_that_lets_nobody_give_anything_away_is_written_to(
-    store, tmp_path, monkeypatch, number
-):
+def test_a_disk_that_forbids_chown_is_written_to(store, tmp_path, monkeypatch, number):
     """EINVAL: the owner has no number here, as in a rootless container; the others, a network's disk."""
 
     def refuses(*_args):
@@ -352,7 +350,7 @@ def test_no_descriptor_stays_open_when_a_new_directory_cannot_be_given_away(stor
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_root_writes_belongs_to_whoever_owns_the_directory(tmp_path):
+def test_what_root_writes_belongs_to_the_owner_of_the_directory(tmp_path):
     os.chown(tmp_path, 61234, 61235)
     store = LocalStore(tmp_path)
     store.put(".tune_restore/b/c", b"1")

@@ -1,4 +1,4 @@
-"""What is a path and what a URL, and that a path with `://` in it names the directory it names."""
+"""Paths and URLs; a path with `://` in it is still a path."""
 
 from datetime import timedelta
 
@@ -94,7 +94,7 @@ def test_the_home_directory_stands_before_such_a_path(monkeypatch, tmp_path):
     assert open_store("~/a://b").uri == f"{tmp_path}/a:/b"
 
 
-def test_nobodys_home_is_a_sentence():
+def test_a_home_that_does_not_exist_is_explained():
     with pytest.raises(InvalidInputError, match="~nobody-of-this-name/x"):
         open_store("~nobody-of-this-name/x")
 

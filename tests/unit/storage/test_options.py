@@ -1,4 +1,4 @@
-"""What the options of a URL mean, against pyarrow itself where it can be asked without a server."""
+"""The meaning of the options of a URL, compared with pyarrow where that needs no server."""
 
 import pytest
 from pyarrow.fs import FileSystem
@@ -89,7 +89,7 @@ def test_a_credential_in_an_option_is_refused_and_not_repeated(read, scheme, opt
 
 
 @pytest.mark.parametrize("name", sorted(S3Store.OPTIONS))
-def test_pyarrow_knows_each_of_them(name):
+def test_pyarrow_accepts_each_of_them(name):
     value = {"region": "x", "scheme": "https", "endpoint_override": "h:1", "smart_defaults": "standard",
              "tls_ca_file_path": "/ca.pem"}.get(name, "true")  # fmt: skip
     # with a region and an endpoint nobody is asked
@@ -158,7 +158,7 @@ def test_the_region_is_the_options_or_the_environments(options, region, monkeypa
     assert open_filesystem(location).s3.meta.region_name == expected
 
 
-def test_a_blob_service_elsewhere_is_asked_for_the_account(monkeypatch):
+def test_another_blob_service_gets_the_requests_for_the_account(monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "acc")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "Y2FuYXJ5LWtleQ==")

@@ -74,7 +74,8 @@ def test_what_comes_packed_is_not_unpacked(fails, status):
     try:
         words = fails(lambda: [whole(BOMB, "Content-Encoding: gzip", JSON, status=status)])
         assert words == (
-            f"The Kubernetes API answers {status[:3]} packed as gzip, which it was asked not to"
+            f"The Kubernetes API answers {status[:3]} compressed as gzip, although the "
+            "request forbids it"
         )
         assert tracemalloc.get_traced_memory()[1] < 16 * 1024**2
     finally:

@@ -286,7 +286,7 @@ def test_what_cannot_be_packed_is_named(project, packages, name):
 
 def test_too_much_is_refused_before_it_is_sent(project, packages, monkeypatch):
     monkeypatch.setattr(package, "MAX_PACKAGE_BYTES", 100)
-    with pytest.raises(InvalidInputError, match="more than a Ray cluster takes"):
+    with pytest.raises(InvalidInputError, match="larger than a Ray cluster accepts"):
         deliver(packages, {"working_dir": str(project)})
     assert packages.uploads == 0
 

@@ -106,7 +106,7 @@ def test_a_trial_is_posted_once_and_waited_for_elsewhere(item, jobs, store):
     assert RayJobTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
 
 
-def test_its_end_is_told_as_anywhere_else(item, jobs, store):
+def test_its_outcome_is_judged_as_on_the_worker(item, jobs, store):
     jobs.on_submit = lambda name: None
     operator = trial(item)
     deferred(operator)
@@ -249,20 +249,20 @@ def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
 
 
 def test_an_outage_while_a_task_waits_reaches_the_retry_policys_rule_for_it(item, jobs):
-    told = {**event(item), "trouble": "Ray cluster http://head:8265: it timed out."}
+    fired = {**event(item), "trouble": "Ray cluster http://head:8265: it timed out."}
     with pytest.raises(
         AirflowException, match=r"^Ray cluster http://head:8265: it timed out\.$"
     ) as raised:
-        trial(item).execute_complete(make_context(), told)
+        trial(item).execute_complete(make_context(), fired)
     assert not isinstance(raised.value, AirflowFailException)
     decision = TRIAL_RETRY_POLICY.evaluate(raised.value, try_number=3, max_tries=5)
     assert decision.retry_delay == 4 * FIRST_WAIT
 
 
 def test_a_connection_that_cannot_be_used_is_not_retried(item, jobs):
-    told = {"restore_id": item["restore_id"], "attempt": 1, "error": "The connection has no host."}
+    fired = {"restore_id": item["restore_id"], "attempt": 1, "error": "The connection has no host."}
     with pytest.raises(AirflowFailException, match="no host"):
-        trial(item).execute_complete(make_context(), told)
+        trial(item).execute_complete(make_context(), fired)
 
 
 def test_the_link_is_among_the_operators():

@@ -74,7 +74,7 @@ def test_a_bare_searcher_is_limited_and_repeated_as_the_lost_one_was(save):
         (
             optuna,
             lambda: ConcurrencyLimiter(optuna(), max_concurrent=1),
-            "around that was nothing, around this is ConcurrencyLimiter",
+            "the saved one has the wrapper None, and this one has ConcurrencyLimiter",
         ),
     ],
 )  # fmt: skip
@@ -113,7 +113,9 @@ def test_one_that_never_saved_what_it_learned_is_refused(save, tmp_path):
     store = save(optuna(SPACE))
     (tmp_path / f"searcher-state-{SESSION}.pkl").unlink()
     for ask in (check, fit):
-        with pytest.raises(InvalidInputError, match=r"learned was not saved. Leave search_alg out"):
+        with pytest.raises(
+            InvalidInputError, match=r"saved one is missing. Restore without search_alg"
+        ):
             ask(store, {"search_alg": optuna()}, "m:make")
 
 

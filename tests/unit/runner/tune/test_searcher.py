@@ -14,7 +14,12 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater, SearchGenerator
 
 from airflow_tune_restore.protocol.request import RunnerRequest
-from airflow_tune_restore.runner.tune.searcher import Shield, catch_up, innermost, shield
+from airflow_tune_restore.runner.tune.searcher import (
+    Shield,
+    innermost,
+    report_missed_results,
+    shield,
+)
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.experiments.searchers import Refusing, hyperopt, optuna
@@ -61,7 +66,7 @@ def test_what_a_searcher_raises_is_a_warning_and_nobody_waits_for_that_trial(ref
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == len(refused)  # once a trial, however often it is refused
     for trial_id, warning in zip(sorted(refused), warnings, strict=True):
-        assert warning.startswith(f"Refusing does not learn from trial {trial_id}, and goes on")
+        assert warning.startswith(f"Refusing does not learn from trial {trial_id} and")
         assert ("loss is nan" if trial_id == "t1" else "ValueError: I refuse") in warning
 
 
@@ -116,7 +121,7 @@ def catch_up_with(tmp_path, generator, trials):
         experiment="", restore_id="", trial_id="", attempt=1, trainable="", trainable_name="",
         action="keep",
     )  # fmt: skip
-    catch_up(store, generator, trials, lambda _trial: part)
+    report_missed_results(store, generator, trials, lambda _trial: part)
 
 
 def ended(trial_id, loss, **params):
@@ -136,7 +141,7 @@ def test_points_outside_of_the_space_are_left_out_of_what_was_missed(tmp_path, c
     catch_up_with(tmp_path, generator, trials)
     assert known(searcher) == [1.0, 4.0]
     assert innermost(generator).left_out == {"failed", "new", "nan"}
-    assert "told the results of 2 trials" in caplog.text
+    assert "got the results of 2 trials" in caplog.text
 
 
 def test_a_searcher_that_takes_no_points_is_told_the_others(tmp_path, caplog):
