@@ -124,6 +124,7 @@ def restore(
 def release(
     experiment: ExperimentUri,
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Trial id, as `plan` shows it.")],
+    *,
     as_json: Json = False,
 ) -> None:
     """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
@@ -135,9 +136,9 @@ def release(
     output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
-@app.command(short_help="Take back the last commit.")
-def undo(experiment: ExperimentUri, as_json: Json = False) -> None:
-    """Take back the last commit to EXPERIMENT, unless something newer was written since."""
+@app.command(short_help="Undo the last commit.")
+def undo(experiment: ExperimentUri, *, as_json: Json = False) -> None:
+    """Undo the last commit to EXPERIMENT, unless something newer was written since."""
     from airflow_tune_restore.cli.restore import holder
     from airflow_tune_restore.restore.undo import undo_commit
 

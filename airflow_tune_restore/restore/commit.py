@@ -54,7 +54,7 @@ from airflow_tune_restore.restore.commit_record import (
     is_in_root,
     name_commit,
     read_commit_record,
-    stands,
+    state_exists,
 )
 from airflow_tune_restore.restore.committed_state import (
     build_committed_state,
@@ -263,7 +263,7 @@ def _release(store: ObjectStore, restore_id: str) -> None:
 
 def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | None) -> None:
     """Refuse a commit that was undone: committing it again would bring it back."""
-    if record is not None and record.undone_at and not stands(store, record):
+    if record is not None and record.undone_at and not state_exists(store, record):
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
 
 

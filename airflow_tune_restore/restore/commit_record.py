@@ -89,7 +89,7 @@ def _why_unfit(name: str, existing: list[str], *, continues_search: bool) -> str
     return ""
 
 
-def stands(store: ObjectStore, record: CommitRecord) -> bool:
+def state_exists(store: ObjectStore, record: CommitRecord) -> bool:
     """Whether the state file of this commit exists. A later commit may have a file of the same name."""
     found = committed_sha256(store, record)
     return found != "" and record.sha256 in ("", found)

@@ -1,4 +1,4 @@
-"""A runner that exited without an outcome: what is recorded of it, and the error to raise."""
+"""A runner that exited without an outcome: record its exit, and find the error to raise."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 LAST_LINES = 5
-"""How many of a runner's last lines are kept, in case it exits without an outcome."""
+"""Last lines of a runner's output that are recorded if it exits without an outcome."""
 
 
 def record_death(
@@ -21,30 +21,30 @@ def record_death(
     exit_code: int | None,
     last_lines: Sequence[str],
 ) -> RunnerDiedError:
-    """Keep what was seen of a runner that ended without an outcome, and return the error to raise.
+    """Record the exit of a runner that left no outcome, and return the error to raise.
 
     Raises:
         OvertakenError: If another try of the task runs the trial.
-        LeaseLostError: If another restore is at work.
+        LeaseLostError: If another restore is running.
     """
-    said = "\n".join(last_lines)
-    AttemptRecords.of(store, request).record_exit(request.attempt, exit_code, said)
+    output = "\n".join(last_lines)
+    AttemptRecords.of(store, request).record_exit(request.attempt, exit_code, output)
     refuse_overtaken(store, plan, request, exit_code)
-    failure = classify_exit(exit_code, said)
+    failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
-    ended = "" if exit_code is None else f"It ended with exit code {exit_code}. "
-    words = f"{ended}It last said: {' | '.join(last_lines)}"
-    return RunnerDiedError(plan.experiment, request.trial_id, words, cause.value)
+    exited = "" if exit_code is None else f"Its exit code was {exit_code}. "
+    reason = f"{exited}Its last lines: {' | '.join(last_lines) or '(none)'}"
+    return RunnerDiedError(plan.experiment, request.trial_id, reason, cause.value)
 
 
 def refuse_overtaken(
     store: ObjectStore, plan: RestorePlan, request: RunnerRequest, exit_code: int | None
 ) -> None:
-    """Raise if a runner that left no outcome ended because somebody else has taken over.
+    """Raise if a runner exited without an outcome because another process took over.
 
     Raises:
         OvertakenError: If another try of the task runs the trial.
-        LeaseLostError: If another restore is at work.
+        LeaseLostError: If another restore is running.
     """
     newest = AttemptRecords(store, plan.restore_id, request.trial_id).newest()
     if newest > request.attempt:

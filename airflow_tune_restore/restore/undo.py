@@ -18,7 +18,11 @@ from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record, stands
+from airflow_tune_restore.restore.commit_record import (
+    CommitRecord,
+    read_commit_record,
+    state_exists,
+)
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.storage.base import ObjectStore
@@ -66,7 +70,7 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
         raise
     # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
     record = _mark(store, restore_id, record)
-    if stands(store, record):
+    if state_exists(store, record):
         _delete(store, record.state_file)
     newest = read_base_file(store).name
     lease.release(store, held)
@@ -147,7 +151,7 @@ def _refuse_if_used(
 def _check(store: ObjectStore, restore_id: str) -> CommitRecord:
     """Check again under the lease, when no other restore or undo can write."""
     record = read_commit_record(store, restore_id)
-    if record is not None and record.undone_at and not stands(store, record):
+    if record is not None and record.undone_at and not state_exists(store, record):
         return record  # an earlier undo was cut off before it released the lease
     if record is None or _last_commit(store) != restore_id:
         raise InvalidInputError(

@@ -97,7 +97,9 @@ def test_only_unreadable_experiments_fail_without_a_retry(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(AirflowFailException, match=r"there is no tuner\.pkl"):
+    with pytest.raises(
+        AirflowFailException, match=r"it has neither a tuner\.pkl nor an experiment state"
+    ):
         plan(str(tmp_path / "nowhere")).execute(make_context())
 
 

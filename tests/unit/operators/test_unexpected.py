@@ -59,7 +59,7 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
     pushed = context["ti"].pushed
     assert [item["experiment"] for item in pushed["restores"]] == [str(pair[1])]
     (line,) = pushed["unexpected"]
-    assert line.startswith(f"{pair[0]}: {type(error).__name__}")
+    assert line.startswith(f"{pair[0]}: unexpected error: {type(error).__name__}")
     assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
     with pytest.raises(
         AirflowFailException,
@@ -115,7 +115,9 @@ def test_the_commit_goes_on_with_the_others_and_fails_at_its_end(pair, monkeypat
         leave_attempt(store, read_plan(store, item["restore_id"]), "t")
     breaks(monkeypatch, commit_restore, "commit_restore", MemoryError())
     operator = commit_restore.CommitRestoreOperator(task_id="commit", restores=restores)
-    with pytest.raises(AirflowException, match=r"1 of 2 restores.*/bad: MemoryError") as caught:
+    with pytest.raises(
+        AirflowException, match=r"1 of 2 restores.*/bad: unexpected error: MemoryError"
+    ) as caught:
         operator.execute(context)
     assert not isinstance(caught.value, AirflowFailException)  # a retry may find more memory
     assert [

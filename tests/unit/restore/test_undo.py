@@ -86,7 +86,7 @@ def test_a_second_undo_takes_back_the_commit_before_and_a_third_says_there_is_no
 def test_committing_again_does_not_put_it_back_and_says_so(store):
     night(store, "r1")
     undo_commit(store, holder="test")
-    with pytest.raises(CommitUndoneError, match=r"r1 was undone at 20.*not put back"):
+    with pytest.raises(CommitUndoneError, match=r"r1 was undone at 20.*not done again"):
         commit_restore(store, "r1")
     assert newest(store) == STATE_NAME
 

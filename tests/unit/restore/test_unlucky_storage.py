@@ -443,7 +443,7 @@ def test_a_file_after_which_no_commit_could_be_found_is_named_when_planning(obje
     """Committed under a name that no reader takes, it would be restored again every night."""
     objects[name] = (b"", LONG_AGO)
     with pytest.raises(
-        UncommittableError, match=r"Ray takes it for the newest.*delete it"
+        UncommittableError, match=r"Ray reads it as the newest.*delete it"
     ) as caught:
         prepare_restore(store, "r1", OPTIONS)
     assert ascii(name)[1:-1] in str(caught.value)
