@@ -1,4 +1,4 @@
-"""What a runner prints, as a log shows it: how much, and in which words. Standard library only."""
+"""The output of a runner as a log shows it: which lines, and in which form. Standard library only."""
 
 import heapq
 from collections import deque
@@ -9,10 +9,10 @@ from airflow_tune_restore.protocol.request import RunnerProgress
 
 MOST_LINES = 1000
 MOST_CHARACTERS = 256 * 1024
-"""What is shown of what came between two looks, of results and of other lines each; the newest."""
+"""Limits of what is shown per poll, for results and for other lines each: the newest."""
 
 LONGEST_LINE = 16_000
-"""Characters of a line that are kept: `printable` looks at no more of it."""
+"""Characters of a line that are kept: `printable` reads only these."""
 
 _SHOWN_METRICS = 3
 _LINE_LENGTH = 4000
@@ -31,9 +31,9 @@ class Log(Protocol):
 
 
 class NewestLines:
-    """Keeps the newest lines of a runner, within bounds.
+    """Keeps the newest lines of a runner, within limits.
 
-    Results are kept apart, so that a flood of other lines does not take them along.
+    Results are kept apart, so that a flood of other lines does not push them out.
 
     Args:
         most_lines: Lines of each kind that are kept.
@@ -48,27 +48,27 @@ class NewestLines:
         self._count = 0
 
     def add(self, line: str) -> None:
-        """Keep an ordinary line, and let go of the oldest ones that are too many."""
+        """Keep a line, and drop the oldest lines that are too many."""
         self._count += 1
         self._lines.add(self._count, line[:LONGEST_LINE])
 
     def add_result(self, line: str) -> None:
-        """Keep a line that carries a result."""
+        """Keep a line that is a result."""
         self._count += 1
         self._results.add(self._count, line)
 
     def take(self, where: str) -> list[str]:
-        """Return what is kept, in order, and forget it; one line counts what is missing in its place.
+        """Return the lines in order, and drop them. A line in their place counts those left out.
 
         Args:
-            where: How the rest can be read, for that line.
+            where: How to read the rest, for that line.
         """
         kept = heapq.merge(self._lines.take(where), self._results.take(where))
         return [line for _, line in kept]
 
 
 class _Newest:
-    """The newest lines of one kind, each with its place among all."""
+    """The newest lines of one kind, each with its position among all lines."""
 
     def __init__(self, name: str, most_lines: int, most_characters: int) -> None:
         self._name = name
@@ -99,9 +99,9 @@ class _Newest:
 
 
 def describe_line(line: str, metric: str | None, *, of_many: bool = False) -> str:
-    """Return the log form of one line of a runner: a reported result in words, others as they are.
+    """Return one line of a runner for a log: a result in words, other lines as they are.
 
-    With `of_many`, a result says whose it is.
+    With `of_many`, a result starts with the id of its trial.
     """
     progress = RunnerProgress.from_line(line)
     if progress is None:
@@ -109,8 +109,8 @@ def describe_line(line: str, metric: str | None, *, of_many: bool = False) -> st
     names = [name for name in (metric,) if name in progress.metrics]
     names += [name for name in progress.metrics if name not in names]
     shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
-    whose = f"{progress.trial_id}: " if of_many else ""
-    return printable(f"{whose}{', '.join([f'iteration {progress.iteration}', *shown])}")
+    prefix = f"{progress.trial_id}: " if of_many else ""
+    return printable(f"{prefix}{', '.join([f'iteration {progress.iteration}', *shown])}")
 
 
 def _number(value: Any) -> str:

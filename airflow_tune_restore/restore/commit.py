@@ -67,7 +67,7 @@ from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.summary import NO_OUTCOME, CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
 
-_PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 120.0
 """How long a commit waits for a runner that is still alive."""
 
 _CONCURRENCY = 16
@@ -269,7 +269,7 @@ def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | N
 
 def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
     """Wait until no runner is alive, watching all of them at once (RunnerError if one goes on)."""
-    alive = wait_until_all_over(store, started, patience_seconds=_PATIENCE_SECONDS)
+    alive = wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)
     if alive:
         first = alive[0]
         is_whole = first.trial_id == layout.WHOLE_EXPERIMENT

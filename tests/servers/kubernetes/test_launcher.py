@@ -12,7 +12,7 @@ from airflow_tune_restore.exceptions import (
     RunnerError,
 )
 from airflow_tune_restore.launch.base import RunState, follow
-from airflow_tune_restore.launch.kubernetes import launcher as module
+from airflow_tune_restore.launch.kubernetes import run as module
 from airflow_tune_restore.launch.kubernetes.api import Patience
 from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
 from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions

@@ -239,7 +239,7 @@ def install_azurite() -> str:
     """Return the path of `azurite-blob`, installing it if need be.
 
     Raises:
-        FileNotFoundError: If there is no npm to install it with.
+        FileNotFoundError: If npm is not installed.
     """
     cache = Path(
         os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "airflow-tune-restore", "azurite"

@@ -111,7 +111,7 @@ HOSTILE_SUMMARIES = {
     "directories elsewhere": summary_of(trials={"RUNNING": 1}, unfinished_dirs=[".."]),
     "more directories than trials": summary_of(unfinished_dirs=["a"]),
     "thousands of warnings": summary_of(warnings=["a"] * 3_000),
-    "a trainable that is no text": summary_of(trainables=["a\0"]),
+    "a trainable that is not a text": summary_of(trainables=["a\0"]),
     "a lone surrogate": summary_of(warnings=["\ud800"]),
     "NaN": summary_of(last_result=float("nan")),
     "a list": b"[]",

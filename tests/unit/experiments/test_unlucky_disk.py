@@ -105,13 +105,13 @@ def test_nor_does_one_whose_reading_fails_unexpectedly(tmp_path, monkeypatch):
 def test_a_prefix_that_is_an_experiment_is_warned_of(tmp_path, caplog):
     prefix = put_good(tmp_path, "prefix")
     assert list(verdicts(prefix)) == [str(prefix)]
-    assert "no other" not in caplog.text  # there is no directory below it
+    assert "does not look below it" not in caplog.text  # it holds no directory
     put_good(prefix)
     assert list(verdicts(prefix)) == [str(prefix)]
     assert f"{prefix} is an experiment itself, so a scan does not look below it" in caplog.text
     caplog.clear()
     assert list(verdicts(tmp_path)) == ["prefix"]
-    assert "no other" not in caplog.text
+    assert "does not look below it" not in caplog.text
 
 
 # --- links that lead out of the prefix

@@ -1,4 +1,4 @@
-"""What stands in for a Ray cluster's package store."""
+"""Stands in for the package store of a Ray cluster."""
 
 import pytest
 

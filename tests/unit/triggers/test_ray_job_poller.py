@@ -1,4 +1,4 @@
-"""Many triggers, one request a poll."""
+"""Many triggers, one request per poll."""
 
 import asyncio
 from collections import Counter
@@ -66,7 +66,7 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-def test_many_wait_for_the_price_of_one_and_logs_take_turns(head):
+def test_many_jobs_cost_the_requests_of_one_and_logs_take_turns(head):
     head.jobs = {f"j{i}": job(f"j{i}") for i in range(200)}
 
     async def main():
@@ -92,7 +92,7 @@ def test_many_wait_for_the_price_of_one_and_logs_take_turns(head):
     assert not JobPoller._all
 
 
-def test_a_job_that_a_head_has_forgotten_is_lost_but_not_at_once(head):
+def test_a_job_that_the_head_no_longer_has_is_lost_but_not_at_once(head):
     head.jobs = {}
 
     async def main():
@@ -127,7 +127,7 @@ def test_a_head_out_of_reach_is_waited_for(head, monkeypatch):
 @pytest.mark.parametrize(
     "error", [RayClusterError("Ray cluster http://head:8265: no such log."), ZeroDivisionError()]
 )
-def test_a_log_that_cannot_be_had_is_the_trouble_of_its_own_job_alone(head, monkeypatch, error):
+def test_a_log_that_cannot_be_read_disturbs_only_its_own_job(head, monkeypatch, error):
     head.jobs = {name: job(name) for name in ("odd", "good")}
     monkeypatch.setattr(head, "log_errors", {"odd": error})
 
@@ -145,7 +145,7 @@ def test_a_log_that_cannot_be_had_is_the_trouble_of_its_own_job_alone(head, monk
     asyncio.run(main())
 
 
-def test_what_is_no_error_of_ours_leaves_nobody_waiting(head):
+def test_an_unexpected_error_ends_the_wait_of_all_triggers(head):
     head.error = ZeroDivisionError()
 
     async def main():

@@ -1,4 +1,4 @@
-"""One trigger: what it shows while it waits, when it fires, and whom it stops."""
+"""One trigger: its output while it waits, when it fires, and which job it stops."""
 
 import asyncio
 import itertools
@@ -154,12 +154,12 @@ def test_results_that_were_missed_are_left_for_the_end(head, store, capfd):
     assert "iteration" not in capfd.readouterr().out
 
 
-def test_a_lost_job_is_told(head, store):
+def test_a_lost_job_is_reported(head, store):
     event = fire(head, trigger(store), lambda: setattr(head, "status", ""))
     assert event["is_lost"]
 
 
-def test_in_a_run_of_all_it_fires_with_the_trials_own_end(head, store):
+def test_in_a_whole_experiment_run_it_fires_with_the_end_of_its_trial(head, store):
     def end():
         report(store, 1)
         leave_outcome(store, Attempt("r1", "t1"))
@@ -169,7 +169,7 @@ def test_in_a_run_of_all_it_fires_with_the_trials_own_end(head, store):
 
 
 @pytest.mark.parametrize("is_one_of_many", [False, True])
-def test_killing_stops_the_job_or_in_a_run_of_all_the_trial(
+def test_killing_stops_the_job_or_in_a_whole_experiment_run_the_trial(
     head, store, monkeypatch, is_one_of_many
 ):
     store.put(layout.request_key("r1", layout.WHOLE_EXPERIMENT, 1), b"{}")
@@ -240,7 +240,7 @@ def test_a_long_log_is_not_asked_for_again(head, store, monkeypatch):
     assert event["offset"] == len(head.said)
 
 
-def test_a_log_that_cannot_be_read_is_told_once_and_decides_nothing(head, store, monkeypatch):
+def test_a_log_that_cannot_be_read_is_reported_once_and_decides_nothing(head, store, monkeypatch):
     head.log_error = RayClusterError(
         "Ray cluster http://head:8265: HTTP 200 with Content-Encoding gzip."
     )

@@ -1,4 +1,4 @@
-"""One look at storage for many triggers: a trial whose records are odd costs no other one anything."""
+"""One poll of storage for many triggers: a trial with invalid records does not disturb the others."""
 
 import asyncio
 import json
@@ -50,14 +50,14 @@ def watch_until(store, condition) -> tuple[TrialWatch, TrialWatch]:
     [b'{"first": 0, "reports": [{"trial_id": "odd", "iteration": 1, "metrics": [1]}]}',
      b'{"first": 0, "reports": [7]}', b'{"first": "x", "reports": {}}', b"[" * 9000, b"\xff"],
 )  # fmt: skip
-def test_progress_that_makes_no_sense_keeps_no_other_trial_from_being_looked_at(store, body):
+def test_invalid_progress_does_not_keep_other_trials_from_being_read(store, body):
     store.put(layout.progress_key("r1", "odd", 1), body)
     odd, good = watch_until(store, lambda odd, good: odd.is_behind and good.reports)
     assert [report.iteration for report in good.reports] == [3]
     assert (odd.broken, good.broken, good.is_behind) == (None, None, False)
 
 
-def test_what_is_no_error_of_ours_ends_the_waiting_for_its_own_trial_alone(store, monkeypatch):
+def test_an_unexpected_error_ends_the_wait_for_its_own_trial_alone(store, monkeypatch):
     progress = AttemptRecords.progress
 
     def read(records, attempt):
@@ -66,13 +66,13 @@ def test_what_is_no_error_of_ours_ends_the_waiting_for_its_own_trial_alone(store
         return progress(records, attempt)
 
     monkeypatch.setattr(AttemptRecords, "progress", read)
-    # the look itself is in a thread; who waits is told after it
+    # reading is in a thread; `changed` is set after it
     odd, good = watch_until(store, lambda odd, good: odd.changed.is_set() and good.reports)
     assert isinstance(odd.broken, ZeroDivisionError)
     assert good.broken is None
 
 
-def test_a_look_that_cannot_go_on_leaves_nobody_waiting(store, monkeypatch):
+def test_a_poll_that_breaks_off_ends_the_wait_of_all_triggers(store, monkeypatch):
     def renew(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -82,7 +82,7 @@ def test_a_look_that_cannot_go_on_leaves_nobody_waiting(store, monkeypatch):
     assert [type(trial.broken) for trial in (odd, good)] == [ZeroDivisionError] * 2
 
 
-def test_an_outcome_that_makes_no_sense_is_an_end_that_its_task_tells_of(store):
+def test_an_invalid_outcome_ends_the_wait(store):
     store.put(layout.outcome_key("r1", "odd", 1), json.dumps({"result": "glorious"}).encode())
     odd, good = watch_until(store, lambda odd, good: odd.has_ended and good.reports)
     assert odd.broken is None

@@ -1,4 +1,4 @@
-"""The client of the Ray Jobs API, against a server that answers as it is told to."""
+"""The client of the Ray Jobs API, against a server with prepared answers."""
 
 import json
 import ssl
@@ -51,7 +51,7 @@ def jobs(server):
     return RayJobs(Cluster(address=address, token="t0ken"))
 
 
-def says(server, method, path, status, body, **headers):
+def answer(server, method, path, status, body, **headers):
     given = body if isinstance(body, bytes) else json.dumps(body).encode()
     server.answers[method, path] = status, given, headers
 
@@ -76,15 +76,15 @@ def test_an_address_is_completed(given, address):
     "given",
     ["ray://head:10001", "http://", "http://head:port", "http://me:secret@head", "ftp://head"],
 )
-def test_an_address_that_can_be_none_is_refused(given):
+def test_a_text_that_is_not_an_address_is_refused(given):
     with pytest.raises(InvalidInputError) as refused:
         parse_cluster_address(given)
     assert "secret" not in str(refused.value)
 
 
-def test_a_cluster_is_known_by_its_version_and_lets_us_in(server, jobs):
-    says(server, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
-    says(server, "GET", "/api/jobs/", 200, [])
+def test_the_version_of_a_cluster_is_read_with_the_token(server, jobs):
+    answer(server, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
+    answer(server, "GET", "/api/jobs/", 200, [])
     assert jobs.version() == "2.60.0"
     assert {header for *_, header in server.asked} == {"Bearer t0ken"}
     assert "t0ken" not in repr(jobs.cluster)
@@ -102,83 +102,83 @@ def test_a_cluster_is_known_by_its_version_and_lets_us_in(server, jobs):
         (403, b"", "rejected the token"),
     ],
 )
-def test_a_server_that_is_none_is_told_apart(server, jobs, status, body, words):
-    says(server, "GET", "/api/version", status, body)
+def test_a_server_that_is_not_a_usable_cluster_is_refused(server, jobs, status, body, words):
+    answer(server, "GET", "/api/version", status, body)
     with pytest.raises(InvalidInputError, match=words):
         jobs.version()
 
 
 def test_a_token_is_never_sent_on(server, jobs):
-    says(server, "GET", "/api/version", 302, b"", Location="http://127.0.0.1:1/login")
+    answer(server, "GET", "/api/version", 302, b"", Location="http://127.0.0.1:1/login")
     with pytest.raises(InvalidInputError, match="redirects to http://127"):
         jobs.version()
 
 
 def test_a_server_in_trouble_may_mend_itself(server, jobs):
-    says(server, "GET", "/api/version", 503, b"no agent\nplease try again later")
+    answer(server, "GET", "/api/version", 503, b"no agent\nplease try again later")
     with pytest.raises(RayClusterError) as trouble:
         jobs.version()
     assert str(trouble.value) == (
         f"Ray cluster {jobs.cluster.address}: HTTP 503: please try again later."
     )
-    says(server, "GET", "/api/version", 500, b"")
+    answer(server, "GET", "/api/version", 500, b"")
     with pytest.raises(RayClusterError) as trouble:
         jobs.version()
     assert str(trouble.value) == f"Ray cluster {jobs.cluster.address}: HTTP 500 (empty body)."
 
 
 def test_a_missing_token_is_told_from_a_wrong_one(server, jobs):
-    says(server, "GET", "/api/jobs/a", 401, b"")
+    answer(server, "GET", "/api/jobs/a", 401, b"")
     with pytest.raises(InvalidInputError, match="requires a token, and none was given"):
         RayJobs(Cluster(address=jobs.cluster.address)).find("a")
 
 
-def test_nobody_there_may_pass():
+def test_an_address_without_a_server_is_an_outage():
     with pytest.raises(RayClusterError, match="not reachable"):
         RayJobs(Cluster(address="http://127.0.0.1:9")).find("x")
 
 
-def test_a_submission_id_in_use_is_no_error(server, jobs):
+def test_a_submission_id_in_use_is_not_an_error(server, jobs):
     taken = b"Traceback\nValueError: Job with submission_id a already exists. Please use another."
     for status in (400, 500):
-        says(server, "POST", "/api/jobs/", status, taken)
+        answer(server, "POST", "/api/jobs/", status, taken)
         assert jobs.submit({"entrypoint": "x", "submission_id": "a"}) is False
-    says(server, "POST", "/api/jobs/", 200, {"submission_id": "a"})
+    answer(server, "POST", "/api/jobs/", 200, {"submission_id": "a"})
     assert jobs.submit({"entrypoint": "x", "submission_id": "a"}) is True
 
 
-def test_a_refused_job_says_why(server, jobs):
-    says(server, "POST", "/api/jobs/", 400, b"Traceback\nTypeError: entrypoint must be a string")
+def test_the_error_of_a_refused_job_has_the_reason(server, jobs):
+    answer(server, "POST", "/api/jobs/", 400, b"Traceback\nTypeError: entrypoint must be a string")
     with pytest.raises(InvalidInputError, match="TypeError: entrypoint must be a string"):
         jobs.submit({})
 
 
 def test_a_job_is_found_or_not(server, jobs):
     job = {"submission_id": "a", "status": "FAILED", "driver_exit_code": 2, "new field": [1]}
-    says(server, "GET", "/api/jobs/a", 200, job)
+    answer(server, "GET", "/api/jobs/a", 200, job)
     assert jobs.find("a") == RayJob(submission_id="a", status="FAILED", driver_exit_code=2)
     assert jobs.find("a").is_over
     assert jobs.find("b") is None
 
 
-def test_a_job_may_have_said_anything(server, jobs):
+def test_a_job_may_have_printed_anything(server, jobs):
     body = b'{"submission_id": "a", "status": "RUNNING", "message": "\\udc80"}'
-    says(server, "GET", "/api/jobs/a", 200, body)
+    answer(server, "GET", "/api/jobs/a", 200, body)
     assert jobs.find("a").status == "RUNNING"
-    says(server, "GET", "/api/jobs/a/logs", 200, b'{"logs": "\\udc80 \\u0000"}')
-    assert len(said(jobs)) == 3
+    answer(server, "GET", "/api/jobs/a/logs", 200, b'{"logs": "\\udc80 \\u0000"}')
+    assert len(printed(jobs)) == 3
 
 
 def test_a_log_that_is_gone_is_empty(server, jobs):
-    says(server, "GET", "/api/jobs/a/logs", 500, b"Traceback")
-    assert said(jobs) == ""
-    says(server, "GET", "/api/jobs/a/logs", 200, {"logs": "hello\n"})
-    assert said(jobs) == "hello"
-    says(server, "GET", "/api/jobs/a/logs", 200, {"logs": None})
-    assert said(jobs) == ""
+    answer(server, "GET", "/api/jobs/a/logs", 500, b"Traceback")
+    assert printed(jobs) == ""
+    answer(server, "GET", "/api/jobs/a/logs", 200, {"logs": "hello\n"})
+    assert printed(jobs) == "hello"
+    answer(server, "GET", "/api/jobs/a/logs", 200, {"logs": None})
+    assert printed(jobs) == ""
 
 
-def said(jobs) -> str:
+def printed(jobs) -> str:
     log = JobLog(results=None)
     jobs.read_log("a", log)
     log.end()
@@ -198,8 +198,8 @@ def test_a_certificate_must_be_trusted(tmp_path):
     with HTTPServer(("127.0.0.1", 0), _Handler) as httpd:
         httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
         httpd.asked, httpd.answers = [], {}
-        says(httpd, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
-        says(httpd, "GET", "/api/jobs/", 200, [])
+        answer(httpd, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
+        answer(httpd, "GET", "/api/jobs/", 200, [])
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         address = f"https://127.0.0.1:{httpd.server_port}"

@@ -51,7 +51,7 @@ TOO_SLOW = {
     "interim answers": lambda: trickle(b"HTTP/1.1 100 Continue\r\n\r\n"),
 }
 CUT_SHORT = {
-    "fewer bytes than it said": lambda: [head("Content-Length: 100"), b"{"],
+    "fewer bytes than announced": lambda: [head("Content-Length: 100"), b"{"],
     "no last chunk": lambda: [CHUNKED, chunk(b"{")],
     "nothing": list,
     "a huge header": lambda: [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10**6 + b"\r\n\r\n"],
@@ -110,7 +110,7 @@ def test_an_answer_that_breaks_off_may_come_whole_again(ask, question, answer):
         ask(question, CUT_SHORT[answer])
 
 
-def test_a_bomb_that_does_not_say_so_is_bytes(ask):
+def test_a_compressed_answer_without_a_header_is_bytes(ask):
     with pytest.raises(InvalidInputError, match="not the dashboard"):
         ask("find", lambda: [whole(BOMB)])
 
@@ -168,7 +168,7 @@ def shapes():
     yield from RAW
 
 
-def test_a_shape_nobody_expects_is_an_error_of_ours_or_harmless():
+def test_a_shape_that_is_not_expected_is_a_package_error_or_harmless():
     bodies, answered, errors = list(shapes()), 0, []
     current = [b""]
     with raw_server(lambda _head: [whole(current[0])]) as server:
@@ -188,7 +188,7 @@ def test_a_shape_nobody_expects_is_an_error_of_ours_or_harmless():
                     assert all(isinstance(v, str) for v in (job.metadata or {}).values())
     assert max(map(len, errors)) < 1000
     assert not any("\x1b" in words for words in errors)
-    assert answered > len(FIELDS)  # strings are strings, whatever they say
+    assert answered > len(FIELDS)  # strings are strings, whatever their content
 
 
 def test_a_log_is_read_in_pieces_wherever_they_are_cut():
