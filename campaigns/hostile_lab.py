@@ -265,9 +265,9 @@ def _started(objects: Objects, strategy: str) -> tuple[MemoryStore, RestorePlan]
     store.put(_SEARCHER, pickle.dumps(searcher))
     store.put(STATE_NAME, make_state(rows))
     options = night_options(strategy)
-    draft = prepare_restore(store, RESTORE_ID, options)
-    assert not isinstance(draft, str)
-    plan, _ = start_restore(draft, options, holder="test", ttl_seconds=60)
+    prepared = prepare_restore(store, RESTORE_ID, options)
+    assert not isinstance(prepared, str)
+    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60)
     assert plan is not None
     return store, plan
 

@@ -68,10 +68,10 @@ def a_restore(rng: random.Random, lab: Lab) -> None:
     store = GuardedStore(lab.store(objects).at("team").at("bad"))
     options = night_options(allow_scratch=rng.random() < 0.5)
     with contextlib.suppress(TuneRestoreError):
-        draft = prepare_restore(store, RESTORE_ID, options)
-        if isinstance(draft, str):
+        prepared = prepare_restore(store, RESTORE_ID, options)
+        if isinstance(prepared, str):
             return
-        plan, _ = start_restore(draft, options, holder="test", ttl_seconds=60)
+        plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60)
         assert plan is not None
         assert read_plan(store, RESTORE_ID) == plan
         for trial in plan.to_run[:3]:
@@ -310,9 +310,9 @@ def _abandoned() -> Objects:
     rows = [make_row(f"t{number:05d}", status="ERROR") for number in range(_MANY_TRIALS)]
     store.put(STATE_NAME, make_state(rows))
     options = night_options()
-    draft = prepare_restore(store, RESTORE_ID, options)
-    assert not isinstance(draft, str)
-    plan, _ = start_restore(draft, options, holder="test", ttl_seconds=60)
+    prepared = prepare_restore(store, RESTORE_ID, options)
+    assert not isinstance(prepared, str)
+    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60)
     assert plan is not None
     for trial in plan.to_run:
         beat(

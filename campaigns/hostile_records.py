@@ -187,9 +187,9 @@ def _commit_abandoned(_lab: Lab, store: ObjectStore) -> None:
 def next_night(_lab: Lab, store: ObjectStore, restore_id: str = "r2") -> None:
     """Restore the experiment again: what the night before has left is settled first."""
     options = night_options()
-    draft = prepare_restore(store, restore_id, options)
-    if not isinstance(draft, str):
-        start_restore(draft, options, holder="test", ttl_seconds=60)
+    prepared = prepare_restore(store, restore_id, options)
+    if not isinstance(prepared, str):
+        start_restore(prepared, options, holder="test", ttl_seconds=60)
 
 
 def _claim(_lab: Lab, store: ObjectStore) -> None:

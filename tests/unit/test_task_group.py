@@ -1,4 +1,4 @@
-"""The chain in one line: its tasks, what they wait for, and what a DAG processor makes of it."""
+"""The task group: its tasks, their order, and how a DAG processor serializes it."""
 
 import subprocess
 import sys

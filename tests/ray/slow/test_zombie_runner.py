@@ -57,9 +57,9 @@ def take_over(store):
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            draft = prepare_restore(store, "r2", OPTIONS)
-            assert isinstance(draft, PreparedRestore)
-            return start_restore(draft, OPTIONS, holder="the next", ttl_seconds=120)
+            prepared = prepare_restore(store, "r2", OPTIONS)
+            assert isinstance(prepared, PreparedRestore)
+            return start_restore(prepared, OPTIONS, holder="the next", ttl_seconds=120)
         except LeaseHeldError:
             assert time.monotonic() < deadline
             time.sleep(0.5)

@@ -1,7 +1,7 @@
 """Two processes that have Ray, kept for all tests of a session, and restores that run in them.
 
 One makes experiments and asks Ray itself what it makes of them; the other runs our runner's command line
-on the same Ray. Around it everything is the shell's: draft, lease, plan, claims, commit. Only the
+on the same Ray. Around it everything is the shell's: preparation, lease, plan, claims, commit. Only the
 runner's interpreter and its Ray are not started anew each time.
 """
 

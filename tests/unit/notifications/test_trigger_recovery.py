@@ -1,4 +1,4 @@
-"""What a sweep's task does when it has failed; the real thing is in tests/airflow."""
+"""The notifier of a sweep's task that failed. tests/airflow has the test with a real Airflow."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Planning over many experiments: what is leased, what is left alone, what is said."""
+"""The plan task over many experiments: which are leased, which are left alone, and the messages."""
 
 import json
 import os

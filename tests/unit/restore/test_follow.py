@@ -1,4 +1,4 @@
-"""Many follow one run: who starts it, what each sees, and when each has seen enough."""
+"""Many tasks follow one run: which one starts it, what each sees, and when each is done."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Our own records, replaced by somebody who may write to the bucket: named, never a wrong commit."""
+"""Records replaced by an attacker who may write to the bucket: an error, never a wrong commit."""
 
 import json
 import math

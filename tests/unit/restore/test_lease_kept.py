@@ -1,4 +1,4 @@
-"""While `tune-restore restore`, a settlement or a commit works, its lease lives."""
+"""`tune-restore restore` and commits renew their lease while they run."""
 
 import threading
 

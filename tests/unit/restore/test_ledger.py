@@ -1,4 +1,4 @@
-"""Failures are counted across nights; who fails too often is quarantined until released."""
+"""Failures are counted over all restores; a trial that fails too often is quarantined until released."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_a_failed_attempt_is_entered_with_all_that_tells_it_apart(store):
 
 
 def test_a_runner_that_saved_before_its_node_was_taken_away_counts(store):
-    """Its outcome says that it was told to stop; what Kubernetes says of its pod tells by whom."""
+    """Its outcome shows that it was stopped; the status of its pod shows that a node was lost."""
     plan = start_night(store, "r1")
     request = leave_attempt(store, plan, "bad", result="interrupted", iteration=3)
     AttemptRecords.of(store, request).record_exit(

@@ -1,4 +1,4 @@
-"""Samples without their searcher: who can draw them is known before anything starts, and said."""
+"""Samples without their searcher: before anything starts, the user learns how to get them."""
 
 import pickle
 from datetime import timedelta
@@ -89,17 +89,17 @@ def test_it_is_not_lost_where_it_can_be_had_or_is_not_needed(lost, tmp_path, mon
 def test_with_nothing_else_to_do_it_is_refused_and_nothing_is_written(lost):
     store = lost([DONE])
     before = files(store)
-    for draft in (prepare_restore, prepare_continued_search):
+    for prepare in (prepare_restore, prepare_continued_search):
         with pytest.raises(InvalidInputError, match=r"No run was started\.$") as refused:
-            draft(store, "r1", options())
+            prepare(store, "r1", options())
         assert WORDS in str(refused.value)
     assert files(store) == before
 
 
 def test_a_searcher_that_is_named_draws_them(lost):
     store = lost([DONE])
-    for draft in (prepare_restore, prepare_continued_search):
-        made = draft(store, "r1", options(can_search=True))
+    for prepare in (prepare_restore, prepare_continued_search):
+        made = prepare(store, "r1", options(can_search=True))
         assert made.plan.only_continues_search
         assert (made.plan.searcher_lost, made.experiment.searcher_lost) == (
             "", "tuner.pkl is missing",
@@ -145,7 +145,7 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
 
 @pytest.mark.parametrize("tuner", [None, (GOLDEN / "failed" / "optuna" / "tuner.pkl").read_bytes()])
 def test_one_that_never_saved_its_state_is_lost_even_with_tuner_pkl(lost, tmp_path, tuner):
-    """Ray begins such an experiment anew; nobody is asked to name a searcher that cannot go on."""
+    """Ray starts such an experiment over; the message asks for no searcher, because none could go on."""
     store = lost([DONE, HUNG], tuner=tuner, saves=False)
     words = "3 samples cannot be drawn: their searcher never saved its state"
     (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))

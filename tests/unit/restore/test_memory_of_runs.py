@@ -1,4 +1,4 @@
-"""What callbacks and a stopper remember is committed where one run speaks for all; and undone."""
+"""The states of callbacks and a stopper are committed if one run left them all; and undone."""
 
 import json
 

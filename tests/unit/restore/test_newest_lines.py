@@ -1,4 +1,4 @@
-"""What is kept of a flood of lines."""
+"""The newest lines of a flood are kept."""
 
 from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
 

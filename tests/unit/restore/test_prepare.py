@@ -1,4 +1,4 @@
-"""From flags to seeds: rows of ended trials are there for those who run them, and for nobody else."""
+"""From flags to seeds: rows of finished trials are read only if a restore runs them."""
 
 from datetime import timedelta
 

@@ -71,7 +71,7 @@ def test_what_a_newer_version_has_added_is_ignored(kind):
 
 
 def test_every_kind_of_record_is_planted_and_every_field_of_it():
-    """A new record, or a new field, is to stand in `records_of_all_kinds`."""
+    """A new record, or a new field, must be in `records_of_all_kinds`."""
     known = {kind.type for kind in RECORDS}
     inside = {RunnerProgress, PlannedState, PlannedTrial}  # in a tail, and in a plan
     assert known >= set(record_fields.Record.__subclasses__()) - inside
@@ -154,7 +154,7 @@ def test_a_failure_in_the_ledger_is_told_in_one_short_line():
 
 
 def _check_types(value: Any) -> None:
-    """Check that numbers are numbers that everybody can read, all through a record."""
+    """Check that all numbers of a record are numbers of strict JSON."""
     if isinstance(value, bool | str | bytes | None):
         return
     if isinstance(value, int):
@@ -187,7 +187,7 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 
 
 def _shown_texts(value: Any, name: str = "") -> list[str]:
-    """Return all texts of a record but those that are handed on as they are."""
+    """Return all texts of a record, except those that are passed on unchanged."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
@@ -216,4 +216,4 @@ HANDED_ON: dict[Any, frozenset[str]] = {
     commit_record.CommitRecord: frozenset({"sha256", "attempts"}),
     Ledger: frozenset(),
 }
-"""What names something, or is looked up by its name: whoever shows it makes it printable (test_sinks)."""
+"""Fields that name something, or are looked up: they are made printable where shown (test_sinks)."""

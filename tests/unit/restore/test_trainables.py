@@ -1,4 +1,4 @@
-"""Which trainable a restore is of, where rows and tuner.pkl name several."""
+"""The trainable of a restore, if rows and tuner.pkl name several."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ from airflow_tune_restore.storage.local import LocalStore
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 
 
-def draft(directory, *, can_start=False, **choices):
+def prepare(directory, *, can_start=False, **choices):
     flags = ResumeFlags.from_flags(resume_errored=True)
     options = PrepareOptions(
         choices=PlanChoices(flags=flags, **choices), stale_after=timedelta(0), can_start=can_start
@@ -33,42 +33,44 @@ def actions(plan):
 
 def test_only_the_trials_of_tuner_pkls_trainable_are_run(tmp_path):
     rows = [of("train", "mine"), of("other", "failed"), of("other", "hung", "RUNNING")]
-    drafted, _ = draft(make_experiment(tmp_path / "x", rows))
-    assert drafted.plan.trainable_name == "train"
-    assert actions(drafted.plan) == {"mine": "resume", "failed": "keep", "hung": "keep"}
-    kept = drafted.plan.trial("failed")
+    prepared, _ = prepare(make_experiment(tmp_path / "x", rows))
+    assert prepared.plan.trainable_name == "train"
+    assert actions(prepared.plan) == {"mine": "resume", "failed": "keep", "hung": "keep"}
+    kept = prepared.plan.trial("failed")
     assert "it was run with the trainable 'other', and this restore runs 'train'" in kept.reason
-    assert f"trial failed: {kept.reason}" in drafted.plan.warnings
+    assert f"trial failed: {kept.reason}" in prepared.plan.warnings
 
 
 def test_without_tuner_pkl_each_trainable_has_its_turn(tmp_path):
     rows = [of("a", "a1"), of("b", "b1"), of("b", "b2")]
     directory = make_experiment(tmp_path / "x", rows)
-    plan = draft(directory)[0].plan
+    plan = prepare(directory)[0].plan
     assert (plan.trainable_name, plan.ignore_tuner) == ("b", True)
     assert actions(plan) == {"a1": "keep", "b1": "resume", "b2": "resume"}
 
     rows = [of("a", "a1"), of("b", "b1", "TERMINATED"), of("b", "b2", "TERMINATED")]
     make_experiment(directory, rows)
-    plan = draft(directory)[0].plan
+    plan = prepare(directory)[0].plan
     assert (plan.trainable_name, actions(plan)["a1"]) == ("a", "resume")
 
 
 def test_nothing_is_left_of_tuner_pkls_trainable(tmp_path):
     rows = [of("train", "mine", "TERMINATED"), of("other", "failed")]
     directory = make_experiment(tmp_path / "x", rows, total_samples=2)
-    why, _ = draft(directory)
+    why, _ = prepare(directory)
     assert isinstance(why, str)
     assert "--ignore-tuner (ignore_tuner=True) resumes this one" in why
-    plan = draft(directory, ignore_tuner=True)[0].plan
+    plan = prepare(directory, ignore_tuner=True)[0].plan
     assert (plan.trainable_name, actions(plan)["failed"]) == ("other", "resume")
 
 
 def test_the_choice_travels_with_plan_and_request(tmp_path):
-    drafted, options = draft(make_experiment(tmp_path / "x", [of("train", "t")]), ignore_tuner=True)
-    plan, _ = start_restore(drafted, options, holder="test", ttl_seconds=60.0)
+    prepared, options = prepare(
+        make_experiment(tmp_path / "x", [of("train", "t")]), ignore_tuner=True
+    )
+    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60.0)
     assert RestorePlan.from_json(plan.to_json()).ignore_tuner
-    assert claim_attempt(drafted.store, plan, "t", RunnerSettings(trainable="m:t")).ignore_tuner
+    assert claim_attempt(prepared.store, plan, "t", RunnerSettings(trainable="m:t")).ignore_tuner
     assert (plan.metric, plan.mode) == (None, None)
 
 
@@ -76,12 +78,12 @@ def test_what_never_started_has_nothing_but_its_tuner_pkl(tmp_path):
     directory = make_experiment(tmp_path / "x", [of("train", "t")])
     (directory / STATE_NAME).unlink()
     with pytest.raises(InvalidInputError, match=r"all there is of it: leave out ignore_tuner"):
-        draft(directory, ignore_tuner=True, can_start=True)
-    assert draft(directory, can_start=True)[0].plan.continues_search
+        prepare(directory, ignore_tuner=True, can_start=True)
+    assert prepare(directory, can_start=True)[0].plan.continues_search
 
 
 def test_samples_are_drawn_without_it_too(tmp_path):
     rows = [of("old", "t", "TERMINATED")]
-    drafted, _ = draft(make_experiment(tmp_path / "x", rows, total_samples=3))
-    assert drafted.plan.only_continues_search
-    assert (drafted.plan.ignore_tuner, drafted.plan.trainable_name) == (True, "old")
+    prepared, _ = prepare(make_experiment(tmp_path / "x", rows, total_samples=3))
+    assert prepared.plan.only_continues_search
+    assert (prepared.plan.ignore_tuner, prepared.plan.trainable_name) == (True, "old")

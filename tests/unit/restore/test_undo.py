@@ -1,4 +1,4 @@
-"""An undo takes back the last commit and nothing else, wherever it is cut off."""
+"""An undo deletes the last commit and nothing else, wherever it is cut off."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Storage that is hostile, or merely unlucky: what it costs one restore, and for how long."""
+"""Storage that is hostile or unlucky: the effect on one restore, and for how long."""
 
 import json
 from collections import Counter
@@ -83,8 +83,8 @@ def claim(objects, *, at, epoch=1, restore_id="dead", ttl_seconds=60.0):
 
 
 def restore(store, restore_id="r2"):
-    draft = prepare_restore(store, restore_id, OPTIONS)
-    return start_restore(draft, OPTIONS, holder="test", ttl_seconds=60)[0]
+    prepared = prepare_restore(store, restore_id, OPTIONS)
+    return start_restore(prepared, OPTIONS, holder="test", ttl_seconds=60)[0]
 
 
 # --- numbers that were read
@@ -143,16 +143,16 @@ def test_a_lease_that_nobody_would_believe_is_refused(store):
 
 def test_who_begins_with_many_experiments_watches_all_of_them_at_once(time):
     """A DAG run of a hundred experiments that died would keep the next one waiting a hundred times."""
-    drafts = []
+    all_prepared = []
     for number in range(100):
         objects = {STATE_NAME: (make_state([make_row("bad", status="ERROR")]), LONG_AGO)}
         claim(objects, at=LONG_AGO, ttl_seconds=900)
         store = MemoryStore(objects, root=f"{number}/", clock=lambda: NOW)
         for key in list(objects):
             objects[f"{number}/{key}"] = objects.pop(key)
-        drafts.append(prepare_restore(store, "r2", OPTIONS))
-    for draft in drafts:
-        start_restore(draft, OPTIONS, holder="test", ttl_seconds=60)
+        all_prepared.append(prepare_restore(store, "r2", OPTIONS))
+    for prepared in all_prepared:
+        start_restore(prepared, OPTIONS, holder="test", ttl_seconds=60)
     assert 900 <= time.slept < 910
 
 
@@ -301,7 +301,7 @@ def test_a_link_in_the_place_of_a_claim_holds_no_longer_than_others(tmp_path, ti
 
 
 def test_a_link_to_a_secret_is_not_copied_into_the_experiment(tmp_path, time):
-    """As a restore that died leaves it: the next night commits the state of its callbacks."""
+    """Like a restore that died: the next restore commits the state of its callbacks."""
     secret = tmp_path / "airflow.cfg"
     secret.write_text("fernet_key = abc")
     directory = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR")])
@@ -474,7 +474,7 @@ def test_a_commit_after_a_file_of_an_odd_name_is_found_again(objects, store, nam
 
 
 def test_a_planted_plan_of_other_trials_is_not_taken_for_ours(store, objects):
-    """The id of a restore can be foreseen; Airflow would be given as many tasks as it likes."""
+    """The id of a restore can be guessed; a plan of an attacker could map any number of tasks."""
     plan = start_night(store, "r1")
     planted = replace(plan, trials=(*plan.trials, replace_trial(plan.trials[0], "invented")))
     store.put(layout.plan_key("r1"), planted.to_json())
@@ -490,7 +490,7 @@ def replace_trial(trial, trial_id):
 
 
 def test_a_plan_is_one_of_the_experiment_it_lies_in(store):
-    """Whoever can write it could name an experiment of another team; or its directory was moved."""
+    """An attacker who can write it could name another team's experiment; or its directory was moved."""
     start_night(store, "r1")
     key = layout.plan_key("r1")
     document = json.loads(store.get(key))

@@ -1,4 +1,4 @@
-"""Whoever was paused or killed at any operation, while the next restore went on, does no harm."""
+"""A process that is paused or killed at any operation, while the next restore goes on, does no harm."""
 
 import contextlib
 import json
@@ -80,11 +80,11 @@ def make_store():
 
 
 def start(store, restore_id):
-    """Draft and start; None if nothing is left to do."""
-    draft = prepare_restore(store, restore_id, OPTIONS)
-    if not isinstance(draft, PreparedRestore):
+    """Prepare and start; None if nothing is left to do."""
+    prepared = prepare_restore(store, restore_id, OPTIONS)
+    if not isinstance(prepared, PreparedRestore):
         return None
-    plan, _ = start_restore(draft, OPTIONS, holder=restore_id, ttl_seconds=60)
+    plan, _ = start_restore(prepared, OPTIONS, holder=restore_id, ttl_seconds=60)
     return plan
 
 
@@ -103,7 +103,7 @@ def whole_restore(store, restore_id):
 
 
 def check_history(store):
-    """All trials have their results, in states that nobody overwrote, and nobody holds the lease."""
+    """All trials have their results, no state was overwritten, and the lease is free."""
     experiment = read_experiment(store)
     assert [(t.trial_id, t.status, t.iteration) for t in experiment.trials] == [
         ("done", "TERMINATED", 6),

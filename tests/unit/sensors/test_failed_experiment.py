@@ -1,4 +1,4 @@
-"""What the sensor finds, and what it does when there is nothing."""
+"""The sensor: what it finds, and what it does if it finds nothing."""
 
 import json
 from datetime import timedelta
