@@ -201,7 +201,7 @@ def _followed(deferred: TaskDeferred) -> dict:
 
 def test_a_trainable_that_asks_for_more_each_time_gets_no_third_pod(trial, api):
     with pytest.raises(
-        AirflowFailException, match=r"asked for CPU [0-9.e+]+, was given it, and then"
+        AirflowFailException, match=r"requested CPU [0-9.e+]+ and got it, and then"
     ):
         trial.run(trainable=f"{ASKING}:more_each_time")
     assert len(api.created) == 2
