@@ -40,12 +40,7 @@ _NAME_LENGTH, _ID_LENGTH = 120, 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreXCom:
-    """One started restore: the input of the commit.
-
-    Args:
-        experiment: Address of the experiment, with its connection id.
-        restore_id: The restore.
-    """
+    """One started restore: the input of the commit. `experiment` is an address with its connection id."""
 
     experiment: str
     restore_id: str
@@ -66,7 +61,6 @@ class TrialXCom:
 
     Args:
         experiment: Address of the experiment, with its connection id.
-        restore_id: The restore it belongs to.
         trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search.
         experiment_name: Last part of the experiment's URI.
         action: `resume`, `restart` or `draw`.
@@ -90,32 +84,20 @@ class TrialXCom:
         return _parse(cls, value, "trial")
 
     @classmethod
-    def build_continued_search(cls, address: Address, plan: RestorePlan) -> Self:
-        """Build the item of the search that a whole-experiment run continues."""
-        name = Location.parse(plan.experiment).name
+    def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan | None) -> Self:
+        """Build the item of one planned trial; with None, of the search that the run continues."""
+        name = printable(Location.parse(plan.experiment).name)
+        shown = printable(trial.trial_id)[:_ID_LENGTH] if trial else "new samples"
+        checkpoint = trial.checkpoint if trial else None
         return cls(
             experiment=str(address),
             restore_id=plan.restore_id,
-            trial_id=WHOLE_EXPERIMENT,
-            experiment_name=printable(name),
-            action=TrialAction.DRAW.value,
-            label=f"{printable(name)[:_NAME_LENGTH]} new samples",
-        )
-
-    @classmethod
-    def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan) -> Self:
-        """Build the item of one planned trial."""
-        name = Location.parse(plan.experiment).name
-        label = f"{printable(name)[:_NAME_LENGTH]} {printable(trial.trial_id)[:_ID_LENGTH]}"
-        return cls(
-            experiment=str(address),
-            restore_id=plan.restore_id,
-            trial_id=trial.trial_id,
-            experiment_name=printable(name),
-            action=trial.action.value,
-            checkpoint=trial.checkpoint and printable(trial.checkpoint),
-            iteration=trial.iteration,
-            label=label,
+            trial_id=trial.trial_id if trial else WHOLE_EXPERIMENT,
+            experiment_name=name,
+            action=trial.action.value if trial else TrialAction.DRAW.value,
+            checkpoint=checkpoint and printable(checkpoint),
+            iteration=trial.iteration if trial else 0,
+            label=f"{name[:_NAME_LENGTH]} {shown}",
         )
 
     def to_xcom(self) -> dict[str, Any]:

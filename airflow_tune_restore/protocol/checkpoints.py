@@ -53,15 +53,13 @@ class CheckpointChoice:
     Args:
         name: Directory name; None to start from scratch.
         iteration: `training_iteration` it was taken at; 0 if unknown or from scratch.
-        repaired: Whether the state names another one.
         lost: Whether the state names one, but no complete one is left.
         reason: The reason, for people.
     """
 
-    name: str | None
-    iteration: int
-    repaired: bool
-    lost: bool
+    name: str | None = None
+    iteration: int = 0
+    lost: bool = False
     reason: str
 
 
@@ -84,15 +82,11 @@ def choose_checkpoint(
     if prefer_newest and (newer := _newer(recorded, list(complete.values()), reported)):
         return newer
     if recorded is None:
-        return CheckpointChoice(
-            name=None, iteration=0, repaired=False, lost=False, reason="no checkpoint was recorded"
-        )
+        return CheckpointChoice(reason="no checkpoint was recorded")
     if recorded.name in complete:
         return CheckpointChoice(
             name=recorded.name,
             iteration=recorded.iteration or reported.get(recorded.name, 0),
-            repaired=False,
-            lost=False,
             reason=f"resumed from {recorded.name}",
         )
     trouble = "is incomplete" if any(item.name == recorded.name for item in found) else "is gone"
@@ -103,9 +97,6 @@ def choose_checkpoint(
     ]
     if not usable:
         return CheckpointChoice(
-            name=None,
-            iteration=0,
-            repaired=False,
             lost=True,
             reason=f"recorded {recorded.name} {trouble} and no complete checkpoint is left",
         )
@@ -113,8 +104,6 @@ def choose_checkpoint(
     return CheckpointChoice(
         name=newest.name,
         iteration=reported.get(newest.name, 0),
-        repaired=True,
-        lost=False,
         reason=f"recorded {recorded.name} {trouble}; repaired to {newest.name}, the newest complete one",
     )
 
@@ -132,8 +121,6 @@ def _newer(
     return CheckpointChoice(
         name=newest.name,
         iteration=reported[newest.name],
-        repaired=True,
-        lost=False,
         reason=f"resumed from {newest.name}, newer than the state, which {named}",
     )
 

@@ -16,11 +16,8 @@ class ResumeType(StrEnum):
     RESTART = "restart"
 
 
-def parse_resume_type(name: str, value: object) -> ResumeType:
-    """Parse a string or an enum member, of this package or Ray's (InvalidInputError if it is neither).
-
-    Ray 2.60 accepts a string and then returns an empty result grid.
-    """
+def _parse_resume_type(name: str, value: object) -> ResumeType:
+    """Parse a string or an enum member, of this package or Ray's (InvalidInputError if it is neither)."""
     text = value.value if isinstance(value, Enum) else value
     if isinstance(text, str) and text in set(ResumeType):
         return ResumeType(text)
@@ -53,14 +50,12 @@ class ResumeFlags:
 
         Ray has no `resume_cut_short`.
         """
-        errored = ResumeType.SKIP
-        if resume_errored:
-            errored = ResumeType.RESUME
-        elif restart_errored:
-            errored = ResumeType.RESTART
-        unfinished = ResumeType.RESUME if resume_unfinished else ResumeType.SKIP
-        cut_short = ResumeType.RESUME if resume_cut_short else ResumeType.SKIP
-        return cls(unfinished=unfinished, errored=errored, cut_short=cut_short)
+        otherwise = ResumeType.RESTART if restart_errored else ResumeType.SKIP
+        return cls(
+            unfinished=ResumeType.RESUME if resume_unfinished else ResumeType.SKIP,
+            errored=ResumeType.RESUME if resume_errored else otherwise,
+            cut_short=ResumeType.RESUME if resume_cut_short else ResumeType.SKIP,
+        )
 
     @classmethod
     def parse(cls, choices: dict[str, Any]) -> "ResumeFlags":
@@ -74,7 +69,7 @@ class ResumeFlags:
                 f"Unknown kind of trial {sorted(unknown)}; use finished, unfinished, errored or "
                 "cut_short."
             )
-        return cls(**{name: parse_resume_type(name, value) for name, value in choices.items()})
+        return cls(**{name: _parse_resume_type(name, value) for name, value in choices.items()})
 
     @property
     def keeps_terminated_rows(self) -> bool:

@@ -37,7 +37,7 @@ FIRST_MEMORY_BYTES = 4.0 * 1024**3
 """Memory for a trial that ran out of memory and had requested none."""
 
 KEPT = 100
-"""The ledger keeps so many failures per trial, the newest."""
+"""How many failures per trial the ledger keeps: the newest."""
 
 _UNEXPLAINED = frozenset({Cause.ACTOR_DIED.value, Cause.KILLED.value, Cause.UNKNOWN.value, ""})
 _KILLED_WORDS = ("killed", "sigkill", "signal 9")
@@ -73,18 +73,15 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     memory: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        """Make the texts printable."""
         for name in ("restore_id", "cause", "type", "message", "place", "ended_at"):
             msgspec.structs.force_setattr(self, name, printable(getattr(self, name), LINE_LENGTH))
 
     @property
     def signature(self) -> tuple[object, ...] | None:
-        """Two failures with the same signature are the same failure; None if it equals no other.
-
-        Running out of memory is another failure if the trial had more memory.
-        """
+        """Two failures with the same signature are the same failure; None if it equals no other."""
         if self.cause not in _HAVE_A_PLACE or not self.place:
             return None
+        # with more memory, running out of it is another failure
         return (self.type, self.place, self.iteration, self.memory)
 
 
@@ -104,7 +101,6 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: str = ""
 
     def __post_init__(self) -> None:
-        """Make the texts printable."""
         for name in ("released_at", "quarantined"):
             msgspec.structs.force_setattr(self, name, printable(getattr(self, name), NOTE_LENGTH))
 
@@ -120,38 +116,29 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     schema: Count = 1
 
     def __post_init__(self) -> None:
-        """Leave out names that a trial cannot have."""
         trials = {name: history for name, history in self.trials.items() if is_safe_name(name)}
         msgspec.structs.force_setattr(self, "trials", trials)
 
     def quarantined(self, max_attempts: int | None) -> dict[str, str]:
         """Return why trials are in quarantine, by trial id."""
-        reasons = {
-            trial_id: history.quarantine_reason(max_attempts)
+        return {
+            trial_id: reason
             for trial_id, history in self.trials.items()
+            if (reason := history.quarantine_reason(max_attempts))
         }
-        return {trial_id: reason for trial_id, reason in reasons.items() if reason}
 
 
 def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
     """Return the ledger (an empty one if there is none), and a warning if it is unreadable."""
     try:
-        body = store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES)
+        return decode(store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES), Ledger), ""
     except KeyNotFoundError:
         return Ledger(), ""
-    except (TooLargeError, LinkRefusedError) as error:
-        return Ledger(), _unreadable(error)
-    try:
-        return decode(body, Ledger), ""
-    except (ValueError, RecursionError) as error:
-        return Ledger(), _unreadable(error)
-
-
-def _unreadable(error: Exception) -> str:
-    return (
-        f"{layout.LEDGER} is unreadable ({printable(str(error))}) and counts as empty: earlier failures "
-        "do not count, and no trial is in quarantine"
-    )
+    except (TooLargeError, LinkRefusedError, ValueError, RecursionError) as error:
+        return Ledger(), (
+            f"{layout.LEDGER} is unreadable ({printable(str(error))}) and counts as empty: earlier "
+            "failures do not count, and no trial is in quarantine"
+        )
 
 
 def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
@@ -251,18 +238,15 @@ def seen_before(
 def read_history(store: ObjectStore, restore_id: str, trial_id: str) -> History:
     """Return the history of a trial, with the failures of the current restore."""
     history = read_ledger(store)[0].trials.get(trial_id, History())
-    failures = read_failures(store, restore_id, trial_id)
-    return _with_failures(history, restore_id, failures)
+    return _with_failures(history, restore_id, read_failures(store, restore_id, trial_id))
 
 
 def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float | None:
     """Return how many bytes of memory the next attempt of a trial should request.
 
     Twice the most that it ran out of, starting from its own request, up to `max_memory_bytes` of the
-    choices; never less than its own request. A release does not reset it.
-
-    Returns:
-        None if it never ran out of memory, or for a whole-experiment run, which has the whole machine.
+    choices; never less than its own request. A release does not reset it. None if it never ran out of
+    memory, or for a whole-experiment run, which has the whole machine.
     """
     if trial_id == layout.WHOLE_EXPERIMENT:
         return None
@@ -270,7 +254,7 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     short = [f for f in history.released + history.failures if f.cause == Cause.OUT_OF_MEMORY]
     if not short:
         return None
-    most = max((f.memory or 0.0 for f in short), default=0.0) or own
+    most = max(f.memory or 0.0 for f in short) or own
     wanted = most * 2 if most else FIRST_MEMORY_BYTES
     return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
 
@@ -335,7 +319,6 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
 
 def _requested_memory(records: AttemptRecords, attempt: int) -> float | None:
     try:
-        memory = records.request(attempt).resources.get("memory")
+        return records.request(attempt).resources.get("memory")
     except (KeyNotFoundError, RecordUnreadableError):
         return None
-    return memory if memory is None else float(memory)

@@ -32,13 +32,11 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to one trial, and why. A Struct, because there are thousands of them.
 
     Args:
-        trial_id: Ray's id in the state that the plan was made from.
-        status: Its status there.
+        trial_id, status: Those in the state that the plan was made from.
         trial_dir: Its directory name in the experiment directory; None if it never started.
-        action: What happens.
         checkpoint: Directory name of the checkpoint it starts from; None to start from scratch.
         iteration: `training_iteration` it starts after; 0 from scratch.
-        reason: Why, for people.
+        reason: For people.
         resources: The resources it requests, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
         quarantined: Whether it is kept only because it failed too often.
@@ -56,7 +54,6 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: bool = False
 
     def __post_init__(self) -> None:
-        """Make the reason printable: it contains text from the experiment."""
         msgspec.structs.force_setattr(self, "reason", printable(self.reason, NOTE_LENGTH))
 
     @property
@@ -70,21 +67,16 @@ class RestorePlan:
     """The plan of one experiment. `trials` are in Ray's order: the newest result first.
 
     Args:
-        restore_id: Id of the restore that this plan belongs to.
         experiment: URI of the experiment directory, without credentials.
         base: The state that it was made from.
         trainable_name: The recorded name that the trainable must have.
-        choices: The choices of the user.
-        strategy: How the trials run.
-        strategy_reason: Why.
         ignore_tuner: Whether trials are restored from the state alone: the user chose it, or no trial has
             the trainable that `tuner.pkl` names.
         samples_left: Samples that the searcher has not suggested yet; None if unknown.
         continues_search: Whether the run also gets the samples that are left.
         searcher_lost: Why the samples cannot be suggested: their searcher is lost, and the user named no
             other; "" otherwise.
-        metric: Recorded metric, if any.
-        mode: `min` or `max`, if recorded.
+        metric, mode: As recorded; `mode` is `min` or `max`.
         trials: One entry per row.
         warnings: For the user: lost RunConfig, unreadable files, repairs.
     """
@@ -107,7 +99,7 @@ class RestorePlan:
     schema: Count = PLAN_SCHEMA
 
     def __post_init__(self) -> None:
-        """Make the texts printable: they contain text from the experiment."""
+        # they contain text from the experiment
         object.__setattr__(self, "strategy_reason", printable(self.strategy_reason, NOTE_LENGTH))
         object.__setattr__(self, "searcher_lost", printable(self.searcher_lost))
         warnings = tuple(printable(warning, NOTE_LENGTH) for warning in self.warnings)

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import count
 from shlex import quote
 
 import msgspec
@@ -45,8 +46,6 @@ _SPENT_BUDGET = (
     "time_budget_s of the experiment is spent: a resumed trial ends at once, as with Tuner.restore"
 )
 
-_SKIP_ALL = ResumeFlags(unfinished=ResumeType.SKIP)
-
 
 def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
     """Return what the flags choose for each trial, by trial id."""
@@ -68,13 +67,9 @@ def build_plan(
 ) -> RestorePlan:
     """Decide what happens to each trial.
 
-    Args:
-        experiment: As read.
-        choices: The choices of the user.
-        restore_id: Id of the restore that the plan is for.
-        checkpoints: The checkpoint that each trial to resume can start from, by trial id.
-        can_search: Whether the user named a searcher, for samples whose own searcher is lost.
-        quarantined: Why trials are in quarantine, by trial id; they are kept as they are.
+    By trial id, `checkpoints` holds the checkpoint that a trial to resume can start from, and
+    `quarantined` why a trial is in quarantine and stays as it is. `can_search` is whether the user named
+    a searcher, for samples whose own searcher is lost.
     """
     in_order = sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
     taken = {trial.trial_id for trial in in_order}
@@ -135,14 +130,12 @@ def build_search_plan(
 ) -> RestorePlan:
     """Plan to continue the search, and nothing else: every recorded trial stays as it is.
 
-    Of an experiment that never started, all samples are left.
-
     Raises:
         InvalidInputError: If the searcher is lost.
     """
     plan = build_plan(
         experiment,
-        PlanChoices(flags=_SKIP_ALL),
+        PlanChoices(flags=ResumeFlags(unfinished=ResumeType.SKIP)),
         restore_id=restore_id,
         checkpoints={},
         can_search=can_search,
@@ -251,7 +244,6 @@ def _foreign_reason(trial: Trial, trainable: str) -> str:
 
 
 def _keep(trial: Trial, reason: str, *, quarantined: bool = False) -> TrialPlan:
-    """Keep a trial as it is, although the flags choose it."""
     return TrialPlan(
         trial_id=trial.trial_id,
         status=trial.status,
@@ -273,12 +265,9 @@ def _skip(trial: Trial) -> tuple[TrialAction, str]:
 
 def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
     """Make the id of a restarted trial: like Ray's eight hex digits, but the same on every retry."""
-    salt = 0
-    while True:
-        digest = hashlib.sha256(f"{restore_id}/{trial_id}/{salt}".encode()).hexdigest()[:8]
-        if digest not in taken:
-            return digest
-        salt += 1
+    texts = (f"{restore_id}/{trial_id}/{salt}" for salt in count())
+    digests = (hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts)
+    return next(digest for digest in digests if digest not in taken)
 
 
 def _choose_strategy(experiment: Experiment, wish: str) -> tuple[Strategy, str]:

@@ -61,9 +61,6 @@ class PreparedRestore:
     """A restore that can be started.
 
     Args:
-        store: Rooted at the experiment directory.
-        experiment: As read.
-        plan: The plan.
         is_started: Whether an earlier try of the caller started this restore.
         health_reason: Why the experiment counts as dead.
         watch: The watch of another restore that holds the lease and looks dead, if there is one.
@@ -80,15 +77,9 @@ class PreparedRestore:
 def prepare_restore(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
-    """Check that the experiment can be restored now, and plan it.
+    """Check that the experiment can be restored now, and plan it. Return why if there is nothing to do.
 
-    Args:
-        store: Rooted at the experiment directory.
-        base_id: Identifies the caller's run; the same id again continues the same restore.
-        options: The options.
-
-    Returns:
-        The prepared restore, or why there is nothing to do.
+    `base_id` identifies the caller's run; the same id again continues the same restore.
 
     Raises:
         ExperimentRunningError: If its driver is alive.
@@ -110,10 +101,7 @@ def prepare_restore(
 def prepare_continued_search(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
-    """Prepare to continue the search: recorded trials stay as they are.
-
-    Takes, returns and raises the same as `prepare_restore`.
-    """
+    """Prepare to continue the search: recorded trials stay as they are. Else as `prepare_restore`."""
     prepared = _prepare(store, base_id, options)
     if prepared.is_started:
         return prepared
@@ -164,13 +152,7 @@ def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRe
 
 
 def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
-    """Return what would refuse a restore now. A preview shows it beside the plan.
-
-    Args:
-        store: Rooted at the experiment directory.
-        plan: The plan.
-        stale_after: Silence after which the experiment counts as dead.
-    """
+    """Return what would refuse a restore now. A preview shows it beside the plan."""
     refusals: dict[str, None] = {}
 
     def refuse_if_running() -> None:
