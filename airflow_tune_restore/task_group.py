@@ -35,17 +35,13 @@ class TuneRestoreTaskGroup(TaskGroup):
         trainable: `package.module:attribute`, or a name registered with Tune.
         prefix: Place to search for experiments. Either this or `experiments` is required.
         experiments: Experiments to restore: an address, a list of them, or another task's output.
-        health: With `prefix`: which experiments, as in `FailedTuneExperimentSensor`.
-        wait: With `prefix`: whether to wait until there is one, or to look once.
-        deferrable: With `wait`: whether to wait in the triggerer, without a worker slot. None for
+        health, wait, deferrable: With `prefix`: as in `FailedTuneExperimentSensor`. `deferrable=None` is
             Airflow's default.
         stale_after: Silence after which an unfinished experiment counts as dead.
         storage_conn_id: Airflow connection for the store.
         resume_unfinished, resume_errored, restart_errored: As in `Tuner.restore`.
-        resume_config: The three flags by status, as in `BuildRestorePlanOperator`.
-        ignore_tuner: Whether trials are restored from the state alone, without `tuner.pkl`.
-        param_space: `package.module:attribute` of a re-specified param_space.
-        search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost.
+        resume_config, ignore_tuner, max_attempts, param_space, search_alg: As in
+            `BuildRestorePlanOperator`.
         imports: Modules that the runners import first.
         python: Interpreter that has Ray and the trainable.
         runner_user: User of the runners on a worker that runs as root, as in `RestoreTrialOperator`.
@@ -58,7 +54,6 @@ class TuneRestoreTaskGroup(TaskGroup):
             also counts as running if a live job of this cluster names it.
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: the serialized DAG contains them.
-        max_attempts: Failed attempts, over all restores, after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
         find_args: More arguments of `FailedTuneExperimentSensor`, for example `include` or `max_depth`.
         plan_args: More arguments of `BuildRestorePlanOperator`, for example `strategy`.

@@ -52,11 +52,7 @@ def experiment_to_continue(given: Any) -> str:
 def continued_search_options(
     stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
 ) -> PrepareOptions:
-    """Return how a continued search is planned.
-
-    With a param_space, an experiment that never started is started. With a search_alg, samples are drawn
-    even if their own searcher is lost.
-    """
+    """Return how a continued search is planned."""
     return PrepareOptions(
         choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
         stale_after=parse_span("stale_after", stale_after),

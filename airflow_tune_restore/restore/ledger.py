@@ -106,7 +106,19 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     def quarantine_reason(self, max_attempts: int | None) -> str:
         """Return why the trial is not run any more; "" if it is run."""
-        return self.quarantined or _verdict(self.failures, max_attempts)
+        if self.quarantined:
+            return self.quarantined
+        counts = Counter(failure.signature for failure in self.failures)
+        for failure in self.failures:
+            times = counts[failure.signature]
+            if failure.signature is not None and times >= _SAME_TWICE:
+                return (
+                    f"{failure.type or failure.cause} at {failure.place} after iteration "
+                    f"{failure.iteration}, {times} times"
+                )
+        if max_attempts is not None and len(self.failures) >= max_attempts:
+            return f"{counted(len(self.failures), 'failed attempt')}, of at most {max_attempts}"
+        return ""
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,20 +183,16 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
 def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
     """Write the ledger, with fewer failures per trial if it were too large. Needs the lease."""
     for kept in (KEPT, _SAME_TWICE):
-        body = encode(_with_newest(ledger, kept))
+        trials = {
+            trial_id: msgspec.structs.replace(
+                history, failures=history.failures[-kept:], released=history.released[-kept:]
+            )
+            for trial_id, history in ledger.trials.items()
+        }
+        body = encode(msgspec.structs.replace(ledger, trials=trials))
         if len(body) <= READ_LIMIT_BYTES:
             break
     store.put(layout.LEDGER, body)
-
-
-def _with_newest(ledger: Ledger, kept: int) -> Ledger:
-    trials = {
-        trial_id: msgspec.structs.replace(
-            history, failures=history.failures[-kept:], released=history.released[-kept:]
-        )
-        for trial_id, history in ledger.trials.items()
-    }
-    return msgspec.structs.replace(ledger, trials=trials)
 
 
 def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[FailedAttempt, ...]:
@@ -194,8 +202,7 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     without an outcome, or lost its node, did.
     """
     records = AttemptRecords(store, restore_id, trial_id)
-    found = (_read_failure(records, attempt) for attempt in records.numbers())
-    return tuple(failure for failure in found if failure is not None)
+    return tuple(filter(None, (_read_failure(records, number) for number in records.numbers())))
 
 
 def explain(outcome: RunnerOutcome, end: RunnerExit | None) -> RunnerOutcome:
@@ -257,20 +264,6 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     most = max(f.memory or 0.0 for f in short) or own
     wanted = most * 2 if most else FIRST_MEMORY_BYTES
     return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
-
-
-def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> str:
-    counts = Counter(failure.signature for failure in failures)
-    for failure in failures:
-        times = counts[failure.signature]
-        if failure.signature is not None and times >= _SAME_TWICE:
-            return (
-                f"{failure.type or failure.cause} at {failure.place} after iteration "
-                f"{failure.iteration}, {times} times"
-            )
-    if max_attempts is not None and len(failures) >= max_attempts:
-        return f"{counted(len(failures), 'failed attempt')}, of at most {max_attempts}"
-    return ""
 
 
 def _with_failures(

@@ -9,13 +9,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, RecordUnreadableE
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.names import (
-    is_resource,
-    is_safe_name,
-    is_segment,
-    is_trainable_name,
-)
+from airflow_tune_restore.protocol import layout, names
 from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.records import read_record
@@ -194,23 +188,23 @@ def check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
 def _check_names(plan: RestorePlan) -> None:
     """Apply the same rules to a stored plan as to the state that it was made from."""
     is_unstarted = plan.base == NO_STATE_FILE and not plan.trials
-    names = [] if is_unstarted else [plan.base.name]
-    segments: list[str] = []
+    ids = [] if is_unstarted else [plan.base.name]
+    segments: list[str | None] = []
     for trial in plan.trials:
-        names += [trial.trial_id, trial.final_trial_id]
-        segments += [name for name in (trial.trial_dir, trial.checkpoint) if name is not None]
-    unsafe = [name for name in names if not is_safe_name(name) or name == layout.WHOLE_EXPERIMENT]
-    unsafe += [name for name in segments if not is_segment(name)]
+        ids += [trial.trial_id, trial.final_trial_id]
+        segments += [trial.trial_dir, trial.checkpoint]
+    unsafe = [i for i in ids if not names.is_safe_name(i) or i == layout.WHOLE_EXPERIMENT]
+    unsafe += [s for s in segments if s is not None and not names.is_segment(s)]
     if unsafe:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")
     if not is_unstarted and not layout.is_state_file(plan.base.name):
         raise ValueError("its state file has the name of another kind of file")
-    if not is_trainable_name(plan.trainable_name):
+    if not names.is_trainable_name(plan.trainable_name):
         raise ValueError("the name of its trainable is not valid")
     if not is_count(plan.base.size_bytes):
         raise ValueError("the size of its state file is not valid")
     requested = (item for trial in plan.trials for item in trial.resources.items())
-    if not all(is_resource(name, amount) for name, amount in requested):
+    if not all(names.is_resource(name, amount) for name, amount in requested):
         raise ValueError("one of its trials requests an amount of a resource that is not valid")
     if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
         raise ValueError("two of its trials have the same id")

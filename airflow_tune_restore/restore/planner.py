@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from shlex import quote
+from typing import Any
 
 import msgspec
 
@@ -82,7 +83,7 @@ def build_plan(
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
-        else _keep(trial, _foreign_reason(trial, trainable))
+        else _entry(trial, TrialAction.KEEP, _foreign_reason(trial, trainable))
         if trial.trial_id in foreign
         else _plan_trial(
             trial,
@@ -177,36 +178,27 @@ def _plan_trial(
     *,
     allow_scratch: bool,
 ) -> TrialPlan:
-    name, iteration, new_id = None, 0, None
+    status, resources = trial.status, trial.resources
     if choice is ResumeType.SKIP:
-        action, reason = _skip(trial)
-    elif trial.unusable:
-        action, reason = TrialAction.KEEP, f"{trial.status}, cannot be run: {trial.unusable}"
-    elif choice is ResumeType.RESTART:
-        action, new_id = TrialAction.RESTART, new_trial_id(trial.trial_id)
-        reason = f"{trial.status}: started over as trial {new_id}, old checkpoints are not loaded"
-    elif checkpoint is not None and checkpoint.lost and not allow_scratch:
-        action = TrialAction.KEEP
-        reason = f"{trial.status}, not resumed: {checkpoint.reason}; allow_scratch starts it over"
-    else:
-        action = TrialAction.RESUME
-        if checkpoint is None or checkpoint.name is None:
-            why = "no checkpoint" if checkpoint is None else checkpoint.reason
-            reason = f"{trial.status}: {why}, started from scratch"
-        else:
-            name, iteration = checkpoint.name, checkpoint.iteration
-            reason = f"{trial.status}: {checkpoint.reason}"
-    return TrialPlan(
-        trial_id=trial.trial_id,
-        status=trial.status,
-        trial_dir=trial.trial_dir,
-        action=action,
-        checkpoint=name,
-        iteration=iteration,
-        reason=reason,
-        resources={} if choice is ResumeType.SKIP or trial.unusable else trial.resources,
-        new_trial_id=new_id,
-    )
+        if status in UNFINISHED:
+            reason = f"{status}, not resumed: becomes TERMINATED"
+            return _entry(trial, TrialAction.TERMINATE, reason)
+        return _entry(trial, TrialAction.KEEP, f"{status}, stays as it is")
+    if trial.unusable:
+        return _entry(trial, TrialAction.KEEP, f"{status}, cannot be run: {trial.unusable}")
+    if choice is ResumeType.RESTART:
+        new_id = new_trial_id(trial.trial_id)
+        reason = f"{status}: started over as trial {new_id}, old checkpoints are not loaded"
+        return _entry(trial, TrialAction.RESTART, reason, resources=resources, new_trial_id=new_id)
+    why = "no checkpoint" if checkpoint is None else checkpoint.reason
+    if checkpoint is not None and checkpoint.lost and not allow_scratch:
+        reason = f"{status}, not resumed: {why}; allow_scratch starts it over"
+        return _entry(trial, TrialAction.KEEP, reason, resources=resources)
+    start: dict[str, Any] = {}
+    if checkpoint is not None and checkpoint.name is not None:
+        start = {"checkpoint": checkpoint.name, "iteration": checkpoint.iteration}
+    reason = f"{status}: {why}" if start else f"{status}: {why}, started from scratch"
+    return _entry(trial, TrialAction.RESUME, reason, resources=resources, **start)
 
 
 def _refusals(
@@ -232,7 +224,7 @@ def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
         f"{trial.status}, quarantined: {why}; `tune-restore release {quote(experiment)} "
         f"{trial.trial_id}` lets it run again"
     )
-    return _keep(trial, reason, quarantined=True)
+    return _entry(trial, TrialAction.KEEP, reason, quarantined=True)
 
 
 def _foreign_reason(trial: Trial, trainable: str) -> str:
@@ -243,24 +235,17 @@ def _foreign_reason(trial: Trial, trainable: str) -> str:
     )
 
 
-def _keep(trial: Trial, reason: str, *, quarantined: bool = False) -> TrialPlan:
+def _entry(trial: Trial, action: TrialAction, reason: str, **more: Any) -> TrialPlan:
+    """Return an entry; without `more` it loads no checkpoint and requests no resources."""
+    fields = {"checkpoint": None, "iteration": 0, "resources": {}, **more}
     return TrialPlan(
         trial_id=trial.trial_id,
         status=trial.status,
         trial_dir=trial.trial_dir,
-        action=TrialAction.KEEP,
-        checkpoint=None,
-        iteration=0,
+        action=action,
         reason=reason,
-        resources={},
-        quarantined=quarantined,
+        **fields,
     )
-
-
-def _skip(trial: Trial) -> tuple[TrialAction, str]:
-    if trial.status in UNFINISHED:
-        return TrialAction.TERMINATE, f"{trial.status}, not resumed: becomes TERMINATED"
-    return TrialAction.KEEP, f"{trial.status}, stays as it is"
 
 
 def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
