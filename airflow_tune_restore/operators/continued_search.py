@@ -132,8 +132,6 @@ def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
             raise AirflowFailException(
                 f"The search of {plan.experiment} was not continued: {cause}"
             )
-        case Result.FINISHED | Result.FAILED:
-            return
 
 
 def report_commit(

@@ -47,15 +47,8 @@ from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wa
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, Lease, newest_claim
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
-from airflow_tune_restore.restore import committed_state, ledger
-from airflow_tune_restore.restore.commit_record import (
-    CommitRecord,
-    committed_sha256,
-    is_in_root,
-    name_commit,
-    read_commit_record,
-    state_exists,
-)
+from airflow_tune_restore.restore import commit_record, committed_state, ledger
+from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.summary import NO_OUTCOME, CommitSummary, summarise
@@ -162,7 +155,9 @@ def _commit_abandoned(store: ObjectStore, restore_id: str) -> CommitSummary | No
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
     digest = ""
-    if record is None or (record.state_file and not is_in_root(store, record.state_file)):
+    if record is None or (
+        record.state_file and not commit_record.is_in_root(store, record.state_file)
+    ):
         base = read_base(store)
         _check_base(store, plan, base)
         record = record or _write_record(store, plan, base)
@@ -179,7 +174,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             committed_state.put_searcher(store, plan, record)
         committed_state.put_callbacks(store, plan, record)
     ledger.record_failures(store, plan)
-    digest = digest or committed_sha256(store, record)
+    digest = digest or commit_record.committed_sha256(store, record)
     done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return done
@@ -188,7 +183,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     record = CommitRecord(
-        state_file=name_commit(store, continues_search=plan.continues_search),
+        state_file=commit_record.name_commit(store, continues_search=plan.continues_search),
         # states are ordered by the start of their session: this one comes right after its base
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
         attempts=_find_each(
@@ -246,7 +241,7 @@ def _release(store: ObjectStore, restore_id: str) -> None:
 
 def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | None) -> None:
     """Refuse a commit that was undone: committing it again would bring it back."""
-    if record is not None and record.undone_at and not state_exists(store, record):
+    if record is not None and record.undone_at and not commit_record.state_exists(store, record):
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
 
 
@@ -305,7 +300,7 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
 def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> CommitSummary:
     before = _read_state(store, plan.base.name) if plan.base.name else NO_STATE
     check_fits(store, plan, before)
-    committed = is_in_root(store, record.state_file)
+    committed = commit_record.is_in_root(store, record.state_file)
     after = _read_state(store, record.state_file) if committed else before
     drawn = len(after.trials) - len(before.trials)
     if drawn and not (drawn > 0 and plan.continues_search):

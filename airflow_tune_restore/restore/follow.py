@@ -50,13 +50,9 @@ class Follower:
     _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
     _unreadable: set[int] = field(default_factory=set)
 
-    @property
-    def _run(self) -> AttemptRecords:
-        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
-
-    @property
-    def _trial(self) -> AttemptRecords:
-        return AttemptRecords(self.store, self.restore_id, self.trial_id)
+    def __post_init__(self) -> None:
+        self._run = AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
+        self._trial = AttemptRecords(self.store, self.restore_id, self.trial_id)
 
     def progress(self) -> Iterator[RunnerProgress | None]:
         """Yield the reports of the trial until it ends, and None after each look.

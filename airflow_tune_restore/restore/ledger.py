@@ -6,7 +6,7 @@ of a trial put it in quarantine again.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Annotated
@@ -51,8 +51,7 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt that ended in a failure.
 
     Args:
-        restore_id: The restore it belonged to.
-        attempt: Its number there.
+        restore_id, attempt: The restore it belonged to, and its number there.
         cause: One of `Cause`.
         type: Type of the exception; "" if there was none.
         message: First line of its message.
@@ -231,14 +230,13 @@ def _is_unexplained(outcome: RunnerOutcome) -> bool:
 
 
 def seen_before(
-    failures: Iterable[FailedAttempt], restore_id: str, attempt: int
+    failures: Sequence[FailedAttempt], restore_id: str, attempt: int
 ) -> FailedAttempt | None:
     """Return an earlier failure that is the same as that of this attempt, if there is one."""
-    known = list(failures)
-    if not known or (known[-1].restore_id, known[-1].attempt) != (restore_id, attempt):
+    if not failures or (failures[-1].restore_id, failures[-1].attempt) != (restore_id, attempt):
         return None
-    signature = known[-1].signature
-    same = [failure for failure in known[:-1] if failure.signature == signature]
+    signature = failures[-1].signature
+    same = [failure for failure in failures[:-1] if failure.signature == signature]
     return same[-1] if signature is not None and same else None
 
 

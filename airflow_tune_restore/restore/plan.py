@@ -18,7 +18,6 @@ from airflow_tune_restore.restore.choices import PlanChoices, Strategy
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
 
-PLAN_SCHEMA = 1
 _SHOWN_IDS = 5
 
 
@@ -90,7 +89,7 @@ class RestorePlan:
     mode: str | None
     trials: tuple[TrialPlan, ...]
     warnings: tuple[str, ...] = ()
-    schema: Count = PLAN_SCHEMA
+    schema: Count = 1
 
     def __post_init__(self) -> None:
         # they contain text from the experiment

@@ -99,9 +99,7 @@ class CommitSummary:
         """Join this summary with that of the restore that then continued the search."""
         drawn = tuple(change for change in later.changes if change.status_before is None)
         return replace(
-            later,
-            state_file=later.state_file or self.state_file,
-            changes=(*self.changes, *drawn),
+            later, state_file=later.state_file or self.state_file, changes=(*self.changes, *drawn)
         )
 
     def table(self, width: int = TABLE_WIDTH) -> str:
