@@ -178,7 +178,7 @@ def _plan_trial(
     *,
     allow_scratch: bool,
 ) -> TrialPlan:
-    status, resources = trial.status, trial.resources
+    status = trial.status
     if choice is ResumeType.SKIP:
         if status in UNFINISHED:
             reason = f"{status}, not resumed: becomes TERMINATED"
@@ -189,16 +189,18 @@ def _plan_trial(
     if choice is ResumeType.RESTART:
         new_id = new_trial_id(trial.trial_id)
         reason = f"{status}: started over as trial {new_id}, old checkpoints are not loaded"
-        return _entry(trial, TrialAction.RESTART, reason, resources=resources, new_trial_id=new_id)
+        return _entry(
+            trial, TrialAction.RESTART, reason, resources=trial.resources, new_trial_id=new_id
+        )
     why = "no checkpoint" if checkpoint is None else checkpoint.reason
     if checkpoint is not None and checkpoint.lost and not allow_scratch:
         reason = f"{status}, not resumed: {why}; allow_scratch starts it over"
-        return _entry(trial, TrialAction.KEEP, reason, resources=resources)
+        return _entry(trial, TrialAction.KEEP, reason, resources=trial.resources)
     start: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.name is not None:
         start = {"checkpoint": checkpoint.name, "iteration": checkpoint.iteration}
     reason = f"{status}: {why}" if start else f"{status}: {why}, started from scratch"
-    return _entry(trial, TrialAction.RESUME, reason, resources=resources, **start)
+    return _entry(trial, TrialAction.RESUME, reason, resources=trial.resources, **start)
 
 
 def _refusals(
