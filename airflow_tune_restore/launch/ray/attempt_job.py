@@ -306,7 +306,7 @@ class RayAttemptJob:
             exit_code = job.driver_exit_code if job is not None else None
             shown = describe_end(job, last_lines)
             return record_death(self.store, self.plan, request, exit_code, shown)
-        cause = printable(f"{whole.error_type}: {whole.error}".removeprefix(": "))
+        cause = whole.describe_error()
         if whole.result in (Result.REFUSED, Result.FENCED):
             return RunnerRefusedError(f"{self.plan.experiment} was not restored: {cause}")
         return RunnerError(
