@@ -76,9 +76,7 @@ def claim_next_attempt(
         unstarted=unstarted,
         memory=memory if settings.can_grow else None,
     )
-    before = AttemptRecords(store, plan.restore_id, unit).outcome_or_interrupted(
-        request.attempt - 1
-    )
+    before = AttemptRecords.of(store, request).outcome_or_interrupted(request.attempt - 1)
     if before is not None and before.resources:
         log(
             "Attempt %d ran nothing, because its pod was too small: a trial requests %s now. The next "

@@ -46,10 +46,7 @@ class ResumeFlags:
         restart_errored: bool = False,
         resume_cut_short: bool = False,
     ) -> "ResumeFlags":
-        """Build from the three flags of `Tuner.restore`; resume wins over restart, as there.
-
-        Ray has no `resume_cut_short`.
-        """
+        """Build from Ray's three flags, and one of this package; resume wins over restart, as in Ray."""
         otherwise = ResumeType.RESTART if restart_errored else ResumeType.SKIP
         return cls(
             unfinished=ResumeType.RESUME if resume_unfinished else ResumeType.SKIP,

@@ -294,8 +294,7 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
         return None
     # an interrupted runner had time to save, but may have lost its node all the same
     end = records.exit(attempt, infer_from_heartbeat=outcome is None)
-    failure = classify_exit(end.exit_code, end.message) if end is not None else None
-    if end is None or failure is None:
+    if end is None or (failure := classify_exit(end.exit_code, end.message)) is None:
         return None
     return FailedAttempt(
         restore_id=records.restore_id,

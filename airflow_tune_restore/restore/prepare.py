@@ -42,7 +42,6 @@ class PrepareOptions:
     """The options of one restore before it starts.
 
     Args:
-        choices: How the trials are restored.
         stale_after: Silence after which the experiment counts as dead.
         can_start: Whether a param_space is given: an experiment that never started can be started.
         can_search: Whether a search_alg is given, for samples whose own searcher is lost.
@@ -141,14 +140,12 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
 
 def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
     """Plan the same restore again, after the commit of a restore that died."""
-    store, restore_id = prepared.store, prepared.plan.restore_id
     if not prepared.plan.only_continues_search:
-        again = plan_restore(store, restore_id, options)
-    else:
-        again = _plan_search(store, restore_id, options)
-        if again.experiment.samples_left == 0:
-            again = replace(again, plan=replace(again.plan, continues_search=False))
-    return replace(again, watch=prepared.watch)
+        again = plan_restore(prepared.store, prepared.plan.restore_id, options)
+        return replace(again, watch=prepared.watch)
+    again = _with_search_plan(prepared, options)
+    has_samples = again.experiment.samples_left != 0
+    return replace(again, plan=replace(again.plan, continues_search=has_samples))
 
 
 def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
