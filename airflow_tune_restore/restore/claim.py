@@ -62,9 +62,9 @@ def claim_next_attempt(
     """
     memory = memory_to_ask(plan, unit, read_history(store, plan.restore_id, unit))
     if memory is not None and settings.can_grow:
-        log("The last attempt ran out of memory: this one requests %.1f GiB.", memory / 1024**3)
+        log("An attempt ran out of memory: this one requests %.1f GiB.", memory / 1024**3)
     elif memory is not None:
-        log("The last attempt ran out of memory; a private Ray cannot get more of it.")
+        log("An attempt ran out of memory; a private Ray cannot get more of it.")
     elif unit != layout.WHOLE_EXPERIMENT and "memory" not in plan.trial(unit).resources:
         memory = settings.memory  # recorded, so that a retry can request twice as much
     request = claim_attempt(
