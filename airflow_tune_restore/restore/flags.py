@@ -17,7 +17,10 @@ class ResumeType(StrEnum):
 
 
 def _parse_resume_type(name: str, value: object) -> ResumeType:
-    """Parse a string or an enum member, of this package or Ray's (InvalidInputError if it is neither)."""
+    """Parse a string or an enum member, of this package or Ray's (InvalidInputError if it is neither).
+
+    `Tuner.restore` accepts a string and then returns an empty result grid (Ray 2.60).
+    """
     text = value.value if isinstance(value, Enum) else value
     if isinstance(text, str) and text in set(ResumeType):
         return ResumeType(text)
