@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -24,6 +24,25 @@ LINES_PER_TURN = 50
 """Lines that are shown before other triggers have their turn."""
 
 
+class WaitOptions(TypedDict, total=False):
+    """How a `RayJobTrigger` waits.
+
+    Attributes:
+        is_one_of_many: Whether the trial is one of many in a whole-experiment run. Then killing the task
+            stops this trial alone, and the job runs on. Default False.
+        ends_with_job: Whether it waits for the end of the job (the default), and not of the trial.
+        shows_output: Whether this task shows what the job prints. Default True.
+        poll_interval: Seconds between two requests to the cluster. Default 5.
+        metric: The metric that is shown first.
+    """
+
+    is_one_of_many: bool
+    ends_with_job: bool
+    shows_output: bool
+    poll_interval: float
+    metric: str | None
+
+
 class RayJobTrigger(BaseTrigger):
     """Fires once: when the job has ended or is lost, or when its trial has ended.
 
@@ -32,8 +51,6 @@ class RayJobTrigger(BaseTrigger):
     misses none. Killing the task (by hand, by clearing it, with its DAG run) stops the job. A triggerer
     that ends stops nothing.
 
-    Class path and arguments are a wire format. None is a secret.
-
     Args:
         ray_conn_id: Connection of type `ray_jobs`.
         submission_id: The job.
@@ -41,15 +58,10 @@ class RayJobTrigger(BaseTrigger):
         restore_id: The restore.
         trial_id: Trial id in the plan.
         attempt: The attempt that the job runs: of the trial, or of the whole-experiment run.
-        is_one_of_many: Whether the trial is one of many in a whole-experiment run. Then killing the task
-            stops this trial alone, and the job runs on.
-        ends_with_job: Whether the trigger waits for the end of the job, and not of the trial.
-        shows_output: Whether this task shows what the job prints.
-        poll_interval: Seconds between two requests to the cluster.
-        metric: The metric that is shown first.
+        **options: See `WaitOptions`.
     """
 
-    def __init__(  # noqa: PLR0913  what it waits for, and where
+    def __init__(
         self,
         ray_conn_id: str,
         submission_id: str,
@@ -57,12 +69,7 @@ class RayJobTrigger(BaseTrigger):
         restore_id: str,
         trial_id: str,
         attempt: int,
-        *,
-        is_one_of_many: bool = False,
-        ends_with_job: bool = True,
-        shows_output: bool = True,
-        poll_interval: float = 5.0,
-        metric: str | None = None,
+        **options: Unpack[WaitOptions],
     ) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
@@ -71,24 +78,23 @@ class RayJobTrigger(BaseTrigger):
         self.restore_id = restore_id
         self.trial_id = trial_id
         self.attempt = attempt
-        self.is_one_of_many = is_one_of_many
-        self.ends_with_job = ends_with_job
-        self.shows_output = shows_output
-        self.poll_interval = poll_interval
-        self.metric = metric
+        self.is_one_of_many = options.pop("is_one_of_many", False)
+        self.ends_with_job = options.pop("ends_with_job", True)
+        self.shows_output = options.pop("shows_output", True)
+        self.poll_interval = options.pop("poll_interval", 5.0)
+        self.metric = options.pop("metric", None)
+        if options:
+            raise TypeError(f"RayJobTrigger has no arguments {', '.join(options)}.")
         self._offset = 0
         self._log_trouble = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments."""
+        """Return class path and arguments: a wire format, without secrets."""
         names = (
             "ray_conn_id submission_id experiment restore_id trial_id attempt is_one_of_many "
             "ends_with_job shows_output poll_interval metric"
         )
-        return (
-            "airflow_tune_restore.triggers.ray_job.RayJobTrigger",
-            {name: getattr(self, name) for name in names.split()},
-        )
+        return f"{__name__}.RayJobTrigger", {name: getattr(self, name) for name in names.split()}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; the event holds how much was shown, and `error` or `trouble` if the wait failed."""
@@ -125,9 +131,8 @@ class RayJobTrigger(BaseTrigger):
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(JobPoller.watch(job, cluster))
-            await stack.enter_async_context(
-                TrialPoller.watch(trial, self.experiment, self.restore_id)
-            )
+            place = (self.experiment, self.restore_id)
+            await stack.enter_async_context(TrialPoller.watch(trial, *place))
             while not (job.is_over or trial.has_ended):
                 await job.changed.wait()
                 job.changed.clear()
