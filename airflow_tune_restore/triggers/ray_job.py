@@ -11,7 +11,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.log_lines import NewestLines, describe_line
+from airflow_tune_restore.launch.log_lines import describe_line, newest_results
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import stop_attempt
 from airflow_tune_restore.protocol.attempts import AttemptId
@@ -152,10 +152,7 @@ class RayJobTrigger(BaseTrigger):
         if job.log_trouble and job.log_trouble != self._log_trouble:
             self.log.warning("%s The log is read again.", printable(job.log_trouble, 4000))
         self._log_trouble = job.log_trouble
-        results = NewestLines()
-        for report in trial.take_reports():
-            results.add_result(report.to_line())
-        await self._show_lines(results.take("all are in the trial's result.json."))
+        await self._show_lines(newest_results(trial.take_reports()))
         if (log := job.log) is not None:
             job.log = None
             await self._show_lines(log.newest.take(f"the whole log: {whole_log}"))

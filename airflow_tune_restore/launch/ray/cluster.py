@@ -20,8 +20,7 @@ class Cluster:
     Args:
         address: `http://host:8265` or `https://…`, without a trailing slash.
         token: Ray's authentication token; None if authentication is off.
-        verify: Whether TLS certificates are checked.
-        ca_file: File of certificates to trust.
+        verify: Whether TLS certificates are checked, with `ca_file` if it is given.
     """
 
     address: str
@@ -65,9 +64,8 @@ def parse_cluster_address(text: str) -> str:
         raise InvalidInputError(
             f"A Ray address is http://HOST:PORT, without user or password; not {parts.scheme}://…"
         )
-    default = DASHBOARD_PORT if parts.scheme == "http" else None
+    port = port or (DASHBOARD_PORT if parts.scheme == "http" else None)
     shown = f"[{host}]" if ":" in host else host
-    port = port or default
     return f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
 
 

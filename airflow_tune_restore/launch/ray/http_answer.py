@@ -7,13 +7,15 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import httpx
 import msgspec
 
 from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.printable import printable
+
+_T = TypeVar("_T")
 
 MOST_VALUES = 1_000_000
 """Limit of values in one JSON answer: an empty list of 2 bytes takes 64 bytes once it is decoded."""
@@ -28,13 +30,7 @@ class BrokenAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of a server.
-
-    Args:
-        status: HTTP status.
-        body: The whole body, as received.
-        location: Target of a redirect; "" if it is not one.
-    """
+    """The answer of a server. `body` is as received; `location` is the target of a redirect, or ""."""
 
     status: int
     body: bytes
@@ -92,8 +88,6 @@ async def _read(
             f"HTTP {response.status_code} with Content-Encoding {printable(packed, 40)}; only "
             "identity was accepted"
         )
-    if not response.is_success:
-        take = None
     body, length = bytearray(), 0
     async for piece in response.aiter_raw(_PIECE_BYTES):
         length += len(piece)
@@ -101,7 +95,7 @@ async def _read(
             raise BrokenAnswerError(
                 f"HTTP {response.status_code} with more than {most_bytes:,} bytes"
             )
-        if take is None:
+        if take is None or not response.is_success:
             body += piece
         elif take(piece):
             break
@@ -113,7 +107,7 @@ async def _read(
     )
 
 
-def decode(body: bytes, kind: Any) -> Any:
+def decode(body: bytes, kind: type[_T]) -> _T:
     """Read JSON, also with text that msgspec refuses: a job's message may hold lone surrogates.
 
     Raises:

@@ -63,8 +63,7 @@ def stop_attempt(
     its snapshot.
 
     Raises:
-        StorageError: If the store is out of reach.
-        RayClusterError: If the cluster is out of reach.
+        TuneRestoreError: If the store or the cluster is out of reach.
     """
     if is_one_of_many:
         ask_to_stop(store, attempt.restore_id, attempt.trial_id)
@@ -98,11 +97,9 @@ def wait_for_stop(
 
 
 def describe_end(job: RayJob | None, last_lines: Iterable[str]) -> list[str]:
-    """Return the last lines of a job, with Ray's message where they do not explain the end.
+    """Return the last lines of a job's log, with Ray's message where they do not explain the end.
 
-    Args:
-        job: The job; None if the cluster no longer has it.
-        last_lines: The last lines of its log.
+    `job` is None if the cluster no longer has it.
     """
     shown = [line for line in last_lines if line][-LAST_LINES:]
     if job is None:

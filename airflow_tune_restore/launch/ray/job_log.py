@@ -24,24 +24,16 @@ _ESCAPE_LENGTH = 6
 
 
 class LogText:
-    """Reads `{"logs": "…"}` in pieces, so that a log of any length takes little memory.
-
-    Attributes:
-        is_whole: Whether the end of the text was read.
-    """
+    """Reads `{"logs": "…"}` in pieces, so that a log of any length takes little memory."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
         self._has_begun = False
-        self.is_whole = False
+        self.is_whole = False  # whether the end of the text was read
 
     def read(self, piece: bytes) -> str:
-        """Return the text that a piece adds.
-
-        Raises:
-            ValueError: If it is not such JSON.
-        """
+        """Return the text that a piece adds. ValueError if it is not such JSON."""
         if self.is_whole:
             return ""
         raw = self._rest + self._utf8.decode(piece)
@@ -80,7 +72,6 @@ class JobLog:
     Attributes:
         length: Characters that were read, up to the last whole line.
         read: Characters that were read.
-        newest: The lines that were not shown yet.
         last: The last lines of the log, shown or not.
         result_count: Results that were read.
     """
@@ -123,9 +114,8 @@ class JobLog:
         position, offset, add = self.length, self._offset, self.newest.add
         lines = text.splitlines(keepends=True)
         for line in lines:
-            if line.startswith(PROGRESS_PREFIX) and self._is_result(line.rstrip("\r\n")):
-                pass
-            elif position >= offset:
+            is_result = line.startswith(PROGRESS_PREFIX) and self._is_result(line.rstrip("\r\n"))
+            if position >= offset and not is_result:
                 add(line.rstrip("\r\n"))
             position += len(line)
         self.length = position

@@ -68,10 +68,7 @@ logger = logging.getLogger(__name__)
 class Package:
     """A zip file, named by its content; or a wheel, whose name pip reads.
 
-    Args:
-        body: Its content.
-        wheel: The file name of a wheel.
-        left_out: Paths that are not in it although the user did not exclude them, by reason.
+    `left_out` has the paths that are not in it although the user did not exclude them, by reason.
     """
 
     body: bytes = field(repr=False)
@@ -80,12 +77,12 @@ class Package:
 
     @property
     def name(self) -> str:
-        """Return its name in the cluster's store."""
+        """Its name in the cluster's store."""
         return self.wheel or f"_ray_pkg_{hashlib.sha256(self.body).hexdigest()[:32]}.zip"
 
     @property
     def uri(self) -> str:
-        """Return its URI for a runtime_env."""
+        """Its URI for a runtime_env."""
         return f"gcs://{self.name}"
 
 
@@ -189,10 +186,9 @@ class _Tree:
     def __init__(self, top: Path, excludes: Sequence[str]) -> None:
         self._top = top
         self._real = os.path.realpath(top)
-        of_ray = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES).split(
-            ","
-        )
-        unasked = {name.strip(): "as Ray leaves it out" for name in of_ray if name.strip()}
+        of_ray = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES)
+        names = filter(None, map(str.strip, of_ray.split(",")))
+        unasked = dict.fromkeys(names, "as Ray leaves it out")
         unasked |= dict.fromkeys(CREDENTIALS, "may hold credentials")
         self._whys = list(unasked.values())
         self._spec = _spec([*unasked, *excludes], "excludes in the runtime_env")
