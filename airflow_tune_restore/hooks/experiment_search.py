@@ -20,15 +20,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """The arguments of a search.
-
-    Args:
-        place: Address of the prefix.
-        stale_after: Silence after which an unfinished experiment counts as dead.
-        selection: Which directories are scanned.
-        use_index: Keep an index in the prefix.
-        ray_conn_id: Cluster that may run the drivers of experiments that look dead.
-    """
+    """The arguments of a search, as `FailedTuneExperimentSensor` explains them; `place` is the prefix."""
 
     place: Address
     stale_after: timedelta
@@ -138,7 +130,6 @@ def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
 
 
 def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
-    """Log one line of counts, and why each unreadable experiment is left alone."""
     counts = Counter(report.health for report in reports)
     words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
     found = words or f"nothing found{explain_percent(place.uri)}"
@@ -151,7 +142,6 @@ def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Lo
 
 
 def _globs(name: str, value: Any) -> tuple[str, ...]:
-    """Read patterns: a list, or a single one."""
     patterns = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")

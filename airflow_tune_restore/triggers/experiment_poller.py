@@ -30,19 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """The result of one poll.
-
-    Args:
-        reports: All experiments below the prefix.
-        refusal: Why the arguments or the connection cannot be used; "" if they can.
-    """
+    """All experiments below the prefix; or why the arguments or the connection cannot be used."""
 
     reports: tuple[ExperimentReport, ...] = ()
     refusal: str = ""
 
 
 class ExperimentPoller(BaseEventTrigger):
-    """Base of triggers that wait for experiments. `FailedTuneExperimentTrigger` has the arguments."""
+    """Base of triggers that wait for experiments; see `FailedTuneExperimentTrigger` for the arguments."""
 
     def __init__(
         self,
@@ -83,17 +78,15 @@ class ExperimentPoller(BaseEventTrigger):
         """
         interval, failures = float(kwargs["poke_interval"]), 0
         while True:
+            failures += 1
             try:
                 reports = await asyncio.to_thread(survey, cls(**kwargs).search, log)
             except InvalidInputError as error:
-                failures += 1
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:
-                failures += 1
                 shown = printable(str(error), 4000)
                 log.warning("%s Polling again in %.0f s.", shown, _pause(interval, failures))
             except Exception:  # noqa: BLE001  an event trigger that raises is started again every 2 s
-                failures += 1
                 log.exception("Polling again in %.0f s.", _pause(interval, failures))
             else:
                 failures = 0

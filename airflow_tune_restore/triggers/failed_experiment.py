@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 from airflow.triggers.base import TriggerEvent
 from pydantic import JsonValue
@@ -24,8 +24,7 @@ RECALL_WAITS_SECONDS = (0.0, 1.0, 5.0, 25.0)
 """Pauses before each try to read what was reported before: without it, all is reported again."""
 
 SETTLED_SECONDS = 10.0
-"""Pause between an event and its mark. Airflow stores events about once per second: if the triggerer died
-before that, an event that has its mark already would be lost."""
+"""Pause between an event and its mark: the triggerer may die before Airflow has stored the event."""
 
 _NAMED = 20
 
@@ -91,12 +90,12 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
                 continue
             # ten thousand take a while
             dead = await asyncio.to_thread(_mark_dead, poll.reports, wanted)
-            new = [one.report for one in dead if reported.get(one.key) != one.mark]
+            new = [report for key, mark, report in dead if reported.get(key) != mark]
             if new:
                 log_evidence(new, log)
                 yield TriggerEvent(self._wake_up(new))
                 await asyncio.sleep(SETTLED_SECONDS)
-            reported = _add_marks(reported, {one.key: one.mark for one in dead})
+            reported = _add_marks(reported, {key: mark for key, mark, _ in dead})
             if reported != kept and await self._remember(reported):
                 kept = reported
 
@@ -111,9 +110,9 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
     @property
     def _memory_key(self) -> str:
         """Key in the state store of the asset, which may have more than one watcher."""
-        place, selection = self.search.place, self.search.selection
-        sight = (selection.include, selection.exclude, selection.max_depth)
-        return f"reported_{_digest([str(place), self.health, *sight])}"
+        seen = self.search.selection
+        sight = [str(self.search.place), self.health, seen.include, seen.exclude, seen.max_depth]
+        return f"reported_{_digest(sight)}"
 
     async def _recall(self) -> dict[str, str]:
         """Return the marks that were stored before this triggerer started, if they can be read."""
@@ -142,41 +141,23 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         return True
 
 
-class _Marked(NamedTuple):
-    """A dead experiment.
-
-    Args:
-        key: Stands for its address.
-        mark: Changes when the experiment does.
-        report: Its report.
-    """
-
-    key: str
-    mark: str
-    report: ExperimentReport
-
-
-def _mark_dead(reports: Iterable[ExperimentReport], wanted: frozenset[Health]) -> list[_Marked]:
-    return [
-        _Marked(
-            _digest(report.experiment),
-            _digest(
-                *(report.health, report.state_file, report.trials, report.abandoned),
-                str(report.last_write),
-            ),
-            report,
-        )
-        for report in reports
-        if report.health in wanted
-    ]
+def _mark_dead(
+    reports: Iterable[ExperimentReport], wanted: frozenset[Health]
+) -> list[tuple[str, str, ExperimentReport]]:
+    """Return key, mark and report of each dead experiment. The mark changes when the experiment does."""
+    marked = []
+    for report in reports:
+        if report.health in wanted:
+            state = (report.health, report.state_file, report.trials, report.abandoned)
+            mark = _digest(*state, str(report.last_write))
+            marked.append((_digest(report.experiment), mark, report))
+    return marked
 
 
 def _add_marks(reported: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """Return the marks to store.
+    """Return the marks to store. Those of experiments that are not dead now are kept while there is room.
 
-    They include experiments that are not dead now. Those may be running, hidden by an outage or under
-    repair, and are not reported again if they come back unchanged. If there are too many, the oldest of
-    these are dropped.
+    Such an experiment is not reported again if it comes back unchanged.
     """
     others = [(key, mark) for key, mark in reported.items() if key not in now]
     too_many = max(0, len(others) + len(now) - MAX_REMEMBERED)

@@ -25,22 +25,16 @@ LINES_PER_TURN = 50
 
 
 class WaitOptions(TypedDict, total=False):
-    """How a `RayJobTrigger` waits.
+    """How a `RayJobTrigger` waits for a trial, or for one of many in a whole-experiment run.
 
-    Attributes:
-        is_one_of_many: Whether the trial is one of many in a whole-experiment run. Then killing the task
-            stops this trial alone, and the job runs on. Default False.
-        ends_with_job: Whether it waits for the end of the job (the default), and not of the trial.
-        shows_output: Whether this task shows what the job prints. Default True.
-        poll_interval: Seconds between two requests to the cluster. Default 5.
-        metric: The metric that is shown first.
+    For one of many, killing the task stops this trial alone, and the job runs on.
     """
 
-    is_one_of_many: bool
-    ends_with_job: bool
-    shows_output: bool
-    poll_interval: float
-    metric: str | None
+    is_one_of_many: bool  # default False
+    ends_with_job: bool  # wait for the end of the job (the default), and not of the trial
+    shows_output: bool  # show what the job prints; default True
+    poll_interval: float  # seconds between two requests to the cluster; default 5
+    metric: str | None  # shown first
 
 
 class RayJobTrigger(BaseTrigger):
@@ -168,13 +162,11 @@ class RayJobTrigger(BaseTrigger):
 
     def _stop(self) -> None:
         store = ExperimentStorageHook().open(self.experiment)
+        attempt = AttemptId(self.restore_id, self.trial_id, self.attempt)
         try:
+            jobs = RayJobsHook(self.ray_conn_id).jobs()
             stop_attempt(
-                store,
-                RayJobsHook(self.ray_conn_id).jobs(),
-                AttemptId(self.restore_id, self.trial_id, self.attempt),
-                self.submission_id,
-                is_one_of_many=self.is_one_of_many,
+                store, jobs, attempt, self.submission_id, is_one_of_many=self.is_one_of_many
             )
         except TuneRestoreError as error:
             self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  expected

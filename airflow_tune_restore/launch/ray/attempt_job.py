@@ -52,25 +52,17 @@ class Attached:
 
 @dataclass(kw_only=True)
 class RayAttemptJob:
-    """The attempts of a trial, or of the whole-experiment run that it is part of, as Ray jobs.
-
-    Args:
-        store: Rooted at the experiment directory.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself.
-        runtime_env: Of the job; its local parts are uploaded.
-        env: Environment variables of the job; no secrets.
-        poll_interval: Seconds between two polls.
-    """
+    """The attempts of a trial, or of the whole-experiment run that it is part of, as Ray jobs."""
 
     jobs: RayJobs
-    store: ObjectStore
+    store: ObjectStore  # rooted at the experiment directory
     plan: RestorePlan
-    trial_id: str
+    trial_id: str  # `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself
     settings: RunnerSettings
-    runtime_env: Mapping[str, Any]
-    env: Mapping[str, str]
+    runtime_env: Mapping[str, Any]  # its local parts are uploaded
+    env: Mapping[str, str]  # of the job; no secrets
     driver: DriverResources
-    poll_interval: float
+    poll_interval: float  # seconds
     log: Log
     attached: Attached | None = field(default=None, init=False)
 
@@ -111,8 +103,7 @@ class RayAttemptJob:
     def submit_or_attach(self, remembered: int = 0) -> Attached:
         """Attach to the living job of the newest attempt, or claim the next attempt and submit its job.
 
-        Args:
-            remembered: Attempt that this task is known to have followed before; 0 for none.
+        `remembered` is the attempt that this task is known to have followed before; 0 for none.
 
         Raises:
             InvalidInputError: If the cluster refuses the job.
@@ -256,8 +247,8 @@ class RayAttemptJob:
             return
         self.log.info("Stopping %s; it saves a snapshot first.", attached.submission_id)
         attempt = AttemptId(self.plan.restore_id, self.trial_id, attached.attempt)
-        stopped = (self.store, self.jobs, attempt, attached.submission_id)
-        stop_attempt(*stopped, is_one_of_many=self.is_one_of_many)
+        job_id, is_one_of_many = attached.submission_id, self.is_one_of_many
+        stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=is_one_of_many)
 
     def stop_newest(self) -> None:
         """Stop the newest attempt, if there is one: no task waits for it any more."""

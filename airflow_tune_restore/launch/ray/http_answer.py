@@ -55,18 +55,13 @@ async def ask(
     most_bytes: int,
     take: Callable[[bytes], bool] | None = None,
 ) -> Answer:
-    """Send a request and read the answer.
+    """Send a request and read the answer, in so many seconds from the connection to the last byte.
 
-    Args:
-        client: Has the connection.
-        request: The request.
-        seconds: Limit for all of it, from the connection to the last byte.
-        most_bytes: Limit of the body.
-        take: Receives the body of a success in pieces instead, and returns True when it has enough.
+    If `take` is given, it receives the body of a success in pieces, and returns True when it has enough.
 
     Raises:
         BrokenAnswerError: If the answer is too long, too slow, or compressed.
-        httpx.HTTPError: If there is no answer.
+        httpx.HTTPError: If the server does not answer.
     """
     try:
         async with asyncio.timeout(seconds):

@@ -68,19 +68,13 @@ class JobLog:
         offset: Characters of the log that were shown before. Results are counted apart.
         results: Results that were shown before; None to leave out all results.
         most: Characters after which to stop; None to read to the end.
-
-    Attributes:
-        length: Characters that were read, up to the last whole line.
-        read: Characters that were read.
-        last: The last lines of the log, shown or not.
-        result_count: Results that were read.
     """
 
     def __init__(self, *, offset: int = 0, results: int | None, most: int | None = None) -> None:
-        self.length = 0
-        self.read = 0
+        self.length = 0  # characters that were read, up to the last whole line
+        self.read = 0  # characters that were read
         self.newest = NewestLines()
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.last: deque[str] = deque(maxlen=LAST_LINES)  # shown or not
         self._offset = offset
         self._results = results
         self._most = most
@@ -98,8 +92,8 @@ class JobLog:
         self.read += len(text)
         whole, newline, rest = text.rpartition("\n")
         if newline:
-            self._split("".join([*self._rest, whole, newline]))
-            self._rest, self._rest_length = [], 0
+            self._rest.append(whole + newline)
+            self.end()
         self._rest.append(rest)
         self._rest_length += len(rest)
         if self._rest_length > LONGEST_REST:

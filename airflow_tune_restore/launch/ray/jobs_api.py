@@ -173,9 +173,7 @@ class AsyncRayJobs:
     async def has_package(self, name: str) -> bool:
         """Whether the cluster has a package; if so, it keeps it for some more minutes."""
         answer = await self._send("GET", f"/api/packages/{_GCS}/{name}")
-        if answer.status == httpx.codes.NOT_FOUND:
-            return False
-        return bool(check_success(self.cluster, answer))
+        return answer.status != httpx.codes.NOT_FOUND and bool(check_success(self.cluster, answer))
 
     async def upload_package(self, name: str, body: bytes) -> None:
         """Upload a package."""

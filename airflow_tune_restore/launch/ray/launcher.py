@@ -49,16 +49,11 @@ class RayLauncher:
     The runner and the trials find their storage credentials on the cluster. The lease must be kept by
     the caller: a job that waits for resources cannot renew it. If the cluster cannot be used or refuses a
     job, methods raise InvalidInputError; if it is out of reach, RayClusterError.
-
-    Args:
-        runtime_env: Ray runtime_env of the jobs; its local parts are uploaded.
-        env: Environment variables of the jobs; no secrets, because Ray shows them.
-        poll_seconds: Seconds between two polls of a job.
     """
 
     cluster: Cluster
-    runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    env: Mapping[str, str] = field(default_factory=dict)
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)  # its local parts are uploaded
+    env: Mapping[str, str] = field(default_factory=dict)  # no secrets, because Ray shows them
     driver: DriverResources = field(default_factory=DriverResources)
     poll_seconds: float = POLL_SECONDS
 
@@ -109,11 +104,7 @@ class RayRun:
         self._log_read_at = 0.0
 
     def poll(self) -> RunState:
-        """Return the state of the job, after a short wait.
-
-        Raises:
-            TuneRestoreError: If the cluster was out of reach for `OUTAGE_SECONDS`; the job runs on.
-        """
+        """Return the state of the job, after a short wait. An outage is waited for: `OUTAGE_SECONDS`."""
         self._was_stopped.wait(self._poll_seconds)
         try:
             self._job = self.jobs.find(self.submission_id)
