@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 from airflow_tune_restore.arguments import parse_span
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, ExperimentReport, Health
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
@@ -19,15 +20,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """The arguments of a search.
-
-    Args:
-        place: Address of the prefix.
-        stale_after: Silence after which an unfinished experiment counts as dead.
-        selection: Which directories are scanned.
-        use_index: Keep an index in the prefix.
-        ray_conn_id: Cluster that may run the drivers of experiments that look dead.
-    """
+    """The arguments of a search, as `FailedTuneExperimentSensor` explains them; `place` is the prefix."""
 
     place: Address
     stale_after: timedelta
@@ -35,12 +28,36 @@ class Search:
     use_index: bool = True
     ray_conn_id: str | None = None
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of a trigger that does this search: a wire format, without secrets."""
+        return {
+            "prefix": str(self.place),
+            "stale_after_seconds": self.stale_after.total_seconds(),
+            "include": list(self.selection.include),
+            "exclude": list(self.selection.exclude),
+            "max_depth": self.selection.max_depth,
+            "use_index": self.use_index,
+            "ray_conn_id": self.ray_conn_id,
+        }
 
-def build_search(  # noqa: PLR0913  the arguments of a sensor, by name
+
+class SearchOptions(TypedDict, total=False):
+    """The optional arguments of `build_search`, for triggers."""
+
+    storage_conn_id: str | None
+    stale_after: timedelta | float
+    include: Iterable[str] | None
+    exclude: Iterable[str] | None
+    max_depth: int
+    use_index: bool
+    ray_conn_id: str | None
+
+
+def build_search(
     prefix: Any,
     *,
     storage_conn_id: str | None = None,
-    stale_after: Any,
+    stale_after: Any = DEFAULT_STALE_AFTER,
     include: Any = (),
     exclude: Any = (),
     max_depth: Any = MAX_DEPTH,
@@ -97,12 +114,7 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
 def log_evidence(reports: list[ExperimentReport], log: logging.Logger) -> None:
     """Log the evidence for each verdict."""
     for report in reports[:_SHOWN]:
-        log.info(
-            "%s is %s: %s",
-            report.experiment,
-            report.health.value,
-            report.reason,
-        )
+        log.info("%s is %s: %s", report.experiment, report.health.value, report.reason)
         for row in report.evidence:
             indicates = f"  [{row.indicates}]" if row.indicates else ""
             log.info("    %s: %s%s", row.name, row.found, indicates)
@@ -118,7 +130,6 @@ def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
 
 
 def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
-    """Log one line of counts, and why each unreadable experiment is left alone."""
     counts = Counter(report.health for report in reports)
     words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
     found = words or f"nothing found{explain_percent(place.uri)}"
@@ -131,7 +142,6 @@ def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Lo
 
 
 def _globs(name: str, value: Any) -> tuple[str, ...]:
-    """Read patterns: a list, or a single one."""
     patterns = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")

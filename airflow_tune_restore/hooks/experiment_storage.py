@@ -1,8 +1,4 @@
-"""Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), here and for runners.
-
-An address may name an Airflow connection, never a secret. The connection's credentials reach a store
-through its filesystem, and a runner through its environment variables. They are never stored.
-"""
+"""Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), here and for runners."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
@@ -104,22 +100,20 @@ class ExperimentStorageHook(BaseHook):
         super().__init__()
         self.storage_conn_id = storage_conn_id or None
 
-    def address(self, text: str) -> Address:
-        """Parse an address, with this hook's connection if it has one."""
-        return Address.parse(text, storage_conn_id=self.storage_conn_id)
+    def address(self, address: str | Address) -> Address:
+        """Parse an address, with this hook's connection if it has one; return a parsed one as it is."""
+        if isinstance(address, Address):
+            return address
+        return Address.parse(address, storage_conn_id=self.storage_conn_id)
 
     def open(self, address: str | Address, *, in_bulk: bool = False) -> "ObjectStore":
-        """Return the store rooted at an address. Opens a fresh filesystem: nothing is cached.
-
-        Args:
-            address: The address.
-            in_bulk: Whether many or large reads follow.
+        """Return the store rooted at an address, for many or large reads if `in_bulk`. Nothing is cached.
 
         Raises:
             InvalidInputError: If the address or its connection cannot be used.
             StorageError: If the connection cannot be read.
         """
-        place = self.address(address) if isinstance(address, str) else address
+        place = self.address(address)
         return open_store(place.uri, filesystem=_filesystem(place), in_bulk=in_bulk)
 
     def scan(
@@ -150,11 +144,11 @@ class ExperimentStorageHook(BaseHook):
         Raises:
             InvalidInputError: If runners cannot use this type of connection.
         """
-        place = self.address(address) if isinstance(address, str) else address
-        if place.conn_id is None:
+        conn_id = self.address(address).conn_id
+        if conn_id is None:
             yield {}
             return
-        with runner_environment(_connection(place.conn_id)) as env:
+        with runner_environment(_connection(conn_id)) as env:
             yield env
 
     def public_env(self, address: str | Address) -> dict[str, str]:
@@ -163,22 +157,19 @@ class ExperimentStorageHook(BaseHook):
         Raises:
             InvalidInputError: If runners cannot use this type of connection.
         """
-        place = self.address(address) if isinstance(address, str) else address
-        return {} if place.conn_id is None else location_environment(_connection(place.conn_id))
+        conn_id = self.address(address).conn_id
+        return {} if conn_id is None else location_environment(_connection(conn_id))
 
 
 def _connection(conn_id: str) -> "Connection":
     """Read a connection. With a missing one the AWS provider would use anonymous access."""
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
         raise InvalidInputError(f"Airflow has no connection {conn_id!r}.") from error
     except AirflowException as error:
-        raise StorageError(
-            f"Connection {conn_id!r} cannot be read: {type(error).__name__}."
-        ) from error
+        text = f"Connection {conn_id!r} cannot be read: {type(error).__name__}."
+        raise StorageError(text) from error
 
 
 def _filesystem(place: Address) -> "AbstractFileSystem | None":

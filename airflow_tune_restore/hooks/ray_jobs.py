@@ -1,16 +1,16 @@
 """The connection type `ray_jobs`: a Ray cluster's dashboard, its token, and defaults for jobs there.
 
-It also finds the driver of an experiment on the cluster. A Ray job and an experiment are connected only
-by what the user wrote: a live job counts as the driver if its command line, or a value of its metadata,
-contains the experiment's address, or its name as a whole word. So an experiment may count as running
-although it is not. The job of a restore counts only for the address that it contains, not for the name.
-If no job matches, or if the cluster is out of reach, that is reported and decides nothing.
+It also finds the driver of an experiment: a live job whose command line or metadata contains the
+experiment's address, or its name as a whole word (of the job of a restore, only the address). So an
+experiment may count as running although it is not. If no job matches, or if the cluster is out of reach,
+that is reported and decides nothing.
 """
 
 import json
 import re
 import threading
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -39,11 +39,7 @@ _SHORTEST_NAME = 4
 
 
 class RayJobsHook(BaseHook):
-    """Connects to the Jobs API of a Ray cluster. Needs no Ray.
-
-    Args:
-        ray_conn_id: Connection of type `ray_jobs`.
-    """
+    """Connects to the Jobs API of the Ray cluster of a `ray_jobs` connection. Needs no Ray."""
 
     conn_name_attr = "ray_conn_id"
     default_conn_name = DEFAULT_CONN_ID
@@ -53,7 +49,6 @@ class RayJobsHook(BaseHook):
     def __init__(self, ray_conn_id: str = DEFAULT_CONN_ID) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
-        self._connection: Connection | None = None
 
     def cluster(self) -> Cluster:
         """Return address and authentication of the cluster.
@@ -61,7 +56,7 @@ class RayJobsHook(BaseHook):
         Raises:
             InvalidInputError: If the connection is missing or not valid.
         """
-        connection = self._read()
+        connection = self._connection
         host = (connection.host or "").strip()
         if not host:
             raise InvalidInputError(
@@ -73,9 +68,8 @@ class RayJobsHook(BaseHook):
         address = parse_cluster_address(host)
         if connection.port:
             before, _, port = address.rpartition(":")
-            address = parse_cluster_address(
-                f"{before if port.isdigit() else address}:{connection.port}"
-            )
+            host = before if port.isdigit() else address
+            address = parse_cluster_address(f"{host}:{connection.port}")
         return Cluster(
             address=address,
             token=connection.password or None,
@@ -109,10 +103,7 @@ class RayJobsHook(BaseHook):
         return DriverResources(
             num_cpus=_amount("entrypoint_num_cpus", num_cpus),
             memory=int(parse_bytes("entrypoint_memory", memory)),
-            resources={
-                name: _amount(f"entrypoint_resources {name}", amount)
-                for name, amount in resources.items()
-            },
+            resources={n: _amount(f"entrypoint_resources {n}", a) for n, a in resources.items()},
         )
 
     def test_connection(self) -> tuple[bool, str]:
@@ -126,23 +117,21 @@ class RayJobsHook(BaseHook):
             return False, str(error)
         return True, f"{jobs.cluster.address} runs Ray {version} and accepts the connection."
 
-    def _read(self) -> "Connection":
-        if self._connection is None:
-            try:
-                self._connection = BaseHook.get_connection(self.ray_conn_id)
-            except AirflowNotFoundException as error:
-                raise InvalidInputError(
-                    f"Airflow has no connection {self.ray_conn_id!r}. Create it, of type ray_jobs, with "
-                    "the address of the Ray cluster."
-                ) from error
-            except AirflowException as error:
-                raise InvalidInputError(
-                    f"Connection {self.ray_conn_id!r} cannot be read: {type(error).__name__}."
-                ) from error
-        return self._connection
+    @cached_property
+    def _connection(self) -> "Connection":
+        try:
+            return BaseHook.get_connection(self.ray_conn_id)
+        except AirflowNotFoundException as error:
+            raise InvalidInputError(
+                f"Airflow has no connection {self.ray_conn_id!r}. Create it, of type ray_jobs, with the "
+                "address of the Ray cluster."
+            ) from error
+        except AirflowException as error:
+            text = f"Connection {self.ray_conn_id!r} cannot be read: {type(error).__name__}."
+            raise InvalidInputError(text) from error
 
     def _extra(self, name: str, *, default: Any = None) -> Any:
-        value = self._read().extra_dejson.get(name)
+        value = self._connection.extra_dejson.get(name)
         return default if value is None else value
 
     def _mapping(self, name: str) -> dict[str, Any]:
@@ -156,9 +145,8 @@ class RayJobsHook(BaseHook):
         if value in (None, ""):
             return {}
         if not isinstance(value, dict):
-            raise InvalidInputError(
-                f"{name} of connection {self.ray_conn_id!r} is not a JSON object."
-            )
+            text = f"{name} of connection {self.ray_conn_id!r} is not a JSON object."
+            raise InvalidInputError(text)
         return value
 
 
@@ -166,9 +154,6 @@ def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverStatus] | None
     """Return a function that looks for the driver of an experiment (a URI); None without a connection.
 
     It lists the jobs of the cluster once, at its first call.
-
-    Args:
-        ray_conn_id: Connection of type `ray_jobs`.
     """
     if not ray_conn_id:
         return None
@@ -185,20 +170,17 @@ def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverStatus] | None
 
 
 def find_driver(jobs: list[RayJob] | str, experiment: str) -> DriverStatus:
-    """Return whether one of the live jobs is the driver of an experiment.
+    """Return whether one of the live jobs is the driver of an experiment (a URI).
 
-    Args:
-        jobs: The live jobs of the cluster, or why they could not be listed.
-        experiment: URI of the experiment.
+    A text instead of jobs is why they could not be listed.
     """
     if isinstance(jobs, str):
         return DriverStatus(is_running=False, found=f"the cluster could not be asked: {jobs}")
     for job in jobs:
         if _names(job, experiment):
             name = printable(job.submission_id or job.entrypoint)
-            return DriverStatus(
-                is_running=True, found=f"Ray job {name} names it and is {printable(job.status)}"
-            )
+            found = f"Ray job {name} names it and is {printable(job.status)}"
+            return DriverStatus(is_running=True, found=found)
     return DriverStatus(is_running=False, found=f"none of {len(jobs)} live Ray jobs names it")
 
 

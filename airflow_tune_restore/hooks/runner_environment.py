@@ -47,9 +47,7 @@ def location_environment(connection: "Connection") -> dict[str, str]:
             return _aws_location(connection)
         case "google_cloud_platform":
             project = _google_extra(connection.extra_dejson, "project")
-            return _drop_empty(
-                {"GOOGLE_CLOUD_PROJECT": project if isinstance(project, str) else ""}
-            )
+            return {"GOOGLE_CLOUD_PROJECT": project} if project and isinstance(project, str) else {}
         case "wasb" | "adls" | "azure_data_lake":
             return _drop_empty({"AZURE_STORAGE_ACCOUNT_NAME": _azure_account(connection)})
         case other:

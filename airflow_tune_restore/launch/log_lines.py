@@ -2,6 +2,7 @@
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from airflow_tune_restore.protocol.printable import printable
@@ -23,21 +24,15 @@ class Log(Protocol):
 
     def info(self, message: str, /, *args: Any) -> Any:
         """Log a message with its %-arguments."""
-        ...
 
     def warning(self, message: str, /, *args: Any) -> Any:
         """Log a warning with its %-arguments."""
-        ...
 
 
 class NewestLines:
-    """Keeps the newest lines of a runner, within limits.
+    """Keeps the newest lines of a runner, within limits for each kind.
 
     Results are kept apart, so that a flood of other lines does not push them out.
-
-    Args:
-        most_lines: Lines of each kind that are kept.
-        most_characters: Characters of each kind that are kept.
     """
 
     def __init__(
@@ -58,13 +53,20 @@ class NewestLines:
         self._results.add(self._count, line)
 
     def take(self, where: str) -> list[str]:
-        """Return the lines in order, and drop them. A line in their place counts those left out.
+        """Return the lines in order, and drop them.
 
-        Args:
-            where: How to read the rest, for that line.
+        A line in the place of those left out counts them, and ends in `where` to read them.
         """
         kept = heapq.merge(self._lines.take(where), self._results.take(where))
         return [line for _, line in kept]
+
+
+def newest_results(reports: Iterable[RunnerProgress]) -> list[str]:
+    """Return the newest results as lines; a line counts those left out."""
+    kept = NewestLines()
+    for report in reports:
+        kept.add_result(report.to_line())
+    return kept.take("all are in the trial's result.json.")
 
 
 class _Newest:

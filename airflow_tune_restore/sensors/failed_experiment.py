@@ -102,15 +102,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         search = self._search()
         return self.defer(
             trigger=ExperimentSensorTrigger(
-                prefix=str(search.place),
-                health=sorted(parse_health(self.health)),
-                stale_after_seconds=search.stale_after.total_seconds(),
-                poke_interval=self.poke_interval,
-                include=list(search.selection.include),
-                exclude=list(search.selection.exclude),
-                max_depth=search.selection.max_depth,
-                use_index=self.use_index,
-                ray_conn_id=search.ray_conn_id,
+                health=self.health, poke_interval=self.poke_interval, **search.arguments()
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),

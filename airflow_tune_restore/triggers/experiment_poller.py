@@ -6,16 +6,17 @@ Deferred sensors and watchers of assets share one poll if they search for the sa
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, Unpack
 
-from airflow.triggers.base import BaseEventTrigger
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from airflow_tune_restore.arguments import parse_health, parse_span
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.health import ExperimentReport
-from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
-from airflow_tune_restore.hooks.experiment_search import Search, build_search, survey
+from airflow_tune_restore.hooks.experiment_search import SearchOptions, build_search, survey
 from airflow_tune_restore.protocol.printable import printable
 
 LEAST_WAIT_SECONDS = 1.0
@@ -29,85 +30,44 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """The result of one poll.
-
-    Args:
-        reports: All experiments below the prefix.
-        refusal: Why the arguments or the connection cannot be used; "" if they can.
-    """
+    """All experiments below the prefix; or why the arguments or the connection cannot be used."""
 
     reports: tuple[ExperimentReport, ...] = ()
     refusal: str = ""
 
 
 class ExperimentPoller(BaseEventTrigger):
-    """Base of triggers that wait for experiments. The arguments are a wire format.
+    """Base of triggers that wait for experiments; see `FailedTuneExperimentTrigger` for the arguments."""
 
-    Args:
-        prefix: Address of the prefix (`s3://conn_id@bucket/path`); holds no secret.
-        health: Values of `Health` to wait for.
-        stale_after_seconds: Silence after which an unfinished experiment counts as dead.
-        poke_interval: Seconds between two polls.
-        include: Globs of experiments to report.
-        exclude: Globs of directories to leave out.
-        max_depth: Levels below the prefix.
-        use_index: Cache in the prefix what was read.
-        ray_conn_id: Ray cluster on which the drivers of dead experiments are looked for.
-    """
-
-    def __init__(  # noqa: PLR0913  a wire format has its fields by name
+    def __init__(
         self,
         prefix: str,
-        health: list[str],
-        stale_after_seconds: float,
-        poke_interval: float,
-        include: list[str] | None = None,
-        exclude: list[str] | None = None,
-        max_depth: int = MAX_DEPTH,
-        use_index: bool = True,  # noqa: FBT001, FBT002
-        ray_conn_id: str | None = None,
+        *,
+        health: Iterable[str],
+        poke_interval: timedelta | float,
+        stale_after_seconds: float | None = None,
+        **options: Unpack[SearchOptions],
     ) -> None:
         super().__init__()
-        self.prefix = prefix
-        self.health = health
-        self.stale_after_seconds = stale_after_seconds
-        self.poke_interval = poke_interval
-        self.include = include or []
-        self.exclude = exclude or []
-        self.max_depth = max_depth
-        self.use_index = use_index
-        self.ray_conn_id = ray_conn_id
+        if stale_after_seconds is not None:
+            options["stale_after"] = stale_after_seconds
+        self.search = build_search(prefix, **options)
+        self.health = sorted(parse_health(health))
+        self.poke_interval = parse_span("poke_interval", poke_interval).total_seconds()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "prefix": self.prefix,
-                "health": self.health,
-                "stale_after_seconds": self.stale_after_seconds,
-                "poke_interval": self.poke_interval,
-                "include": self.include,
-                "exclude": self.exclude,
-                "max_depth": self.max_depth,
-                "use_index": self.use_index,
-                "ray_conn_id": self.ray_conn_id,
-            },
-        )
+        """Return class path and arguments: a wire format, which a newer triggerer may read."""
+        own = {"health": self.health, "poke_interval": self.poke_interval}
+        return f"{type(self).__module__}.{type(self).__qualname__}", self.search.arguments() | own
 
     def shared_stream_key(self) -> Hashable:
         """Return what two triggers must have in common to share a poll: all but `health`."""
-        return (
-            "tune experiments",
-            self.prefix,
-            self.stale_after_seconds,
-            self.poke_interval,
-            tuple(self.include),
-            tuple(self.exclude),
-            self.max_depth,
-            self.use_index,
-            self.ray_conn_id,
-        )
+        return "tune experiments", self.search, self.poke_interval
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll for this trigger alone, where no stream is shared: `dag.test()`."""
+        async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
+            yield event
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Poll]:
@@ -118,39 +78,20 @@ class ExperimentPoller(BaseEventTrigger):
         """
         interval, failures = float(kwargs["poke_interval"]), 0
         while True:
+            failures += 1
             try:
-                reports = await asyncio.to_thread(survey, _search(kwargs), log)
+                reports = await asyncio.to_thread(survey, cls(**kwargs).search, log)
             except InvalidInputError as error:
-                failures += 1
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:
-                failures += 1
                 shown = printable(str(error), 4000)
                 log.warning("%s Polling again in %.0f s.", shown, _pause(interval, failures))
             except Exception:  # noqa: BLE001  an event trigger that raises is started again every 2 s
-                failures += 1
                 log.exception("Polling again in %.0f s.", _pause(interval, failures))
             else:
                 failures = 0
                 yield Poll(tuple(reports))
             await asyncio.sleep(_pause(interval, failures))
-
-    @property
-    def search(self) -> Search:
-        """The search that it polls."""
-        return _search(self.serialize()[1])
-
-
-def _search(kwargs: dict[str, Any]) -> Search:
-    return build_search(
-        kwargs["prefix"],
-        stale_after=kwargs["stale_after_seconds"],
-        include=kwargs["include"],
-        exclude=kwargs["exclude"],
-        max_depth=kwargs["max_depth"],
-        use_index=kwargs["use_index"],
-        ray_conn_id=kwargs["ray_conn_id"],
-    )
 
 
 def _pause(interval: float, failures: int) -> float:

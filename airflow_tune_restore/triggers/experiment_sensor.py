@@ -14,11 +14,7 @@ from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
 
 class ExperimentSensorTrigger(ExperimentPoller):
-    """Fires once, with the list of all experiments found by one poll.
-
-    A store that fails is polled again, until the task's own timeout. Class path and arguments are a wire
-    format: a newer version of the triggerer may read them.
-    """
+    """Fires once, with the list of all experiments found by one poll; waits until the task's timeout."""
 
     async def filter_shared_stream(
         self, shared_stream: AsyncIterator[Any]
@@ -35,11 +31,6 @@ class ExperimentSensorTrigger(ExperimentPoller):
                 yield TriggerEvent({"error": poll.refusal})
                 return
             log_evidence(found, logging.getLogger(__name__))
-            place = self.search.place
-            yield TriggerEvent({"experiments": [build_item(place, report) for report in found]})
+            items = [build_item(self.search.place, report) for report in found]
+            yield TriggerEvent({"experiments": items})
             return
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll for this trigger alone, where no stream is shared: `dag.test()`."""
-        async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
-            yield event

@@ -6,22 +6,15 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, Unpack
 
 from airflow.triggers.base import TriggerEvent
 from pydantic import JsonValue
 
-from airflow_tune_restore.arguments import parse_health, parse_span
+from airflow_tune_restore.arguments import parse_health
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.experiments.health import (
-    DEFAULT_STALE_AFTER,
-    RESTORABLE,
-    ExperimentReport,
-    Health,
-)
-from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
-from airflow_tune_restore.hooks.experiment_search import build_search, log_evidence
-from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.experiments.health import RESTORABLE, ExperimentReport, Health
+from airflow_tune_restore.hooks.experiment_search import SearchOptions, log_evidence
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
 
 MAX_REMEMBERED = 2000
@@ -31,8 +24,7 @@ RECALL_WAITS_SECONDS = (0.0, 1.0, 5.0, 25.0)
 """Pauses before each try to read what was reported before: without it, all is reported again."""
 
 SETTLED_SECONDS = 10.0
-"""Pause between an event and its mark. Airflow stores events about once per second: if the triggerer died
-before that, an event that has its mark already would be lost."""
+"""Pause between an event and its mark: the triggerer may die before Airflow has stored the event."""
 
 _NAMED = 20
 
@@ -54,8 +46,8 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
     Args:
         prefix: A local path or a URL, such as `s3://conn_id@bucket/path`.
         health: Which experiments to report.
-        stale_after: Silence after which an unfinished experiment counts as dead; a timedelta or seconds.
         poke_interval: Time between two polls; a timedelta or seconds.
+        stale_after: Silence after which an unfinished experiment counts as dead; a timedelta or seconds.
         storage_conn_id: Airflow connection; by default the one in the prefix.
         include: Globs of experiments to report.
         exclude: Globs of directories to leave out.
@@ -65,45 +57,25 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         stale_after_seconds: The wire form of `stale_after`.
     """
 
-    def __init__(  # noqa: PLR0913  Airflow's names for users, and one of the wire
+    def __init__(
         self,
         prefix: str,
         *,
         health: Iterable[str] = RESTORABLE,
-        stale_after: timedelta | float = DEFAULT_STALE_AFTER,
         poke_interval: timedelta | float = 60.0,
-        storage_conn_id: str | None = None,
-        include: Iterable[str] | None = None,
-        exclude: Iterable[str] | None = None,
-        max_depth: int = MAX_DEPTH,
-        use_index: bool = True,
-        ray_conn_id: str | None = None,
         stale_after_seconds: float | None = None,
+        **options: Unpack[SearchOptions],
     ) -> None:
         if "{{" in prefix:
             raise InvalidInputError(
                 f"prefix={prefix!r}: Airflow does not render templates of a watcher."
             )
-        search = build_search(
-            prefix,
-            storage_conn_id=storage_conn_id,
-            stale_after=stale_after if stale_after_seconds is None else stale_after_seconds,
-            include=include,
-            exclude=exclude,
-            max_depth=max_depth,
-            use_index=use_index,
-            ray_conn_id=ray_conn_id,
-        )
         super().__init__(
-            prefix=str(search.place),
-            health=sorted(parse_health(health)),
-            stale_after_seconds=search.stale_after.total_seconds(),
-            poke_interval=parse_span("poke_interval", poke_interval).total_seconds(),
-            include=list(search.selection.include),
-            exclude=list(search.selection.exclude),
-            max_depth=search.selection.max_depth,
-            use_index=search.use_index,
-            ray_conn_id=search.ray_conn_id,
+            prefix,
+            health=health,
+            poke_interval=poke_interval,
+            stale_after_seconds=stale_after_seconds,
+            **options,
         )
 
     async def filter_shared_stream(
@@ -114,28 +86,23 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         reported = kept = await self._recall()
         async for poll in shared_stream:
             if poll.refusal:
-                log.error("%s is not watched: %s", self.prefix, poll.refusal)
+                log.error("%s is not watched: %s", self.search.place, poll.refusal)
                 continue
             # ten thousand take a while
             dead = await asyncio.to_thread(_mark_dead, poll.reports, wanted)
-            new = [one.report for one in dead if reported.get(one.key) != one.mark]
+            new = [report for key, mark, report in dead if reported.get(key) != mark]
             if new:
                 log_evidence(new, log)
                 yield TriggerEvent(self._wake_up(new))
                 await asyncio.sleep(SETTLED_SECONDS)
-            reported = _add_marks(reported, {one.key: one.mark for one in dead})
+            reported = _add_marks(reported, {key: mark for key, mark, _ in dead})
             if reported != kept and await self._remember(reported):
                 kept = reported
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll for this trigger alone, where no stream is shared."""
-        async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
-            yield event
-
     def _wake_up(self, new: list[ExperimentReport]) -> dict[str, Any]:
-        place = Address.parse(self.prefix)
+        place = self.search.place
         return {
-            "prefix": self.prefix,
+            "prefix": str(place),
             "count": len(new),
             "experiments": [str(place.at(report.experiment)) for report in new[:_NAMED]],
         }
@@ -143,7 +110,8 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
     @property
     def _memory_key(self) -> str:
         """Key in the state store of the asset, which may have more than one watcher."""
-        sight = (self.prefix, self.health, self.include, self.exclude, self.max_depth)
+        seen = self.search.selection
+        sight = [str(self.search.place), self.health, seen.include, seen.exclude, seen.max_depth]
         return f"reported_{_digest(sight)}"
 
     async def _recall(self) -> dict[str, str]:
@@ -155,7 +123,7 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
             try:
                 found = await self.asset_state_store.aget(self._memory_key, {})
             except Exception:  # noqa: BLE001  then all is reported again, and scanned again
-                log.exception("Earlier reports of %s cannot be read.", self.prefix)
+                log.exception("Earlier reports of %s cannot be read.", self.search.place)
             else:
                 pairs = found.items() if isinstance(found, dict) else ()
                 return {key: mark for key, mark in pairs if isinstance(mark, str)}
@@ -168,46 +136,28 @@ class FailedTuneExperimentTrigger(ExperimentPoller):
         try:
             await self.asset_state_store.aset(self._memory_key, dict[str, JsonValue](reported))
         except Exception:  # noqa: BLE001  the same
-            log.exception("Reports of %s cannot be stored.", self.prefix)
+            log.exception("Reports of %s cannot be stored.", self.search.place)
             return False
         return True
 
 
-class _Marked(NamedTuple):
-    """A dead experiment.
-
-    Args:
-        key: Stands for its address.
-        mark: Changes when the experiment does.
-        report: Its report.
-    """
-
-    key: str
-    mark: str
-    report: ExperimentReport
-
-
-def _mark_dead(reports: Iterable[ExperimentReport], wanted: frozenset[Health]) -> list[_Marked]:
-    return [
-        _Marked(
-            _digest(report.experiment),
-            _digest(
-                *(report.health, report.state_file, report.trials, report.abandoned),
-                str(report.last_write),
-            ),
-            report,
-        )
-        for report in reports
-        if report.health in wanted
-    ]
+def _mark_dead(
+    reports: Iterable[ExperimentReport], wanted: frozenset[Health]
+) -> list[tuple[str, str, ExperimentReport]]:
+    """Return key, mark and report of each dead experiment. The mark changes when the experiment does."""
+    marked = []
+    for report in reports:
+        if report.health in wanted:
+            state = (report.health, report.state_file, report.trials, report.abandoned)
+            mark = _digest(*state, str(report.last_write))
+            marked.append((_digest(report.experiment), mark, report))
+    return marked
 
 
 def _add_marks(reported: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """Return the marks to store.
+    """Return the marks to store. Those of experiments that are not dead now are kept while there is room.
 
-    They include experiments that are not dead now. Those may be running, hidden by an outage or under
-    repair, and are not reported again if they come back unchanged. If there are too many, the oldest of
-    these are dropped.
+    Such an experiment is not reported again if it comes back unchanged.
     """
     others = [(key, mark) for key, mark in reported.items() if key not in now]
     too_many = max(0, len(others) + len(now) - MAX_REMEMBERED)

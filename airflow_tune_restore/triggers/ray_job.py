@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.log_lines import NewestLines, describe_line
+from airflow_tune_restore.launch.log_lines import describe_line, newest_results
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import stop_attempt
 from airflow_tune_restore.protocol.attempts import AttemptId
@@ -24,6 +24,19 @@ LINES_PER_TURN = 50
 """Lines that are shown before other triggers have their turn."""
 
 
+class WaitOptions(TypedDict, total=False):
+    """How a `RayJobTrigger` waits for a trial, or for one of many in a whole-experiment run.
+
+    For one of many, killing the task stops this trial alone, and the job runs on.
+    """
+
+    is_one_of_many: bool  # default False
+    ends_with_job: bool  # wait for the end of the job (the default), and not of the trial
+    shows_output: bool  # show what the job prints; default True
+    poll_interval: float  # seconds between two requests to the cluster; default 5
+    metric: str | None  # shown first
+
+
 class RayJobTrigger(BaseTrigger):
     """Fires once: when the job has ended or is lost, or when its trial has ended.
 
@@ -32,8 +45,6 @@ class RayJobTrigger(BaseTrigger):
     misses none. Killing the task (by hand, by clearing it, with its DAG run) stops the job. A triggerer
     that ends stops nothing.
 
-    Class path and arguments are a wire format. None is a secret.
-
     Args:
         ray_conn_id: Connection of type `ray_jobs`.
         submission_id: The job.
@@ -41,15 +52,10 @@ class RayJobTrigger(BaseTrigger):
         restore_id: The restore.
         trial_id: Trial id in the plan.
         attempt: The attempt that the job runs: of the trial, or of the whole-experiment run.
-        is_one_of_many: Whether the trial is one of many in a whole-experiment run. Then killing the task
-            stops this trial alone, and the job runs on.
-        ends_with_job: Whether the trigger waits for the end of the job, and not of the trial.
-        shows_output: Whether this task shows what the job prints.
-        poll_interval: Seconds between two requests to the cluster.
-        metric: The metric that is shown first.
+        **options: See `WaitOptions`.
     """
 
-    def __init__(  # noqa: PLR0913  what it waits for, and where
+    def __init__(
         self,
         ray_conn_id: str,
         submission_id: str,
@@ -57,12 +63,7 @@ class RayJobTrigger(BaseTrigger):
         restore_id: str,
         trial_id: str,
         attempt: int,
-        *,
-        is_one_of_many: bool = False,
-        ends_with_job: bool = True,
-        shows_output: bool = True,
-        poll_interval: float = 5.0,
-        metric: str | None = None,
+        **options: Unpack[WaitOptions],
     ) -> None:
         super().__init__()
         self.ray_conn_id = ray_conn_id
@@ -71,24 +72,23 @@ class RayJobTrigger(BaseTrigger):
         self.restore_id = restore_id
         self.trial_id = trial_id
         self.attempt = attempt
-        self.is_one_of_many = is_one_of_many
-        self.ends_with_job = ends_with_job
-        self.shows_output = shows_output
-        self.poll_interval = poll_interval
-        self.metric = metric
+        self.is_one_of_many = options.pop("is_one_of_many", False)
+        self.ends_with_job = options.pop("ends_with_job", True)
+        self.shows_output = options.pop("shows_output", True)
+        self.poll_interval = options.pop("poll_interval", 5.0)
+        self.metric = options.pop("metric", None)
+        if options:
+            raise TypeError(f"RayJobTrigger has no arguments {', '.join(options)}.")
         self._offset = 0
         self._log_trouble = ""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments."""
+        """Return class path and arguments: a wire format, without secrets."""
         names = (
             "ray_conn_id submission_id experiment restore_id trial_id attempt is_one_of_many "
             "ends_with_job shows_output poll_interval metric"
         )
-        return (
-            "airflow_tune_restore.triggers.ray_job.RayJobTrigger",
-            {name: getattr(self, name) for name in names.split()},
-        )
+        return f"{__name__}.RayJobTrigger", {name: getattr(self, name) for name in names.split()}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; the event holds how much was shown, and `error` or `trouble` if the wait failed."""
@@ -125,9 +125,8 @@ class RayJobTrigger(BaseTrigger):
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(JobPoller.watch(job, cluster))
-            await stack.enter_async_context(
-                TrialPoller.watch(trial, self.experiment, self.restore_id)
-            )
+            place = (self.experiment, self.restore_id)
+            await stack.enter_async_context(TrialPoller.watch(trial, *place))
             while not (job.is_over or trial.has_ended):
                 await job.changed.wait()
                 job.changed.clear()
@@ -147,10 +146,7 @@ class RayJobTrigger(BaseTrigger):
         if job.log_trouble and job.log_trouble != self._log_trouble:
             self.log.warning("%s The log is read again.", printable(job.log_trouble, 4000))
         self._log_trouble = job.log_trouble
-        results = NewestLines()
-        for report in trial.take_reports():
-            results.add_result(report.to_line())
-        await self._show_lines(results.take("all are in the trial's result.json."))
+        await self._show_lines(newest_results(trial.take_reports()))
         if (log := job.log) is not None:
             job.log = None
             await self._show_lines(log.newest.take(f"the whole log: {whole_log}"))
@@ -166,13 +162,11 @@ class RayJobTrigger(BaseTrigger):
 
     def _stop(self) -> None:
         store = ExperimentStorageHook().open(self.experiment)
+        attempt = AttemptId(self.restore_id, self.trial_id, self.attempt)
         try:
+            jobs = RayJobsHook(self.ray_conn_id).jobs()
             stop_attempt(
-                store,
-                RayJobsHook(self.ray_conn_id).jobs(),
-                AttemptId(self.restore_id, self.trial_id, self.attempt),
-                self.submission_id,
-                is_one_of_many=self.is_one_of_many,
+                store, jobs, attempt, self.submission_id, is_one_of_many=self.is_one_of_many
             )
         except TuneRestoreError as error:
             self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  expected

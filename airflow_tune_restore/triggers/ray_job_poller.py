@@ -1,7 +1,6 @@
 """Polls a Ray cluster for all triggers that wait for jobs there: one request per poll, however many wait.
 
-Requests take turns: one lists all jobs, the next one fetches the log of the job that has waited for it
-longest. So a cluster has one request from this triggerer each `poll_interval`, for one job or a thousand.
+Requests take turns: one lists all jobs, the next one fetches the log that has waited longest.
 """
 
 import asyncio
@@ -24,35 +23,20 @@ from airflow_tune_restore.triggers.shared_poller import SharedPoller, Watch
 
 @dataclass(eq=False, kw_only=True)
 class JobWatch(Watch):
-    """A job that one trigger waits for.
-
-    Args:
-        submission_id: The job.
-        interval: Seconds between two requests to the cluster.
-        wants_log: Whether the job's log is fetched.
-        job: The job as last listed.
-        is_lost: Whether the cluster no longer has the job.
-        log: The new part of its log; the trigger sets it to None once it is shown.
-        log_length: Characters of the log that were taken, whole lines.
-        log_read: Characters of the log that were read.
-        log_trouble: Why the log cannot be read; "" if it can.
-        log_turn: When the log was last fetched (monotonic).
-        trouble: Why the jobs cannot be listed; "" if they can.
-        out_of_reach: Whether that lasted for too long.
-    """
+    """A job that one trigger waits for."""
 
     submission_id: str
-    interval: float
+    interval: float  # seconds between two requests to the cluster
     wants_log: bool
-    job: RayJob | None = None
-    is_lost: bool = False
-    log: JobLog | None = None
-    log_length: int = 0
-    log_read: int = 0
-    log_trouble: str = ""
-    log_turn: float = 0.0
-    trouble: str = ""
-    out_of_reach: bool = False
+    job: RayJob | None = None  # as last listed
+    is_lost: bool = False  # the cluster no longer has it
+    log: JobLog | None = None  # the new part; the trigger sets it to None once it is shown
+    log_length: int = 0  # characters of the log that were taken, whole lines
+    log_read: int = 0  # characters of the log that were read
+    log_trouble: str = ""  # why the log cannot be read; "" if it can
+    log_turn: float = 0.0  # when the log was last fetched (monotonic)
+    trouble: str = ""  # why the jobs cannot be listed; "" if they can
+    out_of_reach: bool = False  # that lasted for too long
     _absent: int = 0
 
     @property
@@ -135,9 +119,7 @@ class JobPoller(SharedPoller[JobWatch]):
         try:
             await self._jobs.read_log(watch.submission_id, log)
         except TuneRestoreError as error:
-            trouble = str(
-                error
-            )  # of this one log; the lists show whether the cluster can be reached
+            trouble = str(error)  # this log's; the lists show whether the cluster can be reached
         except Exception as error:  # noqa: BLE001  it ends the trigger of this job alone
             watch.broken, watch.wants_log = error, False
             watch.changed.set()

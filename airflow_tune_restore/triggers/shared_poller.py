@@ -10,15 +10,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 @dataclass(eq=False, kw_only=True)
 class Watch:
-    """What one trigger waits for; a poller fills it in.
+    """What one trigger waits for; a poller fills it in."""
 
-    Args:
-        broken: An unexpected exception that ended the polling for this trigger.
-        changed: Set by the poller when something is new; cleared by the trigger.
-    """
-
-    broken: Exception | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    broken: Exception | None = None  # unexpected; it ended the polling for this trigger
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # the trigger clears it
 
 
 W = TypeVar("W", bound=Watch)
@@ -37,12 +32,7 @@ class SharedPoller(ABC, Generic[W]):
     @classmethod
     @asynccontextmanager
     async def watch(cls, watch: W, *place: Hashable) -> AsyncIterator[W]:
-        """Have a watch filled in until the block ends.
-
-        Args:
-            watch: The watch.
-            place: Arguments of the poller, which also identify it.
-        """
+        """Have a watch filled in until the block ends. The poller's arguments also identify it."""
         key = (cls, id(asyncio.get_running_loop()), *place)
         poller = cls._all.get(key)
         if poller is None or poller._task.done():

@@ -1,9 +1,4 @@
-"""Polls the storage of a restore for all triggers that wait for its trials.
-
-The results of a trial are read from storage, where its runner writes them. All triggers of a restore
-share a budget of reads: a few trials are read every few seconds, a thousand every few minutes, and the
-triggerer has the same work with either.
-"""
+"""Reads results from a restore's storage for all triggers that wait for its trials, a few per round."""
 
 import asyncio
 import logging
@@ -31,27 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False, kw_only=True)
 class TrialWatch(Watch):
-    """A trial that one trigger waits for.
-
-    Args:
-        trial_id: Trial id in the plan.
-        attempt: The attempt that runs it, or the attempt of the whole-experiment run.
-        ends_with_outcome: Whether its outcome ends the wait, and not the end of a job.
-        seen: Results that were read.
-        reports: Results that were not taken yet.
-        has_ended: Whether it has its outcome.
-        is_behind: Whether results were missed; the rest is shown at the end.
-        read_at: When it was last read (monotonic).
-    """
+    """A trial that one trigger waits for."""
 
     trial_id: str
-    attempt: int
-    ends_with_outcome: bool
-    seen: int = 0
-    reports: list[RunnerProgress] = field(default_factory=list)
-    has_ended: bool = False
-    is_behind: bool = False
-    read_at: float = 0.0
+    attempt: int  # the one that runs it, or the attempt of the whole-experiment run
+    ends_with_outcome: bool  # its outcome ends the wait, and not the end of a job
+    seen: int = 0  # results that were read
+    reports: list[RunnerProgress] = field(default_factory=list)  # that were not taken yet
+    has_ended: bool = False  # it has its outcome
+    is_behind: bool = False  # results were missed; the rest is shown at the end
+    read_at: float = 0.0  # when it was last read (monotonic)
 
     def take_reports(self) -> list[RunnerProgress]:
         """Return the results that were not taken yet."""
@@ -96,18 +80,15 @@ class TrialPoller(SharedPoller[TrialWatch]):
         for trial in trials:
             records = AttemptRecords(self._store, self._restore_id, trial.trial_id)
             try:
-                self._read_trial(records, trial)
+                # in this order: the last results of a trial are written before its outcome
+                has_ended = trial.ends_with_outcome and _has_outcome(records, trial.attempt)
+                if not trial.is_behind:
+                    self._read_progress(records, trial)
+                trial.has_ended = has_ended
             except TuneRestoreError as error:
                 self._warn(error)
             except Exception as error:  # noqa: BLE001  it ends the trigger of this trial alone
                 trial.broken = error
-
-    def _read_trial(self, records: AttemptRecords, trial: TrialWatch) -> None:
-        # in this order: the last results of a trial are written before its outcome
-        has_ended = trial.ends_with_outcome and _has_outcome(records, trial.attempt)
-        if not trial.is_behind:
-            self._read_progress(records, trial)
-        trial.has_ended = has_ended
 
     def _read_progress(self, records: AttemptRecords, trial: TrialWatch) -> None:
         try:

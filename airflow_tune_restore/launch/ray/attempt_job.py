@@ -13,7 +13,7 @@ from airflow_tune_restore.exceptions import (
     RunnerRefusedError,
     TuneRestoreError,
 )
-from airflow_tune_restore.launch.log_lines import Log, NewestLines, describe_line
+from airflow_tune_restore.launch.log_lines import Log, describe_line, newest_results
 from airflow_tune_restore.launch.ray.job import (
     describe_end,
     stop_attempt,
@@ -43,13 +43,7 @@ RENEW_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """The attempt that a task follows.
-
-    Args:
-        attempt: Its number.
-        submission_id: Its job.
-        is_ours: Whether this task has submitted the job.
-    """
+    """The attempt that a task follows, its job, and whether this task has submitted the job."""
 
     attempt: int
     submission_id: str
@@ -58,30 +52,17 @@ class Attached:
 
 @dataclass(kw_only=True)
 class RayAttemptJob:
-    """The attempts of a trial, or of the whole-experiment run that it is part of, as Ray jobs.
-
-    Args:
-        jobs: The cluster.
-        store: Rooted at the experiment directory.
-        plan: The plan.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself.
-        settings: Of the runner.
-        runtime_env: Of the job; its local parts are uploaded.
-        env: Environment variables of the job; no secrets.
-        driver: Resources that the driver requests.
-        poll_interval: Seconds between two polls.
-        log: The task's log.
-    """
+    """The attempts of a trial, or of the whole-experiment run that it is part of, as Ray jobs."""
 
     jobs: RayJobs
-    store: ObjectStore
+    store: ObjectStore  # rooted at the experiment directory
     plan: RestorePlan
-    trial_id: str
+    trial_id: str  # `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself
     settings: RunnerSettings
-    runtime_env: Mapping[str, Any]
-    env: Mapping[str, str]
+    runtime_env: Mapping[str, Any]  # its local parts are uploaded
+    env: Mapping[str, str]  # of the job; no secrets
     driver: DriverResources
-    poll_interval: float
+    poll_interval: float  # seconds
     log: Log
     attached: Attached | None = field(default=None, init=False)
 
@@ -122,8 +103,7 @@ class RayAttemptJob:
     def submit_or_attach(self, remembered: int = 0) -> Attached:
         """Attach to the living job of the newest attempt, or claim the next attempt and submit its job.
 
-        Args:
-            remembered: Attempt that this task is known to have followed before; 0 for none.
+        `remembered` is the attempt that this task is known to have followed before; 0 for none.
 
         Raises:
             InvalidInputError: If the cluster refuses the job.
@@ -139,26 +119,16 @@ class RayAttemptJob:
             except KeyNotFoundError:
                 # its directory exists and its request does not: the first to create it has it
                 number = newest
+            claimed = (self.store, self.plan, self.unit, self.settings)
             try:
-                request = claim_next_attempt(
-                    self.store,
-                    self.plan,
-                    self.unit,
-                    self.settings,
-                    log=self.log.info,
-                    attempt=number,
-                )
+                request = claim_next_attempt(*claimed, log=self.log.info, attempt=number)
             except KeyExistsError:
                 continue  # another task was faster: attach to its job
             self.attached = self._submit(request)
             return self.attached
 
     def _attach_to(self, attempt: int) -> Attached | None:
-        """Attach to an attempt's job; None if the attempt is over, or superseded by the next one.
-
-        Raises:
-            KeyNotFoundError: If the attempt is not claimed.
-        """
+        """Attach to an attempt's job; None if it is over. KeyNotFoundError if it is not claimed."""
         if self.records.outcome(attempt) is not None:
             return None
         job_id = self.job_id(attempt)
@@ -217,9 +187,8 @@ class RayAttemptJob:
             try:
                 job = self.jobs.find(attached.submission_id)
                 reached = time.monotonic()
-            except (
-                TuneRestoreError
-            ) as error:  # the address was right before: whatever it answers now
+            except TuneRestoreError as error:
+                # the address was right before: whatever it answers now
                 if time.monotonic() - reached > OUTAGE_SECONDS:
                     raise
                 self.log.warning("%s It is asked again; the job runs on.", error)
@@ -242,9 +211,7 @@ class RayAttemptJob:
     def get_job_result(self, attempt: int, event: Mapping[str, Any]) -> RunnerOutcome | None:
         """Show the rest of the output and return the trial's outcome; None if it is to be run again now.
 
-        Args:
-            attempt: The attempt that was followed.
-            event: Payload of the trigger's event, or the return value of `poll_until_complete`.
+        `event` is the payload of the trigger's event, or the return value of `poll_until_complete`.
 
         Raises:
             RunnerDiedError: If the job ended and the trial has no outcome.
@@ -279,21 +246,15 @@ class RayAttemptJob:
         if attached is None:
             return
         self.log.info("Stopping %s; it saves a snapshot first.", attached.submission_id)
-        stop_attempt(
-            self.store,
-            self.jobs,
-            AttemptId(self.plan.restore_id, self.trial_id, attached.attempt),
-            attached.submission_id,
-            is_one_of_many=self.is_one_of_many,
-        )
+        attempt = AttemptId(self.plan.restore_id, self.trial_id, attached.attempt)
+        job_id, is_one_of_many = attached.submission_id, self.is_one_of_many
+        stop_attempt(self.store, self.jobs, attempt, job_id, is_one_of_many=is_one_of_many)
 
     def stop_newest(self) -> None:
         """Stop the newest attempt, if there is one: no task waits for it any more."""
-        newest = self.records.newest()
-        if newest:
-            self.attached = Attached(
-                attempt=newest, submission_id=self.job_id(newest), is_ours=False
-            )
+        if newest := self.records.newest():
+            job_id = self.job_id(newest)
+            self.attached = Attached(attempt=newest, submission_id=job_id, is_ours=False)
             self.stop()
 
     def _describe_failure(
@@ -335,10 +296,7 @@ class RayAttemptJob:
             return seen
         if tail is None:
             return seen
-        results = NewestLines()
-        for report in tail.after(seen):
-            results.add_result(report.to_line())
-        self._show(results.take("all are in the trial's result.json."))
+        self._show(newest_results(tail.after(seen)))
         return max(seen, tail.count)
 
     def _read_log(self, job_id: str, log: JobLog) -> None:

@@ -15,18 +15,11 @@ DASHBOARD_PORT = 8265
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Address and authentication of a cluster's dashboard.
+    """Address and authentication of a cluster's dashboard."""
 
-    Args:
-        address: `http://host:8265` or `https://…`, without a trailing slash.
-        token: Ray's authentication token; None if authentication is off.
-        verify: Whether TLS certificates are checked.
-        ca_file: File of certificates to trust.
-    """
-
-    address: str
-    token: str | None = field(default=None, repr=False)
-    verify: bool = True
+    address: str  # `http://host:8265` or `https://…`, without a trailing slash
+    token: str | None = field(default=None, repr=False)  # None if authentication is off
+    verify: bool = True  # check TLS certificates, with `ca_file` if it is given
     ca_file: str | None = None
 
     def job_url(self, submission_id: str) -> str:
@@ -65,9 +58,8 @@ def parse_cluster_address(text: str) -> str:
         raise InvalidInputError(
             f"A Ray address is http://HOST:PORT, without user or password; not {parts.scheme}://…"
         )
-    default = DASHBOARD_PORT if parts.scheme == "http" else None
+    port = port or (DASHBOARD_PORT if parts.scheme == "http" else None)
     shown = f"[{host}]" if ":" in host else host
-    port = port or default
     return f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
 
 

@@ -5,7 +5,7 @@ outage that may pass is a RayClusterError.
 """
 
 import ssl
-from typing import Any
+from typing import TypeVar
 
 import httpx
 
@@ -13,6 +13,8 @@ from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.launch.ray.cluster import DASHBOARD_PORT, Cluster
 from airflow_tune_restore.launch.ray.http_answer import Answer, BrokenAnswerError, decode
 from airflow_tune_restore.protocol.printable import printable
+
+_T = TypeVar("_T")
 
 _CUT_SHORT = ("closed connection", "disconnected", "too long")
 """Parts of h11's messages for an answer that ends too early, or whose head does not end."""
@@ -100,15 +102,15 @@ def describe_body(answer: Answer) -> str:
     return f": {printable(lines[-1])}" if lines else " (empty body)"
 
 
-def decode_answer(cluster: Cluster, answer: Answer, kind: Any) -> Any:
+def decode_answer(cluster: Cluster, answer: Answer, kind: type[_T]) -> _T:
     """Return the JSON of an answer as `kind`.
 
     Raises:
-        InvalidInputError: If it is not of that kind.
-        RayClusterError: If it is too large.
+        InvalidInputError: If the path does not exist, or the JSON is not of that kind.
+        RayClusterError: If the request failed, or the answer is too large.
     """
     try:
-        return decode(answer.body, kind)
+        return decode(check_success(cluster, answer).body, kind)
     except BrokenAnswerError as error:
         raise translate_transport_error(cluster, error) from error
     except (ValueError, RecursionError) as error:

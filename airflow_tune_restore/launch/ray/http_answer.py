@@ -7,13 +7,15 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import httpx
 import msgspec
 
 from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.printable import printable
+
+_T = TypeVar("_T")
 
 MOST_VALUES = 1_000_000
 """Limit of values in one JSON answer: an empty list of 2 bytes takes 64 bytes once it is decoded."""
@@ -28,13 +30,7 @@ class BrokenAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of a server.
-
-    Args:
-        status: HTTP status.
-        body: The whole body, as received.
-        location: Target of a redirect; "" if it is not one.
-    """
+    """The answer of a server. `body` is as received; `location` is the target of a redirect, or ""."""
 
     status: int
     body: bytes
@@ -59,18 +55,13 @@ async def ask(
     most_bytes: int,
     take: Callable[[bytes], bool] | None = None,
 ) -> Answer:
-    """Send a request and read the answer.
+    """Send a request and read the answer, in so many seconds from the connection to the last byte.
 
-    Args:
-        client: Has the connection.
-        request: The request.
-        seconds: Limit for all of it, from the connection to the last byte.
-        most_bytes: Limit of the body.
-        take: Receives the body of a success in pieces instead, and returns True when it has enough.
+    If `take` is given, it receives the body of a success in pieces, and returns True when it has enough.
 
     Raises:
         BrokenAnswerError: If the answer is too long, too slow, or compressed.
-        httpx.HTTPError: If there is no answer.
+        httpx.HTTPError: If the server does not answer.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -92,8 +83,6 @@ async def _read(
             f"HTTP {response.status_code} with Content-Encoding {printable(packed, 40)}; only "
             "identity was accepted"
         )
-    if not response.is_success:
-        take = None
     body, length = bytearray(), 0
     async for piece in response.aiter_raw(_PIECE_BYTES):
         length += len(piece)
@@ -101,7 +90,7 @@ async def _read(
             raise BrokenAnswerError(
                 f"HTTP {response.status_code} with more than {most_bytes:,} bytes"
             )
-        if take is None:
+        if take is None or not response.is_success:
             body += piece
         elif take(piece):
             break
@@ -113,7 +102,7 @@ async def _read(
     )
 
 
-def decode(body: bytes, kind: Any) -> Any:
+def decode(body: bytes, kind: type[_T]) -> _T:
     """Read JSON, also with text that msgspec refuses: a job's message may hold lone surrogates.
 
     Raises:

@@ -59,12 +59,10 @@ def stop_attempt(
 ) -> None:
     """Stop the job of an attempt; for one of many trials in a whole-experiment run, this trial alone.
 
-    The stop is recorded first. So a task that runs again does not attach to the job while it still saves
-    its snapshot.
+    The stop is recorded first: a task that runs again must not attach while the job saves its snapshot.
 
     Raises:
-        StorageError: If the store is out of reach.
-        RayClusterError: If the cluster is out of reach.
+        TuneRestoreError: If the store or the cluster is out of reach.
     """
     if is_one_of_many:
         ask_to_stop(store, attempt.restore_id, attempt.trial_id)
@@ -78,9 +76,8 @@ def wait_for_stop(
 ) -> None:
     """Wait until a stopped job has saved its snapshot and ended; Ray kills it if it takes too long.
 
-    A job that still waits for resources is left alone. Ray does not stop it: it stays PENDING for up to
-    15 minutes, and cannot be deleted (JobManager.stop_job and delete_job, 2.60). If it starts after all,
-    Ray ends it at once, and its runner exits because a newer attempt exists.
+    A job that still waits for resources is left alone: Ray neither stops nor deletes it
+    (JobManager.stop_job and delete_job, 2.60). If it starts after all, its runner exits.
     """
     log.info("Ray job %s was stopped; waiting until its snapshot is saved.", submission_id)
     deadline = time.monotonic() + STOP_WAIT_SECONDS + STOP_SLACK_SECONDS
@@ -98,11 +95,9 @@ def wait_for_stop(
 
 
 def describe_end(job: RayJob | None, last_lines: Iterable[str]) -> list[str]:
-    """Return the last lines of a job, with Ray's message where they do not explain the end.
+    """Return the last lines of a job's log, with Ray's message where they do not explain the end.
 
-    Args:
-        job: The job; None if the cluster no longer has it.
-        last_lines: The last lines of its log.
+    `job` is None if the cluster no longer has it.
     """
     shown = [line for line in last_lines if line][-LAST_LINES:]
     if job is None:

@@ -24,24 +24,16 @@ _ESCAPE_LENGTH = 6
 
 
 class LogText:
-    """Reads `{"logs": "…"}` in pieces, so that a log of any length takes little memory.
-
-    Attributes:
-        is_whole: Whether the end of the text was read.
-    """
+    """Reads `{"logs": "…"}` in pieces, so that a log of any length takes little memory."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
         self._has_begun = False
-        self.is_whole = False
+        self.is_whole = False  # whether the end of the text was read
 
     def read(self, piece: bytes) -> str:
-        """Return the text that a piece adds.
-
-        Raises:
-            ValueError: If it is not such JSON.
-        """
+        """Return the text that a piece adds. ValueError if it is not such JSON."""
         if self.is_whole:
             return ""
         raw = self._rest + self._utf8.decode(piece)
@@ -76,20 +68,13 @@ class JobLog:
         offset: Characters of the log that were shown before. Results are counted apart.
         results: Results that were shown before; None to leave out all results.
         most: Characters after which to stop; None to read to the end.
-
-    Attributes:
-        length: Characters that were read, up to the last whole line.
-        read: Characters that were read.
-        newest: The lines that were not shown yet.
-        last: The last lines of the log, shown or not.
-        result_count: Results that were read.
     """
 
     def __init__(self, *, offset: int = 0, results: int | None, most: int | None = None) -> None:
-        self.length = 0
-        self.read = 0
+        self.length = 0  # characters that were read, up to the last whole line
+        self.read = 0  # characters that were read
         self.newest = NewestLines()
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.last: deque[str] = deque(maxlen=LAST_LINES)  # shown or not
         self._offset = offset
         self._results = results
         self._most = most
@@ -107,8 +92,8 @@ class JobLog:
         self.read += len(text)
         whole, newline, rest = text.rpartition("\n")
         if newline:
-            self._split("".join([*self._rest, whole, newline]))
-            self._rest, self._rest_length = [], 0
+            self._rest.append(whole + newline)
+            self.end()
         self._rest.append(rest)
         self._rest_length += len(rest)
         if self._rest_length > LONGEST_REST:
@@ -123,9 +108,8 @@ class JobLog:
         position, offset, add = self.length, self._offset, self.newest.add
         lines = text.splitlines(keepends=True)
         for line in lines:
-            if line.startswith(PROGRESS_PREFIX) and self._is_result(line.rstrip("\r\n")):
-                pass
-            elif position >= offset:
+            is_result = line.startswith(PROGRESS_PREFIX) and self._is_result(line.rstrip("\r\n"))
+            if position >= offset and not is_result:
                 add(line.rstrip("\r\n"))
             position += len(line)
         self.length = position

@@ -4,12 +4,13 @@ Paths and fields are those of ray/dashboard/modules/job (2.60). `cluster_errors`
 """
 
 import asyncio
+import functools
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -65,6 +66,7 @@ _TAKEN = "already exists"
 """Part of the error for a submission id that is in use (JobManager.submit_job, 2.60)."""
 
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -112,8 +114,7 @@ class AsyncRayJobs:
             InvalidInputError: If the cluster cannot be used.
             RayClusterError: If it is out of reach.
         """
-        answer = check_success(self.cluster, await self._send("GET", "/api/version"))
-        version = _read_version(self.cluster, answer)
+        version = _read_version(self.cluster, await self._send("GET", "/api/version"))
         await self.list_all()  # the version needs no token, the list does
         return version
 
@@ -122,16 +123,12 @@ class AsyncRayJobs:
         answer = await self._send("GET", _job_path(submission_id), most_bytes=JOB_BYTES)
         if answer.status == httpx.codes.NOT_FOUND:
             return None
-        job: RayJob = decode_answer(self.cluster, check_success(self.cluster, answer), RayJob)
-        return job
+        return decode_answer(self.cluster, answer, RayJob)
 
     async def list_all(self) -> list[RayJob]:
         """Return all jobs and all drivers that connected by themselves, with one request."""
         answer = await self._send("GET", "/api/jobs/", most_bytes=LIST_BYTES)
-        jobs: list[RayJob] = decode_answer(
-            self.cluster, check_success(self.cluster, answer), list[RayJob]
-        )
-        return jobs
+        return decode_answer(self.cluster, answer, list[RayJob])
 
     async def submit(self, submission: Mapping[str, Any]) -> bool:
         """Submit a job; False if the submission id is in use.
@@ -176,16 +173,13 @@ class AsyncRayJobs:
     async def has_package(self, name: str) -> bool:
         """Whether the cluster has a package; if so, it keeps it for some more minutes."""
         answer = await self._send("GET", f"/api/packages/{_GCS}/{name}")
-        if answer.status == httpx.codes.NOT_FOUND:
-            return False
-        return bool(check_success(self.cluster, answer))
+        return answer.status != httpx.codes.NOT_FOUND and bool(check_success(self.cluster, answer))
 
     async def upload_package(self, name: str, body: bytes) -> None:
         """Upload a package."""
-        path = f"/api/packages/{_GCS}/{name}"
         answer = await self._send(
             "PUT",
-            path,
+            f"/api/packages/{_GCS}/{name}",
             seconds=max(UPLOAD_SECONDS, len(body) / SLOWEST_UPLOAD),
             content=_pieces(body),
             headers={"Content-Length": str(len(body))},
@@ -196,7 +190,7 @@ class AsyncRayJobs:
         """Close the connection."""
         await self._client.aclose()
 
-    async def _send(  # noqa: PLR0913  a request and its bounds
+    async def _send(
         self,
         method: str,
         path: str,
@@ -219,43 +213,33 @@ class AsyncRayJobs:
         return check_auth(self.cluster, answer)
 
 
+def _blocking(
+    method: Callable[Concatenate[AsyncRayJobs, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate["RayJobs", _P], _T]:
+    def call(self: "RayJobs", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._run(lambda jobs: method(jobs, *args, **kwargs))
+
+    functools.update_wrapper(call, method)
+    return call
+
+
 class RayJobs:
     """The API for code that may block. The methods are those of `AsyncRayJobs`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
 
-    def version(self) -> str:
-        """Return the cluster's Ray version."""
-        return self._run(lambda jobs: jobs.version())
-
-    def find(self, submission_id: str) -> RayJob | None:
-        """Return a job; None if the cluster does not have it."""
-        return self._run(lambda jobs: jobs.find(submission_id))
-
-    def list_all(self) -> list[RayJob]:
-        """Return all jobs."""
-        return self._run(lambda jobs: jobs.list_all())
-
-    def submit(self, submission: Mapping[str, Any]) -> bool:
-        """Submit a job; False if the submission id is in use."""
-        return self._run(lambda jobs: jobs.submit(submission))
-
-    def stop(self, submission_id: str) -> None:
-        """Stop a job."""
-        self._run(lambda jobs: jobs.stop(submission_id))
+    version = _blocking(AsyncRayJobs.version)
+    find = _blocking(AsyncRayJobs.find)
+    list_all = _blocking(AsyncRayJobs.list_all)
+    submit = _blocking(AsyncRayJobs.submit)
+    stop = _blocking(AsyncRayJobs.stop)
+    has_package = _blocking(AsyncRayJobs.has_package)
+    upload_package = _blocking(AsyncRayJobs.upload_package)
 
     def read_log(self, submission_id: str, log: JobLog) -> None:
         """Read what a job has printed, within `LOG_SECONDS`."""
         self._run(lambda jobs: jobs.read_log(submission_id, log, LOG_SECONDS))
-
-    def has_package(self, name: str) -> bool:
-        """Whether the cluster has a package."""
-        return self._run(lambda jobs: jobs.has_package(name))
-
-    def upload_package(self, name: str, body: bytes) -> None:
-        """Upload a package."""
-        self._run(lambda jobs: jobs.upload_package(name, body))
 
     def _run(self, request: Callable[[AsyncRayJobs], Coroutine[Any, Any, _T]]) -> _T:
         """Run one request in a thread of its own.
@@ -286,8 +270,7 @@ class RayJobs:
 
 
 def _read_version(cluster: Cluster, answer: Answer) -> str:
-    answered: _Version = decode_answer(cluster, answer, _Version)
-    version = printable(answered.ray_version, 40)
+    version = printable(decode_answer(cluster, answer, _Version).ray_version, 40)
     number = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     if number is None or (int(number[1]), int(number[2])) < OLDEST_RAY:
         oldest = ".".join(map(str, OLDEST_RAY))

@@ -47,39 +47,23 @@ class RayLauncher:
     """Submits attempts to the Jobs API of a cluster.
 
     The runner and the trials find their storage credentials on the cluster. The lease must be kept by
-    the caller: a job that waits for resources cannot renew it.
-
-    Args:
-        cluster: Address and token.
-        runtime_env: Ray runtime_env of the jobs; its local parts are uploaded.
-        env: Environment variables of the jobs; no secrets, because Ray shows them.
-        driver: Resources that each driver requests.
-        poll_seconds: Seconds between two polls of a job.
+    the caller: a job that waits for resources cannot renew it. If the cluster cannot be used or refuses a
+    job, methods raise InvalidInputError; if it is out of reach, RayClusterError.
     """
 
     cluster: Cluster
-    runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    env: Mapping[str, str] = field(default_factory=dict)
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)  # its local parts are uploaded
+    env: Mapping[str, str] = field(default_factory=dict)  # no secrets, because Ray shows them
     driver: DriverResources = field(default_factory=DriverResources)
     poll_seconds: float = POLL_SECONDS
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
-        """Return the settings of a runner that is a job of the cluster it runs on.
-
-        Raises:
-            InvalidInputError: If the cluster cannot be used.
-            RayClusterError: If the cluster is out of reach.
-        """
+        """Return the settings of a runner that is a job of the cluster it runs on; check the cluster."""
         RayJobs(self.cluster).version()
         return replace(settings, address=IN_CLUSTER, can_grow=True)
 
     def start(self, request: RunnerRequest) -> "RayRun":
-        """Submit the job of a claimed attempt, or attach to it if it was submitted.
-
-        Raises:
-            InvalidInputError: If the cluster cannot be used, or refuses the job.
-            RayClusterError: If the cluster is out of reach.
-        """
+        """Submit the job of a claimed attempt, or attach to it if it was submitted."""
         run = self._run_of(request)
         submission = build_submission(
             run.jobs, request, runtime_env=self.runtime_env, env=self.env, driver=self.driver
@@ -88,12 +72,7 @@ class RayLauncher:
         return run
 
     def find(self, request: RunnerRequest) -> "RayRun | None":
-        """Return the run of an attempt that was submitted; None if the cluster does not have its job.
-
-        Raises:
-            InvalidInputError: If the cluster cannot be used.
-            RayClusterError: If the cluster is out of reach.
-        """
+        """Return the run of an attempt that was submitted; None if the cluster does not have its job."""
         run = self._run_of(request)
         return run if run.jobs.find(run.submission_id) is not None else None
 
@@ -106,12 +85,7 @@ class RayLauncher:
 
 
 class RayRun:
-    """One attempt as a Ray job.
-
-    Attributes:
-        jobs: The Jobs API of its cluster.
-        submission_id: The id of the job.
-    """
+    """One attempt as a Ray job."""
 
     def __init__(self, jobs: RayJobs, request: RunnerRequest, poll_seconds: float) -> None:
         self.jobs = jobs
@@ -130,11 +104,7 @@ class RayRun:
         self._log_read_at = 0.0
 
     def poll(self) -> RunState:
-        """Return the state of the job, after a short wait.
-
-        Raises:
-            TuneRestoreError: If the cluster was out of reach for `OUTAGE_SECONDS`; the job runs on.
-        """
+        """Return the state of the job, after a short wait. An outage is waited for: `OUTAGE_SECONDS`."""
         self._was_stopped.wait(self._poll_seconds)
         try:
             self._job = self.jobs.find(self.submission_id)
@@ -195,9 +165,8 @@ class RayRun:
     def exit(self) -> RunnerExit:
         """Return exit code and last lines of the job."""
         exit_code = self._job.driver_exit_code if self._job is not None else None
-        return RunnerExit(
-            exit_code=exit_code, message="\n".join(describe_end(self._job, self._log.last))
-        )
+        message = "\n".join(describe_end(self._job, self._log.last))
+        return RunnerExit(exit_code=exit_code, message=message)
 
     def _read_state(self) -> RunState:
         if self._job is None:

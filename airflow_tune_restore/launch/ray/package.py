@@ -19,7 +19,7 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from airflow_tune_restore.launch.ray.jobs_api import RayJobs
 
-_Rule: TypeAlias = Callable[[Path, bool], bool]
-"""Whether a path, a directory or not, is ignored."""
+_Rules: TypeAlias = "list[tuple[Path, GitIgnoreSpec]]"
+"""Ignore files: their directories and patterns."""
 
 MAX_PACKAGE_BYTES = 500 * 1024**2
 """Limit of a cluster (GCS_STORAGE_MAX_SIZE, 2.60)."""
@@ -68,10 +68,7 @@ logger = logging.getLogger(__name__)
 class Package:
     """A zip file, named by its content; or a wheel, whose name pip reads.
 
-    Args:
-        body: Its content.
-        wheel: The file name of a wheel.
-        left_out: Paths that are not in it although the user did not exclude them, by reason.
+    `left_out` has the paths that are not in it although the user did not exclude them, by reason.
     """
 
     body: bytes = field(repr=False)
@@ -80,12 +77,12 @@ class Package:
 
     @property
     def name(self) -> str:
-        """Return its name in the cluster's store."""
+        """Its name in the cluster's store."""
         return self.wheel or f"_ray_pkg_{hashlib.sha256(self.body).hexdigest()[:32]}.zip"
 
     @property
     def uri(self) -> str:
-        """Return its URI for a runtime_env."""
+        """Its URI for a runtime_env."""
         return f"gcs://{self.name}"
 
 
@@ -95,7 +92,7 @@ def runner_package() -> Package:
     files = [home / "__init__.py", home / "exceptions.py"]
     for room in RUNNER_ROOMS:
         files += sorted((home / room).rglob("*.py"))
-    return _zip((f"{home.name}/{path.relative_to(home).as_posix()}", path) for path in files)
+    return _zip((path.relative_to(home.parent).as_posix(), path) for path in files)
 
 
 def directory_package(directory: Path, excludes: Sequence[str] = (), *, is_module: bool) -> Package:
@@ -104,12 +101,10 @@ def directory_package(directory: Path, excludes: Sequence[str] = (), *, is_modul
     Raises:
         InvalidInputError: If a file cannot be read, or a pattern is not valid.
     """
-    prefix = f"{directory.name}/" if is_module else ""
+    home = directory.parent if is_module else directory
     tree = _Tree(directory, excludes)
     try:
-        package = _zip(
-            (prefix + path.relative_to(directory).as_posix(), path) for path in tree.files()
-        )
+        package = _zip((path.relative_to(home).as_posix(), path) for path in tree.files())
     except OSError as error:
         raise InvalidInputError(
             f"{error.filename} cannot be packed for the cluster: {error.strerror}. Name it in `excludes` "
@@ -136,7 +131,8 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
         if Location.parse(path).scheme:
             return path
         package = _package(at_home(path), excludes, is_module=is_module)
-        _warn(path, package.left_out)
+        if package.left_out:
+            _warn(path, package.left_out)
         return _upload(jobs, package)
 
     if "working_dir" in given:
@@ -148,8 +144,6 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:
     """Log what was left out of a directory, and how to pack it."""
-    if not left_out:
-        return
     groups = []
     for why, names in left_out.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -189,10 +183,9 @@ class _Tree:
     def __init__(self, top: Path, excludes: Sequence[str]) -> None:
         self._top = top
         self._real = os.path.realpath(top)
-        of_ray = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES).split(
-            ","
-        )
-        unasked = {name.strip(): "as Ray leaves it out" for name in of_ray if name.strip()}
+        of_ray = os.environ.get("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", RAY_EXCLUDES)
+        names = filter(None, map(str.strip, of_ray.split(",")))
+        unasked = dict.fromkeys(names, "as Ray leaves it out")
         unasked |= dict.fromkeys(CREDENTIALS, "may hold credentials")
         self._whys = list(unasked.values())
         self._spec = _spec([*unasked, *excludes], "excludes in the runtime_env")
@@ -202,7 +195,7 @@ class _Tree:
         """Yield the files that are packed, in the order of their names."""
         return self._walk(self._top, [], [])
 
-    def _walk(self, directory: Path, rules: list[_Rule], above: list[str]) -> Iterator[Path]:
+    def _walk(self, directory: Path, rules: _Rules, above: list[str]) -> Iterator[Path]:
         rules = [*rules, *_ignore_files(directory)]
         above = [*above, os.path.realpath(directory)]
         for path in sorted(directory.iterdir()):
@@ -218,13 +211,16 @@ class _Tree:
                 yield path
 
     def _is_left_out(
-        self, path: Path, rules: Sequence[_Rule], above: Sequence[str], *, is_directory: bool
+        self, path: Path, rules: _Rules, above: Sequence[str], *, is_directory: bool
     ) -> bool:
         """Whether a path is left out: excluded, or of a kind that is packed only if it is asked for."""
         name = path.relative_to(self._top).as_posix()
-        verdict = self._spec.check_file(name + "/" * is_directory)
+        slash = "/" * is_directory
+        verdict = self._spec.check_file(name + slash)
         is_asked_for = verdict.include is False
-        if not is_asked_for and any(rule(path, is_directory) for rule in rules):
+        if not is_asked_for and any(
+            spec.match_file(path.relative_to(base).as_posix() + slash) for base, spec in rules
+        ):
             return True
         named = verdict.index if verdict.include else None
         if named is not None and named >= len(self._whys):
@@ -258,20 +254,16 @@ def _kind_left_out(path: Path, *, is_directory: bool) -> str:
     return "a private key" if first.startswith(b"-----BEGIN ") and b"PRIVATE KEY" in first else ""
 
 
-def _ignore_files(directory: Path) -> Iterator[_Rule]:
+def _ignore_files(directory: Path) -> _Rules:
     names = [".gitignore", ".rayignore"]
     if os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1":
         names.remove(".gitignore")
+    rules = []
     for file in (directory / name for name in names):
         if file.is_file():
             lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            yield _rule(directory, _spec(lines, file.as_posix()))
-
-
-def _rule(directory: Path, spec: "GitIgnoreSpec") -> _Rule:
-    return lambda path, is_directory: spec.match_file(
-        path.relative_to(directory).as_posix() + "/" * is_directory
-    )
+            rules.append((directory, _spec(lines, file.as_posix())))
+    return rules
 
 
 def _spec(lines: Sequence[str], where: str) -> "GitIgnoreSpec":

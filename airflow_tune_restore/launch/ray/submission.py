@@ -33,13 +33,7 @@ _SAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverResources:
-    """Resources that the driver itself requests; its trials request their own.
-
-    Args:
-        num_cpus: CPUs.
-        memory: Bytes.
-        resources: Custom resources.
-    """
+    """Resources that the driver itself requests, memory in bytes; its trials request their own."""
 
     num_cpus: float = 0.0
     memory: int = DRIVER_MEMORY_BYTES
@@ -77,6 +71,11 @@ def build_submission(
         **(delivered.get("env_vars") or {}),
         **env,
     }
+    resources = {
+        "entrypoint_num_cpus": driver.num_cpus,
+        "entrypoint_memory": int(driver.memory),
+        "entrypoint_resources": dict(driver.resources),
+    }
     return {
         "entrypoint": shlex.join(["exec", "python", *command, "--request", key]),
         "submission_id": submission_id(
@@ -88,13 +87,5 @@ def build_submission(
             "trial_id": request.trial_id,
             "attempt": str(request.attempt),
         },
-        **{
-            name: value
-            for name, value in (
-                ("entrypoint_num_cpus", driver.num_cpus),
-                ("entrypoint_memory", int(driver.memory)),
-                ("entrypoint_resources", dict(driver.resources)),
-            )
-            if value
-        },
+        **{name: value for name, value in resources.items() if value},
     }
