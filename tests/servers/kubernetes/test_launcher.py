@@ -23,6 +23,7 @@ from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attemp
 from airflow_tune_restore.restore.start import read_plan
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, base
 from tests.support.kubernetes.stand_in import SCRIPT
+from tests.support.waiting import eventually
 
 GIB = 1024**3
 
@@ -112,7 +113,7 @@ def test_stop_returns_when_the_snapshot_is_saved_and_the_follower_ends(trial, ap
     assert outcome_of(trial, request).result == Result.INTERRUPTED
     follower.join(20)
     assert len(ended) == 1
-    assert api.pod_names() == []
+    assert eventually(lambda: api.pod_names() == [])
 
 
 def test_a_second_process_attaches_by_start_or_by_find(trial, api, launcher, claim):
@@ -219,7 +220,7 @@ def test_an_image_that_cannot_be_pulled_is_named_and_its_pod_deleted(
     assert "failed to resolve reference" in str(error.value)
     assert "It was deleted" in str(error.value)
     assert "has not started: Image registry.example.com/typo:1" in caplog.text
-    assert api.pod_names() == []
+    assert eventually(lambda: api.pod_names() == [])
 
 
 def test_a_node_that_is_missing_is_logged_and_the_pod_given_up(trial, api, launcher, claim, caplog):
@@ -230,7 +231,7 @@ def test_a_node_that_is_missing_is_logged_and_the_pod_given_up(trial, api, launc
     with pytest.raises(RunnerError, match="did not start: 0/1 nodes are available"):
         follow(run, print)
     assert caplog.text.count("has not started: 0/1 nodes are available") == 1
-    assert api.pod_names() == []
+    assert eventually(lambda: api.pod_names() == [])
 
 
 def test_an_interpreter_that_is_not_in_the_image_is_named(api, launcher, claim):
