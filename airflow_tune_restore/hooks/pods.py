@@ -191,11 +191,7 @@ class PatientPodManager(PodManager):
             options["since_seconds"] = since
         name, namespace = pod.metadata.name, pod.metadata.namespace
         response = self._client.read_namespaced_pod_log(
-            name=name,
-            namespace=namespace,
-            container=container,
-            _preload_content=False,
-            **options,
+            name=name, namespace=namespace, container=container, _preload_content=False, **options
         )
         return FollowedLog(
             where=whole_log(name, namespace, container),

@@ -257,12 +257,7 @@ def _checked_async(call_api: Callable[..., Any]) -> Callable[..., Any]:
 def _bounded_async_request(request: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(request)
     async def bounded(
-        method: str,
-        url: str,
-        *,
-        _preload_content: bool = True,
-        headers: Any = None,
-        **given: Any,
+        method: str, url: str, *, _preload_content: bool = True, headers: Any = None, **given: Any
     ) -> Any:
         from kubernetes_asyncio.client import ApiException
         from kubernetes_asyncio.client.rest import RESTResponse

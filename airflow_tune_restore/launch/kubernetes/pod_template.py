@@ -67,10 +67,7 @@ def runner_container(pod: Any) -> Any:
 def given_resources(container: Any) -> dict[str, Mapping[str, Any]]:
     """Return requests and limits of a container."""
     given = container.resources
-    return {
-        "requests": (given and given.requests) or {},
-        "limits": (given and given.limits) or {},
-    }
+    return {"requests": (given and given.requests) or {}, "limits": (given and given.limits) or {}}
 
 
 def build_pod(

@@ -216,10 +216,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         return self._get_outcome(context, task, request)
 
     def claim(
-        self,
-        task: AttemptTask,
-        attempt: int | None = None,
-        unstarted: RunnerRequest | None = None,
+        self, task: AttemptTask, attempt: int | None = None, unstarted: RunnerRequest | None = None
     ) -> RunnerRequest:
         """Claim an attempt, or take one that was claimed and never started (`claim_next_attempt`)."""
         request = claim_next_attempt(
@@ -262,10 +259,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
                 while self.pods.is_pending(name_of(request)):
                     time.sleep(POLL_SECONDS)
                 self.pod_manager.fetch_container_logs(
-                    pod,
-                    self.base_container_name,
-                    follow=True,
-                    log_formatter=self.log_formatter,
+                    pod, self.base_container_name, follow=True, log_formatter=self.log_formatter
                 )
             except Exception as error:  # noqa: BLE001  the log is shown as long as it can be read
                 if not is_gone(error, name_of(request)):
