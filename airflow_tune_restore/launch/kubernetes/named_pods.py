@@ -130,15 +130,15 @@ class NamedPods:
             if pod_start.has_started(found, self.watch.container) or self.watch.look(found):
                 return None
             why = self.why_not_started(found)
-            if self._delete_unchanged(pod.metadata):
+            if self.delete_unchanged(pod):
                 return why
         return None
 
-    def _delete_unchanged(self, metadata: Any) -> bool:
+    def delete_unchanged(self, pod: Any) -> bool:
         """Delete a pod if it is still as it was read; return whether it was deleted."""
         from kubernetes.client import models
 
-        name = metadata.name
+        name, metadata = pod.metadata.name, pod.metadata
         as_read = models.V1Preconditions(
             uid=metadata.uid, resource_version=metadata.resource_version
         )

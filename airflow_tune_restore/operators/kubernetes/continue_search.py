@@ -7,7 +7,6 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.continued_search import (
     commit_after_last_try,
@@ -18,7 +17,6 @@ from airflow_tune_restore.operators.continued_search import (
     start_continued_search,
 )
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
-from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.commit import commit_restore
@@ -69,28 +67,17 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         """The whole-experiment run."""
         return layout.WHOLE_EXPERIMENT
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Plan, run in a pod, commit."""
-        with self._errors(context):
-            self.check_arguments()
-            return self._continue(context, None)
-
-    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Continue after the trigger has fired."""
-        self._pod_name = event["name"]  # a kill from here on deletes it
-        with self._errors(context):
-            return self._continue(context, event)
-
     @contextmanager
-    def _errors(self, context: Context) -> Iterator[None]:
+    def plain_errors(self, context: Context) -> Iterator[None]:
+        """Raise errors as Airflow's; after the last try, commit the samples of a run that broke off."""
         with (
             commit_after_last_try(context, lambda: self.open_experiment().store, self.log),
-            as_airflow_errors(),
-            plain_answers(),
+            super().plain_errors(context),
         ):
             yield
 
-    def _continue(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
+    def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
+        """Plan, run in a pod, commit."""
         experiment = self.open_experiment()
         options = continued_search_options(
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
@@ -98,11 +85,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         plan, summary = start_continued_search(context, experiment.store, options)
         if plan is not None:  # else an earlier try has committed it, and died
             task = AttemptTask(experiment, plan, self.trial_id)
-            outcome = (
-                self.run_attempt(context, task)
-                if event is None
-                else self.resume_attempt(context, event, task)
-            )
+            outcome = self.run_attempt(context, task, event)
             raise_unless_ended(plan, outcome)
             summary = commit_restore(task.store, plan.restore_id)
         return self.push_summary(context, report_commit(experiment.address, summary, log=self.log))
