@@ -66,12 +66,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
                 raise
 
     async def read_log(
-        self,
-        name: str,
-        namespace: str,
-        container: str,
-        since_seconds: int | None,
-        log: ContainerLog,
+        self, name: str, namespace: str, container: str, since: int | None, log: ContainerLog
     ) -> None:
         """Read a container's log; nothing if it cannot be read now: it is read later.
 
@@ -79,7 +74,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
         """
         from kubernetes_asyncio.client import CoreV1Api
 
-        options: dict[str, Any] = {} if since_seconds is None else {"since_seconds": since_seconds}
+        options: dict[str, Any] = {} if since is None else {"since_seconds": since}
         try:
             async with asyncio.timeout(REQUEST_SECONDS), self.get_conn() as connection:
                 response: Any = await CoreV1Api(connection).read_namespaced_pod_log(

@@ -40,10 +40,8 @@ class RunnerPodTrigger(KubernetesPodTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments: a wire format, only ever add."""
         _, arguments = super().serialize()
-        return (
-            f"{__name__}.RunnerPodTrigger",
-            {**arguments, "metric": self.metric, "of_many": self.of_many},
-        )
+        more = {"metric": self.metric, "of_many": self.of_many}
+        return f"{__name__}.RunnerPodTrigger", arguments | more
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event when the pod has ended."""

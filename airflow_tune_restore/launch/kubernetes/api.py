@@ -157,10 +157,8 @@ def check_answer(pod: Any, name: str) -> Any:
 
 def check_deletion(answer: Any, name: str) -> None:
     """Check the answer to a deletion (UnreadableAnswerError if it is neither the pod nor a status)."""
-    metadata = getattr(answer, "metadata", None)
-    if getattr(answer, "kind", None) == "Status":
-        return
-    if metadata is None or metadata.name != name:
+    is_status = getattr(answer, "kind", None) == "Status"
+    if not is_status and getattr(getattr(answer, "metadata", None), "name", None) != name:
         raise UnreadableAnswerError(f"The Kubernetes API did not answer that pod {name} is deleted")
 
 
@@ -169,7 +167,6 @@ class Patience:
 
     Args:
         is_final: Whether an answer settles the question, so that asking again does not help.
-        seconds: How long to ask.
         refusal_seconds: How long to ask again after 401, 403 or 404; by default `seconds`.
         renew: Gets new credentials; called after 401.
         what: The state of affairs, for the log.

@@ -205,9 +205,7 @@ class AttemptPods:
             return
         if outcome is not None and outcome.result == Result.FAILED:
             self._explain(outcome, end)
-        elif outcome is not None and not end.is_disruption:
-            return
-        elif self._has_run(attempt, end):
+        elif (outcome is None or end.is_disruption) and self._has_run(attempt, end):
             logger.warning("Attempt %d ended unseen: %s", attempt, end.message)
             self.records.record_exit(attempt, end.exit_code, end.message)
 
@@ -220,11 +218,7 @@ class AttemptPods:
     def _never_began(self, attempt: int) -> bool:
         """Whether an attempt was claimed, and nothing else is recorded of it."""
         records = self.records
-        return (
-            not records.has_begun(attempt)
-            and records.outcome(attempt) is None
-            and records.exit(attempt) is None
-        )
+        return not (records.has_begun(attempt) or records.outcome(attempt) or records.exit(attempt))
 
     def _read_newest(self) -> tuple[int, RunnerRequest | None]:
         """Read number and request; a disk has the directory of an attempt before its request."""

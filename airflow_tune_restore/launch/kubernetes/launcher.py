@@ -13,11 +13,11 @@ from airflow_tune_restore.exceptions import (
     KubernetesConnectionError,
     RunnerError,
 )
-from airflow_tune_restore.launch.kubernetes import api, pod_template
+from airflow_tune_restore.launch.kubernetes import api, pod_resources, pod_template
 from airflow_tune_restore.launch.kubernetes.bounded_client import bound
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
-from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions, trial_memory
+from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
 from airflow_tune_restore.launch.kubernetes.pod_spec import START_SECONDS
 from airflow_tune_restore.launch.kubernetes.run import KubernetesRun
 from airflow_tune_restore.protocol.request import RunnerRequest
@@ -67,8 +67,8 @@ class KubernetesLauncher:
         if not (self.image or container.image):
             raise InvalidInputError("No image is given, neither by --image nor by a pod template.")
         _ = self._pods
-        limits = pod_template.given_resources(container)["limits"]
-        memory = trial_memory(limits.get("memory"), self.options)
+        limits = pod_resources.given_resources(container.resources)["limits"]
+        memory = pod_resources.trial_memory(limits.get("memory"), self.options)
         return replace(settings, sized=True, can_grow=True, memory=memory)
 
     def start(self, request: RunnerRequest) -> KubernetesRun:
@@ -93,11 +93,10 @@ class KubernetesLauncher:
                 raise InvalidInputError(
                     f"{failed} Correct the options or the pod template."
                 ) from error
+            advice = f"If it was created nevertheless, delete it: {run.stop_command}"
             if api.is_refusal(error, run.name):
-                raise RunnerError(f"{failed} Nothing ran.") from error
-            raise RunnerError(
-                f"{failed} If it was created nevertheless, delete it: {run.stop_command}"
-            ) from error
+                advice = "Nothing ran."
+            raise RunnerError(f"{failed} {advice}") from error
         return run
 
     def find(self, request: RunnerRequest) -> KubernetesRun | None:

@@ -31,11 +31,7 @@ class NamedPods:
     renew: Callable[[], None]
 
     def get(self, name: str) -> Any:
-        """Read a pod.
-
-        Raises:
-            ApiException: With 404 if it does not exist, or if the API server is out of order too long.
-        """
+        """Read a pod (ApiException: 404 if it does not exist, any other after a long outage)."""
         pod = read_pod(self.core, name, self.namespace, self.renew)
         self.watch.look(pod.to_dict(serialize=True))  # it may be gone at the next read
         return pod
@@ -74,11 +70,7 @@ class NamedPods:
         return pod_start.why_not_started(pod, self._events(str(pod["metadata"]["name"])))
 
     def create(self, pod: Any) -> Any:
-        """Create a pod, or return the pod that has its name already.
-
-        Raises:
-            ApiException: If it is refused, or if the API server is out of order for too long.
-        """
+        """Create a pod, or return that of its name (ApiException if refused, or after a long outage)."""
         name = pod.metadata.name
         body = self.core.api_client.sanitize_for_serialization(pod)
         patience = Patience(
@@ -103,11 +95,7 @@ class NamedPods:
         return created
 
     def delete(self, name: str) -> bool:
-        """Delete a pod if there is one; a runner saves a snapshot first.
-
-        Returns:
-            False if the API server was out of order for too long; the log then shows how to delete it.
-        """
+        """Delete a pod if there is one; after a long outage, log how to delete it and return False."""
         try:
             self._delete(name, patience_to_delete(name, self.renew))
         except api.api_errors() as error:

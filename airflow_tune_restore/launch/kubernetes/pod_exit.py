@@ -87,7 +87,7 @@ class PodWatch:
     def look(self, pod: Mapping[str, Any]) -> PodExit | None:
         """Return how a pod ended, None if it has not."""
         name = _name(pod)
-        self._check_uid(name, str((pod.get("metadata") or {}).get("uid") or ""))
+        self._forget_earlier(name, str((pod.get("metadata") or {}).get("uid") or ""))
         if disruption := read_disruption(pod):
             self._seen[name] = disruption
         end = read_pod_end(pod, self.container)
@@ -108,8 +108,7 @@ class PodWatch:
         """Return the uid of the newest watched pod of this name; "" if no pod was watched."""
         return self._uids.get(name, "")
 
-    def _check_uid(self, name: str, uid: str) -> None:
-        """Forget an earlier pod of this name."""
+    def _forget_earlier(self, name: str, uid: str) -> None:
         if self._uids.setdefault(name, uid) != uid:
             self._uids[name] = uid
             self._seen.pop(name, None)

@@ -88,9 +88,8 @@ def pod_labels(request: RunnerRequest) -> dict[str, str]:
     name = Location.parse(request.experiment).name
     trial = "whole" if request.trial_id == layout.WHOLE_EXPERIMENT else request.trial_id
     labels = {"experiment": name, "restore": request.restore_id, "trial": trial}
-    labels = {key: label_value(value) for key, value in labels.items()}
     labels["attempt"] = str(request.attempt)
-    return {f"{LABEL_PREFIX}{key}": value for key, value in labels.items()}
+    return {f"{LABEL_PREFIX}{key}": label_value(value) for key, value in labels.items()}
 
 
 def label_value(text: str) -> str:

@@ -8,12 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.launch.kubernetes import pod_spec
-from airflow_tune_restore.launch.kubernetes.pod_resources import (
-    PodSpecOptions,
-    container_resources,
-    merge_resources,
-)
+from airflow_tune_restore.launch.kubernetes import pod_resources, pod_spec
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerRequest
 
@@ -58,16 +53,10 @@ def runner_container(pod: Any) -> Any:
     return next((found for found in containers if found.name == CONTAINER), containers[0])
 
 
-def given_resources(container: Any) -> dict[str, Mapping[str, Any]]:
-    """Return requests and limits of a container."""
-    given = container.resources
-    return {"requests": (given and given.requests) or {}, "limits": (given and given.limits) or {}}
-
-
 def build_pod(
     template: Any,
     request: RunnerRequest,
-    options: PodSpecOptions,
+    options: pod_resources.PodSpecOptions,
     *,
     namespace: str,
     image: str | None,
@@ -96,8 +85,9 @@ def build_pod(
         *(given for given in container.env or () if given.name not in parts.env),
         *(models.V1EnvVar(name=name, value=value) for name, value in parts.env.items()),
     ]
-    asked = container_resources(request.resources, options)
-    resources = merge_resources(asked, given_resources(container))
+    asked = pod_resources.container_resources(request.resources, options)
+    given = pod_resources.given_resources(container.resources)
+    resources = pod_resources.merge_resources(asked, given)
     container.resources = models.V1ResourceRequirements(**resources)
     # so that Kubernetes keeps the last lines of a runner that fails
     container.termination_message_policy = "FallbackToLogsOnError"

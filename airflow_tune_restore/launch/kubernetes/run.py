@@ -26,8 +26,6 @@ class KubernetesRun:
     """The pod of one attempt.
 
     Args:
-        pods: The pods of the namespace.
-        request: The attempt.
         start_seconds: How long the pod may wait for a node, and then for its image.
 
     Attributes:
@@ -99,16 +97,12 @@ class KubernetesRun:
             if self._log_is_readable and not api.is_gone(error, self.name):
                 logger.warning("The log cannot be read just now. %s.", api.describe_outage(error))
             self._log_is_readable = False
-            return
-        self._log_is_readable = True
-        yield from lines
+        else:
+            self._log_is_readable = True
+            yield from lines
 
     def stop(self) -> None:
-        """Delete the pod, and return when it has ended: it saves a snapshot within its grace period.
-
-        Raises:
-            RunnerError: If the cluster does not answer; the pod may continue.
-        """
+        """Delete the pod, and wait for its end (RunnerError without an answer: it may continue)."""
         with self._plain_errors():
             if not self._pods.delete(self.name):
                 raise RunnerError(

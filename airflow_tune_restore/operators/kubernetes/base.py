@@ -10,22 +10,20 @@ from datetime import timedelta
 from typing import Any, Never
 
 from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.launch.kubernetes import pod_resources, pod_spec
-from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS, describe_error, is_gone
+from airflow_tune_restore.launch.kubernetes import api, pod_resources, pod_spec
+from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS
 from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
 from airflow_tune_restore.launch.kubernetes.pod_spec import name_of, trial_label
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.attempt_task import AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.kubernetes import pod_arguments, pod_template
-from airflow_tune_restore.operators.kubernetes.followed_pod import (
-    FollowedPodOperator,
-    plain_answers,
-)
+from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
@@ -162,10 +160,17 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
 
     @contextmanager
     def plain_errors(self, context: Context) -> Iterator[None]:
-        """Raise errors of this package and of the API as Airflow's."""
+        """Raise errors of this package and of the API server as Airflow's, in one sentence."""
         del context
-        with as_airflow_errors(), plain_answers():
-            yield
+        with as_airflow_errors():
+            try:
+                yield
+            except api.api_errors() as error:
+                what = api.describe_error(error).rstrip(".")
+                raise AirflowException(
+                    f"The Kubernetes API does not answer as it should: {what}. Pods continue; a retry "
+                    "attaches to them."
+                ) from error
 
     def attempt_pods(self, task: AttemptTask) -> AttemptPods:
         """Return the pods of the trial's attempts, also those of other tries and tasks."""
@@ -266,8 +271,8 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
                     pod, self.base_container_name, follow=True, log_formatter=self.log_formatter
                 )
             except Exception as error:  # noqa: BLE001  the log is shown as long as it can be read
-                if not is_gone(error, name_of(request)):
-                    self.log.warning("The log ends here: %s", printable(describe_error(error)))
+                if not api.is_gone(error, name_of(request)):
+                    self.log.warning("The log ends here: %s", printable(api.describe_error(error)))
 
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 

@@ -37,14 +37,12 @@ def executor_config(
         gpu_resource=gpu_resource,
         custom_resources=custom_resources or {},
     )
+    size = pod_spec.size_env(resources, options)
     asked = pod_resources.container_resources(resources, options)
     container = models.V1Container(
         name="base",  # the executor's name for the worker's container
         resources=models.V1ResourceRequirements(requests=asked, limits=dict(asked)),
-        env=[
-            models.V1EnvVar(name=name, value=value)
-            for name, value in pod_spec.size_env(resources, options).items()
-        ],
+        env=[models.V1EnvVar(name=name, value=value) for name, value in size.items()],
         volume_mounts=[pod_spec.shm_mount()],
     )
     spec = models.V1PodSpec(containers=[container], volumes=[pod_spec.shm_volume(options)])

@@ -1,8 +1,6 @@
 """A `KubernetesPodOperator` that follows one pod to its end, whatever an API server answers."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -96,8 +94,6 @@ class FollowedPodOperator(KubernetesPodOperator):
         self._is_there = is_there
         try:
             super().execute(context)
-        except (AirflowSkipException, AirflowFailException):
-            raise
         except _provider_errors() as error:
             self._raise_unless_ended(error, name, was_there=self.pod is not None)
 
@@ -117,8 +113,6 @@ class FollowedPodOperator(KubernetesPodOperator):
                 event = {**event, "status": "error"}
             self._has_waited = event["status"] == "timeout"
             super().trigger_reentry(context, event)
-        except (AirflowSkipException, AirflowFailException):
-            raise
         except _provider_errors() as error:
             self._raise_unless_ended(error, name, was_there=True)
 
@@ -130,7 +124,6 @@ class FollowedPodOperator(KubernetesPodOperator):
             raise self._not_created(error, pod.metadata.name) from error
 
     def _forget(self, name: str) -> None:
-        """Forget the pod that was followed before."""
         self._pod_name, self.end = name, None
         self._has_waited, self._why_given_up = False, None
         self.pod = self.pod_request_obj = self.remote_pod = None  # the provider's own
@@ -190,7 +183,6 @@ class FollowedPodOperator(KubernetesPodOperator):
             super()._clean(event=event, result=result, context=context)
 
     def _is_given_up(self, raised: BaseException | None, pod: Any) -> bool:
-        """Whether the wait for a pod that has not started is over."""
         return (
             self._has_waited
             or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)
@@ -227,6 +219,8 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _raise_unless_ended(self, error: Exception, name: str, *, was_there: bool) -> None:
         """Raise a short form of the provider's error, unless the pod has ended: then `end` counts."""
+        if isinstance(error, AirflowSkipException | AirflowFailException):
+            raise error
         if self.end is not None:
             return
         what, why = self._describe(name), _cause(error)
@@ -265,19 +259,6 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _describe(self, name: str) -> str:
         return f"{self.pod_purpose}: pod {name} in namespace {self.pod_namespace}"
-
-
-@contextmanager
-def plain_answers() -> Iterator[None]:
-    """Raise an API error as an `AirflowException` of one sentence."""
-    try:
-        yield
-    except api.api_errors() as error:
-        what = api.describe_error(error).rstrip(".")
-        raise AirflowException(
-            f"The Kubernetes API does not answer as it should: {what}. Pods continue; a retry attaches "
-            "to them."
-        ) from error
 
 
 def _provider_errors() -> tuple[type[Exception], ...]:

@@ -85,25 +85,12 @@ def check_template(operator: "KubernetesPodOperator") -> None:
         )
 
 
-def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, str]]:
+def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, Any]]:
     """Return the user's requests and limits, from argument and template."""
-    containers = _containers(operator)
-    of_template = _plain(containers[0].resources) if containers else {}
-    own = _plain(operator.container_resources)
-    return {
-        kind: {**(of_template.get(kind) or {}), **(own.get(kind) or {})}
-        for kind in ("requests", "limits")
-    }
+    of_template = [container.resources for container in _containers(operator)[:1]]
+    return pod_resources.given_resources(*of_template, operator.container_resources)
 
 
 def _containers(operator: "KubernetesPodOperator") -> list[Any]:
     template = read_template(operator)
     return (template.spec.containers if template is not None and template.spec else None) or []
-
-
-def _plain(model: Any) -> dict[str, Any]:
-    """Return an object of Kubernetes' client, or its JSON, as a mapping."""
-    if model is None:
-        return {}
-    plain: dict[str, Any] = model if isinstance(model, dict) else model.to_dict(serialize=True)
-    return {name: value for name, value in plain.items() if value is not None}
