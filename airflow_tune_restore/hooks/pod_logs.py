@@ -24,7 +24,6 @@ class FollowedLog(PodLogsConsumer):
     Args:
         where: How all of the log can be read.
         seconds: How long to read; None to follow it to its end.
-        monotonic: The clock.
         **options: Arguments of `PodLogsConsumer`.
     """
 

@@ -24,17 +24,8 @@ from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import KubernetesConnectionError
 from airflow_tune_restore.hooks.pod_logs import CATCH_UP_SECONDS, FollowedLog
-from airflow_tune_restore.launch.kubernetes.api import (
-    LOG_SECONDS,
-    NO_SUCH_LOG,
-    POLL_SECONDS,
-    WAIT_SECONDS,
-    describe_error,
-    is_api_error,
-    is_gone,
-    register_wrapper,
-    status_of,
-)
+from airflow_tune_restore.launch.kubernetes import api
+from airflow_tune_restore.launch.kubernetes.api import LOG_SECONDS, POLL_SECONDS, WAIT_SECONDS
 from airflow_tune_restore.launch.kubernetes.bounded_client import bound
 from airflow_tune_restore.launch.kubernetes.container_log import whole_log
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods, read_pod
@@ -44,7 +35,7 @@ from airflow_tune_restore.launch.kubernetes.pod_start import has_started
 _DAY = 24 * 3600
 
 logger = logging.getLogger(__name__)
-register_wrapper(KubernetesApiException, KubernetesApiError)
+api.register_wrapper(KubernetesApiException, KubernetesApiError)
 
 
 class PatientKubernetesHook(KubernetesHook):
@@ -55,19 +46,15 @@ class PatientKubernetesHook(KubernetesHook):
         return read_pod(self.core_v1_client, name, namespace, self.renew)
 
     def get_conn(self) -> Any:
-        """Return a bounded client.
-
-        Raises:
-            KubernetesConnectionError: If the connection is not valid, or its file is just being written.
-        """
+        """Return a bounded client (KubernetesConnectionError if the connection is not valid)."""
         from kubernetes.config import ConfigException
 
         try:
             return bound(super().get_conn())
         except (ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
-            which = self.config_file or self.conn_id or "default"
+            which, why = self.config_file or self.conn_id or "default", api.describe_error(error)
             raise KubernetesConnectionError(
-                f"The connection to Kubernetes ({which}) cannot be used: {describe_error(error)}"
+                f"The connection to Kubernetes ({which}) cannot be used: {why}"
             ) from None
 
     def renew(self) -> None:
@@ -79,12 +66,7 @@ class PatientKubernetesHook(KubernetesHook):
 
 
 class PatientPodManager(PodManager):
-    """Follows the log of a runner to its end; pods are created, read and deleted by their names.
-
-    Args:
-        pods: The pods of the namespace.
-        callbacks: As of `PodManager`.
-    """
+    """Follows the log of a runner to its end; pods are created, read and deleted by their names."""
 
     def __init__(self, pods: NamedPods, callbacks: Any = None) -> None:
         super().__init__(kube_client=pods.core, callbacks=callbacks)
@@ -127,10 +109,9 @@ class PatientPodManager(PodManager):
         while True:
             remote = self.read_pod(pod)
             found = remote.to_dict(serialize=True)
-            if self._pods.watch.look(found) is not None:
-                return remote
-            if not has_started(found, self._container) and detect_pod_terminate_early_issues(
-                remote
+            is_waiting = not has_started(found, self._container)
+            if self._pods.watch.look(found) is not None or (
+                is_waiting and detect_pod_terminate_early_issues(remote)
             ):
                 return remote
             time.sleep(POLL_SECONDS)
@@ -171,13 +152,13 @@ class PatientPodManager(PodManager):
             waited = math.ceil(time.monotonic() - begun)
             try:
                 return self._open_log(pod, container_name, since and since + waited, **options)
-            except Exception as error:
-                if is_gone(error, pod.metadata.name) or not is_api_error(error):
+            except api.api_errors() as error:
+                if api.is_gone(error, pod.metadata.name):
                     raise
-                never_was = status_of(error) == NO_SUCH_LOG
+                never_was = api.status_of(error) == api.NO_SUCH_LOG
                 if not logged and not never_was:
-                    self.log.warning("The log cannot be read just now: %s", describe_error(error))
-                    logged = True
+                    logged, why = True, api.describe_error(error)
+                    self.log.warning("The log cannot be read just now: %s", why)
             end = self._read_end(pod)
             if end is not None or not options.get("follow"):
                 ended_at = ended_at or time.monotonic()
@@ -191,11 +172,7 @@ class PatientPodManager(PodManager):
             options["since_seconds"] = since
         name, namespace = pod.metadata.name, pod.metadata.namespace
         response = self._client.read_namespaced_pod_log(
-            name=name,
-            namespace=namespace,
-            container=container,
-            _preload_content=False,
-            **options,
+            name=name, namespace=namespace, container=container, _preload_content=False, **options
         )
         return FollowedLog(
             where=whole_log(name, namespace, container),

@@ -12,21 +12,8 @@ from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHo
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager
 
 from airflow_tune_restore.hooks.pod_logs import stamped
-from airflow_tune_restore.launch.kubernetes.api import (
-    Patience,
-    check_answer,
-    check_deletion,
-    describe_outage,
-    is_api_error,
-    is_gone,
-)
-from airflow_tune_restore.launch.kubernetes.bounded_client import (
-    REQUEST_SECONDS,
-    bound_async,
-    is_success,
-    pieces,
-    read_async,
-)
+from airflow_tune_restore.launch.kubernetes import api, bounded_client
+from airflow_tune_restore.launch.kubernetes.bounded_client import REQUEST_SECONDS
 from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, whole_log
 from airflow_tune_restore.launch.kubernetes.named_pods import patience_to_delete
 
@@ -44,7 +31,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
     async def get_conn(self) -> AsyncIterator[Any]:
         """Open a client."""
         async with super().get_conn() as found:
-            yield bound_async(found)
+            yield bounded_client.bound_async(found)
 
     async def get_pod(self, name: str, namespace: str) -> Any:
         """Read a pod (ApiException with 404 if it does not exist)."""
@@ -52,11 +39,10 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
 
         async def ask() -> Any:
             async with self.get_conn() as connection:
-                return check_answer(
-                    await CoreV1Api(connection).read_namespaced_pod(name, namespace), name
-                )
+                pod = await CoreV1Api(connection).read_namespaced_pod(name, namespace)
+                return api.check_answer(pod, name)
 
-        patience = Patience(lambda error: is_gone(error, name), renew=self.renew)
+        patience = api.Patience(lambda error: api.is_gone(error, name), renew=self.renew)
         return await patience.ask_async(ask)
 
     async def delete_pod(
@@ -67,23 +53,20 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
 
         async def ask() -> None:
             async with self.get_conn() as connection:
-                options = V1DeleteOptions(grace_period_seconds=grace_period_seconds)
-                api = CoreV1Api(connection)
-                check_deletion(await api.delete_namespaced_pod(name, namespace, body=options), name)
+                body = V1DeleteOptions(grace_period_seconds=grace_period_seconds)
+                core = CoreV1Api(connection)
+                api.check_deletion(
+                    await core.delete_namespaced_pod(name, namespace, body=body), name
+                )
 
         try:
             await patience_to_delete(name, self.renew).ask_async(ask)
         except Exception as error:
-            if not is_gone(error, name):
+            if not api.is_gone(error, name):
                 raise
 
     async def read_log(
-        self,
-        name: str,
-        namespace: str,
-        container: str,
-        since_seconds: int | None,
-        log: ContainerLog,
+        self, name: str, namespace: str, container: str, since: int | None, log: ContainerLog
     ) -> None:
         """Read a container's log; nothing if it cannot be read now: it is read later.
 
@@ -91,7 +74,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
         """
         from kubernetes_asyncio.client import CoreV1Api
 
-        options: dict[str, Any] = {} if since_seconds is None else {"since_seconds": since_seconds}
+        options: dict[str, Any] = {} if since is None else {"since_seconds": since}
         try:
             async with asyncio.timeout(REQUEST_SECONDS), self.get_conn() as connection:
                 response: Any = await CoreV1Api(connection).read_namespaced_pod_log(
@@ -102,19 +85,17 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
                     _preload_content=False,
                     **options,
                 )
-                if not is_success(response.status):
-                    raise _refused(response, await read_async(response))
-                async for piece in pieces(response):
+                if not bounded_client.is_success(response.status):
+                    raise _refused(response, await bounded_client.read_async(response))
+                async for piece in bounded_client.pieces(response):
                     log.take(piece)
                 log.end()
-        except Exception as error:
-            if not is_api_error(error):
-                raise
+        except api.api_errors() as error:
             if self._log_is_readable:
-                logger.warning("The log cannot be read just now. %s.", describe_outage(error))
+                logger.warning("The log cannot be read just now. %s.", api.describe_outage(error))
             self._log_is_readable = False
-            return
-        self._log_is_readable = True
+        else:
+            self._log_is_readable = True
 
     def renew(self) -> None:
         """Load the credentials again before the next request."""
@@ -123,12 +104,7 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
 
 
 class DescribingPodManager(AsyncPodManager):
-    """Shows the lines of a runner in their log form.
-
-    Args:
-        async_hook: The cluster.
-        describe: Returns the log form of a line of the runner.
-    """
+    """Shows the lines of a runner as `describe` writes them."""
 
     def __init__(
         self, async_hook: PatientAsyncKubernetesHook, describe: Callable[[str], str]
@@ -162,10 +138,8 @@ class DescribingPodManager(AsyncPodManager):
         return this_second
 
     def _emit_container_logs(self, logs: list[str], now: Any, container_name: str) -> None:
-        shown = []
-        for line in logs:
-            at, _, text = line.partition(" ")
-            shown.append(f"{at} {self._describe(text)}")
+        parts = (line.partition(" ") for line in logs)
+        shown = [f"{at} {self._describe(text)}" for at, _, text in parts]
         super()._emit_container_logs(shown, now, container_name)
 
 

@@ -13,7 +13,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeout
 from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.hooks.pods_async import DescribingPodManager, PatientAsyncKubernetesHook
-from airflow_tune_restore.launch.kubernetes.api import describe_error, is_api_error, is_gone
+from airflow_tune_restore.launch.kubernetes import api
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
@@ -40,10 +40,8 @@ class RunnerPodTrigger(KubernetesPodTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments: a wire format, only ever add."""
         _, arguments = super().serialize()
-        return (
-            f"{__name__}.RunnerPodTrigger",
-            {**arguments, "metric": self.metric, "of_many": self.of_many},
-        )
+        more = {"metric": self.metric, "of_many": self.of_many}
+        return f"{__name__}.RunnerPodTrigger", arguments | more
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event when the pod has ended."""
@@ -115,10 +113,10 @@ class _HookOfTrigger(PatientAsyncKubernetesHook):
         except Exception as error:
             if self._seconds_left() == 0:
                 raise _NoPodError("The task's execution_timeout is over") from error
-            if not is_api_error(error):
+            if not api.is_api_error(error):
                 raise
-            self.outage = "" if is_gone(error, name) else describe_error(error)
-            raise _NoPodError(describe_error(error)) from error
+            self.outage = "" if api.is_gone(error, name) else api.describe_error(error)
+            raise _NoPodError(api.describe_error(error)) from error
 
     def _seconds_left(self) -> float | None:
         if self.deadline is None:

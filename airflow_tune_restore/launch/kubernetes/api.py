@@ -47,7 +47,7 @@ MISTAKES = {400: "BadRequest", 413: "RequestEntityTooLarge", 422: "Invalid"}
 
 _REFUSALS = frozenset({UNAUTHORIZED, FORBIDDEN, NOT_FOUND})
 _NEVER_REACHED = 503
-UNREACHABLE: tuple[type[Exception], ...] = (HTTPError, ClientError, TimeoutError, ConnectionError)
+_UNREACHABLE = (HTTPError, ClientError, TimeoutError, ConnectionError)
 _wrappers: set[type[Exception]] = set()
 _DENIED = re.compile(r'admission webhook "[^"]*" denied the request')
 _NOT_READY = "not yet ready to handle request"
@@ -68,10 +68,17 @@ def register_wrapper(*kinds: type[Exception]) -> None:
     _wrappers.update(kinds)
 
 
+def api_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that are an answer of an API server, or the lack of one."""
+    from kubernetes.client.exceptions import ApiException
+    from kubernetes_asyncio.client.exceptions import ApiException as AsyncApiException
+
+    return (ApiException, AsyncApiException, *_UNREACHABLE, *_wrappers, UnreadableAnswerError)
+
+
 def is_api_error(error: BaseException | None) -> bool:
-    """Whether an error is an answer of an API server, or the lack of one."""
-    kinds = (*UNREACHABLE, *_wrappers, UnreadableAnswerError)
-    return status_of(error) is not None or isinstance(error, kinds)
+    """Whether an error is one of `api_errors`."""
+    return isinstance(error, api_errors())
 
 
 def is_gone(error: BaseException | None, name: str) -> bool:
@@ -141,11 +148,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def check_answer(pod: Any, name: str) -> Any:
-    """Return the pod in an answer.
-
-    Raises:
-        UnreadableAnswerError: If it is not the pod of this name.
-    """
+    """Return the pod in an answer (UnreadableAnswerError if it is not the pod of this name)."""
     metadata = getattr(pod, "metadata", None)
     if metadata is None or metadata.name != name or pod.spec is None or pod.status is None:
         raise UnreadableAnswerError(f"The Kubernetes API did not answer with pod {name}")
@@ -153,15 +156,9 @@ def check_answer(pod: Any, name: str) -> Any:
 
 
 def check_deletion(answer: Any, name: str) -> None:
-    """Check the answer to a deletion: it must be the pod, or a status.
-
-    Raises:
-        UnreadableAnswerError: If it is something else.
-    """
-    metadata = getattr(answer, "metadata", None)
-    if getattr(answer, "kind", None) == "Status":
-        return
-    if metadata is None or metadata.name != name:
+    """Check the answer to a deletion (UnreadableAnswerError if it is neither the pod nor a status)."""
+    is_status = getattr(answer, "kind", None) == "Status"
+    if not is_status and getattr(getattr(answer, "metadata", None), "name", None) != name:
         raise UnreadableAnswerError(f"The Kubernetes API did not answer that pod {name} is deleted")
 
 
@@ -170,7 +167,6 @@ class Patience:
 
     Args:
         is_final: Whether an answer settles the question, so that asking again does not help.
-        seconds: How long to ask.
         refusal_seconds: How long to ask again after 401, 403 or 404; by default `seconds`.
         renew: Gets new credentials; called after 401.
         what: The state of affairs, for the log.
@@ -194,11 +190,7 @@ class Patience:
         self._logged = ""
 
     def ask(self, question: Callable[[], _Answer]) -> _Answer:
-        """Ask until there is an answer.
-
-        Raises:
-            Exception: The error of `question`: a final one, or the last one when the time is over.
-        """
+        """Ask until there is an answer, or raise a final error, or the last one when the time is over."""
         while True:
             try:
                 return question()

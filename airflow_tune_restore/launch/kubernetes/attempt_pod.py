@@ -42,12 +42,11 @@ class NewestAttempt:
     """The newest attempt of a trial.
 
     Args:
-        number: Its number; 0 before the first attempt.
+        number: 0 before the first attempt.
         alive: Its request, if its pod is alive.
         unstarted: Its request, if it has no pod and its runner never began: its pod is about to be
             created, never was, or was deleted before it started.
-        ended: Its request, if its pod still exists and has ended.
-        end: How that pod has ended.
+        ended: Its request, if its pod still exists and has ended: `end` describes how.
     """
 
     number: int
@@ -62,12 +61,9 @@ class AttemptPods:
     """The pods of the attempts of one trial, or of the whole-experiment run.
 
     Args:
-        pods: The pods of the namespace.
         store: Rooted at the experiment directory.
-        plan: The plan.
         trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
         deletes_ended: Whether the user wants ended pods deleted.
-        sleep: Waits some seconds.
     """
 
     pods: NamedPods
@@ -88,8 +84,7 @@ class AttemptPods:
         A pod that is about to end is waited for, so that it can save its snapshot. If no process followed
         a pod to its end, the end is recorded.
         """
-        number = self.records.newest()
-        request = self._read_claimed(number) if number else None
+        number, request = self._read_newest()
         if request is None:
             return NewestAttempt(number=number)
         name, pod = name_of(request), self._wait_for_ending(request)
@@ -106,8 +101,7 @@ class AttemptPods:
 
     def delete_ended(self) -> None:
         """Delete the pod of a trial that has finished; its worker may have died before."""
-        number = self.records.newest()
-        request = self._read_claimed(number) if number else None
+        _, request = self._read_newest()
         if request is not None and self.deletes_ended:
             self.pods.delete(name_of(request))
 
@@ -122,9 +116,7 @@ class AttemptPods:
     def get_outcome(self, request: RunnerRequest, end: PodExit | None) -> RunnerOutcome:
         """Return the outcome of an attempt; a disruption by Kubernetes is recorded for the ledger.
 
-        Args:
-            request: The attempt.
-            end: How its pod ended; None to look.
+        `end` is how its pod ended; None to look.
 
         Raises:
             PodLostError: If Kubernetes took the pod away, or if it ended without an outcome.
@@ -169,12 +161,9 @@ class AttemptPods:
         """
         if self.records.outcome(request.attempt) is not None:
             return
-        is_whole = self.trial_id == WHOLE_EXPERIMENT
-        failed = (
-            f"No trial of {self.plan.experiment} was started"
-            if is_whole
-            else f"Trial {self.trial_id} of {self.plan.experiment} was not started"
-        )
+        failed = f"Trial {self.trial_id} of {self.plan.experiment} was not started"
+        if self.trial_id == WHOLE_EXPERIMENT:
+            failed = f"No trial of {self.plan.experiment} was started"
         last = end.last_line.removeprefix("error: ")
         where = f"(pod {name_of(request)})"
         if end.is_mistake:
@@ -216,9 +205,7 @@ class AttemptPods:
             return
         if outcome is not None and outcome.result == Result.FAILED:
             self._explain(outcome, end)
-        elif outcome is not None and not end.is_disruption:
-            return
-        elif self._has_run(attempt, end):
+        elif (outcome is None or end.is_disruption) and self._has_run(attempt, end):
             logger.warning("Attempt %d ended unseen: %s", attempt, end.message)
             self.records.record_exit(attempt, end.exit_code, end.message)
 
@@ -231,23 +218,20 @@ class AttemptPods:
     def _never_began(self, attempt: int) -> bool:
         """Whether an attempt was claimed, and nothing else is recorded of it."""
         records = self.records
-        return (
-            not records.has_begun(attempt)
-            and records.outcome(attempt) is None
-            and records.exit(attempt) is None
-        )
+        return not (records.has_begun(attempt) or records.outcome(attempt) or records.exit(attempt))
 
-    def _read_claimed(self, attempt: int) -> RunnerRequest | None:
-        """Read a request, after a wait: a disk has the directory of an attempt before its request."""
-        waited = 0.0
-        while True:
+    def _read_newest(self) -> tuple[int, RunnerRequest | None]:
+        """Read number and request; a disk has the directory of an attempt before its request."""
+        number, waited = self.records.newest(), 0.0
+        while number:
             try:
-                return self.records.request(attempt)
+                return number, self.records.request(number)
             except KeyNotFoundError:
                 if waited >= CLAIM_SECONDS:
-                    return None
+                    break
             self.sleep(0.5)
             waited += 0.5
+        return number, None
 
     def _wait_for_ending(self, request: RunnerRequest) -> dict[str, Any] | None:
         """Return an attempt's pod; if it is about to end, when it has ended or is lost."""

@@ -48,7 +48,7 @@ def bound(client: Any) -> Any:
     pool.connection_pool_kw["retries"] = urllib3.Retry(0, respect_retry_after_header=False)
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     pool.request = _bounded_request(pool.request)
-    client.call_api = _checked(client.call_api)
+    client.call_api = _readable()(client.call_api)
     return client
 
 
@@ -63,11 +63,7 @@ def bound_async(client: Any) -> Any:
 
 
 def refuse_compressed(status: int, headers: Any) -> None:
-    """Refuse a compressed answer: the request forbids it.
-
-    Raises:
-        UnreadableAnswerError: If it is compressed.
-    """
+    """Refuse a compressed answer (UnreadableAnswerError): the request forbids it."""
     packed = headers.get("Content-Encoding") or "identity"
     if packed.strip().lower() != "identity":
         raise UnreadableAnswerError(
@@ -83,11 +79,7 @@ def _too_long(status: int) -> UnreadableAnswerError:
 
 
 def _check_values(body: bytes) -> bytes:
-    """Return a body.
-
-    Raises:
-        UnreadableAnswerError: If it becomes too large when it is decoded.
-    """
+    """Return a body (UnreadableAnswerError if it becomes too large when it is decoded)."""
     if bounded_json.count_marks(body, ",[{") > MOST_VALUES:
         raise UnreadableAnswerError(
             f"The Kubernetes API answers with more than {MOST_VALUES:,} values"
@@ -95,24 +87,17 @@ def _check_values(body: bytes) -> bytes:
     return body
 
 
-def _unreadable(error: Exception) -> UnreadableAnswerError:
-    return UnreadableAnswerError(
-        f"The Kubernetes API sent an unreadable answer: {printable(str(error))}"
-    )
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except _ODD as error:
+        raise UnreadableAnswerError(
+            f"The Kubernetes API sent an unreadable answer: {printable(str(error))}"
+        ) from error
 
 
 # the client that blocks
-
-
-def _checked(call_api: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(call_api)
-    def checked(*arguments: Any, **options: Any) -> Any:
-        try:
-            return call_api(*arguments, **options)
-        except _ODD as error:
-            raise _unreadable(error) from error
-
-    return checked
 
 
 @dataclass
@@ -246,10 +231,8 @@ class _SecurePool(HTTPSConnectionPool):
 def _checked_async(call_api: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call_api)
     async def checked(*arguments: Any, **options: Any) -> Any:
-        try:
+        with _readable():
             return await call_api(*arguments, **options)
-        except _ODD as error:
-            raise _unreadable(error) from error
 
     return checked
 
@@ -257,12 +240,7 @@ def _checked_async(call_api: Callable[..., Any]) -> Callable[..., Any]:
 def _bounded_async_request(request: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(request)
     async def bounded(
-        method: str,
-        url: str,
-        *,
-        _preload_content: bool = True,
-        headers: Any = None,
-        **given: Any,
+        method: str, url: str, *, _preload_content: bool = True, headers: Any = None, **given: Any
     ) -> Any:
         from kubernetes_asyncio.client import ApiException
         from kubernetes_asyncio.client.rest import RESTResponse
@@ -282,23 +260,12 @@ def _bounded_async_request(request: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def read_async(answer: Any) -> bytes:
-    """Return the body of an answer of `aiohttp`.
-
-    Raises:
-        UnreadableAnswerError: If it is too long.
-    """
-    body = bytearray()
-    async for piece in pieces(answer):
-        body += piece
-    return bytes(body)
+    """Return the body of an answer of `aiohttp` (UnreadableAnswerError if it is too long)."""
+    return b"".join([piece async for piece in pieces(answer)])
 
 
 async def pieces(answer: Any) -> AsyncIterator[bytes]:
-    """Yield the body of an answer of `aiohttp`.
-
-    Raises:
-        UnreadableAnswerError: If it is too long.
-    """
+    """Yield the body of an answer of `aiohttp` (UnreadableAnswerError if it is too long)."""
     length = 0
     async for piece in answer.content.iter_chunked(PIECE_BYTES):
         length += len(piece)

@@ -13,23 +13,12 @@ from airflow_tune_restore.exceptions import (
     KubernetesConnectionError,
     RunnerError,
 )
-from airflow_tune_restore.launch.kubernetes.api import (
-    describe_error,
-    is_api_error,
-    is_mistake,
-    is_refusal,
-)
+from airflow_tune_restore.launch.kubernetes import api, pod_resources, pod_template
 from airflow_tune_restore.launch.kubernetes.bounded_client import bound
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
-from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions, trial_memory
+from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
 from airflow_tune_restore.launch.kubernetes.pod_spec import START_SECONDS
-from airflow_tune_restore.launch.kubernetes.pod_template import (
-    build_pod,
-    given_resources,
-    read_template,
-    runner_container,
-)
 from airflow_tune_restore.launch.kubernetes.run import KubernetesRun
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -74,12 +63,12 @@ class KubernetesLauncher:
             InvalidInputError: If the template is not valid, or if no image is given.
             KubernetesConnectionError: If no connection is valid.
         """
-        container = runner_container(self._template)
+        container = pod_template.runner_container(self._template)
         if not (self.image or container.image):
             raise InvalidInputError("No image is given, neither by --image nor by a pod template.")
         _ = self._pods
-        limit = given_resources(container)["limits"].get("memory")
-        memory = trial_memory(limit, self.options)
+        limits = pod_resources.given_resources(container.resources)["limits"]
+        memory = pod_resources.trial_memory(limits.get("memory"), self.options)
         return replace(settings, sized=True, can_grow=True, memory=memory)
 
     def start(self, request: RunnerRequest) -> KubernetesRun:
@@ -90,7 +79,7 @@ class KubernetesLauncher:
             RunnerError: If the cluster refuses it, or does not answer.
         """
         run = self._run(request)
-        pod = build_pod(
+        pod = pod_template.build_pod(
             *(self._template, request, self.options),
             namespace=self._pods.namespace,
             image=self.image,
@@ -98,27 +87,20 @@ class KubernetesLauncher:
         )
         try:
             self._pods.create(pod)
-        except Exception as error:
-            if not is_api_error(error):
-                raise
-            failed = f"{run.label} could not be created: {describe_error(error).rstrip('.')}."
-            if is_mistake(error):
+        except api.api_errors() as error:
+            failed = f"{run.label} could not be created: {api.describe_error(error).rstrip('.')}."
+            if api.is_mistake(error):
                 raise InvalidInputError(
                     f"{failed} Correct the options or the pod template."
                 ) from error
-            if is_refusal(error, run.name):
-                raise RunnerError(f"{failed} Nothing ran.") from error
-            raise RunnerError(
-                f"{failed} If it was created nevertheless, delete it: {run.stop_command}"
-            ) from error
+            advice = f"If it was created nevertheless, delete it: {run.stop_command}"
+            if api.is_refusal(error, run.name):
+                advice = "Nothing ran."
+            raise RunnerError(f"{failed} {advice}") from error
         return run
 
     def find(self, request: RunnerRequest) -> KubernetesRun | None:
-        """Return the run of an attempt that another process started; None without a pod.
-
-        Raises:
-            RunnerError: If the cluster does not answer.
-        """
+        """Return the run of an attempt that another process started; None without a pod."""
         run = self._run(request)
         return run if run.has_pod() else None
 
@@ -131,7 +113,7 @@ class KubernetesLauncher:
 
     @cached_property
     def _template(self) -> Any:
-        return read_template(self.pod_template)
+        return pod_template.read_template(self.pod_template)
 
     @cached_property
     def _pods(self) -> NamedPods:
@@ -148,7 +130,7 @@ class KubernetesLauncher:
         return NamedPods(
             core=core,
             namespace=self._find_namespace(),
-            watch=PodWatch(runner_container(self._template).name),
+            watch=PodWatch(pod_template.runner_container(self._template).name),
             renew=renew,
         )
 
@@ -180,7 +162,7 @@ def connect(kubeconfig: str | None = None, context: str | None = None) -> Any:
     except (config.ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
         if kubeconfig or context or "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise KubernetesConnectionError(
-                f"No connection to Kubernetes: {describe_error(error).rstrip('.')}. Check the "
+                f"No connection to Kubernetes: {api.describe_error(error).rstrip('.')}. Check the "
                 "kubeconfig: kubectl config view"
             ) from error
         config.load_incluster_config(client_configuration=settings)

@@ -8,25 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_tune_restore.launch.kubernetes.api import (
-    CONFLICT,
-    REFUSAL_SECONDS,
-    Patience,
-    check_answer,
-    check_deletion,
-    describe_error,
-    is_api_error,
-    is_gone,
-    is_refusal,
-    is_taken,
-    status_of,
-)
+from airflow_tune_restore.launch.kubernetes import api, pod_start
+from airflow_tune_restore.launch.kubernetes.api import REFUSAL_SECONDS, Patience, is_gone
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, PodWatch, gone_pod_exit
-from airflow_tune_restore.launch.kubernetes.pod_start import (
-    has_started,
-    is_pending,
-    why_not_started,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +21,6 @@ class NamedPods:
 
     Args:
         core: A `CoreV1Api` of `kubernetes`.
-        namespace: The namespace.
         watch: Recognizes the end of a pod from its statuses.
         renew: Gives `core` new credentials.
     """
@@ -48,28 +31,29 @@ class NamedPods:
     renew: Callable[[], None]
 
     def get(self, name: str) -> Any:
-        """Read a pod.
-
-        Raises:
-            ApiException: With 404 if it does not exist, or if the API server is out of order too long.
-        """
+        """Read a pod (ApiException: 404 if it does not exist, any other after a long outage)."""
         pod = read_pod(self.core, name, self.namespace, self.renew)
         self.watch.look(pod.to_dict(serialize=True))  # it may be gone at the next read
         return pod
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """Return a pod as Kubernetes' JSON; None if it does not exist."""
+    def find(self, name: str) -> Any | None:
+        """Read a pod; None if it does not exist."""
         try:
-            pod: dict[str, Any] = self.get(name).to_dict(serialize=True)
+            return self.get(name)
         except Exception as error:
             if is_gone(error, name):
                 return None
             raise
-        return pod
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return a pod as Kubernetes' JSON; None if it does not exist."""
+        pod = self.find(name)
+        found: dict[str, Any] | None = pod and pod.to_dict(serialize=True)
+        return found
 
     def is_pending(self, name: str) -> bool:
         """Whether a pod waits for a node, for its image or for its volumes."""
-        return is_pending(self.read(name) or {})
+        return pod_start.is_pending(self.read(name) or {})
 
     def look(self, name: str) -> PodExit | None:
         """Return how a pod ended; None if it has not. Of a pod that is gone: as was seen or reported."""
@@ -83,28 +67,26 @@ class NamedPods:
 
     def why_not_started(self, pod: dict[str, Any]) -> str:
         """Return why a pod has not started, as a sentence without its full stop; "" if unknown."""
-        return why_not_started(pod, self._events(str(pod["metadata"]["name"])))
+        return pod_start.why_not_started(pod, self._events(str(pod["metadata"]["name"])))
 
     def create(self, pod: Any) -> Any:
-        """Create a pod, or return the pod that has its name already.
-
-        Raises:
-            ApiException: If it is refused, or if the API server is out of order for too long.
-        """
+        """Create a pod, or return that of its name (ApiException if refused, or after a long outage)."""
         name = pod.metadata.name
         body = self.core.api_client.sanitize_for_serialization(pod)
         patience = Patience(
-            lambda error: is_refusal(error, name),
+            lambda error: api.is_refusal(error, name),
             refusal_seconds=REFUSAL_SECONDS,
             renew=self.renew,
             what=f"pod {name} is not created yet",
         )
         try:
             created = patience.ask(
-                lambda: check_answer(self.core.create_namespaced_pod(self.namespace, body), name)
+                lambda: api.check_answer(
+                    self.core.create_namespaced_pod(self.namespace, body), name
+                )
             )
         except Exception as error:
-            if not is_taken(error):
+            if not api.is_taken(error):
                 raise
             created = None
         if created is None:
@@ -113,51 +95,17 @@ class NamedPods:
         return created
 
     def delete(self, name: str) -> bool:
-        """Delete a pod if there is one; a runner saves a snapshot first.
-
-        Returns:
-            False if the API server was out of order for too long; the log then shows how to delete it.
-        """
+        """Delete a pod if there is one; after a long outage, log how to delete it and return False."""
         try:
-            patience_to_delete(name, self.renew).ask(
-                lambda: check_deletion(self.core.delete_namespaced_pod(name, self.namespace), name)
-            )
-        except Exception as error:
+            self._delete(name, patience_to_delete(name, self.renew))
+        except api.api_errors() as error:
             if is_gone(error, name):
                 return True
-            if not is_api_error(error):
-                raise
             logger.warning(
                 "Pod %s could not be deleted: %s. Delete it: kubectl -n %s delete pod %s",
-                *(name, describe_error(error), self.namespace, name),
+                *(name, api.describe_error(error), self.namespace, name),
             )
             return False
-        return True
-
-    def delete_unchanged(self, pod: Any) -> bool:
-        """Delete a pod if it is still as it was read; return whether it was deleted.
-
-        Raises:
-            ApiException: If the API server is out of order for too long.
-        """
-        from kubernetes.client import models
-
-        name = pod.metadata.name
-        as_read = models.V1Preconditions(
-            uid=pod.metadata.uid, resource_version=pod.metadata.resource_version
-        )
-        body = models.V1DeleteOptions(preconditions=as_read)
-        patience = patience_to_delete(name, self.renew, lambda e: status_of(e) == CONFLICT)
-        try:
-            patience.ask(
-                lambda: check_deletion(
-                    self.core.delete_namespaced_pod(name, self.namespace, body=body), name
-                )
-            )
-        except Exception as error:
-            if not is_gone(error, name) and status_of(error) != CONFLICT:
-                raise
-            return is_gone(error, name)
         return True
 
     def delete_unstarted(self, name: str) -> str | None:
@@ -165,19 +113,38 @@ class NamedPods:
 
         Only the pod exactly as it was read is deleted: it may start between reading and deleting.
         """
-        while True:
-            try:
-                pod = self.get(name)
-            except Exception as error:
-                if is_gone(error, name):
-                    return None
-                raise
+        while (pod := self.find(name)) is not None:
             found = pod.to_dict(serialize=True)
-            if has_started(found, self.watch.container) or self.watch.look(found) is not None:
+            if pod_start.has_started(found, self.watch.container) or self.watch.look(found):
                 return None
             why = self.why_not_started(found)
             if self.delete_unchanged(pod):
                 return why
+        return None
+
+    def delete_unchanged(self, pod: Any) -> bool:
+        """Delete a pod if it is still as it was read; return whether it was deleted."""
+        from kubernetes.client import models
+
+        name, metadata = pod.metadata.name, pod.metadata
+        as_read = models.V1Preconditions(
+            uid=metadata.uid, resource_version=metadata.resource_version
+        )
+        patience = patience_to_delete(name, self.renew, lambda e: api.status_of(e) == api.CONFLICT)
+        try:
+            self._delete(name, patience, models.V1DeleteOptions(preconditions=as_read))
+        except Exception as error:
+            if not is_gone(error, name) and api.status_of(error) != api.CONFLICT:
+                raise
+            return is_gone(error, name)
+        return True
+
+    def _delete(self, name: str, patience: Patience, body: Any = None) -> None:
+        def ask() -> None:
+            answer = self.core.delete_namespaced_pod(name, self.namespace, body=body)
+            api.check_deletion(answer, name)
+
+        patience.ask(ask)
 
     def _events(self, name: str) -> list[dict[str, Any]]:
         """Return Kubernetes' events of a pod; none if they cannot be read."""
@@ -185,9 +152,7 @@ class NamedPods:
             found = self.core.list_namespaced_event(
                 namespace=self.namespace, field_selector=f"involvedObject.name={name}"
             )
-        except Exception as error:
-            if not is_api_error(error):
-                raise
+        except api.api_errors():
             return []
         events = [event.to_dict(serialize=True) for event in found.items or ()]
         uid = self.watch.uid(name)  # an earlier pod of the name may have left some
@@ -197,7 +162,7 @@ class NamedPods:
 def read_pod(core: Any, name: str, namespace: str, renew: Callable[[], None]) -> Any:
     """Read a pod; the errors are those of `NamedPods.get`."""
     patience = Patience(lambda error: is_gone(error, name), renew=renew)
-    return patience.ask(lambda: check_answer(core.read_namespaced_pod(name, namespace), name))
+    return patience.ask(lambda: api.check_answer(core.read_namespaced_pod(name, namespace), name))
 
 
 def patience_to_delete(

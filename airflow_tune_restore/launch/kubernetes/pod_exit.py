@@ -6,7 +6,7 @@ a finalizer may hold an ended pod, and the runner of a pod that has `Failed` may
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -30,7 +30,7 @@ class PodExit:
     """How a pod ended, as Kubernetes reports it.
 
     Args:
-        exit_code: Exit code of the runner; None if unknown.
+        exit_code: That of the runner; None if unknown.
         message: The cause, in words that `protocol.failures` distinguishes.
         is_disruption: Whether Kubernetes ended the pod, and not the program itself.
         was_deleted: Whether the pod was deleted before it ended.
@@ -41,7 +41,7 @@ class PodExit:
 
     exit_code: int | None
     message: str
-    is_disruption: bool
+    is_disruption: bool = False
     was_deleted: bool = False
     is_lost: bool = False
     is_mistake: bool = False
@@ -87,7 +87,7 @@ class PodWatch:
     def look(self, pod: Mapping[str, Any]) -> PodExit | None:
         """Return how a pod ended, None if it has not."""
         name = _name(pod)
-        self._check_uid(name, str((pod.get("metadata") or {}).get("uid") or ""))
+        self._forget_earlier(name, str((pod.get("metadata") or {}).get("uid") or ""))
         if disruption := read_disruption(pod):
             self._seen[name] = disruption
         end = read_pod_end(pod, self.container)
@@ -108,8 +108,7 @@ class PodWatch:
         """Return the uid of the newest watched pod of this name; "" if no pod was watched."""
         return self._uids.get(name, "")
 
-    def _check_uid(self, name: str, uid: str) -> None:
-        """Forget an earlier pod of this name."""
+    def _forget_earlier(self, name: str, uid: str) -> None:
         if self._uids.setdefault(name, uid) != uid:
             self._uids[name] = uid
             self._seen.pop(name, None)
@@ -142,33 +141,24 @@ def read_pod_end(pod: Mapping[str, Any], container: str) -> PodExit | None:
     if ended is None and not _is_over_without(pod, container):
         return None
     ended = ended or {}
-    exit_code = ended.get("exitCode")
+    exit_code, reason = ended.get("exitCode"), ended.get("reason")
     last_words = printable(str(ended.get("message") or ""), 2000) or _failed_init(status)
-    if ended.get("reason") in _NEVER_STARTED:
+    if reason in _NEVER_STARTED:
+        message = f"The container of pod {name} cannot be started ({reason}): {last_words}"
+        return PodExit(exit_code=exit_code, message=message, is_mistake=True)
+    message = read_disruption(pod)
+    if not message and reason == "OOMKilled":
+        message = f"OOMKilled: the container of pod {name} needed more than its memory limit"
+    if message:
         return PodExit(
-            exit_code=exit_code,
-            message=f"The container of pod {name} cannot be started ({ended['reason']}): {last_words}",
-            is_disruption=False,
-            is_mistake=True,
+            exit_code=exit_code, message=message, is_disruption=True, last_words=last_words
         )
-    if disruption := read_disruption(pod):
-        return PodExit(
-            exit_code=exit_code, message=disruption, is_disruption=True, last_words=last_words
-        )
-    if ended.get("reason") == "OOMKilled":
-        return PodExit(
-            exit_code=exit_code,
-            message=f"OOMKilled: the container of pod {name} needed more than its memory limit",
-            is_disruption=True,
-            last_words=last_words,
-        )
-    reason = status.get("reason") or ended.get("reason") or status.get("phase")
+    reason = status.get("reason") or reason or status.get("phase")
     words = [str(reason), str(status.get("message") or "")]
     cause = printable(": ".join(filter(None, words)), 1000)
     return PodExit(
         exit_code=exit_code,
         message=f"pod {name} ended ({cause})",
-        is_disruption=False,
         was_deleted=bool((pod.get("metadata") or {}).get("deletionTimestamp")),
         last_words=last_words,
     )
@@ -184,12 +174,12 @@ def read_disruption(pod: Mapping[str, Any]) -> str:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             cause = str(condition.get("reason") or "")
-            message = message or str(condition.get("message") or "")
+            what = "was evicted"
             if cause == "TerminationByKubelet" and reason != "Evicted":
-                return _pod_was("was terminated by its node (node shutdown)", cause, message)
-            if cause == "PreemptionByScheduler":
-                return _pod_was("was preempted", cause, message)
-            return _pod_was("was evicted", cause, message)
+                what = "was terminated by its node (node shutdown)"
+            elif cause == "PreemptionByScheduler":
+                what = "was preempted"
+            return _pod_was(what, cause, message or str(condition.get("message") or ""))
     if reason == "Evicted" and message.startswith(_OWN_STORAGE):
         return _pod_was("used more storage than its own limit", "", message)
     if reason == "Evicted":
@@ -216,11 +206,7 @@ def gone_pod_exit(name: str, events: Iterable[Mapping[str, Any]]) -> PodExit:
         if what := words.get(str(event.get("reason") or "")):
             message = _pod_was(what, str(event["reason"]), str(event.get("message") or ""))
             return PodExit(exit_code=None, message=message, is_disruption=True)
-    return PodExit(
-        exit_code=None,
-        message=f"pod {name} is gone: it was deleted, or its node",
-        is_disruption=False,
-    )
+    return PodExit(exit_code=None, message=f"pod {name} is gone: it was deleted, or its node")
 
 
 def is_live(pod: Mapping[str, Any], container: str) -> bool:
@@ -245,15 +231,13 @@ def _is_over_without(pod: Mapping[str, Any], container: str) -> bool:
 
 def _state(status: Mapping[str, Any], container: str, kind: str) -> Mapping[str, Any] | None:
     """Return a state of the runner's container; of a restarted container also its end before."""
-    statuses: Sequence[Mapping[str, Any]] = status.get("containerStatuses") or ()
-    for found in statuses:
-        if found.get("name") != container:
-            continue
-        for when in ("state", "lastState"):
-            state: Mapping[str, Any] | None = (found.get(when) or {}).get(kind)
-            if state is not None:
-                return state
-    return None
+    states: Iterator[Mapping[str, Any] | None] = (
+        (found.get(when) or {}).get(kind)
+        for found in status.get("containerStatuses") or ()
+        if found.get("name") == container
+        for when in ("state", "lastState")
+    )
+    return next((state for state in states if state is not None), None)
 
 
 def _failed_init(status: Mapping[str, Any]) -> str:
@@ -267,7 +251,6 @@ def _failed_init(status: Mapping[str, Any]) -> str:
 
 
 def _grace(pod: Mapping[str, Any]) -> float:
-    """Return the grace period of a pod in seconds."""
     given = (pod.get("metadata") or {}).get("deletionGracePeriodSeconds")
     if given is None:
         given = (pod.get("spec") or {}).get("terminationGracePeriodSeconds")

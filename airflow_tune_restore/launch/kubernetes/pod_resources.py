@@ -83,8 +83,7 @@ def container_resources(resources: Mapping[str, float], options: PodSpecOptions)
     if memory := resources.get("memory", 0.0):
         found["memory"] = mebibytes(memory + RAY_BYTES + options.object_store_bytes)
     for name, amount in resources.items():
-        cluster_name = cluster_resource(name, options)
-        if cluster_name is not None and amount:
+        if amount and (cluster_name := cluster_resource(name, options)):
             found[cluster_name] = str(math.ceil(amount))
     return found
 
@@ -95,6 +94,17 @@ def cluster_resource(name: str, options: PodSpecOptions) -> str | None:
         return None
     given = options.custom_resources.get(name, name)
     return given if _is_extended(given) else None
+
+
+def given_resources(*given: Any) -> dict[str, dict[str, Any]]:
+    """Return requests and limits of `V1ResourceRequirements` or their JSON; a later one has priority."""
+    merged: dict[str, dict[str, Any]] = {"requests": {}, "limits": {}}
+    for one in given:
+        for kind, amounts in merged.items():
+            amounts.update(
+                (one.get(kind) if isinstance(one, dict) else getattr(one, kind, None)) or {}
+            )
+    return merged
 
 
 def merge_resources(

@@ -35,15 +35,7 @@ _LABEL_LENGTH = 63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSpec:
-    """The parts of a pod that depend on its attempt.
-
-    Args:
-        name: The pod's name.
-        labels: Labels of the pod.
-        annotations: Annotations of the pod.
-        command: Command line of the container.
-        env: Variables of the container.
-    """
+    """The parts of a pod that depend on its attempt; `command` and `env` are the container's."""
 
     name: str
     labels: dict[str, str]
@@ -55,13 +47,7 @@ class AttemptSpec:
 def attempt_spec(
     request: RunnerRequest, options: PodSpecOptions, env: Mapping[str, str]
 ) -> AttemptSpec:
-    """Return the parts of the pod of an attempt.
-
-    Args:
-        request: The attempt.
-        options: Options of all pods.
-        env: More variables, taken literally.
-    """
+    """Return the parts of the pod of an attempt; `env` are more variables, taken literally."""
     return AttemptSpec(
         name=name_of(request),
         labels=pod_labels(request),
@@ -102,9 +88,8 @@ def pod_labels(request: RunnerRequest) -> dict[str, str]:
     name = Location.parse(request.experiment).name
     trial = "whole" if request.trial_id == layout.WHOLE_EXPERIMENT else request.trial_id
     labels = {"experiment": name, "restore": request.restore_id, "trial": trial}
-    labels = {key: label_value(value) for key, value in labels.items()}
     labels["attempt"] = str(request.attempt)
-    return {f"{LABEL_PREFIX}{key}": value for key, value in labels.items()}
+    return {f"{LABEL_PREFIX}{key}": label_value(value) for key, value in labels.items()}
 
 
 def label_value(text: str) -> str:

@@ -35,11 +35,7 @@ def has_no_image(pod: Mapping[str, Any]) -> bool:
 
 def why_not_started(pod: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> str:
     """Return why a pod has not started, as a sentence without its full stop; "" if unknown."""
-    warnings = [
-        event
-        for event in events
-        if event.get("type") == "Warning" and event.get("reason") != "BackOff"
-    ]
+    warnings = [e for e in events if e.get("type") == "Warning" and e.get("reason") != "BackOff"]
     for name, image, waiting in _waiting(pod):
         reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
         if reason in _IMAGE:
@@ -59,12 +55,9 @@ def why_not_started(pod: Mapping[str, Any], events: Iterable[Mapping[str, Any]])
 def _waiting(pod: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Yield name, image and waiting state of the waiting containers, in the order of their start."""
     status, spec = pod.get("status") or {}, pod.get("spec") or {}
-    for kind in ("init", ""):
-        images = {
-            container.get("name"): container.get("image")
-            for container in spec.get(f"{kind}Containers" if kind else "containers") or ()
-        }
-        for found in status.get(f"{kind}ContainerStatuses" if kind else "containerStatuses") or ():
+    for containers in ("initContainers", "containers"):
+        images = {given.get("name"): given.get("image") for given in spec.get(containers) or ()}
+        for found in status.get(f"{containers.removesuffix('s')}Statuses") or ():
             waiting = (found.get("state") or {}).get("waiting")
             if waiting is not None:
                 name = str(found.get("name"))

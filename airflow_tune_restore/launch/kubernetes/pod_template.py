@@ -8,18 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.launch.kubernetes.pod_resources import (
-    PodSpecOptions,
-    container_resources,
-    merge_resources,
-)
-from airflow_tune_restore.launch.kubernetes.pod_spec import (
-    GRACE_SECONDS,
-    attempt_spec,
-    keep_one_shm,
-    shm_mount,
-    shm_volume,
-)
+from airflow_tune_restore.launch.kubernetes import pod_resources, pod_spec
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerRequest
 
@@ -64,39 +53,25 @@ def runner_container(pod: Any) -> Any:
     return next((found for found in containers if found.name == CONTAINER), containers[0])
 
 
-def given_resources(container: Any) -> dict[str, Mapping[str, Any]]:
-    """Return requests and limits of a container."""
-    given = container.resources
-    return {
-        "requests": (given and given.requests) or {},
-        "limits": (given and given.limits) or {},
-    }
-
-
 def build_pod(
     template: Any,
     request: RunnerRequest,
-    options: PodSpecOptions,
+    options: pod_resources.PodSpecOptions,
     *,
     namespace: str,
     image: str | None,
     env: Mapping[str, str],
 ) -> Any:
-    """Return the `V1Pod` of an attempt.
+    """Return the `V1Pod` of an attempt; the template, also one, stays as it is.
 
-    Args:
-        template: A `V1Pod`; it stays as it is.
-        request: The attempt.
-        options: Options of all pods.
-        namespace: Namespace of the pod.
-        image: Image of the runner's container; None for the template's.
-        env: More variables of the container, taken literally.
+    Without an image, the runner's container has the template's. `env` are more variables of this
+    container, taken literally.
     """
     from kubernetes.client import models
 
     pod = copy.deepcopy(template)
     container = runner_container(pod)
-    parts = attempt_spec(request, options, env)
+    parts = pod_spec.attempt_spec(request, options, env)
 
     meta, spec = pod.metadata, pod.spec
     pod.api_version, pod.kind = "v1", "Pod"
@@ -110,16 +85,17 @@ def build_pod(
         *(given for given in container.env or () if given.name not in parts.env),
         *(models.V1EnvVar(name=name, value=value) for name, value in parts.env.items()),
     ]
-    asked = container_resources(request.resources, options)
-    resources = merge_resources(asked, given_resources(container))
+    asked = pod_resources.container_resources(request.resources, options)
+    given = pod_resources.given_resources(container.resources)
+    resources = pod_resources.merge_resources(asked, given)
     container.resources = models.V1ResourceRequirements(**resources)
     # so that Kubernetes keeps the last lines of a runner that fails
     container.termination_message_policy = "FallbackToLogsOnError"
 
     spec.restart_policy = "Never"
     if spec.termination_grace_period_seconds is None:
-        spec.termination_grace_period_seconds = GRACE_SECONDS
-    spec.volumes = [*(spec.volumes or ()), shm_volume(options)]
-    container.volume_mounts = [*(container.volume_mounts or ()), shm_mount()]
-    keep_one_shm(pod, container)
+        spec.termination_grace_period_seconds = pod_spec.GRACE_SECONDS
+    spec.volumes = [*(spec.volumes or ()), pod_spec.shm_volume(options)]
+    container.volume_mounts = [*(container.volume_mounts or ()), pod_spec.shm_mount()]
+    pod_spec.keep_one_shm(pod, container)
     return pod

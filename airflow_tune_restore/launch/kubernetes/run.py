@@ -10,23 +10,9 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.launch.base import RunState
-from airflow_tune_restore.launch.kubernetes.api import (
-    LOG_SECONDS,
-    NO_SUCH_LOG,
-    POLL_SECONDS,
-    Patience,
-    describe_outage,
-    is_api_error,
-    is_gone,
-    status_of,
-)
+from airflow_tune_restore.launch.kubernetes import api, container_log
+from airflow_tune_restore.launch.kubernetes.api import LOG_SECONDS, POLL_SECONDS
 from airflow_tune_restore.launch.kubernetes.bounded_client import PIECE_BYTES, REQUEST_SECONDS
-from airflow_tune_restore.launch.kubernetes.container_log import (
-    ContainerLog,
-    LogPosition,
-    time_of,
-    whole_log,
-)
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit
 from airflow_tune_restore.launch.kubernetes.pod_spec import name_of, trial_label
@@ -40,12 +26,9 @@ class KubernetesRun:
     """The pod of one attempt.
 
     Args:
-        pods: The pods of the namespace.
-        request: The attempt.
         start_seconds: How long the pod may wait for a node, and then for its image.
 
     Attributes:
-        name: The pod's name.
         label: What the pod is, in the words that begin a message about it.
         stop_command: The shell command that deletes it.
     """
@@ -63,7 +46,7 @@ class KubernetesRun:
         self._has_started = self._has_node = False
         self._waiting_since = time.monotonic()
         self._why_waiting = ""
-        self._position = LogPosition()
+        self._position = container_log.LogPosition()
         self._read_at: float | None = None
         self._log_is_readable = True
 
@@ -102,30 +85,24 @@ class KubernetesRun:
         """
         if self._exit is None and not self._has_started:
             return
-        patience = Patience(
-            lambda error: is_gone(error, self.name) or status_of(error) == NO_SUCH_LOG,
+        patience = api.Patience(
+            lambda error: api.is_gone(error, self.name) or api.status_of(error) == api.NO_SUCH_LOG,
             seconds=LOG_SECONDS if self._exit is not None and not self._exit.is_lost else 0.0,
             renew=self._pods.renew,
             what=f"the log of pod {self.name} is not read yet",
         )
         try:
             lines = patience.ask(self._read_log)
-        except Exception as error:
-            if not is_api_error(error):
-                raise
-            if self._log_is_readable and not is_gone(error, self.name):
-                logger.warning("The log cannot be read just now. %s.", describe_outage(error))
+        except api.api_errors() as error:
+            if self._log_is_readable and not api.is_gone(error, self.name):
+                logger.warning("The log cannot be read just now. %s.", api.describe_outage(error))
             self._log_is_readable = False
-            return
-        self._log_is_readable = True
-        yield from lines
+        else:
+            self._log_is_readable = True
+            yield from lines
 
     def stop(self) -> None:
-        """Delete the pod, and return when it has ended: it saves a snapshot within its grace period.
-
-        Raises:
-            RunnerError: If the cluster does not answer; the pod may continue.
-        """
+        """Delete the pod, and wait for its end (RunnerError without an answer: it may continue)."""
         with self._plain_errors():
             if not self._pods.delete(self.name):
                 raise RunnerError(
@@ -176,13 +153,11 @@ class KubernetesRun:
         """Read the log since the last reading; of a log that breaks off, nothing is taken."""
         pods, container = self._pods, self._pods.watch.container
         asked_at, position = time.monotonic(), copy(self._position)
-        since = (
-            {}
-            if self._read_at is None
-            else {"since_seconds": math.ceil(asked_at - self._read_at) + 1}
-        )
+        since = {}
+        if self._read_at is not None:
+            since["since_seconds"] = math.ceil(asked_at - self._read_at) + 1
         position.begin_look()
-        log = ContainerLog(position.is_new)
+        log = container_log.ContainerLog(position.is_new)
         response = pods.core.read_namespaced_pod_log(
             self.name,
             pods.namespace,
@@ -201,17 +176,15 @@ class KubernetesRun:
         finally:
             response.close()
         self._position, self._read_at = position, asked_at
-        lines = log.newest.take(whole_log(self.name, pods.namespace, container))
-        return [line if time_of(line) is None else line.partition(" ")[2] for line in lines]
+        lines = log.newest.take(container_log.whole_log(self.name, pods.namespace, container))
+        return [line.partition(" ")[2] if container_log.time_of(line) else line for line in lines]
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
-            if not is_api_error(error):
-                raise
+        except api.api_errors() as error:
+            why = api.describe_outage(error).rstrip(".")
             raise RunnerError(
-                f"{self.label} cannot be followed: {describe_outage(error).rstrip('.')}. It continues. "
-                f"Delete it: {self.stop_command}"
+                f"{self.label} cannot be followed: {why}. It continues. Delete it: {self.stop_command}"
             ) from error

@@ -4,44 +4,26 @@ import copy
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Never
 
 from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS, describe_error, is_gone
+from airflow_tune_restore.launch.kubernetes import api, pod_resources, pod_spec
+from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS
 from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
-from airflow_tune_restore.launch.kubernetes.pod_resources import (
-    GPU_RESOURCE,
-    PodSpecOptions,
-    trial_memory,
-)
-from airflow_tune_restore.launch.kubernetes.pod_spec import (
-    GRACE_SECONDS,
-    START_SECONDS,
-    keep_one_shm,
-    name_of,
-    trial_label,
-)
+from airflow_tune_restore.launch.kubernetes.pod_spec import name_of, trial_label
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.operators.attempt_task import AttemptTask, OpenExperiment
+from airflow_tune_restore.operators.kubernetes import pod_arguments, pod_template
 from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
-from airflow_tune_restore.operators.kubernetes.pod_arguments import (
-    check_env,
-    parse_grace_period,
-    parse_object_store,
-    parse_patience,
-    parse_ttl,
-)
-from airflow_tune_restore.operators.kubernetes.pod_template import (
-    apply_request_to_spec,
-    check_template,
-    given_resources,
-)
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
@@ -107,11 +89,11 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         storage_conn_id: str | None = None,
         concurrent_trials: int = CONCURRENT_TRIALS,
         object_store_memory: int = OBJECT_STORE_BYTES,
-        gpu_resource: str = GPU_RESOURCE,
+        gpu_resource: str = pod_resources.GPU_RESOURCE,
         custom_resources: Mapping[str, str] | None = None,
         ttl: timedelta | float | None = None,
-        termination_grace_period: int | None = GRACE_SECONDS,
-        startup_timeout_seconds: int = START_SECONDS,
+        termination_grace_period: int | None = pod_spec.GRACE_SECONDS,
+        startup_timeout_seconds: int = pod_spec.START_SECONDS,
         logging_interval: int | None = LOG_FETCH_SECONDS,
         termination_message_policy: str = "FallbackToLogsOnError",
         log_pod_spec_on_failure: bool = False,
@@ -151,14 +133,44 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         """Id of the trial in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run itself."""
 
     @property
-    def options(self) -> PodSpecOptions:
+    def options(self) -> pod_resources.PodSpecOptions:
         """The options of all pods (InvalidInputError if no pod can have them)."""
-        return PodSpecOptions(
+        return pod_resources.PodSpecOptions(
             python=parse_text(self.python) or "python",
-            object_store_bytes=parse_object_store(self.object_store_memory),
+            object_store_bytes=pod_arguments.parse_object_store(self.object_store_memory),
             gpu_resource=self.gpu_resource,
             custom_resources=self.custom_resources or {},
         )
+
+    @abstractmethod
+    def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
+        """Run the attempt and return its summary; with an event of the triggerer, continue."""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Check the arguments, and run the attempt."""
+        with self.plain_errors(context):
+            self.check_arguments()
+            return self.run_task(context, None)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Continue after the trigger has fired."""
+        self._pod_name = event["name"]  # a kill from here on deletes it
+        with self.plain_errors(context):
+            return self.run_task(context, event)
+
+    @contextmanager
+    def plain_errors(self, context: Context) -> Iterator[None]:
+        """Raise errors of this package and of the API server as Airflow's, in one sentence."""
+        del context
+        with as_airflow_errors():
+            try:
+                yield
+            except api.api_errors() as error:
+                what = api.describe_error(error).rstrip(".")
+                raise AirflowException(
+                    f"The Kubernetes API does not answer as it should: {what}. Pods continue; a retry "
+                    "attaches to them."
+                ) from error
 
     def attempt_pods(self, task: AttemptTask) -> AttemptPods:
         """Return the pods of the trial's attempts, also those of other tries and tasks."""
@@ -171,18 +183,14 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         )
 
     def check_arguments(self) -> None:
-        """Check the arguments of the pod: not in `__init__`, since a DAG file must parse.
-
-        Raises:
-            InvalidInputError: If one is not valid.
-        """
+        """Check the arguments of the pod: not in `__init__`, since a DAG file must parse."""
         _ = self.options
-        parse_ttl(self.ttl)
-        parse_grace_period(self.termination_grace_period)
-        parse_patience("startup_timeout_seconds", self.startup_timeout_seconds)
-        parse_patience("schedule_timeout_seconds", self.schedule_timeout_seconds)
-        check_env(self.env)
-        check_template(self)
+        pod_arguments.parse_ttl(self.ttl)
+        pod_arguments.parse_grace_period(self.termination_grace_period)
+        for name in ("startup_timeout_seconds", "schedule_timeout_seconds"):
+            pod_arguments.parse_patience(name, getattr(self, name))
+        pod_arguments.check_env(self.env)
+        pod_template.check_template(self)
 
     def open_experiment(self) -> OpenExperiment:
         """Open the experiment."""
@@ -190,14 +198,23 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         address = hook.address(self.experiment_address)
         return OpenExperiment(hook, address, hook.open(address))
 
-    def run_attempt(self, context: Context, task: AttemptTask) -> RunnerOutcome:
+    def run_attempt(
+        self, context: Context, task: AttemptTask, event: dict[str, Any] | None
+    ) -> RunnerOutcome:
         """Return the final outcome of an earlier try, or follow an attempt and return its outcome.
+
+        With an event of the triggerer, continue to follow the attempt after a deferral.
 
         Raises:
             TaskDeferred: If the triggerer waits for the pod.
             PodLostError: If the pod was lost.
             InvalidInputError: If its second, larger pod was too small again.
         """
+        if event is not None:
+            request = self.attempt_pods(task).find_request(event["name"])
+            self._set_request(request, task.plan.metric)
+            self.resume(context, event, event["name"])
+            return self._get_outcome(context, task, request)
         done = task.records.outcome()
         if done is not None and done.result == Result.FINISHED:
             self.log.info("An earlier try of this task has finished its work.")
@@ -206,20 +223,8 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         task.renew_lease()
         return self._follow_next(context, task)
 
-    def resume_attempt(
-        self, context: Context, event: dict[str, Any], task: AttemptTask
-    ) -> RunnerOutcome:
-        """Continue after a deferral; the rest is as for `run_attempt`."""
-        request = self.attempt_pods(task).find_request(event["name"])
-        self._set_request(request, task.plan.metric)
-        self.resume(context, event, event["name"])
-        return self._get_outcome(context, task, request)
-
     def claim(
-        self,
-        task: AttemptTask,
-        attempt: int | None = None,
-        unstarted: RunnerRequest | None = None,
+        self, task: AttemptTask, attempt: int | None = None, unstarted: RunnerRequest | None = None
     ) -> RunnerRequest:
         """Claim an attempt, or take one that was claimed and never started (`claim_next_attempt`)."""
         request = claim_next_attempt(
@@ -240,6 +245,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         concurrent = self.concurrent_trials
         if plan.to_run and not plan.only_continues_search:
             concurrent = min(concurrent, len(plan.to_run))
+        limits = pod_template.given_resources(self)["limits"]
         return RunnerSettings(
             trainable=str(self.trainable),
             param_space=parse_text(self.param_space),
@@ -247,7 +253,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             imports=self.imports,
             can_grow=True,
             concurrent=max(1, concurrent),
-            memory=trial_memory(given_resources(self)["limits"].get("memory"), self.options),
+            memory=pod_resources.trial_memory(limits.get("memory"), self.options),
             sized=True,
         )
 
@@ -262,14 +268,11 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
                 while self.pods.is_pending(name_of(request)):
                     time.sleep(POLL_SECONDS)
                 self.pod_manager.fetch_container_logs(
-                    pod,
-                    self.base_container_name,
-                    follow=True,
-                    log_formatter=self.log_formatter,
+                    pod, self.base_container_name, follow=True, log_formatter=self.log_formatter
                 )
             except Exception as error:  # noqa: BLE001  the log is shown as long as it can be read
-                if not is_gone(error, name_of(request)):
-                    self.log.warning("The log ends here: %s", printable(describe_error(error)))
+                if not api.is_gone(error, name_of(request)):
+                    self.log.warning("The log ends here: %s", printable(api.describe_error(error)))
 
         threading.Thread(target=show, name="pod-log", daemon=True).start()
 
@@ -329,9 +332,9 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         """Build the pod: the provider's, for the runner of the followed attempt."""
         operator = copy.copy(self)
         if self._request is not None:
-            apply_request_to_spec(operator, self._request, self.options)
+            pod_template.apply_request_to_spec(operator, self._request, self.options)
         pod = super(RunnerPodOperator, operator).build_pod_request_obj(context, dry_run=dry_run)
-        keep_one_shm(pod, pod.spec.containers[0])
+        pod_spec.keep_one_shm(pod, pod.spec.containers[0])
         return pod
 
     def defer(self, *, trigger: Any, **kwargs: Any) -> Never:

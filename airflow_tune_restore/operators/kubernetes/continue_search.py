@@ -7,18 +7,9 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.operators import continued_search
 from airflow_tune_restore.operators.attempt_task import AttemptTask
-from airflow_tune_restore.operators.continued_search import (
-    commit_after_last_try,
-    continued_search_options,
-    experiment_to_continue,
-    raise_unless_ended,
-    report_commit,
-    start_continued_search,
-)
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
-from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.commit import commit_restore
@@ -62,47 +53,32 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
     @property
     def experiment_address(self) -> str:
         """The address of the experiment (AirflowSkipException if it has no samples left)."""
-        return experiment_to_continue(self.experiment)
+        return continued_search.experiment_to_continue(self.experiment)
 
     @property
     def trial_id(self) -> str:
         """The whole-experiment run."""
         return layout.WHOLE_EXPERIMENT
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Plan, run in a pod, commit."""
-        with self._errors(context):
-            self.check_arguments()
-            return self._continue(context, None)
-
-    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Continue after the trigger has fired."""
-        self._pod_name = event["name"]  # a kill from here on deletes it
-        with self._errors(context):
-            return self._continue(context, event)
-
     @contextmanager
-    def _errors(self, context: Context) -> Iterator[None]:
-        with (
-            commit_after_last_try(context, lambda: self.open_experiment().store, self.log),
-            as_airflow_errors(),
-            plain_answers(),
-        ):
+    def plain_errors(self, context: Context) -> Iterator[None]:
+        """Raise errors as Airflow's; after the last try, commit the samples of a run that broke off."""
+        committed = continued_search.commit_after_last_try(
+            context, lambda: self.open_experiment().store, self.log
+        )
+        with committed, super().plain_errors(context):
             yield
 
-    def _continue(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
+    def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
+        """Plan, run in a pod, commit."""
         experiment = self.open_experiment()
-        options = continued_search_options(
+        options = continued_search.continued_search_options(
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
-        plan, summary = start_continued_search(context, experiment.store, options)
+        plan, summary = continued_search.start_continued_search(context, experiment.store, options)
         if plan is not None:  # else an earlier try has committed it, and died
             task = AttemptTask(experiment, plan, self.trial_id)
-            outcome = (
-                self.run_attempt(context, task)
-                if event is None
-                else self.resume_attempt(context, event, task)
-            )
-            raise_unless_ended(plan, outcome)
+            continued_search.raise_unless_ended(plan, self.run_attempt(context, task, event))
             summary = commit_restore(task.store, plan.restore_id)
-        return self.push_summary(context, report_commit(experiment.address, summary, log=self.log))
+        report = continued_search.report_commit(experiment.address, summary, log=self.log)
+        return self.push_summary(context, report)

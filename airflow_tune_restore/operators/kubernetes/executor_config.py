@@ -3,12 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_tune_restore.launch.kubernetes.pod_resources import (
-    GPU_RESOURCE,
-    PodSpecOptions,
-    container_resources,
-)
-from airflow_tune_restore.launch.kubernetes.pod_spec import shm_mount, shm_volume, size_env
+from airflow_tune_restore.launch.kubernetes import pod_resources, pod_spec
 from airflow_tune_restore.operators.kubernetes.pod_arguments import parse_object_store
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 
@@ -17,7 +12,7 @@ def executor_config(
     resources: Mapping[str, float],
     *,
     object_store_memory: int = OBJECT_STORE_BYTES,
-    gpu_resource: str = GPU_RESOURCE,
+    gpu_resource: str = pod_resources.GPU_RESOURCE,
     custom_resources: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the `executor_config` of a trial task whose worker pod runs the trial itself.
@@ -37,20 +32,18 @@ def executor_config(
     """
     from kubernetes.client import models
 
-    options = PodSpecOptions(
+    options = pod_resources.PodSpecOptions(
         object_store_bytes=parse_object_store(object_store_memory),
         gpu_resource=gpu_resource,
         custom_resources=custom_resources or {},
     )
-    asked = container_resources(resources, options)
+    size = pod_spec.size_env(resources, options)
+    asked = pod_resources.container_resources(resources, options)
     container = models.V1Container(
         name="base",  # the executor's name for the worker's container
         resources=models.V1ResourceRequirements(requests=asked, limits=dict(asked)),
-        env=[
-            models.V1EnvVar(name=name, value=value)
-            for name, value in size_env(resources, options).items()
-        ],
-        volume_mounts=[shm_mount()],
+        env=[models.V1EnvVar(name=name, value=value) for name, value in size.items()],
+        volume_mounts=[pod_spec.shm_mount()],
     )
-    spec = models.V1PodSpec(containers=[container], volumes=[shm_volume(options)])
+    spec = models.V1PodSpec(containers=[container], volumes=[pod_spec.shm_volume(options)])
     return {"pod_override": models.V1Pod(spec=spec)}

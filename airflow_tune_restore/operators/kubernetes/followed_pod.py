@@ -1,8 +1,6 @@
 """A `KubernetesPodOperator` that follows one pod to its end, whatever an API server answers."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -22,16 +20,7 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_tune_restore.hooks.pods import PatientKubernetesHook, PatientPodManager
-from airflow_tune_restore.launch.kubernetes.api import (
-    UNREACHABLE,
-    UnreadableAnswerError,
-    describe_error,
-    is_api_error,
-    is_gone,
-    is_mistake,
-    is_outage,
-    is_refusal,
-)
+from airflow_tune_restore.launch.kubernetes import api
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit, PodWatch
 from airflow_tune_restore.launch.kubernetes.pod_start import has_started
@@ -105,8 +94,6 @@ class FollowedPodOperator(KubernetesPodOperator):
         self._is_there = is_there
         try:
             super().execute(context)
-        except (AirflowSkipException, AirflowFailException):
-            raise
         except _provider_errors() as error:
             self._raise_unless_ended(error, name, was_there=self.pod is not None)
 
@@ -116,7 +103,7 @@ class FollowedPodOperator(KubernetesPodOperator):
         if event.get("end"):
             self._watch.remember(name, PodExit.from_event(event["end"]))
         if _is_overdue(event):
-            self._end_for_time(name)
+            self._end_for_time()
             raise AirflowException(f"{self._describe(name)} was given up: {event.get('message')}")
         if event.get("outage"):
             raise self._not_followed(name, str(event["outage"]))
@@ -126,8 +113,6 @@ class FollowedPodOperator(KubernetesPodOperator):
                 event = {**event, "status": "error"}
             self._has_waited = event["status"] == "timeout"
             super().trigger_reentry(context, event)
-        except (AirflowSkipException, AirflowFailException):
-            raise
         except _provider_errors() as error:
             self._raise_unless_ended(error, name, was_there=True)
 
@@ -139,7 +124,6 @@ class FollowedPodOperator(KubernetesPodOperator):
             raise self._not_created(error, pod.metadata.name) from error
 
     def _forget(self, name: str) -> None:
-        """Forget the pod that was followed before."""
         self._pod_name, self.end = name, None
         self._has_waited, self._why_given_up = False, None
         self.pod = self.pod_request_obj = self.remote_pod = None  # the provider's own
@@ -149,17 +133,9 @@ class FollowedPodOperator(KubernetesPodOperator):
     def find_pod(
         self, namespace: str, context: Context, *, exclude_checked: bool = True
     ) -> Any | None:
-        """Return the pod by its name."""
-        del context, exclude_checked
-        name = self._pod_name
-        if name is None:
-            return None
-        try:
-            return self.hook.get_pod(name, namespace)
-        except Exception as error:
-            if is_gone(error, name):
-                return None
-            raise
+        """Return the followed pod."""
+        del namespace, context, exclude_checked
+        return None if self._pod_name is None else self.pods.find(self._pod_name)
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Context) -> Any:
         """Attach to the pod, or create it."""
@@ -171,8 +147,7 @@ class FollowedPodOperator(KubernetesPodOperator):
     def on_kill(self) -> None:
         """Delete the pod that this task follows; it saves a snapshot first."""
         self._killed = True
-        if self._pod_name is not None:
-            self._end_for_time(self._pod_name)
+        self._end_for_time()
 
     def post_complete_action(self, *, pod: Any, remote_pod: Any, **kwargs: Any) -> None:
         """Set `end`, before the provider deletes an ended pod.
@@ -183,13 +158,12 @@ class FollowedPodOperator(KubernetesPodOperator):
         if remote_pod is None or self._killed:
             return  # it never existed, or is deleted already
         if isinstance(raised, AirflowTaskTimeout):
-            self._end_for_time(name)
+            self._end_for_time()
             return
-        if is_outage(raised, name):
+        if api.is_outage(raised, name):
             self.log.warning("Pod %s continues; a retry attaches to it.", name)
             return
-        self.end = self.pods.look(name)
-        remote_pod = self.find_pod(pod.metadata.namespace, kwargs["context"])
+        self.end, remote_pod = self.pods.look(name), self.pods.find(name)
         if remote_pod is None:
             return  # already deleted
         if self.end is not None:
@@ -203,25 +177,26 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _clean(self, event: dict[str, Any], result: Any, context: Context) -> None:
         """Wait for the pod's end and clean up, unless the time of the task is over."""
-        if isinstance(sys.exception(), AirflowTaskTimeout) and self._pod_name is not None:
-            self._end_for_time(self._pod_name)
-            return
-        super()._clean(event=event, result=result, context=context)
+        if isinstance(sys.exception(), AirflowTaskTimeout):
+            self._end_for_time()
+        else:
+            super()._clean(event=event, result=result, context=context)
 
     def _is_given_up(self, raised: BaseException | None, pod: Any) -> bool:
-        """Whether the wait for a pod that has not started is over."""
         return (
             self._has_waited
             or isinstance(raised, PodLaunchTimeoutException | PodLaunchFailedException)
             or detect_pod_terminate_early_issues(pod) is not None
         )
 
-    def _end_for_time(self, name: str) -> None:
-        """Delete a pod that has not ended, unless the user keeps the pods of killed tasks."""
-        if self.on_kill_action.value == "keep_pod":
-            self.log.info("Pod %s continues: on_kill_action is keep_pod.", name)
+    def _end_for_time(self) -> None:
+        """Delete the followed pod, if any, unless the user keeps the pods of killed tasks."""
+        if self._pod_name is None:
             return
-        self.pods.delete(name)
+        if self.on_kill_action.value == "keep_pod":
+            self.log.info("Pod %s continues: on_kill_action is keep_pod.", self._pod_name)
+        else:
+            self.pods.delete(self._pod_name)
 
     def _write_logs(  # type: ignore[override]  # the provider's is wrapped by tenacity
         self,
@@ -244,11 +219,15 @@ class FollowedPodOperator(KubernetesPodOperator):
 
     def _raise_unless_ended(self, error: Exception, name: str, *, was_there: bool) -> None:
         """Raise a short form of the provider's error, unless the pod has ended: then `end` counts."""
+        if isinstance(error, AirflowSkipException | AirflowFailException):
+            raise error
         if self.end is not None:
             return
         what, why = self._describe(name), _cause(error)
         if self._why_given_up is None:
-            if is_gone(error, name) or (not is_api_error(error) and self.pods.read(name) is None):
+            if api.is_gone(error, name) or (
+                not api.is_api_error(error) and self.pods.read(name) is None
+            ):
                 self.end = self.pods.look(name)
                 return
             if not was_there:
@@ -264,9 +243,9 @@ class FollowedPodOperator(KubernetesPodOperator):
     def _not_created(self, error: Exception, name: str) -> AirflowException:
         what, why = self._describe(name), _cause(error)
         failed = f"{what} could not be created: {why.rstrip('.')}."
-        if is_mistake(error):
+        if api.is_mistake(error):
             return AirflowFailException(f"{failed} Correct the arguments or the pod template.")
-        if is_refusal(error, name):
+        if api.is_refusal(error, name):
             return AirflowException(f"{failed} Nothing ran; a retry tries again.")
         return AirflowException(
             f"{failed} If it was created nevertheless, a retry attaches to it; else a retry creates it."
@@ -282,25 +261,9 @@ class FollowedPodOperator(KubernetesPodOperator):
         return f"{self.pod_purpose}: pod {name} in namespace {self.pod_namespace}"
 
 
-@contextmanager
-def plain_answers() -> Iterator[None]:
-    """Raise an API error as an `AirflowException` of one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if not is_api_error(error):
-            raise
-        raise AirflowException(
-            f"The Kubernetes API does not answer as it should: {describe_error(error).rstrip('.')}. "
-            "Pods continue; a retry attaches to them."
-        ) from error
-
-
 def _provider_errors() -> tuple[type[Exception], ...]:
     """Return the kinds of errors of the provider's operator: its own, and those of the client it uses."""
-    from kubernetes.client.exceptions import ApiException
-
-    return (AirflowException, ApiException, UnreadableAnswerError, *UNREACHABLE)
+    return (AirflowException, *api.api_errors())
 
 
 def _is_overdue(event: dict[str, Any]) -> bool:
@@ -314,4 +277,4 @@ def _cause(error: BaseException) -> str:
     """Return the first error of a chain: the provider raises others while it cleans up."""
     while isinstance(error.__context__, Exception):
         error = error.__context__
-    return describe_error(error).rstrip(". ")
+    return api.describe_error(error).rstrip(". ")

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any
 from yaml import YAMLError
 
 from airflow_tune_restore.exceptions import InvalidInputError
-from airflow_tune_restore.launch.kubernetes.pod_resources import (
-    PodSpecOptions,
-    container_resources,
-    merge_resources,
-)
-from airflow_tune_restore.launch.kubernetes.pod_spec import attempt_spec, shm_mount, shm_volume
+from airflow_tune_restore.launch.kubernetes import pod_resources, pod_spec
 from airflow_tune_restore.operators.kubernetes.pod_arguments import parse_ttl
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerRequest
@@ -26,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def apply_request_to_spec(
-    operator: "RunnerPodOperator", request: RunnerRequest, options: PodSpecOptions
+    operator: "RunnerPodOperator", request: RunnerRequest, options: pod_resources.PodSpecOptions
 ) -> None:
     """Set the arguments of the provider's operator for one attempt."""
     from airflow.providers.cncf.kubernetes.backcompat.backwards_compat_converters import (
@@ -34,7 +29,7 @@ def apply_request_to_spec(
     )
     from kubernetes.client import models
 
-    spec = attempt_spec(request, options, operator.env or {})
+    spec = pod_spec.attempt_spec(request, options, operator.env or {})
     operator.name, operator.random_name_suffix = spec.name, False
     operator.labels = {**operator.labels, **spec.labels}
     operator.annotations = {**operator.annotations, **spec.annotations}
@@ -43,11 +38,11 @@ def apply_request_to_spec(
     taken = {variable.name for variable in named}
     fresh = {name: value for name, value in spec.env.items() if name not in taken}
     operator.env_vars = [*named, *convert_env_vars_or_raise_error(fresh)]
-    asked = container_resources(request.resources, options)
-    resources = merge_resources(asked, given_resources(operator))
+    asked = pod_resources.container_resources(request.resources, options)
+    resources = pod_resources.merge_resources(asked, given_resources(operator))
     operator.container_resources = models.V1ResourceRequirements(**resources)
-    operator.volumes = [*operator.volumes, shm_volume(options)]
-    operator.volume_mounts = [*operator.volume_mounts, shm_mount()]
+    operator.volumes = [*operator.volumes, pod_spec.shm_volume(options)]
+    operator.volume_mounts = [*operator.volume_mounts, pod_spec.shm_mount()]
     if operator.ttl is not None:
         operator.active_deadline_seconds = parse_ttl(operator.ttl)
 
@@ -80,13 +75,8 @@ def check_template(operator: "KubernetesPodOperator") -> None:
     """Check that a template can be read, and that its first container is the runner's.
 
     The provider lays the runner over the first container, whatever its name.
-
-    Raises:
-        InvalidInputError: If it is not so.
     """
-    template = read_template(operator)
-    containers = template.spec.containers if template is not None and template.spec else None
-    names = [container.name for container in containers or ()]
+    names = [container.name for container in _containers(operator)]
     base = operator.base_container_name
     if base in names[1:]:
         raise InvalidInputError(
@@ -95,21 +85,12 @@ def check_template(operator: "KubernetesPodOperator") -> None:
         )
 
 
-def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, str]]:
+def given_resources(operator: "KubernetesPodOperator") -> dict[str, dict[str, Any]]:
     """Return the user's requests and limits, from argument and template."""
+    of_template = [container.resources for container in _containers(operator)[:1]]
+    return pod_resources.given_resources(*of_template, operator.container_resources)
+
+
+def _containers(operator: "KubernetesPodOperator") -> list[Any]:
     template = read_template(operator)
-    containers = template.spec.containers if template is not None and template.spec else []
-    of_template = _plain(containers[0].resources) if containers else {}
-    own = _plain(operator.container_resources)
-    return {
-        kind: {**(of_template.get(kind) or {}), **(own.get(kind) or {})}
-        for kind in ("requests", "limits")
-    }
-
-
-def _plain(model: Any) -> dict[str, Any]:
-    """Return an object of Kubernetes' client, or its JSON, as a mapping."""
-    if model is None:
-        return {}
-    plain: dict[str, Any] = model if isinstance(model, dict) else model.to_dict(serialize=True)
-    return {name: value for name, value in plain.items() if value is not None}
+    return (template.spec.containers if template is not None and template.spec else None) or []

@@ -4,16 +4,13 @@ from typing import Any
 
 from airflow.sdk import Context, RetryPolicy
 
-from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
-from airflow_tune_restore.operators.kubernetes.followed_pod import plain_answers
 from airflow_tune_restore.operators.kubernetes.shared_pod import SharedPod
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
-from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.plan import read_plan
 
 
@@ -61,22 +58,18 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         """Id of the trial in the plan."""
         return TrialXCom.parse(self.trial).trial_id
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         """Run an attempt of the trial, or take the outcome of an earlier try, and judge the outcome."""
-        with as_airflow_errors(), plain_answers():
-            self.check_arguments()
-            task = self.open_task()
-            if not task.plan.is_whole_experiment:
-                return self._conclude(context, task, self.run_attempt(context, task))
+        task = self.open_task()
+        if task.plan.is_whole_experiment:
             self._shared = SharedPod(self, task)
-            return self._conclude(context, task, self._shared.follow(context))
-
-    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Continue after the trigger has fired."""
-        self._pod_name = event["name"]  # a kill from here on deletes it
-        with as_airflow_errors(), plain_answers():
-            task = self.open_task()
-            return self._conclude(context, task, self.resume_attempt(context, event, task))
+            outcome = self._shared.follow(context)
+        else:
+            outcome = self.run_attempt(context, task, event)
+        item = TrialXCom.parse(self.trial)
+        because = self.end.message if self.end is not None else ""
+        summary = judge(task.store, task.plan, item, outcome, log=self.log, because=because)
+        return self.push_summary(context, summary)
 
     def on_kill(self) -> None:
         """Delete the pod: it saves a snapshot first. In a shared pod, stop this trial alone."""
@@ -90,11 +83,3 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
         experiment = self.open_experiment()
         plan = read_plan(experiment.store, TrialXCom.parse(self.trial).restore_id)
         return AttemptTask(experiment, plan, self.trial_id)
-
-    def _conclude(
-        self, context: Context, task: AttemptTask, outcome: RunnerOutcome
-    ) -> dict[str, Any]:
-        item = TrialXCom.parse(self.trial)
-        because = self.end.message if self.end is not None else ""
-        summary = judge(task.store, task.plan, item, outcome, log=self.log, because=because)
-        return self.push_summary(context, summary)

@@ -28,12 +28,7 @@ MAX_OUT_OF_MEMORY = 3
 
 
 class SharedPod:
-    """Follows one trial of a whole-experiment run in a pod.
-
-    Args:
-        operator: Creates the pod.
-        task: The experiment, the plan and the trial.
-    """
+    """Follows the trial of a task in the pod of a whole-experiment run."""
 
     def __init__(self, operator: "RunnerPodOperator", task: AttemptTask) -> None:
         self._operator = operator
@@ -74,12 +69,7 @@ class SharedPod:
             ask_to_stop(self._trial.store, self._trial.plan.restore_id, self._trial.trial_id)
 
     def _start(self, context: Context, attempt: int, before: Sequence[int]) -> None:
-        """Start the pod of an attempt.
-
-        Raises:
-            KeyExistsError: If the newest pod is alive, or another task was faster.
-            AirflowException: If that pod did not start in time, or another one would fail, too.
-        """
+        """Start the pod of an attempt (KeyExistsError if one is alive, or another task was faster)."""
         store, plan = self._whole.store, self._whole.plan
         newest = self._pods.find_attempt()
         if newest.alive is not None:
