@@ -34,12 +34,10 @@ _EXTRAS: dict[type[FsspecStore], str] = {S3Store: "s3", GcsStore: "gcs", AzureSt
 def open_store(
     uri: str, *, filesystem: "AbstractFileSystem | None" = None, in_bulk: bool = False
 ) -> ObjectStore:
-    """Open the store rooted at a path or URL.
+    """Open the store rooted at a path, or at any URL that fsspec supports, without credentials.
 
-    Args:
-        uri: A local path, or any URL that fsspec supports, without credentials.
-        filesystem: An authenticated fsspec filesystem to use instead of the environment.
-        in_bulk: Many reads follow, or large ones: use the client that is best at those, if installed.
+    An authenticated filesystem takes the place of the environment. If many reads follow, or large ones
+    (`in_bulk`), the client that is best at those is used, if installed.
 
     Raises:
         InvalidInputError: If the URL cannot be used, or needs a package that is not installed.
@@ -93,16 +91,14 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
     scheme, options = location.scheme, options_of(location)
     store = _STORES.get(scheme)
     arguments = store.client_arguments(options, None) if store else {}
+    arguments |= {"skip_instance_cache": True, "use_listings_cache": False}
     try:
-        return fsspec.filesystem(
-            scheme, skip_instance_cache=True, use_listings_cache=False, **arguments
-        )
+        return fsspec.filesystem(scheme, **arguments)
     except ImportError as error:
         if store is S3Store and (over_arrow := s3_over_arrow(location)) is not None:
             return over_arrow
-        hint = (
-            f" Install it: pip install 'airflow-tune-restore[{_EXTRAS[store]}]'." if store else ""
-        )
+        extra = f"airflow-tune-restore[{_EXTRAS[store]}]" if store else ""
+        hint = f" Install it: pip install '{extra}'." if extra else ""
         raise InvalidInputError(
             f"{scheme}:// needs a package that is missing: {str(error).rstrip('.')}.{hint}"
         ) from error
