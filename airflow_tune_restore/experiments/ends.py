@@ -52,9 +52,7 @@ def settle_ends(state: State, live: Collection[str] | None) -> State:
 def may_be_stopped_by_scheduler(experiment: Experiment) -> bool:
     """Whether all trials are TERMINATED, and only `tuner.pkl` shows whether a scheduler ended one."""
     ends = {trial.end for trial in experiment.trials}
-    return None not in ends and not ends.isdisjoint(
-        {TrialEnd.RESULT, TrialEnd.DONE, TrialEnd.UNMARKED}
-    )
+    return None not in ends and bool(ends & {TrialEnd.RESULT, TrialEnd.DONE, TrialEnd.UNMARKED})
 
 
 def count_ends(experiment: Experiment) -> dict[str, int]:

@@ -147,11 +147,9 @@ class Evidence:
     @property
     def is_restarting(self) -> bool:
         """Whether a driver has started after the newest state was written, and has not saved one yet."""
-        return (
-            self.tuner_written is not None
-            and self.state_written is not None
-            and self.tuner_written - self.state_written > ONE_UPLOAD
-        )
+        if self.tuner_written is None or self.state_written is None:
+            return False
+        return self.tuner_written - self.state_written > ONE_UPLOAD
 
 
 def patience(summary: StateSummary, stale_after: timedelta) -> tuple[timedelta, str]:
@@ -164,11 +162,8 @@ def patience(summary: StateSummary, stale_after: timedelta) -> tuple[timedelta, 
     if not stale_after:
         return stale_after, "the user states that its driver is dead"
     iteration, period = summary.longest_interval, summary.snapshot_period or 0.0
-    own = [
-        (_INTERVALS * iteration, "an iteration", iteration),
-        (_SNAPSHOTS * period, "a snapshot", period),
-    ]
-    seconds, what, interval = max(own)
+    by_iteration = (_INTERVALS * iteration, "an iteration", iteration)
+    seconds, what, interval = max(by_iteration, (_SNAPSHOTS * period, "a snapshot", period))
     seconds = min(seconds, MAX_PATIENCE.total_seconds())
     if seconds <= stale_after.total_seconds():
         return stale_after, "stale_after"
@@ -208,9 +203,7 @@ def describe_evidence(
 
     Without a readable state (`summary` is None) it has fewer lines.
     """
-    allowed, why = (
-        (stale_after, "stale_after") if summary is None else patience(summary, stale_after)
-    )
+    allowed, why = patience(summary, stale_after) if summary else (stale_after, "stale_after")
     found = {
         EvidenceKind.ROOT: _written(evidence.root_written, evidence) or "no time from the store",
         EvidenceKind.TRIAL_DIRS: _trial_dirs(evidence),

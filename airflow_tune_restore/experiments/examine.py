@@ -1,8 +1,6 @@
-"""Store -> a report on one experiment.
+"""Store -> a report on one experiment, for one listing of the root and one get of the newest state.
 
-It costs one listing of the root and one get of the newest state. Two more files are read where needed:
-the searcher's state, if all trials have ended and do not show that all samples were drawn; and
-`tuner.pkl`, if the experiment would be restored and the file is newer than its driver's states.
+The searcher's state and `tuner.pkl` are read, too, where they decide (`read_outline`, `read_doubt`).
 """
 
 import functools
@@ -202,6 +200,7 @@ class _Examination(NamedTuple):
             options.index.remember(self.path, mark, summary)
         if options.explains:
             evidence = self._read_older_runs(summary, evidence)
+        restore = evidence.restore
         return ExperimentReport(
             experiment=store.uri,
             health=health,
@@ -211,7 +210,7 @@ class _Examination(NamedTuple):
             last_write=evidence.last_write,
             samples_left=summary.samples_left,
             was_restored=was_restored(entries),
-            abandoned=_abandoned(evidence),
+            abandoned=restore.lease.epoch if restore is not None and not restore.is_alive else None,
             warnings=summary.warnings,
             evidence=describe_evidence(summary, evidence, counted, stale_after=options.stale_after),
         )
@@ -324,17 +323,11 @@ def _notes(store: ObjectStore, summary: StateSummary) -> list[str]:
     return [*summary.warnings, lost]
 
 
-def _abandoned(evidence: Evidence) -> int | None:
-    restore = evidence.restore
-    return restore.lease.epoch if restore is not None and not restore.is_alive else None
-
-
 def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
     """Return the newest write to a trial's directory, or to its newest checkpoint.
 
     Workers upload checkpoints by themselves; result rows come with the driver's snapshots, which may be
-    rare. Only the newest checkpoint is listed, one level deep. A directory that is a link to itself has
-    no writes.
+    rare. A directory that is a link to itself has no writes.
     """
     try:
         entries = store.list_dir(trial_dir)

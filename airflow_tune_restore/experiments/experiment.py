@@ -141,13 +141,10 @@ def samples_left(search_state: Any, trials: int) -> int | None:
 
     BasicVariantGenerator saves its `__dict__`, SearchGenerator a dict (ray.tune.search, 2.60).
     """
-    total = attribute(search_state, "_total_samples")
-    finished = attribute(search_state, "_finished")
-    if total is None:
-        total = attribute(search_state, "total_samples")
-        finished = attribute(search_state, "finished")
-    if finished is True:
+    prefix = "" if attribute(search_state, "_total_samples") is None else "_"
+    if attribute(search_state, f"{prefix}finished") is True:
         return 0
+    total = attribute(search_state, f"{prefix}total_samples")
     return max(0, total - trials) if is_count(total) else None
 
 

@@ -1,17 +1,10 @@
 """The index of a prefix: one object below it with a summary per experiment, so that scans read less.
 
-1. A line of JSON per experiment. It counts only while the listing of the experiment still shows the very
-   objects that it was made from. A line that is damaged, too long or implausible is ignored.
-2. The index is never needed: a lost one is built again. If two scans write it at once, the later one
-   wins. A restore always reads the state itself.
-3. It is not signed, so anyone who can write below the prefix can forge it. Every scan therefore reads
-   some of the experiments again, by chance (`spot_check`), and all of them as soon as one line differs
-   from its state. Each line that a scan uses is checked with a chance of one in 32, and at least eight
-   lines. So 60 forged lines of 60 are found by the first scan, 60 of 1,000 by each scan with 85 %, one of
-   60 after 8 scans on average and one of 1,000 after 32. Then they are replaced. Words beside a verdict
-   (what ended the trials, warnings) are not compared.
-4. A line is decoded only when it is needed: reading an index takes a few times its length in memory,
-   whatever it holds.
+A line counts only while the listing of the experiment still shows the objects that it was made from. A
+line that is damaged, too long or implausible is ignored, and a lost index is built again. If two scans
+write it at once, the later one wins. Anyone who can write below the prefix can forge it: every scan reads
+some experiments again (`spot_check`, ADR 0018). A line is decoded only when it is needed, so that reading
+an index takes a few times its length in memory, whatever it holds.
 """
 
 import hashlib

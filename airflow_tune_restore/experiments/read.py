@@ -140,7 +140,7 @@ def _shows_that_all_are_drawn(entries: list[Entry], state: State) -> bool:
     names = [entry.name for entry in entries if not entry.is_dir]
     is_basic = any(name.startswith(layout.VARIANT_STATE_PREFIX) for name in names)
     is_other = any(name.startswith(layout.SEARCH_STATE_PREFIX) for name in names)
-    was_committed = any(layout.is_committed(name) for name in names)
+    was_committed = any(map(layout.is_committed, names))
     return is_basic and not is_other and not was_committed and search_is_exhausted(state)
 
 

@@ -1,8 +1,8 @@
 """Prefix -> a report on every experiment below it. Checkpoints are not walked.
 
-`examine` reports on each experiment. A scan with an index (`index`) reads only the states that have
-changed since the last scan, and some others by chance: if the index is wrong there (`spot_check`), all
-are read again. Roots are always listed, because only a listing shows a change.
+A scan with an index (`index`) reads only the states that have changed since the last scan, and some
+others by chance: if the index is wrong there (`spot_check`), all are read again. Roots are always listed,
+because only a listing shows a change.
 """
 
 import logging

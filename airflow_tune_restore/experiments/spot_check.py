@@ -120,11 +120,8 @@ def _compare(kept: StateSummary, read: StateSummary) -> str:
 
 def _judged(summary: StateSummary) -> dict[str, Any]:
     """Return the fields that verdicts rest on."""
-    values = {
-        name: getattr(summary, name)
-        for name in StateSummary.__struct_fields__
-        if name not in NOT_COMPARED
-    }
+    names = [name for name in StateSummary.__struct_fields__ if name not in NOT_COMPARED]
+    values = {name: getattr(summary, name) for name in names}
     if summary.unfinished:
         # then they do not decide between dead and alive, and are counted later, if at all
         values["samples_left"] = None

@@ -1,13 +1,10 @@
 """Experiment state file -> rows and trials, and back.
 
 The file is JSON inside JSON strings, about 13 KB per trial, and holds `NaN`, `Infinity` and `-Infinity`,
-which strict parsers refuse. It is read piece by piece: msgspec splits each piece into raw rows, and
-`parse_row` decodes only the fields that a plan needs. A file with another layout than Ray's, and the end
-of every file, are split by the regular expression `_ROW`.
-Reading takes little more memory than the bytes of the file: rows are counted, each document is bounded
-(`bounded_json`), and the text around the rows is limited.
-Raw rows are kept, so that a commit can write untouched ones back byte for byte. A caller that commits
-nothing can drop the rows of terminated trials: they are nearly all of the file.
+which strict parsers refuse. It is read piece by piece (ADR 0010): msgspec splits each piece into raw
+rows, and `parse_row` decodes only the fields that a plan needs. A file with another layout than Ray's,
+and the end of every file, are split by the regular expression `_ROW`. Raw rows are kept, so that a commit
+can write untouched ones back byte for byte.
 """
 
 import json

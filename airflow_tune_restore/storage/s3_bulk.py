@@ -1,9 +1,8 @@
 """S3 for many small or large reads: reads go through obstore, all else through s3fs.
 
-Measured in benchmarks/scan_1000.py: obstore takes a quarter of s3fs's processor time per request, which
-is the limit of a scan. Credentials, endpoint and region come from the s3fs client. Requests go through
-s3fs where obstore would differ from it (a proxy, an own certificate, smart defaults, a bucket in another
-region, requester pays), and after every error of obstore: `client_errors` explains the errors of s3fs.
+obstore takes a fraction of s3fs's processor time per request (ADR 0007). Credentials, endpoint and region
+come from the s3fs client. Requests go through s3fs where obstore would differ from it, and after every
+error of obstore: `client_errors` explains the errors of s3fs.
 """
 
 from collections.abc import Iterator
