@@ -32,23 +32,16 @@ class TuneRestoreTaskGroup(TaskGroup):
     nothing to restore the tasks are skipped and the DAG run succeeds.
 
     Args:
-        group_id: Id of the group.
         trainable: `package.module:attribute`, or a name registered with Tune.
         prefix: Place to search for experiments. Either this or `experiments` is required.
         experiments: Experiments to restore: an address, a list of them, or another task's output.
-        health: With `prefix`: which experiments, as in `FailedTuneExperimentSensor`.
-        wait: With `prefix`: whether to wait until there is one, or to look once.
-        deferrable: With `wait`: whether to wait in the triggerer, without a worker slot. None for
+        health, wait, deferrable: With `prefix`: as in `FailedTuneExperimentSensor`. `deferrable=None` is
             Airflow's default.
         stale_after: Silence after which an unfinished experiment counts as dead.
         storage_conn_id: Airflow connection for the store.
-        resume_unfinished: As in `Tuner.restore`.
-        resume_errored: As in `Tuner.restore`.
-        restart_errored: As in `Tuner.restore`.
-        resume_config: The three flags by status, as in `BuildRestorePlanOperator`.
-        ignore_tuner: Whether trials are restored from the state alone, without `tuner.pkl`.
-        param_space: `package.module:attribute` of a re-specified param_space.
-        search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost.
+        resume_unfinished, resume_errored, restart_errored: As in `Tuner.restore`.
+        resume_config, ignore_tuner, max_attempts, param_space, search_alg: As in
+            `BuildRestorePlanOperator`.
         imports: Modules that the runners import first.
         python: Interpreter that has Ray and the trainable.
         runner_user: User of the runners on a worker that runs as root, as in `RestoreTrialOperator`.
@@ -61,20 +54,14 @@ class TuneRestoreTaskGroup(TaskGroup):
             also counts as running if a live job of this cluster names it.
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: the serialized DAG contains them.
-        max_attempts: Failed attempts, over all restores, after which a trial is quarantined.
         max_active_trials: How many trials run at the same time in one DAG run.
         find_args: More arguments of `FailedTuneExperimentSensor`, for example `include` or `max_depth`.
         plan_args: More arguments of `BuildRestorePlanOperator`, for example `strategy`.
         trial_args: More arguments of `RestoreTrialOperator`, for example `retries`.
-        commit_args: More arguments of `CommitRestoreOperator`.
-        continue_search_args: More arguments of `ContinueSearchOperator`.
-        **kwargs: Arguments of `TaskGroup`.
+        commit_args, continue_search_args: More arguments of the operators of these tasks.
 
     Attributes:
-        plan: The plan task.
-        trial: The mapped trial task.
-        commit: The commit task.
-        continue_search: The mapped task that continues the search.
+        plan, trial, commit, continue_search: These tasks.
     """
 
     def __init__(  # noqa: PLR0913  one line of a DAG has its options by name
@@ -146,15 +133,11 @@ class TuneRestoreTaskGroup(TaskGroup):
             }
             in_pods = launcher == KUBERNETES
             trial_operator, search_operator = _pod_operators() if in_pods else _OPERATORS
-            run = {
-                "launcher": launcher,
-                "runner_user": runner_user,
-                "ray_address": ray_address,
-                "runtime_env": runtime_env,
-                **({"ray_conn_id": ray_conn_id} if ray_conn_id else {}),
-            }
-            if in_pods:
-                run = {}
+            place = {"launcher": launcher, "runner_user": runner_user}
+            run: dict[str, Any] = {}
+            if not in_pods:
+                run = {**place, "ray_address": ray_address, "runtime_env": runtime_env}
+                run |= {"ray_conn_id": ray_conn_id} if ray_conn_id else {}
             self.plan = BuildRestorePlanOperator(
                 **{
                     "task_id": "plan",
@@ -167,9 +150,8 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "max_attempts": max_attempts,
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
-                    "launcher": launcher,
-                    "runner_user": runner_user,
                     "ray_conn_id": ray_conn_id,
+                    **place,
                     **shared,
                     **(plan_args or {}),
                 }

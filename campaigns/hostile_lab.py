@@ -52,7 +52,11 @@ MOST_SHOWN = 20_000
 """Characters of one message of a log, or of one error: more of it helps nobody."""
 
 ROOMS_THAT_WAIT = tuple(
-    f"airflow_tune_restore.{room}." for room in ("experiments", "restore", "operators")
+    f"airflow_tune_restore.{room}."
+    for room in (
+        *("protocol", "experiments", "restore", "operators"),
+        *("launch.ray.attempt_job", "launch.ray.job"),
+    )
 )
 """Where waiting takes no time here; clients of servers wait by the real clock."""
 
@@ -99,11 +103,15 @@ class Clock:
         ours = {time.monotonic: self.monotonic, time.sleep: self.sleep}
         undo = contextlib.ExitStack()
         for name, module in list(sys.modules.items()):
-            if not name.startswith(rooms):
+            if not f"{name}.".startswith(rooms):
                 continue
             if vars(module).get("time") is time:
                 undo.enter_context(mock.patch.object(module, "time", self))
-            for function in vars(module).values():
+            classes = [found for found in vars(module).values() if isinstance(found, type)]
+            for function in (
+                *vars(module).values(),
+                *(m for c in classes for m in vars(c).values()),
+            ):
                 defaults = getattr(function, "__kwdefaults__", None) or {}
                 waits = {
                     parameter: ours[value]

@@ -362,7 +362,7 @@ def _runner(_lab: Lab, store: ObjectStore) -> None:
             experiment="x", restore_id=RESTORE_ID, trial_id=unit, attempt=1, trainable="m:t",
             trainable_name="t", action="resume", trim_results=True,
         )  # fmt: skip
-        Reporter(store, request)._look_for_stops()
+        Reporter(store, request)._read_stop_requests()
         rows = RunnerStore(store)
         rows.put("d/result.json", b'{"training_iteration": 1}\n{"training_iteration": 2}\n')
         with contextlib.suppress(TuneRestoreError):

@@ -73,9 +73,7 @@ def _choose_or_lose(
 
 
 def _lost(error: TuneRestoreError) -> CheckpointChoice:
-    return CheckpointChoice(
-        name=None, iteration=0, repaired=False, lost=True, reason=str(error).removesuffix(".")
-    )
+    return CheckpointChoice(lost=True, reason=str(error).removesuffix("."))
 
 
 def _choose(

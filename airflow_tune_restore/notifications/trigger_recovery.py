@@ -60,14 +60,8 @@ class TriggerRecoveryNotifier(BaseNotifier):
                 quote(json.dumps({"experiment": experiment})),
             )
             return
-        run_id = _run_id(experiment, context)
-        answer = comms.send(
-            TriggerDagRun(
-                dag_id=self.dag_id,
-                run_id=run_id,
-                conf={**self.extra_conf, "experiment": experiment},
-            )
-        )
+        run_id, conf = _run_id(experiment, context), {**self.extra_conf, "experiment": experiment}
+        answer = comms.send(TriggerDagRun(dag_id=self.dag_id, run_id=run_id, conf=conf))
         if isinstance(answer, ErrorResponse):
             self.log.warning("DAG %s was not started: %s", self.dag_id, answer.error.value)
             return

@@ -1,6 +1,6 @@
 """The plan task: decides which trials of which experiments are restored, and takes the leases."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -8,15 +8,8 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
 
-from airflow_tune_restore.arguments import (
-    parse_addresses,
-    parse_bool,
-    parse_bytes,
-    parse_count,
-    parse_span,
-    parse_text,
-    parse_user,
-)
+from airflow_tune_restore import arguments
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,
@@ -30,15 +23,8 @@ from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.launch.local import build_launcher
+from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
-from airflow_tune_restore.operators.xcom import (
-    CONTINUE_SEARCH_KEY,
-    RESTORES_KEY,
-    UNEXPECTED_KEY,
-    RestoreXCom,
-    TrialXCom,
-    restore_id_for,
-)
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
@@ -190,14 +176,15 @@ class BuildRestorePlanOperator(BaseOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
-            runner_account(parse_user(self.runner_user, was_given=self._has_user), self.launcher)
-            places = {text: hook.address(text) for text in parse_addresses(self.experiments)}
+            runner_account(self._user(), self.launcher)
+            texts = arguments.parse_addresses(self.experiments)
+            places = {text: hook.address(text) for text in texts}
         skipped = SkippedExperiments()
 
         def prepare(text: str) -> PreparedRestore | str:
             store = hook.open(places[text], in_bulk=True)
             try:
-                return prepare_restore(store, restore_id_for(context, store.uri), options)
+                return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
             except ExperimentRunningError as error:
                 return f"it is running: {error.reason}"
 
@@ -212,8 +199,8 @@ class BuildRestorePlanOperator(BaseOperator):
         to_continue = [t for t, restore in prepared.items() if restore.plan.only_continues_search]
         to_start = {t: restore for t, restore in prepared.items() if t not in to_continue}
         started = self._start(context, places, to_start, options, skipped)
-        ti.xcom_push(UNEXPECTED_KEY, skipped.unexpected)
-        ti.xcom_push(CONTINUE_SEARCH_KEY, [str(places[text]) for text in to_continue])
+        ti.xcom_push(xcom.UNEXPECTED_KEY, skipped.unexpected)
+        ti.xcom_push(xcom.CONTINUE_SEARCH_KEY, [str(places[text]) for text in to_continue])
         for text in to_continue:
             self.log.info("%s: only the search is left to continue", places[text])
         skipped.log(self.log)
@@ -234,9 +221,7 @@ class BuildRestorePlanOperator(BaseOperator):
         ti = context["ti"]
         holder, ttl_seconds = f"DAG {ti.dag_id}, run {ti.run_id}", self._ttl_seconds()
         # pushed before, too: if this task dies half-way, the commit finds the leases that it took
-        ti.xcom_push(
-            RESTORES_KEY, [_restore(places[text], each.plan) for text, each in prepared.items()]
-        )
+        _push_restores(ti, [(places[text], each.plan) for text, each in prepared.items()])
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
             return start_restore(prepared[text], options, holder=holder, ttl_seconds=ttl_seconds)
@@ -249,7 +234,7 @@ class BuildRestorePlanOperator(BaseOperator):
                 skipped.left_alone[text] = "a restore that died had left nothing more to do"
             else:
                 started.append((places[text], plan))
-        ti.xcom_push(RESTORES_KEY, [_restore(address, plan) for address, plan in started])
+        _push_restores(ti, started)
         return started
 
     def _without_unfit(
@@ -275,10 +260,9 @@ class BuildRestorePlanOperator(BaseOperator):
             error: TuneRestoreError | None = answers.get(question)
             if plan.has_work and not restore.is_started and question not in answers:
                 error = self._check(hook, places[text], restore, trainable)
+                # other errors may not happen with the next experiment
                 if error is None or isinstance(error, InvalidInputError):
-                    answers[question] = (
-                        error  # other errors may not happen with the next experiment
-                    )
+                    answers[question] = error
             if error is not None:
                 skipped.refused[text] = error
         return {text: each for text, each in prepared.items() if text not in skipped.refused}
@@ -297,7 +281,7 @@ class BuildRestorePlanOperator(BaseOperator):
                     self.launcher,
                     python=self.python,
                     env={**credentials, **(self.env or {})},
-                    runner_user=parse_user(self.runner_user, was_given=self._has_user),
+                    runner_user=self._user(),
                 )
                 launcher.check(
                     experiment=restore.plan.experiment,
@@ -318,8 +302,11 @@ class BuildRestorePlanOperator(BaseOperator):
         """Return the searcher that the user named, if the experiment needs it."""
         return parse_text(self.search_alg) if restore.experiment.searcher_lost else None
 
+    def _user(self) -> str | None:
+        return arguments.parse_user(self.runner_user, was_given=self._has_user)
+
     def _ttl_seconds(self) -> float:
-        return parse_span("lease_ttl", self.lease_ttl).total_seconds()
+        return arguments.parse_span("lease_ttl", self.lease_ttl).total_seconds()
 
     def _options(self) -> PrepareOptions:
         if self.resume_config:
@@ -330,19 +317,19 @@ class BuildRestorePlanOperator(BaseOperator):
             flags=flags,
             strategy=self.strategy,
             **self._parse_bools(_SWITCHES),
-            max_attempts=parse_count("max_attempts", self.max_attempts),
-            max_memory_bytes=parse_bytes("max_memory", self.max_memory),
+            max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
+            max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )
         return PrepareOptions(
             choices=choices,
-            stale_after=parse_span("stale_after", self.stale_after),
+            stale_after=arguments.parse_span("stale_after", self.stale_after),
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
         )
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
-        return {name: parse_bool(name, getattr(self, name)) for name in names}
+        return {name: arguments.parse_bool(name, getattr(self, name)) for name in names}
 
     def _log_plan(self, address: Address, plan: RestorePlan) -> None:
         self.log.info(
@@ -393,13 +380,15 @@ def _size(plan: RestorePlan) -> tuple[bool, int]:
     return plan.only_continues_search, count
 
 
-def _items(address: Address, plan: RestorePlan) -> list[TrialXCom]:
+def _items(address: Address, plan: RestorePlan) -> list[xcom.TrialXCom]:
     """Return one item per trial, and one for the samples that the same run adds."""
-    items = [TrialXCom.build(address, plan, trial) for trial in plan.to_run]
-    if plan.continues_search:
-        items.append(TrialXCom.build_continued_search(address, plan))
-    return items
+    trials = (*plan.to_run, None) if plan.continues_search else plan.to_run
+    return [xcom.TrialXCom.build(address, plan, trial) for trial in trials]
 
 
-def _restore(address: Address, plan: RestorePlan) -> dict[str, Any]:
-    return RestoreXCom(experiment=str(address), restore_id=plan.restore_id).to_xcom()
+def _push_restores(ti: Any, restores: Iterable[tuple[Address, RestorePlan]]) -> None:
+    items = [
+        xcom.RestoreXCom(experiment=str(address), restore_id=plan.restore_id)
+        for address, plan in restores
+    ]
+    ti.xcom_push(xcom.RESTORES_KEY, [item.to_xcom() for item in items])

@@ -1,7 +1,7 @@
 """Commits the results of restored trials, whatever their state."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
@@ -17,6 +17,9 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printa
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
 
 _CONCURRENCY = 4
 """Restores committed at the same time: each may wait for dead runners, and hold a state in memory."""
@@ -78,21 +81,15 @@ class CommitRestoreOperator(BaseOperator):
         ]
         if not items and not outputs:
             raise AirflowSkipException("Nothing to commit: no restore was started.")
-        summaries: list[CommitSummary] = []
-        failures: list[str] = []
         with ThreadPoolExecutor(_CONCURRENCY) as pool:
-            for item, result in zip(
-                items, pool.map(lambda item: self._try_to_commit(hook, item), items), strict=True
-            ):
-                if isinstance(result, TuneRestoreError):
-                    failures.append(f"{item.experiment}: {printable(str(result), NOTE_LENGTH)}")
-                elif result is not None:
-                    summaries.append(result)
-                    outputs.append(describe_summary(item, result))
-        for summary in summaries:
-            self.log.info("%s", summary.headline())
-            for line in summary.table().splitlines():
-                self.log.info("%s", line)
+            results = list(pool.map(lambda item: self._try_to_commit(hook, item), items))
+        failures: list[str] = []
+        for item, result in zip(items, results, strict=True):
+            if isinstance(result, TuneRestoreError):
+                failures.append(f"{item.experiment}: {printable(str(result), NOTE_LENGTH)}")
+            elif result is not None:
+                outputs.append(describe_summary(item.experiment, result))
+                log_summary(result, self.log)
         if failures:
             context["ti"].xcom_push("return_value", outputs)
             raise AirflowException(
@@ -129,10 +126,17 @@ class CommitRestoreOperator(BaseOperator):
         return None
 
 
-def describe_summary(item: RestoreXCom, summary: CommitSummary) -> dict[str, Any]:
+def log_summary(summary: CommitSummary, log: "Logger") -> None:
+    """Log the result in one sentence, then the table of its trials."""
+    log.info("%s", summary.headline())
+    for line in summary.table().splitlines():
+        log.info("%s", line)
+
+
+def describe_summary(experiment: str, summary: CommitSummary) -> dict[str, Any]:
     """Return the XCom form of a summary."""
     return {
-        "experiment": item.experiment,
+        "experiment": experiment,
         "restore_id": summary.restore_id,
         "state_file": summary.state_file,
         # A whole-experiment run that leaves samples undrawn was asked to stop, or its task has failed.

@@ -15,8 +15,8 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
-from airflow_tune_restore.operators.commit_restore import describe_summary
-from airflow_tune_restore.operators.xcom import RestoreXCom, restore_id_for
+from airflow_tune_restore.operators.commit_restore import describe_summary, log_summary
+from airflow_tune_restore.operators.xcom import restore_id_for
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.choices import PlanChoices
@@ -52,11 +52,7 @@ def experiment_to_continue(given: Any) -> str:
 def continued_search_options(
     stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
 ) -> PrepareOptions:
-    """Return how a continued search is planned.
-
-    With a param_space, an experiment that never started is started. With a search_alg, samples are drawn
-    even if their own searcher is lost.
-    """
+    """Return how a continued search is planned."""
     return PrepareOptions(
         choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
         stale_after=parse_span("stale_after", stale_after),
@@ -73,11 +69,7 @@ def start_continued_search(
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Plan the continued search and take the lease, or return to the plan of an earlier try of this task.
 
-    Args:
-        context: The task's.
-        store: Rooted at the experiment.
-        options: How to plan.
-        check: Raises if the trainable does not fit a new plan; None if only the runner can check it.
+    `check` raises if the trainable does not fit a new plan; it is None if only the runner can check it.
 
     Returns:
         The plan (None if nothing is left to do), and the commit of an abandoned restore, if any.
@@ -122,9 +114,8 @@ def commit_after_last_try(
             except KeyNotFoundError:
                 pass  # no run was started
             except TuneRestoreError as trouble:
-                log.warning(
-                    "The drawn samples are not committed: %s", printable(str(trouble), NOTE_LENGTH)
-                )
+                reason = printable(str(trouble), NOTE_LENGTH)
+                log.warning("The drawn samples are not committed: %s", reason)
         raise
 
 
@@ -141,8 +132,6 @@ def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
             raise AirflowFailException(
                 f"The search of {plan.experiment} was not continued: {cause}"
             )
-        case Result.FINISHED | Result.FAILED:
-            return
 
 
 def report_commit(
@@ -151,8 +140,5 @@ def report_commit(
     """Log a commit, and return it as `CommitRestoreOperator` does for one experiment."""
     if summary is None:
         raise AirflowSkipException(f"Nothing to draw in {address}.")
-    log.info("%s", summary.headline())
-    for line in summary.table().splitlines():
-        log.info("%s", line)
-    item = RestoreXCom(experiment=str(address), restore_id=summary.restore_id)
-    return describe_summary(item, summary)
+    log_summary(summary, log)
+    return describe_summary(str(address), summary)

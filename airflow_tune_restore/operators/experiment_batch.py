@@ -23,9 +23,7 @@ _Result = TypeVar("_Result")
 class SkippedExperiments:
     """The experiments that are not restored, with the reasons, by address.
 
-    Args:
-        left_alone: Experiments with nothing to do: finished, or running.
-        refused: Experiments that cannot be restored now.
+    `left_alone` are those with nothing to do: finished, or running. `refused` cannot be restored now.
     """
 
     left_alone: dict[str, str] = field(default_factory=dict)
@@ -49,12 +47,11 @@ class SkippedExperiments:
 
     def stop_without_work(self) -> NoReturn:
         """Skip the task if there was nothing to do; fail it if an experiment was refused."""
-        mistakes = [error for error in self.refused.values() if isinstance(error, PERMANENT)]
         reasons = "; ".join(
             f"{address}: {printable(str(reason), NOTE_LENGTH)}"
             for address, reason in (self.refused | self.left_alone).items()
         )
-        if mistakes:
+        if any(isinstance(error, PERMANENT) for error in self.refused.values()):
             raise AirflowFailException(f"Nothing could be restored. {reasons}")
         if self.unexpected or (self.refused and not self.left_alone):
             raise AirflowException(f"Nothing could be restored. {reasons}")

@@ -40,7 +40,15 @@ def judge(
     match Result(outcome.result):
         case Result.FINISHED:
             log.info("%s finished at iteration %d.", name, outcome.iteration)
-            return _summary(item, outcome)
+            return {
+                "experiment": item.experiment,
+                "trial_id": item.trial_id,
+                "final_trial_id": outcome.final_trial_id,
+                "status": outcome.status,
+                "iteration": outcome.iteration,
+                "metrics": strict_json(outcome.metrics),
+                "attempt": outcome.attempt,
+            }
         case Result.FAILED:
             kept = f"{cause}, after iteration {outcome.iteration}"
             final = _why_final(store, plan, outcome)
@@ -74,15 +82,3 @@ def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) ->
         f"It failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
         f"restore {before.restore_id}), so it is not retried"
     )
-
-
-def _summary(item: TrialXCom, outcome: RunnerOutcome) -> dict[str, Any]:
-    return {
-        "experiment": item.experiment,
-        "trial_id": item.trial_id,
-        "final_trial_id": outcome.final_trial_id,
-        "status": outcome.status,
-        "iteration": outcome.iteration,
-        "metrics": strict_json(outcome.metrics),
-        "attempt": outcome.attempt,
-    }

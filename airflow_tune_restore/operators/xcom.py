@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from airflow.sdk import Context, XComArg
 from airflow.sdk.exceptions import XComNotFound
@@ -19,11 +19,6 @@ from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.storage.location import Location
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-_Item = TypeVar("_Item", bound="DataclassInstance")
 
 RESTORES_KEY = "restores"
 """XCom key of the restores that the plan task has started."""
@@ -40,20 +35,22 @@ _NAME_LENGTH, _ID_LENGTH = 120, 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreXCom:
-    """One started restore: the input of the commit.
-
-    Args:
-        experiment: Address of the experiment, with its connection id.
-        restore_id: The restore.
-    """
+    """One started restore: the input of the commit. `experiment` is an address with its connection id."""
 
     experiment: str
     restore_id: str
+    _argument: ClassVar[str] = "restores"
 
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Parse the XCom form (InvalidInputError if it is not valid)."""
-        return _parse(cls, value, "restores")
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{key: item for key, item in value.items() if key in known})
+        except (AttributeError, TypeError):
+            raise InvalidInputError(
+                f"{cls._argument}: {value!r} is not an item of BuildRestorePlanOperator's output."
+            ) from None
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom form."""
@@ -61,12 +58,10 @@ class RestoreXCom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialXCom:
+class TrialXCom(RestoreXCom):
     """One trial to run; the plan holds the rest.
 
     Args:
-        experiment: Address of the experiment, with its connection id.
-        restore_id: The restore it belongs to.
         trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search.
         experiment_name: Last part of the experiment's URI.
         action: `resume`, `restart` or `draw`.
@@ -75,52 +70,30 @@ class TrialXCom:
         label: The grid shows it instead of the map index.
     """
 
-    experiment: str
-    restore_id: str
     trial_id: str
     experiment_name: str = ""
     action: str = ""
     checkpoint: str | None = None
     iteration: int = 0
     label: str = ""
+    _argument: ClassVar[str] = "trial"
 
     @classmethod
-    def parse(cls, value: Any) -> Self:
-        """Parse the XCom form (InvalidInputError if it is not valid)."""
-        return _parse(cls, value, "trial")
-
-    @classmethod
-    def build_continued_search(cls, address: Address, plan: RestorePlan) -> Self:
-        """Build the item of the search that a whole-experiment run continues."""
-        name = Location.parse(plan.experiment).name
+    def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan | None) -> Self:
+        """Build the item of one planned trial; with None, of the search that the run continues."""
+        name = printable(Location.parse(plan.experiment).name)
+        shown = printable(trial.trial_id)[:_ID_LENGTH] if trial else "new samples"
+        checkpoint = trial.checkpoint if trial else None
         return cls(
             experiment=str(address),
             restore_id=plan.restore_id,
-            trial_id=WHOLE_EXPERIMENT,
-            experiment_name=printable(name),
-            action=TrialAction.DRAW.value,
-            label=f"{printable(name)[:_NAME_LENGTH]} new samples",
+            trial_id=trial.trial_id if trial else WHOLE_EXPERIMENT,
+            experiment_name=name,
+            action=trial.action.value if trial else TrialAction.DRAW.value,
+            checkpoint=checkpoint and printable(checkpoint),
+            iteration=trial.iteration if trial else 0,
+            label=f"{name[:_NAME_LENGTH]} {shown}",
         )
-
-    @classmethod
-    def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan) -> Self:
-        """Build the item of one planned trial."""
-        name = Location.parse(plan.experiment).name
-        label = f"{printable(name)[:_NAME_LENGTH]} {printable(trial.trial_id)[:_ID_LENGTH]}"
-        return cls(
-            experiment=str(address),
-            restore_id=plan.restore_id,
-            trial_id=trial.trial_id,
-            experiment_name=printable(name),
-            action=trial.action.value,
-            checkpoint=trial.checkpoint and printable(trial.checkpoint),
-            iteration=trial.iteration,
-            label=label,
-        )
-
-    def to_xcom(self) -> dict[str, Any]:
-        """Return the XCom form."""
-        return asdict(self)
 
 
 def restore_id_for(context: Context, experiment: str) -> str:
@@ -141,13 +114,3 @@ def resolve_list(value: Any, context: Context) -> list[Any]:
     if value is None or value == "":
         return []
     return [value] if isinstance(value, Mapping | str) else list(value)
-
-
-def _parse(kind: type[_Item], value: Any, argument: str) -> _Item:
-    known = {f.name for f in fields(kind)}
-    try:
-        return kind(**{key: item for key, item in value.items() if key in known})
-    except (AttributeError, TypeError):
-        raise InvalidInputError(
-            f"{argument}: {value!r} is not an item of BuildRestorePlanOperator's output."
-        ) from None

@@ -40,11 +40,6 @@ class CheckpointDir:
     name: str
     files: dict[str, int]
 
-    @property
-    def index(self) -> int:
-        """Its number; -1 if the name has another form."""
-        return checkpoint_index(self.name)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointChoice:
@@ -53,15 +48,13 @@ class CheckpointChoice:
     Args:
         name: Directory name; None to start from scratch.
         iteration: `training_iteration` it was taken at; 0 if unknown or from scratch.
-        repaired: Whether the state names another one.
         lost: Whether the state names one, but no complete one is left.
         reason: The reason, for people.
     """
 
-    name: str | None
-    iteration: int
-    repaired: bool
-    lost: bool
+    name: str | None = None
+    iteration: int = 0
+    lost: bool = False
     reason: str
 
 
@@ -80,61 +73,50 @@ def choose_checkpoint(
         reported: Checkpoint name -> iteration, from the rows of result.json.
         prefer_newest: Prefer a complete one that was reported after the state was saved, unlike Ray.
     """
-    complete = {item.name: item for item in found if _is_complete(item, found)}
-    if prefer_newest and (newer := _newer(recorded, list(complete.values()), reported)):
+    complete = [item.name for item in found if _is_complete(item, found)]
+    if prefer_newest and (newer := _newer(recorded, complete, reported)):
         return newer
     if recorded is None:
-        return CheckpointChoice(
-            name=None, iteration=0, repaired=False, lost=False, reason="no checkpoint was recorded"
-        )
+        return CheckpointChoice(reason="no checkpoint was recorded")
     if recorded.name in complete:
         return CheckpointChoice(
             name=recorded.name,
             iteration=recorded.iteration or reported.get(recorded.name, 0),
-            repaired=False,
-            lost=False,
             reason=f"resumed from {recorded.name}",
         )
     trouble = "is incomplete" if any(item.name == recorded.name for item in found) else "is gone"
-    usable = [
-        item
-        for item in complete.values()
-        if item.name in reported or (not reported and item.index < checkpoint_index(recorded.name))
-    ]
+    if reported:
+        usable = [name for name in complete if name in reported]
+    else:
+        last = checkpoint_index(recorded.name)
+        usable = [name for name in complete if checkpoint_index(name) < last]
     if not usable:
         return CheckpointChoice(
-            name=None,
-            iteration=0,
-            repaired=False,
             lost=True,
             reason=f"recorded {recorded.name} {trouble} and no complete checkpoint is left",
         )
-    newest = max(usable, key=lambda item: (reported.get(item.name, 0), item.index))
+    newest = max(usable, key=lambda name: (reported.get(name, 0), checkpoint_index(name)))
     return CheckpointChoice(
-        name=newest.name,
-        iteration=reported.get(newest.name, 0),
-        repaired=True,
-        lost=False,
-        reason=f"recorded {recorded.name} {trouble}; repaired to {newest.name}, the newest complete one",
+        name=newest,
+        iteration=reported.get(newest, 0),
+        reason=f"recorded {recorded.name} {trouble}; repaired to {newest}, the newest complete one",
     )
 
 
 def _newer(
-    recorded: RecordedCheckpoint | None, complete: list[CheckpointDir], reported: dict[str, int]
+    recorded: RecordedCheckpoint | None, complete: list[str], reported: dict[str, int]
 ) -> CheckpointChoice | None:
     """Return the newest reported checkpoint, if the state is too old to name it."""
     known = recorded.iteration or reported.get(recorded.name, 0) if recorded is not None else 0
-    newer = [item for item in complete if reported.get(item.name, 0) > known]
+    newer = [name for name in complete if reported.get(name, 0) > known]
     if not newer:
         return None
-    newest = max(newer, key=lambda item: (reported[item.name], item.index))
+    newest = max(newer, key=lambda name: (reported[name], checkpoint_index(name)))
     named = f"names {recorded.name}" if recorded is not None else "names no checkpoint"
     return CheckpointChoice(
-        name=newest.name,
-        iteration=reported[newest.name],
-        repaired=True,
-        lost=False,
-        reason=f"resumed from {newest.name}, newer than the state, which {named}",
+        name=newest,
+        iteration=reported[newest],
+        reason=f"resumed from {newest}, newer than the state, which {named}",
     )
 
 

@@ -1,0 +1,1 @@
+"""Restores of experiments, from plan to undo. Every `store` is rooted at an experiment directory."""

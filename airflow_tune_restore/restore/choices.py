@@ -68,7 +68,6 @@ class PlanChoices:
     max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
 
     def __post_init__(self) -> None:
-        """Refuse an unknown strategy."""
         if self.strategy not in _STRATEGIES:
             raise InvalidInputError(
                 f"strategy={self.strategy!r} is not one of 'auto', 'per_trial', 'whole_experiment'."

@@ -1,4 +1,4 @@
-"""Claiming the next attempt of a trial: its number, and its request."""
+"""Claim the next attempt of a trial: its number and its request."""
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -58,26 +58,13 @@ def claim_next_attempt(
 ) -> RunnerRequest:
     """Claim the next attempt; a trial that ran out of memory requests more.
 
-    Args:
-        store: Rooted at the experiment directory.
-        plan: The plan.
-        unit: Trial id in the plan, or `layout.WHOLE_EXPERIMENT`.
-        settings: Of the runner.
-        log: Shows a message with its arguments, as `Logger.info`.
-        attempt: The one number to claim; by default the next free one.
-        unstarted: The newest attempt, if it was claimed and never started. It is returned if a new claim
-            would be the same.
-
-    Raises:
-        KeyExistsError: If `attempt` is taken.
-        InvalidInputError: If the plan has no such trial.
+    Takes and raises the same as `claim_attempt`; `log` is like `Logger.info`.
     """
-    history = read_history(store, plan.restore_id, unit)
-    memory = memory_to_ask(plan, unit, history)
+    memory = memory_to_ask(plan, unit, read_history(store, plan.restore_id, unit))
     if memory is not None and settings.can_grow:
-        log("It ran out of memory: asking for %.1f GiB.", memory / 1024**3)
+        log("An attempt ran out of memory: this one requests %.1f GiB.", memory / 1024**3)
     elif memory is not None:
-        log("It ran out of memory; a private Ray cannot get more of it.")
+        log("An attempt ran out of memory; a private Ray cannot get more of it.")
     elif unit != layout.WHOLE_EXPERIMENT and "memory" not in plan.trial(unit).resources:
         memory = settings.memory  # recorded, so that a retry can request twice as much
     request = claim_attempt(
@@ -89,13 +76,11 @@ def claim_next_attempt(
         unstarted=unstarted,
         memory=memory if settings.can_grow else None,
     )
-    before = AttemptRecords(store, plan.restore_id, unit).outcome_or_interrupted(
-        request.attempt - 1
-    )
+    before = AttemptRecords.of(store, request).outcome_or_interrupted(request.attempt - 1)
     if before is not None and before.resources:
         log(
-            "Attempt %d ran nothing, because its pod was too small: a trial asks for %s now. The next "
-            "pod is made for %s.",
+            "Attempt %d ran nothing, because its pod was too small: a trial requests %s now. The next "
+            "pod gets %s.",
             *(before.attempt, describe(before.resources), describe(request.resources)),
         )
     return request
@@ -113,17 +98,11 @@ def claim_attempt(
 ) -> RunnerRequest:
     """Claim the next attempt of a unit and store its request at `layout.request_key`.
 
-    The whole-experiment run requests `settings.concurrent` times as much as its largest trial.
-
-    Args:
-        store: Rooted at the experiment directory.
-        plan: The plan.
-        unit: Trial id in the plan, or `layout.WHOLE_EXPERIMENT`.
-        settings: Of the runner.
-        attempt: The one number to claim; by default the next free one.
-        unstarted: The newest attempt, if it was claimed and never started. It is returned if a new claim
-            would be the same.
-        memory: Bytes to request, if that is more than the trial requests by itself.
+    A unit is a trial id in the plan, or `layout.WHOLE_EXPERIMENT`: that run requests
+    `settings.concurrent` times as much as its largest trial. `attempt` is the one number to claim, by
+    default the next free one. `unstarted` is the newest attempt, if it was claimed and never started; it
+    is returned if a new claim would be the same. `memory` is the bytes to request, if that is more than
+    the trial requests by itself.
 
     Raises:
         KeyExistsError: If `attempt` is taken.
@@ -131,14 +110,14 @@ def claim_attempt(
         RecordUnreadableError: If an attempt with the highest possible number exists.
     """
     is_whole = unit == layout.WHOLE_EXPERIMENT
-    asked = read_resources(store, plan, unit)
+    resources = read_resources(store, plan, unit)
     if is_whole:
-        asked = {name: amount * settings.concurrent for name, amount in asked.items()}
+        resources = {name: amount * settings.concurrent for name, amount in resources.items()}
     if memory is not None:
-        asked["memory"] = max(memory, asked.get("memory", 0.0))
+        resources["memory"] = max(memory, resources.get("memory", 0.0))
     wanted = RunnerRequest(
-        **_of_plan(plan, unit),
-        resources=asked,
+        **_read_action(plan, unit),
+        resources=resources,
         experiment=plan.experiment,
         restore_id=plan.restore_id,
         trial_id=unit,
@@ -174,50 +153,41 @@ def claim_attempt(
             if attempt is not None:
                 raise
             number += 1
-            continue
-        return request
+        else:
+            return request
 
 
-def _of_plan(plan: RestorePlan, trial_id: str) -> dict[str, Any]:
-    """Return what the plan holds for a trial, or for all of them."""
-    if trial_id == layout.WHOLE_EXPERIMENT:
+def _read_action(plan: RestorePlan, unit: str) -> dict[str, Any]:
+    """Return the fields of a request that the plan holds for one trial."""
+    if unit == layout.WHOLE_EXPERIMENT:
         return {"action": TrialAction.RUN}
-    trial = plan.trial(trial_id)
-    return {
-        "action": trial.action,
-        "checkpoint": trial.checkpoint,
-        "iteration": trial.iteration,
-        "new_trial_id": trial.new_trial_id,
-    }
+    trial = plan.trial(unit)
+    names = ("action", "checkpoint", "iteration", "new_trial_id")
+    return {name: getattr(trial, name) for name in names}
 
 
-def read_resources(store: ObjectStore, plan: RestorePlan, trial_id: str) -> dict[str, float]:
-    """Return what a trial asks for, as far as is known; of all of them, the most that one asks for.
+def read_resources(store: ObjectStore, plan: RestorePlan, unit: str) -> dict[str, float]:
+    """Return the resources that a trial requests; for the whole-experiment run, the most per trial.
 
-    A runner whose place was too small has left what its trainable asks for now; else it is what was
-    recorded, and that may be out of date.
+    If the pod of an attempt was too small, its runner recorded what the trainable requests now.
+    Otherwise the state holds the resources, which may be out of date.
 
     Raises:
-        InvalidInputError: If the plan has no such trial, or if the trainable asked for more again than
-            what it had just been given.
+        InvalidInputError: If the plan has no such trial, or if the trainable got what it had requested,
+            and then requested something else.
     """
-    outcomes = (
-        AttemptRecords(store, plan.restore_id, trial_id).outcome_or_interrupted(attempt)
-        for attempt in reversed(AttemptRecords(store, plan.restore_id, trial_id).numbers())
-    )
+    records = AttemptRecords(store, plan.restore_id, unit)
+    outcomes = [records.outcome_or_interrupted(number) for number in reversed(records.numbers())]
     needed = [outcome.resources if outcome is not None else {} for outcome in outcomes]
+    is_whole = unit == layout.WHOLE_EXPERIMENT
     if len(needed) > 1 and needed[0] and needed[1]:
         raise InvalidInputError(
-            f"{_name(trial_id)} of {plan.experiment} asked for {describe(needed[1])}, was given it, and "
-            f"then asked for {describe(needed[0])}. Let its trainable ask for the same each time; then "
-            "clear the task that makes the plan."
+            f"{'A trial' if is_whole else f'Trial {unit}'} of {plan.experiment} requested "
+            f"{describe(needed[1])} and got it, and then requested {describe(needed[0])}. Let its "
+            "trainable request the same each time; then clear the task that makes the plan."
         )
     if newest := next(filter(None, needed), None):
         return dict(newest)
-    if trial_id == layout.WHOLE_EXPERIMENT:
+    if is_whole:
         return most_of(trial.resources for trial in plan.to_run) or {"CPU": 1.0}  # Ray's default
-    return dict(plan.trial(trial_id).resources)
-
-
-def _name(trial_id: str) -> str:
-    return "A trial" if trial_id == layout.WHOLE_EXPERIMENT else f"Trial {trial_id}"
+    return dict(plan.trial(unit).resources)

@@ -23,7 +23,6 @@ off makes the same bytes when it is repeated.
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -41,27 +40,15 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.state import NO_STATE, parse_state
+from airflow_tune_restore.experiments.state import NO_STATE, State, parse_state
 from airflow_tune_restore.experiments.tuner_file import read_samples_left
-from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
+from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, Lease, newest_claim
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
-from airflow_tune_restore.restore import ledger
-from airflow_tune_restore.restore.commit_record import (
-    CommitRecord,
-    committed_sha256,
-    is_in_root,
-    name_commit,
-    read_commit_record,
-    state_exists,
-)
-from airflow_tune_restore.restore.committed_state import (
-    build_committed_state,
-    put_callbacks,
-    put_searcher,
-    read_snapshot,
-)
+from airflow_tune_restore.restore import commit_record, committed_state, ledger
+from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.summary import NO_OUTCOME, CommitSummary, summarise
@@ -74,8 +61,6 @@ _CONCURRENCY = 16
 _SHOWN_IDS = 6
 
 _Found = TypeVar("_Found")
-
-logger = logging.getLogger(__name__)
 
 
 def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
@@ -107,21 +92,15 @@ def commit_abandoned(
     *,
     restore_id: str,
     holder: str,
-    ttl_seconds: float = lease_objects.DEFAULT_TTL_SECONDS,
+    ttl_seconds: float = DEFAULT_TTL_SECONDS,
     watch: lease.Watch | None = None,
 ) -> CommitSummary | None:
     """Commit what restores that died left behind, so that the next plan starts from it.
 
     Does nothing if every other restore has ended. Otherwise it watches the holder of the lease for its
     TTL, takes the lease for the restore about to start, and keeps it for `start_restore`. If it is cut
-    off anywhere, the next restore repeats it.
-
-    Args:
-        store: Rooted at the experiment directory.
-        restore_id: The restore about to start.
-        holder: Who takes the lease, for people.
-        ttl_seconds: TTL of the lease it takes.
-        watch: A watch of the holder that has begun before.
+    off anywhere, the next restore repeats it. `restore_id`, `holder` (for people) and `ttl_seconds` are
+    those of the new lease; `watch` is a watch of the old one that has begun before.
 
     Returns:
         The last summary; None if nothing was left behind.
@@ -148,14 +127,12 @@ def commit_abandoned(
     return summary
 
 
-def _abandoned(
-    store: ObjectStore, held: lease_objects.Lease
-) -> dict[str, list[lease_objects.Lease]]:
+def _abandoned(store: ObjectStore, held: Lease) -> dict[str, list[Lease]]:
     """Return the leases that earlier restores never released, by restore, the oldest first.
 
     A newer restore keeps its own: it took this one for dead.
     """
-    found: dict[str, list[lease_objects.Lease]] = {}
+    found: dict[str, list[Lease]] = {}
     for dead in lease.unreleased(store, but=held.restore_id):
         if dead.epoch < held.epoch:
             found.setdefault(dead.restore_id, []).append(dead)
@@ -178,12 +155,14 @@ def _commit_abandoned(store: ObjectStore, restore_id: str) -> CommitSummary | No
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
     digest = ""
-    if record is None or (record.state_file and not is_in_root(store, record.state_file)):
+    if record is None or (
+        record.state_file and not commit_record.is_in_root(store, record.state_file)
+    ):
         base = read_base(store)
         _check_base(store, plan, base)
         record = record or _write_record(store, plan, base)
         _check_sorts_last(store, plan, record)
-        body = build_committed_state(store, plan, base, record)
+        body = committed_state.build(store, plan, base, record)
         if body is not None:
             _check_size(store, body, len(base.trials))
             _put_state(store, record.state_file, body)
@@ -192,10 +171,10 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
             record = msgspec.structs.replace(record, state_file="")
     if record.state_file:
         if plan.continues_search:
-            put_searcher(store, plan, record)
-        put_callbacks(store, plan, record)
+            committed_state.put_searcher(store, plan, record)
+        committed_state.put_callbacks(store, plan, record)
     ledger.record_failures(store, plan)
-    digest = digest or committed_sha256(store, record)
+    digest = digest or commit_record.committed_sha256(store, record)
     done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return done
@@ -204,7 +183,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
     """Fix which attempts are committed, under which name and time."""
     record = CommitRecord(
-        state_file=name_commit(store, continues_search=plan.continues_search),
+        state_file=commit_record.name_commit(store, continues_search=plan.continues_search),
         # states are ordered by the start of their session: this one comes right after its base
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
         attempts=_find_each(
@@ -214,9 +193,7 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     try:
         store.create(layout.commit_key(plan.restore_id), encode(record))
     except KeyExistsError:
-        written = read_commit_record(store, plan.restore_id)
-        if written is not None:
-            return written
+        return read_commit_record(store, plan.restore_id) or record
     return record
 
 
@@ -228,9 +205,10 @@ def _find_each(units: list[str], find: Callable[[str], _Found | None]) -> dict[s
 
 
 def _newest_attempt_with_snapshot(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
-    numbers = AttemptRecords(store, plan.restore_id, unit).numbers()
-    left = (n for n in reversed(numbers) if read_snapshot(store, plan, unit, n) is not None)
-    return next(left, None)
+    for number in reversed(AttemptRecords(store, plan.restore_id, unit).numbers()):
+        if committed_state.read_snapshot(store, plan, unit, number) is not None:
+            return number
+    return None
 
 
 def _started(store: ObjectStore, plan: RestorePlan) -> list[AttemptId]:
@@ -253,7 +231,7 @@ def _started_by_all(store: ObjectStore, restore_ids: Iterable[str]) -> list[Atte
 
 def _release(store: ObjectStore, restore_id: str) -> None:
     """Release the lease; a commit that was cut off before its last step may still hold it."""
-    held = lease_objects.newest_claim(store, store.list_dir(layout.LEASE))
+    held = newest_claim(store, store.list_dir(layout.LEASE))
     if held is not None and held.restore_id == restore_id:
         lease.release(store, held)
 
@@ -263,14 +241,13 @@ def _release(store: ObjectStore, restore_id: str) -> None:
 
 def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | None) -> None:
     """Refuse a commit that was undone: committing it again would bring it back."""
-    if record is not None and record.undone_at and not state_exists(store, record):
+    if record is not None and record.undone_at and not commit_record.state_exists(store, record):
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
 
 
 def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
     """Wait until no runner is alive, watching all of them at once (RunnerError if one goes on)."""
-    alive = wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)
-    if alive:
+    if alive := wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS):
         first = alive[0]
         is_whole = first.trial_id == layout.WHOLE_EXPERIMENT
         what = "The whole-experiment run" if is_whole else f"Trial {first.trial_id}"
@@ -292,9 +269,8 @@ def _check_base(store: ObjectStore, plan: RestorePlan, base: Experiment) -> None
 def _check_sorts_last(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
     """Check the recorded name: Ray reads the state whose name sorts last."""
     if record.state_file <= plan.base.name:
-        key = layout.commit_key(plan.restore_id)
         reason = f"{record.state_file} does not sort after {plan.base.name}"
-        raise RecordUnreadableError(store.uri, key, reason)
+        raise RecordUnreadableError(store.uri, layout.commit_key(plan.restore_id), reason)
 
 
 def _check_size(store: ObjectStore, body: bytes, trials: int) -> None:
@@ -322,14 +298,10 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
 
 
 def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> CommitSummary:
-    before = NO_STATE
-    if plan.base.name:
-        before = parse_state(store.get(plan.base.name, max_bytes=layout.MAX_STATE_BYTES))
+    before = _read_state(store, plan.base.name) if plan.base.name else NO_STATE
     check_fits(store, plan, before)
-    committed = is_in_root(store, record.state_file)
-    after = before
-    if committed:
-        after = parse_state(store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES))
+    committed = commit_record.is_in_root(store, record.state_file)
+    after = _read_state(store, record.state_file) if committed else before
     drawn = len(after.trials) - len(before.trials)
     if drawn and not (drawn > 0 and plan.continues_search):
         raise RecordUnreadableError(
@@ -346,7 +318,10 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
         before=before,
         after=after,
         outcomes=outcomes,
-        samples_left=_samples_left(store, plan, len(after.trials)),
+        # what the next scan will find: a searcher that ended early suggests no more
+        samples_left=read_samples_left(store, store.list_dir(), len(after.trials))
+        if plan.continues_search
+        else plan.samples_left,
         broke_off=_why_it_broke_off(store, plan),
         quarantined=[
             trial.final_trial_id
@@ -356,11 +331,8 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
     )
 
 
-def _samples_left(store: ObjectStore, plan: RestorePlan, trials: int) -> int | None:
-    """Return what the next scan will find: a searcher that ended early suggests no more."""
-    if not plan.continues_search:
-        return plan.samples_left
-    return read_samples_left(store, store.list_dir(), trials)
+def _read_state(store: ObjectStore, name: str) -> State:
+    return parse_state(store.get(name, max_bytes=layout.MAX_STATE_BYTES))
 
 
 def _why_it_broke_off(store: ObjectStore, plan: RestorePlan) -> str:

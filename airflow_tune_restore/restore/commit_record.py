@@ -62,15 +62,12 @@ def _decode_record(body: bytes) -> CommitRecord:
 def name_commit(store: ObjectStore, *, continues_search: bool) -> str:
     """Return the name of the state file that a commit makes now. Writes nothing.
 
-    It sorts after every other name, because Ray reads the last one as the newest. Any file name in the
-    experiment may decide it, so the result may be a name that this package refuses to read.
-
-    Args:
-        store: Rooted at the experiment directory.
-        continues_search: Whether the searcher's state is put beside it, under the session in its name.
+    It sorts after every other name, because Ray reads the last one as the newest. With
+    `continues_search` the searcher's state is put beside it, under the session in its name.
 
     Raises:
-        UncommittableError: If there is no name to use.
+        UncommittableError: If there is no name to use: any file name in the experiment may decide it, so
+            it may be one that this package refuses to read.
     """
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
     name = layout.committed_state_name(names, store.now())
@@ -99,9 +96,8 @@ def committed_sha256(store: ObjectStore, record: CommitRecord) -> str:
     """Return the hash of the file with the name of this commit's state; "" if it does not exist."""
     if not is_in_root(store, record.state_file):
         return ""
-    return hashlib.sha256(
-        store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES)
-    ).hexdigest()
+    body = store.get(record.state_file, max_bytes=layout.MAX_STATE_BYTES)
+    return hashlib.sha256(body).hexdigest()
 
 
 def is_in_root(store: ObjectStore, name: str) -> bool:

@@ -26,7 +26,7 @@ from airflow_tune_restore.storage.base import ObjectStore
 logger = logging.getLogger(__name__)
 
 
-def build_committed_state(
+def build(
     store: ObjectStore, plan: RestorePlan, base: Experiment, record: CommitRecord
 ) -> bytes | None:
     """Return the new state file; None if no row changes.
@@ -36,7 +36,7 @@ def build_committed_state(
     planned = {trial.trial_id: trial for trial in plan.trials}
     snapshots = _Snapshots(store, plan, record)
     rows = [
-        _committed_row(snapshots, planned[trial.trial_id], base.state.rows[trial.trial_id])
+        snapshots.committed_row(planned[trial.trial_id], base.state.rows[trial.trial_id])
         for trial in base.trials
     ]
     if plan.continues_search:
@@ -44,7 +44,7 @@ def build_committed_state(
     if rows == list(base.state.rows.values()):
         return None
     stats = {**base.state.stats, "start_time": record.start_time}
-    runner = base.state.runner or snapshots.runner()
+    runner = base.state.runner or snapshots.whole.runner
     return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
 
 
@@ -55,29 +55,28 @@ class _Snapshots:
         self._store = store
         self._plan = plan
         self._record = record
-        self._whole = self._read(layout.WHOLE_EXPERIMENT) if plan.is_whole_experiment else NO_STATE
+        self.whole = self._read(layout.WHOLE_EXPERIMENT) if plan.is_whole_experiment else NO_STATE
 
-    def row(self, trial: TrialPlan) -> RawRow | None:
-        """Return the new row of a trial that was to run; None if its runner left none."""
-        is_whole = self._plan.is_whole_experiment
-        state = self._whole if is_whole else self._read(trial.trial_id)
-        row = state.rows.get(trial.final_trial_id)
-        if row is not None and not row.is_readable:
+    def committed_row(self, trial: TrialPlan, old: RawRow) -> RawRow:
+        """Return the row of a trial: the old one if its runner left none."""
+        if trial.action is TrialAction.TERMINATE:
+            return _terminated(old)
+        if trial.action not in RUN_ACTIONS:
+            return old
+        state = self.whole if self._plan.is_whole_experiment else self._read(trial.trial_id)
+        row = state.rows.get(trial.final_trial_id, old)
+        if row is not old and not row.is_readable:
             logger.warning(
                 "%s: the new row of trial %s is too large to be read again, so it is not committed.",
                 *(self._store.uri, trial.trial_id),
             )
-            return None
+            return old
         return row
 
     def new_rows(self) -> list[RawRow]:
         """Return the rows of trials that the search added."""
         known = {trial.final_trial_id for trial in self._plan.trials}
-        return [row for trial_id, row in self._whole.rows.items() if trial_id not in known]
-
-    def runner(self) -> dict[str, Any]:
-        """Return the runner data of the run, for an experiment that had no state before."""
-        return self._whole.runner
+        return [row for trial_id, row in self.whole.rows.items() if trial_id not in known]
 
     def stopper(self) -> dict[str, Any]:
         """Return the stopper as the run left it; Ray stores it in the runner data.
@@ -102,14 +101,6 @@ class _Snapshots:
                 self._store.uri, f"the snapshot of attempt {attempt} of {what} is gone"
             )
         return state
-
-
-def _committed_row(snapshots: _Snapshots, trial: TrialPlan, row: RawRow) -> RawRow:
-    if trial.action is TrialAction.TERMINATE:
-        return _terminated(row)
-    if trial.action not in RUN_ACTIONS:
-        return row
-    return snapshots.row(trial) or row
 
 
 def _terminated(row: RawRow) -> RawRow:

@@ -16,10 +16,10 @@ class ResumeType(StrEnum):
     RESTART = "restart"
 
 
-def parse_resume_type(name: str, value: object) -> ResumeType:
+def _parse_resume_type(name: str, value: object) -> ResumeType:
     """Parse a string or an enum member, of this package or Ray's (InvalidInputError if it is neither).
 
-    Ray 2.60 accepts a string and then returns an empty result grid.
+    `Tuner.restore` accepts a string and then returns an empty result grid (Ray 2.60).
     """
     text = value.value if isinstance(value, Enum) else value
     if isinstance(text, str) and text in set(ResumeType):
@@ -49,18 +49,13 @@ class ResumeFlags:
         restart_errored: bool = False,
         resume_cut_short: bool = False,
     ) -> "ResumeFlags":
-        """Build from the three flags of `Tuner.restore`; resume wins over restart, as there.
-
-        Ray has no `resume_cut_short`.
-        """
-        errored = ResumeType.SKIP
-        if resume_errored:
-            errored = ResumeType.RESUME
-        elif restart_errored:
-            errored = ResumeType.RESTART
-        unfinished = ResumeType.RESUME if resume_unfinished else ResumeType.SKIP
-        cut_short = ResumeType.RESUME if resume_cut_short else ResumeType.SKIP
-        return cls(unfinished=unfinished, errored=errored, cut_short=cut_short)
+        """Build from Ray's three flags, and one of this package; resume wins over restart, as in Ray."""
+        otherwise = ResumeType.RESTART if restart_errored else ResumeType.SKIP
+        return cls(
+            unfinished=ResumeType.RESUME if resume_unfinished else ResumeType.SKIP,
+            errored=ResumeType.RESUME if resume_errored else otherwise,
+            cut_short=ResumeType.RESUME if resume_cut_short else ResumeType.SKIP,
+        )
 
     @classmethod
     def parse(cls, choices: dict[str, Any]) -> "ResumeFlags":
@@ -74,7 +69,7 @@ class ResumeFlags:
                 f"Unknown kind of trial {sorted(unknown)}; use finished, unfinished, errored or "
                 "cut_short."
             )
-        return cls(**{name: parse_resume_type(name, value) for name, value in choices.items()})
+        return cls(**{name: _parse_resume_type(name, value) for name, value in choices.items()})
 
     @property
     def keeps_terminated_rows(self) -> bool:

@@ -1,7 +1,6 @@
-"""Follows one trial of a whole-experiment run: the first follower starts the run, the others attach.
+"""Follow one trial of a whole-experiment run: the first follower starts the run, the others attach.
 
-A follower reads its trial's progress and outcome from storage alone, so followers and the run may be on
-different machines.
+A follower only reads records in storage. So followers and the run may be on different machines.
 """
 
 import json
@@ -19,33 +18,25 @@ from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerP
 from airflow_tune_restore.storage.base import ObjectStore
 
 START_SECONDS = 120.0
-"""A claimed run without a heartbeat for this long has died before it started."""
+"""A claimed run that has had no heartbeat for this long died before it started."""
 
 QUIET_SECONDS = 60.0
-"""A run writes a heartbeat every 5 s; without a new one for this long, on the follower's clock, it died.
+"""A run writes a heartbeat every 5 s. Without a new one for this long, by the follower's clock, it died.
 Longer than for the runner of one trial, because more is lost with it."""
 
 POLL_SECONDS = 2.0
 OUTAGE_SECONDS = 600.0
-"""How long a store may be out of reach before a follower fails; the run itself continues."""
+"""How long a store may be unreachable before a follower fails; the run itself continues."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Follower:
-    """Follows one trial of a whole-experiment run.
+    """Follows one trial of a whole-experiment run, or the run itself (`layout.WHOLE_EXPERIMENT`).
 
-    Args:
-        store: Rooted at the experiment directory.
-        restore_id: The restore.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` to follow the run itself.
-        start: Claims and starts the next attempt of the run; raises KeyExistsError if it is taken.
-        monotonic: The clock.
-        sleep: Waits some seconds.
-
-    Attributes:
-        outcome: The outcome of the trial, after `progress` has ended.
+    `start` claims and starts an attempt of the run; it raises KeyExistsError if the attempt is taken.
+    After `progress` has ended, `outcome` is the outcome of the trial.
     """
 
     store: ObjectStore
@@ -59,22 +50,18 @@ class Follower:
     _beats: dict[int, tuple[bytes | None, float]] = field(default_factory=dict)
     _unreadable: set[int] = field(default_factory=set)
 
-    @property
-    def _run(self) -> AttemptRecords:
-        return AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
-
-    @property
-    def _trial(self) -> AttemptRecords:
-        return AttemptRecords(self.store, self.restore_id, self.trial_id)
+    def __post_init__(self) -> None:
+        self._run = AttemptRecords(self.store, self.restore_id, layout.WHOLE_EXPERIMENT)
+        self._trial = AttemptRecords(self.store, self.restore_id, self.trial_id)
 
     def progress(self) -> Iterator[RunnerProgress | None]:
         """Yield the reports of the trial until it ends, and None after each look.
 
-        Starts a run if none is alive. A finished or failed trial is not run again; one that was stopped
-        before continues in the next run. A store may be out of reach for a while.
+        Starts a run if none is alive. A finished or failed trial is not run again. A trial that was
+        stopped before continues in the next run.
 
         Raises:
-            StorageError: If the store was out of reach for `OUTAGE_SECONDS`.
+            StorageError: If the store was unreachable for `OUTAGE_SECONDS`.
         """
         stopped = self._stopped_before()
         reached = self.monotonic()
@@ -87,10 +74,8 @@ class Follower:
             except StorageError as error:
                 if self.monotonic() - reached > OUTAGE_SECONDS:
                     raise
-                logger.warning(
-                    "The run continues, but its records cannot be read at the moment: %s",
-                    printable(str(error)),
-                )
+                why = printable(str(error))
+                logger.warning("The run continues, but its records are unreadable now: %s", why)
             yield from reports
             if has_ended:
                 return
@@ -98,10 +83,10 @@ class Follower:
             self.sleep(POLL_SECONDS)
 
     def _look(self, stopped: int) -> tuple[list[RunnerProgress], bool]:
-        """Return the new reports and whether the trial has ended; start a run if none is alive."""
+        """Return the new reports, and whether the trial has ended. Start a run if none is alive."""
         newest = self._run.newest()
         is_over = newest == 0 or self._is_over(newest)
-        # in this order: the run writes a trial's last report before its outcome, and its own outcome last
+        # in this order: a run writes the last report of a trial, then its outcome, then its own outcome
         self.outcome = self._trial.outcome()
         reports = self._new_reports(newest)
         if self.outcome is not None and self.outcome.attempt > stopped:
@@ -111,18 +96,18 @@ class Follower:
                 self.start(newest + 1)
                 self._seen = 0
             except KeyExistsError:
-                pass  # another follower was faster: attach to its run
+                pass  # another follower has just started it: attach to that run
         return reports, False
 
     def _stopped_before(self) -> int:
-        """Return the number of the earlier run in which this trial was stopped; 0 without one."""
+        """Return the attempt of the run in which this trial was stopped before; 0 if it was not."""
         past = self._trial.outcome()
         if past is None or past.result in (Result.FINISHED, Result.FAILED):
             return 0
         return past.attempt
 
     def _is_over(self, attempt: int) -> bool:
-        """Whether a run has an outcome, or had no new heartbeat for long enough."""
+        """Whether a run has an outcome, or has had no new heartbeat for too long."""
         if self._run.outcome(attempt) is not None:
             return True
         now = self.monotonic()
@@ -151,7 +136,6 @@ class Follower:
 
 
 def ask_to_stop(store: ObjectStore, restore_id: str, trial_id: str) -> None:
-    """Ask the run to stop one trial alone. With WHOLE_EXPERIMENT: to draw no more samples."""
-    attempt = AttemptRecords(store, restore_id, layout.WHOLE_EXPERIMENT).newest()
-    if attempt:
+    """Ask the run to stop one trial; with `layout.WHOLE_EXPERIMENT`, to draw no more samples."""
+    if attempt := AttemptRecords(store, restore_id, layout.WHOLE_EXPERIMENT).newest():
         store.put(layout.stop_key(restore_id, attempt, trial_id), json.dumps({}).encode())

@@ -6,7 +6,7 @@ of a trial put it in quarantine again.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Annotated
@@ -37,7 +37,7 @@ FIRST_MEMORY_BYTES = 4.0 * 1024**3
 """Memory for a trial that ran out of memory and had requested none."""
 
 KEPT = 100
-"""The ledger keeps so many failures per trial, the newest."""
+"""How many failures per trial the ledger keeps: the newest."""
 
 _UNEXPLAINED = frozenset({Cause.ACTOR_DIED.value, Cause.KILLED.value, Cause.UNKNOWN.value, ""})
 _KILLED_WORDS = ("killed", "sigkill", "signal 9")
@@ -51,8 +51,7 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt that ended in a failure.
 
     Args:
-        restore_id: The restore it belonged to.
-        attempt: Its number there.
+        restore_id, attempt: The restore it belonged to, and its number there.
         cause: One of `Cause`.
         type: Type of the exception; "" if there was none.
         message: First line of its message.
@@ -73,18 +72,15 @@ class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     memory: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        """Make the texts printable."""
         for name in ("restore_id", "cause", "type", "message", "place", "ended_at"):
             msgspec.structs.force_setattr(self, name, printable(getattr(self, name), LINE_LENGTH))
 
     @property
     def signature(self) -> tuple[object, ...] | None:
-        """Two failures with the same signature are the same failure; None if it equals no other.
-
-        Running out of memory is another failure if the trial had more memory.
-        """
+        """Two failures with the same signature are the same failure; None if it equals no other."""
         if self.cause not in _HAVE_A_PLACE or not self.place:
             return None
+        # with more memory, running out of it is another failure
         return (self.type, self.place, self.iteration, self.memory)
 
 
@@ -104,13 +100,24 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: str = ""
 
     def __post_init__(self) -> None:
-        """Make the texts printable."""
         for name in ("released_at", "quarantined"):
             msgspec.structs.force_setattr(self, name, printable(getattr(self, name), NOTE_LENGTH))
 
     def quarantine_reason(self, max_attempts: int | None) -> str:
         """Return why the trial is not run any more; "" if it is run."""
-        return self.quarantined or _verdict(self.failures, max_attempts)
+        if self.quarantined:
+            return self.quarantined
+        counts = Counter(failure.signature for failure in self.failures)
+        for failure in self.failures:
+            times = counts[failure.signature]
+            if failure.signature is not None and times >= _SAME_TWICE:
+                return (
+                    f"{failure.type or failure.cause} at {failure.place} after iteration "
+                    f"{failure.iteration}, {times} times"
+                )
+        if max_attempts is not None and len(self.failures) >= max_attempts:
+            return f"{counted(len(self.failures), 'failed attempt')}, of at most {max_attempts}"
+        return ""
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,38 +127,29 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     schema: Count = 1
 
     def __post_init__(self) -> None:
-        """Leave out names that a trial cannot have."""
         trials = {name: history for name, history in self.trials.items() if is_safe_name(name)}
         msgspec.structs.force_setattr(self, "trials", trials)
 
     def quarantined(self, max_attempts: int | None) -> dict[str, str]:
         """Return why trials are in quarantine, by trial id."""
-        reasons = {
-            trial_id: history.quarantine_reason(max_attempts)
+        return {
+            trial_id: reason
             for trial_id, history in self.trials.items()
+            if (reason := history.quarantine_reason(max_attempts))
         }
-        return {trial_id: reason for trial_id, reason in reasons.items() if reason}
 
 
 def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
     """Return the ledger (an empty one if there is none), and a warning if it is unreadable."""
     try:
-        body = store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES)
+        return decode(store.get(layout.LEDGER, max_bytes=READ_LIMIT_BYTES), Ledger), ""
     except KeyNotFoundError:
         return Ledger(), ""
-    except (TooLargeError, LinkRefusedError) as error:
-        return Ledger(), _unreadable(error)
-    try:
-        return decode(body, Ledger), ""
-    except (ValueError, RecursionError) as error:
-        return Ledger(), _unreadable(error)
-
-
-def _unreadable(error: Exception) -> str:
-    return (
-        f"{layout.LEDGER} is unreadable ({printable(str(error))}) and counts as empty: earlier failures "
-        "do not count, and no trial is in quarantine"
-    )
+    except (TooLargeError, LinkRefusedError, ValueError, RecursionError) as error:
+        return Ledger(), (
+            f"{layout.LEDGER} is unreadable ({printable(str(error))}) and counts as empty: earlier "
+            "failures do not count, and no trial is in quarantine"
+        )
 
 
 def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
@@ -184,20 +182,16 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
 def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
     """Write the ledger, with fewer failures per trial if it were too large. Needs the lease."""
     for kept in (KEPT, _SAME_TWICE):
-        body = encode(_with_newest(ledger, kept))
+        trials = {
+            trial_id: msgspec.structs.replace(
+                history, failures=history.failures[-kept:], released=history.released[-kept:]
+            )
+            for trial_id, history in ledger.trials.items()
+        }
+        body = encode(msgspec.structs.replace(ledger, trials=trials))
         if len(body) <= READ_LIMIT_BYTES:
             break
     store.put(layout.LEDGER, body)
-
-
-def _with_newest(ledger: Ledger, kept: int) -> Ledger:
-    trials = {
-        trial_id: msgspec.structs.replace(
-            history, failures=history.failures[-kept:], released=history.released[-kept:]
-        )
-        for trial_id, history in ledger.trials.items()
-    }
-    return msgspec.structs.replace(ledger, trials=trials)
 
 
 def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[FailedAttempt, ...]:
@@ -207,8 +201,7 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     without an outcome, or lost its node, did.
     """
     records = AttemptRecords(store, restore_id, trial_id)
-    found = (_read_failure(records, attempt) for attempt in records.numbers())
-    return tuple(failure for failure in found if failure is not None)
+    return tuple(filter(None, (_read_failure(records, number) for number in records.numbers())))
 
 
 def explain(outcome: RunnerOutcome, end: RunnerExit | None) -> RunnerOutcome:
@@ -237,32 +230,28 @@ def _is_unexplained(outcome: RunnerOutcome) -> bool:
 
 
 def seen_before(
-    failures: Iterable[FailedAttempt], restore_id: str, attempt: int
+    failures: Sequence[FailedAttempt], restore_id: str, attempt: int
 ) -> FailedAttempt | None:
     """Return an earlier failure that is the same as that of this attempt, if there is one."""
-    known = list(failures)
-    if not known or (known[-1].restore_id, known[-1].attempt) != (restore_id, attempt):
+    if not failures or (failures[-1].restore_id, failures[-1].attempt) != (restore_id, attempt):
         return None
-    signature = known[-1].signature
-    same = [failure for failure in known[:-1] if failure.signature == signature]
+    signature = failures[-1].signature
+    same = [failure for failure in failures[:-1] if failure.signature == signature]
     return same[-1] if signature is not None and same else None
 
 
 def read_history(store: ObjectStore, restore_id: str, trial_id: str) -> History:
     """Return the history of a trial, with the failures of the current restore."""
     history = read_ledger(store)[0].trials.get(trial_id, History())
-    failures = read_failures(store, restore_id, trial_id)
-    return _with_failures(history, restore_id, failures)
+    return _with_failures(history, restore_id, read_failures(store, restore_id, trial_id))
 
 
 def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float | None:
     """Return how many bytes of memory the next attempt of a trial should request.
 
     Twice the most that it ran out of, starting from its own request, up to `max_memory_bytes` of the
-    choices; never less than its own request. A release does not reset it.
-
-    Returns:
-        None if it never ran out of memory, or for a whole-experiment run, which has the whole machine.
+    choices; never less than its own request. A release does not reset it. None if it never ran out of
+    memory, or for a whole-experiment run, which has the whole machine.
     """
     if trial_id == layout.WHOLE_EXPERIMENT:
         return None
@@ -270,23 +259,9 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     short = [f for f in history.released + history.failures if f.cause == Cause.OUT_OF_MEMORY]
     if not short:
         return None
-    most = max((f.memory or 0.0 for f in short), default=0.0) or own
+    most = max(f.memory or 0.0 for f in short) or own
     wanted = most * 2 if most else FIRST_MEMORY_BYTES
     return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
-
-
-def _verdict(failures: tuple[FailedAttempt, ...], max_attempts: int | None) -> str:
-    counts = Counter(failure.signature for failure in failures)
-    for failure in failures:
-        times = counts[failure.signature]
-        if failure.signature is not None and times >= _SAME_TWICE:
-            return (
-                f"{failure.type or failure.cause} at {failure.place} after iteration "
-                f"{failure.iteration}, {times} times"
-            )
-    if max_attempts is not None and len(failures) >= max_attempts:
-        return f"{counted(len(failures), 'failed attempt')}, of at most {max_attempts}"
-    return ""
 
 
 def _with_failures(
@@ -319,8 +294,7 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
         return None
     # an interrupted runner had time to save, but may have lost its node all the same
     end = records.exit(attempt, infer_from_heartbeat=outcome is None)
-    failure = classify_exit(end.exit_code, end.message) if end is not None else None
-    if end is None or failure is None:
+    if end is None or (failure := classify_exit(end.exit_code, end.message)) is None:
         return None
     return FailedAttempt(
         restore_id=records.restore_id,
@@ -335,7 +309,6 @@ def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None
 
 def _requested_memory(records: AttemptRecords, attempt: int) -> float | None:
     try:
-        memory = records.request(attempt).resources.get("memory")
+        return records.request(attempt).resources.get("memory")
     except (KeyNotFoundError, RecordUnreadableError):
         return None
-    return memory if memory is None else float(memory)

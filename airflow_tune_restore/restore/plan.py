@@ -9,13 +9,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, RecordUnreadableE
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import TrialStatus
-from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.names import (
-    is_resource,
-    is_safe_name,
-    is_segment,
-    is_trainable_name,
-)
+from airflow_tune_restore.protocol import layout, names
 from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.records import read_record
@@ -24,7 +18,6 @@ from airflow_tune_restore.restore.choices import PlanChoices, Strategy
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
 
-PLAN_SCHEMA = 1
 _SHOWN_IDS = 5
 
 
@@ -32,13 +25,11 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to one trial, and why. A Struct, because there are thousands of them.
 
     Args:
-        trial_id: Ray's id in the state that the plan was made from.
-        status: Its status there.
+        trial_id, status: Those in the state that the plan was made from.
         trial_dir: Its directory name in the experiment directory; None if it never started.
-        action: What happens.
         checkpoint: Directory name of the checkpoint it starts from; None to start from scratch.
         iteration: `training_iteration` it starts after; 0 from scratch.
-        reason: Why, for people.
+        reason: For people.
         resources: The resources it requests, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
         quarantined: Whether it is kept only because it failed too often.
@@ -56,7 +47,6 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: bool = False
 
     def __post_init__(self) -> None:
-        """Make the reason printable: it contains text from the experiment."""
         msgspec.structs.force_setattr(self, "reason", printable(self.reason, NOTE_LENGTH))
 
     @property
@@ -70,21 +60,16 @@ class RestorePlan:
     """The plan of one experiment. `trials` are in Ray's order: the newest result first.
 
     Args:
-        restore_id: Id of the restore that this plan belongs to.
         experiment: URI of the experiment directory, without credentials.
         base: The state that it was made from.
         trainable_name: The recorded name that the trainable must have.
-        choices: The choices of the user.
-        strategy: How the trials run.
-        strategy_reason: Why.
         ignore_tuner: Whether trials are restored from the state alone: the user chose it, or no trial has
             the trainable that `tuner.pkl` names.
         samples_left: Samples that the searcher has not suggested yet; None if unknown.
         continues_search: Whether the run also gets the samples that are left.
         searcher_lost: Why the samples cannot be suggested: their searcher is lost, and the user named no
             other; "" otherwise.
-        metric: Recorded metric, if any.
-        mode: `min` or `max`, if recorded.
+        metric, mode: As recorded; `mode` is `min` or `max`.
         trials: One entry per row.
         warnings: For the user: lost RunConfig, unreadable files, repairs.
     """
@@ -104,10 +89,10 @@ class RestorePlan:
     mode: str | None
     trials: tuple[TrialPlan, ...]
     warnings: tuple[str, ...] = ()
-    schema: Count = PLAN_SCHEMA
+    schema: Count = 1
 
     def __post_init__(self) -> None:
-        """Make the texts printable: they contain text from the experiment."""
+        # they contain text from the experiment
         object.__setattr__(self, "strategy_reason", printable(self.strategy_reason, NOTE_LENGTH))
         object.__setattr__(self, "searcher_lost", printable(self.searcher_lost))
         warnings = tuple(printable(warning, NOTE_LENGTH) for warning in self.warnings)
@@ -202,23 +187,23 @@ def check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:
 def _check_names(plan: RestorePlan) -> None:
     """Apply the same rules to a stored plan as to the state that it was made from."""
     is_unstarted = plan.base == NO_STATE_FILE and not plan.trials
-    names = [] if is_unstarted else [plan.base.name]
-    segments: list[str] = []
+    ids = [] if is_unstarted else [plan.base.name]
+    segments: list[str | None] = []
     for trial in plan.trials:
-        names += [trial.trial_id, trial.final_trial_id]
-        segments += [name for name in (trial.trial_dir, trial.checkpoint) if name is not None]
-    unsafe = [name for name in names if not is_safe_name(name) or name == layout.WHOLE_EXPERIMENT]
-    unsafe += [name for name in segments if not is_segment(name)]
+        ids += [trial.trial_id, trial.final_trial_id]
+        segments += [trial.trial_dir, trial.checkpoint]
+    unsafe = [i for i in ids if not names.is_safe_name(i) or i == layout.WHOLE_EXPERIMENT]
+    unsafe += [s for s in segments if s is not None and not names.is_segment(s)]
     if unsafe:
         raise ValueError(f"{unsafe[0][:80]!r} leads outside or cannot be a name")
     if not is_unstarted and not layout.is_state_file(plan.base.name):
         raise ValueError("its state file has the name of another kind of file")
-    if not is_trainable_name(plan.trainable_name):
+    if not names.is_trainable_name(plan.trainable_name):
         raise ValueError("the name of its trainable is not valid")
     if not is_count(plan.base.size_bytes):
         raise ValueError("the size of its state file is not valid")
     requested = (item for trial in plan.trials for item in trial.resources.items())
-    if not all(is_resource(name, amount) for name, amount in requested):
+    if not all(names.is_resource(name, amount) for name, amount in requested):
         raise ValueError("one of its trials requests an amount of a resource that is not valid")
     if len({trial.trial_id for trial in plan.trials}) != len(plan.trials):
         raise ValueError("two of its trials have the same id")

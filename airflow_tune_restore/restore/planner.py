@@ -10,7 +10,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import count
 from shlex import quote
+from typing import Any
 
 import msgspec
 
@@ -45,8 +47,6 @@ _SPENT_BUDGET = (
     "time_budget_s of the experiment is spent: a resumed trial ends at once, as with Tuner.restore"
 )
 
-_SKIP_ALL = ResumeFlags(unfinished=ResumeType.SKIP)
-
 
 def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
     """Return what the flags choose for each trial, by trial id."""
@@ -68,13 +68,9 @@ def build_plan(
 ) -> RestorePlan:
     """Decide what happens to each trial.
 
-    Args:
-        experiment: As read.
-        choices: The choices of the user.
-        restore_id: Id of the restore that the plan is for.
-        checkpoints: The checkpoint that each trial to resume can start from, by trial id.
-        can_search: Whether the user named a searcher, for samples whose own searcher is lost.
-        quarantined: Why trials are in quarantine, by trial id; they are kept as they are.
+    By trial id, `checkpoints` holds the checkpoint that a trial to resume can start from, and
+    `quarantined` why a trial is in quarantine and stays as it is. `can_search` is whether the user named
+    a searcher, for samples whose own searcher is lost.
     """
     in_order = sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
     taken = {trial.trial_id for trial in in_order}
@@ -87,7 +83,7 @@ def build_plan(
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
-        else _keep(trial, _foreign_reason(trial, trainable))
+        else _entry(trial, TrialAction.KEEP, _foreign_reason(trial, trainable))
         if trial.trial_id in foreign
         else _plan_trial(
             trial,
@@ -135,14 +131,12 @@ def build_search_plan(
 ) -> RestorePlan:
     """Plan to continue the search, and nothing else: every recorded trial stays as it is.
 
-    Of an experiment that never started, all samples are left.
-
     Raises:
         InvalidInputError: If the searcher is lost.
     """
     plan = build_plan(
         experiment,
-        PlanChoices(flags=_SKIP_ALL),
+        PlanChoices(flags=ResumeFlags(unfinished=ResumeType.SKIP)),
         restore_id=restore_id,
         checkpoints={},
         can_search=can_search,
@@ -184,36 +178,29 @@ def _plan_trial(
     *,
     allow_scratch: bool,
 ) -> TrialPlan:
-    name, iteration, new_id = None, 0, None
+    status = trial.status
     if choice is ResumeType.SKIP:
-        action, reason = _skip(trial)
-    elif trial.unusable:
-        action, reason = TrialAction.KEEP, f"{trial.status}, cannot be run: {trial.unusable}"
-    elif choice is ResumeType.RESTART:
-        action, new_id = TrialAction.RESTART, new_trial_id(trial.trial_id)
-        reason = f"{trial.status}: started over as trial {new_id}, old checkpoints are not loaded"
-    elif checkpoint is not None and checkpoint.lost and not allow_scratch:
-        action = TrialAction.KEEP
-        reason = f"{trial.status}, not resumed: {checkpoint.reason}; allow_scratch starts it over"
-    else:
-        action = TrialAction.RESUME
-        if checkpoint is None or checkpoint.name is None:
-            why = "no checkpoint" if checkpoint is None else checkpoint.reason
-            reason = f"{trial.status}: {why}, started from scratch"
-        else:
-            name, iteration = checkpoint.name, checkpoint.iteration
-            reason = f"{trial.status}: {checkpoint.reason}"
-    return TrialPlan(
-        trial_id=trial.trial_id,
-        status=trial.status,
-        trial_dir=trial.trial_dir,
-        action=action,
-        checkpoint=name,
-        iteration=iteration,
-        reason=reason,
-        resources={} if choice is ResumeType.SKIP or trial.unusable else trial.resources,
-        new_trial_id=new_id,
-    )
+        if status in UNFINISHED:
+            reason = f"{status}, not resumed: becomes TERMINATED"
+            return _entry(trial, TrialAction.TERMINATE, reason)
+        return _entry(trial, TrialAction.KEEP, f"{status}, stays as it is")
+    if trial.unusable:
+        return _entry(trial, TrialAction.KEEP, f"{status}, cannot be run: {trial.unusable}")
+    if choice is ResumeType.RESTART:
+        new_id = new_trial_id(trial.trial_id)
+        reason = f"{status}: started over as trial {new_id}, old checkpoints are not loaded"
+        return _entry(
+            trial, TrialAction.RESTART, reason, resources=trial.resources, new_trial_id=new_id
+        )
+    why = "no checkpoint" if checkpoint is None else checkpoint.reason
+    if checkpoint is not None and checkpoint.lost and not allow_scratch:
+        reason = f"{status}, not resumed: {why}; allow_scratch starts it over"
+        return _entry(trial, TrialAction.KEEP, reason, resources=trial.resources)
+    start: dict[str, Any] = {}
+    if checkpoint is not None and checkpoint.name is not None:
+        start = {"checkpoint": checkpoint.name, "iteration": checkpoint.iteration}
+    reason = f"{status}: {why}" if start else f"{status}: {why}, started from scratch"
+    return _entry(trial, TrialAction.RESUME, reason, resources=trial.resources, **start)
 
 
 def _refusals(
@@ -239,7 +226,7 @@ def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
         f"{trial.status}, quarantined: {why}; `tune-restore release {quote(experiment)} "
         f"{trial.trial_id}` lets it run again"
     )
-    return _keep(trial, reason, quarantined=True)
+    return _entry(trial, TrialAction.KEEP, reason, quarantined=True)
 
 
 def _foreign_reason(trial: Trial, trainable: str) -> str:
@@ -250,35 +237,24 @@ def _foreign_reason(trial: Trial, trainable: str) -> str:
     )
 
 
-def _keep(trial: Trial, reason: str, *, quarantined: bool = False) -> TrialPlan:
-    """Keep a trial as it is, although the flags choose it."""
+def _entry(trial: Trial, action: TrialAction, reason: str, **more: Any) -> TrialPlan:
+    """Return an entry; without `more` it loads no checkpoint and requests no resources."""
+    fields = {"checkpoint": None, "iteration": 0, "resources": {}, **more}
     return TrialPlan(
         trial_id=trial.trial_id,
         status=trial.status,
         trial_dir=trial.trial_dir,
-        action=TrialAction.KEEP,
-        checkpoint=None,
-        iteration=0,
+        action=action,
         reason=reason,
-        resources={},
-        quarantined=quarantined,
+        **fields,
     )
-
-
-def _skip(trial: Trial) -> tuple[TrialAction, str]:
-    if trial.status in UNFINISHED:
-        return TrialAction.TERMINATE, f"{trial.status}, not resumed: becomes TERMINATED"
-    return TrialAction.KEEP, f"{trial.status}, stays as it is"
 
 
 def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
     """Make the id of a restarted trial: like Ray's eight hex digits, but the same on every retry."""
-    salt = 0
-    while True:
-        digest = hashlib.sha256(f"{restore_id}/{trial_id}/{salt}".encode()).hexdigest()[:8]
-        if digest not in taken:
-            return digest
-        salt += 1
+    texts = (f"{restore_id}/{trial_id}/{salt}" for salt in count())
+    digests = (hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts)
+    return next(digest for digest in digests if digest not in taken)
 
 
 def _choose_strategy(experiment: Experiment, wish: str) -> tuple[Strategy, str]:

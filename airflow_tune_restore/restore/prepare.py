@@ -42,7 +42,6 @@ class PrepareOptions:
     """The options of one restore before it starts.
 
     Args:
-        choices: How the trials are restored.
         stale_after: Silence after which the experiment counts as dead.
         can_start: Whether a param_space is given: an experiment that never started can be started.
         can_search: Whether a search_alg is given, for samples whose own searcher is lost.
@@ -61,9 +60,6 @@ class PreparedRestore:
     """A restore that can be started.
 
     Args:
-        store: Rooted at the experiment directory.
-        experiment: As read.
-        plan: The plan.
         is_started: Whether an earlier try of the caller started this restore.
         health_reason: Why the experiment counts as dead.
         watch: The watch of another restore that holds the lease and looks dead, if there is one.
@@ -80,15 +76,9 @@ class PreparedRestore:
 def prepare_restore(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
-    """Check that the experiment can be restored now, and plan it.
+    """Check that the experiment can be restored now, and plan it. Return why if there is nothing to do.
 
-    Args:
-        store: Rooted at the experiment directory.
-        base_id: Identifies the caller's run; the same id again continues the same restore.
-        options: The options.
-
-    Returns:
-        The prepared restore, or why there is nothing to do.
+    `base_id` identifies the caller's run; the same id again continues the same restore.
 
     Raises:
         ExperimentRunningError: If its driver is alive.
@@ -110,10 +100,7 @@ def prepare_restore(
 def prepare_continued_search(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
-    """Prepare to continue the search: recorded trials stay as they are.
-
-    Takes, returns and raises the same as `prepare_restore`.
-    """
+    """Prepare to continue the search: recorded trials stay as they are. Else as `prepare_restore`."""
     prepared = _prepare(store, base_id, options)
     if prepared.is_started:
         return prepared
@@ -153,24 +140,16 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
 
 def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
     """Plan the same restore again, after the commit of a restore that died."""
-    store, restore_id = prepared.store, prepared.plan.restore_id
     if not prepared.plan.only_continues_search:
-        again = plan_restore(store, restore_id, options)
-    else:
-        again = _plan_search(store, restore_id, options)
-        if again.experiment.samples_left == 0:
-            again = replace(again, plan=replace(again.plan, continues_search=False))
-    return replace(again, watch=prepared.watch)
+        again = plan_restore(prepared.store, prepared.plan.restore_id, options)
+        return replace(again, watch=prepared.watch)
+    again = _with_search_plan(prepared, options)
+    has_samples = again.experiment.samples_left != 0
+    return replace(again, plan=replace(again.plan, continues_search=has_samples))
 
 
 def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
-    """Return what would refuse a restore now. A preview shows it beside the plan.
-
-    Args:
-        store: Rooted at the experiment directory.
-        plan: The plan.
-        stale_after: Silence after which the experiment counts as dead.
-    """
+    """Return what would refuse a restore now. A preview shows it beside the plan."""
     refusals: dict[str, None] = {}
 
     def refuse_if_running() -> None:

@@ -18,13 +18,8 @@ TTL_SECONDS = 30.0
 def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
     """Let a trial run again. First commit what a restore that died left behind.
 
-    Args:
-        store: Rooted at the experiment directory.
-        trial_id: The trial.
-        holder: Who takes the lease, for people.
-
-    Returns:
-        Its history; `released` holds the failures that no longer count.
+    `holder` is who takes the lease, for people. Returns the history of the trial; its `released` holds
+    the failures that no longer count.
 
     Raises:
         InvalidInputError: If there is no such trial, or it is not quarantined.

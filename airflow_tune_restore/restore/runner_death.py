@@ -1,4 +1,4 @@
-"""A runner that exited without an outcome: record its exit, and find the error to raise."""
+"""Runners that exited without an outcome: record the exit, and find the error to raise."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 LAST_LINES = 5
-"""Last lines of a runner's output that are recorded if it exits without an outcome."""
+"""How many of the last lines of its output are recorded."""
 
 
 def record_death(
@@ -21,12 +21,7 @@ def record_death(
     exit_code: int | None,
     last_lines: Sequence[str],
 ) -> RunnerDiedError:
-    """Record the exit of a runner that left no outcome, and return the error to raise.
-
-    Raises:
-        OvertakenError: If another try of the task runs the trial.
-        LeaseLostError: If another restore is running.
-    """
+    """Record the exit of a runner, and return the error to raise. Raises as `refuse_overtaken`."""
     output = "\n".join(last_lines)
     AttemptRecords.of(store, request).record_exit(request.attempt, exit_code, output)
     refuse_overtaken(store, plan, request, exit_code)
@@ -40,7 +35,7 @@ def record_death(
 def refuse_overtaken(
     store: ObjectStore, plan: RestorePlan, request: RunnerRequest, exit_code: int | None
 ) -> None:
-    """Raise if a runner exited without an outcome because another process took over.
+    """Raise if the runner exited because another process has taken over.
 
     Raises:
         OvertakenError: If another try of the task runs the trial.

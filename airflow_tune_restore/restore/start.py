@@ -3,7 +3,8 @@
 from airflow_tune_restore.exceptions import KeyExistsError, StateChangedError
 from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
-from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
@@ -17,11 +18,8 @@ def start_restore(
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Take the lease and write the plan. First commit what a restore that died left behind.
 
-    Args:
-        prepared: The restore.
-        options: The options it was prepared with.
-        holder: Who takes the lease, for people.
-        ttl_seconds: How long the lease lasts without a renewal.
+    `options` are those that the restore was prepared with. The lease is for `holder` (for people), and
+    lasts `ttl_seconds` without a renewal.
 
     Returns:
         The plan as written (None if nothing was left to do after that commit), and the summary of that
@@ -32,16 +30,12 @@ def start_restore(
         StateChangedError: If the experiment was written to since it was read.
         StorageError: If the store cannot create objects exclusively.
     """
-    settled = None
-    store, restore_id = prepared.store, prepared.plan.restore_id
-    if not prepared.is_started:
-        settled = commit_abandoned(
-            store,
-            restore_id=restore_id,
-            holder=holder,
-            ttl_seconds=ttl_seconds,
-            watch=prepared.watch,
-        )
+    if prepared.is_started:
+        return start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds), None
+    store, restore_id, watch = prepared.store, prepared.plan.restore_id, prepared.watch
+    settled = commit_abandoned(
+        store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
+    )
     if settled is not None:
         try:
             prepared = plan_again(prepared, options)
@@ -55,23 +49,16 @@ def start_restore(
 
 
 def start_plan(
-    prepared: PreparedRestore,
-    *,
-    holder: str,
-    ttl_seconds: float = lease_objects.DEFAULT_TTL_SECONDS,
+    prepared: PreparedRestore, *, holder: str, ttl_seconds: float = DEFAULT_TTL_SECONDS
 ) -> RestorePlan:
     """Take the lease, check that the plan still fits, write seeds and plan.
 
     Repeated for the same restore_id, it changes nothing and returns the plan as first written.
     """
-    store, plan = prepared.store, prepared.plan
+    store, plan, watch = prepared.store, prepared.plan, prepared.watch
     check_exclusive_create(store)  # without it the lease protects nothing
     held = lease.acquire(
-        store,
-        restore_id=plan.restore_id,
-        holder=holder,
-        ttl_seconds=ttl_seconds,
-        watch=prepared.watch,
+        store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
     )
     try:
         with lease.kept(store, plan.restore_id, ttl_seconds):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TABLE_WIDTH = 160
 NO_OUTCOME = "its runner exited without recording an outcome"
+_SUGGESTED = "a sample that the search suggested now"
 _SHOWN_IDS = 5
 
 
@@ -28,14 +29,11 @@ class TrialChange:
     Args:
         trial_id: Its id in the state that the plan was made from.
         final_trial_id: Its id now; another one after a restart.
-        action: What was planned.
-        status_before: Recorded status before; None if the search added the trial in this restore.
-        status_after: Status in the committed state.
-        iteration_before: Iterations it had reported before.
-        iteration_after: Iterations it has reported now.
-        metric_before: The experiment's metric before; None without one.
-        metric_after: The metric now.
-        note: Why, or what went wrong.
+        action: The planned action.
+        status_before, status_after: As recorded; None if the search added the trial in this restore.
+        iteration_before, iteration_after: How many iterations it has reported.
+        metric_before, metric_after: The experiment's metric; None without one.
+        note: The reason of the action, or what went wrong.
     """
 
     trial_id: str
@@ -66,7 +64,6 @@ class CommitSummary:
 
     Args:
         experiment: URI of the experiment directory.
-        restore_id: The restore.
         state_file: State file it added; None if nothing had changed.
         metric: Name of the metric shown.
         samples_left: Samples that the searcher has not suggested yet; None if unknown.
@@ -102,9 +99,7 @@ class CommitSummary:
         """Join this summary with that of the restore that then continued the search."""
         drawn = tuple(change for change in later.changes if change.status_before is None)
         return replace(
-            later,
-            state_file=later.state_file or self.state_file,
-            changes=(*self.changes, *drawn),
+            later, state_file=later.state_file or self.state_file, changes=(*self.changes, *drawn)
         )
 
     def table(self, width: int = TABLE_WIDTH) -> str:
@@ -139,11 +134,8 @@ class CommitSummary:
         if limit is not None and len(changes) > limit:
             changes = tuple(change for change in changes if change.was_run)[:limit]
         return [
-            {
-                name: strict_json(getattr(value, "value", value))
-                for name, value in asdict(change).items()
-            }
-            for change in changes
+            {name: strict_json(getattr(value, "value", value)) for name, value in fields.items()}
+            for fields in map(asdict, changes)
         ]
 
     def headline(self) -> str:
@@ -194,21 +186,19 @@ def summarise(
 ) -> CommitSummary:
     """Put the rows before and after side by side, in the order of the plan.
 
-    Args:
-        plan: The plan.
-        state_file: The state file that was added, if any.
-        before: The state that the plan was made from.
-        after: The committed state: the same rows in the same order, then those that the search added.
-        outcomes: The outcome of the last attempt of each trial, by trial id in the plan.
-        samples_left: As in `CommitSummary`.
-        quarantined: Final ids of trials that were run and are in quarantine now.
-        broke_off: As in `CommitSummary`.
+    `after` has the same rows as `before` in the same order, then those that the search added. `outcomes`
+    are those of the last attempts, by trial id in the plan. The rest is as in `CommitSummary`.
     """
     known = len(before.trials)
-    rows = {
-        old.trial_id: (old, new)
-        for old, new in zip(before.trials, after.trials[:known], strict=True)
-    }
+    pairs = zip(before.trials, after.trials[:known], strict=True)
+    rows = {old.trial_id: (old, new) for old, new in pairs}
+
+    def change(trial: TrialPlan) -> TrialChange:
+        old, new = rows[trial.trial_id]
+        outcome = outcomes.get(trial.trial_id)
+        note = _note(trial, outcome, has_changed=new != old, broke_off=broke_off)
+        return _change(trial.action, note, old, new, plan.metric)
+
     return CommitSummary(
         experiment=plan.experiment,
         restore_id=plan.restore_id,
@@ -218,63 +208,48 @@ def summarise(
         searcher_lost=plan.searcher_lost,
         is_whole_experiment=plan.is_whole_experiment,
         changes=(
+            *map(change, plan.trials),
             *(
-                _change(plan, trial, *rows[trial.trial_id], outcomes.get(trial.trial_id), broke_off)
-                for trial in plan.trials
+                _change(TrialAction.DRAW, _SUGGESTED, None, trial, plan.metric)
+                for trial in after.trials[known:]
             ),
-            *(_added(plan, trial) for trial in after.trials[known:]),
         ),
         quarantined=tuple(quarantined),
         broke_off=broke_off,
     )
 
 
-def _added(plan: RestorePlan, trial: Trial) -> TrialChange:
-    return TrialChange(
-        trial_id=trial.trial_id,
-        final_trial_id=trial.trial_id,
-        action=TrialAction.DRAW,
-        status_before=None,
-        status_after=trial.status,
-        iteration_before=0,
-        iteration_after=trial.iteration,
-        metric_before=None,
-        metric_after=_metric(trial, plan.metric),
-        note="a sample that the search suggested now",
-    )
-
-
 def _change(
-    plan: RestorePlan,
-    trial: TrialPlan,
-    before: Trial,
-    after: Trial,
-    outcome: RunnerOutcome | None,
-    broke_off: str,
+    action: TrialAction, note: str, before: Trial | None, after: Trial, metric: str | None
 ) -> TrialChange:
-    note = trial.reason
-    if trial.action in RUN_ACTIONS:
-        if outcome is None:
-            ended = "the run broke off" if broke_off else NO_OUTCOME
-            note = ended if after != before else "was not started"
-        elif outcome.error:
-            note = outcome.describe_error()
     return TrialChange(
-        trial_id=trial.trial_id,
+        trial_id=(before or after).trial_id,
         final_trial_id=after.trial_id,
-        action=trial.action,
-        status_before=before.status,
+        action=action,
+        status_before=before.status if before else None,
         status_after=after.status,
-        iteration_before=before.iteration,
+        iteration_before=before.iteration if before else 0,
         iteration_after=after.iteration,
-        metric_before=_metric(before, plan.metric),
-        metric_after=_metric(after, plan.metric),
+        metric_before=_metric(before, metric),
+        metric_after=_metric(after, metric),
         note=printable(note),
     )
 
 
-def _metric(trial: Trial, name: str | None) -> float | None:
-    value = follow_metric(trial.last_result, name) if name else None
+def _note(
+    trial: TrialPlan, outcome: RunnerOutcome | None, *, has_changed: bool, broke_off: str
+) -> str:
+    if trial.action not in RUN_ACTIONS:
+        return trial.reason
+    if outcome is not None:
+        return outcome.describe_error() if outcome.error else trial.reason
+    if not has_changed:
+        return "was not started"
+    return "the run broke off" if broke_off else NO_OUTCOME
+
+
+def _metric(trial: Trial | None, name: str | None) -> float | None:
+    value = follow_metric(trial.last_result, name) if trial is not None and name else None
     try:
         return float(value) if isinstance(value, int | float) else None
     except OverflowError:  # an integer in JSON may be larger than any float

@@ -35,11 +35,7 @@ _UNDO = "undo-"
 class UndoneCommit:
     """A commit that was undone.
 
-    Args:
-        experiment: URI of the experiment directory.
-        restore_id: The restore whose commit it was.
-        state_file: The state file that was deleted.
-        newest: The newest state file now; "" if there is none.
+    `state_file` was deleted; `newest` is the newest state file now, "" if there is none.
     """
 
     experiment: str
@@ -51,9 +47,7 @@ class UndoneCommit:
 def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
-    Args:
-        store: Rooted at the experiment directory.
-        holder: Who takes the lease, for people.
+    `holder` is who takes the lease, for people.
 
     Raises:
         InvalidInputError: If no commit made the newest state, or something newer was written.

@@ -6,24 +6,13 @@ from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import (
-    AirflowFailException,
-    AirflowSensorTimeout,
-    AirflowSkipException,
-)
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_tune_restore.arguments import parse_health, parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
+from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.experiment_search import (
-    Search,
-    build_item,
-    build_search,
-    log_evidence,
-    log_found,
-    survey,
-)
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
 
@@ -140,19 +129,20 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
             raise AirflowFailException(event["error"])
         found: list[dict[str, Any]] = event["experiments"]
         log: Any = self.log  # Airflow's own kind of logger
-        log_found(found, log)
+        experiment_search.log_found(found, log)
         return found
 
     def _find(self) -> list[dict[str, Any]]:
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
-            found = [report for report in survey(search, log) if report.health in wanted]
-        log_evidence(found, log)
-        return [build_item(search.place, report) for report in found]
+            reports = experiment_search.survey(search, log)
+            found = [report for report in reports if report.health in wanted]
+        experiment_search.log_evidence(found, log)
+        return [experiment_search.build_item(search.place, report) for report in found]
 
-    def _search(self) -> Search:
-        return build_search(
+    def _search(self) -> experiment_search.Search:
+        return experiment_search.build_search(
             self.prefix,
             storage_conn_id=parse_text(self.storage_conn_id),
             stale_after=self.stale_after,

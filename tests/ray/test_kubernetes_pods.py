@@ -45,7 +45,7 @@ def test_a_pod_too_small_for_what_is_asked_for_now_is_followed_by_one_of_that_si
     ]
     log = capfd.readouterr().out
     assert (
-        "Attempt 1 ran nothing, because its pod was too small: a trial asks for CPU 3 now." in log
+        "Attempt 1 ran nothing, because its pod was too small: a trial requests CPU 3 now." in log
     )
     assert trial.failures == ()
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]

@@ -12,6 +12,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.checkpoints import (
     CheckpointDir,
     RecordedCheckpoint,
+    checkpoint_index,
     choose_checkpoint,
 )
 from airflow_tune_restore.protocol.numbers import read_iteration, whole_iteration
@@ -100,7 +101,7 @@ def forget_missing(trial: Any, present: list[str]) -> None:
 
 def _number_after(trial: Any, present: list[str]) -> None:
     """Give the next checkpoint a new number: the state may be older than the directory."""
-    numbers = [CheckpointDir(name=name, files={}).index for name in present]
+    numbers = [checkpoint_index(name) for name in present]
     storage = trial.storage
     storage.current_checkpoint_index = max([storage.current_checkpoint_index, *numbers])
 

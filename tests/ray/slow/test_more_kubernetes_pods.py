@@ -174,7 +174,7 @@ def test_coupled_trials_that_ask_for_more_now_get_a_larger_pod(api, copied, capf
     recorded = read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]
     cpus = [base(pod)["resources"]["limits"]["cpu"] for pod in api.created]
     assert cpus == [f"{recorded:g}", "3"]
-    assert "its pod was too small: a trial asks for CPU 3 now" in capfd.readouterr().out
+    assert "its pod was too small: a trial requests CPU 3 now" in capfd.readouterr().out
 
 
 def test_a_deferred_task_defers_to_the_larger_pod(trial, api):
@@ -200,9 +200,7 @@ def _followed(deferred: TaskDeferred) -> dict:
 
 
 def test_a_trainable_that_asks_for_more_each_time_gets_no_third_pod(trial, api):
-    with pytest.raises(
-        AirflowFailException, match=r"asked for CPU [0-9.e+]+, was given it, and then"
-    ):
+    with pytest.raises(AirflowFailException, match=r"requested CPU [0-9.e+]+ and got it, and then"):
         trial.run(trainable=f"{ASKING}:more_each_time")
     assert len(api.created) == 2
     assert trial.failures == ()

@@ -239,8 +239,8 @@ def test_a_trial_whose_larger_place_was_too_small_again_is_given_up(runs, store,
 @pytest.mark.parametrize(
     ("can_grow", "words"),
     [
-        (True, "Trial first: It ran out of memory: asking for 4.0 GiB."),
-        (False, "Trial first: It ran out of memory; a private Ray cannot get more of it."),
+        (True, "Trial first: An attempt ran out of memory: this one requests 4.0 GiB."),
+        (False, "Trial first: An attempt ran out of memory; a private Ray cannot get more of it."),
     ],
 )
 def test_a_trial_that_ran_out_of_memory_gets_more_where_there_is_more(

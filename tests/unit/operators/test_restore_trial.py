@@ -275,7 +275,7 @@ def test_after_running_out_of_memory_a_cluster_is_asked_for_more(item, launcher,
             trial(item, ray_address="head:6379").execute(make_context())
     asked = [request.resources.get("memory") for request in launcher.requests]
     assert asked == [None, 4.0 * 1024**3, 8.0 * 1024**3]
-    assert "asking for 8.0 GiB" in capfd.readouterr().out
+    assert "this one requests 8.0 GiB" in capfd.readouterr().out
 
 
 def test_a_private_ray_is_not_asked_for_more_memory(item, launcher, store, capfd):

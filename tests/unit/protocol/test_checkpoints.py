@@ -23,14 +23,14 @@ def listed(*indices, **files):
 
 def test_the_recorded_checkpoint_is_taken_as_ray_takes_it():
     choice = choose_checkpoint(RECORDED, listed(1, 2, 3), {})
-    assert (choice.name, choice.iteration, choice.repaired) == ("checkpoint_000002", 3, False)
+    assert (choice.name, choice.iteration) == ("checkpoint_000002", 3)
 
 
 def test_one_that_is_gone_is_repaired_to_the_newest_reported_one():
     choice = choose_checkpoint(
         RECORDED, listed(3, 4), {"checkpoint_000003": 4, "checkpoint_000004": 5}
     )
-    assert (choice.name, choice.iteration, choice.repaired) == ("checkpoint_000004", 5, True)
+    assert (choice.name, choice.iteration) == ("checkpoint_000004", 5)
     assert "checkpoint_000002 is gone" in choice.reason
 
 
@@ -62,7 +62,7 @@ def test_a_newer_one_than_a_stale_state_names_is_taken_only_by_choice():
     found = [*listed(2, 3), CheckpointDir(name="checkpoint_000004", files={"meta.json": 5})]
     assert choose_checkpoint(RECORDED, found, reported).name == RECORDED.name
     choice = choose_checkpoint(RECORDED, found, reported, prefer_newest=True)
-    assert (choice.name, choice.iteration, choice.repaired) == ("checkpoint_000003", 4, True)
+    assert (choice.name, choice.iteration) == ("checkpoint_000003", 4)
     assert "newer than the state, which names checkpoint_000002" in choice.reason
 
 

@@ -79,7 +79,7 @@ def test_one_that_asks_for_more_each_time_is_given_no_third_place(store, plan):
     too_small(store, plan, CPU=5.0)
     with pytest.raises(
         InvalidInputError,
-        match=r"Trial bad of .* asked for CPU 3, was given it, and then asked for CPU 5\. Let its",
+        match=r"Trial bad of .* requested CPU 3 and got it, and then requested CPU 5\. Let its",
     ):
         read_resources(store, plan, "bad")
 

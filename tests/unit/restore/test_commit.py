@@ -17,7 +17,7 @@ from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.restore import commit
+from airflow_tune_restore.restore import committed_state
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -297,7 +297,7 @@ def test_a_commit_cut_off_before_the_searcher_was_put_puts_it_when_run_again(sto
         raise StorageError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "put_searcher", cut_off)
+        patch.setattr(committed_state, "put_searcher", cut_off)
         with pytest.raises(StorageError):
             commit_restore(store, "r1")
     commit_restore(store, "r1")
