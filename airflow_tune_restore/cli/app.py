@@ -154,12 +154,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
-    except (ExperimentRunningError, LeaseHeldError, LeaseLostError) as error:
-        output.print_error(error)
-        sys.exit(EXIT_BUSY)
     except TuneRestoreError as error:
         output.print_error(error)
-        sys.exit(EXIT_REFUSED)
+        is_busy = isinstance(error, ExperimentRunningError | LeaseHeldError | LeaseLostError)
+        sys.exit(EXIT_BUSY if is_busy else EXIT_REFUSED)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from airflow_tune_restore.cli.options import flag_of
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.base import Launcher, LauncherName
 
@@ -26,18 +27,14 @@ class LauncherOptions:
 
     on: Annotated[
         LauncherName,
-        typer.Option(
-            help="Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read "
-            "the experiment with the credentials of their own environment, not with yours.",
-        ),
+        "Where the trials run: as child processes, as Ray jobs or as pods. Jobs and pods read "
+        "the experiment with the credentials of their own environment, not with yours.",
     ] = LauncherName.LOCAL
     address: Annotated[
         str | None,
-        typer.Option(
-            help="With --on ray: the dashboard of the cluster, http://head:8265; its token comes from "
-            "RAY_AUTH_TOKEN. With --on local: a Ray cluster to connect to; without it each trial starts "
-            "a private Ray.",
-        ),
+        "With --on ray: the dashboard of the cluster, http://head:8265; its token comes from "
+        "RAY_AUTH_TOKEN. With --on local: a Ray cluster to connect to; without it each trial starts "
+        "a private Ray.",
     ] = None
     runtime_env_json: Annotated[
         str | None,
@@ -55,14 +52,10 @@ class LauncherOptions:
     ] = None
     image: Annotated[
         str | None,
-        typer.Option(
-            help="With --on kubernetes: image with Ray, this package and your code. Required, unless the "
-            "pod template names it.",
-        ),
+        "With --on kubernetes: image with Ray, this package and your code. Required, unless the "
+        "pod template names it.",
     ] = None
-    namespace: Annotated[
-        str | None, typer.Option(help="With --on kubernetes: namespace of the pods.")
-    ] = None
+    namespace: Annotated[str | None, "With --on kubernetes: namespace of the pods."] = None
     pod_template: Annotated[
         str | None,
         typer.Option(
@@ -71,9 +64,7 @@ class LauncherOptions:
     ] = None
     python: Annotated[
         str | None,
-        typer.Option(
-            help="Interpreter that has Ray and your code; with --on kubernetes the one in the image."
-        ),
+        "Interpreter that has Ray and your code; with --on kubernetes the one in the image.",
     ] = None
 
     @property
@@ -103,7 +94,7 @@ class LauncherOptions:
                 continue
             where = [name for name, options in _OPTIONS.items() if field.name in options]
             raise InvalidInputError(
-                f"{_flag(field.name)} cannot be used with --on {self.on}. It is an option of "
+                f"{flag_of(field.name)} cannot be used with --on {self.on}. It is an option of "
                 f"--on {' and --on '.join(where)}."
             )
 
@@ -150,7 +141,3 @@ class LauncherOptions:
         if self.working_dir is not None:
             runtime_env["working_dir"] = self.working_dir
         return runtime_env
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

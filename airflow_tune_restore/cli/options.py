@@ -1,11 +1,14 @@
-"""The options of the commands. A new option is one field here, and its use."""
+"""The options of the commands. A new option is one field here, and its use.
+
+A text beside the type of a field is its help; a flag that is off by default has no `--no-` form.
+"""
 
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from datetime import timedelta
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -76,9 +79,7 @@ class ScanOptions:
             help="Keep results in PREFIX/.tune_restore, and read only what has changed since.",
         ),
     ] = True
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show the evidence for each verdict.")
-    ] = False
+    explain: Annotated[bool, "Show the evidence for each verdict."] = False
 
     @property
     def selection(self) -> ScanFilter:
@@ -94,81 +95,44 @@ class ScanOptions:
 class PlanOptions:
     """How the trials are restored: `PlanChoices` with Ray's flags in both forms."""
 
-    resume_errored: Annotated[
-        bool, typer.Option("--resume-errored", help="Resume ERROR trials from their checkpoint.")
-    ] = False
-    restart_errored: Annotated[
-        bool, typer.Option("--restart-errored", help="Start ERROR trials over, as new trials.")
-    ] = False
+    resume_errored: Annotated[bool, "Resume ERROR trials from their checkpoint."] = False
+    restart_errored: Annotated[bool, "Start ERROR trials over, as new trials."] = False
     resume_unfinished: Annotated[
-        bool | None,
-        typer.Option(
-            "--resume-unfinished/--no-resume-unfinished",
-            help="Resume unfinished trials (default), or let them become TERMINATED.",
-        ),
+        bool | None, "Resume unfinished trials (default), or let them become TERMINATED."
     ] = None
     resume_cut_short: Annotated[
-        bool,
-        typer.Option(
-            "--resume-cut-short",
-            help="Resume trials that fail_fast marked TERMINATED when another one failed.",
-        ),
+        bool, "Resume trials that fail_fast marked TERMINATED when another one failed."
     ] = False
-    finished: Annotated[
-        ResumeType | None, typer.Option(help="The choice for TERMINATED trials: skip by default.")
-    ] = None
+    finished: Annotated[ResumeType | None, "The choice for TERMINATED trials: skip by default."] = (
+        None
+    )
     unfinished: Annotated[
-        ResumeType | None,
-        typer.Option(help="The choice for unfinished trials, in place of --resume-unfinished."),
+        ResumeType | None, "The choice for unfinished trials, in place of --resume-unfinished."
     ] = None
     errored: Annotated[
         ResumeType | None,
-        typer.Option(
-            help="The choice for ERROR trials, in place of --resume-errored and --restart-errored."
-        ),
+        "The choice for ERROR trials, in place of --resume-errored and --restart-errored.",
     ] = None
-    strategy: Annotated[str, typer.Option(help="auto, per_trial or whole_experiment.")] = "auto"
+    strategy: Annotated[str, "auto, per_trial or whole_experiment."] = "auto"
     fresh_budget: Annotated[
-        bool,
-        typer.Option(
-            "--fresh-budget",
-            help="Give resumed trials their failure budget (max_failures) back.",
-        ),
+        bool, "Give resumed trials their failure budget (max_failures) back."
     ] = False
     trim_results: Annotated[
-        bool,
-        typer.Option(
-            "--trim-results",
-            help="Remove result rows after the checkpoint before a trial continues.",
-        ),
+        bool, "Remove result rows after the checkpoint before a trial continues."
     ] = False
     newest_checkpoint: Annotated[
-        bool,
-        typer.Option(
-            "--newest-checkpoint",
-            help="Continue from the newest complete checkpoint, even if the state names an older one.",
-        ),
+        bool, "Continue from the newest complete checkpoint, even if the state names an older one."
     ] = False
     allow_scratch: Annotated[
-        bool,
-        typer.Option(
-            "--allow-scratch", help="Start trials over if all their recorded checkpoints are gone."
-        ),
+        bool, "Start trials over if all their recorded checkpoints are gone."
     ] = False
     remember_scheduler: Annotated[
-        bool,
-        typer.Option(
-            "--remember-scheduler",
-            help="Give ASHA and MedianStopping the earlier results of all trials; Ray forgets them.",
-        ),
+        bool, "Give ASHA and MedianStopping the earlier results of all trials; Ray forgets them."
     ] = False
     ignore_tuner: Annotated[
         bool,
-        typer.Option(
-            "--ignore-tuner",
-            help="Restore from the state alone: tuner.pkl belongs to another run, or needs a module "
-            "that is gone.",
-        ),
+        "Restore from the state alone: tuner.pkl belongs to another run, or needs a module "
+        "that is gone.",
     ] = False
     max_attempts: Annotated[
         int | None,
@@ -305,12 +269,20 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=_default(field),
-            annotation=hints[field.name],
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=_as_option(field, *get_args(hints[field.name])),
         )
         for field in fields(group)
     ]
 
 
-def _default(field: "Field[Any]") -> Any:
-    return inspect.Parameter.empty if field.default is MISSING else field.default
+def _as_option(field: "Field[Any]", kind: Any, described: Any) -> Any:
+    if isinstance(described, str):
+        names = [flag_of(field.name)] if field.default is False else []
+        described = typer.Option(*names, help=described)
+    return Annotated[kind, described]
+
+
+def flag_of(name: str) -> str:
+    """Return the option of a field, as it is written in a shell."""
+    return f"--{name.replace('_', '-')}"

@@ -10,7 +10,7 @@ import msgspec
 
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
@@ -21,11 +21,6 @@ from airflow_tune_restore.storage.location import explain_percent
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 trial" or "2 trials"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_reports(
@@ -68,19 +63,10 @@ def _print_evidence(report: ExperimentReport) -> None:
 def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool) -> None:
     """Print a plan, and the reasons for which its restore would be refused now."""
     if as_json:
-        _print_json(
-            {
-                "experiment": plan.experiment,
-                "strategy": plan.strategy,
-                "strategy_reason": plan.strategy_reason,
-                "samples_left": plan.samples_left,
-                "state_file": plan.base.name,
-                "trainable_name": plan.trainable_name,
-                "warnings": plan.warnings,
-                "refusals": refusals,
-                "trials": [_trial_json(trial) for trial in plan.trials],
-            }
-        )
+        shown = "experiment strategy strategy_reason samples_left trainable_name warnings"
+        values = {name: getattr(plan, name) for name in shown.split()}
+        values |= {"state_file": plan.base.name, "refusals": refusals}
+        _print_json(values | {"trials": [_trial_json(trial) for trial in plan.trials]})
         return
     table = _table("trial", "status", "action", "checkpoint", "iteration", "why")
     for trial in plan.trials:
@@ -129,9 +115,8 @@ def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
 def print_released(history: History, *, experiment: str, trial_id: str, as_json: bool) -> None:
     """Print from which failures a trial was released."""
     if as_json:
-        _print_json(
-            {"experiment": experiment, "trial_id": trial_id, **msgspec.structs.asdict(history)}
-        )
+        released = {"experiment": experiment, "trial_id": trial_id}
+        _print_json(released | msgspec.structs.asdict(history))
         return
     _print(
         f"Trial {trial_id} runs again with the next restore of {experiment}; its "
@@ -141,10 +126,15 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
 
 def print_error(error: Exception) -> None:
     """Print an error of this package on stderr."""
+    console(stderr=True).print(f"error: {printable(str(error), NOTE_LENGTH)}")
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> "Console":
+    """Return a console that prints text as it is; one line stays one line in a narrow terminal."""
     from rich.console import Console
 
-    Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True).print(
-        f"error: {printable(str(error), NOTE_LENGTH)}"
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True, width=width
     )
 
 
@@ -152,12 +142,8 @@ def _report_json(
     report: ExperimentReport, quarantined: Sequence[str] | None, *, explain: bool
 ) -> dict[str, Any]:
     evidence = {"evidence": [asdict(row) for row in report.evidence]} if explain else {}
-    return {
-        "experiment": report.experiment,
-        "health": report.health,
-        "reason": report.reason,
-        "trials": report.trials,
-        "state_file": report.state_file,
+    shown = "experiment health reason trials state_file"
+    return {name: getattr(report, name) for name in shown.split()} | {
         "last_write": report.last_write.isoformat() if report.last_write else None,
         "samples_left": report.samples_left,
         "quarantined": quarantined,
@@ -166,29 +152,15 @@ def _report_json(
 
 
 def _trial_json(trial: TrialPlan) -> dict[str, Any]:
-    return {
-        "trial_id": trial.trial_id,
-        "status": trial.status,
-        "action": trial.action,
-        "checkpoint": trial.checkpoint,
-        "iteration": trial.iteration,
-        "reason": trial.reason,
-        "resources": trial.resources,
-        "new_trial_id": trial.new_trial_id,
-        "quarantined": trial.quarantined,
-    }
+    shown = "trial_id status action checkpoint iteration reason resources new_trial_id quarantined"
+    return {name: getattr(trial, name) for name in shown.split()}
 
 
 def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, Any]:
     if summary is None:
         return {"experiment": experiment, "state_file": None, "failed": [], "trials": []}
-    return {
-        "experiment": summary.experiment,
-        "restore_id": summary.restore_id,
-        "state_file": summary.state_file,
-        "samples_left": summary.samples_left,
-        "searcher_lost": summary.searcher_lost,
-        "broke_off": summary.broke_off,
+    shown = "experiment restore_id state_file samples_left searcher_lost broke_off"
+    return {name: getattr(summary, name) for name in shown.split()} | {
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": summary.quarantined,
         "trials": summary.describe_changes(),
@@ -219,11 +191,8 @@ def _table(*headings: str) -> "Table":
 
 
 def _out() -> "Console":
-    from rich.console import Console
-
     # a pipe has no width: wide enough that a table is not broken in the middle of a URI
-    width = None if sys.stdout.isatty() else 200
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=width)
+    return console(width=None if sys.stdout.isatty() else 200)
 
 
 def _print_json(value: Any) -> None:

@@ -1,12 +1,11 @@
 """Shows how a restore proceeds. Imported only by that command, because importing rich takes time."""
 
-from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from airflow_tune_restore.cli.output import console
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress
 from airflow_tune_restore.restore.plan import TrialPlan
@@ -16,24 +15,18 @@ _SHOWN_METRICS = 3
 
 
 class Progress:
-    """Progress on stderr: in a terminal one bar per trial under a scrolling log, elsewhere lines.
-
-    Args:
-        quiet: Whether to show nothing.
-    """
+    """Progress on stderr: in a terminal one bar per trial under a scrolling log, elsewhere lines."""
 
     def __init__(self, *, quiet: bool) -> None:
-        console = Console(
-            stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True
-        )  # one line of a log stays one line in a narrow terminal
+        out = console(stderr=True)
         self._quiet = quiet
-        self._has_bars = console.is_terminal and not quiet
+        self._has_bars = out.is_terminal and not quiet
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
-            console=console,
+            console=out,
             disable=not self._has_bars,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -42,12 +35,7 @@ class Progress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def say(self, text: str) -> None:

@@ -7,12 +7,11 @@ import socket
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from airflow_tune_restore.cli.output import counted
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.prepare import (
@@ -31,13 +30,7 @@ TTL_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreOptions:
-    """What a restore does.
-
-    Args:
-        prepare: Which trials are restored, and how.
-        settings: Of the runners.
-        parallel: How many trials run at the same time.
-    """
+    """Which trials a restore runs and how, the settings of the runners, and how many run at once."""
 
     prepare: PrepareOptions
     settings: RunnerSettings
@@ -49,8 +42,7 @@ def restore_experiment(
 ) -> CommitSummary | None:
     """Restore the experiment at the store's root, then draw the samples that are left.
 
-    Returns:
-        A summary, or None if there was nothing to do.
+    The summary is None if there was nothing to do.
 
     Raises:
         ExperimentRunningError: If it is running.
@@ -120,14 +112,8 @@ class _Restore:
         work += ", samples to draw" * plan.continues_search
         self._progress.say(f"Restore {plan.restore_id}: {work}.")
         with lease.kept(self._store, plan.restore_id, TTL_SECONDS):
-            runs = TrialRuns(
-                self._store,
-                plan,
-                self._launcher,
-                self._options.settings,
-                self._options.parallel,
-                self._progress,
-            )
+            settings, parallel = self._options.settings, self._options.parallel
+            runs = TrialRuns(self._store, plan, self._launcher, settings, parallel, self._progress)
             runs.run_all()
             self.was_stopped = runs.was_stopped
         return commit_restore(self._store, plan.restore_id)

@@ -36,16 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrialRuns:
-    """The trials of one restore, or its whole-experiment run.
-
-    Args:
-        store: Rooted at the experiment directory.
-        plan: The plan.
-        launcher: Where the trials run.
-        settings: Of the runners, with those of the launcher.
-        parallel: How many trials run at the same time.
-        progress: Shows how they proceed.
-    """
+    """The trials of one restore, `parallel` of them at the same time; or its whole-experiment run."""
 
     def __init__(  # noqa: PLR0913  each is used
         self,

@@ -24,10 +24,9 @@ _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 def scan_prefix(
     store: ObjectStore, options: ScanOptions
 ) -> list[tuple[ExperimentReport, list[str] | None]]:
-    """Return a report for each experiment, with the ids of its quarantined trials (None: unknown).
+    """Return a report for each experiment, with the ids of its quarantined trials.
 
-    A ledger is read only if the experiment can be restored and was restored before. If it cannot be read,
-    the reason of its report shows it, and the other reports stay complete.
+    They are None (unknown) if the ledger cannot be read; the reason of the report shows it.
 
     Raises:
         InvalidInputError: If the prefix is a path that is not a directory.

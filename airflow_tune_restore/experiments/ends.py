@@ -1,8 +1,4 @@
-"""The causes that ended the trials of an experiment. Ray does not record them; its rows show most.
-
-A trial that was stopped before it was done was ended by something that can end all of them. A trial that
-was done with its last result was ended by a scheduler or a stopper, if there is one.
-"""
+"""The causes that ended the trials of an experiment. Ray does not record them; its rows show most."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -25,7 +21,6 @@ from airflow_tune_restore.protocol.pickle_reader import attribute
 
 _ITSELF, _UNKNOWN = "itself", "unknown"
 _TIMEOUT, _TIME_BUDGET = "TimeoutStopper", "time_budget_s"
-_NONE = "NoopStopper"
 _MAX_STOPPERS = 10
 _STOP_WHAT_IS_PAUSED = frozenset({"HyperBandScheduler", "HyperBandForBOHB"})
 """Other schedulers stop a trial with a result, which is marked as its last (`_process_trial_result`,
@@ -37,16 +32,14 @@ def settle_ends(state: State, live: Collection[str] | None) -> State:
 
     The row of a function that has returned may lack `done`: Ray marks it in place, and keeps the JSON
     that it made before (`_TrainingRunMetadata.get_json_state`, 2.60). Trials that the searcher still
-    counts as live were stopped. After `Tuner.restore` this is unknown: its searcher has no old trials.
-
-    Args:
-        state: As read.
-        live: The trials that the searcher still counts as live; None if unknown.
+    counts as live were stopped. After `Tuner.restore` they are unknown (None): its searcher has no old
+    trials.
     """
     if state.runner.get("_resumed") is not False:
         return state
     if live is None:
-        live = () if _is_undisturbed(state) else [trial.trial_id for trial in state.trials]
+        all_may_be_stopped = state.has_failed_fast or _stoppers(state)
+        live = [trial.trial_id for trial in state.trials] if all_may_be_stopped else ()
     trials = tuple(
         msgspec.structs.replace(trial, end=TrialEnd.UNMARKED)
         if trial.end is TrialEnd.OUTSIDE and trial.trial_id not in live
@@ -59,9 +52,7 @@ def settle_ends(state: State, live: Collection[str] | None) -> State:
 def may_be_stopped_by_scheduler(experiment: Experiment) -> bool:
     """Whether all trials are TERMINATED, and only `tuner.pkl` shows whether a scheduler ended one."""
     ends = {trial.end for trial in experiment.trials}
-    return None not in ends and not ends.isdisjoint(
-        {TrialEnd.RESULT, TrialEnd.DONE, TrialEnd.UNMARKED}
-    )
+    return None not in ends and bool(ends & {TrialEnd.RESULT, TrialEnd.DONE, TrialEnd.UNMARKED})
 
 
 def count_ends(experiment: Experiment) -> dict[str, int]:
@@ -77,12 +68,7 @@ def count_ends(experiment: Experiment) -> dict[str, int]:
 
 
 def describe_ends(total: int, ended_by: Mapping[str, int]) -> str:
-    """Return in words what ended the trials of a finished experiment.
-
-    Args:
-        total: How many trials there are.
-        ended_by: As `count_ends` returns it.
-    """
+    """Return in words what ended the trials of a finished experiment, as `count_ends` counts them."""
     known = {what: count for what, count in ended_by.items() if what not in (_ITSELF, _UNKNOWN)}
     itself, unknown = ended_by.get(_ITSELF, 0), ended_by.get(_UNKNOWN, 0)
     if not known:
@@ -117,19 +103,10 @@ def _words(experiment: Experiment) -> dict[TrialEnd, str]:
     }
 
 
-def _is_undisturbed(state: State) -> bool:
-    """Whether a state has nothing that stops all trials at once."""
-    fails_fast = state.runner.get("_fail_fast") and state.runner.get("_has_errored")
-    return not (fails_fast or _stoppers(state))
-
-
 def is_budget_spent(state: State) -> bool:
     """Whether nothing is left of `time_budget_s` (ray.tune.stopper.timeout.TimeoutStopper, 2.60)."""
-    budgets = (
-        attribute(one, "_budget")
-        for one in _read_stoppers(state)
-        if class_name_of(one, "") == _TIMEOUT
-    )
+    timeouts = [one for one in _read_stoppers(state) if class_name_of(one, "") == _TIMEOUT]
+    budgets = (attribute(one, "_budget") for one in timeouts)
     return any(type(budget) in (int, float) and budget <= 0 for budget in budgets)
 
 
@@ -145,6 +122,5 @@ def _read_stoppers(state: State) -> list[Any]:
 def _stoppers(state: State) -> list[str]:
     """Return the names of their classes."""
     names = (class_name_of(one, "") for one in _read_stoppers(state))
-    return [
-        "a stopper" if name == UNKNOWN_CLASS else name for name in names if name not in ("", _NONE)
-    ]
+    shown = (name for name in names if name not in ("", "NoopStopper"))
+    return ["a stopper" if name == UNKNOWN_CLASS else name for name in shown]

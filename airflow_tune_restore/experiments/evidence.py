@@ -1,7 +1,9 @@
-"""The evidence that an experiment's health is judged by: writes, leases, drivers, and the clock."""
+"""The evidence that an experiment's health is judged by, and the table that shows it line by line."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
@@ -22,6 +24,8 @@ CLOCK_AHEAD = timedelta(days=1)
 it would count for years."""
 
 _TEN_YEARS = 315360000.0
+
+_NOT_CHECKED, _UNKNOWN = "not checked", "unknown"
 
 _INTERVALS, _SNAPSHOTS = 2, 3
 """How many of its own intervals an experiment may be silent for: of results, and of snapshots."""
@@ -56,13 +60,7 @@ class Indicates(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceRow:
-    """One line of the table of evidence.
-
-    Args:
-        name: What was checked.
-        found: The result; or that it was not checked.
-        indicates: An `Indicates`, or "" if it did not count for the verdict.
-    """
+    """One line of the table of evidence; `indicates` is "" if it did not count for the verdict."""
 
     name: str
     found: str
@@ -75,11 +73,9 @@ class EvidenceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverStatus:
-    """Whether a Ray cluster runs a driver for an experiment.
+    """Whether a Ray cluster runs a driver for an experiment, and the answer in words.
 
-    Args:
-        is_running: Whether one runs there. False decides nothing: the driver may run elsewhere.
-        found: The answer in words.
+    False decides nothing: the driver may run elsewhere.
     """
 
     is_running: bool
@@ -94,15 +90,12 @@ class Evidence:
         root_written: Newest write to the root, commits of restores left out; None if the store does not
             report times.
         trials_written: Newest write to the directories of unfinished trials; None if they are empty.
-        state_written: When the newest state was written.
         tuner_written: When `tuner.pkl` was written. A driver writes it when it starts.
         committed_at: When a restore committed the newest state, if one did. Earlier writes are those of
             the restore, and do not show a living driver.
         restore: The lease of a restore that has not ended.
-        driver: Its driver on Ray, if a cluster was asked.
         older_runs: What older runs under the same name left that its newest state hides, in words.
         checked: The checks that cost requests and were made. Where one was not made, None means nothing.
-        now: The time.
     """
 
     root_written: datetime | None
@@ -154,11 +147,9 @@ class Evidence:
     @property
     def is_restarting(self) -> bool:
         """Whether a driver has started after the newest state was written, and has not saved one yet."""
-        return (
-            self.tuner_written is not None
-            and self.state_written is not None
-            and self.tuner_written - self.state_written > ONE_UPLOAD
-        )
+        if self.tuner_written is None or self.state_written is None:
+            return False
+        return self.tuner_written - self.state_written > ONE_UPLOAD
 
 
 def patience(summary: StateSummary, stale_after: timedelta) -> tuple[timedelta, str]:
@@ -170,15 +161,9 @@ def patience(summary: StateSummary, stale_after: timedelta) -> tuple[timedelta, 
     """
     if not stale_after:
         return stale_after, "the user states that its driver is dead"
-    own = [
-        (_INTERVALS * summary.longest_interval, "an iteration", summary.longest_interval),
-        (
-            _SNAPSHOTS * (summary.snapshot_period or 0.0),
-            "a snapshot",
-            summary.snapshot_period or 0.0,
-        ),
-    ]
-    seconds, what, interval = max(own)
+    iteration, period = summary.longest_interval, summary.snapshot_period or 0.0
+    by_iteration = (_INTERVALS * iteration, "an iteration", iteration)
+    seconds, what, interval = max(by_iteration, (_SNAPSHOTS * period, "a snapshot", period))
     seconds = min(seconds, MAX_PATIENCE.total_seconds())
     if seconds <= stale_after.total_seconds():
         return stale_after, "stale_after"
@@ -205,3 +190,112 @@ def span(length: timedelta) -> str:
 def span_of(seconds: float) -> str:
     """Return a number of seconds in words; the number is untrusted."""
     return span(timedelta(seconds=min(seconds, _TEN_YEARS)))
+
+
+def describe_evidence(
+    summary: StateSummary | None,
+    evidence: Evidence,
+    counted: Mapping[EvidenceKind, Indicates],
+    *,
+    stale_after: timedelta,
+) -> tuple[EvidenceRow, ...]:
+    """Return the table of one experiment; `counted` is what the verdict rests on.
+
+    Without a readable state (`summary` is None) it has fewer lines.
+    """
+    allowed, why = patience(summary, stale_after) if summary else (stale_after, "stale_after")
+    found = {
+        EvidenceKind.ROOT: _written(evidence.root_written, evidence) or "no time from the store",
+        EvidenceKind.TRIAL_DIRS: _trial_dirs(evidence),
+        EvidenceKind.ALLOWED: f"{span(allowed)} ({why})",
+        EvidenceKind.RESTORE: _restore(evidence),
+        EvidenceKind.DRIVER: evidence.driver.found if evidence.driver else _NOT_CHECKED,
+    }
+    if summary is not None:
+        slowest = summary.longest_interval
+        found |= {
+            EvidenceKind.COMMIT: _commit(evidence),
+            EvidenceKind.TRIALS: ", ".join(f"{n} {status}" for status, n in summary.trials.items()),
+            EvidenceKind.SAMPLES: _samples(summary, evidence),
+            EvidenceKind.START: _start(evidence),
+            EvidenceKind.SNAPSHOTS: _snapshots(summary),
+            EvidenceKind.ITERATION: span_of(slowest) if slowest else "not recorded",
+            EvidenceKind.CLOCK: _clock(summary, evidence),
+            EvidenceKind.OLDER: _older(evidence),
+        }
+    return tuple(
+        EvidenceRow(name=kind, found=text, indicates=counted.get(kind, ""))
+        for kind, text in found.items()
+    )
+
+
+def _written(at: datetime | None, evidence: Evidence) -> str:
+    if at is None:
+        return ""
+    by_restore = ", by a restore" if evidence.is_by_restore(at) else ""
+    return f"{at:%Y-%m-%d %H:%M:%S}, {ago(evidence.now - at)}{by_restore}"
+
+
+def _trial_dirs(evidence: Evidence) -> str:
+    if EvidenceKind.TRIAL_DIRS not in evidence.checked:
+        return _NOT_CHECKED
+    return _written(evidence.trials_written, evidence) or "none"
+
+
+def _commit(evidence: Evidence) -> str:
+    at = evidence.committed_at
+    return f"the newest state, {at:%Y-%m-%d %H:%M:%S}" if at else "not the newest state"
+
+
+def _restore(evidence: Evidence) -> str:
+    if EvidenceKind.RESTORE not in evidence.checked:
+        return _NOT_CHECKED
+    if (status := evidence.restore) is None:
+        return "none"
+    silent = f"silent for {span_of(status.silent_seconds)}"
+    if math.isinf(status.silent_seconds):
+        silent = "last seen at an unknown time (the store reports none)"
+    elif status.silent_seconds < -CLOCKS_AGREE.total_seconds():
+        silent = f"last seen {span_of(-status.silent_seconds)} in the future, which does not count"
+    return (
+        f"{status.lease.restore_id} of {status.lease.holder}, {silent} "
+        f"(dead after {span_of(status.lease.ttl_seconds)})"
+    )
+
+
+def _samples(summary: StateSummary, evidence: Evidence) -> str:
+    if summary.samples_left is not None:
+        return f"{summary.samples_left} never drawn"
+    return _UNKNOWN if EvidenceKind.SAMPLES in evidence.checked else _NOT_CHECKED
+
+
+def _older(evidence: Evidence) -> str:
+    if EvidenceKind.OLDER not in evidence.checked:
+        return _NOT_CHECKED
+    return "; ".join(evidence.older_runs) or "none"
+
+
+def _start(evidence: Evidence) -> str:
+    if evidence.tuner_written is None or evidence.state_written is None:
+        return _UNKNOWN
+    if not evidence.is_restarting:
+        return "none since the newest state"
+    return f"tuner.pkl was written {evidence.tuner_written:%H:%M:%S}, after the newest state"
+
+
+def _snapshots(summary: StateSummary) -> str:
+    every = summary.snapshot_period
+    return "at intervals that Ray chooses" if every is None else f"every {every:g} s"
+
+
+def _clock(summary: StateSummary, evidence: Evidence) -> str:
+    """Compare the driver's clock with the store's; which of them is right does not matter here."""
+    if summary.last_result is None or evidence.state_written is None or evidence.committed_at:
+        return _UNKNOWN
+    try:
+        ahead = datetime.fromtimestamp(summary.last_result, UTC) - evidence.state_written
+    except (OverflowError, OSError, ValueError):
+        return "not a valid time"
+    if ahead > CLOCKS_AGREE:  # a state is written soon after the newest result in it
+        return f"{span(ahead)} ahead of the store's"
+    return f"not ahead of the store's; newest result {span(-ahead)} before the newest state"

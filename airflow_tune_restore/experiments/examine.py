@@ -1,10 +1,9 @@
-"""Store -> a report on one experiment.
+"""Store -> a report on one experiment, for one listing of the root and one get of the newest state.
 
-It costs one listing of the root and one get of the newest state. Two more files are read where needed:
-the searcher's state, if all trials have ended and do not show that all samples were drawn; and
-`tuner.pkl`, if the experiment would be restored and the file is newer than its driver's states.
+The searcher's state and `tuner.pkl` are read, too, where they decide (`read_outline`, `read_doubt`).
 """
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,8 +18,12 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments.budget import CONCURRENCY
-from airflow_tune_restore.experiments.evidence import DriverStatus, Evidence, EvidenceKind
-from airflow_tune_restore.experiments.evidence_table import describe_evidence
+from airflow_tune_restore.experiments.evidence import (
+    DriverStatus,
+    Evidence,
+    EvidenceKind,
+    describe_evidence,
+)
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.health import (
     DEFAULT_STALE_AFTER,
@@ -36,7 +39,6 @@ from airflow_tune_restore.experiments.index import Index
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
 from airflow_tune_restore.experiments.read import NotStartedError, not_an_experiment, read_outline
 from airflow_tune_restore.experiments.read_checkpoints import checkpoint_names
-from airflow_tune_restore.experiments.samples import read_lost_searcher, read_samples_left
 from airflow_tune_restore.experiments.spot_check import SpotCheck
 from airflow_tune_restore.experiments.state_summary import (
     StateSummary,
@@ -44,7 +46,11 @@ from airflow_tune_restore.experiments.state_summary import (
     summarize,
     unreadable_summary,
 )
-from airflow_tune_restore.experiments.tuner_file import read_doubt
+from airflow_tune_restore.experiments.tuner_file import (
+    read_doubt,
+    read_lost_searcher,
+    read_samples_left,
+)
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.lease_objects import read_lease_status, was_restored
@@ -61,7 +67,6 @@ class ExamineOptions:
         checks_restore: Whether a running restore counts; a caller that starts one handles the lease.
         lists_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Returns for an experiment (URI) whether a driver runs for it.
-        index: The index of the prefix, if it is used.
         spot_check: Reads some experiments of the index again.
         explains: Whether the states of older runs are read, too.
         pool: Threads for requests about several trials of one experiment.
@@ -86,12 +91,8 @@ def examine(
 ) -> ExperimentReport:
     """Report on the experiment at the store's root, without an index.
 
-    A running restore does not count: the caller, who starts one, handles the lease.
-
-    Args:
-        store: Rooted at the experiment directory.
-        stale_after: Silence after which it counts as dead.
-        ask_driver: Returns for an experiment (URI) whether a driver runs for it; asked if it looks dead.
+    A running restore does not count: the caller, who starts one, handles the lease. `ask_driver` returns
+    for an experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
 
     Raises:
         StateUnreadableError: If this is not an experiment.
@@ -107,20 +108,15 @@ def examine(
             ask_driver=ask_driver,
             pool=pool,
         )
-        report, _ = examine_listed(store, entries, "", options)
-        return report
+        return examine_listed(store, entries, "", options)[0]
 
 
 def examine_listed(
     store: ObjectStore, entries: list[Entry], path: str, options: ExamineOptions
 ) -> tuple[ExperimentReport, bool]:
-    """Return a report, and whether this is an experiment, possibly a damaged one.
+    """Return a report on a listed directory, and whether this is an experiment, possibly a damaged one.
 
-    Args:
-        store: Rooted at the directory.
-        entries: Its listing.
-        path: Its path below the prefix, under which the index keeps it.
-        options: How it is examined.
+    The index keeps it under its path below the prefix.
     """
     is_one = any(layout.state_session(entry.name) for entry in entries if not entry.is_dir)
     evidence = Evidence(
@@ -178,10 +174,11 @@ class _Examination(NamedTuple):
             summary = msgspec.structs.replace(summary, samples_left=None)
         else:
             evidence = evidence.with_check(EvidenceKind.SAMPLES)
+        written = _written(entries, summary.state_file)
         evidence = replace(
             evidence,
-            state_written=_written(entries, summary.state_file),
-            committed_at=_committed_at(entries, summary.state_file),
+            state_written=written,
+            committed_at=written if layout.is_committed_state(summary.state_file) else None,
         )
         health = judge(summary, evidence, stale_after=options.stale_after).health
         if health is Health.INTERRUPTED and summary.unfinished:
@@ -203,6 +200,7 @@ class _Examination(NamedTuple):
             options.index.remember(self.path, mark, summary)
         if options.explains:
             evidence = self._read_older_runs(summary, evidence)
+        restore = evidence.restore
         return ExperimentReport(
             experiment=store.uri,
             health=health,
@@ -212,7 +210,7 @@ class _Examination(NamedTuple):
             last_write=evidence.last_write,
             samples_left=summary.samples_left,
             was_restored=was_restored(entries),
-            abandoned=_abandoned(evidence),
+            abandoned=restore.lease.epoch if restore is not None and not restore.is_alive else None,
             warnings=summary.warnings,
             evidence=describe_evidence(summary, evidence, counted, stale_after=options.stale_after),
         )
@@ -261,9 +259,8 @@ class _Examination(NamedTuple):
         is_clear = judge_running(evidence) or health is not Health.INTERRUPTED
         if is_clear or not self.options.stale_after:
             return evidence
-        newest = self.options.pool.map(
-            lambda name: _newest_in_trial(self.store, name), summary.unfinished_dirs
-        )
+        find = functools.partial(_newest_in_trial, self.store)
+        newest = self.options.pool.map(find, summary.unfinished_dirs)
         written = max(filter(None, newest), default=None)
         return replace(evidence, trials_written=written).with_check(EvidenceKind.TRIAL_DIRS)
 
@@ -326,17 +323,11 @@ def _notes(store: ObjectStore, summary: StateSummary) -> list[str]:
     return [*summary.warnings, lost]
 
 
-def _abandoned(evidence: Evidence) -> int | None:
-    restore = evidence.restore
-    return restore.lease.epoch if restore is not None and not restore.is_alive else None
-
-
 def _newest_in_trial(store: ObjectStore, trial_dir: str) -> datetime | None:
     """Return the newest write to a trial's directory, or to its newest checkpoint.
 
     Workers upload checkpoints by themselves; result rows come with the driver's snapshots, which may be
-    rare. Only the newest checkpoint is listed, one level deep. A directory that is a link to itself has
-    no writes.
+    rare. A directory that is a link to itself has no writes.
     """
     try:
         entries = store.list_dir(trial_dir)
@@ -353,20 +344,7 @@ def _written(entries: list[Entry], name: str) -> datetime | None:
     return next((entry.modified_at for entry in entries if entry.name == name), None)
 
 
-def _committed_at(entries: list[Entry], state_file: str) -> datetime | None:
-    """Return when the newest state was written, if a restore committed it."""
-    return _written(entries, state_file) if layout.is_committed_state(state_file) else None
-
-
 def _newest(entries: list[Entry]) -> datetime | None:
     """Return the newest write to a file; a state that a restore committed shows no living driver."""
-    return max(
-        (
-            entry.modified_at
-            for entry in entries
-            if entry.modified_at is not None
-            and not entry.is_dir
-            and not layout.is_committed(entry.name)
-        ),
-        default=None,
-    )
+    files = (e for e in entries if not e.is_dir and not layout.is_committed(e.name))
+    return max((e.modified_at for e in files if e.modified_at is not None), default=None)

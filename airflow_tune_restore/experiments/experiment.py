@@ -17,6 +17,9 @@ _MAX_TEXT = 10_000
 
 DEFAULT_SCHEDULER = "FIFOScheduler"
 
+NEVER_SAVED = "never saved its state"
+"""The reason why samples cannot be drawn although `tuner.pkl` may be there."""
+
 UNKNOWN_CLASS = "unknown"
 """The name for a class that is pickled together with its object."""
 
@@ -40,8 +43,6 @@ class RecordedTuner:
 
     Args:
         trainable_name: Name the trainable must have on restore; None if not recorded.
-        metric: Metric of the TuneConfig.
-        mode: `min` or `max`.
         scheduler: Class name of Tune's scheduler.
         wrappers: Class names around the searcher (`ConcurrencyLimiter`, `Repeater`).
     """
@@ -59,13 +60,10 @@ class Experiment:
 
     Args:
         uri: Its URI, without credentials.
-        state_file: The file that the state was read from.
-        state: The parsed state.
         tuner: The content of `tuner.pkl`; None if it is missing, empty, not readable, or ignored.
         samples_left: Samples the searcher has not drawn; None if that cannot be known.
         searcher_lost: What is wrong with `tuner.pkl`, if samples are left that only the searcher in it
             could draw; "" otherwise.
-        warnings: Problems and oddities, in words.
         ignores_tuner: Whether `tuner.pkl` does not count: it belongs to another run, or the user chose
             so (ignore_tuner).
     """
@@ -102,10 +100,8 @@ class Experiment:
     @property
     def stopped_by_fail_fast(self) -> tuple[Trial, ...]:
         """Trials that `fail_fast` marked TERMINATED although they never finished (Ray 2.60)."""
-        runner = self.state.runner
-        if not (runner.get("_fail_fast") and runner.get("_has_errored")):
-            return ()
-        return tuple(trial for trial in self.trials if trial.end is TrialEnd.OUTSIDE)
+        stopped = self.trials if self.state.has_failed_fast else ()
+        return tuple(trial for trial in stopped if trial.end is TrialEnd.OUTSIDE)
 
 
 def recorded_tuner(pickle: Any) -> RecordedTuner:
@@ -129,10 +125,8 @@ def search_is_exhausted(state: State) -> bool:
     """
     if state.runner.get("_resumed") is not False:
         return False
-    ended_by_themselves = all(
-        trial.status is TrialStatus.ERROR or trial.terminated_by_itself for trial in state.trials
-    )
-    return ended_by_themselves and _ran_side_by_side(state.trials)
+    by_itself = (t.status is TrialStatus.ERROR or t.terminated_by_itself for t in state.trials)
+    return all(by_itself) and _ran_side_by_side(state.trials)
 
 
 def _ran_side_by_side(trials: tuple[Trial, ...]) -> bool:
@@ -147,13 +141,10 @@ def samples_left(search_state: Any, trials: int) -> int | None:
 
     BasicVariantGenerator saves its `__dict__`, SearchGenerator a dict (ray.tune.search, 2.60).
     """
-    total = attribute(search_state, "_total_samples")
-    finished = attribute(search_state, "_finished")
-    if total is None:
-        total = attribute(search_state, "total_samples")
-        finished = attribute(search_state, "finished")
-    if finished is True:
+    prefix = "" if attribute(search_state, "_total_samples") is None else "_"
+    if attribute(search_state, f"{prefix}finished") is True:
         return 0
+    total = attribute(search_state, f"{prefix}total_samples")
     return max(0, total - trials) if is_count(total) else None
 
 
@@ -167,24 +158,17 @@ def live_trials(search_state: Any) -> frozenset[str] | None:
     return frozenset(i for i in live if isinstance(i, str)) if isinstance(live, list) else None
 
 
-NEVER_SAVED = "never saved its state"
-"""The reason why samples cannot be drawn although `tuner.pkl` may be there."""
-
-
-def describe_lost_searcher(experiment: str, samples_left: int | None, why: str) -> str:
+def describe_lost_searcher(experiment: str, left: int | None, why: str) -> str:
     """Describe which samples cannot be drawn, why, and how to draw them."""
-    samples = "the samples that are left" if samples_left is None else f"{samples_left} samples"
+    samples = "the samples that are left" if left is None else f"{left} samples"
     if why == NEVER_SAVED:
         return (
             f"{samples} cannot be drawn: their searcher {NEVER_SAVED} (it has no save and restore), and "
             "another searcher cannot continue for it. Run what is left as a new experiment"
         )
-    command = (
-        f"tune-restore restore {quote(experiment)} --trainable MODULE:ATTR --search-alg MODULE:ATTR"
-    )
     return (
-        f"{samples} cannot be drawn without their searcher, which is lost ({why}); give one "
-        f"(search_alg): `{command}`"
+        f"{samples} cannot be drawn without their searcher, which is lost ({why}); give one (search_alg)"
+        f": `tune-restore restore {quote(experiment)} --trainable MODULE:ATTR --search-alg MODULE:ATTR`"
     )
 
 

@@ -42,13 +42,9 @@ RESTORABLE = frozenset({Health.ERRORED, Health.INTERRUPTED})
 
 
 class Verdict(NamedTuple):
-    """The health of an experiment, and what it rests on.
+    """The health of an experiment, why, and the evidence that counted, with what it indicated.
 
-    Args:
-        health: The verdict.
-        reason: Why, in words.
-        counted: The evidence that counted, and what it indicated. Other evidence was outvoted or not
-            needed.
+    Other evidence was outvoted or not needed.
     """
 
     health: Health
@@ -62,8 +58,6 @@ class ExperimentReport:
 
     Args:
         experiment: URI of the experiment directory.
-        health: The verdict.
-        reason: Why, in words.
         trials: Count by status.
         state_file: Name of the newest valid state file, if any.
         last_write: Newest write by the store's clock (UTC); None if unknown.
@@ -71,8 +65,6 @@ class ExperimentReport:
             unfinished anyway and the experiment lives.
         was_restored: Whether a restore was ever started on it; always False if it has no trials.
         abandoned: Epoch of the lease of a restore that died on it; None if none did.
-        warnings: Oddities, in words.
-        evidence: What the verdict rests on.
     """
 
     experiment: str
@@ -132,13 +124,7 @@ def judge(summary: StateSummary, evidence: Evidence, *, stale_after: timedelta) 
 
 
 def judge_unstarted(why: str, evidence: Evidence, *, stale_after: timedelta) -> Verdict:
-    """Return the health of an experiment without trials, whose driver may have died early.
-
-    Args:
-        why: The reason to give if its driver is dead.
-        evidence: The evidence.
-        stale_after: Silence after which the driver is dead.
-    """
+    """Return the health of an experiment without trials; `why` is the reason if its driver is dead."""
     if (running := judge_running(evidence)) is not None:
         return running
     silent, counted = _silence(evidence, stale_after)
@@ -188,11 +174,9 @@ def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa:
     if evidence.is_last_by_restore:
         return ", nothing written since it was last restored"
     age = evidence.now - evidence.last_write
-    return (
-        f", nothing written for {span(age)}"
-        if silent
-        else f", last written {ago(age)} (stale after {limit})"
-    )
+    if silent:
+        return f", nothing written for {span(age)}"
+    return f", last written {ago(age)} (stale after {limit})"
 
 
 def _ended(
@@ -202,11 +186,8 @@ def _ended(
     written: dict[EvidenceKind, Indicates],
 ) -> Verdict:
     if evidence.is_restarting and not silent:
-        return Verdict(
-            Health.RUNNING,
-            "all its trials ended, but a new driver has started and has not saved a state yet",
-            written | {EvidenceKind.START: Indicates.ALIVE},
-        )
+        reason = "all its trials ended, but a new driver has started and has not saved a state yet"
+        return Verdict(Health.RUNNING, reason, written | {EvidenceKind.START: Indicates.ALIVE})
     counted = {EvidenceKind.TRIALS: Indicates.ENDED}
     if summary.samples_left is not None:
         counted[EvidenceKind.SAMPLES] = Indicates.ENDED

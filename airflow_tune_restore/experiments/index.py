@@ -1,23 +1,16 @@
 """The index of a prefix: one object below it with a summary per experiment, so that scans read less.
 
-1. A line of JSON per experiment. It counts only while the listing of the experiment still shows the very
-   objects that it was made from. A line that is damaged, too long or implausible is ignored.
-2. The index is never needed: a lost one is built again. If two scans write it at once, the later one
-   wins. A restore always reads the state itself.
-3. It is not signed, so anyone who can write below the prefix can forge it. Every scan therefore reads
-   some of the experiments again, by chance (`spot_check`), and all of them as soon as one line differs
-   from its state. Each line that a scan uses is checked with a chance of one in 32, and at least eight
-   lines. So 60 forged lines of 60 are found by the first scan, 60 of 1,000 by each scan with 85 %, one of
-   60 after 8 scans on average and one of 1,000 after 32. Then they are replaced. Words beside a verdict
-   (what ended the trials, warnings) are not compared.
-4. A line is decoded only when it is needed: reading an index takes a few times its length in memory,
-   whatever it holds.
+A line counts only while the listing of the experiment still shows the objects that it was made from. A
+line that is damaged, too long or implausible is ignored, and a lost index is built again. If two scans
+write it at once, the later one wins. Anyone who can write below the prefix can forge it: every scan reads
+some experiments again (`spot_check`, ADR 0018). A line is decoded only when it is needed, so that reading
+an index takes a few times its length in memory, whatever it holds.
 """
 
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import islice
 
@@ -48,7 +41,6 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
     Args:
         path: Path of the experiment below the prefix.
-        fingerprint: Fingerprint of the objects that it was made from.
         summary: A `StateSummary`, decoded when it is needed.
         check: Checksum, which differs in a damaged row.
     """
@@ -60,17 +52,13 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Index:
-    """The rows of one prefix. Threads may look up and remember at once.
+    """The rows of one prefix, by path. Threads may look up and remember at once.
 
-    Args:
-        rows: Path below the prefix -> row.
-        replaces_forged: Whether it must replace the index in the store, however few rows it has.
+    One that replaces a forged index is written to the store however few rows it has.
     """
 
-    def __init__(
-        self, rows: dict[str, Row] | None = None, *, replaces_forged: bool = False
-    ) -> None:
-        self._rows = rows or {}
+    def __init__(self, rows: Iterable[Row] = (), *, replaces_forged: bool = False) -> None:
+        self._rows = {row.path: row for row in rows}
         self._replaces_forged = replaces_forged
         self._taken: set[str] = set()
         self._new: set[str] = set()
@@ -110,9 +98,7 @@ class Index:
     def write(self, store: ObjectStore, *, was_complete: bool) -> None:
         """Write it back if there are new rows. A prefix that cannot be written to is left as it is.
 
-        Args:
-            store: Rooted at the prefix.
-            was_complete: The scan saw all of the prefix, so experiments that it did not find are gone.
+        After a scan that saw all of the prefix (`was_complete`), what it did not find is gone.
         """
         seen = self._taken | self._new
         rows = [row for path, row in sorted(self._rows.items()) if path in seen or not was_complete]
@@ -123,9 +109,7 @@ class Index:
         if len(rows) > MAX_ROWS or len(body) > MAX_INDEX_BYTES:
             log.warning(
                 "The index of %s is not kept: it would hold %d rows in %d bytes.",
-                store.uri,
-                len(rows),
-                len(body),
+                *(store.uri, len(rows), len(body)),
             )
             return
         try:
@@ -143,7 +127,7 @@ def read_index(store: ObjectStore) -> Index:
     except TuneRestoreError as error:
         log.info("The index of %s is not used: %s", store.uri, error)
         return Index()
-    return Index({row.path: row for row in _read_rows(body)})
+    return Index(_read_rows(body))
 
 
 def _read_rows(body: bytes) -> Iterator[Row]:
@@ -161,8 +145,7 @@ def _read_rows(body: bytes) -> Iterator[Row]:
 
 def build_row(path: str, fingerprint: str, summary: bytes) -> Row:
     """Return the row of one experiment; the summary is JSON."""
-    check = _check(path, fingerprint, summary)
-    return Row(path, fingerprint, msgspec.Raw(summary), check)
+    return Row(path, fingerprint, msgspec.Raw(summary), _check(path, fingerprint, summary))
 
 
 def encode_row(row: Row) -> bytes:

@@ -8,7 +8,7 @@ from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 MAX_FILES = 8
@@ -35,11 +35,6 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
     `Tuner.restore` and commits continue a run: their states follow those they were made from, also
     where every trial was started over under a new id. A driver that restored nothing starts another run:
     `_resumed` is false in its states (ray.tune.execution.tune_controller.TuneController, 2.60).
-
-    Args:
-        store: Rooted at the experiment directory.
-        older: As `older_states` returns them.
-        newest: The newest valid state.
     """
     notes: list[str] = []
     seen, starts_run = _ids(newest), _starts_a_run(newest)
@@ -67,10 +62,10 @@ def _ids(state: State) -> set[str]:
 
 def _describe(name: str, trials: tuple[Trial, ...]) -> str:
     counts = Counter(trial.status.value for trial in trials)
+    shown = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     text = (
-        f"{name} of an older run holds {len(trials)} trial{'s' * (len(trials) != 1)} "
-        f"({', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}) that the newest "
-        "state does not have; they are not restored."
+        f"{name} of an older run holds {counted(len(trials), 'trial')} ({shown}) that the "
+        "newest state does not have; they are not restored."
     )
     if set(counts) == {TrialStatus.TERMINATED}:
         return text

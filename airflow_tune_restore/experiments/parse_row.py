@@ -10,11 +10,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.experiments.raw_row import (
-    MalformedStateError,
-    decode_text,
-    read_field,
-)
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, decode_text, read_field
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
 from airflow_tune_restore.protocol import bounded_json, layout
 from airflow_tune_restore.protocol.names import (
@@ -67,7 +63,6 @@ class _LastResult(msgspec.Struct):
     last_result: dict[str, Any]
 
 
-_STATUSES = {status.value: status for status in TrialStatus}
 _HEAD, _RUN = msgspec.json.Decoder(_RowHead), msgspec.json.Decoder(_RunMetadata)
 _LAST = msgspec.json.Decoder(_LastResult)
 
@@ -75,10 +70,7 @@ _LAST = msgspec.json.Decoder(_LastResult)
 def parse_row(trial: msgspec.Raw, metadata: msgspec.Raw, others: Collection[str]) -> Trial:
     """Return the trial of one row; an unusable row becomes a trial that cannot be run.
 
-    Args:
-        trial: The first half of the row.
-        metadata: The second half.
-        others: Ids of the trials before it in the file.
+    `others` are the ids of the trials before it in the file.
     """
     try:
         found = _parse(trial, metadata)
@@ -109,9 +101,8 @@ def _parse(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     except MalformedStateError:
         run, odd = _RunMetadata(), ["metadata"]
     # neither TERMINATED nor ERROR means unfinished (TuneController._requeue_restored_trials, 2.60)
-    status = _STATUSES.get(head.status) if isinstance(head.status, str) else None
-    if status is None:
-        status = TrialStatus.PENDING
+    is_known = isinstance(head.status, str) and head.status in TrialStatus.__members__
+    if not is_known:
         odd.append("status")
     last = run.last_result or _Iteration()
     if read_iteration(last.training_iteration) is None:
@@ -121,7 +112,7 @@ def _parse(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     return Trial(
         trial_id=trial_id,
         trainable_name=name if _is_name(name) else "",
-        status=status,
+        status=TrialStatus(head.status) if is_known else TrialStatus.PENDING,
         trial_dir=directory if _is_directory(directory) else None,
         iteration=whole_iteration(last.training_iteration),
         last_result_time=-math.inf if reported_at is None else reported_at,
@@ -183,7 +174,7 @@ def _meets(criterion: Any, metadata: msgspec.Raw) -> bool:
         result = decode_text(metadata, _LAST).last_result
     except MalformedStateError:
         return False
-    met = ((follow_metric(result, name), limit) for name, limit in criterion.items())
+    met = [(follow_metric(result, name), limit) for name, limit in criterion.items()]
     return any(
         {type(value), type(limit)} <= {int, float} and value >= limit for value, limit in met
     )

@@ -110,24 +110,15 @@ def decode_text(raw: msgspec.Raw | bytes, decoder: "msgspec.json.Decoder[T]") ->
         MalformedStateError: If it cannot be decoded.
     """
     try:
-        return _decode_document(_text_of(raw), decoder)
+        text = _text_of(raw)
+        bounded_json.check_values(text)
+        try:
+            return decoder.decode(text)
+        except msgspec.DecodeError:
+            # NaN and infinities; `convert` checks the types again
+            return msgspec.convert(bounded_json.load(text, parse_constant=_constant), decoder.type)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedStateError(f"a row cannot be read ({error})") from error
-
-
-def _decode_document(text: str | bytes, decoder: "msgspec.json.Decoder[T]") -> T:
-    """Decode a document that may hold NaN and infinities into the fields that are needed.
-
-    Raises:
-        msgspec.DecodeError, ValueError: If it is something else, or too large; RecursionError if it nests
-            too deeply.
-    """
-    bounded_json.check_values(text)
-    try:
-        return decoder.decode(text)
-    except msgspec.DecodeError:
-        # NaN and infinities; `convert` checks the types again
-        return msgspec.convert(bounded_json.load(text, parse_constant=_constant), decoder.type)
 
 
 def read_hex_pickle(value: Any) -> Any:

@@ -25,19 +25,17 @@ from airflow_tune_restore.experiments.experiment import (
     search_is_exhausted,
 )
 from airflow_tune_restore.experiments.raw_row import MalformedStateError
-from airflow_tune_restore.experiments.samples import (
-    needs_tuner,
-    read_lost_searcher,
-    read_searcher,
-    why_lost,
-)
 from airflow_tune_restore.experiments.state import NO_STATE, State, parse_pieces
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.experiments.tuner_file import (
     IGNORED,
     LOST,
     describe_doubt,
+    needs_tuner,
+    read_lost_searcher,
+    read_searcher,
     read_tuner,
+    why_lost,
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import is_safe_name
@@ -79,14 +77,10 @@ def read_experiment(
     keep_terminated_rows: bool = True,
     ignore_tuner: bool = False,
 ) -> Experiment:
-    """Read the experiment at the store's root.
+    """Read the experiment at the store's root; `entries` is its listing, if the caller has just made one.
 
-    Args:
-        store: Rooted at the experiment directory.
-        entries: Its listing, if the caller has just made one.
-        keep_terminated_rows: Also keep the rows of trials that terminated by themselves. They are nearly
-            all of a large experiment, and only running or committing them needs the rows.
-        ignore_tuner: Do not read `tuner.pkl`.
+    The rows of trials that terminated by themselves (`keep_terminated_rows`) are nearly all of a large
+    experiment, and only running or committing them needs the rows.
 
     Raises:
         StateUnreadableError: If no state file can be used, with the reason of each; or if this is not an
@@ -106,29 +100,21 @@ def read_experiment(
     if left != 0 and needs_tuner(entries):
         lost = why_lost(entries, tuner, experiment.trainables)
         experiment = replace(experiment, searcher_lost=lost)
-    doubt = describe_doubt(tuner.recorded, experiment.trainables)
-    if not doubt:
-        return replace(experiment, ignores_tuner=ignore_tuner)
-    return replace(
-        experiment,
-        tuner=None,
-        ignores_tuner=True,
-        warnings=(*experiment.warnings, doubt),
-    )
+    if doubt := describe_doubt(tuner.recorded, experiment.trainables):
+        warned = (*experiment.warnings, doubt)
+        return replace(experiment, tuner=None, ignores_tuner=True, warnings=warned)
+    return replace(experiment, ignores_tuner=ignore_tuner)
 
 
 def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
-    """Read only what the health of an experiment needs: its state, and little else.
+    """Read only what the health of an experiment needs; raises as `read_experiment`.
 
     `tuner.pkl` is read only if samples are left that need the searcher in it, or if it decides whether a
     scheduler ended the trials. The searcher's state is read only if all trials have ended and do not show
     by themselves that all samples were drawn.
-
-    Raises:
-        As `read_experiment`.
     """
     state_file, state, warnings = _newest_valid_state(store, entries, keep_terminated_rows=False)
-    tuners = [entry for entry in entries if entry.name == layout.TUNER_FILE and not entry.is_dir]
+    tuners = [e for e in entries if e.name == layout.TUNER_FILE and not e.is_dir]
     if not tuners:
         warnings.append(f"tuner.pkl is missing: {LOST}")
     elif not tuners[0].size_bytes:
@@ -154,7 +140,7 @@ def _shows_that_all_are_drawn(entries: list[Entry], state: State) -> bool:
     names = [entry.name for entry in entries if not entry.is_dir]
     is_basic = any(name.startswith(layout.VARIANT_STATE_PREFIX) for name in names)
     is_other = any(name.startswith(layout.SEARCH_STATE_PREFIX) for name in names)
-    was_committed = any(layout.is_committed(name) for name in names)
+    was_committed = any(map(layout.is_committed, names))
     return is_basic and not is_other and not was_committed and search_is_exhausted(state)
 
 
@@ -166,17 +152,14 @@ def _experiment(
     left: int | None,
     warnings: Iterable[str],
 ) -> Experiment:
+    texts = filter(None, (*warnings, *_describe_odd(state.trials)))
     experiment = Experiment(
         uri=store.uri,
         state_file=state_file,
         state=state,
         tuner=tuner,
         samples_left=left,
-        warnings=tuple(
-            printable(text, NOTE_LENGTH)
-            for text in (*warnings, *_describe_odd(state.trials))
-            if text
-        ),
+        warnings=tuple(printable(text, NOTE_LENGTH) for text in texts),
     )
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
@@ -189,12 +172,12 @@ def _experiment(
 
 def _describe_odd(trials: Collection[Trial]) -> Iterator[str]:
     """Describe the parts of rows that cannot be used: each lost trial, and each field with its trials."""
-    with_field: dict[str, list[str]] = {}
     lost = [trial for trial in trials if trial.unusable]
     for trial in lost[:_LOST_NAMED]:
         yield f"trial {trial.trial_id} cannot be run: {trial.unusable}"
     if len(lost) > _LOST_NAMED:
         yield f"{len(lost) - _LOST_NAMED} more trials cannot be run"
+    with_field: dict[str, list[str]] = {}
     for trial in trials:
         for name in trial.odd_fields:
             with_field.setdefault(name, []).append(trial.trial_id)
@@ -206,8 +189,7 @@ def _describe_odd(trials: Collection[Trial]) -> Iterator[str]:
 def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
     """Read the experiment that a commit starts from; one that was never started has no trials.
 
-    `ignore_tuner` is that of `read_experiment`; it does not apply to an experiment that never started,
-    which has nothing but its `tuner.pkl`.
+    `ignore_tuner` does not apply to the latter, which has nothing but its `tuner.pkl`.
 
     Raises:
         StateUnreadableError: If no state file can be used.
@@ -247,17 +229,14 @@ def _newest_valid_state(
     Ray takes the largest file name, which carries local time. Within the spread of time zones the
     `stats.start_time` inside the file decides. A file that cannot be used is skipped with a warning.
     """
-    states = sorted(
-        # Ray makes no name that cannot be shown
-        (
-            e
-            for e in entries
-            if not e.is_dir and layout.is_state_file(e.name) and is_safe_name(e.name)
-        ),
-        key=lambda e: e.name,
-        reverse=True,
-    )
-    if not states and all(entry.is_dir or entry.name != layout.TUNER_FILE for entry in entries):
+    files = {entry.name: entry for entry in entries if not entry.is_dir}
+    # Ray makes no name that cannot be shown
+    states = [
+        files[name]
+        for name in sorted(files, reverse=True)
+        if layout.is_state_file(name) and is_safe_name(name)
+    ]
+    if not states and layout.TUNER_FILE not in files:
         raise not_an_experiment(store)
     if not states:
         raise NotStartedError(
@@ -270,11 +249,7 @@ def _newest_valid_state(
             continue
         try:
             candidate = read_state(store, entry, keep_terminated_rows=keep_terminated_rows)
-        except (
-            MalformedStateError,
-            KeyNotFoundError,
-            CannotBeFollowedError,
-        ) as error:
+        except (MalformedStateError, KeyNotFoundError, CannotBeFollowedError) as error:
             # errors of the store are raised: an older state must not take this one's place
             warnings.append(f"{entry.name} was skipped: {error}")
             continue
@@ -329,10 +304,8 @@ def read_state(
             ) from error
     if not state.trials:
         raise MalformedStateError("it holds no trials")
-    file = StateFile(
-        name=entry.name, sha256=pieces.sha256.hexdigest(), size_bytes=pieces.size_bytes
-    )
-    return file, state
+    sha256 = pieces.sha256.hexdigest()
+    return StateFile(name=entry.name, sha256=sha256, size_bytes=pieces.size_bytes), state
 
 
 class _HashedPieces:

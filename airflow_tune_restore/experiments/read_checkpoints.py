@@ -35,10 +35,8 @@ def read_checkpoint_choices(
 ) -> dict[str, CheckpointChoice]:
     """Return for each trial what it can start from. Lists trial directories, not the whole experiment.
 
-    Args:
-        store: Rooted at the experiment directory.
-        trials: The trials to be resumed.
-        prefer_newest: Take a newer checkpoint than the recorded one, if it was reported and is complete.
+    With `prefer_newest` this is a newer checkpoint than the recorded one, if it was reported and is
+    complete.
     """
     recorded = [_recorded(trial) for trial in trials]  # decoding does not profit from threads
     with ThreadPoolExecutor(CONCURRENCY) as pool:
@@ -51,13 +49,8 @@ def read_checkpoint_choices(
 
 def checkpoint_names(entries: list[Entry]) -> list[str]:
     """Return the names of the checkpoint directories in the listing of a trial's directory."""
-    return [
-        entry.name
-        for entry in entries
-        if entry.is_dir
-        and entry.name.startswith(layout.CHECKPOINT_PREFIX)
-        and is_segment(entry.name)
-    ]
+    names = [entry.name for entry in entries if entry.is_dir and is_segment(entry.name)]
+    return [name for name in names if name.startswith(layout.CHECKPOINT_PREFIX)]
 
 
 def _recorded(trial: Trial) -> _Recorded:
@@ -108,16 +101,11 @@ def _choose(
 
 
 def _list_checkpoints(store: ObjectStore, trial: Trial, names: list[str]) -> list[CheckpointDir]:
+    # a sub-directory counts as content, whatever is in it
+    listed = {name: store.list_dir(f"{trial.trial_dir}/{name}") for name in names}
     return [
-        CheckpointDir(
-            name=name,
-            files={
-                # a sub-directory counts as content, whatever is in it
-                entry.name: 1 if entry.is_dir else entry.size_bytes
-                for entry in store.list_dir(f"{trial.trial_dir}/{name}")
-            },
-        )
-        for name in names
+        CheckpointDir(name=name, files={e.name: 1 if e.is_dir else e.size_bytes for e in entries})
+        for name, entries in listed.items()
     ]
 
 

@@ -1,8 +1,8 @@
 """Prefix -> a report on every experiment below it. Checkpoints are not walked.
 
-`examine` reports on each experiment. A scan with an index (`index`) reads only the states that have
-changed since the last scan, and some others by chance: if the index is wrong there (`spot_check`), all
-are read again. Roots are always listed, because only a listing shows a change.
+A scan with an index (`index`) reads only the states that have changed since the last scan, and some
+others by chance: if the index is wrong there (`spot_check`), all are read again. Roots are always listed,
+because only a listing shows a change.
 """
 
 import logging
@@ -68,14 +68,8 @@ def scan(
     of the same prefix: each experiment is found once, by its own name. Of several links to one place
     elsewhere, the one with the smallest path is followed.
 
-    Args:
-        store: Rooted at the prefix.
-        stale_after: Silence after which an unfinished experiment counts as dead.
-        selection: Which directories are scanned.
-        use_index: Keep an index in the prefix, and read only what has changed since.
-        ask_driver: Returns for an experiment (URI) whether a driver runs for it; asked if it looks dead.
-        explains: Also read the states of older runs. Verdicts do not rest on them.
-        chance: Chooses the rows of the index that are checked; None for unpredictable ones.
+    `use_index` keeps an index in the prefix, and reads only what has changed since. `chance` chooses the
+    rows of it that are checked; None for unpredictable ones. The rest is as in `ExamineOptions`.
     """
     root = store.list_dir()
     at_root = is_experiment(root)  # then its `.tune_restore` is not that of a prefix
@@ -193,15 +187,11 @@ def _may_hold_experiments(store: ObjectStore, entry: Entry) -> bool:
     """Leave out hidden directories, those of this package, and checkpoints without an experiment."""
     if not entry.is_dir or entry.is_link or entry.name.startswith("."):
         return False
-    if not is_safe_name(entry.name) or _would_be_options(store, entry.name):
-        log.warning(
-            "%s: %s is skipped: an address cannot hold this name",
-            *(store.uri, printable(ascii(entry.name), 100)),
-        )
+    # an address would end inside a name at a `?` that is followed by `name=`
+    if not is_safe_name(entry.name) or (
+        Location.parse(store.at(entry.name).uri).options != Location.parse(store.uri).options
+    ):
+        name = printable(ascii(entry.name), 100)
+        log.warning("%s: %s is skipped: an address cannot hold this name", store.uri, name)
         return False
     return checkpoint_index(entry.name) < 0
-
-
-def _would_be_options(store: ObjectStore, name: str) -> bool:
-    """Whether an address would end inside this name, at a `?` that is followed by `name=`."""
-    return Location.parse(store.at(name).uri).options != Location.parse(store.uri).options

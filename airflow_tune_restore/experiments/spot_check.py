@@ -49,12 +49,7 @@ def fresh_chance() -> Chance:
 
 
 class SpotCheck:
-    """The checks of one scan. Threads may check at once.
-
-    Args:
-        index: The index of the scan.
-        chance: Chooses the rows that are checked.
-    """
+    """The checks of one scan, of rows that `chance` chooses. Threads may check at once."""
 
     def __init__(self, index: Index, chance: Chance) -> None:
         self._index = index
@@ -62,22 +57,14 @@ class SpotCheck:
         self._found: dict[str, str] = {}
 
     def check(self, store: ObjectStore, entries: list[Entry], path: str) -> None:
-        """Read an experiment that was just taken from the index again, if it is chosen.
-
-        Args:
-            store: Rooted at the experiment directory.
-            entries: Its listing.
-            path: Its path below the prefix.
-        """
+        """Read an experiment that was just taken from the index again, if it is chosen."""
         if self._chance(path) < 1 / ONE_IN and path not in self._found:
             self._found[path] = self._contradiction(store, entries, path)
 
     def agrees(self, store: ObjectStore, threads: ThreadPoolExecutor) -> bool:
         """Whether the index agrees with all states that were checked; logged if not. Call after the scan.
 
-        Args:
-            store: Rooted at the prefix.
-            threads: Threads that check more experiments, where chance chose too few.
+        Where chance chose too few of them, more are checked now.
         """
         lowest = sorted(self._index.taken, key=self._chance)[:LEAST]
         rest = [path for path in lowest if path not in self._found]
@@ -90,10 +77,7 @@ class SpotCheck:
             log.warning(
                 "%s: %d of %d checked rows of the index differ from their states. The index is ignored, "
                 "and all experiments are read again. %s may be forged: check who can write there.",
-                store.uri,
-                len(wrong),
-                len(self._found),
-                layout.INDEX,
+                *(store.uri, len(wrong), len(self._found), layout.INDEX),
             )
         return not wrong
 
@@ -136,11 +120,8 @@ def _compare(kept: StateSummary, read: StateSummary) -> str:
 
 def _judged(summary: StateSummary) -> dict[str, Any]:
     """Return the fields that verdicts rest on."""
-    values = {
-        name: getattr(summary, name)
-        for name in StateSummary.__struct_fields__
-        if name not in NOT_COMPARED
-    }
+    names = [name for name in StateSummary.__struct_fields__ if name not in NOT_COMPARED]
+    values = {name: getattr(summary, name) for name in names}
     if summary.unfinished:
         # then they do not decide between dead and alive, and are counted later, if at all
         values["samples_left"] = None

@@ -1,13 +1,10 @@
 """Experiment state file -> rows and trials, and back.
 
 The file is JSON inside JSON strings, about 13 KB per trial, and holds `NaN`, `Infinity` and `-Infinity`,
-which strict parsers refuse. It is read piece by piece: msgspec splits each piece into raw rows, and
-`parse_row` decodes only the fields that a plan needs. A file with another layout than Ray's, and the end
-of every file, are split by the regular expression `_ROW`.
-Reading takes little more memory than the bytes of the file: rows are counted, each document is bounded
-(`bounded_json`), and the text around the rows is limited.
-Raw rows are kept, so that a commit can write untouched ones back byte for byte. A caller that commits
-nothing can drop the rows of terminated trials: they are nearly all of the file.
+which strict parsers refuse. It is read piece by piece (ADR 0010): msgspec splits each piece into raw
+rows, and `parse_row` decodes only the fields that a plan needs. A file with another layout than Ray's,
+and the end of every file, are split by the regular expression `_ROW`. Raw rows are kept, so that a commit
+can write untouched ones back byte for byte.
 """
 
 import json
@@ -70,7 +67,6 @@ class State:
         trials: In the order of the file.
         rows: The raw rows that were kept, by trial id, in the same order.
         runner: `runner_data` of the frame, as plain values.
-        stats: `stats` of the frame.
     """
 
     trials: tuple[Trial, ...]
@@ -83,6 +79,11 @@ class State:
         """Unix seconds at which the driver session that wrote it started; states are ordered by it."""
         value = self.stats.get("start_time")
         return float(value) if is_amount(value) else -math.inf
+
+    @property
+    def has_failed_fast(self) -> bool:
+        """Whether `fail_fast` has stopped all trials after one failed."""
+        return bool(self.runner.get("_fail_fast") and self.runner.get("_has_errored"))
 
 
 NO_STATE = State((), {}, {}, {})
@@ -101,9 +102,7 @@ def parse_state(body: bytes) -> State:
 def parse_pieces(pieces: Iterable[bytes], *, keep_terminated_rows: bool) -> State:
     """Parse a state file as it arrives.
 
-    Args:
-        pieces: Its bytes, in order.
-        keep_terminated_rows: Also keep the rows of trials that terminated by themselves.
+    Without `keep_terminated_rows` it drops the rows of trials that terminated by themselves.
 
     Raises:
         MalformedStateError: As `parse_state`.
@@ -123,7 +122,9 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_terminated_rows: bool) -> Stat
                 )
             with bounded_json.alone(size):
                 trial = parse_row(*pair, trials)
-            if (trial.unusable or trial.odd_fields) and not all(map(_is_text, pair)):
+            if (trial.unusable or trial.odd_fields) and any(
+                memoryview(raw)[0] != _QUOTE for raw in pair
+            ):
                 raise MalformedStateError(_NO_PAIR)
             if keep_terminated_rows or not trial.terminated_by_itself:
                 # a copy does not keep the whole piece in memory
@@ -231,7 +232,3 @@ def _read_frame(before: memoryview, after: memoryview) -> dict[str, Any]:
     if not isinstance(around, dict) or around.pop("trial_data", None) != []:
         raise MalformedStateError("not a whole experiment state (its trial_data is not its own)")
     return around
-
-
-def _is_text(raw: msgspec.Raw) -> bool:
-    return memoryview(raw)[0] == _QUOTE

@@ -9,7 +9,7 @@ import msgspec
 
 from airflow_tune_restore.experiments.ends import count_ends
 from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.experiments.trial import UNFINISHED, TrialStatus
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import is_safe_name, is_segment, is_text
 from airflow_tune_restore.protocol.numbers import is_count
@@ -26,7 +26,6 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Summary of the newest valid state. Fields are kept in indexes: only ever add, with a default.
 
     Args:
-        state_file: Name of the state file.
         trials: Count by status.
         unfinished_dirs: Directories of the trials that have not ended.
         samples_left: Samples never drawn; None if unknown.
@@ -34,10 +33,8 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
         longest_interval: Seconds between two results of the slowest trial, as the trials recorded them.
         snapshot_period: Seconds between two snapshots, if the user has set it (Ray: "auto").
         searcher_lost: As in `Experiment`, where samples are left.
-        warnings: Oddities, in words.
         ended_by: What ended the TERMINATED trials, in words, and how many of them.
         unreadable: Why no state can be used, and all else is empty; "" if one can be used.
-        trainables: Names of the trainables in its rows.
     """
 
     state_file: str
@@ -56,8 +53,7 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unfinished(self) -> int:
         """How many trials are neither TERMINATED nor ERROR."""
-        ended = (TrialStatus.TERMINATED, TrialStatus.ERROR)
-        return sum(count for status, count in self.trials.items() if status not in ended)
+        return sum(count for status, count in self.trials.items() if status in UNFINISHED)
 
     @property
     def errored(self) -> int:
@@ -74,20 +70,19 @@ class StateSummary(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a summary from an index could have come from state files."""
         if self.unreadable:
             return self == unreadable_summary(self.unreadable)
-        numbers = (self.last_result, self.snapshot_period)
+        numbers = (self.last_result, self.snapshot_period, self.longest_interval)
+        counts = (*self.trials.values(), *self.ended_by.values())
         return (
             layout.is_state_file(self.state_file)
             and is_safe_name(self.state_file)
             and set(self.trials) <= set(TrialStatus)
-            and all(count > 0 and is_count(count) for count in self.trials.values())
+            and all(count > 0 and is_count(count) for count in counts)
             and self.total > 0
             and all(is_segment(name) for name in self.unfinished_dirs)
             and all(is_text(name) for name in self.trainables)
             and len(self.unfinished_dirs) <= self.unfinished
-            and all(count > 0 and is_count(count) for count in self.ended_by.values())
             and (self.samples_left is None or is_count(self.samples_left))
             and len(self.warnings) <= _MOST_WARNINGS
-            and math.isfinite(self.longest_interval)
             and all(number is None or math.isfinite(number) for number in numbers)
         )
 

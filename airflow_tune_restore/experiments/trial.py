@@ -47,7 +47,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One row of the experiment state. A Struct, because there are thousands of them.
 
     Args:
-        trial_id: Ray's id.
         trainable_name: The name under which the trainable is registered with Tune.
         status: Status as stored. After `kill -9` of a driver it is up to one snapshot behind.
         trial_dir: Directory name inside the experiment directory; None if it never started.
@@ -56,7 +55,6 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         last_result_time: Unix seconds of the last result; `-inf` if it never reported.
         start_time: Unix seconds of the start; None if it never started.
         last_interval: Seconds its last iteration took, as the trial reported it; 0 if it did not.
-        end: The cause that ended it; None if it is not TERMINATED.
         unusable: Why it cannot be run: its row cannot be read, or names something unsafe. "" if it can be
             run.
         odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.

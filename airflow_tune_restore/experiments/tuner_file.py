@@ -1,16 +1,22 @@
-"""Store -> `tuner.pkl`: its content, or why it does not count.
+"""Store -> `tuner.pkl` and the searcher's states, and how many samples were never drawn.
 
-It may be missing, damaged, ignored by choice, or of another run whose name was the same.
+`tuner.pkl` may be missing, damaged, ignored by choice, or of another run whose name was the same.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from airflow_tune_restore.exceptions import (
     CannotBeFollowedError,
     KeyNotFoundError,
+    TooLargeError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments.experiment import RecordedTuner, recorded_tuner
+from airflow_tune_restore.experiments.experiment import (
+    NEVER_SAVED,
+    RecordedTuner,
+    recorded_tuner,
+    samples_left,
+)
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.pickle_reader import (
     MAX_BYTES,
@@ -29,7 +35,6 @@ class TunerFile(NamedTuple):
     """The result of reading `tuner.pkl`.
 
     Args:
-        recorded: Its content; None if it cannot be read.
         problem: Why it cannot be read; "" if it can.
         lost: The same, if Ray cannot use it either; "" if only the limits of this package prevent it.
     """
@@ -69,20 +74,12 @@ def read_doubt(store: ObjectStore, entries: list[Entry], trainables: tuple[str, 
 
     A driver writes its `tuner.pkl` before its states, so a file that is older than any of them is not
     read. A driver that `Tuner.restore` started writes both repeatedly, in any order (Ray 2.60).
-
-    Args:
-        store: Rooted at the experiment directory.
-        entries: Its listing.
-        trainables: Names of the trainables in its newest state.
+    `trainables` are the names of the trainables in the newest state.
     """
-    files = [entry for entry in entries if not entry.is_dir]
-    states = [
-        entry.modified_at
-        for entry in files
-        if layout.is_state_file(entry.name) and not layout.is_committed(entry.name)
-    ]
-    written = next((entry.modified_at for entry in files if entry.name == layout.TUNER_FILE), None)
-    if written is not None and any(at is not None and at > written for at in states):
+    times = {entry.name: entry.modified_at for entry in entries if not entry.is_dir}
+    written = times.get(layout.TUNER_FILE)
+    states = (n for n in times if layout.is_state_file(n) and not layout.is_committed(n))
+    if written is not None and any(at > written for at in map(times.get, states) if at is not None):
         return ""
     return describe_doubt(read_tuner(store, entries).recorded, trainables)
 
@@ -94,7 +91,63 @@ def describe_doubt(tuner: RecordedTuner | None, trainables: tuple[str, ...]) -> 
         return ""
     ran = " and ".join(repr(name[:60]) for name in trainables[:2])
     return printable(
-        f"{OF_ANOTHER_RUN}: it names the trainable {named[:60]!r}, the trials were run "
-        f"with {ran}. They are restored from the state alone, as with --ignore-tuner "
-        f"(ignore_tuner=True), and {LOST}"
+        f"{OF_ANOTHER_RUN}: it names the trainable {named[:60]!r}, the trials were run with {ran}. They "
+        f"are restored from the state alone, as with --ignore-tuner (ignore_tuner=True), and {LOST}"
     )
+
+
+def read_searcher(store: ObjectStore, entries: list[Entry]) -> Any:
+    """Return the symbolic content of the searcher's newest state; None if it cannot be read."""
+    newest = _newest_searcher_state(entries)
+    if newest is None or newest.size_bytes > MAX_BYTES:
+        return None
+    try:
+        return read_pickle(store.get(newest.name, max_bytes=MAX_BYTES))
+    except (SymbolicError, KeyNotFoundError, TooLargeError, CannotBeFollowedError):
+        return None
+
+
+def read_samples_left(store: ObjectStore, entries: list[Entry], trials: int) -> int | None:
+    """Return how many samples were never drawn; None, if unknown, counts as "may draw more"."""
+    return samples_left(read_searcher(store, entries), trials)
+
+
+def read_lost_searcher(
+    store: ObjectStore, entries: list[Entry], trainables: tuple[str, ...]
+) -> str:
+    """Return why the samples left cannot be drawn; "" if Ray's default searcher or `tuner.pkl`'s can."""
+    if not needs_tuner(entries):
+        return ""
+    return why_lost(entries, read_tuner(store, entries), trainables)
+
+
+def why_lost(entries: list[Entry], tuner: TunerFile, trainables: tuple[str, ...]) -> str:
+    """Return the same for an experiment that `needs_tuner`, after `tuner.pkl` was read."""
+    if _is_never_saved(entries):
+        return NEVER_SAVED
+    is_doubtful = bool(describe_doubt(tuner.recorded, trainables))
+    return printable(tuner.lost or (OF_ANOTHER_RUN if is_doubtful else ""))
+
+
+def _is_never_saved(entries: list[Entry]) -> bool:
+    """Whether Ray has saved the number of samples, but not the searcher that draws them.
+
+    A `Searcher` without `save` saves nothing (ray.tune.search.searcher.Searcher.save_to_dir, 2.60), and
+    Ray cannot restore it: it starts the experiment over.
+    """
+    if (newest := _newest_searcher_state(entries)) is None:
+        return False
+    others = [e.name for e in entries if layout.is_searcher_state(e.name) and e.name != newest.name]
+    return layout.session_of(newest.name) not in map(layout.session_of, others)
+
+
+def needs_tuner(entries: list[Entry]) -> bool:
+    """Whether the newest searcher state is of a searcher other than Ray's default."""
+    newest = _newest_searcher_state(entries)
+    return newest is not None and not newest.name.startswith(layout.VARIANT_STATE_PREFIX)
+
+
+def _newest_searcher_state(entries: list[Entry]) -> Entry | None:
+    prefixes = (layout.VARIANT_STATE_PREFIX, layout.SEARCH_STATE_PREFIX)
+    saved = [e for e in entries if not e.is_dir and e.name.startswith(prefixes)]
+    return max(saved, key=lambda e: (layout.session_of(e.name) or "", e.name), default=None)

@@ -9,11 +9,6 @@ log = logging.getLogger(__name__)
 
 
 def report_unexpected(experiment: str, error: Exception) -> UnexpectedError:
-    """Log the traceback, and return the error as one of this package.
-
-    Args:
-        experiment: Its address or URI.
-        error: The error, possibly a `MemoryError`.
-    """
+    """Log the traceback of an error (or a `MemoryError`), and return it as one of this package."""
     log.error("%s: unexpected error", printable(experiment), exc_info=error)
     return UnexpectedError(experiment, printable(f"{type(error).__name__}: {error}".rstrip(": ")))

@@ -40,8 +40,8 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.samples import read_samples_left
 from airflow_tune_restore.experiments.state import NO_STATE, State, parse_state
+from airflow_tune_restore.experiments.tuner_file import read_samples_left
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, Lease, newest_claim

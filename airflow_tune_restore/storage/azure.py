@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from datetime import UTC
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
+from airflow_tune_restore.storage.fsspec_store import (
+    FsspecStore,
+    object_entry,
+    prefix_entry,
+    split_bucket,
+)
 from airflow_tune_restore.storage.options import BOOLEAN, Option
 
 if TYPE_CHECKING:
@@ -42,12 +46,11 @@ class AzureStore(FsspecStore):
         authority = options.get("blob_storage_authority")
         if authority is None:
             return {}
-        if given is None and "AZURE_STORAGE_CONNECTION_STRING" in os.environ:
-            connected, account = True, None
-        elif given is None:
-            connected, account = False, os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        known: Any = given
+        if known is None:
+            connected = "AZURE_STORAGE_CONNECTION_STRING" in os.environ
+            account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
         else:
-            known: Any = given
             connected, account = known.connection_string is not None, known.account_name
         if connected or not account:
             raise InvalidInputError(
@@ -96,9 +99,7 @@ class AzureStore(FsspecStore):
             pages = client.list_blobs(
                 name_starts_with=below,
                 results_per_page=1,
-                raw_response_hook=lambda answer: stamps.append(
-                    answer.http_response.headers.get("Date")
-                ),
+                raw_response_hook=lambda it: stamps.append(it.http_response.headers.get("Date")),
             ).by_page()
             async for _page in pages:
                 break
@@ -112,14 +113,8 @@ class AzureStore(FsspecStore):
 
 
 def _entry(item: Any, below: str) -> Entry:
-    name = item.name.removeprefix(below)
     metadata = {key.lower(): value for key, value in (item.get("metadata") or {}).items()}
-    if name.endswith("/") or metadata.get("hdi_isfolder") == "true":  # a prefix; a Gen2 directory
-        return Entry(name=name.rstrip("/"), is_dir=True)
-    return Entry(
-        name=name,
-        is_dir=False,
-        size_bytes=item.size,
-        modified_at=item.last_modified.astimezone(UTC),
-        etag=item.etag.strip('"'),
-    )
+    # a prefix, or a Gen2 directory
+    if item.name.endswith("/") or metadata.get("hdi_isfolder") == "true":
+        return prefix_entry(item.name, below)
+    return object_entry(item.name, below, item.size, item.last_modified, item.etag)

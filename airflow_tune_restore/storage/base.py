@@ -5,8 +5,8 @@ Compare-and-swap is deliberately missing: neither local disks nor pyarrow have i
 """
 
 from collections.abc import Iterator
-from datetime import datetime
-from typing import NamedTuple, Protocol
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
 
 PIECE_BYTES = 8 * 1024 * 1024
 """About the size of one piece of a stream."""
@@ -31,12 +31,26 @@ class Entry(NamedTuple):
     """
 
     name: str
-    is_dir: bool
+    is_dir: bool = False
     size_bytes: int = 0
     modified_at: datetime | None = None
     etag: str = ""
     is_link: bool = False
     place: str = ""
+
+
+def as_time(value: Any) -> datetime | None:
+    """Return when an object was written; None if that is not a time: it must not hide the others."""
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
+        if not isinstance(value, datetime):
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 class ObjectStore(Protocol):
@@ -45,18 +59,15 @@ class ObjectStore(Protocol):
     @property
     def uri(self) -> str:
         """The root, without credentials and without a trailing slash."""
-        ...
 
     def at(self, path: str) -> "ObjectStore":
         """Return the store rooted at `path` below this one."""
-        ...
 
     def list_dir(self, path: str = "") -> list[Entry]:
         """Return the direct children of `path`, sorted by name; empty if there are none.
 
         Always sends a request (no listing cache), and does not walk deeper.
         """
-        ...
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object.
@@ -65,7 +76,6 @@ class ObjectStore(Protocol):
             KeyNotFoundError: If it does not exist.
             StorageError: If it is larger than `max_bytes` (at most one byte more is read).
         """
-        ...
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
         """Yield the object piece by piece, all of one version, without the whole object in memory.
@@ -75,7 +85,6 @@ class ObjectStore(Protocol):
         Raises:
             KeyNotFoundError, StorageError: As `get`, while it is iterated over.
         """
-        ...
 
     def create(self, key: str, body: bytes) -> None:
         """Write a new object, whole or not at all; of many racing callers exactly one succeeds.
@@ -86,16 +95,12 @@ class ObjectStore(Protocol):
         Raises:
             KeyExistsError: If it exists already.
         """
-        ...
 
     def put(self, key: str, body: bytes) -> None:
         """Write or overwrite an object, whole or not at all."""
-        ...
 
     def delete(self, key: str) -> None:
         """Delete an object, if it exists."""
-        ...
 
     def now(self) -> datetime:
         """Return the UTC time by the store's own clock, or by this machine's if it has none."""
-        ...

@@ -90,6 +90,4 @@ def _first_words(error: BaseException) -> str:
     """Return the text up to where servers append request ids, XML or what they signed."""
     shown = "".join(c if c.isprintable() else " " for c in str(error)[:4000])
     text = " ".join(shown.split())
-    return re.split(r"\s*(?:\(?Request ?Id\b|<\?xml)", text, flags=re.IGNORECASE)[0][:300].rstrip(
-        ". "
-    )
+    return re.split(r"(?i)\s*(?:\(?Request ?Id\b|<\?xml)", text)[0][:300].rstrip(". ")

@@ -1,4 +1,4 @@
-"""Path or URL -> store.
+"""Path or URL -> store, or the arguments that `Tuner.restore` gets for it.
 
 Credentials come from the environment or from an authenticated filesystem (an Airflow connection), never
 from a URL. An endpoint or region in the options of a URL wins over both. Listings are never cached.
@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import client_errors, s3_bulk
@@ -22,6 +23,7 @@ from airflow_tune_restore.storage.s3 import ArrowStore, S3Store, s3_over_arrow
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from pyarrow.fs import FileSystem
 
 _STORES: dict[str, type[FsspecStore]] = {
     "s3": S3Store, "s3a": S3Store,
@@ -30,16 +32,20 @@ _STORES: dict[str, type[FsspecStore]] = {
 }  # fmt: skip
 _EXTRAS: dict[type[FsspecStore], str] = {S3Store: "s3", GcsStore: "gcs", AzureStore: "azure"}
 
+_BY_PYARROW = frozenset({"s3", "gs", "gcs", "hdfs"})
+"""Schemes pyarrow resolves from the environment. Ray then writes rows as it always does."""
+
+_IN_URLS = "/!$&'()*+,;=:@"
+"""Allowed in the path of a URL beside letters and digits; pyarrow refuses or decodes all else."""
+
 
 def open_store(
     uri: str, *, filesystem: "AbstractFileSystem | None" = None, in_bulk: bool = False
 ) -> ObjectStore:
-    """Open the store rooted at a path or URL.
+    """Open the store rooted at a path, or at any URL that fsspec supports, without credentials.
 
-    Args:
-        uri: A local path, or any URL that fsspec supports, without credentials.
-        filesystem: An authenticated fsspec filesystem to use instead of the environment.
-        in_bulk: Many reads follow, or large ones: use the client that is best at those, if installed.
+    An authenticated filesystem takes the place of the environment. If many reads follow, or large ones
+    (`in_bulk`), the client that is best at those is used, if installed.
 
     Raises:
         InvalidInputError: If the URL cannot be used, or needs a package that is not installed.
@@ -93,28 +99,25 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
     scheme, options = location.scheme, options_of(location)
     store = _STORES.get(scheme)
     arguments = store.client_arguments(options, None) if store else {}
+    arguments |= {"skip_instance_cache": True, "use_listings_cache": False}
     try:
-        return fsspec.filesystem(
-            scheme, skip_instance_cache=True, use_listings_cache=False, **arguments
-        )
+        return fsspec.filesystem(scheme, **arguments)
     except ImportError as error:
         if store is S3Store and (over_arrow := s3_over_arrow(location)) is not None:
             return over_arrow
-        hint = (
-            f" Install it: pip install 'airflow-tune-restore[{_EXTRAS[store]}]'." if store else ""
-        )
+        extra = f"airflow-tune-restore[{_EXTRAS[store]}]" if store else ""
+        hint = f" Install it: pip install '{extra}'." if extra else ""
         raise InvalidInputError(
             f"{scheme}:// needs a package that is missing: {str(error).rstrip('.')}.{hint}"
         ) from error
     except ValueError as error:
+        text = f"{scheme}:// cannot be opened: {str(error).rstrip('.')}."
         if store is AzureStore:
-            raise InvalidInputError(
+            text = (
                 f"{scheme}:// needs an account: set AZURE_STORAGE_CONNECTION_STRING, or "
                 "AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS token or a service principal."
-            ) from error
-        raise InvalidInputError(
-            f"{scheme}:// cannot be opened: {str(error).rstrip('.')}."
-        ) from error
+            )
+        raise InvalidInputError(text) from error
     except Exception as error:
         raise StorageError(f"Cannot open {scheme}://: {client_errors.explain(error)}") from error
 
@@ -144,3 +147,37 @@ def _refused_credentials(scheme: str) -> InvalidInputError:
         f"{scheme}://…@… names a user or an Airflow connection, which only works inside Airflow. "
         "Here credentials come from the environment; give the URL without the part before '@'."
     )
+
+
+def arrow_filesystem(uri: str) -> "tuple[FileSystem | None, str]":
+    """Return `(storage_filesystem, path)` for `Tuner.restore(path, storage_filesystem=…)`.
+
+    The filesystem is None where Ray resolves the URL by itself, with its options. Otherwise it wraps that
+    of fsspec, made from the environment and the options alone: it is pickled into the experiment state,
+    so it must not carry credentials.
+
+    Raises:
+        InvalidInputError: If the scheme is unknown, its package is not installed, or its options cannot
+            be used.
+    """
+    location = Location.parse(uri)
+    scheme, options = location.scheme, options_of(location)
+    if scheme in LOCAL_SCHEMES:
+        return None, location.place
+    # pyarrow 26 reaches an emulator (CLOUD_STORAGE_EMULATOR_ENDPOINT) as gs://anonymous@bucket only
+    emulated = "STORAGE_EMULATOR_HOST" in os.environ or "endpoint_override" in options
+    if scheme in _BY_PYARROW and not (emulated and scheme in ("gs", "gcs")):
+        return _by_pyarrow(location)
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(open_filesystem(location))), location.place
+
+
+def _by_pyarrow(location: Location) -> "tuple[FileSystem | None, str]":
+    """Leave a valid URL to Ray; split one that is not strictly valid (`my sweep`, `größe`)."""
+    if quote(location.place, safe=_IN_URLS) == location.place:
+        return None, str(location)
+    from pyarrow.fs import FileSystem
+
+    # the same filesystem that Ray would make, from the environment and the options alone
+    return FileSystem.from_uri(str(location._replace(path="")))[0], location.place

@@ -14,7 +14,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.storage import client_errors
-from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore, as_time
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.options import Option
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 
-class FsspecStore:
+class FsspecStore(ObjectStore):
     """A prefix in an object store behind fsspec.
 
     Args:
-        filesystem: The filesystem, with its credentials, opened with the options of the location.
+        filesystem: With its credentials, and opened with the options of the location.
         location: Its root, a URL without slashes at its end.
     """
 
@@ -46,9 +46,7 @@ class FsspecStore:
     ) -> dict[str, Any]:
         """Return the options of a URL as arguments of the fsspec filesystem's class.
 
-        Args:
-            options: By name; all are in `OPTIONS`.
-            given: The authenticated filesystem that they change; None for that of the environment.
+        They change a given, authenticated filesystem, or that of the environment (None).
         """
         return {}
 
@@ -97,8 +95,12 @@ class FsspecStore:
             with self._translated("create", key):
                 self._create(self._path(key), body)
         except KeyExistsError:
-            if not self._holds(key, body):
-                raise
+            with contextlib.suppress(
+                KeyNotFoundError, StorageError
+            ):  # deleted since, or another one
+                if self.get(key, max_bytes=len(body)) == body:
+                    return
+            raise
 
     def put(self, key: str, body: bytes) -> None:
         """Write or overwrite an object."""
@@ -156,12 +158,6 @@ class FsspecStore:
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")
 
-    def _holds(self, key: str, body: bytes) -> bool:
-        try:
-            return self.get(key, max_bytes=len(body)) == body
-        except (KeyNotFoundError, StorageError):
-            return False  # deleted since, or another one
-
     @contextlib.contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:
         """Translate the exceptions of clients into the errors of this package."""
@@ -190,6 +186,17 @@ def split_bucket(place: str) -> tuple[str, str]:
     return bucket, f"{below}/" if below else ""
 
 
+def prefix_entry(key: str, below: str) -> Entry:
+    """Return the entry of a prefix in a listing of the keys that start with `below`."""
+    return Entry(key.removeprefix(below).rstrip("/"), is_dir=True)
+
+
+def object_entry(key: str, below: str, size_bytes: int, modified: Any, etag: str) -> Entry:
+    """Return the entry of an object in such a listing."""
+    name, etag = key.removeprefix(below), etag.strip('"')
+    return Entry(name, size_bytes=size_bytes, modified_at=as_time(modified), etag=etag)
+
+
 def _entry(item: dict[str, Any]) -> Entry:
     """Read one entry of a listing; fsspec's filesystems do not agree on the name of the time."""
     times = ("LastModified", "last_modified", "updated", "mtime", "created")
@@ -199,24 +206,6 @@ def _entry(item: dict[str, Any]) -> Entry:
         name=str(item["name"]).strip("/").rpartition("/")[2],
         is_dir=is_dir,
         size_bytes=0 if is_dir else int(item.get("size") or 0),
-        modified_at=None if is_dir else _as_time(modified),
+        modified_at=None if is_dir else as_time(modified),
         etag=str(item.get("ETag") or item.get("etag") or "").strip('"'),
     )
-
-
-def _as_time(value: Any) -> datetime | None:
-    """Return when an object was written; None if that is not a time: it must not hide the others."""
-    try:
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, int | float):
-            return datetime.fromtimestamp(value, UTC)
-        if not isinstance(value, datetime):
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-if TYPE_CHECKING:
-    _fits: ObjectStore = FsspecStore(AbstractFileSystem(), Location.parse(""))

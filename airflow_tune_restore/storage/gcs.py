@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
+from airflow_tune_restore.storage.fsspec_store import (
+    FsspecStore,
+    object_entry,
+    prefix_entry,
+    split_bucket,
+)
 from airflow_tune_restore.storage.options import ENDPOINT, SCHEME, WORD, Option, endpoint_url
 
 if TYPE_CHECKING:
@@ -53,15 +57,10 @@ class GcsStore(FsspecStore):
         _, below = split_bucket(prefix)
         for _, page in self._pages(prefix=below, delimiter="/"):
             for name in page.get("prefixes", ()):
-                yield Entry(name=name.removeprefix(below).rstrip("/"), is_dir=True)
+                yield prefix_entry(name, below)
             for item in page.get("items", ()):
-                yield Entry(
-                    name=item["name"].removeprefix(below),
-                    is_dir=False,
-                    size_bytes=int(item["size"]),
-                    modified_at=datetime.fromisoformat(item["updated"]).astimezone(UTC),
-                    etag=item["etag"],
-                )
+                key, size, modified = item["name"], int(item["size"]), item["updated"]
+                yield object_entry(key, below, size, modified, item["etag"])
 
     def _pages(self, **parameters: Any) -> Iterator[tuple[Mapping[str, str], dict[str, Any]]]:
         bucket = self._root.partition("/")[0]

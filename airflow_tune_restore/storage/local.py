@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import (
     CannotBeFollowedError,
@@ -25,7 +25,13 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     TooLargeError,
 )
-from airflow_tune_restore.storage.base import OWN_DIRECTORY, PIECE_BYTES, Entry, ObjectStore
+from airflow_tune_restore.storage.base import (
+    OWN_DIRECTORY,
+    PIECE_BYTES,
+    Entry,
+    ObjectStore,
+    as_time,
+)
 
 TEMPORARY = ".tmp-"
 """Prefix of half-written files; listings leave them out."""
@@ -44,7 +50,7 @@ class _Place(NamedTuple):
     name: str
 
 
-class LocalStore:
+class LocalStore(ObjectStore):
     """A directory on a local or mounted disk."""
 
     def __init__(self, root: Path, top: Path | None = None) -> None:
@@ -161,7 +167,7 @@ class LocalStore:
                 raise
             if error.errno == errno.ENOTDIR:
                 return None  # it leads through a file, so to nothing
-            return Entry(name=item.name, is_dir=False)  # an error only for its readers
+            return Entry(name=item.name)  # an error only for its readers
         return _file_entry(item.name, status)
 
     def _directory_entry(self, item: "os.DirEntry[str]") -> Entry:
@@ -278,9 +284,8 @@ def _file_entry(name: str, status: os.stat_result) -> Entry | None:
         return None  # a pipe or a device has no end
     return Entry(
         name=name,
-        is_dir=False,
         size_bytes=status.st_size,
-        modified_at=_as_time(status.st_mtime),
+        modified_at=as_time(status.st_mtime),
         etag=f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}",
     )
 
@@ -334,15 +339,3 @@ def _write_new(place: _Place, body: bytes) -> None:
 
 def _status(place: _Place) -> os.stat_result:
     return os.stat(place.name, dir_fd=place.directory, follow_symlinks=False)
-
-
-def _as_time(seconds: float) -> datetime | None:
-    """Return when a file was written; None if the time is out of range, which disks may hold."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-if TYPE_CHECKING:
-    _fits: ObjectStore = LocalStore(Path())

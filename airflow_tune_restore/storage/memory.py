@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from airflow_tune_restore.exceptions import KeyExistsError, KeyNotFoundError, TooLargeError
 from airflow_tune_restore.storage.base import PIECE_BYTES, Entry, ObjectStore
 
 
-class MemoryStore:
+class MemoryStore(ObjectStore):
     """A dictionary behind the protocol; stores made by `at` share it."""
 
     def __init__(
@@ -40,17 +39,13 @@ class MemoryStore:
             if not key.startswith(prefix):
                 continue
             name, separator, _ = key.removeprefix(prefix).partition("/")
-            entries[name] = (
-                Entry(name=name, is_dir=True)
-                if separator
-                else Entry(
-                    name=name,
-                    is_dir=False,
-                    size_bytes=len(body),
-                    modified_at=modified_at,
-                    etag=hashlib.sha256(body).hexdigest(),
+            if separator:
+                entries[name] = Entry(name, is_dir=True)
+            else:
+                etag = hashlib.sha256(body).hexdigest()
+                entries[name] = Entry(
+                    name, size_bytes=len(body), modified_at=modified_at, etag=etag
                 )
-            )
         return sorted(entries.values(), key=lambda entry: entry.name)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
@@ -86,7 +81,3 @@ class MemoryStore:
     def now(self) -> datetime:
         """Return the time by the given clock."""
         return self._clock()
-
-
-if TYPE_CHECKING:
-    _fits: ObjectStore = MemoryStore()

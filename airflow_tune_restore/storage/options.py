@@ -14,12 +14,7 @@ from airflow_tune_restore.storage.location import Location
 
 
 class Option(NamedTuple):
-    """An option that a store takes.
-
-    Args:
-        pattern: Regular expression that its whole decoded value must match.
-        words: The same in words.
-    """
+    """The regular expression that the decoded value of an option must match, and the same in words."""
 
     pattern: str
     words: str
@@ -30,9 +25,7 @@ SCHEME = Option("https?", "http or https")
 ENDPOINT = Option(r"(https?://)?[^/@?#\s]+(/[^@?#\s]*)?", "host:port or http://host:port")
 WORD = Option(r"[\w.:-]+", "a name")
 
-_SECRETS = re.compile(
-    r"key|secret|token|password|credential|client|tenant|sas|sig|auth$", re.IGNORECASE
-)
+_SECRETS = re.compile(r"(?i)key|secret|token|password|credential|client|tenant|sas|sig|auth$")
 """Parts of the names of options whose values are secrets or identities."""
 
 _WRITTEN = re.compile(r"(?:[\w.~!$'()*+,;:@/?=-]|%[0-9A-Fa-f]{2})*", re.ASCII)
@@ -41,10 +34,6 @@ _WRITTEN = re.compile(r"(?:[\w.~!$'()*+,;:@/?=-]|%[0-9A-Fa-f]{2})*", re.ASCII)
 
 def read_options(location: Location, known: Mapping[str, Option]) -> dict[str, str]:
     """Decode the options of a URL. Messages never repeat a value: it may be a secret.
-
-    Args:
-        location: The URL.
-        known: The options of its store, by name.
 
     Raises:
         InvalidInputError: If one is unknown, given twice, empty or invalid, or looks like a credential.
@@ -72,9 +61,8 @@ def read_options(location: Location, known: Mapping[str, Option]) -> dict[str, s
 
 def _unknown(name: str, where: str, known: Mapping[str, Option]) -> str:
     shown = name.encode("unicode_escape").decode()[:50]
-    takes = (
-        f"known are {', '.join(sorted(known))}" if known else "none are known for such an address"
-    )
+    names = ", ".join(sorted(known))
+    takes = f"known are {names}" if known else "none are known for such an address"
     if _SECRETS.search(name):
         return (
             f"The option {shown} of {where} is refused: credentials come from the environment or from an "

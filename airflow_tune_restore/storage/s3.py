@@ -4,14 +4,18 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import client_errors
 from airflow_tune_restore.storage.base import Entry
-from airflow_tune_restore.storage.fsspec_store import FsspecStore, split_bucket
+from airflow_tune_restore.storage.fsspec_store import (
+    FsspecStore,
+    object_entry,
+    prefix_entry,
+    split_bucket,
+)
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.options import (
     BOOLEAN,
@@ -89,15 +93,10 @@ class S3Store(FsspecStore):
         _, below = split_bucket(prefix)
         for page in self._pages(Prefix=below, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
-                yield Entry(name=item["Prefix"].removeprefix(below).rstrip("/"), is_dir=True)
+                yield prefix_entry(item["Prefix"], below)
             for item in page.get("Contents", ()):
-                yield Entry(
-                    name=item["Key"].removeprefix(below),
-                    is_dir=False,
-                    size_bytes=item["Size"],
-                    modified_at=item["LastModified"].astimezone(UTC),
-                    etag=item["ETag"].strip('"'),
-                )
+                key, size, modified = item["Key"], item["Size"], item["LastModified"]
+                yield object_entry(key, below, size, modified, item["ETag"])
 
     def _pages(self, **parameters: Any) -> Iterator[dict[str, Any]]:
         parameters |= self._fs.req_kw | {"Bucket": self._root.partition("/")[0]}

@@ -1,9 +1,8 @@
 """S3 for many small or large reads: reads go through obstore, all else through s3fs.
 
-Measured in benchmarks/scan_1000.py: obstore takes a quarter of s3fs's processor time per request, which
-is the limit of a scan. Credentials, endpoint and region come from the s3fs client. Requests go through
-s3fs where obstore would differ from it (a proxy, an own certificate, smart defaults, a bucket in another
-region, requester pays), and after every error of obstore: `client_errors` explains the errors of s3fs.
+obstore takes a fraction of s3fs's processor time per request (ADR 0007). Credentials, endpoint and region
+come from the s3fs client. Requests go through s3fs where obstore would differ from it, and after every
+error of obstore: `client_errors` explains the errors of s3fs.
 """
 
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.storage.base import PIECE_BYTES, Entry
-from airflow_tune_restore.storage.fsspec_store import split_bucket
+from airflow_tune_restore.storage.fsspec_store import object_entry, prefix_entry, split_bucket
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.s3 import S3Store
 
@@ -27,13 +26,7 @@ _ASK_AGAIN = timedelta(minutes=5)
 
 
 class BulkS3Store(S3Store):
-    """S3 with the reads through obstore.
-
-    Args:
-        filesystem: The s3fs filesystem, with its credentials.
-        location: Its root.
-        client: obstore's store for the bucket; stores made by `at` share it.
-    """
+    """S3 with the reads through obstore; stores made by `at` share its client."""
 
     def __init__(
         self, filesystem: "AbstractFileSystem", location: Location, client: Any = None
@@ -72,9 +65,15 @@ class BulkS3Store(S3Store):
         _, below = split_bucket(prefix)
         try:
             found = self._client.list_with_delimiter(below)
-            return iter([*_directories(found, below), *_objects(found, below)])
         except (BaseError, OSError, ValueError):
-            return super()._children(prefix)
+            yield from super()._children(prefix)
+            return
+        for path in found["common_prefixes"]:
+            yield prefix_entry(path, below)
+        for item in found["objects"]:
+            if item["path"].startswith(below):  # the directory's own marker has lost its slash
+                etag = item["e_tag"] or ""
+                yield object_entry(item["path"], below, item["size"], item["last_modified"], etag)
 
     def _read(self, path: str, end: int | None) -> bytes:
         from obstore.exceptions import BaseError
@@ -87,25 +86,6 @@ class BulkS3Store(S3Store):
         except (BaseError, OSError, ValueError):
             pass  # s3fs shows what is wrong
         return super()._read(path, end)
-
-
-def _directories(found: Any, below: str) -> list[Entry]:
-    names = (path.removeprefix(below).rstrip("/") for path in found["common_prefixes"])
-    return [Entry(name=name, is_dir=True) for name in names]
-
-
-def _objects(found: Any, below: str) -> list[Entry]:
-    return [
-        Entry(
-            name=item["path"].removeprefix(below),
-            is_dir=False,
-            size_bytes=item["size"],
-            modified_at=item["last_modified"].astimezone(UTC),
-            etag=(item["e_tag"] or "").strip('"'),
-        )
-        for item in found["objects"]
-        if item["path"].startswith(below)  # the directory's own marker has lost its slash
-    ]
 
 
 def can_read_in_bulk(filesystem: "AbstractFileSystem") -> bool:

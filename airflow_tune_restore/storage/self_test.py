@@ -13,9 +13,8 @@ RACERS = 2
 def check_exclusive_create(store: ObjectStore) -> None:
     """Refuse a store where two creators of one key can both win: leases would not protect there.
 
-    The creators race, because many clients only check whether the object exists and then write it, which
-    works if one follows the other. A very short gap between check and write may pass this test;
-    docs/reliability.md lists the stores that passed thousands of races.
+    The creators race, because many clients only check whether the object exists and then write it. A very
+    short gap between check and write may pass; docs/reliability.md lists stores that passed many races.
 
     Raises:
         StorageError: If both win.

@@ -14,8 +14,7 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage import s3 as s3_module
-from airflow_tune_restore.storage.arrow import arrow_filesystem
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fs import arrow_filesystem, open_store
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.s3 import ArrowStore, S3Store
 from airflow_tune_restore.storage.s3_bulk import BulkS3Store

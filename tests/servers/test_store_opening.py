@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, StorageError
-from airflow_tune_restore.storage.arrow import arrow_filesystem
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fs import arrow_filesystem, open_store
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.storage.self_test import check_exclusive_create
 from tests.support.storage.servers import AZURITE_KEY, GOOGLE_KEY_CANARY, google_key_file

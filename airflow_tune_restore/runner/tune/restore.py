@@ -9,7 +9,7 @@ from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
 from airflow_tune_restore.runner.tune.experiment_controller import ExperimentController
 from airflow_tune_restore.runner.tune.trial_controller import TrialContext, TrialController
-from airflow_tune_restore.storage.arrow import arrow_filesystem
+from airflow_tune_restore.storage.fs import arrow_filesystem
 from airflow_tune_restore.storage.location import Location
 
 

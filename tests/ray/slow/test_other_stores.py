@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-m", "airflow_tune_restore.cli.app"]
 READ_BACK = """
 import json, sys
 from ray.tune import ExperimentAnalysis
-from airflow_tune_restore.storage.arrow import arrow_filesystem
+from airflow_tune_restore.storage.fs import arrow_filesystem
 filesystem, path = arrow_filesystem(sys.argv[1])
 analysis = ExperimentAnalysis(path, storage_filesystem=filesystem)
 rows = {t.trial_id: (t.status, t.last_result["training_iteration"]) for t in analysis.trials}

@@ -13,7 +13,7 @@ from tests.support.storage.servers import AZURITE_ACCOUNT, AZURITE_KEY, azure_se
 # a process of its own, as aiohttp reads SSL_CERT_FILE when it is imported
 READ_AND_WRITE = """
 import pickle, sys
-from airflow_tune_restore.storage.arrow import arrow_filesystem
+from airflow_tune_restore.storage.fs import arrow_filesystem
 from airflow_tune_restore.storage.fs import open_store
 store = open_store(sys.argv[1])
 store.create("dir/x", b"1")

@@ -12,9 +12,9 @@ from airflow_tune_restore.experiments.evidence import (
     DriverStatus,
     Evidence,
     EvidenceKind,
+    describe_evidence,
     patience,
 )
-from airflow_tune_restore.experiments.evidence_table import describe_evidence
 from airflow_tune_restore.experiments.health import Health, judge, judge_unstarted
 from airflow_tune_restore.experiments.state_summary import StateSummary
 from airflow_tune_restore.protocol.lease_objects import Lease, LeaseStatus

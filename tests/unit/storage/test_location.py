@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
-from airflow_tune_restore.storage.arrow import arrow_filesystem
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fs import arrow_filesystem, open_store
 from airflow_tune_restore.storage.location import Location, explain_percent
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import night, plan_night

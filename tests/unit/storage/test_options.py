@@ -6,8 +6,12 @@ from pyarrow.fs import FileSystem
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.storage.arrow import arrow_filesystem
-from airflow_tune_restore.storage.fs import open_filesystem, open_store, options_of
+from airflow_tune_restore.storage.fs import (
+    arrow_filesystem,
+    open_filesystem,
+    open_store,
+    options_of,
+)
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.storage.s3 import S3Store
