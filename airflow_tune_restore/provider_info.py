@@ -1,4 +1,4 @@
-"""What Airflow's provider manager reads of this package. It imports nothing: every process calls it."""
+"""Metadata for Airflow's provider manager. It imports nothing, because every process calls it."""
 
 from typing import Any
 

@@ -202,7 +202,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What the runners of a restore run, and how many of them at the same time."""
+    """The code that runners run, and how many runners run at the same time."""
 
     trainable: Annotated[
         str,

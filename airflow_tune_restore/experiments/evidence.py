@@ -50,7 +50,7 @@ class EvidenceKind(StrEnum):
 
 
 class Indicates(StrEnum):
-    """What one piece of evidence indicates."""
+    """The verdict that one piece of evidence supports."""
 
     ALIVE = "alive"  # something writes, or is about to
     DEAD = "dead"  # nothing writes any more

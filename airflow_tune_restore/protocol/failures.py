@@ -19,7 +19,7 @@ _READ_LIMIT = 32_768
 
 
 class Cause(StrEnum):
-    """What ended an attempt."""
+    """The cause that ended an attempt."""
 
     OUT_OF_MEMORY = "out_of_memory"  # killed by Ray or Kubernetes for its memory, or a MemoryError
     NODE_LOST = "node_lost"  # the node died, was preempted or drained

@@ -51,7 +51,7 @@ class Result(StrEnum):
 
 
 class TrialAction(StrEnum):
-    """What a restore does with a trial."""
+    """The action of a restore for one trial."""
 
     KEEP = "keep"
     RESUME = "resume"

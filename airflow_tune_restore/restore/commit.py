@@ -67,7 +67,7 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     """Commit what the runners left and release the lease. Repeated, it changes nothing.
 
     Raises:
-        KeyNotFoundError: If there is no such restore.
+        KeyNotFoundError: If the restore does not exist.
         LeaseLostError: If a newer restore took over before anything was committed.
         RunnerError: If a runner of the restore does not end.
         StateChangedError: If something else wrote a newer state.

@@ -66,7 +66,7 @@ def name_commit(store: ObjectStore, *, continues_search: bool) -> str:
     `continues_search` the searcher's state is put beside it, under the session in its name.
 
     Raises:
-        UncommittableError: If there is no name to use: any file name in the experiment may decide it, so
+        UncommittableError: If no name can be used: any file name in the experiment may decide it, so
             it may be one that this package refuses to read.
     """
     names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]

@@ -9,7 +9,7 @@ from airflow_tune_restore.experiments.trial import UNFINISHED, TrialStatus
 
 
 class ResumeType(StrEnum):
-    """What to do with trials of one kind (ray.tune.tune_config.ResumeConfig.ResumeType, 2.60)."""
+    """The choice for trials of one kind (ray.tune.tune_config.ResumeConfig.ResumeType, 2.60)."""
 
     SKIP = "skip"
     RESUME = "resume"

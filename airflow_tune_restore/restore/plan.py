@@ -22,7 +22,7 @@ _SHOWN_IDS = 5
 
 
 class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to one trial, and why. A Struct, because there are thousands of them.
+    """The action for one trial, and the reason. A Struct, because there are thousands of them.
 
     Args:
         trial_id, status: Those in the state that the plan was made from.
@@ -105,7 +105,7 @@ class RestorePlan:
 
     @property
     def units(self) -> list[str]:
-        """What has attempts of its own: each trial to run, or `layout.WHOLE_EXPERIMENT`."""
+        """The units with attempts of their own: each trial to run, or `layout.WHOLE_EXPERIMENT`."""
         if self.is_whole_experiment:
             return [layout.WHOLE_EXPERIMENT] if self.has_work else []
         return [trial.trial_id for trial in self.to_run]

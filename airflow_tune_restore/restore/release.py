@@ -22,7 +22,7 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
     the failures that no longer count.
 
     Raises:
-        InvalidInputError: If there is no such trial, or it is not quarantined.
+        InvalidInputError: If the trial does not exist, or is not quarantined.
         LeaseHeldError: If a restore is running.
     """
     _check(store, trial_id)

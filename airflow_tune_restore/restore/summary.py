@@ -60,7 +60,7 @@ class TrialChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitSummary:
-    """What a restore did to an experiment.
+    """The changes that a restore made to an experiment.
 
     Args:
         experiment: URI of the experiment directory.

@@ -102,7 +102,7 @@ def _last_commit(store: ObjectStore) -> str:
     newest = read_experiment(store, entries, keep_terminated_rows=False).state_file
     if not layout.is_committed_state(newest.name):
         raise InvalidInputError(
-            f"There is no commit to undo: the driver of {store.uri} wrote its newest state, "
+            f"No commit can be undone: the driver of {store.uri} wrote its newest state, "
             f"{newest.name}. Nothing was changed."
         )
     if max(names) != newest.name:

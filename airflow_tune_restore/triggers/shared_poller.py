@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 @dataclass(eq=False, kw_only=True)
 class Watch:
-    """What one trigger waits for; a poller fills it in."""
+    """The subject of one waiting trigger; a poller fills it in."""
 
     broken: Exception | None = None  # unexpected; it ended the polling for this trigger
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # the trigger clears it

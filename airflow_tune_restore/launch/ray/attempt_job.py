@@ -68,7 +68,7 @@ class RayAttemptJob:
 
     @property
     def unit(self) -> str:
-        """What the job runs: the trial, or the whole experiment."""
+        """The trial that the job runs, or the whole experiment."""
         return layout.WHOLE_EXPERIMENT if self.plan.is_whole_experiment else self.trial_id
 
     @property

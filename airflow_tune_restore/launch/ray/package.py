@@ -48,7 +48,7 @@ CACHES = "__pycache__"
 """Left out without a warning."""
 
 RAY_EXCLUDES = f".git,.venv,venv,{CACHES}"
-"""What Ray leaves out, unless RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES is set (2.60)."""
+"""Names that Ray leaves out, unless RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES is set (2.60)."""
 
 CREDENTIALS = (".env", ".env.*", ".netrc", ".git-credentials", ".pypirc", ".aws", ".ssh")
 """Names under which tools look for credentials, and for little else.
