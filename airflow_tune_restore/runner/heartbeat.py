@@ -36,6 +36,7 @@ class Heartbeat:
     def __init__(self, store: ObjectStore, request: RunnerRequest, parent_pid: int | None) -> None:
         self._store = store
         self._request = request
+        self._key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
         self._parent_pid = parent_pid
         self._count = 0
         self._nonce = secrets.token_hex(8)  # so that the store can recognise a repeated create
@@ -89,11 +90,6 @@ class Heartbeat:
                 f"Attempt {self._request.attempt} of trial {self._request.trial_id} stopped: another "
                 "runner of the same attempt has started."
             ) from None
-
-    @property
-    def _key(self) -> str:
-        request = self._request
-        return layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
 
     def _next_beat(self) -> bytes:
         self._count += 1
@@ -155,7 +151,6 @@ class Heartbeat:
             _end(f"No heartbeat was written for {silent:.0f} s: another runner may have started.")
 
     def _watch_parent(self) -> None:
-        """Stop as after SIGTERM if the process that started this one was killed."""
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
             logger.warning("The process that started this runner has ended; stopping.")
             self._parent_pid = None

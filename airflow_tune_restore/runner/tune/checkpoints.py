@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def start_as_planned(store: ObjectStore, trial: Any, request: RunnerRequest) -> None:
-    """Make a trial of the seed start from the planned checkpoint."""
+    """Make a trial of the seed start from the planned checkpoint, with its budget back if requested."""
+    if request.fresh_budget:
+        trial.run_metadata.num_failures = 0
     present = _list_checkpoints(store, trial)
     if request.checkpoint is None:
         _set_latest(trial, None)
