@@ -106,8 +106,8 @@ def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any,
 def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
     """Load a trainable: `package.module:attribute`, or a name registered with Tune.
 
-    The modules `imports` are imported first; they may register trainables. If it cannot be loaded, or Tune
-    cannot train it, this is an InvalidInputError.
+    The modules `imports` are imported first; they may register trainables. If it cannot be loaded, or
+    Tune cannot train it, this is an InvalidInputError.
     """
     for module in imports:
         _import(module, f"import {module}")
