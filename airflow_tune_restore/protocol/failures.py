@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
@@ -146,15 +147,13 @@ def classify_exit(exit_code: int | None, message: str = "") -> Failure | None:
     return Failure(cause=cause, message=_short(f"the runner exited {with_code}{last_line}"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     path: str
     line: str
     function: str
 
 
-@dataclass(slots=True)
-class _Raised:
+class _Raised(NamedTuple):
     type: str
     message: str
     frames: list[_Frame]

@@ -109,9 +109,8 @@ def acquire(
         }
         key = layout.lease_claim_key(epoch)
         if layout.lease_epoch(key.rpartition("/")[2], lease_objects.CLAIM) is None:
-            raise RecordUnreadableError(
-                store.uri, layout.lease_claim_key(epoch - 1), "lease numbers are exhausted"
-            )
+            newest = layout.lease_claim_key(epoch - 1)
+            raise RecordUnreadableError(store.uri, newest, "lease numbers are exhausted")
         try:
             store.create(key, json.dumps(claim).encode())
         except KeyExistsError:
@@ -143,9 +142,7 @@ def refuse_if_alive(
     """
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
-    if current is None or current.restore_id == restore_id:
-        return None
-    if is_released(entries, current.epoch):
+    if current is None or current.restore_id == restore_id or is_released(entries, current.epoch):
         return None
     _refuse_recent(store, current, entries)
     return Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
@@ -178,9 +175,8 @@ def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[No
             try:
                 keep_alive(store, restore_id)
             except TuneRestoreError as error:
-                logger.warning(
-                    "The lease of %s could not be renewed: %s", store.uri, printable(str(error))
-                )
+                why = printable(str(error))
+                logger.warning("The lease of %s could not be renewed: %s", store.uri, why)
 
     thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
     thread.start()

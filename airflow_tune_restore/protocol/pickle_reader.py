@@ -126,7 +126,7 @@ def _state_get(state: Any, name: str) -> Any:
 
 
 class _Machine:
-    """The stack and the memo. One method per opcode or family of opcodes; each takes its argument."""
+    """The stack and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -146,40 +146,13 @@ class _Machine:
             values.append(value)
         return values[::-1]
 
-    def discard(self, _: Any) -> None:
-        self.stack.pop()
-
-    def discard_mark(self, _: Any) -> None:
-        self.pop_mark()
-
     def push(self, value: Any) -> None:
         self.stack.append(value)
-
-    def push_bounded(self, value: Any) -> None:
-        self.stack.append(_bounded(value))
-
-    def mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
-
-    def duplicate(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
-
-    def memoize(self, _: Any) -> None:
-        self.put(len(self.memo))
 
     def put(self, index: int) -> None:
         if not 0 <= index < MAX_MEMO:
             raise SymbolicError("a memo beyond the limit")
         self.memo[index] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    def list_of_marked(self, _: Any) -> None:
-        self.stack.append(self.pop_mark())
-
-    def tuple_of_marked(self, _: Any) -> None:
-        self.stack.append(tuple(self.pop_mark()))
 
     def dict_of_marked(self, _: Any) -> None:
         values = self.pop_mark()
@@ -189,12 +162,6 @@ class _Machine:
     def tuple_of(self, count: int) -> None:
         values = [self.pop() for _ in range(count)]
         self.stack.append(tuple(reversed(values)))
-
-    def append_one(self, _: Any) -> None:
-        self.extend([self.pop()])
-
-    def append_marked(self, _: Any) -> None:
-        self.extend(self.pop_mark())
 
     def extend(self, values: list[Any]) -> None:
         target = self.stack[-1]
@@ -208,9 +175,6 @@ class _Machine:
     def set_one(self, _: Any) -> None:
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
-
-    def set_marked(self, _: Any) -> None:
-        self.set_items(self.pop_mark())
 
     def set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
@@ -284,14 +248,16 @@ _SHORT = (
     "BININT BININT1 BININT2 FLOAT BINFLOAT SHORT_BINSTRING SHORT_BINBYTES SHORT_BINUNICODE".split()
 )
 
-_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(_BOUNDED, _Machine.push_bounded),
+_OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(_BOUNDED, lambda machine, value: machine.push(_bounded(value))),
     **dict.fromkeys(_SHORT, _Machine.push),
-    **dict.fromkeys(("LIST", "FROZENSET"), _Machine.list_of_marked),
-    **dict.fromkeys(("APPENDS", "ADDITEMS"), _Machine.append_marked),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda machine, _: machine.push(machine.pop_mark())),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: machine.extend(machine.pop_mark())),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])
+    ),
     **dict.fromkeys(("PROTO", "FRAME"), lambda _machine, _: None),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),  # noqa: FBT003
@@ -303,16 +269,16 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "MARK": _Machine.mark,
-    "POP": _Machine.discard,
-    "POP_MARK": _Machine.discard_mark,
-    "DUP": _Machine.duplicate,
-    "MEMOIZE": _Machine.memoize,
-    "TUPLE": _Machine.tuple_of_marked,
+    "MARK": lambda machine, _: machine.push(_MARK),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.pop_mark(),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
     "DICT": _Machine.dict_of_marked,
-    "APPEND": _Machine.append_one,
+    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
     "SETITEM": _Machine.set_one,
-    "SETITEMS": _Machine.set_marked,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
     "GLOBAL": _Machine.name,
     "STACK_GLOBAL": _Machine.name_of_stack,
     "NEWOBJ_EX": _Machine.call_with_keywords,
@@ -322,7 +288,9 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Machine, Any], None]]]):
+class _ByCode(
+    dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Machine, Any], object]]]
+):
     """For each opcode, the reader of its argument and its operation."""
 
     def __missing__(self, code: bytes) -> Any:

@@ -97,11 +97,8 @@ def _are_resources(values: Mapping[str, Any]) -> bool:
 
 def _resources(values: Mapping[str, Any]) -> dict[str, float]:
     """Keep the resources with valid amounts above 0."""
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if is_resource(name, value) and value > 0
-    }
+    valid = {name: value for name, value in values.items() if is_resource(name, value)}
+    return {name: float(value) for name, value in valid.items() if value > 0}
 
 
 Count = Annotated[int, must_be(is_count, "a count")]

@@ -62,13 +62,10 @@ class RunnerRequest(Record):
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
         action: `resume` or `restart`; `run` for the whole-experiment run.
-        checkpoint: Directory name of the checkpoint to start from; None to start from scratch.
-        iteration: `training_iteration` of that checkpoint.
-        new_trial_id: Id of the new trial, for `restart`.
+        checkpoint: As `iteration` and `new_trial_id`: see `planned.PlannedTrial`.
         fresh_budget: Whether the trial gets its failure budget (`max_failures`) back.
         trim_results: Whether result rows after the checkpoint are dropped first (a backup is kept).
-        param_space: `package.module:attribute` of a re-specified param_space (dict or a function
-            without arguments that returns one), or None.
+        param_space: `package.module:attribute` of a re-specified param_space, or None.
         search_alg: `package.module:attribute` of a searcher, for a whole-experiment run whose own
             searcher is lost with `tuner.pkl`; or None.
         imports: Modules to import first (they may register trainables or environments).
@@ -79,8 +76,7 @@ class RunnerRequest(Record):
             run, and the outcome has its resources.
         runtime_env: Ray runtime_env for the connection.
         reports: Whether results are also written to storage, for a follower that cannot read stdout.
-        remember_scheduler: Whether the scheduler gets the earlier results of all trials (Ray forgets
-            them).
+        remember_scheduler: Whether the scheduler gets the earlier results, which Ray forgets.
         ignore_tuner: Whether the state alone is restored, without `tuner.pkl`.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
     """
@@ -201,7 +197,6 @@ class RunnerExit(Record):
     Args:
         exit_code: Of its process, pod or job, negative for a signal; None if unknown.
         message: The reason that Ray or Kubernetes gives, or the last lines that the runner printed.
-        ended_at: ISO 8601 UTC.
     """
 
     exit_code: int | None = None

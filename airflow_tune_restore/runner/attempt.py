@@ -190,9 +190,9 @@ class Attempt:
             if loaded.has_tuner:
                 restore.restore_tuner(context, loaded)
             else:
+                why = "ignored" if self._request.ignore_tuner else "missing or damaged"
                 logger.warning(
-                    "tuner.pkl is %s: the state alone is restored, with Ray's defaults.",
-                    "ignored" if self._request.ignore_tuner else "missing or damaged",
+                    "tuner.pkl is %s: the state alone is restored, with Ray's defaults.", why
                 )
                 restore.restore_state(context, loaded)
 

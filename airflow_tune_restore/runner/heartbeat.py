@@ -51,9 +51,7 @@ class Heartbeat:
         ]
 
     def start(self) -> None:
-        """Write the first heartbeat if this attempt may run, and start both threads.
-
-        An attempt that is superseded before it starts writes nothing.
+        """Write the first heartbeat if this attempt may run (otherwise nothing), and start both threads.
 
         Raises:
             FencedError: If there is a newer attempt, or another runner of this one.

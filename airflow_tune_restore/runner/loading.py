@@ -93,7 +93,6 @@ def check(store: ObjectStore | None, request: RunnerRequest) -> None:
 
 
 def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any, Any]:
-    """Load trainable and param_space, and compare the trainable's name with the recorded one."""
     private_api.check()
     trainable = load_trainable(request.trainable, request.imports)
     _check_trainable_name(store, trainable, request)
@@ -273,7 +272,6 @@ def _check_writable(store: ObjectStore) -> None:
 
 
 def _recorded_keys(tuner: Any) -> list[Any] | None:
-    """Return the flat keys in tuner.pkl; None without them, or if one is not a text."""
     keys = pickle_reader.attribute(tuner, "__flattened_param_space_keys")
     is_valid = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     return keys if is_valid else None

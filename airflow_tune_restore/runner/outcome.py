@@ -164,11 +164,8 @@ def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]
         return {}  # nothing ran, perhaps because Ray is missing
     from ray._private.dict import flatten_dict
 
-    scalars = {
-        str(name): _plain(value)
-        for name, value in result.items()
-        if name not in _AUTOFILLED and _is_scalar(value)
-    }
+    reported = {str(name): v for name, v in result.items() if name not in _AUTOFILLED}
+    scalars = {name: _plain(value) for name, value in reported.items() if _is_scalar(value)}
     nested = flatten_dict(result).get(metric) if metric and metric not in scalars else None
     if metric and nested is not None and _is_scalar(nested):
         scalars[metric] = _plain(nested)

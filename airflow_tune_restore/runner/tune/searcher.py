@@ -191,8 +191,7 @@ def report_missed_results(
     known = _statuses(store, session) if session else None
     if known is None:
         return
-    reported = set()
-    present = set()
+    reported, present = set(), set()
     for trial in trials:
         action = request_for(trial).action
         if action == TrialAction.RESTART:
