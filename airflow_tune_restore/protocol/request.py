@@ -62,7 +62,7 @@ class RunnerRequest(Record):
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
         action: `resume` or `restart`; `run` for the whole-experiment run.
-        checkpoint: As `iteration` and `new_trial_id`: see `planned.PlannedTrial`.
+        checkpoint, iteration, new_trial_id: As in `planned.PlannedTrial`.
         fresh_budget: Whether the trial gets its failure budget (`max_failures`) back.
         trim_results: Whether result rows after the checkpoint are dropped first (a backup is kept).
         param_space: `package.module:attribute` of a re-specified param_space, or None.

@@ -51,7 +51,7 @@ class Heartbeat:
         ]
 
     def start(self) -> None:
-        """Write the first heartbeat if this attempt may run (otherwise nothing), and start both threads.
+        """Write the first heartbeat and start both threads; write nothing if this attempt must not run.
 
         Raises:
             FencedError: If there is a newer attempt, or another runner of this one.
