@@ -74,12 +74,7 @@ def parse_text(value: Any) -> str | None:
 def parse_user(value: Any, *, was_given: bool) -> str | None:
     """Parse the user of runners; None only if the argument was not given.
 
-    Args:
-        value: As rendered.
-        was_given: Whether the argument was given. A missing Variable must not remove this protection.
-
-    Raises:
-        InvalidInputError: If the argument was given and rendered to nothing.
+    An argument that rendered to nothing is refused: a missing Variable must not remove this protection.
     """
     user = parse_text(value)
     if user is None and was_given:
@@ -104,21 +99,16 @@ def parse_health(value: Any) -> frozenset[Health]:
 
 
 def parse_addresses(value: Any) -> list[str]:
-    """Parse the experiments: one address, several, or the output of the sensor.
-
-    Raises:
-        InvalidInputError: If an item is neither an address nor a mapping that has one.
-    """
+    """Parse the experiments: one address, several, or the output of the sensor."""
     if value is None or value == "":
         return []
     items: Iterable[Any] = [value] if isinstance(value, str | Mapping) else value
-    addresses: list[str] = []
+    addresses: dict[str, None] = {}
     for item in items:
         address = item.get("experiment") if isinstance(item, Mapping) else item
         if not isinstance(address, str) or not address:
             raise InvalidInputError(
                 f"experiments: {item!r} is neither an address nor an item of the sensor's output."
             )
-        if address not in addresses:
-            addresses.append(address)
-    return addresses
+        addresses[address] = None
+    return list(addresses)

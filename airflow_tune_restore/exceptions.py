@@ -1,17 +1,34 @@
 """The errors of this package. Messages have three parts: what happened, to what, and what to do next."""
 
+from dataclasses import dataclass
+
 
 class TuneRestoreError(Exception):
     """Base of all errors of this package. Its text must be clear without a traceback."""
 
+    def __post_init__(self) -> None:
+        """Make the fields of a subclass its arguments, so that it survives pickling."""
+        self.args = tuple(vars(self).values())
 
+
+@dataclass(eq=False, repr=False)
+class _ObjectError(TuneRestoreError):
+    uri: str
+    key: str
+
+
+@dataclass(eq=False, repr=False)
+class _ExperimentError(TuneRestoreError):
+    experiment: str
+    reason: str
+
+
+@dataclass(eq=False, repr=False)
 class UnexpectedError(TuneRestoreError):
     """An error of any other class, raised for one experiment; the other experiments go on."""
 
-    def __init__(self, experiment: str, error: str) -> None:
-        super().__init__(experiment, error)
-        self.experiment = experiment
-        self.error = error
+    experiment: str
+    error: str
 
     def __str__(self) -> str:
         return (
@@ -25,25 +42,15 @@ class InvalidInputError(TuneRestoreError):
     """An input of the user is not valid: a flag, a URL, a trainable, a trial id."""
 
 
-class KeyNotFoundError(TuneRestoreError):
+class KeyNotFoundError(_ObjectError):
     """A requested object does not exist."""
-
-    def __init__(self, uri: str, key: str) -> None:
-        super().__init__(uri, key)  # positional, so that the error survives pickling
-        self.uri = uri
-        self.key = key
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.key} does not exist."
 
 
-class KeyExistsError(TuneRestoreError):
+class KeyExistsError(_ObjectError):
     """The key of an exclusive create exists: another process was first."""
-
-    def __init__(self, uri: str, key: str) -> None:
-        super().__init__(uri, key)
-        self.uri = uri
-        self.key = key
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.key} already exists."
@@ -61,12 +68,11 @@ class CannotBeFollowedError(StorageError):
     """A link leads to itself, or a name is too long for the disk: no file can exist there."""
 
 
+@dataclass(eq=False, repr=False)
 class LinkRefusedError(StorageError):
     """A link was found where only this package writes, or in the place of a new object."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
+    path: str
 
     def __str__(self) -> str:
         return (
@@ -75,26 +81,18 @@ class LinkRefusedError(StorageError):
         )
 
 
-class StateUnreadableError(TuneRestoreError):
+class StateUnreadableError(_ExperimentError):
     """An experiment directory holds no valid state. Nothing was restored."""
-
-    def __init__(self, experiment: str, reason: str) -> None:
-        super().__init__(experiment, reason)
-        self.experiment = experiment
-        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.experiment} cannot be read: {self.reason.rstrip('.')}. Nothing was restored."
 
 
-class RecordUnreadableError(TuneRestoreError):
+@dataclass(eq=False, repr=False)
+class RecordUnreadableError(_ObjectError):
     """A record of this package is not valid: it is damaged, or another program wrote it."""
 
-    def __init__(self, uri: str, key: str, reason: str) -> None:
-        super().__init__(uri, key, reason)
-        self.uri = uri
-        self.key = key
-        self.reason = reason
+    reason: str
 
     def __str__(self) -> str:
         return (
@@ -103,14 +101,13 @@ class RecordUnreadableError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class StateChangedError(TuneRestoreError):
     """The experiment changed after the plan was made."""
 
-    def __init__(self, experiment: str, planned: str, found: str) -> None:
-        super().__init__(experiment, planned, found)
-        self.experiment = experiment
-        self.planned = planned
-        self.found = found
+    experiment: str
+    planned: str
+    found: str
 
     def __str__(self) -> str:
         return (
@@ -120,13 +117,8 @@ class StateChangedError(TuneRestoreError):
         )
 
 
-class ExperimentRunningError(TuneRestoreError):
+class ExperimentRunningError(_ExperimentError):
     """The experiment is running: it was written to less than `stale_after` ago."""
-
-    def __init__(self, experiment: str, reason: str) -> None:
-        super().__init__(experiment, reason)
-        self.experiment = experiment
-        self.reason = reason
 
     def __str__(self) -> str:
         return (
@@ -135,15 +127,14 @@ class ExperimentRunningError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class LeaseHeldError(TuneRestoreError):
     """Another restore of the same experiment is running."""
 
-    def __init__(self, experiment: str, restore_id: str, holder: str, seconds_ago: float) -> None:
-        super().__init__(experiment, restore_id, holder, seconds_ago)
-        self.experiment = experiment
-        self.restore_id = restore_id
-        self.holder = holder
-        self.seconds_ago = seconds_ago
+    experiment: str
+    restore_id: str
+    holder: str
+    seconds_ago: float
 
     def __str__(self) -> str:
         return (
@@ -153,14 +144,13 @@ class LeaseHeldError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class LeaseLostError(TuneRestoreError):
     """A newer restore holds the lease, or this one has ended. It stopped without writing."""
 
-    def __init__(self, experiment: str, restore_id: str, newer: str) -> None:
-        super().__init__(experiment, restore_id, newer)
-        self.experiment = experiment
-        self.restore_id = restore_id
-        self.newer = newer
+    experiment: str
+    restore_id: str
+    newer: str
 
     def __str__(self) -> str:
         return (
@@ -169,15 +159,14 @@ class LeaseLostError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class OvertakenError(TuneRestoreError):
     """Another try of the same task started a newer attempt of the trial; this attempt stopped."""
 
-    def __init__(self, experiment: str, trial_id: str, attempt: int, newer: int) -> None:
-        super().__init__(experiment, trial_id, attempt, newer)
-        self.experiment = experiment
-        self.trial_id = trial_id
-        self.attempt = attempt
-        self.newer = newer
+    experiment: str
+    trial_id: str
+    attempt: int
+    newer: int
 
     def __str__(self) -> str:
         what = _name_trial(self.trial_id)
@@ -187,14 +176,13 @@ class OvertakenError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class UncommittableError(TuneRestoreError):
     """A file in the root sorts after every possible name of a commit. Nothing was committed."""
 
-    def __init__(self, experiment: str, newest: str, why: str) -> None:
-        super().__init__(experiment, newest, why)
-        self.experiment = experiment
-        self.newest = newest
-        self.why = why
+    experiment: str
+    newest: str
+    why: str
 
     def __str__(self) -> str:
         return (
@@ -204,14 +192,13 @@ class UncommittableError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class CommitUndoneError(TuneRestoreError):
     """`tune-restore undo` undid the commit, so it is not done again."""
 
-    def __init__(self, experiment: str, restore_id: str, undone_at: str) -> None:
-        super().__init__(experiment, restore_id, undone_at)
-        self.experiment = experiment
-        self.restore_id = restore_id
-        self.undone_at = undone_at
+    experiment: str
+    restore_id: str
+    undone_at: str
 
     def __str__(self) -> str:
         return (
@@ -220,6 +207,7 @@ class CommitUndoneError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
 class TrialFailedError(TuneRestoreError):
     """A resumed trial failed again. Its progress is kept and will be committed.
 
@@ -227,15 +215,11 @@ class TrialFailedError(TuneRestoreError):
     if a retry may succeed.
     """
 
-    def __init__(
-        self, experiment: str, trial_id: str, reason: str, cause: str = "unknown", final: str = ""
-    ) -> None:
-        super().__init__(experiment, trial_id, reason, cause, final)
-        self.experiment = experiment
-        self.trial_id = trial_id
-        self.reason = reason
-        self.cause = cause
-        self.final = final
+    experiment: str
+    trial_id: str
+    reason: str
+    cause: str = "unknown"
+    final: str = ""
 
     def __str__(self) -> str:
         cause = f" ({self.cause})" if self.cause != "unknown" else ""
@@ -258,15 +242,14 @@ class NoRoomError(RunnerError):
     """No node can hold the request of a trial, and no larger node came in time. A snapshot is saved."""
 
 
+@dataclass(eq=False, repr=False)
 class RunnerDiedError(RunnerError):
     """A runner exited without recording an outcome. `cause` is one of `failures.Cause`."""
 
-    def __init__(self, experiment: str, trial_id: str, reason: str, cause: str) -> None:
-        super().__init__(experiment, trial_id, reason, cause)
-        self.experiment = experiment
-        self.trial_id = trial_id
-        self.reason = reason
-        self.cause = cause
+    experiment: str
+    trial_id: str
+    reason: str
+    cause: str
 
     def __str__(self) -> str:
         return (

@@ -13,7 +13,7 @@ from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fsspec_store import FsspecStore
@@ -75,8 +75,11 @@ def _plan(store: ObjectStore) -> None:
 
 def _attempts(store: ObjectStore) -> None:
     now = iter(range(10**6))
-    AttemptRecords(store, "r1", "bad").wait_until_over(
-        1, monotonic=lambda: next(now), sleep=lambda _seconds: None
+    wait_until_all_over(
+        store,
+        [AttemptId("r1", "bad", 1)],
+        monotonic=lambda: next(now),
+        sleep=lambda _seconds: None,
     )
     AttemptRecords(store, "r1", "bad").outcome()
 

@@ -27,7 +27,7 @@ from airflow_tune_restore.launch.ray.submission import DriverResources
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore import ledger
@@ -216,7 +216,9 @@ def _read_attempt(store: ObjectStore, unit: str, number: int) -> None:
         lambda: read_record(store, request, RunnerRequest.from_json),
         lambda: records.outcome(number),
         lambda: records.exit(number, infer_from_heartbeat=True),
-        lambda: records.wait_until_over(number, patience_seconds=100),
+        lambda: wait_until_all_over(
+            store, [AttemptId(RESTORE_ID, unit, number)], patience_seconds=100
+        ),
     ):
         with contextlib.suppress(TuneRestoreError):
             ask()

@@ -24,10 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from airflow_tune_restore.exceptions import (
-    KeyNotFoundError,
-    RecordUnreadableError,
-)
+from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.record_fields import LAST_WORDS_LENGTH
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
@@ -49,13 +46,7 @@ QUIET_SECONDS = 20.0
 
 
 class AttemptId(NamedTuple):
-    """The id of an attempt.
-
-    Args:
-        restore_id: The restore.
-        trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
-        attempt: Its number, from 1.
-    """
+    """The id of an attempt; `trial_id` may be `layout.WHOLE_EXPERIMENT`, `attempt` starts at 1."""
 
     restore_id: str
     trial_id: str
@@ -68,7 +59,6 @@ class AttemptRecords:
 
     Args:
         store: Rooted at the experiment directory.
-        restore_id: The restore.
         unit: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
     """
 
@@ -100,10 +90,9 @@ class AttemptRecords:
         return _heartbeat(self.store, self._id(attempt)) is not None
 
     def request(self, attempt: int) -> RunnerRequest:
-        """Read the request that claimed an attempt.
+        """Read the request that claimed an attempt (KeyNotFoundError if none did).
 
         Raises:
-            KeyNotFoundError: If the attempt is not claimed.
             RecordUnreadableError: If the record is not a request, or belongs to another attempt.
         """
         key = layout.request_key(*self._id(attempt))
@@ -118,8 +107,7 @@ class AttemptRecords:
         Raises:
             RecordUnreadableError: If the record is not an outcome, or belongs to another attempt.
         """
-        if attempt is None:
-            attempt = self.newest()
+        attempt = self.newest() if attempt is None else attempt
         key = layout.outcome_key(*self._id(attempt))
         try:
             outcome = read_record(self.store, key, RunnerOutcome.from_json)
@@ -148,10 +136,9 @@ class AttemptRecords:
 
         With `infer_from_heartbeat`, an attempt that has a heartbeat counts as exited without a cause.
         """
+        key = layout.exit_key(*self._id(attempt))
         try:
-            return read_record(
-                self.store, layout.exit_key(*self._id(attempt)), RunnerExit.from_json
-            )
+            return read_record(self.store, key, RunnerExit.from_json)
         except KeyNotFoundError:
             return RunnerExit() if infer_from_heartbeat and self.has_begun(attempt) else None
         except RecordUnreadableError as error:  # it did exit; only its cause is unknown
@@ -169,40 +156,20 @@ class AttemptRecords:
     def progress(self, attempt: int) -> ProgressTail | None:
         """Return the newest reports of the trial in an attempt; None before its first result.
 
-        Raises:
-            RecordUnreadableError: If the record is not valid. Progress is only shown: ignore it then.
+        Progress is only shown: ignore a RecordUnreadableError.
         """
-        key = layout.progress_key(*self._id(attempt))
+        key, most = layout.progress_key(*self._id(attempt)), MAX_PROGRESS_BYTES
         try:
-            return read_record(
-                self.store, key, ProgressTail.from_json, max_bytes=MAX_PROGRESS_BYTES
-            )
+            return read_record(self.store, key, ProgressTail.from_json, max_bytes=most)
         except KeyNotFoundError:
             return None
 
-    def wait_until_over(
-        self,
-        attempt: int,
-        *,
-        patience_seconds: float = math.inf,
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> bool:
+    def wait_until_over(self, attempt: int) -> None:
         """Block until an attempt is over (rule 6).
 
         Claim the next attempt, or release the lease, before you call this (rule 5).
-
-        Returns:
-            False if its runner was still alive after `patience_seconds`.
         """
-        alive = wait_until_all_over(
-            self.store,
-            [self._id(attempt)],
-            patience_seconds=patience_seconds,
-            monotonic=monotonic,
-            sleep=sleep,
-        )
-        return not alive
+        wait_until_all_over(self.store, [self._id(attempt)])
 
     def _id(self, attempt: int) -> AttemptId:
         return AttemptId(self.restore_id, self.unit, attempt)
@@ -222,14 +189,7 @@ def wait_until_all_over(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[AttemptId]:
-    """Wait for many attempts at the same time, as `AttemptRecords.wait_until_over` does for one.
-
-    Args:
-        store: Rooted at the experiment directory.
-        attempts: At most one per trial.
-        patience_seconds: Longest wait for runners that are alive.
-        monotonic: The clock.
-        sleep: Waits some seconds.
+    """Wait for many attempts, at most one per trial, as `AttemptRecords.wait_until_over` does for one.
 
     Returns:
         The attempts whose runners were still alive after `patience_seconds`.

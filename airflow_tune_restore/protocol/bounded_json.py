@@ -52,24 +52,14 @@ def _alone() -> Iterator[None]:
 
 
 def check_size(size_bytes: int) -> None:
-    """Refuse a document that is too large.
-
-    Raises:
-        ValueError: If it has more than `MAX_DOCUMENT_BYTES`.
-    """
+    """Refuse a document of more than `MAX_DOCUMENT_BYTES` (ValueError)."""
     if size_bytes > MAX_DOCUMENT_BYTES:
         raise ValueError(f"it holds {size_bytes} bytes; at most {MAX_DOCUMENT_BYTES} are decoded")
 
 
 def check_values(text: str | bytes, most: int = MAX_VALUES) -> None:
-    """Refuse JSON that may hold too many values.
-
-    Raises:
-        ValueError: If it may hold more than `most`.
-    """
-    if len(text) <= most:
-        return
-    if (values := count_marks(text, _SEPARATORS)) > most:
+    """Refuse JSON that may hold more than `most` values (ValueError)."""
+    if len(text) > most and (values := count_marks(text, _SEPARATORS)) > most:
         raise ValueError(f"it may hold {values} values; at most {most} are decoded")
 
 
@@ -89,12 +79,7 @@ def load(
     most_values: int = MAX_VALUES,
     parse_constant: Callable[[str], Any] | None = None,
 ) -> Any:
-    """Decode a document as plain values, including NaN and infinities.
-
-    Args:
-        text: The document.
-        most_values: Limit of values.
-        parse_constant: As of `json.loads`, for NaN and infinities.
+    """Decode a document as plain values, including NaN and infinities (`parse_constant`).
 
     Raises:
         ValueError: If it is not JSON, or too large; RecursionError if it nests too deeply.

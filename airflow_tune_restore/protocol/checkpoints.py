@@ -22,12 +22,7 @@ def checkpoint_index(name: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCheckpoint:
-    """The checkpoint Ray would resume from.
-
-    Args:
-        name: Directory name inside the trial directory.
-        iteration: `training_iteration` it was taken at; 0 if not recorded.
-    """
+    """The checkpoint Ray would resume from; `iteration` is 0 if not recorded."""
 
     name: str
     iteration: int

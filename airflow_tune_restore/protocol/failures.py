@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
@@ -36,7 +37,6 @@ class Failure:
     """One failure of an attempt.
 
     Args:
-        cause: What ended the attempt.
         type: Type of the exception, with its module if the text has it; "" without an exception.
         message: First line of its message.
         place: Innermost line of the user's code, as `project/training.py:12 in train`; "" if unknown.
@@ -64,11 +64,8 @@ _RAY = re.compile(r"/(?:site|dist)-packages/ray/|^python/ray/")
 # fixed words of Ray's own texts (GcsActorManager, the raylet's memory monitor). For a worker that died
 # without a message, Ray adds a hint with several guesses, "the OOM killer" among them: it proves nothing.
 _MEMORY_WORDS = (
-    "running low on memory",
-    "due to memory pressure",
-    "oomkilled",
-    "was low on resource: memory",
-)
+    "running low on memory", "due to memory pressure", "oomkilled", "was low on resource: memory",
+)  # fmt: skip
 _NODE_WORDS = (
     "node has died", "node died", "node was terminated", "preempt", "nodedied",
     "its node is dead", "node is dead", "raylet died", "node lost", "nodelost", "node shutdown",
@@ -96,12 +93,8 @@ _SYSTEM_TYPES = frozenset(
 )
 _TAKEN_AWAY = frozenset({Cause.NODE_LOST, Cause.OUT_OF_MEMORY, Cause.STORAGE})
 _ACTOR_WORDS = (
-    "actor died",
-    "actor is dead",
-    "worker died",
-    "worker process has died",
-    "is unavailable",
-)
+    "actor died", "actor is dead", "worker died", "worker process has died", "is unavailable",
+)  # fmt: skip
 
 
 def classify(text: str, *, type_name: str = "", iteration: int = 0) -> Failure:
@@ -154,17 +147,13 @@ def classify_exit(exit_code: int | None, message: str = "") -> Failure | None:
     return Failure(cause=cause, message=_short(f"the runner exited {with_code}{last_line}"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     path: str
     line: str
     function: str
 
 
-@dataclass(slots=True)
-class _Raised:
-    """The exception at the end of a traceback, and its frames."""
-
+class _Raised(NamedTuple):
     type: str
     message: str
     frames: list[_Frame]
@@ -228,7 +217,6 @@ def _cause_of_raised(raised: _Raised) -> Cause:
 
 
 def _cause_of_exception(type_name: str, message: str, frames: list[_Frame]) -> Cause:
-    """Return the cause of an exception that Python code raised."""
     if type_name.rpartition(".")[2] == "MemoryError":
         return Cause.OUT_OF_MEMORY
     if type_name.startswith(_STORAGE_TYPES) or _has(message, _STORAGE_WORDS):
@@ -239,7 +227,6 @@ def _cause_of_exception(type_name: str, message: str, frames: list[_Frame]) -> C
 
 
 def _cause_of_system(text: str) -> Cause:
-    """Return the cause from a text of Ray or Kubernetes about a lost process."""
     if _has(text, _MEMORY_WORDS) or text.startswith("OutOfMemoryError "):
         return Cause.OUT_OF_MEMORY
     if _has(text, _POD_STORAGE_WORDS):
@@ -256,12 +243,11 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
 
 def _place(frames: list[_Frame]) -> str:
     """Return the innermost frame of the user's code, or else of installed code."""
+    if not frames:
+        return ""
     users = [frame for frame in frames if not _INSTALLED.search(frame.path)]
     not_ray = [frame for frame in frames if not _RAY.search(frame.path)]
-    candidates = users or not_ray or frames
-    if not candidates:
-        return ""
-    frame = candidates[-1]
+    frame = (users or not_ray or frames)[-1]
     return _short(f"{_short_path(frame.path)}:{frame.line} in {frame.function}")
 
 

@@ -7,6 +7,7 @@ an injective encoding: two ids never share a key, and no key leads outside. Stan
 """
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import quote, unquote
 
@@ -18,6 +19,7 @@ TUNER_FILE = "tuner.pkl"
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.csv"
 CHECKPOINT_PREFIX = "checkpoint_"
+CALLBACKS_PREFIX = "callback-states-"
 VARIANT_STATE_PREFIX = "basic-variant-state-"
 SEARCH_STATE_PREFIX = "search_gen_state-"
 
@@ -105,7 +107,7 @@ def in_session(name: str, session: str) -> str:
 
 def callbacks_name(session: str) -> str:
     """Return the name of the saved states of callbacks."""
-    return f"callback-states-{session}.pkl"
+    return f"{CALLBACKS_PREFIX}{session}.pkl"
 
 
 def is_searcher_state(name: str) -> bool:
@@ -116,9 +118,8 @@ def is_searcher_state(name: str) -> bool:
 
 def is_state_beside(name: str) -> bool:
     """Whether a name is that of a state of the searcher or of callbacks."""
-    return is_searcher_state(name) or (
-        name.startswith(callbacks_name("").removesuffix(".pkl")) and session_of(name) is not None
-    )
+    is_callbacks = name.startswith(CALLBACKS_PREFIX) and session_of(name) is not None
+    return is_callbacks or is_searcher_state(name)
 
 
 def committed_state_name(existing: list[str], now: datetime) -> str:
@@ -150,21 +151,6 @@ def lease_epoch(name: str, kind: str) -> int | None:
     """Read the epoch in the name of a claim, heartbeat or release of a lease; None for other names."""
     text, _, rest = name.partition(".")
     return parse_number(text, 8) if rest == f"{kind}.json" else None
-
-
-def lease_claim_key(epoch: int) -> str:
-    """Return the key whose exclusive creation takes the lease at this epoch."""
-    return f"{LEASE}/{epoch:08d}.claim.json"
-
-
-def lease_heartbeat_key(epoch: int) -> str:
-    """Return the key that the holder of this epoch overwrites while it is alive."""
-    return f"{LEASE}/{epoch:08d}.heartbeat.json"
-
-
-def lease_release_key(epoch: int) -> str:
-    """Return the key that the holder of this epoch writes at its end."""
-    return f"{LEASE}/{epoch:08d}.release.json"
 
 
 def restore_dir(restore_id: str) -> str:
@@ -209,26 +195,6 @@ def attempt_dir(restore_id: str, trial_id: str, attempt: int) -> str:
     return f"{attempts_dir(restore_id, trial_id)}/{attempt:06d}"
 
 
-def request_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of an attempt's request; creating it claims the attempt's number."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/request.json"
-
-
-def heartbeat_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key that a runner overwrites every few seconds."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/heartbeat.json"
-
-
-def snapshot_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of an attempt's newest state, in Ray's format, with only this trial's row."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/state.json"
-
-
-def progress_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of a trial's newest reports."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/progress.json"
-
-
 def stops_dir(restore_id: str, attempt: int) -> str:
     """Return the directory of requests to stop single trials of a whole-experiment run."""
     return f"{attempt_dir(restore_id, WHOLE_EXPERIMENT, attempt)}/stops"
@@ -237,11 +203,6 @@ def stops_dir(restore_id: str, attempt: int) -> str:
 def stop_key(restore_id: str, attempt: int, trial_id: str) -> str:
     """Return the key of a request to stop one trial of a whole-experiment run."""
     return f"{stops_dir(restore_id, attempt)}/{segment(trial_id)}.json"
-
-
-def stopped_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key that marks an attempt as stopped: followers do not attach to it again."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/stopped.json"
 
 
 def searcher_dir(restore_id: str, attempt: int) -> str:
@@ -259,11 +220,34 @@ def max_snapshot_bytes(trial_id: str) -> int:
     return MAX_STATE_BYTES if trial_id == WHOLE_EXPERIMENT else MAX_SNAPSHOT_BYTES
 
 
-def outcome_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of an attempt's outcome."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/outcome.json"
+# each returns the function that builds the key of one object, of an epoch or of an attempt
+def _of_lease(kind: str) -> Callable[[int], str]:
+    return lambda epoch: f"{LEASE}/{epoch:08d}.{kind}.json"
 
 
-def exit_key(restore_id: str, trial_id: str, attempt: int) -> str:
-    """Return the key of the exit record of a runner that left no outcome."""
-    return f"{attempt_dir(restore_id, trial_id, attempt)}/exit.json"
+def _of_attempt(name: str) -> Callable[[str, str, int], str]:
+    return lambda restore_id, trial_id, attempt: (
+        f"{attempt_dir(restore_id, trial_id, attempt)}/{name}"
+    )
+
+
+lease_claim_key = _of_lease("claim")
+"""Its exclusive creation takes the lease at this epoch."""
+lease_heartbeat_key = _of_lease("heartbeat")
+"""The holder of the epoch overwrites it while it is alive."""
+lease_release_key = _of_lease("release")
+"""The holder of the epoch writes it at its end."""
+
+request_key = _of_attempt("request.json")
+"""Its exclusive creation claims the number of the attempt."""
+heartbeat_key = _of_attempt("heartbeat.json")
+"""The runner overwrites it every few seconds."""
+snapshot_key = _of_attempt("state.json")
+"""The newest state, in Ray's format, with only this trial's row."""
+progress_key = _of_attempt("progress.json")
+"""The newest reports of the trial."""
+stopped_key = _of_attempt("stopped.json")
+"""Marks the attempt as stopped: followers do not attach to it again."""
+outcome_key = _of_attempt("outcome.json")
+exit_key = _of_attempt("exit.json")
+"""The exit record of a runner that left no outcome."""

@@ -35,21 +35,8 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     TuneRestoreError,
 )
-from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.lease_objects import (
-    CLAIM,
-    DEFAULT_TTL_SECONDS,
-    MAX_TTL_SECONDS,
-    Lease,
-    claimed,
-    is_alive_after,
-    is_released,
-    newest_claim,
-    read_claim,
-    released,
-    silent_seconds,
-    used,
-)
+from airflow_tune_restore.protocol import layout, lease_objects
+from airflow_tune_restore.protocol.lease_objects import Lease, is_released, newest_claim, read_claim
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -73,17 +60,12 @@ _MAX_TRIES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """The first look at a holder that may be dead.
-
-    Args:
-        epoch: The lease it holds.
-        pulse: Its heartbeat.
-        since: When that was read, by this process's monotonic clock.
-    """
+    """The first look at a holder that may be dead: its epoch and heartbeat, and when it was read."""
 
     epoch: int
     pulse: bytes | None
     since: float
+    """By this process's monotonic clock."""
 
 
 def acquire(
@@ -91,7 +73,7 @@ def acquire(
     *,
     restore_id: str,
     holder: str,
-    ttl_seconds: float = DEFAULT_TTL_SECONDS,
+    ttl_seconds: float = lease_objects.DEFAULT_TTL_SECONDS,
     watch: Watch | None = None,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -118,7 +100,7 @@ def acquire(
                 raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
             watched = current.epoch
             _wait_for_death(store, current, entries, watch, monotonic, sleep)
-        epoch = max(used(entries), default=0) + 1
+        epoch = max(lease_objects.used(entries), default=0) + 1
         claim = {
             "restore_id": restore_id,
             "holder": holder,
@@ -126,10 +108,9 @@ def acquire(
             "nonce": secrets.token_hex(8),
         }
         key = layout.lease_claim_key(epoch)
-        if layout.lease_epoch(key.rpartition("/")[2], CLAIM) is None:
-            raise RecordUnreadableError(
-                store.uri, layout.lease_claim_key(epoch - 1), "lease numbers are exhausted"
-            )
+        if layout.lease_epoch(key.rpartition("/")[2], lease_objects.CLAIM) is None:
+            newest = layout.lease_claim_key(epoch - 1)
+            raise RecordUnreadableError(store.uri, newest, "lease numbers are exhausted")
         try:
             store.create(key, json.dumps(claim).encode())
         except KeyExistsError:
@@ -143,30 +124,25 @@ def acquire(
 
 def check_ttl(ttl_seconds: float) -> None:
     """Refuse a TTL that readers of the claim would ignore (InvalidInputError)."""
-    if not 0 <= ttl_seconds <= MAX_TTL_SECONDS:
+    if not 0 <= ttl_seconds <= lease_objects.MAX_TTL_SECONDS:
         raise InvalidInputError(
             f"A lease cannot last {ttl_seconds:.0f} s without a sign of life: lease_ttl is at most "
-            f"{MAX_TTL_SECONDS:.0f} s (a day). Nothing was started."
+            f"{lease_objects.MAX_TTL_SECONDS:.0f} s (a day). Nothing was started."
         )
 
 
 def refuse_if_alive(
     store: ObjectStore, restore_id: str, *, monotonic: Callable[[], float] = time.monotonic
 ) -> Watch | None:
-    """Refuse early, without waiting, what `acquire` would refuse at once.
+    """Refuse early, without waiting, what `acquire` would refuse at once (LeaseHeldError).
 
     Returns:
         A watch for `acquire`, if another restore ended without releasing the lease. The time from now on
         counts, so that many experiments are watched at the same time.
-
-    Raises:
-        LeaseHeldError: If another restore wrote within its TTL.
     """
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
-    if current is None or current.restore_id == restore_id:
-        return None
-    if is_released(entries, current.epoch):
+    if current is None or current.restore_id == restore_id or is_released(entries, current.epoch):
         return None
     _refuse_recent(store, current, entries)
     return Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
@@ -179,11 +155,7 @@ def renew(store: ObjectStore, lease: Lease) -> None:
 
 
 def keep_alive(store: ObjectStore, restore_id: str) -> Lease:
-    """Renew the lease that this restore holds, and return it.
-
-    Raises:
-        LeaseLostError: If it was released, or a newer restore took over; then nothing is written.
-    """
+    """Renew the lease that this restore holds, and return it; raises as `check_held` does."""
     held = check_held(store, restore_id)
     renew(store, held)
     return held
@@ -203,9 +175,8 @@ def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[No
             try:
                 keep_alive(store, restore_id)
             except TuneRestoreError as error:
-                logger.warning(
-                    "The lease of %s could not be renewed: %s", store.uri, printable(str(error))
-                )
+                why = printable(str(error))
+                logger.warning("The lease of %s could not be renewed: %s", store.uri, why)
 
     thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
     thread.start()
@@ -230,11 +201,7 @@ def release_all(store: ObjectStore, leases: Iterable[Lease]) -> None:
 
 
 def check_held(store: ObjectStore, restore_id: str) -> Lease:
-    """Return the lease if this restore still holds it.
-
-    Raises:
-        LeaseLostError: If it was released, or a newer restore took over.
-    """
+    """Return the lease; raise LeaseLostError if it was released or a newer restore took over."""
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
     if current is None:
@@ -253,7 +220,7 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     All but the newest have successors; so has the newest once this restore takes the lease.
     """
     entries = store.list_dir(layout.LEASE)
-    epochs = sorted(claimed(entries) - released(entries))
+    epochs = sorted(lease_objects.claimed(entries) - lease_objects.released(entries))
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         claims = pool.map(lambda epoch: read_claim(store, epoch), epochs)
         return [claim for claim in claims if claim.restore_id != but]
@@ -261,7 +228,7 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
 
 def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
     """Return the ids of the restores that held the lease before this one, the newest first."""
-    epochs = sorted(claimed(store.list_dir(layout.LEASE)), reverse=True)
+    epochs = sorted(lease_objects.claimed(store.list_dir(layout.LEASE)), reverse=True)
     ids = [read_claim(store, epoch).restore_id for epoch in epochs[:_LOOK_BACK]]
     return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
 
@@ -274,11 +241,7 @@ def _wait_for_death(  # noqa: PLR0913  the observations, and the clocks
     monotonic: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> None:
-    """Return once the holder was silent during the whole watch, or released its lease.
-
-    Raises:
-        LeaseHeldError: If it is alive.
-    """
+    """Return once the holder was silent during the whole watch, or released its lease."""
     _refuse_recent(store, current, entries)
     if watch is None or watch.epoch != current.epoch:
         watch = Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
@@ -302,8 +265,8 @@ def _wait_for_death(  # noqa: PLR0913  the observations, and the clocks
 
 
 def _refuse_recent(store: ObjectStore, current: Lease, entries: list[Entry]) -> None:
-    silent = silent_seconds(entries, current.epoch, store.now())
-    if is_alive_after(silent, current.ttl_seconds):
+    silent = lease_objects.silent_seconds(entries, current.epoch, store.now())
+    if lease_objects.is_alive_after(silent, current.ttl_seconds):
         raise LeaseHeldError(store.uri, current.restore_id, current.holder, max(0.0, silent))
 
 

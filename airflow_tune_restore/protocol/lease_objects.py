@@ -34,8 +34,7 @@ class Lease:
 
     Args:
         epoch: Its number, the fencing token.
-        restore_id: The restore that holds it.
-        holder: The same for people (`dag nightly_recovery, run …`, `tune-restore on host`).
+        holder: Its restore for people (`dag nightly_recovery, run …`, `tune-restore on host`).
         ttl_seconds: How long a silent holder counts as alive.
     """
 
@@ -47,12 +46,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatus:
-    """The lease of a restore that has not released it.
-
-    Args:
-        lease: The lease.
-        silent_seconds: Since its holder's last write, by the store's clock.
-    """
+    """A lease that was not released; silent since the last write, by the store's clock."""
 
     lease: Lease
     silent_seconds: float
@@ -66,10 +60,8 @@ class LeaseStatus:
 def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> LeaseStatus | None:
     """Return the lease of an experiment if it was never released; None otherwise.
 
-    Args:
-        store: Rooted at the experiment directory.
-        root: Its listing. Without the package's own directory in it, no request is made.
-        now: The time by the store's clock.
+    No request is made without the package's own directory in `root`, the listing of the experiment.
+    `now` is the time by the store's clock.
     """
     if not was_restored(root):
         return None
@@ -164,7 +156,6 @@ def read_lease_object(store: ObjectStore, key: str) -> dict[str, Any]:
 
 
 def _restore_id(value: Any) -> str:
-    """Read a restore's id; "?" if it cannot be part of a key."""
     return value if isinstance(value, str) and is_key_name(value) else "?"
 
 

@@ -59,10 +59,8 @@ class Mapping:
 
     def get(self, key: str) -> Any:
         """Return the last value stored under a text key, or None."""
-        for name, value in reversed(self.pairs):
-            if type(name) is str and name == key:
-                return value
-        return None
+        matching = (v for name, v in reversed(self.pairs) if type(name) is str and name == key)
+        return next(matching, None)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,32 +68,22 @@ class Unknown:
     """A value that is too long to be read."""
 
 
-class _Mark:
-    """The MARK on the stack."""
-
-
-_MARK = _Mark()
+_MARK = object()
+"""The MARK on the stack."""
 
 
 def read_pickle(body: bytes) -> Any:
-    """Read a pickle symbolically.
+    """Read a pickle symbolically (SymbolicError if it is not one, exceeds the limits, or refers outside).
 
     Returns:
         Scalars, lists and tuples as themselves; dicts as `Mapping`, objects as `Instance`, imported
         names as `Global`.
-
-    Raises:
-        SymbolicError: If the bytes are not a pickle, exceed the limits, or refer outside.
     """
     return read_with_imports(body)[0]
 
 
 def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
-    """Read a pickle symbolically; return its value and the names of the modules that it imports.
-
-    Raises:
-        SymbolicError: As `read_pickle`.
-    """
+    """Read a pickle as `read_pickle` does; return also the names of the modules that it imports."""
     if len(body) > MAX_BYTES:
         raise SymbolicError(f"pickle of {len(body)} bytes; the limit is {MAX_BYTES}")
     machine = _Machine()
@@ -132,16 +120,13 @@ def attribute(value: Any, *path: str) -> Any:
 
 def _state_get(state: Any, name: str) -> Any:
     """Look a name up in an object's state: a dict, or the (dict, slots) pair."""
-    for part in state if isinstance(state, tuple) else (state,):
-        if isinstance(part, Mapping):
-            found = part.get(name)
-            if found is not None:
-                return found
-    return None
+    parts = state if isinstance(state, tuple) else (state,)
+    found = (part.get(name) for part in parts if isinstance(part, Mapping))
+    return next((value for value in found if value is not None), None)
 
 
 class _Machine:
-    """The stack and the memo. One method per opcode or family of opcodes; each takes its argument."""
+    """The stack and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -157,53 +142,17 @@ class _Machine:
     def pop_mark(self) -> list[Any]:
         """Pop everything down to the last mark."""
         values: list[Any] = []
-        while True:
-            value = self.stack.pop()
-            if value is _MARK:
-                values.reverse()
-                return values
+        while (value := self.stack.pop()) is not _MARK:
             values.append(value)
-
-    def discard(self, _: Any) -> None:
-        self.stack.pop()
-
-    def discard_mark(self, _: Any) -> None:
-        self.pop_mark()
-
-    def ignore(self, _: Any) -> None:
-        pass
+        return values[::-1]
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
-
-    def push_bounded(self, value: Any) -> None:
-        self.stack.append(_bounded(value))
-
-    def mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
-
-    def duplicate(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
-
-    def memoize(self, _: Any) -> None:
-        index = len(self.memo)
-        if index >= MAX_MEMO:
-            raise SymbolicError("a memo beyond the limit")
-        self.memo[index] = self.stack[-1]
 
     def put(self, index: int) -> None:
         if not 0 <= index < MAX_MEMO:
             raise SymbolicError("a memo beyond the limit")
         self.memo[index] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    def list_of_marked(self, _: Any) -> None:
-        self.stack.append(self.pop_mark())
-
-    def tuple_of_marked(self, _: Any) -> None:
-        self.stack.append(tuple(self.pop_mark()))
 
     def dict_of_marked(self, _: Any) -> None:
         values = self.pop_mark()
@@ -213,12 +162,6 @@ class _Machine:
     def tuple_of(self, count: int) -> None:
         values = [self.pop() for _ in range(count)]
         self.stack.append(tuple(reversed(values)))
-
-    def append_one(self, _: Any) -> None:
-        self.extend([self.pop()])
-
-    def append_marked(self, _: Any) -> None:
-        self.extend(self.pop_mark())
 
     def extend(self, values: list[Any]) -> None:
         target = self.stack[-1]
@@ -233,9 +176,6 @@ class _Machine:
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
 
-    def set_marked(self, _: Any) -> None:
-        self.set_items(self.pop_mark())
-
     def set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
             raise SymbolicError("a key without a value")
@@ -249,14 +189,17 @@ class _Machine:
             raise SymbolicError("items set on a value that cannot have items")
 
     def name(self, argument: Any) -> None:
-        module, _, attr = str(argument).partition(" ")
-        self.stack.append(self.imported(module, attr))
+        self.stack.append(self.imported_from(argument))
 
     def name_of_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
             raise SymbolicError("a global whose name is not a text")
         self.stack.append(self.imported(module, name))
+
+    def imported_from(self, argument: Any) -> Global:
+        module, _, name = str(argument).partition(" ")
+        return self.imported(module, name)
 
     def imported(self, module: str, name: str) -> Global:
         self.modules.add(module)
@@ -275,8 +218,7 @@ class _Machine:
         self.stack.append(Instance(maker, tuple(args)))
 
     def call_named(self, argument: Any) -> None:
-        module, _, attr = str(argument).partition(" ")
-        self.stack.append(Instance(self.imported(module, attr), tuple(self.pop_mark())))
+        self.stack.append(Instance(self.imported_from(argument), tuple(self.pop_mark())))
 
     def build(self, _: Any) -> None:
         state = self.pop()
@@ -306,12 +248,17 @@ _SHORT = (
     "BININT BININT1 BININT2 FLOAT BINFLOAT SHORT_BINSTRING SHORT_BINBYTES SHORT_BINUNICODE".split()
 )
 
-_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(_BOUNDED, _Machine.push_bounded),
+_OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(_BOUNDED, lambda machine, value: machine.push(_bounded(value))),
     **dict.fromkeys(_SHORT, _Machine.push),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda machine, _: machine.push(machine.pop_mark())),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: machine.extend(machine.pop_mark())),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    **dict.fromkeys(("PROTO", "FRAME"), _Machine.ignore),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.push(machine.memo[index])
+    ),
+    **dict.fromkeys(("PROTO", "FRAME"), lambda _machine, _: None),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),  # noqa: FBT003
     "NEWFALSE": lambda machine, _: machine.push(False),  # noqa: FBT003
@@ -322,24 +269,18 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "MARK": _Machine.mark,
-    "POP": _Machine.discard,
-    "POP_MARK": _Machine.discard_mark,
-    "DUP": _Machine.duplicate,
-    "MEMOIZE": _Machine.memoize,
-    "LIST": _Machine.list_of_marked,
-    "FROZENSET": _Machine.list_of_marked,
-    "TUPLE": _Machine.tuple_of_marked,
+    "MARK": lambda machine, _: machine.push(_MARK),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.pop_mark(),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
     "DICT": _Machine.dict_of_marked,
-    "APPEND": _Machine.append_one,
-    "APPENDS": _Machine.append_marked,
-    "ADDITEMS": _Machine.append_marked,
+    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
     "SETITEM": _Machine.set_one,
-    "SETITEMS": _Machine.set_marked,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
     "GLOBAL": _Machine.name,
     "STACK_GLOBAL": _Machine.name_of_stack,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
     "NEWOBJ_EX": _Machine.call_with_keywords,
     "OBJ": _Machine.call_marked,
     "INST": _Machine.call_named,
@@ -347,7 +288,9 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-class _ByCode(dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Machine, Any], None]]]):
+class _ByCode(
+    dict[bytes, tuple[Callable[[BytesIO], Any] | None, Callable[[_Machine, Any], object]]]
+):
     """For each opcode, the reader of its argument and its operation."""
 
     def __missing__(self, code: bytes) -> Any:

@@ -31,7 +31,6 @@ class PlannedTrial(Record):
 
     Args:
         trial_id: Id in the state that the plan was made from.
-        action: What the restore does with it.
         checkpoint: Directory name of the checkpoint it starts from; None to start from scratch.
         iteration: `training_iteration` of that checkpoint.
         new_trial_id: Id of the new trial, for `restart`.
@@ -59,8 +58,7 @@ class PlannedExperiment(Record):
     """All trials of a plan.
 
     Args:
-        base: The state file that the plan was made from.
-        trials: One entry per row of that state.
+        trials: One entry per row of the state `base`.
         continues_search: Whether the run also runs the samples that are left.
         samples_left: How many samples the searcher has not suggested; None if unknown.
         searcher_lost: Why the searcher is lost, if it is needed; "" otherwise.
@@ -74,18 +72,12 @@ class PlannedExperiment(Record):
 
 
 def read_planned(store: ObjectStore, restore_id: str) -> PlannedExperiment:
-    """Read the plan of a restore.
-
-    Raises:
-        KeyNotFoundError: If the restore has no plan.
-        RecordUnreadableError: If the record is not a plan.
-    """
+    """Read the plan of a restore; raises as `read_record` does."""
     return read_record(store, layout.plan_key(restore_id), _parse, max_bytes=layout.MAX_PLAN_BYTES)
 
 
 def _parse(body: bytes) -> PlannedExperiment:
-    bounded_json.check_values(
-        body
-    )  # as `restore.plan.decode`; a plan may exceed MAX_DOCUMENT_BYTES
+    # as `restore.plan.decode`; a plan may exceed MAX_DOCUMENT_BYTES
+    bounded_json.check_values(body)
     with bounded_json.alone(len(body)):
         return PlannedExperiment.read(json.loads(body))

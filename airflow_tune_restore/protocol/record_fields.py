@@ -54,16 +54,8 @@ def at_most(number: int) -> Callable[[Any], Any]:
     return must_be(lambda items: len(items) <= number, f"a list of at most {number} items")
 
 
-def _word(text: str) -> str:
-    return printable(text, WORD_LENGTH)
-
-
-def _line(text: str) -> str:
-    return printable(text, LINE_LENGTH)
-
-
-def _error(text: str) -> str:
-    return printable(text, ERROR_LENGTH)
+def _at_length(most: int) -> Callable[[str], str]:
+    return lambda text: printable(text, most)
 
 
 def _last_words(text: str) -> str:
@@ -76,7 +68,6 @@ def _status(text: str) -> str:
 
 
 def _moment(text: str) -> str:
-    """Return a time in ISO 8601; "" if it is not a time."""
     try:
         return datetime.fromisoformat(text).isoformat()
     except ValueError:
@@ -93,7 +84,9 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keep scalars, of limited number and length."""
     scalars = [(name, value) for name, value in values.items() if _is_metric(value)]
     return {
-        _line(name): _line(value) if isinstance(value, str) else value
+        printable(name, LINE_LENGTH): printable(value, LINE_LENGTH)
+        if isinstance(value, str)
+        else value
         for name, value in scalars[:MOST_METRICS]
     }
 
@@ -104,19 +97,16 @@ def _are_resources(values: Mapping[str, Any]) -> bool:
 
 def _resources(values: Mapping[str, Any]) -> dict[str, float]:
     """Keep the resources with valid amounts above 0."""
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if is_resource(name, value) and value > 0
-    }
+    valid = {name: value for name, value in values.items() if is_resource(name, value)}
+    return {name: float(value) for name, value in valid.items() if value > 0}
 
 
 Count = Annotated[int, must_be(is_count, "a count")]
 Name = Annotated[str, must_be(is_safe_name, "a valid name")]
 Segment = Annotated[str, must_be(is_segment, "a valid name of a directory")]
-Word = Annotated[str, _word]
-Line = Annotated[str, _line]
-Error = Annotated[str, _error]
+Word = Annotated[str, _at_length(WORD_LENGTH)]
+Line = Annotated[str, _at_length(LINE_LENGTH)]
+Error = Annotated[str, _at_length(ERROR_LENGTH)]
 LastWords = Annotated[str, _last_words]
 Status = Annotated[str, _status]
 Moment = Annotated[str, _moment]

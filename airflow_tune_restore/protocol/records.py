@@ -26,12 +26,7 @@ def read_record(
     *,
     max_bytes: int = layout.MAX_RECORD_BYTES,
 ) -> _Record:
-    """Read a record.
-
-    Raises:
-        KeyNotFoundError: If it does not exist.
-        RecordUnreadableError: If it is not a valid record.
-    """
+    """Read a record (KeyNotFoundError if it does not exist, RecordUnreadableError if it is not valid)."""
     try:
         return parse(store.get(key, max_bytes=max_bytes))
     except TooLargeError as error:

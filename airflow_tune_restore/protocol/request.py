@@ -8,23 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
+from airflow_tune_restore.protocol import record_fields as kinds
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.protocol.record_fields import (
-    Asked,
-    Count,
-    Error,
-    LastWords,
-    Line,
-    Metrics,
-    Moment,
-    Name,
-    Record,
-    Resources,
-    Segment,
-    Status,
-    Word,
-    at_most,
-)
+from airflow_tune_restore.protocol.record_fields import Count, Moment, Name, Record
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
 """A line on a runner's stdout that starts with this holds one `RunnerProgress`."""
@@ -71,19 +57,15 @@ class RunnerRequest(Record):
 
     Args:
         experiment: URI of the experiment directory; credentials come from the environment.
-        restore_id: The restore it belongs to; must hold the lease.
         trial_id: Trial id in the plan; `layout.WHOLE_EXPERIMENT` for the whole-experiment run.
-        attempt: Number of the attempt, from 1; a runner that finds a higher one stops.
+        attempt: From 1; a runner that finds a higher one stops.
         trainable: `package.module:attribute`, or a name registered with Tune.
         trainable_name: The recorded name that the trainable must have.
         action: `resume` or `restart`; `run` for the whole-experiment run.
-        checkpoint: Directory name of the checkpoint to start from; None to start from scratch.
-        iteration: `training_iteration` of that checkpoint.
-        new_trial_id: Id of the new trial, for `restart`.
+        checkpoint, iteration, new_trial_id: As in `planned.PlannedTrial`.
         fresh_budget: Whether the trial gets its failure budget (`max_failures`) back.
         trim_results: Whether result rows after the checkpoint are dropped first (a backup is kept).
-        param_space: `package.module:attribute` of a re-specified param_space (dict or a function
-            without arguments that returns one), or None.
+        param_space: `package.module:attribute` of a re-specified param_space, or None.
         search_alg: `package.module:attribute` of a searcher, for a whole-experiment run whose own
             searcher is lost with `tuner.pkl`; or None.
         imports: Modules to import first (they may register trainables or environments).
@@ -94,12 +76,9 @@ class RunnerRequest(Record):
             run, and the outcome has its resources.
         runtime_env: Ray runtime_env for the connection.
         reports: Whether results are also written to storage, for a follower that cannot read stdout.
-        remember_scheduler: Whether the scheduler gets the earlier results of all trials (Ray forgets
-            them).
+        remember_scheduler: Whether the scheduler gets the earlier results, which Ray forgets.
         ignore_tuner: Whether the state alone is restored, without `tuner.pkl`.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
-        schema: Version of this record.
-
     """
 
     experiment: str
@@ -109,7 +88,7 @@ class RunnerRequest(Record):
     trainable: str
     trainable_name: str
     action: TrialAction
-    checkpoint: Segment | None = None
+    checkpoint: kinds.Segment | None = None
     iteration: Count = 0
     new_trial_id: Name | None = None
     fresh_budget: bool = False
@@ -117,7 +96,7 @@ class RunnerRequest(Record):
     param_space: str | None = None
     imports: list[str] = field(default_factory=list)
     address: str | None = None
-    resources: Asked = field(default_factory=dict)
+    resources: kinds.Asked = field(default_factory=dict)
     runtime_env: dict[str, Any] = field(default_factory=dict)
     reports: bool = False
     remember_scheduler: bool = False
@@ -134,7 +113,7 @@ class RunnerProgress(Record):
 
     trial_id: Name
     iteration: Count
-    metrics: Metrics
+    metrics: kinds.Metrics
 
     def to_line(self) -> str:
         """Return the stdout line."""
@@ -155,13 +134,11 @@ class RunnerProgress(Record):
 class ProgressTail(Record):
     """The newest reports of a trial, for a follower that cannot read the runner's stdout.
 
-    Args:
-        first: Number of earlier reports that are not kept.
-        reports: The kept reports.
+    `first` is the number of earlier reports that are not kept.
     """
 
     first: Count
-    reports: Annotated[list[RunnerProgress], at_most(MOST_REPORTS)]
+    reports: Annotated[list[RunnerProgress], kinds.at_most(MOST_REPORTS)]
 
     def after(self, seen: int) -> list[RunnerProgress]:
         """Return the kept reports after the first `seen` of all reports."""
@@ -178,43 +155,34 @@ class RunnerOutcome(Record):
     """How one attempt ended. Stored at `layout.outcome_key` by the runner alone, once.
 
     Args:
-        restore_id: The restore.
-        trial_id: Trial id in the plan.
-        attempt: The attempt.
-        result: How it ended.
         status: Ray status of the trial in the snapshot; "" if nothing was run.
         final_trial_id: Id of its row (a new one after a restart).
         iteration: Last `training_iteration`.
         metrics: Scalar metrics of the last result.
-        error_type: Type name of the exception, "" if none.
-        error: Its message, "" if none.
+        error_type: Type name of the exception, "" if none; `error` is its message.
         cause: Why it failed, one of `failures.Cause`; "" if it did not.
         place: Innermost line of the user's code in its traceback; "" if none.
         resources: What one trial requests, if its pod or job was too small for it and nothing was run.
             Empty in all other outcomes.
-        started_at: ISO 8601 UTC.
-        ended_at: ISO 8601 UTC.
-        ray_version: Version that ran it.
-        schema: Version of this record.
-
+        started_at: ISO 8601 UTC, as `ended_at`.
     """
 
     restore_id: Name
     trial_id: Name
     attempt: Count
     result: Result
-    status: Status
+    status: kinds.Status
     final_trial_id: Name
     iteration: Count = 0
-    metrics: Metrics = field(default_factory=dict)
-    error_type: Line = ""
-    error: Error = ""
-    cause: Word = ""
-    place: Line = ""
-    resources: Resources = field(default_factory=dict)
+    metrics: kinds.Metrics = field(default_factory=dict)
+    error_type: kinds.Line = ""
+    error: kinds.Error = ""
+    cause: kinds.Word = ""
+    place: kinds.Line = ""
+    resources: kinds.Resources = field(default_factory=dict)
     started_at: Moment = ""
     ended_at: Moment = ""
-    ray_version: Word = ""
+    ray_version: kinds.Word = ""
     schema: Count = 1
 
     def describe_error(self) -> str:
@@ -229,12 +197,9 @@ class RunnerExit(Record):
     Args:
         exit_code: Of its process, pod or job, negative for a signal; None if unknown.
         message: The reason that Ray or Kubernetes gives, or the last lines that the runner printed.
-        ended_at: ISO 8601 UTC.
-        schema: Version of this record.
-
     """
 
     exit_code: int | None = None
-    message: LastWords = ""
+    message: kinds.LastWords = ""
     ended_at: Moment = ""
     schema: Count = 1

@@ -13,10 +13,8 @@ def iter_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows; skip lines that were cut off, or that are too large (`bounded_json`).
 
-    Args:
-        body: The content of the file.
-        fields: Fields to keep of each row; None for all. Memory stays small with few.
-        containing: Skip lines without these bytes, and do not decode them.
+    Only these `fields` of each row are kept: memory stays small with few. Lines without the bytes
+    `containing` are skipped, and not decoded.
     """
     for line in io.BytesIO(body):
         if containing in line and len(line) <= bounded_json.MAX_DOCUMENT_BYTES:

@@ -116,13 +116,11 @@ class Attempt:
                 logger.warning("Ray failed after all trials had ended", exc_info=True)
                 return self._context.judge(was_stopped=self._stop.received)
             # not an error of the trial or the user: the trial stays unfinished, and a retry resumes it
-            needs_trace = not isinstance(error, TuneRestoreError)  # these have complete messages
             self._error_text = str(error)
             name, message = error_of_run(error)
-            logger.log(
-                *(logging.ERROR, "The runner stopped: %s: %s", name, message),
-                exc_info=needs_trace,
-            )
+            # errors of this package have complete messages
+            needs_trace = not isinstance(error, TuneRestoreError)
+            logger.error("The runner stopped: %s: %s", name, message, exc_info=needs_trace)  # noqa: TRY400
             return Ending(Result.INTERRUPTED, name, message)
 
     def _wait_for_earlier(self) -> None:
@@ -161,11 +159,10 @@ class Attempt:
         return TrialContext(**shared, source_key=snapshot or seed, reporter=reporter)
 
     def _newest_snapshot(self) -> str | None:
-        """Return the key of the newest whole snapshot of an earlier attempt."""
         request = self._request
+        limit = layout.max_snapshot_bytes(request.trial_id)
         for attempt in reversed(self._attempts.numbers()):
             key = layout.snapshot_key(request.restore_id, request.trial_id, attempt)
-            limit = layout.max_snapshot_bytes(request.trial_id)
             if attempt < request.attempt and _is_whole(self._store, key, limit):
                 return key
         return None
@@ -193,9 +190,9 @@ class Attempt:
             if loaded.has_tuner:
                 restore.restore_tuner(context, loaded)
             else:
+                why = "ignored" if self._request.ignore_tuner else "missing or damaged"
                 logger.warning(
-                    "tuner.pkl is %s: the state alone is restored, with Ray's defaults.",
-                    "ignored" if self._request.ignore_tuner else "missing or damaged",
+                    "tuner.pkl is %s: the state alone is restored, with Ray's defaults.", why
                 )
                 restore.restore_state(context, loaded)
 
@@ -216,7 +213,6 @@ class Attempt:
             ending,
             trial=self._context.trial if self._context is not None else None,
             started_at=self._started_at,
-            ray_version=private_api.version(),
             resources=self._needed,
             text=self._error_text,
         )

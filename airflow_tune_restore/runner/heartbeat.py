@@ -36,6 +36,7 @@ class Heartbeat:
     def __init__(self, store: ObjectStore, request: RunnerRequest, parent_pid: int | None) -> None:
         self._store = store
         self._request = request
+        self._key = layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
         self._parent_pid = parent_pid
         self._count = 0
         self._nonce = secrets.token_hex(8)  # so that the store can recognise a repeated create
@@ -50,9 +51,7 @@ class Heartbeat:
         ]
 
     def start(self) -> None:
-        """Write the first heartbeat if this attempt may run, and start both threads.
-
-        An attempt that is superseded before it starts writes nothing.
+        """Write the first heartbeat and start both threads; write nothing if this attempt must not run.
 
         Raises:
             FencedError: If there is a newer attempt, or another runner of this one.
@@ -89,11 +88,6 @@ class Heartbeat:
                 f"Attempt {self._request.attempt} of trial {self._request.trial_id} stopped: another "
                 "runner of the same attempt has started."
             ) from None
-
-    @property
-    def _key(self) -> str:
-        request = self._request
-        return layout.heartbeat_key(request.restore_id, request.trial_id, request.attempt)
 
     def _next_beat(self) -> bytes:
         self._count += 1
@@ -155,7 +149,6 @@ class Heartbeat:
             _end(f"No heartbeat was written for {silent:.0f} s: another runner may have started.")
 
     def _watch_parent(self) -> None:
-        """Stop as after SIGTERM if the process that started this one was killed."""
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
             logger.warning("The process that started this runner has ended; stopping.")
             self._parent_pid = None

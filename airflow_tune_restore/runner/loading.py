@@ -32,8 +32,6 @@ class Loaded:
     """The loaded inputs of a run.
 
     Args:
-        trainable: The user's trainable.
-        param_space: The re-specified param_space, or None.
         has_tuner: Whether tuner.pkl can be used.
         search: Arguments for `tune.run` in the place of tuner.pkl: the named searcher, and its options.
     """
@@ -45,11 +43,7 @@ class Loaded:
 
 
 def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
-    """Load the inputs of the user, and check that they fit the experiment. Ray is not started.
-
-    Raises:
-        InvalidInputError: If an input does not fit.
-    """
+    """Load the inputs of the user, and check that they fit (InvalidInputError). Ray is not started."""
     trainable, param_space = _load_given(store, request)
     tuner = _load_tuner(store) if store is not None and not request.ignore_tuner else None
     if tuner is not None and param_space is not None:
@@ -62,22 +56,16 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
 
             search = saved_searcher.fit(store, search, request.search_alg)
     return Loaded(
-        trainable=trainable,
-        param_space=param_space,
-        has_tuner=tuner is not None,
-        search=search,
+        trainable=trainable, param_space=param_space, has_tuner=tuner is not None, search=search
     )
 
 
 def check(store: ObjectStore | None, request: RunnerRequest) -> None:
-    """Make the checks of `load` that need no unpickling.
+    """Make the checks of `load` that need no unpickling; raises as `load` does.
 
     Inputs of the user are imported, but pickles of the experiment are only read symbolically. Some errors
     therefore show only in the run: a missing class in an existing module, content that raises, a searcher
     that refuses the saved state, and a pickle beyond the limits of `pickle_reader`.
-
-    Raises:
-        InvalidInputError: If an input does not fit.
     """
     _, param_space = _load_given(store, request)
     if store is None:
@@ -105,7 +93,6 @@ def check(store: ObjectStore | None, request: RunnerRequest) -> None:
 
 
 def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any, Any]:
-    """Load trainable and param_space, and compare the trainable's name with the recorded one."""
     private_api.check()
     trainable = load_trainable(request.trainable, request.imports)
     _check_trainable_name(store, trainable, request)
@@ -118,12 +105,8 @@ def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any,
 def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
     """Load a trainable: `package.module:attribute`, or a name registered with Tune.
 
-    Args:
-        name: The trainable.
-        imports: Modules to import first; they may register trainables.
-
-    Raises:
-        InvalidInputError: If it cannot be loaded, or Tune cannot train it.
+    The modules `imports` are imported first; they may register trainables. If it cannot be loaded, or
+    Tune cannot train it, this is an InvalidInputError.
     """
     for module in imports:
         _import(module, f"import {module}")
@@ -141,8 +124,7 @@ def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
 def load_param_space(name: str) -> dict[str, Any]:
     """Load a re-specified param_space: a dict, or a function without arguments that returns one.
 
-    Raises:
-        InvalidInputError: If it cannot be loaded, or is not a dict.
+    Anything else is an InvalidInputError.
     """
     value = _resolve(name, "param_space")
     if callable(value) and not hasattr(value, "to_dict"):
@@ -155,12 +137,8 @@ def load_param_space(name: str) -> dict[str, Any]:
 def load_search_alg(name: str) -> dict[str, Any]:
     """Load a searcher, a function without arguments that returns one, a Tuner or a TuneConfig.
 
-    Returns:
-        Arguments of `tune.run`: `search_alg`, and metric, mode and scheduler of a TuneConfig. The saved
-        state has the number of samples and of concurrent trials.
-
-    Raises:
-        InvalidInputError: If it cannot be loaded, or is not a searcher.
+    Anything else is an InvalidInputError. The result holds arguments of `tune.run`: `search_alg`, and
+    metric, mode and scheduler of a TuneConfig. The saved state has the other settings.
     """
     from ray.tune import TuneConfig, Tuner
     from ray.tune.impl import tuner_internal
@@ -208,11 +186,7 @@ class _Nowhere:
 def _check_trainable_name(
     store: ObjectStore | None, trainable: Any, request: RunnerRequest
 ) -> None:
-    """Compare names as `TunerInternal._validate_trainable` does (ray.tune.impl, 2.60).
-
-    Raises:
-        InvalidInputError: If the experiment was made with another trainable.
-    """
+    """Compare names as `TunerInternal._validate_trainable` does (ray.tune.impl, 2.60)."""
     from ray.tune.experiment import Experiment
 
     recorded = request.trainable_name
@@ -244,11 +218,7 @@ def _name_in_tuner(store: ObjectStore) -> str | None:
 
 
 def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
-    """Load tuner.pkl as Tuner.restore does; None if it is missing or damaged.
-
-    Raises:
-        InvalidInputError: If it needs a missing module: of a user's callback, stopper or searcher.
-    """
+    """Load tuner.pkl as Tuner.restore does; None if it is missing or damaged."""
     from ray import cloudpickle
 
     body = b""
@@ -273,7 +243,6 @@ def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
 
 
 def _is_damaged(body: bytes) -> bool:
-    """Whether the bytes are not a whole pickle."""
     try:
         pickle_reader.read_pickle(body)
     except pickle_reader.SymbolicError:
@@ -293,7 +262,6 @@ def _check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
 
 
 def _check_writable(store: ObjectStore) -> None:
-    """Refuse an experiment on a disk if the user of this process cannot write to it."""
     places = (store.at(place).uri for place in (layout.ROOT, layout.LEASE))
     for place in (store.uri, *places):
         if Path(place).is_dir() and not os.access(place, os.W_OK | os.X_OK):
@@ -304,7 +272,6 @@ def _check_writable(store: ObjectStore) -> None:
 
 
 def _recorded_keys(tuner: Any) -> list[Any] | None:
-    """Return the flat keys in tuner.pkl; None without them, or if one is not a text."""
     keys = pickle_reader.attribute(tuner, "__flattened_param_space_keys")
     is_valid = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     return keys if is_valid else None
@@ -328,10 +295,8 @@ def _is_missing(module: str) -> bool:
             if (spec := next(filter(None, finders), None)) is None:
                 return True
             path = spec.submodule_search_locations
-        if not isinstance(
-            path, list
-        ):  # not a package, or a namespace package, which needs its parent
-            break
+        if not isinstance(path, list):
+            break  # not a package, or a namespace package, which needs its parent
     return False
 
 
@@ -395,5 +360,4 @@ def as_trainable(value: Any) -> Any:
 
 
 def _is_trainer(value: Any) -> bool:
-    """Whether it is a trainer of Ray Train."""
     return not isinstance(value, type) and hasattr(value, "as_trainable")

@@ -35,8 +35,7 @@ class _MainModule(ModuleType):
 def stand_in(names: Sequence[str]) -> None:
     """Give `__main__` the names of these modules; the first module that has a name wins.
 
-    Args:
-        names: `package.module:attribute`, or a module. They may be imported later.
+    A name is a module, or `package.module:attribute`. Modules may be imported later.
     """
     own = sys.modules["__main__"]
     users = list(dict.fromkeys(name.partition(":")[0] for name in names))

@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 def read_rows(context: "AttemptContext") -> list[str]:
     """Return the rows of the trials that set the size of a private Ray; none without a state.
 
-    Raises:
-        RunnerError: If the state cannot be read.
+    A state that cannot be read is a RunnerError.
     """
     key = context.source_key
     if key is None:
@@ -144,5 +143,4 @@ def _refusal(trial: "Trial", error: Exception) -> InvalidInputError:
 
 
 def _machine() -> dict[str, float]:
-    """Return the least resources of a Ray on this machine."""
     return {"CPU": float(os.cpu_count() or 1)}

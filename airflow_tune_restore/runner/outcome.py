@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import airflow_tune_restore.protocol.request as contract
 from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
+from airflow_tune_restore.protocol import request as contract
 from airflow_tune_restore.protocol.failures import Cause, Failure, classify
 from airflow_tune_restore.protocol.numbers import whole_iteration
 from airflow_tune_restore.protocol.record_fields import ERROR_LENGTH
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.runner.tune import private_api
 
 EXIT_CODES = {
     Result.FINISHED: contract.EXIT_FINISHED,
@@ -51,18 +52,16 @@ def build_outcome(
     *,
     trial: Any,
     started_at: str,
-    ray_version: str,
     resources: dict[str, float] | None = None,
     text: str = "",
 ) -> RunnerOutcome:
-    """Build the record of an attempt.
+    """Build the record of an attempt that ends now.
 
     Args:
         request: The attempt.
         ending: How it ended.
         trial: Ray's trial; None if it was not restored.
         started_at: ISO 8601 UTC.
-        ray_version: Version that ran it.
         resources: What the trial requests, if its pod or job was too small for it.
         text: The full text of the error that ended the run; that of a TuneError holds its traceback.
     """
@@ -85,7 +84,7 @@ def build_outcome(
         resources=resources or {},
         started_at=started_at,
         ended_at=now(),
-        ray_version=ray_version,
+        ray_version=private_api.version(),
     )
 
 
@@ -165,11 +164,8 @@ def scalar_metrics(result: dict[str, Any], metric: str | None) -> dict[str, Any]
         return {}  # nothing ran, perhaps because Ray is missing
     from ray._private.dict import flatten_dict
 
-    scalars = {
-        str(name): _plain(value)
-        for name, value in result.items()
-        if name not in _AUTOFILLED and _is_scalar(value)
-    }
+    reported = {str(name): v for name, v in result.items() if name not in _AUTOFILLED}
+    scalars = {name: _plain(value) for name, value in reported.items() if _is_scalar(value)}
     nested = flatten_dict(result).get(metric) if metric and metric not in scalars else None
     if metric and nested is not None and _is_scalar(nested):
         scalars[metric] = _plain(nested)

@@ -15,7 +15,6 @@ from airflow_tune_restore.runner import signals
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the driver of a submitted job (ray.job_config, 2.60)."""
 
-
 TRIAL_ENV = {"PL_DISABLE_FORK": "1"}
 """The environment that Tune gives every trial (ray.tune.execution.class_cache.DEFAULT_ENV_VARS, 2.60)."""
 
@@ -32,11 +31,7 @@ def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
 
     with signals.without_ray_handler():
         if request.address is not None:
-            ray.init(
-                address=request.address,
-                runtime_env=_cluster_env(request),
-                log_to_driver=True,
-            )
+            ray.init(address=request.address, runtime_env=_cluster_env(request), log_to_driver=True)
         else:
             start(**_private(request, asked))
 
@@ -149,9 +144,5 @@ def _cluster_env(request: RunnerRequest) -> dict[str, Any] | None:
     """Let workers of the cluster import the same modules; a private Ray inherits the environment."""
     if is_job():
         return None  # its workers have the same runtime_env
-    return request.runtime_env or _own_path()
-
-
-def _own_path() -> dict[str, Any]:
-    path = os.environ.get("PYTHONPATH", "")
-    return {"env_vars": {"PYTHONPATH": path}} if path else {}
+    path = os.environ.get("PYTHONPATH")
+    return request.runtime_env or ({"env_vars": {"PYTHONPATH": path}} if path else {})

@@ -84,13 +84,10 @@ class Reporter:
     def _write(self, owner: str) -> None:
         request = self._request
         with self._lock:
-            tail = self._tail(owner)
+            kept = list(self._reports[owner])
+            tail = ProgressTail(first=self._counts[owner] - len(kept), reports=kept)
         key = layout.progress_key(request.restore_id, owner, request.attempt)
         self._store.put(key, tail.to_json())
-
-    def _tail(self, owner: str) -> ProgressTail:
-        kept = self._reports[owner]
-        return ProgressTail(first=self._counts[owner] - len(kept), reports=list(kept))
 
     def _run(self) -> None:
         while True:

@@ -79,10 +79,7 @@ def _explain(
 class RoomWatch:
     """Watches for waiting trials that no node can hold.
 
-    Args:
-        patience_seconds: Seconds that such a trial waits for a larger node.
-        where: The Ray that it runs on, in words.
-        monotonic: The clock.
+    Such a trial waits `patience_seconds` for a larger node. `where` is the Ray that it runs on, in words.
     """
 
     def __init__(
@@ -99,8 +96,7 @@ class RoomWatch:
     def of(cls, request: RunnerRequest, monotonic: Callable[[], float] = time.monotonic) -> Self:
         """Make the watch of an attempt. A private Ray never gets another node, so the wait is 0 s.
 
-        Raises:
-            InvalidInputError: If the environment variable is not a number.
+        An environment variable that is not a number is an InvalidInputError.
         """
         if request.address is None:
             return cls(0.0, "the private Ray of this machine", monotonic)

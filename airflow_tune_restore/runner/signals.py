@@ -45,10 +45,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def without_ray_handler() -> Iterator[None]:
-    """Keep `ray.init` from replacing the SIGTERM handler by one that calls `sys.exit`.
-
-    (ray._private.worker.init, 2.60)
-    """
+    """Keep `ray.init` (2.60) from replacing the SIGTERM handler by one that calls `sys.exit`."""
     from ray._private import utils
 
     from airflow_tune_restore.runner.tune.private_api import replaced

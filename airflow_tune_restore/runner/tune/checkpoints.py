@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def start_as_planned(store: ObjectStore, trial: Any, request: RunnerRequest) -> None:
-    """Make a trial of the seed start from the planned checkpoint."""
+    """Make a trial of the seed start from the planned checkpoint, with its budget back if requested."""
+    if request.fresh_budget:
+        trial.run_metadata.num_failures = 0
     present = _list_checkpoints(store, trial)
     if request.checkpoint is None:
         _set_latest(trial, None)
@@ -94,9 +96,8 @@ def forget_missing(trial: Any, present: list[str]) -> None:
     (ray.train._internal.storage._delete_fs_path, 2.60).
     """
     known = trial.run_metadata.checkpoint_manager
-    known._checkpoint_results = [
-        result for result in known._checkpoint_results if _name_of(result) in present
-    ]
+    results = known._checkpoint_results
+    known._checkpoint_results = [result for result in results if _name_of(result) in present]
 
 
 def _number_after(trial: Any, present: list[str]) -> None:
@@ -128,9 +129,8 @@ def _list_checkpoints(store: ObjectStore, trial: Any) -> list[str]:
 
 def _look_into(store: ObjectStore, trial: Any, name: str) -> CheckpointDir:
     entries = store.list_dir(f"{trial.relative_logdir}/{name}")
-    return CheckpointDir(
-        name=name, files={entry.name: entry.size_bytes or int(entry.is_dir) for entry in entries}
-    )
+    files = {entry.name: entry.size_bytes or int(entry.is_dir) for entry in entries}
+    return CheckpointDir(name=name, files=files)
 
 
 def _rows_by_checkpoint(store: ObjectStore, trial: Any) -> dict[str, dict[str, Any]]:
@@ -140,8 +140,5 @@ def _rows_by_checkpoint(store: ObjectStore, trial: Any) -> dict[str, dict[str, A
         rows = iter_rows(store.get(key, max_bytes=layout.MAX_RESULT_BYTES))
     except KeyNotFoundError:
         return {}
-    return {
-        row["checkpoint_dir_name"]: row
-        for row in rows
-        if isinstance(row.get("checkpoint_dir_name"), str)
-    }
+    named = (row for row in rows if isinstance(row.get("checkpoint_dir_name"), str))
+    return {row["checkpoint_dir_name"]: row for row in named}

@@ -29,9 +29,9 @@ from airflow_tune_restore.protocol.numbers import is_amount, whole_iteration
 from airflow_tune_restore.protocol.request import RunnerProgress, RunnerRequest
 from airflow_tune_restore.runner.outcome import Ending, scalar_metrics
 from airflow_tune_restore.runner.room import RoomWatch
+from airflow_tune_restore.runner.tune import checkpoints
+from airflow_tune_restore.runner.tune.result_files import prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
-
-CALLBACK_STATES = "callback-states-"
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,11 @@ class AttemptContext:
 
     Args:
         store: Rooted at the experiment directory.
-        request: The attempt.
         source_key: The state to start from: a seed, or the snapshot of an earlier attempt. None if the
             experiment has no state and starts for the first time.
         is_seed: Whether no earlier attempt of this restore saved a snapshot.
         staging: Private directory for files before their upload.
         check_fence: Ends this process if a newer attempt or restore has started.
-        room: Watches for trials that no node can hold.
         saved: Status of each trial in the newest snapshot; empty before the first.
     """
 
@@ -160,13 +158,25 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         """Prepare the restored trials, before the first snapshot and before anything runs."""
         raise NotImplementedError
 
+    def prepare_files(self, trial: Trial, request: RunnerRequest) -> None:
+        """Drop the result rows that a trial will report again."""
+        start = checkpoints.start_of(trial)
+        prepare_results(self.context.store, request, trial.relative_logdir, start)
+
     def changed_trials(self) -> Iterable[Trial]:
         """Return the trials whose files may differ from what was uploaded last."""
         raise NotImplementedError
 
     def fetch_states(self, target: Path) -> None:
-        """Fetch the saved states of callbacks (and of the searcher) into a directory."""
-        self._fetch_callbacks(target)
+        """Fetch the newest states of callbacks: of the source attempt, or else of the experiment."""
+        store = self.context.store
+        for directory in ((self.context.source_key or "").rpartition("/")[0], ""):
+            names = (entry.name for entry in store.list_dir(directory))
+            saved = [name for name in names if name.startswith(layout.CALLBACKS_PREFIX)]
+            if saved:
+                key = f"{directory}/{max(saved)}".lstrip("/")
+                (target / max(saved)).write_bytes(store.get(key, max_bytes=layout.MAX_RESULT_BYTES))
+                return
 
     def save_states(self) -> dict[str, Any]:
         """Save states that belong to the next snapshot; returned values go into its `stats`."""
@@ -211,22 +221,9 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         self._save_callbacks()
         self._put_snapshot()
 
-    def _fetch_callbacks(self, target: Path) -> None:
-        """Fetch the newest states of callbacks: of the source attempt, or else of the experiment."""
-        store = self.context.store
-        for directory in ((self.context.source_key or "").rpartition("/")[0], ""):
-            saved = [
-                e.name for e in store.list_dir(directory) if e.name.startswith(CALLBACK_STATES)
-            ]
-            if saved:
-                key = f"{directory}/{max(saved)}".lstrip("/")
-                (target / max(saved)).write_bytes(store.get(key, max_bytes=layout.MAX_RESULT_BYTES))
-                return
-
     def _save_callbacks(self) -> None:
-        """Save the states of callbacks beside the snapshot, for a later attempt."""
         self._callbacks.save_to_dir(self.context.staging.as_posix(), session_str=layout.KEPT)
-        saved = self.context.staging / f"{CALLBACK_STATES}{layout.KEPT}.pkl"
+        saved = self.context.staging / layout.callbacks_name(layout.KEPT)
         if saved.is_file():
             request = self.context.request
             directory = layout.attempt_dir(request.restore_id, request.trial_id, request.attempt)
@@ -236,11 +233,7 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         request = self.context.request
         stats = {"start_time": self._start_time, **self.save_states()}
         with out_of_band_serialize_dataset():  # as Ray does, for Datasets in a config
-            state = {
-                "trial_data": self.rows(),
-                "runner_data": self.__getstate__(),
-                "stats": stats,
-            }
+            state = {"trial_data": self.rows(), "runner_data": self.__getstate__(), "stats": stats}
             body = json.dumps(state, cls=TuneFunctionEncoder).encode()
         statuses = {trial.trial_id: trial.status for trial in self._trials}
         key = layout.snapshot_key(request.restore_id, request.trial_id, request.attempt)
@@ -268,8 +261,7 @@ class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[m
         self, *, save: Callable[[], None], fetch: Callable[[Path], None], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self._save = save
-        self._fetch = fetch
+        self._save, self._fetch = save, fetch
 
     def sync_up_experiment_state(
         self, *_args: Any, force: bool = False, wait: bool = False, **_kwargs: Any
@@ -280,10 +272,8 @@ class _GuardedCheckpointManager(_ExperimentCheckpointManager):  # type: ignore[m
         Ray waits, must succeed.
         """
         now = time.monotonic()
-        if (
-            not (force or self._should_force_sync_up)
-            and now - self._last_save_time < self._checkpoint_period
-        ):
+        is_due = now - self._last_save_time >= self._checkpoint_period
+        if not (force or self._should_force_sync_up or is_due):
             return
         try:
             self._save()
@@ -315,14 +305,11 @@ class _ProgressLines(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Report the result."""
-        del iteration, trials, info
+        del trials, info
+        iteration = whole_iteration(result.get("training_iteration"))
+        metrics = scalar_metrics(result, self._metric)
         self._report(
-            trial,
-            RunnerProgress(
-                trial_id=trial.trial_id,
-                iteration=whole_iteration(result.get("training_iteration")),
-                metrics=scalar_metrics(result, self._metric),
-            ),
+            trial, RunnerProgress(trial_id=trial.trial_id, iteration=iteration, metrics=metrics)
         )
 
     def get_state(self) -> None:

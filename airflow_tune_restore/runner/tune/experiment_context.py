@@ -21,7 +21,6 @@ class ExperimentContext(AttemptContext):
     """The context of a whole-experiment run.
 
     Args:
-        planned: The plan.
         reporter: Writes progress for the tasks of trials, and reads their stop requests.
         started_at: ISO 8601 UTC.
         stopped_trials: Ids of trials that were stopped alone; they stay unfinished.
@@ -29,8 +28,7 @@ class ExperimentContext(AttemptContext):
         given_up: The reason for each trial that no node can hold, by trial id; each is stopped, too.
         recorded_trials: Ids of trials whose outcome was written.
         search_has_ended: Whether the searcher suggests no more samples, as of the newest snapshot.
-        missing_samples: Samples that the searcher should have suggested and did not, as of the newest
-            snapshot.
+        missing_samples: Samples that it should have suggested and did not, as of the newest snapshot.
     """
 
     planned: PlannedExperiment
@@ -100,11 +98,8 @@ class ExperimentContext(AttemptContext):
         )
 
     def _unfinished(self) -> list[str]:
-        return [
-            trial_id
-            for trial_id, status in self.saved.items()
-            if status not in (Trial.TERMINATED, Trial.ERROR)
-        ]
+        ended = (Trial.TERMINATED, Trial.ERROR)
+        return [trial_id for trial_id, status in self.saved.items() if status not in ended]
 
 
 def read_trial_id(row: Sequence[str]) -> str:

@@ -22,7 +22,6 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import (
     RUN_ACTIONS,
     Result,
-    RunnerOutcome,
     RunnerProgress,
     RunnerRequest,
     TrialAction,
@@ -31,8 +30,7 @@ from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending, build_outco
 from airflow_tune_restore.runner.tune import checkpoints, scheduler, searcher
 from airflow_tune_restore.runner.tune.controller import GuardedController
 from airflow_tune_restore.runner.tune.experiment_context import ExperimentContext, read_trial_id
-from airflow_tune_restore.runner.tune.private_api import replaced, version
-from airflow_tune_restore.runner.tune.result_files import prepare_results
+from airflow_tune_restore.runner.tune.private_api import replaced
 
 RESUMED_LATER = Trial.PAUSED
 """Ray's status of a trial that can go on later. A trial that was stopped alone is saved with it."""
@@ -99,9 +97,8 @@ class ExperimentController(GuardedController):
         """
         if trial.storage is not None and self._storage is not None:
             storage = copy.copy(trial.storage)
-            storage.storage_filesystem = self._storage.storage_filesystem
-            storage.storage_fs_path = self._storage.storage_fs_path
-            storage.experiment_dir_name = self._storage.experiment_dir_name
+            for name in ("storage_filesystem", "storage_fs_path", "experiment_dir_name"):
+                setattr(storage, name, getattr(self._storage, name))
             trial.set_storage(storage)
         super().add_trial(trial)
 
@@ -115,8 +112,6 @@ class ExperimentController(GuardedController):
                     checkpoints.continue_from_snapshot(self.context.store, trial)
             elif request.action == TrialAction.RESUME:
                 checkpoints.start_as_planned(self.context.store, trial, request)
-                if request.fresh_budget:
-                    trial.run_metadata.num_failures = 0
         return trials
 
     def _restore_readable(self, experiment_state: dict[str, Any]) -> list[Trial]:
@@ -136,7 +131,6 @@ class ExperimentController(GuardedController):
         return trials
 
     def _leave_out(self, trial_id: str, error: Exception) -> None:
-        """Go on without a trial; its row stays as it is."""
         logger.warning(
             "Trial %s is left out and its row stays as it is, because Ray cannot restore it: %s: %s",
             *(trial_id, type(error).__name__, error),
@@ -161,14 +155,11 @@ class ExperimentController(GuardedController):
 
     def _requeue(self, trial: Trial, request: RunnerRequest) -> None:
         kind = ResumeConfig.ResumeType
-        choice = kind.SKIP
-        if not self.context.is_seed:
-            if not trial.is_finished():
-                choice = kind.RESUME
-        elif request.action == TrialAction.RESUME:
-            choice = kind.RESUME
-        elif request.action == TrialAction.RESTART:
-            choice = kind.RESTART
+        if self.context.is_seed:
+            of_action = {TrialAction.RESUME: kind.RESUME, TrialAction.RESTART: kind.RESTART}
+            choice = of_action.get(request.action, kind.SKIP)
+        else:
+            choice = kind.SKIP if trial.is_finished() else kind.RESUME
         config = ResumeConfig(finished=choice, unfinished=choice, errored=choice)
         # Trial.reset() makes a random id; the planned one is the same in every attempt
         new_id = classmethod(lambda _cls: request.new_trial_id)
@@ -182,12 +173,7 @@ class ExperimentController(GuardedController):
             if trial.is_finished():
                 continue
             trial.init_local_path()
-            prepare_results(
-                self.context.store,
-                self.context.request_for(trial),
-                trial.relative_logdir,
-                checkpoints.start_of(trial),
-            )
+            self.prepare_files(trial, self.context.request_for(trial))
         if self.context.request.remember_scheduler:
             scheduler.remember(self.context.store, self._scheduler_alg, self._trials)
 
@@ -261,17 +247,9 @@ class ExperimentController(GuardedController):
     def _record(self, trial: Trial) -> None:
         """Write the outcome of one trial under the key that its own runner would use."""
         request = self.context.request_for(trial)
-        if request.action not in (*RUN_ACTIONS, TrialAction.DRAW):
-            return
-        outcome = build_outcome(
-            request,
-            self._ending_of(trial),
-            trial=trial,
-            started_at=self.context.started_at,
-            ray_version=version(),
-        )
-        self.context.reporter.flush()
-        self._write(outcome)
+        if request.action in (*RUN_ACTIONS, TrialAction.DRAW):
+            self.context.reporter.flush()
+            self._write(request, self._ending_of(trial), trial)
 
     def _ending_of(self, trial: Trial) -> Ending:
         if why := self.context.given_up.get(trial.trial_id):
@@ -285,8 +263,9 @@ class ExperimentController(GuardedController):
             return Ending(Result.FAILED, *error_of(trial))
         return Ending(Result.FINISHED)
 
-    def _write(self, outcome: RunnerOutcome) -> None:
-        key = layout.outcome_key(outcome.restore_id, outcome.trial_id, outcome.attempt)
+    def _write(self, request: RunnerRequest, ending: Ending, trial: Trial | None) -> None:
+        outcome = build_outcome(request, ending, trial=trial, started_at=self.context.started_at)
+        key = layout.outcome_key(request.restore_id, request.trial_id, request.attempt)
         self.context.store.put(key, outcome.to_json())
 
     def _refuse_left_out(self) -> None:
@@ -296,15 +275,8 @@ class ExperimentController(GuardedController):
         for trial_id in sorted(context.to_run() - restored):
             error = context.left_out.get(trial_id)
             why = f"{type(error).__name__}: {error}" if error else "an earlier attempt left it out"
-            self._write(
-                build_outcome(
-                    replace(context.request, trial_id=trial_id),
-                    Ending(Result.REFUSED, RunnerError.__name__, f"Ray cannot restore it ({why})"),
-                    trial=None,
-                    started_at=context.started_at,
-                    ray_version=version(),
-                )
-            )
+            ending = Ending(Result.REFUSED, RunnerError.__name__, f"Ray cannot restore it ({why})")
+            self._write(replace(context.request, trial_id=trial_id), ending, None)
 
     def report(self, trial: Trial, progress: RunnerProgress) -> None:
         """Print a result, and keep it for the task that follows the trial."""

@@ -13,65 +13,44 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 
-_NEEDED = (
-    # the controller tune.run() makes, and the class behind it
-    "ray.tune.tune:TuneController",
-    "ray.tune.execution.tune_controller:TuneController._restore_trials",
-    "ray.tune.execution.tune_controller:TuneController._requeue_restored_trials",
-    "ray.tune.execution.tune_controller:TuneController._create_checkpoint_manager",
-    "ray.tune.execution.tune_controller:TuneController._get_trial_checkpoints",
-    "ray.tune.execution.tune_controller:TuneController._mark_trial_to_checkpoint",
-    "ray.tune.execution.tune_controller:TuneController.resume",
-    # the state file that resume() reads
-    "ray.tune.execution.tune_controller:_find_newest_experiment_checkpoint",
-    # the runtime_env of trials
-    "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
+_NEEDED = {
+    # the controller that tune.run() makes, and its base class
+    "ray.tune.tune:": "TuneController ExperimentAnalysis",
+    "ray.tune.execution.tune_controller:TuneController.": "_restore_trials resume "
+    "_requeue_restored_trials _requeue_trial _create_checkpoint_manager _get_trial_checkpoints "
+    "_mark_trial_to_checkpoint",
+    # the state file that resume() reads, and the runtime_env of trials
+    "ray.tune.execution.tune_controller:": "_find_newest_experiment_checkpoint",
+    "ray.tune.execution.class_cache:": "ENV_VARS_TO_PROPAGATE",
     # when and how states are saved
-    "ray.tune.execution.experiment_state:_ExperimentCheckpointManager",
-    # Tuner.restore, and the analysis of the whole experiment it would load
-    "ray.tune.impl.tuner_internal:TunerInternal",
-    "ray.tune.impl.tuner_internal:TunerInternal._validate_param_space_on_restore",
-    "ray.tune.impl.tuner_internal:ExperimentAnalysis",
-    "ray.tune.tune:ExperimentAnalysis",
-    # the place of a new Tuner's tuner.pkl, and whether a search has ended
-    "ray.tune.impl.tuner_internal:StorageContext",
-    "ray.tune.search.search_algorithm:SearchAlgorithm._finished",
-    "ray.tune.search:SearchGenerator.restore_from_dir",
-    # the directory of a driver's files before their upload
-    "ray.train._internal.storage:StorageContext.experiment_driver_staging_path",
-    "ray.train._internal.storage:_upload_to_fs_path",
-    "ray.train._internal.session:_TrainingResult",
-    "ray.train._internal.checkpoint_manager:_CheckpointManager",
-    "ray.tune.impl.out_of_band_serialize_dataset:out_of_band_serialize_dataset",
-    # Ray's own retries of a failed trial, and its SIGTERM handler
-    "ray.tune.execution.tune_controller:TuneController._requeue_trial",
-    "ray._private.utils:set_sigterm_handler",
-    # ids of restarted trials, and JSON of rows
-    "ray.tune.experiment:Trial.generate_id",
-    "ray.tune.experiment:Trial.from_json_state",
-    # resources of trials and of the machine
-    "ray.tune.experiment:Trial.create_placement_group_factory",
-    "ray.tune.experiment:Trial.from_json_state",
-    "ray.tune.experiment:Trial.resolve_config_placeholders",
-    "ray.tune.experiment:Experiment.register_if_needed",
-    "ray.tune.impl.placeholder:create_resolvers_map",
-    "ray.tune.impl.placeholder:inject_placeholders",
-    "ray._private.accelerators:get_accelerator_manager_for_resource",
-    "ray._private.utils:estimate_available_memory",
-    "ray._private.utils:get_system_memory",
-    "ray.tune.experiment:Experiment.get_trainable_name",
-    "ray.tune.utils.serialization:TuneFunctionEncoder",
-    "ray.tune.search:BasicVariantGenerator.set_finished",
-    "ray.tune.tune_config:ResumeConfig",
-)
+    "ray.tune.execution.experiment_state:": "_ExperimentCheckpointManager",
+    "ray.tune.impl.out_of_band_serialize_dataset:": "out_of_band_serialize_dataset",
+    "ray.tune.utils.serialization:": "TuneFunctionEncoder",
+    # Tuner.restore, the analysis of the whole experiment it would load, and the place of a new tuner.pkl
+    "ray.tune.impl.tuner_internal:": "TunerInternal ExperimentAnalysis StorageContext",
+    "ray.tune.impl.tuner_internal:TunerInternal.": "_validate_param_space_on_restore",
+    "ray.tune.tune_config:": "ResumeConfig",
+    # searchers, and whether a search has ended
+    "ray.tune.search.search_algorithm:": "SearchAlgorithm._finished",
+    "ray.tune.search:": "SearchGenerator.restore_from_dir BasicVariantGenerator.set_finished",
+    # the directory of a driver's files before their upload, and checkpoints
+    "ray.train._internal.storage:": "StorageContext.experiment_driver_staging_path _upload_to_fs_path",
+    "ray.train._internal.session:": "_TrainingResult",
+    "ray.train._internal.checkpoint_manager:": "_CheckpointManager",
+    # rows, ids of restarted trials, resources of trials
+    "ray.tune.experiment:Trial.": "generate_id from_json_state create_placement_group_factory "
+    "resolve_config_placeholders",
+    "ray.tune.experiment:Experiment.": "register_if_needed get_trainable_name",
+    "ray.tune.impl.placeholder:": "create_resolvers_map inject_placeholders",
+    # resources of the machine, and Ray's SIGTERM handler
+    "ray._private.accelerators:": "get_accelerator_manager_for_resource",
+    "ray._private.utils:": "estimate_available_memory get_system_memory set_sigterm_handler",
+}
+"""Names by the prefix that they have in common: a module, or a class in it."""
 
 
 def check() -> None:
-    """Refuse a Ray that lacks one of the names.
-
-    Raises:
-        InvalidInputError: With the missing names.
-    """
+    """Refuse a Ray that lacks some of the names (InvalidInputError, with the missing names)."""
     try:
         import ray
         import ray.tune
@@ -79,7 +58,8 @@ def check() -> None:
         raise InvalidInputError(
             f"{sys.executable} cannot import ray.tune ({error}). Install it: pip install 'ray[tune]'."
         ) from error
-    missing = [name for name in _NEEDED if not _exists(name)]
+    needed = (owner + name for owner, names in _NEEDED.items() for name in names.split())
+    missing = [name for name in needed if not _exists(name)]
     if missing:
         raise InvalidInputError(
             f"Ray {ray.__version__} is not supported by this version of airflow-tune-restore: "

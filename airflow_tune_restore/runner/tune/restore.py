@@ -64,8 +64,7 @@ def _without_credentials(request: RunnerRequest) -> list[tuple[Any, str, Any]]:
 def restore_tuner(context: AttemptContext, loaded: Loaded) -> None:
     """Restore with the RunConfig and TuneConfig of tuner.pkl.
 
-    Raises:
-        InvalidInputError: If Ray refuses trainable or param_space.
+    If Ray refuses trainable or param_space, this is an InvalidInputError.
     """
     from ray import tune
 

@@ -26,12 +26,7 @@ _CHECKPOINT, _ITERATION = "checkpoint_dir_name", "training_iteration"
 
 
 class Start(NamedTuple):
-    """The checkpoint that a trial starts from.
-
-    Args:
-        checkpoint: Name of its directory.
-        iteration: `training_iteration` it was taken at; None if that is not a number.
-    """
+    """The checkpoint directory that a trial starts from; `iteration` is None if it is not a number."""
 
     checkpoint: str
     iteration: float | None
@@ -141,7 +136,6 @@ def _trim_csv(text: str, first: int, start: Start) -> str:
 
 
 def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
-    """Return the iteration of a CSV row as a number; None if it is not one."""
     try:
         return {_ITERATION: float(row[_ITERATION])}
     except (KeyError, ValueError):
@@ -149,7 +143,6 @@ def _number_of(row: Mapping[str, str]) -> dict[str, float | None]:
 
 
 def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the text and the fields of each record of a CSV file."""
     consumed: list[str] = []
     csv.field_size_limit(layout.MAX_RESULT_BYTES)  # the default limit is too small for some results
 
@@ -163,10 +156,7 @@ def _csv_records(text: str) -> Iterator[tuple[str, list[str]]]:
         consumed.clear()
 
 
-_TRIM: dict[str, Callable[[str, int, Start], str]] = {
-    layout.RESULT_FILE: _trim_json,
-    layout.PROGRESS_FILE: _trim_csv,
-}
+_TRIM = {layout.RESULT_FILE: _trim_json, layout.PROGRESS_FILE: _trim_csv}
 _COUNT: dict[str, Callable[[str], int]] = {
     layout.RESULT_FILE: lambda text: text.count("\n"),
     layout.PROGRESS_FILE: lambda text: max(
@@ -183,7 +173,6 @@ def _back_up(store: ObjectStore, request: RunnerRequest, text: str) -> None:
 
 
 def _get(store: ObjectStore, key: str) -> str:
-    """Return an object's text; empty if it does not exist."""
     try:
         body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
         return body.decode("utf-8", "surrogateescape")

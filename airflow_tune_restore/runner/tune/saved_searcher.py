@@ -33,8 +33,8 @@ class _Restored(SearchGenerator):  # type: ignore[misc]  # Ray is untyped
 def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]:
     """Check that a searcher can restore the newest saved state, and wrap it like the lost one.
 
-    The check restores the state. The controller does so again (`SearchGenerator.restore_from_dir`,
-    2.60), with the same result.
+    The check restores the state. The controller does so again (`SearchGenerator.restore_from_dir`, 2.60),
+    with the same result.
 
     Args:
         store: Rooted at the experiment directory.
@@ -73,16 +73,7 @@ def fit(store: ObjectStore, search: dict[str, Any], name: str) -> dict[str, Any]
 
 
 def check(store: ObjectStore, search: dict[str, Any], name: str) -> None:
-    """Make the checks of `fit` that need no unpickling of the saved state.
-
-    Args:
-        store: Rooted at the experiment directory.
-        search: Arguments of `tune.run`, with the searcher as `search_alg`.
-        name: Its name in the user's arguments.
-
-    Raises:
-        InvalidInputError: If another kind of searcher saved the state.
-    """
+    """Make the checks of `fit` that need no unpickling of the saved state; same arguments and errors."""
     with _fetched(store) as (saved, generator_state):
         if generator_state is None:
             return
@@ -113,8 +104,7 @@ def _fetched(store: ObjectStore) -> Iterator[tuple[Path, Path | None]]:
 def _read_keys(file: Path) -> list[str] | None:
     """Return the keys of a saved dict, read symbolically; None if they cannot be read.
 
-    Raises:
-        DamagedPickleError: If it is not a whole pickle.
+    A file that is not a whole pickle is a DamagedPickleError.
     """
     try:
         state = pickle_reader.read_pickle(file.read_bytes())
@@ -145,7 +135,6 @@ def _inner(search: dict[str, Any], refusal: str) -> Searcher:
 
 
 def _own_state(saved: Path, base: Searcher, refusal: str) -> Path:
-    """Return the file with the searcher's own state."""
     own = _newest(saved, base.CKPT_FILE_TMPL.format("*"))
     if own is None:
         raise InvalidInputError(
@@ -184,7 +173,6 @@ def _check_wrappers(inner: Searcher, state: Iterable[str], refusal: str) -> list
 
 
 def _wrap_as_saved(inner: Searcher, state: dict[str, Any], refusal: str) -> Searcher:
-    """Wrap a bare searcher into limiter and repeater as the saved one was."""
     for kind in reversed(_check_wrappers(inner, state, refusal)):
         inner = _WRAP[kind](inner, state[_WRAPPED + kind])
     return inner

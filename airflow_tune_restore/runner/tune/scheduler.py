@@ -62,17 +62,15 @@ def _results(store: ObjectStore, trial: Any) -> list[dict[str, Any]]:
         if start is None:
             return []  # it starts from scratch, and reports everything again
         last = start.iteration
+    key = f"{trial.relative_logdir}/{layout.RESULT_FILE}"
     try:
-        body = store.get(
-            f"{trial.relative_logdir}/{layout.RESULT_FILE}", max_bytes=layout.MAX_RESULT_BYTES
-        )
+        body = store.get(key, max_bytes=layout.MAX_RESULT_BYTES)
     except KeyNotFoundError:
         return []
     rows: dict[float, dict[str, Any]] = {}
     for row in iter_rows(body):
         iteration = read_iteration(row.get("training_iteration"))
-        if iteration is None:
-            continue  # neither rungs nor averages can use it
-        if last is None or iteration <= last:
+        # neither rungs nor averages can use a row without one
+        if iteration is not None and (last is None or iteration <= last):
             rows[iteration] = row
     return [rows[iteration] for iteration in sorted(rows)]

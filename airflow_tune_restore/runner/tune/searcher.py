@@ -23,7 +23,7 @@ def fetch_newest(store: ObjectStore, target: Path) -> None:
     """Fetch the newest searcher state of the experiment itself, into a directory."""
     session = newest_session(store)
     for entry in store.list_dir() if session else []:
-        if _is_saved_in(entry.name, session):
+        if layout.is_searcher_state(entry.name) and layout.session_of(entry.name) == session:
             (target / entry.name).write_bytes(
                 store.get(entry.name, max_bytes=layout.MAX_STATE_BYTES)
             )
@@ -57,11 +57,7 @@ class Shield:
     infinite are not reported, because a searcher might learn from them. Exceptions of `suggest` are not
     caught: without suggestions the run cannot go on.
 
-    Args:
-        searcher: The user's searcher.
-
-    Attributes:
-        left_out: Ids of trials whose results were not reported, or refused.
+    `left_out` has the ids of trials whose results were not reported, or refused.
     """
 
     def __init__(self, searcher: Any) -> None:
@@ -175,11 +171,9 @@ def innermost(search_alg: Any) -> Any:
 
 def wrappers(searcher: Any) -> list[str]:
     """Return the class names of the wrappers around a searcher, the outermost first."""
-    names = []
-    while hasattr(searcher, "searcher"):
-        names.append(type(searcher).__name__)
-        searcher = searcher.searcher
-    return names
+    if not hasattr(searcher, "searcher"):
+        return []
+    return [type(searcher).__name__, *wrappers(searcher.searcher)]
 
 
 def report_missed_results(
@@ -197,8 +191,7 @@ def report_missed_results(
     known = _statuses(store, session) if session else None
     if known is None:
         return
-    reported = set()
-    present = set()
+    reported, present = set(), set()
     for trial in trials:
         action = request_for(trial).action
         if action == TrialAction.RESTART:
@@ -256,7 +249,3 @@ def _statuses(store: ObjectStore, session: str) -> Mapping[str, str] | None:
             "The state of session %s is missing: the searcher gets no earlier results.", session
         )
         return None
-
-
-def _is_saved_in(name: str, session: str | None) -> bool:
-    return layout.is_searcher_state(name) and layout.session_of(name) == session

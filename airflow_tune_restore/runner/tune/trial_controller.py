@@ -13,7 +13,6 @@ from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune import checkpoints, memory, searcher
 from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
 from airflow_tune_restore.runner.tune.private_api import replaced
-from airflow_tune_restore.runner.tune.result_files import prepare_results
 
 
 @dataclass(kw_only=True)
@@ -103,8 +102,6 @@ class TrialController(GuardedController):
             checkpoints.continue_from_snapshot(context.store, trial)
         elif not context.starts_over:
             checkpoints.start_as_planned(context.store, trial, request)
-            if request.fresh_budget:
-                trial.run_metadata.num_failures = 0
         return trials
 
     def _requeue_restored_trials(self, trials: list[Trial], resume_config: Any) -> None:
@@ -133,12 +130,7 @@ class TrialController(GuardedController):
         (trial,) = self._trials
         trial.init_local_path()
         if not trial.is_finished():
-            prepare_results(
-                self.context.store,
-                self.context.request,
-                trial.relative_logdir,
-                checkpoints.start_of(trial),
-            )
+            self.prepare_files(trial, self.context.request)
         self.context.restored = trial
 
     def give_up(self, trial_id: str, why: str) -> None:

@@ -115,7 +115,7 @@ def test_one_run_of_all_is_followed_by_a_task_a_trial_and_outlives_the_one_that_
     logs = {
         t["map_index"]: running.task_log("together", run_id, TRIAL, t["map_index"]) for t in tasks
     }
-    (starter,) = [i for i, log in logs.items() if "Starting the run of the whole experiment" in log]
+    (starter,) = [i for i, log in logs.items() if "Starting the whole-experiment run" in log]
     assert all("iteration 6, score=" in log for log in logs.values())
     # two trials at a time: it ended with its own, while others still ran
     ended = sorted((t["end_date"], t["map_index"]) for t in tasks)

@@ -234,7 +234,7 @@ def test_a_job_that_went_with_its_head_node_is_noticed_and_goes_on(cluster, copi
     thread.join(PATIENCE_SECONDS)
     assert restarted.is_set()
     assert event["is_lost"]
-    with pytest.raises(AirflowException, match="does not know the job any more"):
+    with pytest.raises(AirflowException, match="no longer has the job"):
         trial(items[0], "errored").execute_complete(make_context(), event)
     _, event = wait_deferred(trial(items[0], "errored"), make_context(try_number=2))
     done = trial(items[0], "errored").execute_complete(make_context(try_number=2), event)

@@ -92,15 +92,17 @@ def test_a_trial_that_ray_could_not_restore_is_refused_in_each_attempt(context):
     written = []
     controller = SimpleNamespace(
         context=context, _trials=[SimpleNamespace(trial_id=name) for name in ("a", "b2")],
-        _write=written.append,
+        _write=lambda request, ending, _trial: written.append((request.trial_id, ending)),
     )  # fmt: skip
     ExperimentController._refuse_left_out(controller)
-    assert [(each.trial_id, each.result) for each in written] == [
-        ("also", "refused"),
-        ("gone", "refused"),
+    why = "Ray cannot restore it (an earlier attempt left it out)"
+    assert written == [
+        ("also", Ending(Result.REFUSED, "RunnerError", why)),
+        (
+            "gone",
+            Ending(Result.REFUSED, "RunnerError", "Ray cannot restore it (ValueError: no row)"),
+        ),
     ]
-    assert written[0].error == "Ray cannot restore it (an earlier attempt left it out)"
-    assert written[1].error == "Ray cannot restore it (ValueError: no row)"
 
 
 @pytest.mark.parametrize("address", [None, "auto"])

@@ -58,9 +58,7 @@ def outcome(result, error, text="", failing=False):
         status="ERROR",
         trial_id="t",
     )
-    return build_outcome(
-        REQUEST, Ending(result, *error), trial=ended, started_at="", ray_version=""
-    )
+    return build_outcome(REQUEST, Ending(result, *error), trial=ended, started_at="")
 
 
 def test_cause_and_place_come_from_rays_text():
