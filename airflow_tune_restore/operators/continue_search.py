@@ -8,11 +8,7 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.launch.base import LauncherName
-from airflow_tune_restore.operators.attempt_task import (
-    AttemptOperator,
-    AttemptTask,
-    OpenExperiment,
-)
+from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continued_search import (
     commit_after_last_try,
     continued_search_options,
