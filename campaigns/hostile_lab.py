@@ -52,7 +52,7 @@ MOST_SHOWN = 20_000
 """Characters of one message of a log, or of one error: more of it helps nobody."""
 
 ROOMS_THAT_WAIT = tuple(
-    f"airflow_tune_restore.{room}." for room in ("experiments", "restore", "operators")
+    f"airflow_tune_restore.{room}." for room in ("protocol", "experiments", "restore", "operators")
 )
 """Where waiting takes no time here; clients of servers wait by the real clock."""
 
