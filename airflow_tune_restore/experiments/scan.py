@@ -168,8 +168,8 @@ def _visit(
             if not path and any(_may_hold_experiments(store, entry) for entry in entries):
                 # a user who can write to a prefix can make it one, and hide all of its experiments
                 log.warning(
-                    "%s is an experiment itself, so a scan does not look below it. If other experiments "
-                    "lie there, move its tuner.pkl and its experiment_state-*.json away.",
+                    "%s is an experiment itself, so a scan does not look below it. That is right for the "
+                    "address of one experiment. If experiments lie below it, scan the directories below.",
                     printable(store.uri),
                 )
             return report, []
