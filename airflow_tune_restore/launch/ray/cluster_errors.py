@@ -33,6 +33,8 @@ def translate_transport_error(
         )
     if "WRONG_VERSION_NUMBER" in words or "record layer failure" in words:
         return InvalidInputError(f"{where} does not use TLS: write http:// instead of https://.")
+    if isinstance(error, httpx.LocalProtocolError):  # its text may quote the token
+        return InvalidInputError(f"{where}: the request is not valid HTTP and was not sent.")
     if isinstance(error, BrokenAnswerError):
         return _outage(cluster, words)
     if isinstance(error, httpx.RemoteProtocolError) and any(cut in words for cut in _CUT_SHORT):
