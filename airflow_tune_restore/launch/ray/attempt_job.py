@@ -215,6 +215,7 @@ class RayAttemptJob:
 
         Raises:
             RunnerDiedError: If the job ended and the trial has no outcome.
+            RunnerError: If the job never started.
             RunnerRefusedError: If the whole-experiment run was refused or fenced.
             RunnerError: If the whole-experiment run was stopped before the trial had ended.
         """

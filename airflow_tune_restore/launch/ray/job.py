@@ -102,6 +102,6 @@ def describe_end(job: RayJob | None, last_lines: Iterable[str]) -> list[str]:
     shown = [line for line in last_lines if line][-LAST_LINES:]
     if job is None:
         shown = [FORGOTTEN, *shown]
-    elif not shown or job.status == JobState.STOPPED:
+    elif not shown or job.driver_exit_code is None or job.status == JobState.STOPPED:
         shown = [*shown, f"Ray reports {job.status}. {job.message or ''}"]
     return [printable(line, 1000) for line in shown]
