@@ -24,6 +24,7 @@ from airflow_tune_restore.launch.ray.jobs_api import (
     RayJob,
     RayJobs,
 )
+from airflow_tune_restore.launch.ray.package import deliver
 from airflow_tune_restore.launch.ray.submission import (
     IN_CLUSTER,
     DriverResources,
@@ -58,8 +59,13 @@ class RayLauncher:
     poll_seconds: float = POLL_SECONDS
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
-        """Return the settings of a runner that is a job of the cluster it runs on; check the cluster."""
-        RayJobs(self.cluster).version()
+        """Return the settings of a runner that is a job of the cluster it runs on.
+
+        The cluster is checked, and the code is uploaded: a later submission finds it there.
+        """
+        jobs = RayJobs(self.cluster)
+        jobs.version()
+        deliver(jobs, self.runtime_env)
         return replace(settings, address=IN_CLUSTER, can_grow=True)
 
     def start(self, request: RunnerRequest) -> "RayRun":

@@ -148,7 +148,9 @@ def test_a_job_that_never_started_is_not_a_failed_attempt(task, jobs, store, log
     task().submit_or_attach()
     jobs.output = log
     jobs.end("FAILED", message="Failed to set up runtime environment: A: 1")
-    expected = r"^Trial a3 of .*/exp was not started: .*FAILED. Failed to set up runtime environment"
+    expected = (
+        r"^Trial a3 of .*/exp was not started: .*FAILED. Failed to set up runtime environment"
+    )
     with pytest.raises(RunnerError, match=expected) as failed:
         task().get_job_result(1, {})
     assert not isinstance(failed.value, RunnerDiedError)

@@ -1,6 +1,7 @@
 """Attempts as Ray jobs for a shell. The cluster is a fake."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,14 @@ def test_its_runners_join_the_cluster_they_run_on(ray):
     settings = ray.settings(RunnerSettings(trainable="a:b", imports=["mine"]))
     assert (settings.address, settings.can_grow) == ("auto", True)
     assert (settings.trainable, settings.imports) == ("a:b", ["mine"])
+
+
+@pytest.mark.parametrize(
+    "runtime_env", [{"working_dir": "/nonexistent"}, {"working_dir": __file__}, {"env_vars": [1]}]
+)
+def test_code_that_cannot_be_sent_is_refused_before_an_attempt_is_claimed(ray, runtime_env):
+    with pytest.raises(InvalidInputError, match="in the runtime_env"):
+        replace(ray, runtime_env=runtime_env).settings(RunnerSettings(trainable="a:b"))
 
 
 def test_an_attempt_is_submitted_once_and_found_by_its_request(ray, jobs, request_):
