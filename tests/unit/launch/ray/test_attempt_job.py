@@ -302,12 +302,12 @@ def test_a_head_that_has_just_started_is_asked_again(task, jobs, monkeypatch):
 
 
 def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
-    task, jobs, store, monkeypatch
+    task, jobs, store, monkeypatch, caplog
 ):
     one = task()
     attached = one.submit_or_attach()
     not_ray = InvalidInputError("http://head:8265 is not the dashboard of a Ray cluster")
-    troubles, find = [OUTAGE, not_ray], jobs.find
+    troubles, find = [OUTAGE, OUTAGE, not_ray, not_ray], jobs.find
 
     def later(name) -> RayJob:
         if troubles:
@@ -321,6 +321,7 @@ def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
     event = one.poll_until_complete(attached)
     assert one.get_job_result(1, event).result == Result.FINISHED
     assert not troubles
+    assert caplog.text.count("if the job still runs, it is not affected") == 2
 
 
 def test_a_job_is_stopped_once(task, jobs):
