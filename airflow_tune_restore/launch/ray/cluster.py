@@ -55,6 +55,11 @@ def parse_cluster_address(text: str) -> str:
         InvalidInputError: If it is not an address.
     """
     given = text.strip()
+    if not given:
+        raise InvalidInputError(
+            "The address of the Ray cluster is empty. Give the address of its dashboard: "
+            f"http://HEAD:{DASHBOARD_PORT} by default."
+        )
     parts = urlsplit(given if "://" in given else f"http://{given}")
     if parts.scheme not in ("http", "https"):
         raise InvalidInputError(

@@ -84,6 +84,12 @@ def test_a_text_that_is_not_an_address_is_refused(given):
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("given", ["", " \n"])
+def test_an_empty_address_is_named(given):
+    with pytest.raises(InvalidInputError, match=r"address of the Ray cluster is empty.*8265"):
+        parse_cluster_address(given)
+
+
 def test_the_version_of_a_cluster_is_read_with_the_token(server, jobs):
     answer(server, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
     answer(server, "GET", "/api/jobs/", 200, [])
@@ -149,6 +155,20 @@ def test_a_server_in_trouble_may_mend_itself(server, jobs):
     with pytest.raises(RayClusterError) as trouble:
         jobs.version()
     assert str(trouble.value) == f"Ray cluster {jobs.cluster.address}: HTTP 500 (empty body)."
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html>\n<head><title>Bad Gateway</title></head>\n<body>nginx</body>\n</html>\n",
+        "<!DOCTYPE html>\n<style>p {}</style><TITLE lang=en>\n Bad Gateway</TITLE></html>",
+        "<html>\n<body><h1>Bad Gateway</h1>\n<p>Try again</p></body>\n</html>\n",
+    ],
+)
+def test_the_error_of_a_proxy_is_the_title_of_its_page(server, jobs, page):
+    answer(server, "GET", "/api/version", 502, page.encode())
+    with pytest.raises(RayClusterError, match=r": HTTP 502: Bad Gateway\.$"):
+        jobs.version()
 
 
 def test_a_missing_token_is_told_from_a_wrong_one(server, jobs):
