@@ -72,7 +72,7 @@ class RayJobsHook(BaseHook):
             address = parse_cluster_address(f"{host}:{connection.port}")
         return Cluster(
             address=address,
-            token=connection.password or None,
+            token=connection.password,
             verify=parse_bool("verify_tls", self._extra("verify_tls", default=True)),
             ca_file=str(self._extra("ca_file") or "") or None,
         )

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError
-from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, RunnerError
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
@@ -20,11 +20,20 @@ def record_death(
     request: RunnerRequest,
     exit_code: int | None,
     last_lines: Sequence[str],
-) -> RunnerDiedError:
-    """Record the exit of a runner, and return the error to raise. Raises as `refuse_overtaken`."""
-    output = "\n".join(last_lines)
-    AttemptRecords.of(store, request).record_exit(request.attempt, exit_code, output)
+) -> RunnerError:
+    """Record the exit of a runner, and return the error to raise. Raises as `refuse_overtaken`.
+
+    A job or pod without an exit code and without a heartbeat never started: it costs no attempt.
+    """
+    output, records = "\n".join(last_lines), AttemptRecords.of(store, request)
+    was_started = exit_code is not None or records.has_begun(request.attempt)
+    if was_started:
+        records.record_exit(request.attempt, exit_code, output)
     refuse_overtaken(store, plan, request, exit_code)
+    if not was_started:
+        is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
+        unit = "The whole-experiment run" if is_whole else f"Trial {request.trial_id}"
+        return RunnerError(f"{unit} of {plan.experiment} was not started: {' | '.join(last_lines)}")
     failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
     exited = "" if exit_code is None else f"Its exit code was {exit_code}. "

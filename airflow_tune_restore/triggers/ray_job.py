@@ -13,7 +13,7 @@ from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.log_lines import describe_line, newest_results
 from airflow_tune_restore.launch.ray.cluster import Cluster
-from airflow_tune_restore.launch.ray.job import stop_attempt
+from airflow_tune_restore.launch.ray.job import ASKED_AGAIN, stop_attempt
 from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
@@ -142,7 +142,7 @@ class RayJobTrigger(BaseTrigger):
         if broken := job.broken or trial.broken:
             raise broken
         if job.trouble and not job.is_over:
-            self.log.warning("%s It is asked again; the job runs on.", printable(job.trouble, 4000))
+            self.log.warning(ASKED_AGAIN, printable(job.trouble, 4000))
         if job.log_trouble and job.log_trouble != self._log_trouble:
             self.log.warning("%s The log is read again.", printable(job.log_trouble, 4000))
         self._log_trouble = job.log_trouble

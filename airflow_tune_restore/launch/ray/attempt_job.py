@@ -15,6 +15,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.launch.log_lines import Log, describe_line, newest_results
 from airflow_tune_restore.launch.ray.job import (
+    ASKED_AGAIN,
     describe_end,
     stop_attempt,
     submit_job,
@@ -178,6 +179,7 @@ class RayAttemptJob:
             TuneRestoreError: If the cluster was out of reach for `OUTAGE_SECONDS`; the job runs on.
         """
         offset = seen = absent = read = 0
+        outage = ""  # logged last
         ends_with_job = self.ends_with_job(attached.attempt)
         reached = renewed = time.monotonic()
         while True:
@@ -186,12 +188,14 @@ class RayAttemptJob:
                 lease.keep_alive(self.store, self.plan.restore_id)
             try:
                 job = self.jobs.find(attached.submission_id)
-                reached = time.monotonic()
+                reached, outage = time.monotonic(), ""
             except TuneRestoreError as error:
                 # the address was right before: whatever it answers now
                 if time.monotonic() - reached > OUTAGE_SECONDS:
                     raise
-                self.log.warning("%s It is asked again; the job runs on.", error)
+                if str(error) != outage:
+                    self.log.warning(ASKED_AGAIN, error)
+                outage = str(error)
                 time.sleep(self.poll_interval)
                 continue
             absent = absent + 1 if job is None else 0
@@ -215,6 +219,7 @@ class RayAttemptJob:
 
         Raises:
             RunnerDiedError: If the job ended and the trial has no outcome.
+            RunnerError: If the job never started.
             RunnerRefusedError: If the whole-experiment run was refused or fenced.
             RunnerError: If the whole-experiment run was stopped before the trial had ended.
         """

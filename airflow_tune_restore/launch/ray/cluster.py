@@ -15,12 +15,25 @@ DASHBOARD_PORT = 8265
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Address and authentication of a cluster's dashboard."""
+    """Address and authentication of a cluster's dashboard. Spaces and line ends around a token go.
+
+    Raises:
+        InvalidInputError: If an HTTP header cannot hold the token.
+    """
 
     address: str  # `http://host:8265` or `https://…`, without a trailing slash
     token: str | None = field(default=None, repr=False)  # None if authentication is off
     verify: bool = True  # check TLS certificates, with `ca_file` if it is given
     ca_file: str | None = None
+
+    def __post_init__(self) -> None:
+        token = (self.token or "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise InvalidInputError(
+                f"The token for {self.address} cannot be sent: it is not one line of printable ASCII. "
+                "Correct RAY_AUTH_TOKEN, or the password of the Airflow connection."
+            )
+        object.__setattr__(self, "token", token or None)
 
     def job_url(self, submission_id: str) -> str:
         """Return the page of a job in the Ray dashboard."""
@@ -42,6 +55,11 @@ def parse_cluster_address(text: str) -> str:
         InvalidInputError: If it is not an address.
     """
     given = text.strip()
+    if not given:
+        raise InvalidInputError(
+            "The address of the Ray cluster is empty. Give the address of its dashboard: "
+            f"http://HEAD:{DASHBOARD_PORT} by default."
+        )
     parts = urlsplit(given if "://" in given else f"http://{given}")
     if parts.scheme not in ("http", "https"):
         raise InvalidInputError(

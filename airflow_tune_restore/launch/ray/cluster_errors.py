@@ -4,6 +4,7 @@ A mistake that a user can correct (address, token, certificate, version) is an I
 outage that may pass is a RayClusterError.
 """
 
+import re
 import ssl
 from typing import TypeVar
 
@@ -19,6 +20,12 @@ _T = TypeVar("_T")
 _CUT_SHORT = ("closed connection", "disconnected", "too long")
 """Parts of h11's messages for an answer that ends too early, or whose head does not end."""
 
+_PAGE_LENGTH = 4000
+"""Characters of an HTML page that are searched for its title."""
+
+_TITLE = re.compile(r"<title[^<>]*>\s*([^<>]+)", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
+
 
 def translate_transport_error(
     cluster: Cluster, error: Exception
@@ -33,6 +40,8 @@ def translate_transport_error(
         )
     if "WRONG_VERSION_NUMBER" in words or "record layer failure" in words:
         return InvalidInputError(f"{where} does not use TLS: write http:// instead of https://.")
+    if isinstance(error, httpx.LocalProtocolError):  # its text may quote the token
+        return InvalidInputError(f"{where}: the request is not valid HTTP and was not sent.")
     if isinstance(error, BrokenAnswerError):
         return _outage(cluster, words)
     if isinstance(error, httpx.RemoteProtocolError) and any(cut in words for cut in _CUT_SHORT):
@@ -97,9 +106,19 @@ def not_a_dashboard(cluster: Cluster, reason: str) -> InvalidInputError:
 
 
 def describe_body(answer: Answer) -> str:
-    """Return the last line of the body for a message, after a colon; of a traceback it is the error."""
-    lines = [line for line in answer.text.splitlines() if line.strip()]
-    return f": {printable(lines[-1])}" if lines else " (empty body)"
+    """Return the title of an HTML page, or the last line of another body, after a colon.
+
+    The last line of a traceback is the error.
+    """
+    text = answer.text.strip()
+    if text.startswith("<"):
+        page = text[:_PAGE_LENGTH]
+        title = _TITLE.search(page)
+        lines = [title[1]] if title else _TAG.sub("\n", page).split("\n")
+        shown = next(filter(None, map(str.strip, lines)), "an HTML page")
+    else:
+        shown = text.splitlines()[-1] if text else ""
+    return f": {printable(shown)}" if shown else " (empty body)"
 
 
 def decode_answer(cluster: Cluster, answer: Answer, kind: type[_T]) -> _T:

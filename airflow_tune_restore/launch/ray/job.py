@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import RayClusterError
+from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.ray.jobs_api import JobState, RayJob
 from airflow_tune_restore.launch.ray.submission import STOP_WAIT_SECONDS
 from airflow_tune_restore.protocol import layout
@@ -23,6 +24,9 @@ SUBMIT_SECONDS = 60.0
 
 STOP_SLACK_SECONDS = 30.0
 """Time that Ray gets, after the grace period of a stopped job, to kill it and to report its end."""
+
+ASKED_AGAIN = "%s It is asked again; if the job still runs, it is not affected."
+"""Warning about an outage, logged once until its text changes."""
 
 FORGOTTEN = "The cluster no longer has the job: its head node died and was started anew."
 
@@ -102,6 +106,6 @@ def describe_end(job: RayJob | None, last_lines: Iterable[str]) -> list[str]:
     shown = [line for line in last_lines if line][-LAST_LINES:]
     if job is None:
         shown = [FORGOTTEN, *shown]
-    elif not shown or job.status == JobState.STOPPED:
+    elif not shown or job.driver_exit_code is None or job.status == JobState.STOPPED:
         shown = [*shown, f"Ray reports {job.status}. {job.message or ''}"]
-    return [printable(line, 1000) for line in shown]
+    return [printable(describe_line(line, None), 1000) for line in shown]

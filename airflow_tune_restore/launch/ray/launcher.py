@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import (
+    ASKED_AGAIN,
     describe_end,
     stop_attempt,
     submit_job,
@@ -24,6 +25,7 @@ from airflow_tune_restore.launch.ray.jobs_api import (
     RayJob,
     RayJobs,
 )
+from airflow_tune_restore.launch.ray.package import deliver
 from airflow_tune_restore.launch.ray.submission import (
     IN_CLUSTER,
     DriverResources,
@@ -58,8 +60,13 @@ class RayLauncher:
     poll_seconds: float = POLL_SECONDS
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
-        """Return the settings of a runner that is a job of the cluster it runs on; check the cluster."""
-        RayJobs(self.cluster).version()
+        """Return the settings of a runner that is a job of the cluster it runs on.
+
+        The cluster is checked, and the code is uploaded: a later submission finds it there.
+        """
+        jobs = RayJobs(self.cluster)
+        jobs.version()
+        deliver(jobs, self.runtime_env)
         return replace(settings, address=IN_CLUSTER, can_grow=True)
 
     def start(self, request: RunnerRequest) -> "RayRun":
@@ -102,6 +109,7 @@ class RayRun:
         self._log = JobLog(results=0)  # the last reading
         self._offset = self._results = 0
         self._log_read_at = 0.0
+        self._outage = self._log_trouble = ""  # logged last
 
     def poll(self) -> RunState:
         """Return the state of the job, after a short wait. An outage is waited for: `OUTAGE_SECONDS`."""
@@ -111,9 +119,11 @@ class RayRun:
         except TuneRestoreError as error:  # the address was right before: whatever it answers now
             if time.monotonic() - self._reached > OUTAGE_SECONDS:
                 raise
-            logger.warning("%s It is asked again; the job runs on.", error)
+            if str(error) != self._outage:
+                logger.warning(ASKED_AGAIN, error)
+            self._outage = str(error)
         else:
-            self._reached = time.monotonic()
+            self._reached, self._outage = time.monotonic(), ""
             self._absent = self._absent + 1 if self._job is None else 0
             self._state = self._read_state()
         if self._was_stopped.is_set():
@@ -128,11 +138,14 @@ class RayRun:
             not has_ended and time.monotonic() - self._log_read_at < pause
         ):
             return
-        log = JobLog(offset=self._offset, results=self._results)
+        log, trouble = JobLog(offset=self._offset, results=self._results), ""
         try:
             self.jobs.read_log(self.submission_id, log)
         except TuneRestoreError as error:
-            logger.warning("%s The log is incomplete.", error)
+            trouble = str(error)
+            if trouble != self._log_trouble:
+                logger.warning("%s The log is incomplete.", error)
+        self._log_trouble = trouble
         if has_ended:
             log.end()
         self._log_read_at = time.monotonic()

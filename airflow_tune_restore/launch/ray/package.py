@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import airflow_tune_restore
 from airflow_tune_restore.exceptions import InvalidInputError
@@ -117,15 +117,13 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     """Upload the local parts of a runtime_env, and the runner, and return it with their URIs.
 
     Raises:
-        InvalidInputError: If a path is not an existing directory, wheel or zip file.
+        InvalidInputError: If a part has a wrong type, or a path is not an existing directory, wheel or
+            zip file.
         RayClusterError: If the cluster is out of reach.
     """
     given = {name: value for name, value in runtime_env.items() if value is not None}
+    _check_types(given)
     excludes = given.pop("excludes", ())
-    if isinstance(excludes, str):
-        raise InvalidInputError(
-            f"excludes={excludes!r} in the runtime_env is not a list of patterns."
-        )
 
     def uri(path: str, *, is_module: bool) -> str:
         if Location.parse(path).scheme:
@@ -140,6 +138,29 @@ def deliver(jobs: "RayJobs", runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     modules = [uri(str(path), is_module=True) for path in given.get("py_modules", ())]
     given["py_modules"] = [*modules, _upload(jobs, runner_package())]
     return given
+
+
+def _check_types(runtime_env: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError for a part that the cluster would refuse, before anything is uploaded."""
+
+    def refuse(name: str, expected: str) -> NoReturn:
+        shown = printable(repr(runtime_env[name]))
+        raise InvalidInputError(f"{name}={shown} in the runtime_env is not {expected}.")
+
+    working_dir = runtime_env.get("working_dir", ".")
+    if not (isinstance(working_dir, str | os.PathLike) and str(working_dir)):
+        refuse("working_dir", "a directory or URI")
+    for name, what in {"excludes": "patterns", "py_modules": "directories, wheels or URIs"}.items():
+        listed = runtime_env.get(name, [])
+        if not isinstance(listed, list | tuple) or not all(
+            isinstance(item, str | os.PathLike) and str(item) for item in listed
+        ):
+            refuse(name, f"a list of {what}")
+    variables = runtime_env.get("env_vars", {})
+    if not isinstance(variables, Mapping) or not all(
+        isinstance(text, str) for item in variables.items() for text in item
+    ):  # their values are not shown: they may be secrets
+        raise InvalidInputError("env_vars in the runtime_env is not an object of strings.")
 
 
 def _warn(directory: str, left_out: Mapping[str, Sequence[str]]) -> None:

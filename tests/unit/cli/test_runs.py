@@ -187,6 +187,20 @@ def test_a_runner_that_died_is_recorded_and_named(runs, store, errors, capsys):
     assert "the last line" in errors[0]
 
 
+def test_a_run_that_never_started_is_named_and_is_not_a_failed_attempt(runs, store, errors):
+    def script(request, run):
+        run.exit = lambda: RunnerExit(exit_code=None, message="Ray reports FAILED. No such image.")
+        run.ended.set()
+
+    made, _ = runs(script)
+    made.run_all()
+    assert errors[0] == (
+        f"Trial first: Trial first of {store.uri} was not started: "
+        "Ray reports FAILED. No such image."
+    )
+    assert read_failures(store, "r1", "first") == ()
+
+
 def test_a_cause_that_only_the_place_knows_is_recorded(runs, store):
     def script(request, run):
         leave_outcome(store, request, "failed", cause="actor_died", error="The actor died.")

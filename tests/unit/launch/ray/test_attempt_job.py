@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.ray.submission import DriverResources
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import Result, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
+from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.ray.fake_jobs import FakeJobs
@@ -140,6 +141,32 @@ def test_after_a_job_that_died_the_next_attempt_is_claimed(task, jobs, store, st
     again = task().submit_or_attach()
     assert again.attempt == 2
     assert again.submission_id != first.submission_id
+
+
+@pytest.mark.parametrize("log", ["", "Runtime env is setting up.\n"])
+def test_a_job_that_never_started_is_not_a_failed_attempt(task, jobs, store, log):
+    task().submit_or_attach()
+    jobs.output = log
+    jobs.end("FAILED", message="Failed to set up runtime environment: A: 1")
+    expected = (
+        r"^Trial a3 of .*/exp was not started: .*FAILED. Failed to set up runtime environment"
+    )
+    with pytest.raises(RunnerError, match=expected) as failed:
+        task().get_job_result(1, {})
+    assert not isinstance(failed.value, RunnerDiedError)
+    assert task().records.exit(1) is None
+    assert read_failures(store, "r1", "a3") == ()
+    assert task().submit_or_attach().attempt == 2
+
+
+def test_a_job_that_was_lost_after_it_began_is_a_failed_attempt(task, jobs, store):
+    task().submit_or_attach()
+    beat(store)
+    jobs.end("FAILED", message="Its node died")
+    with pytest.raises(RunnerDiedError, match="Its node died"):
+        task().get_job_result(1, {})
+    assert task().records.exit(1).exit_code is None
+    assert len(read_failures(store, "r1", "a3")) == 1
 
 
 def test_a_job_that_is_being_stopped_is_waited_for(task, jobs, store, monkeypatch):
@@ -275,12 +302,12 @@ def test_a_head_that_has_just_started_is_asked_again(task, jobs, monkeypatch):
 
 
 def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
-    task, jobs, store, monkeypatch
+    task, jobs, store, monkeypatch, caplog
 ):
     one = task()
     attached = one.submit_or_attach()
     not_ray = InvalidInputError("http://head:8265 is not the dashboard of a Ray cluster")
-    troubles, find = [OUTAGE, not_ray], jobs.find
+    troubles, find = [OUTAGE, OUTAGE, not_ray, not_ray], jobs.find
 
     def later(name) -> RayJob:
         if troubles:
@@ -294,6 +321,7 @@ def test_a_cluster_that_answers_anything_is_an_outage_while_a_job_is_followed(
     event = one.poll_until_complete(attached)
     assert one.get_job_result(1, event).result == Result.FINISHED
     assert not troubles
+    assert caplog.text.count("if the job still runs, it is not affected") == 2
 
 
 def test_a_job_is_stopped_once(task, jobs):

@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 
+import httpx
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
+from airflow_tune_restore.launch.ray.cluster_errors import translate_transport_error
 from airflow_tune_restore.launch.ray.job_log import JobLog
 from airflow_tune_restore.launch.ray.jobs_api import RayJob, RayJobs
 
@@ -82,12 +84,40 @@ def test_a_text_that_is_not_an_address_is_refused(given):
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("given", ["", " \n"])
+def test_an_empty_address_is_named(given):
+    with pytest.raises(InvalidInputError, match=r"address of the Ray cluster is empty.*8265"):
+        parse_cluster_address(given)
+
+
 def test_the_version_of_a_cluster_is_read_with_the_token(server, jobs):
     answer(server, "GET", "/api/version", 200, {"ray_version": "2.60.0"})
     answer(server, "GET", "/api/jobs/", 200, [])
     assert jobs.version() == "2.60.0"
     assert {header for *_, header in server.asked} == {"Bearer t0ken"}
     assert "t0ken" not in repr(jobs.cluster)
+
+
+def test_a_token_from_a_file_with_a_line_end_is_accepted(server, jobs):
+    answer(server, "GET", "/api/jobs/", 200, [])
+    RayJobs(Cluster(address=jobs.cluster.address, token=" t0ken\r\n")).list_all()
+    assert [header for *_, header in server.asked] == ["Bearer t0ken"]
+    assert Cluster(address=jobs.cluster.address, token="\n").token is None
+
+
+@pytest.mark.parametrize("token", ["s3cr\net", "s3cr\x00et", "s3crét"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token):
+    with pytest.raises(InvalidInputError, match=r"printable ASCII.*RAY_AUTH_TOKEN") as refused:
+        Cluster(address="http://head:8265", token=token)
+    assert "s3cr" not in str(refused.value)
+
+
+def test_a_header_that_is_not_valid_is_not_shown():
+    cluster = Cluster(address="http://head:8265")
+    error = httpx.LocalProtocolError("Illegal header value b'Bearer t0ken'")
+    translated = translate_transport_error(cluster, error)
+    assert isinstance(translated, InvalidInputError)
+    assert "t0ken" not in str(translated)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +155,20 @@ def test_a_server_in_trouble_may_mend_itself(server, jobs):
     with pytest.raises(RayClusterError) as trouble:
         jobs.version()
     assert str(trouble.value) == f"Ray cluster {jobs.cluster.address}: HTTP 500 (empty body)."
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html>\n<head><title>Bad Gateway</title></head>\n<body>nginx</body>\n</html>\n",
+        "<!DOCTYPE html>\n<style>p {}</style><TITLE lang=en>\n Bad Gateway</TITLE></html>",
+        "<html>\n<body><h1>Bad Gateway</h1>\n<p>Try again</p></body>\n</html>\n",
+    ],
+)
+def test_the_error_of_a_proxy_is_the_title_of_its_page(server, jobs, page):
+    answer(server, "GET", "/api/version", 502, page.encode())
+    with pytest.raises(RayClusterError, match=r": HTTP 502: Bad Gateway\.$"):
+        jobs.version()
 
 
 def test_a_missing_token_is_told_from_a_wrong_one(server, jobs):

@@ -1,6 +1,7 @@
 """Attempts as Ray jobs for a shell. The cluster is a fake."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,14 @@ def test_its_runners_join_the_cluster_they_run_on(ray):
     assert (settings.trainable, settings.imports) == ("a:b", ["mine"])
 
 
+@pytest.mark.parametrize(
+    "runtime_env", [{"working_dir": "/nonexistent"}, {"working_dir": __file__}, {"env_vars": [1]}]
+)
+def test_code_that_cannot_be_sent_is_refused_before_an_attempt_is_claimed(ray, runtime_env):
+    with pytest.raises(InvalidInputError, match="in the runtime_env"):
+        replace(ray, runtime_env=runtime_env).settings(RunnerSettings(trainable="a:b"))
+
+
 def test_an_attempt_is_submitted_once_and_found_by_its_request(ray, jobs, request_):
     assert ray.find(request_) is None
     ray.start(request_)
@@ -95,7 +104,7 @@ def test_a_run_is_followed_to_its_end(ray, jobs, request_):
         "bye",
     ]
     assert ended.exit_code == 1
-    assert ended.message.splitlines()[-2:] == [REPORTS[2].strip(), "bye"]
+    assert ended.message.splitlines()[-2:] == ["iteration 3", "bye"]
 
 
 def test_a_pending_job_waits(ray, jobs, request_):
@@ -148,7 +157,7 @@ def test_an_outage_is_waited_for_and_then_raised(ray, jobs, request_, monkeypatc
     monkeypatch.setattr(jobs, "find", fail)
     jobs.log_error = trouble
     assert run.poll() is RunState.WAITING
-    assert "the job runs on" in caplog.text
+    assert "if the job still runs, it is not affected" in caplog.text
     monkeypatch.setattr(jobs, "find", find)
     assert run.poll() is RunState.RUNNING
     assert list(run.output()) == []
@@ -156,6 +165,33 @@ def test_an_outage_is_waited_for_and_then_raised(ray, jobs, request_, monkeypatc
     monkeypatch.setattr(launcher, "OUTAGE_SECONDS", 0.0)
     with pytest.raises(type(trouble)):
         run.poll()
+
+
+def test_an_outage_is_logged_once_until_its_text_changes(ray, jobs, request_, monkeypatch, caplog):
+    run, find, outage = ray.start(request_), jobs.find, ["HTTP 503"]
+    run.poll()
+
+    def fail(name):
+        raise RayClusterError(f"Ray cluster: {outage[0]}.")
+
+    def poll(times):
+        """Return the warnings of some polls."""
+        caplog.clear()
+        for _ in range(times):
+            run.poll()
+            assert list(run.output()) == []
+        return [message.partition(".")[0] for message in caplog.messages]
+
+    monkeypatch.setattr(jobs, "find", fail)
+    jobs.log_error = RayClusterError("The log: HTTP 503.")
+    assert poll(5) == ["Ray cluster: HTTP 503", "The log: HTTP 503"]
+    outage[0] = "not reachable"
+    assert poll(5) == ["Ray cluster: not reachable"]
+    monkeypatch.setattr(jobs, "find", find)
+    jobs.log_error = None
+    assert poll(2) == []
+    monkeypatch.setattr(jobs, "find", fail)
+    assert poll(2) == ["Ray cluster: not reachable"]
 
 
 def test_stopping_records_the_stop_and_waits_for_the_snapshot(ray, jobs, request_, store):

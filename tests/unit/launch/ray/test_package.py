@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -247,6 +248,23 @@ def test_the_name_does_not_follow_the_order_on_the_disk(project, monkeypatch):
 def test_excludes_that_are_none_are_refused(project, packages, excludes):
     with pytest.raises(InvalidInputError, match=r"excludes.* in the runtime_env"):
         deliver(packages, {"working_dir": str(project), "excludes": excludes})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"working_dir": 5}, "working_dir=5 in the runtime_env is not a directory or URI"),
+        ({"working_dir": ""}, "working_dir='' in the runtime_env is not a directory or URI"),
+        ({"py_modules": "abc"}, "py_modules='abc' in the runtime_env is not a list of directories"),
+        ({"py_modules": [5]}, "is not a list of directories"),
+        ({"env_vars": [1]}, "env_vars in the runtime_env is not an object of strings"),
+        ({"env_vars": {"A": 1}}, "env_vars in the runtime_env is not an object of strings"),
+    ],
+)
+def test_a_runtime_env_of_another_shape_is_refused(packages, given, words):
+    with pytest.raises(InvalidInputError, match=re.escape(words)):
+        deliver(packages, given)
+    assert packages.uploads == 0
 
 
 def test_an_ignore_file_may_hold_any_bytes(project):
