@@ -1,13 +1,20 @@
-"""The launcher needs no Airflow; a log is shown line by line, each once, whatever a look returns."""
+"""The launcher needs no Airflow, and checks the cluster first; each line of a log is shown once."""
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_tune_restore.exceptions import KubernetesConnectionError
 from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, LogPosition
+from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
+from airflow_tune_restore.restore.claim import RunnerSettings
+from tests.support.kubernetes.api import KubernetesApi
+from tests.support.raw_server import raw_server, whole
 
 BEGAN = datetime(2026, 11, 24, 13, 51, 40, tzinfo=UTC)
 
@@ -40,3 +47,62 @@ def test_each_line_is_shown_once_however_often_it_is_read(times, ends):
         newest = shown and lines[len(shown) - 1][0]
         shown += look(position, [line for line in lines[:end] if not shown or line[0] >= newest])
     assert shown == [text for _, text in lines]
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """Makes launchers for the cluster at an address."""
+
+    def make(url):
+        kubeconfig = KubernetesApi(url=url).kubeconfig(tmp_path / "kubeconfig")
+        return KubernetesLauncher(image="sweeps:1", namespace="sweeps", kubeconfig=kubeconfig)
+
+    return make
+
+
+def answered(launcher, status, message="in words", **details):
+    """Let an API server answer the first request; return its head."""
+    reason = status.partition(" ")[2].replace(" ", "")
+    body = {"kind": "Status", "reason": reason, "message": message, "details": details}
+    answer = whole(json.dumps(body).encode(), "Content-Type: application/json", status=status)
+    with raw_server(lambda _head: [answer]) as server:
+        try:
+            launcher(server.url).settings(RunnerSettings(trainable="a:b"))
+        finally:
+            (head,) = server.heads
+    return head
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "words"),
+    [
+        ("401 Unauthorized", {}, "refused the credentials of the kubeconfig: 401"),
+        ("403 Forbidden", {"kind": "pods"}, "403 Forbidden: in words.*docs/kubernetes/rbac.yaml"),
+        ("404 Not Found", {"kind": "namespaces", "name": "sweeps"}, "Namespace sweeps does not exist"),
+        ("500 Internal Server Error", {}, "answers 500 Internal Server Error: in words"),
+        ("200 OK", {}, "did not answer with pod"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_refused_at_the_first_answer(
+    launcher, status, details, words
+):
+    with pytest.raises(KubernetesConnectionError, match=words) as error:
+        answered(launcher, status, **details)
+    assert ("rbac" in str(error.value)) == status.startswith("403")
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once(launcher):
+    with pytest.raises(KubernetesConnectionError, match=r"127.0.0.1:1 cannot be used.*cannot be reached"):
+        launcher("http://127.0.0.1:1").settings(RunnerSettings(trainable="a:b"))
+
+
+@pytest.mark.parametrize(
+    ("status", "details"),
+    [
+        ("403 Forbidden", {"kind": "pods", "name": "tune-restore-check"}),  # a quota is used up
+        ("422 Invalid", {"kind": "Pod", "name": "tune-restore-check"}),
+    ],
+)
+def test_a_cluster_that_examined_a_pod_can_be_used_and_none_is_created(launcher, status, details):
+    head = answered(launcher, status, **details)
+    assert head.startswith("POST /api/v1/namespaces/sweeps/pods?dryRun=All ")
