@@ -78,7 +78,11 @@ def answered(launcher, status, message="in words", **details):
     [
         ("401 Unauthorized", {}, "refused the credentials of the kubeconfig: 401"),
         ("403 Forbidden", {"kind": "pods"}, "403 Forbidden: in words.*docs/kubernetes/rbac.yaml"),
-        ("404 Not Found", {"kind": "namespaces", "name": "sweeps"}, "Namespace sweeps does not exist"),
+        (
+            "404 Not Found",
+            {"kind": "namespaces", "name": "sweeps"},
+            "Namespace sweeps does not exist",
+        ),
         ("500 Internal Server Error", {}, "answers 500 Internal Server Error: in words"),
         ("200 OK", {}, "did not answer with pod"),
     ],
@@ -92,7 +96,9 @@ def test_a_cluster_that_cannot_be_used_is_refused_at_the_first_answer(
 
 
 def test_a_cluster_that_is_not_there_is_refused_at_once(launcher):
-    with pytest.raises(KubernetesConnectionError, match=r"127.0.0.1:1 cannot be used.*cannot be reached"):
+    with pytest.raises(
+        KubernetesConnectionError, match=r"127.0.0.1:1 cannot be used.*cannot be reached"
+    ):
         launcher("http://127.0.0.1:1").settings(RunnerSettings(trainable="a:b"))
 
 
