@@ -26,6 +26,9 @@ from airflow_tune_restore.restore.claim import RunnerSettings
 CHECK_SECONDS = 10.0
 """How long the cluster may take to answer the first request."""
 
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError)
+"""Errors of the client for a kubeconfig that is not text, or has an unexpected structure."""
+
 _CHECKED_POD = "tune-restore-check"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -138,7 +141,7 @@ class KubernetesLauncher:
             elif status == api.UNAUTHORIZED:
                 refused = api.describe_error(error)
                 why = f"The Kubernetes API refused the credentials of the kubeconfig: {refused}."
-            host = core.api_client.configuration.host
+            host = core.api_client.configuration.host or "A kubeconfig without a server"
             raise KubernetesConnectionError(f"{host} cannot be used. {why}") from error
 
     def _run(self, request: RunnerRequest) -> KubernetesRun:
@@ -192,11 +195,13 @@ def connect(kubeconfig: str | None = None, context: str | None = None) -> Any:
     settings = client.Configuration()
     try:
         config.load_kube_config(kubeconfig, context, settings)
-    except (config.ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
+    except (config.ConfigException, YAMLError, OSError, *_MALFORMED) as error:
         if kubeconfig or context or "KUBERNETES_SERVICE_HOST" not in os.environ:
+            why = api.describe_error(error).rstrip(".")
+            if isinstance(error, _MALFORMED):
+                why = f"the kubeconfig is not valid ({why})"
             raise KubernetesConnectionError(
-                f"No connection to Kubernetes: {api.describe_error(error).rstrip('.')}. Check the "
-                "kubeconfig: kubectl config view"
+                f"No connection to Kubernetes: {why}. Check the kubeconfig: kubectl config view"
             ) from error
         config.load_incluster_config(client_configuration=settings)
     return bound(client.ApiClient(settings))

@@ -103,6 +103,27 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(launcher):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"\xff\xfe\x00", "the kubeconfig is not valid .'utf-8' codec"),
+        (b"{", "expected the node content"),
+        (b"7", "the kubeconfig is not valid .* Check the kubeconfig: kubectl config view"),
+    ],
+)
+def test_a_kubeconfig_that_is_not_one_is_refused_in_one_line(tmp_path, text, words):
+    path = tmp_path / "kubeconfig"
+    path.write_bytes(text)
+    broken = KubernetesLauncher(image="sweeps:1", kubeconfig=str(path))
+    with pytest.raises(KubernetesConnectionError, match=f"^No connection to Kubernetes: .*{words}"):
+        broken.settings(RunnerSettings(trainable="a:b"))
+
+
+def test_a_kubeconfig_without_a_server_is_named(launcher):
+    with pytest.raises(KubernetesConnectionError, match="^A kubeconfig without a server cannot be"):
+        launcher("").settings(RunnerSettings(trainable="a:b"))
+
+
+@pytest.mark.parametrize(
     ("status", "details"),
     [
         ("403 Forbidden", {"kind": "pods", "name": "tune-restore-check"}),  # a quota is used up
