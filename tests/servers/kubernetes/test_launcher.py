@@ -182,8 +182,8 @@ def test_a_template_gives_the_rest_of_the_pod(trial, api, launcher, claim, tmp_p
         ("[]", "its kind is not Pod"),
         ("kind: Job", "its kind is not Pod"),
         ("spec: {containers: []}", "it has no containers"),
-        ("spec: {containers: [{image: x}]}", "is not a pod"),
-        ("spec: 7", "is not a pod"),
+        ("spec: {containers: [{image: x}]}", "container 1 has no name"),
+        ("spec: 7", "it has no containers"),
         (None, "No such file or directory"),
     ],
 )

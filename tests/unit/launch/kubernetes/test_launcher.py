@@ -4,14 +4,26 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes.client.exceptions import ApiException
 
-from airflow_tune_restore.exceptions import KubernetesConnectionError
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KubernetesConnectionError,
+    RunnerError,
+)
+from airflow_tune_restore.launch.kubernetes import named_pods
 from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, LogPosition
 from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
+from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods
+from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
+from airflow_tune_restore.launch.kubernetes.pod_template import read_template
+from airflow_tune_restore.launch.kubernetes.run import KubernetesRun
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
 from tests.support.kubernetes.api import KubernetesApi
 from tests.support.raw_server import raw_server, whole
@@ -58,6 +70,44 @@ def launcher(tmp_path):
         return KubernetesLauncher(image="sweeps:1", namespace="sweeps", kubeconfig=kubeconfig)
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kind: Job", "its kind is not Pod"),
+        ("spec: 7", "it has no containers"),
+        ("spec: {containers: []}", "it has no containers"),
+        ("spec: {containers: 7}", "it has no containers"),
+        ("spec: {containers: [{image: x}]}", "container 1 has no name"),
+        ("spec: {containers: [{name: a}, 7]}", "container 2 has no name"),
+        ("{metadata: 5, spec: {containers: [{name: a}]}}", "its metadata is not an object"),
+    ],
+)
+def test_what_is_wrong_with_a_template_is_named(tmp_path, text, words):
+    path = tmp_path / "pod.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError) as error:
+        read_template(path)
+    assert str(error.value) == f"Pod template {path} is not a pod: {words}."
+
+
+def test_the_command_that_deletes_a_pod_is_shown_once(monkeypatch, caplog):
+    def refuse(*_arguments, **_options):
+        raise ApiException(status=500)
+
+    monkeypatch.setattr(named_pods, "REFUSAL_SECONDS", -1.0)
+    core = SimpleNamespace(delete_namespaced_pod=refuse)
+    watch = PodWatch("base")
+    pods = NamedPods(core=core, namespace="sweeps", watch=watch, renew=lambda: None)
+    request = RunnerRequest(
+        experiment="/e", restore_id="r", trial_id="t", attempt=1, trainable="m:f",
+        trainable_name="f", action="resume",
+    )  # fmt: skip
+    run = KubernetesRun(pods, request, 1.0)
+    with pytest.raises(RunnerError, match=r"could not be deleted. It may continue") as error:
+        run.stop()
+    assert f"{caplog.text}{error.value}".count(run.stop_command) == 1
 
 
 def answered(launcher, status, message="in words", **details):
@@ -119,7 +169,9 @@ def test_a_kubeconfig_that_is_not_one_is_refused_in_one_line(tmp_path, text, wor
 
 
 def test_a_kubeconfig_without_a_server_is_named(launcher):
-    with pytest.raises(KubernetesConnectionError, match="^A kubeconfig without a server cannot be"):
+    with pytest.raises(
+        KubernetesConnectionError, match=r"^A kubeconfig without a server cannot be"
+    ):
         launcher("").settings(RunnerSettings(trainable="a:b"))
 
 
