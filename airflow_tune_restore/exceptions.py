@@ -270,7 +270,7 @@ class PodLostError(RunnerDiedError):
 
 
 class KubernetesConnectionError(TuneRestoreError):
-    """A connection to Kubernetes is not valid: its kubeconfig is missing, wrong or incomplete."""
+    """A connection to Kubernetes is not valid: its kubeconfig is wrong, or its cluster cannot be used."""
 
 
 class RayClusterError(TuneRestoreError):

@@ -76,7 +76,7 @@ class LauncherOptions:
         """Return the launcher.
 
         Raises:
-            InvalidInputError: If an option is missing, or belongs to another launcher.
+            InvalidInputError: If an option or a package is missing, or an option is another launcher's.
         """
         self._refuse_foreign()
         match self.on:
@@ -121,8 +121,17 @@ class LauncherOptions:
         return RayLauncher(cluster=cluster, runtime_env=self._runtime_env())
 
     def _kubernetes(self) -> Launcher:
-        from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
-        from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
+        try:
+            import kubernetes  # noqa: F401  the launcher imports both clients when it uses them
+            import kubernetes_asyncio  # noqa: F401
+
+            from airflow_tune_restore.launch.kubernetes.launcher import KubernetesLauncher
+            from airflow_tune_restore.launch.kubernetes.pod_resources import PodSpecOptions
+        except ModuleNotFoundError as error:
+            raise InvalidInputError(
+                "--on kubernetes needs the Kubernetes client: "
+                "pip install 'airflow-tune-restore[kubernetes]'."
+            ) from error
 
         return KubernetesLauncher(
             image=self.image,

@@ -78,9 +78,10 @@ class Launcher(Protocol):
         ...
 
     def find(self, request: RunnerRequest) -> Run | None:
-        """Return the run of an attempt that another process started; None if it is not there.
+        """Return the run of an attempt that was started; None if it is not there.
 
-        Called by a process that takes over, before it claims the next attempt.
+        Called by the `start` of the local launcher, to attach. It is for a process that takes over an
+        attempt without starting it; the shell and the operators only call `start`.
         """
         ...
 

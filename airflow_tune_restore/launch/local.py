@@ -52,10 +52,13 @@ def build_launcher(
     Raises:
         InvalidInputError: If the name is not `local`, or if this process may not switch to that user.
     """
-    if name != LauncherName.LOCAL:
+    if name == LauncherName.KUBERNETES:
         raise InvalidInputError(
-            f"launcher={name!r} is not known here. Give one of: {', '.join(LauncherName)}."
+            f"This operator does not run pods (launcher={str(name)!r}). Use "
+            "RestoreTrialKubernetesOperator or ContinueSearchKubernetesOperator."
         )
+    if name != LauncherName.LOCAL:
+        raise InvalidInputError(f"launcher={name!r} is not known. Give one of: local, ray.")
     return LocalLauncher(
         python=python or sys.executable,
         env=dict(env or {}),

@@ -50,10 +50,14 @@ def test_a_restore_runs_in_pods_and_a_signal_deletes_them_with_a_snapshot(api, s
     assert [1, 2, 3, 4, 5, 6] in rows(str(experiment)).values()
 
 
-def test_a_cluster_that_is_not_there_is_refused_before_anything_is_leased(copied, tmp_path):
+def test_a_cluster_that_cannot_be_used_is_refused_before_anything_is_leased(api, copied, tmp_path):
     experiment = copied("errored")
     on = ("--on", "kubernetes", "--image", IMAGE)
     code, _, err = Shell(experiment, *on, KUBECONFIG=str(tmp_path / "missing")).end()
     assert code == 2
     assert "No connection to Kubernetes" in err
+    kubeconfig = api.kubeconfig(tmp_path / "kubeconfig", token="wrong")
+    code, _, err = Shell(experiment, *on, KUBECONFIG=kubeconfig).end()
+    assert code == 2
+    assert "refused the credentials of the kubeconfig: 401" in " ".join(err.split())
     assert not (experiment / ".tune_restore").exists()

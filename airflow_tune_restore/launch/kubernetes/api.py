@@ -231,7 +231,7 @@ def describe_outage(error: BaseException) -> str:
         return str(error)
     if status is None:
         return f"The Kubernetes API cannot be reached ({type(error).__name__})"
-    hint = f" ({_HINT})" if status in (UNAUTHORIZED, FORBIDDEN) else ""
+    hint = f" ({_HINT})" if status == FORBIDDEN else ""
     return f"The Kubernetes API answers {describe_error(error)}{hint}"
 
 

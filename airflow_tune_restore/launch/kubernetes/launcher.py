@@ -23,6 +23,13 @@ from airflow_tune_restore.launch.kubernetes.run import KubernetesRun
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
 
+CHECK_SECONDS = 10.0
+"""How long the cluster may take to answer the first request."""
+
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError)
+"""Errors of the client for a kubeconfig that is not text, or has an unexpected structure."""
+
+_CHECKED_POD = "tune-restore-check"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 logger = logging.getLogger(__name__)
@@ -61,12 +68,12 @@ class KubernetesLauncher:
 
         Raises:
             InvalidInputError: If the template is not valid, or if no image is given.
-            KubernetesConnectionError: If no connection is valid.
+            KubernetesConnectionError: If the cluster of the kubeconfig cannot be used.
         """
         container = pod_template.runner_container(self._template)
         if not (self.image or container.image):
             raise InvalidInputError("No image is given, neither by --image nor by a pod template.")
-        _ = self._pods
+        self._check_cluster(self.image or container.image)
         limits = pod_resources.given_resources(container.resources)["limits"]
         memory = pod_resources.trial_memory(limits.get("memory"), self.options)
         return replace(settings, sized=True, can_grow=True, memory=memory)
@@ -107,6 +114,35 @@ class KubernetesLauncher:
     def stop_command(self, request: RunnerRequest) -> str:
         """Return the shell command that stops the run of an attempt."""
         return self._run(request).stop_command
+
+    def _check_cluster(self, image: str) -> None:
+        """Ask once whether this shell may create pods in the namespace; the dry run creates none."""
+        from kubernetes.client import models
+
+        core, namespace = self._pods.core, self._pods.namespace
+        pod = models.V1Pod(
+            api_version="v1",
+            kind="Pod",
+            metadata=models.V1ObjectMeta(name=_CHECKED_POD),
+            spec=models.V1PodSpec(containers=[models.V1Container(name="base", image=image)]),
+        )
+        try:
+            answer = core.create_namespaced_pod(
+                namespace, pod, dry_run="All", _request_timeout=CHECK_SECONDS
+            )
+            api.check_answer(answer, _CHECKED_POD)
+        except api.api_errors() as error:
+            status, is_refusal = api.status_of(error), api.is_refusal(error, _CHECKED_POD)
+            if is_refusal and status != api.NOT_FOUND:
+                return  # a quota or a policy is about a pod: `start` reports it
+            why = f"{api.describe_outage(error).rstrip('.')}."
+            if is_refusal:
+                why = f"Namespace {namespace} does not exist. Correct it, or create it."
+            elif status == api.UNAUTHORIZED:
+                refused = api.describe_error(error)
+                why = f"The Kubernetes API refused the credentials of the kubeconfig: {refused}."
+            host = core.api_client.configuration.host or "A kubeconfig without a server"
+            raise KubernetesConnectionError(f"{host} cannot be used. {why}") from error
 
     def _run(self, request: RunnerRequest) -> KubernetesRun:
         return KubernetesRun(self._pods, request, self.start_seconds)
@@ -159,11 +195,13 @@ def connect(kubeconfig: str | None = None, context: str | None = None) -> Any:
     settings = client.Configuration()
     try:
         config.load_kube_config(kubeconfig, context, settings)
-    except (config.ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
+    except (config.ConfigException, YAMLError, OSError, *_MALFORMED) as error:
         if kubeconfig or context or "KUBERNETES_SERVICE_HOST" not in os.environ:
+            why = api.describe_error(error).rstrip(".")
+            if isinstance(error, _MALFORMED):
+                why = f"the kubeconfig is not valid ({why})"
             raise KubernetesConnectionError(
-                f"No connection to Kubernetes: {api.describe_error(error).rstrip('.')}. Check the "
-                "kubeconfig: kubectl config view"
+                f"No connection to Kubernetes: {why}. Check the kubeconfig: kubectl config view"
             ) from error
         config.load_incluster_config(client_configuration=settings)
     return bound(client.ApiClient(settings))

@@ -32,19 +32,31 @@ def read_template(path: str | Path | None) -> Any:
         )
     try:
         found = safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("kind", "Pod") != "Pod":
-            raise ValueError("its kind is not Pod")
+        _refuse_malformed(found)
         pod = ApiClient().deserialize(SimpleNamespace(data=json.dumps(found)), "V1Pod")
-        if pod.spec is None or not pod.spec.containers:
-            raise ValueError("it has no containers")
     except OSError as error:
         raise InvalidInputError(f"Cannot read pod template {path}: {error.strerror}.") from error
     except (YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InvalidInputError(
-            f"Pod template {path} is not a pod: {printable(str(error), 500)}"
+            f"Pod template {path} is not a pod: {printable(str(error), 500).rstrip('.')}."
         ) from error
     pod.metadata = pod.metadata or models.V1ObjectMeta()
     return pod
+
+
+def _refuse_malformed(found: Any) -> None:
+    """Raise ValueError or TypeError for mistakes that the client accepts, or reports by names of its own."""
+    if not isinstance(found, dict) or found.get("kind", "Pod") != "Pod":
+        raise ValueError("its kind is not Pod")
+    if not isinstance(found.get("metadata"), dict | None):
+        raise TypeError("its metadata is not an object")
+    spec = found.get("spec")
+    containers = spec.get("containers") if isinstance(spec, dict) else None
+    if not isinstance(containers, list) or not containers:
+        raise ValueError("it has no containers")
+    for number, container in enumerate(containers, 1):
+        if not isinstance(container, dict) or not container.get("name"):
+            raise ValueError(f"container {number} has no name")
 
 
 def runner_container(pod: Any) -> Any:

@@ -105,9 +105,7 @@ class KubernetesRun:
         """Delete the pod, and wait for its end (RunnerError without an answer: it may continue)."""
         with self._plain_errors():
             if not self._pods.delete(self.name):
-                raise RunnerError(
-                    f"{self.label} could not be deleted. Delete it: {self.stop_command}"
-                )
+                raise RunnerError(f"{self.label} could not be deleted. It may continue.")
             while self._pods.look(self.name) is None:
                 time.sleep(POLL_SECONDS)
 

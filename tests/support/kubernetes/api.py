@@ -185,7 +185,9 @@ class KubernetesApi:
 
     # the resources
 
-    def create(self, namespace: str, pod: dict[str, Any]) -> dict[str, Any]:
+    def create(
+        self, namespace: str, pod: dict[str, Any], *, dry_run: bool = False
+    ) -> dict[str, Any]:
         metadata = pod["metadata"]
         metadata["namespace"] = namespace
         default(pod)
@@ -206,6 +208,8 @@ class KubernetesApi:
                 "creationTimestamp": timestamp(),
             }
             pod["status"] = {"phase": "Pending", "qosClass": "Burstable"}
+            if dry_run:
+                return pod
             self.created.append(json.loads(json.dumps(pod)))
             self.pods[key] = pod
             self._touch(pod)

@@ -121,7 +121,7 @@ def make_handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
                 return self.log(namespace, name, query)
             match self.command:
                 case "POST":
-                    return api.create(namespace, body)
+                    return api.create(namespace, body, dry_run="dryRun" in query)
                 case "PATCH":
                     return api.patch(namespace, name, body)
                 case "DELETE":

@@ -1,5 +1,7 @@
 """The launcher that the options of `tune-restore restore` choose."""
 
+import sys
+
 import pytest
 
 from airflow_tune_restore.cli.launchers import _OPTIONS, LauncherOptions
@@ -52,6 +54,16 @@ def test_kubernetes_gets_image_namespace_template_and_interpreter():
     assert isinstance(launcher, KubernetesLauncher)
     given = (launcher.image, launcher.namespace, launcher.pod_template, launcher.options.python)
     assert given == ("sweeps:1", "sweeps", "pod.yaml", "/opt/python")
+
+
+@pytest.mark.parametrize("module", ["aiohttp", "kubernetes", "kubernetes_asyncio"])
+def test_without_the_kubernetes_client_its_package_is_named(monkeypatch, module):
+    for name in [name for name in sys.modules if ".launch.kubernetes." in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    command = r"pip install 'airflow-tune-restore\[kubernetes\]'"
+    with pytest.raises(InvalidInputError, match=f"^--on kubernetes needs .*: {command}"):
+        LauncherOptions(on=LauncherName.KUBERNETES, image="sweeps:1").build()
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,15 @@ def test_only_a_trial_on_a_cluster_can_get_more_memory(launcher):
 
 
 def test_a_launcher_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(InvalidInputError, match="one of: local, ray, kubernetes"):
+    with pytest.raises(InvalidInputError, match=r"'slurm' is not known. Give one of: local, ray\."):
         build_launcher("slurm")
+
+
+def test_for_pods_the_operators_that_run_them_are_named():
+    words = "RestoreTrialKubernetesOperator or ContinueSearchKubernetesOperator"
+    with pytest.raises(InvalidInputError, match=words) as error:
+        build_launcher("kubernetes")
+    assert "one of" not in str(error.value)
 
 
 def test_the_runner_imports_what_lies_beside_the_dags_and_nothing_of_this_interpreter(

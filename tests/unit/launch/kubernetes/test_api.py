@@ -118,6 +118,10 @@ def test_an_outage_is_logged_once_and_again_when_it_changes(caplog):
     assert "docs/kubernetes/rbac.yaml" in caplog.records[1].message
 
 
+def test_a_role_is_not_named_for_credentials_that_are_refused():
+    assert "rbac" not in api.describe_outage(answer(401))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(
