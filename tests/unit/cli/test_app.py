@@ -712,7 +712,7 @@ def test_undo_says_what_it_did_and_when_there_is_nothing_to_undo(tune_restore, t
     assert json.loads(out)["newest"] == STATE_NAME
     code, _, err = tune_restore("undo", experiment)
     assert code == 2
-    assert "no commit to undo" in " ".join(err.split())
+    assert "No commit can be undone" in " ".join(err.split())
 
 
 def test_undo_is_refused_with_exit_code_3_while_a_restore_is_at_work(tune_restore, tmp_path):
