@@ -97,7 +97,7 @@ class RecordUnreadableError(_ObjectError):
     def __str__(self) -> str:
         return (
             f"{self.uri}: {self.key} is not a valid record: {self.reason.rstrip('.')}. Only this package "
-            "should write there. Find out what wrote it, then delete it. It was ignored."
+            "should write there. Find out what wrote it, then delete it."
         )
 
 

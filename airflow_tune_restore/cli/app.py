@@ -6,7 +6,9 @@ import io
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -33,6 +35,10 @@ from airflow_tune_restore.storage.fs import open_store
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_BUSY = 3
+
+_TYPERS_CTRL_C = 130
+_SAME_STOP_SECONDS = 2.0
+"""Signals within it are one: `timeout` of GNU signals the command, and at once its process group."""
 
 app = typer.Typer(
     add_completion=False,
@@ -158,16 +164,34 @@ def main() -> None:
         output.print_error(error)
         is_busy = isinstance(error, ExperimentRunningError | LeaseHeldError | LeaseLostError)
         sys.exit(EXIT_BUSY if is_busy else EXIT_REFUSED)
+    except SystemExit as ended:
+        if ended.code != _TYPERS_CTRL_C:
+            raise
+        output.print_stopped()
+        sys.exit(EXIT_FAILED)
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, until the block ends."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, until the block ends. A signal is not counted twice."""
+    last = -_SAME_STOP_SECONDS
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        now = monotonic()
+        if now - last >= _SAME_STOP_SECONDS:
+            last = now
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as in a background job of a script
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,13 @@ def print_error(error: Exception) -> None:
     console(stderr=True).print(f"error: {printable(str(error), NOTE_LENGTH)}")
 
 
+def print_stopped() -> None:
+    """Print on stderr that the user has stopped a command."""
+    console(stderr=True).print(
+        "Stopped. What the trials have done is kept; run the command again to continue."
+    )
+
+
 def console(*, stderr: bool = False, width: int | None = None) -> "Console":
     """Return a console that prints text as it is; one line stays one line in a narrow terminal."""
     from rich.console import Console

@@ -1,5 +1,6 @@
 """Plans, runs and commits one restore: `tune-restore restore`."""
 
+import contextlib
 import getpass
 import os
 import secrets
@@ -9,6 +10,7 @@ from datetime import timedelta
 
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
+from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
@@ -57,7 +59,8 @@ def restore_experiment(
         return None
     for warning in prepared.plan.warnings:
         progress.say(f"note: {printable(warning, NOTE_LENGTH)}")
-    if prepared.plan.has_work and isinstance(launcher, ChecksTrainable):
+    has_work = bool(prepared.plan.has_work or prepared.plan.samples_left)
+    if has_work and isinstance(launcher, ChecksTrainable):
         # a wrong trainable is refused before anything is leased or started
         launcher.check(
             trainable=options.settings.trainable,
@@ -68,9 +71,8 @@ def restore_experiment(
             experiment=prepared.plan.experiment,
             ignore_tuner=prepared.plan.ignore_tuner,
         )
-    if prepared.plan.has_work:
-        # a place that cannot be used is refused now, too
-        options = replace(options, settings=launcher.settings(options.settings))
+    # a place that cannot be used is refused now, too
+    options = replace(options, settings=launcher.settings(options.settings))
     restore = _Restore(store, launcher, options, progress)
     done = restore.carry_out(prepared)
     if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:
@@ -101,9 +103,14 @@ class _Restore:
 
     def carry_out(self, prepared: PreparedRestore) -> CommitSummary | None:
         """Start, run and commit a restore; first commit what a dead restore has left."""
-        plan, settled = start_restore(
-            prepared, self._options.prepare, holder=holder(), ttl_seconds=TTL_SECONDS
-        )
+        try:
+            plan, settled = start_restore(
+                prepared, self._options.prepare, holder=holder(), ttl_seconds=TTL_SECONDS
+            )
+        except KeyboardInterrupt:  # no attempt was started
+            with contextlib.suppress(LeaseLostError):
+                lease.release(self._store, lease.check_held(self._store, prepared.plan.restore_id))
+            raise
         if settled is not None:
             self._progress.say(f"A restore that died was committed first. {settled.headline()}")
         if plan is None:

@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.protocol.numbers import MAX_COUNT, is_amount, is_count
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.record_json import Count
 
 DEFAULT_MAX_MEMORY_BYTES = 64.0 * 1024**3
 """Trials that run out of memory get twice as much, up to this limit."""
@@ -53,7 +53,7 @@ class PlanChoices:
             twice as much each time.
 
     Raises:
-        InvalidInputError: If `strategy` is not one of the three.
+        InvalidInputError: If `strategy` is not one of the three, or a number is out of its bounds.
     """
 
     flags: ResumeFlags = field(default_factory=ResumeFlags)
@@ -64,11 +64,21 @@ class PlanChoices:
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     ignore_tuner: bool = False
-    max_attempts: Count | None = None
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)] | None = None
     max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
 
     def __post_init__(self) -> None:
         if self.strategy not in _STRATEGIES:
             raise InvalidInputError(
                 f"strategy={self.strategy!r} is not one of 'auto', 'per_trial', 'whole_experiment'."
+            )
+        if self.max_attempts is not None and not (self.max_attempts and is_count(self.max_attempts)):
+            raise InvalidInputError(
+                f"max_attempts={self.max_attempts!r} (--max-attempts) is not a whole number from 1 to "
+                f"{MAX_COUNT}."
+            )
+        if not is_amount(self.max_memory_bytes):
+            raise InvalidInputError(
+                f"max_memory={self.max_memory_bytes!r} (--max-memory) is not a finite number of bytes "
+                "from 0."
             )

@@ -127,16 +127,18 @@ def build_plan(
 
 
 def build_search_plan(
-    experiment: Experiment, *, restore_id: str, can_search: bool = False
+    experiment: Experiment, choices: PlanChoices, *, restore_id: str, can_search: bool = False
 ) -> RestorePlan:
     """Plan to continue the search, and nothing else: every recorded trial stays as it is.
+
+    The flags of `choices` are not used.
 
     Raises:
         InvalidInputError: If the searcher is lost.
     """
     plan = build_plan(
         experiment,
-        PlanChoices(flags=ResumeFlags(unfinished=ResumeType.SKIP)),
+        replace(choices, flags=ResumeFlags(unfinished=ResumeType.SKIP)),
         restore_id=restore_id,
         checkpoints={},
         can_search=can_search,

@@ -236,8 +236,11 @@ def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> 
 
 
 def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
-    experiment = read_base(store, ignore_tuner=options.choices.ignore_tuner)
-    plan = build_search_plan(experiment, restore_id=restore_id, can_search=options.can_search)
+    choices = options.choices
+    experiment = read_base(store, ignore_tuner=choices.ignore_tuner)
+    plan = build_search_plan(
+        experiment, choices, restore_id=restore_id, can_search=options.can_search
+    )
     return PreparedRestore(store=store, experiment=experiment, plan=plan)
 
 

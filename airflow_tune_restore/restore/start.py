@@ -1,6 +1,6 @@
 """Start a prepared restore: take the lease, write seeds and plan. Each step can be repeated."""
 
-from airflow_tune_restore.exceptions import KeyExistsError, StateChangedError
+from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, StateChangedError
 from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.protocol import layout, lease
@@ -27,6 +27,7 @@ def start_restore(
 
     Raises:
         LeaseHeldError: If another restore is running.
+        InvalidInputError: If the plan could not be read again.
         StateChangedError: If the experiment was written to since it was read.
         StorageError: If the store cannot create objects exclusively.
     """
@@ -78,11 +79,18 @@ def _write(prepared: PreparedRestore) -> RestorePlan:
     A whole-experiment run starts from the state itself.
     """
     store, plan, state = prepared.store, prepared.plan, prepared.experiment.state
+    try:
+        body = plan.to_json()
+        RestorePlan.from_json(body)
+    except ValueError as error:  # found now, not after its trials have run
+        raise InvalidInputError(
+            f"The plan of {store.uri} is not valid: {error}. Nothing was started."
+        ) from error
     for trial in () if plan.is_whole_experiment else plan.to_run:
         seed = encode_state([state.rows[trial.trial_id]], state.runner, state.stats)
         store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
     try:
-        store.create(layout.plan_key(plan.restore_id), plan.to_json())
+        store.create(layout.plan_key(plan.restore_id), body)
     except KeyExistsError:
         written = read_plan(store, plan.restore_id)
         if written.base != plan.base:

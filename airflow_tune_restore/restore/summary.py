@@ -99,7 +99,10 @@ class CommitSummary:
         """Join this summary with that of the restore that then continued the search."""
         drawn = tuple(change for change in later.changes if change.status_before is None)
         return replace(
-            later, state_file=later.state_file or self.state_file, changes=(*self.changes, *drawn)
+            later,
+            state_file=later.state_file or self.state_file,
+            changes=(*self.changes, *drawn),
+            quarantined=tuple(dict.fromkeys(self.quarantined + later.quarantined)),
         )
 
     def table(self, width: int = TABLE_WIDTH) -> str:
@@ -144,15 +147,15 @@ class CommitSummary:
         for what, is_new in (("resumed trials", False), ("samples drawn now", True)):
             ran = [c for c in self.changes if c.was_run and (c.status_before is None) == is_new]
             failed = [c.trial_id for c in ran if c.has_failed]
-            if ran or not is_new:
+            if ran:
                 parts.append(f"{len(ran) - len(failed)} of {len(ran)} {what} finished")
             if failed:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
-        text = f"{self.experiment}: {', '.join(parts)}"
+        text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
         if self.broke_off:
-            text += f"; the run broke off: {printable(self.broke_off)}"
+            text += f"; the run broke off: {printable(self.broke_off).rstrip('.')}"
         if self.samples_left and self.searcher_lost:
             lost = describe_lost_searcher(self.experiment, self.samples_left, self.searcher_lost)
             text += f"; {lost}"

@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from airflow_tune_restore.cli import app as cli
-from airflow_tune_restore.exceptions import StorageError
+from airflow_tune_restore.cli import restore
+from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import RunnerExit
@@ -551,6 +554,73 @@ def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows
     code, out, _ = tune_restore(*command)
     assert code == 1
     assert words in out
+
+
+def test_samples_after_a_restore_that_runs_no_trial_get_the_settings_of_the_launcher(
+    tune_restore, samples
+):
+    experiment, launcher = samples(DONE, HUNG, lost=False)
+    addresses = []
+    start = launcher.start
+    launcher.settings = lambda settings: replace(settings, address="head:6379")
+    launcher.start = lambda request: addresses.append(request.address) or start(request)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, err = tune_restore(*command, "--no-resume-unfinished")
+    assert code == 0, out + err
+    assert "3 of 3 samples drawn now finished" in out
+    assert (launcher.asked, addresses) == ([None], ["head:6379"])
+
+
+def test_a_trainable_for_the_samples_alone_is_checked_before_anything_is_written(
+    tune_restore, samples
+):
+    experiment, launcher = samples(DONE, HUNG, lost=False)
+
+    def refuse(**_):
+        raise InvalidInputError("m:t is not the recorded trainable.")
+
+    launcher.check = refuse
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, _, err = tune_restore(*command, "--no-resume-unfinished")
+    assert (code, err) == (2, "error: m:t is not the recorded trainable.\n")
+    assert not (experiment / layout.ROOT).exists()
+
+
+def test_a_signal_that_is_sent_twice_is_one_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    times = iter([10.0, 11.9, 12.0])
+    try:
+        with cli._sigterm_as_ctrl_c(lambda: next(times)):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("where", "is_free"), [("start_restore", True), ("commit_restore", False)])
+def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_1(
+    tune_restore, samples, monkeypatch, where, is_free
+):
+    experiment, launcher = samples(DONE, HUNG, lost=False)
+    step = getattr(restore, where)
+
+    def press(*arguments, **options):
+        if is_free:
+            step(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore, where, press)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0", "--json")
+    code, out, err = tune_restore(*command)
+    words = "Stopped. What the trials have done is kept; run the command again to continue."
+    assert (code, out, err.splitlines()[-1]) == (1, "", words)
+    assert bool(launcher.started) != is_free
+    held = lease.unreleased(open_store(str(experiment)), but="")
+    assert (held == []) == is_free
 
 
 def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):

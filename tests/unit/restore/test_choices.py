@@ -2,20 +2,24 @@
 
 import inspect
 import json
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 
+import msgspec
 import pytest
 
 from airflow_tune_restore.cli.options import PlanOptions
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support import ROOT
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
-from tests.support.records import plan_night
+from tests.support.records import plan_night, prepare_night
 
 NAMES = {"max_memory_bytes": "max_memory"}
 CHOICES = [NAMES.get(f.name, f.name) for f in fields(PlanChoices) if f.name != "flags"]
@@ -59,3 +63,27 @@ def test_an_unknown_strategy_is_refused_and_unreadable_in_a_plan(store, strategy
     document["choices"]["strategy"] = strategy
     with pytest.raises(ValueError, match="strategy"):
         RestorePlan.from_json(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_attempts", value) for value in (0, -5, 2**70, 1.5)]
+    + [("max_memory", value) for value in (math.inf, math.nan, -1.0, 10**400)],
+)
+def test_a_number_out_of_its_bounds_is_refused_with_its_option_and_value(name, value):
+    field = "max_memory_bytes" if name == "max_memory" else name
+    with pytest.raises(InvalidInputError) as refused:
+        PlanChoices(**{field: value})
+    assert f"{name}={value!r} (--{name.replace('_', '-')})" in str(refused.value)
+
+
+def test_a_plan_that_could_not_be_read_again_is_not_started(store):
+    prepared = prepare_night(store, "r1")
+    (trial,) = prepared.plan.trials
+    trials = (msgspec.structs.replace(trial, iteration=-1),)
+    unreadable = replace(prepared, plan=replace(prepared.plan, trials=trials))
+    with pytest.raises(InvalidInputError, match="is not valid.*iteration"):
+        start_plan(unreadable, holder="test")
+    assert lease.refuse_if_alive(store, "another") is None
+    with pytest.raises(KeyNotFoundError):
+        read_plan(store, "r1")

@@ -18,6 +18,7 @@ from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.restore import committed_state
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -309,7 +310,7 @@ def test_an_experiment_that_never_started_gets_its_first_state(store):
     store.delete(STATE_NAME)
     store.put("tuner.pkl", b"")
     unborn = read_base(store)
-    plan = build_search_plan(unborn, restore_id="r1")
+    plan = build_search_plan(unborn, PlanChoices(), restore_id="r1")
     start_plan(PreparedRestore(store=store, experiment=unborn, plan=plan), holder="test")
     run_of_all(store, [DRAWN])
     summary = commit_restore(store, "r1")

@@ -1,6 +1,7 @@
 """Samples without their searcher: before anything starts, the user learns how to get them."""
 
 import pickle
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from airflow_tune_restore.experiments import tuner_file
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.prepare import (
@@ -106,6 +108,14 @@ def test_a_searcher_that_is_named_draws_them(lost):
         )  # fmt: skip
 
 
+def test_the_plan_that_draws_them_keeps_the_choices_of_the_user(lost):
+    store = lost([DONE])
+    choices = PlanChoices(max_attempts=3, max_memory_bytes=1e9, remember_scheduler=True)
+    for prepare in (prepare_restore, prepare_continued_search):
+        made = prepare(store, "r1", options(can_search=True, choices=choices))
+        assert replace(made.plan.choices, flags=choices.flags) == choices
+
+
 @pytest.mark.parametrize("strategy", ["per_trial", "whole_experiment"])
 def test_trials_are_restored_and_the_summary_says_why_the_samples_are_not(lost, strategy):
     store = lost([DONE, HUNG])
@@ -135,12 +145,24 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
     plan = start_plan(made, holder="test")
     leave_attempt(
         store, plan, layout.WHOLE_EXPERIMENT, DONE, make_row("new"), result="interrupted",
-        error_type="ValueError", error="no more suggestions",
+        error_type="ValueError", error="no more suggestions.",
     )  # fmt: skip
     summary = commit_restore(store, "r1")
     assert [change.trial_id for change in summary.changes] == ["done", "new"]
-    assert "the run broke off: ValueError: no more suggestions" in summary.headline()
+    assert summary.headline().startswith(
+        f"{store.uri}: 1 of 1 samples drawn now finished; the run broke off: ValueError: no more "
+        "suggestions; 2 samples were never drawn; committed as "
+    )
     assert (summary.samples_left, summary.is_done) == (2, False)
+
+
+def test_a_summary_of_two_restores_holds_the_quarantined_trials_of_both(lost):
+    made = prepare_continued_search(lost([DONE]), "r1", options(can_search=True))
+    start_plan(made, holder="test")
+    summary = commit_restore(made.store, "r1")
+    assert ": no trial was to run; " in summary.headline()
+    first, later = (replace(summary, quarantined=ids) for ids in (("a", "b"), ("b", "c")))
+    assert first.then(later).quarantined == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("tuner", [None, (GOLDEN / "failed" / "optuna" / "tuner.pkl").read_bytes()])

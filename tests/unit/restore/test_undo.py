@@ -79,7 +79,7 @@ def test_a_second_undo_takes_back_the_commit_before_and_a_third_says_there_is_no
     assert newest(store) == FIRST
     assert undo_commit(store, holder="test").restore_id == "r1"
     assert newest(store) == STATE_NAME
-    with pytest.raises(InvalidInputError, match=r"No commit can be undone.*the driver of .* wrote"):
+    with pytest.raises(InvalidInputError, match=r"No commit can be undone: the driver of .* wrote"):
         undo_commit(store, holder="test")
 
 
