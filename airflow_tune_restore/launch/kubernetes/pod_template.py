@@ -45,7 +45,7 @@ def read_template(path: str | Path | None) -> Any:
 
 
 def _refuse_malformed(found: Any) -> None:
-    """Raise ValueError or TypeError for mistakes that the client accepts, or reports by names of its own."""
+    """Raise ValueError or TypeError for mistakes that the client accepts or reports unclearly."""
     if not isinstance(found, dict) or found.get("kind", "Pod") != "Pod":
         raise ValueError("its kind is not Pod")
     if not isinstance(found.get("metadata"), dict | None):
