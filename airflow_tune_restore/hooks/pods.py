@@ -51,7 +51,10 @@ class PatientKubernetesHook(KubernetesHook):
 
         try:
             return bound(super().get_conn())
-        except (ConfigException, YAMLError, TypeError, AttributeError, OSError) as error:
+        except (
+            *(ConfigException, YAMLError, TypeError, AttributeError, LookupError),
+            *(ValueError, OSError),
+        ) as error:
             which, why = self.config_file or self.conn_id or "default", api.describe_error(error)
             raise KubernetesConnectionError(
                 f"The connection to Kubernetes ({which}) cannot be used: {why}"
