@@ -186,7 +186,8 @@ class TrialRuns:
 
 
 def _log_error(unit: str, error: str) -> None:
-    logger.error("%s: %s", _name(unit), printable(error, NOTE_LENGTH))
+    prefix = "" if _name(unit).lower() in error.lower() else f"{_name(unit)}: "
+    logger.error("%s%s", prefix, printable(error, NOTE_LENGTH))
 
 
 def _name(unit: str) -> str:

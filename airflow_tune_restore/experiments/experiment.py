@@ -12,6 +12,7 @@ from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
 from airflow_tune_restore.protocol.names import is_text
 from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.protocol.pickle_reader import Instance, attribute
+from airflow_tune_restore.protocol.printable import counted
 
 _MAX_TEXT = 10_000
 
@@ -160,7 +161,7 @@ def live_trials(search_state: Any) -> frozenset[str] | None:
 
 def describe_lost_searcher(experiment: str, left: int | None, why: str) -> str:
     """Describe which samples cannot be drawn, why, and how to draw them."""
-    samples = "the samples that are left" if left is None else f"{left} samples"
+    samples = "the samples that are left" if left is None else counted(left, "sample")
     if why == NEVER_SAVED:
         return (
             f"{samples} cannot be drawn: their searcher {NEVER_SAVED} (it has no save and restore), and "

@@ -19,7 +19,7 @@ from airflow_tune_restore.experiments.evidence import (
     span_of,
 )
 from airflow_tune_restore.experiments.state_summary import StateSummary
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.storage.location import Location
 
 DEFAULT_STALE_AFTER = timedelta(minutes=30)
@@ -102,24 +102,24 @@ def judge(summary: StateSummary, evidence: Evidence, *, stale_after: timedelta) 
     if (running := judge_running(evidence)) is not None:
         return running
     allowed, why = patience(summary, stale_after)
-    silent, counted = _silence(evidence, allowed)
+    silent, signs = _silence(evidence, allowed)
     if not silent and _silence(evidence, stale_after)[0]:
-        counted[EvidenceKind.ALLOWED] = Indicates.ALIVE
+        signs[EvidenceKind.ALLOWED] = Indicates.ALIVE
     left = summary.samples_left
     if not summary.unfinished and (left == 0 or (left is None and silent)):
-        return _ended(summary, evidence, silent, counted)
+        return _ended(summary, evidence, silent, signs)
     undone = {}
     if summary.unfinished:
-        undone[EvidenceKind.TRIALS] = f"{summary.unfinished} unfinished trials"
+        undone[EvidenceKind.TRIALS] = counted(summary.unfinished, "unfinished trial")
     if left:
-        undone[EvidenceKind.SAMPLES] = f"{left} samples never drawn"
+        undone[EvidenceKind.SAMPLES] = f"{counted(left, 'sample')} never drawn"
     elif not undone:
         undone[EvidenceKind.SAMPLES] = "a searcher that may draw more"
     limit = span(allowed) + (f", because {why}" if allowed != stale_after else "")
     return Verdict(
         Health.INTERRUPTED if silent else Health.RUNNING,
         f"{' and '.join(undone.values())}{_last_written(evidence, silent, limit)}",
-        counted | dict.fromkeys(undone, Indicates.UNFINISHED),
+        signs | dict.fromkeys(undone, Indicates.UNFINISHED),
     )
 
 
@@ -127,11 +127,11 @@ def judge_unstarted(why: str, evidence: Evidence, *, stale_after: timedelta) -> 
     """Return the health of an experiment without trials; `why` is the reason if its driver is dead."""
     if (running := judge_running(evidence)) is not None:
         return running
-    silent, counted = _silence(evidence, stale_after)
+    silent, signs = _silence(evidence, stale_after)
     if silent:
-        return Verdict(Health.NOT_STARTED, why, counted)
+        return Verdict(Health.NOT_STARTED, why, signs)
     written = _last_written(evidence, silent, span(stale_after))
-    return Verdict(Health.RUNNING, f"no trial of it is saved yet{written}", counted)
+    return Verdict(Health.RUNNING, f"no trial of it is saved yet{written}", signs)
 
 
 def judge_running(evidence: Evidence) -> Verdict | None:
@@ -188,12 +188,12 @@ def _ended(
     if evidence.is_restarting and not silent:
         reason = "all its trials ended, but a new driver has started and has not saved a state yet"
         return Verdict(Health.RUNNING, reason, written | {EvidenceKind.START: Indicates.ALIVE})
-    counted = {EvidenceKind.TRIALS: Indicates.ENDED}
+    signs = {EvidenceKind.TRIALS: Indicates.ENDED}
     if summary.samples_left is not None:
-        counted[EvidenceKind.SAMPLES] = Indicates.ENDED
+        signs[EvidenceKind.SAMPLES] = Indicates.ENDED
     if summary.samples_left is None or evidence.is_restarting:
-        counted |= written  # only silence shows that nothing continues
+        signs |= written  # only silence shows that nothing continues
     if summary.errored:
         reason = f"{summary.errored} of {summary.total} trials ended with ERROR"
-        return Verdict(Health.ERRORED, reason, counted)
-    return Verdict(Health.FINISHED, describe_ends(summary.total, summary.ended_by), counted)
+        return Verdict(Health.ERRORED, reason, signs)
+    return Verdict(Health.FINISHED, describe_ends(summary.total, summary.ended_by), signs)

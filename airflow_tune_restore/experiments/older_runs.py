@@ -48,7 +48,10 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
             notes.append(_describe(entry.name, state.trials))
         seen, starts_run = seen | _ids(state), _starts_a_run(state)
     if rest := older[MAX_FILES:]:
-        notes.append(f"{len(rest)} older states were not checked, the newest is {rest[0].name}")
+        were = "was" if len(rest) == 1 else "were"
+        notes.append(
+            f"{counted(len(rest), 'older state')} {were} not checked, the newest is {rest[0].name}"
+        )
     return tuple(printable(note, NOTE_LENGTH) for note in notes)
 
 

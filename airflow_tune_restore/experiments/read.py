@@ -39,7 +39,7 @@ from airflow_tune_restore.experiments.tuner_file import (
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.location import explain_percent
 
@@ -163,8 +163,9 @@ def _experiment(
     )
     if cut_short := experiment.stopped_by_fail_fast:
         note = (
-            f"fail_fast marked {len(cut_short)} trials TERMINATED before they finished: "
-            f"{', '.join(trial.trial_id for trial in cut_short[:5])}; resume_cut_short resumes them"
+            f"fail_fast marked {counted(len(cut_short), 'trial')} TERMINATED too early: "
+            f"{', '.join(trial.trial_id for trial in cut_short[:5])}; resume_cut_short resumes such "
+            "trials"
         )
         return replace(experiment, warnings=(*experiment.warnings, note))
     return experiment
@@ -176,14 +177,14 @@ def _describe_odd(trials: Collection[Trial]) -> Iterator[str]:
     for trial in lost[:_LOST_NAMED]:
         yield f"trial {trial.trial_id} cannot be run: {trial.unusable}"
     if len(lost) > _LOST_NAMED:
-        yield f"{len(lost) - _LOST_NAMED} more trials cannot be run"
+        yield f"{counted(len(lost) - _LOST_NAMED, 'more trial')} cannot be run"
     with_field: dict[str, list[str]] = {}
     for trial in trials:
         for name in trial.odd_fields:
             with_field.setdefault(name, []).append(trial.trial_id)
     for name, ids in with_field.items():
         named = ", ".join(ids[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
-        yield f"{name} of {len(ids)} trials ({named}) {_ODD[name]}"
+        yield f"{name} of {counted(len(ids), 'trial')} ({named}) {_ODD[name]}"
 
 
 def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:

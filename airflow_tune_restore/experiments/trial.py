@@ -81,7 +81,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def resources(self) -> dict[str, float]:
-        """Total resources it asks for, as `{"CPU": 1.0}`; empty if they cannot be read."""
+        """Total resources it requests, as `{"CPU": 1.0}`; empty if they cannot be read."""
         return self._kept_row.resources()
 
     @cached_property

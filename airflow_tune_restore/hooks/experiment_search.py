@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Experim
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.storage.location import explain_percent
 
 _SHOWN = 20
@@ -133,7 +134,7 @@ def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Lo
     counts = Counter(report.health for report in reports)
     words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
     found = words or f"nothing found{explain_percent(place.uri)}"
-    log.info("%s: %d experiments; %s", place, len(reports), found)
+    log.info("%s: %s; %s", place, counted(len(reports), "experiment"), found)
     unreadable = [report for report in reports if report.health is Health.UNREADABLE]
     for report in unreadable[:_SHOWN]:
         log.warning("%s is left alone: %s", report.experiment, report.reason)

@@ -72,7 +72,7 @@ class PlanChoices:
             raise InvalidInputError(
                 f"strategy={self.strategy!r} is not one of 'auto', 'per_trial', 'whole_experiment'."
             )
-        if self.max_attempts is not None and not (self.max_attempts and is_count(self.max_attempts)):
+        if self.max_attempts == 0 or not (self.max_attempts is None or is_count(self.max_attempts)):
             raise InvalidInputError(
                 f"max_attempts={self.max_attempts!r} (--max-attempts) is not a whole number from 1 to "
                 f"{MAX_COUNT}."

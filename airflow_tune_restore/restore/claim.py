@@ -184,7 +184,8 @@ def read_resources(store: ObjectStore, plan: RestorePlan, unit: str) -> dict[str
         raise InvalidInputError(
             f"{'A trial' if is_whole else f'Trial {unit}'} of {plan.experiment} requested "
             f"{describe(needed[1])} and got it, and then requested {describe(needed[0])}. Let its "
-            "trainable request the same each time; then clear the task that makes the plan."
+            "trainable request the same each time; then start a new restore (in a DAG, clear the task "
+            "that makes the plan)."
         )
     if newest := next(filter(None, needed), None):
         return dict(newest)

@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.planned import PlannedExperiment
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result, RunnerRequest, TrialAction
 from airflow_tune_restore.runner.outcome import INTERRUPTED, Ending
 from airflow_tune_restore.runner.reporter import Reporter
@@ -92,9 +93,9 @@ class ExperimentContext(AttemptContext):
         if was_stopped and self.saved:
             return Ending(Result.INTERRUPTED, INTERRUPTED, "stopped; a snapshot was saved")
         raise RunnerError(
-            f"Ray ended the run with {len(self._unfinished())} trials unfinished and "
-            f"{self.missing_samples} samples not suggested, or its last snapshot could not be saved; see "
-            "the log above."
+            f"Ray ended the run with {counted(len(self._unfinished()), 'unfinished trial')} and "
+            f"{counted(self.missing_samples, 'sample')} not suggested, or its last "
+            "snapshot could not be saved; see the log above."
         )
 
     def _unfinished(self) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.numbers import read_iteration
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.result_rows import iter_rows
 from airflow_tune_restore.runner.tune import checkpoints
 from airflow_tune_restore.storage.base import ObjectStore
@@ -36,7 +37,8 @@ def remember(store: ObjectStore, scheduler: Any, trials: Iterable[Any]) -> None:
         else:
             _add_to_asha(scheduler, trial, rows)
         count += bool(rows)
-    logger.info("%s got the earlier results of %d trials.", type(scheduler).__name__, count)
+    name = type(scheduler).__name__
+    logger.info("%s got the earlier results of %s.", name, counted(count, "trial"))
 
 
 def _add_to_asha(scheduler: Any, trial: Any, rows: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -207,7 +208,8 @@ def report_missed_results(
             search_alg.on_trial_complete(trial_id, result=None, error=True)
     reported -= getattr(innermost(search_alg), "left_out", set())
     if reported:
-        logger.info("The searcher got the results of %d trials that it had missed.", len(reported))
+        missed = counted(len(reported), "trial")
+        logger.info("The searcher got the results of %s that it had missed.", missed)
 
 
 def _report(search_alg: Any, trial: Any, known_status: str | None) -> bool:

@@ -39,7 +39,7 @@ def test_a_searcher_that_is_named_goes_on_where_the_lost_one_was(hosts, tmp_path
     (pair.ours / "tuner.pkl").unlink()
     alone = pair.restore_ours()
     assert (alone.failed, alone.samples_left, alone.is_done) == ((), 1, False)
-    with pytest.raises(InvalidInputError, match="1 samples cannot be drawn without their searcher"):
+    with pytest.raises(InvalidInputError, match="1 sample cannot be drawn without their searcher"):
         pair.restore_ours()
     ours, theirs = told(pair, search_alg=f"{RECIPES}:CountingSearcher")
     assert ours["completed"] == theirs["completed"] == ["done", "done"]

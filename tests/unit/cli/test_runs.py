@@ -184,6 +184,7 @@ def test_a_runner_that_died_is_recorded_and_named(runs, store, errors, capsys):
     exit_ = AttemptRecords(store, "r1", "first").exit(1)
     assert (exit_.exit_code, exit_.message) == (1, "the last line")
     assert len(errors) == 3
+    assert errors[0].startswith("The runner of trial first of ")
     assert "the last line" in errors[0]
 
 
@@ -247,7 +248,7 @@ def test_a_trial_whose_larger_place_was_too_small_again_is_given_up(runs, store,
     made.run_all()
     assert launcher.started[:2] == [("first", 1), ("first", 2)]
     assert len(launcher.started) == 6
-    assert "Trial first" in errors[0]
+    assert errors[0].startswith("Trial first of ")
 
 
 @pytest.mark.parametrize(

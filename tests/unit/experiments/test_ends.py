@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.ends import count_ends
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support import GOLDEN
 from tests.support.experiments.built import make_experiment, make_row
@@ -183,8 +184,10 @@ def test_what_returned_before_another_failed_was_not_cut_short(tmp_path, live, c
     rows = [cut_off("a"), cut_off("b"), make_row("bad", status="ERROR")]
     sweep = make_experiment(tmp_path, rows, total_samples=3, _fail_fast=True, _has_errored=True)
     write_searcher(sweep, 3, live)
-    trials = read_experiment(LocalStore(sweep)).stopped_by_fail_fast
-    assert [trial.trial_id for trial in trials] == cut_short
+    experiment = read_experiment(LocalStore(sweep))
+    assert [trial.trial_id for trial in experiment.stopped_by_fail_fast] == cut_short
+    marked = f"fail_fast marked {counted(len(cut_short), 'trial')} TERMINATED too early: "
+    assert any(marked in warning for warning in experiment.warnings) == bool(cut_short)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_trainable_may_report_its_own_iteration(reported, shown, is_named):
     assert [t.action for t in made.trials] == [TrialAction.RESUME] * 2
     trials = {t.trial_id: t for t in parse_state(make_state([row])).trials}
     assert trials["odd"].iteration == shown
-    named = [w for w in made.warnings if "training_iteration of 1 trials (odd)" in w]
+    named = [w for w in made.warnings if "training_iteration of 1 trial (odd)" in w]
     assert bool(named) is is_named
 
 
@@ -186,7 +186,7 @@ def test_a_trial_of_no_status_is_unfinished_as_ray_takes_it(status):
     made = plan(failed("even"), with_fields(failed("odd"), {"status": status}))
     assert made.trial("odd").action is TrialAction.RESUME
     assert made.trial("odd").status is TrialStatus.PENDING
-    named = "status of 1 trials (odd) is not one of Ray's: they count as unfinished"
+    named = "status of 1 trial (odd) is not one of Ray's: they count as unfinished"
     assert [named in warning for warning in made.warnings].count(True) == 1
 
 
@@ -245,7 +245,7 @@ def test_metadata_that_cannot_be_read_cost_the_checkpoint_alone():
     odd = made.trial("odd")
     assert odd.action is TrialAction.KEEP
     assert "allow_scratch" in odd.reason
-    assert any("metadata of 1 trials (odd) cannot be read" in warning for warning in made.warnings)
+    assert any("metadata of 1 trial (odd) cannot be read" in warning for warning in made.warnings)
 
 
 def test_a_file_without_any_row_that_can_be_used_is_refused():

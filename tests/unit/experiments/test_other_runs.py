@@ -207,6 +207,8 @@ def test_of_many_older_runs_only_some_are_read_and_the_rest_is_counted(store, mo
     fourth, third, rest = look_back(store)
     assert (fourth[:40], third[:40]) == (named(4)[:40], named(3)[:40])
     assert rest == f"2 older states were not checked, the newest is {named(2)}"
+    monkeypatch.setattr(older_runs, "MAX_FILES", 3)
+    assert look_back(store)[-1] == f"1 older state was not checked, the newest is {named(1)}"
 
 
 def test_a_newer_state_that_cannot_be_used_is_not_an_older_run(store):

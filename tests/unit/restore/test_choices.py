@@ -82,7 +82,7 @@ def test_a_plan_that_could_not_be_read_again_is_not_started(store):
     (trial,) = prepared.plan.trials
     trials = (msgspec.structs.replace(trial, iteration=-1),)
     unreadable = replace(prepared, plan=replace(prepared.plan, trials=trials))
-    with pytest.raises(InvalidInputError, match="is not valid.*iteration"):
+    with pytest.raises(InvalidInputError, match=r"is not valid.*iteration"):
         start_plan(unreadable, holder="test")
     assert lease.refuse_if_alive(store, "another") is None
     with pytest.raises(KeyNotFoundError):

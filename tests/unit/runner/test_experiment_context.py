@@ -67,7 +67,7 @@ def test_samples_are_missing_unless_the_search_was_ended(context, total, was_end
 def test_a_run_that_lacks_samples_has_not_ended(context):
     assert context.judge(was_stopped=False) == Ending(Result.FINISHED)
     context.missing_samples = 1
-    with pytest.raises(RunnerError, match="0 trials unfinished and 1 samples not suggested"):
+    with pytest.raises(RunnerError, match="0 unfinished trials and 1 sample not suggested"):
         context.judge(was_stopped=False)
     assert context.judge(was_stopped=True).result is Result.INTERRUPTED
 

@@ -119,7 +119,7 @@ def test_a_selection_narrows_the_search_and_the_log_says_why(prefix, capfd):
     found = sensor(prefix, stale_after=0, include="team/*").execute(make_context())
     assert names(found) == ["unfinished"]
     log = capfd.readouterr().out
-    assert "unfinished is interrupted: 1 unfinished trials" in log
+    assert "unfinished is interrupted: 1 unfinished trial, nothing" in log
     assert "    newest write to its root: " in log
 
 
