@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class TrialRuns:
     """The trials of one restore, `parallel` of them at the same time; or its whole-experiment run."""
 
-    def __init__(  # noqa: PLR0913  each is used
+    def __init__(
         self,
         store: ObjectStore,
         plan: RestorePlan,

@@ -97,7 +97,7 @@ class Launcher(Protocol):
 class ChecksTrainable(Protocol):
     """A launcher that can load a trainable before an attempt is claimed: the code is on this machine."""
 
-    def check(  # noqa: PLR0913  the trainable and what it must fit
+    def check(
         self,
         *,
         experiment: str,

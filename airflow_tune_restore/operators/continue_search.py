@@ -9,7 +9,7 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
-from airflow_tune_restore.operators.continued_search import (
+from airflow_tune_restore.operators.continue_search_steps import (
     commit_after_last_try,
     continued_search_options,
     experiment_to_continue,

@@ -233,7 +233,7 @@ def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
     return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
 
 
-def _wait_for_death(  # noqa: PLR0913  the observations, and the clocks
+def _wait_for_death(
     store: ObjectStore,
     current: Lease,
     entries: list[Entry],

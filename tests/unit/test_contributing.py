@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md leads to the code: every file and name of its table exists."""
+"""CONTRIBUTING.md and the decision records lead to the code: the files and names in them exist."""
 
 import ast
 import re
@@ -26,3 +26,23 @@ def test_a_place_exists(file, name):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w/]+/[\w.]+\.py)`", TEXT))))
 def test_a_path_exists(path):
     assert (PACKAGE / path).exists() or (ROOT / path).exists()
+
+
+def names_of(module):
+    """Return what a module defines at its top."""
+    path = (PACKAGE / module.replace(".", "/")).with_suffix(".py")
+    nodes = ast.parse(path.read_text()).body if path.exists() else []
+    targets = [target for node in nodes for target in getattr(node, "targets", [])]
+    return {getattr(node, "name", getattr(node, "id", "")) for node in [*nodes, *targets]}
+
+
+ROOMS = "cli experiments hooks launch operators protocol restore runner storage triggers"
+DOTTED = re.compile(rf"`((?:{'|'.join(ROOMS.split())})(?:\.[a-z_]+)+)\.(\w+)(?:\([^`]*)?`")
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_code_that_docs_name_exists(document):
+    for module, name in DOTTED.findall(document.read_text()):
+        is_module = (PACKAGE / f"{module}.{name}".replace(".", "/")).with_suffix(".py").exists()
+        assert is_module or name in names_of(module), f"{module}.{name}"

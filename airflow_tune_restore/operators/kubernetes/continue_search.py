@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.operators import continued_search
+from airflow_tune_restore.operators import continue_search_steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
@@ -53,7 +53,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
     @property
     def experiment_address(self) -> str:
         """The address of the experiment (AirflowSkipException if it has no samples left)."""
-        return continued_search.experiment_to_continue(self.experiment)
+        return continue_search_steps.experiment_to_continue(self.experiment)
 
     @property
     def trial_id(self) -> str:
@@ -63,7 +63,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
     @contextmanager
     def plain_errors(self, context: Context) -> Iterator[None]:
         """Raise errors as Airflow's; after the last try, commit the samples of a run that broke off."""
-        committed = continued_search.commit_after_last_try(
+        committed = continue_search_steps.commit_after_last_try(
             context, lambda: self.open_experiment().store, self.log
         )
         with committed, super().plain_errors(context):
@@ -72,13 +72,15 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
     def run_task(self, context: Context, event: dict[str, Any] | None) -> dict[str, Any]:
         """Plan, run in a pod, commit."""
         experiment = self.open_experiment()
-        options = continued_search.continued_search_options(
+        options = continue_search_steps.continued_search_options(
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
-        plan, summary = continued_search.start_continued_search(context, experiment.store, options)
+        plan, summary = continue_search_steps.start_continued_search(
+            context, experiment.store, options
+        )
         if plan is not None:  # else an earlier try has committed it, and died
             task = AttemptTask(experiment, plan, self.trial_id)
-            continued_search.raise_unless_ended(plan, self.run_attempt(context, task, event))
+            continue_search_steps.raise_unless_ended(plan, self.run_attempt(context, task, event))
             summary = commit_restore(task.store, plan.restore_id)
-        report = continued_search.report_commit(experiment.address, summary, log=self.log)
+        report = continue_search_steps.report_commit(experiment.address, summary, log=self.log)
         return self.push_summary(context, report)
