@@ -71,12 +71,14 @@ def describe_ends(total: int, ended_by: Mapping[str, int]) -> str:
     """Return in words what ended the trials of a finished experiment, as `count_ends` counts them."""
     known = {what: count for what, count in ended_by.items() if what not in (_ITSELF, _UNKNOWN)}
     itself, unknown = ended_by.get(_ITSELF, 0), ended_by.get(_UNKNOWN, 0)
+    all_trials = "its only trial" if total == 1 else f"all {total} trials"
     if not known:
-        return f"all {total} trials ended{'' if unknown else ' by themselves'}"
+        themselves = " by itself" if total == 1 else " by themselves"
+        return f"{all_trials} ended{'' if unknown else themselves}"
     parts = [f"{itself} by themselves"] if itself else []
     parts += [f"{count} stopped by {what}" for what, count in known.items()]
     parts += [f"{unknown} otherwise"] if unknown else []
-    return f"all {total} trials ended: {', '.join(parts)}"
+    return f"{all_trials} ended: {', '.join(parts)}"
 
 
 def _words(experiment: Experiment) -> dict[TrialEnd, str]:

@@ -89,9 +89,9 @@ def test_a_scheduler_is_named(reason):
 
 def test_a_class_that_calls_itself_done_may_have_been_stopped_where_something_stops(reason):
     row = ended_with_a_result("a", is_class=True)
-    assert reason(row) == "all 1 trials ended by themselves"
+    assert reason(row) == "its only trial ended by itself"
     words = reason(row, scheduler=ASHAScheduler())
-    assert words == "all 1 trials ended: 1 stopped by AsyncHyperBandScheduler or themselves"
+    assert words == "its only trial ended: 1 stopped by AsyncHyperBandScheduler or themselves"
 
 
 @pytest.mark.parametrize("row", [ended_with_a_result("a"), ended_with_a_result("a", is_class=True)])
@@ -99,22 +99,22 @@ def test_without_tuner_pkl_it_is_unknown_whether_there_was_a_scheduler(tmp_path,
     sweep = make_experiment(tmp_path / "sweep", [row], total_samples=1)
     (sweep / "tuner.pkl").unlink()
     (report,) = scan(LocalStore(tmp_path), stale_after=timedelta(0))
-    assert report.reason.startswith("all 1 trials ended; tuner.pkl is missing")
+    assert report.reason.startswith("its only trial ended; tuner.pkl is missing")
 
 
 @pytest.mark.parametrize(
     ("scheduler", "words"),
     [
-        (ASHAScheduler(), "all 1 trials ended by themselves"),
-        (MedianStoppingRule(), "all 1 trials ended by themselves"),
-        (HyperBandScheduler(), "all 1 trials ended: 1 stopped by HyperBandScheduler"),
+        (ASHAScheduler(), "its only trial ended by itself"),
+        (MedianStoppingRule(), "its only trial ended by itself"),
+        (HyperBandScheduler(), "its only trial ended: 1 stopped by HyperBandScheduler"),
     ],
 )
 def test_a_scheduler_or_stopper_that_stopped_nothing_is_not_named(reason, scheduler, words):
     """The row of a function that returned may not say so; HyperBand ends trials while they are paused."""
     assert reason(cut_off("a"), live=[], scheduler=scheduler) == words
     words = reason(cut_off("a"), live=[], _stopper=pickled(StopLater()))
-    assert words == "all 1 trials ended by themselves"
+    assert words == "its only trial ended by itself"
 
 
 @pytest.mark.parametrize("stop", [{"training_iteration": 4}, {"nested/loss": 0.05}])
@@ -122,7 +122,7 @@ def test_a_stop_criterion_differs_from_a_scheduler(reason, stop):
     row = ended_with_a_result("a", stopping_criterion=stop)
     assert (
         reason(row, scheduler=ASHAScheduler())
-        == "all 1 trials ended: 1 stopped by a stop criterion"
+        == "its only trial ended: 1 stopped by a stop criterion"
     )
     unmet = ended_with_a_result("a", stopping_criterion={"training_iteration": 9})
     assert "AsyncHyperBandScheduler" in reason(unmet, scheduler=ASHAScheduler())
@@ -134,13 +134,13 @@ def test_a_time_budget_is_named(reason):
     assert words == "all 2 trials ended: 1 by themselves, 1 stopped by time_budget_s"
     both = stopper.CombinedStopper(stopper.ExperimentPlateauStopper("loss"), budget)
     words = reason(cut_off("a"), _stopper=pickled(both))
-    assert words == "all 1 trials ended: 1 stopped by time_budget_s or ExperimentPlateauStopper"
+    assert words == "its only trial ended: 1 stopped by time_budget_s or ExperimentPlateauStopper"
 
 
 def test_a_stopper_is_named(reason):
     by_result = stopper.MaximumIterationStopper(4)
     words = reason(ended_with_a_result("a"), _stopper=pickled(by_result))
-    assert words == "all 1 trials ended: 1 stopped by MaximumIterationStopper"
+    assert words == "its only trial ended: 1 stopped by MaximumIterationStopper"
     assert "StopLater" in reason(cut_off("a"), _stopper=pickled(StopLater()))
 
 
@@ -149,13 +149,13 @@ def test_a_stopper_whose_class_is_pickled_with_it_has_no_name(reason):
     names = {"__name__": "__main__"}
     exec(code + "  def stop_all(self): pass\n", names)  # noqa: S102  as in a user's script
     words = reason(cut_off("a"), _stopper=pickled(names["Mine"]()))
-    assert words == "all 1 trials ended: 1 stopped by a stopper"
+    assert words == "its only trial ended: 1 stopped by a stopper"
 
 
 def test_fail_fast_is_named_and_after_a_restore_nothing_is_claimed(reason):
     words = reason(cut_off("a"), _fail_fast=True, _has_errored=True)
     assert "1 stopped by fail_fast" in words
-    assert reason(cut_off("a"), _resumed=True) == "all 1 trials ended"
+    assert reason(cut_off("a"), _resumed=True) == "its only trial ended"
 
 
 BUDGET = {"_stopper": pickled(stopper.TimeoutStopper(60))}
