@@ -56,7 +56,7 @@ def run(store: ObjectStore, request: RunnerRequest, heartbeat: Heartbeat) -> Non
     for attempt in AttemptRecords(store, request.restore_id, request.trial_id).numbers():
         if attempt < request.attempt:
             AttemptRecords(store, request.restore_id, request.trial_id).wait_until_over(attempt)
-    heartbeat.runs()
+    heartbeat.mark_running()
     heartbeat.check_or_end()
     recording = Path(os.environ["TUNE_TEST_RECORDING"])
     (recorded,) = (recording / layout.ROOT).glob(f"*/trials/{request.trial_id}/attempts/000001")

@@ -71,10 +71,3 @@ def test_a_worker_that_the_kernel_kills_is_out_of_memory_and_the_next_pod_has_mo
     # twice what was left of 6 GiB for the trial, and Ray's share again
     assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]
-
-
-def test_an_experiment_with_dollars_in_its_name_is_restored(api, copied):
-    trial = pods.Trial(api, copied("errored", "costs $(HOME) or $$5"))
-    assert trial.run()["status"] == "TERMINATED"
-    commit_restore(trial.store, trial.restore_id)
-    assert trial.iterations() == [1, 2, 3, 4, 5, 6]

@@ -238,3 +238,10 @@ def test_samples_are_drawn_in_one_pod(api, copied):
     found = read_experiment(open_store(str(experiment))).trials
     # the one that hung stays as it is: it was not to be resumed
     assert sorted(trial.status for trial in found) == ["RUNNING", *["TERMINATED"] * 3]
+
+
+def test_an_experiment_with_dollars_in_its_name_is_restored(api, copied):
+    trial = pods.Trial(api, copied("errored", "costs $(HOME) or $$5"))
+    assert trial.run()["status"] == "TERMINATED"
+    commit_restore(trial.store, trial.restore_id)
+    assert trial.iterations() == [1, 2, 3, 4, 5, 6]

@@ -27,7 +27,9 @@ def test_an_api_server_that_does_not_answer_stops_no_trial(whole, api, monkeypat
     task = whole.start()
     api.wait_for(lambda pods: pods)
     api.fail(503)
-    with pytest.raises(AirflowException, match="The Kubernetes API answers 503"):
+    with pytest.raises(
+        AirflowException, match="The Kubernetes API does not answer as it should: 503"
+    ):
         task.end()
     assert not list(Path(whole.store.uri).rglob("stops/*"))
     assert len(api.pod_names()) == 1

@@ -196,8 +196,7 @@ def test_a_run_that_never_started_is_named_and_is_not_a_failed_attempt(runs, sto
     made, _ = runs(script)
     made.run_all()
     assert errors[0] == (
-        f"Trial first: Trial first of {store.uri} was not started: "
-        "Ray reports FAILED. No such image."
+        f"Trial first of {store.uri} was not started: Ray reports FAILED. No such image."
     )
     assert read_failures(store, "r1", "first") == ()
 
