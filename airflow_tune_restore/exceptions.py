@@ -169,7 +169,7 @@ class OvertakenError(TuneRestoreError):
     newer: int
 
     def __str__(self) -> str:
-        what = _name_trial(self.trial_id)
+        what = name_trial(self.trial_id)
         return (
             f"Another try of this task runs {what} of {self.experiment}, as attempt {self.newer}. "
             f"Attempt {self.attempt} of this try has stopped. Nothing is lost; follow the other try."
@@ -253,7 +253,7 @@ class RunnerDiedError(RunnerError):
 
     def __str__(self) -> str:
         return (
-            f"The runner of {_name_trial(self.trial_id)} of {self.experiment} exited without recording "
+            f"The runner of {name_trial(self.trial_id)} of {self.experiment} exited without recording "
             f"an outcome ({self.cause}). A retry resumes from its newest snapshot. {self.reason}"
         )
 
@@ -262,7 +262,7 @@ class PodLostError(RunnerDiedError):
     """Kubernetes removed the pod of a runner, or it exited without recording an outcome."""
 
     def __str__(self) -> str:
-        what = _name_trial(self.trial_id)
+        what = name_trial(self.trial_id)
         return (
             f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason.rstrip('.')}. "
             "A retry resumes from its newest snapshot."
@@ -277,6 +277,6 @@ class RayClusterError(TuneRestoreError):
     """A Ray cluster is not reachable, or its answer is not valid. A later try may succeed."""
 
 
-def _name_trial(trial_id: str) -> str:
+def name_trial(trial_id: str) -> str:
     """Return the words for one trial or for all trials (`layout.WHOLE_EXPERIMENT`) in a sentence."""
     return "all trials" if trial_id == "*" else f"trial {trial_id}"

@@ -72,7 +72,7 @@ class TrialRuns:
             typer.Exit: If the user does not wait.
         """
         units: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for unit in self._units():
+        for unit in self._plan.units:
             units.put(unit)
         count = min(self._parallel, units.qsize())
         workers = [_in_background(self._run_next, units) for _ in range(count)]
@@ -80,11 +80,6 @@ class TrialRuns:
             _wait_for(workers)
         except KeyboardInterrupt:
             self._stop_all(workers)
-
-    def _units(self) -> list[str]:
-        if self._plan.is_whole_experiment:
-            return [layout.WHOLE_EXPERIMENT] if self._plan.has_work else []
-        return [trial.trial_id for trial in self._plan.to_run]
 
     def _run_next(self, units: "queue.SimpleQueue[str]") -> None:
         """Run one unit after another. One that cannot be run keeps no other from running."""

@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     RunnerError,
     RunnerRefusedError,
     TuneRestoreError,
+    name_trial,
 )
 from airflow_tune_restore.launch.log_lines import Log, describe_line, newest_results
 from airflow_tune_restore.launch.ray.job import (
@@ -156,7 +157,7 @@ class RayAttemptJob:
         self.log.info(
             "%s Ray job %s: %s %s of %s, attempt %d of restore %s",
             "Started" if is_ours else "Attached to",
-            *(job_id, request.action, _name(self.unit), self.plan.experiment),
+            *(job_id, request.action, name_trial(self.unit), self.plan.experiment),
             *(request.attempt, self.plan.restore_id),
         )
         return Attached(attempt=request.attempt, submission_id=job_id, is_ours=is_ours)
@@ -277,7 +278,7 @@ class RayAttemptJob:
             return RunnerRefusedError(f"{self.plan.experiment} was not restored: {cause}")
         return RunnerError(
             f"The whole-experiment run of {self.plan.experiment} was stopped before "
-            f"{_name(self.trial_id)} had ended ({cause}); a retry goes on from its snapshot."
+            f"{name_trial(self.trial_id)} had ended ({cause}); a retry goes on from its snapshot."
         )
 
     def _is_over(self, job_id: str) -> bool:
@@ -317,7 +318,3 @@ class RayAttemptJob:
     def _show(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.log.info("%s", describe_line(line, self.plan.metric))
-
-
-def _name(unit: str) -> str:
-    return "all trials" if unit == layout.WHOLE_EXPERIMENT else f"trial {unit}"
