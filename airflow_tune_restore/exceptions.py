@@ -42,6 +42,14 @@ class InvalidInputError(TuneRestoreError):
     """An input of the user is not valid: a flag, a URL, a trainable, a trial id."""
 
 
+class TrainableMisfitError(InvalidInputError):
+    """The experiment was made with another trainable: its name differs, or evidence is against it.
+
+    It is not a failure of the experiment: below a shared prefix, each trainable leaves the sweeps of the
+    others alone.
+    """
+
+
 class KeyNotFoundError(_ObjectError):
     """A requested object does not exist."""
 

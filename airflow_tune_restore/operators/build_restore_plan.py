@@ -10,21 +10,16 @@ from airflow.sdk.configuration import conf
 
 from airflow_tune_restore import arguments
 from airflow_tune_restore.arguments import parse_text
-from airflow_tune_restore.exceptions import (
-    ExperimentRunningError,
-    InvalidInputError,
-    TuneRestoreError,
-)
+from airflow_tune_restore.exceptions import ExperimentRunningError, InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
-from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
-from airflow_tune_restore.launch.local import build_launcher
 from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
+from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
@@ -248,59 +243,19 @@ class BuildRestorePlanOperator(BaseOperator):
         trainable = parse_text(self.trainable)
         if trainable is None or self.launcher in (LauncherName.RAY, LauncherName.KUBERNETES):
             return prepared
-        answers: dict[tuple[str, str], InvalidInputError | None] = {}
-        for text, restore in prepared.items():
-            plan, search_alg = restore.plan, self._search_alg(restore)
-            # the answer is the same for all experiments with one recorded name, unless it depends on a
-            # param_space, a searcher, a tuner.pkl that is ignored, or a user who may not write everywhere
-            is_its_own = (
-                parse_text(self.param_space) or search_alg or plan.ignore_tuner or self.runner_user
-            )
-            question = (plan.trainable_name, plan.experiment if is_its_own else "")
-            error: TuneRestoreError | None = answers.get(question)
-            if plan.has_work and not restore.is_started and question not in answers:
-                error = self._check(hook, places[text], restore, trainable)
-                # other errors may not happen with the next experiment
-                if error is None or isinstance(error, InvalidInputError):
-                    answers[question] = error
-            if error is not None:
-                skipped.refused[text] = error
+        check = TrainableCheck(
+            hook=hook,
+            launcher=self.launcher,
+            python=self.python,
+            runner_user=self._user(),
+            env=self.env or {},
+            trainable=trainable,
+            param_space=parse_text(self.param_space),
+            search_alg=parse_text(self.search_alg),
+            imports=self.imports,
+        )
+        skipped.refused.update(check.errors(places, prepared))
         return {text: each for text, each in prepared.items() if text not in skipped.refused}
-
-    def _check(
-        self,
-        hook: ExperimentStorageHook,
-        address: Address,
-        restore: PreparedRestore,
-        trainable: str,
-    ) -> TuneRestoreError | None:
-        """Return why the trainable does not fit, or cannot be checked with this experiment."""
-        try:
-            with hook.runner_env(address) as credentials:
-                launcher = build_launcher(
-                    self.launcher,
-                    python=self.python,
-                    env={**credentials, **(self.env or {})},
-                    runner_user=self._user(),
-                )
-                launcher.check(
-                    experiment=restore.plan.experiment,
-                    trainable=trainable,
-                    trainable_name=restore.plan.trainable_name,
-                    param_space=parse_text(self.param_space),
-                    search_alg=self._search_alg(restore),
-                    imports=self.imports,
-                    ignore_tuner=restore.plan.ignore_tuner,
-                )
-        except TuneRestoreError as error:
-            return error
-        except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
-            return report_unexpected(str(address), error)
-        return None
-
-    def _search_alg(self, restore: PreparedRestore) -> str | None:
-        """Return the searcher that the user named, if the experiment needs it."""
-        return parse_text(self.search_alg) if restore.experiment.searcher_lost else None
 
     def _user(self) -> str | None:
         return arguments.parse_user(self.runner_user, was_given=self._has_user)

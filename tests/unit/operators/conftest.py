@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_tune_restore.operators import attempt_task, build_restore_plan
+from airflow_tune_restore.operators import attempt_task, trainable_check
 from tests.support.airflow.context import FakeLauncher
 from tests.support.experiments.built import make_experiment, make_row
 
@@ -23,6 +23,6 @@ def errored(tmp_path):
 @pytest.fixture
 def launcher(monkeypatch):
     fake = FakeLauncher()
-    for module in (attempt_task, build_restore_plan):
+    for module in (attempt_task, trainable_check):
         monkeypatch.setattr(module, "build_launcher", fake.build)
     return fake
