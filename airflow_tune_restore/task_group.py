@@ -8,12 +8,13 @@ from airflow.sdk import TaskGroup, XComArg
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
+from airflow_tune_restore.hooks.experiment_search import LEFT_ALONE_KEY
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.operators.xcom import CONTINUE_SEARCH_KEY, RESTORES_KEY, UNEXPECTED_KEY
+from airflow_tune_restore.operators.xcom import OUTCOMES_KEY
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
 RETRIES = 1
@@ -108,9 +109,10 @@ class TuneRestoreTaskGroup(TaskGroup):
         from_dag = self.dag.default_args if self.dag else {}
         self.default_args = {"retries": RETRIES, **from_dag, **self.default_args}
         with self:
+            left_alone: dict[str, Any] = {}
             if prefix is not None:
                 find = {"deferrable": deferrable} if deferrable is not None else {}
-                experiments = FailedTuneExperimentSensor(
+                sensor = FailedTuneExperimentSensor(
                     **{
                         "task_id": "find",
                         "prefix": prefix,
@@ -122,7 +124,9 @@ class TuneRestoreTaskGroup(TaskGroup):
                         **find,
                         **(find_args or {}),
                     }
-                ).output
+                )
+                experiments = sensor.output
+                left_alone = {"left_alone": XComArg(sensor, key=LEFT_ALONE_KEY)}
             shared = {
                 "trainable": trainable,
                 "param_space": param_space,
@@ -169,8 +173,8 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.commit = CommitRestoreOperator(
                 **{
                     "task_id": "commit",
-                    "restores": XComArg(self.plan, key=RESTORES_KEY),
-                    "continue_search": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
+                    "outcomes": XComArg(self.plan, key=OUTCOMES_KEY),
+                    **left_alone,
                     **(commit_args or {}),
                 }
             )
@@ -185,7 +189,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                 }
             ).expand(experiment=self.commit.output)
             done = CheckRestoresOperator(
-                task_id="done", unexpected=XComArg(self.plan, key=UNEXPECTED_KEY)
+                task_id="done", outcomes=XComArg(self.plan, key=OUTCOMES_KEY)
             )
             self.trial >> self.commit
             [self.trial, self.commit, self.continue_search] >> done

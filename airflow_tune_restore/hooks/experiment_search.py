@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -16,6 +16,13 @@ from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.storage.location import explain_percent
 
+LEFT_ALONE_KEY = "left_alone"
+"""XCom key of the sensor: experiments below the prefix that it did not return, and why."""
+
+MAX_LEFT_ALONE = 100
+"""Experiments that an XCom names although they were not returned. The log counts all of them."""
+
+_LEFT_ALONE = ("experiment", "health", "reason")
 _SHOWN = 20
 
 
@@ -110,6 +117,36 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
         "samples_left": report.samples_left,
         "last_write": report.last_write.isoformat() if report.last_write else None,
     }
+
+
+def build_left_alone(
+    place: Address, reports: Iterable[ExperimentReport], wanted: frozenset[Health]
+) -> dict[str, Any]:
+    """Return the XCom form of the experiments that are not returned, and why: all but finished ones.
+
+    The keys are `experiments`, at most `MAX_LEFT_ALONE` of them, and `not_listed`, the number of others.
+    Running ones are the last.
+    """
+    others = [r for r in reports if r.health not in wanted and r.health is not Health.FINISHED]
+    others.sort(key=lambda report: report.health is Health.RUNNING)
+    shown = [
+        {
+            "experiment": str(place.at(report.experiment)),
+            "health": report.health.value,
+            "reason": report.reason,
+        }
+        for report in others[:MAX_LEFT_ALONE]
+    ]
+    return {"experiments": shown, "not_listed": len(others) - len(shown)}
+
+
+def log_left_alone(left_alone: Mapping[str, Any], log: logging.Logger) -> None:
+    """Log which experiments are not returned, and why. Each search logs unreadable ones by itself."""
+    for item in left_alone["experiments"]:
+        if item["health"] != Health.UNREADABLE:
+            log.info("%s is left alone: it is %s: %s", *(item[key] for key in _LEFT_ALONE))
+    if left_alone["not_listed"]:
+        log.info("… and %d more that are left alone.", left_alone["not_listed"])
 
 
 def log_evidence(reports: list[ExperimentReport], log: logging.Logger) -> None:
