@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from airflow_tune_restore.arguments import parse_span
+from airflow_tune_restore.arguments import parse_depth, parse_globs, parse_span
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, ExperimentReport, Health
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
@@ -84,9 +84,9 @@ def build_search(
         place=place,
         stale_after=parse_span("stale_after", stale_after),
         selection=ScanFilter(
-            include=_globs("include", include),
-            exclude=_globs("exclude", exclude),
-            max_depth=_depth(max_depth),
+            include=parse_globs("include", include),
+            exclude=parse_globs("exclude", exclude),
+            max_depth=parse_depth("max_depth", max_depth),
         ),
         use_index=use_index,
         ray_conn_id=ray_conn_id,
@@ -177,20 +177,3 @@ def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Lo
         log.warning("%s is left alone: %s", report.experiment, report.reason)
     if len(unreadable) > _SHOWN:
         log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
-
-
-def _globs(name: str, value: Any) -> tuple[str, ...]:
-    patterns = [value] if isinstance(value, str) else list(value or ())
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")
-    return tuple(pattern for pattern in patterns if pattern.strip())
-
-
-def _depth(value: Any) -> int:
-    try:
-        depth = int(value)
-    except (TypeError, ValueError):
-        raise InvalidInputError(f"max_depth={value!r} is not a whole number.") from None
-    if depth < 0:
-        raise InvalidInputError(f"max_depth={value!r} is less than zero.")
-    return depth

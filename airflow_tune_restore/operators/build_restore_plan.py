@@ -1,7 +1,6 @@
 """The plan task: decides which trials of which experiments are restored, and takes the leases."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore import arguments
-from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
@@ -34,9 +33,6 @@ DEFAULT_LEASE_TTL = timedelta(minutes=15)
 """Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
 
 _SHOWN_LINES = 50
-_RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
-_SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
-"""The choices that are true or false: arguments of the same names."""
 
 
 class BuildRestorePlanOperator(BaseOperator):
@@ -91,13 +87,13 @@ class BuildRestorePlanOperator(BaseOperator):
 
     template_fields = (
         "experiments",
-        *_RESUME_FLAGS,
+        *RESUME_FLAGS,
         "resume_config",
         "trainable",
         "param_space",
         "search_alg",
         "strategy",
-        *_SWITCHES,
+        *SWITCHES,
         "max_attempts",
         "max_memory",
         "stale_after",
@@ -169,6 +165,10 @@ class BuildRestorePlanOperator(BaseOperator):
         self.runner_user = runner_user
         self._has_user = runner_user is not None
         self.env = env
+        arguments.check_literals(vars(self), self.template_fields)
+        if not arguments.is_computed(experiments):
+            for text in arguments.parse_addresses(experiments):
+                Address.parse(text)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""
@@ -301,11 +301,11 @@ class BuildRestorePlanOperator(BaseOperator):
         if self.resume_config:
             flags = ResumeFlags.parse(dict(self.resume_config))
         else:
-            flags = ResumeFlags.from_flags(**self._parse_bools(_RESUME_FLAGS))
+            flags = ResumeFlags.from_flags(**self._parse_bools(RESUME_FLAGS))
         choices = PlanChoices(
             flags=flags,
             strategy=self.strategy,
-            **self._parse_bools(_SWITCHES),
+            **self._parse_bools(SWITCHES),
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.arguments import check_literals, parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
@@ -69,6 +69,7 @@ class ContinueSearchOperator(AttemptOperator):
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        check_literals(vars(self), self.template_fields)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run and commit the continued search."""

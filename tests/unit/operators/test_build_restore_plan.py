@@ -309,8 +309,10 @@ def test_a_name_from_storage_is_data_in_a_label(tmp_path):
 
 
 def test_a_mistake_in_a_flag_is_one_sentence(errored):
+    operator = plan(str(errored), resume_errored="{{ params.resume }}")
+    operator.resume_errored = "perhaps"  # as Airflow renders it
     with pytest.raises(AirflowFailException, match="neither true nor false"):
-        plan(str(errored), resume_errored="perhaps").execute(make_context())
+        operator.execute(make_context())
 
 
 def test_trials_that_failed_too_often_are_left_alone_and_named(errored, capfd):
@@ -335,9 +337,10 @@ def test_nothing_but_quarantined_trials_is_nothing_to_restore(errored):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"max_attempts": 0}, {"max_attempts": "two"}, {"max_memory": -1}]
+    ("name", "rendered"), [("max_attempts", "0"), ("max_attempts", "two"), ("max_memory", "-1")]
 )
-def test_limits_that_are_none_are_refused(errored, arguments):
-    operator = BuildRestorePlanOperator(task_id="plan", experiments=str(errored), **arguments)
-    with pytest.raises(AirflowFailException, match=next(iter(arguments))):
+def test_limits_that_are_none_are_refused(errored, name, rendered):
+    operator = plan(str(errored), **{name: "{{ params.limit }}"})
+    setattr(operator, name, rendered)
+    with pytest.raises(AirflowFailException, match=name):
         operator.execute(make_context())
