@@ -38,6 +38,14 @@ def parse_span(name: str, value: Any) -> timedelta:
     return span
 
 
+def parse_limit(name: str, value: Any) -> timedelta:
+    """Parse how long something may take: a timedelta, or seconds; not 0."""
+    span = parse_span(name, value)
+    if not span:
+        raise InvalidInputError(f"{name}={value!r} leaves no time.")
+    return span
+
+
 def parse_count(name: str, value: Any) -> int | None:
     """Parse an optional number of at least one."""
     text = parse_text(value)

@@ -21,8 +21,10 @@ from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
@@ -66,6 +68,7 @@ class BuildRestorePlanOperator(BaseOperator):
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
+        check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
@@ -95,6 +98,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "max_attempts",
         "max_memory",
         "stale_after",
+        "check_timeout",
         "storage_conn_id",
         "launcher",
         "runner_user",
@@ -126,6 +130,7 @@ class BuildRestorePlanOperator(BaseOperator):
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
+        check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         storage_conn_id: str | None = None,
         launcher: str = "local",
         ray_conn_id: str | None = None,
@@ -156,6 +161,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.max_memory = max_memory
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
+        self.check_timeout = check_timeout
         self.storage_conn_id = storage_conn_id
         self.launcher = launcher
         self.ray_conn_id = ray_conn_id
@@ -189,7 +195,8 @@ class BuildRestorePlanOperator(BaseOperator):
                 prepared[text] = result
             else:
                 skipped.left_alone[text] = result
-        prepared = self._without_unfit(hook, places, prepared, skipped)
+        with as_airflow_errors():
+            prepared = self._without_unfit(hook, places, prepared, skipped)
         prepared = _without_too_many(prepared, skipped)
         to_continue = [t for t, restore in prepared.items() if restore.plan.only_continues_search]
         to_start = {t: restore for t, restore in prepared.items() if t not in to_continue}
@@ -249,12 +256,18 @@ class BuildRestorePlanOperator(BaseOperator):
             python=self.python,
             runner_user=self._user(),
             env=self.env or {},
-            trainable=trainable,
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
+            settings=RunnerSettings(
+                trainable=trainable,
+                param_space=parse_text(self.param_space),
+                search_alg=parse_text(self.search_alg),
+                imports=self.imports,
+            ),
+            timeout=arguments.parse_limit("check_timeout", self.check_timeout),
         )
-        skipped.refused.update(check.errors(places, prepared))
+        checked = check.run(places, prepared)
+        for text, warning in checked.warnings.items():
+            self.log.warning("%s: %s", places[text], warning)
+        skipped.refused.update(checked.errors)
         return {text: each for text, each in prepared.items() if text not in skipped.refused}
 
     def _user(self) -> str | None:

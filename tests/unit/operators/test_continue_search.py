@@ -104,7 +104,7 @@ def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
     _, pushed = plan(lost, search_alg="m:searcher", trainable="a:b")
     assert pushed["continue_search"] == [str(lost)]
     (question,) = launcher.checked
-    assert question["search_alg"] == "m:searcher"
+    assert [asked.search_alg for asked in question.experiments] == ["m:searcher"]
 
 
 def test_a_searcher_that_does_not_fit_is_refused_before_anything_is_leased(lost, launcher):
@@ -206,4 +206,5 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     with pytest.raises(AirflowFailException, match="no further"):
         task.execute(make_context())
     (question,) = launcher.checked
-    assert (question["trainable_name"], question["ignore_tuner"]) == (name, ignored)
+    (asked,) = question.experiments
+    assert (asked.trainable_name, asked.ignore_tuner) == (name, ignored)
