@@ -53,6 +53,14 @@ def parse_span(name: str, value: Any) -> timedelta:
     return span
 
 
+def parse_limit(name: str, value: Any) -> timedelta:
+    """Parse how long something may take: a timedelta, or seconds; not 0."""
+    span = parse_span(name, value)
+    if not span:
+        raise InvalidInputError(f"{name}={value!r} leaves no time.")
+    return span
+
+
 def parse_count(name: str, value: Any) -> int | None:
     """Parse an optional number of at least one."""
     text = parse_text(value)
@@ -231,6 +239,7 @@ _PARSERS: dict[str, _Parser] = {
     **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
     **dict.fromkeys(("stale_after", "lease_ttl", "poll_interval"), parse_span),
     **dict.fromkeys(("include", "exclude"), parse_globs),
+    "check_timeout": parse_limit,
     "health": lambda _, value: parse_health(value),
     "launcher": _parse_launcher,
     "max_attempts": parse_count,

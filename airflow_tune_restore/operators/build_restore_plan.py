@@ -6,7 +6,6 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore import arguments
 from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
@@ -21,8 +20,10 @@ from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
+from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
@@ -68,6 +69,7 @@ class BuildRestorePlanOperator(BaseOperator):
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
+        check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
@@ -97,6 +99,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "max_attempts",
         "max_memory",
         "stale_after",
+        "check_timeout",
         "storage_conn_id",
         "launcher",
         "runner_user",
@@ -128,6 +131,7 @@ class BuildRestorePlanOperator(BaseOperator):
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
+        check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         storage_conn_id: str | None = None,
         launcher: str = "local",
         ray_conn_id: str | None = None,
@@ -158,6 +162,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.max_memory = max_memory
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
+        self.check_timeout = check_timeout
         self.storage_conn_id = storage_conn_id
         self.launcher = launcher
         self.ray_conn_id = ray_conn_id
@@ -180,7 +185,8 @@ class BuildRestorePlanOperator(BaseOperator):
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(map(hook.address, arguments.parse_addresses(self.experiments)))
         try:
-            started = self._start_all(context, hook, batch, options)
+            with as_airflow_errors():
+                started = self._start_all(context, hook, batch, options)
         finally:
             ti.xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
         batch.log(self.log)
@@ -273,23 +279,28 @@ class BuildRestorePlanOperator(BaseOperator):
             python=self.python,
             runner_user=self._user(),
             env=self.env or {},
-            trainable=trainable,
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
+            settings=RunnerSettings(
+                trainable=trainable,
+                param_space=parse_text(self.param_space),
+                search_alg=parse_text(self.search_alg),
+                imports=self.imports,
+            ),
+            timeout=arguments.parse_limit("check_timeout", self.check_timeout),
         )
         try:
-            errors = check.errors(batch.places, prepared)
+            checked = check.run(batch.places, prepared)
         except InvalidInputError as error:  # the trainable itself cannot be used
             for text, restore in prepared.items():
                 if restore.is_started:  # by an earlier try
                     batch.take(text, restore.plan.restore_id)
                 else:
                     batch.refuse(text, error)
-            raise AirflowFailException(printable(str(error), NOTE_LENGTH)) from None
-        for text, refusal in errors.items():
+            raise
+        for text, warning in checked.warnings.items():
+            self.log.warning("%s: %s", text, warning)
+        for text, refusal in checked.errors.items():
             batch.refuse(text, refusal)
-        return frozenset()
+        return frozenset(checked.by_module)
 
     def _user(self) -> str | None:
         return arguments.parse_user(self.runner_user, was_given=self._has_user)

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import TrainableMisfitError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.experiments.built import make_experiment, make_row
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.records import night
 
 
@@ -194,11 +194,12 @@ def test_one_experiment_of_very_many_trials_stops_no_other(errored, tmp_path, mo
 
 
 def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(errored, launcher):
-    launcher.refusal = TrainableMisfitError("no:such is not the trainable 'train'.")
+    words = "It was made with another trainable."
+    launcher.answer = CheckAnswer(experiment="", problem=Problem.MISFIT, message=words)
     context = make_context()
     assert plan(str(errored), trainable="no:such").execute(context) == []
     (outcome,) = context["ti"].pushed["outcomes"]
-    assert (outcome["outcome"], outcome["reason"]) == ("misfit", str(launcher.refusal))
+    assert (outcome["outcome"], outcome["reason"]) == ("misfit", words)
     assert not (errored / ".tune_restore").exists()
 
 
@@ -231,11 +232,22 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
     assert not (errored / ".tune_restore").exists()
 
 
-def test_the_trainable_is_asked_about_once_for_experiments_of_one_name(errored, launcher, tmp_path):
-    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+def test_one_process_checks_the_trainable_against_all_experiments(errored, launcher, tmp_path):
+    rows = [make_row("b1", status="ERROR", trainable_name="another")]
+    other = make_experiment(tmp_path / "other", rows)
     plan([str(errored), str(other)], trainable="a:b", imports=["c"]).execute(make_context())
     (question,) = launcher.checked
-    assert (question["trainable"], question["imports"]) == ("a:b", ["c"])
+    assert (question.trainable, question.imports) == ("a:b", ["c"])
+    assert [
+        (asked.experiment, asked.trainable_name, asked.state) for asked in question.experiments
+    ] == [(str(errored), "train", STATE_NAME), (str(other), "another", STATE_NAME)]
+
+
+def test_a_check_without_time_is_refused(errored, launcher):
+    operator = plan(str(errored), trainable="a:b", check_timeout="{{ params.limit }}")
+    operator.check_timeout = "0"  # as Airflow renders it
+    with pytest.raises(AirflowFailException, match="check_timeout='0' leaves no time"):
+        operator.execute(make_context())
 
 
 def test_a_tuner_pkl_of_another_run_is_told_and_ignored_by_check_and_plan(
@@ -246,7 +258,8 @@ def test_a_tuner_pkl_of_another_run_is_told_and_ignored_by_check_and_plan(
     context = make_context()
     plan(str(reused), trainable="a:old").execute(context)
     (question,) = launcher.checked
-    assert (question["trainable_name"], question["ignore_tuner"]) == ("old", True)
+    (asked,) = question.experiments
+    assert (asked.trainable_name, asked.ignore_tuner) == ("old", True)
     (restore,) = context["ti"].pushed["outcomes"]
     assert read_plan(open_store(str(reused)), restore["restore_id"]).ignore_tuner
     assert (

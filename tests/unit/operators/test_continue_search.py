@@ -107,15 +107,13 @@ def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
     (outcome,) = pushed["outcomes"]
     assert (outcome["experiment"], outcome["outcome"]) == (str(lost), "continue_search")
     (question,) = launcher.checked
-    assert question["search_alg"] == "m:searcher"
+    assert [asked.search_alg for asked in question.experiments] == ["m:searcher"]
 
 
 def test_a_searcher_that_does_not_fit_is_refused_before_anything_is_leased(lost, launcher):
     launcher.refusal = InvalidInputError("search_alg m:wrong does not fit.")
-    _, pushed = plan(lost, search_alg="m:wrong", trainable="a:b")
-    (outcome,) = pushed["outcomes"]
-    assert outcome["outcome"] == "refused"
-    assert "m:wrong does not fit" in outcome["reason"]
+    with pytest.raises(AirflowFailException, match="m:wrong does not fit"):
+        plan(lost, search_alg="m:wrong", trainable="a:b")
     with pytest.raises(AirflowFailException, match="m:wrong does not fit"):
         samples(str(lost), search_alg="m:wrong")
     assert not (lost / layout.ROOT).exists()
@@ -211,4 +209,5 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     with pytest.raises(AirflowFailException, match="no further"):
         task.execute(make_context())
     (question,) = launcher.checked
-    assert (question["trainable_name"], question["ignore_tuner"]) == (name, ignored)
+    (asked,) = question.experiments
+    assert (asked.trainable_name, asked.ignore_tuner) == (name, ignored)

@@ -2,23 +2,27 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import InvalidInputError, StorageError, TrainableMisfitError
+from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.operators import build_restore_plan
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.experiment_table import MAX_EXPERIMENTS
 from airflow_tune_restore.operators.xcom import Outcome
+from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.checks import answer_all
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import leave_attempt, start_night
 
+ANOTHER = "It was made with another trainable."
 SUCCESS, SKIPPED, FAILED, RETRIED = "success", "skipped", "failed", "up_for_retry"
 OUTCOMES = {
     "good": "restored",
@@ -48,9 +52,13 @@ def make(directory, name):
 def misfits(launcher):
     """The trainable fits no experiment of the name `misfit`."""
 
-    def check(*, experiment, **_question):
-        if experiment.endswith("/misfit"):
-            raise TrainableMisfitError("It was made with another trainable.")
+    misfit = CheckAnswer(experiment="", problem=Problem.MISFIT, message=ANOTHER)
+
+    def check(request, _timeout):
+        return [
+            misfit if answer.experiment.endswith("/misfit") else answer
+            for answer in answer_all(request)
+        ]
 
     launcher.check = check
 
@@ -72,8 +80,7 @@ def run(operator, context=None):
 
 
 def plan(experiments, **arguments):
-    # the param_space has each experiment checked by itself
-    arguments = {"trainable": "m:train", "param_space": "m:space", **arguments}
+    arguments = {"trainable": "m:train", **arguments}
     return BuildRestorePlanOperator(
         task_id="plan",
         experiments=[str(e) for e in experiments],
@@ -116,7 +123,7 @@ def test_a_misfit_has_the_same_states_whatever_its_neighbours_do(tmp_path, neigh
     assert {name: line["outcome"] for name, line in lines.items()} == {
         name: OUTCOMES[name] for name in names
     }
-    assert lines["misfit"]["reason"] == "It was made with another trainable."
+    assert lines["misfit"]["reason"] == ANOTHER
 
 
 @pytest.mark.parametrize(
@@ -238,11 +245,8 @@ def test_a_store_that_does_not_answer_is_asked_again_if_nothing_else_was_started
     assert run(check)[0] == done
 
 
-def test_a_trainable_that_cannot_be_used_fails_the_plan_at_once(tmp_path, monkeypatch):
-    def errors(*_arguments):
-        raise InvalidInputError("The module no_such does not exist.")
-
-    monkeypatch.setattr(build_restore_plan.TrainableCheck, "errors", errors)
+def test_a_trainable_that_cannot_be_used_fails_the_plan_at_once(tmp_path, launcher):
+    launcher.refusal = InvalidInputError("The module no_such does not exist.")
     experiments = [make(tmp_path, name) for name in ("good", "leased")]
     state, _, pushed = run(plan(experiments))
     assert state == FAILED
@@ -272,6 +276,17 @@ def test_experiments_of_different_directories_are_named_if_only_the_name_fits(tm
     _, _, summary = run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     assert [line["by_name"] for line in summary["experiments"]] == [True, True]
     assert capfd.readouterr().out.count("taken by the name of its trainable alone") == 2
+
+
+def test_those_with_evidence_of_their_module_are_not_named(tmp_path, launcher):
+    launcher.check = lambda request, _timeout: [
+        replace(answer, matched_by=matched_by)
+        for answer, matched_by in zip(answer_all(request), MatchedBy, strict=True)
+    ]
+    experiments = [make(tmp_path / team, "good") for team in ("a", "b")]
+    _, _, pushed = run(plan(experiments))
+    by_name = [item["by_name"] for item in pushed["outcomes"]]
+    assert by_name == [matched_by is MatchedBy.NAME for matched_by in MatchedBy]
 
 
 def test_experiments_of_one_directory_are_not(tmp_path, capfd):

@@ -1,17 +1,21 @@
 """An unexpected error in one experiment stops no other, and fails the DAG run at its end."""
 
+from dataclasses import replace
+
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.experiments import examine, scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.check import Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.airflow.context import make_context
+from tests.support.checks import answer_all
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import beat, leave_attempt, start_night
 
@@ -68,24 +72,44 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
         CheckRestoresOperator(task_id="done", outcomes=pushed["outcomes"]).execute(context)
 
 
-@pytest.mark.parametrize("error", [OSError("no memory"), RunnerError("The check did not end.")])
-def test_a_check_that_cannot_be_made_costs_the_experiment_it_was_made_for(pair, launcher, error):
-    answers = iter([error, None])
-
-    def check(**_question):
-        if (answer := next(answers)) is not None:
-            raise answer
-
-    launcher.check = check
-    context = make_context()
-    items = build_restore_plan.BuildRestorePlanOperator(
+def plan_with_check(pair, context) -> list:
+    return build_restore_plan.BuildRestorePlanOperator(
         task_id="plan",
         experiments=[str(e) for e in pair],
         resume_errored=True,
         stale_after=0,
         trainable="m:train",
     ).execute(context)
-    assert labels(items) == ["good t"]
+
+
+@pytest.mark.parametrize("problem", list(Problem))
+def test_a_check_that_goes_wrong_costs_the_experiment_it_was_made_for(pair, launcher, problem):
+    def check(request, _timeout):
+        bad, good = answer_all(request)
+        return [replace(bad, problem=problem, message="no"), good]
+
+    launcher.check = check
+    assert labels(plan_with_check(pair, make_context())) == ["good t"]
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "words"),
+    [
+        (RunnerError("It ended."), AirflowException, "Nothing could be restored.*It ended"),
+        (InvalidInputError("m:train is a int."), AirflowFailException, "^m:train is a int"),
+    ],
+)
+def test_a_check_that_cannot_be_made_at_all_fails_the_plan(pair, launcher, error, failure, words):
+    launcher.refusal = error
+    with pytest.raises(failure, match=words):
+        plan_with_check(pair, make_context())
+
+
+def test_an_unexpected_error_of_the_check_is_no_reason_to_try_again(pair, launcher):
+    launcher.refusal = OSError("no memory")
+    context = make_context()
+    assert plan_with_check(pair, context) == []
+    assert {item["outcome"] for item in context["ti"].pushed["outcomes"]} == {"refused"}
 
 
 def test_a_run_without_errors_succeeds(pair):
