@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -14,7 +14,7 @@ from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.storage.location import explain_percent
+from airflow_tune_restore.storage.location import Location, explain_percent
 
 LEFT_ALONE_KEY = "left_alone"
 """XCom key of the sensor: experiments below the prefix that it did not return, and why."""
@@ -106,8 +106,20 @@ def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
     return reports
 
 
-def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
-    """Return the XCom item of an experiment: its `experiment` is an address without secrets."""
+def build_items(
+    place: Address, reports: Sequence[ExperimentReport], wanted: frozenset[Health]
+) -> list[dict[str, Any]]:
+    """Return the XCom items of the wanted experiments: `experiment` is an address without secrets.
+
+    `shares_prefix` is whether experiments in other directories are below the prefix, too. They may belong
+    to other people, who use the same name for another trainable.
+    """
+    is_shared = len({Location.parse(report.experiment).parent for report in reports}) > 1
+    found = [report for report in reports if report.health in wanted]
+    return [{**_build_item(place, report), "shares_prefix": is_shared} for report in found]
+
+
+def _build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
     return {
         "experiment": str(place.at(report.experiment)),
         "name": report.name,

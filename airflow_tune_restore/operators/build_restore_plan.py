@@ -183,7 +183,10 @@ class BuildRestorePlanOperator(BaseOperator):
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
             runner_account(self._user(), self.launcher)
-            batch = ExperimentBatch(map(hook.address, arguments.parse_addresses(self.experiments)))
+            batch = ExperimentBatch(
+                map(hook.address, arguments.parse_addresses(self.experiments)),
+                shares_prefix=arguments.shares_prefix(self.experiments),
+            )
         try:
             with as_airflow_errors():
                 started = self._start_all(context, hook, batch, options)

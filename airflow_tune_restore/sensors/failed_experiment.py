@@ -26,10 +26,11 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
     """Waits until experiments below a prefix need restoring, and returns them.
 
     The returned list has one small item per experiment (`experiment`, `name`, `health`, `reason`,
-    `trials`, `samples_left`, `last_write`), for `BuildRestorePlanOperator(experiments=…)`. An unreadable
-    experiment is logged with the reason, and the others are found. The XCom `left_alone` names those that
-    are neither returned nor finished (running, leased, unreadable), for `CommitRestoreOperator`. The
-    arguments of `BaseSensorOperator` work as usual: `poke_interval`, `timeout`, `mode`, `soft_fail`.
+    `trials`, `samples_left`, `last_write`, `shares_prefix`), for
+    `BuildRestorePlanOperator(experiments=…)`. An unreadable experiment is logged with the reason, and the
+    others are found. The XCom `left_alone` names those that are neither returned nor finished (running,
+    leased, unreadable), for `CommitRestoreOperator`. The arguments of `BaseSensorOperator` work as usual:
+    `poke_interval`, `timeout`, `mode`, `soft_fail`.
 
     Args:
         prefix: Place to search: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
@@ -144,7 +145,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         if found or not self.wait:  # else it is not the last search
             left_alone = experiment_search.build_left_alone(search.place, reports, wanted)
             self._push_left_alone(context, left_alone)
-        return [experiment_search.build_item(search.place, report) for report in found]
+        return experiment_search.build_items(search.place, reports, wanted)
 
     def _push_left_alone(self, context: Context, left_alone: dict[str, Any]) -> None:
         """Log the experiments that are not returned, and push them for the table of the commit."""
