@@ -127,9 +127,9 @@ class ExperimentBatch:
         if by_name:
             more = f" and {len(by_name) - _SHOWN} more" if len(by_name) > _SHOWN else ""
             log.warning(
-                "Taken by the name of the trainable alone, below a prefix with several directories: %s%s. "
-                "If another team uses the same name, its experiments now train with this code. %s explains "
-                "what is compared, and how to keep them apart.",
+                "Taken by the name of the trainable alone, below a prefix with several directories: "
+                "%s%s. If another team uses the same name, its experiments now train with this code. %s "
+                "explains what is compared, and how to keep them apart.",
                 *(", ".join(by_name[:_SHOWN]), more, PREFIXES_PAGE),
             )
 
