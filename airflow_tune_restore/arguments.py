@@ -1,6 +1,7 @@
 """Parses operator arguments after templating: a rendered `{{ params.x }}` is text."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
 
+_ID = re.compile(r"[^\s,'\"\[\]]+")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
 
@@ -69,6 +71,16 @@ def parse_text(value: Any) -> str | None:
         return None
     text = str(value).strip()
     return None if text in ("", "None") else text
+
+
+def parse_ids(name: str, value: Any) -> tuple[str, ...]:
+    """Parse a list of ids, or text that holds them: between commas or lines, or a rendered list."""
+    if value is None:
+        return ()
+    items = _ID.findall(parse_text(value) or "") if isinstance(value, str) else list(value)
+    if not all(isinstance(item, str) for item in items):
+        raise InvalidInputError(f"{name}={value!r} holds a value that is not an id.")
+    return tuple(items)
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:

@@ -66,6 +66,8 @@ class BuildRestorePlanOperator(BaseOperator):
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
+        trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
+            trials stay as they are recorded, and the search is not continued. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
@@ -91,6 +93,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "param_space",
         "search_alg",
         "strategy",
+        "trials",
         *_SWITCHES,
         "max_attempts",
         "max_memory",
@@ -122,6 +125,7 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
+        trials: Sequence[str] | str = (),
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -152,6 +156,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
         self.ignore_tuner = ignore_tuner
+        self.trials = trials
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -272,6 +277,7 @@ class BuildRestorePlanOperator(BaseOperator):
             flags=flags,
             strategy=self.strategy,
             **self._parse_bools(_SWITCHES),
+            trials=arguments.parse_ids("trials", self.trials),
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )

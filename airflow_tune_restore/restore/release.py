@@ -1,7 +1,6 @@
 """Release a trial from quarantine: its failures so far no longer count."""
 
 import secrets
-from shlex import quote
 
 import msgspec
 
@@ -45,12 +44,7 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
 
 def _check(store: ObjectStore, trial_id: str) -> None:
     ledger, warning = read_ledger(store)
-    trials = read_experiment(store, keep_terminated_rows=False).trials
-    if trial_id not in {trial.trial_id for trial in trials}:
-        raise InvalidInputError(
-            f"{store.uri} has no trial {trial_id!r}. `tune-restore plan {quote(store.uri)}` lists "
-            "them."
-        )
+    read_experiment(store, keep_terminated_rows=False).check_has([trial_id])
     if not ledger.trials.get(trial_id, History()).failures:
         raise InvalidInputError(
             f"Trial {trial_id} of {store.uri} is not quarantined: it has no failed attempt that counts. "
