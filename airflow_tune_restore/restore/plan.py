@@ -218,7 +218,7 @@ def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
     )
     return (
         f"{len(trial_ids)} quarantined ({named}); {release_command(experiment, first)} lets {first} run "
-        f"again{others if more else ''}"
+        f"again{others if more else ''} (in Airflow: the DAG tune_restore_admin)"
     )
 
 
