@@ -9,7 +9,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.operators.operation import describe_release
-from airflow_tune_restore.protocol.printable import counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.restore.summary import TABLE_WIDTH, render
@@ -70,9 +70,8 @@ class ListQuarantineOperator(BaseOperator):
         for item in items:
             by_experiment.setdefault(item["experiment"], []).append(item["trial_id"])
         for address, trial_ids in by_experiment.items():
-            self.log.info(
-                "To release, fix the cause first: %s", describe_release(address, trial_ids)
-            )
+            how = printable(describe_release(address, trial_ids), NOTE_LENGTH)
+            self.log.info("To release, fix the cause first: %s", how)
 
 
 def _item(address: Address, trial_id: str, history: History) -> dict[str, Any]:
