@@ -117,6 +117,7 @@ def restore(
             address=where.runner_address,
         ),
         parallel=run.parallel,
+        check_timeout=run.check_timeout,
     )
     store = open_store(experiment)
     with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:

@@ -15,6 +15,7 @@ import typer
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 
@@ -29,6 +30,13 @@ def _parse_span(seconds: str | timedelta) -> timedelta:
         raise typer.BadParameter(f"{seconds} is not a number of seconds.") from None
     if span < timedelta():
         raise typer.BadParameter(f"{seconds} is less than 0.")
+    return span
+
+
+def _parse_limit(seconds: str | timedelta) -> timedelta:
+    span = _parse_span(seconds)
+    if not span:
+        raise typer.BadParameter(f"{seconds} leaves no time.")
     return span
 
 
@@ -236,6 +244,16 @@ class RunOptions:
             help="Module to import first, to register trainables. Can be repeated.",
         ),
     ] = None
+    check_timeout: Annotated[
+        timedelta,
+        typer.Option(
+            parser=_parse_limit,
+            metavar="SECONDS",
+            show_default=False,
+            help="How long the check of the trainable may take before anything starts "
+            f"({DEFAULT_CHECK_TIMEOUT.total_seconds():.0f}).",
+        ),
+    ] = DEFAULT_CHECK_TIMEOUT
     parallel: Annotated[
         int,
         typer.Option(

@@ -13,7 +13,9 @@ from airflow_tune_restore.cli.runs import TrialRuns
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.prepare import (
@@ -32,11 +34,15 @@ TTL_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreOptions:
-    """Which trials a restore runs and how, the settings of the runners, and how many run at once."""
+    """Which trials a restore runs and how, the settings of the runners, and how many run at once.
+
+    `check_timeout` is how long the check of the trainable may take.
+    """
 
     prepare: PrepareOptions
     settings: RunnerSettings
     parallel: int
+    check_timeout: timedelta = DEFAULT_CHECK_TIMEOUT
 
 
 def restore_experiment(
@@ -62,15 +68,12 @@ def restore_experiment(
     has_work = bool(prepared.plan.has_work or prepared.plan.samples_left)
     if has_work and isinstance(launcher, ChecksTrainable):
         # a wrong trainable is refused before anything is leased or started
-        launcher.check(
-            trainable=options.settings.trainable,
-            trainable_name=prepared.plan.trainable_name,
-            param_space=options.settings.param_space,
-            search_alg=options.settings.search_alg if prepared.experiment.searcher_lost else None,
-            imports=options.settings.imports,
-            experiment=prepared.plan.experiment,
-            ignore_tuner=prepared.plan.ignore_tuner,
-        )
+        request = build_check_request(options.settings, [prepared])
+        (answer,) = launcher.check(request, options.check_timeout)
+        if (error := answer.error()) is not None:
+            raise error
+        if answer.message:
+            progress.say(f"note: {answer.message}")
     # a place that cannot be used is refused now, too
     options = replace(options, settings=launcher.settings(options.settings))
     restore = _Restore(store, launcher, options, progress)

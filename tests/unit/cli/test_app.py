@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.checks import answer_all
 from tests.support.experiments.built import (
     STATE_NAME,
     lose_searcher,
@@ -378,7 +379,12 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     experiment = make_experiment(tmp_path / "x", [BAD])
     checked = []
     launcher = Launcher(open_store(str(experiment)))
-    monkeypatch.setattr(launcher, "check", lambda **question: checked.append(question))
+
+    def check(request, _timeout):
+        checked.extend(request.experiments)
+        return answer_all(request)
+
+    monkeypatch.setattr(launcher, "check", check)
     monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
     command = (
         "restore",
@@ -391,7 +397,7 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     )
     tune_restore(*command)
     tune_restore(*command, "--ignore-tuner")
-    assert [question["ignore_tuner"] for question in checked] == [False, True]
+    assert [asked.ignore_tuner for asked in checked] == [False, True]
 
 
 def test_scan_explains_what_older_runs_left_and_only_then_reads_them(tune_restore, tmp_path):
@@ -432,8 +438,8 @@ class Launcher:
     def settings(self, settings):
         return settings
 
-    def check(self, **_):
-        """Whatever it is, it fits."""
+    def check(self, request, _timeout):
+        return answer_all(request)
 
     def start(self, request):
         failed = request.trial_id == "bad"
@@ -475,8 +481,9 @@ class Samples(Launcher):
         self.started = []
         self.asked = []
 
-    def check(self, **question):
-        self.asked.append(question["search_alg"])
+    def check(self, request, timeout):
+        self.asked += [asked.search_alg for asked in request.experiments]
+        return super().check(request, timeout)
 
     def start(self, request):
         self.started.append((request.trial_id, request.search_alg))
@@ -591,7 +598,7 @@ def test_a_trainable_for_the_samples_alone_is_checked_before_anything_is_written
 ):
     experiment, launcher = samples(DONE, HUNG, lost=False)
 
-    def refuse(**_):
+    def refuse(_request, _timeout):
         raise InvalidInputError("m:t is not the recorded trainable.")
 
     launcher.check = refuse

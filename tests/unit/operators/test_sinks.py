@@ -216,12 +216,12 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
     for item in (items[0], items[-1]):
         for _ in range(2):  # a retry finds the outcome of the first try
             sinks.run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
-    committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
+    committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     assert committed
     sinks.step(lambda: ContinueSearchOperator(
         task_id="continue_search", experiment=committed[0], trainable="m:train"
     ).execute(make_context()))  # fmt: skip
-    for summary in [sinks.step(lambda: commit_restore(store, pushed["restores"][0]["restore_id"]))]:
+    for summary in [sinks.step(lambda: commit_restore(store, pushed["outcomes"][0]["restore_id"]))]:
         for as_json in (False, True):
             output.print_summary(summary, experiment=store.uri, as_json=as_json)
 
@@ -284,7 +284,7 @@ def test_a_task_that_finds_a_planted_record_shows_nothing_of_it(sweep, runner, s
         })  # fmt: skip
     for _ in range(2):
         sinks.run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
-    sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
+    sinks.run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     sinks.run(plan)
 
 
