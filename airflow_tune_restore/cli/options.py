@@ -142,6 +142,14 @@ class PlanOptions:
         "Restore from the state alone: tuner.pkl belongs to another run, or needs a module "
         "that is gone.",
     ] = False
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trial",
+            metavar="ID",
+            help="Restore only this trial; the others stay as they are. Can be repeated.",
+        ),
+    ] = None
     max_attempts: Annotated[
         int | None,
         typer.Option(
@@ -175,6 +183,7 @@ class PlanOptions:
             allow_scratch=self.allow_scratch,
             newest_checkpoint=self.newest_checkpoint,
             ignore_tuner=self.ignore_tuner,
+            trials=tuple(self.trials or ()),
             max_attempts=self.max_attempts,
             max_memory_bytes=self.max_memory,
         )

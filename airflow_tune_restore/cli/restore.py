@@ -80,6 +80,8 @@ def restore_experiment(
     done = restore.carry_out(prepared)
     if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:
         return done
+    if done.chosen:  # the samples are not among them
+        return done
     if done.searcher_lost:  # its headline names the next step
         return done
     # this process wrote the state just now, so silence does not matter

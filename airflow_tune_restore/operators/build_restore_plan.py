@@ -70,6 +70,8 @@ class BuildRestorePlanOperator(BaseOperator):
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
         check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
+        trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
+            trials stay as they are recorded, and the search is not continued. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
@@ -95,6 +97,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "param_space",
         "search_alg",
         "strategy",
+        "trials",
         *SWITCHES,
         "max_attempts",
         "max_memory",
@@ -127,6 +130,7 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
+        trials: Sequence[str] | str = (),
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -158,6 +162,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
         self.ignore_tuner = ignore_tuner
+        self.trials = trials
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -320,6 +325,7 @@ class BuildRestorePlanOperator(BaseOperator):
             flags=flags,
             strategy=self.strategy,
             **self._parse_bools(SWITCHES),
+            trials=arguments.parse_ids("trials", self.trials),
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )

@@ -138,7 +138,7 @@ def _refuse_if_used(
         if base.name == newest.name:
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
-                "committed. The next `tune-restore restore` commits it first. Nothing was changed."
+                f"committed. The next restore of {store.uri} commits it first. Nothing was changed."
             )
 
 

@@ -524,7 +524,7 @@ def test_samples_without_their_searcher_are_exit_code_1_with_trials_and_2_alone(
     code, out, _ = tune_restore(*command)
     assert code == 1
     assert "1 of 1 resumed trials finished; 3 samples cannot be drawn" in out
-    assert f"`tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg" in out
+    assert "search_alg in a DAG, --search-alg in the shell" in out
     for _ in range(2):  # and every night
         code, _, err = tune_restore(*command)
         assert code == 2
@@ -561,6 +561,21 @@ def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows
     code, out, _ = tune_restore(*command)
     assert code == 1
     assert words in out
+
+
+def test_of_the_chosen_trials_alone_the_exit_code_depends(tune_restore, samples):
+    experiment, launcher = samples(DONE, BAD, HUNG, lost=False)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, err = tune_restore(*command, "--trial", "hung")
+    assert code == 0, out + err
+    assert launcher.started == [("hung", None)]
+    assert "2 trials not chosen, left as recorded; 3 samples were never drawn" in out
+    code, out, err = tune_restore(*command, "--trial", "bad")
+    assert (code, "Nothing to restore" in out) == (0, True)
+    assert "--resume-errored (resume_errored=True) resumes it" in err
+    assert tune_restore(*command, "--trial", "bad", "--resume-errored")[0] == 1
+    code, _, err = tune_restore(*command, "--trial", "hun")
+    assert (code, "has no trial 'hun'. Ids like it: hung." in err) == (2, True)
 
 
 def test_samples_after_a_restore_that_runs_no_trial_get_the_settings_of_the_launcher(
@@ -743,7 +758,7 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     )
     assert (bad["trial_id"], bad["action"]) == ("bad", "keep")
     _, out, _ = tune_restore("plan", *arguments)
-    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} TRIAL`" in out
+    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} bad` lets bad" in out
     code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
     assert (code, "Nothing to restore" in out) == (0, True)
     assert "1 quarantined (bad)" in " ".join(err.split())
