@@ -46,6 +46,7 @@ class PrepareOptions:
         can_start: Whether a param_space is given: an experiment that never started can be started.
         can_search: Whether a search_alg is given, for samples whose own searcher is lost.
         ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
+        ask_holder: Returns whether another restore that holds the lease is known to have ended.
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -53,6 +54,7 @@ class PrepareOptions:
     can_start: bool = False
     can_search: bool = False
     ask_driver: Callable[[str], DriverStatus] | None = None
+    ask_holder: lease.AskHolder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +211,7 @@ def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> Prepa
         if experiment.state_file.sha256 == own.base.sha256:
             check_fits(store, own, experiment.state)
         return PreparedRestore(store=store, experiment=experiment, plan=own, is_started=True)
-    watch = lease.refuse_if_alive(store, restore_id)
+    watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
     return replace(_plan_dead(store, restore_id, options), watch=watch)
 
 

@@ -15,11 +15,13 @@ from airflow_tune_restore.storage.base import ObjectStore
 TTL_SECONDS = 30.0
 
 
-def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
+def release_trial(
+    store: ObjectStore, trial_id: str, *, holder: str, on_wait: lease.OnWait = lease.log_wait
+) -> History:
     """Let a trial run again. First commit what a restore that died left behind.
 
-    `holder` is who takes the lease, for people. Returns the history of the trial; its `released` holds
-    the failures that no longer count.
+    `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
+    Returns the history of the trial; its `released` holds the failures that no longer count.
 
     Raises:
         InvalidInputError: If the trial does not exist, or is not quarantined.
@@ -27,7 +29,7 @@ def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
     """
     _check(store, trial_id)
     restore_id = f"release-{secrets.token_hex(4)}"
-    commit_abandoned(store, restore_id=restore_id, holder=holder)
+    commit_abandoned(store, restore_id=restore_id, holder=holder, on_wait=on_wait)
     held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
     try:
         ledger, _ = read_ledger(store)

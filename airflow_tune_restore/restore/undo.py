@@ -44,10 +44,12 @@ class UndoneCommit:
     newest: str
 
 
-def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
+def undo_commit(
+    store: ObjectStore, *, holder: str, on_wait: lease.OnWait = lease.log_wait
+) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
-    `holder` is who takes the lease, for people.
+    `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
 
     Raises:
         InvalidInputError: If no commit made the newest state, or something newer was written.
@@ -55,7 +57,11 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
     """
     restore_id = _cut_off(store) or _last_commit(store)
     held = lease.acquire(
-        store, restore_id=f"{_UNDO}{restore_id}", holder=holder, ttl_seconds=TTL_SECONDS
+        store,
+        restore_id=f"{_UNDO}{restore_id}",
+        holder=holder,
+        ttl_seconds=TTL_SECONDS,
+        on_wait=on_wait,
     )
     try:
         record = _check(store, restore_id)

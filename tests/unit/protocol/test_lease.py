@@ -45,8 +45,7 @@ def take(store, time, restore_id, ttl=60.0):
         restore_id=restore_id,
         holder=f"holder of {restore_id}",
         ttl_seconds=ttl,
-        monotonic=time.monotonic,
-        sleep=time.sleep,
+        clock=lease.Clock(time.monotonic, time.sleep),
     )
 
 
@@ -82,7 +81,7 @@ def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time, c
     assert take(store, time, "two").epoch == 2
     assert time.seconds >= 1060
     assert "Restore one of" in caplog.text
-    assert "Watching it for 60 s; if it is dead, this restore starts then." in caplog.text
+    assert "It is watched for 60 s. If it stays silent, its lease is taken over then." in caplog.text
     with pytest.raises(LeaseLostError):
         lease.check_held(store, "one")
 

@@ -187,8 +187,7 @@ def test_a_claim_with_an_absurd_ttl_counts_for_the_usual_time(ttl):
         store,
         restore_id="r2",
         holder="another",
-        monotonic=lambda: next(clock),
-        sleep=lambda _: None,
+        clock=lease.Clock(lambda: next(clock), lambda _: None),
     )
     assert taken.epoch == 2
 

@@ -49,11 +49,11 @@ class Time:
 
     def __init__(self, monkeypatch):
         self.slept = 0.0
-        for function in (lease.acquire, attempts.wait_until_all_over):
-            own = {**function.__kwdefaults__, "monotonic": self.monotonic, "sleep": self.sleep}
-            monkeypatch.setattr(function, "__kwdefaults__", own)
-        own = {**lease.refuse_if_alive.__kwdefaults__, "monotonic": self.monotonic}
-        monkeypatch.setattr(lease.refuse_if_alive, "__kwdefaults__", own)
+        clock = lease.Clock(self.monotonic, self.sleep)
+        for function in (lease.acquire, lease.refuse_if_alive):
+            monkeypatch.setitem(function.__kwdefaults__, "clock", clock)
+        for name, value in clock._asdict().items():
+            monkeypatch.setitem(attempts.wait_until_all_over.__kwdefaults__, name, value)
 
     def monotonic(self):
         return self.slept
@@ -128,8 +128,9 @@ def test_a_living_holder_whose_clock_is_ahead_is_seen_while_it_is_watched(store,
         time.slept += seconds
         store.put(layout.lease_heartbeat_key(1), str(next(beats)).encode())
 
+    clock = lease.Clock(time.monotonic, sleep)
     with pytest.raises(LeaseHeldError):
-        lease.acquire(store, restore_id="r2", holder="test", monotonic=time.monotonic, sleep=sleep)
+        lease.acquire(store, restore_id="r2", holder="test", clock=clock)
 
 
 def test_a_lease_that_nobody_would_believe_is_refused(store):
@@ -365,8 +366,9 @@ def test_claims_that_go_on_coming_are_not_watched_one_after_the_other(store, obj
         if time.slept >= 59:
             claim(objects, at=LONG_AGO, epoch=next(numbers), ttl_seconds=DAY)
 
+    clock = lease.Clock(time.monotonic, sleep)
     with pytest.raises(LeaseHeldError):
-        lease.acquire(store, restore_id="r2", holder="test", monotonic=time.monotonic, sleep=sleep)
+        lease.acquire(store, restore_id="r2", holder="test", clock=clock)
     assert time.slept < 120
 
 
