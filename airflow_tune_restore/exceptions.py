@@ -149,13 +149,13 @@ class LeaseHeldError(TuneRestoreError):
     seconds_ago: float
     taken: str = "at an unknown time"
     found: str = ""
-    next_step: str = "Wait until it ends, or until its lease expires."
 
     def __str__(self) -> str:
         return (
             f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, lease "
-            f"taken {self.taken}, last heartbeat {self.seconds_ago:.0f} s ago). "
-            f"{self.found and f'{self.found}. '}Nothing was started. {self.next_step}"
+            f"taken {self.taken}, last heartbeat {self.seconds_ago:.0f} s ago). Nothing was started. "
+            "Wait until it ends, or until its lease expires."
+            f"{self.found and f' {self.found}.'}"
         )
 
 

@@ -8,13 +8,13 @@ from airflow.sdk import Context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from airflow_tune_restore.protocol.lease import OnWait, Watch
 from airflow_tune_restore.protocol.lease_objects import (
     DagRunId,
     HolderStatus,
     LeaseStatus,
     is_airflow_id,
 )
+from airflow_tune_restore.protocol.lease_watch import OnWait, Watch
 from airflow_tune_restore.protocol.printable import printable
 
 if TYPE_CHECKING:
@@ -75,16 +75,13 @@ def ask_dag_run(status: LeaseStatus) -> HolderStatus:
 
 
 def log_waits(log: "Logger") -> OnWait:
-    """Return a function that logs each watch of a silent holder once, at its begin."""
-    logged: set[tuple[str, int]] = set()
+    """Return a function that logs that a silent holder is watched, once per wait."""
 
-    def log_once(watch: Watch, left: float) -> None:
-        one = (watch.status.experiment, watch.status.lease.epoch)
-        if left > 0 and one not in logged:
-            logged.add(one)
-            log.warning("%s", watch.describe())
+    def log_begin(watch: Watch) -> Callable[[float], None]:
+        log.warning("%s", watch.describe())
+        return lambda _left: None
 
-    return log_once
+    return log_begin
 
 
 def _fetch(dag_id: str, run_id: str) -> "DagRunResult":

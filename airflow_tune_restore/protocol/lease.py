@@ -24,37 +24,40 @@ import json
 import logging
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
-from typing import NamedTuple
+from dataclasses import asdict
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyExistsError,
-    LeaseHeldError,
     LeaseLostError,
     RecordUnreadableError,
     StorageError,
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout, lease_objects
-from airflow_tune_restore.protocol.attempts import AttemptId, read_heartbeats
 from airflow_tune_restore.protocol.lease_objects import (
+    AskHolder,
     DagRunId,
-    HolderStatus,
     Lease,
-    LeaseStatus,
     is_released,
     newest_claim,
     read_claim,
     status_of,
 )
+from airflow_tune_restore.protocol.lease_watch import (
+    CLOCK,
+    Clock,
+    OnWait,
+    Watch,
+    begin_watch,
+    held_by_living,
+    log_wait,
+    wait_for_death,
+)
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -65,82 +68,11 @@ _LOOK_BACK = 20
 _SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 _CONCURRENCY = 16
 
-MAX_WATCH_SECONDS = 900.0
-"""Longest watch of a holder, whatever TTL its claim holds: an attacker may have written the claim.
-
-This is the default TTL of a DAG. A holder with a longer TTL was silent for all of it by the store's
-clock before the watch begins.
-"""
-
-KNOWN_DEAD_SECONDS = 30.0
-"""Watch of a holder that is known to have ended: every living part of a restore writes more often.
-
-A runner writes every 5 s, and whatever else can renew a lease does so every `RENEW_SECONDS`. After the
-lease is taken, `commit_abandoned` still waits until the runners were silent for `attempts.QUIET_SECONDS`.
-"""
-
 RENEW_SECONDS = 20.0
 """A lease is renewed this often by a task that works or waits without a runner."""
 
-_LOOK_SECONDS = 1.0
 _MAX_TRIES = 20
 """Tries to create a number that the store does not list. After that, its lists are not complete."""
-
-
-class Clock(NamedTuple):
-    """The clock of this process, in seconds, and how it waits."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-
-CLOCK = Clock()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """The first look at a holder that may be dead.
-
-    Args:
-        status: The holder.
-        pulse: Its heartbeat.
-        runners: The heartbeats of its runners, if it is known to have ended. Else its own is enough.
-        since: When they were read, by this process's monotonic clock.
-        seconds: How long they must not change.
-    """
-
-    status: LeaseStatus
-    pulse: bytes | None
-    runners: Mapping[AttemptId, bytes] = field(default_factory=dict)
-    since: float
-    seconds: float
-
-    def left(self, now: float) -> float:
-        """Return how many seconds are left; `now` is by the clock of `since`."""
-        return self.seconds - (now - self.since)
-
-    def describe(self) -> str:
-        """Return who holds the lease, since when, and how long it is watched."""
-        status, lease = self.status, self.status.lease
-        return (
-            f"Restore {lease.restore_id} of {lease.holder} did not release the lease of "
-            f"{status.experiment}. It took the lease {_at(status.claimed_at)}. Its last sign of life was "
-            f"{_at(status.seen_at)}. {status.found and f'{status.found}. '}It is watched for "
-            f"{self.seconds:.0f} s. If it stays silent, its lease is taken over then."
-        )
-
-
-OnWait = Callable[[Watch, float], None]
-"""Called at each look at a silent holder, with the seconds that are left; at the end with 0."""
-
-AskHolder = Callable[[LeaseStatus], HolderStatus]
-"""Returns whether the holder of a lease is known to have ended."""
-
-
-def log_wait(watch: Watch, left: float) -> None:
-    """Log the begin of a watch."""
-    if left >= watch.seconds - _LOOK_SECONDS:
-        logger.warning("%s", watch.describe())
 
 
 def acquire(
@@ -173,7 +105,7 @@ def acquire(
                 renew(store, current)
                 return current
             if watched not in (None, current.epoch):  # another restore was faster
-                raise _held_by_living(status_of(store, current, entries, store.now()))
+                raise held_by_living(status_of(store, current, entries, store.now()))
             watched = current.epoch
             _wait_for_death(store, current, entries, watch, on_wait, clock)
         epoch = max(lease_objects.used(entries), default=0) + 1
@@ -231,7 +163,7 @@ def refuse_if_alive(
     current = newest_claim(store, entries)
     if current is None or current.restore_id == restore_id or is_released(entries, current.epoch):
         return None
-    return _begin_watch(store, current, entries, ask_holder, clock)
+    return begin_watch(store, current, entries, ask_holder, clock)
 
 
 def renew(store: ObjectStore, lease: Lease) -> None:
@@ -335,30 +267,6 @@ def find_heir(store: ObjectStore, restore_id: str) -> Lease | None:
     return None
 
 
-def _begin_watch(
-    store: ObjectStore,
-    current: Lease,
-    entries: list[Entry],
-    ask_holder: AskHolder | None,
-    clock: Clock,
-) -> Watch:
-    """Take the first look at a holder; LeaseHeldError if it is alive."""
-    status = status_of(store, current, entries, store.now())
-    if ask_holder is not None:
-        status = replace(status, holder=ask_holder(status))
-    if status.is_alive:
-        raise _held(status)
-    return Watch(
-        status=status,
-        pulse=_pulse(store, current.epoch),
-        runners=read_heartbeats(store, current.restore_id) if status.has_ended else {},
-        since=clock.monotonic(),
-        seconds=min(
-            current.ttl_seconds, KNOWN_DEAD_SECONDS if status.has_ended else MAX_WATCH_SECONDS
-        ),
-    )
-
-
 def _wait_for_death(
     store: ObjectStore,
     current: Lease,
@@ -367,46 +275,7 @@ def _wait_for_death(
     on_wait: OnWait,
     clock: Clock,
 ) -> None:
-    """Return once the holder was silent during the whole watch, or released its lease."""
+    """Watch a holder to its end; a watch of this holder may have begun before."""
     if watch is None or watch.status.lease.epoch != current.epoch:
-        watch = _begin_watch(store, current, entries, None, clock)
-    while (left := watch.left(clock.monotonic())) > 0:
-        if is_released(store.list_dir(layout.LEASE), current.epoch):
-            break
-        _refuse_if_moved(store, watch)
-        on_wait(watch, left)
-        clock.sleep(min(_LOOK_SECONDS, left + 0.1))
-    on_wait(watch, 0.0)
-    if not is_released(store.list_dir(layout.LEASE), current.epoch):
-        _refuse_if_moved(store, watch)
-        if watch.status.has_ended and read_heartbeats(store, current.restore_id) != watch.runners:
-            raise _held_by_living(watch.status)
-
-
-def _refuse_if_moved(store: ObjectStore, watch: Watch) -> None:
-    if _pulse(store, watch.status.lease.epoch) != watch.pulse:
-        raise _held_by_living(watch.status)
-
-
-def _held_by_living(status: LeaseStatus) -> LeaseHeldError:
-    """Return the error for a holder that has written just now."""
-    return _held(replace(status, silent_seconds=0.0))
-
-
-def _held(status: LeaseStatus) -> LeaseHeldError:
-    return LeaseHeldError(
-        status.experiment,
-        status.lease.restore_id,
-        status.lease.holder,
-        max(0.0, status.silent_seconds),
-        taken=_at(status.claimed_at),
-        found=status.found,
-    )
-
-
-def _pulse(store: ObjectStore, epoch: int) -> bytes | None:
-    return read_heartbeat(store, layout.lease_heartbeat_key(epoch))
-
-
-def _at(moment: datetime | None) -> str:
-    return f"at {moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "at an unknown time"
+        watch = begin_watch(store, current, entries, None, clock)
+    wait_for_death(store, watch, on_wait, clock)

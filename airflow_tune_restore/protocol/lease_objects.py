@@ -6,7 +6,7 @@ Standard library only: runners use it inside Ray images.
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -81,9 +81,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HolderStatus:
-    """Whether the holder of a lease is known to have ended, and how that is known, in words.
+    """Whether the holder of a lease is known to have ended.
 
-    False decides nothing: then only silence shows that a holder is dead.
+    False decides nothing: then only silence shows that a holder is dead. `found` is how that is known, in
+    words, or how a user can find out.
     """
 
     has_ended: bool
@@ -127,6 +128,27 @@ class LeaseStatus:
     def found(self) -> str:
         """The answer of a person, or of Airflow, in words; "" without one."""
         return self.holder.found if self.holder is not None else ""
+
+    @property
+    def taken(self) -> str:
+        """When the lease was taken, in words."""
+        return _in_words(self.claimed_at)
+
+    def describe(self) -> str:
+        """Return who holds the lease, and since when."""
+        return (
+            f"Restore {self.lease.restore_id} of {self.lease.holder} did not release the lease of "
+            f"{self.experiment}. It took the lease {self.taken}. Its last sign of life was "
+            f"{_in_words(self.seen_at)}."
+        )
+
+
+AskHolder = Callable[[LeaseStatus], HolderStatus]
+"""Returns whether the holder of a lease is known to have ended."""
+
+
+def _in_words(moment: datetime | None) -> str:
+    return f"at {moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "at an unknown time"
 
 
 def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> LeaseStatus | None:

@@ -50,6 +50,7 @@ from airflow_tune_restore.protocol.lease_objects import (
     Lease,
     newest_claim,
 )
+from airflow_tune_restore.protocol.lease_watch import OnWait, Watch, log_wait
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore import commit_record, committed_state, ledger
@@ -99,8 +100,8 @@ def commit_abandoned(
     holder: str,
     ttl_seconds: float = DEFAULT_TTL_SECONDS,
     dag_run: DagRunId | None = None,
-    watch: lease.Watch | None = None,
-    on_wait: lease.OnWait = lease.log_wait,
+    watch: Watch | None = None,
+    on_wait: OnWait = log_wait,
 ) -> CommitSummary | None:
     """Commit what restores that died left behind, so that the next plan starts from it.
 

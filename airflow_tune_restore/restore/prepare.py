@@ -24,6 +24,8 @@ from airflow_tune_restore.experiments.older_runs import describe_older_runs, old
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.lease_objects import AskHolder
+from airflow_tune_restore.protocol.lease_watch import Watch
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
@@ -54,7 +56,7 @@ class PrepareOptions:
     can_start: bool = False
     can_search: bool = False
     ask_driver: Callable[[str], DriverStatus] | None = None
-    ask_holder: lease.AskHolder | None = None
+    ask_holder: AskHolder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ class PreparedRestore:
     plan: RestorePlan
     is_started: bool = False
     health_reason: str = ""
-    watch: lease.Watch | None = None
+    watch: Watch | None = None
 
 
 def prepare_restore(

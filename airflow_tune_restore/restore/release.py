@@ -8,6 +8,7 @@ import msgspec
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
 from airflow_tune_restore.storage.base import ObjectStore
@@ -16,7 +17,7 @@ TTL_SECONDS = 30.0
 
 
 def release_trial(
-    store: ObjectStore, trial_id: str, *, holder: str, on_wait: lease.OnWait = lease.log_wait
+    store: ObjectStore, trial_id: str, *, holder: str, on_wait: OnWait = log_wait
 ) -> History:
     """Let a trial run again. First commit what a restore that died left behind.
 

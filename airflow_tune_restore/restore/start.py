@@ -5,6 +5,7 @@ from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
@@ -20,7 +21,7 @@ def start_restore(
     holder: str,
     ttl_seconds: float,
     dag_run: DagRunId | None = None,
-    on_wait: lease.OnWait = lease.log_wait,
+    on_wait: OnWait = log_wait,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Take the lease and write the plan. First commit what a restore that died left behind.
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import LeaseHeldError, LeaseLostError
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.lease_watch import Clock
 from airflow_tune_restore.storage.memory import MemoryStore
 
 
@@ -45,7 +46,7 @@ def take(store, time, restore_id, ttl=60.0):
         restore_id=restore_id,
         holder=f"holder of {restore_id}",
         ttl_seconds=ttl,
-        clock=lease.Clock(time.monotonic, time.sleep),
+        clock=Clock(time.monotonic, time.sleep),
     )
 
 
@@ -81,7 +82,9 @@ def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time, c
     assert take(store, time, "two").epoch == 2
     assert time.seconds >= 1060
     assert "Restore one of" in caplog.text
-    assert "It is watched for 60 s. If it stays silent, its lease is taken over then." in caplog.text
+    assert (
+        "It is watched for 60 s. If it stays silent, its lease is taken over then." in caplog.text
+    )
     with pytest.raises(LeaseLostError):
         lease.check_held(store, "one")
 
