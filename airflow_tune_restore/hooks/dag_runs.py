@@ -1,6 +1,7 @@
 """The DAG runs behind leases: which one takes a lease, and whether the one that holds it has ended."""
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
