@@ -18,6 +18,7 @@ from airflow_tune_restore.cli.launchers import LauncherOptions
 from airflow_tune_restore.cli.options import (
     ExperimentUri,
     Json,
+    LeaseOptions,
     PlanOptions,
     RunOptions,
     ScanOptions,
@@ -85,6 +86,7 @@ def restore(
     plan: PlanOptions,
     run: RunOptions,
     where: LauncherOptions,
+    lease: LeaseOptions,
     as_json: Json = False,
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
@@ -98,9 +100,13 @@ def restore(
     trials failed again, a run broke off, or samples are left (progress is committed). 2: bad usage or
     refused input. 3: the experiment is running, or another restore holds its lease.
     """
+    from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
     from airflow_tune_restore.restore.claim import RunnerSettings
+
+    if lease.break_lease and not lease.yes:
+        refuse_without_terminal()
 
     options = RestoreOptions(
         prepare=PrepareOptions(
@@ -118,6 +124,8 @@ def restore(
         ),
         parallel=run.parallel,
         check_timeout=run.check_timeout,
+        break_lease=lease.break_lease,
+        yes=lease.yes,
     )
     store = open_store(experiment)
     with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
@@ -135,21 +143,29 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
     from airflow_tune_restore.restore.release import release_trial
 
     store = open_store(experiment)
-    history = release_trial(store, trial, holder=holder())
+    with Progress(quiet=as_json) as progress:
+        history = release_trial(store, trial, holder=holder(), on_wait=show_waits(progress))
     output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
 @app.command(short_help="Undo the last commit.")
 def undo(experiment: ExperimentUri, *, as_json: Json = False) -> None:
     """Undo the last commit to EXPERIMENT, unless something newer was written since."""
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
     from airflow_tune_restore.restore.undo import undo_commit
 
-    output.print_undone(undo_commit(open_store(experiment), holder=holder()), as_json=as_json)
+    store = open_store(experiment)
+    with Progress(quiet=as_json) as progress:
+        undone = undo_commit(store, holder=holder(), on_wait=show_waits(progress))
+    output.print_undone(undone, as_json=as_json)
 
 
 def main() -> None:

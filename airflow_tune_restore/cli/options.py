@@ -16,6 +16,7 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
+from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
 from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 
@@ -261,6 +262,18 @@ class RunOptions:
             help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
         ),
     ] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseOptions:
+    """How a restore takes the lease of another one that did not release it."""
+
+    break_lease: Annotated[
+        bool,
+        "Take the lease of a restore that you know to be dead. It asks, and watches it for "
+        f"{KNOWN_DEAD_SECONDS:.0f} s: it refuses if a heartbeat moves.",
+    ] = False
+    yes: Annotated[bool, "Break the lease without asking."] = False
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

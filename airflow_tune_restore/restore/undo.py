@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
@@ -44,10 +45,10 @@ class UndoneCommit:
     newest: str
 
 
-def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
+def undo_commit(store: ObjectStore, *, holder: str, on_wait: OnWait = log_wait) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
-    `holder` is who takes the lease, for people.
+    `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
 
     Raises:
         InvalidInputError: If no commit made the newest state, or something newer was written.
@@ -55,7 +56,11 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
     """
     restore_id = _cut_off(store) or _last_commit(store)
     held = lease.acquire(
-        store, restore_id=f"{_UNDO}{restore_id}", holder=holder, ttl_seconds=TTL_SECONDS
+        store,
+        restore_id=f"{_UNDO}{restore_id}",
+        holder=holder,
+        ttl_seconds=TTL_SECONDS,
+        on_wait=on_wait,
     )
     try:
         record = _check(store, restore_id)
