@@ -1,13 +1,17 @@
 """Prints the results of the commands: tables for people, JSON for programs. Nothing else prints them."""
 
 import json
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
@@ -28,14 +32,19 @@ def print_reports(
     *,
     prefix: str,
     as_json: bool,
+    around: str | None = None,
     explain: bool = False,
 ) -> None:
-    """Print a scan: each experiment, the number of its quarantined trials, and the evidence if asked."""
+    """Print a scan: each experiment, the number of its quarantined trials, and the evidence if asked.
+
+    `around` is the experiment that a prefix without experiments lies inside of.
+    """
     if as_json:
         _print_json([_report_json(*report, explain=explain) for report in reports])
         return
     if not reports:
-        _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.")
+        where = f" It lies inside {around}: `tune-restore scan {quote(around)}`." if around else ""
+        _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.{where}")
         return
     table = _table("experiment", "health", "trials", "last write (UTC)", "why")
     for report, quarantined in reports:
@@ -100,6 +109,30 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
     _print(summary.headline())
 
 
+def confirm_undo(foreseen: UndoneCommit) -> bool:
+    """Ask whether a commit is to be undone, and return the answer; the question names the files.
+
+    Raises:
+        InvalidInputError: If there is no terminal to ask in.
+    """
+    if not sys.stdin.isatty():
+        raise InvalidInputError(
+            "undo asks before it deletes anything, and here is no terminal to answer in: give --yes if "
+            "you are sure. Nothing was changed."
+        )
+    files = " and ".join(foreseen.deleted) or "nothing more"
+    then = f"{foreseen.newest} is the newest state" if foreseen.newest else "no state is left"
+    question = (
+        f"Undo the commit of restore {foreseen.restore_id} to {foreseen.experiment}? It deletes {files}; "
+        f"then {then}. [y/N]"
+    )
+    console(stderr=True).print(printable(question, NOTE_LENGTH), end=" ")
+    is_yes = sys.stdin.readline().strip().lower() in ("y", "yes")
+    if not is_yes:
+        console(stderr=True).print("Nothing was changed.")
+    return is_yes
+
+
 def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
     """Print which commit was undone."""
     if as_json:
@@ -122,6 +155,16 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
         f"Trial {trial_id} runs again with the next restore of {experiment}; its "
         f"{counted(len(history.released), 'failed attempt')} no longer count."
     )
+
+
+def print_versions() -> None:
+    """Print the versions of this package, of Python, and of the Ray of this interpreter."""
+    _print(f"airflow-tune-restore {version('airflow-tune-restore')}")
+    _print(f"Python {platform.python_version()} ({sys.executable})")
+    try:
+        _print(f"Ray {version('ray')}")
+    except PackageNotFoundError:
+        _print("Ray is not installed here; trials can run with another interpreter (--python)")
 
 
 def print_error(error: Exception) -> None:

@@ -210,14 +210,16 @@ def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
         )
 
 
-def read_base_file(store: ObjectStore) -> StateFile:
+def read_base_file(store: ObjectStore, entries: list[Entry] | None = None) -> StateFile:
     """Return the state file that a commit starts from; `NO_STATE_FILE` if there is none yet.
+
+    `entries` is a listing of the root, if the caller has one.
 
     Raises:
         StateUnreadableError: If no state file can be used.
     """
     try:
-        return read_experiment(store, keep_terminated_rows=False).state_file
+        return read_experiment(store, entries, keep_terminated_rows=False).state_file
     except NotStartedError:
         return NO_STATE_FILE
 
