@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from shlex import quote
@@ -109,8 +110,10 @@ def _airflow_storage(address: str) -> "ExperimentStorageHook":
     """Return Airflow's way to open a store; this is the only place where the shell imports Airflow."""
     # as the processes of Airflow's server: connections of its database can be read, too
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
+    os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "WARNING")
     try:
-        from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+        with contextlib.redirect_stdout(sys.stderr):  # Airflow's loggers keep the stream of now
+            from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
     except ModuleNotFoundError as error:
         scheme = Location.parse(address).scheme
         # the part before the @ is not shown: it may be a secret
