@@ -17,7 +17,12 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
-from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.restore.choices import (
+    AUTO,
+    DEFAULT_MAX_MEMORY_BYTES,
+    PlanChoices,
+    Strategy,
+)
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 
 
@@ -122,7 +127,12 @@ class PlanOptions:
         ResumeType | None,
         "The choice for ERROR trials, in place of --resume-errored and --restart-errored.",
     ] = None
-    strategy: Annotated[str, "auto, per_trial or whole_experiment."] = "auto"
+    strategy: Annotated[
+        str,
+        typer.Option(
+            autocompletion=lambda: [AUTO, *Strategy], help="auto, per_trial or whole_experiment."
+        ),
+    ] = AUTO
     fresh_budget: Annotated[
         bool, "Give resumed trials their failure budget (max_failures) back."
     ] = False

@@ -360,7 +360,7 @@ class BuildRestorePlanOperator(BaseOperator):
             *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
         )
         self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
-        to_run = [f"{t.action} {t.trial_id}: {printable(t.reason)}" for t in plan.to_run]
+        to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
         _log_lines(self.log.info, to_run)
         _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
         _log_lines(self.log.warning, plan.warnings)

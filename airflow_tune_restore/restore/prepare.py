@@ -121,6 +121,7 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     experiment = read_experiment(
         store,
         keep_terminated_rows=choices.flags.keeps_terminated_rows,
+        keep_parameters=True,
         ignore_tuner=choices.ignore_tuner,
     )
     chosen = choices_for(experiment, choices)
