@@ -5,6 +5,7 @@ Then a template is text: `{{ params.x }}` renders to a string.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
@@ -22,6 +23,7 @@ RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resum
 SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
 """The choices that are true or false: arguments of the same names."""
 
+_ID = re.compile(r"[^\s,'\"\[\]]+")
 _CODE = ("trainable", "param_space", "search_alg")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
@@ -92,6 +94,16 @@ def parse_text(value: Any) -> str | None:
         return None
     text = str(value).strip()
     return None if text in ("", "None") else text
+
+
+def parse_ids(name: str, value: Any) -> tuple[str, ...]:
+    """Parse a list of ids, or text that holds them: between commas or lines, or a rendered list."""
+    if value is None:
+        return ()
+    items = _ID.findall(parse_text(value) or "") if isinstance(value, str) else list(value)
+    if not all(isinstance(item, str) for item in items):
+        raise InvalidInputError(f"{name}={value!r} holds a value that is not an id.")
+    return tuple(items)
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:

@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Experim
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.storage.location import Location, explain_percent
 
@@ -93,14 +94,21 @@ def build_search(
     )
 
 
-def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
-    """Scan the prefix once, and log how many experiments of each health there are."""
+def survey(
+    search: Search, log: logging.Logger, ask_holder: AskHolder | None = None
+) -> list[ExperimentReport]:
+    """Scan the prefix once, and log how many experiments of each health there are.
+
+    `ask_holder` returns whether a restore that looks alive is known to have ended. The triggerer cannot
+    ask (None).
+    """
     reports = ExperimentStorageHook().scan(
         search.place,
         stale_after=search.stale_after,
         selection=search.selection,
         use_index=search.use_index,
         ask_driver=driver_jobs(search.ray_conn_id),
+        ask_holder=ask_holder,
     )
     _log_counts(search.place, reports, log)
     return reports

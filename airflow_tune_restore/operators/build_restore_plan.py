@@ -12,6 +12,12 @@ from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import (
+    ask_dag_run,
+    identify_dag_run,
+    log_waits,
+    name_dag_run,
+)
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
@@ -70,13 +76,16 @@ class BuildRestorePlanOperator(BaseOperator):
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
         check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
+        trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
+            trials stay as they are recorded, and the search is not continued. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
-            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes.
+            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes;
+            for half a minute if Airflow knows that its DAG run has ended.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
         ray_conn_id: Connection `ray_jobs` of a cluster. An experiment also counts as running if a live
             job of this cluster names it. (templated)
@@ -95,6 +104,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "param_space",
         "search_alg",
         "strategy",
+        "trials",
         *SWITCHES,
         "max_attempts",
         "max_memory",
@@ -127,6 +137,7 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
+        trials: Sequence[str] | str = (),
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -158,6 +169,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
         self.ignore_tuner = ignore_tuner
+        self.trials = trials
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -247,11 +259,17 @@ class BuildRestorePlanOperator(BaseOperator):
         prepared: dict[str, PreparedRestore],
         options: PrepareOptions,
     ) -> list[tuple[Address, RestorePlan]]:
-        ti = context["ti"]
-        holder, ttl_seconds = f"DAG {ti.dag_id}, run {ti.run_id}", self._ttl_seconds()
+        ttl_seconds, on_wait = self._ttl_seconds(), log_waits(self.log)
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
-            return start_restore(prepared[text], options, holder=holder, ttl_seconds=ttl_seconds)
+            return start_restore(
+                prepared[text],
+                options,
+                holder=name_dag_run(context),
+                ttl_seconds=ttl_seconds,
+                dag_run=identify_dag_run(context),
+                on_wait=on_wait,
+            )
 
         started: list[tuple[Address, RestorePlan]] = []
         for text, (plan, settled) in batch.map(start, prepared):
@@ -320,6 +338,7 @@ class BuildRestorePlanOperator(BaseOperator):
             flags=flags,
             strategy=self.strategy,
             **self._parse_bools(SWITCHES),
+            trials=arguments.parse_ids("trials", self.trials),
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )
@@ -329,6 +348,7 @@ class BuildRestorePlanOperator(BaseOperator):
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
+            ask_holder=ask_dag_run,
         )
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
@@ -340,7 +360,7 @@ class BuildRestorePlanOperator(BaseOperator):
             *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
         )
         self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
-        to_run = [f"{t.action} {t.trial_id}: {printable(t.reason)}" for t in plan.to_run]
+        to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
         _log_lines(self.log.info, to_run)
         _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
         _log_lines(self.log.warning, plan.warnings)

@@ -180,8 +180,11 @@ def describe_summary(experiment: str, summary: CommitSummary) -> dict[str, Any]:
         "state_file": summary.state_file,
         # A whole-experiment run that leaves samples undrawn was asked to stop, or its task has failed.
         # Samples whose searcher is lost are passed on: the continued search fails because of them.
+        # A restore of chosen trials leaves the search to a later one.
         "samples_left": (
-            0 if summary.is_whole_experiment and not summary.searcher_lost else summary.samples_left
+            0
+            if summary.chosen or (summary.is_whole_experiment and not summary.searcher_lost)
+            else summary.samples_left
         ),
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": list(summary.quarantined),

@@ -18,6 +18,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORA
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
 from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
@@ -139,7 +140,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
-            reports = experiment_search.survey(search, log)
+            reports = experiment_search.survey(search, log, ask_dag_run)
             found = [report for report in reports if report.health in wanted]
         experiment_search.log_evidence(found, log)
         if found or not self.wait:  # else it is not the last search

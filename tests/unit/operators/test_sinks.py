@@ -22,7 +22,10 @@ from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreEr
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
+from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
+from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX
 from airflow_tune_restore.restore.commit import commit_restore
@@ -50,6 +53,7 @@ from tests.support.planted import (
     leaves,
     plant,
 )
+from tests.support.records import night
 from tests.support.records_of_all_kinds import RECORDS, Kind
 
 BAD = {"status": "ERROR", "error": True, "last_result_time": 3.0}
@@ -222,6 +226,23 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
             output.print_summary(summary, experiment=store.uri, as_json=as_json)
 
 
+def test_operations_by_hand_over_planted_storage_show_nothing_of_it(sweep, sinks):
+    store = open_store(str(sweep))
+    for restore_id in ("r1", "r2"):
+        night(store, restore_id, error=MARK)
+    ledger = json.loads(planted_record(next(k for k in RECORDS if k.name == "Ledger")))
+    failed = next(iter(ledger["trials"].values()))
+    store.put(
+        layout.LEDGER, encode(ledger | {"trials": {"bad": failed, "too": failed, MARK: failed}})
+    )
+    listed, _ = sinks.run(ListQuarantineOperator(task_id="list", prefix=str(sweep.parent)))
+    assert {item["trial_id"] for item in listed} == {"bad", "too"}
+    for trials in (["bad", "too"], [MARK], [LONG]):
+        sinks.run(ReleaseTrialOperator(task_id="release", experiment=str(sweep), trials=trials))
+    for confirm in ("sweep", MARK):
+        sinks.run(UndoCommitOperator(task_id="undo", experiment=str(sweep), confirm=confirm))
+
+
 def _event(sweep, monkeypatch) -> dict[str, Any]:
     trigger = ExperimentSensorTrigger(
         prefix=str(sweep.parent), health=["errored", "interrupted"], stale_after_seconds=0.0,
@@ -271,7 +292,7 @@ def test_a_task_that_finds_a_planted_record_shows_nothing_of_it(sweep, runner, s
     "command",
     ["scan", "scan --json", "scan --explain", "scan --explain --json", "plan", "plan --json",
      "plan --resume-errored", "plan --resume-errored --json", "release bad", "release bad --json",
-     "undo", "undo --json"],
+     "undo --yes", "undo --yes --json"],
 )  # fmt: skip
 def test_a_command_shows_nothing_of_planted_storage(sweep, sinks, capfd, monkeypatch, command):
     store = open_store(str(sweep))
