@@ -14,7 +14,9 @@ from airflow_tune_restore.cli.runs import TrialRuns
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.prepare import (
@@ -39,6 +41,7 @@ class RestoreOptions:
         prepare: Which trials are run, and how.
         settings: The settings of the runners.
         parallel: How many trials run at the same time.
+        check_timeout: How long the check of the trainable may take.
         break_lease: Whether the user may break the lease of another restore.
         yes: Whether the user is not asked before.
     """
@@ -46,6 +49,7 @@ class RestoreOptions:
     prepare: PrepareOptions
     settings: RunnerSettings
     parallel: int
+    check_timeout: timedelta = DEFAULT_CHECK_TIMEOUT
     break_lease: bool = False
     yes: bool = False
 
@@ -75,20 +79,19 @@ def restore_experiment(
     has_work = bool(prepared.plan.has_work or prepared.plan.samples_left)
     if has_work and isinstance(launcher, ChecksTrainable):
         # a wrong trainable is refused before anything is leased or started
-        launcher.check(
-            trainable=options.settings.trainable,
-            trainable_name=prepared.plan.trainable_name,
-            param_space=options.settings.param_space,
-            search_alg=options.settings.search_alg if prepared.experiment.searcher_lost else None,
-            imports=options.settings.imports,
-            experiment=prepared.plan.experiment,
-            ignore_tuner=prepared.plan.ignore_tuner,
-        )
+        request = build_check_request(options.settings, [prepared])
+        (answer,) = launcher.check(request, options.check_timeout)
+        if (error := answer.error()) is not None:
+            raise error
+        if answer.message:
+            progress.say(f"note: {answer.message}")
     # a place that cannot be used is refused now, too
     options = replace(options, settings=launcher.settings(options.settings))
     restore = _Restore(store, launcher, options, progress)
     done = restore.carry_out(prepared)
     if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:
+        return done
+    if done.chosen:  # the samples are not among them
         return done
     if done.searcher_lost:  # its headline names the next step
         return done

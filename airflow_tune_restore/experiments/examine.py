@@ -323,7 +323,7 @@ def _notes(store: ObjectStore, summary: StateSummary) -> list[str]:
     """Return notes for the user beside the verdict."""
     if not (summary.samples_left and summary.searcher_lost):
         return list(summary.warnings)
-    lost = describe_lost_searcher(store.uri, summary.samples_left, summary.searcher_lost)
+    lost = describe_lost_searcher(summary.samples_left, summary.searcher_lost)
     return [*summary.warnings, lost]
 
 

@@ -270,7 +270,7 @@ def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
         raise RunnerError(
             f"{what} of {store.uri} still has a living runner (attempt {first.attempt})"
             f"{f', and so have {others}' if others else ''}. Nothing was committed. Wait for it to end, "
-            "or stop it; then clear the commit task, or run `tune-restore restore` again."
+            "or stop it; then clear the commit task, or start the same restore in the shell again."
         )
 
 

@@ -94,7 +94,7 @@ def prepare_restore(
         return prepared
     if prepared.plan.changes_trials or prepared.plan.only_continues_search:
         return _committable(prepared)
-    if prepared.experiment.samples_left:
+    if prepared.experiment.samples_left and not options.choices.trials:
         return _committable(_with_search_plan(prepared, options))
     text = f"{prepared.health_reason}; with these flags every trial stays as it is"
     news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
@@ -121,10 +121,11 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     experiment = read_experiment(
         store,
         keep_terminated_rows=choices.flags.keeps_terminated_rows,
+        keep_parameters=True,
         ignore_tuner=choices.ignore_tuner,
     )
-    chosen = choices_for(experiment, choices.flags)
-    to_resume = [t for t in experiment.trials if chosen[t.trial_id] is ResumeType.RESUME]
+    chosen = choices_for(experiment, choices)
+    to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     ledger, warning = read_ledger(store)
     plan = build_plan(
         experiment,
@@ -227,6 +228,10 @@ def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> 
         case Health.NOT_STARTED if not options.can_start:
             raise InvalidInputError(
                 f"{report.reason}. With a param_space (--param-space) it is started in its place."
+            )
+        case Health.NOT_STARTED if options.choices.trials:
+            raise InvalidInputError(
+                f"{report.reason}. It has no trial yet: leave out trials (--trial)."
             )
         case Health.NOT_STARTED if options.choices.ignore_tuner:
             raise InvalidInputError(
