@@ -90,7 +90,10 @@ class ExperimentBatch:
         """Record an error instead of a restore. Some errors only show that it is not the time for it."""
         match error:
             case LeaseHeldError():
-                self.leave_alone(address, f"another restore, {error.holder}, is restoring it")
+                found = error.found and f". {error.found}"
+                self.leave_alone(
+                    address, f"another restore, {error.holder}, is restoring it{found}"
+                )
             case ExperimentRunningError():
                 self.leave_alone(address, f"it is running: {error.reason}")
             case StateChangedError():  # by its driver, or by a restore that was faster

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError, ErrorType
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse
 
@@ -85,10 +85,10 @@ def test_a_run_that_goes_on_is_named_with_its_state(errored, airflow, state):
     plan(errored, FIRST)
     airflow.states[FIRST] = state
     with pytest.raises(
-        AirflowException, match=rf"Its DAG run is {state}: https://airflow\.example"
+        AirflowSkipException, match=rf"Its DAG run is {state}: https://airflow\.example"
     ):
         plan(errored, SECOND)
-    with pytest.raises(AirflowException, match="Nothing to restore"):
+    with pytest.raises(AirflowSkipException, match="Nothing to restore"):
         find(errored, SECOND)
 
 
@@ -97,14 +97,14 @@ def test_a_run_of_another_deployment_with_the_same_ids_is_not_this_one(errored, 
     airflow.states[FIRST] = "failed"
     airflow.started[FIRST] = STARTED.replace(microsecond=1)
     with pytest.raises(
-        AirflowException, match="a DAG run of that name that started at another time"
+        AirflowSkipException, match="a DAG run of that name that started at another time"
     ):
         plan(errored, SECOND)
 
 
 def test_a_run_that_was_deleted_is_not_known_to_have_ended(errored, airflow):
     plan(errored, FIRST)
-    with pytest.raises(AirflowException, match="This Airflow has no such DAG run"):
+    with pytest.raises(AirflowSkipException, match="This Airflow has no such DAG run"):
         plan(errored, SECOND)
 
 
@@ -116,7 +116,7 @@ def test_an_airflow_that_cannot_be_asked_changes_nothing(errored, airflow):
         )
     )
     with pytest.raises(
-        AirflowException, match=r"Airflow could not be asked about its DAG run: .*no"
+        AirflowSkipException, match=r"Airflow could not be asked about its DAG run: .*no"
     ):
         plan(errored, SECOND)
 
@@ -125,7 +125,7 @@ def test_no_one_is_asked_about_a_shell_or_an_older_claim(errored, airflow):
     airflow.error = AssertionError("asked")
     store = open_store(str(errored))
     lease.acquire(store, restore_id="shell-1", holder="tune-restore of bob", ttl_seconds=60)
-    with pytest.raises(AirflowException, match="is being restored by tune-restore of bob"):
+    with pytest.raises(AirflowSkipException, match=r"tune-restore of bob, is restoring it$"):
         plan(errored, SECOND)
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_lives_is_not_taken_over_whatever_airflow_answers(errored, ai
     (held,) = lease.unreleased(store, but="")
     with (
         lease.kept(store, held.restore_id, 0.25),
-        pytest.raises(AirflowException, match="It lives"),
+        pytest.raises(AirflowSkipException, match="It lives"),
     ):
         plan(errored, SECOND)
 
