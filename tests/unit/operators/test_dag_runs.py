@@ -1,5 +1,7 @@
 """Airflow is asked whether the DAG run has ended that holds a lease."""
 
+import os
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from airflow_tune_restore.protocol import lease, lease_watch
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
 
 STARTED = datetime(2026, 11, 29, 2, 0, 0, 123456, tzinfo=UTC)
 FIRST, SECOND = "scheduled__2026-11-28T02:00:00+00:00", "scheduled__2026-11-29T02:00:00+00:00"
@@ -55,9 +58,9 @@ def context(run_id):
     return made
 
 
-def plan(experiment, run_id):
+def plan(experiment, run_id, stale_after=0):
     operator = BuildRestorePlanOperator(
-        task_id="plan", experiments=str(experiment), resume_errored=True, stale_after=0
+        task_id="plan", experiments=str(experiment), resume_errored=True, stale_after=stale_after
     )
     return operator.execute(context(run_id))
 
@@ -78,6 +81,24 @@ def test_the_next_run_takes_over_at_once_from_one_that_has_ended(errored, airflo
     assert [claim.dag_run.run_id for claim in held] == [SECOND]
     url = f"https://airflow.example.com/dags/nightly/runs/{FIRST.replace(':', '%3A').replace('+', '%2B')}"
     assert f"Its DAG run is {state}: {url}" in capfd.readouterr().out
+
+
+def test_what_a_run_that_has_ended_wrote_is_not_waited_for_either(tmp_path, airflow, capfd):
+    """Its trials were unfinished before, and are now written to; so a driver might live."""
+    dead = make_experiment(tmp_path / "dead", [make_row("b1", status="RUNNING", trial_dir="b1")])
+    for path in [*dead.rglob("*"), dead]:
+        os.utime(path, (time.time() - 7200,) * 2)  # noqa: TID251
+    plan(dead, FIRST, stale_after=1800)
+    airflow.states[FIRST] = "running"
+    (dead / "b1").mkdir()
+    (dead / "b1" / "result.json").write_text("{}")
+    with pytest.raises(AirflowSkipException, match="Its DAG run is running"):
+        plan(dead, SECOND, stale_after=1800)
+    airflow.states[FIRST] = "failed"
+    (item,) = find(dead, SECOND)
+    assert item["health"] == "interrupted"
+    assert "nothing written since it was last restored" in item["reason"]
+    assert len(plan(dead, SECOND, stale_after=1800)) == 1
 
 
 @pytest.mark.parametrize("state", ["running", "queued"])
