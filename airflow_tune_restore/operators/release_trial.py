@@ -4,10 +4,10 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from airflow_tune_restore.arguments import parse_ids, parse_text
+from airflow_tune_restore.arguments import is_computed, parse_ids, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.operators.operation import name_holder
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.release import release_trials
@@ -38,6 +38,8 @@ class ReleaseTrialOperator(BaseOperator):
         self.experiment = experiment
         self.trials = trials
         self.storage_conn_id = storage_conn_id
+        if not is_computed(experiment):
+            Address.parse(experiment)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Release the trials."""
