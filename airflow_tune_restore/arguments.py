@@ -152,6 +152,12 @@ def parse_health(value: Any) -> frozenset[Health]:
     return frozenset(Health(word) for word in words)
 
 
+def shares_prefix(value: Any) -> bool:
+    """Whether the sensor found the experiments below a prefix with experiments in several directories."""
+    items = [value] if isinstance(value, str | Mapping) else value or ()
+    return any(isinstance(item, Mapping) and item.get("shares_prefix") for item in items)
+
+
 def parse_addresses(value: Any) -> list[str]:
     """Parse the experiments: one address, several, or the output of the sensor."""
     if value is None or value == "":

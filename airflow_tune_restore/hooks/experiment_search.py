@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -13,8 +13,9 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Experim
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.storage.location import explain_percent
+from airflow_tune_restore.storage.location import Location, explain_percent
 
 LEFT_ALONE_KEY = "left_alone"
 """XCom key of the sensor: experiments below the prefix that it did not return, and why."""
@@ -93,21 +94,40 @@ def build_search(
     )
 
 
-def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
-    """Scan the prefix once, and log how many experiments of each health there are."""
+def survey(
+    search: Search, log: logging.Logger, ask_holder: AskHolder | None = None
+) -> list[ExperimentReport]:
+    """Scan the prefix once, and log how many experiments of each health there are.
+
+    `ask_holder` returns whether a restore that looks alive is known to have ended. The triggerer cannot
+    ask (None).
+    """
     reports = ExperimentStorageHook().scan(
         search.place,
         stale_after=search.stale_after,
         selection=search.selection,
         use_index=search.use_index,
         ask_driver=driver_jobs(search.ray_conn_id),
+        ask_holder=ask_holder,
     )
     _log_counts(search.place, reports, log)
     return reports
 
 
-def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
-    """Return the XCom item of an experiment: its `experiment` is an address without secrets."""
+def build_items(
+    place: Address, reports: Sequence[ExperimentReport], wanted: frozenset[Health]
+) -> list[dict[str, Any]]:
+    """Return the XCom items of the wanted experiments: `experiment` is an address without secrets.
+
+    `shares_prefix` is whether experiments in other directories are below the prefix, too. They may belong
+    to other people, who use the same name for another trainable.
+    """
+    is_shared = len({Location.parse(report.experiment).parent for report in reports}) > 1
+    found = [report for report in reports if report.health in wanted]
+    return [{**_build_item(place, report), "shares_prefix": is_shared} for report in found]
+
+
+def _build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
     return {
         "experiment": str(place.at(report.experiment)),
         "name": report.name,

@@ -12,6 +12,12 @@ from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import (
+    ask_dag_run,
+    identify_dag_run,
+    log_waits,
+    name_dag_run,
+)
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
@@ -78,7 +84,8 @@ class BuildRestorePlanOperator(BaseOperator):
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
-            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes.
+            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes;
+            for half a minute if Airflow knows that its DAG run has ended.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
         ray_conn_id: Connection `ray_jobs` of a cluster. An experiment also counts as running if a live
             job of this cluster names it. (templated)
@@ -188,7 +195,10 @@ class BuildRestorePlanOperator(BaseOperator):
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
             runner_account(self._user(), self.launcher)
-            batch = ExperimentBatch(map(hook.address, arguments.parse_addresses(self.experiments)))
+            batch = ExperimentBatch(
+                map(hook.address, arguments.parse_addresses(self.experiments)),
+                shares_prefix=arguments.shares_prefix(self.experiments),
+            )
         try:
             with as_airflow_errors():
                 started = self._start_all(context, hook, batch, options)
@@ -249,11 +259,17 @@ class BuildRestorePlanOperator(BaseOperator):
         prepared: dict[str, PreparedRestore],
         options: PrepareOptions,
     ) -> list[tuple[Address, RestorePlan]]:
-        ti = context["ti"]
-        holder, ttl_seconds = f"DAG {ti.dag_id}, run {ti.run_id}", self._ttl_seconds()
+        ttl_seconds, on_wait = self._ttl_seconds(), log_waits(self.log)
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
-            return start_restore(prepared[text], options, holder=holder, ttl_seconds=ttl_seconds)
+            return start_restore(
+                prepared[text],
+                options,
+                holder=name_dag_run(context),
+                ttl_seconds=ttl_seconds,
+                dag_run=identify_dag_run(context),
+                on_wait=on_wait,
+            )
 
         started: list[tuple[Address, RestorePlan]] = []
         for text, (plan, settled) in batch.map(start, prepared):
@@ -332,6 +348,7 @@ class BuildRestorePlanOperator(BaseOperator):
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
+            ask_holder=ask_dag_run,
         )
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
@@ -343,7 +360,7 @@ class BuildRestorePlanOperator(BaseOperator):
             *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
         )
         self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
-        to_run = [f"{t.action} {t.trial_id}: {printable(t.reason)}" for t in plan.to_run]
+        to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
         _log_lines(self.log.info, to_run)
         _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
         _log_lines(self.log.warning, plan.warnings)

@@ -94,6 +94,7 @@ class ContinueSearchOperator(AttemptOperator):
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),
                 check=lambda prepared: self._check(experiment, prepared),
+                log=self.log,
             )
             if plan is None:
                 return report_commit(experiment.address, settled, log=self.log)

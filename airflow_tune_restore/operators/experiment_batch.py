@@ -18,7 +18,7 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ PREFIXES_PAGE = "docs/trainable.md"
 """Explains what a trainable is compared with, and how to separate the experiments of teams."""
 
 _CONCURRENCY = 8
+_SHOWN = 50
 _Result = TypeVar("_Result")
 _NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 
@@ -35,19 +36,25 @@ _NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 class ExperimentBatch:
     """The experiments that one plan task was given. Each method takes the text of an address.
 
+    Args:
+        addresses: Their addresses.
+        shares_prefix: Whether they are known to lie beside experiments in other directories.
+
     Attributes:
         places: Their addresses, by text.
     """
 
-    def __init__(self, addresses: Iterable[Address]) -> None:
+    def __init__(self, addresses: Iterable[Address], *, shares_prefix: bool = False) -> None:
         self.places = {str(address): address for address in addresses}
+        self._shares_prefix = shares_prefix
         self._outcomes: dict[str, OutcomeXCom] = {}
         self._may_pass: set[str] = set()
 
     @property
     def spans_directories(self) -> bool:
         """Whether they lie in different directories, so that they may belong to different people."""
-        return len({Location.parse(place.uri).parent for place in self.places.values()}) > 1
+        parents = {Location.parse(place.uri).parent for place in self.places.values()}
+        return self._shares_prefix or len(parents) > 1
 
     def map(
         self, work: Callable[[str], _Result], addresses: Iterable[str]
@@ -118,11 +125,12 @@ class ExperimentBatch:
                     log.info("%s: %s", each.experiment, each.reason)
         by_name = [each.experiment for each in self._outcomes.values() if each.by_name]
         if by_name:
+            more = f" and {len(by_name) - _SHOWN} more" if len(by_name) > _SHOWN else ""
             log.warning(
-                "%s in different directories: only the name of the trainable shows that it is theirs. If "
-                "another team uses the same name, its experiments train with this code. Check %s. %s "
-                "explains what helps.",
-                *(counted(len(by_name), "experiment"), ", ".join(by_name), PREFIXES_PAGE),
+                "Taken by the name of the trainable alone, below a prefix with several directories: "
+                "%s%s. If another team uses the same name, its experiments now train with this code. %s "
+                "explains what is compared, and how to keep them apart.",
+                *(", ".join(by_name[:_SHOWN]), more, PREFIXES_PAGE),
             )
 
     def stop_without_work(self, *, has_tries: bool) -> None:

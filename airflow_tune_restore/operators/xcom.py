@@ -32,7 +32,7 @@ _NAME_LENGTH, _ID_LENGTH = 120, 80
 
 
 class Outcome(StrEnum):
-    """What became of one experiment in the plan task."""
+    """The end of one experiment in the plan task."""
 
     RESTORED = "restored"  # a restore was started
     CONTINUE_SEARCH = "continue_search"  # only its search is left; a later task continues it
@@ -66,7 +66,7 @@ class _ItemXCom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeXCom(_ItemXCom):
-    """What became of one experiment that the plan task was given: the input of the commit.
+    """The outcome of one experiment that the plan task was given: the input of the commit.
 
     Args:
         restore_id: Id of the restore that was started; None without one.

@@ -22,6 +22,7 @@ from airflow_tune_restore.experiments.experiment import (
     Experiment,
     describe_lost_searcher,
 )
+from airflow_tune_restore.experiments.parameters import Varying, find_varying
 from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
 from airflow_tune_restore.protocol.checkpoints import CheckpointChoice
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
@@ -122,6 +123,7 @@ def build_plan(
         )
         for trial in in_order
     )
+    varying = find_varying(experiment.trials)
     tuner = experiment.tuner
     left = experiment.samples_left
     lost = "" if can_search else experiment.searcher_lost
@@ -141,7 +143,8 @@ def build_plan(
         searcher_lost=lost,
         metric=tuner.metric if tuner else None,
         mode=tuner.mode if tuner else None,
-        trials=trials,
+        trials=_with_parameters(trials, varying),
+        more_parameters=varying.more,
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
@@ -289,6 +292,15 @@ def _entry(trial: Trial, action: TrialAction, reason: str, **more: Any) -> Trial
         action=action,
         reason=reason,
         **fields,
+    )
+
+
+def _with_parameters(trials: tuple[TrialPlan, ...], varying: Varying) -> tuple[TrialPlan, ...]:
+    if not varying.by_trial:
+        return trials
+    return tuple(
+        msgspec.structs.replace(trial, parameters=varying.by_trial.get(trial.trial_id, {}))
+        for trial in trials
     )
 
 

@@ -8,6 +8,7 @@ import msgspec
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
 from airflow_tune_restore.storage.base import ObjectStore
@@ -15,18 +16,20 @@ from airflow_tune_restore.storage.base import ObjectStore
 TTL_SECONDS = 30.0
 
 
-def release_trial(store: ObjectStore, trial_id: str, *, holder: str) -> History:
+def release_trial(
+    store: ObjectStore, trial_id: str, *, holder: str, on_wait: OnWait = log_wait
+) -> History:
     """Release one trial, as `release_trials` does."""
-    return release_trials(store, [trial_id], holder=holder)[trial_id]
+    return release_trials(store, [trial_id], holder=holder, on_wait=on_wait)[trial_id]
 
 
 def release_trials(
-    store: ObjectStore, trial_ids: Sequence[str], *, holder: str
+    store: ObjectStore, trial_ids: Sequence[str], *, holder: str, on_wait: OnWait = log_wait
 ) -> dict[str, History]:
     """Let trials run again: all of them, or none. First commit what a restore that died left behind.
 
-    `holder` is who takes the lease, for people. Returns the history of each trial by its id; its
-    `released` holds the failures that no longer count.
+    `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
+    Returns the history of each trial by its id; its `released` holds the failures that no longer count.
 
     Raises:
         InvalidInputError: If a trial does not exist, or is not quarantined.
@@ -34,7 +37,7 @@ def release_trials(
     """
     _check(store, trial_ids)
     restore_id = f"release-{secrets.token_hex(4)}"
-    commit_abandoned(store, restore_id=restore_id, holder=holder)
+    commit_abandoned(store, restore_id=restore_id, holder=holder, on_wait=on_wait)
     held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
     try:
         ledger, _ = read_ledger(store)

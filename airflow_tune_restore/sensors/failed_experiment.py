@@ -18,6 +18,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORA
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
 from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
@@ -26,10 +27,11 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
     """Waits until experiments below a prefix need restoring, and returns them.
 
     The returned list has one small item per experiment (`experiment`, `name`, `health`, `reason`,
-    `trials`, `samples_left`, `last_write`), for `BuildRestorePlanOperator(experiments=…)`. An unreadable
-    experiment is logged with the reason, and the others are found. The XCom `left_alone` names those that
-    are neither returned nor finished (running, leased, unreadable), for `CommitRestoreOperator`. The
-    arguments of `BaseSensorOperator` work as usual: `poke_interval`, `timeout`, `mode`, `soft_fail`.
+    `trials`, `samples_left`, `last_write`, `shares_prefix`), for
+    `BuildRestorePlanOperator(experiments=…)`. An unreadable experiment is logged with the reason, and the
+    others are found. The XCom `left_alone` names those that are neither returned nor finished (running,
+    leased, unreadable), for `CommitRestoreOperator`. The arguments of `BaseSensorOperator` work as usual:
+    `poke_interval`, `timeout`, `mode`, `soft_fail`.
 
     Args:
         prefix: Place to search: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
@@ -138,13 +140,13 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
-            reports = experiment_search.survey(search, log)
+            reports = experiment_search.survey(search, log, ask_dag_run)
             found = [report for report in reports if report.health in wanted]
         experiment_search.log_evidence(found, log)
         if found or not self.wait:  # else it is not the last search
             left_alone = experiment_search.build_left_alone(search.place, reports, wanted)
             self._push_left_alone(context, left_alone)
-        return [experiment_search.build_item(search.place, report) for report in found]
+        return experiment_search.build_items(search.place, reports, wanted)
 
     def _push_left_alone(self, context: Context, left_alone: dict[str, Any]) -> None:
         """Log the experiments that are not returned, and push them for the table of the commit."""

@@ -9,7 +9,7 @@ from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.arguments import parse_health
 from airflow_tune_restore.hooks.experiment_search import (
-    build_item,
+    build_items,
     build_left_alone,
     log_evidence,
 )
@@ -35,7 +35,7 @@ class ExperimentSensorTrigger(ExperimentPoller):
                 yield TriggerEvent({"error": poll.refusal})
                 return
             log_evidence(found, logging.getLogger(__name__))
-            items = [build_item(self.search.place, report) for report in found]
+            items = build_items(self.search.place, poll.reports, wanted)
             left_alone = build_left_alone(self.search.place, poll.reports, wanted)
             yield TriggerEvent({"experiments": items, "left_alone": left_alone})
             return

@@ -221,7 +221,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             self.log.info("An earlier try of this task has finished its work.")
             self.attempt_pods(task).delete_ended()
             return done
-        task.renew_lease()
+        task.renew_lease(self)
         return self._follow_next(context, task)
 
     def claim(

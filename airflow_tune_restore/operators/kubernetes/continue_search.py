@@ -78,7 +78,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
         plan, summary = continue_search_steps.start_continued_search(
-            context, experiment.store, options
+            context, experiment.store, options, log=self.log
         )
         if plan is not None:  # else an earlier try has committed it, and died
             task = AttemptTask(experiment, plan, self.trial_id)

@@ -30,20 +30,6 @@ from tests.support.experiments.built import (
 from tests.support.records import leave_outcome, night
 
 
-@pytest.fixture
-def tune_restore(monkeypatch, capsys):
-    """Run the command as `main` does; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["tune-restore", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
-
 def age(directory, seconds):
     """Make every file of an experiment look as old as that."""
     for path in directory.rglob("*"):
@@ -624,7 +610,7 @@ def test_a_signal_that_is_sent_twice_is_one_ctrl_c():
 
 
 @pytest.mark.parametrize(("where", "is_free"), [("start_restore", True), ("commit_restore", False)])
-def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_1(
+def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_130(
     tune_restore, samples, monkeypatch, where, is_free
 ):
     experiment, launcher = samples(DONE, HUNG, lost=False)
@@ -639,7 +625,7 @@ def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_1(
     command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0", "--json")
     code, out, err = tune_restore(*command)
     words = "Stopped. What the trials have done is kept; run the command again to continue."
-    assert (code, out, err.splitlines()[-1]) == (1, "", words)
+    assert (code, out, err.splitlines()[-1]) == (130, "", words)
     assert bool(launcher.started) != is_free
     held = lease.unreleased(open_store(str(experiment)), but="")
     assert (held == []) == is_free
@@ -671,7 +657,7 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
             ("restore", "/nowhere/at/all", "--trainable", "m:t"),
             "it has neither a tuner.pkl nor an experiment state",
         ),
-        (("plan", "s3://conn@bucket/x"), "Airflow connection"),
+        (("plan", "s3://conn@bucket/x"), "Airflow has no connection 'conn'"),
         (("restore", "{x}"), "trainable"),
         (("scan", "{x}", "--stale-after", "-1"), "'--stale-after': -1 is less than 0"),
         (("scan", "{x}", "--stale-after", "inf"), "'--stale-after': inf is not a number"),
@@ -797,10 +783,10 @@ def test_max_attempts_reaches_the_plan(tune_restore, tmp_path):
 
 def test_undo_says_what_it_did_and_when_there_is_nothing_to_undo(tune_restore, tmp_path):
     experiment = failing_twice(tmp_path)
-    code, out, _ = tune_restore("undo", experiment)
+    code, out, _ = tune_restore("undo", experiment, "--yes")
     assert code == 0
     assert "The commit of restore r2 is undone" in out
-    code, out, _ = tune_restore("undo", experiment, "--json")
+    code, out, _ = tune_restore("undo", experiment, "--yes", "--json")
     assert json.loads(out)["newest"] == STATE_NAME
     code, _, err = tune_restore("undo", experiment)
     assert code == 2

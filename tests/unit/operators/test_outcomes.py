@@ -16,6 +16,7 @@ from airflow_tune_restore.operators.experiment_table import MAX_EXPERIMENTS
 from airflow_tune_restore.operators.xcom import Outcome
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
 from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.checks import answer_all
@@ -270,8 +271,8 @@ def test_experiments_of_different_directories_are_named_if_only_the_name_fits(tm
     _, _, pushed = run(plan([ours, theirs], trainable=None))
     assert [item["by_name"] for item in pushed["outcomes"]] == [True, True]
     log = capfd.readouterr().out
-    assert log.count("only the name of the trainable") == 1
-    assert f"Check {ours}, {theirs}." in log
+    assert log.count("Taken by the name of the trainable alone") == 1
+    assert f"several directories: {ours}, {theirs}." in log
     assert "docs/trainable.md" in log
     _, _, summary = run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     assert [line["by_name"] for line in summary["experiments"]] == [True, True]
@@ -293,7 +294,18 @@ def test_experiments_of_one_directory_are_not(tmp_path, capfd):
     experiments = [make(tmp_path, name) for name in ("good", "undrawn")]
     _, _, pushed = run(plan(experiments, trainable=None))
     assert [item["by_name"] for item in pushed["outcomes"]] == [False, False]
-    assert "only the name of the trainable" not in capfd.readouterr().out
+    assert "by the name of the trainable" not in capfd.readouterr().out
+
+
+def test_one_alone_is_named_if_its_prefix_has_other_directories(tmp_path):
+    """On this night only the experiment of the other team has failed."""
+    make(tmp_path / "ours", "finished")
+    make(tmp_path / "theirs", "good")
+    found = FailedTuneExperimentSensor(task_id="find", prefix=str(tmp_path)).execute(make_context())
+    operator = plan([], trainable=None)
+    operator.experiments = found
+    _, _, pushed = run(operator)
+    assert [item["by_name"] for item in pushed["outcomes"]] == [True]
 
 
 def test_the_words_of_an_outcome_are_a_wire_format():

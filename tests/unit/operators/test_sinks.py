@@ -292,7 +292,7 @@ def test_a_task_that_finds_a_planted_record_shows_nothing_of_it(sweep, runner, s
     "command",
     ["scan", "scan --json", "scan --explain", "scan --explain --json", "plan", "plan --json",
      "plan --resume-errored", "plan --resume-errored --json", "release bad", "release bad --json",
-     "undo", "undo --json"],
+     "undo --yes", "undo --yes --json"],
 )  # fmt: skip
 def test_a_command_shows_nothing_of_planted_storage(sweep, sinks, capfd, monkeypatch, command):
     store = open_store(str(sweep))
