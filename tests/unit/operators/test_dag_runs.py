@@ -51,7 +51,9 @@ def airflow(monkeypatch):
 
 def context(run_id):
     made = make_context(run_id=run_id)
-    made["dag_run"] = SimpleNamespace(dag_id="nightly", run_id=run_id, start_date=STARTED)
+    made["dag_run"] = SimpleNamespace(
+        dag_id="nightly", run_id=run_id, start_date=STARTED, triggering_user_name=None
+    )
     return made
 
 
