@@ -30,7 +30,7 @@ _one_at_a_time = threading.Lock()
 
 
 def name_dag_run(context: Context) -> str:
-    """Return who holds a lease, for people: the DAG run of a task, and the user who triggered it."""
+    """Return the holder of a lease, to be read by people: the DAG run, and the user who triggered it."""
     ti, dag_run = context["ti"], context.get("dag_run")
     user = dag_run.triggering_user_name if dag_run is not None else None
     return f"DAG {ti.dag_id}, run {ti.run_id}" + (f", triggered by {user}" if user else "")
