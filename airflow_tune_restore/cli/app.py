@@ -184,12 +184,12 @@ def release(
     from airflow_tune_restore.cli.lease import show_waits
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
-    from airflow_tune_restore.restore.release import release_trial
+    from airflow_tune_restore.restore.release import release_trials
 
     store = open_experiment(experiment)
     with Progress(quiet=as_json) as progress:
-        history = release_trial(store, trial, holder=holder(), on_wait=show_waits(progress))
-    output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
+        released = release_trials(store, [trial], holder=holder(), on_wait=show_waits(progress))
+    output.print_released(released[trial], experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
 @app.command(short_help="Undo the last commit.")
