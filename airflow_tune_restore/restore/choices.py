@@ -47,6 +47,9 @@ class PlanChoices:
         ignore_tuner: Whether trials are restored from the state alone: for a `tuner.pkl` that belongs to
             another run, or that needs a module that is gone. Callbacks, stopper, scheduler, searcher,
             failure and checkpoint settings are lost.
+        trust_name: Whether the name of the trainable is enough. Ray compares nothing else. Otherwise an
+            experiment is refused if its pickles or configs show that another trainable of the same name
+            made it.
         max_attempts: Failed attempts, over all restores, after which a trial is quarantined; None for no
             limit. The same exception twice at the same place and iteration always quarantines it.
         max_memory_bytes: Most memory that a trial gets after it ran out of memory. On a cluster it gets
@@ -64,6 +67,7 @@ class PlanChoices:
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     ignore_tuner: bool = False
+    trust_name: bool = False
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)] | None = None
     max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
 
