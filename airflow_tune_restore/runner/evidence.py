@@ -5,8 +5,10 @@ their function `train`. Two other records count as evidence: the modules that pi
 name, and the keys in the configs of its trials. Code is read, never run, and no pickle is loaded.
 """
 
+import contextlib
 import sys
 from collections.abc import Collection, Sequence
+from importlib.util import resolve_name
 from pathlib import Path
 
 from airflow_tune_restore.exceptions import TrainableMisfitError
@@ -41,7 +43,7 @@ def match(store: ObjectStore, given: Given, experiment: ExperimentToCheck) -> tu
     named = list(dict.fromkeys(one.module for one in recorded.imports))[:_MOST_MODULES]
     if any(own.has(module) for module in named):
         return MatchedBy.MODULE, ""
-    others = [one for one in recorded.imports if one.module in named]
+    others = [one for one in recorded.imports if one.module in named and not own.uses(one.module)]
     doubt = _other_definition(others, given.name) or _foreign_keys(given, code, recorded)
     if not doubt:
         return MatchedBy.NAME, ""
@@ -62,14 +64,26 @@ class _OwnModules:
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        files = (getattr(sys.modules.get(name), "__file__", None) for name in names)
-        self._files = {Path(file).resolve() for file in files if file}
+        self._files: set[Path] = set()
+        self._imports: set[str] = set()
+        for module in filter(None, map(sys.modules.get, names)):
+            if file := getattr(module, "__file__", None):
+                self._files.add(Path(file).resolve())
+                source = read_module(Path(file))
+                for name in source.imports if source is not None else ():
+                    with contextlib.suppress(ImportError):  # above the top package
+                        self._imports.add(resolve_name(name, module.__package__ or ""))
 
     def has(self, module: str) -> bool:
+        """Whether a module is one of them."""
         if module in self._names:
             return True
         source = _find_source(module)
         return source is not None and source.resolve() in self._files
+
+    def uses(self, module: str) -> bool:
+        """Whether one of them imports a module: a repaired trainable may wrap the one with the bug."""
+        return module in self._imports
 
 
 def _find_source(module: str) -> Path | None:

@@ -235,13 +235,13 @@ class ModuleSource:
         tree: Its syntax tree.
         texts: Its text literals, and the names of keyword arguments: the module of a sweep may name a key
             that its trainable does not read, in its param_space.
-        imports_ray: Whether any line of it imports Ray.
+        imports: The modules that it may import, anywhere in it; relative names begin with a point.
     """
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
         self.texts: set[str] = set()
-        self.imports_ray = False
+        self.imports: set[str] = set()
         self._functions: list[Function] = []
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -251,9 +251,16 @@ class ModuleSource:
             elif isinstance(node, Function):
                 self._functions.append(node)
             elif isinstance(node, ast.Import):
-                self.imports_ray |= any(_is_of_ray(alias.name) for alias in node.names)
+                self.imports |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                self.imports_ray |= not node.level and _is_of_ray(node.module or "")
+                parent = "." * node.level + (node.module or "")
+                below = parent if parent.endswith(".") else f"{parent}."
+                self.imports |= {parent, *(f"{below}{alias.name}" for alias in node.names)}
+
+    @property
+    def imports_ray(self) -> bool:
+        """Whether any line imports Ray."""
+        return any(map(_is_of_ray, self.imports))
 
     def may_define_trainable(self, name: str) -> bool:
         """Whether a class with a base, or a function with an argument, has this name."""

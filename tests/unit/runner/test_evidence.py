@@ -114,6 +114,27 @@ def test_a_module_that_defines_another_trainable_of_the_name_is_evidence_against
     assert match(directory, "team_b.training:train") == (MatchedBy.MODULE, "")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import team_b.training",
+        "from team_b import training",
+        "from team_b.training import train as t",
+    ],
+)
+def test_a_trainable_that_wraps_the_one_with_the_bug_is_not_another_one(teams, experiment, line):
+    teams(team_a=f"{line}\ndef train(config): t(config)", team_b=TRAINING)
+    assert match(experiment({"lr": 1}, stopper("team_b"))) == (MatchedBy.NAME, "")
+
+
+def test_a_relative_import_counts_too(teams, experiment, tmp_path):
+    teams(team_b=TRAINING)
+    repaired = tmp_path / "code" / "team_b" / "repaired.py"
+    repaired.write_text("def train(config):\n    from .training import train as t\n    t(config)")
+    directory = experiment({"lr": 1}, stopper("team_b"))
+    assert match(directory, "team_b.repaired:train") == (MatchedBy.NAME, "")
+
+
 @pytest.mark.parametrize("kind", ["searcher-state", "search_gen_state"])
 def test_the_state_of_a_searcher_is_read_too(teams, experiment, kind):
     teams(team_a=TRAINING, team_b=TRAINING)
