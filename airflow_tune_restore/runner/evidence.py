@@ -6,6 +6,7 @@ name, and the keys in the configs of its trials. Code is read, never run, and no
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Collection, Sequence
 from importlib.util import resolve_name
@@ -48,7 +49,8 @@ def match(store: ObjectStore, given: Given, experiment: ExperimentToCheck) -> tu
     if not doubt:
         return MatchedBy.NAME, ""
     error = printable(
-        f"{store.uri} was made with another trainable of the name {given.name!r}: {doubt}", 1000
+        f"{store.uri} was probably made with another trainable of the name {given.name!r}: {doubt}",
+        1000,
     )
     advice = f"restore with trust_name=True (--trust-name) if {given.text} is the right one"
     if not experiment.trust_name:
@@ -113,6 +115,9 @@ def _defines_trainable(source: Path, name: str) -> bool:
     A library may define a function of the name, too, such as `xgboost.train`. So an installed module must
     also import Ray.
     """
+    definition = rf"^(async\s+)?(def|class)\s+{re.escape(name)}\b".encode()
+    if re.search(definition, modules.read_source(source) or b"", re.MULTILINE) is None:
+        return False  # most sources are not parsed
     module = read_module(source)
     if module is None or not module.may_define_trainable(name):
         return False

@@ -102,7 +102,7 @@ def test_a_module_that_defines_another_trainable_of_the_name_is_evidence_against
     with pytest.raises(TrainableMisfitError) as refused:
         match(directory)
     assert str(refused.value) == (
-        f"{directory} was made with another trainable of the name 'train': tuner.pkl names "
+        f"{directory} was probably made with another trainable of the name 'train': tuner.pkl names "
         "team_b.training.MyStopper, and team_b.training defines 'train'. Give the trainable that the "
         "experiment was made with, or leave the experiment to its own restore (another prefix, include, "
         "exclude); restore with trust_name=True (--trust-name) if team_a.training:train is the right one."
