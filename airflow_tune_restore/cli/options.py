@@ -16,7 +16,13 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
-from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
+from airflow_tune_restore.restore.choices import (
+    AUTO,
+    DEFAULT_MAX_MEMORY_BYTES,
+    PlanChoices,
+    Strategy,
+)
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 
 
@@ -121,7 +127,12 @@ class PlanOptions:
         ResumeType | None,
         "The choice for ERROR trials, in place of --resume-errored and --restart-errored.",
     ] = None
-    strategy: Annotated[str, "auto, per_trial or whole_experiment."] = "auto"
+    strategy: Annotated[
+        str,
+        typer.Option(
+            autocompletion=lambda: [AUTO, *Strategy], help="auto, per_trial or whole_experiment."
+        ),
+    ] = AUTO
     fresh_budget: Annotated[
         bool, "Give resumed trials their failure budget (max_failures) back."
     ] = False
@@ -147,6 +158,14 @@ class PlanOptions:
         "Restore by the trainable's name alone, against evidence that another trainable of this "
         "name made the experiment.",
     ] = False
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trial",
+            metavar="ID",
+            help="Restore only this trial; the others stay as they are. Can be repeated.",
+        ),
+    ] = None
     max_attempts: Annotated[
         int | None,
         typer.Option(
@@ -181,6 +200,7 @@ class PlanOptions:
             newest_checkpoint=self.newest_checkpoint,
             ignore_tuner=self.ignore_tuner,
             trust_name=self.trust_name,
+            trials=tuple(self.trials or ()),
             max_attempts=self.max_attempts,
             max_memory_bytes=self.max_memory,
         )
@@ -258,6 +278,18 @@ class RunOptions:
             help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
         ),
     ] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseOptions:
+    """How a restore takes the lease of another one that did not release it."""
+
+    break_lease: Annotated[
+        bool,
+        "Take the lease of a restore that you know to be dead. It asks, and watches it for "
+        f"{KNOWN_DEAD_SECONDS:.0f} s: it refuses if a heartbeat moves.",
+    ] = False
+    yes: Annotated[bool, "Break the lease without asking."] = False
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import parse_limit
+from airflow_tune_restore.arguments import check_literals, parse_limit
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
@@ -81,6 +81,7 @@ class ContinueSearchOperator(AttemptOperator):
         self.ignore_tuner = ignore_tuner
         self.trust_name = trust_name
         self.check_timeout = check_timeout
+        check_literals(vars(self), self.template_fields)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run and commit the continued search."""
@@ -100,6 +101,7 @@ class ContinueSearchOperator(AttemptOperator):
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),
                 check=lambda prepared: self._check(experiment, prepared),
+                log=self.log,
             )
             if plan is None:
                 return report_commit(experiment.address, settled, log=self.log)

@@ -26,9 +26,12 @@ class FakeTaskInstance:
         self.pushed[key] = value
 
 
-def make_context(**identity: Any) -> Any:
-    """Return a context; `context["ti"].pushed` holds what was pushed."""
-    return {"ti": FakeTaskInstance(**identity)}
+def make_context(*, user: str | None = None, **identity: Any) -> Any:
+    """Return a context; `context["ti"].pushed` holds what was pushed. `user` triggered the DAG run."""
+    return {
+        "ti": FakeTaskInstance(**identity),
+        "dag_run": SimpleNamespace(triggering_user_name=user, start_date=None),
+    }
 
 
 class FakeLauncher:
