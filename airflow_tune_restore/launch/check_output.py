@@ -1,4 +1,4 @@
-"""What the process that checks a trainable printed: answers, the stage it was in, and errors."""
+"""The output of the process that checks a trainable: answers, the stage it was in, and errors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -79,7 +79,8 @@ class BuildRestorePlanOperator(BaseOperator):
         trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
             trials stay as they are recorded, and the search is not continued. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
-            ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
+            ignore_tuner, trust_name, max_attempts: As in
+            `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
@@ -137,6 +138,7 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         trials: Sequence[str] | str = (),
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
@@ -169,6 +171,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
         self.ignore_tuner = ignore_tuner
+        self.trust_name = trust_name
         self.trials = trials
         self.max_attempts = max_attempts
         self.max_memory = max_memory

@@ -58,11 +58,18 @@ def experiment_to_continue(given: Any) -> str:
 
 
 def continued_search_options(
-    stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
+    stale_after: Any,
+    param_space: str | None,
+    search_alg: str | None,
+    ignore_tuner: Any,
+    trust_name: Any,
 ) -> PrepareOptions:
     """Return how a continued search is planned."""
     return PrepareOptions(
-        choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
+        choices=PlanChoices(
+            ignore_tuner=parse_bool("ignore_tuner", ignore_tuner),
+            trust_name=parse_bool("trust_name", trust_name),
+        ),
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
         can_search=parse_text(search_alg) is not None,
