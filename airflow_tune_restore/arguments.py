@@ -267,6 +267,5 @@ _PARSERS: dict[str, _Parser] = {
     "trials": parse_ids,
     "strategy": lambda _, value: PlanChoices(strategy=value),
     "trainable": _parse_trainable,
-    "trials": parse_ids,
 }
 """How a literal is checked, by the name that the argument has in all operators."""

@@ -24,7 +24,7 @@ from airflow_tune_restore.storage.location import Location
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-PREFIXES_PAGE = "docs/trainable.md"
+PREFIXES_PAGE = "docs/trainable.md (One name, two trainables)"
 """Explains what a trainable is compared with, and how to separate the experiments of teams."""
 
 _CONCURRENCY = 8

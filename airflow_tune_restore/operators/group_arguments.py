@@ -47,7 +47,6 @@ class PlanArguments(CheckArguments, total=False):
     allow_scratch: bool | str
     newest_checkpoint: bool | str
     max_memory: float | str
-    trials: Sequence[str] | str
     lease_ttl: timedelta | float
 
 
