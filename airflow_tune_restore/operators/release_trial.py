@@ -7,8 +7,8 @@ from airflow.sdk import BaseOperator, Context
 from airflow_tune_restore.arguments import parse_ids, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.operators.operation import name_holder
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.release import release_trials
 
@@ -49,7 +49,7 @@ class ReleaseTrialOperator(BaseOperator):
                 raise InvalidInputError(
                     f"trials={self.trials!r} names no trial of {place}. Nothing was released."
                 )
-            released = release_trials(hook.open(place), trial_ids, holder=name_holder(context))
+            released = release_trials(hook.open(place), trial_ids, holder=name_dag_run(context))
         for trial_id, history in released.items():
             self.log.info(
                 "Trial %s of %s is released: it runs again with the next restore, and its %s no longer "

@@ -8,8 +8,8 @@ from airflow.sdk import BaseOperator, Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.operators.operation import name_holder
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.location import Location
@@ -55,7 +55,7 @@ class UndoCommitOperator(BaseOperator):
                     f"confirm={self.confirm!r} is not the name of {place}. Nothing was undone. To undo "
                     f"its last commit, set confirm to {name!r}."
                 )
-            undone = undo_commit(hook.open(place), holder=name_holder(context))
+            undone = undo_commit(hook.open(place), holder=name_dag_run(context))
         self.log.info(
             "The commit of restore %s to %s is undone: %s is deleted, %s is the newest state again. "
             "Files that its trials wrote into their own directories stay.",

@@ -54,7 +54,8 @@ def airflow(monkeypatch):
 
 def context(run_id):
     made = make_context(run_id=run_id)
-    made["dag_run"] = SimpleNamespace(dag_id="nightly", run_id=run_id, start_date=STARTED)
+    made["dag_run"].dag_id, made["dag_run"].run_id = "nightly", run_id
+    made["dag_run"].start_date = STARTED
     return made
 
 
