@@ -136,7 +136,12 @@ def test_a_run_that_timed_out_does_not_keep_the_next_one_waiting_for_its_lease(
     running.call(
         "POST",
         "/api/v2/dags/times_out/clearTaskInstances",
-        {"dag_run_id": run_id, "task_ids": [[TRIAL, victim["map_index"]]], "dry_run": False},
+        {
+            "dag_run_id": run_id,
+            "task_ids": [[TRIAL, victim["map_index"]]],
+            "dry_run": False,
+            "only_failed": False,
+        },
     )
     assert running.finish("times_out", run_id) == "failed"
     log = running.task_log("times_out", run_id, TRIAL, victim["map_index"])
