@@ -22,6 +22,7 @@ from airflow_tune_restore.cli.options import (
     PlanOptions,
     RunOptions,
     ScanOptions,
+    flag_of,
     with_options,
 )
 from airflow_tune_restore.cli.places import (
@@ -139,6 +140,7 @@ def restore(
             stale_after=plan.stale_after,
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
+            name_option=flag_of,
         ),
         settings=RunnerSettings(
             trainable=run.trainable,
