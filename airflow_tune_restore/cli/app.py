@@ -19,6 +19,7 @@ from airflow_tune_restore.cli.launchers import LauncherOptions
 from airflow_tune_restore.cli.options import (
     ExperimentUri,
     Json,
+    LeaseOptions,
     PlanOptions,
     RunOptions,
     ScanOptions,
@@ -116,6 +117,7 @@ def restore(
     plan: PlanOptions,
     run: RunOptions,
     where: LauncherOptions,
+    lease: LeaseOptions,
     as_json: Json = False,
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
@@ -130,9 +132,13 @@ def restore(
     refused input. 3: the experiment is running, or another restore holds its lease. 130: Ctrl-C. 143:
     SIGTERM.
     """
+    from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
     from airflow_tune_restore.restore.claim import RunnerSettings
+
+    if lease.break_lease and not lease.yes:
+        refuse_without_terminal()
 
     options = RestoreOptions(
         prepare=PrepareOptions(
@@ -150,6 +156,9 @@ def restore(
             address=where.runner_address,
         ),
         parallel=run.parallel,
+        check_timeout=run.check_timeout,
+        break_lease=lease.break_lease,
+        yes=lease.yes,
     )
     store = open_experiment(experiment)
     with (
@@ -173,11 +182,14 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
     from airflow_tune_restore.restore.release import release_trial
 
     store = open_experiment(experiment)
-    history = release_trial(store, trial, holder=holder())
+    with Progress(quiet=as_json) as progress:
+        history = release_trial(store, trial, holder=holder(), on_wait=show_waits(progress))
     output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
@@ -194,14 +206,19 @@ def undo(
 
     It asks before it deletes anything. Exit code 1: the answer was no.
     """
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
     from airflow_tune_restore.restore.undo import foresee_undo, undo_commit
 
     store = open_experiment(experiment)
     foreseen = foresee_undo(store)
-    if not yes and not output.confirm_undo(foreseen):
-        raise typer.Exit(EXIT_FAILED)
-    undone = undo_commit(store, holder=holder(), restore_id=foreseen.restore_id)
+    with Progress(quiet=as_json) as progress:
+        if not yes and not output.confirm_undo(foreseen, progress):
+            raise typer.Exit(EXIT_FAILED)
+        undone = undo_commit(
+            store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
+        )
     output.print_undone(undone, as_json=as_json)
 
 

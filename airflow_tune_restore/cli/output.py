@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from airflow_tune_restore.cli.progress import Progress
+
 _BESIDE_EXPERIMENT = 70
 """Columns of a terminal that the other columns of a scan need to be read well."""
 
@@ -162,7 +164,7 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
     _print(summary.headline())
 
 
-def confirm_undo(foreseen: UndoneCommit) -> bool:
+def confirm_undo(foreseen: UndoneCommit, progress: "Progress") -> bool:
     """Ask whether a commit is to be undone, and return the answer; the question names the files.
 
     Raises:
@@ -170,19 +172,18 @@ def confirm_undo(foreseen: UndoneCommit) -> bool:
     """
     if not sys.stdin.isatty():
         raise InvalidInputError(
-            "undo asks before it deletes anything, and here is no terminal to answer in: give --yes if "
-            "you are sure. Nothing was changed."
+            "undo asks before it deletes anything, and there is no terminal to ask in: add --yes if you "
+            "are sure. Nothing was changed."
         )
     files = " and ".join(foreseen.deleted) or "nothing more"
     then = f"{foreseen.newest} is the newest state" if foreseen.newest else "no state is left"
     question = (
         f"Undo the commit of restore {foreseen.restore_id} to {foreseen.experiment}? It deletes {files}; "
-        f"then {then}. [y/N]"
+        f"then {then}."
     )
-    console(stderr=True).print(printable(question, NOTE_LENGTH), end=" ")
-    is_yes = sys.stdin.readline().strip().lower() in ("y", "yes")
+    is_yes = progress.confirm(question)
     if not is_yes:
-        console(stderr=True).print("Nothing was changed.")
+        progress.warn("Nothing was changed.")
     return is_yes
 
 

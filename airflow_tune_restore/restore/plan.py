@@ -236,9 +236,18 @@ def _check_names(plan: RestorePlan) -> None:
 
 
 def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
-    """Name the trials in quarantine, and the command that releases one."""
+    """Name the trials in quarantine, and the command that releases the first one."""
+    first, more = trial_ids[0], len(trial_ids) - 1
     named = ", ".join(trial_ids[:_SHOWN_IDS]) + (", …" if len(trial_ids) > _SHOWN_IDS else "")
-    return (
-        f"{len(trial_ids)} quarantined ({named}); "
-        f"`tune-restore release {quote(experiment)} TRIAL` lets one run again"
+    others = (
+        f", and in the same way each of the other {more}" if more > 1 else ", and so the other one"
     )
+    return (
+        f"{len(trial_ids)} quarantined ({named}); {release_command(experiment, first)} lets {first} run "
+        f"again{others if more else ''} (in Airflow: the DAG tune_restore_admin)"
+    )
+
+
+def release_command(experiment: str, trial_id: str) -> str:
+    """Return the command that releases a trial from quarantine, to be pasted into a shell."""
+    return f"`tune-restore release {quote(experiment)} {quote(trial_id)}`"

@@ -75,6 +75,7 @@ class CommitSummary:
         searcher_lost: As in the plan.
         is_whole_experiment: Whether one run ran all trials, and continued the search, too.
         changes: One entry per trial, in the order of the plan; then the trials that the search added.
+        chosen: The only trials that the user chose; empty if all were.
         quarantined: Ids of trials that failed too often and are not run again.
         broke_off: Why the whole-experiment run did not finish; "" if it did, or if there was none.
         more_parameters: How many parameters differ beside those in `changes`.
@@ -87,6 +88,7 @@ class CommitSummary:
     samples_left: int | None
     is_whole_experiment: bool
     changes: tuple[TrialChange, ...]
+    chosen: tuple[str, ...] = ()
     quarantined: tuple[str, ...] = ()
     searcher_lost: str = ""
     broke_off: str = ""
@@ -94,8 +96,12 @@ class CommitSummary:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left: every trial that was run has finished, and every sample is drawn."""
-        return not (self.failed or self.samples_left or self.broke_off)
+        """Whether nothing is left: every trial that was run has finished, and every sample is drawn.
+
+        The samples do not count if the user chose trials.
+        """
+        has_samples = self.samples_left and not self.chosen
+        return not (self.failed or has_samples or self.broke_off)
 
     @property
     def failed(self) -> tuple[TrialChange, ...]:
@@ -165,12 +171,15 @@ class CommitSummary:
             if failed:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
         text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"
+        others = sum(change.trial_id not in self.chosen for change in self.changes)
+        if self.chosen and others:
+            text += f"; {counted(others, 'trial')} not chosen, left as recorded"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
         if self.broke_off:
             text += f"; the run broke off: {printable(self.broke_off).rstrip('.')}"
         if self.samples_left and self.searcher_lost:
-            lost = describe_lost_searcher(self.experiment, self.samples_left, self.searcher_lost)
+            lost = describe_lost_searcher(self.samples_left, self.searcher_lost)
             text += f"; {lost}"
         elif self.samples_left:
             were = "was" if self.samples_left == 1 else "were"
@@ -240,6 +249,7 @@ def summarise(
         ),
         quarantined=tuple(quarantined),
         broke_off=broke_off,
+        chosen=plan.choices.trials,
         more_parameters=varying.more,
     )
 

@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
@@ -66,11 +67,14 @@ def foresee_undo(store: ObjectStore) -> UndoneCommit:
     return _undone(store, restore_id, record, added, kept)
 
 
-def undo_commit(store: ObjectStore, *, holder: str, restore_id: str | None = None) -> UndoneCommit:
+def undo_commit(
+    store: ObjectStore, *, holder: str, on_wait: OnWait = log_wait, restore_id: str | None = None
+) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
-    `holder` is who takes the lease, for people. `restore_id` is the restore that `foresee_undo` named, if
-    somebody was asked; another commit is then not undone.
+    `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
+    `restore_id` is the restore that `foresee_undo` named, if the user was asked; another commit is then
+    not undone.
 
     Raises:
         InvalidInputError: If no commit made the newest state, or something newer was written.
@@ -81,7 +85,11 @@ def undo_commit(store: ObjectStore, *, holder: str, restore_id: str | None = Non
         raise _changed_meanwhile(store)
     restore_id = last
     held = lease.acquire(
-        store, restore_id=f"{_UNDO}{restore_id}", holder=holder, ttl_seconds=TTL_SECONDS
+        store,
+        restore_id=f"{_UNDO}{restore_id}",
+        holder=holder,
+        ttl_seconds=TTL_SECONDS,
+        on_wait=on_wait,
     )
     try:
         record = _check(store, restore_id)
@@ -181,7 +189,7 @@ def _refuse_if_used(
         if base.name == newest.name:
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
-                "committed. The next `tune-restore restore` commits it first. Nothing was changed."
+                f"committed. The next restore of {store.uri} commits it first. Nothing was changed."
             )
 
 

@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.checks import answer_all
 from tests.support.experiments.built import (
     STATE_NAME,
     lose_searcher,
@@ -379,7 +380,12 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     experiment = make_experiment(tmp_path / "x", [BAD])
     checked = []
     launcher = Launcher(open_store(str(experiment)))
-    monkeypatch.setattr(launcher, "check", lambda **question: checked.append(question))
+
+    def check(request, _timeout):
+        checked.extend(request.experiments)
+        return answer_all(request)
+
+    monkeypatch.setattr(launcher, "check", check)
     monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
     command = (
         "restore",
@@ -392,7 +398,7 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     )
     tune_restore(*command)
     tune_restore(*command, "--ignore-tuner")
-    assert [question["ignore_tuner"] for question in checked] == [False, True]
+    assert [asked.ignore_tuner for asked in checked] == [False, True]
 
 
 def test_scan_explains_what_older_runs_left_and_only_then_reads_them(tune_restore, tmp_path):
@@ -433,8 +439,8 @@ class Launcher:
     def settings(self, settings):
         return settings
 
-    def check(self, **_):
-        """Whatever it is, it fits."""
+    def check(self, request, _timeout):
+        return answer_all(request)
 
     def start(self, request):
         failed = request.trial_id == "bad"
@@ -476,8 +482,9 @@ class Samples(Launcher):
         self.started = []
         self.asked = []
 
-    def check(self, **question):
-        self.asked.append(question["search_alg"])
+    def check(self, request, timeout):
+        self.asked += [asked.search_alg for asked in request.experiments]
+        return super().check(request, timeout)
 
     def start(self, request):
         self.started.append((request.trial_id, request.search_alg))
@@ -518,7 +525,7 @@ def test_samples_without_their_searcher_are_exit_code_1_with_trials_and_2_alone(
     code, out, _ = tune_restore(*command)
     assert code == 1
     assert "1 resumed trial finished; 3 samples cannot be drawn" in out
-    assert f"`tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg" in out
+    assert "search_alg in a DAG, --search-alg in the shell" in out
     for _ in range(2):  # and every night
         code, _, err = tune_restore(*command)
         assert code == 2
@@ -557,6 +564,21 @@ def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows
     assert words in out
 
 
+def test_of_the_chosen_trials_alone_the_exit_code_depends(tune_restore, samples):
+    experiment, launcher = samples(DONE, BAD, HUNG, lost=False)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, err = tune_restore(*command, "--trial", "hung")
+    assert code == 0, out + err
+    assert launcher.started == [("hung", None)]
+    assert "2 trials not chosen, left as recorded; 3 samples were never drawn" in out
+    code, out, err = tune_restore(*command, "--trial", "bad")
+    assert (code, "Nothing to restore" in out) == (0, True)
+    assert "--resume-errored (resume_errored=True) resumes it" in err
+    assert tune_restore(*command, "--trial", "bad", "--resume-errored")[0] == 1
+    code, _, err = tune_restore(*command, "--trial", "hun")
+    assert (code, "has no trial 'hun'. Ids like it: hung." in err) == (2, True)
+
+
 def test_samples_after_a_restore_that_runs_no_trial_get_the_settings_of_the_launcher(
     tune_restore, samples
 ):
@@ -577,7 +599,7 @@ def test_a_trainable_for_the_samples_alone_is_checked_before_anything_is_written
 ):
     experiment, launcher = samples(DONE, HUNG, lost=False)
 
-    def refuse(**_):
+    def refuse(_request, _timeout):
         raise InvalidInputError("m:t is not the recorded trainable.")
 
     launcher.check = refuse
@@ -737,7 +759,7 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     )
     assert (bad["trial_id"], bad["action"]) == ("bad", "keep")
     _, out, _ = tune_restore("plan", *arguments)
-    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} TRIAL`" in out
+    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} bad` lets bad" in out
     code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
     assert (code, "Nothing to restore" in out) == (0, True)
     assert "1 quarantined (bad)" in " ".join(err.split())
