@@ -172,8 +172,8 @@ def confirm_undo(foreseen: UndoneCommit, progress: "Progress") -> bool:
     """
     if not sys.stdin.isatty():
         raise InvalidInputError(
-            "undo asks before it deletes anything, and without a terminal nobody can answer: add --yes if "
-            "you are sure. Nothing was changed."
+            "undo asks before it deletes anything, and without a terminal nobody can answer: add --yes "
+            "if you are sure. Nothing was changed."
         )
     files = " and ".join(foreseen.deleted) or "nothing more"
     then = f"{foreseen.newest} is the newest state" if foreseen.newest else "no state is left"
