@@ -30,6 +30,7 @@ from airflow_tune_restore.restore.choices import AUTO, PlanChoices, Strategy
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
     RestorePlan,
+    RunOption,
     TrialPlan,
     describe_quarantine,
     release_command,
@@ -100,6 +101,7 @@ def build_plan(
     would_run = {trial.trial_id for trial in wanted if trial.status is not TrialStatus.TERMINATED}
     reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
     trainable = _trainable_name(experiment, wanted)
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     kept = {
         **{t.trial_id: f"{t.status}, {_NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
         **{
@@ -120,6 +122,7 @@ def build_plan(
             checkpoints.get(trial.trial_id),
             lambda trial_id: _new_trial_id(restore_id, trial_id, taken),
             allow_scratch=choices.allow_scratch,
+            is_cut_short=trial.trial_id in cut_short,
         )
         for trial in in_order
     )
@@ -178,7 +181,10 @@ def build_search_plan(
         raise InvalidInputError(f"{experiment.uri}: {lost}. No run was started.")
     kept = tuple(
         msgspec.structs.replace(
-            trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"
+            trial,
+            action=TrialAction.KEEP,
+            reason=f"{trial.status}, stays as it is",
+            runs_with=None,
         )
         for trial in plan.trials
     )
@@ -209,13 +215,15 @@ def _plan_trial(
     new_trial_id: Callable[[str], str],
     *,
     allow_scratch: bool,
+    is_cut_short: bool,
 ) -> TrialPlan:
     status = trial.status
     if choice is ResumeType.SKIP:
+        option = None if trial.unusable else _option_to_run(status, is_cut_short=is_cut_short)
         if status in UNFINISHED:
             reason = f"{status}, not resumed: becomes TERMINATED"
-            return _entry(trial, TrialAction.TERMINATE, reason)
-        return _entry(trial, TrialAction.KEEP, f"{status}, stays as it is")
+            return _entry(trial, TrialAction.TERMINATE, reason, runs_with=option)
+        return _entry(trial, TrialAction.KEEP, f"{status}, stays as it is", runs_with=option)
     if trial.unusable:
         return _entry(trial, TrialAction.KEEP, f"{status}, cannot be run: {trial.unusable}")
     if choice is ResumeType.RESTART:
@@ -227,12 +235,21 @@ def _plan_trial(
     why = "no checkpoint" if checkpoint is None else checkpoint.reason
     if checkpoint is not None and checkpoint.lost and not allow_scratch:
         reason = f"{status}, not resumed: {why}; allow_scratch starts it over"
-        return _entry(trial, TrialAction.KEEP, reason, resources=trial.resources)
+        option = RunOption.ALLOW_SCRATCH
+        return _entry(trial, TrialAction.KEEP, reason, resources=trial.resources, runs_with=option)
     start: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.name is not None:
         start = {"checkpoint": checkpoint.name, "iteration": checkpoint.iteration}
     reason = f"{status}: {why}" if start else f"{status}: {why}, started from scratch"
     return _entry(trial, TrialAction.RESUME, reason, resources=trial.resources, **start)
+
+
+def _option_to_run(status: TrialStatus, *, is_cut_short: bool) -> RunOption | None:
+    if status in UNFINISHED:
+        return RunOption.RESUME_UNFINISHED
+    if status is TrialStatus.ERROR:
+        return RunOption.RESUME_ERRORED
+    return RunOption.RESUME_CUT_SHORT if is_cut_short else None
 
 
 def _refusals(
