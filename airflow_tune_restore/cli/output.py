@@ -20,7 +20,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import History
