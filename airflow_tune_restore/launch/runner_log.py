@@ -80,12 +80,7 @@ class RunnerLog:
         self._level = Level.INFO
 
     def _write(self, level: Level, text: str) -> None:
-        write = {
-            Level.INFO: self._log.info,
-            Level.WARNING: self._log.warning,
-            Level.ERROR: self._log.error,
-        }[level]
-        write("%s", text)
+        getattr(self._log, level.value)("%s", text)
 
 
 def _continues(held: list[LogLine], new: LogLine) -> bool:

@@ -89,8 +89,8 @@ def _failed(
 
 def _why_stopped(outcome: RunnerOutcome, because: str) -> str:
     error = outcome.describe_error()
-    cause = because or ("" if error.startswith("Interrupted: ") else error)
-    why = f": {cause}" if cause else ""
+    why = f": {error}" if error and not error.startswith("Interrupted: ") else ""
+    why = f" ({because})" if because else why
     if outcome.cause == Cause.NO_ROOM:
         return f"found no room{why}"
     return f"was stopped at iteration {outcome.iteration}{why}"
