@@ -1,13 +1,30 @@
-"""Parses operator arguments after templating: a rendered `{{ params.x }}` is text."""
+"""Parses operator arguments: literals when the DAG is parsed, and all of them when the task runs.
+
+Then a template is text: `{{ params.x }}` renders to a string.
+"""
 
 import math
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.restore.choices import PlanChoices
+from airflow_tune_restore.restore.flags import ResumeFlags
 
+RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
+"""The arguments of `ResumeFlags.from_flags`."""
+
+SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
+"""The choices that are true or false: arguments of the same names."""
+
+_ID = re.compile(r"[^\s,'\"\[\]]+")
+_CODE = ("trainable", "param_space", "search_alg")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
 
@@ -35,6 +52,14 @@ def parse_span(name: str, value: Any) -> timedelta:
             raise InvalidInputError(f"{name}={value!r} is not a number of seconds.") from None
     if span < timedelta():
         raise InvalidInputError(f"{name}={value!r} is less than zero.")
+    return span
+
+
+def parse_limit(name: str, value: Any) -> timedelta:
+    """Parse how long something may take: a timedelta, or seconds; not 0."""
+    span = parse_span(name, value)
+    if not span:
+        raise InvalidInputError(f"{name}={value!r} leaves no time.")
     return span
 
 
@@ -71,6 +96,16 @@ def parse_text(value: Any) -> str | None:
     return None if text in ("", "None") else text
 
 
+def parse_ids(name: str, value: Any) -> tuple[str, ...]:
+    """Parse a list of ids, or text that holds them: between commas or lines, or a rendered list."""
+    if value is None:
+        return ()
+    items = _ID.findall(parse_text(value) or "") if isinstance(value, str) else list(value)
+    if not all(isinstance(item, str) for item in items):
+        raise InvalidInputError(f"{name}={value!r} holds a value that is not an id.")
+    return tuple(items)
+
+
 def parse_user(value: Any, *, was_given: bool) -> str | None:
     """Parse the user of runners; None only if the argument was not given.
 
@@ -86,6 +121,25 @@ def parse_user(value: Any, *, was_given: bool) -> str | None:
     return user
 
 
+def parse_globs(name: str, value: Any) -> tuple[str, ...]:
+    """Parse patterns, or a single one."""
+    patterns = [value] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")
+    return tuple(pattern for pattern in patterns if pattern.strip())
+
+
+def parse_depth(name: str, value: Any) -> int:
+    """Parse a number of levels."""
+    try:
+        depth = int(value)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{name}={value!r} is not a whole number.") from None
+    if depth < 0:
+        raise InvalidInputError(f"{name}={value!r} is less than zero.")
+    return depth
+
+
 def parse_health(value: Any) -> frozenset[Health]:
     """Parse a set of health words, or a single one."""
     words = [value] if isinstance(value, str) else list(value)
@@ -96,6 +150,12 @@ def parse_health(value: Any) -> frozenset[Health]:
             f"{', '.join(sorted(Health))}."
         )
     return frozenset(Health(word) for word in words)
+
+
+def shares_prefix(value: Any) -> bool:
+    """Whether the sensor found the experiments below a prefix with experiments in several directories."""
+    items = [value] if isinstance(value, str | Mapping) else value or ()
+    return any(isinstance(item, Mapping) and item.get("shares_prefix") for item in items)
 
 
 def parse_addresses(value: Any) -> list[str]:
@@ -112,3 +172,99 @@ def parse_addresses(value: Any) -> list[str]:
             )
         addresses[address] = None
     return list(addresses)
+
+
+def check_literals(values: Mapping[str, Any], template_fields: Iterable[str]) -> None:
+    """Check, when the DAG is parsed, the arguments of an operator that are not computed later.
+
+    Args:
+        values: The arguments by name; others than those known here are not checked.
+        template_fields: The arguments that Airflow renders when the task runs.
+
+    Raises:
+        InvalidInputError: If one of them is not valid. Airflow shows it as an import error of the DAG.
+    """
+    rendered = frozenset(template_fields)
+    for name, value in values.items():
+        if name in _CODE:
+            _refuse_objects(name, value)
+        if name not in _PARSERS:
+            continue
+        if not is_computed(value):
+            _PARSERS[name](name, value)
+        elif name not in rendered:
+            raise InvalidInputError(
+                f"{name}={value!r}: Airflow does not render a template in this argument. Give a value."
+            )
+
+
+def is_computed(value: Any) -> bool:
+    """Whether Airflow computes a value when the task runs: a template, or another task's output."""
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(is_computed(item) for item in value)
+    if isinstance(value, Mapping):
+        return any(is_computed(item) for item in value.values())
+    if isinstance(value, os.PathLike):
+        return False
+    return callable(value) or hasattr(value, "resolve")
+
+
+def _parse_switch(name: str, value: Any) -> None:
+    """Refuse a text: Airflow does not render these arguments, and every text would count as true."""
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name}={value!r} is neither True nor False.")
+
+
+def _refuse_objects(name: str, value: Any) -> None:
+    """Refuse code in the place of its name: a DAG is stored as text, and a runner imports the code."""
+    is_output = hasattr(value, "resolve") and not callable(value)
+    if value is None or isinstance(value, str) or is_output:
+        return
+    module, attribute = getattr(value, "__module__", ""), getattr(value, "__qualname__", "<")
+    is_importable = "<" not in attribute and not str(module).startswith(("unusual_prefix_", "__"))
+    place = f"{module}:{attribute}" if is_importable else "package.module:attribute"
+    kind = "a function or a class" if callable(value) else f"an object of {type(value).__name__}"
+    raise InvalidInputError(
+        f"{name}={value!r} is {kind}, but the runner imports the code by its name. Put it into a module "
+        f"that can be imported where the trials run, and give its place as text: {name}={place!r}."
+    )
+
+
+def _parse_trainable(name: str, value: Any) -> None:
+    if value is not None and not value.strip():  # a plan may do without
+        raise InvalidInputError(
+            f"{name}={value!r} names no trainable. Give 'package.module:attribute', or a name that is "
+            "registered with Tune."
+        )
+
+
+def _parse_launcher(name: str, value: Any) -> None:
+    if value not in set(LauncherName):
+        raise InvalidInputError(f"{name}={value!r} is not one of {', '.join(LauncherName)}.")
+
+
+def _parse_resume_config(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name}={value!r} is not a mapping.")
+    ResumeFlags.parse(dict(value or {}))
+
+
+_Parser = Callable[[str, Any], object]
+_PARSERS: dict[str, _Parser] = {
+    **dict.fromkeys(("wait", "deferrable", "use_index"), _parse_switch),
+    **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
+    **dict.fromkeys(("stale_after", "lease_ttl", "poll_interval"), parse_span),
+    **dict.fromkeys(("include", "exclude"), parse_globs),
+    "check_timeout": parse_limit,
+    "health": lambda _, value: parse_health(value),
+    "launcher": _parse_launcher,
+    "max_attempts": parse_count,
+    "max_depth": parse_depth,
+    "max_memory": parse_bytes,
+    "resume_config": _parse_resume_config,
+    "strategy": lambda _, value: PlanChoices(strategy=value),
+    "trainable": _parse_trainable,
+}
+"""How a literal is checked, by the name that the argument has in all operators."""

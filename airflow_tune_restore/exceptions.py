@@ -137,18 +137,25 @@ class ExperimentRunningError(_ExperimentError):
 
 @dataclass(eq=False, repr=False)
 class LeaseHeldError(TuneRestoreError):
-    """Another restore of the same experiment is running."""
+    """Another restore of the same experiment is running.
+
+    `taken` is when it took the lease, in words. `found` is the answer of Airflow about it; "" if Airflow
+    was not asked.
+    """
 
     experiment: str
     restore_id: str
     holder: str
     seconds_ago: float
+    taken: str = "at an unknown time"
+    found: str = ""
 
     def __str__(self) -> str:
         return (
-            f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, "
-            f"last heartbeat {self.seconds_ago:.0f} s ago). Nothing was started. "
+            f"{self.experiment} is being restored by {self.holder} (restore {self.restore_id}, lease "
+            f"taken {self.taken}, last heartbeat {self.seconds_ago:.0f} s ago). Nothing was started. "
             "Wait until it ends, or until its lease expires."
+            f"{self.found and f' {self.found}.'}"
         )
 
 
@@ -164,6 +171,22 @@ class LeaseLostError(TuneRestoreError):
         return (
             f"Restore {self.restore_id} no longer holds the lease of {self.experiment} "
             f"({self.newer}). It stopped without writing anything."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RestoreEndedError(LeaseLostError):
+    """A task of a restore that has ended was run again. It started nothing.
+
+    `newer` is how the restore ended. `next_step` names the task to clear.
+    """
+
+    next_step: str
+
+    def __str__(self) -> str:
+        return (
+            f"Restore {self.restore_id} of {self.experiment} has ended: {self.newer}. "
+            f"Nothing was started. {self.next_step}"
         )
 
 

@@ -1,19 +1,31 @@
 """The whole restore in one line of a DAG."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Unpack
 
 from airflow.sdk import TaskGroup, XComArg
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
+from airflow_tune_restore.hooks.experiment_search import LEFT_ALONE_KEY
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
+from airflow_tune_restore.operators.group_arguments import (
+    CheckArguments,
+    FindArguments,
+    GroupArguments,
+    PassedArguments,
+    PlanArguments,
+    TaskArguments,
+    pick,
+    refuse_unknown,
+)
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
-from airflow_tune_restore.operators.xcom import CONTINUE_SEARCH_KEY, RESTORES_KEY, UNEXPECTED_KEY
+from airflow_tune_restore.operators.xcom import OUTCOMES_KEY
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 
 RETRIES = 1
@@ -55,10 +67,12 @@ class TuneRestoreTaskGroup(TaskGroup):
         runtime_env: With `launcher="ray"`: Ray runtime_env of the jobs, over that of the connection.
         env: Environment variables of the runners. No secrets: the serialized DAG contains them.
         max_active_trials: How many trials run at the same time in one DAG run.
-        find_args: More arguments of `FailedTuneExperimentSensor`, for example `include` or `max_depth`.
-        plan_args: More arguments of `BuildRestorePlanOperator`, for example `strategy`.
-        trial_args: More arguments of `RestoreTrialOperator`, for example `retries`.
-        commit_args, continue_search_args: More arguments of the operators of these tasks.
+        find_args, plan_args, trial_args, commit_args, continue_search_args: Arguments for the operator of
+            one task. They win over all others: `trial_args={"retries": 3}`.
+        **more: Arguments that are passed on (`airflow_tune_restore.operators.group_arguments`): those of
+            the sensor to `find`, for example `include` and `timeout`; those of a plan to `plan`, for
+            example `strategy`; those of every Airflow task to all tasks, for example `retries`, `pool`
+            and `execution_timeout`; those of `TaskGroup` to the group.
 
     Attributes:
         plan, trial, commit, continue_search: These tasks.
@@ -98,19 +112,28 @@ class TuneRestoreTaskGroup(TaskGroup):
         trial_args: Mapping[str, Any] | None = None,
         commit_args: Mapping[str, Any] | None = None,
         continue_search_args: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        **more: Unpack[PassedArguments],
     ) -> None:
+        refuse_unknown(more, inspect.signature(TuneRestoreTaskGroup).parameters)
         if (prefix is None) == (experiments is None):
             raise InvalidInputError(
                 f"TuneRestoreTaskGroup {group_id!r} needs either prefix= or experiments=."
             )
-        super().__init__(group_id=group_id, **kwargs)
+        for_find = pick(more, FindArguments)
+        if prefix is None and for_find:
+            raise InvalidInputError(
+                f"TuneRestoreTaskGroup {group_id!r}: {', '.join(for_find)} needs prefix=, because "
+                "nothing is searched for without it."
+            )
+        super().__init__(group_id=group_id, **pick(more, GroupArguments))
         from_dag = self.dag.default_args if self.dag else {}
-        self.default_args = {"retries": RETRIES, **from_dag, **self.default_args}
+        for_all = pick(more, TaskArguments)
+        self.default_args = {"retries": RETRIES, **from_dag, **self.default_args, **for_all}
         with self:
+            left_alone: dict[str, Any] = {}
             if prefix is not None:
                 find = {"deferrable": deferrable} if deferrable is not None else {}
-                experiments = FailedTuneExperimentSensor(
+                sensor = FailedTuneExperimentSensor(
                     **{
                         "task_id": "find",
                         "prefix": prefix,
@@ -120,9 +143,12 @@ class TuneRestoreTaskGroup(TaskGroup):
                         "storage_conn_id": storage_conn_id,
                         "ray_conn_id": ray_conn_id,
                         **find,
+                        **for_find,
                         **(find_args or {}),
                     }
-                ).output
+                )
+                experiments = sensor.output
+                left_alone = {"left_alone": XComArg(sensor, key=LEFT_ALONE_KEY)}
             shared = {
                 "trainable": trainable,
                 "param_space": param_space,
@@ -153,6 +179,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "ray_conn_id": ray_conn_id,
                     **place,
                     **shared,
+                    **pick(more, PlanArguments),
                     **(plan_args or {}),
                 }
             )
@@ -169,8 +196,8 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.commit = CommitRestoreOperator(
                 **{
                     "task_id": "commit",
-                    "restores": XComArg(self.plan, key=RESTORES_KEY),
-                    "continue_search": XComArg(self.plan, key=CONTINUE_SEARCH_KEY),
+                    "outcomes": XComArg(self.plan, key=OUTCOMES_KEY),
+                    **left_alone,
                     **(commit_args or {}),
                 }
             )
@@ -180,12 +207,12 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "ignore_tuner": ignore_tuner,
                     **shared,
                     **run,
-                    **((trial_args or {}) if in_pods else {}),
+                    **(pick(more, CheckArguments) if not in_pods else trial_args or {}),
                     **(continue_search_args or {}),
                 }
             ).expand(experiment=self.commit.output)
             done = CheckRestoresOperator(
-                task_id="done", unexpected=XComArg(self.plan, key=UNEXPECTED_KEY)
+                task_id="done", outcomes=XComArg(self.plan, key=OUTCOMES_KEY)
             )
             self.trial >> self.commit
             [self.trial, self.commit, self.continue_search] >> done

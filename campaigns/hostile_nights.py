@@ -170,12 +170,14 @@ def a_night(rng: random.Random, lab: Lab, stores: Mapping[str, ObjectStore]) -> 
         )  # fmt: skip
         items = _executed(lab, operator, context)
         check_xcom(items, len(items))
-        restores = context["ti"].pushed["restores"]
+        outcomes = context["ti"].pushed["outcomes"]
+        check_xcom(outcomes, len(outcomes))
+        restores = [each for each in outcomes if each["outcome"] == "restored"]
         _run_trials(rng, lab, stores, restores, good)
         committing = make_context()
         try:
             done = _executed(
-                lab, CommitRestoreOperator(task_id="commit", restores=restores), committing
+                lab, CommitRestoreOperator(task_id="commit", outcomes=outcomes), committing
             )
         except AirflowException as error:
             assert_shown(str(error), most=None)

@@ -62,7 +62,7 @@ class Night:
             self._task(f"trial {number}", "trial", item)
             if self.is_abandoned:
                 return
-        self._task("commit", "commit", pushed["restores"])
+        self._task("commit", "commit", pushed["outcomes"])
 
     def _task(self, name: str, step: str, argument: Any) -> tuple[int, tuple[str, Any, Any]]:
         for number in range(1, self._tries + 1):

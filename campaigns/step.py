@@ -34,7 +34,9 @@ def run_step(chain: Chain, step: str, run_id: str, argument: Any, answer: Any) -
         result = _OPERATORS[step](chain, argument).execute(context)
         ended = (DONE, result, context["ti"].pushed)
     except AirflowSkipException as error:
-        ended = (SKIPPED, str(error), {})
+        # the next night comes at once here, so it must wait for the lease of the one that died
+        is_leased = "is restoring it" in str(error)
+        ended = (RETRY if is_leased else SKIPPED, str(error), {})
     except AirflowFailException as error:
         ended = (FAILED, str(error), {})
     except Exception as error:  # noqa: BLE001  as Airflow does
@@ -64,8 +66,8 @@ def _trial(chain: Chain, item: Any) -> RestoreTrialOperator:
     )
 
 
-def _commit(_chain: Chain, restores: Any) -> CommitRestoreOperator:
-    return CommitRestoreOperator(task_id="commit", restores=restores)
+def _commit(_chain: Chain, outcomes: Any) -> CommitRestoreOperator:
+    return CommitRestoreOperator(task_id="commit", outcomes=outcomes)
 
 
 _OPERATORS: dict[str, Any] = {"plan": _plan, "trial": _trial, "commit": _commit}

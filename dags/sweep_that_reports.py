@@ -75,5 +75,7 @@ with DAG(
         resume_errored=True,
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},  # stands for the fixed code
         # only this experiment, not those below it
-        find_args={"max_depth": 0, "timeout": 6 * 3600, "soft_fail": True},
+        max_depth=0,
+        timeout=6 * 3600,
+        soft_fail=True,
     )

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated
 
@@ -18,10 +19,17 @@ from airflow_tune_restore.cli.launchers import LauncherOptions
 from airflow_tune_restore.cli.options import (
     ExperimentUri,
     Json,
+    LeaseOptions,
     PlanOptions,
     RunOptions,
     ScanOptions,
     with_options,
+)
+from airflow_tune_restore.cli.places import (
+    experiment_around,
+    open_experiment,
+    open_place,
+    runner_credentials,
 )
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
@@ -30,23 +38,43 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusals, plan_restore
-from airflow_tune_restore.storage.fs import open_store
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_BUSY = 3
+EXIT_SIGNAL = 128
+"""Plus the number of the signal, as shells do: 130 after Ctrl-C (as Typer does), 143 after SIGTERM."""
 
-_TYPERS_CTRL_C = 130
 _SAME_STOP_SECONDS = 2.0
 """Signals within it are one: `timeout` of GNU signals the command, and at once its process group."""
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its panels cut the names of options off in a narrow terminal
-    help="Restore failed Ray Tune experiments.",
 )
+
+
+def _show_version(is_asked: bool) -> None:  # noqa: FBT001  Typer's signature
+    if is_asked:
+        output.print_versions()
+        raise typer.Exit
+
+
+@app.callback()
+def tune_restore(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the versions of this package, of Python and of Ray.",
+        ),
+    ] = False,
+) -> None:
+    """Restore failed Ray Tune experiments."""
 
 
 @app.command()
@@ -62,16 +90,19 @@ def scan(
     """List the experiments at or below PREFIX, and their health."""
     from airflow_tune_restore.cli.scan import scan_prefix
 
-    store = open_store(prefix, in_bulk=True)
+    store = open_place(prefix, in_bulk=True)
     reports = scan_prefix(store, options)
-    output.print_reports(reports, prefix=store.uri, explain=options.explain, as_json=as_json)
+    around = None if reports else experiment_around(prefix, store)
+    output.print_reports(
+        reports, prefix=store.uri, around=around, explain=options.explain, as_json=as_json
+    )
 
 
 @app.command(short_help="Show what a restore would do. Writes nothing.")
 @with_options
 def plan(experiment: ExperimentUri, *, options: PlanOptions, as_json: Json = False) -> None:
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
-    store = open_store(experiment, in_bulk=True)
+    store = open_experiment(experiment, in_bulk=True)
     made = plan_restore(store, "preview", PrepareOptions(choices=options.choices())).plan
     refusals = foresee_refusals(store, made, stale_after=options.stale_after)
     output.print_plan(made, refusals, as_json=as_json)
@@ -85,6 +116,7 @@ def restore(
     plan: PlanOptions,
     run: RunOptions,
     where: LauncherOptions,
+    lease: LeaseOptions,
     as_json: Json = False,
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
@@ -96,11 +128,16 @@ def restore(
 
     Exit code 0: every resumed trial finished and every sample is drawn, or there was nothing to do. 1:
     trials failed again, a run broke off, or samples are left (progress is committed). 2: bad usage or
-    refused input. 3: the experiment is running, or another restore holds its lease.
+    refused input. 3: the experiment is running, or another restore holds its lease. 130: Ctrl-C. 143:
+    SIGTERM.
     """
+    from airflow_tune_restore.cli.lease import refuse_without_terminal
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
     from airflow_tune_restore.restore.claim import RunnerSettings
+
+    if lease.break_lease and not lease.yes:
+        refuse_without_terminal()
 
     options = RestoreOptions(
         prepare=PrepareOptions(
@@ -117,11 +154,20 @@ def restore(
             address=where.runner_address,
         ),
         parallel=run.parallel,
+        check_timeout=run.check_timeout,
+        break_lease=lease.break_lease,
+        yes=lease.yes,
     )
-    store = open_store(experiment)
-    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+    store = open_experiment(experiment)
+    with (
+        _sigterm_as_ctrl_c() as stop,
+        runner_credentials(experiment),
+        Progress(quiet=as_json) as progress,
+    ):
         summary = restore_experiment(store, where.build(), options, progress)
     output.print_summary(summary, experiment=store.uri, as_json=as_json)
+    if stop.signal:
+        raise typer.Exit(EXIT_SIGNAL + stop.signal)
     if summary is not None and not summary.is_done:
         raise typer.Exit(EXIT_FAILED)
 
@@ -134,21 +180,44 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
     from airflow_tune_restore.restore.release import release_trial
 
-    store = open_store(experiment)
-    history = release_trial(store, trial, holder=holder())
+    store = open_experiment(experiment)
+    with Progress(quiet=as_json) as progress:
+        history = release_trial(store, trial, holder=holder(), on_wait=show_waits(progress))
     output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
 @app.command(short_help="Undo the last commit.")
-def undo(experiment: ExperimentUri, *, as_json: Json = False) -> None:
-    """Undo the last commit to EXPERIMENT, unless something newer was written since."""
-    from airflow_tune_restore.cli.restore import holder
-    from airflow_tune_restore.restore.undo import undo_commit
+def undo(
+    experiment: ExperimentUri,
+    *,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask. Needed where nobody can answer.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Undo the last commit to EXPERIMENT, unless something newer was written since.
 
-    output.print_undone(undo_commit(open_store(experiment), holder=holder()), as_json=as_json)
+    It asks before it deletes anything. Exit code 1: the answer was no.
+    """
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
+    from airflow_tune_restore.cli.restore import holder
+    from airflow_tune_restore.restore.undo import foresee_undo, undo_commit
+
+    store = open_experiment(experiment)
+    foreseen = foresee_undo(store)
+    if not yes and not output.confirm_undo(foreseen):
+        raise typer.Exit(EXIT_FAILED)
+    with Progress(quiet=as_json) as progress:
+        undone = undo_commit(
+            store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
+        )
+    output.print_undone(undone, as_json=as_json)
 
 
 def main() -> None:
@@ -165,22 +234,33 @@ def main() -> None:
         is_busy = isinstance(error, ExperimentRunningError | LeaseHeldError | LeaseLostError)
         sys.exit(EXIT_BUSY if is_busy else EXIT_REFUSED)
     except SystemExit as ended:
-        if ended.code != _TYPERS_CTRL_C:
-            raise
-        output.print_stopped()
-        sys.exit(EXIT_FAILED)
+        if ended.code in (EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM):
+            output.print_stopped()
+        raise
+
+
+@dataclass
+class _Stop:
+    """The first signal that has stopped the block; 0 if none has."""
+
+    signal: int = 0
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, until the block ends. A signal is not counted twice."""
-    last = -_SAME_STOP_SECONDS
+def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Iterator[_Stop]:
+    """Let SIGTERM do what Ctrl-C does, until the block ends. A signal is not counted twice.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    Raises:
+        typer.Exit: If the block does not catch it, with the exit code of the signal.
+    """
+    stop, last = _Stop(), -_SAME_STOP_SECONDS
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal last
         now = monotonic()
         if now - last >= _SAME_STOP_SECONDS:
             last = now
+            stop.signal = stop.signal or number
             raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -188,7 +268,9 @@ def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Itera
         if handler is not signal.SIG_IGN:  # as in a background job of a script
             signal.signal(number, interrupt)
     try:
-        yield
+        yield stop
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_SIGNAL + (stop.signal or signal.SIGINT)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,7 +15,14 @@ import typer
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
-from airflow_tune_restore.restore.choices import DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
+from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
+from airflow_tune_restore.restore.choices import (
+    AUTO,
+    DEFAULT_MAX_MEMORY_BYTES,
+    PlanChoices,
+    Strategy,
+)
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 
 
@@ -29,6 +36,13 @@ def _parse_span(seconds: str | timedelta) -> timedelta:
         raise typer.BadParameter(f"{seconds} is not a number of seconds.") from None
     if span < timedelta():
         raise typer.BadParameter(f"{seconds} is less than 0.")
+    return span
+
+
+def _parse_limit(seconds: str | timedelta) -> timedelta:
+    span = _parse_span(seconds)
+    if not span:
+        raise typer.BadParameter(f"{seconds} leaves no time.")
     return span
 
 
@@ -113,7 +127,12 @@ class PlanOptions:
         ResumeType | None,
         "The choice for ERROR trials, in place of --resume-errored and --restart-errored.",
     ] = None
-    strategy: Annotated[str, "auto, per_trial or whole_experiment."] = "auto"
+    strategy: Annotated[
+        str,
+        typer.Option(
+            autocompletion=lambda: [AUTO, *Strategy], help="auto, per_trial or whole_experiment."
+        ),
+    ] = AUTO
     fresh_budget: Annotated[
         bool, "Give resumed trials their failure budget (max_failures) back."
     ] = False
@@ -134,6 +153,14 @@ class PlanOptions:
         "Restore from the state alone: tuner.pkl belongs to another run, or needs a module "
         "that is gone.",
     ] = False
+    trials: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trial",
+            metavar="ID",
+            help="Restore only this trial; the others stay as they are. Can be repeated.",
+        ),
+    ] = None
     max_attempts: Annotated[
         int | None,
         typer.Option(
@@ -167,6 +194,7 @@ class PlanOptions:
             allow_scratch=self.allow_scratch,
             newest_checkpoint=self.newest_checkpoint,
             ignore_tuner=self.ignore_tuner,
+            trials=tuple(self.trials or ()),
             max_attempts=self.max_attempts,
             max_memory_bytes=self.max_memory,
         )
@@ -227,6 +255,16 @@ class RunOptions:
             help="Module to import first, to register trainables. Can be repeated.",
         ),
     ] = None
+    check_timeout: Annotated[
+        timedelta,
+        typer.Option(
+            parser=_parse_limit,
+            metavar="SECONDS",
+            show_default=False,
+            help="How long the check of the trainable may take before anything starts "
+            f"({DEFAULT_CHECK_TIMEOUT.total_seconds():.0f}).",
+        ),
+    ] = DEFAULT_CHECK_TIMEOUT
     parallel: Annotated[
         int,
         typer.Option(
@@ -234,6 +272,18 @@ class RunOptions:
             help="How many trials run at the same time. The pod of a whole-experiment run fits them.",
         ),
     ] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseOptions:
+    """How a restore takes the lease of another one that did not release it."""
+
+    break_lease: Annotated[
+        bool,
+        "Take the lease of a restore that you know to be dead. It asks, and watches it for "
+        f"{KNOWN_DEAD_SECONDS:.0f} s: it refuses if a heartbeat moves.",
+    ] = False
+    yes: Annotated[bool, "Break the lease without asking."] = False
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

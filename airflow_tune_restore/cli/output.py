@@ -1,26 +1,44 @@
 """Prints the results of the commands: tables for people, JSON for programs. Nothing else prints them."""
 
 import json
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from airflow_tune_restore.experiments.health import ExperimentReport
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.summary import CommitSummary, render
+from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
 from airflow_tune_restore.restore.undo import UndoneCommit
-from airflow_tune_restore.storage.location import explain_percent
+from airflow_tune_restore.storage.location import Location, explain_percent
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+_BESIDE_EXPERIMENT = 70
+"""Columns of a terminal that the other columns of a scan need to be read well."""
+
+_HEALTH_STYLES: Mapping[str, str] = {
+    Health.FINISHED: "green",
+    Health.RUNNING: "cyan",
+    Health.INTERRUPTED: "yellow",
+    Health.ERRORED: "red",
+    Health.NOT_STARTED: "yellow",
+    Health.UNREADABLE: "magenta",
+}
 
 
 def print_reports(
@@ -28,22 +46,35 @@ def print_reports(
     *,
     prefix: str,
     as_json: bool,
+    around: str | None = None,
     explain: bool = False,
 ) -> None:
-    """Print a scan: each experiment, the number of its quarantined trials, and the evidence if asked."""
+    """Print a scan: each experiment, the number of its quarantined trials, and the evidence if asked.
+
+    `around` is the experiment that a prefix without experiments lies inside of.
+    """
     if as_json:
         _print_json([_report_json(*report, explain=explain) for report in reports])
         return
     if not reports:
-        _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.")
+        where = f" It lies inside {around}: `tune-restore scan {quote(around)}`." if around else ""
+        _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.{where}")
         return
-    table = _table("experiment", "health", "trials", "last write (UTC)", "why")
+    out = _out()
+    longest = max(len(report.experiment) for report, _ in reports)
+    is_narrow = out.is_terminal and longest + _BESIDE_EXPERIMENT > out.width
+    if is_narrow:
+        _print(f"Experiments below {prefix}:")
+    table = _table("experiment", "health", "trials", "last write (UTC)", "why", whole=("health",))
     for report, quarantined in reports:
         counts = " ".join(f"{n} {status}" for status, n in report.trials.items())
         written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
         _add_row(
             table,
-            *(report.experiment, report.health.value, counts, written),
+            _below(prefix, report.experiment) if is_narrow else report.experiment,
+            coloured(report.health.value, _HEALTH_STYLES),
+            coloured(counts),
+            written,
             report.reason + (f"; {len(quarantined)} quarantined" if quarantined else ""),
         )
     _print_table(table)
@@ -52,11 +83,17 @@ def print_reports(
             _print_evidence(report)
 
 
+def _below(prefix: str, experiment: str) -> str:
+    """Return the path of an experiment from the prefix; `.` for the prefix itself."""
+    top, found = (Location.parse(text).place for text in (prefix, experiment))
+    return found.removeprefix(top).strip("/") or "."
+
+
 def _print_evidence(report: ExperimentReport) -> None:
     table = _table("evidence", "found", "indicates")
     for row in report.evidence:
         _add_row(table, row.name, row.found, row.indicates or "-")
-    _print(f"{report.experiment} is {report.health.value}")
+    _print(f"{report.experiment} is {report.health.value}", _HEALTH_STYLES)
     _print_table(table)
 
 
@@ -68,15 +105,21 @@ def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool
         values |= {"state_file": plan.base.name, "refusals": refusals}
         _print_json(values | {"trials": [_trial_json(trial) for trial in plan.trials]})
         return
-    table = _table("trial", "status", "action", "checkpoint", "iteration", "why")
+    parameters = [trial.parameters for trial in plan.trials]
+    names, left_out = fitting_parameters(parameters, _out().width, more=plan.more_parameters)
+    headings = ("trial", *names, "status", "action", "checkpoint", "iteration", "why")
+    table = _table(*headings, whole=("trial", "status", "action"))
     for trial in plan.trials:
         _add_row(
             table,
-            *(trial.trial_id, trial.status.value, trial.action.value, trial.checkpoint or "-"),
+            *(trial.trial_id, *(trial.parameters.get(name, "-") for name in names)),
+            *(coloured(trial.status.value), trial.action.value, trial.checkpoint or "-"),
             str(trial.iteration) if trial.action in RUN_ACTIONS else "-",
             printable(trial.reason),
         )
     _print_table(table)
+    if left_out:
+        _print(left_out)
     left = "unknown" if plan.samples_left is None else plan.samples_left
     total = counted(len(plan.trials), "trial")
     _print(f"{len(plan.to_run)} of {total} to run; samples never drawn: {left}")
@@ -96,8 +139,32 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
         _print(f"Nothing to restore in {experiment}.")
         return
     out = _out()
-    out.print(summary.table(out.width))
+    _write(out, summary.table(out.width, in_colour=_is_in_colour(out)))
     _print(summary.headline())
+
+
+def confirm_undo(foreseen: UndoneCommit) -> bool:
+    """Ask whether a commit is to be undone, and return the answer; the question names the files.
+
+    Raises:
+        InvalidInputError: If there is no terminal to ask in.
+    """
+    if not sys.stdin.isatty():
+        raise InvalidInputError(
+            "undo asks before it deletes anything, and here is no terminal to answer in: give --yes if "
+            "you are sure. Nothing was changed."
+        )
+    files = " and ".join(foreseen.deleted) or "nothing more"
+    then = f"{foreseen.newest} is the newest state" if foreseen.newest else "no state is left"
+    question = (
+        f"Undo the commit of restore {foreseen.restore_id} to {foreseen.experiment}? It deletes {files}; "
+        f"then {then}. [y/N]"
+    )
+    console(stderr=True).print(printable(question, NOTE_LENGTH), end=" ")
+    is_yes = sys.stdin.readline().strip().lower() in ("y", "yes")
+    if not is_yes:
+        console(stderr=True).print("Nothing was changed.")
+    return is_yes
 
 
 def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
@@ -124,9 +191,23 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
     )
 
 
+def print_versions() -> None:
+    """Print the versions of this package, of Python, and of the Ray of this interpreter."""
+    _print(f"airflow-tune-restore {version('airflow-tune-restore')}")
+    _print(f"Python {platform.python_version()} ({sys.executable})")
+    try:
+        _print(f"Ray {version('ray')}")
+    except PackageNotFoundError:
+        _print("Ray is not installed here; trials can run with another interpreter (--python)")
+
+
 def print_error(error: Exception) -> None:
     """Print an error of this package on stderr."""
-    console(stderr=True).print(f"error: {printable(str(error), NOTE_LENGTH)}")
+    from rich.text import Text
+
+    out = console(stderr=True)
+    style = "bold red" if _is_in_colour(out) else ""
+    out.print(Text.assemble(("error:", style), f" {printable(str(error), NOTE_LENGTH)}"))
 
 
 def print_stopped() -> None:
@@ -160,6 +241,7 @@ def _report_json(
 
 def _trial_json(trial: TrialPlan) -> dict[str, Any]:
     shown = "trial_id status action checkpoint iteration reason resources new_trial_id quarantined"
+    shown += " parameters"
     return {name: getattr(trial, name) for name in shown.split()}
 
 
@@ -174,26 +256,39 @@ def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, A
     }
 
 
-def _print(text: str) -> None:
-    _out().print(printable(text, NOTE_LENGTH))
+def _print(text: str, styles: Mapping[str, str] | None = None) -> None:
+    out, shown = _out(), printable(text, NOTE_LENGTH)
+    out.print(coloured(shown, styles) if styles and _is_in_colour(out) else shown)
 
 
-def _add_row(table: "Table", *cells: str) -> None:
-    table.add_row(*(printable(cell, NOTE_LENGTH) for cell in cells))
+def _add_row(table: "Table", *cells: "str | Text") -> None:
+    """Add a row; a `Text` holds words of this package and of Ray, and a string may hold any."""
+    table.add_row(*(printable(c, NOTE_LENGTH) if isinstance(c, str) else c for c in cells))
 
 
 def _print_table(table: "Table") -> None:
     out = _out()
-    out.print(render(table, out.width))
+    _write(out, render(table, out.width, in_colour=_is_in_colour(out)))
 
 
-def _table(*headings: str) -> "Table":
+def _write(out: "Console", rendered: str) -> None:
+    """Write a rendered table; rich would print its colours as text."""
+    out.file.write(f"{rendered}\n")
+
+
+def _is_in_colour(out: "Console") -> bool:
+    """Whether colours are shown: in a terminal that has some, unless NO_COLOR is set."""
+    return out.is_terminal and out.color_system is not None and not out.no_color
+
+
+def _table(*headings: str, whole: Sequence[str] = ()) -> "Table":
+    """Make a table; cells of `whole` columns are not broken into lines in a narrow terminal."""
     from rich import box  # not needed with --json
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(printable(heading), overflow="fold", no_wrap=heading in whole)
     return table
 
 

@@ -1,7 +1,9 @@
 """Shows how a restore proceeds. Imported only by that command, because importing rich takes time."""
 
+import math
 from typing import Self
 
+import typer
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
@@ -12,6 +14,9 @@ from airflow_tune_restore.restore.plan import TrialPlan
 
 _LINE_LENGTH = 4000
 _SHOWN_METRICS = 3
+
+COUNT_DOWN_SECONDS = 30.0
+"""Without a terminal, a wait is shown by one line in this time."""
 
 
 class Progress:
@@ -30,6 +35,8 @@ class Progress:
             disable=not self._has_bars,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._wait: TaskID | None = None
+        self._told_left = math.inf
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -41,7 +48,32 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         if not self._quiet:
-            self._bars.console.print(printable(text, _LINE_LENGTH))
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line above the bars, even if the progress is not shown."""
+        self._bars.console.print(printable(text, _LINE_LENGTH))
+
+    def confirm(self, question: str) -> bool:
+        """Ask a question on stderr; Enter alone means no. KeyboardInterrupt if the user stops."""
+        self._bars.stop()
+        try:
+            return typer.confirm(printable(question, _LINE_LENGTH), err=True)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        finally:
+            self._bars.start()
+
+    def count_down(self, left: float, total: float) -> None:
+        """Show how long a wait still takes, in seconds; 0 at its end."""
+        note = f"{left:.0f} s left of {total:.0f} s"
+        if self._has_bars:
+            if self._wait is None:
+                self._wait = self._bars.add_task("watching the lease", total=total, note=note)
+            self._bars.update(self._wait, completed=total - left, note=note, visible=left > 0)
+        elif left > 0 and self._told_left - left >= COUNT_DOWN_SECONDS:
+            self._told_left = left
+            self.say(f"watching the lease: {note}")
 
     def start(self, trial: TrialPlan) -> None:
         """Show a trial that is about to run."""

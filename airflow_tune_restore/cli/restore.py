@@ -8,12 +8,15 @@ import socket
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from airflow_tune_restore.cli.lease import ask_user, name_command, show_waits
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
 from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.prepare import (
@@ -32,11 +35,23 @@ TTL_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreOptions:
-    """Which trials a restore runs and how, the settings of the runners, and how many run at once."""
+    """How the shell restores an experiment.
+
+    Args:
+        prepare: Which trials are run, and how.
+        settings: The settings of the runners.
+        parallel: How many trials run at the same time.
+        check_timeout: How long the check of the trainable may take.
+        break_lease: Whether the user may break the lease of another restore.
+        yes: Whether the user is not asked before.
+    """
 
     prepare: PrepareOptions
     settings: RunnerSettings
     parallel: int
+    check_timeout: timedelta = DEFAULT_CHECK_TIMEOUT
+    break_lease: bool = False
+    yes: bool = False
 
 
 def restore_experiment(
@@ -53,6 +68,8 @@ def restore_experiment(
             that no searcher can draw; nothing was started.
     """
     base_id = f"shell-{store.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    ask_holder = ask_user(progress, yes=options.yes) if options.break_lease else name_command
+    options = replace(options, prepare=replace(options.prepare, ask_holder=ask_holder))
     prepared = prepare_restore(store, base_id, options.prepare)
     if isinstance(prepared, str):
         progress.say(prepared)
@@ -62,20 +79,19 @@ def restore_experiment(
     has_work = bool(prepared.plan.has_work or prepared.plan.samples_left)
     if has_work and isinstance(launcher, ChecksTrainable):
         # a wrong trainable is refused before anything is leased or started
-        launcher.check(
-            trainable=options.settings.trainable,
-            trainable_name=prepared.plan.trainable_name,
-            param_space=options.settings.param_space,
-            search_alg=options.settings.search_alg if prepared.experiment.searcher_lost else None,
-            imports=options.settings.imports,
-            experiment=prepared.plan.experiment,
-            ignore_tuner=prepared.plan.ignore_tuner,
-        )
+        request = build_check_request(options.settings, [prepared])
+        (answer,) = launcher.check(request, options.check_timeout)
+        if (error := answer.error()) is not None:
+            raise error
+        if answer.message:
+            progress.say(f"note: {answer.message}")
     # a place that cannot be used is refused now, too
     options = replace(options, settings=launcher.settings(options.settings))
     restore = _Restore(store, launcher, options, progress)
     done = restore.carry_out(prepared)
     if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:
+        return done
+    if done.chosen:  # the samples are not among them
         return done
     if done.searcher_lost:  # its headline names the next step
         return done
@@ -105,7 +121,11 @@ class _Restore:
         """Start, run and commit a restore; first commit what a dead restore has left."""
         try:
             plan, settled = start_restore(
-                prepared, self._options.prepare, holder=holder(), ttl_seconds=TTL_SECONDS
+                prepared,
+                self._options.prepare,
+                holder=holder(),
+                ttl_seconds=TTL_SECONDS,
+                on_wait=show_waits(self._progress),
             )
         except KeyboardInterrupt:  # no attempt was started
             with contextlib.suppress(LeaseLostError):

@@ -9,8 +9,6 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.base import Launcher, Run, follow
 from airflow_tune_restore.protocol import layout
@@ -69,7 +67,7 @@ class TrialRuns:
         """Run every trial of the plan. Ctrl-C stops all runs; a second one does not wait for them.
 
         Raises:
-            typer.Exit: If the user does not wait.
+            KeyboardInterrupt: If the user does not wait.
         """
         units: queue.SimpleQueue[str] = queue.SimpleQueue()
         for unit in self._plan.units:
@@ -160,7 +158,7 @@ class TrialRuns:
             "have done.",
             self._store.uri,
         )
-        raise typer.Exit(1)
+        raise KeyboardInterrupt
 
     def _show(self, unit: str, line: str) -> None:
         progress = RunnerProgress.from_line(line)

@@ -259,7 +259,7 @@ def _restore(evidence: Evidence) -> str:
         silent = f"last seen {span_of(-status.silent_seconds)} in the future, which does not count"
     return (
         f"{status.lease.restore_id} of {status.lease.holder}, {silent} "
-        f"(dead after {span_of(status.lease.ttl_seconds)})"
+        f"(dead after {span_of(status.lease.ttl_seconds)}){status.found and f'. {status.found}'}"
     )
 
 

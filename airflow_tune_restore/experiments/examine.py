@@ -53,7 +53,7 @@ from airflow_tune_restore.experiments.tuner_file import (
 )
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.lease_objects import read_lease_status, was_restored
+from airflow_tune_restore.protocol.lease_objects import AskHolder, read_lease_status, was_restored
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
@@ -67,6 +67,7 @@ class ExamineOptions:
         checks_restore: Whether a running restore counts; a caller that starts one handles the lease.
         lists_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Returns for an experiment (URI) whether a driver runs for it.
+        ask_holder: Returns whether a restore that looks alive is known to have ended.
         spot_check: Reads some experiments of the index again.
         explains: Whether the states of older runs are read, too.
         pool: Threads for requests about several trials of one experiment.
@@ -77,6 +78,7 @@ class ExamineOptions:
     checks_restore: bool = True
     lists_again: bool = True
     ask_driver: Callable[[str], DriverStatus] | None = None
+    ask_holder: AskHolder | None = None
     index: Index | None = None
     spot_check: SpotCheck | None = None
     explains: bool = False
@@ -268,6 +270,8 @@ class _Examination(NamedTuple):
         options = self.options
         if options.checks_restore:
             restore = read_lease_status(self.store, self.entries, options.now)
+            if restore is not None and restore.is_alive and options.ask_holder is not None:
+                restore = replace(restore, holder=options.ask_holder(restore))
             evidence = replace(evidence, restore=restore).with_check(EvidenceKind.RESTORE)
         if options.ask_driver is not None:
             evidence = replace(evidence, driver=options.ask_driver(self.store.uri))
@@ -319,7 +323,7 @@ def _notes(store: ObjectStore, summary: StateSummary) -> list[str]:
     """Return notes for the user beside the verdict."""
     if not (summary.samples_left and summary.searcher_lost):
         return list(summary.warnings)
-    lost = describe_lost_searcher(store.uri, summary.samples_left, summary.searcher_lost)
+    lost = describe_lost_searcher(summary.samples_left, summary.searcher_lost)
     return [*summary.warnings, lost]
 
 

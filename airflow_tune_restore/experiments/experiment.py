@@ -2,19 +2,25 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import accumulate
 from shlex import quote
 from typing import Any
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
 from airflow_tune_restore.protocol.names import is_text
 from airflow_tune_restore.protocol.numbers import is_count
 from airflow_tune_restore.protocol.pickle_reader import Instance, attribute
-from airflow_tune_restore.protocol.printable import counted
+from airflow_tune_restore.protocol.printable import counted, printable
 
 _MAX_TEXT = 10_000
+_SHOWN_IDS = 3
+_NEAR = 0.7
+"""Ids are alike if difflib's ratio is larger: a digit or two differ."""
 
 DEFAULT_SCHEDULER = "FIFOScheduler"
 
@@ -82,6 +88,18 @@ class Experiment:
     def trials(self) -> tuple[Trial, ...]:
         """The rows, in the order of the file."""
         return self.state.trials
+
+    def check_has(self, trial_ids: Iterable[str]) -> None:
+        """Refuse an id that no trial has (InvalidInputError, with those that look like it)."""
+        known = [trial.trial_id for trial in self.trials]
+        for unknown in sorted(set(trial_ids) - set(known)):
+            near = get_close_matches(unknown, known, n=_SHOWN_IDS, cutoff=_NEAR)
+            trials = counted(len(known), "trial")
+            which = f"Ids like it: {', '.join(near)}" if near else f"It has {trials}"
+            raise InvalidInputError(
+                f"{self.uri} has no trial {printable(unknown)!r}. {which}. `tune-restore plan "
+                f"{quote(self.uri)}` lists all of them."
+            )
 
     @property
     def trainables(self) -> tuple[str, ...]:
@@ -159,7 +177,7 @@ def live_trials(search_state: Any) -> frozenset[str] | None:
     return frozenset(i for i in live if isinstance(i, str)) if isinstance(live, list) else None
 
 
-def describe_lost_searcher(experiment: str, left: int | None, why: str) -> str:
+def describe_lost_searcher(left: int | None, why: str) -> str:
     """Describe which samples cannot be drawn, why, and how to draw them."""
     samples = "the samples that are left" if left is None else counted(left, "sample")
     if why == NEVER_SAVED:
@@ -168,8 +186,8 @@ def describe_lost_searcher(experiment: str, left: int | None, why: str) -> str:
             "another searcher cannot continue for it. Run what is left as a new experiment"
         )
     return (
-        f"{samples} cannot be drawn without their searcher, which is lost ({why}); give one (search_alg)"
-        f": `tune-restore restore {quote(experiment)} --trainable MODULE:ATTR --search-alg MODULE:ATTR`"
+        f"{samples} cannot be drawn without their searcher, which is lost ({why}); give "
+        "one, as package.module:attribute: search_alg in a DAG, --search-alg in the shell"
     )
 
 

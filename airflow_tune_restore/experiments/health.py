@@ -140,7 +140,7 @@ def judge_running(evidence: Evidence) -> Verdict | None:
     if restore is not None and restore.is_alive:
         reason = (
             f"restore {restore.lease.restore_id} of {restore.lease.holder} is running on it, "
-            f"last seen {span_of(restore.silent_seconds)} ago"
+            f"last seen {span_of(restore.silent_seconds)} ago{restore.found and f'. {restore.found}'}"
         )
         return Verdict(Health.RUNNING, reason, {EvidenceKind.RESTORE: Indicates.ALIVE})
     if driver is not None and driver.is_running:

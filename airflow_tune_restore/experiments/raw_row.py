@@ -41,7 +41,13 @@ class _Checkpoints(msgspec.Struct):
     checkpoint_manager: Any = None
 
 
+class _Config(msgspec.Struct):
+    config: Any = None
+    evaluated_params: Any = None
+
+
 _TEXT = msgspec.json.Decoder(str)
+_CONFIG = msgspec.json.Decoder(_Config)
 _RESOURCES = msgspec.json.Decoder(_Resources)
 _CHECKPOINTS = msgspec.json.Decoder(_Checkpoints)
 
@@ -64,13 +70,28 @@ class RawRow:
         result = read_field(self.metadata, "last_result")
         return result if isinstance(result, dict) else {}
 
+    def config(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the config, and the flat names that the search has chosen; empty if unreadable."""
+        try:
+            text = _text_of(self.trial)
+            bounded_json.check_values(text)
+            found = _CONFIG.decode(text)
+        except (msgspec.DecodeError, ValueError, RecursionError):  # NaN and infinities, or worse
+            names = ("config", "evaluated_params")
+            found = _Config(*(read_field(self.trial, name) for name in names))
+        config, chosen = found.config, found.evaluated_params
+        return (
+            config if isinstance(config, dict) else {},
+            list(chosen) if isinstance(chosen, dict) else [],
+        )
+
     def resources(self) -> dict[str, float]:
         """Sum the bundles of the placement group factory (ray.tune.execution, 2.60); {} if unreadable."""
         try:
             pickled = decode_text(self.trial, _RESOURCES).placement_group_factory
         except MalformedStateError:  # a number of 5,000 digits
             return {}
-        hex_of = _hex_of_pickle(pickled) or ""
+        hex_of = hex_of_pickle(pickled) or ""
         return dict(_sum_bundles(hex_of) if len(hex_of) <= _MAX_FACTORY_CHARACTERS else ())
 
     def recorded_checkpoint(self) -> RecordedCheckpoint | None:
@@ -123,7 +144,7 @@ def decode_text(raw: msgspec.Raw | bytes, decoder: "msgspec.json.Decoder[T]") ->
 
 def read_hex_pickle(value: Any) -> Any:
     """Read a field that Ray wrote as hex of a pickle; None if it is something else, or unreadable."""
-    text = _hex_of_pickle(value)
+    text = hex_of_pickle(value)
     return None if text is None else _read_hex(text)
 
 
@@ -156,8 +177,8 @@ def _bundle_items(bundles: Any) -> Iterator[tuple[Any, Any]]:
             yield from bundle.pairs
 
 
-def _hex_of_pickle(value: Any) -> str | None:
-    """Return a field that Ray wrote as hex of a pickle, bare or wrapped; None if it is something else."""
+def hex_of_pickle(value: Any) -> str | None:
+    """Return the hex of a pickle that Ray wrote, bare or wrapped; None if it is something else."""
     if isinstance(value, dict) and value.get("_type") == "CLOUDPICKLE_FALLBACK":
         value = value.get("value")
     return value if isinstance(value, str) else None

@@ -75,12 +75,14 @@ def read_experiment(
     entries: list[Entry] | None = None,
     *,
     keep_terminated_rows: bool = True,
+    keep_parameters: bool = False,
     ignore_tuner: bool = False,
 ) -> Experiment:
     """Read the experiment at the store's root; `entries` is its listing, if the caller has just made one.
 
     The rows of trials that terminated by themselves (`keep_terminated_rows`) are nearly all of a large
-    experiment, and only running or committing them needs the rows.
+    experiment, and only running or committing them needs the rows. `keep_parameters` keeps what tables
+    show of them.
 
     Raises:
         StateUnreadableError: If no state file can be used, with the reason of each; or if this is not an
@@ -89,7 +91,10 @@ def read_experiment(
     """
     entries = store.list_dir() if entries is None else entries
     state_file, state, warnings = _newest_valid_state(
-        store, entries, keep_terminated_rows=keep_terminated_rows
+        store,
+        entries,
+        keep_terminated_rows=keep_terminated_rows,
+        keep_parameters=keep_parameters,
     )
     tuner = IGNORED if ignore_tuner else read_tuner(store, entries)
     searcher = read_searcher(store, entries)
@@ -210,20 +215,26 @@ def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
         )
 
 
-def read_base_file(store: ObjectStore) -> StateFile:
+def read_base_file(store: ObjectStore, entries: list[Entry] | None = None) -> StateFile:
     """Return the state file that a commit starts from; `NO_STATE_FILE` if there is none yet.
+
+    `entries` is a listing of the root, if the caller has one.
 
     Raises:
         StateUnreadableError: If no state file can be used.
     """
     try:
-        return read_experiment(store, keep_terminated_rows=False).state_file
+        return read_experiment(store, entries, keep_terminated_rows=False).state_file
     except NotStartedError:
         return NO_STATE_FILE
 
 
 def _newest_valid_state(
-    store: ObjectStore, entries: list[Entry], *, keep_terminated_rows: bool
+    store: ObjectStore,
+    entries: list[Entry],
+    *,
+    keep_terminated_rows: bool,
+    keep_parameters: bool = False,
 ) -> tuple[StateFile, State, list[str]]:
     """Return the newest valid state by the start of its driver session, and warnings.
 
@@ -249,7 +260,12 @@ def _newest_valid_state(
         if best is not None and not _may_be_newer(entry.name, best[0].name):
             continue
         try:
-            candidate = read_state(store, entry, keep_terminated_rows=keep_terminated_rows)
+            candidate = read_state(
+                store,
+                entry,
+                keep_terminated_rows=keep_terminated_rows,
+                keep_parameters=keep_parameters,
+            )
         except (MalformedStateError, KeyNotFoundError, CannotBeFollowedError) as error:
             # errors of the store are raised: an older state must not take this one's place
             warnings.append(f"{entry.name} was skipped: {error}")
@@ -277,7 +293,11 @@ def _may_be_newer(name: str, than: str) -> bool:
 
 
 def read_state(
-    store: ObjectStore, entry: Entry, *, keep_terminated_rows: bool
+    store: ObjectStore,
+    entry: Entry,
+    *,
+    keep_terminated_rows: bool,
+    keep_parameters: bool = False,
 ) -> tuple[StateFile, State]:
     """Read one state file of the listing.
 
@@ -297,7 +317,11 @@ def read_state(
                 if entry.size_bytes > SMALL_BYTES
                 else [store.get(entry.name, max_bytes=limit)]
             )
-            state = parse_pieces(pieces, keep_terminated_rows=keep_terminated_rows)
+            state = parse_pieces(
+                pieces,
+                keep_terminated_rows=keep_terminated_rows,
+                keep_parameters=keep_parameters,
+            )
         except TooLargeError as error:
             raise MalformedStateError(
                 f"it changes while it is read: {entry.size_bytes} bytes were listed, and it holds more "

@@ -26,6 +26,7 @@ from airflow_tune_restore.experiments.index import Index, read_index
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.experiments.spot_check import Chance, SpotCheck, fresh_chance
 from airflow_tune_restore.protocol.checkpoints import checkpoint_index
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -57,6 +58,7 @@ def scan(
     selection: ScanFilter = _EVERYTHING,
     use_index: bool = True,
     ask_driver: Callable[[str], DriverStatus] | None = None,
+    ask_holder: AskHolder | None = None,
     explains: bool = False,
     chance: Chance | None = None,
 ) -> list[ExperimentReport]:
@@ -80,6 +82,7 @@ def scan(
             now=store.now(),
             stale_after=stale_after,
             ask_driver=ask_driver,
+            ask_holder=ask_holder,
             index=index,
             spot_check=spot_check,
             explains=explains,

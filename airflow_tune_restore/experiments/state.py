@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from airflow_tune_restore.experiments.parameters import read_parameters
 from airflow_tune_restore.experiments.parse_row import parse_row
 from airflow_tune_restore.experiments.raw_row import MalformedStateError, RawRow
 from airflow_tune_restore.experiments.trial import Trial
@@ -99,10 +100,13 @@ def parse_state(body: bytes) -> State:
     return parse_pieces([body], keep_terminated_rows=True)
 
 
-def parse_pieces(pieces: Iterable[bytes], *, keep_terminated_rows: bool) -> State:
+def parse_pieces(
+    pieces: Iterable[bytes], *, keep_terminated_rows: bool, keep_parameters: bool = False
+) -> State:
     """Parse a state file as it arrives.
 
-    Without `keep_terminated_rows` it drops the rows of trials that terminated by themselves.
+    Without `keep_terminated_rows` it drops the rows of trials that terminated by themselves. With
+    `keep_parameters` it reads their parameters before.
 
     Raises:
         MalformedStateError: As `parse_state`.
@@ -131,6 +135,10 @@ def parse_pieces(pieces: Iterable[bytes], *, keep_terminated_rows: bool) -> Stat
                 row = RawRow(*(pair if keep_terminated_rows else (raw.copy() for raw in pair)))
                 rows[trial.trial_id] = row
                 trial = msgspec.structs.replace(trial, row=row)
+            elif keep_parameters:
+                with bounded_json.alone(size):
+                    found = read_parameters(RawRow(*pair))
+                trial = msgspec.structs.replace(trial, parameters=found)
             trials[trial.trial_id] = trial
 
     frame = _split_pieces(pieces, add_rows)

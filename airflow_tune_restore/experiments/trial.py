@@ -58,6 +58,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         unusable: Why it cannot be run: its row cannot be read, or names something unsafe. "" if it can be
             run.
         odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.
+        parameters: As `parameters.read_parameters` returned them, if its row was not kept.
         row: The raw row, from which the rest is decoded on demand; None if it was not kept.
     """
 
@@ -72,6 +73,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     end: TrialEnd | None = None
     unusable: str = ""
     odd_fields: tuple[str, ...] = ()
+    parameters: dict[str, str] | None = None
     row: RawRow | None = None
 
     @property

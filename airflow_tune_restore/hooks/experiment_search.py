@@ -2,20 +2,28 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from airflow_tune_restore.arguments import parse_span
+from airflow_tune_restore.arguments import parse_depth, parse_globs, parse_span
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, ExperimentReport, Health
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.storage.location import explain_percent
+from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location, at_home, explain_percent
 
+LEFT_ALONE_KEY = "left_alone"
+"""XCom key of the sensor: experiments below the prefix that it did not return, and why."""
+
+MAX_LEFT_ALONE = 100
+"""Experiments that an XCom names although they were not returned. The log counts all of them."""
+
+_LEFT_ALONE = ("experiment", "health", "reason")
 _SHOWN = 20
 
 
@@ -77,30 +85,55 @@ def build_search(
         place=place,
         stale_after=parse_span("stale_after", stale_after),
         selection=ScanFilter(
-            include=_globs("include", include),
-            exclude=_globs("exclude", exclude),
-            max_depth=_depth(max_depth),
+            include=parse_globs("include", include),
+            exclude=parse_globs("exclude", exclude),
+            max_depth=parse_depth("max_depth", max_depth),
         ),
         use_index=use_index,
         ray_conn_id=ray_conn_id,
     )
 
 
-def survey(search: Search, log: logging.Logger) -> list[ExperimentReport]:
-    """Scan the prefix once, and log how many experiments of each health there are."""
+def survey(
+    search: Search,
+    log: logging.Logger,
+    ask_holder: AskHolder | None = None,
+    warns_if_empty: bool = True,  # noqa: FBT001, FBT002  a thread passes it by position
+) -> list[ExperimentReport]:
+    """Scan the prefix once, and log how many experiments of each health there are.
+
+    `ask_holder` returns whether a restore that looks alive is known to have ended. The triggerer cannot
+    ask (None). With `warns_if_empty`, a prefix without any experiment is a warning.
+    """
     reports = ExperimentStorageHook().scan(
         search.place,
         stale_after=search.stale_after,
         selection=search.selection,
         use_index=search.use_index,
         ask_driver=driver_jobs(search.ray_conn_id),
+        ask_holder=ask_holder,
     )
-    _log_counts(search.place, reports, log)
+    if reports or not warns_if_empty:
+        _log_counts(search.place, reports, log)
+    else:
+        log.warning("%s", _describe_empty(search))
     return reports
 
 
-def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
-    """Return the XCom item of an experiment: its `experiment` is an address without secrets."""
+def build_items(
+    place: Address, reports: Sequence[ExperimentReport], wanted: frozenset[Health]
+) -> list[dict[str, Any]]:
+    """Return the XCom items of the wanted experiments: `experiment` is an address without secrets.
+
+    `shares_prefix` is whether experiments in other directories are below the prefix, too. They may belong
+    to other people, who use the same name for another trainable.
+    """
+    is_shared = len({Location.parse(report.experiment).parent for report in reports}) > 1
+    found = [report for report in reports if report.health in wanted]
+    return [{**_build_item(place, report), "shares_prefix": is_shared} for report in found]
+
+
+def _build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
     return {
         "experiment": str(place.at(report.experiment)),
         "name": report.name,
@@ -110,6 +143,36 @@ def build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
         "samples_left": report.samples_left,
         "last_write": report.last_write.isoformat() if report.last_write else None,
     }
+
+
+def build_left_alone(
+    place: Address, reports: Iterable[ExperimentReport], wanted: frozenset[Health]
+) -> dict[str, Any]:
+    """Return the XCom form of the experiments that are not returned, and why: all but finished ones.
+
+    The keys are `experiments`, at most `MAX_LEFT_ALONE` of them, and `not_listed`, the number of others.
+    Running ones are the last.
+    """
+    others = [r for r in reports if r.health not in wanted and r.health is not Health.FINISHED]
+    others.sort(key=lambda report: report.health is Health.RUNNING)
+    shown = [
+        {
+            "experiment": str(place.at(report.experiment)),
+            "health": report.health.value,
+            "reason": report.reason,
+        }
+        for report in others[:MAX_LEFT_ALONE]
+    ]
+    return {"experiments": shown, "not_listed": len(others) - len(shown)}
+
+
+def log_left_alone(left_alone: Mapping[str, Any], log: logging.Logger) -> None:
+    """Log which experiments are not returned, and why. Each search logs unreadable ones by itself."""
+    for item in left_alone["experiments"]:
+        if item["health"] != Health.UNREADABLE:
+            log.info("%s is left alone: it is %s: %s", *(item[key] for key in _LEFT_ALONE))
+    if left_alone["not_listed"]:
+        log.info("… and %d more that are left alone.", left_alone["not_listed"])
 
 
 def log_evidence(reports: list[ExperimentReport], log: logging.Logger) -> None:
@@ -130,6 +193,30 @@ def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
     log.info("Found: %s%s", ", ".join(named), more)
 
 
+def _describe_empty(search: Search) -> str:
+    """Return what to check if no scan could find anything: at a prefix of sweeps, finished ones are there."""
+    location = Location.parse(search.place.uri)
+    is_missing = location.scheme in LOCAL_SCHEMES and not at_home(location.place).exists()
+    found = (
+        "this directory does not exist here"
+        if is_missing
+        else "no Tune experiment is there, not even a finished one"
+    )
+    selection = search.selection
+    checks = ["the spelling of the prefix"]
+    if location.scheme not in LOCAL_SCHEMES:
+        who = f"connection {search.place.conn_id!r}" if search.place.conn_id else "the environment"
+        checks.append(f"whether the credentials of {who} may list it")
+    elif is_missing:
+        checks.append("whether this worker or triggerer has that disk")
+    checks.append(f"max_depth ({counted(selection.max_depth, 'level')} below the prefix)")
+    if selection.include or selection.exclude:
+        checks.append("include and exclude")
+    text = ", ".join(checks[:-1]) + f" and {checks[-1]}"
+    hint = explain_percent(search.place.uri)
+    return f"{search.place}: {found}{hint}. Check {text}."
+
+
 def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:
     counts = Counter(report.health for report in reports)
     words = ", ".join(f"{counts[health]} {health}" for health in Health if counts[health])
@@ -140,20 +227,3 @@ def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Lo
         log.warning("%s is left alone: %s", report.experiment, report.reason)
     if len(unreadable) > _SHOWN:
         log.warning("… and %d more that cannot be read.", len(unreadable) - _SHOWN)
-
-
-def _globs(name: str, value: Any) -> tuple[str, ...]:
-    patterns = [value] if isinstance(value, str) else list(value or ())
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")
-    return tuple(pattern for pattern in patterns if pattern.strip())
-
-
-def _depth(value: Any) -> int:
-    try:
-        depth = int(value)
-    except (TypeError, ValueError):
-        raise InvalidInputError(f"max_depth={value!r} is not a whole number.") from None
-    if depth < 0:
-        raise InvalidInputError(f"max_depth={value!r} is less than zero.")
-    return depth

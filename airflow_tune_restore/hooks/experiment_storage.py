@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from airflow_tune_restore.experiments.evidence import DriverStatus
     from airflow_tune_restore.experiments.health import ExperimentReport
+    from airflow_tune_restore.protocol.lease_objects import AskHolder
     from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -140,6 +141,7 @@ class ExperimentStorageHook(BaseHook):
         selection: ScanFilter | None = None,
         use_index: bool = True,
         ask_driver: "Callable[[str], DriverStatus] | None" = None,
+        ask_holder: "AskHolder | None" = None,
     ) -> "list[ExperimentReport]":
         """Return a report on every experiment at or below a prefix; their URIs have no connection id."""
         return scan(
@@ -148,6 +150,7 @@ class ExperimentStorageHook(BaseHook):
             selection=selection or ScanFilter(),
             use_index=use_index,
             ask_driver=ask_driver,
+            ask_holder=ask_holder,
         )
 
     @contextmanager

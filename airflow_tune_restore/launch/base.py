@@ -5,10 +5,12 @@ from it. So a process that starts later can take over from one that died. The la
 `kubernetes` do not know each other, and none of them imports Airflow.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+from airflow_tune_restore.protocol.check import CheckAnswer, CheckRequest
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
 
@@ -97,22 +99,12 @@ class Launcher(Protocol):
 class ChecksTrainable(Protocol):
     """A launcher that can load a trainable before an attempt is claimed: the code is on this machine."""
 
-    def check(
-        self,
-        *,
-        experiment: str,
-        trainable: str,
-        trainable_name: str,
-        param_space: str | None = None,
-        search_alg: str | None = None,
-        imports: Sequence[str] = (),
-        ignore_tuner: bool = False,
-    ) -> None:
-        """Check whether a trainable fits an experiment.
+    def check(self, request: CheckRequest, timeout: timedelta) -> list[CheckAnswer]:
+        """Check whether a trainable fits experiments; return one answer per experiment.
 
         Raises:
-            InvalidInputError: If it does not fit, in one sentence.
-            RunnerError: If it could not be checked.
+            InvalidInputError: If the trainable or the param_space cannot be used for any experiment.
+            RunnerError: If no experiment could be checked in time.
         """
         ...
 

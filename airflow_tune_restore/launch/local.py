@@ -8,20 +8,22 @@ import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import airflow_tune_restore
-from airflow_tune_restore.exceptions import InvalidInputError, RunnerError, TuneRestoreError
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.account import Account, runner_account
 from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.launch.check_output import CheckOutput
 from airflow_tune_restore.launch.process import RunnerProcess, remove_home
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptId
-from airflow_tune_restore.protocol.request import EXIT_REFUSED, RunnerRequest
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT, CheckAnswer, CheckRequest
+from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
-
-CHECK_TIMEOUT_SECONDS = 120.0
 
 _PACKAGE = "airflow_tune_restore"
 _HOME_PREFIX = "tune-restore-"
@@ -183,57 +185,44 @@ class LocalLauncher:
         return shown
 
     def check(
-        self,
-        *,
-        experiment: str,
-        trainable: str,
-        trainable_name: str,
-        param_space: str | None = None,
-        search_alg: str | None = None,
-        imports: Sequence[str] = (),
-        ignore_tuner: bool = False,
-    ) -> None:
-        """Check with the interpreter whether a trainable fits an experiment. Starts no Ray.
+        self, request: CheckRequest, timeout: timedelta = DEFAULT_CHECK_TIMEOUT
+    ) -> list[CheckAnswer]:
+        """Check in one process of the interpreter whether a trainable fits experiments. Starts no Ray.
+
+        Returns:
+            One answer per experiment. Those that were not reached in time have `Problem.FAILED`.
 
         Raises:
-            InvalidInputError: If it does not fit, in one sentence.
-            RunnerError: If it could not be checked.
+            InvalidInputError: If the trainable or the param_space cannot be used for any experiment.
+            RunnerError: If no experiment could be checked.
         """
-        command = [
-            "check",
-            *("--experiment", experiment),
-            *("--trainable", trainable),
-            *("--trainable-name", trainable_name),
-            *(("--param-space", param_space) if param_space else ()),
-            *(("--search-alg", search_alg) if search_alg else ()),
-            *(argument for module in imports for argument in ("--import", module)),
-            *(("--ignore-tuner",) if ignore_tuner else ()),
-        ]
         home, env = self._prepare(copies_key=self.account is not None)
         self._hand_over(home)
-        try:
-            done = subprocess.run(  # noqa: S603  the arguments are checked by the runner
-                [self.python, "-m", f"{_PACKAGE}.runner", *command],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env=env,
-                encoding="utf-8",
-                errors="replace",
-                timeout=CHECK_TIMEOUT_SECONDS,
-                check=False,
-                **self._account_arguments(),
+        exit_code: int | None = None
+        # files, not pipes: a process that the user's module leaves behind may keep a pipe open
+        with TemporaryFile() as question, TemporaryFile() as answers, TemporaryFile() as errors:
+            question.write(request.to_json())
+            question.seek(0)
+            try:
+                exit_code = subprocess.run(  # noqa: S603  the arguments are fixed
+                    [self.python, "-m", f"{_PACKAGE}.runner", "check"],
+                    stdin=question,
+                    stdout=answers,
+                    stderr=errors,
+                    env=env,
+                    timeout=timeout.total_seconds(),
+                    check=False,
+                    **self._account_arguments(),
+                ).returncode
+            except OSError as error:
+                raise self._cannot_start(error) from error
+            except subprocess.TimeoutExpired:
+                pass  # `read_answers` reports it
+            finally:
+                remove_home(home)
+            return CheckOutput.read(answers, errors).answers_to(
+                request, python=self.python, exit_code=exit_code, timeout=timeout
             )
-        except OSError as error:
-            raise self._cannot_start(error) from error
-        except subprocess.TimeoutExpired as error:
-            raise RunnerError(
-                f"Importing {trainable} took more than {CHECK_TIMEOUT_SECONDS:.0f} s. "
-                "Does its module do work when it is imported?"
-            ) from error
-        finally:
-            remove_home(home)
-        if done.returncode != 0:
-            raise _refusal(trainable, done)
 
     def _run_command(self, request: RunnerRequest) -> list[str]:
         key = layout.request_key(*_attempt_id(request))
@@ -298,16 +287,3 @@ class LocalLauncher:
 
 def _attempt_id(request: RunnerRequest) -> AttemptId:
     return AttemptId(request.restore_id, request.trial_id, request.attempt)
-
-
-def _refusal(trainable: str, done: "subprocess.CompletedProcess[str]") -> TuneRestoreError:
-    """Return the sentence a `check` ended with; Ray may have printed other lines around it."""
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if done.returncode == EXIT_REFUSED and errors:
-        return InvalidInputError(errors[-1])
-    last = lines[-1] if lines else "It printed nothing."
-    return RunnerError(
-        f"Could not check trainable {trainable}: {done.args[0]} exited with code "
-        f"{done.returncode}. {last}"
-    )

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from airflow.sdk import Context
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
-from airflow_tune_restore.arguments import parse_text, parse_user
+from airflow_tune_restore.arguments import check_literals, parse_text, parse_user
+from airflow_tune_restore.exceptions import LeaseLostError, RestoreEndedError, name_trial
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import DEFAULT_CONN_ID
@@ -21,6 +22,7 @@ from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.launch.local import LocalLauncher, build_launcher
 from airflow_tune_restore.links.ray_job import RayJobLink
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.local_attempt import LocalAttempt
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
 from airflow_tune_restore.operators.next_step import KEPT_BY_COMMIT, describe_next
@@ -29,6 +31,7 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.claim import RunnerSettings
+from airflow_tune_restore.restore.ended import describe_end
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -77,9 +80,26 @@ class AttemptTask:
         """Whether other tasks follow the same run."""
         return self.plan.is_whole_experiment and not self.plan.only_continues_search
 
-    def renew_lease(self) -> None:
-        """Renew the lease of the restore (LeaseLostError if it was lost)."""
-        lease.keep_alive(self.store, self.plan.restore_id)
+    def renew_lease(self, operator: BaseOperator) -> None:
+        """Renew the lease of the restore (RestoreEndedError, with the task to clear, if it was lost)."""
+        restore_id = self.plan.restore_id
+        try:
+            lease.keep_alive(self.store, restore_id)
+        except LeaseLostError:
+            how = describe_end(self.store, restore_id)
+            again = self._run_again(operator)
+            raise RestoreEndedError(self.store.uri, restore_id, how, again) from None
+
+    def _run_again(self, operator: BaseOperator) -> str:
+        """Return how to run the trial again: in a new restore."""
+        if self.plan.only_continues_search:
+            return f"To draw its samples, clear task {operator.task_id}."
+        upstream = operator.get_direct_relatives(upstream=True)
+        plans = [task.task_id for task in upstream if isinstance(task, BuildRestorePlanOperator)]
+        task_id = f"task {plans[0]}" if plans else "the task that made the plan"
+        return (
+            f"To run {name_trial(self.trial_id)} again, clear {task_id} with its downstream tasks."
+        )
 
 
 class AttemptOperator(MapIndexLabelOperator):
@@ -146,6 +166,7 @@ class AttemptOperator(MapIndexLabelOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self._attempt: LocalAttempt | RayJobTask | None = None
+        check_literals(vars(self), self.template_fields)
 
     @abstractmethod
     def open_task(self, restore_id: str) -> AttemptTask:

@@ -1,7 +1,6 @@
 """The plan task: decides which trials of which experiments are restored, and takes the leases."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,20 +8,28 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.configuration import conf
 
 from airflow_tune_restore import arguments
-from airflow_tune_restore.arguments import parse_text
-from airflow_tune_restore.exceptions import ExperimentRunningError, InvalidInputError
+from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import (
+    ask_dag_run,
+    identify_dag_run,
+    log_waits,
+    name_dag_run,
+)
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import xcom
-from airflow_tune_restore.operators.experiment_batch import SkippedExperiments, map_experiments
+from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
+from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
@@ -33,21 +40,23 @@ DEFAULT_LEASE_TTL = timedelta(minutes=15)
 """Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
 
 _SHOWN_LINES = 50
-_RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
-_SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
-"""The choices that are true or false: arguments of the same names."""
 
 
 class BuildRestorePlanOperator(BaseOperator):
     """Plans restores, takes their leases, and returns one small item per trial to run.
 
     The items of all experiments are one flat list, for
-    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`. The restores are under
-    `plan.output["restores"]`, for `CommitRestoreOperator`. A running experiment is never touched. An
-    experiment that is leased, unreadable or does not fit is logged, and the others are restored. The
-    same happens after an unexpected error; `plan.output["unexpected"]` then names the experiment, for a
-    `CheckRestoresOperator` at the end. A retry continues its own restores. With nothing to restore the
-    task is skipped, and its log shows why.
+    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`. What became of each experiment is under
+    `plan.output["outcomes"]`, for `CommitRestoreOperator` and `CheckRestoresOperator`:
+
+    * `restored`: its restore was started; `continue_search`: only its search is left to continue.
+    * `left_alone`: it is running, another restore works on it, or nothing is to do.
+    * `misfit`: it was made with another trainable.
+    * `refused`: it cannot be restored before a person has done something.
+
+    No experiment fails this task. If all are left alone, the task is skipped. If none was started because
+    of an error that may pass, the task is retried, and succeeds after its last try. A trainable or
+    another argument that cannot be used fails the task at once. A retry continues its own restores.
 
     Args:
         experiments: The sensor's output, a list of addresses, or one address, as
@@ -66,13 +75,17 @@ class BuildRestorePlanOperator(BaseOperator):
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
+        check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
+        trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
+            trials stay as they are recorded, and the search is not continued. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
-            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes.
+            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes;
+            for half a minute if Airflow knows that its DAG run has ended.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
         ray_conn_id: Connection `ray_jobs` of a cluster. An experiment also counts as running if a live
             job of this cluster names it. (templated)
@@ -85,16 +98,18 @@ class BuildRestorePlanOperator(BaseOperator):
 
     template_fields = (
         "experiments",
-        *_RESUME_FLAGS,
+        *RESUME_FLAGS,
         "resume_config",
         "trainable",
         "param_space",
         "search_alg",
         "strategy",
-        *_SWITCHES,
+        "trials",
+        *SWITCHES,
         "max_attempts",
         "max_memory",
         "stale_after",
+        "check_timeout",
         "storage_conn_id",
         "launcher",
         "runner_user",
@@ -122,10 +137,12 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
+        trials: Sequence[str] | str = (),
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
         lease_ttl: timedelta | float = DEFAULT_LEASE_TTL,
+        check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         storage_conn_id: str | None = None,
         launcher: str = "local",
         ray_conn_id: str | None = None,
@@ -152,10 +169,12 @@ class BuildRestorePlanOperator(BaseOperator):
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
         self.ignore_tuner = ignore_tuner
+        self.trials = trials
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
         self.lease_ttl = lease_ttl
+        self.check_timeout = check_timeout
         self.storage_conn_id = storage_conn_id
         self.launcher = launcher
         self.ray_conn_id = ray_conn_id
@@ -163,6 +182,10 @@ class BuildRestorePlanOperator(BaseOperator):
         self.runner_user = runner_user
         self._has_user = runner_user is not None
         self.env = env
+        arguments.check_literals(vars(self), self.template_fields)
+        if not arguments.is_computed(experiments):
+            for text in arguments.parse_addresses(experiments):
+                Address.parse(text)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""
@@ -172,90 +195,133 @@ class BuildRestorePlanOperator(BaseOperator):
             options = self._options()
             lease.check_ttl(self._ttl_seconds())
             runner_account(self._user(), self.launcher)
-            texts = arguments.parse_addresses(self.experiments)
-            places = {text: hook.address(text) for text in texts}
-        skipped = SkippedExperiments()
+            batch = ExperimentBatch(
+                map(hook.address, arguments.parse_addresses(self.experiments)),
+                shares_prefix=arguments.shares_prefix(self.experiments),
+            )
+        try:
+            with as_airflow_errors():
+                started = self._start_all(context, hook, batch, options)
+        finally:
+            ti.xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
+        batch.log(self.log)
+        for address, plan in started:
+            self._log_plan(address, plan)
+        batch.stop_without_work(has_tries=ti.try_number <= ti.max_tries)
+        return [item.to_xcom() for address, plan in started for item in _items(address, plan)]
 
+    def _start_all(
+        self,
+        context: Context,
+        hook: ExperimentStorageHook,
+        batch: ExperimentBatch,
+        options: PrepareOptions,
+    ) -> list[tuple[Address, RestorePlan]]:
+        prepared = self._prepare_all(context, hook, batch, options)
+        has_evidence = self._refuse_misfits(hook, batch, prepared)
+        prepared = batch.undecided(prepared)
+        _refuse_too_many(batch, prepared)
+        by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
+        to_start: dict[str, PreparedRestore] = {}
+        for text, restore in batch.undecided(prepared).items():
+            if restore.plan.only_continues_search:
+                batch.continue_search(text, by_name=text in by_name)
+            else:
+                to_start[text] = restore
+                batch.take(text, restore.plan.restore_id, by_name=text in by_name)
+        # pushed before, too: if this task dies half-way, the commit finds the leases that it took
+        context["ti"].xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
+        return self._start(context, batch, to_start, options)
+
+    def _prepare_all(
+        self,
+        context: Context,
+        hook: ExperimentStorageHook,
+        batch: ExperimentBatch,
+        options: PrepareOptions,
+    ) -> dict[str, PreparedRestore]:
         def prepare(text: str) -> PreparedRestore | str:
-            store = hook.open(places[text], in_bulk=True)
-            try:
-                return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
-            except ExperimentRunningError as error:
-                return f"it is running: {error.reason}"
+            store = hook.open(batch.places[text], in_bulk=True)
+            return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
 
         prepared: dict[str, PreparedRestore] = {}
-        for text, result in map_experiments(prepare, places, skipped):
+        for text, result in batch.map(prepare, batch.places):
             if isinstance(result, PreparedRestore):
                 prepared[text] = result
             else:
-                skipped.left_alone[text] = result
-        prepared = self._without_unfit(hook, places, prepared, skipped)
-        prepared = _without_too_many(prepared, skipped)
-        to_continue = [t for t, restore in prepared.items() if restore.plan.only_continues_search]
-        to_start = {t: restore for t, restore in prepared.items() if t not in to_continue}
-        started = self._start(context, places, to_start, options, skipped)
-        ti.xcom_push(xcom.UNEXPECTED_KEY, skipped.unexpected)
-        ti.xcom_push(xcom.CONTINUE_SEARCH_KEY, [str(places[text]) for text in to_continue])
-        for text in to_continue:
-            self.log.info("%s: only the search is left to continue", places[text])
-        skipped.log(self.log)
-        for address, plan in started:
-            self._log_plan(address, plan)
-        if not started and not to_continue:
-            skipped.stop_without_work()
-        return [item.to_xcom() for address, plan in started for item in _items(address, plan)]
+                batch.leave_alone(text, result)
+        return prepared
 
     def _start(
         self,
         context: Context,
-        places: dict[str, Address],
+        batch: ExperimentBatch,
         prepared: dict[str, PreparedRestore],
         options: PrepareOptions,
-        skipped: SkippedExperiments,
     ) -> list[tuple[Address, RestorePlan]]:
-        ti = context["ti"]
-        holder, ttl_seconds = f"DAG {ti.dag_id}, run {ti.run_id}", self._ttl_seconds()
-        # pushed before, too: if this task dies half-way, the commit finds the leases that it took
-        _push_restores(ti, [(places[text], each.plan) for text, each in prepared.items()])
+        ttl_seconds, on_wait = self._ttl_seconds(), log_waits(self.log)
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
-            return start_restore(prepared[text], options, holder=holder, ttl_seconds=ttl_seconds)
+            return start_restore(
+                prepared[text],
+                options,
+                holder=name_dag_run(context),
+                ttl_seconds=ttl_seconds,
+                dag_run=identify_dag_run(context),
+                on_wait=on_wait,
+            )
 
         started: list[tuple[Address, RestorePlan]] = []
-        for text, (plan, settled) in map_experiments(start, prepared, skipped):
+        for text, (plan, settled) in batch.map(start, prepared):
             if settled is not None:
                 self.log.info("A restore that died was committed first. %s", settled.headline())
             if plan is None:
-                skipped.left_alone[text] = "a restore that died had left nothing more to do"
+                batch.leave_alone(text, "a restore that died had left nothing more to do")
             else:
-                started.append((places[text], plan))
-        _push_restores(ti, started)
+                started.append((batch.places[text], plan))
         return started
 
-    def _without_unfit(
+    def _refuse_misfits(
         self,
         hook: ExperimentStorageHook,
-        places: dict[str, Address],
+        batch: ExperimentBatch,
         prepared: dict[str, PreparedRestore],
-        skipped: SkippedExperiments,
-    ) -> dict[str, PreparedRestore]:
-        """Leave out experiments that the trainable does not fit, if it can be checked here."""
+    ) -> frozenset[str]:
+        """Refuse experiments that the trainable does not fit, if it can be checked here.
+
+        Return those for which there is more evidence than the name of the trainable.
+        """
         trainable = parse_text(self.trainable)
         if trainable is None or self.launcher in (LauncherName.RAY, LauncherName.KUBERNETES):
-            return prepared
+            return frozenset()
         check = TrainableCheck(
             hook=hook,
             launcher=self.launcher,
             python=self.python,
             runner_user=self._user(),
             env=self.env or {},
-            trainable=trainable,
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
+            settings=RunnerSettings(
+                trainable=trainable,
+                param_space=parse_text(self.param_space),
+                search_alg=parse_text(self.search_alg),
+                imports=self.imports,
+            ),
+            timeout=arguments.parse_limit("check_timeout", self.check_timeout),
         )
-        skipped.refused.update(check.errors(places, prepared))
-        return {text: each for text, each in prepared.items() if text not in skipped.refused}
+        try:
+            checked = check.run(batch.places, prepared)
+        except InvalidInputError as error:  # the trainable itself cannot be used
+            for text, restore in prepared.items():
+                if restore.is_started:  # by an earlier try
+                    batch.take(text, restore.plan.restore_id)
+                else:
+                    batch.refuse(text, error)
+            raise
+        for text, warning in checked.warnings.items():
+            self.log.warning("%s: %s", text, warning)
+        for text, refusal in checked.errors.items():
+            batch.refuse(text, refusal)
+        return frozenset(checked.by_module)
 
     def _user(self) -> str | None:
         return arguments.parse_user(self.runner_user, was_given=self._has_user)
@@ -267,11 +333,12 @@ class BuildRestorePlanOperator(BaseOperator):
         if self.resume_config:
             flags = ResumeFlags.parse(dict(self.resume_config))
         else:
-            flags = ResumeFlags.from_flags(**self._parse_bools(_RESUME_FLAGS))
+            flags = ResumeFlags.from_flags(**self._parse_bools(RESUME_FLAGS))
         choices = PlanChoices(
             flags=flags,
             strategy=self.strategy,
-            **self._parse_bools(_SWITCHES),
+            **self._parse_bools(SWITCHES),
+            trials=arguments.parse_ids("trials", self.trials),
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )
@@ -281,6 +348,7 @@ class BuildRestorePlanOperator(BaseOperator):
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
+            ask_holder=ask_dag_run,
         )
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
@@ -292,7 +360,7 @@ class BuildRestorePlanOperator(BaseOperator):
             *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
         )
         self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
-        to_run = [f"{t.action} {t.trial_id}: {printable(t.reason)}" for t in plan.to_run]
+        to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
         _log_lines(self.log.info, to_run)
         _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
         _log_lines(self.log.warning, plan.warnings)
@@ -305,10 +373,8 @@ def _log_lines(log: Callable[..., None], lines: Sequence[str]) -> None:
         log("  … and %d more", len(lines) - _SHOWN_LINES)
 
 
-def _without_too_many(
-    prepared: dict[str, PreparedRestore], skipped: SkippedExperiments
-) -> dict[str, PreparedRestore]:
-    """Leave out, before anything is leased, experiments whose trials Airflow would refuse to map.
+def _refuse_too_many(batch: ExperimentBatch, prepared: dict[str, PreparedRestore]) -> None:
+    """Refuse, before anything is leased, experiments whose trials Airflow would refuse to map.
 
     The smallest are taken first, so one experiment with very many trials stops no other. The task
     `continue_search` is mapped over the experiments, so their number is limited, too.
@@ -320,13 +386,13 @@ def _without_too_many(
         if trials + count <= limit and experiments < limit:
             trials, experiments = trials + count, experiments + 1
             continue
-        skipped.refused[text] = InvalidInputError(
-            f"It has {count} trials to run, beside {trials} trials of {experiments} other "
-            f"experiments, but Airflow maps at most {limit} tasks: [core] max_map_length "
-            "(AIRFLOW__CORE__MAX_MAP_LENGTH). Raise it on API server, scheduler and workers, or restore "
-            "fewer experiments at a time. It was not leased."
+        error = (
+            f"It has {counted(count, 'trial')} to run, beside {counted(trials, 'trial')} of "
+            f"{counted(experiments, 'other experiment')}, but Airflow maps at most {limit} tasks: [core] "
+            "max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise it on API server, scheduler and "
+            "workers, or restore fewer experiments at a time. It was not leased."
         )
-    return {text: each for text, each in prepared.items() if text not in skipped.refused}
+        batch.refuse(text, InvalidInputError(error))
 
 
 def _size(plan: RestorePlan) -> tuple[bool, int]:
@@ -339,11 +405,3 @@ def _items(address: Address, plan: RestorePlan) -> list[xcom.TrialXCom]:
     """Return one item per trial, and one for the samples that the same run adds."""
     trials = (*plan.to_run, None) if plan.continues_search else plan.to_run
     return [xcom.TrialXCom.build(address, plan, trial) for trial in trials]
-
-
-def _push_restores(ti: Any, restores: Iterable[tuple[Address, RestorePlan]]) -> None:
-    items = [
-        xcom.RestoreXCom(experiment=str(address), restore_id=plan.restore_id)
-        for address, plan in restores
-    ]
-    ti.xcom_push(xcom.RESTORES_KEY, [item.to_xcom() for item in items])

@@ -1,24 +1,26 @@
-"""Ends a recovery, and fails it if the plan lost an experiment."""
+"""Ends a recovery, and fails it if an experiment needs a person."""
 
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_tune_restore.operators.xcom import resolve_list
-from airflow_tune_restore.protocol.printable import counted
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom, resolve_list
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 
 
 class CheckRestoresOperator(BaseOperator):
-    """Fails if the plan met an unexpected error, after all other experiments were restored.
+    """Fails if the plan refused an experiment, after all other experiments were restored.
 
-    The plan itself does not fail for it, because then no experiment would be restored. Let this task
-    follow the trials, the commit and the continued search, as in `TuneRestoreTaskGroup`: by its trigger
-    rule `none_failed` it is upstream_failed if one of them failed.
+    The plan itself does not fail for it, because then no experiment would be restored. An experiment that
+    was made with another trainable, or that was left alone, is not a failure. Let this task follow the
+    trials, the commit and the continued search, as in `TuneRestoreTaskGroup`: by its trigger rule
+    `none_failed` it is upstream_failed if one of them failed.
 
     Args:
-        unexpected: `plan.output["unexpected"]` of a `BuildRestorePlanOperator`: one line per experiment.
-            Read when the task runs: a skipped plan pushes nothing.
+        outcomes: `plan.output["outcomes"]` of a `BuildRestorePlanOperator`. Read when the task runs: a
+            plan that never ran pushes nothing.
     """
 
     ui_color = "#e8f4e6"
@@ -26,17 +28,24 @@ class CheckRestoresOperator(BaseOperator):
     def __init__(
         self,
         *,
-        unexpected: Any,
+        outcomes: Any,
         trigger_rule: TriggerRule | str = TriggerRule.NONE_FAILED,
         **kwargs: Any,
     ) -> None:
         super().__init__(trigger_rule=trigger_rule, **kwargs)
-        self.unexpected = unexpected
+        self.outcomes = outcomes
 
     def execute(self, context: Context) -> None:
-        """Fail with the names of the experiments."""
-        if lines := resolve_list(self.unexpected, context):
-            raise AirflowFailException(
-                f"Not restored because of an unexpected error: {counted(len(lines), 'experiment')}. The "
-                "log of the plan has the traceback. " + "; ".join(map(str, lines))
-            )
+        """Fail with the names of the experiments and the reasons."""
+        with as_airflow_errors():
+            items = [OutcomeXCom.parse(item) for item in resolve_list(self.outcomes, context)]
+        refused = [item for item in items if item.outcome is Outcome.REFUSED]
+        if not refused:
+            return
+        reasons = [f"{each.experiment}: {printable(each.reason, NOTE_LENGTH)}" for each in refused]
+        for reason in reasons:
+            self.log.error("%s", reason)
+        raise AirflowFailException(
+            f"Not restored, and a person is needed: {counted(len(refused), 'experiment')}. When the "
+            f"cause is gone, start a new DAG run. {'; '.join(reasons)}"
+        )

@@ -1,6 +1,7 @@
 """Commits the results of restored trials, whatever their state."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
@@ -11,7 +12,17 @@ from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, Tu
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.operators.xcom import RestoreXCom, resolve_list
+from airflow_tune_restore.operators.experiment_table import (
+    COMMIT_FAILED,
+    ExperimentLine,
+    ExperimentTable,
+)
+from airflow_tune_restore.operators.xcom import (
+    EXPERIMENTS_KEY,
+    Outcome,
+    OutcomeXCom,
+    resolve_list,
+)
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.commit import commit_restore
@@ -28,6 +39,9 @@ MAX_TRIALS = 1000
 """With more trials, the XCom leaves out those that did not change. The log shows them all."""
 
 
+_NEVER_STARTED = "its restore was not started: the plan task ended before it"
+
+
 class CommitRestoreOperator(BaseOperator):
     """Writes the results of restored trials back into their experiments and ends the restores.
 
@@ -37,16 +51,20 @@ class CommitRestoreOperator(BaseOperator):
     this one. So let a task with `trigger_rule="none_failed"` follow both, as `TuneRestoreTaskGroup` does;
     then the state of the DAG run shows the failure. Give it `retries` of 1 or more.
 
-    Returns one mapping per experiment: `experiment`, `restore_id`, `state_file` (None if nothing
-    changed), `samples_left` (for a `ContinueSearchOperator`), `failed` (trial ids), `quarantined` (ids of
-    trials that failed too often and do not run again until they are released), `headline`, and `trials`,
-    before and after. The log ends with the same as a table.
+    Returns one mapping per experiment that was committed, or whose search is continued: `experiment`,
+    `restore_id`, `state_file` (None if nothing changed), `samples_left` (for a `ContinueSearchOperator`),
+    `failed` (trial ids), `quarantined` (ids of trials that failed too often and do not run again until
+    they are released), `headline`, and `trials`, before and after. The log shows the same as tables.
+
+    The log ends with one table of all experiments that were found, and what became of each. The XCom
+    `experiments` holds the same. The task is skipped only if the plan was given no experiment.
 
     Args:
-        restores: `plan.output["restores"]` of a `BuildRestorePlanOperator`, or such a list. Read when the
-            task runs: in a templated field, a skipped plan would be an error.
-        continue_search: `plan.output["continue_search"]`: experiments of which only samples are left.
-            Nothing is committed for them; the output contains them. Read when the task runs.
+        outcomes: `plan.output["outcomes"]` of a `BuildRestorePlanOperator`, or a list of
+            `{"experiment": …, "restore_id": …}`. Read when the task runs: in a templated field, a plan
+            that never ran would be an error.
+        left_alone: `find.output["left_alone"]` of a `FailedTuneExperimentSensor`: experiments below the
+            prefix that it did not return. Only shown. Read when the task runs.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
             (templated)
     """
@@ -57,51 +75,67 @@ class CommitRestoreOperator(BaseOperator):
     def __init__(
         self,
         *,
-        restores: Any,
-        continue_search: Any = (),
+        outcomes: Any,
+        left_alone: Any = None,
         storage_conn_id: str | None = None,
         trigger_rule: TriggerRule | str = TriggerRule.ALL_DONE,
         **kwargs: Any,
     ) -> None:
         super().__init__(trigger_rule=trigger_rule, **kwargs)
-        self.restores = restores
-        self.continue_search = continue_search
+        self.outcomes = outcomes
+        self.left_alone = left_alone
         self.storage_conn_id = storage_conn_id
-        XComArg.apply_upstream_relationship(self, restores)
-        XComArg.apply_upstream_relationship(self, continue_search)
+        XComArg.apply_upstream_relationship(self, outcomes)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """Commit every restore, then log their changes."""
+        """Commit every restore, then log their changes, then what became of all experiments."""
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            items = [RestoreXCom.parse(item) for item in resolve_list(self.restores, context)]
-        outputs: list[dict[str, Any]] = [
-            {"experiment": str(address), "restore_id": None, "samples_left": True}
-            for address in resolve_list(self.continue_search, context)
-        ]
-        if not items and not outputs:
-            raise AirflowSkipException("Nothing to commit: no restore was started.")
+            items = [OutcomeXCom.parse(item) for item in resolve_list(self.outcomes, context)]
+        if not items:
+            raise AirflowSkipException("Nothing to commit: the plan was given no experiment.")
+        restores = [item for item in items if item.outcome is Outcome.RESTORED]
         with ThreadPoolExecutor(_CONCURRENCY) as pool:
-            results = list(pool.map(lambda item: self._try_to_commit(hook, item), items))
+            results = list(pool.map(lambda item: self._try_to_commit(hook, item), restores))
+        outputs: list[dict[str, Any]] = [
+            {"experiment": item.experiment, "restore_id": None, "samples_left": True}
+            for item in items
+            if item.outcome is Outcome.CONTINUE_SEARCH
+        ]
+        lines = [ExperimentLine.of_plan(item) for item in items if item not in restores]
         failures: list[str] = []
-        for item, result in zip(items, results, strict=True):
-            if isinstance(result, TuneRestoreError):
-                failures.append(f"{item.experiment}: {printable(str(result), NOTE_LENGTH)}")
-            elif result is not None:
-                outputs.append(describe_summary(item.experiment, result))
-                log_summary(result, self.log)
+        for item, result in zip(restores, results, strict=True):
+            match result:
+                case CommitSummary():
+                    outputs.append(describe_summary(item.experiment, result))
+                    lines.append(ExperimentLine.of_commit(item, result))
+                    log_summary(result, self.log)
+                case TuneRestoreError():
+                    reason = printable(str(result), NOTE_LENGTH)
+                    failures.append(f"{item.experiment}: {reason}")
+                    lines.append(_uncommitted(item, COMMIT_FAILED, reason))
+                case None:
+                    lines.append(_uncommitted(item, Outcome.LEFT_ALONE, _NEVER_STARTED))
+        self._report(context, lines)
         if failures:
             context["ti"].xcom_push("return_value", outputs)
             raise AirflowException(
-                f"{len(failures)} of {counted(len(items), 'restore')} could not be committed. "
+                f"{len(failures)} of {counted(len(restores), 'restore')} could not be committed. "
                 + "; ".join(failures)
             )
-        if not outputs:
-            raise AirflowSkipException("Nothing to commit: no restore got as far as its plan.")
         return outputs
 
+    def _report(self, context: Context, lines: list[ExperimentLine]) -> None:
+        """Log what became of all experiments, and push it."""
+        (left_alone,) = resolve_list(self.left_alone, context) or [{}]
+        table = ExperimentTable.build(lines, left_alone)
+        self.log.info("%s", table.headline())
+        for line in table.render().splitlines():
+            self.log.info("%s", line)
+        context["ti"].xcom_push(EXPERIMENTS_KEY, table.to_xcom())
+
     def _try_to_commit(
-        self, hook: ExperimentStorageHook, item: RestoreXCom
+        self, hook: ExperimentStorageHook, item: OutcomeXCom
     ) -> CommitSummary | TuneRestoreError | None:
         """Commit one restore; its error is returned and stops no other restore."""
         try:
@@ -112,18 +146,23 @@ class CommitRestoreOperator(BaseOperator):
         except Exception as error:  # noqa: BLE001  reported, and it fails the task at its end
             return report_unexpected(item.experiment, error)
 
-    def _commit(self, store: ObjectStore, item: RestoreXCom) -> CommitSummary | None:
+    def _commit(self, store: ObjectStore, item: OutcomeXCom) -> CommitSummary | None:
         """Commit one restore; release the lease of one without a plan."""
+        restore_id = str(item.restore_id)
         try:
-            return commit_restore(store, item.restore_id)
+            return commit_restore(store, restore_id)
         except KeyNotFoundError as error:
             if not error.key.endswith("plan.json"):
                 raise
         try:
-            lease.release(store, lease.check_held(store, item.restore_id))
+            lease.release(store, lease.check_held(store, restore_id))
         except LeaseLostError:
             self.log.info("%s: the restore was never started.", item.experiment)
         return None
+
+
+def _uncommitted(item: OutcomeXCom, outcome: str, reason: str) -> ExperimentLine:
+    return replace(ExperimentLine.of_plan(item), outcome=outcome, reason=reason)
 
 
 def log_summary(summary: CommitSummary, log: "Logger") -> None:
@@ -141,8 +180,11 @@ def describe_summary(experiment: str, summary: CommitSummary) -> dict[str, Any]:
         "state_file": summary.state_file,
         # A whole-experiment run that leaves samples undrawn was asked to stop, or its task has failed.
         # Samples whose searcher is lost are passed on: the continued search fails because of them.
+        # A restore of chosen trials leaves the search to a later one.
         "samples_left": (
-            0 if summary.is_whole_experiment and not summary.searcher_lost else summary.samples_left
+            0
+            if summary.chosen or (summary.is_whole_experiment and not summary.searcher_lost)
+            else summary.samples_left
         ),
         "failed": [change.trial_id for change in summary.failed],
         "quarantined": list(summary.quarantined),

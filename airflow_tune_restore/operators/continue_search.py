@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.arguments import check_literals, parse_limit
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continue_search_steps import (
@@ -19,7 +19,9 @@ from airflow_tune_restore.operators.continue_search_steps import (
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
 from airflow_tune_restore.operators.next_step import COMMITTED_NOW
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.prepare import PreparedRestore
@@ -48,14 +50,19 @@ class ContinueSearchOperator(AttemptOperator):
             never started. (templated)
         search_alg: As in `RestoreTrialOperator`. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, check_timeout: As in `BuildRestorePlanOperator`. (templated)
         ray_address: Ray cluster to run on; by default a private Ray on all CPUs. (templated)
         **kwargs: The other arguments of `RestoreTrialOperator`, except `trial` and `retry_policy`.
     """
 
     map_index_label = EXPERIMENT_LABEL
     kept_words = COMMITTED_NOW
-    template_fields = ("experiment", "ignore_tuner", *AttemptOperator.template_fields)
+    template_fields = (
+        "experiment",
+        "ignore_tuner",
+        "check_timeout",
+        *AttemptOperator.template_fields,
+    )
     template_fields_renderers = {"experiment": "json"}  # noqa: RUF012  as Airflow declares it
 
     def __init__(
@@ -64,12 +71,15 @@ class ContinueSearchOperator(AttemptOperator):
         experiment: Any,
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
+        check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        self.check_timeout = check_timeout
+        check_literals(vars(self), self.template_fields)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run and commit the continued search."""
@@ -85,6 +95,7 @@ class ContinueSearchOperator(AttemptOperator):
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),
                 check=lambda prepared: self._check(experiment, prepared),
+                log=self.log,
             )
             if plan is None:
                 return report_commit(experiment.address, settled, log=self.log)
@@ -115,14 +126,11 @@ class ContinueSearchOperator(AttemptOperator):
         """Refuse a trainable that does not fit; the runner of a Ray job checks its own."""
         if self.launcher == LauncherName.RAY:
             return
-        is_lost = prepared.experiment.searcher_lost
+        request = build_check_request(self.runner_settings(), [prepared])
+        timeout = parse_limit("check_timeout", self.check_timeout)
         with self.local_launcher(experiment) as launcher:
-            launcher.check(
-                experiment=prepared.plan.experiment,
-                trainable=str(self.trainable),
-                trainable_name=prepared.plan.trainable_name,
-                param_space=parse_text(self.param_space),
-                search_alg=parse_text(self.search_alg) if is_lost else None,
-                imports=self.imports,
-                ignore_tuner=prepared.plan.ignore_tuner,
-            )
+            (answer,) = launcher.check(request, timeout)
+        if (error := answer.error()) is not None:
+            raise error
+        if answer.message:
+            self.log.warning("%s: %s", experiment.address, answer.message)

@@ -15,6 +15,12 @@ from airflow_tune_restore.exceptions import (
     RunnerRefusedError,
     TuneRestoreError,
 )
+from airflow_tune_restore.hooks.dag_runs import (
+    ask_dag_run,
+    identify_dag_run,
+    log_waits,
+    name_dag_run,
+)
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary, log_summary
@@ -60,6 +66,7 @@ def continued_search_options(
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
         can_search=parse_text(search_alg) is not None,
+        ask_holder=ask_dag_run,
     )
 
 
@@ -68,6 +75,8 @@ def start_continued_search(
     store: ObjectStore,
     options: PrepareOptions,
     check: Callable[[PreparedRestore], None] | None = None,
+    *,
+    log: "Logger",
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Plan the continued search and take the lease, or return to the plan of an earlier try of this task.
 
@@ -80,7 +89,6 @@ def start_continued_search(
         AirflowSkipException: If there is nothing to draw, or the experiment is running.
         InvalidInputError: If the samples that are left have no searcher.
     """
-    ti = context["ti"]
     try:
         prepared = prepare_continued_search(store, restore_id_for(context, store.uri), options)
     except ExperimentRunningError as error:
@@ -92,8 +100,10 @@ def start_continued_search(
     return start_restore(
         prepared,
         options,
-        holder=f"DAG {ti.dag_id}, run {ti.run_id}",
+        holder=name_dag_run(context),
         ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
+        dag_run=identify_dag_run(context),
+        on_wait=log_waits(log),
     )
 
 

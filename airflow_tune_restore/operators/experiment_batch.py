@@ -1,76 +1,156 @@
-"""Work on many experiments in one task: those that cannot be restored do not stop the others."""
+"""The experiments of one plan task, and what became of each: one that fails does not stop the others."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import TuneRestoreError, UnexpectedError
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    LeaseHeldError,
+    StateChangedError,
+    TrainableMisfitError,
+    TuneRestoreError,
+    UnexpectedError,
+)
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
+from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
+PREFIXES_PAGE = "docs/trainable.md"
+"""Explains what a trainable is compared with, and how to separate the experiments of teams."""
+
 _CONCURRENCY = 8
+_SHOWN = 50
 _Result = TypeVar("_Result")
+_NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 
 
-@dataclass(frozen=True, slots=True)
-class SkippedExperiments:
-    """The experiments that are not restored, with the reasons, by address.
+class ExperimentBatch:
+    """The experiments that one plan task was given. Each method takes the text of an address.
 
-    `left_alone` are those with nothing to do: finished, or running. `refused` cannot be restored now.
+    Args:
+        addresses: Their addresses.
+        shares_prefix: Whether they are known to lie beside experiments in other directories.
+
+    Attributes:
+        places: Their addresses, by text.
     """
 
-    left_alone: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, TuneRestoreError] = field(default_factory=dict)
+    def __init__(self, addresses: Iterable[Address], *, shares_prefix: bool = False) -> None:
+        self.places = {str(address): address for address in addresses}
+        self._shares_prefix = shares_prefix
+        self._outcomes: dict[str, OutcomeXCom] = {}
+        self._may_pass: set[str] = set()
 
     @property
-    def unexpected(self) -> list[str]:
-        """The unexpected errors, one line per experiment: the DAG run must fail at its end."""
-        return [
-            printable(str(error), NOTE_LENGTH)
-            for error in self.refused.values()
-            if isinstance(error, UnexpectedError)
-        ]
+    def spans_directories(self) -> bool:
+        """Whether they lie in different directories, so that they may belong to different people."""
+        parents = {Location.parse(place.uri).parent for place in self.places.values()}
+        return self._shares_prefix or len(parents) > 1
+
+    def map(
+        self, work: Callable[[str], _Result], addresses: Iterable[str]
+    ) -> list[tuple[str, _Result]]:
+        """Work on all experiments at the same time; the outcome of one that fails is its error."""
+
+        def attempt(address: str) -> tuple[str, _Result] | None:
+            try:
+                return address, work(address)
+            except TuneRestoreError as error:
+                self.refuse(address, error)
+            except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
+                self.refuse(address, report_unexpected(address, error))
+            return None
+
+        with ThreadPoolExecutor(_CONCURRENCY) as pool:
+            return [done for done in pool.map(attempt, addresses) if done is not None]
+
+    def take(self, address: str, restore_id: str, *, by_name: bool = False) -> None:
+        """Record that its restore is started."""
+        self._decide(address, Outcome.RESTORED, restore_id=restore_id, by_name=by_name)
+
+    def continue_search(self, address: str, *, by_name: bool = False) -> None:
+        """Record that only its search is left to continue."""
+        reason = "only its search is left, which the task continue_search continues"
+        self._decide(address, Outcome.CONTINUE_SEARCH, reason, by_name=by_name)
+
+    def leave_alone(self, address: str, reason: str) -> None:
+        """Record why it is not to be restored now."""
+        self._decide(address, Outcome.LEFT_ALONE, reason)
+
+    def refuse(self, address: str, error: TuneRestoreError) -> None:
+        """Record an error instead of a restore. Some errors only show that it is not the time for it."""
+        match error:
+            case LeaseHeldError():
+                self.leave_alone(address, f"another restore, {error.holder}, is restoring it")
+            case ExperimentRunningError():
+                self.leave_alone(address, f"it is running: {error.reason}")
+            case StateChangedError():  # by its driver, or by a restore that was faster
+                self.leave_alone(address, str(error))
+            case TrainableMisfitError():
+                self._decide(address, Outcome.MISFIT, str(error))
+            case _:
+                self._decide(address, Outcome.REFUSED, str(error))
+                if not isinstance(error, (*PERMANENT, UnexpectedError)):
+                    self._may_pass.add(address)
+
+    def undecided(self, prepared: dict[str, _Result]) -> dict[str, _Result]:
+        """Return those of the prepared restores that are still to be started."""
+        return {
+            address: each for address, each in prepared.items() if address not in self._outcomes
+        }
+
+    def to_xcom(self) -> list[dict[str, Any]]:
+        """Return the outcomes in the order in which the experiments were given."""
+        known = (self._outcomes.get(address) for address in self.places)
+        return [outcome.to_xcom() for outcome in known if outcome is not None]
 
     def log(self, log: "Logger") -> None:
-        """Log each experiment with its reason."""
-        for text, reason in self.left_alone.items():
-            log.info("%s is left alone: %s", text, printable(reason, NOTE_LENGTH))
-        for text, error in self.refused.items():
-            log.warning("%s is not restored: %s", text, printable(str(error), NOTE_LENGTH))
+        """Log why experiments are not restored, and which ones were taken by name alone."""
+        for each in self._outcomes.values():
+            match each.outcome:
+                case Outcome.MISFIT | Outcome.REFUSED:
+                    log.warning("%s is not restored: %s", each.experiment, each.reason)
+                case Outcome.LEFT_ALONE:
+                    log.info("%s is left alone: %s", each.experiment, each.reason)
+                case Outcome.CONTINUE_SEARCH:
+                    log.info("%s: %s", each.experiment, each.reason)
+        by_name = [each.experiment for each in self._outcomes.values() if each.by_name]
+        if by_name:
+            more = f" and {len(by_name) - _SHOWN} more" if len(by_name) > _SHOWN else ""
+            log.warning(
+                "Taken by the name of the trainable alone, below a prefix with several directories: "
+                "%s%s. If another team uses the same name, its experiments now train with this code. %s "
+                "explains what is compared, and how to keep them apart.",
+                *(", ".join(by_name[:_SHOWN]), more, PREFIXES_PAGE),
+            )
 
-    def stop_without_work(self) -> NoReturn:
-        """Skip the task if there was nothing to do; fail it if an experiment was refused."""
-        reasons = "; ".join(
-            f"{address}: {printable(str(reason), NOTE_LENGTH)}"
-            for address, reason in (self.refused | self.left_alone).items()
-        )
-        if any(isinstance(error, PERMANENT) for error in self.refused.values()):
-            raise AirflowFailException(f"Nothing could be restored. {reasons}")
-        if self.unexpected or (self.refused and not self.left_alone):
+    def stop_without_work(self, *, has_tries: bool) -> None:
+        """Skip the task if nothing is to do; fail it if nothing was started and a retry may help."""
+        outcomes = {each.outcome for each in self._outcomes.values()}
+        if outcomes.intersection(_NEEDS_COMMIT):
+            return
+        reasons = "; ".join(f"{each.experiment}: {each.reason}" for each in self._outcomes.values())
+        if has_tries and self._may_pass:
             raise AirflowException(f"Nothing could be restored. {reasons}")
-        raise AirflowSkipException(f"Nothing to restore. {reasons or 'No experiment was given.'}")
+        if outcomes <= {Outcome.LEFT_ALONE}:
+            raise AirflowSkipException(
+                f"Nothing to restore. {reasons or 'No experiment was given.'}"
+            )
 
-
-def map_experiments(
-    work: Callable[[str], _Result], addresses: Iterable[str], skipped: SkippedExperiments
-) -> list[tuple[str, _Result]]:
-    """Work on all experiments at the same time; `skipped` receives those that fail."""
-
-    def attempt(address: str) -> tuple[str, _Result] | None:
-        try:
-            return address, work(address)
-        except TuneRestoreError as error:
-            skipped.refused[address] = error
-        except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
-            skipped.refused[address] = report_unexpected(address, error)
-        return None
-
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        return [done for done in pool.map(attempt, addresses) if done is not None]
+    def _decide(self, address: str, outcome: Outcome, reason: str = "", **more: Any) -> None:
+        self._may_pass.discard(address)
+        self._outcomes[address] = OutcomeXCom(
+            experiment=str(self.places[address]),
+            outcome=outcome,
+            reason=printable(reason, NOTE_LENGTH),
+            **more,
+        )

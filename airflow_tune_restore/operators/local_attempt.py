@@ -57,7 +57,7 @@ class LocalAttempt:
     def run(self, context: Context) -> RunnerOutcome:
         """Run the next attempt, or follow the shared run, until the trial has an outcome."""
         del context
-        self._task.renew_lease()
+        self._task.renew_lease(self._operator)
         return self._follow_shared_run() if self._task.shares_run else self._run_child()
 
     def stop(self) -> None:

@@ -1,13 +1,45 @@
 """Checks on a worker, before anything is leased, whether the trainable fits the experiments."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.launch.local import build_launcher
+from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy
+from airflow_tune_restore.restore.check_request import build_check_request
+from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.prepare import PreparedRestore
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedExperiments:
+    """The result of a check, by experiment.
+
+    Args:
+        errors: Why the trainable does not fit, or why that could not be checked. A
+            `TrainableMisfitError` if the experiment was made with another trainable.
+        by_module: The experiments of which a pickle names the module of the trainable. For the others
+            that were checked, only the name of the trainable is evidence.
+        warnings: Evidence against the trainable that the user chose to ignore (`trust_name`).
+    """
+
+    errors: dict[str, TuneRestoreError] = field(default_factory=dict)
+    by_module: set[str] = field(default_factory=set)
+    warnings: dict[str, str] = field(default_factory=dict)
+
+    def add(self, text: str, answer: CheckAnswer) -> None:
+        """Add the answer for one experiment."""
+        if (error := answer.error()) is not None:
+            self.errors[text] = error
+            return
+        if answer.matched_by is MatchedBy.MODULE:
+            self.by_module.add(text)
+        if answer.message:
+            self.warnings[text] = answer.message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,57 +51,58 @@ class TrainableCheck:
     python: str | None
     runner_user: str | None
     env: Mapping[str, str]
-    trainable: str
-    param_space: str | None
-    search_alg: str | None
-    imports: Sequence[str]
+    settings: RunnerSettings
+    timeout: timedelta
 
-    def errors(
+    def run(
         self, places: Mapping[str, Address], prepared: Mapping[str, PreparedRestore]
-    ) -> dict[str, TuneRestoreError]:
-        """Return why the trainable does not fit, or cannot be checked, by experiment."""
-        answers: dict[tuple[str, str], InvalidInputError | None] = {}
-        errors: dict[str, TuneRestoreError] = {}
+    ) -> CheckedExperiments:
+        """Check the trainable once for all experiments that are reached with the same credentials.
+
+        Restores that an earlier try has started, and those that run no trial, are not checked.
+
+        Raises:
+            InvalidInputError: If the trainable or the param_space cannot be used for any experiment.
+        """
+        groups: dict[str | None, list[str]] = {}
         for text, restore in prepared.items():
-            plan, search_alg = restore.plan, self._search_alg(restore)
-            # the answer is the same for all experiments with one recorded name, unless it depends on a
-            # param_space, a searcher, a tuner.pkl that is ignored, or a user who may not write everywhere
-            is_its_own = self.param_space or search_alg or plan.ignore_tuner or self.runner_user
-            question = (plan.trainable_name, plan.experiment if is_its_own else "")
-            error: TuneRestoreError | None = answers.get(question)
-            if plan.has_work and not restore.is_started and question not in answers:
-                error = self._check(places[text], restore)
-                # other errors may not happen with the next experiment
-                if error is None or isinstance(error, InvalidInputError):
-                    answers[question] = error
-            if error is not None:
-                errors[text] = error
-        return errors
+            if restore.plan.has_work and not restore.is_started:
+                groups.setdefault(places[text].conn_id, []).append(text)
+        checked = CheckedExperiments()
+        for texts in groups.values():
+            try:
+                self._check({text: places[text] for text in texts}, prepared, checked)
+            except InvalidInputError:
+                raise
+            except TuneRestoreError as error:
+                checked.errors.update(dict.fromkeys(texts, error))
+            except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
+                unexpected = {text: report_unexpected(text, error) for text in texts}
+                checked.errors.update(unexpected)
+        return checked
 
-    def _check(self, address: Address, restore: PreparedRestore) -> TuneRestoreError | None:
-        try:
-            with self.hook.runner_env(address) as credentials:
-                launcher = build_launcher(
-                    self.launcher,
-                    python=self.python,
-                    env={**credentials, **self.env},
-                    runner_user=self.runner_user,
-                )
-                launcher.check(
-                    experiment=restore.plan.experiment,
-                    trainable=self.trainable,
-                    trainable_name=restore.plan.trainable_name,
-                    param_space=self.param_space,
-                    search_alg=self._search_alg(restore),
-                    imports=self.imports,
-                    ignore_tuner=restore.plan.ignore_tuner,
-                )
-        except TuneRestoreError as error:
-            return error
-        except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
-            return report_unexpected(str(address), error)
-        return None
-
-    def _search_alg(self, restore: PreparedRestore) -> str | None:
-        """Return the searcher that the user named, if the experiment needs it."""
-        return self.search_alg if restore.experiment.searcher_lost else None
+    def _check(
+        self,
+        places: Mapping[str, Address],
+        prepared: Mapping[str, PreparedRestore],
+        checked: CheckedExperiments,
+    ) -> None:
+        """Check experiments that are reached with the same credentials."""
+        with ExitStack() as stack:
+            try:
+                credentials = stack.enter_context(self.hook.runner_env(next(iter(places.values()))))
+            except (
+                InvalidInputError
+            ) as error:  # the connection cannot be used; the trainable may fit
+                checked.errors.update(dict.fromkeys(places, error))
+                return
+            launcher = build_launcher(
+                self.launcher,
+                python=self.python,
+                env={**credentials, **self.env},
+                runner_user=self.runner_user,
+            )
+            request = build_check_request(self.settings, [prepared[text] for text in places])
+            answers = launcher.check(request, self.timeout)
+        for text, answer in zip(places, answers, strict=True):
+            checked.add(text, answer)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from airflow.sdk import Context, XComArg
@@ -20,26 +21,32 @@ from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.storage.location import Location
 
-RESTORES_KEY = "restores"
-"""XCom key of the restores that the plan task has started."""
+OUTCOMES_KEY = "outcomes"
+"""XCom key of the plan task: what became of each experiment that it was given."""
 
-CONTINUE_SEARCH_KEY = "continue_search"
-"""XCom key of the experiments of which only the search is to be continued."""
-
-UNEXPECTED_KEY = "unexpected"
-"""XCom key of unexpected errors: one line per experiment that is not restored."""
+EXPERIMENTS_KEY = "experiments"
+"""XCom key of the commit task: one line per experiment that was found, with what became of it."""
 
 _NAME_LENGTH, _ID_LENGTH = 120, 80
 """Airflow stores 250 characters of a map index label."""
 
 
+class Outcome(StrEnum):
+    """The end of one experiment in the plan task."""
+
+    RESTORED = "restored"  # a restore was started
+    CONTINUE_SEARCH = "continue_search"  # only its search is left; a later task continues it
+    LEFT_ALONE = "left_alone"  # it is running, another restore works on it, or nothing is to do
+    MISFIT = "misfit"  # it was made with another trainable
+    REFUSED = "refused"  # it cannot be restored before a person has done something
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreXCom:
-    """One started restore: the input of the commit. `experiment` is an address with its connection id."""
+class _ItemXCom:
+    """One item of a list in an XCom. `experiment` is an address with its connection id."""
 
     experiment: str
-    restore_id: str
-    _argument: ClassVar[str] = "restores"
+    _source: ClassVar[str] = ""
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -47,21 +54,46 @@ class RestoreXCom:
         known = {field.name for field in fields(cls)}
         try:
             return cls(**{key: item for key, item in value.items() if key in known})
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, ValueError):
             raise InvalidInputError(
-                f"{cls._argument}: {value!r} is not an item of BuildRestorePlanOperator's output."
+                f"{cls._source}: {value!r} is not an item of BuildRestorePlanOperator's output."
             ) from None
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom form."""
-        return asdict(self)
+        return {key: str(v) if isinstance(v, Outcome) else v for key, v in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialXCom(RestoreXCom):
+class OutcomeXCom(_ItemXCom):
+    """The outcome of one experiment that the plan task was given: the input of the commit.
+
+    Args:
+        restore_id: Id of the restore that was started; None without one.
+        reason: Why it is not restored; "" if it is.
+        by_name: Whether it was taken because the name of its trainable fits, and for no other evidence,
+            beside experiments in other directories.
+    """
+
+    outcome: Outcome = Outcome.RESTORED
+    restore_id: str | None = None
+    reason: str = ""
+    by_name: bool = False
+    _source: ClassVar[str] = "outcomes"
+
+    def __post_init__(self) -> None:
+        """Check what the commit needs (ValueError)."""
+        object.__setattr__(self, "outcome", Outcome(self.outcome))
+        if self.outcome is Outcome.RESTORED and not self.restore_id:
+            raise ValueError(self.restore_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialXCom(_ItemXCom):
     """One trial to run; the plan holds the rest.
 
     Args:
+        restore_id: The restore that it is a part of.
         trial_id: Its id in the plan; `layout.WHOLE_EXPERIMENT` for the continued search.
         experiment_name: Last part of the experiment's URI.
         action: `resume`, `restart` or `draw`.
@@ -70,13 +102,14 @@ class TrialXCom(RestoreXCom):
         label: The grid shows it instead of the map index.
     """
 
+    restore_id: str
     trial_id: str
     experiment_name: str = ""
     action: str = ""
     checkpoint: str | None = None
     iteration: int = 0
     label: str = ""
-    _argument: ClassVar[str] = "trial"
+    _source: ClassVar[str] = "trial"
 
     @classmethod
     def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan | None) -> Self:

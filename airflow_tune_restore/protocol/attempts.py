@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.record_fields import LAST_WORDS_LENGTH
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
 from airflow_tune_restore.protocol.request import (
@@ -179,6 +180,26 @@ class AttemptRecords:
     ) -> None:
         if (record.restore_id, record.trial_id, record.attempt) != self._id(attempt):
             raise RecordUnreadableError(self.store.uri, key, f"it is the {kind} of another attempt")
+
+
+def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, bytes]:
+    """Return the heartbeats of the newest started attempts of a restore, one per trial.
+
+    They change as long as its runners live. The plan is not read: it may not exist.
+    """
+    trials = store.list_dir(layout.trials_dir(restore_id))
+    units = [layout.unsegment(entry.name) for entry in trials if entry.is_dir]
+
+    def read(unit: str) -> tuple[AttemptId, bytes] | None:
+        number = AttemptRecords(store, restore_id, unit).newest_started()
+        if number is None:
+            return None
+        attempt = AttemptId(restore_id, unit, number)
+        return attempt, _heartbeat(store, attempt) or b""
+
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        found = pool.map(read, [*filter(is_safe_name, units), layout.WHOLE_EXPERIMENT])
+        return dict(filter(None, found))
 
 
 def wait_until_all_over(

@@ -168,11 +168,16 @@ def commit_key(restore_id: str) -> str:
     return f"{restore_dir(restore_id)}/commit.json"
 
 
+def trials_dir(restore_id: str) -> str:
+    """Return the directory that has one sub-directory per trial that a restore runs by itself."""
+    return f"{restore_dir(restore_id)}/trials"
+
+
 def trial_dir(restore_id: str, trial_id: str) -> str:
     """Return the restore's directory for one trial (not Ray's trial directory)."""
     if trial_id == WHOLE_EXPERIMENT:
         return f"{restore_dir(restore_id)}/whole"
-    return f"{restore_dir(restore_id)}/trials/{segment(trial_id)}"
+    return f"{trials_dir(restore_id)}/{segment(trial_id)}"
 
 
 def seed_key(restore_id: str, trial_id: str) -> str:

@@ -8,10 +8,14 @@ Rules:
    not exist for local disks.
 3. A number is used once. A heartbeat or release without a claim uses its number, too.
 4. A holder that wrote within its TTL, by the clock of the store, is alive: others are refused at once.
+   This does not hold for a holder that is known to have ended: by a person (`--break-lease`), or by
+   Airflow, whose DAG run it was.
 5. Any other holder is dead if its heartbeat does not change for a whole TTL (at most
-   `MAX_WATCH_SECONDS`) by the observer's own monotonic clock.
+   `MAX_WATCH_SECONDS`) by the observer's own monotonic clock. A holder that is known to have ended is
+   dead if neither its heartbeat nor those of its runners change for `KNOWN_DEAD_SECONDS`.
 6. All parts of one restore (plan, runners, commit) share its lease: the same `restore_id` takes it again.
-7. A restore that no longer holds the lease writes nothing more.
+7. A restore that no longer holds the lease writes nothing more. So a holder that lives after all loses
+   time, and no results.
 
 Standard library only: runners use it inside Ray images.
 """
@@ -20,52 +24,55 @@ import json
 import logging
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyExistsError,
-    LeaseHeldError,
     LeaseLostError,
     RecordUnreadableError,
     StorageError,
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout, lease_objects
-from airflow_tune_restore.protocol.lease_objects import Lease, is_released, newest_claim, read_claim
+from airflow_tune_restore.protocol.lease_objects import (
+    AskHolder,
+    DagRunId,
+    Lease,
+    is_released,
+    newest_claim,
+    read_claim,
+    status_of,
+)
+from airflow_tune_restore.protocol.lease_watch import (
+    CLOCK,
+    Clock,
+    OnWait,
+    Watch,
+    begin_watch,
+    held_by_living,
+    log_wait,
+    wait_for_death,
+)
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 logger = logging.getLogger(__name__)
 
 _LOOK_BACK = 20
+"""How many claims are read, the newest first, to find earlier restores."""
+
 _SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 _CONCURRENCY = 16
 
-MAX_WATCH_SECONDS = 900.0
-"""Longest watch of a holder, whatever TTL its claim holds: an attacker may have written the claim.
-
-This is the default TTL of a DAG. A holder with a longer TTL was silent for all of it by the store's
-clock before the watch begins.
-"""
+RENEW_SECONDS = 20.0
+"""A lease is renewed this often by a task that works or waits without a runner."""
 
 _MAX_TRIES = 20
 """Tries to create a number that the store does not list. After that, its lists are not complete."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """The first look at a holder that may be dead: its epoch and heartbeat, and when it was read."""
-
-    epoch: int
-    pulse: bytes | None
-    since: float
-    """By this process's monotonic clock."""
 
 
 def acquire(
@@ -74,9 +81,10 @@ def acquire(
     restore_id: str,
     holder: str,
     ttl_seconds: float = lease_objects.DEFAULT_TTL_SECONDS,
+    dag_run: DagRunId | None = None,
     watch: Watch | None = None,
-    monotonic: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    on_wait: OnWait = log_wait,
+    clock: Clock = CLOCK,
 ) -> Lease:
     """Take the lease of the experiment at the store's root, or take it again for the same restore.
 
@@ -97,14 +105,15 @@ def acquire(
                 renew(store, current)
                 return current
             if watched not in (None, current.epoch):  # another restore was faster
-                raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
+                raise held_by_living(status_of(store, current, entries, store.now()))
             watched = current.epoch
-            _wait_for_death(store, current, entries, watch, monotonic, sleep)
+            _wait_for_death(store, current, entries, watch, on_wait, clock)
         epoch = max(lease_objects.used(entries), default=0) + 1
         claim = {
             "restore_id": restore_id,
             "holder": holder,
             "ttl_seconds": ttl_seconds,
+            "dag_run": None if dag_run is None else asdict(dag_run),
             "nonce": secrets.token_hex(8),
         }
         key = layout.lease_claim_key(epoch)
@@ -115,7 +124,13 @@ def acquire(
             store.create(key, json.dumps(claim).encode())
         except KeyExistsError:
             continue  # another restore was faster: list again
-        return Lease(epoch=epoch, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds)
+        return Lease(
+            epoch=epoch,
+            restore_id=restore_id,
+            holder=holder,
+            ttl_seconds=ttl_seconds,
+            dag_run=dag_run,
+        )
     raise StorageError(
         f"{store.uri}: the lease cannot be taken: {key} exists, but {layout.LEASE} does not list it. "
         "Nothing was started. If no other restore is starting now, find out what wrote it, and delete it."
@@ -132,7 +147,11 @@ def check_ttl(ttl_seconds: float) -> None:
 
 
 def refuse_if_alive(
-    store: ObjectStore, restore_id: str, *, monotonic: Callable[[], float] = time.monotonic
+    store: ObjectStore,
+    restore_id: str,
+    *,
+    ask_holder: AskHolder | None = None,
+    clock: Clock = CLOCK,
 ) -> Watch | None:
     """Refuse early, without waiting, what `acquire` would refuse at once (LeaseHeldError).
 
@@ -144,8 +163,7 @@ def refuse_if_alive(
     current = newest_claim(store, entries)
     if current is None or current.restore_id == restore_id or is_released(entries, current.epoch):
         return None
-    _refuse_recent(store, current, entries)
-    return Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
+    return begin_watch(store, current, entries, ask_holder, clock)
 
 
 def renew(store: ObjectStore, lease: Lease) -> None:
@@ -171,7 +189,7 @@ def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[No
     has_ended = threading.Event()
 
     def renew_until_then() -> None:
-        while not has_ended.wait(max(_SHORTEST_PERIOD, ttl_seconds / 5)):
+        while not has_ended.wait(max(_SHORTEST_PERIOD, min(ttl_seconds / 5, RENEW_SECONDS))):
             try:
                 keep_alive(store, restore_id)
             except TuneRestoreError as error:
@@ -233,42 +251,31 @@ def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:
     return [earlier for earlier in dict.fromkeys(ids) if earlier != restore_id]
 
 
+def find_heir(store: ObjectStore, restore_id: str) -> Lease | None:
+    """Return the restore that took the lease from one that had not released it; None if none did.
+
+    Of a restore that died, its heir writes the release, too: after its own claim.
+    """
+    entries = store.list_dir(layout.LEASE)
+    epochs = sorted(lease_objects.claimed(entries), reverse=True)
+    newer = None
+    for claim in (read_claim(store, epoch) for epoch in epochs[:_LOOK_BACK]):
+        if claim.restore_id == restore_id:
+            is_taken = newer is not None and lease_objects.is_taken_over(entries, claim, newer)
+            return newer if is_taken else None
+        newer = claim
+    return None
+
+
 def _wait_for_death(
     store: ObjectStore,
     current: Lease,
     entries: list[Entry],
     watch: Watch | None,
-    monotonic: Callable[[], float],
-    sleep: Callable[[float], None],
+    on_wait: OnWait,
+    clock: Clock,
 ) -> None:
-    """Return once the holder was silent during the whole watch, or released its lease."""
-    _refuse_recent(store, current, entries)
-    if watch is None or watch.epoch != current.epoch:
-        watch = Watch(epoch=current.epoch, pulse=_pulse(store, current.epoch), since=monotonic())
-    needed = min(current.ttl_seconds, MAX_WATCH_SECONDS)
-    left = needed - (monotonic() - watch.since)
-    if left > 0:
-        logger.warning(
-            "Restore %s of %s did not release its lease. Watching it for %.0f s; if it is dead, this "
-            "restore starts then.",
-            *(current.restore_id, store.uri, left),
-        )
-    while True:
-        if is_released(store.list_dir(layout.LEASE), current.epoch):
-            return
-        if _pulse(store, current.epoch) != watch.pulse:
-            raise LeaseHeldError(store.uri, current.restore_id, current.holder, 0.0)
-        left = needed - (monotonic() - watch.since)
-        if left <= 0:
-            return
-        sleep(min(5.0, left + 0.1))
-
-
-def _refuse_recent(store: ObjectStore, current: Lease, entries: list[Entry]) -> None:
-    silent = lease_objects.silent_seconds(entries, current.epoch, store.now())
-    if lease_objects.is_alive_after(silent, current.ttl_seconds):
-        raise LeaseHeldError(store.uri, current.restore_id, current.holder, max(0.0, silent))
-
-
-def _pulse(store: ObjectStore, epoch: int) -> bytes | None:
-    return read_heartbeat(store, layout.lease_heartbeat_key(epoch))
+    """Watch a holder to its end; a watch of this holder may have begun before."""
+    if watch is None or watch.status.lease.epoch != current.epoch:
+        watch = begin_watch(store, current, entries, None, clock)
+    wait_for_death(store, watch, on_wait, clock)

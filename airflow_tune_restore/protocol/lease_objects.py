@@ -5,15 +5,17 @@ Standard library only: runners use it inside Ray images.
 
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from airflow_tune_restore.exceptions import LinkRefusedError, TooLargeError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import is_key_name
 from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.record_fields import Moment, Record, must_be
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 DEFAULT_TTL_SECONDS = 120.0
@@ -28,6 +30,37 @@ CLOCKS_AGREE_SECONDS = 120.0
 CLAIM, RELEASE, HEARTBEAT = "claim", "release", "heartbeat"
 
 
+_MAX_AIRFLOW_ID = 250
+_AIRFLOW_ID = re.compile(r"[\w.~:+-]+")
+"""Airflow's client puts an id into the path of a request as it is: a slash would name another request."""
+
+
+def is_airflow_id(text: str) -> bool:
+    """Whether a text can be the id of a DAG, of a DAG run or of a task, by Airflow's default patterns."""
+    return (
+        len(text) <= _MAX_AIRFLOW_ID
+        and text not in (".", "..")
+        and _AIRFLOW_ID.fullmatch(text) is not None
+    )
+
+
+AirflowId = Annotated[str, must_be(is_airflow_id, "an id of Airflow")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DagRunId(Record):
+    """The DAG run that took a lease, so that another one can ask Airflow whether it has ended.
+
+    Args:
+        started_at: When it started, ISO 8601. Two Airflow deployments may have a DAG run of the same
+            ids, but none that started in the same microsecond.
+    """
+
+    dag_id: AirflowId
+    run_id: AirflowId
+    started_at: Moment
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """A held lease.
@@ -36,25 +69,86 @@ class Lease:
         epoch: Its number, the fencing token.
         holder: Its restore for people (`dag nightly_recovery, run …`, `tune-restore on host`).
         ttl_seconds: How long a silent holder counts as alive.
+        dag_run: The DAG run that took it; None if another process did, or an older version.
     """
 
     epoch: int
     restore_id: str
     holder: str
     ttl_seconds: float
+    dag_run: DagRunId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HolderStatus:
+    """Whether the holder of a lease is known to have ended.
+
+    False decides nothing: then only silence shows that a holder is dead. `found` is how that is known, in
+    words, or how a user can find out.
+    """
+
+    has_ended: bool
+    found: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatus:
-    """A lease that was not released; silent since the last write, by the store's clock."""
+    """A lease that was not released. All times are by the store's clock.
 
+    Args:
+        experiment: URI of the experiment.
+        claimed_at: When the lease was taken; None if the store reports no times.
+        seen_at: When its holder wrote last; None if the store reports no times.
+        silent_seconds: The time since then. Negative if the write is in the future; infinite if unknown.
+        holder: The answer of a person, or of Airflow; None if no one was asked.
+    """
+
+    experiment: str
     lease: Lease
+    claimed_at: datetime | None
+    seen_at: datetime | None
     silent_seconds: float
+    holder: HolderStatus | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the holder is known to have ended."""
+        return self.holder is not None and self.holder.has_ended
 
     @property
     def is_alive(self) -> bool:
-        """Whether the holder wrote within its TTL."""
-        return is_alive_after(self.silent_seconds, self.lease.ttl_seconds)
+        """Whether the holder wrote within its TTL, and is not known to have ended.
+
+        A write in the future does not count: it could keep a dead holder alive for ever.
+        """
+        in_time = -CLOCKS_AGREE_SECONDS <= self.silent_seconds < self.lease.ttl_seconds
+        return in_time and not self.has_ended
+
+    @property
+    def found(self) -> str:
+        """The answer of a person, or of Airflow, in words; "" without one."""
+        return self.holder.found if self.holder is not None else ""
+
+    @property
+    def taken(self) -> str:
+        """When the lease was taken, in words."""
+        return _in_words(self.claimed_at)
+
+    def describe(self) -> str:
+        """Return who holds the lease, and since when."""
+        return (
+            f"Restore {self.lease.restore_id} of {self.lease.holder} did not release the lease of "
+            f"{self.experiment}. It took the lease {self.taken}. Its last sign of life was "
+            f"{_in_words(self.seen_at)}."
+        )
+
+
+AskHolder = Callable[[LeaseStatus], HolderStatus]
+"""Returns whether the holder of a lease is known to have ended."""
+
+
+def _in_words(moment: datetime | None) -> str:
+    return f"at {moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "at an unknown time"
 
 
 def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> LeaseStatus | None:
@@ -70,18 +164,25 @@ def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> L
     if not epochs or is_released(entries, max(epochs)):
         return None
     lease = read_claim(store, max(epochs))
-    silent = silent_seconds(entries, lease.epoch, now)
-    if silent < -CLOCKS_AGREE_SECONDS:  # `now` may be out of date
-        silent = silent_seconds(entries, lease.epoch, store.now())
-    return LeaseStatus(lease=lease, silent_seconds=silent)
+    status = status_of(store, lease, entries, now)
+    if status.silent_seconds < -CLOCKS_AGREE_SECONDS:  # `now` may be out of date
+        status = status_of(store, lease, entries, store.now())
+    return status
 
 
-def is_alive_after(silent_seconds: float, ttl_seconds: float) -> bool:
-    """Whether a holder that was silent for so long counts as alive.
-
-    A write in the future does not count: it could keep a dead holder alive for ever.
-    """
-    return -CLOCKS_AGREE_SECONDS <= silent_seconds < ttl_seconds
+def status_of(store: ObjectStore, lease: Lease, entries: list[Entry], now: datetime) -> LeaseStatus:
+    """Return how a lease stands, by the listing of the lease objects."""
+    claimed_at = _written_at(entries, lease.epoch, CLAIM)
+    seen_at = max(
+        filter(None, [claimed_at, _written_at(entries, lease.epoch, HEARTBEAT)]), default=None
+    )
+    return LeaseStatus(
+        experiment=store.uri,
+        lease=lease,
+        claimed_at=claimed_at,
+        seen_at=seen_at,
+        silent_seconds=math.inf if seen_at is None else (now - seen_at).total_seconds(),
+    )
 
 
 def was_restored(root: list[Entry]) -> bool:
@@ -120,19 +221,19 @@ def _epochs(entries: Iterable[Entry], *kinds: str) -> set[int]:
     return {epoch for epoch in found if epoch is not None}
 
 
-def silent_seconds(entries: list[Entry], epoch: int, now: datetime) -> float:
-    """Return the seconds since the holder's last write, by the store's clock.
+def is_taken_over(entries: list[Entry], earlier: Lease, later: Lease) -> bool:
+    """Whether the lease of the earlier claim was not released before the later claim was made."""
+    released_at = _written_at(entries, earlier.epoch, RELEASE)
+    claimed_at = _written_at(entries, later.epoch, CLAIM)
+    if released_at is None or claimed_at is None:
+        return not is_released(entries, earlier.epoch)
+    return released_at > claimed_at
 
-    Negative for a write in the future. Infinite if the store returns no times: then only watching the
-    holder shows whether it is alive.
-    """
-    written = (
-        entry.modified_at
-        for entry in entries
-        if epoch in (layout.lease_epoch(entry.name, kind) for kind in (CLAIM, HEARTBEAT))
-    )
-    newest = max(filter(None, written), default=None)
-    return math.inf if newest is None else (now - newest).total_seconds()
+
+def _written_at(entries: list[Entry], epoch: int, kind: str) -> datetime | None:
+    """Return when a lease object was written; None if that is not known."""
+    of_kind = (entry for entry in entries if layout.lease_epoch(entry.name, kind) == epoch)
+    return next((entry.modified_at for entry in of_kind), None)
 
 
 def read_claim(store: ObjectStore, epoch: int) -> Lease:
@@ -143,6 +244,7 @@ def read_claim(store: ObjectStore, epoch: int) -> Lease:
         restore_id=_restore_id(claim.get("restore_id")),
         holder=_text(claim.get("holder")),
         ttl_seconds=_ttl(claim.get("ttl_seconds")),
+        dag_run=_dag_run(claim.get("dag_run")),
     )
 
 
@@ -168,3 +270,11 @@ def _ttl(value: Any) -> float:
     if type(value) in (int, float) and 0 <= value <= MAX_TTL_SECONDS:
         return float(value)
     return DEFAULT_TTL_SECONDS
+
+
+def _dag_run(value: Any) -> DagRunId | None:
+    """Read the DAG run of a claim; one that is not valid is not asked about."""
+    try:
+        return DagRunId.read(value)
+    except (ValueError, TypeError):
+        return None

@@ -82,8 +82,8 @@ def read_pickle(body: bytes) -> Any:
     return read_with_imports(body)[0]
 
 
-def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
-    """Read a pickle as `read_pickle` does; return also the names of the modules that it imports."""
+def read_with_imports(body: bytes) -> tuple[Any, set[tuple[str, str]]]:
+    """Read a pickle as `read_pickle` does; return also what it imports, as (module, name)."""
     if len(body) > MAX_BYTES:
         raise SymbolicError(f"pickle of {len(body)} bytes; the limit is {MAX_BYTES}")
     machine = _Machine()
@@ -93,7 +93,7 @@ def read_with_imports(body: bytes) -> tuple[Any, set[str]]:
         for _ in range(MAX_OPCODES):
             code = stream.read(1)
             if code == b".":  # STOP
-                return machine.pop(), machine.modules
+                return machine.pop(), machine.imports
             read_argument, operation = _BY_CODE[code]
             operation(machine, read_argument(stream) if read_argument is not None else None)
     except SymbolicError:
@@ -131,7 +131,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.modules: set[str] = set()
+        self.imports: set[tuple[str, str]] = set()
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -202,7 +202,7 @@ class _Machine:
         return self.imported(module, name)
 
     def imported(self, module: str, name: str) -> Global:
-        self.modules.add(module)
+        self.imports.add((module, name))
         return Global(module, name)
 
     def call(self, _: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.names import is_resource, is_safe_name, is_segment
 from airflow_tune_restore.protocol.numbers import MAX_COUNT, is_count, strict_json
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 
 WORD_LENGTH = 40
 """Characters of a version or of a cause."""
@@ -107,6 +107,7 @@ Segment = Annotated[str, must_be(is_segment, "a valid name of a directory")]
 Word = Annotated[str, _at_length(WORD_LENGTH)]
 Line = Annotated[str, _at_length(LINE_LENGTH)]
 Error = Annotated[str, _at_length(ERROR_LENGTH)]
+Note = Annotated[str, _at_length(NOTE_LENGTH)]
 LastWords = Annotated[str, _last_words]
 Status = Annotated[str, _status]
 Moment = Annotated[str, _moment]

@@ -47,13 +47,16 @@ class PlanChoices:
         ignore_tuner: Whether trials are restored from the state alone: for a `tuner.pkl` that belongs to
             another run, or that needs a module that is gone. Callbacks, stopper, scheduler, searcher,
             failure and checkpoint settings are lost.
+        trials: Ids of the only trials that the flags are applied to; empty for all. The other trials
+            stay exactly as they are recorded, and the search is not continued.
         max_attempts: Failed attempts, over all restores, after which a trial is quarantined; None for no
             limit. The same exception twice at the same place and iteration always quarantines it.
         max_memory_bytes: Most memory that a trial gets after it ran out of memory. On a cluster it gets
             twice as much each time.
 
     Raises:
-        InvalidInputError: If `strategy` is not one of the three, or a number is out of its bounds.
+        InvalidInputError: If `strategy` is not one of the three, a trial has no id, or a number is out of
+            its bounds.
     """
 
     flags: ResumeFlags = field(default_factory=ResumeFlags)
@@ -64,6 +67,7 @@ class PlanChoices:
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     ignore_tuner: bool = False
+    trials: tuple[str, ...] = ()
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)] | None = None
     max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES
 
@@ -71,6 +75,11 @@ class PlanChoices:
         if self.strategy not in _STRATEGIES:
             raise InvalidInputError(
                 f"strategy={self.strategy!r} is not one of 'auto', 'per_trial', 'whole_experiment'."
+            )
+        object.__setattr__(self, "trials", tuple(dict.fromkeys(self.trials)))
+        if not all(self.trials):
+            raise InvalidInputError(
+                f"trials={list(self.trials)!r} (--trial) holds an empty trial id."
             )
         if self.max_attempts == 0 or not (self.max_attempts is None or is_count(self.max_attempts)):
             raise InvalidInputError(

@@ -44,7 +44,13 @@ from airflow_tune_restore.experiments.state import NO_STATE, State, parse_state
 from airflow_tune_restore.experiments.tuner_file import read_samples_left
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
-from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, Lease, newest_claim
+from airflow_tune_restore.protocol.lease_objects import (
+    DEFAULT_TTL_SECONDS,
+    DagRunId,
+    Lease,
+    newest_claim,
+)
+from airflow_tune_restore.protocol.lease_watch import OnWait, Watch, log_wait
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore import commit_record, committed_state, ledger
@@ -93,14 +99,17 @@ def commit_abandoned(
     restore_id: str,
     holder: str,
     ttl_seconds: float = DEFAULT_TTL_SECONDS,
-    watch: lease.Watch | None = None,
+    dag_run: DagRunId | None = None,
+    watch: Watch | None = None,
+    on_wait: OnWait = log_wait,
 ) -> CommitSummary | None:
     """Commit what restores that died left behind, so that the next plan starts from it.
 
     Does nothing if every other restore has ended. Otherwise it watches the holder of the lease for its
     TTL, takes the lease for the restore about to start, and keeps it for `start_restore`. If it is cut
-    off anywhere, the next restore repeats it. `restore_id`, `holder` (for people) and `ttl_seconds` are
-    those of the new lease; `watch` is a watch of the old one that has begun before.
+    off anywhere, the next restore repeats it. `restore_id`, `holder` (for people), `ttl_seconds` and
+    `dag_run` are those of the new lease. `watch` is a watch of the old one that has begun before, and
+    `on_wait` shows it.
 
     Returns:
         The last summary; None if nothing was left behind.
@@ -111,7 +120,13 @@ def commit_abandoned(
     if not lease.unreleased(store, but=restore_id):
         return None
     held = lease.acquire(
-        store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
+        store,
+        restore_id=restore_id,
+        holder=holder,
+        ttl_seconds=ttl_seconds,
+        dag_run=dag_run,
+        watch=watch,
+        on_wait=on_wait,
     )
     summary = None
     try:
@@ -255,7 +270,7 @@ def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
         raise RunnerError(
             f"{what} of {store.uri} still has a living runner (attempt {first.attempt})"
             f"{f', and so have {others}' if others else ''}. Nothing was committed. Wait for it to end, "
-            "or stop it; then clear the commit task, or run `tune-restore restore` again."
+            "or stop it; then clear the commit task, or start the same restore in the shell again."
         )
 
 

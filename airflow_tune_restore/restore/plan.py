@@ -7,6 +7,7 @@ import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError, RecordUnreadableError
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
+from airflow_tune_restore.experiments.parameters import bounded_parameters
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import layout, names
@@ -33,6 +34,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
         resources: The resources it requests, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
         quarantined: Whether it is kept only because it failed too often.
+        parameters: The values of the parameters in which the trials differ, for people.
     """
 
     trial_id: str
@@ -45,14 +47,24 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     resources: dict[str, float]
     new_trial_id: str | None = None
     quarantined: bool = False
+    parameters: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "reason", printable(self.reason, NOTE_LENGTH))
+        if self.parameters:
+            shown = bounded_parameters(self.parameters)
+            msgspec.structs.force_setattr(self, "parameters", shown)
 
     @property
     def final_trial_id(self) -> str:
         """The id in its row after the restore."""
         return self.new_trial_id or self.trial_id
+
+    @property
+    def title(self) -> str:
+        """Its id, and the parameters in which it differs: `d1fcc_00002 (lr=0.1, batch=32)`."""
+        values = ", ".join(f"{name}={text}" for name, text in self.parameters.items())
+        return f"{self.trial_id} ({values})" if values else self.trial_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +83,7 @@ class RestorePlan:
             other; "" otherwise.
         metric, mode: As recorded; `mode` is `min` or `max`.
         trials: One entry per row.
+        more_parameters: How many parameters differ beside those in `trials`.
         warnings: For the user: lost RunConfig, unreadable files, repairs.
     """
 
@@ -88,6 +101,7 @@ class RestorePlan:
     metric: str | None
     mode: str | None
     trials: tuple[TrialPlan, ...]
+    more_parameters: Count = 0
     warnings: tuple[str, ...] = ()
     schema: Count = 1
 
@@ -210,9 +224,18 @@ def _check_names(plan: RestorePlan) -> None:
 
 
 def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
-    """Name the trials in quarantine, and the command that releases one."""
+    """Name the trials in quarantine, and the command that releases the first one."""
+    first, more = trial_ids[0], len(trial_ids) - 1
     named = ", ".join(trial_ids[:_SHOWN_IDS]) + (", …" if len(trial_ids) > _SHOWN_IDS else "")
-    return (
-        f"{len(trial_ids)} quarantined ({named}); "
-        f"`tune-restore release {quote(experiment)} TRIAL` lets one run again"
+    others = (
+        f", and in the same way each of the other {more}" if more > 1 else ", and so the other one"
     )
+    return (
+        f"{len(trial_ids)} quarantined ({named}); {release_command(experiment, first)} lets {first} run "
+        f"again{others if more else ''} (in Airflow: the DAG tune_restore_admin)"
+    )
+
+
+def release_command(experiment: str, trial_id: str) -> str:
+    """Return the command that releases a trial from quarantine, to be pasted into a shell."""
+    return f"`tune-restore release {quote(experiment)} {quote(trial_id)}`"

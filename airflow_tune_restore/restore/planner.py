@@ -8,10 +8,9 @@ a reason.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import count
-from shlex import quote
 from typing import Any
 
 import msgspec
@@ -23,12 +22,18 @@ from airflow_tune_restore.experiments.experiment import (
     Experiment,
     describe_lost_searcher,
 )
+from airflow_tune_restore.experiments.parameters import Varying, find_varying
 from airflow_tune_restore.experiments.trial import UNFINISHED, Trial, TrialStatus
 from airflow_tune_restore.protocol.checkpoints import CheckpointChoice
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.choices import AUTO, PlanChoices, Strategy
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
-from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
+from airflow_tune_restore.restore.plan import (
+    RestorePlan,
+    TrialPlan,
+    describe_quarantine,
+    release_command,
+)
 
 _WHY_COUPLED = {
     "HyperBandScheduler": "its brackets compare trials with each other",
@@ -40,6 +45,13 @@ _WHY_COUPLED = {
     "PB2": "it copies good trials over bad ones",
 }
 
+_TO_RUN = {
+    TrialStatus.ERROR: "--resume-errored (resume_errored=True) resumes it, --restart-errored "
+    "(restart_errored=True) starts it over",
+    TrialStatus.TERMINATED: "--finished resume (resume_config={'finished': 'resume'}) runs it again",
+}
+_TO_RUN_CUT_SHORT = "--resume-cut-short (resume_cut_short=True) resumes it"
+_NOT_CHOSEN = "not among the chosen trials, stays as it is"
 _OWN_SEARCHER = (
     "search_alg is not used: the experiment's own searcher is not lost, and continues the search"
 )
@@ -48,12 +60,15 @@ _SPENT_BUDGET = (
 )
 
 
-def choices_for(experiment: Experiment, flags: ResumeFlags) -> dict[str, ResumeType]:
-    """Return what the flags choose for each trial, by trial id."""
+def choices_for(experiment: Experiment, choices: PlanChoices) -> dict[str, ResumeType]:
+    """Return what the flags choose for each of the chosen trials, by trial id."""
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     return {
-        trial.trial_id: flags.choice_for(trial.status, is_cut_short=trial.trial_id in cut_short)
+        trial.trial_id: choices.flags.choice_for(
+            trial.status, is_cut_short=trial.trial_id in cut_short
+        )
         for trial in experiment.trials
+        if not choices.trials or trial.trial_id in choices.trials
     }
 
 
@@ -71,20 +86,34 @@ def build_plan(
     By trial id, `checkpoints` holds the checkpoint that a trial to resume can start from, and
     `quarantined` why a trial is in quarantine and stays as it is. `can_search` is whether the user named
     a searcher, for samples whose own searcher is lost.
+
+    Raises:
+        InvalidInputError: If a chosen trial does not exist, or cannot be restored without the others.
     """
+    experiment.check_has(choices.trials)
+    strategy, reason = _choose_strategy(experiment, choices)
     in_order = sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
     taken = {trial.trial_id for trial in in_order}
-    chosen = choices_for(experiment, choices.flags)
-    wanted = [trial for trial in in_order if chosen[trial.trial_id] is not ResumeType.SKIP]
+    chosen = choices_for(experiment, choices)
+    skip = ResumeType.SKIP
+    wanted = [trial for trial in in_order if chosen.get(trial.trial_id, skip) is not skip]
     would_run = {trial.trial_id for trial in wanted if trial.status is not TrialStatus.TERMINATED}
     reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
     trainable = _trainable_name(experiment, wanted)
-    foreign = {t.trial_id for t in wanted if t.trainable_name not in ("", trainable)}
+    kept = {
+        **{t.trial_id: f"{t.status}, {_NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
+        **{
+            t.trial_id: _foreign_reason(t, trainable)
+            for t in wanted
+            if t.trainable_name not in ("", trainable)
+        },
+        **_named_but_skipped(experiment, choices, chosen),
+    }
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
         if trial.trial_id in reasons
-        else _entry(trial, TrialAction.KEEP, _foreign_reason(trial, trainable))
-        if trial.trial_id in foreign
+        else _entry(trial, TrialAction.KEEP, kept[trial.trial_id])
+        if trial.trial_id in kept
         else _plan_trial(
             trial,
             chosen[trial.trial_id],
@@ -94,7 +123,7 @@ def build_plan(
         )
         for trial in in_order
     )
-    strategy, reason = _choose_strategy(experiment, choices.strategy)
+    varying = find_varying(experiment.trials)
     tuner = experiment.tuner
     left = experiment.samples_left
     lost = "" if can_search else experiment.searcher_lost
@@ -114,12 +143,13 @@ def build_plan(
         searcher_lost=lost,
         metric=tuner.metric if tuner else None,
         mode=tuner.mode if tuner else None,
-        trials=trials,
+        trials=_with_parameters(trials, varying),
+        more_parameters=varying.more,
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
-            *_refusals(experiment, trials, chosen),
-            *([describe_lost_searcher(experiment.uri, left, lost)] if lost else ()),
+            *_refusals(experiment, trials, choices.trials or tuple(t.trial_id for t in wanted)),
+            *([describe_lost_searcher(left, lost)] if lost else ()),
             *([_OWN_SEARCHER] if can_search and not experiment.searcher_lost else ()),
             *([_SPENT_BUDGET] if runs and is_budget_spent(experiment.state) else ()),
         ),
@@ -131,21 +161,21 @@ def build_search_plan(
 ) -> RestorePlan:
     """Plan to continue the search, and nothing else: every recorded trial stays as it is.
 
-    The flags of `choices` are not used.
+    The flags and the chosen trials of `choices` are not used.
 
     Raises:
         InvalidInputError: If the searcher is lost.
     """
     plan = build_plan(
         experiment,
-        replace(choices, flags=ResumeFlags(unfinished=ResumeType.SKIP)),
+        replace(choices, flags=ResumeFlags(unfinished=ResumeType.SKIP), trials=()),
         restore_id=restore_id,
         checkpoints={},
         can_search=can_search,
     )
     if plan.searcher_lost:
-        lost = describe_lost_searcher(experiment.uri, plan.samples_left, plan.searcher_lost)
-        raise InvalidInputError(f"{lost[0].upper()}{lost[1:]}. No run was started.")
+        lost = describe_lost_searcher(plan.samples_left, plan.searcher_lost)
+        raise InvalidInputError(f"{experiment.uri}: {lost}. No run was started.")
     kept = tuple(
         msgspec.structs.replace(
             trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"
@@ -190,7 +220,7 @@ def _plan_trial(
         return _entry(trial, TrialAction.KEEP, f"{status}, cannot be run: {trial.unusable}")
     if choice is ResumeType.RESTART:
         new_id = new_trial_id(trial.trial_id)
-        reason = f"{status}: started over as trial {new_id}, old checkpoints are not loaded"
+        reason = f"{status}: started over as a new trial, old checkpoints are not loaded"
         return _entry(
             trial, TrialAction.RESTART, reason, resources=trial.resources, new_trial_id=new_id
         )
@@ -206,9 +236,9 @@ def _plan_trial(
 
 
 def _refusals(
-    experiment: Experiment, trials: tuple[TrialPlan, ...], choices: Mapping[str, ResumeType]
+    experiment: Experiment, trials: tuple[TrialPlan, ...], wanted: Collection[str]
 ) -> list[str]:
-    """Name the trials that the flags choose and the plan keeps.
+    """Name the trials that the user names or the flags choose, and that the plan keeps.
 
     The warnings of the experiment name those that cannot be run at all.
     """
@@ -219,16 +249,29 @@ def _refusals(
         if trial.action is TrialAction.KEEP
         and not trial.quarantined
         and trial.trial_id not in unusable
-        and choices[trial.trial_id] is not ResumeType.SKIP
+        and trial.trial_id in wanted
     ]
 
 
 def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
-    reason = (
-        f"{trial.status}, quarantined: {why}; `tune-restore release {quote(experiment)} "
-        f"{trial.trial_id}` lets it run again"
-    )
+    command = release_command(experiment, trial.trial_id)
+    reason = f"{trial.status}, quarantined: {why}; {command} lets it run again"
     return _entry(trial, TrialAction.KEEP, reason, quarantined=True)
+
+
+def _named_but_skipped(
+    experiment: Experiment, choices: PlanChoices, chosen: Mapping[str, ResumeType]
+) -> dict[str, str]:
+    """Return why ended trials that the user named stay as they are: the flag that would run each one."""
+    if not choices.trials:
+        return {}
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    return {
+        trial.trial_id: f"{trial.status}, stays as it is; "
+        + (_TO_RUN_CUT_SHORT if trial.trial_id in cut_short else _TO_RUN[trial.status])
+        for trial in experiment.trials
+        if chosen.get(trial.trial_id) is ResumeType.SKIP and trial.status not in UNFINISHED
+    }
 
 
 def _foreign_reason(trial: Trial, trainable: str) -> str:
@@ -252,6 +295,15 @@ def _entry(trial: Trial, action: TrialAction, reason: str, **more: Any) -> Trial
     )
 
 
+def _with_parameters(trials: tuple[TrialPlan, ...], varying: Varying) -> tuple[TrialPlan, ...]:
+    if not varying.by_trial:
+        return trials
+    return tuple(
+        msgspec.structs.replace(trial, parameters=varying.by_trial.get(trial.trial_id, {}))
+        for trial in trials
+    )
+
+
 def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
     """Make the id of a restarted trial: like Ray's eight hex digits, but the same on every retry."""
     texts = (f"{restore_id}/{trial_id}/{salt}" for salt in count())
@@ -259,10 +311,17 @@ def _new_trial_id(restore_id: str, trial_id: str, taken: set[str]) -> str:
     return next(digest for digest in digests if digest not in taken)
 
 
-def _choose_strategy(experiment: Experiment, wish: str) -> tuple[Strategy, str]:
-    coupling = _coupling(experiment)
+def _choose_strategy(experiment: Experiment, choices: PlanChoices) -> tuple[Strategy, str]:
+    wish, coupling = choices.strategy, _coupling(experiment)
     fitting = Strategy.WHOLE_EXPERIMENT if coupling else Strategy.PER_TRIAL
     why = coupling or "trials do not depend on each other"
+    if choices.trials and Strategy.WHOLE_EXPERIMENT in (wish, wish == AUTO and fitting):
+        cause = coupling or "strategy='whole_experiment' is set"
+        raise InvalidInputError(
+            f"{experiment.uri} is restored in one run of all its trials ({cause}), so a restore of only "
+            "some of them (trials, --trial) is refused; strategy='per_trial' (--strategy per_trial) "
+            "restores them without the others."
+        )
     if wish in (AUTO, fitting):
         return fitting, why
     if wish == Strategy.PER_TRIAL:

@@ -24,6 +24,8 @@ from airflow_tune_restore.experiments.older_runs import describe_older_runs, old
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.lease_objects import AskHolder
+from airflow_tune_restore.protocol.lease_watch import Watch
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
@@ -46,6 +48,7 @@ class PrepareOptions:
         can_start: Whether a param_space is given: an experiment that never started can be started.
         can_search: Whether a search_alg is given, for samples whose own searcher is lost.
         ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
+        ask_holder: Returns whether another restore that holds the lease is known to have ended.
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -53,6 +56,7 @@ class PrepareOptions:
     can_start: bool = False
     can_search: bool = False
     ask_driver: Callable[[str], DriverStatus] | None = None
+    ask_holder: AskHolder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class PreparedRestore:
     plan: RestorePlan
     is_started: bool = False
     health_reason: str = ""
-    watch: lease.Watch | None = None
+    watch: Watch | None = None
 
 
 def prepare_restore(
@@ -90,7 +94,7 @@ def prepare_restore(
         return prepared
     if prepared.plan.changes_trials or prepared.plan.only_continues_search:
         return _committable(prepared)
-    if prepared.experiment.samples_left:
+    if prepared.experiment.samples_left and not options.choices.trials:
         return _committable(_with_search_plan(prepared, options))
     text = f"{prepared.health_reason}; with these flags every trial stays as it is"
     news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
@@ -117,10 +121,11 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     experiment = read_experiment(
         store,
         keep_terminated_rows=choices.flags.keeps_terminated_rows,
+        keep_parameters=True,
         ignore_tuner=choices.ignore_tuner,
     )
-    chosen = choices_for(experiment, choices.flags)
-    to_resume = [t for t in experiment.trials if chosen[t.trial_id] is ResumeType.RESUME]
+    chosen = choices_for(experiment, choices)
+    to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     ledger, warning = read_ledger(store)
     plan = build_plan(
         experiment,
@@ -209,7 +214,7 @@ def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> Prepa
         if experiment.state_file.sha256 == own.base.sha256:
             check_fits(store, own, experiment.state)
         return PreparedRestore(store=store, experiment=experiment, plan=own, is_started=True)
-    watch = lease.refuse_if_alive(store, restore_id)
+    watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
     return replace(_plan_dead(store, restore_id, options), watch=watch)
 
 
@@ -223,6 +228,10 @@ def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> 
         case Health.NOT_STARTED if not options.can_start:
             raise InvalidInputError(
                 f"{report.reason}. With a param_space (--param-space) it is started in its place."
+            )
+        case Health.NOT_STARTED if options.choices.trials:
+            raise InvalidInputError(
+                f"{report.reason}. It has no trial yet: leave out trials (--trial)."
             )
         case Health.NOT_STARTED if options.choices.ignore_tuner:
             raise InvalidInputError(

@@ -4,7 +4,8 @@ from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, S
 from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS
+from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
@@ -14,12 +15,19 @@ from airflow_tune_restore.storage.self_test import check_exclusive_create
 
 
 def start_restore(
-    prepared: PreparedRestore, options: PrepareOptions, *, holder: str, ttl_seconds: float
+    prepared: PreparedRestore,
+    options: PrepareOptions,
+    *,
+    holder: str,
+    ttl_seconds: float,
+    dag_run: DagRunId | None = None,
+    on_wait: OnWait = log_wait,
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Take the lease and write the plan. First commit what a restore that died left behind.
 
-    `options` are those that the restore was prepared with. The lease is for `holder` (for people), and
-    lasts `ttl_seconds` without a renewal.
+    `options` are those that the restore was prepared with. The lease is for `holder` (for people) and
+    `dag_run` (for Airflow), and lasts `ttl_seconds` without a renewal. `on_wait` shows the watch of a
+    restore that looks dead.
 
     Returns:
         The plan as written (None if nothing was left to do after that commit), and the summary of that
@@ -32,10 +40,16 @@ def start_restore(
         StorageError: If the store cannot create objects exclusively.
     """
     if prepared.is_started:
-        return start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds), None
+        return start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds, dag_run=dag_run), None
     store, restore_id, watch = prepared.store, prepared.plan.restore_id, prepared.watch
     settled = commit_abandoned(
-        store, restore_id=restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
+        store,
+        restore_id=restore_id,
+        holder=holder,
+        ttl_seconds=ttl_seconds,
+        dag_run=dag_run,
+        watch=watch,
+        on_wait=on_wait,
     )
     if settled is not None:
         try:
@@ -46,20 +60,30 @@ def start_restore(
         if not prepared.plan.has_work and not prepared.plan.changes_trials:
             lease.release(store, lease.check_held(store, restore_id))
             return None, settled
-    return start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds), settled
+    plan = start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds, dag_run=dag_run)
+    return plan, settled
 
 
 def start_plan(
-    prepared: PreparedRestore, *, holder: str, ttl_seconds: float = DEFAULT_TTL_SECONDS
+    prepared: PreparedRestore,
+    *,
+    holder: str,
+    ttl_seconds: float = DEFAULT_TTL_SECONDS,
+    dag_run: DagRunId | None = None,
 ) -> RestorePlan:
     """Take the lease, check that the plan still fits, write seeds and plan.
 
     Repeated for the same restore_id, it changes nothing and returns the plan as first written.
     """
-    store, plan, watch = prepared.store, prepared.plan, prepared.watch
+    store, plan = prepared.store, prepared.plan
     check_exclusive_create(store)  # without it the lease protects nothing
     held = lease.acquire(
-        store, restore_id=plan.restore_id, holder=holder, ttl_seconds=ttl_seconds, watch=watch
+        store,
+        restore_id=plan.restore_id,
+        holder=holder,
+        ttl_seconds=ttl_seconds,
+        dag_run=dag_run,
+        watch=prepared.watch,
     )
     try:
         with lease.kept(store, plan.restore_id, ttl_seconds):

@@ -1,20 +1,23 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
+from airflow_tune_restore.experiments.parameters import Varying, find_varying
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerOutcome, TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
+from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 TABLE_WIDTH = 160
 NO_OUTCOME = "its runner exited without recording an outcome"
@@ -34,6 +37,7 @@ class TrialChange:
         iteration_before, iteration_after: How many iterations it has reported.
         metric_before, metric_after: The experiment's metric; None without one.
         note: The reason of the action, or what went wrong.
+        parameters: The values of the parameters in which the trials differ, for people.
     """
 
     trial_id: str
@@ -46,6 +50,7 @@ class TrialChange:
     metric_before: float | None
     metric_after: float | None
     note: str
+    parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def was_run(self) -> bool:
@@ -70,8 +75,10 @@ class CommitSummary:
         searcher_lost: As in the plan.
         is_whole_experiment: Whether one run ran all trials, and continued the search, too.
         changes: One entry per trial, in the order of the plan; then the trials that the search added.
+        chosen: The only trials that the user chose; empty if all were.
         quarantined: Ids of trials that failed too often and are not run again.
         broke_off: Why the whole-experiment run did not finish; "" if it did, or if there was none.
+        more_parameters: How many parameters differ beside those in `changes`.
     """
 
     experiment: str
@@ -81,14 +88,20 @@ class CommitSummary:
     samples_left: int | None
     is_whole_experiment: bool
     changes: tuple[TrialChange, ...]
+    chosen: tuple[str, ...] = ()
     quarantined: tuple[str, ...] = ()
     searcher_lost: str = ""
     broke_off: str = ""
+    more_parameters: int = 0
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left: every trial that was run has finished, and every sample is drawn."""
-        return not (self.failed or self.samples_left or self.broke_off)
+        """Whether nothing is left: every trial that was run has finished, and every sample is drawn.
+
+        The samples do not count if the user chose trials.
+        """
+        has_samples = self.samples_left and not self.chosen
+        return not (self.failed or has_samples or self.broke_off)
 
     @property
     def failed(self) -> tuple[TrialChange, ...]:
@@ -105,28 +118,33 @@ class CommitSummary:
             quarantined=tuple(dict.fromkeys(self.quarantined + later.quarantined)),
         )
 
-    def table(self, width: int = TABLE_WIDTH) -> str:
-        """Render before and after as plain text, for logs and terminals alike."""
+    def table(self, width: int = TABLE_WIDTH, *, in_colour: bool = False) -> str:
+        """Render before and after as text; in colour for a terminal, never for a log."""
         from rich import box  # its import takes longer than a plan
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("trial", "before", "after", "iterations"):
-            table.add_column(heading, no_wrap=True)
+        rows = [change.parameters for change in self.changes]
+        names, left_out = fitting_parameters(rows, width, more=self.more_parameters)
+        table.add_column("trial", no_wrap=True)
+        for heading in (*names, "before", "after", "iterations"):
+            table.add_column(printable(heading), no_wrap=True)
         if self.metric:
             table.add_column(printable(self.metric), no_wrap=True)
         table.add_column("what happened", overflow="fold")
         for change in self.changes:
-            cells = [
+            cells: list[str | Text] = [
                 _arrow(change.trial_id, change.final_trial_id),
-                change.status_before.value if change.status_before else "-",
-                change.status_after.value,
+                *(printable(change.parameters.get(name, "-")) for name in names),
+                coloured(change.status_before.value if change.status_before else "-"),
+                coloured(change.status_after.value),
                 _arrow(change.iteration_before, change.iteration_after),
             ]
             if self.metric:
                 cells.append(_arrow(_number(change.metric_before), _number(change.metric_after)))
             table.add_row(*cells, printable(f"{change.action}: {change.note}"))
-        return render(table, width)
+        text = render(table, width, in_colour=in_colour)
+        return f"{text}\n{left_out}" if left_out else text
 
     def describe_changes(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the changes as plain values of strict JSON; above `limit`, only trials that were run.
@@ -152,12 +170,15 @@ class CommitSummary:
             if failed:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
         text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"
+        others = sum(change.trial_id not in self.chosen for change in self.changes)
+        if self.chosen and others:
+            text += f"; {counted(others, 'trial')} not chosen, left as recorded"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
         if self.broke_off:
             text += f"; the run broke off: {printable(self.broke_off).rstrip('.')}"
         if self.samples_left and self.searcher_lost:
-            lost = describe_lost_searcher(self.experiment, self.samples_left, self.searcher_lost)
+            lost = describe_lost_searcher(self.samples_left, self.searcher_lost)
             text += f"; {lost}"
         elif self.samples_left:
             were = "was" if self.samples_left == 1 else "were"
@@ -166,12 +187,20 @@ class CommitSummary:
         return f"{text}; {where}."
 
 
-def render(table: "Table", width: int) -> str:
-    """Return a table as plain text, without the empty lines that rich puts around it."""
+def render(table: "Table", width: int, *, in_colour: bool = False) -> str:
+    """Return a table as text, without the empty lines that rich puts around it."""
     from rich.console import Console
 
     text = StringIO()
-    console = Console(file=text, width=width, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=text,
+        width=width,
+        force_terminal=in_colour,
+        color_system="standard" if in_colour else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
@@ -192,7 +221,7 @@ def summarise(
     `after` has the same rows as `before` in the same order, then those that the search added. `outcomes`
     are those of the last attempts, by trial id in the plan. The rest is as in `CommitSummary`.
     """
-    known = len(before.trials)
+    known, varying = len(before.trials), find_varying(after.trials)
     pairs = zip(before.trials, after.trials[:known], strict=True)
     rows = {old.trial_id: (old, new) for old, new in pairs}
 
@@ -200,7 +229,7 @@ def summarise(
         old, new = rows[trial.trial_id]
         outcome = outcomes.get(trial.trial_id)
         note = _note(trial, outcome, has_changed=new != old, broke_off=broke_off)
-        return _change(trial.action, note, old, new, plan.metric)
+        return _change(trial.action, note, old, new, plan.metric, varying)
 
     return CommitSummary(
         experiment=plan.experiment,
@@ -213,17 +242,24 @@ def summarise(
         changes=(
             *map(change, plan.trials),
             *(
-                _change(TrialAction.DRAW, _SUGGESTED, None, trial, plan.metric)
+                _change(TrialAction.DRAW, _SUGGESTED, None, trial, plan.metric, varying)
                 for trial in after.trials[known:]
             ),
         ),
         quarantined=tuple(quarantined),
         broke_off=broke_off,
+        chosen=plan.choices.trials,
+        more_parameters=varying.more,
     )
 
 
 def _change(
-    action: TrialAction, note: str, before: Trial | None, after: Trial, metric: str | None
+    action: TrialAction,
+    note: str,
+    before: Trial | None,
+    after: Trial,
+    metric: str | None,
+    varying: Varying,
 ) -> TrialChange:
     return TrialChange(
         trial_id=(before or after).trial_id,
@@ -236,6 +272,7 @@ def _change(
         metric_before=_metric(before, metric),
         metric_after=_metric(after, metric),
         note=printable(note),
+        parameters=varying.by_trial.get(after.trial_id, {}),
     )
 
 

@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
@@ -25,7 +26,7 @@ from airflow_tune_restore.restore.commit_record import (
 )
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.record_json import encode
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 TTL_SECONDS = 30.0
 _UNDO = "undo-"
@@ -33,29 +34,62 @@ _UNDO = "undo-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoneCommit:
-    """A commit that was undone.
+    """A commit that was undone, or would be.
 
-    `state_file` was deleted; `newest` is the newest state file now, "" if there is none.
+    Args:
+        state_file: The state file that the commit added.
+        deleted: Names of all files that are deleted: the state file, and the states beside it.
+        newest: The newest state file afterwards; "" if there is none.
     """
 
     experiment: str
     restore_id: str
     state_file: str
+    deleted: tuple[str, ...]
     newest: str
 
 
-def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
+def foresee_undo(store: ObjectStore) -> UndoneCommit:
+    """Return what `undo_commit` would do now. Writes nothing.
+
+    Raises:
+        InvalidInputError: As `undo_commit`.
+        LeaseHeldError: If the lease of a restore is alive, as far as one look shows.
+    """
+    restore_id = _cut_off(store) or _last_commit(store)
+    lease.refuse_if_alive(store, f"{_UNDO}{restore_id}")
+    record = read_commit_record(store, restore_id)
+    if record is None:
+        raise _changed_meanwhile(store)
+    entries = store.list_dir()
+    added = _added_by(entries, record)
+    kept = [entry for entry in entries if entry.name not in added]
+    return _undone(store, restore_id, record, added, kept)
+
+
+def undo_commit(
+    store: ObjectStore, *, holder: str, on_wait: OnWait = log_wait, restore_id: str | None = None
+) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
-    `holder` is who takes the lease, for people.
+    `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
+    `restore_id` is the restore that `foresee_undo` named, if the user was asked; another commit is then
+    not undone.
 
     Raises:
         InvalidInputError: If no commit made the newest state, or something newer was written.
         LeaseHeldError: If a restore is running.
     """
-    restore_id = _cut_off(store) or _last_commit(store)
+    last = _cut_off(store) or _last_commit(store)
+    if restore_id not in (None, last):
+        raise _changed_meanwhile(store)
+    restore_id = last
     held = lease.acquire(
-        store, restore_id=f"{_UNDO}{restore_id}", holder=holder, ttl_seconds=TTL_SECONDS
+        store,
+        restore_id=f"{_UNDO}{restore_id}",
+        holder=holder,
+        ttl_seconds=TTL_SECONDS,
+        on_wait=on_wait,
     )
     try:
         record = _check(store, restore_id)
@@ -64,22 +98,39 @@ def undo_commit(store: ObjectStore, *, holder: str) -> UndoneCommit:
         raise
     # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
     record = _mark(store, restore_id, record)
-    if state_exists(store, record):
-        _delete(store, record.state_file)
-    newest = read_base_file(store).name
+    added = _added_by(store.list_dir(), record) if state_exists(store, record) else []
+    for name in added:
+        store.delete(name)
+    undone = _undone(store, restore_id, record, added, store.list_dir())
     lease.release(store, held)
+    return undone
+
+
+def _undone(
+    store: ObjectStore, restore_id: str, record: CommitRecord, deleted: list[str], kept: list[Entry]
+) -> UndoneCommit:
     return UndoneCommit(
-        experiment=store.uri, restore_id=restore_id, state_file=record.state_file, newest=newest
+        experiment=store.uri,
+        restore_id=restore_id,
+        state_file=record.state_file,
+        deleted=tuple(deleted),
+        newest=read_base_file(store, kept).name,
     )
 
 
-def _delete(store: ObjectStore, state_file: str) -> None:
-    """Delete what the commit added. The searcher's state goes first: alone, it would skip samples."""
-    session = layout.session_of(state_file)
-    for entry in store.list_dir():
-        if layout.is_state_beside(entry.name) and layout.session_of(entry.name) == session:
-            store.delete(entry.name)
-    store.delete(state_file)
+def _added_by(entries: list[Entry], record: CommitRecord) -> list[str]:
+    """Return the files that a commit added, in the order in which they are deleted.
+
+    The searcher's state goes first: alone, it would skip samples.
+    """
+    session = layout.session_of(record.state_file)
+    names = [entry.name for entry in entries]
+    beside = [
+        name
+        for name in names
+        if layout.is_state_beside(name) and layout.session_of(name) == session
+    ]
+    return [*beside, *(name for name in names if name == record.state_file)]
 
 
 def _cut_off(store: ObjectStore) -> str | None:
@@ -138,7 +189,7 @@ def _refuse_if_used(
         if base.name == newest.name:
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
-                "committed. The next `tune-restore restore` commits it first. Nothing was changed."
+                f"committed. The next restore of {store.uri} commits it first. Nothing was changed."
             )
 
 
@@ -148,10 +199,14 @@ def _check(store: ObjectStore, restore_id: str) -> CommitRecord:
     if record is not None and record.undone_at and not state_exists(store, record):
         return record  # an earlier undo was cut off before it released the lease
     if record is None or _last_commit(store) != restore_id:
-        raise InvalidInputError(
-            f"{store.uri} was written to before its commit could be undone. Nothing was changed."
-        )
+        raise _changed_meanwhile(store)
     return record
+
+
+def _changed_meanwhile(store: ObjectStore) -> InvalidInputError:
+    return InvalidInputError(
+        f"{store.uri} was written to before its commit could be undone. Nothing was changed."
+    )
 
 
 def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRecord:

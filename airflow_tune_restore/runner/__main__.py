@@ -1,9 +1,9 @@
-"""`python -m airflow_tune_restore.runner`: runs one attempt of one trial, or checks its arguments.
+"""`python -m airflow_tune_restore.runner`: runs one attempt of one trial, or checks a trainable.
 
     run   --experiment URI --request KEY [--parent-pid PID | --home DIRECTORY]
-    check --trainable NAME --trainable-name RECORDED [--import MODULE]… [--param-space NAME]
-          [--search-alg NAME] [--experiment URI] [--ignore-tuner]
+    check [--trainable NAME [--import MODULE]… [--param-space NAME]]
 
+`check` without a trainable reads a `protocol.check.CheckRequest` from stdin and checks its experiments.
 Credentials come from the environment. It needs only ray, pyarrow and fsspec.
 """
 
@@ -15,13 +15,14 @@ import sys
 from dataclasses import replace
 
 from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
+from airflow_tune_restore.protocol.check import STAGE_PREFIX, CheckRequest
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import (
     EXIT_FENCED,
     EXIT_INTERRUPTED,
     EXIT_REFUSED,
     RunnerRequest,
-    TrialAction,
 )
 from airflow_tune_restore.runner import unbroken_stdout
 from airflow_tune_restore.runner.heartbeat import FencedError
@@ -70,24 +71,32 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from airflow_tune_restore.runner.loading import check
+    """Check a trainable with the experiments in stdin, or alone."""
+    if options.trainable is None:
+        request = CheckRequest.from_json(sys.stdin.buffer.read())
+    else:
+        request = CheckRequest(
+            trainable=options.trainable, imports=options.imports, param_space=options.param_space
+        )
+    _show_stage("importing Ray")
+    from airflow_tune_restore.runner.check import answers
+    from airflow_tune_restore.runner.loading import load_given
 
-    request = RunnerRequest(
-        experiment=options.experiment or "",
-        restore_id="",
-        trial_id="",
-        attempt=0,
-        trainable=options.trainable,
-        trainable_name=options.trainable_name,
-        action=TrialAction.RESUME,
-        param_space=options.param_space,
-        search_alg=options.search_alg,
-        imports=options.imports,
-        ignore_tuner=options.ignore_tuner,
+    given = load_given(
+        request.trainable,
+        param_space=request.param_space,
+        imports=request.imports,
+        searchers=[experiment.search_alg for experiment in request.experiments],
+        show_stage=_show_stage,
     )
-    check(open_store(options.experiment) if options.experiment else None, request)
-    print(f"{options.trainable} is the trainable {options.trainable_name!r}.")  # noqa: T201
+    print(f"{given.text} is the trainable {given.name!r}.")  # noqa: T201
+    for answer in answers(given, request.experiments, _show_stage):
+        print(f"\n{answer.to_line()}", flush=True)  # noqa: T201  the user's code may leave a line open
     return 0
+
+
+def _show_stage(stage: str) -> None:
+    print(f"\n{STAGE_PREFIX}{printable(stage)}", flush=True)  # noqa: T201
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -100,14 +109,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("--request", required=True)
     run.add_argument("--parent-pid", type=int, help="end when this process ends")
     run.add_argument("--home", help="directory of a detached runner, removed at the end")
-    check = commands.add_parser("check", help="check whether a trainable fits an experiment")
-    check.add_argument("--experiment")
-    check.add_argument("--trainable", required=True)
-    check.add_argument("--trainable-name", required=True)
+    check = commands.add_parser("check", help="check a trainable, with the experiments in stdin")
+    check.add_argument("--trainable", help="check it alone")
     check.add_argument("--param-space")
-    check.add_argument("--search-alg")
     check.add_argument("--import", dest="imports", action="append", default=[])
-    check.add_argument("--ignore-tuner", action="store_true")
     return parser.parse_args(arguments)
 
 

@@ -1,14 +1,10 @@
 """Loading trainable, param_space and searcher, with the checks that Ray makes."""
 
 import importlib
-import os
 import pickle
 import pkgutil
-import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from airflow_tune_restore.exceptions import (
@@ -16,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyNotFoundError,
     TooLargeError,
+    TrainableMisfitError,
 )
 from airflow_tune_restore.protocol import layout, pickle_reader
 from airflow_tune_restore.protocol.printable import is_printable
@@ -42,12 +39,33 @@ class Loaded:
     search: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The inputs of the user that are the same for every experiment.
+
+    Args:
+        text: The trainable as the user wrote it.
+        name: Its name in Tune.
+    """
+
+    text: str
+    trainable: Any
+    name: str
+    param_space: Any = None
+
+
 def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
     """Load the inputs of the user, and check that they fit (InvalidInputError). Ray is not started."""
-    trainable, param_space = _load_given(store, request)
+    given = load_given(
+        request.trainable,
+        param_space=request.param_space,
+        imports=request.imports,
+        searchers=[request.search_alg],
+    )
+    check_name(store, given, request.trainable_name, ignore_tuner=request.ignore_tuner)
     tuner = _load_tuner(store) if store is not None and not request.ignore_tuner else None
-    if tuner is not None and param_space is not None:
-        _check_param_space(param_space, tuner.get("__flattened_param_space_keys"))
+    if tuner is not None and given.param_space is not None:
+        check_param_space(given.param_space, tuner.get("__flattened_param_space_keys"))
     search: dict[str, Any] = {}
     if request.search_alg is not None and tuner is None:
         search = load_search_alg(request.search_alg)
@@ -56,62 +74,58 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
 
             search = saved_searcher.fit(store, search, request.search_alg)
     return Loaded(
-        trainable=trainable, param_space=param_space, has_tuner=tuner is not None, search=search
+        trainable=given.trainable,
+        param_space=given.param_space,
+        has_tuner=tuner is not None,
+        search=search,
     )
 
 
-def check(store: ObjectStore | None, request: RunnerRequest) -> None:
-    """Make the checks of `load` that need no unpickling; raises as `load` does.
+def load_given(
+    trainable: str,
+    *,
+    param_space: str | None = None,
+    imports: Sequence[str] = (),
+    searchers: Sequence[str | None] = (),
+    show_stage: Callable[[str], object] = lambda _: None,
+) -> Given:
+    """Load the trainable and the param_space (InvalidInputError if they cannot be used).
 
-    Inputs of the user are imported, but pickles of the experiment are only read symbolically. Some errors
-    therefore show only in the run: a missing class in an existing module, content that raises, a searcher
-    that refuses the saved state, and a pickle beyond the limits of `pickle_reader`.
+    Args:
+        trainable: `package.module:attribute`, or a name registered with Tune.
+        param_space: `package.module:attribute`, or None.
+        imports: Modules to import first.
+        searchers: What the user named as searchers; they are not loaded here.
+        show_stage: Gets each step in words, before it begins.
     """
-    _, param_space = _load_given(store, request)
-    if store is None:
-        return
-    _check_writable(store)
-    is_lost = True
-    if not request.ignore_tuner:
-        try:
-            body = store.get(layout.TUNER_FILE, max_bytes=pickle_reader.MAX_BYTES)
-            tuner, modules = pickle_reader.read_with_imports(body)
-        except (KeyNotFoundError, pickle_reader.DamagedPickleError):
-            pass
-        except (TooLargeError, pickle_reader.SymbolicError):
-            is_lost = False
-        else:
-            if (missing := next(filter(_is_missing, sorted(modules)), None)) is not None:
-                raise _unloadable(store, f"module {missing[:60]!r} does not exist")
-            is_lost = not isinstance(tuner, pickle_reader.Mapping)
-            if param_space is not None and not is_lost:
-                _check_param_space(param_space, _recorded_keys(tuner))
-    if request.search_alg is not None and is_lost:
-        from airflow_tune_restore.runner.tune import saved_searcher
+    from ray.tune.experiment import Experiment
 
-        saved_searcher.check(store, load_search_alg(request.search_alg), request.search_alg)
-
-
-def _load_given(store: ObjectStore | None, request: RunnerRequest) -> tuple[Any, Any]:
     private_api.check()
-    trainable = load_trainable(request.trainable, request.imports)
-    _check_trainable_name(store, trainable, request)
-    param_space = load_param_space(request.param_space) if request.param_space else None
-    named = (request.trainable, request.search_alg, request.param_space, *request.imports)
+    loaded = load_trainable(trainable, imports, show_stage)
+    space = None
+    if param_space:
+        show_stage(f"loading param_space {param_space}")
+        space = load_param_space(param_space)
+    named = (trainable, *searchers, param_space, *imports)
     main_module.stand_in([name for name in named if name])
-    return trainable, param_space
+    name = Experiment.get_trainable_name(as_trainable(loaded))
+    return Given(text=trainable, trainable=loaded, name=name, param_space=space)
 
 
-def load_trainable(name: str, imports: Sequence[str] = ()) -> Any:
+def load_trainable(
+    name: str, imports: Sequence[str] = (), show_stage: Callable[[str], object] = lambda _: None
+) -> Any:
     """Load a trainable: `package.module:attribute`, or a name registered with Tune.
 
     The modules `imports` are imported first; they may register trainables. If it cannot be loaded, or
-    Tune cannot train it, this is an InvalidInputError.
+    Tune cannot train it, this is an InvalidInputError. `show_stage` is as in `load_given`.
     """
     for module in imports:
+        show_stage(f"importing {module}")
         _import(module, f"import {module}")
     if ":" not in name:
         return _registered(name)
+    show_stage(f"importing {name.partition(':')[0]}")
     value = _resolve(name, "trainable")
     if callable(value) or _is_trainer(value):
         return value
@@ -183,24 +197,24 @@ class _Nowhere:
         return "experiment"
 
 
-def _check_trainable_name(
-    store: ObjectStore | None, trainable: Any, request: RunnerRequest
+def check_name(
+    store: ObjectStore | None, given: Given, recorded: str, *, ignore_tuner: bool
 ) -> None:
-    """Compare names as `TunerInternal._validate_trainable` does (ray.tune.impl, 2.60)."""
-    from ray.tune.experiment import Experiment
+    """Compare names as `TunerInternal._validate_trainable` does (ray.tune.impl, 2.60).
 
-    recorded = request.trainable_name
-    actual = Experiment.get_trainable_name(as_trainable(trainable))
-    if not recorded or actual == recorded:
+    Raises:
+        TrainableMisfitError: If the experiment at the root of the store recorded another one.
+    """
+    if not recorded or given.name == recorded:
         return
-    known = f"trainable {request.trainable} has the name {actual!r} in Tune"
-    named = _name_in_tuner(store) if store is not None and request.ignore_tuner else None
+    known = f"trainable {given.text} has the name {given.name!r} in Tune"
+    named = _name_in_tuner(store) if store is not None and ignore_tuner else None
     if named is None or named == recorded:
-        raise InvalidInputError(
+        raise TrainableMisfitError(
             f"{known}, but the experiment was made with {recorded!r}. Give the trainable the experiment "
             "was made with."
         )
-    raise InvalidInputError(
+    raise TrainableMisfitError(
         f"{known}, but the trials were run with {recorded!r}; tuner.pkl, which names {named[:60]!r}, "
         "belongs to another run. Give the trainable that the trials were run with, with --ignore-tuner "
         "(ignore_tuner=True) to restore from the state alone."
@@ -230,11 +244,12 @@ def _load_tuner(store: ObjectStore) -> dict[str, Any] | None:
     except Exception as error:  # objects of the user may raise anything
         if not isinstance(error, ImportError | AttributeError) and _is_damaged(body):
             return None
-        raise _unloadable(store, f"{type(error).__name__}: {error}") from error
+        raise unloadable(store, f"{type(error).__name__}: {error}") from error
     return state if isinstance(state, dict) else None
 
 
-def _unloadable(store: ObjectStore, why: str) -> InvalidInputError:
+def unloadable(store: ObjectStore, why: str) -> InvalidInputError:
+    """Return the error of a tuner.pkl that needs something that is not here."""
     return InvalidInputError(
         f"tuner.pkl of {store.uri} cannot be loaded here: {why.rstrip('.')}. Its callbacks, stopper, "
         "searcher and scheduler, and the modules they need, must be importable where Ray runs. "
@@ -250,8 +265,12 @@ def _is_damaged(body: bytes) -> bool:
     return False
 
 
-def _check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
-    """Compare the keys as Ray will (ray.tune.impl.tuner_internal, 2.60)."""
+def check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
+    """Compare the keys as Ray will (ray.tune.impl.tuner_internal, 2.60).
+
+    Raises:
+        InvalidInputError: If they differ.
+    """
     from ray.tune.impl.tuner_internal import TunerInternal
 
     flat = param_space.to_dict() if hasattr(param_space, "to_dict") else param_space
@@ -259,45 +278,6 @@ def _check_param_space(param_space: Any, recorded: list[Any] | None) -> None:
         TunerInternal._validate_param_space_on_restore(None, flat, recorded)
     except ValueError as error:
         raise InvalidInputError(" ".join(str(error).split())) from error
-
-
-def _check_writable(store: ObjectStore) -> None:
-    places = (store.at(place).uri for place in (layout.ROOT, layout.LEASE))
-    for place in (store.uri, *places):
-        if Path(place).is_dir() and not os.access(place, os.W_OK | os.X_OK):
-            raise InvalidInputError(
-                f"The runner's uid {os.geteuid()} cannot write to {place}. "
-                f"Run: chown -R {os.geteuid()} {shlex.quote(store.uri)}"
-            )
-
-
-def _recorded_keys(tuner: Any) -> list[Any] | None:
-    keys = pickle_reader.attribute(tuner, "__flattened_param_space_keys")
-    is_valid = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    return keys if is_valid else None
-
-
-def _is_missing(module: str) -> bool:
-    """Whether a module cannot be imported here. The check imports nothing.
-
-    Modules that a package creates during its import count as present.
-    """
-    path: Sequence[str] | None = None
-    parts = module.split(".")
-    for depth, part in enumerate(parts, 1):
-        name = ".".join(parts[:depth])
-        if name in sys.modules:
-            path = getattr(sys.modules[name], "__path__", None)
-        elif not part.isidentifier():
-            return True
-        else:
-            finders = (finder.find_spec(name, path) for finder in sys.meta_path)
-            if (spec := next(filter(None, finders), None)) is None:
-                return True
-            path = spec.submodule_search_locations
-        if not isinstance(path, list):
-            break  # not a package, or a namespace package, which needs its parent
-    return False
 
 
 def _resolve(name: str, what: str) -> Any:

@@ -8,11 +8,18 @@ from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
-from airflow_tune_restore.arguments import parse_health, parse_text
+from airflow_tune_restore.arguments import (
+    check_literals,
+    is_computed,
+    parse_health,
+    parse_text,
+)
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
 from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run
+from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
 
@@ -20,9 +27,11 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
     """Waits until experiments below a prefix need restoring, and returns them.
 
     The returned list has one small item per experiment (`experiment`, `name`, `health`, `reason`,
-    `trials`, `samples_left`, `last_write`), for `BuildRestorePlanOperator(experiments=…)`. An unreadable
-    experiment is logged with the reason, and the others are found. The arguments of
-    `BaseSensorOperator` work as usual: `poke_interval`, `timeout`, `mode`, `soft_fail` and the others.
+    `trials`, `samples_left`, `last_write`, `shares_prefix`), for
+    `BuildRestorePlanOperator(experiments=…)`. An unreadable experiment is logged with the reason, and the
+    others are found. The XCom `left_alone` names those that are neither returned nor finished (running,
+    leased, unreadable), for `CommitRestoreOperator`. The arguments of `BaseSensorOperator` work as usual:
+    `poke_interval`, `timeout`, `mode`, `soft_fail`.
 
     Args:
         prefix: Place to search: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
@@ -85,17 +94,20 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         self.max_depth = max_depth
         self.use_index = use_index
         self.ray_conn_id = ray_conn_id
+        check_literals(vars(self), self.template_fields)
+        if not is_computed(prefix):
+            Address.parse(prefix)
 
     def execute(self, context: Context) -> Any:
         """Search once; then wait, if `wait` is set, in the chosen mode."""
         if not self.wait:
-            if found := self._find():
+            if found := self._find(context):
                 return found
             raise AirflowSkipException(f"Nothing to restore under {self.prefix}.")
         if not self.deferrable:
             return super().execute(context)
         # a trigger that fires at once fails its task at random in Airflow 3.3.2: search before deferring
-        if found := self._find():
+        if found := self._find(context):
             return found
         if self.timeout <= 0:
             return self._time_out()
@@ -110,28 +122,37 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Search once."""
-        del context
-        found = self._find()
+        found = self._find(context)
         return PokeReturnValue(is_done=bool(found), xcom_value=found)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what the trigger found."""
-        del context
         if "error" in event:
             raise AirflowFailException(event["error"])
         found: list[dict[str, Any]] = event["experiments"]
         log: Any = self.log  # Airflow's own kind of logger
         experiment_search.log_found(found, log)
+        if left_alone := event.get("left_alone"):  # not in an event of an older triggerer
+            self._push_left_alone(context, left_alone)
         return found
 
-    def _find(self) -> list[dict[str, Any]]:
+    def _find(self, context: Context) -> list[dict[str, Any]]:
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
-            reports = experiment_search.survey(search, log)
+            reports = experiment_search.survey(search, log, ask_dag_run)
             found = [report for report in reports if report.health in wanted]
         experiment_search.log_evidence(found, log)
-        return [experiment_search.build_item(search.place, report) for report in found]
+        if found or not self.wait:  # else it is not the last search
+            left_alone = experiment_search.build_left_alone(search.place, reports, wanted)
+            self._push_left_alone(context, left_alone)
+        return experiment_search.build_items(search.place, reports, wanted)
+
+    def _push_left_alone(self, context: Context, left_alone: dict[str, Any]) -> None:
+        """Log the experiments that are not returned, and push them for the table of the commit."""
+        log: Any = self.log  # Airflow's own kind of logger
+        experiment_search.log_left_alone(left_alone, log)
+        context["ti"].xcom_push(experiment_search.LEFT_ALONE_KEY, left_alone)
 
     def _search(self) -> experiment_search.Search:
         return experiment_search.build_search(

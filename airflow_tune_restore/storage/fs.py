@@ -32,6 +32,9 @@ _STORES: dict[str, type[FsspecStore]] = {
 }  # fmt: skip
 _EXTRAS: dict[type[FsspecStore], str] = {S3Store: "s3", GcsStore: "gcs", AzureStore: "azure"}
 
+_SCHEMES = LOCAL_SCHEMES | _STORES.keys() | {"hdfs", "memory"}
+"""Those that the environment alone can open; Airflow opens others with a connection."""
+
 _BY_PYARROW = frozenset({"s3", "gs", "gcs", "hdfs"})
 """Schemes pyarrow resolves from the environment. Ray then writes rows as it always does."""
 
@@ -42,7 +45,7 @@ _IN_URLS = "/!$&'()*+,;=:@"
 def open_store(
     uri: str, *, filesystem: "AbstractFileSystem | None" = None, in_bulk: bool = False
 ) -> ObjectStore:
-    """Open the store rooted at a path, or at any URL that fsspec supports, without credentials.
+    """Open the store rooted at a path, or at a URL without credentials.
 
     An authenticated filesystem takes the place of the environment. If many reads follow, or large ones
     (`in_bulk`), the client that is best at those is used, if installed.
@@ -55,6 +58,8 @@ def open_store(
         raise InvalidInputError("The experiment URL is empty.")
     location = Location.parse(uri)
     scheme = location.scheme
+    if filesystem is None:
+        _check_scheme(scheme)
     authority, slash, path = location.place.strip("/").partition("/")
     if "@" in authority and scheme not in LOCAL_SCHEMES:
         raise _refused_credentials(scheme)
@@ -97,6 +102,7 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
     import fsspec
 
     scheme, options = location.scheme, options_of(location)
+    _check_scheme(scheme)
     store = _STORES.get(scheme)
     arguments = store.client_arguments(options, None) if store else {}
     arguments |= {"skip_instance_cache": True, "use_listings_cache": False}
@@ -134,6 +140,14 @@ def _reopened(
         is_group = isinstance(value, dict)
         merged[name] = {**(merged.get(name) or {}), **value} if is_group else value
     return type(filesystem)(*given.storage_args, **merged, skip_instance_cache=True)
+
+
+def _check_scheme(scheme: str) -> None:
+    if scheme not in _SCHEMES:
+        raise InvalidInputError(
+            f"{scheme}:// is not supported: give a path, or a URL that begins with s3://, gs://, "
+            "abfs:// or hdfs://."
+        )
 
 
 def _refused_credentials(scheme: str) -> InvalidInputError:

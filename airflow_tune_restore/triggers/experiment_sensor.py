@@ -8,7 +8,11 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.arguments import parse_health
-from airflow_tune_restore.hooks.experiment_search import build_item, log_evidence
+from airflow_tune_restore.hooks.experiment_search import (
+    build_items,
+    build_left_alone,
+    log_evidence,
+)
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
@@ -19,7 +23,7 @@ class ExperimentSensorTrigger(ExperimentPoller):
     async def filter_shared_stream(
         self, shared_stream: AsyncIterator[Any]
     ) -> AsyncIterator[TriggerEvent]:
-        """Wait for the first poll that found some: `{"experiments": […]}` or `{"error": text}`."""
+        """Wait for the first poll that found some: the event has them, or an error."""
         wanted = parse_health(self.health)
         not_before = asyncio.get_running_loop().time() + FIRST_EVENT_SECONDS
         async for poll in shared_stream:
@@ -31,6 +35,7 @@ class ExperimentSensorTrigger(ExperimentPoller):
                 yield TriggerEvent({"error": poll.refusal})
                 return
             log_evidence(found, logging.getLogger(__name__))
-            items = [build_item(self.search.place, report) for report in found]
-            yield TriggerEvent({"experiments": items})
+            items = build_items(self.search.place, poll.reports, wanted)
+            left_alone = build_left_alone(self.search.place, poll.reports, wanted)
+            yield TriggerEvent({"experiments": items, "left_alone": left_alone})
             return

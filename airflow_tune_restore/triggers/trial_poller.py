@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.launch.ray.attempt_job import RENEW_SECONDS
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
@@ -74,7 +73,7 @@ class TrialPoller(SharedPoller[TrialWatch]):
     def _read(self, trials: list[TrialWatch]) -> None:
         if self._store is None:
             self._store = ExperimentStorageHook().open(self._experiment)
-        if time.monotonic() - self._renewed > RENEW_SECONDS:
+        if time.monotonic() - self._renewed > lease.RENEW_SECONDS:
             self._renewed = time.monotonic()
             lease.keep_alive(self._store, self._restore_id)
         for trial in trials:

@@ -5,22 +5,29 @@ woken by events, reported by the task that ran them, or recovered in the same DA
 credentials that were planted are searched for wherever anything is left.
 """
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.runner.ray_session import STARTS
+from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow import canary
 from tests.support.airflow.standalone import Airflow
+from tests.support.experiments.built import make_experiment, make_row
 from tests.support.experiments.sweeps import copy_sweep, ends, statuses_in
+from tests.support.records import prepare_night
 from tests.support.storage.servers import Server
 
 NIGHTLY, BY_EVENT = "nightly_recovery", "event_driven_recovery"
 # see the fixture `dags`
 WATCHED, STALE_AFTER, ASSET = "watched", 20.0, "of_event_driven_recovery"
+DAY_SECONDS = 24 * 60 * 60.0
 ALL_DONE = [("TERMINATED", 6)] * 4
 
 
@@ -52,6 +59,36 @@ class Night:
         raise AssertionError(self.running.log_tail())
 
 
+def make_teams(prefix: Path) -> None:
+    """Make the sweeps of three teams: a large config, a metric that is NaN, a misfit, a leased one."""
+    large = copy_sweep("errored", prefix / "team_a" / "errored")
+    edit_rows(large, lambda trial, _run: trial["config"].update(table=list(range(100_000))))
+    without_metric = copy_sweep("killed", prefix / "team_b" / "killed")
+    edit_rows(without_metric, lambda _trial, run: lose_score(run["last_result"]))
+    another = [make_row("t", status="ERROR", trainable_name="another")]
+    make_experiment(prefix / "team_c" / "misfit", another)
+    leased = make_experiment(prefix / "team_c" / "leased", [make_row("t", status="ERROR")])
+    prepared = prepare_night(open_store(str(leased)), "another-night")
+    start_plan(prepared, holder="another night", ttl_seconds=DAY_SECONDS)
+
+
+def lose_score(result: dict) -> None:
+    """Make the score of a trial that has reported one NaN."""
+    if "score" in result:
+        result["score"] = math.nan
+
+
+def edit_rows(experiment: Path, edit: Callable[[dict, dict], None]) -> None:
+    """Edit the trial and the metadata in each row of the newest state."""
+    path = max(experiment.glob("experiment_state-*.json"))
+    state = json.loads(path.read_text())
+    for row in state["trial_data"]:
+        trial, run = map(json.loads, row)
+        edit(trial, run)
+        row[:] = map(json.dumps, (trial, run))
+    path.write_text(json.dumps(state))
+
+
 @pytest.fixture(scope="module")
 def night(running: Airflow, seaweed: Server, tmp_path_factory) -> Iterator[Night]:
     """Begin everything; each test waits for what it is about."""
@@ -60,8 +97,7 @@ def night(running: Airflow, seaweed: Server, tmp_path_factory) -> Iterator[Night
         for name in ("reports", "recovers", "sweeps", "nothing", "watched")
     )
     copy_sweep("errored", reports / "another")
-    copy_sweep("errored", sweeps / "errored")
-    copy_sweep("killed", sweeps / "killed")
+    make_teams(sweeps)
     with canary.CommandLines() as commands:
         night = Night(running, seaweed, commands)
         running.unpause("recover_experiment")
@@ -92,7 +128,7 @@ def test_nightly_recovery_finds_resumes_and_commits(night, running):
     labels = {trial["rendered_map_index"]: trial["map_index"] for trial in trials}
     assert sorted(label.split()[0] for label in labels) == ["errored"] + ["killed"] * 3
     log = running.task_log(NIGHTLY, run_id, "restore.find")
-    assert "2 experiments; 1 errored, 1 interrupted" in log
+    assert "4 experiments; 2 errored, 1 interrupted, 1 running" in log
     errored = next(index for label, index in labels.items() if label.startswith("errored"))
     log = running.task_log(NIGHTLY, run_id, "restore.trial", errored)
     assert "iteration 3, " not in log
@@ -106,8 +142,29 @@ def test_nightly_recovery_finds_resumes_and_commits(night, running):
     assert sum("2 → 6" in line for line in table) == 1
     assert "what happened" in log
     assert log.count(": resumed from checkpoint_") == 2
-    for name in ("errored", "killed"):
+    for name in ("team_a/errored", "team_b/killed"):
         assert ends(sweeps / name) == ALL_DONE
+
+
+def test_the_night_of_three_teams_ends_with_what_became_of_each_experiment(night, running):
+    run_id, sweeps = night.runs[NIGHTLY], night.directories[NIGHTLY]
+    assert running.finish(NIGHTLY, run_id) == "success", running.log_tail()
+    lines = running.xcom(NIGHTLY, run_id, "restore.commit", "experiments")
+    found = {line["experiment"]: (line["outcome"], line["trials_finished"]) for line in lines}
+    assert found == {
+        f"{sweeps}/team_a/errored": ("restored", 1),
+        f"{sweeps}/team_b/killed": ("restored", 3),
+        f"{sweeps}/team_c/misfit": ("misfit", 0),
+        f"{sweeps}/team_c/leased": ("left_alone", 0),
+    }
+    assert all(line["reason"] for line in lines)
+    log = running.task_log(NIGHTLY, run_id, "restore.commit")
+    _, headline, table = log.partition("4 experiments: 1 misfit, 2 restored, 1 left alone")
+    assert headline
+    assert all(experiment in table for experiment in found)
+    assert "restore another-night of another night is running on it" in table
+    outcomes = running.xcom(NIGHTLY, run_id, "restore.plan", "outcomes")
+    assert len(outcomes) == len(lines) - 1  # the leased one was not returned
 
 
 def test_a_sweep_that_fails_in_its_task_reports_itself_and_just_it_is_recovered(night, running):

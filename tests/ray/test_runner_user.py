@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from airflow_tune_restore.launch.account import Account, find_account
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck, Problem
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
@@ -168,11 +170,12 @@ WORKER = """
     import sys
     from airflow_tune_restore.launch.account import find_account
     from airflow_tune_restore.launch.local import LocalLauncher
+    from airflow_tune_restore.protocol.check import CheckRequest
 
     python, user, report, *path = sys.argv[1:]
     account = find_account(user) if user else None
     launcher = LocalLauncher(python=python, pythonpath=path, account=account, env={"SPY_REPORT": report})
-    launcher.check(experiment="", trainable="spy:counting", trainable_name="counting")
+    launcher.check(CheckRequest(trainable="spy:counting"))
 """
 
 
@@ -224,12 +227,14 @@ def test_a_key_file_is_readable_for_it_alone(account, python, place):
 
 
 def test_the_check_says_what_it_may_not_write_to(experiment, launcher):
-    question = {"trainable": "tests.trainables:counting", "trainable_name": "counting"}
-    launcher.check(experiment=experiment.as_posix(), **question)
+    asked = ExperimentToCheck(experiment=experiment.as_posix(), trainable_name="counting")
+    request = CheckRequest(trainable="tests.trainables:counting", experiments=[asked])
+    (answer,) = launcher.check(request)
+    assert answer.problem is None
     os.chown(experiment, 0, 0)
-    told = rf"uid {NUMBER} cannot write to .*Run: chown -R {NUMBER} "
-    with pytest.raises(InvalidInputError, match=told):
-        launcher.check(experiment=experiment.as_posix(), **question)
+    (answer,) = launcher.check(request)
+    assert answer.problem is Problem.REFUSED
+    assert re.search(rf"uid {NUMBER} cannot write to .*Run: chown -R {NUMBER} ", answer.message)
 
 
 def test_an_interpreter_that_it_may_not_start_is_named(account, place):

@@ -241,3 +241,28 @@ def test_google_cloud_storage_is_reached_by_the_options_too(gcs, monkeypatch):
         assert [info.path for info in filesystem.get_file_info(FileSelector(f"{path}/dir"))] == [
             f"{path}/dir/x"
         ]
+
+
+def test_the_shell_opens_a_connection_and_its_local_runners_get_the_credentials(
+    bare, tmp_path, failed_experiments
+):
+    """The environment holds the connection, and neither keys nor an endpoint."""
+    place = bare.upload(failed_experiments["errored"], f"{uuid.uuid4().hex}/exp")
+    address = place.replace("s3://", "s3://seaweed@")
+    env = {k: v for k, v in environment().items() if not k.startswith("AWS_")}
+    env |= {"AIRFLOW_CONN_SEAWEED": bare.airflow_connection, "AWS_EC2_METADATA_DISABLED": "true"}
+
+    def shell(*arguments):
+        command = [sys.executable, "-m", "airflow_tune_restore.cli.app", *arguments, "--json"]
+        return subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+
+    found = shell("scan", address.removesuffix("/exp"))
+    (report,) = json.loads(found.stdout)
+    assert (report["experiment"], report["health"]) == (place, "errored")
+    # the check of the trainable runs in a process of its own, and reads the experiment there
+    refused = shell("restore", address, "--trainable", "json:dumps", "--resume-errored")
+    assert refused.returncode == 2
+    assert "json:dumps" in refused.stderr.splitlines()[-1]
+    assert "Cannot" not in refused.stderr

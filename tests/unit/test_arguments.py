@@ -54,3 +54,21 @@ def test_no_experiments(value):
 def test_an_item_that_is_not_an_experiment_is_shown():
     with pytest.raises(InvalidInputError, match="neither an address"):
         arguments.parse_addresses([{"uri": "/a"}])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["a_1", "b_2"], ("a_1", "b_2"), "a_1,b_2", " a_1 , b_2\n", "a_1\nb_2", "['a_1', 'b_2']"],
+)
+def test_ids_in_their_forms(value):
+    assert arguments.parse_ids("trials", value) == ("a_1", "b_2")
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "None", (), [], "[]"])
+def test_no_ids(value):
+    assert arguments.parse_ids("trials", value) == ()
+
+
+def test_an_id_that_is_not_text_is_shown():
+    with pytest.raises(InvalidInputError, match=r"trials=\[7\]"):
+        arguments.parse_ids("trials", [7])

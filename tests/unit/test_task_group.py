@@ -1,13 +1,23 @@
 """The task group: its tasks, their order, and how a DAG processor serializes it."""
 
+import inspect
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperator, BaseSensorOperator, TaskGroup
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.group_arguments import (
+    FindArguments,
+    GroupArguments,
+    PlanArguments,
+    TaskArguments,
+)
+from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 from tests.support import ROOT
 
@@ -105,6 +115,89 @@ def test_arguments_reach_the_tasks():
     assert (find.health, find.wait, find.stale_after) == ({"interrupted"}, False, 5)
     assert (plan.resume_errored, plan.strategy, plan.stale_after) == (True, "per_trial", 5)
     assert trial.max_active_tis_per_dagrun == 3
+
+
+def test_arguments_of_the_sensor_the_plan_and_every_task_work_directly():
+    dag = dag_with(
+        prefix="/data",
+        include=["team_a/**"],
+        max_depth=2,
+        timeout=60,
+        strategy="per_trial",
+        allow_scratch="{{ params.scratch }}",
+        lease_ttl=timedelta(hours=1),
+        check_timeout=99,
+        retries=3,
+        retry_delay=timedelta(seconds=7),
+        execution_timeout=timedelta(hours=5),
+        pool="gpu",
+        queue="large",
+        trial_args={"retries": 9},
+        group_display_name="Restore",
+    )
+    find, plan = (dag.task_dict[f"restore.{name}"] for name in ("find", "plan"))
+    assert (find.include, find.max_depth, find.timeout) == (["team_a/**"], 2, 60)
+    assert (plan.strategy, plan.allow_scratch) == ("per_trial", "{{ params.scratch }}")
+    assert (plan.lease_ttl, plan.check_timeout) == (timedelta(hours=1), 99)
+    samples = dag.task_dict["restore.continue_search"]
+    assert samples.partial_kwargs["check_timeout"] == 99
+    assert {task.task_id: task.retries for task in dag.tasks if task.retries != 3} == {
+        "restore.trial": 9
+    }
+    for task in dag.tasks:
+        assert (task.pool, task.queue) == ("gpu", "large")
+        assert task.execution_timeout == timedelta(hours=5)
+        assert task.retry_delay == timedelta(seconds=7)
+    assert dag.task_group.get_child_by_label("restore").group_display_name == "Restore"
+
+
+def test_they_survive_serialization_and_win_over_default_args():
+    with DAG("d", default_args={"retries": 7, "pool": "a"}) as dag:
+        TuneRestoreTaskGroup(trainable="a:b", prefix="/data", retries=2, default_args={"pool": "b"})
+    again = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    assert {(task.retries, task.pool) for task in again.tasks} == {(2, "b")}
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("strategi", "strategy"),
+        ("retry", "retries"),
+        ("includes", "include"),
+        ("trainabel", "trai"),
+        ("more", ""),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_right_name(name, right):
+    with pytest.raises(InvalidInputError, match=f"no argument {name}\\..*{right}"):
+        dag_with(prefix="/data", **{name: 1})
+
+
+def test_arguments_of_a_search_need_a_prefix():
+    with pytest.raises(InvalidInputError, match="include, timeout needs prefix="):
+        dag_with(experiments=["/a"], include="b", timeout=60)
+
+
+def arguments_of(*functions) -> set[str]:
+    return {name for each in functions for name in inspect.signature(each).parameters} - {
+        "self", "kwargs", "task_id", "experiments", "launcher",
+    }  # fmt: skip
+
+
+def test_every_argument_of_sensor_and_plan_can_be_given_to_the_group():
+    own = set(inspect.signature(TuneRestoreTaskGroup.__init__).parameters)
+    sensor = arguments_of(FailedTuneExperimentSensor.__init__, BaseSensorOperator.__init__)
+    assert own | FindArguments.__annotations__.keys() >= sensor
+    assert sensor >= FindArguments.__annotations__.keys()
+    plan = arguments_of(BuildRestorePlanOperator.__init__)
+    assert own | PlanArguments.__annotations__.keys() >= plan
+    assert plan >= PlanArguments.__annotations__.keys()
+
+
+def test_the_other_arguments_are_those_of_airflow():
+    assert arguments_of(BaseOperator.__init__) >= TaskArguments.__annotations__.keys()
+    assert arguments_of(TaskGroup.__init__) >= GroupArguments.__annotations__.keys()
+    assert arguments_of(TaskGroup.__init__) - {"group_id"} == GroupArguments.__annotations__.keys()
 
 
 def test_max_attempts_reaches_the_plan():

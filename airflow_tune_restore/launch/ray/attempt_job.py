@@ -40,9 +40,6 @@ from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.runner_death import record_death
 from airflow_tune_restore.storage.base import ObjectStore
 
-RENEW_SECONDS = 60.0
-"""A runner renews the lease; one whose job waits for resources cannot."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
@@ -190,7 +187,9 @@ class RayAttemptJob:
         ends_with_job = self.ends_with_job(attached.attempt)
         reached = renewed = time.monotonic()
         while True:
-            if time.monotonic() - renewed > RENEW_SECONDS:  # a job that waits for resources cannot
+            if (
+                time.monotonic() - renewed > lease.RENEW_SECONDS
+            ):  # a job that waits for resources cannot
                 renewed = time.monotonic()
                 lease.keep_alive(self.store, self.plan.restore_id)
             try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
+from airflow_tune_restore.arguments import check_literals
 from airflow_tune_restore.operators import continue_search_steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
@@ -52,6 +53,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        check_literals(vars(self), self.template_fields)
 
     @property
     def experiment_address(self) -> str:
@@ -79,7 +81,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
             self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
         )
         plan, summary = continue_search_steps.start_continued_search(
-            context, experiment.store, options
+            context, experiment.store, options, log=self.log
         )
         if plan is not None:  # else an earlier try has committed it, and died
             task = AttemptTask(experiment, plan, self.trial_id)

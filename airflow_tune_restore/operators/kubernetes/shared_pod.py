@@ -40,7 +40,7 @@ class SharedPod:
 
     def follow(self, context: Context) -> RunnerOutcome:
         """Attach to the whole-experiment run, or start its pod; return when the trial has ended."""
-        self._trial.renew_lease()
+        self._trial.renew_lease(self._operator)
         before = self._whole.records.numbers()  # their causes may have been fixed since
         store, plan = self._trial.store, self._trial.plan
         follower = Follower(

@@ -60,7 +60,7 @@ class RayJobTask:
         Returns:
             Its outcome; None if the next attempt is to be run at once.
         """
-        self._task.renew_lease()
+        self._task.renew_lease(self._operator)
         attached = self._job.submit_or_attach(self._remembered_attempt(context))
         self._remember(context, attached)
         context["ti"].xcom_push(URL_KEY, self._job.jobs.cluster.job_url(attached.submission_id))

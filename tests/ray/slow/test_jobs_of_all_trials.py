@@ -53,7 +53,7 @@ def test_one_job_runs_coupled_trials_and_ends_as_tuner_restore(cluster, copied, 
         contexts = [make_context(map_index=i) for i in range(len(items))]
         run_deferred([trial(item, kind) for item in items], contexts)
         assert [len(jobs_of(cluster, r["restore_id"])) for r in restores] == [1]
-        CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
+        CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
     described = ask_ray("describe", *ours.values(), *theirs.values())
     for i, kind in enumerate(kinds):
         case = Case(kind, kind, RESUMED)
@@ -119,7 +119,7 @@ def test_samples_that_are_left_are_drawn_by_a_job(cluster, copied):
     address = str(copied("left"))
     items, restores = plan(address, "left", "samples")
     trial(items[0], "left", deferrable=False).execute(make_context())
-    (summary,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(
+    (summary,) = CommitRestoreOperator(task_id="commit", outcomes=restores).execute(
         make_context(run_id="samples")
     )
     operator = ContinueSearchOperator(

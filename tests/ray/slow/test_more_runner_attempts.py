@@ -4,6 +4,7 @@ import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck, Problem
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
 from tests.support.experiments.failed import Gate
@@ -42,16 +43,27 @@ def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_a
     assert restoring.iterations() == [1, 2, 3]  # the old trial's
 
 
-def test_check_says_beforehand_whether_a_trainable_fits(copied):
+def test_one_process_checks_beforehand_whether_a_trainable_fits(copied):
     directory = copied("errored")
-    restoring = Restoring(directory, "errored")
-    asked = {"experiment": directory.as_posix(), "trainable_name": "counting"}
-    restoring.launcher.check(trainable="tests.trainables:counting", **asked)
-    with pytest.raises(InvalidInputError, match="the experiment was made with 'counting'"):
-        restoring.launcher.check(trainable="tests.trainables:other", **asked)
-    with pytest.raises(InvalidInputError, match="Invalid `param_space`"):
-        restoring.launcher.check(
-            trainable="tests.trainables:counting",
-            param_space="tests.trainables:UNFITTING_PARAM_SPACE",
-            **asked,
-        )
+    asked = [
+        ExperimentToCheck(experiment=directory.as_posix(), trainable_name=name)
+        for name in ("counting", "other")
+    ]
+    launcher = Restoring(directory, "errored").launcher
+
+    def problems(**given):
+        answers = launcher.check(CheckRequest(experiments=asked, **given))
+        return [(answer.problem, answer.message) for answer in answers]
+
+    fits, misfit = problems(trainable="tests.trainables:counting")
+    assert fits == (None, "")
+    assert misfit[0] is Problem.MISFIT
+    assert "the experiment was made with 'other'" in misfit[1]
+    (unfit, _) = problems(
+        trainable="tests.trainables:counting",
+        param_space="tests.trainables:UNFITTING_PARAM_SPACE",
+    )
+    assert unfit[0] is Problem.REFUSED
+    assert "Invalid `param_space`" in unfit[1]
+    with pytest.raises(InvalidInputError, match="has no 'missing'"):
+        problems(trainable="tests.trainables:missing")

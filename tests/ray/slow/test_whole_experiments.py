@@ -63,7 +63,7 @@ def plan(experiment: Path, **arguments) -> tuple[list[dict], list[dict]]:
         stale_after=0,
         **arguments,
     )
-    return operator.execute(context), context["ti"].pushed["restores"]
+    return operator.execute(context), context["ti"].pushed["outcomes"]
 
 
 def rows(experiment: Path) -> dict[str, list[int]]:
@@ -112,7 +112,7 @@ def test_each_task_follows_and_ends_with_its_own_trial_and_can_stop_it_alone(cop
     retried.start()
     retried.join(PATIENCE_SECONDS)
     assert retried.result["iteration"] == 6, retried.error
-    (output,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
+    (output,) = CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
     assert output["failed"] == []
     assert {t.status for t in read_experiment(open_store(str(experiment))).trials} == {"TERMINATED"}
     assert all(found == EVERY for found in rows(experiment).values())
@@ -138,7 +138,7 @@ def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_a
         task.join(PATIENCE_SECONDS)
     assert [task.error for task in tasks] == [None, None, None]
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 2
-    CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
+    CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
     assert all(found == EVERY for found in rows(experiment).values())
 
 
@@ -154,7 +154,7 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
         assert "the next restore resumes it" in str(task.error)
         decided = task.operator.retry_policy.evaluate(task.error, 1, 2)
         assert decided.action is RetryAction.FAIL
-    (output,) = CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
+    (output,) = CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
     assert len(output["failed"]) == 3
 
 
@@ -176,7 +176,7 @@ def restored(experiment: Path) -> None:
         task = Task(item, i)
         task.run()
         assert task.error is None
-    CommitRestoreOperator(task_id="commit", restores=restores).execute(make_context())
+    CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
 
 
 def completed(experiment: Path, kind: str) -> list[float]:

@@ -4,6 +4,9 @@ from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
+from airflow_tune_restore.protocol.check import CheckAnswer, CheckRequest
+from tests.support.checks import FITS, answer_all
+
 
 class FakeTaskInstance:
     """The identity of a task, and the XComs it pushed."""
@@ -23,9 +26,12 @@ class FakeTaskInstance:
         self.pushed[key] = value
 
 
-def make_context(**identity: Any) -> Any:
-    """Return a context; `context["ti"].pushed` holds what was pushed."""
-    return {"ti": FakeTaskInstance(**identity)}
+def make_context(*, user: str | None = None, **identity: Any) -> Any:
+    """Return a context; `context["ti"].pushed` holds what was pushed. `user` triggered the DAG run."""
+    return {
+        "ti": FakeTaskInstance(**identity),
+        "dag_run": SimpleNamespace(triggering_user_name=user, start_date=None),
+    }
 
 
 class FakeLauncher:
@@ -34,11 +40,12 @@ class FakeLauncher:
     def __init__(
         self, *, lines: tuple[str, ...] = (), on_start: Any = None, refusal: Any = None
     ) -> None:
+        self.answer = FITS
         self.said = lines
         self.on_start = on_start
         self.refusal = refusal
         self.requests: list[Any] = []
-        self.checked: list[dict[str, Any]] = []
+        self.checked: list[CheckRequest] = []
         self.stopped: list[float] = []
         self.arguments: dict[str, Any] = {}
 
@@ -48,10 +55,11 @@ class FakeLauncher:
         self.arguments = arguments
         return self
 
-    def check(self, **question: Any) -> None:
-        self.checked.append(question)
+    def check(self, request: CheckRequest, _timeout: Any = None) -> list[CheckAnswer]:
+        self.checked.append(request)
         if self.refusal is not None:
             raise self.refusal
+        return answer_all(request, self.answer)
 
     def start(self, request: Any) -> Any:
         self.requests.append(request)

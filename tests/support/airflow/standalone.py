@@ -153,6 +153,11 @@ class Airflow:
         """Return the state of a run."""
         return self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")["state"]
 
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str) -> Any:
+        """Return what a task has pushed under a key."""
+        task = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        return self.call("GET", f"{task}/xcomEntries/{key}?stringify=false")["value"]
+
     def task_log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Return the log of a task's last try, one event a line."""
         newest = max(self._logs(dag_id, run_id, task_id, map_index).glob("attempt=*.log"))

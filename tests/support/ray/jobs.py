@@ -67,7 +67,7 @@ def plan(address: str, kind: str, run_id: str, **arguments) -> tuple[list[dict],
         launcher="ray",
         **arguments,
     )
-    return operator.execute(context), context["ti"].pushed["restores"]
+    return operator.execute(context), context["ti"].pushed["outcomes"]
 
 
 def trial(item: dict, kind: str, **arguments) -> RestoreTrialOperator:

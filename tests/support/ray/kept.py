@@ -6,6 +6,7 @@ runner's interpreter and its Ray are not started anew each time.
 """
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -23,9 +24,11 @@ from unittest import mock
 from airflow_tune_restore.cli import restore as shell
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.launch.base import RunState
+from airflow_tune_restore.launch.check_output import CheckOutput
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.launch.process import _kill_session
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.check import CheckAnswer, CheckRequest
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -200,25 +203,14 @@ class HostLauncher:
         self._runner = runner
         self._env = env
 
-    def check(
-        self, *, experiment: str, trainable: str, trainable_name: str,
-        param_space: str | None = None, search_alg: str | None = None, imports: Any = (),
-        ignore_tuner: bool = False,
-    ) -> None:  # fmt: skip
-        command = ["check", "--experiment", experiment, "--trainable", trainable]
-        command += ["--trainable-name", trainable_name]
-        command += ["--param-space", param_space] if param_space else []
-        command += ["--ignore-tuner"] if ignore_tuner else []
-        command += ["--search-alg", search_alg] if search_alg else []
-        for module in imports:
-            command += ["--import", module]
-        self._runner.tell("run", command, **self._env)
-        *output, last = self._runner.lines()
-        code = self._runner.answer(last, output)["exit_code"]
-        if code:
-            from airflow_tune_restore.exceptions import InvalidInputError
-
-            raise InvalidInputError(next(o for o in reversed(output) if o.startswith("error: ")))
+    def check(self, request: CheckRequest, timeout: timedelta) -> list[CheckAnswer]:
+        self._runner.tell("check", request.to_json().decode(), **self._env)
+        *lines, last = self._runner.lines()
+        code = self._runner.answer(last, lines)["exit_code"]
+        output = io.BytesIO("\n".join(lines).encode())  # stdout and stderr are one stream
+        return CheckOutput.read(output, output).answers_to(
+            request, python=sys.executable, exit_code=code, timeout=timeout
+        )
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
         return LocalLauncher().settings(settings)

@@ -9,6 +9,7 @@ One JSON line on stdin is one call; output goes to stdout as it comes, then one 
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ENDED = "\x1eENDED "
 
@@ -217,6 +219,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
     return {"exit_code": main(arguments)}
 
 
+def check(request: str) -> dict[str, Any]:
+    """Run the runner's check of a trainable, with this request on its stdin."""
+    with mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(request.encode()))):
+        return run(["check"])
+
+
 def ask(question: dict[str, Any]) -> Any:
     """Call any function of the tests here, where Ray is."""
     from tests.support.ray.tuner_restore import load
@@ -232,6 +240,7 @@ CALLS = {
     "describe": describe,
     "prepare_runner": lambda _argument: prepare_runner(),
     "run": run,
+    "check": check,
     "ask": ask,
 }
 

@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.storage.fs import open_store
+from tests.support.checks import answer_all
 from tests.support.experiments.built import (
     STATE_NAME,
     lose_searcher,
@@ -27,20 +28,6 @@ from tests.support.experiments.built import (
     make_state,
 )
 from tests.support.records import leave_outcome, night
-
-
-@pytest.fixture
-def tune_restore(monkeypatch, capsys):
-    """Run the command as `main` does; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["tune-restore", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
 
 
 def age(directory, seconds):
@@ -378,7 +365,12 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     experiment = make_experiment(tmp_path / "x", [BAD])
     checked = []
     launcher = Launcher(open_store(str(experiment)))
-    monkeypatch.setattr(launcher, "check", lambda **question: checked.append(question))
+
+    def check(request, _timeout):
+        checked.extend(request.experiments)
+        return answer_all(request)
+
+    monkeypatch.setattr(launcher, "check", check)
     monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
     command = (
         "restore",
@@ -391,7 +383,7 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     )
     tune_restore(*command)
     tune_restore(*command, "--ignore-tuner")
-    assert [question["ignore_tuner"] for question in checked] == [False, True]
+    assert [asked.ignore_tuner for asked in checked] == [False, True]
 
 
 def test_scan_explains_what_older_runs_left_and_only_then_reads_them(tune_restore, tmp_path):
@@ -432,8 +424,8 @@ class Launcher:
     def settings(self, settings):
         return settings
 
-    def check(self, **_):
-        """Whatever it is, it fits."""
+    def check(self, request, _timeout):
+        return answer_all(request)
 
     def start(self, request):
         failed = request.trial_id == "bad"
@@ -475,8 +467,9 @@ class Samples(Launcher):
         self.started = []
         self.asked = []
 
-    def check(self, **question):
-        self.asked.append(question["search_alg"])
+    def check(self, request, timeout):
+        self.asked += [asked.search_alg for asked in request.experiments]
+        return super().check(request, timeout)
 
     def start(self, request):
         self.started.append((request.trial_id, request.search_alg))
@@ -517,7 +510,7 @@ def test_samples_without_their_searcher_are_exit_code_1_with_trials_and_2_alone(
     code, out, _ = tune_restore(*command)
     assert code == 1
     assert "1 of 1 resumed trials finished; 3 samples cannot be drawn" in out
-    assert f"`tune-restore restore {experiment} --trainable MODULE:ATTR --search-alg" in out
+    assert "search_alg in a DAG, --search-alg in the shell" in out
     for _ in range(2):  # and every night
         code, _, err = tune_restore(*command)
         assert code == 2
@@ -556,6 +549,21 @@ def test_samples_that_are_still_left_are_exit_code_1(tune_restore, samples, rows
     assert words in out
 
 
+def test_of_the_chosen_trials_alone_the_exit_code_depends(tune_restore, samples):
+    experiment, launcher = samples(DONE, BAD, HUNG, lost=False)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, out, err = tune_restore(*command, "--trial", "hung")
+    assert code == 0, out + err
+    assert launcher.started == [("hung", None)]
+    assert "2 trials not chosen, left as recorded; 3 samples were never drawn" in out
+    code, out, err = tune_restore(*command, "--trial", "bad")
+    assert (code, "Nothing to restore" in out) == (0, True)
+    assert "--resume-errored (resume_errored=True) resumes it" in err
+    assert tune_restore(*command, "--trial", "bad", "--resume-errored")[0] == 1
+    code, _, err = tune_restore(*command, "--trial", "hun")
+    assert (code, "has no trial 'hun'. Ids like it: hung." in err) == (2, True)
+
+
 def test_samples_after_a_restore_that_runs_no_trial_get_the_settings_of_the_launcher(
     tune_restore, samples
 ):
@@ -576,7 +584,7 @@ def test_a_trainable_for_the_samples_alone_is_checked_before_anything_is_written
 ):
     experiment, launcher = samples(DONE, HUNG, lost=False)
 
-    def refuse(**_):
+    def refuse(_request, _timeout):
         raise InvalidInputError("m:t is not the recorded trainable.")
 
     launcher.check = refuse
@@ -602,7 +610,7 @@ def test_a_signal_that_is_sent_twice_is_one_ctrl_c():
 
 
 @pytest.mark.parametrize(("where", "is_free"), [("start_restore", True), ("commit_restore", False)])
-def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_1(
+def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_130(
     tune_restore, samples, monkeypatch, where, is_free
 ):
     experiment, launcher = samples(DONE, HUNG, lost=False)
@@ -617,7 +625,7 @@ def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_1(
     command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0", "--json")
     code, out, err = tune_restore(*command)
     words = "Stopped. What the trials have done is kept; run the command again to continue."
-    assert (code, out, err.splitlines()[-1]) == (1, "", words)
+    assert (code, out, err.splitlines()[-1]) == (130, "", words)
     assert bool(launcher.started) != is_free
     held = lease.unreleased(open_store(str(experiment)), but="")
     assert (held == []) == is_free
@@ -649,7 +657,7 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
             ("restore", "/nowhere/at/all", "--trainable", "m:t"),
             "it has neither a tuner.pkl nor an experiment state",
         ),
-        (("plan", "s3://conn@bucket/x"), "Airflow connection"),
+        (("plan", "s3://conn@bucket/x"), "Airflow has no connection 'conn'"),
         (("restore", "{x}"), "trainable"),
         (("scan", "{x}", "--stale-after", "-1"), "'--stale-after': -1 is less than 0"),
         (("scan", "{x}", "--stale-after", "inf"), "'--stale-after': inf is not a number"),
@@ -736,7 +744,7 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     )
     assert (bad["trial_id"], bad["action"]) == ("bad", "keep")
     _, out, _ = tune_restore("plan", *arguments)
-    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} TRIAL`" in out
+    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} bad` lets bad" in out
     code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
     assert (code, "Nothing to restore" in out) == (0, True)
     assert "1 quarantined (bad)" in " ".join(err.split())
@@ -775,10 +783,10 @@ def test_max_attempts_reaches_the_plan(tune_restore, tmp_path):
 
 def test_undo_says_what_it_did_and_when_there_is_nothing_to_undo(tune_restore, tmp_path):
     experiment = failing_twice(tmp_path)
-    code, out, _ = tune_restore("undo", experiment)
+    code, out, _ = tune_restore("undo", experiment, "--yes")
     assert code == 0
     assert "The commit of restore r2 is undone" in out
-    code, out, _ = tune_restore("undo", experiment, "--json")
+    code, out, _ = tune_restore("undo", experiment, "--yes", "--json")
     assert json.loads(out)["newest"] == STATE_NAME
     code, _, err = tune_restore("undo", experiment)
     assert code == 2

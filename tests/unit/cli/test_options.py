@@ -14,7 +14,7 @@ from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeType
 
 COMMANDS = typer.main.get_command(app).commands
-RESTORE_ONLY = {"trainable", "param_space", "search_alg", "imports", "parallel"}
+RESTORE_ONLY = {"trainable", "param_space", "search_alg", "imports", "check_timeout", "parallel"}
 WHERE = {"on", "address", "runtime_env_json", "working_dir", "image", "namespace", "pod_template"}
 
 
@@ -47,7 +47,7 @@ def test_every_choice_of_a_plan_can_be_made_in_the_shell():
     changed = PlanOptions(
         resume_errored=True, strategy="per_trial", fresh_budget=True, trim_results=True,
         remember_scheduler=True, allow_scratch=True, newest_checkpoint=True, ignore_tuner=True,
-        max_attempts=3, max_memory=1.0,
+        trials=["a"], max_attempts=3, max_memory=1.0,
     ).choices()  # fmt: skip
     default = PlanChoices()
     names = [field.name for field in fields(PlanChoices)]

@@ -62,7 +62,7 @@ def scan(monkeypatch, capsys):
     def run(place):
         if isinstance(place, MemoryStore):
             place.asked = Counter()
-            monkeypatch.setattr(cli, "open_store", lambda *_, **__: place)
+            monkeypatch.setattr(cli, "open_place", lambda *_, **__: place)
         monkeypatch.setattr("sys.argv", ["tune-restore", "scan", str(place), "--json"])
         with pytest.raises(SystemExit) as ended:
             cli.main()

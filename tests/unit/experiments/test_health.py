@@ -50,7 +50,9 @@ def table(some: StateSummary, seen: Evidence) -> dict[str, tuple[str, str]]:
 
 def restore(silent_seconds: float) -> LeaseStatus:
     lease = Lease(epoch=1, restore_id="r1", holder="somebody", ttl_seconds=120)
-    return LeaseStatus(lease=lease, silent_seconds=silent_seconds)
+    return LeaseStatus(
+        experiment="exp", lease=lease, claimed_at=None, seen_at=None, silent_seconds=silent_seconds
+    )
 
 
 def test_silence_of_stale_after_is_death():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch import process as process_module
 from airflow_tune_restore.launch.account import find_account
 from airflow_tune_restore.launch.base import RunState, follow
@@ -42,10 +42,6 @@ def launcher(tmp_path):
         return LocalLauncher(python=python.as_posix(), **arguments)
 
     return make
-
-
-def check(launcher: LocalLauncher) -> None:
-    launcher.check(experiment="/e", trainable="m:f", trainable_name="f", imports=["a", "b"])
 
 
 def test_lines_and_exit_code_come_through(launcher):
@@ -238,28 +234,6 @@ def test_an_interpreter_that_the_account_may_not_run_is_told_with_what_it_needs(
     launcher = LocalLauncher(python=str(closed / "python"), account=find_account("65534"))
     with pytest.raises(InvalidInputError, match=r"walk every directory above it.*python="):
         launcher.start(REQUEST)
-
-
-def test_check_passes_what_fits(launcher):
-    check(launcher("print('fits')"))
-
-
-def test_check_is_told_to_ignore_tuner_pkl(launcher):
-    script = "import sys; sys.exit('--ignore-tuner' not in sys.argv)"
-    with pytest.raises(RunnerError):
-        check(launcher(script))
-    launcher(script).check(experiment="/e", trainable="m:f", trainable_name="f", ignore_tuner=True)
-
-
-def test_check_gives_the_runners_sentence(launcher):
-    script = "import sys; print('noise\\nerror: it is another one.\\nmore', file=sys.stderr); sys.exit(2)"
-    with pytest.raises(InvalidInputError, match=r"^it is another one\.$"):
-        check(launcher(script))
-
-
-def test_check_that_breaks_is_no_verdict(launcher):
-    with pytest.raises(RunnerError, match=r"exited with code 1\. boom"):
-        check(launcher("import sys; sys.exit('boom')"))
 
 
 def test_no_value_of_env_is_shown():

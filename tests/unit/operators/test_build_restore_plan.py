@@ -5,15 +5,15 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.experiments.built import make_experiment, make_row
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.records import night
 
 
@@ -29,7 +29,7 @@ def is_leased(experiment) -> bool:
 def test_one_small_item_for_each_trial_to_run(errored):
     context = make_context()
     items = plan(str(errored)).execute(context)
-    (restore,) = context["ti"].pushed["restores"]
+    (restore,) = context["ti"].pushed["outcomes"]
     assert items == [
         {
             "experiment": str(errored),
@@ -48,7 +48,7 @@ def test_one_small_item_for_each_trial_to_run(errored):
 def test_the_restore_can_be_found_by_the_commit(errored):
     context = make_context()
     plan(str(errored)).execute(context)
-    (restore,) = context["ti"].pushed["restores"]
+    (restore,) = context["ti"].pushed["outcomes"]
     assert restore["experiment"] == str(errored)
     written = read_plan(open_store(str(errored)), restore["restore_id"])
     assert len(written.to_run) == 2
@@ -70,7 +70,8 @@ def test_a_retry_re_enters_its_own_restore(errored):
 
 def test_another_dag_run_is_told_who_holds_the_lease(errored):
     plan(str(errored)).execute(make_context(run_id="first"))
-    with pytest.raises(AirflowException, match="is being restored by DAG nightly, run first"):
+    reason = "another restore, DAG nightly, run first, is restoring it"
+    with pytest.raises(AirflowSkipException, match=reason):
         plan(str(errored)).execute(make_context(run_id="second"))
 
 
@@ -79,7 +80,7 @@ def test_a_leased_experiment_does_not_stop_the_others(errored, tmp_path, capfd):
     other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
     items = plan([str(errored), str(other)]).execute(make_context(run_id="second"))
     assert [item["label"] for item in items] == ["other b1"]
-    assert "exp is not restored: " in capfd.readouterr().out
+    assert "exp is left alone: another restore, DAG nightly, run first" in capfd.readouterr().out
 
 
 def test_an_unreadable_experiment_does_not_stop_the_others(errored, tmp_path):
@@ -89,18 +90,12 @@ def test_an_unreadable_experiment_does_not_stop_the_others(errored, tmp_path):
     assert len(items) == 2
 
 
-def test_only_unreadable_experiments_fail_without_a_retry(tmp_path):
-    broken = make_experiment(tmp_path / "broken", [make_row("b1", status="ERROR")])
-    next(broken.glob("experiment_state-*")).write_text("{")
-    with pytest.raises(AirflowFailException, match="broken"):
-        plan(str(broken)).execute(make_context())
-
-
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(
-        AirflowFailException, match=r"it has neither a tuner\.pkl nor an experiment state"
-    ):
-        plan(str(tmp_path / "nowhere")).execute(make_context())
+    context = make_context()
+    plan(str(tmp_path / "nowhere")).execute(context)
+    (outcome,) = context["ti"].pushed["outcomes"]
+    assert outcome["outcome"] == "refused"
+    assert "it has neither a tuner.pkl nor an experiment state" in outcome["reason"]
 
 
 def test_a_running_experiment_is_never_touched(tmp_path):
@@ -133,7 +128,7 @@ def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
 def test_one_run_of_all_gets_a_task_a_trial_and_no_seeds(errored):
     context = make_context()
     items = plan(str(errored), strategy="whole_experiment").execute(context)
-    (restore,) = context["ti"].pushed["restores"]
+    (restore,) = context["ti"].pushed["outcomes"]
     kept = json.loads((errored / layout.plan_key(restore["restore_id"])).read_text())
     assert (kept["strategy"], kept["continues_search"]) == ("whole_experiment", False)
     assert [item["trial_id"] for item in items] == [
@@ -155,17 +150,21 @@ def test_experiments_with_nothing_but_samples_left_are_handed_on_unleased(tmp_pa
     )
     context = make_context()
     assert plan(str(dead)).execute(context) == []
-    assert context["ti"].pushed["continue_search"] == [str(dead)]
+    (outcome,) = context["ti"].pushed["outcomes"]
+    assert (outcome["experiment"], outcome["outcome"]) == (str(dead), "continue_search")
     assert not (dead / layout.ROOT).exists()
 
 
 def test_one_that_never_started_is_handed_on_if_there_is_a_param_space(tmp_path):
     unborn = make_experiment(tmp_path / "unborn", [])
     context = make_context()
-    with pytest.raises(AirflowFailException, match="param_space"):
-        plan(str(unborn)).execute(context)
+    plan(str(unborn)).execute(context)
+    (outcome,) = context["ti"].pushed["outcomes"]
+    assert outcome["outcome"] == "refused"
+    assert "param_space" in outcome["reason"]
     plan(str(unborn), param_space="a:b").execute(context)
-    assert context["ti"].pushed["continue_search"] == [str(unborn)]
+    (outcome,) = context["ti"].pushed["outcomes"]
+    assert outcome["outcome"] == "continue_search"
 
 
 def test_no_experiments_are_skipped_in_words():
@@ -175,8 +174,11 @@ def test_no_experiments_are_skipped_in_words():
 
 def test_more_trials_than_airflow_maps_are_refused_before_anything_is_leased(errored, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
-    with pytest.raises(AirflowFailException, match=r"at most 1 tasks: \[core\] max_map_length"):
-        plan(str(errored)).execute(make_context())
+    context = make_context()
+    assert plan(str(errored)).execute(context) == []
+    (outcome,) = context["ti"].pushed["outcomes"]
+    assert outcome["outcome"] == "refused"
+    assert "at most 1 tasks: [core] max_map_length" in outcome["reason"]
     assert not (errored / ".tune_restore").exists()
 
 
@@ -186,15 +188,18 @@ def test_one_experiment_of_very_many_trials_stops_no_other(errored, tmp_path, mo
     items = plan([str(many), str(errored)]).execute(make_context())
     assert [item["label"] for item in items] == ["exp a3", "exp a1"]
     assert (
-        "It has 3 trials to run, beside 2 trials of 1 other experiments" in capfd.readouterr().out
+        "It has 3 trials to run, beside 2 trials of 1 other experiment," in capfd.readouterr().out
     )
     assert not (many / ".tune_restore").exists()
 
 
 def test_a_trainable_that_does_not_fit_is_refused_before_anything_is_leased(errored, launcher):
-    launcher.refusal = InvalidInputError("no:such is not the trainable 'train'.")
-    with pytest.raises(AirflowFailException, match="is not the trainable"):
-        plan(str(errored), trainable="no:such").execute(make_context())
+    words = "It was made with another trainable."
+    launcher.answer = CheckAnswer(experiment="", problem=Problem.MISFIT, message=words)
+    context = make_context()
+    assert plan(str(errored), trainable="no:such").execute(context) == []
+    (outcome,) = context["ti"].pushed["outcomes"]
+    assert (outcome["outcome"], outcome["reason"]) == ("misfit", words)
     assert not (errored / ".tune_restore").exists()
 
 
@@ -227,11 +232,22 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
     assert not (errored / ".tune_restore").exists()
 
 
-def test_the_trainable_is_asked_about_once_for_experiments_of_one_name(errored, launcher, tmp_path):
-    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+def test_one_process_checks_the_trainable_against_all_experiments(errored, launcher, tmp_path):
+    rows = [make_row("b1", status="ERROR", trainable_name="another")]
+    other = make_experiment(tmp_path / "other", rows)
     plan([str(errored), str(other)], trainable="a:b", imports=["c"]).execute(make_context())
     (question,) = launcher.checked
-    assert (question["trainable"], question["imports"]) == ("a:b", ["c"])
+    assert (question.trainable, question.imports) == ("a:b", ["c"])
+    assert [
+        (asked.experiment, asked.trainable_name, asked.state) for asked in question.experiments
+    ] == [(str(errored), "train", STATE_NAME), (str(other), "another", STATE_NAME)]
+
+
+def test_a_check_without_time_is_refused(errored, launcher):
+    operator = plan(str(errored), trainable="a:b", check_timeout="{{ params.limit }}")
+    operator.check_timeout = "0"  # as Airflow renders it
+    with pytest.raises(AirflowFailException, match="check_timeout='0' leaves no time"):
+        operator.execute(make_context())
 
 
 def test_a_tuner_pkl_of_another_run_is_told_and_ignored_by_check_and_plan(
@@ -242,8 +258,9 @@ def test_a_tuner_pkl_of_another_run_is_told_and_ignored_by_check_and_plan(
     context = make_context()
     plan(str(reused), trainable="a:old").execute(context)
     (question,) = launcher.checked
-    assert (question["trainable_name"], question["ignore_tuner"]) == ("old", True)
-    (restore,) = context["ti"].pushed["restores"]
+    (asked,) = question.experiments
+    assert (asked.trainable_name, asked.ignore_tuner) == ("old", True)
+    (restore,) = context["ti"].pushed["outcomes"]
     assert read_plan(open_store(str(reused)), restore["restore_id"]).ignore_tuner
     assert (
         "tuner.pkl belongs to another run: it names the trainable 'train'" in capfd.readouterr().out
@@ -254,7 +271,7 @@ def test_tuner_pkl_is_ignored_by_choice(errored):
     for choice, number in (("False", 0), ("True", 1)):
         context = make_context(run_id=f"run{number}")
         plan(str(errored), ignore_tuner=choice).execute(context)
-        (restore,) = context["ti"].pushed["restores"]
+        (restore,) = context["ti"].pushed["outcomes"]
         store = open_store(str(errored))
         assert read_plan(store, restore["restore_id"]).ignore_tuner is (choice == "True")
         lease.release(store, lease.check_held(store, restore["restore_id"]))
@@ -264,7 +281,7 @@ def test_unfinished_trials_nobody_wants_need_a_commit_but_no_task(tmp_path):
     dead = make_experiment(tmp_path / "dead", [make_row("b1", status="PENDING")])
     context = make_context()
     assert plan(str(dead), resume_unfinished="False").execute(context) == []
-    assert len(context["ti"].pushed["restores"]) == 1
+    assert len(context["ti"].pushed["outcomes"]) == 1
 
 
 def test_a_restart_is_planned_under_a_flag(errored):
@@ -305,8 +322,10 @@ def test_a_name_from_storage_is_data_in_a_label(tmp_path):
 
 
 def test_a_mistake_in_a_flag_is_one_sentence(errored):
+    operator = plan(str(errored), resume_errored="{{ params.resume }}")
+    operator.resume_errored = "perhaps"  # as Airflow renders it
     with pytest.raises(AirflowFailException, match="neither true nor false"):
-        plan(str(errored), resume_errored="perhaps").execute(make_context())
+        operator.execute(make_context())
 
 
 def test_trials_that_failed_too_often_are_left_alone_and_named(errored, capfd):
@@ -331,9 +350,10 @@ def test_nothing_but_quarantined_trials_is_nothing_to_restore(errored):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"max_attempts": 0}, {"max_attempts": "two"}, {"max_memory": -1}]
+    ("name", "rendered"), [("max_attempts", "0"), ("max_attempts", "two"), ("max_memory", "-1")]
 )
-def test_limits_that_are_none_are_refused(errored, arguments):
-    operator = BuildRestorePlanOperator(task_id="plan", experiments=str(errored), **arguments)
-    with pytest.raises(AirflowFailException, match=next(iter(arguments))):
+def test_limits_that_are_none_are_refused(errored, name, rendered):
+    operator = plan(str(errored), **{name: "{{ params.limit }}"})
+    setattr(operator, name, rendered)
+    with pytest.raises(AirflowFailException, match=name):
         operator.execute(make_context())

@@ -22,11 +22,11 @@ def start(*experiments, **arguments) -> list:
     BuildRestorePlanOperator(
         task_id="plan", experiments=[str(e) for e in experiments], **arguments
     ).execute(context)
-    return context["ti"].pushed["restores"]
+    return context["ti"].pushed["outcomes"]
 
 
 def commit(restores) -> CommitRestoreOperator:
-    return CommitRestoreOperator(task_id="commit", restores=restores)
+    return CommitRestoreOperator(task_id="commit", outcomes=restores)
 
 
 def finish(experiment, restore, row) -> None:
@@ -50,7 +50,9 @@ def test_it_returns_before_and_after_and_its_log_ends_with_the_table(errored, ca
     }
     assert json.loads(json.dumps(summary)) == summary
     lines = [line for line in capfd.readouterr().out.splitlines() if "CommitRestore" in line]
-    assert all(trial in "".join(lines[-3:]) for trial in ("a1", "a2", "a3"))
+    (ends,) = [number for number, line in enumerate(lines) if "1 experiment: 1 restored" in line]
+    assert all(trial in "".join(lines[ends - 3 : ends]) for trial in ("a1", "a2", "a3"))
+    assert "1 of 2 finished" in "".join(lines[ends:])
 
 
 def test_committing_again_changes_nothing(errored):
@@ -87,8 +89,10 @@ def test_a_restore_without_a_plan_is_released(errored):
     (restore,) = start(errored)
     store = open_store(str(errored))
     store.delete(layout.plan_key(restore["restore_id"]))
-    with pytest.raises(AirflowSkipException, match="no restore got as far as its plan"):
-        commit([restore]).execute(make_context())
+    context = make_context()
+    assert commit([restore]).execute(context) == []
+    (line,) = context["ti"].pushed["experiments"]
+    assert "was not started" in line["reason"]
     assert lease_objects.is_released(store.list_dir(layout.LEASE), 1)
 
 

@@ -98,13 +98,16 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
 
 
 def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
-    with pytest.raises(AirflowFailException, match=WORDS):
-        plan(lost)
+    _, pushed = plan(lost)
+    (outcome,) = pushed["outcomes"]
+    assert outcome["outcome"] == "refused"
+    assert WORDS in outcome["reason"]
     assert not (lost / layout.ROOT).exists()
     _, pushed = plan(lost, search_alg="m:searcher", trainable="a:b")
-    assert pushed["continue_search"] == [str(lost)]
+    (outcome,) = pushed["outcomes"]
+    assert (outcome["experiment"], outcome["outcome"]) == (str(lost), "continue_search")
     (question,) = launcher.checked
-    assert question["search_alg"] == "m:searcher"
+    assert [asked.search_alg for asked in question.experiments] == ["m:searcher"]
 
 
 def test_a_searcher_that_does_not_fit_is_refused_before_anything_is_leased(lost, launcher):
@@ -123,12 +126,12 @@ def test_restored_trials_are_committed_and_the_samples_task_fails(tmp_path, laun
     lose_searcher(experiment, total_samples=5)
     items, pushed = plan(experiment, strategy=strategy)
     assert [item["trial_id"] for item in items] == ["hung"]  # and none for new samples
-    (restore,) = pushed["restores"]
+    (restore,) = pushed["outcomes"]
     store = open_store(str(experiment))
     made = read_plan(store, restore["restore_id"])
     unit = layout.WHOLE_EXPERIMENT if made.is_whole_experiment else "hung"
     leave_attempt(store, made, unit, make_row("hung"))
-    commit = CommitRestoreOperator(task_id="commit", restores=[restore])
+    commit = CommitRestoreOperator(task_id="commit", outcomes=[restore])
     (output,) = commit.execute(make_context())
     assert (output["failed"], output["samples_left"]) == ([], 3)
     assert WORDS in output["headline"]
@@ -206,4 +209,5 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     with pytest.raises(AirflowFailException, match="no further"):
         task.execute(make_context())
     (question,) = launcher.checked
-    assert (question["trainable_name"], question["ignore_tuner"]) == (name, ignored)
+    (asked,) = question.experiments
+    assert (asked.trainable_name, asked.ignore_tuner) == (name, ignored)

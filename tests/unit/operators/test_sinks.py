@@ -22,7 +22,10 @@ from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreEr
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
+from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
+from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX
 from airflow_tune_restore.restore.commit import commit_restore
@@ -50,6 +53,7 @@ from tests.support.planted import (
     leaves,
     plant,
 )
+from tests.support.records import night
 from tests.support.records_of_all_kinds import RECORDS, Kind
 
 BAD = {"status": "ERROR", "error": True, "last_result_time": 3.0}
@@ -212,14 +216,31 @@ def test_a_night_over_planted_storage_shows_nothing_of_it(
     for item in (items[0], items[-1]):
         for _ in range(2):  # a retry finds the outcome of the first try
             sinks.run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
-    committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
+    committed, _ = sinks.run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     assert committed
     sinks.step(lambda: ContinueSearchOperator(
         task_id="continue_search", experiment=committed[0], trainable="m:train"
     ).execute(make_context()))  # fmt: skip
-    for summary in [sinks.step(lambda: commit_restore(store, pushed["restores"][0]["restore_id"]))]:
+    for summary in [sinks.step(lambda: commit_restore(store, pushed["outcomes"][0]["restore_id"]))]:
         for as_json in (False, True):
             output.print_summary(summary, experiment=store.uri, as_json=as_json)
+
+
+def test_operations_by_hand_over_planted_storage_show_nothing_of_it(sweep, sinks):
+    store = open_store(str(sweep))
+    for restore_id in ("r1", "r2"):
+        night(store, restore_id, error=MARK)
+    ledger = json.loads(planted_record(next(k for k in RECORDS if k.name == "Ledger")))
+    failed = next(iter(ledger["trials"].values()))
+    store.put(
+        layout.LEDGER, encode(ledger | {"trials": {"bad": failed, "too": failed, MARK: failed}})
+    )
+    listed, _ = sinks.run(ListQuarantineOperator(task_id="list", prefix=str(sweep.parent)))
+    assert {item["trial_id"] for item in listed} == {"bad", "too"}
+    for trials in (["bad", "too"], [MARK], [LONG]):
+        sinks.run(ReleaseTrialOperator(task_id="release", experiment=str(sweep), trials=trials))
+    for confirm in ("sweep", MARK):
+        sinks.run(UndoCommitOperator(task_id="undo", experiment=str(sweep), confirm=confirm))
 
 
 def _event(sweep, monkeypatch) -> dict[str, Any]:
@@ -263,7 +284,7 @@ def test_a_task_that_finds_a_planted_record_shows_nothing_of_it(sweep, runner, s
         })  # fmt: skip
     for _ in range(2):
         sinks.run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
-    sinks.run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
+    sinks.run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     sinks.run(plan)
 
 
@@ -271,7 +292,7 @@ def test_a_task_that_finds_a_planted_record_shows_nothing_of_it(sweep, runner, s
     "command",
     ["scan", "scan --json", "scan --explain", "scan --explain --json", "plan", "plan --json",
      "plan --resume-errored", "plan --resume-errored --json", "release bad", "release bad --json",
-     "undo", "undo --json"],
+     "undo --yes", "undo --yes --json"],
 )  # fmt: skip
 def test_a_command_shows_nothing_of_planted_storage(sweep, sinks, capfd, monkeypatch, command):
     store = open_store(str(sweep))

@@ -78,7 +78,7 @@ def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, scor
     (item,), pushed = run(plan)
     trial, _ = run(RestoreTrialOperator(task_id="trial", trial=item, trainable="m:train"))
     assert trial["metrics"]["score"] == str(score)
-    (committed,), _ = run(CommitRestoreOperator(task_id="commit", restores=pushed["restores"]))
+    (committed,), _ = run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
     shown = {change["trial_id"]: change["metric_after"] for change in committed["trials"]}
     expected = float(score) if math.isfinite(score) else str(score)
     assert shown == {"bad": expected, "good": expected}

@@ -1,17 +1,21 @@
 """An unexpected error in one experiment stops no other, and fails the DAG run at its end."""
 
+from dataclasses import replace
+
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_tune_restore.exceptions import RunnerError
+from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.experiments import examine, scan
 from airflow_tune_restore.operators import build_restore_plan, commit_restore
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.check import Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
 from tests.support.airflow.context import make_context
+from tests.support.checks import answer_all
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import beat, leave_attempt, start_night
 
@@ -57,64 +61,83 @@ def test_the_plan_goes_on_with_the_others(pair, monkeypatch, function, error, ca
     context = make_context()
     assert labels(plan(pair, context)) == ["good t"]
     pushed = context["ti"].pushed
-    assert [item["experiment"] for item in pushed["restores"]] == [str(pair[1])]
-    (line,) = pushed["unexpected"]
-    assert line.startswith(f"{pair[0]}: unexpected error: {type(error).__name__}")
+    bad, good = pushed["outcomes"]
+    assert (good["experiment"], good["outcome"]) == (str(pair[1]), "restored")
+    assert (bad["outcome"], bad["restore_id"]) == ("refused", None)
+    assert bad["reason"].startswith(f"{pair[0]}: unexpected error: {type(error).__name__}")
     assert caplog.records[-1].exc_info[1] is error  # the traceback is in the log
     with pytest.raises(
-        AirflowFailException,
-        match=r"Not restored because of an unexpected error: 1 experiment\..*/bad: ",
+        AirflowFailException, match=r"Not restored, and a person is needed: 1 experiment\..*/bad: "
     ):
-        CheckRestoresOperator(task_id="done", unexpected=pushed["unexpected"]).execute(context)
+        CheckRestoresOperator(task_id="done", outcomes=pushed["outcomes"]).execute(context)
 
 
-@pytest.mark.parametrize("error", [OSError("no memory"), RunnerError("The check did not end.")])
-def test_a_check_that_cannot_be_made_costs_the_experiment_it_was_made_for(pair, launcher, error):
-    answers = iter([error, None])
-
-    def check(**_question):
-        if (answer := next(answers)) is not None:
-            raise answer
-
-    launcher.check = check
-    context = make_context()
-    items = build_restore_plan.BuildRestorePlanOperator(
+def plan_with_check(pair, context) -> list:
+    return build_restore_plan.BuildRestorePlanOperator(
         task_id="plan",
         experiments=[str(e) for e in pair],
         resume_errored=True,
         stale_after=0,
         trainable="m:train",
     ).execute(context)
-    assert labels(items) == ["good t"]
+
+
+@pytest.mark.parametrize("problem", list(Problem))
+def test_a_check_that_goes_wrong_costs_the_experiment_it_was_made_for(pair, launcher, problem):
+    def check(request, _timeout):
+        bad, good = answer_all(request)
+        return [replace(bad, problem=problem, message="no"), good]
+
+    launcher.check = check
+    assert labels(plan_with_check(pair, make_context())) == ["good t"]
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "words"),
+    [
+        (RunnerError("It ended."), AirflowException, "Nothing could be restored.*It ended"),
+        (InvalidInputError("m:train is a int."), AirflowFailException, "^m:train is a int"),
+    ],
+)
+def test_a_check_that_cannot_be_made_at_all_fails_the_plan(pair, launcher, error, failure, words):
+    launcher.refusal = error
+    with pytest.raises(failure, match=words):
+        plan_with_check(pair, make_context())
+
+
+def test_an_unexpected_error_of_the_check_is_no_reason_to_try_again(pair, launcher):
+    launcher.refusal = OSError("no memory")
+    context = make_context()
+    assert plan_with_check(pair, context) == []
+    assert {item["outcome"] for item in context["ti"].pushed["outcomes"]} == {"refused"}
 
 
 def test_a_run_without_errors_succeeds(pair):
     context = make_context()
     assert labels(plan(pair, context)) == ["bad t", "good t"]
-    unexpected = context["ti"].pushed["unexpected"]
-    CheckRestoresOperator(task_id="done", unexpected=unexpected).execute(context)
+    outcomes = context["ti"].pushed["outcomes"]
+    CheckRestoresOperator(task_id="done", outcomes=outcomes).execute(context)
 
 
-def test_beside_one_that_is_left_alone_it_still_fails(tmp_path, monkeypatch):
+def test_beside_one_that_is_left_alone_the_plan_is_not_skipped(tmp_path, monkeypatch):
     """Skipped, the task would look as if there had been nothing to do."""
     pair = [
         make_experiment(tmp_path / "bad", [make_row("t", status="ERROR")]),
         make_experiment(tmp_path / "good", [make_row("t")]),
     ]
     breaks(monkeypatch, build_restore_plan, "prepare_restore", KeyError("x"))
-    with pytest.raises(AirflowException, match="KeyError"):
-        plan(pair, make_context())
+    assert plan(pair, make_context()) == []
 
 
 def test_the_commit_goes_on_with_the_others_and_fails_at_its_end(pair, monkeypatch):
     context = make_context()
     plan(pair, context)
-    restores = context["ti"].pushed["restores"]
+    restores = context["ti"].pushed["outcomes"]
     for item in restores:
         store = open_store(item["experiment"])
         leave_attempt(store, read_plan(store, item["restore_id"]), "t")
     breaks(monkeypatch, commit_restore, "commit_restore", MemoryError())
-    operator = commit_restore.CommitRestoreOperator(task_id="commit", restores=restores)
+    operator = commit_restore.CommitRestoreOperator(task_id="commit", outcomes=restores)
     with pytest.raises(
         AirflowException, match=r"1 of 2 restores.*/bad: unexpected error: MemoryError"
     ) as caught:
@@ -147,4 +170,4 @@ def test_what_was_written_of_the_end_of_a_dead_runner_makes_no_difference(pair, 
     monkeypatch.setattr("airflow_tune_restore.protocol.attempts.QUIET_SECONDS", 0.0)
     context = make_context()
     assert labels(plan(pair, context)) == ["bad t", "good t"]
-    assert context["ti"].pushed["unexpected"] == []
+    assert {item["outcome"] for item in context["ti"].pushed["outcomes"]} == {"restored"}

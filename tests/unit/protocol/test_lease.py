@@ -1,5 +1,6 @@
 """One restore at a time: taken, re-entered, refused, taken over, released."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import LeaseHeldError, LeaseLostError
-from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.lease_objects import DagRunId, HolderStatus
+from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS, Clock
 from airflow_tune_restore.storage.memory import MemoryStore
 
 
@@ -45,8 +48,7 @@ def take(store, time, restore_id, ttl=60.0):
         restore_id=restore_id,
         holder=f"holder of {restore_id}",
         ttl_seconds=ttl,
-        monotonic=time.monotonic,
-        sleep=time.sleep,
+        clock=Clock(time.monotonic, time.sleep),
     )
 
 
@@ -82,7 +84,9 @@ def test_a_silent_holder_is_watched_for_its_ttl_and_then_replaced(store, time, c
     assert take(store, time, "two").epoch == 2
     assert time.seconds >= 1060
     assert "Restore one of" in caplog.text
-    assert "Watching it for 60 s; if it is dead, this restore starts then." in caplog.text
+    assert (
+        "It is watched for 60 s. If it stays silent, its lease is taken over then." in caplog.text
+    )
     with pytest.raises(LeaseLostError):
         lease.check_held(store, "one")
 
@@ -180,3 +184,116 @@ def _holds(store, restore_id):
     except LeaseLostError:
         return False
     return True
+
+
+# --- a holder that is known to have ended
+
+
+def watch(store, time, **answer):
+    """Return the first look at the holder for another restore, after someone was asked about it."""
+    return lease.refuse_if_alive(
+        store,
+        "two",
+        ask_holder=lambda _status: HolderStatus(**answer),
+        clock=Clock(time.monotonic, time.sleep),
+    )
+
+
+def take_over(store, time, **options):
+    return lease.acquire(
+        store,
+        restore_id="two",
+        holder="holder of two",
+        watch=watch(store, time, has_ended=True, found="Its DAG run is failed"),
+        clock=Clock(time.monotonic, time.sleep),
+        **options,
+    )
+
+
+def test_a_holder_that_is_known_to_have_ended_is_watched_for_a_short_time_alone(store, time):
+    take(store, time, "one", ttl=900)
+    time.seconds = 5
+    with pytest.raises(LeaseHeldError, match="Its DAG run is running"):
+        watch(store, time, has_ended=False, found="Its DAG run is running")
+    assert take_over(store, time).epoch == 2
+    assert 5 + KNOWN_DEAD_SECONDS <= time.seconds < 5 + KNOWN_DEAD_SECONDS + 2
+
+
+def test_a_short_ttl_is_not_made_longer_by_knowing_more(store, time):
+    take(store, time, "one", ttl=6)
+    assert take_over(store, time).epoch == 2
+    assert time.seconds < 8
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        layout.lease_heartbeat_key(1),
+        layout.heartbeat_key("one", "a1", 1),
+        layout.heartbeat_key("one", layout.WHOLE_EXPERIMENT, 2),
+    ],
+)
+def test_a_heartbeat_that_moves_keeps_the_lease_of_a_holder_that_was_taken_for_dead(
+    store, time, key
+):
+    take(store, time, "one", ttl=900)
+    store.put(key, b"1")
+    time.while_asleep = lambda: store.put(key, b"2")
+    with pytest.raises(LeaseHeldError, match="It lives: it wrote while it was watched"):
+        take_over(store, time)
+    assert lease.check_held(store, "one").epoch == 1
+
+
+def test_a_wait_is_shown_once_and_counted_down(store, time):
+    take(store, time, "one", ttl=60)
+    time.seconds = 1000
+    begun, left = [], []
+
+    def on_wait(begin):
+        begun.append(begin.describe())
+        return left.append
+
+    take_over(store, time, on_wait=on_wait)
+    (text,) = begun
+    assert text == (
+        "Restore one of holder of one did not release the lease of memory:. It took the lease at "
+        "2026-01-01 00:00:00 UTC. Its last sign of life was at 2026-01-01 00:00:00 UTC. Its DAG run is "
+        "failed. It is watched for 30 s. If it stays silent, its lease is taken over then."
+    )
+    assert left == [*range(30, 0, -1), 0]
+
+
+# --- the DAG run in a claim
+
+RUN = DagRunId(
+    dag_id="nightly",
+    run_id="scheduled__2026-01-01T00:00:00+00:00",
+    started_at="2026-01-01T00:00:01",
+)
+
+
+def test_a_claim_holds_the_dag_run_that_made_it(store):
+    taken = lease.acquire(store, restore_id="one", holder="a DAG run", dag_run=RUN)
+    assert taken.dag_run == RUN
+    assert lease.check_held(store, "one") == taken
+
+
+@pytest.mark.parametrize(
+    "dag_run",
+    [
+        None, 7, "nightly", [], {},
+        {"dag_id": "nightly"},
+        {"dag_id": "nightly", "run_id": 7, "started_at": "2026-01-01T00:00:01"},
+        # Airflow's client puts the ids into a path as they are
+        {"dag_id": "..", "run_id": "connections", "started_at": "2026-01-01T00:00:01"},
+        {"dag_id": "nightly", "run_id": "../../variables/secret", "started_at": "2026-01-01T00:00:01"},
+        {"dag_id": "nightly?", "run_id": "1", "started_at": "2026-01-01T00:00:01"},
+        {"dag_id": "a" * 251, "run_id": "1", "started_at": "2026-01-01T00:00:01"},
+        {"dag_id": "", "run_id": "1", "started_at": "2026-01-01T00:00:01"},
+    ],
+)  # fmt: skip
+def test_a_claim_whose_dag_run_makes_no_sense_holds_the_lease_without_one(store, dag_run):
+    claim = {"restore_id": "one", "holder": "somebody", "ttl_seconds": 60, "dag_run": dag_run}
+    store.put(layout.lease_claim_key(1), json.dumps(claim).encode())
+    held = lease.check_held(store, "one")
+    assert (held.holder, held.dag_run) == ("somebody", None)

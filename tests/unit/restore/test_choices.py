@@ -7,7 +7,9 @@ from dataclasses import fields, replace
 
 import msgspec
 import pytest
+import typer
 
+from airflow_tune_restore.cli.app import app
 from airflow_tune_restore.cli.options import PlanOptions
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
@@ -22,6 +24,7 @@ from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import plan_night, prepare_night
 
 NAMES = {"max_memory_bytes": "max_memory"}
+COMMANDS = typer.main.get_command(app).commands
 CHOICES = [NAMES.get(f.name, f.name) for f in fields(PlanChoices) if f.name != "flags"]
 
 
@@ -39,14 +42,16 @@ def test_a_choice_is_an_argument_and_a_shell_option_and_documented(name):
     assert name in {field.name for field in fields(PlanOptions)}
     documented = (ROOT / "docs" / "choosing-flags.md").read_text()
     assert f"`{name}" in documented
-    assert f"`--{name.replace('_', '-')}" in documented
+    (option,) = [option for option in COMMANDS["plan"].params if option.name == name]
+    assert f"`{option.opts[0]}" in documented
 
 
 def test_the_plan_has_the_choices_and_so_has_its_json(store):
     made = {
         "flags": ResumeFlags.parse({"finished": "restart", "errored": "resume"}),
-        "strategy": "whole_experiment",
+        "strategy": "per_trial",
         **{field.name: True for field in fields(PlanChoices) if field.type is bool},
+        "trials": ("bad",),
         "max_attempts": 3,
         "max_memory_bytes": 1e9,
     }

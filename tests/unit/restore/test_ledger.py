@@ -111,7 +111,7 @@ def test_the_same_exception_at_the_same_place_twice_is_quarantined(store):
     assert plan_night(store).trial("bad").action is TrialAction.RESUME
     summary = night(store, "r2")
     assert summary.quarantined == ("bad",)
-    assert "1 quarantined (bad); `tune-restore release memory: TRIAL`" in summary.headline()
+    assert "1 quarantined (bad); `tune-restore release memory: bad` lets bad" in summary.headline()
 
     plan = plan_night(store)
     bad = plan.trial("bad")

@@ -22,6 +22,7 @@ from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.lease_watch import MAX_WATCH_SECONDS, Clock
 from airflow_tune_restore.restore import ledger
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
@@ -49,11 +50,11 @@ class Time:
 
     def __init__(self, monkeypatch):
         self.slept = 0.0
-        for function in (lease.acquire, attempts.wait_until_all_over):
-            own = {**function.__kwdefaults__, "monotonic": self.monotonic, "sleep": self.sleep}
-            monkeypatch.setattr(function, "__kwdefaults__", own)
-        own = {**lease.refuse_if_alive.__kwdefaults__, "monotonic": self.monotonic}
-        monkeypatch.setattr(lease.refuse_if_alive, "__kwdefaults__", own)
+        clock = Clock(self.monotonic, self.sleep)
+        for function in (lease.acquire, lease.refuse_if_alive):
+            monkeypatch.setitem(function.__kwdefaults__, "clock", clock)
+        for name, value in clock._asdict().items():
+            monkeypatch.setitem(attempts.wait_until_all_over.__kwdefaults__, name, value)
 
     def monotonic(self):
         return self.slept
@@ -93,7 +94,7 @@ def restore(store, restore_id="r2"):
 def test_a_claim_makes_nobody_wait_for_as_long_as_it_says(store, objects, time):
     claim(objects, at=NOW - timedelta(days=1), ttl_seconds=DAY)
     assert restore(store).restore_id == "r2"
-    assert time.slept <= lease.MAX_WATCH_SECONDS + 5
+    assert time.slept <= MAX_WATCH_SECONDS + 5
 
 
 def test_a_lease_of_a_dag_is_watched_for_all_of_its_time(store, objects, time):
@@ -128,8 +129,9 @@ def test_a_living_holder_whose_clock_is_ahead_is_seen_while_it_is_watched(store,
         time.slept += seconds
         store.put(layout.lease_heartbeat_key(1), str(next(beats)).encode())
 
+    clock = Clock(time.monotonic, sleep)
     with pytest.raises(LeaseHeldError):
-        lease.acquire(store, restore_id="r2", holder="test", monotonic=time.monotonic, sleep=sleep)
+        lease.acquire(store, restore_id="r2", holder="test", clock=clock)
 
 
 def test_a_lease_that_nobody_would_believe_is_refused(store):
@@ -365,8 +367,9 @@ def test_claims_that_go_on_coming_are_not_watched_one_after_the_other(store, obj
         if time.slept >= 59:
             claim(objects, at=LONG_AGO, epoch=next(numbers), ttl_seconds=DAY)
 
+    clock = Clock(time.monotonic, sleep)
     with pytest.raises(LeaseHeldError):
-        lease.acquire(store, restore_id="r2", holder="test", monotonic=time.monotonic, sleep=sleep)
+        lease.acquire(store, restore_id="r2", holder="test", clock=clock)
     assert time.slept < 120
 
 

@@ -9,6 +9,7 @@ import pytest
 from airflow_tune_restore.exceptions import LeaseHeldError, TuneRestoreError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import attempts, layout, lease
+from airflow_tune_restore.protocol.lease_objects import LeaseStatus
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
@@ -59,7 +60,7 @@ class Watched(MemoryStore):
 @pytest.fixture(autouse=True)
 def _silent_for_long(monkeypatch):
     """Every holder was watched for its TTL, and every runner that left no outcome is dead."""
-    monkeypatch.setattr(lease, "_refuse_recent", lambda *_args: None)
+    monkeypatch.setattr(LeaseStatus, "is_alive", False)
     monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)
     monkeypatch.setattr(attempts, "QUIET_SECONDS", 0.0)
 

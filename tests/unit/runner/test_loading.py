@@ -1,15 +1,22 @@
 """What the user names is loaded, or refused in one sentence."""
 
 import os
-from contextlib import nullcontext
+import re
 
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.launch.local import LocalLauncher
 from airflow_tune_restore.protocol import pickle_reader
+from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck
 from airflow_tune_restore.protocol.request import RunnerRequest
-from airflow_tune_restore.runner.loading import check, load, load_param_space, load_trainable
+from airflow_tune_restore.runner import check as runner_check
+from airflow_tune_restore.runner.loading import (
+    load,
+    load_given,
+    load_param_space,
+    load_trainable,
+)
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 
@@ -61,6 +68,19 @@ def request(**fields) -> RunnerRequest:
     return RunnerRequest(
         experiment="", restore_id="", trial_id="", attempt=0, action="resume", **fields
     )
+
+
+def check(store, request: RunnerRequest) -> None:
+    """Check one experiment, as a process does for many."""
+    given = load_given(
+        request.trainable,
+        param_space=request.param_space,
+        imports=request.imports,
+        searchers=[request.search_alg],
+    )
+    names = ("experiment", "trainable_name", "search_alg", "ignore_tuner")
+    asked = {name: getattr(request, name) for name in names}
+    runner_check.check(store, given, ExperimentToCheck(**asked))
 
 
 def write_tuner(store, body: bytes) -> None:
@@ -192,12 +212,14 @@ def test_a_check_answers_without_loading_anything_from_storage(tmp_path, fields,
 
 @pytest.mark.parametrize(("fields", "refusal"), [QUESTIONS[1], QUESTIONS[-1]])
 def test_the_process_that_checks_loads_nothing_from_storage(tmp_path, fields, refusal):
+    fields = dict(fields)
     store = open_store(tmp_path.as_posix())
     write_trap(store, tmp_path / "sprung")
     launcher = LocalLauncher(pythonpath=[ROOT.as_posix()])
-    asked = {"trainable": f"{MODULE}:counting", "trainable_name": "counting", **fields}
-    with pytest.raises(InvalidInputError, match=refusal) if refusal else nullcontext():
-        launcher.check(experiment=store.uri, **asked)
+    given = {"param_space": fields.pop("param_space", None), "trainable": f"{MODULE}:counting"}
+    asked = ExperimentToCheck(experiment=store.uri, trainable_name="counting", **fields)
+    (answer,) = launcher.check(CheckRequest(**given, experiments=[asked]))
+    assert (answer.problem, answer.message) == (None, "") or re.search(refusal, answer.message)
     assert not (tmp_path / "sprung").exists()
 
 

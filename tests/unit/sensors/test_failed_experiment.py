@@ -13,9 +13,12 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
+from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
+from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import start_night
 
 
 @pytest.fixture
@@ -124,8 +127,50 @@ def test_a_selection_narrows_the_search_and_the_log_says_why(prefix, capfd):
 
 
 def test_what_the_trigger_found_is_returned(tmp_path):
-    event = {"experiments": [{"experiment": "/a"}]}
-    assert sensor(tmp_path).execute_complete(make_context(), event) == event["experiments"]
+    context = make_context()
+    event = {"experiments": [{"experiment": "/a"}]}  # of an older triggerer
+    assert sensor(tmp_path).execute_complete(context, event) == event["experiments"]
+    event["left_alone"] = {"experiments": [], "not_listed": 0}
+    assert sensor(tmp_path).execute_complete(context, event) == event["experiments"]
+    assert context["ti"].pushed["left_alone"] == event["left_alone"]
+
+
+@pytest.mark.parametrize("how", [{"wait": False}, {}, {"deferrable": True}])
+def test_what_is_not_returned_is_named_with_the_reason_but_not_what_is_finished(prefix, how, capfd):
+    leased = make_experiment(prefix / "leased", [make_row("e1", status="ERROR")])
+    start_night(open_store(str(leased)), "another")
+    context = make_context()
+    sensor(prefix, **how).execute(context)
+    left_alone = context["ti"].pushed["left_alone"]
+    assert json.loads(json.dumps(left_alone)) == left_alone
+    assert left_alone["not_listed"] == 0
+    named = {item["experiment"]: item["health"] for item in left_alone["experiments"]}
+    assert named == {
+        f"{prefix}/broken": "unreadable",
+        f"{prefix}/leased": "running",
+        f"{prefix}/team/unfinished": "running",
+    }
+    log = capfd.readouterr().out
+    assert "leased is left alone: it is running: restore another of test another is running" in log
+    assert log.count("unfinished is left alone: ") == log.count("broken is left alone: ") == 1
+
+
+def test_what_is_not_returned_is_named_if_nothing_is(tmp_path, capfd):
+    make_experiment(tmp_path / "alive", [make_row("c1", status="RUNNING")])
+    with pytest.raises(AirflowSkipException):
+        sensor(tmp_path, wait=False).execute(make_context())
+    assert "alive is left alone: it is running: 1 unfinished" in capfd.readouterr().out
+
+
+def test_of_very_many_the_rest_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_search, "MAX_LEFT_ALONE", 2)
+    make_experiment(tmp_path / "errored", [make_row("a1", status="ERROR")])
+    for number in range(5):
+        make_experiment(tmp_path / f"alive{number}", [make_row("c1", status="RUNNING")])
+    context = make_context()
+    sensor(tmp_path).execute(context)
+    left_alone = context["ti"].pushed["left_alone"]
+    assert (len(left_alone["experiments"]), left_alone["not_listed"]) == (2, 3)
 
 
 def test_what_waiting_cannot_mend_fails_at_once(tmp_path):
@@ -134,8 +179,10 @@ def test_what_waiting_cannot_mend_fails_at_once(tmp_path):
 
 
 def test_a_mistake_in_an_argument_is_one_sentence(tmp_path):
-    with pytest.raises(AirflowFailException, match="is not among") as error:
-        sensor(tmp_path, health="dead").execute(make_context())
+    operator = sensor(tmp_path, stale_after="{{ params.silence }}")
+    operator.stale_after = "soon"  # as Airflow renders it
+    with pytest.raises(AirflowFailException, match="is not a number of seconds") as error:
+        operator.execute(make_context())
     assert error.value.__suppress_context__
 
 

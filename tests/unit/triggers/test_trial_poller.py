@@ -76,7 +76,7 @@ def test_a_poll_that_breaks_off_ends_the_wait_of_all_triggers(store, monkeypatch
     def renew(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(trial_poller, "RENEW_SECONDS", -1.0)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", -1.0)
     monkeypatch.setattr(lease, "renew", renew)
     odd, good = watch_until(store, lambda odd, good: odd.changed.is_set() and good.changed.is_set())
     assert [type(trial.broken) for trial in (odd, good)] == [ZeroDivisionError] * 2

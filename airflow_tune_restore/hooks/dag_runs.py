@@ -1,0 +1,107 @@
+"""The DAG runs behind leases: which one takes a lease, and whether the one that holds it has ended."""
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from airflow.sdk import Context
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from airflow_tune_restore.protocol.lease_objects import (
+    DagRunId,
+    HolderStatus,
+    LeaseStatus,
+    is_airflow_id,
+)
+from airflow_tune_restore.protocol.lease_watch import OnWait, Watch
+from airflow_tune_restore.protocol.printable import printable
+
+if TYPE_CHECKING:
+    from airflow.sdk.execution_time.comms import DagRunResult
+    from airflow.sdk.types import Logger
+
+ENDED = ("success", "failed")
+"""The states of Airflow's `DagRunState` in which nothing of a DAG run is started any more."""
+
+_NOT_FOUND = 404
+_one_at_a_time = threading.Lock()
+
+
+def name_dag_run(context: Context) -> str:
+    """Return the DAG run of a task as the holder of a lease, to be read by people."""
+    ti = context["ti"]
+    return f"DAG {ti.dag_id}, run {ti.run_id}"
+
+
+def identify_dag_run(context: Context) -> DagRunId | None:
+    """Return the DAG run of a task for its lease; None if other DAG runs cannot ask about its ids."""
+    dag_run = context.get("dag_run")
+    if dag_run is None or dag_run.start_date is None:
+        return None
+    if not (is_airflow_id(dag_run.dag_id) and is_airflow_id(dag_run.run_id)):
+        return None
+    return DagRunId(
+        dag_id=dag_run.dag_id,
+        run_id=dag_run.run_id,
+        started_at=dag_run.start_date.isoformat(),
+    )
+
+
+def ask_dag_run(status: LeaseStatus) -> HolderStatus:
+    """Ask Airflow whether the DAG run that holds a lease has ended. Only a task on a worker can ask.
+
+    Anyone who can write to the experiment can put any DAG run into a claim. An answer counts only if the
+    DAG run started at the time in the claim: another deployment may have a DAG run of the same ids. A
+    DAG run that was deleted or cleared since, or that Airflow does not know, is not known to have ended.
+    Even if it has ended, its runners may live, so the caller still watches the holder.
+    """
+    claimed = status.lease.dag_run
+    if claimed is None:
+        return HolderStatus(has_ended=False)
+    try:
+        found = _fetch(claimed.dag_id, claimed.run_id)
+    except AirflowRuntimeError as error:
+        return HolderStatus(has_ended=False, found=_why_unknown(error))
+    if found.start_date is None or found.start_date.isoformat() != claimed.started_at:
+        return HolderStatus(
+            has_ended=False,
+            found="This Airflow has a DAG run of that name that started at another time",
+        )
+    url = conf.get("api", "base_url", fallback="http://localhost:8080/").rstrip("/")
+    where = f"{url}/dags/{claimed.dag_id}/runs/{quote(claimed.run_id)}"
+    state = found.state.value
+    return HolderStatus(has_ended=state in ENDED, found=f"Its DAG run is {state}: {where}")
+
+
+def log_waits(log: "Logger") -> OnWait:
+    """Return a function that logs that a silent holder is watched, once per wait."""
+
+    def log_begin(watch: Watch) -> Callable[[float], None]:
+        log.warning("%s", watch.describe())
+        return lambda _left: None
+
+    return log_begin
+
+
+def _fetch(dag_id: str, run_id: str) -> "DagRunResult":
+    """Read a DAG run (AirflowRuntimeError if it does not exist, or the API server does not answer).
+
+    `RuntimeTaskInstance.get_dagrun_state` returns no more than the state (Airflow 3.3).
+    """
+    from airflow.sdk.execution_time.comms import GetDagRun
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    with _one_at_a_time:  # experiments are prepared in threads, and `dag.test()` takes one request
+        found = SUPERVISOR_COMMS.send(GetDagRun(dag_id=dag_id, run_id=run_id))
+    if TYPE_CHECKING:
+        assert isinstance(found, DagRunResult)
+    return found
+
+
+def _why_unknown(error: AirflowRuntimeError) -> str:
+    detail = error.error.detail or {}
+    if detail.get("status_code") == _NOT_FOUND:
+        return "This Airflow has no such DAG run"
+    return f"Airflow could not be asked about its DAG run: {printable(str(error), 200)}"

@@ -1,0 +1,102 @@
+"""Lists the trials in quarantine below a prefix."""
+
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+
+from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.operators.operation import describe_release
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.restore.ledger import History
+from airflow_tune_restore.restore.quarantine import read_quarantines
+from airflow_tune_restore.restore.summary import TABLE_WIDTH, render
+
+
+class ListQuarantineOperator(BaseOperator):
+    """Lists the trials in quarantine of all experiments at or below a prefix. It changes nothing.
+
+    The log has a table: since when, the cause with file and line, and how many failed attempts count;
+    then how to release them. Returns one mapping per trial: `experiment` (address), `trial_id`, `since`
+    (ISO 8601, UTC; "" if unknown), `reason`, `cause`, `place` (file and line), `message` and `failures`.
+
+    Args:
+        prefix: Address of an experiment, or of a prefix with experiments, as
+            `s3://conn_id@bucket/path` or a local path. (templated)
+        storage_conn_id: Airflow connection for the prefix; by default the one in the address. (templated)
+    """
+
+    template_fields = ("prefix", "storage_conn_id")
+    ui_color = "#fbe7d9"
+
+    def __init__(self, *, prefix: str, storage_conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.prefix = prefix
+        self.storage_conn_id = storage_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Scan the prefix, and read the ledgers of its experiments."""
+        del context
+        with as_airflow_errors():
+            hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+            place = hook.address(self.prefix)
+            reports = hook.scan(place, stale_after=DEFAULT_STALE_AFTER)
+            quarantines = read_quarantines(hook.open(place, in_bulk=True), reports)
+        items: list[dict[str, Any]] = []
+        for report, trials in quarantines:
+            if trials is None:
+                self.log.warning("%s: %s", report.experiment, report.reason)
+            items += [
+                _item(place.at(report.experiment), *trial) for trial in (trials or {}).items()
+            ]
+        self._log(place, len(reports), items)
+        return items
+
+    def _log(self, place: Address, experiments: int, items: list[dict[str, Any]]) -> None:
+        if not experiments:
+            self.log.warning("There is no Tune experiment at or below %s.", place)
+            return
+        self.log.info(
+            "%s in quarantine in %s at or below %s.",
+            *(counted(len(items), "trial"), counted(experiments, "experiment"), place),
+        )
+        if not items:
+            return
+        for line in _table(items).splitlines():
+            self.log.info("%s", line)
+        by_experiment: dict[str, list[str]] = {}
+        for item in items:
+            by_experiment.setdefault(item["experiment"], []).append(item["trial_id"])
+        for address, trial_ids in by_experiment.items():
+            how = printable(describe_release(address, trial_ids), NOTE_LENGTH)
+            self.log.info("To release, fix the cause first: %s", how)
+
+
+def _item(address: Address, trial_id: str, history: History) -> dict[str, Any]:
+    last = history.failures[-1] if history.failures else None
+    return {
+        "experiment": str(address),
+        "trial_id": trial_id,
+        "since": last.ended_at if last else "",
+        "reason": history.quarantined,
+        "cause": last.cause if last else "",
+        "place": last.place if last else "",
+        "message": last.message if last else "",
+        "failures": len(history.failures),
+    }
+
+
+def _table(items: list[dict[str, Any]]) -> str:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("experiment", "trial", "since (UTC)", "cause", "failed attempts"):
+        table.add_column(heading, overflow="fold")
+    for item in items:
+        cause = item["reason"] + (f": {item['message']}" if item["message"] else "")
+        cells = (item["experiment"], item["trial_id"], item["since"][:19] or "-", cause)
+        table.add_row(*map(printable, cells), str(item["failures"]))
+    return render(table, TABLE_WIDTH)

@@ -1,0 +1,67 @@
+"""Releases trials from quarantine."""
+
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+
+from airflow_tune_restore.arguments import parse_ids, parse_text
+from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.operators.operation import name_holder
+from airflow_tune_restore.protocol.printable import counted
+from airflow_tune_restore.restore.release import release_trials
+
+
+class ReleaseTrialOperator(BaseOperator):
+    """Lets quarantined trials of one experiment run again: their failures so far no longer count.
+
+    All of them are released, or none: if one does not exist or is not in quarantine, the task fails and
+    changes nothing. While a restore holds the lease of the experiment, the task fails, and a retry may
+    succeed. Returns one mapping per trial: `experiment`, `trial_id`, `released_at` (ISO 8601, UTC) and
+    `failures` (how many failed attempts no longer count).
+
+    Args:
+        experiment: Address of the experiment, as `s3://conn_id@bucket/path` or a local path. (templated)
+        trials: Ids of the trials: a list, or text with commas. (templated)
+        storage_conn_id: Airflow connection for the experiment; by default the one in the address.
+            (templated)
+    """
+
+    template_fields = ("experiment", "trials", "storage_conn_id")
+    ui_color = "#fbe7d9"
+
+    def __init__(
+        self, *, experiment: str, trials: Any, storage_conn_id: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.experiment = experiment
+        self.trials = trials
+        self.storage_conn_id = storage_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Release the trials."""
+        with as_airflow_errors():
+            hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
+            place = hook.address(self.experiment)
+            trial_ids = parse_ids("trials", self.trials)
+            if not trial_ids:
+                raise InvalidInputError(
+                    f"trials={self.trials!r} names no trial of {place}. Nothing was released."
+                )
+            released = release_trials(hook.open(place), trial_ids, holder=name_holder(context))
+        for trial_id, history in released.items():
+            self.log.info(
+                "Trial %s of %s is released: it runs again with the next restore, and its %s no longer "
+                "count.",
+                *(trial_id, place, counted(len(history.released), "failed attempt")),
+            )
+        return [
+            {
+                "experiment": str(place),
+                "trial_id": trial_id,
+                "released_at": history.released_at,
+                "failures": len(history.released),
+            }
+            for trial_id, history in released.items()
+        ]

@@ -1,0 +1,19 @@
+"""The command line as a user meets it."""
+
+import pytest
+
+from airflow_tune_restore.cli import app as cli
+
+
+@pytest.fixture
+def tune_restore(monkeypatch, capsys):
+    """Run the command as `main` does; return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["tune-restore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run

@@ -1,0 +1,114 @@
+"""The check of a plan task: which processes check which experiments, and what their answers are."""
+
+from contextlib import contextmanager
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    RunnerError,
+    TrainableMisfitError,
+)
+from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.operators.trainable_check import TrainableCheck
+from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
+from airflow_tune_restore.restore.claim import RunnerSettings
+
+FITS = CheckAnswer(experiment="", matched_by=MatchedBy.MODULE)
+MISFIT = CheckAnswer(experiment="", problem=Problem.MISFIT, message="It is another one.")
+DOUBTED = CheckAnswer(experiment="", message="It may be another one.")
+
+
+class Hook:
+    """Has credentials for every connection except `broken`."""
+
+    @contextmanager
+    def runner_env(self, place):
+        if place.conn_id == "broken":
+            raise InvalidInputError("Connection 'broken' is of type 'http'.")
+        yield {"KEY": str(place.conn_id)}
+
+
+def restore(name, *, has_work=True, is_started=False):
+    base = SimpleNamespace(name="state")
+    plan = SimpleNamespace(
+        experiment=f"s3://b/{name}",
+        trainable_name="train",
+        base=base,
+        ignore_tuner=False,
+        has_work=has_work,
+    )
+    experiment = SimpleNamespace(searcher_lost="")
+    return SimpleNamespace(plan=plan, experiment=experiment, is_started=is_started)
+
+
+@pytest.fixture
+def check(launcher):
+    """Checks experiments that are given with their connections."""
+
+    def run(connections, **prepared):
+        places = {name: Address(f"s3://b/{name}", conn) for name, conn in connections.items()}
+        trainable_check = TrainableCheck(
+            hook=Hook(),
+            launcher="local",
+            python=None,
+            runner_user=None,
+            env={},
+            settings=RunnerSettings(trainable="m:train"),
+            timeout=timedelta(seconds=1),
+        )
+        return trainable_check.run(places, {name: restore(name) for name in places} | prepared)
+
+    return run
+
+
+def asked(launcher):
+    return [[one.experiment for one in request.experiments] for request in launcher.checked]
+
+
+def test_one_process_checks_all_experiments_with_the_same_credentials(check, launcher):
+    checked = check({"a": "one", "b": None, "c": "one", "d": None})
+    assert asked(launcher) == [["s3://b/a", "s3://b/c"], ["s3://b/b", "s3://b/d"]]
+    assert launcher.arguments["env"] == {"KEY": "None"}
+    assert checked.errors == {}
+
+
+def test_what_is_started_or_runs_nothing_is_not_checked(check, launcher):
+    check(
+        {"a": None, "b": None, "c": None},
+        b=restore("b", is_started=True),
+        c=restore("c", has_work=False),
+    )
+    assert asked(launcher) == [["s3://b/a"]]
+    check({"a": None}, a=restore("a", has_work=False))
+    assert len(launcher.checked) == 1
+
+
+def test_each_experiment_has_its_own_answer(check, launcher):
+    answers = [FITS, MISFIT, DOUBTED]
+    launcher.check = lambda _request, _timeout: answers
+    checked = check({"a": None, "b": None, "c": None})
+    assert {name: (type(e), str(e)) for name, e in checked.errors.items()} == {
+        "b": (TrainableMisfitError, "It is another one.")
+    }
+    assert checked.by_module == {"a"}
+    assert checked.warnings == {"c": "It may be another one."}
+
+
+def test_a_connection_that_cannot_be_used_costs_its_experiments(check, launcher):
+    checked = check({"a": "broken", "b": None})
+    assert list(checked.errors) == ["a"]
+    assert asked(launcher) == [["s3://b/b"]]
+
+
+def test_a_trainable_that_cannot_be_used_at_all_is_raised(check, launcher):
+    launcher.refusal = InvalidInputError("m:train is a int.")
+    with pytest.raises(InvalidInputError, match="is a int"):
+        check({"a": None})
+
+
+def test_a_check_that_is_not_made_is_an_error_of_each_experiment(check, launcher):
+    launcher.refusal = RunnerError("stopped after 1 s")
+    assert set(check({"a": None, "b": None}).errors.values()) == {launcher.refusal}
