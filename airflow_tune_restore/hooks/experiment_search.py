@@ -194,14 +194,12 @@ def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
 
 
 def _describe_empty(search: Search) -> str:
-    """Return what to check if no scan could find anything: at a prefix of sweeps, finished ones are there."""
+    """Return what to check if nothing was found: below a prefix of sweeps there are finished ones."""
     location = Location.parse(search.place.uri)
     is_missing = location.scheme in LOCAL_SCHEMES and not at_home(location.place).exists()
-    found = (
-        "this directory does not exist here"
-        if is_missing
-        else "no Tune experiment is there, not even a finished one"
-    )
+    found = "no Tune experiment is there, not even a finished one"
+    if is_missing:
+        found = "this directory does not exist here"
     selection = search.selection
     checks = ["the spelling of the prefix"]
     if location.scheme not in LOCAL_SCHEMES:
