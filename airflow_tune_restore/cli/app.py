@@ -24,6 +24,7 @@ from airflow_tune_restore.cli.options import (
     PlanOptions,
     RunOptions,
     ScanOptions,
+    flag_of,
     with_options,
 )
 from airflow_tune_restore.cli.places import (
@@ -146,6 +147,7 @@ def restore(
             stale_after=plan.stale_after,
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
+            name_option=flag_of,
         ),
         settings=RunnerSettings(
             trainable=run.trainable,
@@ -212,9 +214,9 @@ def undo(
 
     store = open_experiment(experiment)
     foreseen = foresee_undo(store)
-    if not yes and not output.confirm_undo(foreseen):
-        raise typer.Exit(EXIT_FAILED)
     with Progress(quiet=as_json) as progress:
+        if not yes and not output.confirm_undo(foreseen, progress):
+            raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
             store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
         )

@@ -62,7 +62,7 @@ class CheckOutput:
         missing = [experiment for experiment in asked if experiment not in self.answers]
         if not missing and exit_code == 0:
             return [self.answers[experiment] for experiment in asked]
-        stage = f", while it was {self.stage}" if self.stage else ""
+        stage = f", while it was {self.stage or f'starting {python}'}"
         if exit_code is None:
             limit = timeout.total_seconds()
             why = (

@@ -27,10 +27,11 @@ from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import printable, share
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
 from airflow_tune_restore.restore.start import start_restore
@@ -359,12 +360,14 @@ class BuildRestorePlanOperator(BaseOperator):
 
     def _log_plan(self, address: Address, plan: RestorePlan) -> None:
         self.log.info(
-            "%s: restore %s, %d of %d trials to run, from %s",
-            *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
+            "%s: restore %s, %s to run, from %s",
+            *(address, plan.restore_id, share(len(plan.to_run), len(plan.trials), "trial")),
+            plan.base.name,
         )
         self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
         to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
         _log_lines(self.log.info, to_run)
+        _log_lines(self.log.info, describe_kept(plan, in_dag))
         _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
         _log_lines(self.log.warning, plan.warnings)
 

@@ -12,6 +12,8 @@ from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     KeyNotFoundError,
     LeaseHeldError,
+    RunnerError,
+    RunnerRefusedError,
     TuneRestoreError,
 )
 from airflow_tune_restore.hooks.dag_runs import (
@@ -143,18 +145,21 @@ def commit_after_last_try(
 
 
 def raise_unless_ended(plan: RestorePlan, outcome: RunnerOutcome) -> None:
-    """Fail the task if the run broke off; failed trials do not fail it."""
+    """Raise if the run broke off; failed trials do not fail the task.
+
+    Raises:
+        RunnerError: If it was stopped; a retry continues from its snapshot.
+        RunnerRefusedError: If it was refused or fenced.
+    """
     cause = outcome.describe_error()
     match Result(outcome.result):
         case Result.INTERRUPTED:
-            raise AirflowException(
-                f"The search of {plan.experiment} was stopped ({cause}). A retry continues from the "
-                "snapshot."
+            raise RunnerError(
+                f"The search of {plan.experiment} was stopped in attempt {outcome.attempt}, with its "
+                f"snapshot saved: {cause}"
             )
         case Result.REFUSED | Result.FENCED:
-            raise AirflowFailException(
-                f"The search of {plan.experiment} was not continued: {cause}"
-            )
+            raise RunnerRefusedError(f"The search of {plan.experiment} was not continued: {cause}")
 
 
 def report_commit(

@@ -45,7 +45,7 @@ class UndoneCommit:
     experiment: str
     restore_id: str
     state_file: str
-    deleted: tuple[str, ...]
+    deleted: list[str]
     newest: str
 
     def describe(self, experiment: str) -> str:
@@ -122,7 +122,7 @@ def _undone(
         experiment=store.uri,
         restore_id=restore_id,
         state_file=record.state_file,
-        deleted=tuple(deleted),
+        deleted=deleted,
         newest=read_base_file(store, kept).name,
     )
 
