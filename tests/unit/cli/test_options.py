@@ -15,6 +15,7 @@ from airflow_tune_restore.restore.flags import ResumeType
 
 COMMANDS = typer.main.get_command(app).commands
 RESTORE_ONLY = {"trainable", "param_space", "search_alg", "imports", "check_timeout", "parallel"}
+LEASE = {"break_lease", "yes"}
 WHERE = {"on", "address", "runtime_env_json", "working_dir", "image", "namespace", "pod_template"}
 
 
@@ -60,7 +61,7 @@ def test_plan_and_restore_have_the_same_choices():
         {option.name for option in COMMANDS[name].params} for name in ("plan", "restore")
     )
     assert plan >= {field.name for field in fields(PlanOptions)}
-    assert restore - plan == RESTORE_ONLY | WHERE | {"python"}
+    assert restore - plan == RESTORE_ONLY | LEASE | WHERE | {"python"}
     assert plan <= restore
 
 
