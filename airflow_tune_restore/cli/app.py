@@ -24,6 +24,7 @@ from airflow_tune_restore.cli.options import (
     PlanOptions,
     RunOptions,
     ScanOptions,
+    flag_of,
     with_options,
 )
 from airflow_tune_restore.cli.places import (
@@ -146,6 +147,7 @@ def restore(
             stale_after=plan.stale_after,
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
+            name_option=flag_of,
         ),
         settings=RunnerSettings(
             trainable=run.trainable,
@@ -184,12 +186,12 @@ def release(
     from airflow_tune_restore.cli.lease import show_waits
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
-    from airflow_tune_restore.restore.release import release_trial
+    from airflow_tune_restore.restore.release import release_trials
 
     store = open_experiment(experiment)
     with Progress(quiet=as_json) as progress:
-        history = release_trial(store, trial, holder=holder(), on_wait=show_waits(progress))
-    output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
+        released = release_trials(store, [trial], holder=holder(), on_wait=show_waits(progress))
+    output.print_released(released[trial], experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
 @app.command(short_help="Undo the last commit.")
@@ -212,9 +214,9 @@ def undo(
 
     store = open_experiment(experiment)
     foreseen = foresee_undo(store)
-    if not yes and not output.confirm_undo(foreseen):
-        raise typer.Exit(EXIT_FAILED)
     with Progress(quiet=as_json) as progress:
+        if not yes and not output.confirm_undo(foreseen, progress):
+            raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
             store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
         )

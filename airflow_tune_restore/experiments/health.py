@@ -19,7 +19,7 @@ from airflow_tune_restore.experiments.evidence import (
     span_of,
 )
 from airflow_tune_restore.experiments.state_summary import StateSummary
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
 from airflow_tune_restore.storage.location import Location
 
 DEFAULT_STALE_AFTER = timedelta(minutes=30)
@@ -196,6 +196,6 @@ def _ended(
     if summary.samples_left is None or evidence.is_restarting:
         signs |= written  # only silence shows that nothing continues
     if summary.errored:
-        reason = f"{summary.errored} of {summary.total} trials ended with ERROR"
+        reason = f"{share(summary.errored, summary.total, 'trial')} ended with ERROR"
         return Verdict(Health.ERRORED, reason, signs)
     return Verdict(Health.FINISHED, describe_ends(summary.total, summary.ended_by), signs)

@@ -88,10 +88,8 @@ def test_undo_and_release_name_the_holder(tune_restore, tmp_path, command):
     night(store, "r1", result="failed")
     lease.acquire(store, restore_id="r0", holder="tune-restore of bob, pid 7", ttl_seconds=0.5)
     os.utime(experiment / layout.lease_claim_key(2), (time.time() - 9999,) * 2)  # noqa: TID251
-    arguments = {"undo": ("undo", experiment, "--yes"), "release": ("release", experiment, "bad")}[
-        command
-    ]
-    code, _, err = tune_restore(*arguments)
+    more = {"undo": "--yes", "release": "bad"}[command]
+    code, _, err = tune_restore(command, experiment, more)
     assert code == 0
     assert "Restore r0 of tune-restore of bob, pid 7 did not release the lease of " in err
 
