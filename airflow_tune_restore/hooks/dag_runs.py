@@ -60,16 +60,21 @@ class Holder(TypedDict):
 
 def hold_as_dag_run(context: Context, log: "Logger") -> Holder:
     """Return how the DAG run of a task holds a lease, and logs that it waits for one."""
-
-    def log_wait(watch: Watch) -> Callable[[float], None]:
-        log.warning("%s", watch.describe())
-        return lambda _left: None
-
     return {
         "holder": name_dag_run(context),
         "dag_run": identify_dag_run(context),
-        "on_wait": log_wait,
+        "on_wait": log_waits(log),
     }
+
+
+def log_waits(log: "Logger") -> OnWait:
+    """Return a function that logs that a silent holder is watched, once per wait."""
+
+    def log_begin(watch: Watch) -> Callable[[float], None]:
+        log.warning("%s", watch.describe())
+        return lambda _left: None
+
+    return log_begin
 
 
 def ask_dag_run(status: LeaseStatus) -> HolderStatus:
