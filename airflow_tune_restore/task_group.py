@@ -229,7 +229,7 @@ def _pod_operators() -> tuple[Any, Any]:
         if not (error.name or "").startswith(("airflow.providers.cncf", "kubernetes")):
             raise
         raise InvalidInputError(
-            f'launcher="{KUBERNETES}" needs the Kubernetes provider: '
+            f'launcher="{KUBERNETES}" needs the package apache-airflow-providers-cncf-kubernetes: '
             "pip install 'airflow-tune-restore[kubernetes]'."
         ) from error
     return (

@@ -6,7 +6,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import check_literals, parse_limit
-from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continue_search_steps import (
@@ -18,6 +17,7 @@ from airflow_tune_restore.operators.continue_search_steps import (
     start_continued_search,
 )
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
+from airflow_tune_restore.operators.next_step import COMMITTED_NOW
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.request import RunnerOutcome
@@ -56,6 +56,7 @@ class ContinueSearchOperator(AttemptOperator):
     """
 
     map_index_label = EXPERIMENT_LABEL
+    kept_words = COMMITTED_NOW
     template_fields = (
         "experiment",
         "ignore_tuner",
@@ -87,7 +88,7 @@ class ContinueSearchOperator(AttemptOperator):
         """Plan, run and commit the continued search."""
         with (
             commit_after_last_try(context, lambda: self._open().store, self.log),
-            as_airflow_errors(),
+            self.errors_of(context),
         ):
             self.parse_runner_user()  # refused before anything is leased
             experiment = self._open()

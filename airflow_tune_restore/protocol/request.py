@@ -190,7 +190,8 @@ class RunnerOutcome(Record):
 
     def describe_error(self) -> str:
         """Return the type and message of the error as one printable line; "" without an error."""
-        return printable(f"{self.error_type}: {self.error}".removeprefix(": "))
+        most = kinds.LINE_LENGTH + kinds.ERROR_LENGTH
+        return printable(f"{self.error_type}: {self.error}".removeprefix(": "), most)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from airflow_tune_restore.operators import continue_search_steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
+from airflow_tune_restore.operators.next_step import COMMITTED_NOW
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.commit import commit_restore
 
@@ -42,6 +43,8 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         **RunnerPodOperator.template_fields_renderers,
         "experiment": "json",
     }
+
+    kept_words = COMMITTED_NOW
 
     def __init__(
         self,

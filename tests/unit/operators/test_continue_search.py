@@ -186,7 +186,7 @@ def test_the_exit_of_a_dead_run_is_recorded_with_its_cause(left, launcher):
     launcher.said = ("a line", "Killed")
     launcher.on_start = drawing(store, 1, None)
     with pytest.raises(
-        AirflowException, match=r"all trials .*Its last lines: a line \| Killed"
+        AirflowException, match=r"all trials .*its last lines: a line \| Killed"
     ) as error:
         samples(str(left), make_context(try_number=1))
     assert package_error_behind(error.value).cause == "killed"
