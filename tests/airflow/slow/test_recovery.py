@@ -144,7 +144,10 @@ def test_a_run_that_timed_out_does_not_keep_the_next_one_waiting_for_its_lease(
             "only_failed": False,
         },
     )
-    assert running.finish("times_out", run_id) == "failed"
+    running.finish("times_out", run_id)
+    place = (TRIAL, victim["map_index"])
+    tasks = {(t["task_id"], t["map_index"]): t for t in running.tasks("times_out", run_id)}
+    assert tasks[place]["state"] == "failed"
     log = running.task_log("times_out", run_id, TRIAL, victim["map_index"])
     assert "has ended: restore airflow-" in log
     assert f"of DAG nightly_recovery, run {next_id}" in log
