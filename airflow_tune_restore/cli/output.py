@@ -20,11 +20,12 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.release import describe_released
 from airflow_tune_restore.restore.summary import CommitSummary, render
 from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
 from airflow_tune_restore.restore.undo import UndoneCommit
@@ -192,11 +193,7 @@ def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(undone))
         return
-    _print(
-        f"The commit of restore {undone.restore_id} is undone: {undone.state_file} is deleted, "
-        f"{undone.newest} is the newest state of {undone.experiment} again. Files that its trials wrote "
-        "into their own directories stay."
-    )
+    _print(undone.describe(undone.experiment))
 
 
 def print_released(history: History, *, experiment: str, trial_id: str, as_json: bool) -> None:
@@ -205,10 +202,7 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
         released = {"experiment": experiment, "trial_id": trial_id}
         _print_json(released | msgspec.structs.asdict(history))
         return
-    _print(
-        f"Trial {trial_id} runs again with the next restore of {experiment}; its "
-        f"{counted(len(history.released), 'failed attempt')} no longer count."
-    )
+    _print(describe_released(trial_id, experiment, history))
 
 
 def print_versions() -> None:

@@ -38,3 +38,8 @@ def _describe(option: RunOption, count: int, name_option: NameOption) -> str:
         case RunOption.ALLOW_SCRATCH:
             over = f"{name_option(option)} would start {them} over"
             return f"{counted(count, 'trial')} whose checkpoints are gone {stay}: {over}"
+        case RunOption.FINISHED:  # not a switch
+            again = (
+                f"--finished resume (resume_config={{'finished': 'resume'}}) would run {them} again"
+            )
+            return f"{counted(count, 'finished trial')} {stay}: {again}"

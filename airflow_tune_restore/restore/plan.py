@@ -30,6 +30,7 @@ class RunOption(StrEnum):
     RESUME_UNFINISHED = "resume_unfinished"
     RESUME_CUT_SHORT = "resume_cut_short"
     ALLOW_SCRATCH = "allow_scratch"
+    FINISHED = "finished"
 
 
 class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):

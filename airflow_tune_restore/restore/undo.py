@@ -48,6 +48,15 @@ class UndoneCommit:
     deleted: list[str]
     newest: str
 
+    def describe(self, experiment: str) -> str:
+        """Return what was undone, in one sentence; `experiment` is its address for the reader."""
+        newest = f"{self.newest} is the newest state of {experiment} again"
+        return (
+            f"The commit of restore {self.restore_id} is undone: {self.state_file} is deleted, "
+            f"{newest if self.newest else f'{experiment} has no state'}. Files that its trials wrote "
+            "into their own directories stay."
+        )
+
 
 def foresee_undo(store: ObjectStore) -> UndoneCommit:
     """Return what `undo_commit` would do now. Writes nothing.

@@ -573,7 +573,7 @@ def test_of_the_chosen_trials_alone_the_exit_code_depends(tune_restore, samples)
     assert "2 trials not chosen, left as recorded; 3 samples were never drawn" in out
     code, out, err = tune_restore(*command, "--trial", "bad")
     assert (code, "Nothing to restore" in out) == (0, True)
-    assert "--resume-errored (resume_errored=True) resumes it" in err
+    assert "1 ERROR trial stays as it is: --resume-errored or --restart-errored would run it" in err
     assert tune_restore(*command, "--trial", "bad", "--resume-errored")[0] == 1
     code, _, err = tune_restore(*command, "--trial", "hun")
     assert (code, "has no trial 'hun'. Ids like it: hung." in err) == (2, True)
