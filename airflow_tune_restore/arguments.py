@@ -264,8 +264,8 @@ _PARSERS: dict[str, _Parser] = {
     "max_depth": parse_depth,
     "max_memory": parse_bytes,
     "resume_config": _parse_resume_config,
+    "trials": parse_ids,
     "strategy": lambda _, value: PlanChoices(strategy=value),
     "trainable": _parse_trainable,
-    "trials": parse_ids,
 }
 """How a literal is checked, by the name that the argument has in all operators."""

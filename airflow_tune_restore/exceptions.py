@@ -242,8 +242,9 @@ class CommitUndoneError(TuneRestoreError):
 class TrialFailedError(TuneRestoreError):
     """A resumed trial failed again. Its progress is kept and will be committed.
 
-    `cause` is one of `failures.Cause`. `final` is the reason why a retry would fail in the same way; ""
-    if a retry may succeed.
+    `reason` is what it raised, where, and after which iteration. `cause` is one of `failures.Cause`.
+    `final` is the reason why a retry would fail in the same way; "" if a retry may succeed. `kept` is
+    what the commit does if it is not retried.
     """
 
     experiment: str
@@ -251,13 +252,30 @@ class TrialFailedError(TuneRestoreError):
     reason: str
     cause: str = "unknown"
     final: str = ""
+    kept: str = ""
+    attempt: int = 1
 
     def __str__(self) -> str:
         cause = f" ({self.cause})" if self.cause != "unknown" else ""
-        final = f" {self.final.rstrip('.')}." if self.final else ""
         return (
-            f"Trial {self.trial_id} of {self.experiment} failed again{cause}: {self.reason.rstrip('.')}."
-            f"{final} Its progress is kept and will be committed."
+            f"Trial {self.trial_id} of {self.experiment} failed again{cause}: {self.reason.rstrip('.')}, "
+            f"in attempt {self.attempt}."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class TrialStoppedError(TuneRestoreError):
+    """A trial was stopped before its end, or its runner broke off. Its snapshot is saved."""
+
+    experiment: str
+    trial_id: str
+    reason: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return (
+            f"Trial {self.trial_id} of {self.experiment} {self.reason.rstrip('.')}, in attempt "
+            f"{self.attempt}; its snapshot is saved."
         )
 
 
@@ -281,11 +299,12 @@ class RunnerDiedError(RunnerError):
     trial_id: str
     reason: str
     cause: str
+    attempt: int = 1
 
     def __str__(self) -> str:
         return (
             f"The runner of {name_trial(self.trial_id)} of {self.experiment} exited without recording "
-            f"an outcome ({self.cause}). A retry resumes from its newest snapshot. {self.reason}"
+            f"an outcome ({self.cause}), in attempt {self.attempt}: {self.reason.rstrip('.')}."
         )
 
 
@@ -295,8 +314,8 @@ class PodLostError(RunnerDiedError):
     def __str__(self) -> str:
         what = name_trial(self.trial_id)
         return (
-            f"The pod of {what} of {self.experiment} was lost ({self.cause}): {self.reason.rstrip('.')}. "
-            "A retry resumes from its newest snapshot."
+            f"The pod of {what} of {self.experiment} was lost ({self.cause}), in attempt "
+            f"{self.attempt}: {self.reason.rstrip('.')}."
         )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import logging
+import os
 import signal
 import sys
 import time
@@ -253,17 +254,21 @@ def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Itera
     """Let SIGTERM do what Ctrl-C does, until the block ends. A signal is not counted twice.
 
     Raises:
-        typer.Exit: If the block does not catch it, with the exit code of the signal.
+        typer.Exit: If the block does not catch it, with the exit code of the signal. While the process
+            ends, another signal ends it at once: an exception would be a traceback.
     """
-    stop, last = _Stop(), -_SAME_STOP_SECONDS
+    stop, last, is_ending = _Stop(), -_SAME_STOP_SECONDS, False
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal last
         now = monotonic()
-        if now - last >= _SAME_STOP_SECONDS:
-            last = now
-            stop.signal = stop.signal or number
-            raise KeyboardInterrupt
+        if now - last < _SAME_STOP_SECONDS:
+            return
+        last = now
+        if is_ending:
+            os._exit(EXIT_SIGNAL + number)
+        stop.signal = stop.signal or number
+        raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
@@ -272,6 +277,8 @@ def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Itera
     try:
         yield stop
     except KeyboardInterrupt:
+        is_ending = True
+        before.clear()  # the process keeps these handlers
         raise typer.Exit(EXIT_SIGNAL + (stop.signal or signal.SIGINT)) from None
     finally:
         for number, handler in before.items():

@@ -1,6 +1,6 @@
 """Turns errors of this package into Airflow's: permanent ones fail at once; tracebacks stay short."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -17,7 +17,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
     UncommittableError,
 )
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 
 PERMANENT = (
     CommitUndoneError,  # a user undid it on purpose
@@ -34,14 +34,21 @@ PERMANENT = (
 
 
 @contextmanager
-def as_airflow_errors() -> Iterator[None]:
-    """Raise permanent errors as `AirflowFailException`, the package's others as `AirflowException`."""
+def as_airflow_errors(
+    describe_next: Callable[[TuneRestoreError], str] | None = None,
+) -> Iterator[None]:
+    """Raise permanent errors as `AirflowFailException`, the package's others as `AirflowException`.
+
+    The message is the last line of a task's log. With `describe_next`, it ends in what happens next.
+    """
     try:
         yield
-    except PERMANENT as error:
-        raise AirflowFailException(printable(str(error), 4000)) from None
     except TuneRestoreError as error:
-        raise AirflowException(printable(str(error), 4000)) from None
+        text = str(error)
+        if describe_next is not None:
+            text = f"{text.rstrip('. ')}; {describe_next(error).rstrip('. ')}."
+        kind = AirflowFailException if isinstance(error, PERMANENT) else AirflowException
+        raise kind(printable(text, NOTE_LENGTH)) from None
 
 
 def package_error_behind(error: BaseException) -> BaseException:
@@ -49,5 +56,7 @@ def package_error_behind(error: BaseException) -> BaseException:
 
     `raise … from None` hides the context in logs, but Python keeps it.
     """
+    if isinstance(error, TuneRestoreError):
+        return error
     behind = error.__context__
     return behind if isinstance(behind, TuneRestoreError) else error

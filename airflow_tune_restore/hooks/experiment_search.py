@@ -15,7 +15,7 @@ from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentSto
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.storage.location import Location, explain_percent
+from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location, at_home, explain_percent
 
 LEFT_ALONE_KEY = "left_alone"
 """XCom key of the sensor: experiments below the prefix that it did not return, and why."""
@@ -95,12 +95,15 @@ def build_search(
 
 
 def survey(
-    search: Search, log: logging.Logger, ask_holder: AskHolder | None = None
+    search: Search,
+    log: logging.Logger,
+    ask_holder: AskHolder | None = None,
+    warns_if_empty: bool = True,  # noqa: FBT001, FBT002  a thread passes it by position
 ) -> list[ExperimentReport]:
     """Scan the prefix once, and log how many experiments of each health there are.
 
     `ask_holder` returns whether a restore that looks alive is known to have ended. The triggerer cannot
-    ask (None).
+    ask (None). With `warns_if_empty`, a prefix without any experiment is a warning.
     """
     reports = ExperimentStorageHook().scan(
         search.place,
@@ -110,7 +113,10 @@ def survey(
         ask_driver=driver_jobs(search.ray_conn_id),
         ask_holder=ask_holder,
     )
-    _log_counts(search.place, reports, log)
+    if reports or not warns_if_empty:
+        _log_counts(search.place, reports, log)
+    else:
+        log.warning("%s", _describe_empty(search))
     return reports
 
 
@@ -185,6 +191,28 @@ def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
     named = [item["experiment"] for item in items[:_SHOWN]]
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     log.info("Found: %s%s", ", ".join(named), more)
+
+
+def _describe_empty(search: Search) -> str:
+    """Return what to check if nothing was found: below a prefix of sweeps there are finished ones."""
+    location = Location.parse(search.place.uri)
+    is_missing = location.scheme in LOCAL_SCHEMES and not at_home(location.place).exists()
+    found = "no Tune experiment is there, not even a finished one"
+    if is_missing:
+        found = "this directory does not exist here"
+    selection = search.selection
+    checks = ["the spelling of the prefix"]
+    if location.scheme not in LOCAL_SCHEMES:
+        who = f"connection {search.place.conn_id!r}" if search.place.conn_id else "the environment"
+        checks.append(f"whether the credentials of {who} may list it")
+    elif is_missing:
+        checks.append("whether this worker or triggerer has that disk")
+    checks.append(f"max_depth ({counted(selection.max_depth, 'level')} below the prefix)")
+    if selection.include or selection.exclude:
+        checks.append("include and exclude")
+    text = ", ".join(checks[:-1]) + f" and {checks[-1]}"
+    hint = explain_percent(search.place.uri)
+    return f"{search.place}: {found}{hint}. Check {text}."
 
 
 def _log_counts(place: Address, reports: list[ExperimentReport], log: logging.Logger) -> None:

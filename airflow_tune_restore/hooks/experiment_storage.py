@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
@@ -15,6 +16,21 @@ from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.hooks.runner_environment import location_environment, runner_environment
 from airflow_tune_restore.storage.fs import open_store, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
+
+_PROVIDERS = {
+    "s3": "amazon", "s3a": "amazon",
+    "gs": "google", "gcs": "google",
+    "abfs": "microsoft-azure", "abfss": "microsoft-azure", "az": "microsoft-azure",
+}  # fmt: skip
+"""The Airflow provider that opens a scheme with a connection."""
+
+_INSTALL = {
+    "amazon": "'airflow-tune-restore[amazon]'",
+    "google": "'airflow-tune-restore[gcs]' apache-airflow-providers-google",
+    "microsoft-azure": "'airflow-tune-restore[azure]' apache-airflow-providers-microsoft-azure",
+}
+"""What to give `pip install` for it. Only `amazon` is an extra: the other two bring a hundred packages,
+and hold back the versions of others."""
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -186,12 +202,25 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
     try:
         return get_fs(scheme, place.conn_id)
     except (ImportError, ValueError) as error:
+        provider = _PROVIDERS.get(scheme)
+        why = f"{str(error).rstrip('.')}. Is the Airflow provider for it installed?"
+        if provider is not None and not _is_installed(provider):
+            why = (
+                f"the package apache-airflow-providers-{provider} is not installed where this runs. "
+                f"Install it on every part of Airflow: pip install {_INSTALL[provider]}."
+            )
         raise InvalidInputError(
-            f"Connection {place.conn_id!r} cannot open {scheme}://: {str(error).rstrip('.')}. "
-            "Is the Airflow provider for it installed?"
+            f"Connection {place.conn_id!r} cannot open {scheme}://: {why}"
         ) from error
     except Exception as error:  # every provider has exceptions of its own
         raise StorageError(
             f"Connection {place.conn_id!r} cannot be used for {scheme}://: "
             f"{type(error).__name__}."  # its text may hold parts of the connection
         ) from error
+
+
+def _is_installed(provider: str) -> bool:
+    try:
+        return find_spec(f"airflow.providers.{provider.replace('-', '.')}") is not None
+    except ModuleNotFoundError:  # airflow.providers.microsoft
+        return False

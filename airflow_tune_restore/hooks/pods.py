@@ -31,6 +31,9 @@ from airflow_tune_restore.launch.kubernetes.container_log import whole_log
 from airflow_tune_restore.launch.kubernetes.named_pods import NamedPods, read_pod
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodExit
 from airflow_tune_restore.launch.kubernetes.pod_start import has_started
+from airflow_tune_restore.launch.log_lines import LONGEST_LINE
+from airflow_tune_restore.launch.runner_log import RunnerLog
+from airflow_tune_restore.protocol.printable import printable
 
 _DAY = 24 * 3600
 
@@ -142,6 +145,32 @@ class PatientPodManager(PodManager):
             )
             for name in sorted(names, key=lambda name: name != self._container)
         ]
+
+    def fetch_container_logs(
+        self, *arguments: Any, log_formatter: Any = None, **options: Any
+    ) -> Any:
+        """Show a container's log; a traceback that was held back, too."""
+        try:
+            return super().fetch_container_logs(*arguments, log_formatter=log_formatter, **options)
+        finally:
+            if isinstance(log_formatter, RunnerLog):
+                log_formatter.end()
+
+    def _log_message(
+        self,
+        message: str,
+        container_name: str,
+        container_name_log_prefix_enabled: bool,  # noqa: FBT001  as the provider declares it
+        log_formatter: Any,
+    ) -> None:
+        """Show a message; the provider (10.25) would let a line open a group of the log page."""
+        if isinstance(log_formatter, RunnerLog):
+            log_formatter.show_all(message.split("\n"))
+            return
+        super()._log_message(
+            "\n".join(printable(line, LONGEST_LINE) for line in message.split("\n")),
+            *(container_name, container_name_log_prefix_enabled, log_formatter),
+        )
 
     def read_pod_logs(self, pod: Any, container_name: str, **options: Any) -> Any:
         """Open a container's log as soon as it can be read; an empty log if the container ended before.

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +14,9 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager
 from airflow_tune_restore.hooks.pod_logs import stamped
 from airflow_tune_restore.launch.kubernetes import api, bounded_client
 from airflow_tune_restore.launch.kubernetes.bounded_client import REQUEST_SECONDS
-from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, whole_log
+from airflow_tune_restore.launch.kubernetes.container_log import ContainerLog, time_of, whole_log
 from airflow_tune_restore.launch.kubernetes.named_pods import patience_to_delete
+from airflow_tune_restore.launch.runner_log import RunnerLog
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +104,13 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
         self.client_configuration = None
 
 
-class DescribingPodManager(AsyncPodManager):
-    """Shows the lines of a runner as `describe` writes them."""
+class FoldingPodManager(AsyncPodManager):
+    """Shows the lines of a runner in a log of its own, which folds tracebacks."""
 
-    def __init__(
-        self, async_hook: PatientAsyncKubernetesHook, describe: Callable[[str], str]
-    ) -> None:
+    def __init__(self, async_hook: PatientAsyncKubernetesHook, shown: RunnerLog) -> None:
         super().__init__(async_hook=async_hook)
         self._log_hook = async_hook
-        self._describe = describe
+        self.shown = shown
 
     async def fetch_container_logs_before_current_sec(
         self, pod: Any, container_name: str, since_time: Any = None
@@ -138,9 +137,10 @@ class DescribingPodManager(AsyncPodManager):
         return this_second
 
     def _emit_container_logs(self, logs: list[str], now: Any, container_name: str) -> None:
-        parts = (line.partition(" ") for line in logs)
-        shown = [f"{at} {self._describe(text)}" for at, _, text in parts]
-        super()._emit_container_logs(shown, now, container_name)
+        del now, container_name  # the lines of this second were left out before
+        self.shown.show_all(
+            line.partition(" ")[2] if time_of(line) is not None else line for line in logs
+        )
 
 
 def _refused(response: Any, body: bytes) -> Exception:

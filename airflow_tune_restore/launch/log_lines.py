@@ -1,9 +1,11 @@
 """The output of a runner as a log shows it: which lines, and in which form. Standard library only."""
 
 import heapq
+import re
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
 
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerProgress
@@ -18,6 +20,37 @@ LONGEST_LINE = 16_000
 _SHOWN_METRICS = 3
 _LINE_LENGTH = 4000
 
+_SOURCE = re.compile(r"\([^()]{1,200}\) ")
+"""The process whose output Ray forwards: `(train pid=17, ip=10.0.0.2) `, `(raylet) `."""
+
+_MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
+_LEVEL = r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)"
+_RECORDS = (
+    re.compile(rf"{_MOMENT}\s{_LEVEL} [^ ]{{1,200}}:\d+ -- "),  # ray._private.ray_constants, 2.60
+    re.compile(
+        rf"\[{_MOMENT} (?P<level>[DIWEFC]) \d+ \d+\] (?:\(\w+\) )?[^ ]{{1,200}}:\d+: +"
+    ),  # C++
+    re.compile(rf"{_LEVEL} airflow_tune_restore\.[\w.]+: "),  # the runner's own
+    re.compile(rf"{_LEVEL}[ :](?=[\w.]+:)"),  # of other libraries in the runner, or in a worker
+)
+_WARNINGS, _ERRORS = frozenset({"WARNING", "W"}), frozenset({"ERROR", "CRITICAL", "E", "F", "C"})
+
+
+class Level(StrEnum):
+    """The level of a line in the log that shows it."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogLine(NamedTuple):
+    """A line of a runner as a log shows it. `source` is the process that Ray names, or ""."""
+
+    level: Level | None  # None if the line has none
+    source: str
+    text: str
+
 
 class Log(Protocol):
     """A logger of the standard library, or Airflow's."""
@@ -27,6 +60,9 @@ class Log(Protocol):
 
     def warning(self, message: str, /, *args: Any) -> Any:
         """Log a warning with its %-arguments."""
+
+    def error(self, message: str, /, *args: Any) -> Any:
+        """Log an error with its %-arguments."""
 
 
 class NewestLines:
@@ -100,15 +136,32 @@ class _Newest:
         self._size = self._gap = self._left_out = 0
 
 
+def read_line(line: str) -> LogLine:
+    """Split a line that is not a result into level, source and text, without its time and its logger.
+
+    The log that shows it has a time and a level of its own.
+    """
+    text = printable(line, _LINE_LENGTH)
+    source = match[0] if (match := _SOURCE.match(text)) else ""
+    text = text.removeprefix(source)
+    found = next(filter(None, (record.match(text) for record in _RECORDS)), None)
+    if found is None:
+        return LogLine(None, source, text)
+    name = found["level"]
+    level = Level.WARNING if name in _WARNINGS else Level.ERROR if name in _ERRORS else Level.INFO
+    return LogLine(level, source, text[found.end() :])
+
+
 def describe_line(line: str, metric: str | None, *, of_many: bool = False) -> str:
-    """Return one line of a runner for a log: a result in words, other lines as they are.
+    """Return one line of a runner for a log: a result in words, other lines without time and level.
 
     With `of_many`, a result starts with the id of its trial.
     """
     progress = RunnerProgress.from_line(line)
     if progress is None:
-        return printable(line, _LINE_LENGTH)
-    names = [name for name in (metric,) if name in progress.metrics]
+        plain = read_line(line)
+        return f"{plain.source}{plain.text}"
+    names: list[str] = [name for name in (metric,) if name in progress.metrics]
     names += [name for name in progress.metrics if name not in names]
     shown = [f"{name}={_number(progress.metrics[name])}" for name in names[:_SHOWN_METRICS]]
     prefix = f"{progress.trial_id}: " if of_many else ""

@@ -25,6 +25,7 @@ from airflow_tune_restore.links.ray_job import RayJobLink
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.local_attempt import LocalAttempt
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
+from airflow_tune_restore.operators.next_step import KEPT_BY_COMMIT, describe_next
 from airflow_tune_restore.operators.ray.job_task import RayJobTask
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
@@ -120,6 +121,8 @@ class AttemptOperator(MapIndexLabelOperator):
         "storage_conn_id",
     )
     ui_color = "#e2f2e4"
+    kept_words = KEPT_BY_COMMIT
+    """What becomes of the work if the task fails for good."""
 
     def __init__(  # noqa: PLR0913  what to run, where, and with what
         self,
@@ -175,12 +178,20 @@ class AttemptOperator(MapIndexLabelOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Continue after the trigger has fired."""
-        with as_airflow_errors():
+        with self.errors_of(context):
             RayJobTask.check_event(event)
             task = self.open_task(event["restore_id"])
             attempt = self._attempt = RayJobTask(self, task)
             outcome = attempt.get_job_result(event) or self.run_attempt(context, task)
             return self.conclude(task, outcome)
+
+    @contextmanager
+    def errors_of(self, context: Context) -> Iterator[None]:
+        """Raise this package's errors as Airflow's; each ends in what happens next."""
+        with as_airflow_errors(
+            lambda error: describe_next(self, context, error, kept=self.kept_words)
+        ):
+            yield
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context

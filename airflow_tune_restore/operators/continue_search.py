@@ -6,7 +6,6 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import check_literals, parse_limit
-from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continue_search_steps import (
@@ -18,6 +17,7 @@ from airflow_tune_restore.operators.continue_search_steps import (
     start_continued_search,
 )
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
+from airflow_tune_restore.operators.next_step import COMMITTED_NOW
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.protocol.request import RunnerOutcome
@@ -50,15 +50,17 @@ class ContinueSearchOperator(AttemptOperator):
             never started. (templated)
         search_alg: As in `RestoreTrialOperator`. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner, check_timeout: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, trust_name, check_timeout: As in `BuildRestorePlanOperator`. (templated)
         ray_address: Ray cluster to run on; by default a private Ray on all CPUs. (templated)
         **kwargs: The other arguments of `RestoreTrialOperator`, except `trial` and `retry_policy`.
     """
 
     map_index_label = EXPERIMENT_LABEL
+    kept_words = COMMITTED_NOW
     template_fields = (
         "experiment",
         "ignore_tuner",
+        "trust_name",
         "check_timeout",
         *AttemptOperator.template_fields,
     )
@@ -70,6 +72,7 @@ class ContinueSearchOperator(AttemptOperator):
         experiment: Any,
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         **kwargs: Any,
     ) -> None:
@@ -77,6 +80,7 @@ class ContinueSearchOperator(AttemptOperator):
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        self.trust_name = trust_name
         self.check_timeout = check_timeout
         check_literals(vars(self), self.template_fields)
 
@@ -84,12 +88,16 @@ class ContinueSearchOperator(AttemptOperator):
         """Plan, run and commit the continued search."""
         with (
             commit_after_last_try(context, lambda: self._open().store, self.log),
-            as_airflow_errors(),
+            self.errors_of(context),
         ):
             self.parse_runner_user()  # refused before anything is leased
             experiment = self._open()
             options = continued_search_options(
-                self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
+                self.stale_after,
+                self.param_space,
+                self.search_alg,
+                self.ignore_tuner,
+                self.trust_name,
             )
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),

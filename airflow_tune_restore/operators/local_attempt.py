@@ -10,6 +10,7 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import (
     Result,
@@ -42,6 +43,7 @@ class LocalAttempt:
         self._process: RunnerProcess | None = None
         self._follows_shared_run = False
         self._output: IO[str] | None = None
+        self._output_log = RunnerLog(self._log)
 
     def find_final_outcome(self) -> RunnerOutcome | None:
         """Return the outcome of an earlier try if there is nothing left to run."""
@@ -81,13 +83,15 @@ class LocalAttempt:
             )
             self._process = process = launcher.start(request)
             last: deque[str] = deque(maxlen=LAST_LINES)
+            shown = RunnerLog(self._log, plan.metric)
             try:
                 for line in process.lines():
                     last.append(describe_line(line, plan.metric))
-                    self._log.info("%s", last[-1])
+                    shown.show(line)
                 exit_code = process.wait()
                 self._process = None
             finally:
+                shown.end()
                 self.stop()  # after a timeout or an error: no runner is left behind
         outcome = task.records.outcome(request.attempt)
         if outcome is None:
@@ -126,10 +130,11 @@ class LocalAttempt:
         """Show the output of the shared run if this task started it; results are shown as progress."""
         for line in _new_lines(self._output):
             if RunnerProgress.from_line(line) is None:
-                self._log.info("%s", describe_line(line, None))
+                self._output_log.show(line)
 
     def _close_output(self) -> None:
         self._show_output()
+        self._output_log.end()
         if self._output is not None:
             self._output.close()
             self._output = None

@@ -4,7 +4,6 @@ from typing import Any
 
 from airflow.sdk import Context, RetryPolicy
 
-from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
 from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
@@ -79,7 +78,7 @@ class RestoreTrialOperator(AttemptOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run an attempt of the trial, or take the outcome of an earlier try, and judge the outcome."""
-        with as_airflow_errors():
+        with self.errors_of(context):
             self.parse_runner_user()  # refused before anything is claimed
             task = self.open_task(TrialXCom.parse(self.trial).restore_id)
             return self.conclude(task, self.run_attempt(context, task))

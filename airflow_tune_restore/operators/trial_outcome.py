@@ -1,15 +1,18 @@
 """Judges the outcome of a trial for its task, wherever the trial ran."""
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
-
-from airflow_tune_restore.exceptions import TrialFailedError
+from airflow_tune_restore.exceptions import (
+    RunnerRefusedError,
+    TrialFailedError,
+    TrialStoppedError,
+)
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
-from airflow_tune_restore.restore.ledger import read_history, seen_before
+from airflow_tune_restore.restore.ledger import History, read_history, seen_before
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -32,8 +35,8 @@ def judge(
 
     Raises:
         TrialFailedError: If the trial failed again.
-        AirflowException: If it was stopped; a retry continues from its snapshot.
-        AirflowFailException: If it was refused or fenced.
+        TrialStoppedError: If it was stopped, or its runner broke off.
+        RunnerRefusedError: If it was refused or fenced.
     """
     cause = outcome.describe_error()
     name = f"Trial {item.trial_id} of {plan.experiment}"
@@ -50,35 +53,57 @@ def judge(
                 "attempt": outcome.attempt,
             }
         case Result.FAILED:
-            kept = f"{cause}, after iteration {outcome.iteration}"
-            final = _why_final(store, plan, outcome)
-            why = outcome.cause or Cause.UNKNOWN.value
-            raise TrialFailedError(plan.experiment, item.trial_id, kept, why, final)
-        case Result.INTERRUPTED if outcome.cause == Cause.NO_ROOM:
-            raise AirflowException(f"{name} found no room; its snapshot is saved. {cause}")
+            raise _failed(store, plan, item.trial_id, outcome)
         case Result.INTERRUPTED:
-            why = f" ({because})" if because else ""
-            raise AirflowException(
-                f"{name} was stopped at iteration {outcome.iteration}{why}; its snapshot is saved, and a "
-                "retry continues from it."
-            )
+            reason = _why_stopped(outcome, because)
+            raise TrialStoppedError(plan.experiment, item.trial_id, reason, outcome.attempt)
         case Result.REFUSED:
-            raise AirflowFailException(f"{name} was not started: {cause}")
+            raise RunnerRefusedError(f"{name} was not started: {cause}")
         case Result.FENCED:
-            raise AirflowFailException(
-                f"{name} was stopped: a newer attempt or restore has taken over. {cause}"
+            raise RunnerRefusedError(
+                f"{name} was stopped, because a newer attempt or restore has taken over: {cause}"
             )
 
 
-def _why_final(store: ObjectStore, plan: RestorePlan, outcome: RunnerOutcome) -> str:
+def _failed(
+    store: ObjectStore, plan: RestorePlan, trial_id: str, outcome: RunnerOutcome
+) -> TrialFailedError:
+    history = read_history(store, plan.restore_id, outcome.trial_id)
+    place = f", at {outcome.place}" if outcome.place else ""
+    kept = f"the commit keeps its progress up to iteration {outcome.iteration}"
+    if history.quarantine_reason(plan.choices.max_attempts):
+        release = shlex.join(["tune-restore", "release", plan.experiment, trial_id])
+        kept += f" and puts it in quarantine, until you run `{release}`"
+    else:
+        kept += ", and the next restore with resume_errored=True resumes it"
+    return TrialFailedError(
+        plan.experiment,
+        trial_id,
+        f"{outcome.describe_error()}{place}, after iteration {outcome.iteration}",
+        outcome.cause or Cause.UNKNOWN.value,
+        _why_final(plan, history, outcome),
+        kept,
+        outcome.attempt,
+    )
+
+
+def _why_stopped(outcome: RunnerOutcome, because: str) -> str:
+    error = outcome.describe_error()
+    why = f": {error}" if error and not error.startswith("Interrupted: ") else ""
+    why = f" ({because})" if because else why
+    if outcome.cause == Cause.NO_ROOM:
+        return f"found no room{why}"
+    return f"was stopped at iteration {outcome.iteration}{why}"
+
+
+def _why_final(plan: RestorePlan, history: History, outcome: RunnerOutcome) -> str:
     """Return the reason why a retry would fail in the same way; "" if it may succeed."""
     if plan.is_whole_experiment:
-        return "The whole-experiment run has ended the trial; the next restore resumes it"
-    failures = read_history(store, plan.restore_id, outcome.trial_id).failures
-    before = seen_before(failures, plan.restore_id, outcome.attempt)
+        return "the whole-experiment run has ended the trial"
+    before = seen_before(history.failures, plan.restore_id, outcome.attempt)
     if before is None:
         return ""
     return (
-        f"It failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
-        f"restore {before.restore_id}), so it is not retried"
+        f"it failed at the same place and iteration before ({before.place}, attempt {before.attempt} of "
+        f"restore {before.restore_id})"
     )

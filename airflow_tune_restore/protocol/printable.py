@@ -12,17 +12,33 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\
 NOTE_LENGTH = 4000
 """Characters of a reason or warning of this package: the command to run is at its end."""
 
+_GAP = " […] "
+
 _FOLDS = re.compile(r"(?<!:):{2,}(?=(?:end)?group::)")
 """Airflow's log page folds at `::group::` and hides lines with `::endgroup::`, anywhere in a line."""
 
 
 def printable(text: str, most: int = 400) -> str:
-    """Reduce untrusted text to one line without control characters, of at most `most` characters."""
-    text = text[: 4 * most]
+    """Reduce untrusted text to one line without control characters, of at most `most` characters.
+
+    A longer text loses its middle.
+    """
+    text = shortened(text, 4 * most)
     if text.isprintable() and "::" not in text:
-        return text[:most]
+        return shortened(text, most)
     line = "".join(c if is_printable(c) else " " for c in _ESCAPES.sub("", text))
-    return _FOLDS.sub(":", line)[:most]
+    return shortened(_FOLDS.sub(":", line), most)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: a longer one without its middle.
+
+    A message begins with what happened, and ends with what to do next.
+    """
+    if len(text) <= most:
+        return text
+    begin = (most - len(_GAP)) // 2
+    return f"{text[:begin]}{_GAP}{text[begin + len(_GAP) - most :]}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """Runners that exited without an outcome: record the exit, and find the error to raise."""
 
+import signal
 from collections.abc import Sequence
 
 from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, RunnerError
@@ -12,6 +13,8 @@ from airflow_tune_restore.storage.base import ObjectStore
 
 LAST_LINES = 5
 """How many of the last lines of its output are recorded."""
+
+_SHELL_SIGNALS = 128
 
 
 def record_death(
@@ -36,9 +39,19 @@ def record_death(
         return RunnerError(f"{unit} of {plan.experiment} was not started: {' | '.join(last_lines)}")
     failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
-    exited = "" if exit_code is None else f"Its exit code was {exit_code}. "
-    reason = f"{exited}Its last lines: {' | '.join(last_lines) or '(none)'}"
-    return RunnerDiedError(plan.experiment, request.trial_id, reason, cause.value)
+    exited = "" if exit_code is None else f"{_describe_exit(exit_code)}; "
+    reason = f"{exited}its last lines: {' | '.join(last_lines) or '(none)'}"
+    attempt = request.attempt
+    return RunnerDiedError(plan.experiment, request.trial_id, reason, cause.value, attempt)
+
+
+def _describe_exit(exit_code: int) -> str:
+    """Return an exit code in words: shells and containers add 128 to the number of a signal."""
+    number = -exit_code if exit_code < 0 else exit_code - _SHELL_SIGNALS
+    try:
+        return f"{signal.Signals(number).name} ended it (exit code {exit_code})"
+    except ValueError:
+        return f"its exit code was {exit_code}"
 
 
 def refuse_overtaken(

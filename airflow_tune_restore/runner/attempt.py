@@ -29,6 +29,7 @@ from airflow_tune_restore.runner.outcome import (
     Ending,
     build_outcome,
     error_of_run,
+    find_raised,
     now,
 )
 from airflow_tune_restore.runner.ray_session import connect, is_own_job, join_early
@@ -119,8 +120,8 @@ class Attempt:
             self._error_text = str(error)
             name, message = error_of_run(error)
             # errors of this package have complete messages
-            needs_trace = not isinstance(error, TuneRestoreError)
-            logger.error("The runner stopped: %s: %s", name, message, exc_info=needs_trace)  # noqa: TRY400
+            trace = None if isinstance(error, TuneRestoreError) else find_raised(error)
+            logger.error("The runner stopped: %s: %s", name, message, exc_info=trace)  # noqa: TRY400
             return Ending(Result.INTERRUPTED, name, message)
 
     def _wait_for_earlier(self) -> None:

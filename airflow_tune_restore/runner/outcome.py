@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import NoRoomError, TuneRestoreError
 from airflow_tune_restore.protocol import request as contract
 from airflow_tune_restore.protocol.failures import Cause, Failure, classify
 from airflow_tune_restore.protocol.numbers import whole_iteration
+from airflow_tune_restore.protocol.printable import shortened
 from airflow_tune_restore.protocol.record_fields import ERROR_LENGTH
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.runner.tune import private_api
@@ -78,7 +79,7 @@ def build_outcome(
         iteration=whole_iteration(last.get("training_iteration")),
         metrics=scalar_metrics(last, None),
         error_type=ending.error_type,
-        error=ending.error[:ERROR_LENGTH],
+        error=shortened(ending.error, ERROR_LENGTH),
         cause=failure.cause.value if failure is not None else "",
         place=failure.place if failure is not None else "",
         resources=resources or {},
@@ -88,17 +89,26 @@ def build_outcome(
     )
 
 
-def error_of_run(error: BaseException) -> tuple[str, str]:
-    """Return type and message of the error that ended a run.
+def find_raised(error: BaseException) -> BaseException:
+    """Return the error that ended a run, without Ray's copies of it.
 
     Ray replaces an exception in a callback, searcher or scheduler by a TuneError whose text is the
     traceback (ray.tune.execution.tune_controller.TuneController._on_result, 2.60), and does so again at
-    every level. The returned message has the function that Ray Tune called and that raised, if any.
+    every level.
     """
     # by its name, because Ray may be missing
     while type(error).__name__ == "TuneError" and error.__context__ is not None:
         error = error.__context__
-    return type(error).__name__, f"{error}{_called_by_tune(error)}"
+    return error
+
+
+def error_of_run(error: BaseException) -> tuple[str, str]:
+    """Return type and message of the error that ended a run.
+
+    The message has the function that Ray Tune called and that raised, if any.
+    """
+    raised = find_raised(error)
+    return type(raised).__name__, f"{raised}{_called_by_tune(raised)}"
 
 
 def _called_by_tune(error: BaseException) -> str:

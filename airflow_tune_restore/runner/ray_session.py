@@ -22,6 +22,17 @@ STARTS = 3
 """Tries to start a private Ray before the attempt fails. Ray waits 30 s for its raylet (fixed in
 ray._private.node, 2.60), which can be too short if many start at once on a busy node."""
 
+_QUIET = {
+    # that token authentication is on, and how to turn it off: at every start, also of a private Ray
+    "ray._private.authentication.authentication_token_setup": logging.ERROR,
+    "ray._private.worker": logging.WARNING,  # that Ray started, or to which cluster it is connected
+    "ray.tune.tune": logging.WARNING,  # where results were written: the commit decides that
+    "ray.tune.execution.tune_controller": logging.WARNING,  # the name of the seed
+}
+"""Ray's loggers (2.60) whose lines below these levels help no reader of a trial's log. Levels of Ray's
+loggers are the only setting for it: RAY_AUTH_MODE would also silence the hint, and change who may
+connect. An older Ray may lack some; then its level changes nothing."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +40,8 @@ def connect(request: RunnerRequest, asked: Mapping[str, float]) -> None:
     """Start a private Ray of the requested size, or join a cluster. `ray.shutdown` ends both."""
     import ray
 
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
     with signals.without_ray_handler():
         if request.address is not None:
             ray.init(address=request.address, runtime_env=_cluster_env(request), log_to_driver=True)

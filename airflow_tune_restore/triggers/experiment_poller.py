@@ -77,10 +77,12 @@ class ExperimentPoller(BaseEventTrigger):
         triggers receive: a user may add the missing connection.
         """
         interval, failures = float(kwargs["poke_interval"]), 0
+        warns_if_empty = True  # once, and not at every poll
         while True:
             failures += 1
             try:
-                reports = await asyncio.to_thread(survey, cls(**kwargs).search, log)
+                search = cls(**kwargs).search
+                reports = await asyncio.to_thread(survey, search, log, None, warns_if_empty)
             except InvalidInputError as error:
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:
@@ -90,6 +92,7 @@ class ExperimentPoller(BaseEventTrigger):
                 log.exception("Polling again in %.0f s.", _pause(interval, failures))
             else:
                 failures = 0
+                warns_if_empty = bool(reports)
                 yield Poll(tuple(reports))
             await asyncio.sleep(_pause(interval, failures))
 

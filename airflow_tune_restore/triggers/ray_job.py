@@ -11,9 +11,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
-from airflow_tune_restore.launch.log_lines import describe_line, newest_results
+from airflow_tune_restore.launch.log_lines import newest_results
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.job import ASKED_AGAIN, stop_attempt
+from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
@@ -81,6 +82,7 @@ class RayJobTrigger(BaseTrigger):
             raise TypeError(f"RayJobTrigger has no arguments {', '.join(options)}.")
         self._offset = 0
         self._log_trouble = ""
+        self._shown = RunnerLog(self.log, self.metric)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments: a wire format, without secrets."""
@@ -131,6 +133,7 @@ class RayJobTrigger(BaseTrigger):
                 await job.changed.wait()
                 job.changed.clear()
                 await self._show(job, trial, cluster.log_command(self.submission_id))
+        self._shown.end()
         return {
             "offset": self._offset,
             "seen": trial.seen - len(trial.reports),
@@ -156,7 +159,7 @@ class RayJobTrigger(BaseTrigger):
 
     async def _show_lines(self, lines: Iterable[str]) -> None:
         for count, line in enumerate(lines, 1):
-            self.log.info("%s", describe_line(line, self.metric))
+            self._shown.show(line)
             if count % LINES_PER_TURN == 0:
                 await asyncio.sleep(0)
 

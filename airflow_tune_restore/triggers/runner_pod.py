@@ -12,10 +12,10 @@ from airflow.providers.cncf.kubernetes.triggers.pod import ContainerState, Kuber
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
 from airflow.triggers.base import TriggerEvent
 
-from airflow_tune_restore.hooks.pods_async import DescribingPodManager, PatientAsyncKubernetesHook
+from airflow_tune_restore.hooks.pods_async import FoldingPodManager, PatientAsyncKubernetesHook
 from airflow_tune_restore.launch.kubernetes import api
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
-from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 
 
@@ -48,6 +48,7 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         started = time.monotonic()
         async for event in super().run():
             self._fired_event = False  # a kill meanwhile still deletes the pod
+            self.pod_manager.shown.end()
             await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - started)))
             self._fired_event = True
             end = self._watch.look_back(self.pod_name)
@@ -68,11 +69,9 @@ class RunnerPodTrigger(KubernetesPodTrigger):
         return hook
 
     @cached_property
-    def pod_manager(self) -> DescribingPodManager:
+    def pod_manager(self) -> FoldingPodManager:
         """Shows the log."""
-        return DescribingPodManager(
-            self.hook, lambda line: describe_line(line, self.metric, of_many=self.of_many)
-        )
+        return FoldingPodManager(self.hook, RunnerLog(self.log, self.metric, of_many=self.of_many))
 
     async def _get_pod(self) -> Any:  # type: ignore[override]  # the provider's is wrapped by tenacity
         pod = await self.hook.get_pod(self.pod_name, self.pod_namespace)

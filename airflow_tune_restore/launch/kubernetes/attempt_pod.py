@@ -150,7 +150,8 @@ class AttemptPods:
         code = f", exit code {end.exit_code}" if end.exit_code is not None else ""
         last = f". Its last words: {end.last_words}" if end.last_words and outcome is None else ""
         reason = f"{end.message.rstrip('. ')}{code}{last}"
-        raise PodLostError(self.plan.experiment, self.trial_id, reason, cause.value)
+        attempt = request.attempt
+        raise PodLostError(self.plan.experiment, self.trial_id, reason, cause.value, attempt)
 
     def refuse_unstarted(self, request: RunnerRequest, end: PodExit) -> None:
         """Raise if a container, or the runner in it, could not be started as configured.

@@ -14,7 +14,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
     name_trial,
 )
-from airflow_tune_restore.launch.log_lines import Log, describe_line, newest_results
+from airflow_tune_restore.launch.log_lines import Log, newest_results
 from airflow_tune_restore.launch.ray.job import (
     ASKED_AGAIN,
     describe_end,
@@ -29,6 +29,7 @@ from airflow_tune_restore.launch.ray.submission import (
     build_submission,
     submission_id,
 )
+from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause
@@ -64,6 +65,11 @@ class RayAttemptJob:
     poll_interval: float  # seconds
     log: Log
     attached: Attached | None = field(default=None, init=False)
+    _shown: RunnerLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Show what the job prints in the log of the task."""
+        self._shown = RunnerLog(self.log, self.plan.metric)
 
     @property
     def unit(self) -> str:
@@ -231,6 +237,7 @@ class RayAttemptJob:
             self._read_log(job_id, log)
             log.end()
             self._show_log(job_id, log)
+        self._shown.end()
         if not log.read:  # the log went with its node, or another task shows it
             self._show_results(attempt, seen)
         if outcome is not None and (
@@ -301,7 +308,7 @@ class RayAttemptJob:
             return seen
         if tail is None:
             return seen
-        self._show(newest_results(tail.after(seen)))
+        self._shown.show_all(newest_results(tail.after(seen)))
         return max(seen, tail.count)
 
     def _read_log(self, job_id: str, log: JobLog) -> None:
@@ -312,8 +319,5 @@ class RayAttemptJob:
             self.log.warning("%s The log is incomplete.", error)
 
     def _show_log(self, job_id: str, log: JobLog) -> None:
-        self._show(log.newest.take(f"the whole log: {self.jobs.cluster.log_command(job_id)}"))
-
-    def _show(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.log.info("%s", describe_line(line, self.plan.metric))
+        where = f"the whole log: {self.jobs.cluster.log_command(job_id)}"
+        self._shown.show_all(log.newest.take(where))

@@ -20,11 +20,12 @@ from airflow_tune_restore.launch.kubernetes import api, pod_resources, pod_spec
 from airflow_tune_restore.launch.kubernetes.api import POLL_SECONDS
 from airflow_tune_restore.launch.kubernetes.attempt_pod import AttemptPods
 from airflow_tune_restore.launch.kubernetes.pod_spec import name_of, trial_label
-from airflow_tune_restore.launch.log_lines import describe_line
+from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.operators.attempt_task import AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.kubernetes import pod_arguments, pod_template
 from airflow_tune_restore.operators.kubernetes.followed_pod import FollowedPodOperator
 from airflow_tune_restore.operators.map_index_label import MapIndexLabelOperator
+from airflow_tune_restore.operators.next_step import KEPT_BY_COMMIT, describe_next
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
@@ -76,6 +77,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         "storage_conn_id",
     )
     ui_color = "#e2f2e4"
+    kept_words = KEPT_BY_COMMIT
 
     def __init__(  # noqa: PLR0913  what to run, and arguments of the provider with other defaults
         self,
@@ -162,8 +164,9 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
     @contextmanager
     def plain_errors(self, context: Context) -> Iterator[None]:
         """Raise errors of this package and of the API server as Airflow's, in one sentence."""
-        del context
-        with as_airflow_errors():
+        with as_airflow_errors(
+            lambda error: describe_next(self, context, error, kept=self.kept_words)
+        ):
             try:
                 yield
             except api.api_errors() as error:
@@ -321,9 +324,8 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self.pod_purpose = f"{trial_label(request)} of {request.experiment}"
         is_whole = request.trial_id == layout.WHOLE_EXPERIMENT
         if self.log_formatter is None:
-            self.log_formatter = lambda _container, line: describe_line(
-                line, metric, of_many=is_whole
-            )
+            # `PatientPodManager` gives it the lines
+            self.log_formatter = RunnerLog(self.log, metric, of_many=is_whole)  # type: ignore[assignment]
 
     # called by the provider
 

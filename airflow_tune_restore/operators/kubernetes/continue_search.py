@@ -12,6 +12,7 @@ from airflow_tune_restore.operators import continue_search_steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.map_index_label import EXPERIMENT_LABEL
+from airflow_tune_restore.operators.next_step import COMMITTED_NOW
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.commit import commit_restore
 
@@ -27,16 +28,23 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
             (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, trust_name: As in `BuildRestorePlanOperator`. (templated)
         **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
     """
 
     map_index_label = EXPERIMENT_LABEL
-    template_fields = (*RunnerPodOperator.template_fields, "experiment", "ignore_tuner")
+    template_fields = (
+        *RunnerPodOperator.template_fields,
+        "experiment",
+        "ignore_tuner",
+        "trust_name",
+    )
     template_fields_renderers = {  # noqa: RUF012  as Airflow declares it
         **RunnerPodOperator.template_fields_renderers,
         "experiment": "json",
     }
+
+    kept_words = COMMITTED_NOW
 
     def __init__(
         self,
@@ -44,12 +52,14 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         experiment: Any,
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        self.trust_name = trust_name
         check_literals(vars(self), self.template_fields)
 
     @property
@@ -75,7 +85,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         """Plan, run in a pod, commit."""
         experiment = self.open_experiment()
         options = continue_search_steps.continued_search_options(
-            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
+            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner, self.trust_name
         )
         plan, summary = continue_search_steps.start_continued_search(
             context, experiment.store, options, log=self.log

@@ -107,7 +107,7 @@ def test_without_a_terminal_yes_is_needed(tune_restore, experiment, dead, monkey
     dead(silent=5, ttl=3600)
     code, _, err = tune_restore("restore", experiment, *OPTIONS, FLAG)
     assert code == 2
-    assert "there is no terminal to ask in. Add --yes if you know that the restore is dead." in err
+    assert "needs a terminal. Add --yes if you know that the restore is dead." in err
 
 
 def test_the_user_is_asked_and_warned(tune_restore, experiment, store, dead, answers, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.hooks import experiment_storage
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.location import Location
+from tests.support import ROOT
 
 CANARY = "canary-7c1f-secret"
 
@@ -130,6 +134,51 @@ def test_a_local_path_opens(tmp_path):
 def test_a_connection_that_is_missing_is_named():
     with pytest.raises(InvalidInputError, match="no connection 'nowhere'"):
         ExperimentStorageHook().open("s3://nowhere@bucket/a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "provider", "install"),
+    [
+        ("s3://there@b/k", "amazon", "'airflow-tune-restore[amazon]'"),
+        ("s3a://there@b/k", "amazon", "'airflow-tune-restore[amazon]'"),
+        ("gs://there@b/k", "google", "'airflow-tune-restore[gcs]' apache-airflow-providers-google"),
+        (
+            "abfs://there@b/k",
+            "microsoft-azure",
+            "'airflow-tune-restore[azure]' apache-airflow-providers-microsoft-azure",
+        ),
+    ],
+)
+def test_a_provider_that_is_missing_is_named_with_what_brings_it(
+    monkeypatch, uri, provider, install
+):
+    from airflow.sdk import io
+
+    def get_fs(scheme, conn_id):
+        raise ValueError(f"No filesystem registered for scheme {scheme}")
+
+    def find_spec(name):
+        raise ModuleNotFoundError(name)
+
+    connect(monkeypatch, "there", conn_type="any")
+    monkeypatch.setattr(io, "get_fs", get_fs)
+    monkeypatch.setattr(experiment_storage, "find_spec", find_spec)
+    with pytest.raises(InvalidInputError) as error:
+        ExperimentStorageHook().open(uri)
+    assert str(error.value) == (
+        f"Connection 'there' cannot open {uri.partition(':')[0]}://: the package "
+        f"apache-airflow-providers-{provider} is not installed where this runs. Install it on every part "
+        f"of Airflow: pip install {install}."
+    )
+
+
+def test_each_extra_that_a_message_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for text in experiment_storage._INSTALL.values():
+        assert re.findall(r"\[(.*?)\]", text)[0] in extras
+    assert experiment_storage._INSTALL.keys() == set(experiment_storage._PROVIDERS.values())
 
 
 def test_without_a_connection_a_runner_gets_nothing():

@@ -14,6 +14,7 @@ from airflow_tune_restore.hooks import pods_async
 from airflow_tune_restore.hooks.pod_logs import LINES_PER_LOOK, FollowedLog, stamped
 from airflow_tune_restore.launch.kubernetes import bounded_client
 from airflow_tune_restore.launch.kubernetes.container_log import LONGEST_LINE, ContainerLog
+from airflow_tune_restore.launch.runner_log import RunnerLog
 from tests.support.raw_server import chunk, endlessly, head, raw_server, trickle, whole
 
 POD = SimpleNamespace(metadata=SimpleNamespace(name="p", namespace="n"))
@@ -52,12 +53,8 @@ def ask(monkeypatch):
         monkeypatch.setattr(pods_async, "datetime", Clock)
         log, shown, since = Log(lambda: current[0]), [], None
         log.lines = [(BEGAN + timedelta(seconds=at), f"line {at}") for at in lines]
-        manager = pods_async.DescribingPodManager(log, lambda line: line)
-        monkeypatch.setattr(
-            type(manager),
-            "log",
-            SimpleNamespace(log=lambda _level, _text, _c, line: shown.append(line)),
-        )
+        of_task = SimpleNamespace(info=lambda _text, line: shown.append(line))
+        manager = pods_async.FoldingPodManager(log, RunnerLog(of_task))
         for at in seconds:
             current[0] = BEGAN + timedelta(seconds=at)
             log.is_out_of_order = at in out_of_order

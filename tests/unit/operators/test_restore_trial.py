@@ -109,8 +109,8 @@ def test_a_trial_that_failed_again_fails_the_task_and_may_be_retried(item, launc
         trial(item).execute(make_context())
     assert not isinstance(error.value, AirflowFailException)
     assert str(error.value) == (
-        f"Trial a3 of {item['experiment']} failed again: MemoryError: too much, after iteration 4. "
-        "Its progress is kept and will be committed."
+        f"Trial a3 of {item['experiment']} failed again: MemoryError: too much, after iteration 4, in "
+        "attempt 1; Airflow retries it in 5 min (try 2 of 2), as attempt 2."
     )
 
 
@@ -123,7 +123,10 @@ def test_a_failure_that_a_retry_cannot_cure_is_not_retried(item, launcher, store
 
 def test_the_error_of_a_stopped_trial_names_the_retry(item, launcher, store):
     launcher.on_start = ending(store, Result.INTERRUPTED, iteration=3)
-    with pytest.raises(AirflowException, match="at iteration 3; its snapshot is saved"):
+    with pytest.raises(
+        AirflowException,
+        match="at iteration 3, in attempt 1; its snapshot is saved; Airflow retries it in 5 min",
+    ):
         trial(item).execute(make_context())
 
 
@@ -136,7 +139,7 @@ def test_a_trial_without_room_may_be_retried_and_its_error_has_the_request(item,
         error="CPU 64, no node",
     )
     with pytest.raises(
-        AirflowException, match=r"found no room; its snapshot is saved.*CPU 64"
+        AirflowException, match=r"found no room: .*CPU 64.* its snapshot is saved"
     ) as e:
         trial(item).execute(make_context())
     assert not isinstance(e.value, AirflowFailException)

@@ -194,3 +194,33 @@ def test_a_store_that_does_not_answer_may_be_retried(tmp_path, monkeypatch):
     with pytest.raises(AirflowException) as error:
         sensor("s3://bucket/prefix").execute(make_context())
     assert not isinstance(error.value, AirflowFailException)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_prefix_where_nothing_was_ever_found_is_a_warning(tmp_path, caplog, capfd, deferrable):
+    with pytest.raises(AirflowSkipException):
+        sensor(tmp_path, wait=False, deferrable=deferrable, include=["a"]).execute(make_context())
+    log = capfd.readouterr().out + caplog.text
+    assert "warning" in log.lower()
+    assert (
+        f"{tmp_path}: no Tune experiment is there, not even a finished one. Check the spelling of the "
+        "prefix, max_depth (4 levels below the prefix) and include and exclude."
+    ) in log
+
+
+def test_a_directory_that_does_not_exist_is_a_warning(tmp_path, caplog, capfd):
+    with pytest.raises(AirflowSkipException):
+        sensor(tmp_path / "swepes", wait=False).execute(make_context())
+    log = capfd.readouterr().out + caplog.text
+    assert (
+        f"{tmp_path}/swepes: this directory does not exist here. Check the spelling of the" in log
+    )
+
+
+def test_a_prefix_with_finished_experiments_is_no_reason_to_warn(tmp_path, caplog, capfd):
+    make_experiment(tmp_path / "finished", [make_row("b1")])
+    with pytest.raises(AirflowSkipException):
+        sensor(tmp_path, wait=False).execute(make_context())
+    log = capfd.readouterr().out + caplog.text
+    assert "1 experiment; 1 finished" in log
+    assert "Check the spelling" not in log

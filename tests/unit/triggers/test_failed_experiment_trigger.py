@@ -145,3 +145,22 @@ def test_one_poll_serves_all_that_look_in_the_same_place_in_the_same_way():
     for name, value in {**MORE, "prefix": "/b", "stale_after_seconds": 1.0}.items():
         different = ExperimentSensorTrigger(**{**ARGUMENTS, name: value}).shared_stream_key()
         assert different != one, name
+
+
+def test_an_empty_prefix_is_a_warning_once_and_not_at_every_poll(
+    tmp_path, slept, caplog, monkeypatch
+):
+    search = experiment_poller.survey
+    left = [4]
+
+    def survey(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            make_experiment(tmp_path / "errored", [make_row("a1", status="ERROR")])
+        return search(*arguments)
+
+    monkeypatch.setattr(experiment_poller, "survey", survey)
+    with caplog.at_level("INFO"):
+        events(ExperimentSensorTrigger(**{**ARGUMENTS, "prefix": str(tmp_path)}))
+    said = [record for record in caplog.records if str(tmp_path) in record.getMessage()]
+    assert [record.levelname for record in said][:4] == ["WARNING", "INFO", "INFO", "INFO"]

@@ -78,10 +78,10 @@ def test_lines_are_shown_as_people_read_them(monkeypatch):
     from airflow_tune_restore.protocol.request import RunnerProgress
 
     shown = []
-    manager = trigger(metric="score").pod_manager
-    monkeypatch.setattr(
-        type(manager), "log", SimpleNamespace(log=lambda _level, *said: shown.append(said[-1]))
-    )
+    watching = trigger(metric="score")
+    log = SimpleNamespace(info=lambda *said: shown.append(said[-1]))
+    monkeypatch.setattr(type(watching), "log", log)
+    manager = watching.pod_manager
     progress = RunnerProgress(trial_id="t", iteration=4, metrics={"score": 0.5}).to_line()
     lines = [f"2026-01-01T00:00:00Z {progress}", "2026-01-01T00:00:01Z a plain line"]
     import pendulum
