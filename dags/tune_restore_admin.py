@@ -21,7 +21,7 @@ from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
-from airflow_tune_restore.operators.operation import ADMIN_DAG, Operation
+from airflow_tune_restore.operators.operation import Operation
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
@@ -43,7 +43,7 @@ NEEDED = {
 }
 
 with DAG(
-    ADMIN_DAG,
+    "tune_restore_admin",
     schedule=None,
     catchup=False,
     doc_md=__doc__,
