@@ -264,6 +264,7 @@ _PARSERS: dict[str, _Parser] = {
     "max_depth": parse_depth,
     "max_memory": parse_bytes,
     "resume_config": _parse_resume_config,
+    "trials": parse_ids,
     "strategy": lambda _, value: PlanChoices(strategy=value),
     "trainable": _parse_trainable,
 }

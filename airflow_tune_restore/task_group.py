@@ -52,7 +52,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         stale_after: Silence after which an unfinished experiment counts as dead.
         storage_conn_id: Airflow connection for the store.
         resume_unfinished, resume_errored, restart_errored: As in `Tuner.restore`.
-        resume_config, ignore_tuner, max_attempts, param_space, search_alg: As in
+        resume_config, ignore_tuner, trust_name, max_attempts, param_space, search_alg: As in
             `BuildRestorePlanOperator`.
         imports: Modules that the runners import first.
         python: Interpreter that has Ray and the trainable.
@@ -95,6 +95,7 @@ class TuneRestoreTaskGroup(TaskGroup):
         restart_errored: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         param_space: str | None = None,
         search_alg: str | None = None,
         imports: Sequence[str] = (),
@@ -173,6 +174,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                     "restart_errored": restart_errored,
                     "resume_config": resume_config,
                     "ignore_tuner": ignore_tuner,
+                    "trust_name": trust_name,
                     "max_attempts": max_attempts,
                     "stale_after": stale_after,
                     "storage_conn_id": storage_conn_id,
@@ -205,6 +207,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                 **{
                     "task_id": "continue_search",
                     "ignore_tuner": ignore_tuner,
+                    "trust_name": trust_name,
                     **shared,
                     **run,
                     **(pick(more, CheckArguments) if not in_pods else trial_args or {}),

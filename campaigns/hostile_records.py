@@ -37,7 +37,7 @@ from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.prepare import fresh_restore_id, prepare_restore
-from airflow_tune_restore.restore.release import release_trial
+from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.runner.reporter import Reporter
@@ -382,7 +382,7 @@ def _undo(_lab: Lab, store: ObjectStore) -> None:
 def _release(_lab: Lab, store: ObjectStore) -> None:
     for trial_id in ("hung", "bad"):
         with contextlib.suppress(TuneRestoreError):
-            release_trial(store, trial_id, holder="test")
+            release_trials(store, [trial_id], holder="test")
 
 
 def commit(_lab: Lab, store: ObjectStore) -> None:

@@ -126,7 +126,7 @@ with DAG(
         stale_after="{{ params.stale_after }}",
         resume_errored="{{ params.resume_errored }}",
         restart_errored="{{ params.restart_errored }}",
-        plan_args={"trials": "{{ params.trials }}"},
+        trials="{{ params.trials }}",
         # the example's bug is fixed; a DAG of your own does not need this line
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
     )

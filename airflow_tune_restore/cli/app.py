@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import logging
+import os
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from airflow_tune_restore.cli.options import (
     PlanOptions,
     RunOptions,
     ScanOptions,
+    flag_of,
     with_options,
 )
 from airflow_tune_restore.cli.places import (
@@ -145,6 +147,7 @@ def restore(
             stale_after=plan.stale_after,
             can_start=run.param_space is not None,
             can_search=run.search_alg is not None,
+            name_option=flag_of,
         ),
         settings=RunnerSettings(
             trainable=run.trainable,
@@ -183,12 +186,12 @@ def release(
     from airflow_tune_restore.cli.lease import show_waits
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
-    from airflow_tune_restore.restore.release import release_trial
+    from airflow_tune_restore.restore.release import release_trials
 
     store = open_experiment(experiment)
     with Progress(quiet=as_json) as progress:
-        history = release_trial(store, trial, holder=holder(), on_wait=show_waits(progress))
-    output.print_released(history, experiment=store.uri, trial_id=trial, as_json=as_json)
+        released = release_trials(store, [trial], holder=holder(), on_wait=show_waits(progress))
+    output.print_released(released[trial], experiment=store.uri, trial_id=trial, as_json=as_json)
 
 
 @app.command(short_help="Undo the last commit.")
@@ -211,9 +214,9 @@ def undo(
 
     store = open_experiment(experiment)
     foreseen = foresee_undo(store)
-    if not yes and not output.confirm_undo(foreseen):
-        raise typer.Exit(EXIT_FAILED)
     with Progress(quiet=as_json) as progress:
+        if not yes and not output.confirm_undo(foreseen, progress):
+            raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
             store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
         )
@@ -251,17 +254,21 @@ def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Itera
     """Let SIGTERM do what Ctrl-C does, until the block ends. A signal is not counted twice.
 
     Raises:
-        typer.Exit: If the block does not catch it, with the exit code of the signal.
+        typer.Exit: If the block does not catch it, with the exit code of the signal. While the process
+            ends, another signal ends it at once: an exception would be a traceback.
     """
-    stop, last = _Stop(), -_SAME_STOP_SECONDS
+    stop, last, is_ending = _Stop(), -_SAME_STOP_SECONDS, False
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal last
         now = monotonic()
-        if now - last >= _SAME_STOP_SECONDS:
-            last = now
-            stop.signal = stop.signal or number
-            raise KeyboardInterrupt
+        if now - last < _SAME_STOP_SECONDS:
+            return
+        last = now
+        if is_ending:
+            os._exit(EXIT_SIGNAL + number)
+        stop.signal = stop.signal or number
+        raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
@@ -270,6 +277,8 @@ def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Itera
     try:
         yield stop
     except KeyboardInterrupt:
+        is_ending = True
+        before.clear()  # the process keeps these handlers
         raise typer.Exit(EXIT_SIGNAL + (stop.signal or signal.SIGINT)) from None
     finally:
         for number, handler in before.items():

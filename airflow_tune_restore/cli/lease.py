@@ -14,7 +14,7 @@ def refuse_without_terminal() -> None:
     """Refuse a question that no one can answer (InvalidInputError)."""
     if not sys.stdin.isatty():
         raise InvalidInputError(
-            "--break-lease asks before it breaks a lease, and there is no terminal to ask in. Add --yes "
+            "--break-lease asks before it breaks a lease, which needs a terminal. Add --yes "
             "if you know that the restore is dead. Nothing was started."
         )
 

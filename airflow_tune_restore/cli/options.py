@@ -153,6 +153,11 @@ class PlanOptions:
         "Restore from the state alone: tuner.pkl belongs to another run, or needs a module "
         "that is gone.",
     ] = False
+    trust_name: Annotated[
+        bool,
+        "Restore by the trainable's name alone, against evidence that another trainable of this "
+        "name made the experiment.",
+    ] = False
     trials: Annotated[
         list[str] | None,
         typer.Option(
@@ -194,6 +199,7 @@ class PlanOptions:
             allow_scratch=self.allow_scratch,
             newest_checkpoint=self.newest_checkpoint,
             ignore_tuner=self.ignore_tuner,
+            trust_name=self.trust_name,
             trials=tuple(self.trials or ()),
             max_attempts=self.max_attempts,
             max_memory_bytes=self.max_memory,

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.cli.options import flag_of
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    InvalidInputError,
+    LeaseHeldError,
+    TuneRestoreError,
+)
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
+from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.release import describe_released
 from airflow_tune_restore.restore.summary import CommitSummary, render
 from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
 from airflow_tune_restore.restore.undo import UndoneCommit
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from airflow_tune_restore.cli.progress import Progress
 
 _BESIDE_EXPERIMENT = 70
 """Columns of a terminal that the other columns of a scan need to be read well."""
@@ -97,14 +107,23 @@ def _print_evidence(report: ExperimentReport) -> None:
     _print_table(table)
 
 
-def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool) -> None:
-    """Print a plan, and the reasons for which its restore would be refused now."""
+def print_plan(
+    plan: RestorePlan, refusals: Sequence[TuneRestoreError] = (), *, as_json: bool
+) -> None:
+    """Print a plan, and the reasons for which its restore would be refused now; who is at work first."""
+    busy = [e for e in refusals if isinstance(e, ExperimentRunningError | LeaseHeldError)]
     if as_json:
         shown = "experiment strategy strategy_reason samples_left trainable_name warnings"
         values = {name: getattr(plan, name) for name in shown.split()}
-        values |= {"state_file": plan.base.name, "refusals": refusals}
+        values |= {"state_file": plan.base.name, "refusals": [str(error) for error in refusals]}
+        running = [e.reason for e in busy if isinstance(e, ExperimentRunningError)]
+        holders = [e.holder for e in busy if isinstance(e, LeaseHeldError)]
+        values |= {"running": (*running, None)[0], "leased_by": (*holders, None)[0]}
         _print_json(values | {"trials": [_trial_json(trial) for trial in plan.trials]})
         return
+    for error in busy:
+        about = str(error).replace(error.experiment, "This experiment", 1)
+        _print(about, {"This experiment": "bold yellow"})
     parameters = [trial.parameters for trial in plan.trials]
     names, left_out = fitting_parameters(parameters, _out().width, more=plan.more_parameters)
     headings = ("trial", *names, "status", "action", "checkpoint", "iteration", "why")
@@ -121,13 +140,16 @@ def print_plan(plan: RestorePlan, refusals: Sequence[str] = (), *, as_json: bool
     if left_out:
         _print(left_out)
     left = "unknown" if plan.samples_left is None else plan.samples_left
-    total = counted(len(plan.trials), "trial")
-    _print(f"{len(plan.to_run)} of {total} to run; samples never drawn: {left}")
+    to_run = share(len(plan.to_run), len(plan.trials), "trial")
+    _print(f"{to_run} to run; samples never drawn: {left}")
+    for sentence in describe_kept(plan, flag_of):
+        _print(sentence)
     _print(f"strategy {plan.strategy}: {plan.strategy_reason}")
     for warning in plan.warnings:
         _print(f"note: {warning}")
     for refusal in refusals:
-        _print(f"note: a restore would be refused now: {refusal}")
+        if refusal not in busy:
+            _print(f"note: a restore would be refused now: {refusal}")
 
 
 def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:
@@ -143,7 +165,7 @@ def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bo
     _print(summary.headline())
 
 
-def confirm_undo(foreseen: UndoneCommit) -> bool:
+def confirm_undo(foreseen: UndoneCommit, progress: "Progress") -> bool:
     """Ask whether a commit is to be undone, and return the answer; the question names the files.
 
     Raises:
@@ -151,19 +173,18 @@ def confirm_undo(foreseen: UndoneCommit) -> bool:
     """
     if not sys.stdin.isatty():
         raise InvalidInputError(
-            "undo asks before it deletes anything, and here is no terminal to answer in: give --yes if "
-            "you are sure. Nothing was changed."
+            "undo asks before it deletes anything, and without a terminal nobody can answer: add --yes "
+            "if you are sure. Nothing was changed."
         )
     files = " and ".join(foreseen.deleted) or "nothing more"
     then = f"{foreseen.newest} is the newest state" if foreseen.newest else "no state is left"
     question = (
         f"Undo the commit of restore {foreseen.restore_id} to {foreseen.experiment}? It deletes {files}; "
-        f"then {then}. [y/N]"
+        f"then {then}."
     )
-    console(stderr=True).print(printable(question, NOTE_LENGTH), end=" ")
-    is_yes = sys.stdin.readline().strip().lower() in ("y", "yes")
+    is_yes = progress.confirm(question)
     if not is_yes:
-        console(stderr=True).print("Nothing was changed.")
+        progress.warn("Nothing was changed.")
     return is_yes
 
 
@@ -172,11 +193,7 @@ def print_undone(undone: UndoneCommit, *, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(undone))
         return
-    _print(
-        f"The commit of restore {undone.restore_id} is undone: {undone.state_file} is deleted, "
-        f"{undone.newest} is the newest state of {undone.experiment} again. Files that its trials wrote "
-        "into their own directories stay."
-    )
+    _print(undone.describe(undone.experiment))
 
 
 def print_released(history: History, *, experiment: str, trial_id: str, as_json: bool) -> None:
@@ -185,10 +202,7 @@ def print_released(history: History, *, experiment: str, trial_id: str, as_json:
         released = {"experiment": experiment, "trial_id": trial_id}
         _print_json(released | msgspec.structs.asdict(history))
         return
-    _print(
-        f"Trial {trial_id} runs again with the next restore of {experiment}; its "
-        f"{counted(len(history.released), 'failed attempt')} no longer count."
-    )
+    _print(describe_released(trial_id, experiment, history))
 
 
 def print_versions() -> None:
@@ -241,7 +255,7 @@ def _report_json(
 
 def _trial_json(trial: TrialPlan) -> dict[str, Any]:
     shown = "trial_id status action checkpoint iteration reason resources new_trial_id quarantined"
-    shown += " parameters"
+    shown += " runs_with parameters"
     return {name: getattr(trial, name) for name in shown.split()}
 
 

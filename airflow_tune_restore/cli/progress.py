@@ -1,6 +1,8 @@
 """Shows how a restore proceeds. Imported only by that command, because importing rich takes time."""
 
+import contextlib
 import math
+import sys
 from typing import Self
 
 import typer
@@ -58,7 +60,8 @@ class Progress:
         """Ask a question on stderr; Enter alone means no. KeyboardInterrupt if the user stops."""
         self._bars.stop()
         try:
-            return typer.confirm(printable(question, _LINE_LENGTH), err=True)
+            with contextlib.redirect_stdout(sys.stderr):  # the last blank of the question, too
+                return typer.confirm(printable(question, _LINE_LENGTH), err=True)
         except typer.Abort:
             raise KeyboardInterrupt from None
         finally:

@@ -154,8 +154,7 @@ class TrialRuns:
             command = self._launcher.stop_command(request)
             logger.error("%s may still run. To stop it: %s", _name(unit), command)
         logger.error(
-            "Nothing was committed. The next `tune-restore restore %s` commits what the trials "
-            "have done.",
+            "Nothing was committed. The next restore of %s commits what the trials have done.",
             self._store.uri,
         )
         raise KeyboardInterrupt

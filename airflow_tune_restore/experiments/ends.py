@@ -75,7 +75,7 @@ def describe_ends(total: int, ended_by: Mapping[str, int]) -> str:
     if not known:
         themselves = " by itself" if total == 1 else " by themselves"
         return f"{all_trials} ended{'' if unknown else themselves}"
-    parts = [f"{itself} by themselves"] if itself else []
+    parts = [f"{itself} by {'itself' if itself == 1 else 'themselves'}"] if itself else []
     parts += [f"{count} stopped by {what}" for what, count in known.items()]
     parts += [f"{unknown} otherwise"] if unknown else []
     return f"{all_trials} ended: {', '.join(parts)}"

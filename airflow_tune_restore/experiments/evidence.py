@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Self
 
 from airflow_tune_restore.experiments.state_summary import StateSummary
+from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
 from airflow_tune_restore.protocol.lease_objects import CLOCKS_AGREE_SECONDS, LeaseStatus
 from airflow_tune_restore.protocol.printable import printable
 
@@ -93,7 +94,7 @@ class Evidence:
         tuner_written: When `tuner.pkl` was written. A driver writes it when it starts.
         committed_at: When a restore committed the newest state, if one did. Earlier writes are those of
             the restore, and do not show a living driver.
-        restore: The lease of a restore that has not ended.
+        restore: The lease of a restore that was not released.
         older_runs: What older runs under the same name left that its newest state hides, in words.
         checked: The checks that cost requests and were made. Where one was not made, None means nothing.
     """
@@ -130,6 +131,15 @@ class Evidence:
         return max(self.writes.values(), default=None)
 
     @property
+    def writes_by_driver(self) -> dict[EvidenceKind, datetime]:
+        """The newest write in each place, if a driver may have made it."""
+        return {
+            kind: at
+            for kind, at in self.writes.items()
+            if not (self.is_by_restore(at) or self._is_by_dead_restore(kind, at))
+        }
+
+    @property
     def is_last_by_restore(self) -> bool:
         """Whether the last write was that of a restore."""
         return self.last_write is not None and self.is_by_restore(self.last_write)
@@ -143,6 +153,19 @@ class Evidence:
         if self.committed_at is None or self.committed_at - self.now > CLOCKS_AGREE:
             return False  # or all writes until then would count as a restore's
         return at <= self.committed_at
+
+    def _is_by_dead_restore(self, kind: EvidenceKind, at: datetime) -> bool:
+        """Whether runners of a restore that died wrote to trials' directories at that time.
+
+        The driver was dead when that restore began. A restore does not write to the root before its
+        commit, so a driver that was started since shows there.
+        """
+        restore = self.restore
+        if restore is None or restore.is_alive or kind is not EvidenceKind.TRIAL_DIRS:
+            return False
+        if restore.claimed_at is None or restore.seen_at is None:
+            return False
+        return restore.claimed_at <= at <= restore.seen_at + timedelta(seconds=QUIET_SECONDS)
 
     @property
     def is_restarting(self) -> bool:

@@ -53,7 +53,12 @@ from airflow_tune_restore.experiments.tuner_file import (
 )
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.lease_objects import AskHolder, read_lease_status, was_restored
+from airflow_tune_restore.protocol.lease_objects import (
+    AskHolder,
+    LeaseStatus,
+    read_lease_status,
+    was_restored,
+)
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
@@ -65,6 +70,7 @@ class ExamineOptions:
         now: When the scan began, by the store's clock.
         stale_after: Silence after which an unfinished experiment counts as dead.
         checks_restore: Whether a running restore counts; a caller that starts one handles the lease.
+        dead_restore: The restore that the caller found to be dead, if it handles the lease.
         lists_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Returns for an experiment (URI) whether a driver runs for it.
         ask_holder: Returns whether a restore that looks alive is known to have ended.
@@ -76,6 +82,7 @@ class ExamineOptions:
     now: datetime
     stale_after: timedelta
     checks_restore: bool = True
+    dead_restore: LeaseStatus | None = None
     lists_again: bool = True
     ask_driver: Callable[[str], DriverStatus] | None = None
     ask_holder: AskHolder | None = None
@@ -90,11 +97,13 @@ def examine(
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
     ask_driver: Callable[[str], DriverStatus] | None = None,
+    dead_restore: LeaseStatus | None = None,
 ) -> ExperimentReport:
     """Report on the experiment at the store's root, without an index.
 
-    A running restore does not count: the caller, who starts one, handles the lease. `ask_driver` returns
-    for an experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
+    A running restore does not count: the caller, who starts one, handles the lease. `dead_restore` is one
+    that it found to be dead: what that wrote shows no living driver. `ask_driver` returns for an
+    experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
 
     Raises:
         StateUnreadableError: If this is not an experiment.
@@ -107,6 +116,7 @@ def examine(
             now=store.now(),
             stale_after=stale_after,
             checks_restore=False,
+            dead_restore=dead_restore,
             ask_driver=ask_driver,
             pool=pool,
         )
@@ -124,6 +134,7 @@ def examine_listed(
     evidence = Evidence(
         root_written=_newest(entries),
         tuner_written=_written(entries, layout.TUNER_FILE),
+        restore=options.dead_restore,
         checked=frozenset() if was_restored(entries) else frozenset({EvidenceKind.RESTORE}),
         now=options.now,
     )

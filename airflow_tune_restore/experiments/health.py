@@ -19,7 +19,7 @@ from airflow_tune_restore.experiments.evidence import (
     span_of,
 )
 from airflow_tune_restore.experiments.state_summary import StateSummary
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
 from airflow_tune_restore.storage.location import Location
 
 DEFAULT_STALE_AFTER = timedelta(minutes=30)
@@ -158,11 +158,12 @@ def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Evidenc
         return False, {EvidenceKind.ROOT: Indicates.ALIVE}
     if evidence.is_last_by_restore:
         return True, {EvidenceKind.COMMIT: Indicates.DEAD}
-    others = {kind: at for kind, at in evidence.writes.items() if not evidence.is_by_restore(at)}
+    others = evidence.writes_by_driver
     fresh = [kind for kind, at in others.items() if evidence.now - at < allowed]
     if fresh:
         return False, dict.fromkeys(fresh, Indicates.ALIVE)
-    return True, dict.fromkeys(others, Indicates.DEAD)
+    by_dead_restore = [EvidenceKind.RESTORE] if evidence.writes.keys() - others else []
+    return True, dict.fromkeys([*others, *by_dead_restore], Indicates.DEAD)
 
 
 def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa: FBT001
@@ -171,9 +172,10 @@ def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa:
         return f"; its files are dated more than {span(CLOCK_AHEAD)} in the future, which does not count"
     if evidence.last_write is None:
         return "; the store does not report when it was last written to"
-    if evidence.is_last_by_restore:
+    by_driver = evidence.writes_by_driver.values()
+    if silent and evidence.last_write not in by_driver:
         return ", nothing written since it was last restored"
-    age = evidence.now - evidence.last_write
+    age = evidence.now - max(by_driver, default=evidence.last_write)
     if silent:
         return f", nothing written for {span(age)}"
     return f", last written {ago(age)} (stale after {limit})"
@@ -194,6 +196,6 @@ def _ended(
     if summary.samples_left is None or evidence.is_restarting:
         signs |= written  # only silence shows that nothing continues
     if summary.errored:
-        reason = f"{summary.errored} of {summary.total} trials ended with ERROR"
+        reason = f"{share(summary.errored, summary.total, 'trial')} ended with ERROR"
         return Verdict(Health.ERRORED, reason, signs)
     return Verdict(Health.FINISHED, describe_ends(summary.total, summary.ended_by), signs)

@@ -22,7 +22,7 @@ from airflow_tune_restore.experiments.state_summary import (
 )
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable, share
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 ONE_IN, LEAST = 32, 8
@@ -75,9 +75,9 @@ class SpotCheck:
             log.warning("%s: %s", store.at(path).uri, printable(wrong[path], NOTE_LENGTH))
         if wrong:
             log.warning(
-                "%s: %d of %d checked rows of the index differ from their states. The index is ignored, "
-                "and all experiments are read again. %s may be forged: check who can write there.",
-                *(store.uri, len(wrong), len(self._found), layout.INDEX),
+                "%s: the index does not agree with the states in %s. The index is ignored, and all "
+                "experiments are read again. %s may be forged: check who can write there.",
+                *(store.uri, share(len(wrong), len(self._found), "checked row"), layout.INDEX),
             )
         return not wrong
 

@@ -30,9 +30,10 @@ _one_at_a_time = threading.Lock()
 
 
 def name_dag_run(context: Context) -> str:
-    """Return the DAG run of a task as the holder of a lease, to be read by people."""
-    ti = context["ti"]
-    return f"DAG {ti.dag_id}, run {ti.run_id}"
+    """Return the holder of a lease, to be read by people: the DAG run, and the user who triggered it."""
+    ti, dag_run = context["ti"], context.get("dag_run")
+    user = dag_run.triggering_user_name if dag_run is not None else None
+    return f"DAG {ti.dag_id}, run {ti.run_id}" + (f", triggered by {user}" if user else "")
 
 
 def identify_dag_run(context: Context) -> DagRunId | None:

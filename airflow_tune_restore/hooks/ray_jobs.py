@@ -26,7 +26,7 @@ from airflow_tune_restore.launch.ray.submission import (
     SUBMISSION_PREFIX,
     DriverResources,
 )
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ def find_driver(jobs: list[RayJob] | str, experiment: str) -> DriverStatus:
             name = printable(job.submission_id or job.entrypoint)
             found = f"Ray job {name} names it and is {printable(job.status)}"
             return DriverStatus(is_running=True, found=found)
-    return DriverStatus(is_running=False, found=f"none of {len(jobs)} live Ray jobs names it")
+    return DriverStatus(
+        is_running=False, found=f"none of {counted(len(jobs), 'live Ray job')} names it"
+    )
 
 
 def _list_live_jobs(ray_conn_id: str) -> list[RayJob] | str:

@@ -1,4 +1,4 @@
-"""What the process that checks a trainable printed: answers, the stage it was in, and errors."""
+"""The output of the process that checks a trainable: answers, the stage it was in, and errors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class CheckOutput:
         missing = [experiment for experiment in asked if experiment not in self.answers]
         if not missing and exit_code == 0:
             return [self.answers[experiment] for experiment in asked]
-        stage = f", while it was {self.stage}" if self.stage else ""
+        stage = f", while it was {self.stage or f'starting {python}'}"
         if exit_code is None:
             limit = timeout.total_seconds()
             why = (

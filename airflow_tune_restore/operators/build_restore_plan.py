@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.configuration import conf
 
 from airflow_tune_restore import arguments
 from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
@@ -24,13 +23,15 @@ from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
+from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
-from airflow_tune_restore.protocol.printable import counted, printable
+from airflow_tune_restore.protocol.printable import printable, share
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
 from airflow_tune_restore.restore.start import start_restore
@@ -79,7 +80,8 @@ class BuildRestorePlanOperator(BaseOperator):
         trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
             trials stay as they are recorded, and the search is not continued. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
-            ignore_tuner, max_attempts: As in `airflow_tune_restore.restore.choices.PlanChoices`.
+            ignore_tuner, trust_name, max_attempts: As in
+            `airflow_tune_restore.restore.choices.PlanChoices`.
         max_memory: `PlanChoices.max_memory_bytes`.
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
@@ -137,6 +139,7 @@ class BuildRestorePlanOperator(BaseOperator):
         allow_scratch: bool | str = False,
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         trials: Sequence[str] | str = (),
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
@@ -169,6 +172,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.allow_scratch = allow_scratch
         self.newest_checkpoint = newest_checkpoint
         self.ignore_tuner = ignore_tuner
+        self.trust_name = trust_name
         self.trials = trials
         self.max_attempts = max_attempts
         self.max_memory = max_memory
@@ -220,7 +224,7 @@ class BuildRestorePlanOperator(BaseOperator):
         prepared = self._prepare_all(context, hook, batch, options)
         has_evidence = self._refuse_misfits(hook, batch, prepared)
         prepared = batch.undecided(prepared)
-        _refuse_too_many(batch, prepared)
+        refuse_too_many(batch, prepared)
         by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
         to_start: dict[str, PreparedRestore] = {}
         for text, restore in batch.undecided(prepared).items():
@@ -356,12 +360,14 @@ class BuildRestorePlanOperator(BaseOperator):
 
     def _log_plan(self, address: Address, plan: RestorePlan) -> None:
         self.log.info(
-            "%s: restore %s, %d of %d trials to run, from %s",
-            *(address, plan.restore_id, len(plan.to_run), len(plan.trials), plan.base.name),
+            "%s: restore %s, %s to run, from %s",
+            *(address, plan.restore_id, share(len(plan.to_run), len(plan.trials), "trial")),
+            plan.base.name,
         )
         self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
         to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
         _log_lines(self.log.info, to_run)
+        _log_lines(self.log.info, describe_kept(plan, in_dag))
         _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
         _log_lines(self.log.warning, plan.warnings)
 
@@ -371,34 +377,6 @@ def _log_lines(log: Callable[..., None], lines: Sequence[str]) -> None:
         log("  %s", line)
     if len(lines) > _SHOWN_LINES:
         log("  … and %d more", len(lines) - _SHOWN_LINES)
-
-
-def _refuse_too_many(batch: ExperimentBatch, prepared: dict[str, PreparedRestore]) -> None:
-    """Refuse, before anything is leased, experiments whose trials Airflow would refuse to map.
-
-    The smallest are taken first, so one experiment with very many trials stops no other. The task
-    `continue_search` is mapped over the experiments, so their number is limited, too.
-    """
-    limit = conf.getint("core", "max_map_length", fallback=1024)
-    trials, experiments = 0, 0
-    for text, restore in sorted(prepared.items(), key=lambda item: _size(item[1].plan)):
-        _, count = _size(restore.plan)
-        if trials + count <= limit and experiments < limit:
-            trials, experiments = trials + count, experiments + 1
-            continue
-        error = (
-            f"It has {counted(count, 'trial')} to run, beside {counted(trials, 'trial')} of "
-            f"{counted(experiments, 'other experiment')}, but Airflow maps at most {limit} tasks: [core] "
-            "max_map_length (AIRFLOW__CORE__MAX_MAP_LENGTH). Raise it on API server, scheduler and "
-            "workers, or restore fewer experiments at a time. It was not leased."
-        )
-        batch.refuse(text, InvalidInputError(error))
-
-
-def _size(plan: RestorePlan) -> tuple[bool, int]:
-    """Return the sort key of a plan: those that only continue the search are last and map no trial."""
-    count = 0 if plan.only_continues_search else len(plan.to_run) + plan.continues_search
-    return plan.only_continues_search, count
 
 
 def _items(address: Address, plan: RestorePlan) -> list[xcom.TrialXCom]:

@@ -50,7 +50,7 @@ class ContinueSearchOperator(AttemptOperator):
             never started. (templated)
         search_alg: As in `RestoreTrialOperator`. (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner, check_timeout: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, trust_name, check_timeout: As in `BuildRestorePlanOperator`. (templated)
         ray_address: Ray cluster to run on; by default a private Ray on all CPUs. (templated)
         **kwargs: The other arguments of `RestoreTrialOperator`, except `trial` and `retry_policy`.
     """
@@ -60,6 +60,7 @@ class ContinueSearchOperator(AttemptOperator):
     template_fields = (
         "experiment",
         "ignore_tuner",
+        "trust_name",
         "check_timeout",
         *AttemptOperator.template_fields,
     )
@@ -71,6 +72,7 @@ class ContinueSearchOperator(AttemptOperator):
         experiment: Any,
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         check_timeout: timedelta | float | str = DEFAULT_CHECK_TIMEOUT,
         **kwargs: Any,
     ) -> None:
@@ -78,6 +80,7 @@ class ContinueSearchOperator(AttemptOperator):
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        self.trust_name = trust_name
         self.check_timeout = check_timeout
         check_literals(vars(self), self.template_fields)
 
@@ -90,7 +93,11 @@ class ContinueSearchOperator(AttemptOperator):
             self.parse_runner_user()  # refused before anything is leased
             experiment = self._open()
             options = continued_search_options(
-                self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
+                self.stale_after,
+                self.param_space,
+                self.search_alg,
+                self.ignore_tuner,
+                self.trust_name,
             )
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),

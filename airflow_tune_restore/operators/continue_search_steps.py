@@ -11,6 +11,7 @@ from airflow_tune_restore.arguments import parse_bool, parse_span, parse_text
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     KeyNotFoundError,
+    LeaseHeldError,
     RunnerError,
     RunnerRefusedError,
     TuneRestoreError,
@@ -24,6 +25,7 @@ from airflow_tune_restore.hooks.dag_runs import (
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary, log_summary
+from airflow_tune_restore.operators.experiment_batch import describe_holder
 from airflow_tune_restore.operators.xcom import restore_id_for
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
@@ -58,11 +60,18 @@ def experiment_to_continue(given: Any) -> str:
 
 
 def continued_search_options(
-    stale_after: Any, param_space: str | None, search_alg: str | None, ignore_tuner: Any
+    stale_after: Any,
+    param_space: str | None,
+    search_alg: str | None,
+    ignore_tuner: Any,
+    trust_name: Any,
 ) -> PrepareOptions:
     """Return how a continued search is planned."""
     return PrepareOptions(
-        choices=PlanChoices(ignore_tuner=parse_bool("ignore_tuner", ignore_tuner)),
+        choices=PlanChoices(
+            ignore_tuner=parse_bool("ignore_tuner", ignore_tuner),
+            trust_name=parse_bool("trust_name", trust_name),
+        ),
         stale_after=parse_span("stale_after", stale_after),
         can_start=parse_text(param_space) is not None,
         can_search=parse_text(search_alg) is not None,
@@ -86,25 +95,29 @@ def start_continued_search(
         The plan (None if nothing is left to do), and the commit of an abandoned restore, if any.
 
     Raises:
-        AirflowSkipException: If there is nothing to draw, or the experiment is running.
+        AirflowSkipException: If there is nothing to draw, the experiment is running, or another restore
+            works on it.
         InvalidInputError: If the samples that are left have no searcher.
     """
     try:
         prepared = prepare_continued_search(store, restore_id_for(context, store.uri), options)
+        if isinstance(prepared, str):
+            raise AirflowSkipException(f"Nothing to draw. {printable(prepared, NOTE_LENGTH)}")
+        if check is not None and not prepared.is_started:
+            check(prepared)
+        return start_restore(
+            prepared,
+            options,
+            holder=name_dag_run(context),
+            ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
+            dag_run=identify_dag_run(context),
+            on_wait=log_waits(log),
+        )
     except ExperimentRunningError as error:
         raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error
-    if isinstance(prepared, str):
-        raise AirflowSkipException(f"Nothing to draw. {printable(prepared, NOTE_LENGTH)}")
-    if check is not None and not prepared.is_started:
-        check(prepared)
-    return start_restore(
-        prepared,
-        options,
-        holder=name_dag_run(context),
-        ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
-        dag_run=identify_dag_run(context),
-        on_wait=log_waits(log),
-    )
+    except LeaseHeldError as error:
+        reason = printable(describe_holder(error), NOTE_LENGTH)
+        raise AirflowSkipException(f"{error.experiment} is left alone: {reason}") from error
 
 
 @contextmanager

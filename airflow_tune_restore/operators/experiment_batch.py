@@ -24,13 +24,19 @@ from airflow_tune_restore.storage.location import Location
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-PREFIXES_PAGE = "docs/trainable.md"
+PREFIXES_PAGE = "docs/trainable.md (One name, two trainables)"
 """Explains what a trainable is compared with, and how to separate the experiments of teams."""
 
 _CONCURRENCY = 8
 _SHOWN = 50
 _Result = TypeVar("_Result")
 _NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
+
+
+def describe_holder(error: LeaseHeldError) -> str:
+    """Return why an experiment is left alone that another restore works on."""
+    found = f". {error.found}" if error.found else ""
+    return f"another restore, {error.holder}, is restoring it{found}"
 
 
 class ExperimentBatch:
@@ -90,7 +96,7 @@ class ExperimentBatch:
         """Record an error instead of a restore. Some errors only show that it is not the time for it."""
         match error:
             case LeaseHeldError():
-                self.leave_alone(address, f"another restore, {error.holder}, is restoring it")
+                self.leave_alone(address, describe_holder(error))
             case ExperimentRunningError():
                 self.leave_alone(address, f"it is running: {error.reason}")
             case StateChangedError():  # by its driver, or by a restore that was faster

@@ -4,7 +4,7 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.arguments import is_computed, parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -35,6 +35,8 @@ class ListQuarantineOperator(BaseOperator):
         super().__init__(**kwargs)
         self.prefix = prefix
         self.storage_conn_id = storage_conn_id
+        if not is_computed(prefix):
+            Address.parse(prefix)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Scan the prefix, and read the ledgers of its experiments."""

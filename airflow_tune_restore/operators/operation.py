@@ -4,8 +4,6 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 
-from airflow.sdk import Context
-
 ADMIN_DAG = "tune_restore_admin"
 
 
@@ -26,9 +24,3 @@ def describe_release(address: str, trial_ids: Sequence[str]) -> str:
         "trials": list(trial_ids),
     }
     return f"DAG {ADMIN_DAG} with {json.dumps(params)}"
-
-
-def name_holder(context: Context) -> str:
-    """Return who holds a lease, for people: the DAG run, and the user who triggered it."""
-    ti, user = context["ti"], context["dag_run"].triggering_user_name
-    return f"DAG {ti.dag_id}, run {ti.run_id}" + (f", triggered by {user}" if user else "")

@@ -4,13 +4,12 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from airflow_tune_restore.arguments import parse_ids, parse_text
+from airflow_tune_restore.arguments import is_computed, parse_ids, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.operators.operation import name_holder
-from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.restore.release import release_trials
+from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.restore.release import describe_released, release_trials
 
 
 class ReleaseTrialOperator(BaseOperator):
@@ -38,6 +37,8 @@ class ReleaseTrialOperator(BaseOperator):
         self.experiment = experiment
         self.trials = trials
         self.storage_conn_id = storage_conn_id
+        if not is_computed(experiment):
+            Address.parse(experiment)
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Release the trials."""
@@ -49,13 +50,13 @@ class ReleaseTrialOperator(BaseOperator):
                 raise InvalidInputError(
                     f"trials={self.trials!r} names no trial of {place}. Nothing was released."
                 )
-            released = release_trials(hook.open(place), trial_ids, holder=name_holder(context))
-        for trial_id, history in released.items():
-            self.log.info(
-                "Trial %s of %s is released: it runs again with the next restore, and its %s no longer "
-                "count.",
-                *(trial_id, place, counted(len(history.released), "failed attempt")),
+            released = release_trials(
+                *(hook.open(place), trial_ids),
+                holder=name_dag_run(context),
+                on_wait=log_waits(self.log),
             )
+        for trial_id, history in released.items():
+            self.log.info("%s", describe_released(trial_id, str(place), history))
         return [
             {
                 "experiment": str(place),

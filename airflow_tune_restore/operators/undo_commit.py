@@ -1,16 +1,15 @@
 """Undoes the last commit of an experiment."""
 
-from dataclasses import asdict
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.arguments import is_computed, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
-from airflow_tune_restore.operators.operation import name_holder
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
+from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.location import Location
 
@@ -20,7 +19,8 @@ class UndoCommitOperator(BaseOperator):
 
     It fails and changes nothing if something newer was written since, or if `confirm` is not the name of
     the experiment. While a restore holds the lease, the task fails, and a retry may succeed. Returns
-    `experiment`, `restore_id`, `state_file` (deleted) and `newest`.
+    `experiment`, `restore_id`, `state_file` (that of the commit), `deleted` (all deleted files) and
+    `newest`.
 
     Give it `retries=0`: if the task died after it had undone the commit, a retry would undo the commit
     before that one, too.
@@ -43,6 +43,8 @@ class UndoCommitOperator(BaseOperator):
         self.experiment = experiment
         self.confirm = confirm
         self.storage_conn_id = storage_conn_id
+        if not is_computed(experiment):
+            Address.parse(experiment)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Undo the commit."""
@@ -55,10 +57,14 @@ class UndoCommitOperator(BaseOperator):
                     f"confirm={self.confirm!r} is not the name of {place}. Nothing was undone. To undo "
                     f"its last commit, set confirm to {name!r}."
                 )
-            undone = undo_commit(hook.open(place), holder=name_holder(context))
-        self.log.info(
-            "The commit of restore %s to %s is undone: %s is deleted, %s is the newest state again. "
-            "Files that its trials wrote into their own directories stay.",
-            *(printable(undone.restore_id), place, undone.state_file, undone.newest or "no file"),
-        )
-        return {**asdict(undone), "experiment": str(place)}
+            undone = undo_commit(
+                hook.open(place), holder=name_dag_run(context), on_wait=log_waits(self.log)
+            )
+        self.log.info("%s", printable(undone.describe(str(place)), NOTE_LENGTH))
+        return {
+            "experiment": str(place),
+            "restore_id": undone.restore_id,
+            "state_file": undone.state_file,
+            "deleted": list(undone.deleted),
+            "newest": undone.newest,
+        }

@@ -46,6 +46,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def share(part: int, whole: int, noun: str) -> str:
+    """Return "1 of 3 trials"; "all 3 trials" or "1 trial" if the part is the whole."""
+    if part != whole:
+        return f"{part} of {counted(whole, noun)}"
+    return f"all {counted(whole, noun)}" if whole > 1 else counted(whole, noun)
+
+
 def is_printable(text: str) -> bool:
     """Whether a text can be shown and stored as it is.
 

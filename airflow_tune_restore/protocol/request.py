@@ -78,6 +78,8 @@ class RunnerRequest(Record):
         reports: Whether results are also written to storage, for a follower that cannot read stdout.
         remember_scheduler: Whether the scheduler gets the earlier results, which Ray forgets.
         ignore_tuner: Whether the state alone is restored, without `tuner.pkl`.
+        trust_name: Whether the runner only warns of evidence that another trainable of the same name made
+            the experiment.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
     """
 
@@ -103,6 +105,7 @@ class RunnerRequest(Record):
     ignore_tuner: bool = False
     search_alg: str | None = None
     sized: bool = False
+    trust_name: bool = False
     nonce: str = ""
     schema: Count = 1
 

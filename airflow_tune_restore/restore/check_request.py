@@ -22,6 +22,7 @@ def build_check_request(
                 state=restore.plan.base.name,
                 search_alg=settings.search_alg if restore.experiment.searcher_lost else None,
                 ignore_tuner=restore.plan.ignore_tuner,
+                trust_name=restore.plan.choices.trust_name,
             )
             for restore in restores
         ],

@@ -47,6 +47,9 @@ class PlanChoices:
         ignore_tuner: Whether trials are restored from the state alone: for a `tuner.pkl` that belongs to
             another run, or that needs a module that is gone. Callbacks, stopper, scheduler, searcher,
             failure and checkpoint settings are lost.
+        trust_name: Whether the name of the trainable is enough. Ray compares nothing else. Otherwise an
+            experiment is refused if its pickles or configs show that another trainable of the same name
+            made it.
         trials: Ids of the only trials that the flags are applied to; empty for all. The other trials
             stay exactly as they are recorded, and the search is not continued.
         max_attempts: Failed attempts, over all restores, after which a trial is quarantined; None for no
@@ -67,6 +70,7 @@ class PlanChoices:
     allow_scratch: bool = False
     newest_checkpoint: bool = False
     ignore_tuner: bool = False
+    trust_name: bool = False
     trials: tuple[str, ...] = ()
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)] | None = None
     max_memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = DEFAULT_MAX_MEMORY_BYTES

@@ -128,6 +128,7 @@ def claim_attempt(
         trim_results=plan.choices.trim_results,
         remember_scheduler=plan.choices.remember_scheduler,
         ignore_tuner=plan.ignore_tuner,
+        trust_name=plan.choices.trust_name,
         param_space=settings.param_space,
         search_alg=settings.search_alg if is_whole else None,
         imports=list(settings.imports),

@@ -1,6 +1,7 @@
 """The plan of a restore: what happens to each trial, and why. Later processes read its JSON."""
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from shlex import quote
 
 import msgspec
@@ -22,6 +23,16 @@ from airflow_tune_restore.storage.base import ObjectStore
 _SHOWN_IDS = 5
 
 
+class RunOption(StrEnum):
+    """The choice that would run a trial which the plan keeps or ends."""
+
+    RESUME_ERRORED = "resume_errored"
+    RESUME_UNFINISHED = "resume_unfinished"
+    RESUME_CUT_SHORT = "resume_cut_short"
+    ALLOW_SCRATCH = "allow_scratch"
+    FINISHED = "finished"
+
+
 class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The action for one trial, and the reason. A Struct, because there are thousands of them.
 
@@ -34,6 +45,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
         resources: The resources it requests, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
         quarantined: Whether it is kept only because it failed too often.
+        runs_with: The option that would run it; None if it is run, or if none of these would.
         parameters: The values of the parameters in which the trials differ, for people.
     """
 
@@ -47,6 +59,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
     resources: dict[str, float]
     new_trial_id: str | None = None
     quarantined: bool = False
+    runs_with: RunOption | None = None
     parameters: dict[str, str] = {}
 
     def __post_init__(self) -> None:

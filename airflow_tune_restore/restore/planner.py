@@ -30,6 +30,7 @@ from airflow_tune_restore.restore.choices import AUTO, PlanChoices, Strategy
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
 from airflow_tune_restore.restore.plan import (
     RestorePlan,
+    RunOption,
     TrialPlan,
     describe_quarantine,
     release_command,
@@ -45,12 +46,6 @@ _WHY_COUPLED = {
     "PB2": "it copies good trials over bad ones",
 }
 
-_TO_RUN = {
-    TrialStatus.ERROR: "--resume-errored (resume_errored=True) resumes it, --restart-errored "
-    "(restart_errored=True) starts it over",
-    TrialStatus.TERMINATED: "--finished resume (resume_config={'finished': 'resume'}) runs it again",
-}
-_TO_RUN_CUT_SHORT = "--resume-cut-short (resume_cut_short=True) resumes it"
 _NOT_CHOSEN = "not among the chosen trials, stays as it is"
 _OWN_SEARCHER = (
     "search_alg is not used: the experiment's own searcher is not lost, and continues the search"
@@ -100,6 +95,7 @@ def build_plan(
     would_run = {trial.trial_id for trial in wanted if trial.status is not TrialStatus.TERMINATED}
     reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
     trainable = _trainable_name(experiment, wanted)
+    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     kept = {
         **{t.trial_id: f"{t.status}, {_NOT_CHOSEN}" for t in in_order if t.trial_id not in chosen},
         **{
@@ -107,7 +103,6 @@ def build_plan(
             for t in wanted
             if t.trainable_name not in ("", trainable)
         },
-        **_named_but_skipped(experiment, choices, chosen),
     }
     trials = tuple(
         _quarantined(trial, reasons[trial.trial_id], experiment.uri)
@@ -120,6 +115,8 @@ def build_plan(
             checkpoints.get(trial.trial_id),
             lambda trial_id: _new_trial_id(restore_id, trial_id, taken),
             allow_scratch=choices.allow_scratch,
+            is_cut_short=trial.trial_id in cut_short,
+            is_named=bool(choices.trials),
         )
         for trial in in_order
     )
@@ -178,7 +175,10 @@ def build_search_plan(
         raise InvalidInputError(f"{experiment.uri}: {lost}. No run was started.")
     kept = tuple(
         msgspec.structs.replace(
-            trial, action=TrialAction.KEEP, reason=f"{trial.status}, stays as it is"
+            trial,
+            action=TrialAction.KEEP,
+            reason=f"{trial.status}, stays as it is",
+            runs_with=None,
         )
         for trial in plan.trials
     )
@@ -209,13 +209,18 @@ def _plan_trial(
     new_trial_id: Callable[[str], str],
     *,
     allow_scratch: bool,
+    is_cut_short: bool,
+    is_named: bool,
 ) -> TrialPlan:
     status = trial.status
     if choice is ResumeType.SKIP:
+        option = None
+        if not trial.unusable:
+            option = _option_to_run(status, is_cut_short=is_cut_short, is_named=is_named)
         if status in UNFINISHED:
             reason = f"{status}, not resumed: becomes TERMINATED"
-            return _entry(trial, TrialAction.TERMINATE, reason)
-        return _entry(trial, TrialAction.KEEP, f"{status}, stays as it is")
+            return _entry(trial, TrialAction.TERMINATE, reason, runs_with=option)
+        return _entry(trial, TrialAction.KEEP, f"{status}, stays as it is", runs_with=option)
     if trial.unusable:
         return _entry(trial, TrialAction.KEEP, f"{status}, cannot be run: {trial.unusable}")
     if choice is ResumeType.RESTART:
@@ -227,12 +232,24 @@ def _plan_trial(
     why = "no checkpoint" if checkpoint is None else checkpoint.reason
     if checkpoint is not None and checkpoint.lost and not allow_scratch:
         reason = f"{status}, not resumed: {why}; allow_scratch starts it over"
-        return _entry(trial, TrialAction.KEEP, reason, resources=trial.resources)
+        option = RunOption.ALLOW_SCRATCH
+        return _entry(trial, TrialAction.KEEP, reason, resources=trial.resources, runs_with=option)
     start: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.name is not None:
         start = {"checkpoint": checkpoint.name, "iteration": checkpoint.iteration}
     reason = f"{status}: {why}" if start else f"{status}: {why}, started from scratch"
     return _entry(trial, TrialAction.RESUME, reason, resources=trial.resources, **start)
+
+
+def _option_to_run(status: TrialStatus, *, is_cut_short: bool, is_named: bool) -> RunOption | None:
+    """Return the option that would run a trial; a finished trial stays finished unless it is named."""
+    if status in UNFINISHED:
+        return RunOption.RESUME_UNFINISHED
+    if status is TrialStatus.ERROR:
+        return RunOption.RESUME_ERRORED
+    if is_cut_short:
+        return RunOption.RESUME_CUT_SHORT
+    return RunOption.FINISHED if is_named else None
 
 
 def _refusals(
@@ -257,21 +274,6 @@ def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:
     command = release_command(experiment, trial.trial_id)
     reason = f"{trial.status}, quarantined: {why}; {command} lets it run again"
     return _entry(trial, TrialAction.KEEP, reason, quarantined=True)
-
-
-def _named_but_skipped(
-    experiment: Experiment, choices: PlanChoices, chosen: Mapping[str, ResumeType]
-) -> dict[str, str]:
-    """Return why ended trials that the user named stay as they are: the flag that would run each one."""
-    if not choices.trials:
-        return {}
-    cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
-    return {
-        trial.trial_id: f"{trial.status}, stays as it is; "
-        + (_TO_RUN_CUT_SHORT if trial.trial_id in cut_short else _TO_RUN[trial.status])
-        for trial in experiment.trials
-        if chosen.get(trial.trial_id) is ResumeType.SKIP and trial.status not in UNFINISHED
-    }
 
 
 def _foreign_reason(trial: Trial, trainable: str) -> str:

@@ -29,6 +29,7 @@ from airflow_tune_restore.protocol.lease_watch import Watch
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
+from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.planner import build_plan, build_search_plan, choices_for
@@ -48,6 +49,7 @@ class PrepareOptions:
         can_start: Whether a param_space is given: an experiment that never started can be started.
         can_search: Whether a search_alg is given, for samples whose own searcher is lost.
         ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
+        name_option: Returns an option as its user writes it.
         ask_holder: Returns whether another restore that holds the lease is known to have ended.
     """
 
@@ -56,6 +58,7 @@ class PrepareOptions:
     can_start: bool = False
     can_search: bool = False
     ask_driver: Callable[[str], DriverStatus] | None = None
+    name_option: NameOption = in_dag
     ask_holder: AskHolder | None = None
 
 
@@ -98,7 +101,8 @@ def prepare_restore(
         return _committable(_with_search_plan(prepared, options))
     text = f"{prepared.health_reason}; with these flags every trial stays as it is"
     news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
-    return "; ".join([text, *news[:_SHOWN_WARNINGS]])
+    kept = describe_kept(prepared.plan, options.name_option)
+    return "; ".join([text, *kept, *news[:_SHOWN_WARNINGS]])
 
 
 def prepare_continued_search(
@@ -153,9 +157,11 @@ def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRe
     return replace(again, plan=replace(again.plan, continues_search=has_samples))
 
 
-def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta) -> list[str]:
+def foresee_refusals(
+    store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta
+) -> list[TuneRestoreError]:
     """Return what would refuse a restore now. A preview shows it beside the plan."""
-    refusals: dict[str, None] = {}
+    refusals: dict[str, TuneRestoreError] = {}
 
     def refuse_if_running() -> None:
         report = examine(store, stale_after=stale_after)
@@ -166,7 +172,7 @@ def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: time
         try:
             refuse()
         except TuneRestoreError as error:
-            refusals[str(error)] = None
+            refusals.setdefault(str(error), error)
 
     check(lambda: store.list_dir(layout.ROOT))
     check(lambda: lease.refuse_if_alive(store, plan.restore_id))
@@ -174,7 +180,7 @@ def foresee_refusals(store: ObjectStore, plan: RestorePlan, *, stale_after: time
     if plan.changes_trials or plan.samples_left:
         searches = plan.continues_search or not plan.changes_trials
         check(lambda: name_commit(store, continues_search=searches))
-    return list(refusals)
+    return list(refusals.values())
 
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
@@ -215,11 +221,18 @@ def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> Prepa
             check_fits(store, own, experiment.state)
         return PreparedRestore(store=store, experiment=experiment, plan=own, is_started=True)
     watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
-    return replace(_plan_dead(store, restore_id, options), watch=watch)
+    return replace(_plan_dead(store, restore_id, options, watch), watch=watch)
 
 
-def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
-    report = examine(store, stale_after=options.stale_after, ask_driver=options.ask_driver)
+def _plan_dead(
+    store: ObjectStore, restore_id: str, options: PrepareOptions, watch: Watch | None
+) -> PreparedRestore:
+    report = examine(
+        store,
+        stale_after=options.stale_after,
+        ask_driver=options.ask_driver,
+        dead_restore=watch.status if watch is not None else None,
+    )
     match report.health:
         case Health.RUNNING:
             raise ExperimentRunningError(report.experiment, report.reason)

@@ -9,18 +9,12 @@ from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
+from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0
-
-
-def release_trial(
-    store: ObjectStore, trial_id: str, *, holder: str, on_wait: OnWait = log_wait
-) -> History:
-    """Release one trial, as `release_trials` does."""
-    return release_trials(store, [trial_id], holder=holder, on_wait=on_wait)[trial_id]
 
 
 def release_trials(
@@ -65,3 +59,12 @@ def _check(store: ObjectStore, trial_ids: Sequence[str]) -> None:
                 f"Trial {trial_id} of {store.uri} is not quarantined: it has no failed attempt that "
                 "counts. " + (f"({warning}.)" if warning else "Nothing was changed.")
             )
+
+
+def describe_released(trial_id: str, experiment: str, history: History) -> str:
+    """Return what a release has changed, in one sentence."""
+    failed = counted(len(history.released), "failed attempt")
+    return (
+        f"Trial {trial_id} runs again with the next restore of {experiment}; its {failed} no longer "
+        "count."
+    )

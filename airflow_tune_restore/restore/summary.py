@@ -10,7 +10,7 @@ from airflow_tune_restore.experiments.parameters import Varying, find_varying
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import counted, printable
+from airflow_tune_restore.protocol.printable import counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerOutcome, TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
 from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
@@ -162,11 +162,12 @@ class CommitSummary:
     def headline(self) -> str:
         """Return the result in one sentence."""
         parts = []
-        for what, is_new in (("resumed trials", False), ("samples drawn now", True)):
+        for what, suffix, is_new in (("resumed trial", "", False), ("sample", " drawn now", True)):
             ran = [c for c in self.changes if c.was_run and (c.status_before is None) == is_new]
             failed = [c.trial_id for c in ran if c.has_failed]
             if ran:
-                parts.append(f"{len(ran) - len(failed)} of {len(ran)} {what} finished")
+                finished = share(len(ran) - len(failed), len(ran), what)
+                parts.append(f"{finished}{suffix} finished")
             if failed:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
         text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"

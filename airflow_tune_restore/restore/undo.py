@@ -45,8 +45,17 @@ class UndoneCommit:
     experiment: str
     restore_id: str
     state_file: str
-    deleted: tuple[str, ...]
+    deleted: list[str]
     newest: str
+
+    def describe(self, experiment: str) -> str:
+        """Return what was undone, in one sentence; `experiment` is its address for the reader."""
+        newest = f"{self.newest} is the newest state of {experiment} again"
+        return (
+            f"The commit of restore {self.restore_id} is undone: {self.state_file} is deleted, "
+            f"{newest if self.newest else f'{experiment} has no state'}. Files that its trials wrote "
+            "into their own directories stay."
+        )
 
 
 def foresee_undo(store: ObjectStore) -> UndoneCommit:
@@ -113,7 +122,7 @@ def _undone(
         experiment=store.uri,
         restore_id=restore_id,
         state_file=record.state_file,
-        deleted=tuple(deleted),
+        deleted=deleted,
         newest=read_base_file(store, kept).name,
     )
 

@@ -80,7 +80,7 @@ def _check(options: argparse.Namespace) -> int:
         )
     _show_stage("importing Ray")
     from airflow_tune_restore.runner.check import answers
-    from airflow_tune_restore.runner.loading import load_given
+    from airflow_tune_restore.runner.given import load_given
 
     given = load_given(
         request.trainable,

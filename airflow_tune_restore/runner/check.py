@@ -26,14 +26,9 @@ from airflow_tune_restore.protocol.check import (
     Problem,
     problem_of,
 )
-from airflow_tune_restore.runner import modules
-from airflow_tune_restore.runner.loading import (
-    Given,
-    check_name,
-    check_param_space,
-    load_search_alg,
-    unloadable,
-)
+from airflow_tune_restore.runner import evidence, modules
+from airflow_tune_restore.runner.given import Given, load_search_alg
+from airflow_tune_restore.runner.loading import check_name, check_param_space, unloadable
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
 
@@ -50,21 +45,27 @@ def answers(
     for number, experiment in enumerate(experiments, 1):
         show_stage(f"checking experiment {number} of {len(experiments)}, {experiment.experiment}")
         try:
-            matched_by = check(open_store(experiment.experiment), given, experiment)
+            matched_by, warning = check(open_store(experiment.experiment), given, experiment)
         except TuneRestoreError as error:
             problem, message = problem_of(error), str(error)
         except Exception as error:
             logger.exception("%s: unexpected error", experiment.experiment)
             problem, message = Problem.FAILED, f"{type(error).__name__}: {error}"
         else:
-            yield CheckAnswer(experiment=experiment.experiment, matched_by=matched_by)
+            yield CheckAnswer(
+                experiment=experiment.experiment, matched_by=matched_by, message=warning
+            )
             continue
         yield CheckAnswer(experiment=experiment.experiment, problem=problem, message=message)
 
 
-def check(store: ObjectStore, given: Given, experiment: ExperimentToCheck) -> MatchedBy:
-    """Make the checks of `loading.load` that need no unpickling; raises as it does."""
+def check(store: ObjectStore, given: Given, experiment: ExperimentToCheck) -> tuple[MatchedBy, str]:
+    """Make the checks of `loading.load` that need no unpickling; raises as it does.
+
+    Returns what `evidence.match` does.
+    """
     check_name(store, given, experiment.trainable_name, ignore_tuner=experiment.ignore_tuner)
+    matched = evidence.match(store, given, experiment)
     _check_writable(store)
     is_lost = True
     if not experiment.ignore_tuner:
@@ -87,7 +88,7 @@ def check(store: ObjectStore, given: Given, experiment: ExperimentToCheck) -> Ma
 
         search = load_search_alg(experiment.search_alg)
         saved_searcher.check(store, search, experiment.search_alg)
-    return MatchedBy.NAME
+    return matched
 
 
 def _check_writable(store: ObjectStore) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.resources import most_of
-from airflow_tune_restore.runner.loading import as_trainable
+from airflow_tune_restore.runner.given import as_trainable
 from airflow_tune_restore.runner.tune.private_api import replaced
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ def test_list_and_release(quarantined, tmp_path, capfd):
     assert "ValueError at project/train.py:7" in done.log
     done = run(capfd, "release a trial", experiment=str(quarantined), trials=["bad"])
     assert_ran(done, "release_trial")
-    assert f"Trial bad of {quarantined} is released" in done.log
+    assert f"Trial bad runs again with the next restore of {quarantined}" in done.log
     assert read_ledger(open_store(str(quarantined)))[0].quarantined(None) == {}
 
 

@@ -21,7 +21,7 @@ def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, 
         "restore.done": ["success"],
     }
     assert f"Nothing to restore under {tmp_path}" in done.log
-    assert "Nothing to commit: no restore was started." in done.log
+    assert "Nothing to commit: the plan was given no experiment." in done.log
 
 
 def test_without_any_prefix_the_first_task_says_what_is_missing(capfd):
@@ -42,5 +42,5 @@ def test_of_two_runs_on_one_experiment_the_second_names_the_first(tmp_path, capf
         )
     register(dag)
     first, second = run(dag, capfd), run(dag, capfd)
-    assert (first.state, second.state) == ("success", "failed")
-    assert "errored is being restored by DAG plans_only, run manual__" in second.log
+    assert (first.states, second.states) == ({"plan": ["success"]}, {"plan": ["skipped"]})
+    assert "another restore, DAG plans_only, run manual__" in second.log

@@ -203,7 +203,7 @@ def test_a_sweep_that_dies_while_it_is_watched_is_recovered_once(night, running)
     assert "newest write to its root" in log
     assert f"{address}: restore " in running.task_log(BY_EVENT, run["dag_run_id"], "restore.plan")
     log = running.task_log(BY_EVENT, run["dag_run_id"], "restore.commit")
-    assert "3 of 3 resumed trials finished" in log
+    assert "all 3 resumed trials finished" in log
     # what was reported is remembered, and looking again changes nothing
     running.eventually(lambda: running.remembered(ASSET))
     place = f"{night.s3.bucket}/{WATCHED}"

@@ -35,9 +35,9 @@ def test_a_restore_runs_in_pods_and_a_signal_deletes_them_with_a_snapshot(api, s
     first.await_line("iteration 4")  # the gate lets it do that one, and no more
     first.signal(signal.SIGTERM)  # as Ctrl-C; that one is tested on Ray
     code, out, err = first.end()
-    assert code == 1, out + err
+    assert code == 143, out + err
     assert "Stopping. Saving snapshots, then committing what has finished." in err
-    assert "0 of 1 resumed trials finished" in " ".join(out.split())
+    assert "0 of 1 resumed trial finished" in " ".join(out.split())
     trials = read_experiment(open_store(str(experiment))).trials
     assert [trial.iteration for trial in trials if not trial.is_finished] == [4]
     assert api.pod_names() == []

@@ -44,9 +44,9 @@ def test_a_restore_runs_as_jobs_and_ctrl_c_stops_them_with_a_snapshot(cluster, s
     first.await_line("iteration 4")  # the gate lets it do that one, and no more
     first.signal(signal.SIGINT)
     code, out, err = first.end()
-    assert code == 1, out + err
+    assert code == 130, out + err
     assert "Stopping. Saving snapshots, then committing what has finished." in err
-    assert "0 of 1 resumed trials finished" in " ".join(out.split())
+    assert "0 of 1 resumed trial finished" in " ".join(out.split())
     assert statuses(cluster) == ["STOPPED"]
     trials = read_experiment(open_store(str(experiment))).trials
     assert [trial.iteration for trial in trials if not trial.is_finished] == [4]

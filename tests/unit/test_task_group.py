@@ -205,12 +205,13 @@ def test_max_attempts_reaches_the_plan():
     assert dag.task_dict["restore.plan"].max_attempts == 3
 
 
-def test_ignore_tuner_reaches_all_that_plan():
-    dag = dag_with(prefix="/data", ignore_tuner="{{ params.ignore_tuner }}")
-    tasks = [dag.task_dict[f"restore.{name}"] for name in ("plan", "continue_search")]
-    assert {task.template_fields.count("ignore_tuner") for task in tasks} == {1}
-    assert tasks[0].ignore_tuner == "{{ params.ignore_tuner }}"
-    assert tasks[1].partial_kwargs["ignore_tuner"] == "{{ params.ignore_tuner }}"
+@pytest.mark.parametrize("name", ["ignore_tuner", "trust_name"])
+def test_choices_about_the_trainable_reach_all_that_plan(name):
+    dag = dag_with(prefix="/data", **{name: "{{ params.chosen }}"})
+    tasks = [dag.task_dict[f"restore.{task}"] for task in ("plan", "continue_search")]
+    assert {task.template_fields.count(name) for task in tasks} == {1}
+    assert getattr(tasks[0], name) == "{{ params.chosen }}"
+    assert tasks[1].partial_kwargs[name] == "{{ params.chosen }}"
 
 
 POD = {"image": "registry.example.com/sweeps:1", "namespace": "sweeps", "deferrable": True}

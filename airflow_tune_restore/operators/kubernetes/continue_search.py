@@ -28,12 +28,17 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         experiment: Address of the experiment, or one element of `CommitRestoreOperator`'s output.
             (templated)
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds.
-        ignore_tuner: As in `BuildRestorePlanOperator`. (templated)
+        ignore_tuner, trust_name: As in `BuildRestorePlanOperator`. (templated)
         **kwargs: Arguments of `RunnerPodOperator` and `KubernetesPodOperator`.
     """
 
     map_index_label = EXPERIMENT_LABEL
-    template_fields = (*RunnerPodOperator.template_fields, "experiment", "ignore_tuner")
+    template_fields = (
+        *RunnerPodOperator.template_fields,
+        "experiment",
+        "ignore_tuner",
+        "trust_name",
+    )
     template_fields_renderers = {  # noqa: RUF012  as Airflow declares it
         **RunnerPodOperator.template_fields_renderers,
         "experiment": "json",
@@ -47,12 +52,14 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         experiment: Any,
         stale_after: timedelta | float | str = 0,
         ignore_tuner: bool | str = False,
+        trust_name: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.experiment = experiment
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
+        self.trust_name = trust_name
         check_literals(vars(self), self.template_fields)
 
     @property
@@ -78,7 +85,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         """Plan, run in a pod, commit."""
         experiment = self.open_experiment()
         options = continue_search_steps.continued_search_options(
-            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner
+            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner, self.trust_name
         )
         plan, summary = continue_search_steps.start_continued_search(
             context, experiment.store, options, log=self.log

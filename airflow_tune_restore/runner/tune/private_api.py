@@ -41,6 +41,7 @@ _NEEDED = {
     "ray.tune.experiment:Trial.": "generate_id from_json_state create_placement_group_factory "
     "resolve_config_placeholders",
     "ray.tune.experiment:Experiment.": "register_if_needed get_trainable_name",
+    "ray.tune.registry:": "get_trainable_cls",
     "ray.tune.impl.placeholder:": "create_resolvers_map inject_placeholders",
     # resources of the machine, and Ray's SIGTERM handler
     "ray._private.accelerators:": "get_accelerator_manager_for_resource",

@@ -4,7 +4,8 @@ from typing import Any
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.protocol.request import RunnerRequest
-from airflow_tune_restore.runner.loading import Loaded, as_trainable
+from airflow_tune_restore.runner.given import as_trainable
+from airflow_tune_restore.runner.loading import Loaded
 from airflow_tune_restore.runner.ray_session import is_job
 from airflow_tune_restore.runner.tune.controller import AttemptContext, GuardedController
 from airflow_tune_restore.runner.tune.experiment_controller import ExperimentController

@@ -45,7 +45,7 @@ def test_a_trial_that_fails_again_is_committed_and_fails_the_run(tmp_path, capfd
     assert done.states["restore.done"] == ["upstream_failed"]
     assert "needs more memory than this node has" in done.log
     assert "failed again (out_of_memory): MemoryError: " in done.log
-    assert "0 of 1 resumed trials finished, 1 did not" in done.log
+    assert "0 of 1 resumed trial finished, 1 did not" in done.log
     assert "1 quarantined (" in done.log
     assert statuses(errored) == ["ERROR"] + ["TERMINATED"] * 3
     # the next night leaves it alone, and says why

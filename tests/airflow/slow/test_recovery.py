@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -37,6 +38,13 @@ with DAG("survives", schedule=None):
         stale_after=0,
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
         trial_args={"retries": 1, "retry_delay": timedelta(seconds=1)},
+    )
+
+with DAG("times_out", schedule=None, dagrun_timeout=timedelta(seconds=90)):
+    TuneRestoreTaskGroup(
+        experiments="{{ dag_run.conf['experiment'] }}",
+        trainable="example_sweep:train",
+        stale_after=0,
     )
 
 with DAG("together", schedule=None):
@@ -105,6 +113,44 @@ def the_next_night_its_worker_dies_and_a_retry_goes_on(running, gates, experimen
     assert rows[-1] == 6
 
 
+def test_a_run_that_timed_out_does_not_keep_the_next_one_waiting_for_its_lease(
+    running, gates, tmp_path
+):
+    experiment = copy_sweep("killed", tmp_path / "timed_out")
+    gates.close("timed_out")
+    run_id = running.trigger("times_out", {"experiment": str(experiment)})
+    assert running.finish("times_out", run_id) == "failed"
+    running.eventually(lambda: not runners_of(experiment))
+    gates.open("timed_out")
+    claims = sorted(experiment.glob(".tune_restore/lease/*"))
+    assert not [path.name for path in claims if "release" in path.name]
+    conf = {"prefix": str(experiment.parent), "stale_after": 0}
+    next_id = running.trigger("nightly_recovery", conf)
+    assert running.finish("nightly_recovery", next_id) == "success", running.log_tail()
+    assert ends(experiment) == ALL_DONE
+    log = running.task_log("nightly_recovery", next_id, "restore.plan")
+    assert f"of DAG times_out, run {run_id} did not release the lease of {experiment}" in log
+    assert f"/dags/times_out/runs/{quote(run_id)}. It is watched for 30 s." in log
+    # a person on call clears the trial of the run that timed out
+    victim = next(t for t in running.tasks("times_out", run_id) if t["task_id"] == TRIAL)
+    running.call(
+        "POST",
+        "/api/v2/dags/times_out/clearTaskInstances",
+        {
+            "dag_run_id": run_id,
+            "task_ids": [[TRIAL, victim["map_index"]]],
+            "dry_run": False,
+            "only_failed": False,
+        },
+    )
+    assert running.finish("times_out", run_id) == "failed"
+    log = running.task_log("times_out", run_id, TRIAL, victim["map_index"])
+    assert (
+        f"of DAG nightly_recovery, run {next_id} took it over and committed what it had done" in log
+    )
+    assert "clear task restore.plan with its downstream tasks." in log
+
+
 def test_one_run_of_all_is_followed_by_a_task_a_trial_and_outlives_the_one_that_started_it(
     running, tmp_path
 ):
@@ -134,7 +180,7 @@ def test_a_deferred_sensor_sees_a_failure_on_s3_through_a_connection(
     seaweed.upload(copy_sweep("errored", tmp_path / "sweep"), "waits/sweep")
     assert running.finish("waits", run_id) == "success", running.log_tail()
     log = running.task_log("waits", run_id, "restore.commit")
-    assert f"s3://{seaweed.bucket}/waits/sweep: 1 of 1 resumed trials finished" in log
+    assert f"s3://{seaweed.bucket}/waits/sweep: 1 resumed trial finished" in log
     assert canary.leaks(canary.files(running.home), canaries.all) == []
 
 

@@ -88,7 +88,7 @@ def test_a_row_that_is_not_json_does_not_hold_up_the_others(hosts, copied):
     _damage(experiment, lambda row: row.__setitem__(0, "oops"))
     summary = _restore(hosts, experiment)
     assert not summary.broke_off
-    assert summary.headline().partition(": ")[2].startswith("1 of 1 resumed trials finished")
+    assert summary.headline().partition(": ")[2].startswith("1 resumed trial finished")
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_one_whose_results_are_odd_is_restored_with_the_others(hosts, copied, ch
     experiment = copied("two_errored")
     _damage(experiment, change)
     summary = _restore(hosts, experiment)
-    assert summary.headline().partition(": ")[2].startswith("2 of 2 resumed trials finished")
+    assert summary.headline().partition(": ")[2].startswith("all 2 resumed trials finished")

@@ -16,9 +16,9 @@ def test_ctrl_c_saves_commits_and_the_next_restore_goes_on(copied, gate):
     shell.await_line("iteration 4")  # the gate lets it do that one, and no more
     shell.signal(signal.SIGINT)
     code, out, err = shell.end()
-    assert code == 1, out + err
+    assert code == 130, out + err
     assert "Stopping" in err
-    assert "0 of 1 resumed trials finished" in " ".join(out.split())
+    assert "0 of 1 resumed trial finished" in " ".join(out.split())
     unfinished = [
         t for t in read_experiment(open_store(str(experiment))).trials if not t.is_finished
     ]

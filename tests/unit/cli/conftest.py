@@ -1,5 +1,7 @@
 """The command line as a user meets it."""
 
+import signal
+
 import pytest
 
 from airflow_tune_restore.cli import app as cli
@@ -11,8 +13,11 @@ def tune_restore(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["tune-restore", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as ended:
             cli.main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, err
 

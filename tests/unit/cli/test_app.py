@@ -288,10 +288,25 @@ def test_plan_notes_what_restore_would_refuse(tune_restore, tmp_path, spoil):
     assert code == 0
     code, out, _ = tune_restore("plan", experiment, "--resume-errored")
     assert code == 0
-    assert f"note: a restore would be refused now: {refusals[0][:60]}" in out
+    if spoil in (make_alive, make_leased):  # who is at work stands at the top
+        assert out.startswith(refusals[0].replace(str(experiment), "This experiment")[:40])
+    else:
+        assert f"note: a restore would be refused now: {refusals[0][:60]}" in out
     code, _, err = tune_restore("restore", experiment, "--resume-errored", "--trainable", "a:b")
     assert code != 0
     assert err.startswith(f"error: {refusals[0][:60]}")
+
+
+def test_plan_in_json_tells_who_is_at_work(tune_restore, tmp_path):
+    experiment = make_experiment(tmp_path / "x", [DONE, BAD])
+    age(experiment, 9999)
+    idle = json.loads(tune_restore("plan", experiment, "--json")[1])
+    assert (idle["running"], idle["leased_by"]) == (None, None)
+    make_leased(experiment)
+    leased = json.loads(tune_restore("plan", experiment, "--json")[1])
+    assert (leased["running"], leased["leased_by"]) == (None, "somebody")
+    alive = make_experiment(tmp_path / "y", [DONE, HUNG])
+    assert "last written" in json.loads(tune_restore("plan", alive, "--json")[1])["running"]
 
 
 def test_plan_is_told_that_the_driver_is_dead(tune_restore, tmp_path):
@@ -509,7 +524,7 @@ def test_samples_without_their_searcher_are_exit_code_1_with_trials_and_2_alone(
     command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
     code, out, _ = tune_restore(*command)
     assert code == 1
-    assert "1 of 1 resumed trials finished; 3 samples cannot be drawn" in out
+    assert "1 resumed trial finished; 3 samples cannot be drawn" in out
     assert "search_alg in a DAG, --search-alg in the shell" in out
     for _ in range(2):  # and every night
         code, _, err = tune_restore(*command)
@@ -527,7 +542,7 @@ def test_a_searcher_that_is_named_is_checked_and_reaches_the_run(tune_restore, s
     assert code == 0, out + err
     assert launcher.asked == ["m:searcher"]
     assert launcher.started == [("hung", None), (layout.WHOLE_EXPERIMENT, "m:searcher")]
-    assert "3 of 3 samples drawn now finished" in out
+    assert "all 3 samples drawn now finished" in out
 
 
 @pytest.mark.parametrize("rows", [(DONE,), (DONE, HUNG)])
@@ -558,7 +573,7 @@ def test_of_the_chosen_trials_alone_the_exit_code_depends(tune_restore, samples)
     assert "2 trials not chosen, left as recorded; 3 samples were never drawn" in out
     code, out, err = tune_restore(*command, "--trial", "bad")
     assert (code, "Nothing to restore" in out) == (0, True)
-    assert "--resume-errored (resume_errored=True) resumes it" in err
+    assert "1 ERROR trial stays as it is: --resume-errored or --restart-errored would run it" in err
     assert tune_restore(*command, "--trial", "bad", "--resume-errored")[0] == 1
     code, _, err = tune_restore(*command, "--trial", "hun")
     assert (code, "has no trial 'hun'. Ids like it: hung." in err) == (2, True)
@@ -575,7 +590,7 @@ def test_samples_after_a_restore_that_runs_no_trial_get_the_settings_of_the_laun
     command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
     code, out, err = tune_restore(*command, "--no-resume-unfinished")
     assert code == 0, out + err
-    assert "3 of 3 samples drawn now finished" in out
+    assert "all 3 samples drawn now finished" in out
     assert (launcher.asked, addresses) == ([None], ["head:6379"])
 
 

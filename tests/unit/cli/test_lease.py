@@ -88,8 +88,8 @@ def test_undo_and_release_name_the_holder(tune_restore, tmp_path, command):
     night(store, "r1", result="failed")
     lease.acquire(store, restore_id="r0", holder="tune-restore of bob, pid 7", ttl_seconds=0.5)
     os.utime(experiment / layout.lease_claim_key(2), (time.time() - 9999,) * 2)  # noqa: TID251
-    arguments = {"undo": ("undo", experiment), "release": ("release", experiment, "bad")}[command]
-    code, _, err = tune_restore(*arguments)
+    more = {"undo": "--yes", "release": "bad"}[command]
+    code, _, err = tune_restore(command, experiment, more)
     assert code == 0
     assert "Restore r0 of tune-restore of bob, pid 7 did not release the lease of " in err
 
@@ -107,7 +107,7 @@ def test_without_a_terminal_yes_is_needed(tune_restore, experiment, dead, monkey
     dead(silent=5, ttl=3600)
     code, _, err = tune_restore("restore", experiment, *OPTIONS, FLAG)
     assert code == 2
-    assert "there is no terminal to ask in. Add --yes if you know that the restore is dead." in err
+    assert "needs a terminal. Add --yes if you know that the restore is dead." in err
 
 
 def test_the_user_is_asked_and_warned(tune_restore, experiment, store, dead, answers, monkeypatch):

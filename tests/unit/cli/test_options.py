@@ -15,6 +15,7 @@ from airflow_tune_restore.restore.flags import ResumeType
 
 COMMANDS = typer.main.get_command(app).commands
 RESTORE_ONLY = {"trainable", "param_space", "search_alg", "imports", "check_timeout", "parallel"}
+LEASE = {"break_lease", "yes"}
 WHERE = {"on", "address", "runtime_env_json", "working_dir", "image", "namespace", "pod_template"}
 
 
@@ -47,7 +48,7 @@ def test_every_choice_of_a_plan_can_be_made_in_the_shell():
     changed = PlanOptions(
         resume_errored=True, strategy="per_trial", fresh_budget=True, trim_results=True,
         remember_scheduler=True, allow_scratch=True, newest_checkpoint=True, ignore_tuner=True,
-        trials=["a"], max_attempts=3, max_memory=1.0,
+        trust_name=True, trials=["a"], max_attempts=3, max_memory=1.0,
     ).choices()  # fmt: skip
     default = PlanChoices()
     names = [field.name for field in fields(PlanChoices)]
@@ -60,7 +61,7 @@ def test_plan_and_restore_have_the_same_choices():
         {option.name for option in COMMANDS[name].params} for name in ("plan", "restore")
     )
     assert plan >= {field.name for field in fields(PlanOptions)}
-    assert restore - plan == RESTORE_ONLY | WHERE | {"python"}
+    assert restore - plan == RESTORE_ONLY | LEASE | WHERE | {"python"}
     assert plan <= restore
 
 

@@ -409,6 +409,6 @@ def test_a_second_ctrl_c_does_not_wait_and_names_the_commands_that_stop_the_runs
         "Trial first may still run. To stop it: stop first",
         "Trial second may still run. To stop it: stop second",
     ]
-    assert f"`tune-restore restore {store.uri}`" in errors[2]
+    assert f"The next restore of {store.uri}" in errors[2]
     for run in launcher.runs.values():
         run.ended.set()

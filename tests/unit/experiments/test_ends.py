@@ -84,7 +84,7 @@ def test_trials_that_returned_ended_by_themselves(reason):
 
 def test_a_scheduler_is_named(reason):
     words = reason(returned("a"), ended_with_a_result("b"), scheduler=ASHAScheduler())
-    assert words == "all 2 trials ended: 1 by themselves, 1 stopped by AsyncHyperBandScheduler"
+    assert words == "all 2 trials ended: 1 by itself, 1 stopped by AsyncHyperBandScheduler"
 
 
 def test_a_class_that_calls_itself_done_may_have_been_stopped_where_something_stops(reason):
@@ -131,7 +131,7 @@ def test_a_stop_criterion_differs_from_a_scheduler(reason, stop):
 def test_a_time_budget_is_named(reason):
     budget = stopper.TimeoutStopper(60)
     words = reason(returned("a"), cut_off("b"), _stopper=pickled(budget))
-    assert words == "all 2 trials ended: 1 by themselves, 1 stopped by time_budget_s"
+    assert words == "all 2 trials ended: 1 by itself, 1 stopped by time_budget_s"
     both = stopper.CombinedStopper(stopper.ExperimentPlateauStopper("loss"), budget)
     words = reason(cut_off("a"), _stopper=pickled(both))
     assert words == "its only trial ended: 1 stopped by time_budget_s or ExperimentPlateauStopper"
@@ -166,7 +166,7 @@ BUDGET = {"_stopper": pickled(stopper.TimeoutStopper(60))}
     [
         ([], {}, "all 2 trials ended by themselves"),
         ([], BUDGET, "all 2 trials ended by themselves"),
-        (["b"], BUDGET, "all 2 trials ended: 1 by themselves, 1 stopped by time_budget_s"),
+        (["b"], BUDGET, "all 2 trials ended: 1 by itself, 1 stopped by time_budget_s"),
         (["b"], {}, "all 2 trials ended"),
         (None, {}, "all 2 trials ended by themselves"),
         (None, BUDGET, "all 2 trials ended: 2 stopped by time_budget_s"),

@@ -17,7 +17,7 @@ from airflow_tune_restore.experiments.evidence import (
 )
 from airflow_tune_restore.experiments.health import Health, judge, judge_unstarted
 from airflow_tune_restore.experiments.state_summary import StateSummary
-from airflow_tune_restore.protocol.lease_objects import Lease, LeaseStatus
+from airflow_tune_restore.protocol.lease_objects import HolderStatus, Lease, LeaseStatus
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HALF_HOUR = timedelta(minutes=30)
@@ -53,6 +53,38 @@ def restore(silent_seconds: float) -> LeaseStatus:
     return LeaseStatus(
         experiment="exp", lease=lease, claimed_at=None, seen_at=None, silent_seconds=silent_seconds
     )
+
+
+def died(taken, seen, **answer) -> LeaseStatus:
+    """Return a restore that took its lease and was last seen so many minutes ago."""
+    status = restore(60 * seen)
+    return replace(status, claimed_at=ago(taken), seen_at=ago(seen), holder=HolderStatus(**answer))
+
+
+@pytest.mark.parametrize(
+    ("trials", "root", "health"),
+    [
+        (5, 90, Health.INTERRUPTED),  # its runner wrote this
+        (4.8, 90, Health.INTERRUPTED),  # with the last upload, after its last heartbeat
+        (4, 90, Health.RUNNING),  # something else did
+        (31, 90, Health.INTERRUPTED),
+        (21, 90, Health.RUNNING),  # before it began
+        (5, 10, Health.RUNNING),  # a driver that was started since writes to the root
+    ],
+)
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_what_a_restore_that_died_wrote_to_its_trials_shows_no_living_driver(
+    trials, root, health, has_ended
+):
+    dead = died(20, 5, has_ended=has_ended)
+    seen = evidence(root, trials_written=ago(trials), restore=dead)
+    assert verdict(summary(), seen) is health
+
+
+def test_what_a_restore_that_lives_wrote_is_not_looked_at():
+    alive = replace(died(20, 1, has_ended=False), silent_seconds=60.0)
+    seen = evidence(90, trials_written=ago(1), restore=alive)
+    assert verdict(summary(), seen) is Health.RUNNING
 
 
 def test_silence_of_stale_after_is_death():

@@ -91,7 +91,7 @@ def test_sixty_forged_rows_are_found_by_the_first_scan(store, clock, caplog):
     said = "the index has trials={'TERMINATED': 4}, its state trials={'ERROR': 4}."
     assert [text.partition(": ")[2] for text in told[:-1]] == [said] * spot_check.LEAST
     assert (
-        "8 of 8 checked rows of the index differ from their states. The index is ignored"
+        "the index does not agree with the states in all 8 checked rows. The index is ignored"
         in told[-1]
     )
     assert layout.INDEX in told[-1]

@@ -101,6 +101,13 @@ def test_a_check_that_takes_too_long_names_its_stage_and_the_limit_and_blames_no
     )
 
 
+def test_an_interpreter_that_takes_too_long_to_start_is_named(check):
+    with pytest.raises(
+        RunnerError, match=r"after 1\.5 s, while it was starting .*/python\. A busy"
+    ):
+        check("time.sleep(3600)", seconds=1.5)
+
+
 def test_what_was_checked_in_time_counts(check):
     one, two = check(prints(ONE.to_line()) + "time.sleep(3600)", seconds=1.5)
     assert one == ONE

@@ -5,6 +5,7 @@ import json
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
@@ -59,10 +60,8 @@ def test_trials_are_released(store, trials, capfd):
     assert [(item["trial_id"], item["failures"]) for item in released] == [("a1", 2), ("a3", 2)]
     assert json.loads(json.dumps(released)) == released
     assert quarantined(store) == []
-    assert (
-        f"Trial a1 of {store.uri} is released: it runs again with the next restore, and its 2 failed "
-        "attempts no longer count." in capfd.readouterr().out
-    )
+    out = capfd.readouterr().out
+    assert f"Trial a1 runs again with the next restore of {store.uri}; its 2 failed attempts" in out
 
 
 @pytest.mark.parametrize(
@@ -160,5 +159,9 @@ def test_a_ledger_that_cannot_be_read_is_named_and_the_others_are_listed(store, 
 
 @pytest.mark.parametrize("prefix", ["", "s3://key:secret@bucket/x"])
 def test_a_prefix_that_is_not_an_address_fails_the_task_at_once(prefix):
+    operator = ListQuarantineOperator(task_id="list", prefix="{{ params.prefix }}")
+    operator.prefix = prefix  # as rendered
     with pytest.raises(AirflowFailException):
+        operator.execute(make_context())
+    with pytest.raises(InvalidInputError):
         listed(prefix)

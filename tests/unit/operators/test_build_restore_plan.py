@@ -357,3 +357,18 @@ def test_limits_that_are_none_are_refused(errored, name, rendered):
     setattr(operator, name, rendered)
     with pytest.raises(AirflowFailException, match=name):
         operator.execute(make_context())
+
+
+def test_the_log_shows_differing_parameters_and_the_argument_that_would_run_the_rest(
+    tmp_path, capfd
+):
+    hung = make_row("hung", status="RUNNING", config={"lr": 0.5, "epochs": 3})
+    bad = make_row("bad", status="ERROR", config={"lr": 0.25, "epochs": 3})
+    experiment = make_experiment(tmp_path / "exp", [hung, bad])
+    plan(str(experiment), resume_errored=False).execute(make_context())
+    log = capfd.readouterr().out
+    assert "1 of 2 trials to run" in log
+    assert "resume hung (lr=0.5): RUNNING" in log
+    assert (
+        "1 ERROR trial stays as it is: resume_errored=True or restart_errored=True would run it"
+    ) in log

@@ -1,7 +1,7 @@
 """A DAG that restores only the trials that it names."""
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
@@ -18,7 +18,7 @@ def plan(experiment, **arguments):
     items = BuildRestorePlanOperator(
         task_id="plan", experiments=str(experiment), stale_after=0, **arguments
     ).execute(context)
-    return [item["trial_id"] for item in items], context["ti"].pushed["restores"]
+    return [item["trial_id"] for item in items], context["ti"].pushed["outcomes"]
 
 
 @pytest.mark.parametrize("trials", [["a3"], "a3", " a3\n", "['a3']"])
@@ -34,13 +34,16 @@ def test_a_template_without_trials_names_all(errored, trials):
 
 
 def test_a_named_trial_that_no_flag_takes_skips_the_task_and_the_flag_is_named(errored):
-    with pytest.raises(AirflowSkipException, match=r"trial a1: ERROR, .*resume_errored=True"):
+    with pytest.raises(
+        AirflowSkipException, match=r"1 ERROR trial stays as it is: resume_errored=True"
+    ):
         plan(errored, trials=["a1"])
 
 
-def test_an_unknown_trial_fails_the_task_at_once(errored):
-    with pytest.raises(AirflowFailException, match="has no trial 'a9'"):
-        plan(errored, trials=["a9"], resume_errored=True)
+def test_an_unknown_trial_is_refused_and_named(errored):
+    items, (refused,) = plan(errored, trials=["a9"], resume_errored=True)
+    assert (items, refused["outcome"]) == ([], "refused")
+    assert "has no trial 'a9'" in refused["reason"]
 
 
 def test_the_search_is_left_to_a_later_restore(tmp_path):
@@ -49,7 +52,7 @@ def test_the_search_is_left_to_a_later_restore(tmp_path):
     _, (restore,) = plan(experiment, trials="a1", resume_errored=True)
     store = open_store(str(experiment))
     leave_attempt(store, read_plan(store, restore["restore_id"]), "a1")
-    commit = CommitRestoreOperator(task_id="commit", restores=[restore])
+    commit = CommitRestoreOperator(task_id="commit", outcomes=[restore])
     (done,) = commit.execute(make_context())
     assert "3 samples were never drawn" in done["headline"]
     with pytest.raises(AirflowSkipException, match="no samples are left to draw"):

@@ -1,7 +1,7 @@
 """The continued search as a task: each outcome of its run, and samples without a searcher."""
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
@@ -20,7 +20,7 @@ from tests.support.experiments.built import (
     make_row,
     make_state,
 )
-from tests.support.records import leave_attempt, leave_outcome
+from tests.support.records import leave_attempt, leave_outcome, start_night
 
 DONE = make_row("done", last_result={"training_iteration": 4, "done": True})
 WORDS = "3 samples cannot be drawn without their searcher"
@@ -95,6 +95,13 @@ def test_a_runner_user_that_renders_to_nothing_is_refused_before_anything_is_lea
         operator.execute(make_context())
     assert launcher.requests == []
     assert not (left / layout.ROOT).exists()
+
+
+def test_an_experiment_that_another_restore_works_on_is_skipped(left, launcher):
+    start_night(open_store(str(left)), "another")
+    with pytest.raises(AirflowSkipException, match="another restore, test another, is restoring"):
+        samples(str(left))
+    assert launcher.requests == []
 
 
 def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):

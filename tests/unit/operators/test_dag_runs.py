@@ -1,10 +1,12 @@
 """Airflow is asked whether the DAG run has ended that holds a lease."""
 
+import os
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError, ErrorType
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse
 
@@ -14,6 +16,7 @@ from airflow_tune_restore.protocol import lease, lease_watch
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.experiments.built import make_experiment, make_row
 
 STARTED = datetime(2026, 11, 29, 2, 0, 0, 123456, tzinfo=UTC)
 FIRST, SECOND = "scheduled__2026-11-28T02:00:00+00:00", "scheduled__2026-11-29T02:00:00+00:00"
@@ -51,13 +54,14 @@ def airflow(monkeypatch):
 
 def context(run_id):
     made = make_context(run_id=run_id)
-    made["dag_run"] = SimpleNamespace(dag_id="nightly", run_id=run_id, start_date=STARTED)
+    made["dag_run"].dag_id, made["dag_run"].run_id = "nightly", run_id
+    made["dag_run"].start_date = STARTED
     return made
 
 
-def plan(experiment, run_id):
+def plan(experiment, run_id, stale_after=0):
     operator = BuildRestorePlanOperator(
-        task_id="plan", experiments=str(experiment), resume_errored=True, stale_after=0
+        task_id="plan", experiments=str(experiment), resume_errored=True, stale_after=stale_after
     )
     return operator.execute(context(run_id))
 
@@ -80,15 +84,33 @@ def test_the_next_run_takes_over_at_once_from_one_that_has_ended(errored, airflo
     assert f"Its DAG run is {state}: {url}" in capfd.readouterr().out
 
 
+def test_what_a_run_that_has_ended_wrote_is_not_waited_for_either(tmp_path, airflow, capfd):
+    """Its trials were unfinished before, and are now written to; so a driver might live."""
+    dead = make_experiment(tmp_path / "dead", [make_row("b1", status="RUNNING", trial_dir="b1")])
+    for path in [*dead.rglob("*"), dead]:
+        os.utime(path, (time.time() - 7200,) * 2)  # noqa: TID251
+    plan(dead, FIRST, stale_after=1800)
+    airflow.states[FIRST] = "running"
+    (dead / "b1").mkdir()
+    (dead / "b1" / "result.json").write_text("{}")
+    with pytest.raises(AirflowSkipException, match="Its DAG run is running"):
+        plan(dead, SECOND, stale_after=1800)
+    airflow.states[FIRST] = "failed"
+    (item,) = find(dead, SECOND)
+    assert item["health"] == "interrupted"
+    assert "nothing written since it was last restored" in item["reason"]
+    assert len(plan(dead, SECOND, stale_after=1800)) == 1
+
+
 @pytest.mark.parametrize("state", ["running", "queued"])
 def test_a_run_that_goes_on_is_named_with_its_state(errored, airflow, state):
     plan(errored, FIRST)
     airflow.states[FIRST] = state
     with pytest.raises(
-        AirflowException, match=rf"Its DAG run is {state}: https://airflow\.example"
+        AirflowSkipException, match=rf"Its DAG run is {state}: https://airflow\.example"
     ):
         plan(errored, SECOND)
-    with pytest.raises(AirflowException, match="Nothing to restore"):
+    with pytest.raises(AirflowSkipException, match="Nothing to restore"):
         find(errored, SECOND)
 
 
@@ -97,14 +119,14 @@ def test_a_run_of_another_deployment_with_the_same_ids_is_not_this_one(errored, 
     airflow.states[FIRST] = "failed"
     airflow.started[FIRST] = STARTED.replace(microsecond=1)
     with pytest.raises(
-        AirflowException, match="a DAG run of that name that started at another time"
+        AirflowSkipException, match="a DAG run of that name that started at another time"
     ):
         plan(errored, SECOND)
 
 
 def test_a_run_that_was_deleted_is_not_known_to_have_ended(errored, airflow):
     plan(errored, FIRST)
-    with pytest.raises(AirflowException, match="This Airflow has no such DAG run"):
+    with pytest.raises(AirflowSkipException, match="This Airflow has no such DAG run"):
         plan(errored, SECOND)
 
 
@@ -116,7 +138,7 @@ def test_an_airflow_that_cannot_be_asked_changes_nothing(errored, airflow):
         )
     )
     with pytest.raises(
-        AirflowException, match=r"Airflow could not be asked about its DAG run: .*no"
+        AirflowSkipException, match=r"Airflow could not be asked about its DAG run: .*no"
     ):
         plan(errored, SECOND)
 
@@ -125,7 +147,7 @@ def test_no_one_is_asked_about_a_shell_or_an_older_claim(errored, airflow):
     airflow.error = AssertionError("asked")
     store = open_store(str(errored))
     lease.acquire(store, restore_id="shell-1", holder="tune-restore of bob", ttl_seconds=60)
-    with pytest.raises(AirflowException, match="is being restored by tune-restore of bob"):
+    with pytest.raises(AirflowSkipException, match=r"tune-restore of bob, is restoring it$"):
         plan(errored, SECOND)
 
 
@@ -138,7 +160,7 @@ def test_a_run_that_lives_is_not_taken_over_whatever_airflow_answers(errored, ai
     (held,) = lease.unreleased(store, but="")
     with (
         lease.kept(store, held.restore_id, 0.25),
-        pytest.raises(AirflowException, match="It lives"),
+        pytest.raises(AirflowSkipException, match="It lives"),
     ):
         plan(errored, SECOND)
 

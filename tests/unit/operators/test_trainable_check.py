@@ -14,6 +14,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
+from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 
 FITS = CheckAnswer(experiment="", matched_by=MatchedBy.MODULE)
@@ -38,6 +39,7 @@ def restore(name, *, has_work=True, is_started=False):
         trainable_name="train",
         base=base,
         ignore_tuner=False,
+        choices=PlanChoices(),
         has_work=has_work,
     )
     experiment = SimpleNamespace(searcher_lost="")

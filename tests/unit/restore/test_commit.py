@@ -284,7 +284,7 @@ def test_the_run_of_all_gives_every_row_and_what_was_drawn_follows(store):
     rows = json.loads(store.get(COMMITTED))["trial_data"]
     assert rows == [ROWS[0], BAD_DONE, HUNG_DONE, DRAWN]
     assert store.get("search_gen_state-2026-11-23_10-00-00_r000001.json") == b"after"
-    assert "2 of 2 resumed trials finished, 1 of 1 samples drawn now finished" in summary.headline()
+    assert "all 2 resumed trials finished, 1 sample drawn now finished" in summary.headline()
     before = [(entry.name, entry.etag) for entry in store.list_dir()]
     commit_restore(store, "r1")
     assert [(entry.name, entry.etag) for entry in store.list_dir()] == before

@@ -22,7 +22,7 @@ from airflow_tune_restore.restore.ledger import (
     read_ledger,
     seen_before,
 )
-from airflow_tune_restore.restore.release import release_trial
+from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import PLACE, beat, leave_attempt, night, plan_night, start_night
@@ -222,7 +222,7 @@ def test_what_a_dead_restore_left_is_entered_by_the_next(store, monkeypatch):
 def test_a_released_trial_runs_again_and_counts_from_nothing(store):
     night(store, "r1")
     night(store, "r2")
-    released = release_trial(store, "bad", holder="test")
+    released = release_trials(store, ["bad"], holder="test")["bad"]
     assert len(released.released) == 2
     assert released.released_at
     assert plan_night(store).trial("bad").action is TrialAction.RESUME
@@ -234,7 +234,7 @@ def test_a_released_trial_runs_again_and_counts_from_nothing(store):
 def test_a_restore_that_is_entered_after_a_release_does_not_take_it_back(store):
     night(store, "r1")
     night(store, "r2")
-    release_trial(store, "bad", holder="test")
+    release_trials(store, ["bad"], holder="test")
     record = json.loads(store.get(layout.commit_key("r2")))
     store.put(layout.commit_key("r2"), json.dumps({**record, "is_done": False}).encode())
     lease_again(store, "r2")
@@ -245,9 +245,9 @@ def test_a_restore_that_is_entered_after_a_release_does_not_take_it_back(store):
 def test_releasing_what_is_not_quarantined_is_refused_and_writes_nothing(store):
     objects = dict(store._objects)
     with pytest.raises(InvalidInputError, match="bad of memory: is not quarantined"):
-        release_trial(store, "bad", holder="test")
+        release_trials(store, ["bad"], holder="test")
     with pytest.raises(InvalidInputError, match=r"no trial 'nobody'.*tune-restore plan"):
-        release_trial(store, "nobody", holder="test")
+        release_trials(store, ["nobody"], holder="test")
     assert store._objects == objects
 
 
@@ -255,7 +255,7 @@ def test_releasing_while_a_restore_is_at_work_is_refused(store):
     night(store, "r1")
     start_night(store, "r2")
     with pytest.raises(LeaseHeldError, match="test r2"):
-        release_trial(store, "bad", holder="test")
+        release_trials(store, ["bad"], holder="test")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_run_that_broke_off_is_not_done_and_the_summary_says_why(lost):
     summary = commit_restore(store, "r1")
     assert [change.trial_id for change in summary.changes] == ["done", "new"]
     assert summary.headline().startswith(
-        f"{store.uri}: 1 of 1 samples drawn now finished; the run broke off: ValueError: no more "
+        f"{store.uri}: 1 sample drawn now finished; the run broke off: ValueError: no more "
         "suggestions; 2 samples were never drawn; committed as "
     )
     assert (summary.samples_left, summary.is_done) == (2, False)

@@ -11,12 +11,8 @@ from airflow_tune_restore.protocol import pickle_reader
 from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner import check as runner_check
-from airflow_tune_restore.runner.loading import (
-    load,
-    load_given,
-    load_param_space,
-    load_trainable,
-)
+from airflow_tune_restore.runner.given import load_given, load_param_space, load_trainable
+from airflow_tune_restore.runner.loading import load
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 

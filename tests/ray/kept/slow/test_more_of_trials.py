@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from airflow_tune_restore.restore.release import release_trial
+from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.failed import rows
 from tests.support.ray.pair import make_pair
@@ -90,7 +90,7 @@ def test_a_restore_of_a_restore_of_a_restore(hosts, tmp_path, cause):
         assert sorted(ends.column("num_failures")) == [0, failures]
     cause.unlink()
     (failed,) = [each for each in ends.ours["trials"] if each["status"] == "ERROR"]
-    release_trial(open_store(str(pair.ours)), failed["trial_id"], holder="test")
+    release_trials(open_store(str(pair.ours)), [failed["trial_id"]], holder="test")
     ends = pair.restore({"resume_errored": True})
     ends.assert_same()
     assert ends.column("status") == ["TERMINATED", "TERMINATED"]

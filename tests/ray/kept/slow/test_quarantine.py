@@ -5,7 +5,7 @@ from ray.tune import ExperimentAnalysis
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.ledger import read_ledger
-from airflow_tune_restore.restore.release import release_trial
+from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.ray.real_restore import Restoring
@@ -56,7 +56,7 @@ def test_a_trial_that_fails_twice_at_one_place_is_quarantined_released_and_undon
     assert kept.status == "ERROR"
     assert f"RuntimeError at {ran.outcome.place} after iteration 3, 2 times" in kept.reason
 
-    release_trial(store, trial_id, holder="test")
+    release_trials(store, [trial_id], holder="test")
     _, ran, _ = night(hosts, directory, 3, healed=True)
     assert ran.outcome.result == "finished", ran.output
     assert len(read_ledger(store)[0].trials[trial_id].released) == 2

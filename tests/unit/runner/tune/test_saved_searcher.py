@@ -14,7 +14,8 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater,
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.protocol.request import RunnerRequest
-from airflow_tune_restore.runner.loading import load, load_search_alg
+from airflow_tune_restore.runner.given import load_search_alg
+from airflow_tune_restore.runner.loading import load
 from airflow_tune_restore.runner.tune.saved_searcher import check, fit
 from airflow_tune_restore.runner.tune.searcher import innermost, wrappers
 from airflow_tune_restore.storage.fs import open_store

@@ -1,0 +1,164 @@
+"""The records of an experiment about its trainable, beside the name: imports of pickles, config keys.
+
+Pickles are read symbolically. A file that cannot be read is not evidence: the run reports it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_tune_restore.exceptions import (
+    CannotBeFollowedError,
+    KeyNotFoundError,
+    TooLargeError,
+)
+from airflow_tune_restore.protocol import bounded_json, layout, pickle_reader
+from airflow_tune_restore.protocol.check import ExperimentToCheck
+from airflow_tune_restore.storage.base import ObjectStore
+
+_MOST_TRIALS = 1000
+"""Trials of one experiment that are read: all have the keys of one param_space."""
+
+_MOST_PICKLES = 100
+_MOST_DEPTH = 20
+_MOST_VALUES = 10_000
+"""Limits for the pickles in configs."""
+
+_TRIALS = re.compile(r'"trial_data"\s*:\s*\[\s*')
+_BETWEEN = re.compile(r"[\s,]*")
+
+_PICKLED = "CLOUDPICKLE_FALLBACK"
+"""The type of a value that JSON cannot hold (ray.tune.utils.serialization, 2.60)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """A name that a pickle imports, and where that pickle is."""
+
+    place: str
+    module: str
+    name: str
+
+
+@dataclass(slots=True)
+class Recorded:
+    """The records of one experiment.
+
+    Args:
+        imports: Of its pickles.
+        keys: The keys in the config of each trial, by trial id.
+    """
+
+    imports: list[Import] = field(default_factory=list)
+    keys: dict[str, set[str]] = field(default_factory=dict)
+
+
+def read_recorded(store: ObjectStore, experiment: ExperimentToCheck) -> Recorded:
+    """Read the records of an experiment about the trainable of its trials.
+
+    `tuner.pkl` and the state of the searcher count unless they are ignored.
+    """
+    recorded = Recorded()
+    if not experiment.ignore_tuner:
+        for name in (layout.TUNER_FILE, *_searcher_states(store)):
+            body = _read(store, name, pickle_reader.MAX_BYTES)
+            recorded.imports += _imports(name, body)
+    pickles = _MOST_PICKLES
+    for trial_id, config in _configs(store, experiment):
+        recorded.keys[trial_id] = {key for key in config if isinstance(key, str)}
+        for body in _pickles(config):
+            if pickles > 0:
+                pickles -= 1
+                recorded.imports += _imports(f"the config of trial {trial_id}", body)
+    return recorded
+
+
+def _searcher_states(store: ObjectStore) -> list[str]:
+    """Return the files of the newest session."""
+    names = [
+        entry.name
+        for entry in store.list_dir()
+        if not entry.is_dir and layout.is_searcher_state(entry.name)
+    ]
+    newest = max((layout.session_of(name) or "" for name in names), default="")
+    return sorted(name for name in names if layout.session_of(name) == newest)[:_MOST_PICKLES]
+
+
+def _read(store: ObjectStore, key: str, max_bytes: int) -> bytes:
+    try:
+        return store.get(key, max_bytes=max_bytes)
+    except (KeyNotFoundError, TooLargeError, CannotBeFollowedError):
+        return b""
+
+
+def _imports(place: str, body: bytes) -> list[Import]:
+    try:
+        _, names = pickle_reader.read_with_imports(body)
+    except pickle_reader.SymbolicError:
+        return []
+    return [Import(place, module, name) for module, name in sorted(names)]
+
+
+def _configs(
+    store: ObjectStore, experiment: ExperimentToCheck
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the id and config of each trial that was run with the recorded trainable."""
+    if not experiment.state:
+        return
+    for row in _rows(_read_start(store, experiment.state)):
+        try:
+            trial = bounded_json.load(row)
+            is_of_trainable = trial["trainable_name"] == experiment.trainable_name
+            trial_id, config = trial["trial_id"], trial["config"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if is_of_trainable and isinstance(trial_id, str) and isinstance(config, dict):
+            yield trial_id, config
+
+
+def _read_start(store: ObjectStore, key: str) -> str:
+    """Read the first trials of a state, which may hold ten thousand."""
+    body = b""
+    try:
+        for piece in store.stream(key, max_bytes=layout.MAX_STATE_BYTES):
+            body += piece
+            if len(body) > bounded_json.MAX_DOCUMENT_BYTES:
+                break
+    except (KeyNotFoundError, TooLargeError, CannotBeFollowedError):
+        return ""
+    return body[: bounded_json.MAX_DOCUMENT_BYTES].decode(errors="replace")
+
+
+def _rows(text: str) -> Iterator[str]:
+    """Yield the rows in a state, or in its start."""
+    start = _TRIALS.search(text)
+    decode = json.JSONDecoder().raw_decode
+    try:
+        bounded_json.check_values(text)
+        position = start.end() if start is not None else len(text)
+        for _ in range(_MOST_TRIALS):
+            pair, end = decode(text, position)
+            yield pair[0]
+            between = _BETWEEN.match(text, end)
+            position = between.end() if between is not None else end
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return  # the end, or not a state
+
+
+def _pickles(config: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the pickles in a config."""
+    level: list[Any] = [config]
+    for _ in range(_MOST_DEPTH):
+        below: list[Any] = []
+        for value in level[:_MOST_VALUES]:
+            if isinstance(value, dict) and value.get("_type") == _PICKLED:
+                try:
+                    yield bytes.fromhex(value["value"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+            elif isinstance(value, dict | list):
+                items: Iterable[Any] = value.values() if isinstance(value, dict) else value
+                below += [item for item in items if isinstance(item, dict | list)]
+        level = below

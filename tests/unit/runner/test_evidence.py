@@ -1,0 +1,449 @@
+"""Ray compares names alone. What pickles and configs record beside the name counts, too."""
+
+import functools
+import importlib
+import logging
+import pickle
+import sys
+import textwrap
+
+import pytest
+
+from airflow_tune_restore.exceptions import TrainableMisfitError
+from airflow_tune_restore.protocol.check import ExperimentToCheck, MatchedBy
+from airflow_tune_restore.protocol.request import RunnerRequest
+from airflow_tune_restore.runner import evidence
+from airflow_tune_restore.runner.given import load_given
+from airflow_tune_restore.runner.loading import load
+from airflow_tune_restore.runner.trainable_code import read_code
+from airflow_tune_restore.storage.fs import open_store
+from tests import trainables
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
+
+tune = pytest.importorskip("ray.tune")
+
+TRAINING = """
+    from ray import tune
+
+    def train(config):
+        tune.report({"score": config["lr"] * config.get("momentum", 0)})
+
+    class MyStopper(tune.Stopper):
+        def __call__(self, trial_id, result):
+            return False
+
+        def stop_all(self):
+            return False
+"""
+
+
+@pytest.fixture
+def teams(tmp_path, monkeypatch):
+    """Writes modules that can be imported, and forgets them at the end."""
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    written = []
+
+    def write(**sources):
+        for name, source in sources.items():
+            path = tmp_path / "code" / name / "training.py"
+            path.parent.mkdir(parents=True)
+            path.write_text(textwrap.dedent(source))
+            written.append(name)
+        importlib.invalidate_caches()
+
+    yield write
+    for name in [n for n in sys.modules if n.partition(".")[0] in written]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Makes an experiment that records a trainable of the name `train`."""
+
+    def make(config, tuner=None, **files):
+        row = make_row("a1", status="ERROR", trainable_name="train", config=config)
+        directory = make_experiment(tmp_path / "exp", [row])
+        (directory / "tuner.pkl").write_bytes(pickle.dumps({"callback": tuner}))
+        for name, body in files.items():
+            (directory / name).write_bytes(body)
+        return directory
+
+    return make
+
+
+def match(directory, trainable="team_a.training:train", **fields):
+    asked = ExperimentToCheck(
+        experiment=str(directory), trainable_name="train", state=STATE_NAME, **fields
+    )
+    return evidence.match(open_store(str(directory)), load_given(trainable), asked)
+
+
+def stopper(team):
+    return importlib.import_module(f"{team}.training").MyStopper()
+
+
+def test_a_pickle_that_names_the_module_of_the_trainable_is_evidence_for_it(teams, experiment):
+    teams(team_a=TRAINING)
+    assert match(experiment({}, stopper("team_a"))) == (MatchedBy.MODULE, "")
+    assert match(experiment({"foreign": 1}, stopper("team_a"))) == (MatchedBy.MODULE, "")
+
+
+def test_without_any_record_only_the_name_is_evidence(teams, experiment):
+    teams(team_a=TRAINING)
+    assert match(experiment({"lr": 1, "momentum": 2})) == (MatchedBy.NAME, "")
+    assert match(experiment({})) == (MatchedBy.NAME, "")
+
+
+def test_a_module_that_defines_another_trainable_of_the_name_is_evidence_against_it(
+    teams, experiment
+):
+    teams(team_a=TRAINING, team_b=TRAINING)
+    directory = experiment({"lr": 1}, stopper("team_b"))
+    with pytest.raises(TrainableMisfitError) as refused:
+        match(directory)
+    assert str(refused.value) == (
+        f"{directory} was probably made with another trainable of the name 'train': tuner.pkl names "
+        "team_b.training.MyStopper, and team_b.training defines 'train'. Give the trainable that the "
+        "experiment was made with, or leave the experiment to its own restore (another prefix, include, "
+        "exclude); restore with trust_name=True (--trust-name) if team_a.training:train is the right one."
+    )
+    matched, warning = match(directory, trust_name=True)
+    assert matched is MatchedBy.NAME
+    assert warning.startswith("trust_name (--trust-name): team_a.training:train is used although")
+    assert match(directory, ignore_tuner=True) == (MatchedBy.NAME, "")
+    assert match(directory, "team_b.training:train") == (MatchedBy.MODULE, "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import team_b.training",
+        "from team_b import training",
+        "from team_b.training import train as t",
+    ],
+)
+def test_a_trainable_that_wraps_the_one_with_the_bug_is_not_another_one(teams, experiment, line):
+    teams(team_a=f"{line}\ndef train(config): t(config)", team_b=TRAINING)
+    assert match(experiment({"lr": 1}, stopper("team_b"))) == (MatchedBy.NAME, "")
+
+
+def test_a_relative_import_counts_too(teams, experiment, tmp_path):
+    teams(team_b=TRAINING)
+    repaired = tmp_path / "code" / "team_b" / "repaired.py"
+    repaired.write_text("def train(config):\n    from .training import train as t\n    t(config)")
+    directory = experiment({"lr": 1}, stopper("team_b"))
+    assert match(directory, "team_b.repaired:train") == (MatchedBy.NAME, "")
+
+
+@pytest.mark.parametrize("kind", ["searcher-state", "search_gen_state"])
+def test_the_state_of_a_searcher_is_read_too(teams, experiment, kind):
+    teams(team_a=TRAINING, team_b=TRAINING)
+    ending = "pkl" if kind == "searcher-state" else "json"
+    name = f"{kind}-2027-11-23_10-00-00.{ending}"
+    directory = experiment({"lr": 1}, **{name: pickle.dumps([stopper("team_b")])})
+    with pytest.raises(TrainableMisfitError, match=f"{name} names team_b.training.MyStopper"):
+        match(directory)
+
+
+def test_a_config_that_holds_the_other_trainable_itself_is_evidence(teams, experiment):
+    teams(team_a=TRAINING, team_b=TRAINING)
+    other = importlib.import_module("team_b.training").train
+    pickled = {"_type": "CLOUDPICKLE_FALLBACK", "value": pickle.dumps(other).hex()}
+    directory = experiment({"lr": 1, "models": [{"fn": pickled}]})
+    with pytest.raises(
+        TrainableMisfitError, match=r"config of trial a1 names team_b\.training\.train"
+    ):
+        match(directory)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class MyStopper: pass",
+        "from team_a.training import train\nclass MyStopper: pass",
+        "def train(): pass\nclass MyStopper: pass",  # takes no config
+        "class train: pass\nclass MyStopper: pass",  # not a Trainable
+        "train = 1\nclass MyStopper: pass",
+        "class MyStopper:\n    def train(self, config): pass",
+    ],
+)
+def test_a_module_without_such_a_trainable_is_not_evidence(teams, experiment, source):
+    teams(team_a=TRAINING, team_b=source)
+    assert match(experiment({"lr": 1}, stopper("team_b"))) == (MatchedBy.NAME, "")
+
+
+def test_a_library_with_such_a_function_is_not_evidence_unless_it_uses_ray(
+    teams, experiment, tmp_path, monkeypatch
+):
+    """For example `xgboost.train`."""
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    for name, line in (("library", "import math"), ("wheel", "from ray import tune")):
+        path = tmp_path / "site-packages" / name / "training.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{line}\ndef train(params, data): pass\nclass MyStopper: pass")
+    importlib.invalidate_caches()
+    teams(team_a=TRAINING)
+    assert match(experiment({"lr": 1}, stopper("library"))) == (MatchedBy.NAME, "")
+    with pytest.raises(TrainableMisfitError, match=r"wheel\.training defines 'train'"):
+        match(experiment({"lr": 1}, stopper("wheel")))
+    for name in ("library", "wheel", "library.training", "wheel.training"):
+        sys.modules.pop(name)
+
+
+def test_config_keys_that_the_code_does_not_take_are_evidence_against_it(teams, experiment):
+    teams(team_a=TRAINING)
+    directory = experiment({"lr": 1, **{f"x{number}": 1 for number in range(7)}})
+    words = (
+        "trial a1 has 7 keys in its config that team_a.training:train does not take: "
+        "'x0', 'x1', 'x2', 'x3', 'x4' and 2 more. Give the trainable"
+    )
+    with pytest.raises(TrainableMisfitError) as refused:
+        match(directory)
+    assert words in str(refused.value)
+    assert match(directory, trust_name=True)[1]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lr": 1, "__trial_index__": 3},
+        {"lr": 1, "env": "CartPole", "wandb": {}, "mlflow": {}, "callbacks": []},
+        {"lr": 1, "named_in_the_module": 1, "by_keyword": 2},
+    ],
+)
+def test_keys_of_ray_and_keys_that_the_module_names_are_not(teams, experiment, config):
+    named = "\n    SPACE = {'named_in_the_module': 1, **dict(by_keyword=1)}\n"
+    teams(team_a=TRAINING + named)
+    assert match(experiment(config)) == (MatchedBy.NAME, "")
+
+
+def test_a_param_space_that_the_user_gives_names_keys(teams, experiment):
+    teams(team_a=TRAINING, space="SPACE = {'tag': 1}")
+    directory = experiment({"lr": 1, "tag": 1})
+    asked = ExperimentToCheck(experiment=str(directory), trainable_name="train", state=STATE_NAME)
+    given = load_given("team_a.training:train", param_space="space.training:SPACE")
+    assert evidence.match(open_store(str(directory)), given, asked) == (MatchedBy.NAME, "")
+
+
+def test_trials_of_another_trainable_in_the_same_experiment_do_not_count(teams, tmp_path):
+    teams(team_a=TRAINING)
+    rows = [
+        make_row("a1", trainable_name="train", config={"lr": 1}),
+        make_row("a2", trainable_name="other", config={"foreign": 1}),
+    ]
+    assert match(make_experiment(tmp_path / "exp", rows)) == (MatchedBy.NAME, "")
+
+
+BAD_STATES = [
+    "",
+    "[]",
+    '{"trial_data": [',
+    '{"trial_data": [["x", "y"], 3, [{}], []]}',
+    "\x00" * 99,
+]
+
+
+@pytest.mark.parametrize("text", BAD_STATES)
+def test_files_that_cannot_be_read_are_not_evidence(teams, experiment, text):
+    teams(team_a=TRAINING)
+    directory = experiment({"lr": 1})
+    (directory / STATE_NAME).write_text(text)
+    (directory / "tuner.pkl").write_bytes(text.encode())
+    assert match(directory) == (MatchedBy.NAME, "")
+
+
+def test_of_a_state_only_the_first_trials_are_read(teams, tmp_path, monkeypatch):
+    teams(team_a=TRAINING)
+    rows = [make_row(f"a{n}", trainable_name="train", config={"lr": 1}) for n in range(40)]
+    rows.append(make_row("z", trainable_name="train", config={"foreign": 1}))
+    directory = make_experiment(tmp_path / "exp", rows)
+    with pytest.raises(TrainableMisfitError, match="trial z has 1 key"):
+        match(directory)
+    monkeypatch.setattr("airflow_tune_restore.protocol.bounded_json.MAX_DOCUMENT_BYTES", 100_000)
+    assert match(directory) == (MatchedBy.NAME, "")
+
+
+def attempt(directory, **fields):
+    (directory / ".tune_restore" / "r" / "trials" / "a1").mkdir(parents=True)
+    seed = directory / ".tune_restore" / "r" / "trials" / "a1" / "seed.json"
+    seed.write_bytes((directory / STATE_NAME).read_bytes())
+    return load(
+        open_store(str(directory)),
+        RunnerRequest(
+            experiment=str(directory), restore_id="r", trial_id="a1", attempt=1, action="resume",
+            trainable="team_a.training:train", trainable_name="train", **fields,
+        ),
+    )  # fmt: skip
+
+
+def test_every_runner_refuses_what_the_check_refuses(teams, experiment, caplog):
+    teams(team_a=TRAINING)
+    directory = experiment({"lr": 1, "foreign": 1})
+    with pytest.raises(TrainableMisfitError, match="'foreign'"):
+        attempt(directory)
+
+
+def test_a_runner_warns_if_the_user_trusts_the_name(teams, experiment, caplog):
+    teams(team_a=TRAINING)
+    with caplog.at_level(logging.WARNING):
+        assert attempt(experiment({"lr": 1, "foreign": 1}), trust_name=True).has_tuner
+    assert "is used although" in caplog.text
+
+
+# what code takes
+
+
+def plain(config):
+    return config["a"], config.get("b")
+
+
+def with_more(config, table):
+    return config["a"], config["b"], table
+
+
+def second(table, config):
+    return config["a"], config["b"], table
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def inner(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return inner
+
+
+def decorated(function):
+    def inner(config):
+        config["b"]
+        return function(config)
+
+    return inner
+
+
+@decorated
+@wrapped
+def twice(config):
+    return config["a"]
+
+
+def anything(config):
+    return dict(config)
+
+
+def resources(config):
+    return config["b"]
+
+
+class Base(tune.Trainable):
+    def setup(self, config, table=None):
+        self.b = config["b"]
+        self.table = table
+
+    @property
+    def a(self):
+        return self.config.get("a")
+
+
+class Sub(Base):
+    def step(self):
+        return {"a": self.a}
+
+
+class Leaking(Sub):
+    def step(self):
+        return anything(self.config)
+
+
+class FromStart(Base):
+    def __init__(self, config=None, **kwargs):
+        super().__init__(config, **kwargs)
+        self.c = self.config["c"]
+
+
+tune.register_trainable("evidence_plain", plain)
+tune.register_trainable("evidence_sub", Sub)
+
+CLOSED = {
+    "function": plain,
+    "registered function": "evidence_plain",
+    "registered class": "evidence_sub",
+    "partial": functools.partial(with_more, table=1),
+    "partial with positions": functools.partial(second, 1),
+    "with_parameters": tune.with_parameters(with_more, table=1),
+    "with_parameters of a wrapper": tune.with_parameters(decorated(wrapped(plain)), a=1),
+    "with_resources": tune.with_resources(plain, {"cpu": 1}),
+    "with_resources by config": tune.with_resources(
+        tune.with_parameters(lambda config: config["a"]), resources
+    ),
+    "wrapped": wrapped(plain),
+    "decorated twice": twice,
+    "class": Sub,
+    "class with_parameters": tune.with_parameters(Sub, table=1),
+    "class with_resources": tune.with_resources(Sub, {"cpu": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_keys_that_code_takes_are_found_behind_wrappers(name):
+    code = read_code(CLOSED[name])
+    assert code.keys is not None
+    assert code.keys >= {"a", "b"}
+    assert "no_module_names_this_key".upper() not in code.keys
+    assert code.modules == {__name__}
+
+
+def from_exec():
+    scope = {}
+    exec("def train(config): return config['a']", scope)  # noqa: S102
+    return scope["train"]
+
+
+class Callable:
+    def __call__(self, config):
+        return config["a"]
+
+
+OPEN = {
+    "passed on": anything,
+    "wrapped": wrapped(anything),
+    "with_parameters": tune.with_parameters(anything, b=1),
+    "class that passes it on": Leaking,
+    "resources": tune.with_resources(wrapped(plain), anything),
+    "without source": from_exec(),
+    "builtin": dict,
+    "callable": Callable(),
+    "partial of a class": functools.partial(dict),
+    "reads no key": lambda config: 1,
+    "tests.trainables": trainables.counting,
+    "tests.trainables class": trainables.Counter,
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_code_that_cannot_be_followed_may_take_any_key(name):
+    assert read_code(OPEN[name]).keys is None
+
+
+def test_a_class_that_overrides_init_is_followed():
+    code = read_code(FromStart)
+    assert code.keys is not None
+    assert code.keys >= {"a", "b", "c"}
+
+
+def test_the_example_sweep_takes_its_own_keys():
+    from dags import example_sweep
+
+    code = read_code(example_sweep.train)
+    assert code.keys is not None
+    assert code.keys >= {"fragile", "lr", "seconds"}
+
+
+def test_an_algorithm_of_rllib_takes_any_key():
+    algorithm = type("PPO", (Base,), {"__module__": "ray.rllib.algorithms.ppo"})
+    assert read_code(algorithm).keys is None
+
+
+def test_a_trainer_takes_any_key(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    assert read_code(trainables.make_trainer()).keys is None
