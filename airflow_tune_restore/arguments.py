@@ -5,6 +5,7 @@ Then a template is text: `{{ params.x }}` renders to a string.
 
 import math
 import os
+import reprlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -225,9 +226,9 @@ def _refuse_objects(name: str, value: Any) -> None:
     module, attribute = getattr(value, "__module__", ""), getattr(value, "__qualname__", "<")
     is_importable = "<" not in attribute and not str(module).startswith(("unusual_prefix_", "__"))
     place = f"{module}:{attribute}" if is_importable else "package.module:attribute"
-    kind = "a function or a class" if callable(value) else f"an object of {type(value).__name__}"
+    kind = "code" if callable(value) else f"an object of {type(value).__name__}"
     raise InvalidInputError(
-        f"{name}={value!r} is {kind}, but the runner imports the code by its name. Put it into a module "
+        f"{name}={reprlib.repr(value)} is {kind}, but the runner imports the code by its name. Put it into a module "
         f"that can be imported where the trials run, and give its place as text: {name}={place!r}."
     )
 
