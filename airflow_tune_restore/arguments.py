@@ -5,8 +5,8 @@ Then a template is text: `{{ params.x }}` renders to a string.
 
 import math
 import os
-import reprlib
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
@@ -228,8 +228,9 @@ def _refuse_objects(name: str, value: Any) -> None:
     place = f"{module}:{attribute}" if is_importable else "package.module:attribute"
     kind = "code" if callable(value) else f"an object of {type(value).__name__}"
     raise InvalidInputError(
-        f"{name}={reprlib.repr(value)} is {kind}, but the runner imports the code by its name. Put it into a module "
-        f"that can be imported where the trials run, and give its place as text: {name}={place!r}."
+        f"{name}={reprlib.repr(value)} is {kind}, but the runner imports the code by its name. Put it "
+        "into a module that can be imported where the trials run, and give its place as text: "
+        f"{name}={place!r}."
     )
 
 
