@@ -276,7 +276,7 @@ def _print(text: str, styles: Mapping[str, str] | None = None) -> None:
 
 
 def _add_row(table: "Table", *cells: "str | Text") -> None:
-    """Add a row; a `Text` holds words of this package and of Ray, and a string may hold any."""
+    """Add a row of strings, and of what `coloured` has made."""
     table.add_row(*(printable(c, NOTE_LENGTH) if isinstance(c, str) else c for c in cells))
 
 

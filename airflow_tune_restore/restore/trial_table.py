@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -48,10 +49,10 @@ def fitting_parameters(
 
 
 def coloured(text: str, styles: Mapping[str, str] = STATUS_STYLES) -> "Text":
-    """Return a text in which words have colours, where the output has any. Nothing in it is markup."""
+    """Return a text on one line in which words have colours. Nothing in it is markup or obeyed."""
     from rich.text import Text  # not needed with --json
 
-    shown = Text(text)
+    shown = Text(printable(text, NOTE_LENGTH))
     for word, style in styles.items():
         shown.highlight_words([word], style)
     return shown

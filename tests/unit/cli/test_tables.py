@@ -6,6 +6,7 @@ import pytest
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.restore.prepare import PrepareOptions, plan_restore
 from airflow_tune_restore.restore.summary import summarise
 from airflow_tune_restore.restore.trial_table import fitting_parameters
@@ -141,3 +142,18 @@ def test_in_a_narrow_terminal_paths_are_relative_to_the_prefix_that_is_named(
     _, out, _ = tune_restore("scan", prefix)
     assert str(prefix / "team" / "exp") in out
     assert "Experiments below" not in out
+
+
+def test_a_status_of_a_forged_index_is_not_obeyed(capsys):
+    report = ExperimentReport(
+        experiment="s3://b/x",
+        health=Health.ERRORED,
+        reason="",
+        trials={"\x1b[31m\ud800[red]\n": 1},
+        state_file=None,
+        last_write=None,
+        samples_left=None,
+    )
+    output.print_reports([(report, [])], prefix="s3://b", as_json=False)
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.split() == ["s3://b/x", "errored", "1", "[red]", "-"]
