@@ -257,9 +257,10 @@ class TrialFailedError(TuneRestoreError):
 
     def __str__(self) -> str:
         cause = f" ({self.cause})" if self.cause != "unknown" else ""
+        why = f"; it is not retried, because {self.final}: {self.kept}" if self.final else ""
         return (
             f"Trial {self.trial_id} of {self.experiment} failed again{cause}: {self.reason.rstrip('.')}, "
-            f"in attempt {self.attempt}."
+            f"in attempt {self.attempt}{why}."
         )
 
 

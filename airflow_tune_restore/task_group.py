@@ -222,16 +222,13 @@ class TuneRestoreTaskGroup(TaskGroup):
 
 
 def _pod_operators() -> tuple[Any, Any]:
-    """Import the operators that need the Kubernetes provider, an optional dependency."""
-    try:
-        from airflow_tune_restore.operators.kubernetes import continue_search, restore_trial
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(("airflow.providers.cncf", "kubernetes")):
-            raise
-        raise InvalidInputError(
-            f'launcher="{KUBERNETES}" needs the package apache-airflow-providers-cncf-kubernetes: '
-            "pip install 'airflow-tune-restore[kubernetes]'."
-        ) from error
+    """Import the operators that need the Kubernetes provider, an optional dependency.
+
+    Raises:
+        InvalidInputError: If it is not installed.
+    """
+    from airflow_tune_restore.operators.kubernetes import continue_search, restore_trial
+
     return (
         restore_trial.RestoreTrialKubernetesOperator,
         continue_search.ContinueSearchKubernetesOperator,

@@ -63,6 +63,7 @@ UNITS = ("bad", layout.WHOLE_EXPERIMENT)
 
 FILES: dict[str, tuple[str, ...]] = {
     "restore_dir": (),
+    "trials_dir": (),
     "attempts_dir": (),
     "stops_dir": (),
     "trial_dir": ("start-d.json",),

@@ -10,19 +10,24 @@ Trigger this DAG by hand, choose the `operation`, and fill in what it needs:
 | restore only these trials | `experiment`, `trials`, `trainable`, `launcher` and the flags |
 
 Only the tasks of that operation run, and the others are skipped. An address names its Airflow connection:
-`s3://conn_id@bucket/path`. As written, `trainable` fits the experiments of `example_sweep.py`.
+`s3://conn_id@bucket/path`. As written, `trainable` fits the experiments of `example_sweep.py`. With
+TUNE_RESTORE_LAUNCHER=kubernetes in the environment, trials run in pods as in `nightly_recovery.py`.
 """
 
+import os
 from pathlib import Path
 
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
-from airflow_tune_restore.operators.operation import ADMIN_DAG, Operation
+from airflow_tune_restore.operators.operation import Operation
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+
+IN_PODS = os.environ.get("TUNE_RESTORE_LAUNCHER") == "kubernetes"
+POD = {"pod_template_file": os.environ.get("TUNE_RESTORE_POD_TEMPLATE"), "deferrable": True}
 
 FIRST_TASKS = {
     Operation.LIST: "list_quarantine",
@@ -38,7 +43,7 @@ NEEDED = {
 }
 
 with DAG(
-    ADMIN_DAG,
+    "tune_restore_admin",
     schedule=None,
     catchup=False,
     doc_md=__doc__,
@@ -121,12 +126,13 @@ with DAG(
     restore = TuneRestoreTaskGroup(
         experiments="{{ params.experiment }}",
         trainable="{{ params.trainable }}",
-        launcher="{{ params.launcher }}",
+        launcher="kubernetes" if IN_PODS else "{{ params.launcher }}",
         runtime_env={"working_dir": str(Path(__file__).parent)},  # with ray: your code is uploaded
         stale_after="{{ params.stale_after }}",
         resume_errored="{{ params.resume_errored }}",
         restart_errored="{{ params.restart_errored }}",
         trials="{{ params.trials }}",
+        trial_args=POD if IN_PODS else {},
         # the example's bug is fixed; a DAG of your own does not need this line
         env={"EXAMPLE_SWEEP_REPAIRED": "1"},
     )

@@ -1,11 +1,13 @@
 """A scan for the shell: the health of each experiment, and its trials in quarantine."""
 
 import os
+from dataclasses import replace
 
 from airflow_tune_restore.cli.options import ScanOptions
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.local import LocalStore
@@ -30,8 +32,15 @@ def scan_prefix(
     )
     if not reports:
         _check_is_directory(store)
-    found = read_quarantines(store, reports)
-    return [(report, None if ids is None else list(ids)) for report, ids in found]
+    return [_with_warning(*quarantine) for quarantine in read_quarantines(store, reports)]
+
+
+def _with_warning(
+    report: ExperimentReport, trials: dict[str, History] | None, warning: str
+) -> tuple[ExperimentReport, list[str] | None]:
+    if warning:
+        report = replace(report, reason=f"{report.reason}; {warning}")
+    return report, None if trials is None else list(trials)
 
 
 def _check_is_directory(store: ObjectStore) -> None:

@@ -45,8 +45,8 @@ def as_airflow_errors(
         yield
     except TuneRestoreError as error:
         text = str(error)
-        if describe_next is not None:
-            text = f"{text.rstrip('. ')}; {describe_next(error).rstrip('. ')}."
+        if describe_next is not None and (step := describe_next(error)):
+            text = f"{text.rstrip('. ')}; {step}."
         kind = AirflowFailException if isinstance(error, PERMANENT) else AirflowException
         raise kind(printable(text, NOTE_LENGTH)) from None
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote
 
 from airflow.sdk import Context
@@ -50,6 +50,33 @@ def identify_dag_run(context: Context) -> DagRunId | None:
     )
 
 
+class Holder(TypedDict):
+    """The arguments of `start_restore` that are about its lease."""
+
+    holder: str
+    dag_run: DagRunId | None
+    on_wait: OnWait
+
+
+def hold_as_dag_run(context: Context, log: "Logger") -> Holder:
+    """Return how the DAG run of a task holds a lease, and logs that it waits for one."""
+    return {
+        "holder": name_dag_run(context),
+        "dag_run": identify_dag_run(context),
+        "on_wait": log_waits(log),
+    }
+
+
+def log_waits(log: "Logger") -> OnWait:
+    """Return a function that logs that a silent holder is watched, once per wait."""
+
+    def log_begin(watch: Watch) -> Callable[[float], None]:
+        log.warning("%s", watch.describe())
+        return lambda _left: None
+
+    return log_begin
+
+
 def ask_dag_run(status: LeaseStatus) -> HolderStatus:
     """Ask Airflow whether the DAG run that holds a lease has ended. Only a task on a worker can ask.
 
@@ -74,16 +101,6 @@ def ask_dag_run(status: LeaseStatus) -> HolderStatus:
     where = f"{url}/dags/{claimed.dag_id}/runs/{quote(claimed.run_id)}"
     state = found.state.value
     return HolderStatus(has_ended=state in ENDED, found=f"Its DAG run is {state}: {where}")
-
-
-def log_waits(log: "Logger") -> OnWait:
-    """Return a function that logs that a silent holder is watched, once per wait."""
-
-    def log_begin(watch: Watch) -> Callable[[float], None]:
-        log.warning("%s", watch.describe())
-        return lambda _left: None
-
-    return log_begin
 
 
 def _fetch(dag_id: str, run_id: str) -> "DagRunResult":

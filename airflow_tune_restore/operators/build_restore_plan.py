@@ -11,12 +11,7 @@ from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.dag_runs import (
-    ask_dag_run,
-    identify_dag_run,
-    log_waits,
-    name_dag_run,
-)
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
 from airflow_tune_restore.launch.account import runner_account
@@ -263,17 +258,10 @@ class BuildRestorePlanOperator(BaseOperator):
         prepared: dict[str, PreparedRestore],
         options: PrepareOptions,
     ) -> list[tuple[Address, RestorePlan]]:
-        ttl_seconds, on_wait = self._ttl_seconds(), log_waits(self.log)
+        ttl_seconds, holder = self._ttl_seconds(), hold_as_dag_run(context, self.log)
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
-            return start_restore(
-                prepared[text],
-                options,
-                holder=name_dag_run(context),
-                ttl_seconds=ttl_seconds,
-                dag_run=identify_dag_run(context),
-                on_wait=on_wait,
-            )
+            return start_restore(prepared[text], options, ttl_seconds=ttl_seconds, **holder)
 
         started: list[tuple[Address, RestorePlan]] = []
         for text, (plan, settled) in batch.map(start, prepared):

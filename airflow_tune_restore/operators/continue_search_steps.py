@@ -16,12 +16,7 @@ from airflow_tune_restore.exceptions import (
     RunnerRefusedError,
     TuneRestoreError,
 )
-from airflow_tune_restore.hooks.dag_runs import (
-    ask_dag_run,
-    identify_dag_run,
-    log_waits,
-    name_dag_run,
-)
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary, log_summary
@@ -108,10 +103,8 @@ def start_continued_search(
         return start_restore(
             prepared,
             options,
-            holder=name_dag_run(context),
             ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
-            dag_run=identify_dag_run(context),
-            on_wait=log_waits(log),
+            **hold_as_dag_run(context, log),
         )
     except ExperimentRunningError as error:
         raise AirflowSkipException(printable(str(error), NOTE_LENGTH)) from error

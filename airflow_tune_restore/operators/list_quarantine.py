@@ -14,6 +14,9 @@ from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.restore.summary import TABLE_WIDTH, render
 
+MAX_TRIALS = 1000
+"""With more trials, log and XCom leave out the rest."""
+
 
 class ListQuarantineOperator(BaseOperator):
     """Lists the trials in quarantine of all experiments at or below a prefix. It changes nothing.
@@ -47,12 +50,17 @@ class ListQuarantineOperator(BaseOperator):
             reports = hook.scan(place, stale_after=DEFAULT_STALE_AFTER)
             quarantines = read_quarantines(hook.open(place, in_bulk=True), reports)
         items: list[dict[str, Any]] = []
-        for report, trials in quarantines:
-            if trials is None:
-                self.log.warning("%s: %s", report.experiment, report.reason)
-            items += [
-                _item(place.at(report.experiment), *trial) for trial in (trials or {}).items()
-            ]
+        for report, trials, warning in quarantines:
+            address = place.at(report.experiment)
+            if warning:
+                self.log.warning("%s: %s", address, printable(warning, NOTE_LENGTH))
+            items += [_item(address, *trial) for trial in (trials or {}).items()]
+        if len(items) > MAX_TRIALS:
+            self.log.warning(
+                "%d trials in quarantine; the list has the first %d. List a smaller prefix.",
+                *(len(items), MAX_TRIALS),
+            )
+            items = items[:MAX_TRIALS]
         self._log(place, len(reports), items)
         return items
 

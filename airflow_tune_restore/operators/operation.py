@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 
-ADMIN_DAG = "tune_restore_admin"
+from airflow_tune_restore.restore.plan import ADMIN_DAG
 
 
 class Operation(StrEnum):

@@ -1,6 +1,5 @@
 """Judges the outcome of a trial for its task, wherever the trial ran."""
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.exceptions import (
@@ -13,7 +12,7 @@ from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.ledger import History, read_history, seen_before
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.plan import RestorePlan, release_command
 from airflow_tune_restore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def _failed(
     place = f", at {outcome.place}" if outcome.place else ""
     kept = f"the commit keeps its progress up to iteration {outcome.iteration}"
     if history.quarantine_reason(plan.choices.max_attempts):
-        release = shlex.join(["tune-restore", "release", plan.experiment, trial_id])
-        kept += f" and puts it in quarantine, until you run `{release}`"
+        release = release_command(plan.experiment, trial_id)
+        kept += f" and puts it in quarantine, until you run {release}"
     else:
         kept += ", and the next restore with resume_errored=True resumes it"
     return TrialFailedError(

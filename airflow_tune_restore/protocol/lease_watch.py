@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.protocol import layout
@@ -42,11 +41,16 @@ lease is taken, `commit_abandoned` still waits until the runners were silent for
 _LOOK_SECONDS = 1.0
 
 
-class Clock(NamedTuple):
+class Clock:
     """The clock of this process, in seconds, and how it waits."""
 
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    def monotonic(self) -> float:
+        """Return the time of a clock that is never set."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
 
 
 CLOCK = Clock()

@@ -48,7 +48,7 @@ class PlanChoices:
             another run, or that needs a module that is gone. Callbacks, stopper, scheduler, searcher,
             failure and checkpoint settings are lost.
         trust_name: Whether the name of the trainable is enough. Ray compares nothing else. Otherwise an
-            experiment is refused if its pickles or configs show that another trainable of the same name
+            experiment is refused if its pickles or parameters show that another trainable of this name
             made it.
         trials: Ids of the only trials that the flags are applied to; empty for all. The other trials
             stay exactly as they are recorded, and the search is not continued.

@@ -20,6 +20,9 @@ from airflow_tune_restore.restore.choices import PlanChoices, Strategy
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
 
+ADMIN_DAG = "tune_restore_admin"
+"""The DAG for operations by hand (dags/tune_restore_admin.py)."""
+
 _SHOWN_IDS = 5
 
 
@@ -245,10 +248,13 @@ def describe_quarantine(experiment: str, trial_ids: list[str]) -> str:
     )
     return (
         f"{len(trial_ids)} quarantined ({named}); {release_command(experiment, first)} lets {first} run "
-        f"again{others if more else ''} (in Airflow: the DAG tune_restore_admin)"
+        f"again{others if more else ''}"
     )
 
 
 def release_command(experiment: str, trial_id: str) -> str:
-    """Return the command that releases a trial from quarantine, to be pasted into a shell."""
-    return f"`tune-restore release {quote(experiment)} {quote(trial_id)}`"
+    """Return the command that releases a trial from quarantine, and what does the same in Airflow."""
+    return (
+        f"`tune-restore release {quote(experiment)} {quote(trial_id)}` "
+        f"(in Airflow: the DAG {ADMIN_DAG})"
+    )

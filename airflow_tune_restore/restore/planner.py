@@ -145,7 +145,7 @@ def build_plan(
         warnings=(
             *experiment.warnings,
             *([describe_quarantine(experiment.uri, list(reasons))] if reasons else ()),
-            *_refusals(experiment, trials, choices.trials or tuple(t.trial_id for t in wanted)),
+            *_refusals(experiment, trials, {trial.trial_id for trial in wanted}),
             *([describe_lost_searcher(left, lost)] if lost else ()),
             *([_OWN_SEARCHER] if can_search and not experiment.searcher_lost else ()),
             *([_SPENT_BUDGET] if runs and is_budget_spent(experiment.state) else ()),
@@ -255,7 +255,7 @@ def _option_to_run(status: TrialStatus, *, is_cut_short: bool, is_named: bool) -
 def _refusals(
     experiment: Experiment, trials: tuple[TrialPlan, ...], wanted: Collection[str]
 ) -> list[str]:
-    """Name the trials that the user names or the flags choose, and that the plan keeps.
+    """Name the trials that the flags choose and the plan keeps.
 
     The warnings of the experiment name those that cannot be run at all.
     """

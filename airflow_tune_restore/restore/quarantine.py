@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.budget import ByteBudget
@@ -18,35 +18,35 @@ _IN_FLIGHT = ByteBudget(64 * 1024 * 1024)
 """Most bytes of ledgers that all threads hold at the same time."""
 
 
-def read_quarantines(
-    store: ObjectStore, reports: Sequence[ExperimentReport]
-) -> list[tuple[ExperimentReport, dict[str, History] | None]]:
-    """Return with each report of a scan the histories of its quarantined trials, by trial id.
+class Quarantine(NamedTuple):
+    """The quarantine of one experiment.
 
-    They are None (unknown) if the ledger cannot be read; the reason of the report then shows it. `store`
-    is the scanned prefix.
+    `trials` holds the histories of the quarantined trials by id; None (unknown) if the ledger cannot be
+    read. `warning` is what is wrong with the ledger, or "".
     """
+
+    report: ExperimentReport
+    trials: dict[str, History] | None
+    warning: str = ""
+
+
+def read_quarantines(store: ObjectStore, reports: Sequence[ExperimentReport]) -> list[Quarantine]:
+    """Read the quarantine of each experiment of a scan; `store` is the scanned prefix."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda report: _read_quarantine(store, report), reports))
 
 
-def _read_quarantine(
-    store: ObjectStore, report: ExperimentReport
-) -> tuple[ExperimentReport, dict[str, History] | None]:
+def _read_quarantine(store: ObjectStore, report: ExperimentReport) -> Quarantine:
     if report.health not in RESTORABLE or not report.was_restored:
-        return report, {}
+        return Quarantine(report, {})
     top, found = (Location.parse(uri).place for uri in (store.uri, report.experiment))
     path = found.removeprefix(top).strip("/")
-    quarantined: dict[str, History] | None
     try:
-        quarantined, warning = _read_ledger(store.at(path) if path else store)
+        return Quarantine(report, *_read_ledger(store.at(path) if path else store))
     except TuneRestoreError as error:
-        quarantined, warning = None, f"its ledger cannot be read: {error}"
+        return Quarantine(report, None, f"its ledger cannot be read: {error}")
     except Exception as error:  # noqa: BLE001  reported, and it must not hide the other reports
-        quarantined, warning = None, str(report_unexpected(report.experiment, error))
-    if warning:
-        report = replace(report, reason=f"{report.reason}; {warning}")
-    return report, quarantined
+        return Quarantine(report, None, str(report_unexpected(report.experiment, error)))
 
 
 def _read_ledger(store: ObjectStore) -> tuple[dict[str, History], str]:

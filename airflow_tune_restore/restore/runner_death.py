@@ -7,12 +7,16 @@ from airflow_tune_restore.exceptions import OvertakenError, RunnerDiedError, Run
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
+from airflow_tune_restore.protocol.printable import shortened
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
 
 LAST_LINES = 5
 """How many of the last lines of its output are recorded."""
+
+_SHOWN = 1000
+"""Characters of them in an error."""
 
 _SHELL_SIGNALS = 128
 
@@ -40,7 +44,8 @@ def record_death(
     failure = classify_exit(exit_code, output)
     cause = failure.cause if failure is not None else Cause.UNKNOWN
     exited = "" if exit_code is None else f"{_describe_exit(exit_code)}; "
-    reason = f"{exited}its last lines: {' | '.join(last_lines) or '(none)'}"
+    shown = shortened(" | ".join(last_lines), _SHOWN) or "(none)"
+    reason = f"{exited}its last lines: {shown}"
     attempt = request.attempt
     return RunnerDiedError(plan.experiment, request.trial_id, reason, cause.value, attempt)
 

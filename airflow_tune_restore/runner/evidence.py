@@ -2,7 +2,7 @@
 
 Ray records only the name (`TunerInternal._validate_trainable`, ray.tune.impl, 2.60), and many teams call
 their function `train`. Two other records count as evidence: the modules that pickles of the experiment
-name, and the keys in the configs of its trials. Code is read, never run, and no pickle is loaded.
+name, and the parameters that were searched. Code is read, never run, and no pickle is loaded.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def match(store: ObjectStore, given: Given, experiment: ExperimentToCheck) -> tu
     if any(own.has(module) for module in named):
         return MatchedBy.MODULE, ""
     others = [one for one in recorded.imports if one.module in named and not own.uses(one.module)]
-    doubt = _other_definition(others, given.name) or _foreign_keys(given, code, recorded)
+    doubt = _other_definition(others, given.name) or _foreign_parameters(given, code, recorded)
     if not doubt:
         return MatchedBy.NAME, ""
     error = printable(
@@ -124,18 +124,17 @@ def _defines_trainable(source: Path, name: str) -> bool:
     return module.imports_ray or not _INSTALLED & set(source.parts)
 
 
-def _foreign_keys(given: Given, code: TrainableCode, recorded: Recorded) -> str:
-    """Return in words which recorded config keys the code does not take; "" if it takes all."""
+def _foreign_parameters(given: Given, code: TrainableCode, recorded: Recorded) -> str:
+    """Return in words which searched parameters the code does not take; "" if it takes all."""
     if code.keys is None:
         return ""
     space = given.param_space
-    respecified = set(space) if isinstance(space, dict) else set()
-    for trial_id, keys in recorded.keys.items():
-        foreign = sorted(keys - code.keys - respecified - _OF_RAY)
-        if foreign := [key for key in foreign if not (key.startswith("__") and key.endswith("__"))]:
+    taken = code.keys | _OF_RAY | (set(space) if isinstance(space, dict) else set())
+    for trial_id, keys in recorded.searched.items():
+        foreign = sorted(key for key in keys - taken if not key.startswith("__"))
+        if foreign:
             shown = ", ".join(repr(key[:60]) for key in foreign[:_SHOWN_KEYS])
             more = f" and {len(foreign) - _SHOWN_KEYS} more" if len(foreign) > _SHOWN_KEYS else ""
-            count = counted(len(foreign), "key")
-            code_text = f"{given.text} does not take"
-            return f"trial {trial_id} has {count} in its config that {code_text}: {shown}{more}"
+            count = counted(len(foreign), "searched parameter")
+            return f"trial {trial_id} has {count} that {given.text} does not take: {shown}{more}"
     return ""

@@ -1,4 +1,4 @@
-"""The records of an experiment about its trainable, beside the name: imports of pickles, config keys.
+"""The records of an experiment about its trainable, beside the name: imports of pickles, parameters.
 
 Pickles are read symbolically. A file that cannot be read is not evidence: the run reports it.
 """
@@ -19,7 +19,7 @@ from airflow_tune_restore.protocol.check import ExperimentToCheck
 from airflow_tune_restore.storage.base import ObjectStore
 
 _MOST_TRIALS = 1000
-"""Trials of one experiment that are read: all have the keys of one param_space."""
+"""Trials of one experiment that are read: all have the parameters of one param_space."""
 
 _MOST_PICKLES = 100
 _MOST_DEPTH = 20
@@ -28,6 +28,9 @@ _MOST_VALUES = 10_000
 
 _TRIALS = re.compile(r'"trial_data"\s*:\s*\[\s*')
 _BETWEEN = re.compile(r"[\s,]*")
+
+_UNRESOLVED, _COMPUTED = "_Trial__unresolved_config", "__fn_ph"
+"""The param_space in a row, and the token in it for a function (ray.tune.impl.placeholder, 2.60)."""
 
 _PICKLED = "CLOUDPICKLE_FALLBACK"
 """The type of a value that JSON cannot hold (ray.tune.utils.serialization, 2.60)."""
@@ -48,11 +51,12 @@ class Recorded:
 
     Args:
         imports: Of its pickles.
-        keys: The keys in the config of each trial, by trial id.
+        searched: The config keys whose values were chosen for the trial, by trial id. Other keys have
+            the same value in all trials: they may be labels that no code reads.
     """
 
     imports: list[Import] = field(default_factory=list)
-    keys: dict[str, set[str]] = field(default_factory=dict)
+    searched: dict[str, set[str]] = field(default_factory=dict)
 
 
 def read_recorded(store: ObjectStore, experiment: ExperimentToCheck) -> Recorded:
@@ -66,9 +70,9 @@ def read_recorded(store: ObjectStore, experiment: ExperimentToCheck) -> Recorded
             body = _read(store, name, pickle_reader.MAX_BYTES)
             recorded.imports += _imports(name, body)
     pickles = _MOST_PICKLES
-    for trial_id, config in _configs(store, experiment):
-        recorded.keys[trial_id] = {key for key in config if isinstance(key, str)}
-        for body in _pickles(config):
+    for trial_id, trial in _trials(store, experiment):
+        recorded.searched[trial_id] = _searched(trial)
+        for body in _pickles(trial["config"]):
             if pickles > 0:
                 pickles -= 1
                 recorded.imports += _imports(f"the config of trial {trial_id}", body)
@@ -101,10 +105,10 @@ def _imports(place: str, body: bytes) -> list[Import]:
     return [Import(place, module, name) for module, name in sorted(names)]
 
 
-def _configs(
+def _trials(
     store: ObjectStore, experiment: ExperimentToCheck
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the id and config of each trial that was run with the recorded trainable."""
+    """Yield the id and row of each trial that was run with the recorded trainable."""
     if not experiment.state:
         return
     for row in _rows(_read_start(store, experiment.state)):
@@ -115,7 +119,20 @@ def _configs(
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if is_of_trainable and isinstance(trial_id, str) and isinstance(config, dict):
-            yield trial_id, config
+            yield trial_id, trial
+
+
+def _searched(trial: dict[str, Any]) -> set[str]:
+    """Return the top-level config keys that the searcher or a grid has chosen.
+
+    None if a function computed a value (`tune.sample_from`): it may read keys that the code does not.
+    """
+    config: dict[str, Any] = trial["config"]
+    chosen = trial.get("evaluated_params")
+    if not isinstance(chosen, dict) or _COMPUTED in str(trial.get(_UNRESOLVED)):
+        return set()
+    names = {name if name in config else name.partition("/")[0] for name in chosen}
+    return names & set(config)
 
 
 def _read_start(store: ObjectStore, key: str) -> str:

@@ -148,7 +148,7 @@ class AttemptPods:
             return outcome
         cause = failure.cause if failure is not None else Cause.UNKNOWN
         code = f", exit code {end.exit_code}" if end.exit_code is not None else ""
-        last = f". Its last words: {end.last_words}" if end.last_words and outcome is None else ""
+        last = f"; its last words: {end.last_words}" if end.last_words and outcome is None else ""
         reason = f"{end.message.rstrip('. ')}{code}{last}"
         attempt = request.attempt
         raise PodLostError(self.plan.experiment, self.trial_id, reason, cause.value, attempt)

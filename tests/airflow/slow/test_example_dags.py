@@ -37,7 +37,9 @@ def test_a_trial_that_fails_again_is_committed_and_fails_the_run(tmp_path, capfd
     assert "attempt 2 of restore" in done.log
     # it ends where the first one did: the retry policy spends no more of the five
     assert "attempt 3 of restore" not in done.log
-    assert "It failed at the same place and iteration before (dags/example_sweep.py:" in done.log
+    assert "it failed at the same place and iteration before (dags/example_sweep.py:" in done.log
+    assert "Airflow retries it in 60 s (try 2 of 6), as attempt 2." in done.log
+    assert done.log.count("::group::Traceback of MemoryError: ") == 2  # one for each attempt
     assert done.states["restore.trial"] == ["failed"]
     assert done.states["restore.commit"] == ["success"]
     assert done.states["restore.done"] == ["upstream_failed"]

@@ -129,7 +129,8 @@ def test_a_run_that_timed_out_does_not_keep_the_next_one_waiting_for_its_lease(
     assert running.finish("nightly_recovery", next_id) == "success", running.log_tail()
     assert ends(experiment) == ALL_DONE
     log = running.task_log("nightly_recovery", next_id, "restore.plan")
-    assert f"of DAG times_out, run {run_id} did not release the lease of {experiment}" in log
+    assert f"of DAG times_out, run {run_id}" in log
+    assert f" did not release the lease of {experiment}. It took the lease at 20" in log
     assert f"/dags/times_out/runs/{quote(run_id)}. It is watched for 30 s." in log
     # a person on call clears the trial of the run that timed out
     victim = next(t for t in running.tasks("times_out", run_id) if t["task_id"] == TRIAL)
@@ -143,11 +144,14 @@ def test_a_run_that_timed_out_does_not_keep_the_next_one_waiting_for_its_lease(
             "only_failed": False,
         },
     )
-    assert running.finish("times_out", run_id) == "failed"
+    running.finish("times_out", run_id)
+    place = (TRIAL, victim["map_index"])
+    tasks = {(t["task_id"], t["map_index"]): t for t in running.tasks("times_out", run_id)}
+    assert tasks[place]["state"] == "failed"
     log = running.task_log("times_out", run_id, TRIAL, victim["map_index"])
-    assert (
-        f"of DAG nightly_recovery, run {next_id} took it over and committed what it had done" in log
-    )
+    assert "has ended: restore airflow-" in log
+    assert f"of DAG nightly_recovery, run {next_id}" in log
+    assert " took it over and committed what it had done. Nothing was started. To run trial " in log
     assert "clear task restore.plan with its downstream tasks." in log
 
 

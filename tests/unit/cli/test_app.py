@@ -759,7 +759,8 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     )
     assert (bad["trial_id"], bad["action"]) == ("bad", "keep")
     _, out, _ = tune_restore("plan", *arguments)
-    assert f"note: 1 quarantined (bad); `tune-restore release {experiment} bad` lets bad" in out
+    release = f"`tune-restore release {experiment} bad` (in Airflow: the DAG tune_restore_admin)"
+    assert f"note: 1 quarantined (bad); {release} lets bad run again" in out
     code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
     assert (code, "Nothing to restore" in out) == (0, True)
     assert "1 quarantined (bad)" in " ".join(err.split())

@@ -7,6 +7,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_base
+from airflow_tune_restore.operators import list_quarantine
 from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
@@ -154,7 +155,14 @@ def test_a_ledger_that_cannot_be_read_is_named_and_the_others_are_listed(store, 
     (broken / layout.LEDGER).write_text("{")
     (broken / layout.LEASE).mkdir()
     assert len(listed(tmp_path)) == 2
-    assert "ledger" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert f"{broken}: .tune_restore/ledger.json is unreadable" in out
+
+
+def test_a_list_that_is_too_long_is_cut(store, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(list_quarantine, "MAX_TRIALS", 1)
+    assert len(listed(tmp_path)) == 1
+    assert "2 trials in quarantine; the list has the first 1." in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["", "s3://key:secret@bucket/x"])

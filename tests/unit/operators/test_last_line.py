@@ -69,7 +69,8 @@ def test_a_failure_that_repeats_has_the_command_that_releases_it(last_line):
         in line
     )
     assert line.endswith(
-        f"): {KEPT} and puts it in quarantine, until you run `tune-restore release EXP a3`."
+        f"): {KEPT} and puts it in quarantine, until you run `tune-restore release EXP a3` "
+        "(in Airflow: the DAG tune_restore_admin)."
     )
 
 

@@ -19,7 +19,7 @@ from airflow_tune_restore.protocol.request import Result, RunnerProgress, Runner
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.records import Attempt, ending, leave_outcome
+from tests.support.records import PLACE, Attempt, ending, leave_outcome
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_a_trial_that_failed_again_fails_the_task_and_may_be_retried(item, launc
         trial(item).execute(make_context())
     assert not isinstance(error.value, AirflowFailException)
     assert str(error.value) == (
-        f"Trial a3 of {item['experiment']} failed again: MemoryError: too much, after iteration 4, in "
-        "attempt 1; Airflow retries it in 5 min (try 2 of 2), as attempt 2."
+        f"Trial a3 of {item['experiment']} failed again: MemoryError: too much, at {PLACE}, after "
+        "iteration 4, in attempt 1; Airflow retries it in 5 min (try 2 of 2), as attempt 2."
     )
 
 
@@ -327,6 +327,8 @@ def test_a_trial_that_has_ended_in_a_shared_run_starts_no_other(shared, launcher
     if result is Result.FINISHED:
         assert trial(shared).execute(make_context())["iteration"] == 6
     else:
-        with pytest.raises(AirflowException, match="the next restore resumes it"):
+        with pytest.raises(
+            AirflowException, match="the next restore with resume_errored=True resumes it"
+        ):
             trial(shared).execute(make_context())
     assert launcher.requests == []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from airflow_tune_restore.exceptions import LeaseHeldError, LeaseLostError
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import DagRunId, HolderStatus
-from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS, Clock
+from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
 from airflow_tune_restore.storage.memory import MemoryStore
 
 
@@ -48,7 +48,7 @@ def take(store, time, restore_id, ttl=60.0):
         restore_id=restore_id,
         holder=f"holder of {restore_id}",
         ttl_seconds=ttl,
-        clock=Clock(time.monotonic, time.sleep),
+        clock=time,
     )
 
 
@@ -195,7 +195,7 @@ def watch(store, time, **answer):
         store,
         "two",
         ask_holder=lambda _status: HolderStatus(**answer),
-        clock=Clock(time.monotonic, time.sleep),
+        clock=time,
     )
 
 
@@ -205,7 +205,7 @@ def take_over(store, time, **options):
         restore_id="two",
         holder="holder of two",
         watch=watch(store, time, has_ended=True, found="Its DAG run is failed"),
-        clock=Clock(time.monotonic, time.sleep),
+        clock=time,
         **options,
     )
 

@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,6 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.lease_watch import Clock
 from airflow_tune_restore.protocol.request import (
     PROGRESS_PREFIX,
     RunnerProgress,
@@ -188,7 +188,7 @@ def test_a_claim_with_an_absurd_ttl_counts_for_the_usual_time(ttl):
         store,
         restore_id="r2",
         holder="another",
-        clock=Clock(lambda: next(clock), lambda _: None),
+        clock=SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None),
     )
     assert taken.epoch == 2
 

@@ -111,14 +111,15 @@ def test_the_same_exception_at_the_same_place_twice_is_quarantined(store):
     assert plan_night(store).trial("bad").action is TrialAction.RESUME
     summary = night(store, "r2")
     assert summary.quarantined == ("bad",)
-    assert "1 quarantined (bad); `tune-restore release memory: bad` lets bad" in summary.headline()
+    release = "`tune-restore release memory: bad` (in Airflow: the DAG tune_restore_admin)"
+    assert f"1 quarantined (bad); {release} lets bad run again" in summary.headline()
 
     plan = plan_night(store)
     bad = plan.trial("bad")
     assert (bad.action, bad.quarantined, bad.status) == (TrialAction.KEEP, True, "ERROR")
     assert bad.reason == (
         f"ERROR, quarantined: ValueError at {PLACE} after iteration 3, 2 times; "
-        "`tune-restore release memory: bad` lets it run again"
+        f"{release} lets it run again"
     )
     assert any("1 quarantined (bad)" in warning for warning in plan.warnings)
     assert [trial.trial_id for trial in plan.to_run] == ["hung"]

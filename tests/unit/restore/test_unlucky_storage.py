@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -22,7 +23,7 @@ from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.lease_watch import MAX_WATCH_SECONDS, Clock
+from airflow_tune_restore.protocol.lease_watch import MAX_WATCH_SECONDS
 from airflow_tune_restore.restore import ledger
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
@@ -50,11 +51,12 @@ class Time:
 
     def __init__(self, monkeypatch):
         self.slept = 0.0
-        clock = Clock(self.monotonic, self.sleep)
         for function in (lease.acquire, lease.refuse_if_alive):
-            monkeypatch.setitem(function.__kwdefaults__, "clock", clock)
-        for name, value in clock._asdict().items():
-            monkeypatch.setitem(attempts.wait_until_all_over.__kwdefaults__, name, value)
+            monkeypatch.setitem(function.__kwdefaults__, "clock", self)
+        for name in ("monotonic", "sleep"):
+            monkeypatch.setitem(
+                attempts.wait_until_all_over.__kwdefaults__, name, getattr(self, name)
+            )
 
     def monotonic(self):
         return self.slept
@@ -129,7 +131,7 @@ def test_a_living_holder_whose_clock_is_ahead_is_seen_while_it_is_watched(store,
         time.slept += seconds
         store.put(layout.lease_heartbeat_key(1), str(next(beats)).encode())
 
-    clock = Clock(time.monotonic, sleep)
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
     with pytest.raises(LeaseHeldError):
         lease.acquire(store, restore_id="r2", holder="test", clock=clock)
 
@@ -367,7 +369,7 @@ def test_claims_that_go_on_coming_are_not_watched_one_after_the_other(store, obj
         if time.slept >= 59:
             claim(objects, at=LONG_AGO, epoch=next(numbers), ttl_seconds=DAY)
 
-    clock = Clock(time.monotonic, sleep)
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
     with pytest.raises(LeaseHeldError):
         lease.acquire(store, restore_id="r2", holder="test", clock=clock)
     assert time.slept < 120

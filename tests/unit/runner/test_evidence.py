@@ -18,7 +18,7 @@ from airflow_tune_restore.runner.loading import load
 from airflow_tune_restore.runner.trainable_code import read_code
 from airflow_tune_restore.storage.fs import open_store
 from tests import trainables
-from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 
 tune = pytest.importorskip("ray.tune")
 
@@ -56,12 +56,22 @@ def teams(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+def searched_by(searched, constant=None):
+    """Return the fields of a row: what a searcher has chosen, and what all trials have."""
+    return {
+        "trainable_name": "train",
+        "config": {**searched, **(constant or {})},
+        "evaluated_params": searched,
+        "_Trial__unresolved_config": {**dict.fromkeys(searched), **(constant or {})},
+    }
+
+
 @pytest.fixture
 def experiment(tmp_path):
     """Makes an experiment that records a trainable of the name `train`."""
 
-    def make(config, tuner=None, **files):
-        row = make_row("a1", status="ERROR", trainable_name="train", config=config)
+    def make(searched, tuner=None, *, constant=None, **files):
+        row = make_row("a1", status="ERROR", **searched_by(searched, constant or {}))
         directory = make_experiment(tmp_path / "exp", [row])
         (directory / "tuner.pkl").write_bytes(pickle.dumps({"callback": tuner}))
         for name, body in files.items():
@@ -190,17 +200,44 @@ def test_a_library_with_such_a_function_is_not_evidence_unless_it_uses_ray(
         sys.modules.pop(name)
 
 
-def test_config_keys_that_the_code_does_not_take_are_evidence_against_it(teams, experiment):
+def test_searched_parameters_that_the_code_does_not_take_are_evidence_against_it(teams, experiment):
     teams(team_a=TRAINING)
     directory = experiment({"lr": 1, **{f"x{number}": 1 for number in range(7)}})
     words = (
-        "trial a1 has 7 keys in its config that team_a.training:train does not take: "
+        "trial a1 has 7 searched parameters that team_a.training:train does not take: "
         "'x0', 'x1', 'x2', 'x3', 'x4' and 2 more. Give the trainable"
     )
     with pytest.raises(TrainableMisfitError) as refused:
         match(directory)
     assert words in str(refused.value)
     assert match(directory, trust_name=True)[1]
+
+
+def test_a_nested_parameter_counts_by_its_first_key(teams, experiment):
+    teams(team_a=TRAINING)
+    row = searched_by({"lr": 1}, {"model": {"width": 3}, "a/b": 1})
+    directory = experiment({"lr": 1})
+    for chosen, foreign in ({"model/width": 3}, "'model'"), ({"a/b": 1}, "'a/b'"):
+        rows = [make_row("a1", **{**row, "evaluated_params": chosen})]
+        (directory / STATE_NAME).write_bytes(make_state(rows))
+        with pytest.raises(TrainableMisfitError, match=f"1 searched parameter .*: {foreign}"):
+            match(directory)
+
+
+def test_a_constant_may_be_a_label_that_no_code_reads(teams, experiment):
+    teams(team_a=TRAINING)
+    directory = experiment({"lr": 1}, constant={"note": "large", "blob": ["x"] * 1000})
+    assert match(directory) == (MatchedBy.NAME, "")
+
+
+def test_a_function_in_the_param_space_may_read_what_the_code_does_not(teams, experiment):
+    """As in `{"base": tune.uniform(0, 1), "lr": tune.sample_from(lambda spec: spec.config.base)}`."""
+    teams(team_a=TRAINING)
+    fields = searched_by({"lr": 1, "base": 2})
+    fields["_Trial__unresolved_config"]["lr"] = ["__fn_ph", "e812d992"]
+    directory = experiment({"lr": 1})
+    (directory / STATE_NAME).write_bytes(make_state([make_row("a1", **fields)]))
+    assert match(directory) == (MatchedBy.NAME, "")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +265,8 @@ def test_a_param_space_that_the_user_gives_names_keys(teams, experiment):
 def test_trials_of_another_trainable_in_the_same_experiment_do_not_count(teams, tmp_path):
     teams(team_a=TRAINING)
     rows = [
-        make_row("a1", trainable_name="train", config={"lr": 1}),
-        make_row("a2", trainable_name="other", config={"foreign": 1}),
+        make_row("a1", **searched_by({"lr": 1})),
+        make_row("a2", **{**searched_by({"foreign": 1}), "trainable_name": "other"}),
     ]
     assert match(make_experiment(tmp_path / "exp", rows)) == (MatchedBy.NAME, "")
 
@@ -254,10 +291,10 @@ def test_files_that_cannot_be_read_are_not_evidence(teams, experiment, text):
 
 def test_of_a_state_only_the_first_trials_are_read(teams, tmp_path, monkeypatch):
     teams(team_a=TRAINING)
-    rows = [make_row(f"a{n}", trainable_name="train", config={"lr": 1}) for n in range(40)]
-    rows.append(make_row("z", trainable_name="train", config={"foreign": 1}))
+    rows = [make_row(f"a{n}", **searched_by({"lr": 1})) for n in range(40)]
+    rows.append(make_row("z", **searched_by({"foreign": 1})))
     directory = make_experiment(tmp_path / "exp", rows)
-    with pytest.raises(TrainableMisfitError, match="trial z has 1 key"):
+    with pytest.raises(TrainableMisfitError, match="trial z has 1 searched"):
         match(directory)
     monkeypatch.setattr("airflow_tune_restore.protocol.bounded_json.MAX_DOCUMENT_BYTES", 100_000)
     assert match(directory) == (MatchedBy.NAME, "")

@@ -4,7 +4,13 @@ import json
 from types import SimpleNamespace
 
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
-from airflow_tune_restore.runner.outcome import Ending, build_outcome, error_of, scalar_metrics
+from airflow_tune_restore.runner.outcome import (
+    Ending,
+    build_outcome,
+    error_of,
+    find_raised,
+    scalar_metrics,
+)
 from tests.support import GOLDEN
 
 ERRORS = GOLDEN / "errors"
@@ -91,3 +97,19 @@ def test_an_outcome_of_an_older_runner_is_read():
     older = json.loads(record.to_json())
     del older["cause"], older["place"]
     assert RunnerOutcome.from_json(json.dumps(older)) == record
+
+
+def test_the_error_of_a_callback_is_found_once_below_rays_copies_of_its_traceback():
+    class TuneError(Exception):
+        """Ray's name."""
+
+    error: Exception = ValueError("mine")
+    for _ in range(2):
+        try:
+            try:
+                raise error
+            except type(error) as inner:
+                raise TuneError(f"Traceback …\n{inner}")  # noqa: B904  as Ray does
+        except TuneError as outer:
+            error = outer
+    assert repr(find_raised(error)) == "ValueError('mine')"

@@ -1,5 +1,7 @@
 """Starting a private Ray where it starts slowly."""
 
+import logging
+
 import pytest
 import ray
 
@@ -78,3 +80,19 @@ def test_memory_is_what_is_asked_for_as_far_as_the_machine_has_it(starts, monkey
         monkeypatch.setattr(utils, "estimate_available_memory", lambda free=free: free * 1024**2)
         ray_session.connect(REQUEST, {"CPU": 1.0, "memory": asked * 1024.0**2})
         assert starts[-1]["_memory"] == given * 1024**2
+
+
+def test_rays_lines_that_only_repeat_are_not_printed_and_its_warnings_are(starts):
+    from ray._private import worker
+    from ray._private.authentication import authentication_token_setup
+    from ray.tune.execution import tune_controller
+
+    ray_session.connect(REQUEST, {"CPU": 1.0})
+    # that token authentication is enabled, and that RAY_AUTH_MODE can disable it
+    assert not authentication_token_setup.logger.isEnabledFor(logging.WARNING)
+    assert not worker.logger.isEnabledFor(logging.INFO)  # "Started a local Ray instance."
+    assert not tune_controller.logger.isEnabledFor(
+        logging.INFO
+    )  # "Restoring the run from seed.json"
+    assert worker.logger.isEnabledFor(logging.WARNING)
+    assert tune_controller.logger.isEnabledFor(logging.WARNING)
