@@ -30,17 +30,22 @@ def test_without_any_prefix_the_first_task_says_what_is_missing(capfd):
     assert "An experiment address must be a path or a URL, not ''." in done.log
 
 
-def test_of_two_runs_on_one_experiment_the_second_names_the_first(tmp_path, capfd):
+def test_of_two_plans_of_one_experiment_the_second_is_skipped_and_names_the_first(tmp_path, capfd):
+    """In one DAG run: if the first had ended, Airflow would be asked, and its lease taken over."""
     from airflow.sdk import DAG
 
     from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 
     experiment = copy_sweep("errored", tmp_path / "errored")
     with DAG("plans_only", schedule=None) as dag:
-        BuildRestorePlanOperator(
-            task_id="plan", experiments=str(experiment), resume_errored=True, retries=0
+        first, second = (
+            BuildRestorePlanOperator(
+                task_id=task_id, experiments=str(experiment), resume_errored=True, retries=0
+            )
+            for task_id in ("first", "second")
         )
+        first >> second
     register(dag)
-    first, second = run(dag, capfd), run(dag, capfd)
-    assert (first.states, second.states) == ({"plan": ["success"]}, {"plan": ["skipped"]})
-    assert "another restore, DAG plans_only, run manual__" in second.log
+    done = run(dag, capfd)
+    assert done.states == {"first": ["success"], "second": ["skipped"]}
+    assert "another restore, DAG plans_only, run manual__" in done.log
