@@ -164,10 +164,10 @@ def restore(
     store = open_experiment(experiment)
     with (
         _sigterm_as_ctrl_c() as stop,
-        runner_credentials(experiment),
+        runner_credentials(experiment) as store_env,
         Progress(quiet=as_json) as progress,
     ):
-        summary = restore_experiment(store, where.build(), options, progress)
+        summary = restore_experiment(store, where.build(store_env), options, progress)
     output.print_summary(summary, experiment=store.uri, as_json=as_json)
     if stop.signal:
         raise typer.Exit(EXIT_SIGNAL + stop.signal)

@@ -72,8 +72,8 @@ class LauncherOptions:
         """The Ray cluster that a local runner connects to; jobs and pods have their own Ray."""
         return self.address if self.on is LauncherName.LOCAL else None
 
-    def build(self) -> Launcher:
-        """Return the launcher.
+    def build(self, store_env: Mapping[str, str] | None = None) -> Launcher:
+        """Return the launcher; `store_env` names the place of the store, for jobs of a Ray cluster.
 
         Raises:
             InvalidInputError: If an option or a package is missing, or an option is another launcher's.
@@ -83,7 +83,7 @@ class LauncherOptions:
             case LauncherName.LOCAL:
                 return self._local()
             case LauncherName.RAY:
-                return self._ray()
+                return self._ray(store_env or {})
             case LauncherName.KUBERNETES:
                 return self._kubernetes()
 
@@ -106,7 +106,7 @@ class LauncherOptions:
             pythonpath=[os.getcwd()],  # noqa: PTH109  a string for PYTHONPATH
         )
 
-    def _ray(self) -> Launcher:
+    def _ray(self, store_env: Mapping[str, str]) -> Launcher:
         from airflow_tune_restore.launch.ray.cluster import Cluster, parse_cluster_address
         from airflow_tune_restore.launch.ray.launcher import RayLauncher
 
@@ -118,7 +118,10 @@ class LauncherOptions:
             address=parse_cluster_address(self.address),
             token=os.environ.get("RAY_AUTH_TOKEN") or None,
         )
-        return RayLauncher(cluster=cluster, runtime_env=self._runtime_env())
+        runtime_env = self._runtime_env()
+        given = runtime_env.get("env_vars") or {}  # the cluster may reach the store elsewhere
+        env = {name: value for name, value in store_env.items() if name not in given}
+        return RayLauncher(cluster=cluster, runtime_env=runtime_env, env=env)
 
     def _kubernetes(self) -> Launcher:
         try:

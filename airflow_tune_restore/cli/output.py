@@ -20,7 +20,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable, share
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import History
@@ -139,9 +139,10 @@ def print_plan(
     _print_table(table)
     if left_out:
         _print(left_out)
-    left = "unknown" if plan.samples_left is None else plan.samples_left
+    left = "samples" if plan.samples_left is None else counted(plan.samples_left, "sample")
+    unknown = ": unknown" if plan.samples_left is None else ""
     to_run = share(len(plan.to_run), len(plan.trials), "trial")
-    _print(f"{to_run} to run; samples never drawn: {left}")
+    _print(f"{to_run} to run; {left} never drawn{unknown}")
     for sentence in describe_kept(plan, flag_of):
         _print(sentence)
     _print(f"strategy {plan.strategy}: {plan.strategy_reason}")
@@ -169,7 +170,7 @@ def confirm_undo(foreseen: UndoneCommit, progress: "Progress") -> bool:
     """Ask whether a commit is to be undone, and return the answer; the question names the files.
 
     Raises:
-        InvalidInputError: If there is no terminal to ask in.
+        InvalidInputError: If nobody can answer.
     """
     if not sys.stdin.isatty():
         raise InvalidInputError(

@@ -77,22 +77,24 @@ def experiment_around(address: str, store: ObjectStore) -> str | None:
 
 
 @contextlib.contextmanager
-def runner_credentials(address: str) -> Iterator[None]:
+def runner_credentials(address: str) -> Iterator[dict[str, str]]:
     """Put the credentials of the address's connection into the environment of this process.
 
     Launchers open the experiment with them, and local runners inherit them, as a worker's runners do.
+    Yields the variables that name the place of the store and hold no secret, for runners elsewhere.
 
     Raises:
         InvalidInputError: If runners cannot use this type of connection.
     """
     if not _names_connection(address):
-        yield
+        yield {}
         return
-    with _airflow_storage(address).runner_env(address) as env:
+    storage = _airflow_storage(address)
+    with storage.runner_env(address) as env:
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)
         try:
-            yield
+            yield storage.public_env(address)
         finally:
             for name, value in before.items():
                 if value is None:

@@ -47,7 +47,7 @@ def is_airflow_id(text: str) -> bool:
 AirflowId = Annotated[str, must_be(is_airflow_id, "an id of Airflow")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DagRunId(Record):
     """The DAG run that took a lease, so that another one can ask Airflow whether it has ended.
 

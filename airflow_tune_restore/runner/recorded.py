@@ -29,8 +29,10 @@ _MOST_VALUES = 10_000
 _TRIALS = re.compile(r'"trial_data"\s*:\s*\[\s*')
 _BETWEEN = re.compile(r"[\s,]*")
 
-_UNRESOLVED, _COMPUTED = "_Trial__unresolved_config", "__fn_ph"
-"""The param_space in a row, and the token in it for a function (ray.tune.impl.placeholder, 2.60)."""
+_FIELDS = ("trial_id", "config", "evaluated_params")
+
+_COMPUTED = '"__fn_ph"'
+"""The token for a function in the param_space of a row (ray.tune.impl.placeholder, 2.60)."""
 
 _PICKLED = "CLOUDPICKLE_FALLBACK"
 """The type of a value that JSON cannot hold (ray.tune.utils.serialization, 2.60)."""
@@ -70,9 +72,9 @@ def read_recorded(store: ObjectStore, experiment: ExperimentToCheck) -> Recorded
             body = _read(store, name, pickle_reader.MAX_BYTES)
             recorded.imports += _imports(name, body)
     pickles = _MOST_PICKLES
-    for trial_id, trial in _trials(store, experiment):
-        recorded.searched[trial_id] = _searched(trial)
-        for body in _pickles(trial["config"]):
+    for trial_id, config, searched in _trials(store, experiment):
+        recorded.searched[trial_id] = searched
+        for body in _pickles(config):
             if pickles > 0:
                 pickles -= 1
                 recorded.imports += _imports(f"the config of trial {trial_id}", body)
@@ -107,30 +109,25 @@ def _imports(place: str, body: bytes) -> list[Import]:
 
 def _trials(
     store: ObjectStore, experiment: ExperimentToCheck
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the id and row of each trial that was run with the recorded trainable."""
+) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
+    """Yield id, config and searched keys of each trial that was run with the recorded trainable."""
     if not experiment.state:
         return
     for row in _rows(_read_start(store, experiment.state)):
         try:
             trial = bounded_json.load(row)
             is_of_trainable = trial["trainable_name"] == experiment.trainable_name
-            trial_id, config = trial["trial_id"], trial["config"]
+            trial_id, config, chosen = (trial[name] for name in _FIELDS)
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if is_of_trainable and isinstance(trial_id, str) and isinstance(config, dict):
-            yield trial_id, trial
+            # a function (`tune.sample_from`) may read keys that the code does not
+            is_computed = _COMPUTED in row or not isinstance(chosen, dict)
+            yield trial_id, config, set() if is_computed else _searched(config, chosen)
 
 
-def _searched(trial: dict[str, Any]) -> set[str]:
-    """Return the top-level config keys that the searcher or a grid has chosen.
-
-    None if a function computed a value (`tune.sample_from`): it may read keys that the code does not.
-    """
-    config: dict[str, Any] = trial["config"]
-    chosen = trial.get("evaluated_params")
-    if not isinstance(chosen, dict) or _COMPUTED in str(trial.get(_UNRESOLVED)):
-        return set()
+def _searched(config: dict[str, Any], chosen: dict[str, Any]) -> set[str]:
+    """Return the top-level config keys that the searcher or a grid has chosen."""
     names = {name if name in config else name.partition("/")[0] for name in chosen}
     return names & set(config)
 

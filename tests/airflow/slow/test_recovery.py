@@ -148,7 +148,7 @@ def test_a_run_that_timed_out_does_not_keep_the_next_one_waiting_for_its_lease(
     place = (TRIAL, victim["map_index"])
     tasks = {(t["task_id"], t["map_index"]): t for t in running.tasks("times_out", run_id)}
     assert tasks[place]["state"] == "failed"
-    log = running.task_log("times_out", run_id, TRIAL, victim["map_index"])
+    log = running.whole_log("times_out", run_id, TRIAL, victim["map_index"])  # with its exception
     assert "has ended: restore airflow-" in log
     assert f"of DAG nightly_recovery, run {next_id}" in log
     assert " took it over and committed what it had done. Nothing was started. To run trial " in log

@@ -46,8 +46,8 @@ def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_a
 def test_one_process_checks_beforehand_whether_a_trainable_fits(copied):
     directory = copied("errored")
     asked = [
-        ExperimentToCheck(experiment=directory.as_posix(), trainable_name=name)
-        for name in ("counting", "other")
+        ExperimentToCheck(experiment=experiment.as_posix(), trainable_name=name)
+        for experiment, name in ((directory, "counting"), (copied("class"), "Counter"))
     ]
     launcher = Restoring(directory, "errored").launcher
 
@@ -58,7 +58,7 @@ def test_one_process_checks_beforehand_whether_a_trainable_fits(copied):
     fits, misfit = problems(trainable="tests.trainables:counting")
     assert fits == (None, "")
     assert misfit[0] is Problem.MISFIT
-    assert "the experiment was made with 'other'" in misfit[1]
+    assert "the experiment was made with 'Counter'" in misfit[1]
     (unfit, _) = problems(
         trainable="tests.trainables:counting",
         param_space="tests.trainables:UNFITTING_PARAM_SPACE",

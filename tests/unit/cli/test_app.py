@@ -17,6 +17,7 @@ from airflow_tune_restore.cli import restore
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.protocol.request import RunnerExit
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.checks import answer_all
@@ -399,6 +400,44 @@ def test_the_shell_ignores_tuner_pkl_if_told_to(tune_restore, tmp_path, monkeypa
     tune_restore(*command)
     tune_restore(*command, "--ignore-tuner")
     assert [asked.ignore_tuner for asked in checked] == [False, True]
+
+
+def test_the_check_of_the_shell_has_a_limit_and_its_warning_is_a_note(
+    tune_restore, tmp_path, monkeypatch
+):
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    asked = []
+    launcher = Launcher(open_store(str(experiment)))
+
+    def check(request, timeout):
+        asked.append((request.experiments[0].trust_name, timeout.total_seconds()))
+        return answer_all(request, CheckAnswer(experiment="", message="It may be another one."))
+
+    monkeypatch.setattr(launcher, "check", check)
+    monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    _, out, err = tune_restore(
+        *command, "--resume-errored", "--trust-name", "--check-timeout", "90"
+    )
+    assert asked == [(True, 90.0)]
+    assert "note: It may be another one." in out + err
+    code, _, err = tune_restore(*command, "--check-timeout", "0")
+    assert code == 2
+    assert "0 leaves no time" in err
+
+
+def test_a_misfit_is_refused_by_the_shell_before_anything_is_written(
+    tune_restore, tmp_path, monkeypatch
+):
+    experiment = make_experiment(tmp_path / "x", [BAD])
+    launcher = Launcher(open_store(str(experiment)))
+    misfit = CheckAnswer(experiment="", problem=Problem.MISFIT, message="It is another one.")
+    monkeypatch.setattr(launcher, "check", lambda request, _: answer_all(request, misfit))
+    monkeypatch.setattr("airflow_tune_restore.launch.local.LocalLauncher", lambda **_: launcher)
+    command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0")
+    code, _, err = tune_restore(*command, "--resume-errored")
+    assert (code, err) == (2, "error: It is another one.\n")
+    assert not (experiment / layout.ROOT).exists()
 
 
 def test_scan_explains_what_older_runs_left_and_only_then_reads_them(tune_restore, tmp_path):

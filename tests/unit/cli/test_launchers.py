@@ -39,6 +39,17 @@ def test_ray_gets_address_token_and_code(monkeypatch):
     assert launcher.runtime_env == {"pip": ["lightgbm"], "working_dir": "."}
 
 
+def test_jobs_get_the_place_of_the_store_unless_the_user_names_it():
+    store_env = {"AWS_ENDPOINT_URL": "http://here:1", "AWS_REGION": "x"}
+    options = LauncherOptions(
+        on=LauncherName.RAY,
+        address=HEAD,
+        runtime_env_json='{"env_vars": {"AWS_ENDPOINT_URL": "http://in-the-cluster:1"}}',
+    )
+    assert options.build(store_env).env == {"AWS_REGION": "x"}
+    assert options.build().env == {}
+
+
 def test_no_code_is_uploaded_unless_it_is_named(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     launcher = LauncherOptions(on=LauncherName.RAY, address=HEAD).build()

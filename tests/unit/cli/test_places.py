@@ -87,7 +87,8 @@ def test_a_connection_opens_the_store_and_gives_runners_its_credentials(minio):
     store = places.open_place("s3://minio@bucket/exp")
     assert store.uri == "s3://bucket/exp"
     assert "AWS_SECRET_ACCESS_KEY" not in os.environ
-    with places.runner_credentials("s3://minio@bucket/exp"):
+    with places.runner_credentials("s3://minio@bucket/exp") as store_env:
+        assert store_env == {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}  # for Ray jobs: no secret
         assert os.environ["AWS_SECRET_ACCESS_KEY"] == "its-secret"
         assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
     assert "AWS_SECRET_ACCESS_KEY" not in os.environ

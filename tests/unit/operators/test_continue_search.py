@@ -1,5 +1,7 @@
 """The continued search as a task: each outcome of its run, and samples without a searcher."""
 
+from dataclasses import replace
+
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -11,9 +13,11 @@ from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.check import Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.checks import FITS
 from tests.support.experiments.built import (
     lose_searcher,
     make_experiment,
@@ -115,6 +119,13 @@ def test_a_plan_of_nothing_but_such_samples_is_refused_unleased(lost, launcher):
     assert (outcome["experiment"], outcome["outcome"]) == (str(lost), "continue_search")
     (question,) = launcher.checked
     assert [asked.search_alg for asked in question.experiments] == ["m:searcher"]
+
+
+def test_a_misfit_fails_the_samples_before_anything_is_leased(lost, launcher):
+    launcher.answer = replace(FITS, problem=Problem.MISFIT, message="It is another one.")
+    with pytest.raises(AirflowFailException, match="It is another one"):
+        samples(str(lost), search_alg="m:searcher")
+    assert not (lost / layout.ROOT).exists()
 
 
 def test_a_searcher_that_does_not_fit_is_refused_before_anything_is_leased(lost, launcher):
