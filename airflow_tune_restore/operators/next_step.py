@@ -7,6 +7,7 @@ from airflow.sdk import Context, RetryDecision
 from airflow.sdk.definitions.retry_policy import RetryAction
 
 from airflow_tune_restore.exceptions import (
+    RestoreEndedError,
     RunnerDiedError,
     TrialFailedError,
     TrialStoppedError,
@@ -34,10 +35,12 @@ def describe_next(
 
     `kept` is what becomes of the work without a retry.
     """
+    if isinstance(error, RestoreEndedError):
+        return ""  # its own text has it
     if isinstance(error, TrialFailedError):
         kept = error.kept or kept
         if error.final:
-            return ""  # its own text has it
+            return ""
     if isinstance(error, PERMANENT):
         return "it is not retried, because a retry would end in the same way"
     ti = context["ti"]
