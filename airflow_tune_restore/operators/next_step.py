@@ -31,16 +31,14 @@ def describe_next(
 ) -> str:
     """Return what happens after an error of this package: a retry (when, which one), or none (why).
 
-    "" if the text of the error has it.
-
-    `kept` is what becomes of the work without a retry.
+    "" if the text of the error has it. `kept` is what becomes of the work without a retry.
     """
+    if isinstance(error, RestoreEndedError):
+        return ""  # its own text has it
     if isinstance(error, TrialFailedError):
         kept = error.kept or kept
         if error.final:
-            return ""  # its own text has it
-    if isinstance(error, RestoreEndedError):
-        return ""  # its own text names the task to clear
+            return ""
     if isinstance(error, PERMANENT):
         return "it is not retried, because a retry would end in the same way"
     ti = context["ti"]
