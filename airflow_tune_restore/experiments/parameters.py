@@ -20,10 +20,10 @@ MAX_PARAMETERS = 6
 
 NAME_LENGTH, VALUE_LENGTH = 40, 24
 
-_READ_NAMES = 64
+_READ_NAMES = 32
 """Of one config: first those that the search chose, then the others in their order."""
 
-_COMPARED_LENGTH = 200
+_COMPARED_LENGTH = 100
 """Characters of a value in which two trials must differ to be seen as different."""
 
 _DEEPEST = 8

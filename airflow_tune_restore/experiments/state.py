@@ -27,8 +27,9 @@ MAX_DEPTH = 100
 """How deep the frame may nest. Ray's is five deep; at a thousand, writing it again would fail."""
 
 MAX_SMALL_ROWS, SMALL_ROW_BYTES = 50_000, 2048
-"""Of one state. A trial takes up to 3 KiB of memory, however short its row is; Ray's have 4 KB and more
-(2.10 to 2.60), so that a file of `layout.MAX_STATE_BYTES` bounds them by itself."""
+"""Of one state. A trial takes up to 3 KiB of memory, however short its row is, and as much again for its
+parameters. Ray's rows have 4 KB and more (2.10 to 2.60), so that a file of `layout.MAX_STATE_BYTES`
+bounds them by itself."""
 
 MAX_FRAME_VALUES = 100_000
 """In the text around the rows: Ray's own has fifty, however many trials there are. They are kept."""

@@ -102,8 +102,8 @@ def test_the_work_and_the_texts_are_bounded(config):
         make_state([make_row("a", config=config), make_row("b", config={"lr": 1})])
     ).trials
     found = read_parameters(trial.row)
-    assert len(found) <= 64
-    assert all(len(name) <= 40 and len(text) <= 200 for name, text in found.items())
+    assert len(found) <= 32
+    assert all(len(name) <= 40 and len(text) <= 100 for name, text in found.items())
     assert "lr" in read_parameters(other.row)
     find_varying([trial, other])
 
