@@ -32,8 +32,9 @@ _STORES: dict[str, type[FsspecStore]] = {
 }  # fmt: skip
 _EXTRAS: dict[type[FsspecStore], str] = {S3Store: "s3", GcsStore: "gcs", AzureStore: "azure"}
 
-_SCHEMES = LOCAL_SCHEMES | _STORES.keys() | {"hdfs", "memory"}
-"""Those that the environment alone can open; Airflow opens others with a connection."""
+_PART_OF_FSSPEC = "fsspec.implementations."
+_STORES_OF_FSSPEC = frozenset({"hdfs", "memory"})
+"""Its other own implementations (ftp, http, zip and so on) cannot hold an experiment."""
 
 _BY_PYARROW = frozenset({"s3", "gs", "gcs", "hdfs"})
 """Schemes pyarrow resolves from the environment. Ray then writes rows as it always does."""
@@ -143,7 +144,12 @@ def _reopened(
 
 
 def _check_scheme(scheme: str) -> None:
-    if scheme not in _SCHEMES:
+    """Refuse a scheme that the environment alone cannot open as a store."""
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(scheme, {}).get("class", _PART_OF_FSSPEC)
+    is_store = scheme in LOCAL_SCHEMES | _STORES_OF_FSSPEC or not known.startswith(_PART_OF_FSSPEC)
+    if not is_store:
         raise InvalidInputError(
             f"{scheme}:// is not supported: give a path, or a URL that begins with s3://, gs://, "
             "abfs:// or hdfs://."
