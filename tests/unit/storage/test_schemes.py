@@ -27,5 +27,5 @@ def test_a_password_before_the_host_of_such_a_url_is_not_shown():
 
 
 def test_a_store_with_an_fsspec_package_is_not_refused_by_its_scheme():
-    with pytest.raises(InvalidInputError, match="oss:// needs a package that is missing: .*ossfs"):
+    with pytest.raises(InvalidInputError, match=r"oss:// needs a package that is missing: .*ossfs"):
         open_store("oss://bucket/x")
