@@ -82,7 +82,6 @@ class RayJobTrigger(BaseTrigger):
             raise TypeError(f"RayJobTrigger has no arguments {', '.join(options)}.")
         self._offset = 0
         self._log_trouble = ""
-        self._shown = RunnerLog(self.log, self.metric)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments: a wire format, without secrets."""
@@ -114,6 +113,7 @@ class RayJobTrigger(BaseTrigger):
         await asyncio.to_thread(self._stop)
 
     async def _wait(self, cluster: Cluster) -> dict[str, Any]:
+        shown = RunnerLog(self.log, self.metric)
         job = JobWatch(
             submission_id=self.submission_id,
             interval=self.poll_interval,
@@ -132,8 +132,8 @@ class RayJobTrigger(BaseTrigger):
             while not (job.is_over or trial.has_ended):
                 await job.changed.wait()
                 job.changed.clear()
-                await self._show(job, trial, cluster.log_command(self.submission_id))
-        self._shown.end()
+                await self._show(job, trial, shown, cluster.log_command(self.submission_id))
+        shown.end()
         return {
             "offset": self._offset,
             "seen": trial.seen - len(trial.reports),
@@ -141,7 +141,9 @@ class RayJobTrigger(BaseTrigger):
             "trouble": printable(job.trouble, 4000) if job.out_of_reach else "",
         }
 
-    async def _show(self, job: JobWatch, trial: TrialWatch, whole_log: str) -> None:
+    async def _show(
+        self, job: JobWatch, trial: TrialWatch, shown: RunnerLog, whole_log: str
+    ) -> None:
         if broken := job.broken or trial.broken:
             raise broken
         if job.trouble and not job.is_over:
@@ -149,19 +151,13 @@ class RayJobTrigger(BaseTrigger):
         if job.log_trouble and job.log_trouble != self._log_trouble:
             self.log.warning("%s The log is read again.", printable(job.log_trouble, 4000))
         self._log_trouble = job.log_trouble
-        await self._show_lines(newest_results(trial.take_reports()))
+        await _show_lines(shown, newest_results(trial.take_reports()))
         if (log := job.log) is not None:
             job.log = None
-            await self._show_lines(log.newest.take(f"the whole log: {whole_log}"))
+            await _show_lines(shown, log.newest.take(f"the whole log: {whole_log}"))
             self._offset = max(self._offset, log.length)
             if job.log_is_long:
                 self.log.info("The rest is shown when the job has ended; now: %s", whole_log)
-
-    async def _show_lines(self, lines: Iterable[str]) -> None:
-        for count, line in enumerate(lines, 1):
-            self._shown.show(line)
-            if count % LINES_PER_TURN == 0:
-                await asyncio.sleep(0)
 
     def _stop(self) -> None:
         store = ExperimentStorageHook().open(self.experiment)
@@ -186,3 +182,10 @@ class RayJobTrigger(BaseTrigger):
         )
         states = found.get(ti.run_id, {})
         return "deferred" in map(str, states.values())
+
+
+async def _show_lines(shown: RunnerLog, lines: Iterable[str]) -> None:
+    for count, line in enumerate(lines, 1):
+        shown.show(line)
+        if count % LINES_PER_TURN == 0:
+            await asyncio.sleep(0)
