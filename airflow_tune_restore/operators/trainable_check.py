@@ -24,7 +24,8 @@ class CheckedExperiments:
             `TrainableMisfitError` if the experiment was made with another trainable.
         by_module: The experiments of which a pickle names the module of the trainable. For the others
             that were checked, only the name of the trainable is evidence.
-        warnings: Evidence against the trainable that the user chose to ignore (`trust_name`).
+        warnings: Evidence against the trainable that the user chose to ignore (`trust_name`), or that is
+            too weak for a refusal.
     """
 
     errors: dict[str, TuneRestoreError] = field(default_factory=dict)

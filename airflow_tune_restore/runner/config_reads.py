@@ -25,12 +25,16 @@ class Reads:
 
     Args:
         keys: Those in `config["k"]`, `config.get("k")`, `"k" in config` and the like.
+        required: Those that every call reads as `config["k"]`.
+        optional: Those that may be missing: a line tests or sets them, or gives a default.
         escapes: Whether the config is used in any other way: then other code may read other keys.
         passed: Calls that get the config as a positional argument: the name of the function, and the
             index of the argument.
     """
 
     keys: set[str] = field(default_factory=set)
+    required: set[str] = field(default_factory=set)
+    optional: set[str] = field(default_factory=set)
     escapes: bool = False
     passed: set[tuple[str, int]] = field(default_factory=set)
 
@@ -54,8 +58,11 @@ def find_reads(
         passes_to: Methods of the trainable whose first argument is the config.
     """
     reader = _Reader(config, instance, arguments, passes_to)
-    for node in function.body if isinstance(function.body, list) else [function.body]:
-        reader.visit(node)
+    try:
+        for node in function.body if isinstance(function.body, list) else [function.body]:
+            reader.visit(node)
+    except RecursionError:  # generated code: hundreds of `elif`
+        return Reads(escapes=True)
     return reader.reads
 
 
@@ -75,6 +82,7 @@ class _Reader(ast.NodeVisitor):
         self._arguments = arguments
         self._passes_to = passes_to
         self._depth = 0
+        self._branches = 0
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802  a name of ast
         self._visit_scope(node)
@@ -90,25 +98,31 @@ class _Reader(ast.NodeVisitor):
 
     def _visit_scope(self, node: ast.AST) -> None:
         self._depth += 1
-        self.generic_visit(node)
+        self._visit_branch(node)
         self._depth -= 1
 
+    def _visit_branch(self, node: ast.AST) -> None:
+        self._branches += 1
+        self.generic_visit(node)
+        self._branches -= 1
+
+    visit_If = visit_IfExp = visit_BoolOp = visit_Try = visit_TryStar = visit_Match = _visit_branch  # noqa: N815
+
     def visit_Name(self, node: ast.Name) -> None:  # noqa: N802
-        is_value = isinstance(node.ctx, ast.Load)
         names = (self._config, self._instance, self._arguments and self._arguments[0])
-        if is_value and (node.id in names or node.id in _NAMES_OF_FRAMES):
+        if node.id in names or node.id in _NAMES_OF_FRAMES:  # used, or bound to another value
             self.reads.escapes = True
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
-        is_read = self._is_config(node) and isinstance(node.ctx, ast.Load)
         is_all = node.attr in _ALL_ATTRIBUTES and self._is_own(node.value)
-        if is_read or is_all or node.attr in _ATTRIBUTES_OF_FRAMES:
+        if self._is_config(node) or is_all or node.attr in _ATTRIBUTES_OF_FRAMES:
             self.reads.escapes = True
         elif not self._is_instance(node.value):
             self.visit(node.value)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:  # noqa: N802
-        if self._is_config(node.value) and self._add_key(node.slice):
+        is_read = isinstance(node.ctx, ast.Load)
+        if self._is_config(node.value) and self._add_key(node.slice, is_read=is_read):
             return
         self.generic_visit(node)
 
@@ -167,9 +181,13 @@ class _Reader(ast.NodeVisitor):
         for node in (*nodes, *keywords):
             self.visit(node)
 
-    def _add_key(self, node: ast.expr) -> bool:
+    def _add_key(self, node: ast.expr, *, is_read: bool = False) -> bool:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             self.reads.keys.add(node.value)
+            if not is_read:
+                self.reads.optional.add(node.value)
+            elif not self._branches:
+                self.reads.required.add(node.value)
             return True
         return False
 

@@ -73,11 +73,14 @@ def load(store: ObjectStore | None, request: RunnerRequest) -> Loaded:
 
 
 def _experiment_of(store: ObjectStore, request: RunnerRequest) -> ExperimentToCheck:
-    """Return the experiment of an attempt, with the state that holds the trials of this attempt."""
-    if request.trial_id == layout.WHOLE_EXPERIMENT:
+    """Return the experiment of an attempt, with the state of all its trials.
+
+    A missing plan is not evidence. A run that needs it reports that.
+    """
+    try:
         state = read_planned(store, request.restore_id).base.name
-    else:
-        state = layout.seed_key(request.restore_id, request.trial_id)
+    except KeyNotFoundError:
+        state = ""
     return ExperimentToCheck(
         experiment=request.experiment,
         trainable_name=request.trainable_name,

@@ -30,6 +30,7 @@ _TRIALS = re.compile(r'"trial_data"\s*:\s*\[\s*')
 _BETWEEN = re.compile(r"[\s,]*")
 
 _FIELDS = ("trial_id", "config", "evaluated_params")
+"""Searchers such as HyperOpt also record the constants of the space as evaluated."""
 
 _COMPUTED = '"__fn_ph"'
 """The token for a function in the param_space of a row (ray.tune.impl.placeholder, 2.60)."""
@@ -53,12 +54,14 @@ class Recorded:
 
     Args:
         imports: Of its pickles.
-        searched: The config keys whose values were chosen for the trial, by trial id. Other keys have
-            the same value in all trials: they may be labels that no code reads.
+        keys: The config keys of its trials.
+        searched: The config keys whose values were chosen, and differ between trials. A value that is
+            the same in all trials may be a label that no code reads.
     """
 
     imports: list[Import] = field(default_factory=list)
-    searched: dict[str, set[str]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    searched: set[str] = field(default_factory=set)
 
 
 def read_recorded(store: ObjectStore, experiment: ExperimentToCheck) -> Recorded:
@@ -72,8 +75,12 @@ def read_recorded(store: ObjectStore, experiment: ExperimentToCheck) -> Recorded
             body = _read(store, name, pickle_reader.MAX_BYTES)
             recorded.imports += _imports(name, body)
     pickles = _MOST_PICKLES
-    for trial_id, config, searched in _trials(store, experiment):
-        recorded.searched[trial_id] = searched
+    first: dict[str, str] = {}
+    for trial_id, config, chosen in _trials(store, experiment):
+        recorded.keys |= set(config)
+        for key, value in chosen.items():
+            if first.setdefault(key, value) != value:
+                recorded.searched.add(key)
         for body in _pickles(config):
             if pickles > 0:
                 pickles -= 1
@@ -109,27 +116,28 @@ def _imports(place: str, body: bytes) -> list[Import]:
 
 def _trials(
     store: ObjectStore, experiment: ExperimentToCheck
-) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
-    """Yield id, config and searched keys of each trial that was run with the recorded trainable."""
+) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Yield id, config and chosen values of each trial that was run with the recorded trainable."""
     if not experiment.state:
         return
     for row in _rows(_read_start(store, experiment.state)):
         try:
             trial = bounded_json.load(row)
             is_of_trainable = trial["trainable_name"] == experiment.trainable_name
-            trial_id, config, chosen = (trial[name] for name in _FIELDS)
+            trial_id, config, evaluated = (trial[name] for name in _FIELDS)
+            # a function (`tune.sample_from`) may read keys that the code does not
+            is_known = _COMPUTED not in row and isinstance(evaluated, dict)
+            chosen = _chosen(config, evaluated) if is_known else {}
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if is_of_trainable and isinstance(trial_id, str) and isinstance(config, dict):
-            # a function (`tune.sample_from`) may read keys that the code does not
-            is_computed = _COMPUTED in row or not isinstance(chosen, dict)
-            yield trial_id, config, set() if is_computed else _searched(config, chosen)
+            yield trial_id, config, chosen
 
 
-def _searched(config: dict[str, Any], chosen: dict[str, Any]) -> set[str]:
-    """Return the top-level config keys that the searcher or a grid has chosen."""
-    names = {name if name in config else name.partition("/")[0] for name in chosen}
-    return names & set(config)
+def _chosen(config: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, str]:
+    """Return the top-level config keys that the searcher or a grid has chosen, with values as text."""
+    names = {name if name in config else name.partition("/")[0] for name in evaluated}
+    return {name: repr(config[name]) for name in names if name in config}
 
 
 def _read_start(store: ObjectStore, key: str) -> str:

@@ -20,6 +20,9 @@ _GETS_CONFIG = frozenset(
 )
 """Methods of a Trainable whose first argument is a config (ray.tune.trainable.trainable, 2.60)."""
 
+_ALWAYS_RUN = frozenset({"__init__", "setup", "step"})
+"""Methods that every trial runs."""
+
 _WRAPPERS = "ray.tune.trainable.util"
 """The module whose classes and functions `tune.with_parameters` and `tune.with_resources` return."""
 
@@ -29,12 +32,16 @@ class TrainableCode:
     """The known facts about the code of a trainable.
 
     Args:
-        modules: The modules that define it and what it wraps, without those of Ray.
+        home: The module that defines it; "" if a wrapper hides that.
+        modules: This module, and those of base classes and wrappers, without those of Ray.
         keys: The config keys that it takes; None if it may take any.
+        required: The keys that every trial reads as `config["k"]`.
     """
 
+    home: str
     modules: frozenset[str]
     keys: frozenset[str] | None
+    required: frozenset[str]
 
 
 def read_code(trainable: Any) -> TrainableCode:
@@ -49,7 +56,10 @@ def read_code(trainable: Any) -> TrainableCode:
     # code that reads no key runs with any config
     is_known = tracer.is_complete and bool(tracer.keys)
     return TrainableCode(
-        modules=frozenset(tracer.modules), keys=frozenset(keys) if is_known else None
+        home=tracer.home or "",
+        modules=frozenset(tracer.modules),
+        keys=frozenset(keys) if is_known else None,
+        required=frozenset(tracer.required - tracer.optional),
     )
 
 
@@ -57,8 +67,11 @@ class _Tracer:
     """Follows a trainable through its wrappers to the functions that read its config."""
 
     def __init__(self) -> None:
+        self.home: str | None = None
         self.modules: set[str] = set()
         self.keys: set[str] = set()
+        self.required: set[str] = set()
+        self.optional: set[str] = set()
         self.mentioned: set[str] = set()
         self.is_complete = True
         self._seen: set[tuple[int, int]] = set()
@@ -72,8 +85,6 @@ class _Tracer:
         if isinstance(value, type):
             self._trace_class(value)
             return
-        if (resources := getattr(value, "_resources", None)) is not None:
-            self.trace(resources, 0)  # of tune.with_resources
         if isinstance(value, functools.partial):
             self.trace(value.func, index + len(value.args))
         elif isinstance(value, types.MethodType):
@@ -82,6 +93,8 @@ class _Tracer:
             self._trace_function(value, index)
         else:
             self.is_complete = False
+        if (resources := getattr(value, "_resources", None)) is not None:
+            self.trace(resources, 0)  # of tune.with_resources
 
     def _trace_function(self, function: types.FunctionType, index: int) -> None:
         if (id(function), index) in self._seen or len(self._seen) > _MOST_FUNCTIONS:
@@ -102,6 +115,8 @@ class _Tracer:
             self.is_complete = False
             return
         self.keys |= reads.keys
+        self.required |= reads.required
+        self.optional |= reads.optional
         self.is_complete = self.is_complete and not reads.escapes
         for name, position in reads.passed:
             self._trace_cell(function, source, name, position)
@@ -138,15 +153,15 @@ class _Tracer:
             self.is_complete = False
             return
         known = (Trainable.__module__, FunctionTrainable.__module__, "builtins", "abc", "typing")
-        for base in kind.__mro__:
-            if base.__module__ in known:
-                continue
+        bases = [base for base in kind.__mro__ if base.__module__ not in known]
+        for base in bases:  # the innermost first
+            self._note_modules(base)
+        for base in bases:
             if _is_of_ray(base.__module__) and base.__module__ != _WRAPPERS:
                 self.is_complete = False  # it takes keys of its own
                 continue
-            self._note_modules(base)
             for name, value in vars(base).items():
-                self._trace_member(name, value)
+                self._trace_member(kind, name, value)
 
     def _trace_wrapped_function(self, kind: type) -> None:
         """Follow the function in the class that Ray makes of it (`wrap_function`, 2.60)."""
@@ -157,7 +172,7 @@ class _Tracer:
         else:
             self.is_complete = False
 
-    def _trace_member(self, name: str, value: Any) -> None:
+    def _trace_member(self, kind: type, name: str, value: Any) -> None:
         """Read an attribute of a class; `self.config` may be read in each of its methods."""
         functions: list[Any] = [value]
         if isinstance(value, staticmethod | classmethod):
@@ -172,11 +187,14 @@ class _Tracer:
             self.is_complete = False
         for function in functions:
             if isinstance(function, types.FunctionType):
-                self._trace_method(function, name, is_static=isinstance(value, staticmethod))
+                is_static = isinstance(value, staticmethod)
+                self._trace_method(kind, function, name, is_static=is_static)
             elif hasattr(type(function), "__get__"):
                 self.is_complete = False  # it may get the trainable
 
-    def _trace_method(self, function: types.FunctionType, name: str, *, is_static: bool) -> None:
+    def _trace_method(
+        self, kind: type, function: types.FunctionType, name: str, *, is_static: bool
+    ) -> None:
         source = self._read(function)
         if source is None:
             return
@@ -185,6 +203,9 @@ class _Tracer:
         config = self._config_of(name, names) if name in _GETS_CONFIG else None
         reads = find_reads(source, config=config, instance=instance, passes_to=_GETS_CONFIG)
         self.keys |= reads.keys
+        self.optional |= reads.optional
+        if name in _ALWAYS_RUN and inspect.getattr_static(kind, name) is function:
+            self.required |= reads.required
         has_hidden_instance = instance is None and not is_static
         self.is_complete = self.is_complete and not reads.escapes and not has_hidden_instance
         for called, position in reads.passed:
@@ -200,12 +221,22 @@ class _Tracer:
         return names[0]
 
     def _note_modules(self, value: Any) -> None:
-        """Note the module of a function or class, and those of the functions that it wraps."""
-        for _ in range(_MOST_FUNCTIONS):
-            module = getattr(value, "__module__", None)
-            if isinstance(module, str) and module != "__main__" and not _is_of_ray(module):
-                self.modules.add(module)
-            value = getattr(value, "__wrapped__", None)
+        """Note the module of a function or class, and those of the functions that it wraps.
+
+        The first one that is noted is the home of the trainable, unless another function made it: then
+        the trainables of several teams may come from its module.
+        """
+        noted = [value]
+        while len(noted) < _MOST_FUNCTIONS:
+            if (wrapped := getattr(noted[-1], "__wrapped__", None)) is None:
+                break
+            noted.append(wrapped)
+        if self.home is None and _module_of(value):
+            is_made = "<locals>" in getattr(value, "__qualname__", "")
+            self.home = "" if is_made else _module_of(noted[-1])
+        if isinstance(value, types.FunctionType):
+            noted += [held for held in map(_content, _cells(value).values()) if callable(held)]
+        self.modules.update(filter(None, map(_module_of, noted)))
 
     def _read(self, function: types.FunctionType) -> Function | None:
         """Return the syntax tree of a function; without one, it may take any key."""
@@ -222,6 +253,20 @@ class _Tracer:
 
 def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
+def _module_of(value: Any) -> str:
+    """Return the module of a function or class; "" if it is of no user."""
+    module = getattr(value, "__module__", None)
+    is_known = isinstance(module, str) and module not in ("__main__", "builtins")
+    return str(module) if is_known and not _is_of_ray(str(module)) else ""
 
 
 def _is_of_ray(module: str) -> bool:

@@ -216,3 +216,25 @@ def test_a_class_reads_its_own_config(body):
 def test_a_class_that_passes_itself_or_its_config_on_may_read_any_key(body):
     reads = reads_of_method(body)
     assert reads.escapes or reads.passed
+
+
+def test_a_config_that_is_bound_to_another_value_escapes():
+    for body in ("config = {'a': 1}", "config |= {'a': 1}", "for config in []: pass"):
+        (function,) = ast.parse(f"def train(config):\n    {body}").body
+        assert find_reads(function, config="config").escapes
+    assert reads_of_method("self.config = {'a': 1}").escapes
+
+
+@pytest.mark.parametrize(
+    ("body", "required"),
+    [
+        ("for _ in range(3): print(config['a'] + config.get('b', 1))", "a"),
+        ("if flag: config['a']", ""),
+        ("try: config['a']\n    except KeyError: pass", ""),
+        ("config['a'] = 1", ""),
+        ("(lambda: config['a'])()", ""),
+    ],
+)
+def test_only_what_every_call_reads_is_required(body, required):
+    (function,) = ast.parse(f"def train(config):\n    {body}").body
+    assert find_reads(function, config="config").required == set(required)

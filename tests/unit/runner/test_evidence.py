@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import logging
 import pickle
 import sys
@@ -56,14 +57,24 @@ def teams(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def searched_by(searched, constant=None):
+def searched_by(searched, constant=None, evaluated=None):
     """Return the fields of a row: what a searcher has chosen, and what all trials have."""
+    config = {**searched, **(constant or {})}
     return {
         "trainable_name": "train",
-        "config": {**searched, **(constant or {})},
-        "evaluated_params": searched,
-        "_Trial__unresolved_config": {**dict.fromkeys(searched), **(constant or {})},
+        "config": config,
+        "evaluated_params": searched if evaluated is None else evaluated,
+        "_Trial__unresolved_config": config,
     }
+
+
+def two_rows(searched, constant=None, **fields):
+    """Return two trials that differ in what was searched."""
+    other = {key: [value] for key, value in searched.items()}
+    return [
+        make_row(trial_id, status="ERROR", **searched_by(values, constant), **fields)
+        for trial_id, values in (("a1", searched), ("a2", other))
+    ]
 
 
 @pytest.fixture
@@ -71,8 +82,7 @@ def experiment(tmp_path):
     """Makes an experiment that records a trainable of the name `train`."""
 
     def make(searched, tuner=None, *, constant=None, **files):
-        row = make_row("a1", status="ERROR", **searched_by(searched, constant or {}))
-        directory = make_experiment(tmp_path / "exp", [row])
+        directory = make_experiment(tmp_path / "exp", two_rows(searched, constant))
         (directory / "tuner.pkl").write_bytes(pickle.dumps({"callback": tuner}))
         for name, body in files.items():
             (directory / name).write_bytes(body)
@@ -135,6 +145,87 @@ def test_a_module_that_defines_another_trainable_of_the_name_is_evidence_against
 def test_a_trainable_that_wraps_the_one_with_the_bug_is_not_another_one(teams, experiment, line):
     teams(team_a=f"{line}\ndef train(config): t(config)", team_b=TRAINING)
     assert match(experiment({"lr": 1}, stopper("team_b"))) == (MatchedBy.NAME, "")
+
+
+def test_the_module_of_a_base_class_is_not_evidence_for_a_trainable(teams, experiment):
+    base = "from ray import tune\nclass Base(tune.Trainable):\n    def step(self): pass\nclass Stop: pass"
+    team = """
+        from mlkit.training import Base
+
+        class train(Base):
+            def setup(self, config):
+                self.k = config["{}"]
+    """
+    teams(mlkit=base, team_x=team.format("lr"), team_y=team.format("depth"))
+    shared = importlib.import_module("mlkit.training").Stop()
+    other = importlib.import_module("team_y.training").train
+    own = importlib.import_module("team_x.training").train
+    assert match(experiment({"lr": 1}, shared), "team_x.training:train") == (MatchedBy.NAME, "")
+    with pytest.raises(TrainableMisfitError, match="It needs 'lr', which no trial has"):
+        match(experiment({"depth": 1}, shared), "team_x.training:train")
+    for tuner in ([other, shared], [other, own]):
+        with pytest.raises(
+            TrainableMisfitError, match=r"tuner\.pkl names team_y\.training\.train\."
+        ):
+            match(experiment({"lr": 1}, tuner), "team_x.training:train")
+
+
+@pytest.mark.parametrize("wraps", ["", "@functools.wraps(f)"])
+@pytest.mark.parametrize("passed", ["config", "dict(config)"])
+def test_the_module_of_a_decorator_is_not_evidence_for_a_trainable(
+    teams, experiment, wraps, passed
+):
+    decorator = f"""
+        import functools
+
+        class Log: pass
+
+        def tracked(f):
+            {wraps or "None"}
+            def train(config):
+                return f({passed})
+            return train
+    """
+    team = "from mlkit.training import tracked\n@tracked\ndef train(config): return config['{}']"
+    teams(mlkit=decorator, team_x=team.format("lr"), team_y=team.format("depth"))
+    shared = importlib.import_module("mlkit.training").Log()
+    own = importlib.import_module("team_x.training")
+    own.Log = type("Log", (), {"__module__": "team_x.training"})
+    assert match(experiment({"lr": 1}, shared), "team_x.training:train")[0] is MatchedBy.NAME
+    assert match(experiment({"lr": 1}, own.Log()), "team_x.training:train")[0] is MatchedBy.MODULE
+    if passed == "config":
+        with pytest.raises(TrainableMisfitError, match="It needs 'lr'"):
+            match(experiment({"depth": 1}, shared), "team_x.training:train")
+
+
+def test_modules_that_are_imported_indirectly_are_not_evidence(teams, experiment):
+    teams(
+        team_a="import core.training\ndef train(config): core.training.fit(config)",
+        core="from models import training\ndef fit(config): pass",
+        models="import ray\nclass Net: pass\ndef train(model, data): pass",
+    )
+    net = importlib.import_module("models.training").Net()
+    assert match(experiment({"lr": 1}, net)) == (MatchedBy.NAME, "")
+
+
+def test_imports_are_followed_within_a_limit(teams, experiment, monkeypatch):
+    teams(
+        team_a="import b1.training\ndef train(config): pass",
+        b1="import b2.training",
+        b2="import b3.training",
+        b3="import ray\nclass Net: pass\ndef train(model): pass",
+    )
+    directory = experiment({}, importlib.import_module("b3.training").Net())
+    assert match(directory) == (MatchedBy.NAME, "")
+    monkeypatch.setattr(evidence, "_MOST_IMPORTED", 2)
+    with pytest.raises(TrainableMisfitError, match=r"b3\.training defines 'train'"):
+        match(directory)
+
+
+def test_a_module_without_ray_that_has_such_a_function_is_not_evidence(teams, experiment):
+    teams(team_a=TRAINING, tools="class Slack: pass\ndef train(args): pass")
+    slack = importlib.import_module("tools.training").Slack()
+    assert match(experiment({"lr": 1}, slack)) == (MatchedBy.NAME, "")
 
 
 def test_a_relative_import_counts_too(teams, experiment, tmp_path):
@@ -202,10 +293,10 @@ def test_a_library_with_such_a_function_is_not_evidence_unless_it_uses_ray(
 
 def test_searched_parameters_that_the_code_does_not_take_are_evidence_against_it(teams, experiment):
     teams(team_a=TRAINING)
-    directory = experiment({"lr": 1, **{f"x{number}": 1 for number in range(7)}})
+    directory = experiment({f"x{number}": 1 for number in range(7)}, constant={"lr": 1})
     words = (
-        "trial a1 has 7 searched parameters that team_a.training:train does not take: "
-        "'x0', 'x1', 'x2', 'x3', 'x4' and 2 more. Give the trainable"
+        "team_a.training:train does not take 7 searched parameters of the trials: "
+        "'x0', 'x1', 'x2', 'x3', 'x4' and 2 more. It takes no other searched parameter either. Give the"
     )
     with pytest.raises(TrainableMisfitError) as refused:
         match(directory)
@@ -213,15 +304,93 @@ def test_searched_parameters_that_the_code_does_not_take_are_evidence_against_it
     assert match(directory, trust_name=True)[1]
 
 
+def test_code_that_needs_other_keys_is_evidence_against_it(teams, experiment):
+    teams(team_a=TRAINING)
+    with pytest.raises(TrainableMisfitError) as refused:
+        match(experiment({"momentum": 1, "depth": 1}))
+    words = "1 searched parameter of the trials: 'depth'. It needs 'lr', which no trial has. Give"
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "config.get('width', 1)",
+        "config['width'] if 'width' in config else 1",
+        "config.setdefault('width', 1); config['width']",
+        "x = config['width'] if config['lr'] else 1",
+        "print(lambda: config['width'])",
+    ],
+)
+def test_keys_that_may_be_missing_are_not_needed(teams, experiment, read):
+    teams(team_a=f"def train(config):\n    config['lr']\n    {read}")
+    matched, warning = match(experiment({"lr": 1, "repeat": 1}))
+    assert matched is MatchedBy.NAME
+    assert "'repeat'" in warning
+
+
+def test_methods_that_a_trial_may_not_call_need_nothing(teams, experiment):
+    teams(
+        team_a="""
+        from ray import tune
+
+        class Base(tune.Trainable):
+            def setup(self, config):
+                self.width = config["width"]
+
+        class train(Base):
+            def setup(self, config):
+                self.lr = config["lr"]
+
+            def older(self):
+                return self.config["depth"]
+        """
+    )
+    assert "'repeat'" in match(experiment({"lr": 1, "repeat": 1}))[1]
+    with pytest.raises(TrainableMisfitError, match="It needs 'lr', which no trial has"):
+        match(experiment({"width": 1, "repeat": 1}))
+
+
+def test_one_parameter_beside_others_is_only_a_warning(teams, experiment):
+    """A number of repetitions, or what a callback reads from `trial.config`."""
+    teams(team_a=TRAINING)
+    assert match(experiment({"lr": 1, "repeat": 1})) == (
+        MatchedBy.NAME,
+        "team_a.training:train does not take 1 searched parameter of the trials: 'repeat'. It takes the "
+        "others, so it is used. If another trainable of the name 'train' made this experiment, leave it "
+        "out (another prefix, include, exclude).",
+    )
+
+
 def test_a_nested_parameter_counts_by_its_first_key(teams, experiment):
     teams(team_a=TRAINING)
-    row = searched_by({"lr": 1}, {"model": {"width": 3}, "a/b": 1})
-    directory = experiment({"lr": 1})
-    for chosen, foreign in ({"model/width": 3}, "'model'"), ({"a/b": 1}, "'a/b'"):
-        rows = [make_row("a1", **{**row, "evaluated_params": chosen})]
+    directory = experiment({})
+    for chosen, foreign in ("model/width", "'model'"), ("a/b", "'a/b'"):
+        rows = [
+            make_row(
+                f"a{value}",
+                **searched_by(
+                    {}, {"lr": 1, "model": {"width": value}, "a/b": value}, {chosen: value}
+                ),
+            )
+            for value in (1, 2)
+        ]
         (directory / STATE_NAME).write_bytes(make_state(rows))
         with pytest.raises(TrainableMisfitError, match=f"1 searched parameter .*: {foreign}"):
             match(directory)
+
+
+def test_constants_that_a_searcher_records_as_evaluated_are_not_evidence(teams, tmp_path):
+    """As HyperOpt and Ax do; of one trial, nobody can tell which values are constants."""
+    teams(team_a=TRAINING)
+    constant = {"team": "vision", "nan": float("nan")}
+    for count in (2, 1):
+        rows = [
+            make_row(f"a{lr}", **searched_by({"lr": lr}, constant, {"lr": lr, **constant}))
+            for lr in range(count)
+        ]
+        directory = make_experiment(tmp_path / f"exp{count}", rows)
+        assert match(directory) == (MatchedBy.NAME, "")
 
 
 def test_a_constant_may_be_a_label_that_no_code_reads(teams, experiment):
@@ -233,10 +402,13 @@ def test_a_constant_may_be_a_label_that_no_code_reads(teams, experiment):
 def test_a_function_in_the_param_space_may_read_what_the_code_does_not(teams, experiment):
     """As in `{"base": tune.uniform(0, 1), "lr": tune.sample_from(lambda spec: spec.config.base)}`."""
     teams(team_a=TRAINING)
-    fields = searched_by({"lr": 1, "base": 2})
-    fields["_Trial__unresolved_config"]["lr"] = ["__fn_ph", "e812d992"]
+    rows = []
+    for value in (1, 2):
+        fields = searched_by({"base": value}, {"lr": value})
+        fields["_Trial__unresolved_config"] = {"lr": ["__fn_ph", "e812d992"]}
+        rows.append(make_row(f"a{value}", **fields))
     directory = experiment({"lr": 1})
-    (directory / STATE_NAME).write_bytes(make_state([make_row("a1", **fields)]))
+    (directory / STATE_NAME).write_bytes(make_state(rows))
     assert match(directory) == (MatchedBy.NAME, "")
 
 
@@ -264,9 +436,11 @@ def test_a_param_space_that_the_user_gives_names_keys(teams, experiment):
 
 def test_trials_of_another_trainable_in_the_same_experiment_do_not_count(teams, tmp_path):
     teams(team_a=TRAINING)
+    others = {**searched_by({"foreign": 1}), "trainable_name": "other"}
+    more = {**others, **searched_by({"foreign": 2}), "trainable_name": "other"}
     rows = [
         make_row("a1", **searched_by({"lr": 1})),
-        make_row("a2", **{**searched_by({"foreign": 1}), "trainable_name": "other"}),
+        *(make_row(f"b{n}", **fields) for n, fields in enumerate((others, more))),
     ]
     assert match(make_experiment(tmp_path / "exp", rows)) == (MatchedBy.NAME, "")
 
@@ -291,19 +465,19 @@ def test_files_that_cannot_be_read_are_not_evidence(teams, experiment, text):
 
 def test_of_a_state_only_the_first_trials_are_read(teams, tmp_path, monkeypatch):
     teams(team_a=TRAINING)
-    rows = [make_row(f"a{n}", **searched_by({"lr": 1})) for n in range(40)]
-    rows.append(make_row("z", **searched_by({"foreign": 1})))
+    rows = [make_row(f"a{n}", **searched_by({"foreign": 1}, {"lr": 1})) for n in range(40)]
+    rows.append(make_row("z", **searched_by({"foreign": 2}, {"lr": 1})))
     directory = make_experiment(tmp_path / "exp", rows)
-    with pytest.raises(TrainableMisfitError, match="trial z has 1 searched"):
+    with pytest.raises(TrainableMisfitError, match="does not take 1 searched"):
         match(directory)
     monkeypatch.setattr("airflow_tune_restore.protocol.bounded_json.MAX_DOCUMENT_BYTES", 100_000)
     assert match(directory) == (MatchedBy.NAME, "")
 
 
 def attempt(directory, **fields):
-    (directory / ".tune_restore" / "r" / "trials" / "a1").mkdir(parents=True)
-    seed = directory / ".tune_restore" / "r" / "trials" / "a1" / "seed.json"
-    seed.write_bytes((directory / STATE_NAME).read_bytes())
+    plan = directory / ".tune_restore" / "r" / "plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text(json.dumps({"base": {"name": STATE_NAME}, "trials": []}))
     return load(
         open_store(str(directory)),
         RunnerRequest(
@@ -315,7 +489,7 @@ def attempt(directory, **fields):
 
 def test_every_runner_refuses_what_the_check_refuses(teams, experiment, caplog):
     teams(team_a=TRAINING)
-    directory = experiment({"lr": 1, "foreign": 1})
+    directory = experiment({"foreign": 1}, constant={"lr": 1})
     with pytest.raises(TrainableMisfitError, match="'foreign'"):
         attempt(directory)
 
@@ -323,8 +497,15 @@ def test_every_runner_refuses_what_the_check_refuses(teams, experiment, caplog):
 def test_a_runner_warns_if_the_user_trusts_the_name(teams, experiment, caplog):
     teams(team_a=TRAINING)
     with caplog.at_level(logging.WARNING):
-        assert attempt(experiment({"lr": 1, "foreign": 1}), trust_name=True).has_tuner
+        assert attempt(experiment({"foreign": 1}, constant={"lr": 1}), trust_name=True).has_tuner
     assert "is used although" in caplog.text
+
+
+def test_a_runner_warns_of_one_parameter_that_the_code_does_not_take(teams, experiment, caplog):
+    teams(team_a=TRAINING)
+    with caplog.at_level(logging.WARNING):
+        attempt(experiment({"lr": 1, "repeat": 1}))
+    assert "does not take 1 searched parameter of the trials: 'repeat'" in caplog.text
 
 
 # what code takes
@@ -460,6 +641,28 @@ OPEN = {
 @pytest.mark.parametrize("name", OPEN)
 def test_code_that_cannot_be_followed_may_take_any_key(name):
     assert read_code(OPEN[name]).keys is None
+
+
+def test_generated_code_may_take_any_key(teams, experiment):
+    branches = "".join(f"    elif config['lr'] == {n}: pass\n" for n in range(900))
+    teams(team_a=f"def train(config):\n    if config['lr'] == 0: pass\n{branches}")
+    assert match(experiment({"foreign": 1}, constant={"lr": 1})) == (MatchedBy.NAME, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("function", __name__),
+        ("registered class", __name__),
+        ("with_parameters", __name__),
+        ("with_resources by config", __name__),
+        ("class with_parameters", __name__),
+        ("class with_resources", __name__),
+        ("decorated twice", ""),
+    ],
+)
+def test_the_home_of_a_trainable_is_known_unless_a_wrapper_hides_it(name, home):
+    assert read_code(CLOSED[name]).home == home
 
 
 def test_a_class_that_overrides_init_is_followed():
