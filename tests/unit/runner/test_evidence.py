@@ -1,6 +1,5 @@
 """Ray compares names alone. What pickles and configs record beside the name counts, too."""
 
-import functools
 import importlib
 import json
 import logging
@@ -16,9 +15,7 @@ from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.runner import evidence
 from airflow_tune_restore.runner.given import load_given
 from airflow_tune_restore.runner.loading import load
-from airflow_tune_restore.runner.trainable_code import read_code
 from airflow_tune_restore.storage.fs import open_store
-from tests import trainables
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row, make_state
 
 tune = pytest.importorskip("ray.tune")
@@ -508,182 +505,7 @@ def test_a_runner_warns_of_one_parameter_that_the_code_does_not_take(teams, expe
     assert "does not take 1 searched parameter of the trials: 'repeat'" in caplog.text
 
 
-# what code takes
-
-
-def plain(config):
-    return config["a"], config.get("b")
-
-
-def with_more(config, table):
-    return config["a"], config["b"], table
-
-
-def second(table, config):
-    return config["a"], config["b"], table
-
-
-def wrapped(function):
-    @functools.wraps(function)
-    def inner(*args, **kwargs):
-        return function(*args, **kwargs)
-
-    return inner
-
-
-def decorated(function):
-    def inner(config):
-        config["b"]
-        return function(config)
-
-    return inner
-
-
-@decorated
-@wrapped
-def twice(config):
-    return config["a"]
-
-
-def anything(config):
-    return dict(config)
-
-
-def resources(config):
-    return config["b"]
-
-
-class Base(tune.Trainable):
-    def setup(self, config, table=None):
-        self.b = config["b"]
-        self.table = table
-
-    @property
-    def a(self):
-        return self.config.get("a")
-
-
-class Sub(Base):
-    def step(self):
-        return {"a": self.a}
-
-
-class Leaking(Sub):
-    def step(self):
-        return anything(self.config)
-
-
-class FromStart(Base):
-    def __init__(self, config=None, **kwargs):
-        super().__init__(config, **kwargs)
-        self.c = self.config["c"]
-
-
-tune.register_trainable("evidence_plain", plain)
-tune.register_trainable("evidence_sub", Sub)
-
-CLOSED = {
-    "function": plain,
-    "registered function": "evidence_plain",
-    "registered class": "evidence_sub",
-    "partial": functools.partial(with_more, table=1),
-    "partial with positions": functools.partial(second, 1),
-    "with_parameters": tune.with_parameters(with_more, table=1),
-    "with_parameters of a wrapper": tune.with_parameters(decorated(wrapped(plain)), a=1),
-    "with_resources": tune.with_resources(plain, {"cpu": 1}),
-    "with_resources by config": tune.with_resources(
-        tune.with_parameters(lambda config: config["a"]), resources
-    ),
-    "wrapped": wrapped(plain),
-    "decorated twice": twice,
-    "class": Sub,
-    "class with_parameters": tune.with_parameters(Sub, table=1),
-    "class with_resources": tune.with_resources(Sub, {"cpu": 1}),
-}
-
-
-@pytest.mark.parametrize("name", CLOSED)
-def test_the_keys_that_code_takes_are_found_behind_wrappers(name):
-    code = read_code(CLOSED[name])
-    assert code.keys is not None
-    assert code.keys >= {"a", "b"}
-    assert "no_module_names_this_key".upper() not in code.keys
-    assert code.modules == {__name__}
-
-
-def from_exec():
-    scope = {}
-    exec("def train(config): return config['a']", scope)  # noqa: S102
-    return scope["train"]
-
-
-class Callable:
-    def __call__(self, config):
-        return config["a"]
-
-
-OPEN = {
-    "passed on": anything,
-    "wrapped": wrapped(anything),
-    "with_parameters": tune.with_parameters(anything, b=1),
-    "class that passes it on": Leaking,
-    "resources": tune.with_resources(wrapped(plain), anything),
-    "without source": from_exec(),
-    "builtin": dict,
-    "callable": Callable(),
-    "partial of a class": functools.partial(dict),
-    "reads no key": lambda config: 1,
-    "tests.trainables": trainables.counting,
-    "tests.trainables class": trainables.Counter,
-}
-
-
-@pytest.mark.parametrize("name", OPEN)
-def test_code_that_cannot_be_followed_may_take_any_key(name):
-    assert read_code(OPEN[name]).keys is None
-
-
 def test_generated_code_may_take_any_key(teams, experiment):
     branches = "".join(f"    elif config['lr'] == {n}: pass\n" for n in range(900))
     teams(team_a=f"def train(config):\n    if config['lr'] == 0: pass\n{branches}")
     assert match(experiment({"foreign": 1}, constant={"lr": 1})) == (MatchedBy.NAME, "")
-
-
-@pytest.mark.parametrize(
-    ("name", "home"),
-    [
-        ("function", __name__),
-        ("registered class", __name__),
-        ("with_parameters", __name__),
-        ("with_resources by config", __name__),
-        ("class with_parameters", __name__),
-        ("class with_resources", __name__),
-        ("decorated twice", ""),
-    ],
-)
-def test_the_home_of_a_trainable_is_known_unless_a_wrapper_hides_it(name, home):
-    assert read_code(CLOSED[name]).home == home
-
-
-def test_a_class_that_overrides_init_is_followed():
-    code = read_code(FromStart)
-    assert code.keys is not None
-    assert code.keys >= {"a", "b", "c"}
-
-
-def test_the_example_sweep_takes_its_own_keys():
-    from dags import example_sweep
-
-    code = read_code(example_sweep.train)
-    assert code.keys is not None
-    assert code.keys >= {"fragile", "lr", "seconds"}
-
-
-def test_an_algorithm_of_rllib_takes_any_key():
-    algorithm = type("PPO", (Base,), {"__module__": "ray.rllib.algorithms.ppo"})
-    assert read_code(algorithm).keys is None
-
-
-def test_a_trainer_takes_any_key(monkeypatch):
-    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
-    assert read_code(trainables.make_trainer()).keys is None
