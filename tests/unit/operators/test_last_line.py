@@ -87,8 +87,9 @@ def test_the_command_has_the_connection_of_the_experiment(item, errored):
     plan = replace(read_plan(store, item["restore_id"]), choices=PlanChoices(max_attempts=1))
     outcome = make_outcome(leave_attempt(store, plan, "a3", result="failed"), "failed")
     shown = TrialXCom.parse({**item, "experiment": "s3://team_a_aws@bucket/exp"})
-    with pytest.raises(TrialFailedError, match="release s3://team_a_aws@bucket/exp a3"):
+    with pytest.raises(TrialFailedError) as failed:
         judge(store, plan, shown, outcome, log=logging.getLogger())
+    assert "`tune-restore release s3://team_a_aws@bucket/exp a3`" in failed.value.kept
 
 
 def test_a_message_names_the_address_in_place_of_the_uri():
