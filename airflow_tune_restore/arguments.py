@@ -3,6 +3,7 @@
 Then a template is text: `{{ params.x }}` renders to a string.
 """
 
+import ast
 import math
 import os
 import re
@@ -24,7 +25,7 @@ RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resum
 SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
 """The choices that are true or false: arguments of the same names."""
 
-_ID = re.compile(r"[^\s,'\"\[\]]+")
+_BETWEEN_IDS = re.compile(r"[,\n]")
 _CODE = ("trainable", "param_space", "search_alg")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
@@ -98,13 +99,33 @@ def parse_text(value: Any) -> str | None:
 
 
 def parse_ids(name: str, value: Any) -> tuple[str, ...]:
-    """Parse a list of ids, or text that holds them: between commas or lines, or a rendered list."""
-    if value is None:
-        return ()
-    items = _ID.findall(parse_text(value) or "") if isinstance(value, str) else list(value)
-    if not all(isinstance(item, str) for item in items):
-        raise InvalidInputError(f"{name}={value!r} holds a value that is not an id.")
-    return tuple(items)
+    """Parse a list of ids, or text that holds them: between commas or lines, or a rendered list.
+
+    An argument that was given and names none is refused: an empty line of a form must not mean all.
+    """
+    if isinstance(value, str):
+        items = _split_ids(value)
+    else:
+        items = list(value or ()) if isinstance(value, Iterable | None) else [None]
+    if not all(isinstance(item, str) and item.strip() for item in items):
+        raise InvalidInputError(f"{name}={value!r} holds an empty value, or one that is not an id.")
+    if not items:
+        raise InvalidInputError(
+            f"{name}={value!r} names no trial. Nothing was done. Does its template name a Param, a "
+            f"Variable or an XCom that is empty? To take all trials, leave {name} out."
+        )
+    return tuple(item.strip() for item in items)
+
+
+def _split_ids(text: str) -> list[Any]:
+    """Return the items of a list that a template rendered to text, or the parts of any other text."""
+    text = parse_text(text) or ""
+    if not text.startswith("["):
+        return [part for part in _BETWEEN_IDS.split(text) if part.strip()]
+    try:
+        return list(ast.literal_eval(text))
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        return [None]
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:
@@ -266,7 +287,7 @@ _PARSERS: dict[str, _Parser] = {
     "max_depth": parse_depth,
     "max_memory": parse_bytes,
     "resume_config": _parse_resume_config,
-    "trials": parse_ids,
+    "trials": lambda name, value: value is None or parse_ids(name, value),
     "strategy": lambda _, value: PlanChoices(strategy=value),
     "trainable": _parse_trainable,
 }

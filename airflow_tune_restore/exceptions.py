@@ -42,6 +42,10 @@ class InvalidInputError(TuneRestoreError):
     """An input of the user is not valid: a flag, a URL, a trainable, a trial id."""
 
 
+class UnknownTrialError(InvalidInputError):
+    """The experiment has no trial of an id that the user named."""
+
+
 class TrainableMisfitError(InvalidInputError):
     """The experiment was made with another trainable: its name differs, or evidence is against it.
 

@@ -42,6 +42,13 @@ NEEDED = {
     Operation.RESTORE: ["experiment", "trials", "trainable"],
 }
 
+
+def is_missing(value: str | list[str]) -> bool:
+    """Whether a field is empty, or one of its lines is."""
+    lines = [value] if isinstance(value, str) else value
+    return not (lines and all(line.strip() for line in lines))
+
+
 with DAG(
     "tune_restore_admin",
     schedule=None,
@@ -65,8 +72,8 @@ with DAG(
             [],
             type="array",
             items={"type": "string"},
-            description_md="Trial ids, one per line. For **release a trial** and **restore only these "
-            "trials**.",
+            description_md="Trial ids, one per line, without an empty line. For **release a trial** "
+            "and **restore only these trials**.",
         ),
         "confirm": Param(
             "",
@@ -103,7 +110,7 @@ with DAG(
     def choose(params: dict) -> str:
         """Return the first task of the operation."""
         operation = Operation(params["operation"])
-        if missing := [name for name in NEEDED[operation] if not params[name]]:
+        if missing := [name for name in NEEDED[operation] if is_missing(params[name])]:
             raise AirflowFailException(
                 f"To {operation}, fill in {' and '.join(missing)}. Nothing was done."
             )

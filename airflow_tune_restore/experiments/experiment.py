@@ -9,7 +9,7 @@ from itertools import accumulate
 from shlex import quote
 from typing import Any
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import UnknownTrialError
 from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus
 from airflow_tune_restore.protocol.names import is_text
@@ -90,13 +90,13 @@ class Experiment:
         return self.state.trials
 
     def check_has(self, trial_ids: Iterable[str]) -> None:
-        """Refuse an id that no trial has (InvalidInputError, with those that look like it)."""
+        """Refuse an id that no trial has (UnknownTrialError, with those that look like it)."""
         known = [trial.trial_id for trial in self.trials]
         for unknown in sorted(set(trial_ids) - set(known)):
             near = get_close_matches(unknown, known, n=_SHOWN_IDS, cutoff=_NEAR)
             trials = counted(len(known), "trial")
             which = f"Ids like it: {', '.join(near)}" if near else f"It has {trials}"
-            raise InvalidInputError(
+            raise UnknownTrialError(
                 f"{self.uri} has no trial {printable(unknown)!r}. {which}. `tune-restore plan "
                 f"{quote(self.uri)}` lists all of them."
             )

@@ -97,6 +97,10 @@ class Address:
         """Return the address of another URI behind the same connection."""
         return Address(uri, self.conn_id)
 
+    def named_in(self, text: str) -> str:
+        """Return a message with this address in the place of its URI, so that its commands reach it."""
+        return text.replace(self.uri, str(self))
+
     def __str__(self) -> str:
         """Return the text form for XComs: with the connection id, never a secret."""
         if self.conn_id is None:

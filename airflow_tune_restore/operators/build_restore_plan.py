@@ -1,14 +1,15 @@
 """The plan task: decides which trials of which experiments are restored, and takes the leases."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
 from airflow_tune_restore import arguments
 from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError, UnknownTrialError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
@@ -19,23 +20,25 @@ from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.map_limit import refuse_too_many
+from airflow_tune_restore.operators.plan_log import log_plan
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
-from airflow_tune_restore.protocol.printable import printable, share
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
-from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
+from airflow_tune_restore.restore.prepare import (
+    PreparedRestore,
+    PrepareOptions,
+    find_started,
+    prepare_restore,
+)
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 
 DEFAULT_LEASE_TTL = timedelta(minutes=15)
 """Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
-
-_SHOWN_LINES = 50
 
 
 class BuildRestorePlanOperator(BaseOperator):
@@ -51,7 +54,8 @@ class BuildRestorePlanOperator(BaseOperator):
     * `refused`: it cannot be restored before a person has done something.
 
     No experiment fails this task. If all are left alone, the task is skipped. If none was started because
-    of an error that may pass, the task is retried, and succeeds after its last try. A trainable or
+    of an error that may pass, or if a restore of an earlier try cannot be read, the task is retried, and
+    succeeds after its last try. A trainable or
     another argument that cannot be used fails the task at once. A retry continues its own restores.
 
     Args:
@@ -72,8 +76,9 @@ class BuildRestorePlanOperator(BaseOperator):
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
         imports: Modules that the check imports first.
         check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
-        trials: Ids of the only trials to restore: a list, or text with commas. Empty: all. The other
-            trials stay as they are recorded, and the search is not continued. (templated)
+        trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
+            trials stay as they are recorded, and the search is not continued. A template that renders to
+            nothing is refused. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
@@ -135,7 +140,7 @@ class BuildRestorePlanOperator(BaseOperator):
         newest_checkpoint: bool | str = False,
         ignore_tuner: bool | str = False,
         trust_name: bool | str = False,
-        trials: Sequence[str] | str = (),
+        trials: Sequence[str] | str | None = None,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -169,6 +174,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.ignore_tuner = ignore_tuner
         self.trust_name = trust_name
         self.trials = trials
+        self._has_trials = trials is not None
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -197,6 +203,7 @@ class BuildRestorePlanOperator(BaseOperator):
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(self.experiments)),
                 shares_prefix=arguments.shares_prefix(self.experiments),
+                find_started=partial(_find_started, context, hook),
             )
         try:
             with as_airflow_errors():
@@ -205,7 +212,7 @@ class BuildRestorePlanOperator(BaseOperator):
             ti.xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
         batch.log(self.log)
         for address, plan in started:
-            self._log_plan(address, plan)
+            log_plan(self.log, address, plan)
         batch.stop_without_work(has_tries=ti.try_number <= ti.max_tries)
         return [item.to_xcom() for address, plan in started for item in _items(address, plan)]
 
@@ -239,17 +246,25 @@ class BuildRestorePlanOperator(BaseOperator):
         batch: ExperimentBatch,
         options: PrepareOptions,
     ) -> dict[str, PreparedRestore]:
-        def prepare(text: str) -> PreparedRestore | str:
+        def prepare(text: str) -> PreparedRestore | UnknownTrialError | str:
             store = hook.open(batch.places[text], in_bulk=True)
-            return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
+            try:
+                return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
+            except UnknownTrialError as error:
+                return error
 
+        results = batch.map(prepare, batch.places)
+        is_known = any(not isinstance(result, UnknownTrialError) for _, result in results)
         prepared: dict[str, PreparedRestore] = {}
-        for text, result in batch.map(prepare, batch.places):
-            if isinstance(result, PreparedRestore):
-                prepared[text] = result
-            else:
-                batch.leave_alone(text, result)
-        return prepared
+        for text, result in results:
+            match result:
+                case PreparedRestore():
+                    prepared[text] = result
+                case UnknownTrialError() if not is_known:
+                    batch.refuse(text, result)
+                case _:  # another experiment has these trials, or nothing is to do
+                    batch.leave_alone(text, str(result))
+        return batch.without_twins(prepared)
 
     def _start(
         self,
@@ -313,7 +328,9 @@ class BuildRestorePlanOperator(BaseOperator):
             self.log.warning("%s: %s", text, warning)
         for text, refusal in checked.errors.items():
             batch.refuse(text, refusal)
-        return frozenset(checked.by_module)
+        # those that an earlier try has started were checked by it, and are not checked again
+        started = {text for text, restore in prepared.items() if restore.is_started}
+        return frozenset(checked.by_module | started)
 
     def _user(self) -> str | None:
         return arguments.parse_user(self.runner_user, was_given=self._has_user)
@@ -330,7 +347,7 @@ class BuildRestorePlanOperator(BaseOperator):
             flags=flags,
             strategy=self.strategy,
             **self._parse_bools(SWITCHES),
-            trials=arguments.parse_ids("trials", self.trials),
+            trials=arguments.parse_ids("trials", self.trials) if self._has_trials else (),
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )
@@ -346,25 +363,20 @@ class BuildRestorePlanOperator(BaseOperator):
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
         return {name: arguments.parse_bool(name, getattr(self, name)) for name in names}
 
-    def _log_plan(self, address: Address, plan: RestorePlan) -> None:
-        self.log.info(
-            "%s: restore %s, %s to run, from %s",
-            *(address, plan.restore_id, share(len(plan.to_run), len(plan.trials), "trial")),
-            plan.base.name,
-        )
-        self.log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
-        to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
-        _log_lines(self.log.info, to_run)
-        _log_lines(self.log.info, describe_kept(plan, in_dag))
-        _log_lines(self.log.warning, [f"{t.trial_id}: {t.reason}" for t in plan.quarantined])
-        _log_lines(self.log.warning, plan.warnings)
 
-
-def _log_lines(log: Callable[..., None], lines: Sequence[str]) -> None:
-    for line in lines[:_SHOWN_LINES]:
-        log("  %s", line)
-    if len(lines) > _SHOWN_LINES:
-        log("  … and %d more", len(lines) - _SHOWN_LINES)
+def _find_started(context: Context, hook: ExperimentStorageHook, address: Address) -> str | None:
+    """Return the id of the restore that an earlier try started, if it may hold the lease."""
+    if context["ti"].try_number == 1:
+        return None
+    try:
+        store = hook.open(address)
+    except TuneRestoreError:
+        return None
+    base_id = xcom.restore_id_for(context, store.uri)
+    try:
+        return find_started(store, base_id)
+    except Exception:  # noqa: BLE001  it may hold the lease: the commit will find out
+        return base_id
 
 
 def _items(address: Address, plan: RestorePlan) -> list[xcom.TrialXCom]:

@@ -6,8 +6,8 @@ from airflow.sdk import BaseOperator, Context, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom, resolve_list
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.operators.xcom import OutcomeXCom, resolve_list
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, first_of, printable
 
 
 class CheckRestoresOperator(BaseOperator):
@@ -39,7 +39,7 @@ class CheckRestoresOperator(BaseOperator):
         """Fail with the names of the experiments and the reasons."""
         with as_airflow_errors():
             items = [OutcomeXCom.parse(item) for item in resolve_list(self.outcomes, context)]
-        refused = [item for item in items if item.outcome is Outcome.REFUSED]
+        refused = [item for item in items if item.is_refused]
         if not refused:
             return
         reasons = [f"{each.experiment}: {printable(each.reason, NOTE_LENGTH)}" for each in refused]
@@ -47,5 +47,5 @@ class CheckRestoresOperator(BaseOperator):
             self.log.error("%s", reason)
         raise AirflowFailException(
             f"Not restored, and a person is needed: {counted(len(refused), 'experiment')}. When the "
-            f"cause is gone, start a new DAG run. {'; '.join(reasons)}"
+            f"cause is gone, start a new DAG run. {first_of(reasons)}"
         )

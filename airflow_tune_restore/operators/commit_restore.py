@@ -24,7 +24,7 @@ from airflow_tune_restore.operators.xcom import (
     resolve_list,
 )
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, first_of, printable
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -57,7 +57,7 @@ class CommitRestoreOperator(BaseOperator):
     they are released), `headline`, and `trials`, before and after. The log shows the same as tables.
 
     The log ends with one table of all experiments that were found, and what became of each. The XCom
-    `experiments` holds the same. The task is skipped only if the plan was given no experiment.
+    `experiments` holds the same. The task is skipped only if no experiment was found.
 
     Args:
         outcomes: `plan.output["outcomes"]` of a `BuildRestorePlanOperator`, or a list of
@@ -92,7 +92,8 @@ class CommitRestoreOperator(BaseOperator):
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             items = [OutcomeXCom.parse(item) for item in resolve_list(self.outcomes, context)]
-        if not items:
+        (left_alone,) = resolve_list(self.left_alone, context) or [{}]
+        if not (items or left_alone.get("experiments")):
             raise AirflowSkipException("Nothing to commit: the plan was given no experiment.")
         restores = [item for item in items if item.outcome is Outcome.RESTORED]
         with ThreadPoolExecutor(_CONCURRENCY) as pool:
@@ -107,6 +108,7 @@ class CommitRestoreOperator(BaseOperator):
         for item, result in zip(restores, results, strict=True):
             match result:
                 case CommitSummary():
+                    result = replace(result, experiment=item.experiment)
                     outputs.append(describe_summary(item.experiment, result))
                     lines.append(ExperimentLine.of_commit(item, result))
                     log_summary(result, self.log)
@@ -114,21 +116,21 @@ class CommitRestoreOperator(BaseOperator):
                     reason = printable(str(result), NOTE_LENGTH)
                     failures.append(f"{item.experiment}: {reason}")
                     lines.append(_uncommitted(item, COMMIT_FAILED, reason))
+                case None if item.is_refused:
+                    lines.append(_uncommitted(item, Outcome.REFUSED, item.reason))
                 case None:
                     lines.append(_uncommitted(item, Outcome.LEFT_ALONE, _NEVER_STARTED))
-        self._report(context, lines)
+        self._report(context, ExperimentTable.build(lines, left_alone))
         if failures:
             context["ti"].xcom_push("return_value", outputs)
             raise AirflowException(
                 f"{len(failures)} of {counted(len(restores), 'restore')} could not be committed. "
-                + "; ".join(failures)
+                + first_of(failures)
             )
         return outputs
 
-    def _report(self, context: Context, lines: list[ExperimentLine]) -> None:
+    def _report(self, context: Context, table: ExperimentTable) -> None:
         """Log what became of all experiments, and push it."""
-        (left_alone,) = resolve_list(self.left_alone, context) or [{}]
-        table = ExperimentTable.build(lines, left_alone)
         self.log.info("%s", table.headline())
         for line in table.render().splitlines():
             self.log.info("%s", line)

@@ -1,6 +1,6 @@
 """The experiments of one plan task, and what became of each: one that fails does not stop the others."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,8 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable, shortened
+from airflow_tune_restore.restore.prepare import PreparedRestore
 from airflow_tune_restore.storage.location import Location
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ PREFIXES_PAGE = "docs/trainable.md (One name, two trainables)"
 
 _CONCURRENCY = 8
 _SHOWN = 50
+_REASONS_LENGTH, _SHORTEST = 100_000, 80
+"""Characters of all reasons in the XCom together, and of each at least. The log has them whole."""
+
 _Result = TypeVar("_Result")
 _NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 
@@ -45,14 +49,22 @@ class ExperimentBatch:
     Args:
         addresses: Their addresses.
         shares_prefix: Whether they are known to lie beside experiments in other directories.
+        find_started: Returns the id of the task's own restore of an experiment if it may hold the lease.
 
     Attributes:
         places: Their addresses, by text.
     """
 
-    def __init__(self, addresses: Iterable[Address], *, shares_prefix: bool = False) -> None:
+    def __init__(
+        self,
+        addresses: Iterable[Address],
+        *,
+        shares_prefix: bool = False,
+        find_started: Callable[[Address], str | None] = lambda _: None,
+    ) -> None:
         self.places = {str(address): address for address in addresses}
         self._shares_prefix = shares_prefix
+        self._find_started = find_started
         self._outcomes: dict[str, OutcomeXCom] = {}
         self._may_pass: set[str] = set()
 
@@ -104,7 +116,9 @@ class ExperimentBatch:
             case TrainableMisfitError():
                 self._decide(address, Outcome.MISFIT, str(error))
             case _:
-                self._decide(address, Outcome.REFUSED, str(error))
+                restore_id = self._find_started(self.places[address])
+                outcome = Outcome.REFUSED if restore_id is None else Outcome.RESTORED
+                self._decide(address, outcome, str(error), restore_id=restore_id)
                 if not isinstance(error, (*PERMANENT, UnexpectedError)):
                     self._may_pass.add(address)
 
@@ -114,15 +128,31 @@ class ExperimentBatch:
             address: each for address, each in prepared.items() if address not in self._outcomes
         }
 
+    def without_twins(self, prepared: dict[str, PreparedRestore]) -> dict[str, PreparedRestore]:
+        """Leave alone an experiment that was given twice, in two spellings; return the others."""
+        first: dict[tuple[str, str | None], str] = {}
+        for address, each in prepared.items():
+            twin = first.setdefault((each.store.uri, self.places[address].conn_id), address)
+            if twin != address:
+                self.leave_alone(address, f"it is the same experiment as {twin}")
+        return self.undecided(prepared)
+
     def to_xcom(self) -> list[dict[str, Any]]:
         """Return the outcomes in the order in which the experiments were given."""
+        most = max(_SHORTEST, _REASONS_LENGTH // max(len(self._outcomes), 1))
         known = (self._outcomes.get(address) for address in self.places)
-        return [outcome.to_xcom() for outcome in known if outcome is not None]
+        return [
+            {**outcome.to_xcom(), "reason": shortened(outcome.reason, most)}
+            for outcome in known
+            if outcome is not None
+        ]
 
     def log(self, log: "Logger") -> None:
         """Log why experiments are not restored, and which ones were taken by name alone."""
         for each in self._outcomes.values():
             match each.outcome:
+                case Outcome.RESTORED if each.reason:
+                    log.warning("%s: none of its trials runs: %s", each.experiment, each.reason)
                 case Outcome.MISFIT | Outcome.REFUSED:
                     log.warning("%s is not restored: %s", each.experiment, each.reason)
                 case Outcome.LEFT_ALONE:
@@ -140,11 +170,21 @@ class ExperimentBatch:
             )
 
     def stop_without_work(self, *, has_tries: bool) -> None:
-        """Skip the task if nothing is to do; fail it if nothing was started and a retry may help."""
+        """Skip the task if nothing is to do; fail it if a retry may help.
+
+        A retry may help if nothing was started, or if a restore that an earlier try started cannot be
+        read.
+        """
         outcomes = {each.outcome for each in self._outcomes.values()}
+        unread = [each for key in self._may_pass if (each := self._outcomes[key]).restore_id]
+        if has_tries and unread:
+            raise AirflowException(
+                f"A restore that an earlier try started cannot be continued yet. {_reasons(unread)}"
+            )
         if outcomes.intersection(_NEEDS_COMMIT):
             return
-        reasons = "; ".join(f"{each.experiment}: {each.reason}" for each in self._outcomes.values())
+        first = sorted(self._outcomes.items(), key=lambda item: item[0] not in self._may_pass)
+        reasons = _reasons([each for _, each in first])
         if has_tries and self._may_pass:
             raise AirflowException(f"Nothing could be restored. {reasons}")
         if outcomes <= {Outcome.LEFT_ALONE}:
@@ -157,6 +197,10 @@ class ExperimentBatch:
         self._outcomes[address] = OutcomeXCom(
             experiment=str(self.places[address]),
             outcome=outcome,
-            reason=printable(reason, NOTE_LENGTH),
+            reason=printable(self.places[address].named_in(reason), NOTE_LENGTH),
             **more,
         )
+
+
+def _reasons(outcomes: Sequence[OutcomeXCom]) -> str:
+    return first_of([f"{each.experiment}: {each.reason}" for each in outcomes])

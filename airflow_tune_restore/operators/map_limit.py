@@ -12,14 +12,18 @@ from airflow_tune_restore.restore.prepare import PreparedRestore
 def refuse_too_many(batch: ExperimentBatch, prepared: dict[str, PreparedRestore]) -> None:
     """Refuse experiments whose trials Airflow would refuse to map.
 
-    The smallest are taken first, so one experiment with very many trials stops no other. The task
-    `continue_search` is mapped over the experiments, so their number is limited, too.
+    Restores that an earlier try has started come first and are never refused. Of the others the smallest
+    are taken first, so one experiment with very many trials stops no other. The task `continue_search` is
+    mapped over the experiments, so their number is limited, too.
     """
     limit = conf.getint("core", "max_map_length", fallback=1024)
     trials, experiments = 0, 0
-    for text, restore in sorted(prepared.items(), key=lambda item: _size(item[1].plan)):
+    in_order = sorted(
+        prepared.items(), key=lambda item: (not item[1].is_started, *_size(item[1].plan))
+    )
+    for text, restore in in_order:
         _, count = _size(restore.plan)
-        if trials + count <= limit and experiments < limit:
+        if restore.is_started or (trials + count <= limit and experiments < limit):
             trials, experiments = trials + count, experiments + 1
             continue
         error = (

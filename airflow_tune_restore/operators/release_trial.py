@@ -5,7 +5,6 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 
 from airflow_tune_restore.arguments import is_computed, parse_ids, parse_text
-from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -46,10 +45,6 @@ class ReleaseTrialOperator(BaseOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             place = hook.address(self.experiment)
             trial_ids = parse_ids("trials", self.trials)
-            if not trial_ids:
-                raise InvalidInputError(
-                    f"trials={self.trials!r} names no trial of {place}. Nothing was released."
-                )
             released = release_trials(
                 *(hook.open(place), trial_ids),
                 holder=name_dag_run(context),

@@ -52,7 +52,7 @@ def judge(
                 "attempt": outcome.attempt,
             }
         case Result.FAILED:
-            raise _failed(store, plan, item.trial_id, outcome)
+            raise _failed(store, plan, item, outcome)
         case Result.INTERRUPTED:
             reason = _why_stopped(outcome, because)
             raise TrialStoppedError(plan.experiment, item.trial_id, reason, outcome.attempt)
@@ -65,19 +65,19 @@ def judge(
 
 
 def _failed(
-    store: ObjectStore, plan: RestorePlan, trial_id: str, outcome: RunnerOutcome
+    store: ObjectStore, plan: RestorePlan, item: TrialXCom, outcome: RunnerOutcome
 ) -> TrialFailedError:
     history = read_history(store, plan.restore_id, outcome.trial_id)
     place = f", at {outcome.place}" if outcome.place else ""
     kept = f"the commit keeps its progress up to iteration {outcome.iteration}"
     if history.quarantine_reason(plan.choices.max_attempts):
-        release = release_command(plan.experiment, trial_id)
+        release = release_command(item.experiment, item.trial_id)
         kept += f" and puts it in quarantine, until you run {release}"
     else:
         kept += ", and the next restore with resume_errored=True resumes it"
     return TrialFailedError(
         plan.experiment,
-        trial_id,
+        item.trial_id,
         f"{outcome.describe_error()}{place}, after iteration {outcome.iteration}",
         outcome.cause or Cause.UNKNOWN.value,
         _why_final(plan, history, outcome),

@@ -70,7 +70,8 @@ class OutcomeXCom(_ItemXCom):
 
     Args:
         restore_id: Id of the restore that was started; None without one.
-        reason: Why it is not restored; "" if it is.
+        reason: Why it is not restored; "" if it is. With a restore that an earlier try of the plan task
+            started: why none of its trials runs.
         by_name: Whether it was taken because the name of its trainable fits, and for no other evidence,
             beside experiments in other directories.
     """
@@ -86,6 +87,13 @@ class OutcomeXCom(_ItemXCom):
         object.__setattr__(self, "outcome", Outcome(self.outcome))
         if self.outcome is Outcome.RESTORED and not self.restore_id:
             raise ValueError(self.restore_id)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a person is needed. The started restore of one that could not go on is committed."""
+        return self.outcome is Outcome.REFUSED or bool(
+            self.outcome is Outcome.RESTORED and self.reason
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Making untrusted text safe to show: in a log, on a terminal, in a table. Standard library only."""
 
 import re
+from collections.abc import Sequence
 from unicodedata import category
 
 _JOINERS = "\u200c\u200d"
@@ -11,6 +12,9 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;:<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\
 
 NOTE_LENGTH = 4000
 """Characters of a reason or warning of this package: the command to run is at its end."""
+
+_SHORT_NOTE, _SHOWN = 400, 20
+"""Of many notes in one message: the characters of each, and how many of them."""
 
 _GAP = " […] "
 
@@ -39,6 +43,14 @@ def shortened(text: str, most: int) -> str:
         return text
     begin = (most - len(_GAP)) // 2
     return f"{text[:begin]}{_GAP}{text[begin + len(_GAP) - most :]}"
+
+
+def first_of(texts: Sequence[str]) -> str:
+    """Join sentences for one message: the first ones, shortened if there are many, and a count."""
+    most = max(_SHORT_NOTE, NOTE_LENGTH // max(len(texts), 1))
+    first = "; ".join(printable(text, most) for text in texts[:_SHOWN])
+    more = len(texts) - _SHOWN
+    return f"{first}; and {more} more, which the log has" if more > 0 else first
 
 
 def counted(number: int, noun: str) -> str:

@@ -266,6 +266,16 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     return PreparedRestore(store=store, experiment=experiment, plan=plan)
 
 
+def find_started(store: ObjectStore, base_id: str) -> str | None:
+    """Return the id of the restore that an earlier try of the caller started; None without its lease."""
+    restore_id = fresh_restore_id(store, base_id)
+    try:
+        lease.check_held(store, restore_id)
+    except LeaseLostError:
+        return None
+    return restore_id
+
+
 def _own_plan(store: ObjectStore, restore_id: str) -> RestorePlan | None:
     """Return the plan of the restore that an earlier try of the caller has started."""
     try:

@@ -66,9 +66,12 @@ def test_undo_only_with_the_name_of_the_experiment(quarantined, capfd):
     assert f"{newest} is deleted" in done.log
 
 
-@pytest.mark.parametrize("operation", ["release a trial", "restore only these trials"])
-def test_what_is_missing_is_named_and_nothing_is_done(quarantined, capfd, operation):
-    done = run(capfd, operation, experiment=str(quarantined))
+@pytest.mark.parametrize(
+    ("operation", "trials"),
+    [("release a trial", []), ("restore only these trials", ["bad", ""])],
+)
+def test_what_is_missing_is_named_and_nothing_is_done(quarantined, capfd, operation, trials):
+    done = run(capfd, operation, experiment=str(quarantined), trials=trials)
     assert done.state == "failed"
     assert f"To {operation}, fill in trials. Nothing was done." in done.log
     assert done.states["choose"] == ["failed"]

@@ -64,11 +64,20 @@ def test_ids_in_their_forms(value):
     assert arguments.parse_ids("trials", value) == ("a_1", "b_2")
 
 
-@pytest.mark.parametrize("value", [None, "", " ", "None", (), [], "[]"])
-def test_no_ids(value):
-    assert arguments.parse_ids("trials", value) == ()
+@pytest.mark.parametrize("value", [None, "", " ", "None", ",\n", (), [], "[]"])
+def test_no_ids_are_refused(value):
+    with pytest.raises(InvalidInputError, match=r"trials=.* names no trial"):
+        arguments.parse_ids("trials", value)
 
 
-def test_an_id_that_is_not_text_is_shown():
-    with pytest.raises(InvalidInputError, match=r"trials=\[7\]"):
-        arguments.parse_ids("trials", [7])
+@pytest.mark.parametrize(
+    "value", [7, [7], [""], ["a1", " "], "['']", "['a1', '']", "[7]", "[a1]", "['a1'", "[['a1']]"]
+)
+def test_an_id_that_is_empty_or_not_text_is_shown(value):
+    with pytest.raises(InvalidInputError, match=r"trials=.* holds an empty value, or one that"):
+        arguments.parse_ids("trials", value)
+
+
+@pytest.mark.parametrize("value", [["a 1"], "['a 1']", " a 1 ", '["a 1"]'])
+def test_an_id_is_not_split_at_its_blank(value):
+    assert arguments.parse_ids("trials", value) == ("a 1",)

@@ -70,6 +70,9 @@ def test_trials_are_released(store, trials, capfd):
     [
         ("", "names no trial"),
         ([], "names no trial"),
+        ("['']", "holds an empty value"),
+        (["a1", " "], "holds an empty value"),
+        ("['a1 a3']", "has no trial 'a1 a3'"),
         (["a1", "a2"], "Trial a2 of .* is not quarantined"),
         (["a1", "a12"], "has no trial 'a12'. Ids like it: a2, a1"),
     ],

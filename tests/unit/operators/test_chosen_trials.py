@@ -1,7 +1,7 @@
 """A DAG that restores only the trials that it names."""
 
 import pytest
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
@@ -27,10 +27,24 @@ def test_only_the_named_trials_are_mapped(errored, trials):
     assert items == ["a3"]
 
 
-@pytest.mark.parametrize("trials", ["", "None", [], None, "[]"])
-def test_a_template_without_trials_names_all(errored, trials):
-    items, _ = plan(errored, trials=trials, resume_errored=True)
+def test_without_trials_all_are_mapped(errored):
+    items, _ = plan(errored, resume_errored=True)
     assert sorted(items) == ["a1", "a3"]
+
+
+@pytest.mark.parametrize("rendered", ["", "None", None, [], "[]", [""], "['']", "[' ', 'a1']"])
+def test_a_template_that_names_no_trial_restores_none(errored, rendered):
+    operator = BuildRestorePlanOperator(
+        task_id="plan",
+        experiments=str(errored),
+        resume_errored=True,
+        stale_after=0,
+        trials="{{ params.trials }}",
+    )
+    operator.trials = rendered
+    with pytest.raises(AirflowFailException, match="trials="):
+        operator.execute(make_context())
+    assert not (errored / ".tune_restore").exists()
 
 
 def test_a_named_trial_that_no_flag_takes_skips_the_task_and_the_flag_is_named(errored):
@@ -57,3 +71,24 @@ def test_the_search_is_left_to_a_later_restore(tmp_path):
     assert "3 samples were never drawn" in done["headline"]
     with pytest.raises(AirflowSkipException, match="no samples are left to draw"):
         experiment_to_continue(done)
+
+
+@pytest.mark.parametrize(
+    ("trial", "outcomes"),
+    [("a3", ["restored", "left_alone"]), ("a9", ["refused", "refused"])],
+)
+def test_of_several_experiments_those_without_the_trial_are_left_alone(
+    errored, tmp_path, trial, outcomes
+):
+    other = make_experiment(tmp_path / "other", [make_row("b1", status="ERROR")])
+    context = make_context()
+    BuildRestorePlanOperator(
+        task_id="plan",
+        experiments=[str(errored), str(other)],
+        resume_errored=True,
+        stale_after=0,
+        trials=[trial],
+    ).execute(context)
+    pushed = context["ti"].pushed["outcomes"]
+    assert [item["outcome"] for item in pushed] == outcomes
+    assert f"other has no trial {trial!r}" in pushed[1]["reason"]

@@ -1,17 +1,25 @@
 """The last line of a trial's task: what failed, where, and what happens next, never cut off."""
 
+import logging
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_tune_restore.exceptions import TrialFailedError
+from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
+from airflow_tune_restore.operators.trial_outcome import judge
+from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.request import Result
+from airflow_tune_restore.restore.choices import PlanChoices
+from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
-from tests.support.records import PLACE, ending
+from tests.support.records import PLACE, ending, leave_attempt, make_outcome
 
 KEPT = "the commit keeps its progress up to iteration 4"
 
@@ -72,6 +80,23 @@ def test_a_failure_that_repeats_has_the_command_that_releases_it(last_line):
         f"): {KEPT} and puts it in quarantine, until you run `tune-restore release EXP a3` "
         "(in Airflow: the DAG tune_restore_admin)."
     )
+
+
+def test_the_command_has_the_connection_of_the_experiment(item, errored):
+    store = open_store(str(errored))
+    plan = replace(read_plan(store, item["restore_id"]), choices=PlanChoices(max_attempts=1))
+    outcome = make_outcome(leave_attempt(store, plan, "a3", result="failed"), "failed")
+    shown = TrialXCom.parse({**item, "experiment": "s3://team_a_aws@bucket/exp"})
+    with pytest.raises(TrialFailedError) as failed:
+        judge(store, plan, shown, outcome, log=logging.getLogger())
+    assert "`tune-restore release s3://team_a_aws@bucket/exp a3`" in failed.value.kept
+
+
+def test_a_message_names_the_address_in_place_of_the_uri():
+    address = Address("s3://bucket/exp", "team_a_aws")
+    shown = "`tune-restore release s3://team_a_aws@bucket/exp t`"
+    assert address.named_in("`tune-restore release s3://bucket/exp t`") == shown
+    assert address.named_in(shown) == shown
 
 
 def test_a_policy_that_refuses_is_named(last_line):

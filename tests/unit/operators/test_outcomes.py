@@ -8,10 +8,12 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
+from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators import build_restore_plan
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
+from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.experiment_table import MAX_EXPERIMENTS
 from airflow_tune_restore.operators.xcom import Outcome
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
@@ -172,6 +174,37 @@ def test_the_log_of_the_commit_ends_with_what_became_of_each(tmp_path, misfits, 
     assert shown == words
     assert "1 of 1 finished" in table
     assert "… and 7 more that were left alone" in table.splitlines()[-1]
+
+
+def test_without_a_plan_those_that_find_left_alone_are_in_the_summary():
+    alive = {"experiment": "/x/alive", "health": "running", "reason": "leased"}
+    left_alone = [{"experiments": [alive], "not_listed": 0}]
+    commit = CommitRestoreOperator(task_id="commit", outcomes=[], left_alone=left_alone)
+    state, result, summary = run(commit)
+    assert (state, result) == (SUCCESS, [])
+    (line,) = summary["experiments"]
+    assert (line["outcome"], line["reason"]) == ("left_alone", "running: leased")
+    nothing = [{"experiments": [], "not_listed": 0}]
+    assert run(CommitRestoreOperator(task_id="c", outcomes=[], left_alone=nothing))[0] == SKIPPED
+
+
+def test_very_many_refused_experiments_make_no_endless_message():
+    places = [Address(f"/data/team/sweep_{number:05}") for number in range(2000)]
+    batch = ExperimentBatch(places)
+    batch.take(str(places[-1]), "r")
+    for place in places[:-1]:
+        batch.refuse(str(place), StorageError(f"{place} cannot be read: {'x' * 3000}, clear it."))
+    outcomes = batch.to_xcom()
+    assert len(json.dumps(outcomes)) < 500_000
+    assert (len(outcomes), outcomes[-1]["restore_id"]) == (2000, "r")
+    assert outcomes[0]["reason"].endswith("x, clear it.")
+    done = CheckRestoresOperator(task_id="done", outcomes=outcomes)
+    with pytest.raises(AirflowFailException, match="and 1979 more, which the log has") as failed:
+        done.execute(make_context())
+    batch.leave_alone(str(places[-1]), "r")
+    with pytest.raises(AirflowException, match="and 1980 more, which the log has") as retried:
+        batch.stop_without_work(has_tries=True)
+    assert max(len(str(error.value)) for error in (failed, retried)) < 10_000
 
 
 def test_a_commit_that_failed_is_in_the_summary(tmp_path):
