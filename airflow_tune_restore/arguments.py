@@ -16,6 +16,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
 
@@ -26,6 +27,7 @@ SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bo
 """The choices that are true or false: arguments of the same names."""
 
 _BETWEEN_IDS = re.compile(r"[,\n]")
+_NAMES = ("python", "runner_user", "ray_address", "ray_conn_id", "storage_conn_id")
 _CODE = ("trainable", "param_space", "search_alg")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
@@ -145,7 +147,9 @@ def parse_user(value: Any, *, was_given: bool) -> str | None:
 
 def parse_globs(name: str, value: Any) -> tuple[str, ...]:
     """Parse patterns, or a single one."""
-    patterns = [value] if isinstance(value, str) else list(value or ())
+    if value is None:
+        return ()
+    patterns = [value] if isinstance(value, str) else _parse_list(name, value, "patterns")
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidInputError(f"{name}={value!r} holds a value that is not a pattern.")
     return tuple(pattern for pattern in patterns if pattern.strip())
@@ -154,8 +158,8 @@ def parse_globs(name: str, value: Any) -> tuple[str, ...]:
 def parse_depth(name: str, value: Any) -> int:
     """Parse a number of levels."""
     try:
-        depth = int(value)
-    except (TypeError, ValueError):
+        depth = int(str(value))  # of a float, `int` drops the fraction
+    except ValueError:
         raise InvalidInputError(f"{name}={value!r} is not a whole number.") from None
     if depth < 0:
         raise InvalidInputError(f"{name}={value!r} is less than zero.")
@@ -164,8 +168,8 @@ def parse_depth(name: str, value: Any) -> int:
 
 def parse_health(value: Any) -> frozenset[Health]:
     """Parse a set of health words, or a single one."""
-    words = [value] if isinstance(value, str) else list(value)
-    unknown = sorted(str(word) for word in words if word not in set(Health))
+    words = [value] if isinstance(value, str) else _parse_list("health", value, "words")
+    unknown = sorted(str(word) for word in words if word not in list(Health))
     if unknown or not words:
         raise InvalidInputError(
             f"health={value!r}: {', '.join(unknown) or 'nothing'} is not among "
@@ -184,7 +188,8 @@ def parse_addresses(value: Any) -> list[str]:
     """Parse the experiments: one address, several, or the output of the sensor."""
     if value is None or value == "":
         return []
-    items: Iterable[Any] = [value] if isinstance(value, str | Mapping) else value
+    is_one = isinstance(value, str | Mapping)
+    items = [value] if is_one else _parse_list("experiments", value, "addresses")
     addresses: dict[str, None] = {}
     for item in items:
         address = item.get("experiment") if isinstance(item, Mapping) else item
@@ -241,7 +246,7 @@ def _parse_switch(name: str, value: Any) -> None:
 
 def _refuse_objects(name: str, value: Any) -> None:
     """Refuse code in the place of its name: a DAG is stored as text, and a runner imports the code."""
-    is_output = hasattr(value, "resolve") and not callable(value)
+    is_output = not callable(value) and is_computed(value) and hasattr(value, "resolve")
     if value is None or isinstance(value, str) or is_output:
         return
     module, attribute = getattr(value, "__module__", ""), getattr(value, "__qualname__", "<")
@@ -263,14 +268,35 @@ def _parse_trainable(name: str, value: Any) -> None:
         )
 
 
+def _parse_list(name: str, value: Any, of: str) -> list[Any]:
+    """Return the items of a list, or of another collection without keys."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidInputError(f"{name}={value!r} is not a list of {of}.")
+    return list(value)
+
+
+def _parse_imports(name: str, value: Any) -> None:
+    if not all(isinstance(module, str) for module in _parse_list(name, value, "module names")):
+        raise InvalidInputError(f"{name}={value!r} holds a value that is not the name of a module.")
+
+
+def _parse_name(name: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        raise InvalidInputError(f"{name}={value!r} is not text.")
+
+
+def _parse_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping | None):
+        raise InvalidInputError(f"{name}={value!r} is not a mapping.")
+
+
 def _parse_launcher(name: str, value: Any) -> None:
-    if value not in set(LauncherName):
+    if value not in list(LauncherName):
         raise InvalidInputError(f"{name}={value!r} is not one of {', '.join(LauncherName)}.")
 
 
 def _parse_resume_config(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, Mapping):
-        raise InvalidInputError(f"{name}={value!r} is not a mapping.")
+    _parse_mapping(name, value)
     ResumeFlags.parse(dict(value or {}))
 
 
@@ -278,11 +304,15 @@ _Parser = Callable[[str, Any], object]
 _PARSERS: dict[str, _Parser] = {
     **dict.fromkeys(("wait", "deferrable", "use_index"), _parse_switch),
     **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
-    **dict.fromkeys(("stale_after", "lease_ttl", "poll_interval"), parse_span),
+    **dict.fromkeys(("stale_after", "poll_interval"), parse_span),
     **dict.fromkeys(("include", "exclude"), parse_globs),
     "check_timeout": parse_limit,
     "health": lambda _, value: parse_health(value),
+    "imports": _parse_imports,
     "launcher": _parse_launcher,
+    "lease_ttl": lambda name, value: lease.check_ttl(parse_span(name, value).total_seconds()),
+    **dict.fromkeys(_NAMES, _parse_name),
+    **dict.fromkeys(("env", "runtime_env"), _parse_mapping),
     "max_attempts": parse_count,
     "max_depth": parse_depth,
     "max_memory": parse_bytes,

@@ -183,9 +183,12 @@ def confirm_undo(foreseen: UndoneCommit, progress: "Progress") -> bool:
         f"Undo the commit of restore {foreseen.restore_id} to {foreseen.experiment}? It deletes {files}; "
         f"then {then}."
     )
-    is_yes = progress.confirm(question)
-    if not is_yes:
-        progress.warn("Nothing was changed.")
+    is_yes = False
+    try:
+        is_yes = progress.confirm(question)
+    finally:
+        if not is_yes:
+            progress.warn("Nothing was changed.")
     return is_yes
 
 
@@ -225,11 +228,10 @@ def print_error(error: Exception) -> None:
     out.print(Text.assemble(("error:", style), f" {printable(str(error), NOTE_LENGTH)}"))
 
 
-def print_stopped() -> None:
+def print_stopped(*, trials_started: bool = False) -> None:
     """Print on stderr that the user has stopped a command."""
-    console(stderr=True).print(
-        "Stopped. What the trials have done is kept; run the command again to continue."
-    )
+    kept = " What the trials have done is kept; run the command again to continue." * trials_started
+    sys.stderr.write(f"Stopped.{kept}\n")  # importing rich takes time, and Ctrl-C may come again
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> "Console":

@@ -39,6 +39,8 @@ class Progress:
         self._tasks: dict[str, TaskID] = {}
         self._wait: TaskID | None = None
         self._told_left = math.inf
+        self.has_started = False
+        """Whether a trial was started."""
 
     def __enter__(self) -> Self:
         self._bars.start()

@@ -141,6 +141,7 @@ class _Restore:
         with lease.kept(self._store, plan.restore_id, TTL_SECONDS):
             settings, parallel = self._options.settings, self._options.parallel
             runs = TrialRuns(self._store, plan, self._launcher, settings, parallel, self._progress)
+            self._progress.has_started = True
             runs.run_all()
             self.was_stopped = runs.was_stopped
         return commit_restore(self._store, plan.restore_id)

@@ -68,7 +68,7 @@ class Address:
                 for a local path, or has options that its store does not support.
         """
         if not isinstance(text, str) or not text.strip():
-            raise InvalidInputError(f"An experiment address must be a path or a URL, not {text!r}.")
+            raise InvalidInputError(f"An address must be a path or a URL as text, not {text!r}.")
         location = Location.parse(text)
         conn_id, _, host = location.authority.rpartition("@")
         if ":" in conn_id:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import printable, shortened
 from airflow_tune_restore.protocol.request import RunnerProgress
 
 MOST_LINES = 1000
@@ -81,7 +81,7 @@ class NewestLines:
     def add(self, line: str) -> None:
         """Keep a line, and drop the oldest lines that are too many."""
         self._count += 1
-        self._lines.add(self._count, line[:LONGEST_LINE])
+        self._lines.add(self._count, shortened(line, LONGEST_LINE))
 
     def add_result(self, line: str) -> None:
         """Keep a line that is a result."""

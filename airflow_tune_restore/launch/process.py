@@ -18,6 +18,7 @@ from pathlib import Path
 
 from airflow_tune_restore.launch.base import RunState
 from airflow_tune_restore.launch.log_lines import LONGEST_LINE
+from airflow_tune_restore.protocol.printable import shortened
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerExit
 from airflow_tune_restore.restore.runner_death import LAST_LINES
 
@@ -144,7 +145,7 @@ class RunnerProcess:
 
     def _keep(self, line: str) -> None:
         """Keep a line for the reader; if too many wait, drop the oldest."""
-        self._waiting.put(line if _is_result(line) else line[:LONGEST_LINE])
+        self._waiting.put(line if _is_result(line) else shortened(line, LONGEST_LINE))
         if self._waiting.qsize() <= BACKLOG_LINES:
             return
         with contextlib.suppress(queue.Empty):  # the reader was faster

@@ -5,22 +5,28 @@ or close such a group: `printable` takes these words apart.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from airflow_tune_restore.launch.log_lines import Level, Log, LogLine, describe_line, read_line
 from airflow_tune_restore.protocol.failures import classify
 from airflow_tune_restore.protocol.request import RunnerProgress
 
 MOST_HELD = 1000
-"""Lines of a traceback; the rest is shown after its group."""
+"""Lines of tracebacks; the rest is shown after their groups."""
 
-_BEGINNINGS = ("Traceback (most recent call last):", "ray::")
+_MOST_OF_MESSAGE = 20
+"""Lines of a message after its first. A plain line after a traceback cannot be told from them."""
+
+_GROUP = "  + Exception Group Traceback (most recent call last):"
+_BEGINNINGS = ("Traceback (most recent call last):", "ray::", _GROUP)
 
 
 class RunnerLog:
     """Shows the lines of one runner in a log.
 
-    A traceback is held back until its exception comes, which names the group. Call `end` after the last
-    line.
+    A traceback is held back until its exception comes, which names the group, and until the message of
+    the exception ends. Lines of other processes may come between those of a traceback. Call `end` after
+    the last line.
 
     Args:
         log: The log.
@@ -32,24 +38,27 @@ class RunnerLog:
         self._log = log
         self._metric = metric
         self._of_many = of_many
-        self._held: list[LogLine] = []
+        self._held: dict[str, _Traceback] = {}  # by source
         self._level = Level.INFO  # of the line before
 
     def show(self, line: str) -> None:
         """Show a line, or hold it back if it is a part of a traceback."""
         if RunnerProgress.from_line(line) is not None:
-            self.end()
+            self._end_all_but(None)
+            self._end("")
             self._write(Level.INFO, describe_line(line, self._metric, of_many=self._of_many))
             return
         new = read_line(line)
-        if self._held and _continues(self._held, new):
-            self._held.append(new)
-            if _is_exception(new) or len(self._held) >= MOST_HELD:
+        self._end_all_but(new.source)
+        held = self._held.get(new.source)
+        if held is not None and held.takes(new):
+            held.add(new)
+            if sum(len(each.lines) for each in self._held.values()) >= MOST_HELD:
                 self.end()
             return
-        self.end()
+        self._end(new.source)
         if new.level is None and new.text.startswith(_BEGINNINGS):
-            self._held.append(new)
+            self._held[new.source] = _Traceback(self._level, [new])
             return
         self._level = new.level or Level.INFO
         self._write(self._level, f"{new.source}{new.text}")
@@ -61,20 +70,30 @@ class RunnerLog:
 
     def end(self) -> None:
         """Show what is held back."""
-        held, self._held = self._held, []
-        if not held:
+        for source in list(self._held):
+            self._end(source)
+
+    def _end_all_but(self, source: str | None) -> None:
+        """Show the tracebacks of other sources that have their exception."""
+        for other, held in list(self._held.items()):
+            if other != source and held.message_lines:
+                self._end(other)
+
+    def _end(self, source: str) -> None:
+        held = self._held.pop(source, None)
+        if held is None:
             return
-        if len(held) == 1:  # not a traceback
-            self._write(Level.INFO, f"{held[0].source}{held[0].text}")
+        if len(held.lines) == 1:  # not a traceback
+            self._write(Level.INFO, f"{source}{held.lines[0].text}")
             return
-        failure = classify("\n".join(line.text for line in held))
+        failure = classify("\n".join(line.text for line in held.lines))
         raised = f"{failure.type}: {failure.message}".strip(": ") or "an error"
         place = f" (at {failure.place})" if failure.place else ""
         # the level of the line that announced it; a traceback without one was not caught
-        level = Level.ERROR if self._level is Level.INFO else self._level
-        self._write(level, f"{held[0].source}{raised}{place}")
+        level = Level.ERROR if held.level is Level.INFO else held.level
+        self._write(level, f"{source}{raised}{place}")
         self._log.info("%s", f"::group::Traceback of {raised}")
-        for line in held:
+        for line in held.lines:
             self._log.info("%s", line.text)
         self._log.info("%s", "::endgroup::")
         self._level = Level.INFO
@@ -83,16 +102,38 @@ class RunnerLog:
         getattr(self._log, level.value)("%s", text)
 
 
-def _continues(held: list[LogLine], new: LogLine) -> bool:
-    """Whether a line belongs to the traceback before it: of the same process, and not a log record."""
-    if new.source != held[0].source or new.level is not None or not new.text:
-        return False
-    if new.text.startswith("… "):  # counts lines that were left out
-        return False
-    is_first_frame = len(held) == 1
-    return new.text.startswith(" ") or (not is_first_frame and not new.text.startswith(_BEGINNINGS))
+@dataclass
+class _Traceback:
+    """A traceback that is held back."""
 
+    level: Level  # of the line before it
+    lines: list[LogLine]
+    message_lines: int = 0  # 0 before its exception
 
-def _is_exception(line: LogLine) -> bool:
-    """Whether a line of a traceback is its exception. Frames of the worker follow Ray's own."""
-    return not line.text.startswith(" ") and ": ray::" not in line.text
+    def takes(self, new: LogLine) -> bool:
+        """Whether a line of the same process belongs to it."""
+        if new.level is not None or not new.text.strip():
+            return False
+        if new.text.startswith("… "):  # counts lines that were left out
+            return False
+        is_first_frame = len(self.lines) == 1
+        if is_first_frame or self.lines[0].text == _GROUP:
+            return new.text.startswith(" ")
+        if self.message_lines > _MOST_OF_MESSAGE:
+            return False
+        return not new.text.startswith(_BEGINNINGS)
+
+    def add(self, new: LogLine) -> None:
+        """Add its next line."""
+        self.lines.append(new)
+        if self.message_lines or self._is_exception(new.text):
+            self.message_lines += 1
+
+    def _is_exception(self, text: str) -> bool:
+        """Whether a line is its exception, or the end of a group of them.
+
+        Frames of the worker follow Ray's own exception.
+        """
+        if self.lines[0].text == _GROUP:
+            return text.startswith("    +--") and not text.strip("+- ")
+        return not text.startswith(" ") and ": ray::" not in text

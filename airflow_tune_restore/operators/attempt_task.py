@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
-from airflow_tune_restore.arguments import check_literals, parse_text, parse_user
+from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.exceptions import LeaseLostError, RestoreEndedError, name_trial
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -166,7 +166,7 @@ class AttemptOperator(MapIndexLabelOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self._attempt: LocalAttempt | RayJobTask | None = None
-        check_literals(vars(self), self.template_fields)
+        self.check_literals(vars(self))
 
     @abstractmethod
     def open_task(self, restore_id: str) -> AttemptTask:

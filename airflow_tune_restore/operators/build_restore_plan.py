@@ -5,13 +5,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 
 from airflow_tune_restore import arguments
 from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError, UnknownTrialError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
@@ -41,7 +42,7 @@ DEFAULT_LEASE_TTL = timedelta(minutes=15)
 """Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
 
 
-class BuildRestorePlanOperator(BaseOperator):
+class BuildRestorePlanOperator(CheckedOperator):
     """Plans restores, takes their leases, and returns one small item per trial to run.
 
     The items of all experiments are one flat list, for
@@ -118,6 +119,7 @@ class BuildRestorePlanOperator(BaseOperator):
         "ray_conn_id",
     )
     ui_color = "#fdf3d8"
+    needs_trainable = False
 
     def __init__(  # noqa: PLR0913  Ray's flags under Ray's names, and where to find things
         self,
@@ -187,10 +189,7 @@ class BuildRestorePlanOperator(BaseOperator):
         self.runner_user = runner_user
         self._has_user = runner_user is not None
         self.env = env
-        arguments.check_literals(vars(self), self.template_fields)
-        if not arguments.is_computed(experiments):
-            for text in arguments.parse_addresses(experiments):
-                Address.parse(text)
+        self.check_literals(vars(self))
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""

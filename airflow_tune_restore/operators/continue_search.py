@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import check_literals, parse_limit
+from airflow_tune_restore.arguments import parse_limit
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask, OpenExperiment
 from airflow_tune_restore.operators.continue_search_steps import (
@@ -82,7 +82,7 @@ class ContinueSearchOperator(AttemptOperator):
         self.ignore_tuner = ignore_tuner
         self.trust_name = trust_name
         self.check_timeout = check_timeout
-        check_literals(vars(self), self.template_fields)
+        self.check_literals(vars(self))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, run and commit the continued search."""

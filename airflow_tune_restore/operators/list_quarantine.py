@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import is_computed, parse_text
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.operators.operation import describe_release
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
@@ -18,7 +19,7 @@ MAX_TRIALS = 1000
 """With more trials, log and XCom leave out the rest."""
 
 
-class ListQuarantineOperator(BaseOperator):
+class ListQuarantineOperator(CheckedOperator):
     """Lists the trials in quarantine of all experiments at or below a prefix. It changes nothing.
 
     The log has a table: since when, the cause with file and line, and how many failed attempts count;
@@ -38,8 +39,7 @@ class ListQuarantineOperator(BaseOperator):
         super().__init__(**kwargs)
         self.prefix = prefix
         self.storage_conn_id = storage_conn_id
-        if not is_computed(prefix):
-            Address.parse(prefix)
+        self.check_literals(vars(self))
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Scan the prefix, and read the ledgers of its experiments."""

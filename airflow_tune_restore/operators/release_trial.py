@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import is_computed, parse_ids, parse_text
+from airflow_tune_restore.arguments import parse_ids, parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
-from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.restore.release import describe_released, release_trials
 
 
-class ReleaseTrialOperator(BaseOperator):
+class ReleaseTrialOperator(CheckedOperator):
     """Lets quarantined trials of one experiment run again: their failures so far no longer count.
 
     All of them are released, or none: if one does not exist or is not in quarantine, the task fails and
@@ -36,8 +37,7 @@ class ReleaseTrialOperator(BaseOperator):
         self.experiment = experiment
         self.trials = trials
         self.storage_conn_id = storage_conn_id
-        if not is_computed(experiment):
-            Address.parse(experiment)
+        self.check_literals(vars(self))
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Release the trials."""

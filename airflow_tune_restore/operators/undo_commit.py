@@ -2,19 +2,20 @@
 
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import is_computed, parse_text
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
-from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.location import Location
 
 
-class UndoCommitOperator(BaseOperator):
+class UndoCommitOperator(CheckedOperator):
     """Undoes the last commit of one experiment: the state before it is the newest one again.
 
     It fails and changes nothing if something newer was written since, or if `confirm` is not the name of
@@ -43,8 +44,7 @@ class UndoCommitOperator(BaseOperator):
         self.experiment = experiment
         self.confirm = confirm
         self.storage_conn_id = storage_conn_id
-        if not is_computed(experiment):
-            Address.parse(experiment)
+        self.check_literals(vars(self))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Undo the commit."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.protocol.printable import printable, shortened
 from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_REFUSED
 
@@ -204,8 +204,8 @@ def _begins_traceback(line: str) -> bool:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the lines, truncated to more than the length of any pattern."""
-    return (line[:2000] for line in text.splitlines())
+    """Yield the lines; a long one, longer than any pattern, without its middle."""
+    return (shortened(line, 2000) for line in text.splitlines())
 
 
 def _cause_of_raised(raised: _Raised) -> Cause:

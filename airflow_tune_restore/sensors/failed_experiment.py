@@ -8,22 +8,17 @@ from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
-from airflow_tune_restore.arguments import (
-    check_literals,
-    is_computed,
-    parse_health,
-    parse_text,
-)
+from airflow_tune_restore.arguments import parse_health, parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
 from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
+from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run
-from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 
 
-class FailedTuneExperimentSensor(BaseSensorOperator):
+class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
     """Waits until experiments below a prefix need restoring, and returns them.
 
     The returned list has one small item per experiment (`experiment`, `name`, `health`, `reason`,
@@ -94,9 +89,7 @@ class FailedTuneExperimentSensor(BaseSensorOperator):
         self.max_depth = max_depth
         self.use_index = use_index
         self.ray_conn_id = ray_conn_id
-        check_literals(vars(self), self.template_fields)
-        if not is_computed(prefix):
-            Address.parse(prefix)
+        self.check_literals(vars(self))
 
     def execute(self, context: Context) -> Any:
         """Search once; then wait, if `wait` is set, in the chosen mode."""

@@ -60,7 +60,7 @@ def open_store(
     location = Location.parse(uri)
     scheme = location.scheme
     if filesystem is None:
-        _check_scheme(scheme)
+        check_scheme(scheme)
     authority, slash, path = location.place.strip("/").partition("/")
     if "@" in authority and scheme not in LOCAL_SCHEMES:
         raise _refused_credentials(scheme)
@@ -103,7 +103,7 @@ def open_filesystem(location: Location) -> "AbstractFileSystem":
     import fsspec
 
     scheme, options = location.scheme, options_of(location)
-    _check_scheme(scheme)
+    check_scheme(scheme)
     store = _STORES.get(scheme)
     arguments = store.client_arguments(options, None) if store else {}
     arguments |= {"skip_instance_cache": True, "use_listings_cache": False}
@@ -143,7 +143,7 @@ def _reopened(
     return type(filesystem)(*given.storage_args, **merged, skip_instance_cache=True)
 
 
-def _check_scheme(scheme: str) -> None:
+def check_scheme(scheme: str) -> None:
     """Refuse a scheme that the environment alone cannot open as a store."""
     from fsspec.registry import known_implementations
 

@@ -27,7 +27,7 @@ def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, 
 def test_without_any_prefix_the_first_task_says_what_is_missing(capfd):
     done = run_example("nightly_recovery", capfd)
     assert done.state == "failed"
-    assert "An experiment address must be a path or a URL, not ''." in done.log
+    assert "An address must be a path or a URL as text, not ''." in done.log
 
 
 def test_of_two_plans_of_one_experiment_the_second_is_skipped_and_names_the_first(tmp_path, capfd):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import typer
 
-from airflow_tune_restore.cli.app import app
+from airflow_tune_restore.cli.commands import app
 from tests.support import ROOT
 
 COMMANDS = typer.main.get_command(app).commands

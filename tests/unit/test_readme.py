@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from airflow_tune_restore import exceptions
-from airflow_tune_restore.cli.app import app
+from airflow_tune_restore.cli.commands import app
 from tests.support import ROOT
 
 README = ROOT / "README.md"

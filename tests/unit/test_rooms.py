@@ -11,7 +11,8 @@ import pytest
     [
         ("airflow_tune_restore", "airflow ray pyarrow fsspec msgspec typer rich"),
         ("airflow_tune_restore.restore.start", "airflow ray pyarrow fsspec"),
-        ("airflow_tune_restore.cli.app", "airflow ray pyarrow fsspec obstore"),
+        ("airflow_tune_restore.cli.app", "msgspec typer rich"),
+        ("airflow_tune_restore.cli.commands", "airflow ray pyarrow fsspec obstore"),
         ("airflow_tune_restore.launch.local", "airflow ray pyarrow fsspec"),
         ("airflow_tune_restore.runner.__main__", "airflow ray msgspec typer rich"),
         ("airflow_tune_restore.runner.attempt", "airflow ray msgspec typer rich"),

@@ -6,6 +6,7 @@ import re
 from collections import deque
 
 from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
+from airflow_tune_restore.protocol.printable import shortened
 from airflow_tune_restore.protocol.request import PROGRESS_PREFIX, RunnerProgress
 
 LONGEST_REST = 2 * 1024**2
@@ -113,7 +114,7 @@ class JobLog:
                 add(line.rstrip("\r\n"))
             position += len(line)
         self.length = position
-        self.last.extend(line[:LONGEST_LINE].rstrip() for line in lines[-LAST_LINES:])
+        self.last.extend(shortened(line.rstrip(), LONGEST_LINE) for line in lines[-LAST_LINES:])
 
     def _is_result(self, line: str) -> bool:
         """Whether a line is a result; if so, count it, and keep it if it was not shown."""

@@ -12,7 +12,7 @@ from typing import Any, Never
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_tune_restore.arguments import check_literals, parse_text
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
@@ -121,7 +121,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self.gpu_resource = gpu_resource
         self.custom_resources = custom_resources
         self.ttl = ttl
-        check_literals(vars(self), self.template_fields)
+        self.check_literals(vars(self))
         self._request: RunnerRequest | None = None
         self._metric: str | None = None
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airflow_tune_restore.arguments import check_literals
 from airflow_tune_restore.operators import continue_search_steps
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
@@ -60,7 +59,7 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         self.stale_after = stale_after
         self.ignore_tuner = ignore_tuner
         self.trust_name = trust_name
-        check_literals(vars(self), self.template_fields)
+        self.check_literals(vars(self))
 
     @property
     def experiment_address(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_tune_restore.cli import app as cli
+from airflow_tune_restore.cli import commands as cli
 from airflow_tune_restore.cli import restore
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.launch.base import RunState
@@ -678,7 +678,8 @@ def test_ctrl_c_before_and_after_the_trials_is_a_sentence_and_exit_code_130(
     monkeypatch.setattr(restore, where, press)
     command = ("restore", experiment, "--trainable", "m:t", "--stale-after", "0", "--json")
     code, out, err = tune_restore(*command)
-    words = "Stopped. What the trials have done is kept; run the command again to continue."
+    kept = " What the trials have done is kept; run the command again to continue."
+    words = "Stopped." if is_free else f"Stopped.{kept}"
     assert (code, out, err.splitlines()[-1]) == (130, "", words)
     assert bool(launcher.started) != is_free
     held = lease.unreleased(open_store(str(experiment)), but="")

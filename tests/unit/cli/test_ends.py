@@ -2,12 +2,13 @@
 
 import io
 import signal
+import subprocess
 import sys
 
 import pytest
 import typer
 
-from airflow_tune_restore.cli import app as cli
+from airflow_tune_restore.cli import commands as cli
 from airflow_tune_restore.cli import restore
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
@@ -23,16 +24,18 @@ def test_a_signal_gives_its_exit_code(tune_restore, tmp_path, monkeypatch, numbe
     """Before anything is started, and after what was done is committed."""
     experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
     command = ("restore", experiment, "--trainable", "m:t", "--resume-errored")
-    words = "Stopped. What the trials have done is kept; run the command again to continue."
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
 
     def stopped_at_once(*_):
         signal.raise_signal(number)
 
     monkeypatch.setattr(restore, "restore_experiment", stopped_at_once)
-    assert tune_restore(*command)[::2] == (code, f"{words}\n")
+    assert tune_restore(*command)[::2] == (code, "Stopped.\n")
 
-    def stopped_and_committed(store, *_):
+    words = "Stopped. What the trials have done is kept; run the command again to continue."
+
+    def stopped_and_committed(store, _launcher, _options, progress):
+        progress.has_started = True
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         return night(store, "r1", result=Result.INTERRUPTED)
@@ -98,8 +101,30 @@ def test_ctrl_c_at_the_question_is_exit_code_130(tune_restore, committed, answer
     experiment, state = committed
     answer("")  # as Ctrl-D
 
-    assert tune_restore("undo", experiment)[0] == 130
+    code, _, err = tune_restore("undo", experiment)
+    assert code == 130
+    assert err.endswith("Nothing was changed.\nStopped.\n")
     assert (experiment / state).exists()
+
+
+@pytest.mark.parametrize(
+    "module", ["typing", "msgspec", "rich", "airflow_tune_restore.cli.options"]
+)
+def test_ctrl_c_amid_the_imports_is_a_word_and_exit_code_130(committed, module):
+    program = "airflow_tune_restore.cli.app"
+    experiment, _ = committed
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", program, "undo", experiment],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip() == module:
+            break
+    process.send_signal(signal.SIGINT)
+    *imports, last = process.stderr.read().splitlines()
+    assert (process.wait(60), last) == (130, "Stopped.")
+    assert all(line.startswith("import time:") for line in imports)
 
 
 def test_version_names_package_python_and_ray(tune_restore, monkeypatch):

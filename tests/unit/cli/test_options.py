@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from airflow_tune_restore.cli.app import app
+from airflow_tune_restore.cli.commands import app
 from airflow_tune_restore.cli.options import PlanOptions, with_options
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.restore.choices import PlanChoices

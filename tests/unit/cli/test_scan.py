@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from airflow_tune_restore.cli import app as cli
+from airflow_tune_restore.cli import commands as cli
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore.ledger import READ_LIMIT_BYTES
@@ -65,7 +65,7 @@ def scan(monkeypatch, capsys):
             monkeypatch.setattr(cli, "open_place", lambda *_, **__: place)
         monkeypatch.setattr("sys.argv", ["tune-restore", "scan", str(place), "--json"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli.run()
         assert not ended.value.code
         found = json.loads(capsys.readouterr().out)
         return {entry["experiment"].rpartition("/")[2]: entry for entry in found}

@@ -69,7 +69,7 @@ def test_a_traceback_is_folded_below_its_exception_and_the_users_line():
         ("error", "RuntimeError: out of luck (at project/training.py:40 in step)"),
         ("info", "::group::Traceback of RuntimeError: out of luck"),
     ]
-    assert log[-2:] == [("info", "::endgroup::"), ("info", "and the second line of its message")]
+    assert log[-2:] == [("info", "and the second line of its message"), ("info", "::endgroup::")]
     assert [text for _, text in log].count("RuntimeError: out of luck") == 1
     assert all(level == "info" for level, _ in log[2:])
 
@@ -87,9 +87,72 @@ def test_each_group_of_rays_own_texts_is_closed(sample):
     assert sum(opened) == texts.count("::endgroup::") >= 1
 
 
-def test_a_line_of_another_process_ends_a_traceback():
-    log = shown(*[f"(a pid=1) {line}" for line in RAISED[1:4]], "(b pid=2) other")
-    assert [text for _, text in log][-2:] == ["::endgroup::", "(b pid=2) other"]
+OWN = ["Traceback (most recent call last):", '  File "/x/a.py", line 1, in a']
+
+
+def test_tracebacks_of_two_processes_that_interleave_are_folded_apart():
+    first = [f"(a pid=1) {line}" for line in (*OWN, "ValueError: one")]
+    second = [f"(b pid=2) {line}" for line in (*OWN, "KeyError: two")]
+    log = shown(*[line for pair in zip(first, second, strict=True) for line in pair], "(b pid=2) ")
+    assert [text for level, text in log if level == "error"] == [
+        "(a pid=1) ValueError: one (at x/a.py:1 in a)",
+        "(b pid=2) KeyError: two (at x/a.py:1 in a)",
+    ]
+    texts = [text for _, text in log]
+    assert texts[2:6] == [*OWN, "ValueError: one", "::endgroup::"]
+    assert texts[8:12] == [*OWN, "KeyError: two", "::endgroup::"]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "",
+        "ERROR x.y: no",
+        "(b pid=2) hi",
+        RunnerProgress(trial_id="t", iteration=4, metrics={"score": 0.5}).to_line(),
+        *OWN[:1],
+    ],
+)
+def test_a_message_of_several_lines_stays_in_the_group_until_something_else_comes(after):
+    texts = [text for _, text in shown(*OWN, "ValueError: one", "two", "  three", after)]
+    assert texts[1:7] == [
+        "::group::Traceback of ValueError: one",
+        *OWN,
+        "ValueError: one",
+        "two",
+        "  three",
+    ]
+    assert texts[7] == "::endgroup::"
+    assert len(texts) == 9
+
+
+def test_plain_lines_after_a_traceback_are_not_held_back_for_long():
+    log = Shown()
+    runner_log = RunnerLog(log)
+    runner_log.show_all([*OWN, "ValueError: one", *["epoch"] * 30])
+    assert log[-1] == ("info", "epoch")
+
+
+def test_a_group_of_exceptions_is_folded():
+    lines = [
+        "  + Exception Group Traceback (most recent call last):",
+        '  |   File "/x/a.py", line 1, in a',
+        "  | ExceptionGroup: many (2 sub-exceptions)",
+        "  +-+---------------- 1 ----------------",
+        "    | Traceback (most recent call last):",
+        '    |   File "/x/a.py", line 2, in b',
+        "    | ValueError: 1",
+        "    +------------------------------------",
+    ]
+    log = shown(*lines, "next")
+    assert log[0][0] == "error"
+    assert [text for _, text in log][2:] == [*lines, "::endgroup::", "next"]
+
+
+def test_a_long_message_loses_its_middle():
+    (_, header), *_ = shown(*OWN, f"ValueError: {'x' * 30_000} the end")
+    assert " […] " in header
+    assert header.endswith("the end (at x/a.py:1 in a)")
 
 
 def test_no_line_can_open_or_close_a_group():

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_tune_restore.cli import app as cli
+from airflow_tune_restore.cli import commands as cli
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
@@ -307,7 +307,7 @@ def test_a_command_shows_nothing_of_planted_storage(sweep, sinks, capfd, monkeyp
         (sweep / ".tune_restore" / "r\x1b[31m").mkdir()
     monkeypatch.setattr("sys.argv", ["tune-restore", name, str(sweep), *options])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.run()
     said = capfd.readouterr()
     assert said.out or said.err
     check_shown(said.err)

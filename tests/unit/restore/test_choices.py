@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import typer
 
-from airflow_tune_restore.cli.app import app
+from airflow_tune_restore.cli.commands import app
 from airflow_tune_restore.cli.options import PlanOptions
 from airflow_tune_restore.exceptions import InvalidInputError, KeyNotFoundError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator

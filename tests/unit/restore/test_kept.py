@@ -85,14 +85,14 @@ def test_a_restore_with_nothing_to_do_names_the_flag(tmp_path, name_option, word
 
 
 def test_the_shell_shows_flags_and_json_the_option_of_each_trial(tmp_path, monkeypatch, capsys):
-    from airflow_tune_restore.cli import app as cli
+    from airflow_tune_restore.cli import commands as cli
 
     experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
     found = []
     for options in ([], ["--json"]):
         monkeypatch.setattr("sys.argv", ["tune-restore", "plan", str(experiment), *options])
         with pytest.raises(SystemExit):
-            cli.main()
+            cli.run()
         found.append(capsys.readouterr().out)
     assert "0 of 2 trials to run" in found[0]
     assert "--resume-errored or --restart-errored would run it" in found[0]

@@ -1,0 +1,298 @@
+"""The commands of `tune-restore`: the same restore from a shell, without Airflow. `output` prints."""
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from airflow_tune_restore.cli import output
+from airflow_tune_restore.cli.launchers import LauncherOptions
+from airflow_tune_restore.cli.options import (
+    ExperimentUri,
+    Json,
+    LeaseOptions,
+    PlanOptions,
+    RunOptions,
+    ScanOptions,
+    flag_of,
+    with_options,
+)
+from airflow_tune_restore.cli.places import (
+    experiment_around,
+    open_experiment,
+    open_place,
+    runner_credentials,
+)
+from airflow_tune_restore.exceptions import (
+    ExperimentRunningError,
+    LeaseHeldError,
+    LeaseLostError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusals, plan_restore
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_BUSY = 3
+EXIT_SIGNAL = 128
+"""Plus the number of the signal, as shells do: 130 after Ctrl-C (as Typer does), 143 after SIGTERM."""
+
+_SAME_STOP_SECONDS = 2.0
+"""Signals within it are one: `timeout` of GNU signals the command, and at once its process group."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its panels cut the names of options off in a narrow terminal
+)
+
+
+def _show_version(is_asked: bool) -> None:  # noqa: FBT001  Typer's signature
+    if is_asked:
+        output.print_versions()
+        raise typer.Exit
+
+
+@app.callback()
+def tune_restore(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the versions of this package, of Python and of Ray.",
+        ),
+    ] = False,
+) -> None:
+    """Restore failed Ray Tune experiments."""
+
+
+@app.command()
+@with_options
+def scan(
+    prefix: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="Where to look: a path or a URL.")
+    ],
+    *,
+    options: ScanOptions,
+    as_json: Json = False,
+) -> None:
+    """List the experiments at or below PREFIX, and their health."""
+    from airflow_tune_restore.cli.scan import scan_prefix
+
+    store = open_place(prefix, in_bulk=True)
+    with _sigterm_as_ctrl_c():  # it may be writing the index
+        reports = scan_prefix(store, options)
+    around = None if reports else experiment_around(prefix, store)
+    output.print_reports(
+        reports, prefix=store.uri, around=around, explain=options.explain, as_json=as_json
+    )
+
+
+@app.command(short_help="Show what a restore would do. Writes nothing.")
+@with_options
+def plan(experiment: ExperimentUri, *, options: PlanOptions, as_json: Json = False) -> None:
+    """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
+    store = open_experiment(experiment, in_bulk=True)
+    made = plan_restore(store, "preview", PrepareOptions(choices=options.choices())).plan
+    refusals = foresee_refusals(store, made, stale_after=options.stale_after)
+    output.print_plan(made, refusals, as_json=as_json)
+
+
+@app.command(short_help="Plan, run and commit a restore.")
+@with_options
+def restore(
+    context: typer.Context,
+    experiment: ExperimentUri,
+    *,
+    plan: PlanOptions,
+    run: RunOptions,
+    where: LauncherOptions,
+    lease: LeaseOptions,
+    as_json: Json = False,
+) -> None:
+    """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
+
+    Samples that were never drawn are drawn by the original searcher, or by --search-alg. With
+    --param-space, an experiment that never started is started.
+
+    Ctrl-C (or SIGTERM) stops all trials: they save snapshots, and their progress is committed.
+
+    Exit code 0: every resumed trial finished and every sample is drawn, or there was nothing to do. 1:
+    trials failed again, a run broke off, or samples are left (progress is committed). 2: bad usage or
+    refused input. 3: the experiment is running, or another restore holds its lease. 130: Ctrl-C. 143:
+    SIGTERM.
+    """
+    from airflow_tune_restore.cli.lease import refuse_without_terminal
+    from airflow_tune_restore.cli.progress import Progress
+    from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
+    from airflow_tune_restore.restore.claim import RunnerSettings
+
+    if lease.break_lease and not lease.yes:
+        refuse_without_terminal()
+
+    options = RestoreOptions(
+        prepare=PrepareOptions(
+            choices=plan.choices(),
+            stale_after=plan.stale_after,
+            can_start=run.param_space is not None,
+            can_search=run.search_alg is not None,
+            name_option=flag_of,
+        ),
+        settings=RunnerSettings(
+            trainable=run.trainable,
+            param_space=run.param_space,
+            search_alg=run.search_alg,
+            imports=tuple(run.imports or ()),
+            address=where.runner_address,
+        ),
+        parallel=run.parallel,
+        check_timeout=run.check_timeout,
+        break_lease=lease.break_lease,
+        yes=lease.yes,
+    )
+    store = open_experiment(experiment)
+    with (
+        _sigterm_as_ctrl_c() as stop,
+        runner_credentials(experiment) as store_env,
+        Progress(quiet=as_json) as progress,
+    ):
+        try:
+            summary = restore_experiment(store, where.build(store_env), options, progress)
+        finally:
+            context.ensure_object(_Ending).trials_started = progress.has_started
+    output.print_summary(summary, experiment=store.uri, as_json=as_json)
+    if stop.signal:
+        raise typer.Exit(EXIT_SIGNAL + stop.signal)
+    if summary is not None and not summary.is_done:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(short_help="Let a quarantined trial run again.")
+def release(
+    experiment: ExperimentUri,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Trial id, as `plan` shows it.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Let a quarantined TRIAL of EXPERIMENT run again: its failures so far no longer count."""
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
+    from airflow_tune_restore.cli.restore import holder
+    from airflow_tune_restore.restore.release import release_trials
+
+    store = open_experiment(experiment)
+    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+        released = release_trials(store, [trial], holder=holder(), on_wait=show_waits(progress))
+    output.print_released(released[trial], experiment=store.uri, trial_id=trial, as_json=as_json)
+
+
+@app.command(short_help="Undo the last commit.")
+def undo(
+    experiment: ExperimentUri,
+    *,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask. Needed where nobody can answer.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Undo the last commit to EXPERIMENT, unless something newer was written since.
+
+    It asks before it deletes anything. Exit code 1: the answer was no.
+    """
+    from airflow_tune_restore.cli.lease import show_waits
+    from airflow_tune_restore.cli.progress import Progress
+    from airflow_tune_restore.cli.restore import holder
+    from airflow_tune_restore.restore.undo import foresee_undo, undo_commit
+
+    store = open_experiment(experiment)
+    foreseen = foresee_undo(store)
+    with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
+        if not yes and not output.confirm_undo(foreseen, progress):
+            raise typer.Exit(EXIT_FAILED)
+        undone = undo_commit(
+            store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
+        )
+    output.print_undone(undone, as_json=as_json)
+
+
+def run() -> None:
+    """Run the command line; an error of this package is one sentence on stderr."""
+    ending = _Ending()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal shows the rest
+    gc.disable()  # a short process with many small values and few cycles
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app(obj=ending)
+    except TuneRestoreError as error:
+        output.print_error(error)
+        is_busy = isinstance(error, ExperimentRunningError | LeaseHeldError | LeaseLostError)
+        sys.exit(EXIT_BUSY if is_busy else EXIT_REFUSED)
+    except SystemExit as ended:
+        if ended.code in (EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM):
+            output.print_stopped(trials_started=ending.trials_started)
+        raise
+
+
+@dataclass
+class _Ending:
+    """How far a command came: `restore` has started trials."""
+
+    trials_started: bool = False
+
+
+@dataclass
+class _Stop:
+    """The first signal that has stopped the block; 0 if none has."""
+
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c(monotonic: Callable[[], float] = time.monotonic) -> Iterator[_Stop]:
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt, until the block ends. No signal counts twice.
+
+    Raises:
+        typer.Exit: If the block does not catch it, with the exit code of the signal. While the process
+            ends, another signal ends it at once: an exception would be a traceback.
+    """
+    stop, last, is_ending = _Stop(), -_SAME_STOP_SECONDS, False
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        now = monotonic()
+        if now - last < _SAME_STOP_SECONDS:
+            return
+        last = now
+        if is_ending:
+            os._exit(EXIT_SIGNAL + number)
+        stop.signal = stop.signal or number
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as in a background job of a script
+            signal.signal(number, interrupt)
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        is_ending = True
+        before.clear()  # the process keeps these handlers
+        raise typer.Exit(EXIT_SIGNAL + (stop.signal or signal.SIGINT)) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
