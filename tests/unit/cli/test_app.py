@@ -802,11 +802,12 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     assert f"note: 1 quarantined (bad); {release} lets bad run again" in out
     code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
     assert (code, "Nothing to restore" in out) == (0, True)
-    assert "1 quarantined (bad)" in " ".join(err.split())
+    assert "1 quarantined (bad)" in " ".join((out + err).split())
 
     code, out, _ = tune_restore("release", experiment, "bad")
     assert code == 0
     assert "Trial bad runs again with the next restore" in out
+    assert "(an ERROR trial: with --resume-errored, resume_errored=True)" in out
     assert "its 2 failed attempts no longer count" in out
     assert json.loads(tune_restore("scan", tmp_path, "--json")[1])[0]["quarantined"] == []
     _, out, _ = tune_restore("plan", *arguments, "--json")
