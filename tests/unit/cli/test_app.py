@@ -705,11 +705,11 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
         (("plan", "{x}", "--strategy", "sideways"), "sideways"),
         (
             ("plan", "/nowhere/at/all"),
-            "/nowhere/at/all cannot be read: it has neither a tuner.pkl nor an experiment state",
+            "/nowhere/at/all does not exist.",
         ),
         (
             ("restore", "/nowhere/at/all", "--trainable", "m:t"),
-            "it has neither a tuner.pkl nor an experiment state",
+            "/nowhere/at/all does not exist.",
         ),
         (("plan", "s3://conn@bucket/x"), "Airflow has no connection 'conn'"),
         (("restore", "{x}"), "trainable"),
