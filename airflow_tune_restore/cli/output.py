@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from airflow_tune_restore.cli.progress import Progress
+    from airflow_tune_restore.cli.restore import NothingToRestore
 
 _HEALTH_STYLES: Mapping[str, str] = {
     Health.FINISHED: "green",
@@ -157,12 +158,14 @@ def _print_trials(plan: RestorePlan) -> None:
     _write(out, text)
 
 
-def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:
-    """Print the result of a restore; None if there was nothing to do."""
+def print_summary(
+    summary: "CommitSummary | NothingToRestore | None", *, experiment: str, as_json: bool
+) -> None:
+    """Print the result of a restore; None if another one has done its work meanwhile."""
     if as_json:
         _print_json(_summary_json(summary, experiment))
         return
-    if summary is None:
+    if not isinstance(summary, CommitSummary):
         _print(f"Nothing to restore in {experiment}.")
         return
     out = _out()
@@ -266,9 +269,18 @@ def _trial_json(trial: TrialPlan) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in shown.split()}
 
 
-def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, Any]:
-    if summary is None:
-        return {"experiment": experiment, "state_file": None, "failed": [], "trials": []}
+def _summary_json(
+    summary: "CommitSummary | NothingToRestore | None", experiment: str
+) -> dict[str, Any]:
+    if not isinstance(summary, CommitSummary):
+        nothing: dict[str, Any] = {
+            "experiment": experiment,
+            "state_file": None,
+            "failed": [],
+            "trials": [],
+        }
+        why = asdict(summary) if summary else {"reason": "", "quarantined": []}
+        return nothing | why
     shown = "experiment restore_id state_file samples_left searcher_lost broke_off"
     return {name: getattr(summary, name) for name in shown.split()} | {
         "failed": [change.trial_id for change in summary.failed],

@@ -134,13 +134,13 @@ class CommitSummary:
         )
 
     def describe_failures(self) -> list[str]:
-        """Return a sentence for each of the trials that failed: the error, its place, the iteration."""
+        """Return a sentence for each trial that did not finish: the error, its place, the iteration."""
         failed = self.failed
-        sentences = [f"Trial {change.trial_id} failed: {change.note}." for change in failed]
+        sentences = [f"Trial {change.trial_id} did not finish: {change.note}." for change in failed]
         if len(failed) <= _SHOWN_FAILURES:
             return sentences
         more = counted(len(failed) - _SHOWN_FAILURES, "more trial")
-        return [*sentences[:_SHOWN_FAILURES], f"{more} failed: the table has the errors."]
+        return [*sentences[:_SHOWN_FAILURES], f"{more} did not finish: the table has the errors."]
 
     def describe_changes(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the changes as plain values of strict JSON; above `limit`, only trials that were run.

@@ -804,6 +804,11 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     assert (code, "Nothing to restore" in out) == (0, True)
     assert "1 quarantined (bad)" in " ".join((out + err).split())
 
+    code, out, _ = tune_restore("restore", *arguments, "--trainable", "m:t", "--json")
+    nothing = json.loads(out)
+    assert (code, nothing["failed"], nothing["quarantined"]) == (0, [], ["bad"])
+    assert "1 quarantined (bad)" in nothing["reason"]
+
     code, out, _ = tune_restore("release", experiment, "bad")
     assert code == 0
     assert "Trial bad runs again with the next restore" in out

@@ -19,7 +19,7 @@ from airflow_tune_restore.restore.prepare import (
 )
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
-from tests.support.records import night
+from tests.support.records import PLACE, night
 
 DONE = make_row("done", last_result={"training_iteration": 4, "done": True}, last_result_time=4.0)
 BAD, WORSE = (make_row(name, status="ERROR", error=True) for name in ("bad", "worse"))
@@ -145,3 +145,11 @@ def test_refusals_are_errors_so_that_a_preview_can_put_those_at_work_first(tmp_p
 )  # fmt: skip
 def test_a_share_is_counted_in_words(part, whole, words):
     assert share(part, whole, "trial") == words
+
+
+def test_each_trial_that_did_not_finish_has_a_sentence_with_place_and_iteration(tmp_path):
+    experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
+    summary = night(open_store(str(experiment)), "n1")
+    (sentence,) = summary.describe_failures()
+    assert sentence.startswith("Trial bad did not finish: ")
+    assert sentence.endswith(f", at {PLACE}, after iteration 3.")
