@@ -139,6 +139,7 @@ def restore(
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import RestoreOptions, restore_experiment
     from airflow_tune_restore.restore.claim import RunnerSettings
+    from airflow_tune_restore.restore.summary import CommitSummary
 
     if lease.break_lease and not lease.yes:
         refuse_without_terminal()
@@ -176,7 +177,7 @@ def restore(
     output.print_summary(summary, experiment=store.uri, as_json=as_json)
     if stop.signal:
         raise typer.Exit(EXIT_SIGNAL + stop.signal)
-    if summary is not None and not summary.is_done:
+    if isinstance(summary, CommitSummary) and not summary.is_done:
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -22,24 +22,22 @@ from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
+from airflow_tune_restore.restore.columns import Column, needed_width, render, render_columns
 from airflow_tune_restore.restore.kept import describe_kept
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.release import describe_released
-from airflow_tune_restore.restore.summary import CommitSummary, render
-from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
+from airflow_tune_restore.restore.summary import CommitSummary
+from airflow_tune_restore.restore.trial_table import coloured, render_trials
 from airflow_tune_restore.restore.undo import UndoneCommit
 from airflow_tune_restore.storage.location import Location, explain_percent
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from airflow_tune_restore.cli.progress import Progress
-
-_BESIDE_EXPERIMENT = 70
-"""Columns of a terminal that the other columns of a scan need to be read well."""
+    from airflow_tune_restore.cli.restore import NothingToRestore
 
 _HEALTH_STYLES: Mapping[str, str] = {
     Health.FINISHED: "green",
@@ -71,23 +69,22 @@ def print_reports(
         _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.{where}")
         return
     out = _out()
-    longest = max(len(report.experiment) for report, _ in reports)
-    is_narrow = out.is_terminal and longest + _BESIDE_EXPERIMENT > out.width
-    if is_narrow:
+    places = [report.experiment for report, _ in reports]
+    counts = [" ".join(f"{n} {status}" for status, n in r.trials.items()) for r, _ in reports]
+    written = [r.last_write and f"{r.last_write:%Y-%m-%d %H:%M:%S}" for r, _ in reports]
+    columns = [
+        Column("experiment", places),
+        Column("health", [coloured(r.health.value, _HEALTH_STYLES) for r, _ in reports]),
+        Column("trials", [coloured(text) for text in counts]),
+        Column("last write (UTC)", [text or "-" for text in written]),
+        Column("why", [r.reason + (f"; {len(q)} quarantined" if q else "") for r, q in reports]),
+    ]
+    if out.is_terminal and needed_width(columns) > out.width:
         _print(f"Experiments below {prefix}:")
-    table = _table("experiment", "health", "trials", "last write (UTC)", "why", whole=("health",))
-    for report, quarantined in reports:
-        counts = " ".join(f"{n} {status}" for status, n in report.trials.items())
-        written = f"{report.last_write:%Y-%m-%d %H:%M:%S}" if report.last_write else "-"
-        _add_row(
-            table,
-            _below(prefix, report.experiment) if is_narrow else report.experiment,
-            coloured(report.health.value, _HEALTH_STYLES),
-            coloured(counts),
-            written,
-            report.reason + (f"; {len(quarantined)} quarantined" if quarantined else ""),
-        )
-    _print_table(table)
+        columns[0] = Column("experiment", [_below(prefix, place) for place in places])
+    # a pipe has no width
+    width = out.width if out.is_terminal else max(out.width, needed_width(columns))
+    _write(out, render_columns(columns, width, in_colour=_is_in_colour(out)))
     if explain:
         for report, _ in reports:
             _print_evidence(report)
@@ -124,21 +121,7 @@ def print_plan(
     for error in busy:
         about = str(error).replace(error.experiment, "This experiment", 1)
         _print(about, {"This experiment": "bold yellow"})
-    parameters = [trial.parameters for trial in plan.trials]
-    names, left_out = fitting_parameters(parameters, _out().width, more=plan.more_parameters)
-    headings = ("trial", *names, "status", "action", "checkpoint", "iteration", "why")
-    table = _table(*headings, whole=("trial", "status", "action"))
-    for trial in plan.trials:
-        _add_row(
-            table,
-            *(trial.trial_id, *(trial.parameters.get(name, "-") for name in names)),
-            *(coloured(trial.status.value), trial.action.value, trial.checkpoint or "-"),
-            str(trial.iteration) if trial.action in RUN_ACTIONS else "-",
-            printable(trial.reason),
-        )
-    _print_table(table)
-    if left_out:
-        _print(left_out)
+    _print_trials(plan)
     left = "samples" if plan.samples_left is None else counted(plan.samples_left, "sample")
     unknown = ": unknown" if plan.samples_left is None else ""
     to_run = share(len(plan.to_run), len(plan.trials), "trial")
@@ -153,16 +136,42 @@ def print_plan(
             _print(f"note: a restore would be refused now: {refusal}")
 
 
-def print_summary(summary: CommitSummary | None, *, experiment: str, as_json: bool) -> None:
-    """Print the result of a restore; None if there was nothing to do."""
+def _print_trials(plan: RestorePlan) -> None:
+    trials, out = plan.trials, _out()
+    columns = [
+        Column("trial", [trial.trial_id for trial in trials]),
+        Column("status", [coloured(trial.status.value) for trial in trials]),
+        Column("action", [trial.action.value for trial in trials]),
+        Column("checkpoint", [trial.checkpoint or "-" for trial in trials]),
+        Column("iteration", [str(t.iteration) if t.action in RUN_ACTIONS else "-" for t in trials]),
+        Column("why", [trial.reason for trial in trials]),
+    ]
+    repeats = all((trial.checkpoint or "") in trial.reason for trial in trials)
+    text = render_trials(
+        columns,
+        [trial.parameters for trial in trials],
+        out.width,
+        more=plan.more_parameters,
+        optional="checkpoint" if repeats else "",
+        in_colour=_is_in_colour(out),
+    )
+    _write(out, text)
+
+
+def print_summary(
+    summary: "CommitSummary | NothingToRestore | None", *, experiment: str, as_json: bool
+) -> None:
+    """Print the result of a restore; None if another one has done its work meanwhile."""
     if as_json:
         _print_json(_summary_json(summary, experiment))
         return
-    if summary is None:
+    if not isinstance(summary, CommitSummary):
         _print(f"Nothing to restore in {experiment}.")
         return
     out = _out()
     _write(out, summary.table(out.width, in_colour=_is_in_colour(out)))
+    for sentence in summary.describe_failures():
+        _print(sentence)
     _print(summary.headline())
 
 
@@ -262,9 +271,18 @@ def _trial_json(trial: TrialPlan) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in shown.split()}
 
 
-def _summary_json(summary: CommitSummary | None, experiment: str) -> dict[str, Any]:
-    if summary is None:
-        return {"experiment": experiment, "state_file": None, "failed": [], "trials": []}
+def _summary_json(
+    summary: "CommitSummary | NothingToRestore | None", experiment: str
+) -> dict[str, Any]:
+    if not isinstance(summary, CommitSummary):
+        nothing: dict[str, Any] = {
+            "experiment": experiment,
+            "state_file": None,
+            "failed": [],
+            "trials": [],
+        }
+        why = asdict(summary) if summary else {"reason": "", "quarantined": []}
+        return nothing | why
     shown = "experiment restore_id state_file samples_left searcher_lost broke_off"
     return {name: getattr(summary, name) for name in shown.split()} | {
         "failed": [change.trial_id for change in summary.failed],
@@ -278,9 +296,8 @@ def _print(text: str, styles: Mapping[str, str] | None = None) -> None:
     out.print(coloured(shown, styles) if styles and _is_in_colour(out) else shown)
 
 
-def _add_row(table: "Table", *cells: "str | Text") -> None:
-    """Add a row of strings, and of what `coloured` has made."""
-    table.add_row(*(printable(c, NOTE_LENGTH) if isinstance(c, str) else c for c in cells))
+def _add_row(table: "Table", *cells: str) -> None:
+    table.add_row(*(printable(cell, NOTE_LENGTH) for cell in cells))
 
 
 def _print_table(table: "Table") -> None:
@@ -298,14 +315,13 @@ def _is_in_colour(out: "Console") -> bool:
     return out.is_terminal and out.color_system is not None and not out.no_color
 
 
-def _table(*headings: str, whole: Sequence[str] = ()) -> "Table":
-    """Make a table; cells of `whole` columns are not broken into lines in a narrow terminal."""
+def _table(*headings: str) -> "Table":
     from rich import box  # not needed with --json
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        table.add_column(printable(heading), overflow="fold", no_wrap=heading in whole)
+        table.add_column(printable(heading), overflow="fold")
     return table
 
 

@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.examine import is_experiment
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ def open_experiment(address: str, *, in_bulk: bool = False) -> ObjectStore:
     """Open an experiment. One level too high or too low in the tree is refused with the way to go on.
 
     Raises:
-        InvalidInputError: As `open_place`; or if experiments lie below the address, or around it.
+        InvalidInputError: As `open_place`; or if the address is a path that does not exist, or if
+            experiments lie below it, or around it.
     """
     store = open_place(address, in_bulk=in_bulk)
+    if isinstance(store, LocalStore):
+        _check_exists(store.uri)
     entries = store.list_dir()
     if is_experiment(entries):
         return store
@@ -57,6 +61,16 @@ def open_experiment(address: str, *, in_bulk: bool = False) -> ObjectStore:
             f"`tune-restore scan {quote(address)}` lists them."
         )
     return store
+
+
+def _check_exists(path: str) -> None:
+    """Refuse a path that does not exist; the listing reports every other error."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        raise InvalidInputError(f"{path} does not exist.") from None
+    except OSError:
+        return
 
 
 def experiment_around(address: str, store: ObjectStore) -> str | None:

@@ -19,6 +19,7 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printa
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.prepare import (
     PreparedRestore,
     PrepareOptions,
@@ -54,12 +55,20 @@ class RestoreOptions:
     yes: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NothingToRestore:
+    """An experiment that needs no restore: the reason, and the ids of its quarantined trials."""
+
+    reason: str
+    quarantined: list[str]
+
+
 def restore_experiment(
     store: ObjectStore, launcher: Launcher, options: RestoreOptions, progress: Progress
-) -> CommitSummary | None:
+) -> CommitSummary | NothingToRestore | None:
     """Restore the experiment at the store's root, then draw the samples that are left.
 
-    The summary is None if there was nothing to do.
+    The summary is None if another restore has done the work meanwhile.
 
     Raises:
         ExperimentRunningError: If it is running.
@@ -73,7 +82,9 @@ def restore_experiment(
     prepared = prepare_restore(store, base_id, options.prepare)
     if isinstance(prepared, str):
         progress.say(prepared)
-        return None
+        ledger, _ = read_ledger(store)
+        held = ledger.quarantined(options.prepare.choices.max_attempts)
+        return NothingToRestore(reason=prepared, quarantined=list(held))
     for warning in prepared.plan.warnings:
         progress.say(f"note: {printable(warning, NOTE_LENGTH)}")
     has_work = bool(prepared.plan.has_work or prepared.plan.samples_left)

@@ -169,8 +169,9 @@ def _visit(
         report, is_one = examine_listed(store, entries, path, options)
         if is_one:
             if not path and any(_may_hold_experiments(store, entry) for entry in entries):
-                # a user who can write to a prefix can make it one, and hide all of its experiments
-                log.warning(
+                # a user who can write to a prefix can make it one, and hide all of its experiments; but
+                # each scan of one experiment is here, too: Airflow's logs show it, the shell does not
+                log.info(
                     "%s is an experiment itself, so a scan does not look below it. That is right for the "
                     "address of one experiment. If experiments lie below it, scan the directories below.",
                     printable(store.uri),

@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
-from airflow_tune_restore.restore.summary import TABLE_WIDTH, CommitSummary, render
+from airflow_tune_restore.restore.columns import render
+from airflow_tune_restore.restore.summary import TABLE_WIDTH, CommitSummary
 
 COMMIT_FAILED = "commit_failed"
 """What became of an experiment whose restore was started, but could not be committed."""

@@ -11,9 +11,10 @@ from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.operators.operation import describe_release
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.restore.columns import render
 from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
-from airflow_tune_restore.restore.summary import TABLE_WIDTH, render
+from airflow_tune_restore.restore.summary import TABLE_WIDTH
 
 MAX_TRIALS = 1000
 """With more trials, log and XCom leave out the rest."""

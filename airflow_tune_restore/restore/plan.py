@@ -47,7 +47,7 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
         reason: For people.
         resources: The resources it requests, as `{"CPU": 1.0}`.
         new_trial_id: Id of the trial that takes its row; for `restart` only.
-        quarantined: Whether it is kept only because it failed too often.
+        quarantined: Whether it is kept, and no flag would run it, because it failed too often.
         runs_with: The option that would run it; None if it is run, or if none of these would.
         parameters: The values of the parameters in which the trials differ, for people.
     """

@@ -92,8 +92,7 @@ def build_plan(
     chosen = choices_for(experiment, choices)
     skip = ResumeType.SKIP
     wanted = [trial for trial in in_order if chosen.get(trial.trial_id, skip) is not skip]
-    would_run = {trial.trial_id for trial in wanted if trial.status is not TrialStatus.TERMINATED}
-    reasons = {key: why for key, why in (quarantined or {}).items() if key in would_run}
+    reasons = _quarantine_reasons(in_order, chosen, quarantined or {})
     trainable = _trainable_name(experiment, wanted)
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
     kept = {
@@ -117,6 +116,7 @@ def build_plan(
             allow_scratch=choices.allow_scratch,
             is_cut_short=trial.trial_id in cut_short,
             is_named=bool(choices.trials),
+            is_quarantined=trial.trial_id in (quarantined or {}),
         )
         for trial in in_order
     )
@@ -211,11 +211,12 @@ def _plan_trial(
     allow_scratch: bool,
     is_cut_short: bool,
     is_named: bool,
+    is_quarantined: bool,
 ) -> TrialPlan:
     status = trial.status
     if choice is ResumeType.SKIP:
         option = None
-        if not trial.unusable:
+        if not trial.unusable and not is_quarantined:
             option = _option_to_run(status, is_cut_short=is_cut_short, is_named=is_named)
         if status in UNFINISHED:
             reason = f"{status}, not resumed: becomes TERMINATED"
@@ -268,6 +269,22 @@ def _refusals(
         and trial.trial_id not in unusable
         and trial.trial_id in wanted
     ]
+
+
+def _quarantine_reasons(
+    trials: list[Trial], chosen: Mapping[str, ResumeType], quarantined: Mapping[str, str]
+) -> dict[str, str]:
+    """Return why chosen trials that would run, or that stay as they are, are in quarantine.
+
+    A finished trial is not one of them; nor is an unfinished one that the flags make TERMINATED.
+    """
+
+    def ends(trial: Trial) -> bool:
+        is_skipped = chosen[trial.trial_id] is ResumeType.SKIP
+        return trial.status is TrialStatus.TERMINATED or (trial.status in UNFINISHED and is_skipped)
+
+    kept = [trial for trial in trials if trial.trial_id in chosen and not ends(trial)]
+    return {t.trial_id: quarantined[t.trial_id] for t in kept if t.trial_id in quarantined}
 
 
 def _quarantined(trial: Trial, why: str, experiment: str) -> TrialPlan:

@@ -99,10 +99,10 @@ def prepare_restore(
         return _committable(prepared)
     if prepared.experiment.samples_left and not options.choices.trials:
         return _committable(_with_search_plan(prepared, options))
-    text = f"{prepared.health_reason}; with these flags every trial stays as it is"
     news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
     kept = describe_kept(prepared.plan, options.name_option)
-    return "; ".join([text, *kept, *news[:_SHOWN_WARNINGS]])
+    stays = kept or ["every trial stays as it is"]
+    return "; ".join([prepared.health_reason, *stays, *news[:_SHOWN_WARNINGS]])
 
 
 def prepare_continued_search(

@@ -65,6 +65,6 @@ def describe_released(trial_id: str, experiment: str, history: History) -> str:
     """Return what a release has changed, in one sentence."""
     failed = counted(len(history.released), "failed attempt")
     return (
-        f"Trial {trial_id} runs again with the next restore of {experiment}; its {failed} no longer "
-        "count."
+        f"Trial {trial_id} runs again with the next restore of {experiment} that resumes it (an ERROR "
+        f"trial: with --resume-errored, resume_errored=True); its {failed} no longer count."
     )

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
 from airflow_tune_restore.experiments.parameters import Varying, find_varying
@@ -11,18 +10,16 @@ from airflow_tune_restore.experiments.state import State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import counted, printable, share
-from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerOutcome, TrialAction
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, Result, RunnerOutcome, TrialAction
+from airflow_tune_restore.restore.columns import Column
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
-from airflow_tune_restore.restore.trial_table import coloured, fitting_parameters
-
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
+from airflow_tune_restore.restore.trial_table import coloured, render_trials
 
 TABLE_WIDTH = 160
 NO_OUTCOME = "its runner exited without recording an outcome"
 _SUGGESTED = "a sample that the search suggested now"
 _SHOWN_IDS = 5
+_SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,31 +117,30 @@ class CommitSummary:
 
     def table(self, width: int = TABLE_WIDTH, *, in_colour: bool = False) -> str:
         """Render before and after as text; in colour for a terminal, never for a log."""
-        from rich import box  # its import takes longer than a plan
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        rows = [change.parameters for change in self.changes]
-        names, left_out = fitting_parameters(rows, width, more=self.more_parameters)
-        table.add_column("trial", no_wrap=True)
-        for heading in (*names, "before", "after", "iterations"):
-            table.add_column(printable(heading), no_wrap=True)
+        changes = self.changes
+        columns = [
+            Column("trial", [_arrow(c.trial_id, c.final_trial_id) for c in changes]),
+            Column("before", [coloured(c.status_before or "-") for c in changes]),
+            Column("after", [coloured(c.status_after) for c in changes]),
+            Column("iterations", [_arrow(c.iteration_before, c.iteration_after) for c in changes]),
+        ]
         if self.metric:
-            table.add_column(printable(self.metric), no_wrap=True)
-        table.add_column("what happened", overflow="fold")
-        for change in self.changes:
-            cells: list[str | Text] = [
-                _arrow(change.trial_id, change.final_trial_id),
-                *(printable(change.parameters.get(name, "-")) for name in names),
-                coloured(change.status_before.value if change.status_before else "-"),
-                coloured(change.status_after.value),
-                _arrow(change.iteration_before, change.iteration_after),
-            ]
-            if self.metric:
-                cells.append(_arrow(_number(change.metric_before), _number(change.metric_after)))
-            table.add_row(*cells, printable(f"{change.action}: {change.note}"))
-        text = render(table, width, in_colour=in_colour)
-        return f"{text}\n{left_out}" if left_out else text
+            metrics = [(_number(c.metric_before), _number(c.metric_after)) for c in changes]
+            columns.append(Column(self.metric, [_arrow(*pair) for pair in metrics]))
+        columns.append(Column("what happened", [f"{c.action}: {c.note}" for c in changes]))
+        parameters = [change.parameters for change in changes]
+        return render_trials(
+            columns, parameters, width, more=self.more_parameters, in_colour=in_colour
+        )
+
+    def describe_failures(self) -> list[str]:
+        """Return a sentence for each trial that did not finish: the error, its place, the iteration."""
+        failed = self.failed
+        sentences = [f"Trial {change.trial_id} did not finish: {change.note}." for change in failed]
+        if len(failed) <= _SHOWN_FAILURES:
+            return sentences
+        more = counted(len(failed) - _SHOWN_FAILURES, "more trial")
+        return [*sentences[:_SHOWN_FAILURES], f"{more} did not finish: the table has the errors."]
 
     def describe_changes(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the changes as plain values of strict JSON; above `limit`, only trials that were run.
@@ -186,24 +182,6 @@ class CommitSummary:
             text += f"; {counted(self.samples_left, 'sample')} {were} never drawn"
         where = f"committed as {self.state_file}" if self.state_file else "nothing had changed"
         return f"{text}; {where}."
-
-
-def render(table: "Table", width: int, *, in_colour: bool = False) -> str:
-    """Return a table as text, without the empty lines that rich puts around it."""
-    from rich.console import Console
-
-    text = StringIO()
-    console = Console(
-        file=text,
-        width=width,
-        force_terminal=in_colour,
-        color_system="standard" if in_colour else None,
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
-    console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
 
 def summarise(
@@ -283,10 +261,19 @@ def _note(
     if trial.action not in RUN_ACTIONS:
         return trial.reason
     if outcome is not None:
-        return outcome.describe_error() if outcome.error else trial.reason
+        return _describe_end(outcome) if outcome.error else trial.reason
     if not has_changed:
         return "was not started"
     return "the run broke off" if broke_off else NO_OUTCOME
+
+
+def _describe_end(outcome: RunnerOutcome) -> str:
+    """Return the error of an attempt; for one that failed, with its place and iteration."""
+    error = outcome.describe_error().rstrip(".")
+    if outcome.result != Result.FAILED:
+        return error
+    place = f", at {outcome.place}" if outcome.place else ""
+    return f"{error}{place}, after iteration {outcome.iteration}"
 
 
 def _metric(trial: Trial | None, name: str | None) -> float | None:

@@ -193,7 +193,8 @@ class Hosts:
         launcher = HostLauncher(self.runner, env or {})
         # a runner that ends itself because it was silent for too long ends its host
         with mock.patch.object(shell, "TTL_SECONDS", TTL_SECONDS):
-            return shell.restore_experiment(open_store(uri), launcher, chosen, Progress(quiet=True))
+            done = shell.restore_experiment(open_store(uri), launcher, chosen, Progress(quiet=True))
+        return done if isinstance(done, CommitSummary) else None
 
 
 class HostLauncher:

@@ -706,11 +706,11 @@ def test_nothing_to_do_is_said_and_is_no_failure(tune_restore, tmp_path):
         (("plan", "{x}", "--strategy", "sideways"), "sideways"),
         (
             ("plan", "/nowhere/at/all"),
-            "/nowhere/at/all cannot be read: it has neither a tuner.pkl nor an experiment state",
+            "/nowhere/at/all does not exist.",
         ),
         (
             ("restore", "/nowhere/at/all", "--trainable", "m:t"),
-            "it has neither a tuner.pkl nor an experiment state",
+            "/nowhere/at/all does not exist.",
         ),
         (("plan", "s3://conn@bucket/x"), "Airflow has no connection 'conn'"),
         (("restore", "{x}"), "trainable"),
@@ -803,11 +803,17 @@ def test_a_quarantined_trial_is_shown_and_not_run_until_it_is_released(tune_rest
     assert f"note: 1 quarantined (bad); {release} lets bad run again" in out
     code, out, err = tune_restore("restore", *arguments, "--trainable", "m:t")
     assert (code, "Nothing to restore" in out) == (0, True)
-    assert "1 quarantined (bad)" in " ".join(err.split())
+    assert "1 quarantined (bad)" in " ".join((out + err).split())
+
+    code, out, _ = tune_restore("restore", *arguments, "--trainable", "m:t", "--json")
+    nothing = json.loads(out)
+    assert (code, nothing["failed"], nothing["quarantined"]) == (0, [], ["bad"])
+    assert "1 quarantined (bad)" in nothing["reason"]
 
     code, out, _ = tune_restore("release", experiment, "bad")
     assert code == 0
     assert "Trial bad runs again with the next restore" in out
+    assert "(an ERROR trial: with --resume-errored, resume_errored=True)" in out
     assert "its 2 failed attempts no longer count" in out
     assert json.loads(tune_restore("scan", tmp_path, "--json")[1])[0]["quarantined"] == []
     _, out, _ = tune_restore("plan", *arguments, "--json")

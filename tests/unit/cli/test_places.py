@@ -121,3 +121,10 @@ def test_without_airflow_one_sentence_tells_what_to_do():
     )
     assert "leave out the part before '@'" in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize("command", ["plan", "restore", "undo"])
+def test_a_path_that_does_not_exist_is_named_in_one_sentence(tune_restore, tmp_path, command):
+    needed = ("--trainable", "m:t") if command == "restore" else ()
+    code, _, err = tune_restore(command, tmp_path / "nothing", *needed)
+    assert (code, err) == (2, f"error: {tmp_path / 'nothing'} does not exist.\n")

@@ -71,10 +71,10 @@ def test_parameters_that_differ_stand_in_the_table_before_and_after_and_in_its_j
 def test_a_narrow_table_has_fewer_columns_and_a_note_on_the_others():
     rows = [{"lr": "0.1", "batch": "32", "optimizer/name": "adam"}, {"lr": "0.2"}]
     assert fitting_parameters(rows, 200) == (["lr", "batch", "optimizer/name"], "")
-    shown, note = fitting_parameters(rows, 40)
+    shown, note = fitting_parameters(rows, 45)
     assert shown == ["lr", "batch"]
     assert note.startswith("The trials also differ in optimizer/name. ")
-    _, note = fitting_parameters(rows, 40, more=2)
+    _, note = fitting_parameters(rows, 45, more=2)
     assert note.startswith("The trials also differ in optimizer/name and 2 more. ")
     _, note = fitting_parameters(rows, 200, more=2)
     assert note.startswith("The trials also differ in 2 parameters. ")
@@ -157,3 +157,62 @@ def test_a_status_of_a_forged_index_is_not_obeyed(capsys):
     output.print_reports([(report, [])], prefix="s3://b", as_json=False)
     line = capsys.readouterr().out.splitlines()[2]
     assert line.split() == ["s3://b/x", "errored", "1", "[red]", "-"]
+
+
+LONG = make_row(
+    "676fe_00003",
+    config={"lr": 0.1, "optimizer": "adam-with-weight-decay"},
+    status="ERROR",
+    error=True,
+    checkpoint=True,
+    last_result={"training_iteration": 4},
+)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    other = make_row("676fe_00001", config={"lr": 0.2, "optimizer": "sgd"}, status="RUNNING")
+    return make_experiment(tmp_path / "team" / "a-sweep-with-a-long-name", [LONG, other])
+
+
+@pytest.mark.parametrize("columns", [60, 70, 80, 100, 120, 160])
+def test_a_narrow_plan_keeps_ids_and_statuses_whole_and_needs_few_lines(
+    tune_restore, sweep, terminal, monkeypatch, columns
+):
+    terminal(columns)
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = tune_restore("plan", sweep, "--resume-errored", "--stale-after", "0")
+    table = out[: out.index(" to run;")].splitlines()
+    assert all(len(line) <= columns for line in table if "also differ" not in line)
+    assert len(table) <= 12
+    for word in ("676fe_00003", "676fe_00001", "ERROR", "RUNNING", "resume"):
+        assert word in out.replace(",", " ").split()
+
+
+def test_the_narrowest_plan_has_a_block_per_trial(tune_restore, sweep, terminal, monkeypatch):
+    terminal(60)
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = tune_restore("plan", sweep, "--resume-errored")
+    blocks = out.splitlines()
+    start = blocks.index("676fe_00003")
+    assert blocks[start + 1].startswith("  lr 0.1, status ERROR, action keep")
+    assert blocks[start + 2].startswith("  ERROR, not resumed: ")
+
+
+def test_a_narrow_table_before_and_after_keeps_ids_whole(sweep):
+    prepared = plan_restore(open_store(str(sweep)), "r1", PrepareOptions())
+    state = prepared.experiment.state
+    summary = summarise(
+        prepared.plan, state_file=None, before=state, after=state, outcomes={}, samples_left=0
+    )
+    for width in (30, 60, 80, 160):
+        words = summary.table(width).replace(",", " ").split()
+        assert {"676fe_00003", "676fe_00001", "ERROR", "RUNNING"} <= set(words)
+
+
+@pytest.mark.parametrize("columns", [30, 70, 120])
+def test_a_scan_never_cuts_an_address_in_two(tune_restore, sweep, terminal, monkeypatch, columns):
+    terminal(columns)
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = tune_restore("scan", sweep.parents[1])
+    assert any("team/a-sweep-with-a-long-name" in line for line in out.splitlines())

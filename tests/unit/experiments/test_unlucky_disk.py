@@ -102,13 +102,15 @@ def test_nor_does_one_whose_reading_fails_unexpectedly(tmp_path, monkeypatch):
     assert verdicts(tmp_path)["good"] is Health.ERRORED
 
 
-def test_a_prefix_that_is_an_experiment_is_warned_of(tmp_path, caplog):
+def test_a_prefix_that_is_an_experiment_is_logged_and_not_shown_in_the_shell(tmp_path, caplog):
+    caplog.set_level("INFO")
     prefix = put_good(tmp_path, "prefix")
     assert list(verdicts(prefix)) == [str(prefix)]
     assert "does not look below it" not in caplog.text  # it holds no directory
     put_good(prefix)
     assert list(verdicts(prefix)) == [str(prefix)]
     assert f"{prefix} is an experiment itself, so a scan does not look below it" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}
     caplog.clear()
     assert list(verdicts(tmp_path)) == ["prefix"]
     assert "does not look below it" not in caplog.text

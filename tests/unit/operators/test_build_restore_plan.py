@@ -121,7 +121,7 @@ def test_a_finished_experiment_is_skipped_in_words(tmp_path):
 
 
 def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
-    with pytest.raises(AirflowSkipException, match="every trial stays as it is"):
+    with pytest.raises(AirflowSkipException, match=r"trials? stays? as"):
         plan(str(errored), resume_errored=False).execute(make_context())
 
 

@@ -10,6 +10,7 @@ from airflow_tune_restore.protocol.printable import share
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.kept import describe_kept, in_dag
+from airflow_tune_restore.restore.planner import build_plan
 from airflow_tune_restore.restore.prepare import (
     PrepareOptions,
     foresee_refusals,
@@ -18,6 +19,7 @@ from airflow_tune_restore.restore.prepare import (
 )
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import PLACE, night
 
 DONE = make_row("done", last_result={"training_iteration": 4, "done": True}, last_result_time=4.0)
 BAD, WORSE = (make_row(name, status="ERROR", error=True) for name in ("bad", "worse"))
@@ -81,7 +83,8 @@ def test_a_restore_with_nothing_to_do_names_the_flag(tmp_path, name_option, word
     experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
     options = PrepareOptions(name_option=name_option)
     text = prepare_restore(open_store(str(experiment)), "r1", options)
-    assert f"every trial stays as it is; 1 ERROR trial stays as it is: {words} or" in text
+    assert f"; 1 ERROR trial stays as it is: {words} or" in text
+    assert text.count("as it is") == 1
 
 
 def test_the_shell_shows_flags_and_json_the_option_of_each_trial(tmp_path, monkeypatch, capsys):
@@ -100,6 +103,32 @@ def test_the_shell_shows_flags_and_json_the_option_of_each_trial(tmp_path, monke
     assert trials == {"done": None, "bad": "resume_errored"}
 
 
+def test_a_quarantined_trial_is_shown_whatever_the_flags_are(tmp_path):
+    experiment = make_experiment(tmp_path / "exp", [DONE, BAD, WORSE])
+    store = open_store(str(experiment))
+    night(store, "n1", trial_id="bad")
+    night(store, "n2", trial_id="bad")
+    plan = plan_restore(store, "r1", PrepareOptions()).plan
+    bad = plan.trial("bad")
+    assert (bad.quarantined, bad.runs_with) == (True, None)
+    assert f"`tune-restore release {experiment} bad`" in bad.reason
+    assert any("1 quarantined (bad); `tune-restore release" in note for note in plan.warnings)
+    assert describe_kept(plan, in_dag) == [
+        "1 ERROR trial stays as it is: resume_errored=True or restart_errored=True would run it"
+    ]
+
+
+def test_an_unfinished_trial_in_quarantine_names_no_flag(tmp_path):
+    experiment = make_experiment(tmp_path / "exp", [DONE, HUNG])
+    prepared = plan_restore(open_store(str(experiment)), "r1", PrepareOptions())
+    skipped = PlanChoices(flags=ResumeFlags.from_flags(resume_unfinished=False))
+    plan = build_plan(
+        prepared.experiment, skipped, restore_id="r1", checkpoints={}, quarantined={"hung": "why"}
+    )
+    hung = plan.trial("hung")
+    assert (hung.action, hung.quarantined, hung.runs_with) == ("terminate", False, None)
+
+
 def test_refusals_are_errors_so_that_a_preview_can_put_those_at_work_first(tmp_path):
     experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
     store = open_store(str(experiment))
@@ -116,3 +145,11 @@ def test_refusals_are_errors_so_that_a_preview_can_put_those_at_work_first(tmp_p
 )  # fmt: skip
 def test_a_share_is_counted_in_words(part, whole, words):
     assert share(part, whole, "trial") == words
+
+
+def test_each_trial_that_did_not_finish_has_a_sentence_with_place_and_iteration(tmp_path):
+    experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
+    summary = night(open_store(str(experiment)), "n1")
+    (sentence,) = summary.describe_failures()
+    assert sentence.startswith("Trial bad did not finish: ")
+    assert sentence.endswith(f", at {PLACE}, after iteration 3.")
