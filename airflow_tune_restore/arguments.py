@@ -15,6 +15,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.launch.base import LauncherName
+from airflow_tune_restore.protocol.lease import RENEW_SECONDS
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
 
@@ -23,6 +24,9 @@ RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resum
 
 SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
 """The choices that are true or false: arguments of the same names."""
+
+MIN_LEASE_TTL = timedelta(seconds=3 * RENEW_SECONDS)
+"""Shortest `lease_ttl`: two renewals may be late."""
 
 _ID = re.compile(r"[^\s,'\"\[\]]+")
 _CODE = ("trainable", "param_space", "search_alg")
@@ -53,6 +57,17 @@ def parse_span(name: str, value: Any) -> timedelta:
             raise InvalidInputError(f"{name}={value!r} is not a number of seconds.") from None
     if span < timedelta():
         raise InvalidInputError(f"{name}={value!r} is less than zero.")
+    return span
+
+
+def parse_lease_ttl(name: str, value: Any) -> timedelta:
+    """Parse how long a lease lasts without a renewal: a timedelta, or seconds."""
+    span = parse_span(name, value)
+    if span < MIN_LEASE_TTL:
+        raise InvalidInputError(
+            f"{name}={value!r} is less than {MIN_LEASE_TTL.total_seconds():.0f} s: a restore that lives "
+            f"renews its lease only every {RENEW_SECONDS:.0f} s, so another one would take it."
+        )
     return span
 
 
@@ -257,11 +272,12 @@ _Parser = Callable[[str, Any], object]
 _PARSERS: dict[str, _Parser] = {
     **dict.fromkeys(("wait", "deferrable", "use_index"), _parse_switch),
     **dict.fromkeys((*RESUME_FLAGS, *SWITCHES), parse_bool),
-    **dict.fromkeys(("stale_after", "lease_ttl", "poll_interval"), parse_span),
+    **dict.fromkeys(("stale_after", "poll_interval"), parse_span),
     **dict.fromkeys(("include", "exclude"), parse_globs),
     "check_timeout": parse_limit,
     "health": lambda _, value: parse_health(value),
     "launcher": _parse_launcher,
+    "lease_ttl": parse_lease_ttl,
     "max_attempts": parse_count,
     "max_depth": parse_depth,
     "max_memory": parse_bytes,

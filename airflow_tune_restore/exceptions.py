@@ -125,6 +125,19 @@ class StateChangedError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
+class RestoredMeanwhileError(StateChangedError):
+    """Another restore committed after the plan was made."""
+
+    restore_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment} was restored meanwhile: restore {self.restore_id} committed "
+            f"{self.found}. Nothing was started. If something is left to do, make a new plan."
+        )
+
+
 class ExperimentRunningError(_ExperimentError):
     """The experiment is running: it was written to less than `stale_after` ago."""
 

@@ -41,6 +41,11 @@ PLAN = [
     ("max_memory", "much", "max_memory='much' is not a number of bytes"),
     ("stale_after", -1, "stale_after=-1 is less than zero"),
     ("lease_ttl", "long", "lease_ttl='long' is not a number of seconds"),
+    (
+        "lease_ttl",
+        0,
+        "lease_ttl=0 is less than 60 s: a restore that lives renews",
+    ),
 ]
 CODE = [
     ("trainable", lambda config: config, "give its place as text: trainable='package.module:attr"),
