@@ -127,9 +127,7 @@ def test_of_two_that_break_a_lease_the_slower_one_names_the_other(
     code, _, err = tune_restore("restore", experiment, *OPTIONS, FLAG, "--yes")
     (winner,) = lease.earlier_restores(store, "r0")[1:]
     assert code == 3
-    assert (
-        f"was restored meanwhile: restore {winner} committed {STATE_NAME[:-5]}_r000001.json." in err
-    )
+    assert f"and restore {winner} committed {STATE_NAME[:-5]}_r000001.json since." in err
 
 
 def test_without_a_terminal_yes_is_needed(tune_restore, experiment, dead, monkeypatch):
