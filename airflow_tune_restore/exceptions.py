@@ -134,8 +134,8 @@ class RestoredMeanwhileError(StateChangedError):
     def __str__(self) -> str:
         return (
             f"{self.experiment} was restored meanwhile: the plan was made from {self.planned}, and "
-            f"restore {self.restore_id} committed {self.found} since. Nothing was started. If something is "
-            "left to do, make a new plan."
+            f"restore {self.restore_id} committed {self.found} since. Nothing was started. If something "
+            "is left to do, make a new plan."
         )
 
 
