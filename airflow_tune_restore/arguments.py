@@ -26,6 +26,9 @@ RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resum
 SWITCHES = tuple(field.name for field in fields(PlanChoices) if field.type is bool)
 """The choices that are true or false: arguments of the same names."""
 
+MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
+"""Shortest `lease_ttl`: two renewals may be late."""
+
 _BETWEEN_IDS = re.compile(r"[,\n]")
 _NAMES = ("python", "runner_user", "ray_address", "ray_conn_id", "storage_conn_id")
 _CODE = ("trainable", "param_space", "search_alg")
@@ -56,6 +59,18 @@ def parse_span(name: str, value: Any) -> timedelta:
             raise InvalidInputError(f"{name}={value!r} is not a number of seconds.") from None
     if span < timedelta():
         raise InvalidInputError(f"{name}={value!r} is less than zero.")
+    return span
+
+
+def parse_lease_ttl(name: str, value: Any) -> timedelta:
+    """Parse how long a lease lasts without a renewal: a timedelta, or seconds."""
+    span = parse_span(name, value)
+    if span < MIN_LEASE_TTL:
+        raise InvalidInputError(
+            f"{name}={value!r} is less than {MIN_LEASE_TTL.total_seconds():.0f} s: a restore that lives "
+            f"renews its lease only every {lease.RENEW_SECONDS:.0f} s, so another one would take it."
+        )
+    lease.check_ttl(span.total_seconds())
     return span
 
 
@@ -310,7 +325,7 @@ _PARSERS: dict[str, _Parser] = {
     "health": lambda _, value: parse_health(value),
     "imports": _parse_imports,
     "launcher": _parse_launcher,
-    "lease_ttl": lambda name, value: lease.check_ttl(parse_span(name, value).total_seconds()),
+    "lease_ttl": parse_lease_ttl,
     **dict.fromkeys(_NAMES, _parse_name),
     **dict.fromkeys(("env", "runtime_env"), _parse_mapping),
     "max_attempts": parse_count,

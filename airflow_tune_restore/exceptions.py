@@ -129,6 +129,20 @@ class StateChangedError(TuneRestoreError):
         )
 
 
+@dataclass(eq=False, repr=False)
+class RestoredMeanwhileError(StateChangedError):
+    """Another restore committed after the plan was made."""
+
+    restore_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.experiment} was restored meanwhile: the plan was made from {self.planned}, and "
+            f"restore {self.restore_id} committed {self.found} since. Nothing was started. If something "
+            "is left to do, make a new plan."
+        )
+
+
 class ExperimentRunningError(_ExperimentError):
     """The experiment is running: it was written to less than `stale_after` ago."""
 

@@ -37,6 +37,7 @@ from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
     LeaseLostError,
+    RestoredMeanwhileError,
     TuneRestoreError,
 )
 from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusals, plan_restore
@@ -44,6 +45,9 @@ from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusal
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_BUSY = 3
+BUSY = (ExperimentRunningError, LeaseHeldError, LeaseLostError, RestoredMeanwhileError)
+"""Errors that exit with `EXIT_BUSY`: a driver or another restore is or was at work."""
+
 EXIT_SIGNAL = 128
 """Plus the number of the signal, as shells do: 130 after Ctrl-C (as Typer does), 143 after SIGTERM."""
 
@@ -241,8 +245,7 @@ def run() -> None:
         app(obj=ending)
     except TuneRestoreError as error:
         output.print_error(error)
-        is_busy = isinstance(error, ExperimentRunningError | LeaseHeldError | LeaseLostError)
-        sys.exit(EXIT_BUSY if is_busy else EXIT_REFUSED)
+        sys.exit(EXIT_BUSY if isinstance(error, BUSY) else EXIT_REFUSED)
     except SystemExit as ended:
         if ended.code in (EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM):
             output.print_stopped(trials_started=ending.trials_started)

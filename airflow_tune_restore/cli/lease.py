@@ -41,7 +41,8 @@ def ask_user(progress: Progress, *, yes: bool) -> AskHolder:
 def name_command(status: LeaseStatus) -> HolderStatus:
     """Return that nothing is known of a holder, and the command for a user who knows more."""
     del status
-    command = shlex.join(["tune-restore", *sys.argv[1:], "--break-lease"])
+    name, *arguments = sys.argv[1:]
+    command = shlex.join(["tune-restore", name, "--break-lease", *arguments])  # before any `--`
     found = f"If you know that it is dead, do not wait: `{command}`"
     return HolderStatus(has_ended=False, found=found)
 

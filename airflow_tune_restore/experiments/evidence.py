@@ -88,23 +88,28 @@ class Evidence:
     """Times of writes by the store's clock (UTC), and the results of other checks.
 
     Args:
-        root_written: Newest write to the root, commits of restores left out; None if the store does not
-            report times.
+        root_written: Newest write to the root, commits of restores and Ray's marker left out; None if the
+            store does not report times.
+        marker_written: When Ray's marker was written to the root, by a driver that starts or by a runner.
         trials_written: Newest write to the directories of unfinished trials; None if they are empty.
         tuner_written: When `tuner.pkl` was written. A driver writes it when it starts.
         committed_at: When a restore committed the newest state, if one did. Earlier writes are those of
             the restore, and do not show a living driver.
         restore: The lease of a restore that was not released.
+        held: When restores held the lease, each from its claim to its last sign of life; empty if that
+            was not read.
         older_runs: What older runs under the same name left that its newest state hides, in words.
         checked: The checks that cost requests and were made. Where one was not made, None means nothing.
     """
 
     root_written: datetime | None
+    marker_written: datetime | None = None
     trials_written: datetime | None = None
     state_written: datetime | None = None
     tuner_written: datetime | None = None
     committed_at: datetime | None = None
     restore: LeaseStatus | None = None
+    held: tuple[tuple[datetime, datetime], ...] = ()
     driver: DriverStatus | None = None
     older_runs: tuple[str, ...] = ()
     checked: frozenset[EvidenceKind] = frozenset()
@@ -122,8 +127,19 @@ class Evidence:
 
     @property
     def _known(self) -> dict[EvidenceKind, datetime]:
-        found = {EvidenceKind.ROOT: self.root_written, EvidenceKind.TRIAL_DIRS: self.trials_written}
+        found = {
+            EvidenceKind.ROOT: self.newest_in_root,
+            EvidenceKind.TRIAL_DIRS: self.trials_written,
+        }
         return {kind: at for kind, at in found.items() if at is not None}
+
+    @property
+    def newest_in_root(self) -> datetime | None:
+        """The newest write to the root, without a marker that a runner may have written."""
+        marker = self.marker_written
+        if marker is None or self._is_while_held(marker):
+            return self.root_written
+        return max(filter(None, [self.root_written, marker]))
 
     @property
     def last_write(self) -> datetime | None:
@@ -136,7 +152,7 @@ class Evidence:
         return {
             kind: at
             for kind, at in self.writes.items()
-            if not (self.is_by_restore(at) or self._is_by_dead_restore(kind, at))
+            if not (self.is_by_restore(at) or self._is_by_runner(kind, at))
         }
 
     @property
@@ -154,18 +170,17 @@ class Evidence:
             return False  # or all writes until then would count as a restore's
         return at <= self.committed_at
 
-    def _is_by_dead_restore(self, kind: EvidenceKind, at: datetime) -> bool:
-        """Whether runners of a restore that died wrote to trials' directories at that time.
+    def _is_by_runner(self, kind: EvidenceKind, at: datetime) -> bool:
+        """Whether runners of a restore that died or was undone wrote to trials' directories at that time.
 
-        The driver was dead when that restore began. A restore does not write to the root before its
-        commit, so a driver that was started since shows there.
+        The driver was dead when that restore began. Before its commit, a restore writes nothing to the
+        root but Ray's marker. A driver that was started since writes a state there at once.
         """
-        restore = self.restore
-        if restore is None or restore.is_alive or kind is not EvidenceKind.TRIAL_DIRS:
-            return False
-        if restore.claimed_at is None or restore.seen_at is None:
-            return False
-        return restore.claimed_at <= at <= restore.seen_at + timedelta(seconds=QUIET_SECONDS)
+        return kind is EvidenceKind.TRIAL_DIRS and self._is_while_held(at)
+
+    def _is_while_held(self, at: datetime) -> bool:
+        quiet = timedelta(seconds=QUIET_SECONDS)
+        return any(claimed <= at <= seen + quiet for claimed, seen in self.held)
 
     @property
     def is_restarting(self) -> bool:
@@ -228,7 +243,7 @@ def describe_evidence(
     """
     allowed, why = patience(summary, stale_after) if summary else (stale_after, "stale_after")
     found = {
-        EvidenceKind.ROOT: _written(evidence.root_written, evidence) or "no time from the store",
+        EvidenceKind.ROOT: _written(evidence.newest_in_root, evidence) or "no time from the store",
         EvidenceKind.TRIAL_DIRS: _trial_dirs(evidence),
         EvidenceKind.ALLOWED: f"{span(allowed)} ({why})",
         EvidenceKind.RESTORE: _restore(evidence),

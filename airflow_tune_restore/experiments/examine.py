@@ -19,6 +19,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.experiments.budget import CONCURRENCY
 from airflow_tune_restore.experiments.evidence import (
+    MAX_PATIENCE,
     DriverStatus,
     Evidence,
     EvidenceKind,
@@ -55,8 +56,8 @@ from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.lease_objects import (
     AskHolder,
-    LeaseStatus,
     read_lease_status,
+    times_held,
     was_restored,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -70,7 +71,6 @@ class ExamineOptions:
         now: When the scan began, by the store's clock.
         stale_after: Silence after which an unfinished experiment counts as dead.
         checks_restore: Whether a running restore counts; a caller that starts one handles the lease.
-        dead_restore: The restore that the caller found to be dead, if it handles the lease.
         lists_again: Whether the root is listed once more before an experiment is called dead.
         ask_driver: Returns for an experiment (URI) whether a driver runs for it.
         ask_holder: Returns whether a restore that looks alive is known to have ended.
@@ -82,7 +82,6 @@ class ExamineOptions:
     now: datetime
     stale_after: timedelta
     checks_restore: bool = True
-    dead_restore: LeaseStatus | None = None
     lists_again: bool = True
     ask_driver: Callable[[str], DriverStatus] | None = None
     ask_holder: AskHolder | None = None
@@ -97,13 +96,11 @@ def examine(
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
     ask_driver: Callable[[str], DriverStatus] | None = None,
-    dead_restore: LeaseStatus | None = None,
 ) -> ExperimentReport:
     """Report on the experiment at the store's root, without an index.
 
-    A running restore does not count: the caller, who starts one, handles the lease. `dead_restore` is one
-    that it found to be dead: what that wrote shows no living driver. `ask_driver` returns for an
-    experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
+    A running restore does not count: the caller, who starts one, handles the lease. `ask_driver` returns
+    for an experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
 
     Raises:
         StateUnreadableError: If this is not an experiment.
@@ -116,7 +113,6 @@ def examine(
             now=store.now(),
             stale_after=stale_after,
             checks_restore=False,
-            dead_restore=dead_restore,
             ask_driver=ask_driver,
             pool=pool,
         )
@@ -133,8 +129,8 @@ def examine_listed(
     is_one = any(layout.state_session(entry.name) for entry in entries if not entry.is_dir)
     evidence = Evidence(
         root_written=_newest(entries),
+        marker_written=_written(entries, layout.STORAGE_MARKER),
         tuner_written=_written(entries, layout.TUNER_FILE),
-        restore=options.dead_restore,
         checked=frozenset() if was_restored(entries) else frozenset({EvidenceKind.RESTORE}),
         now=options.now,
     )
@@ -193,6 +189,7 @@ class _Examination(NamedTuple):
             state_written=written,
             committed_at=written if layout.is_committed_state(summary.state_file) else None,
         )
+        evidence = self._read_times_of_marker(evidence)
         health = judge(summary, evidence, stale_after=options.stale_after).health
         if health is Health.INTERRUPTED and summary.unfinished:
             summary = msgspec.structs.replace(summary, samples_left=left)
@@ -231,7 +228,7 @@ class _Examination(NamedTuple):
     def report_unstarted(self, reason: str, evidence: Evidence) -> ExperimentReport:
         """Report on an experiment that has no state with a trial; its store may fail, too."""
         try:
-            evidence = self._read_lease_and_driver(evidence)
+            evidence = self._read_lease_and_driver(self._read_times_of_marker(evidence))
             verdict = judge_unstarted(reason, evidence, stale_after=self.options.stale_after)
         except Exception as error:  # noqa: BLE001  reported, and it must not hide the others
             verdict = _unreadable(self.store, error)
@@ -275,7 +272,23 @@ class _Examination(NamedTuple):
         find = functools.partial(_newest_in_trial, self.store)
         newest = self.options.pool.map(find, summary.unfinished_dirs)
         written = max(filter(None, newest), default=None)
-        return replace(evidence, trials_written=written).with_check(EvidenceKind.TRIAL_DIRS)
+        evidence = replace(evidence, trials_written=written).with_check(EvidenceKind.TRIAL_DIRS)
+        return self._read_times_held(evidence, written)
+
+    def _read_times_of_marker(self, evidence: Evidence) -> Evidence:
+        """Read when restores held the lease, if Ray's marker is the newest file in the root."""
+        marker, other = evidence.marker_written, evidence.root_written
+        if marker is None or (other is not None and marker <= other):
+            return evidence
+        return self._read_times_held(evidence, marker)
+
+    def _read_times_held(self, evidence: Evidence, written: datetime | None) -> Evidence:
+        """Read when restores held the lease, if a write at that time matters and may be theirs."""
+        if written is None or self.options.now - written >= MAX_PATIENCE:
+            return evidence
+        if evidence.held or evidence.is_by_restore(written) or not was_restored(self.entries):
+            return evidence
+        return replace(evidence, held=times_held(self.store.list_dir(layout.LEASE)))
 
     def _read_lease_and_driver(self, evidence: Evidence) -> Evidence:
         options = self.options
@@ -360,6 +373,15 @@ def _written(entries: list[Entry], name: str) -> datetime | None:
 
 
 def _newest(entries: list[Entry]) -> datetime | None:
-    """Return the newest write to a file; a state that a restore committed shows no living driver."""
-    files = (e for e in entries if not e.is_dir and not layout.is_committed(e.name))
+    """Return the newest write to a file.
+
+    A state that a restore committed shows no living driver. Ray's marker counts by itself.
+    """
+    files = (
+        entry
+        for entry in entries
+        if not (
+            entry.is_dir or layout.is_committed(entry.name) or entry.name == layout.STORAGE_MARKER
+        )
+    )
     return max((e.modified_at for e in files if e.modified_at is not None), default=None)

@@ -162,8 +162,8 @@ def _silence(evidence: Evidence, allowed: timedelta) -> tuple[bool, dict[Evidenc
     fresh = [kind for kind, at in others.items() if evidence.now - at < allowed]
     if fresh:
         return False, dict.fromkeys(fresh, Indicates.ALIVE)
-    by_dead_restore = [EvidenceKind.RESTORE] if evidence.writes.keys() - others else []
-    return True, dict.fromkeys([*others, *by_dead_restore], Indicates.DEAD)
+    by_runner = [EvidenceKind.RESTORE] if evidence.writes.keys() - others else []
+    return True, dict.fromkeys([*others, *by_runner], Indicates.DEAD)
 
 
 def _last_written(evidence: Evidence, silent: bool, limit: str) -> str:  # noqa: FBT001

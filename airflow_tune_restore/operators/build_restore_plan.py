@@ -87,8 +87,8 @@ class BuildRestorePlanOperator(CheckedOperator):
         stale_after: Silence after which an unfinished experiment counts as dead; timedelta or seconds. 0
             if it is known to be dead.
         lease_ttl: How long the restore counts as alive while none of its trials runs; timedelta or
-            seconds, at most a day. The next restore watches a dead one for as long, at most 15 minutes;
-            for half a minute if Airflow knows that its DAG run has ended.
+            seconds, from one minute to a day. The next restore watches a dead one for as long, at most
+            15 minutes; for half a minute if Airflow knows that its DAG run has ended.
         storage_conn_id: Airflow connection for all experiments; by default the one in each address.
         ray_conn_id: Connection `ray_jobs` of a cluster. An experiment also counts as running if a live
             job of this cluster names it. (templated)
@@ -335,7 +335,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         return arguments.parse_user(self.runner_user, was_given=self._has_user)
 
     def _ttl_seconds(self) -> float:
-        return arguments.parse_span("lease_ttl", self.lease_ttl).total_seconds()
+        return arguments.parse_lease_ttl("lease_ttl", self.lease_ttl).total_seconds()
 
     def _options(self) -> PrepareOptions:
         if self.resume_config:

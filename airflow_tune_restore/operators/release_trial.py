@@ -7,7 +7,7 @@ from airflow.sdk import Context
 from airflow_tune_restore.arguments import parse_ids, parse_text
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
-from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run, log_waits, name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.restore.release import describe_released, release_trials
 
@@ -49,6 +49,7 @@ class ReleaseTrialOperator(CheckedOperator):
                 *(hook.open(place), trial_ids),
                 holder=name_dag_run(context),
                 on_wait=log_waits(self.log),
+                ask_holder=ask_dag_run,
             )
         for trial_id, history in released.items():
             self.log.info("%s", describe_released(trial_id, str(place), history))

@@ -8,7 +8,7 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
-from airflow_tune_restore.hooks.dag_runs import log_waits, name_dag_run
+from airflow_tune_restore.hooks.dag_runs import ask_dag_run, log_waits, name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.undo import undo_commit
@@ -58,7 +58,10 @@ class UndoCommitOperator(CheckedOperator):
                     f"its last commit, set confirm to {name!r}."
                 )
             undone = undo_commit(
-                hook.open(place), holder=name_dag_run(context), on_wait=log_waits(self.log)
+                hook.open(place),
+                holder=name_dag_run(context),
+                on_wait=log_waits(self.log),
+                ask_holder=ask_dag_run,
             )
         self.log.info("%s", printable(undone.describe(str(place)), NOTE_LENGTH))
         return {

@@ -16,6 +16,8 @@ from airflow_tune_restore.storage.base import OWN_DIRECTORY
 STATE_PREFIX = "experiment_state-"
 STATE_SUFFIX = ".json"
 TUNER_FILE = "tuner.pkl"
+STORAGE_MARKER = ".validate_storage_marker"
+"""Ray writes it when a driver or a runner starts (`StorageContext._create_validation_file`, Ray 2.60)."""
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.csv"
 CHECKPOINT_PREFIX = "checkpoint_"
@@ -148,7 +150,7 @@ def attempt_number(name: str) -> int | None:
 
 
 def lease_epoch(name: str, kind: str) -> int | None:
-    """Read the epoch in the name of a claim, heartbeat or release of a lease; None for other names."""
+    """Read the epoch in the name of a lease object of this kind; None for other names."""
     text, _, rest = name.partition(".")
     return parse_number(text, 8) if rest == f"{kind}.json" else None
 
@@ -240,6 +242,8 @@ lease_claim_key = _of_lease("claim")
 """Its exclusive creation takes the lease at this epoch."""
 lease_heartbeat_key = _of_lease("heartbeat")
 """The holder of the epoch overwrites it while it is alive."""
+lease_dag_run_key = _of_lease("dag_run")
+"""The DAG run of the epoch, if Airflow has started it again since the claim."""
 lease_release_key = _of_lease("release")
 """The holder of the epoch writes it at its end."""
 

@@ -14,6 +14,8 @@ Rules:
    `MAX_WATCH_SECONDS`) by the observer's own monotonic clock. A holder that is known to have ended is
    dead if neither its heartbeat nor those of its runners change for `KNOWN_DEAD_SECONDS`.
 6. All parts of one restore (plan, runners, commit) share its lease: the same `restore_id` takes it again.
+   If its DAG run was started again (cleared), the new start is recorded beside the claim. The number
+   stays, so its runners live on.
 7. A restore that no longer holds the lease writes nothing more. So a holder that lives after all loses
    time, and no results.
 
@@ -27,7 +29,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
@@ -102,8 +104,7 @@ def acquire(
         current = newest_claim(store, entries)
         if current is not None and not is_released(entries, current.epoch):
             if current.restore_id == restore_id:
-                renew(store, current)
-                return current
+                return _take_again(store, current, dag_run)
             if watched not in (None, current.epoch):  # another restore was faster
                 raise held_by_living(status_of(store, current, entries, store.now()))
             watched = current.epoch
@@ -135,6 +136,16 @@ def acquire(
         f"{store.uri}: the lease cannot be taken: {key} exists, but {layout.LEASE} does not list it. "
         "Nothing was started. If no other restore is starting now, find out what wrote it, and delete it."
     )
+
+
+def _take_again(store: ObjectStore, held: Lease, dag_run: DagRunId | None) -> Lease:
+    """Renew the lease of the same restore, and record the start of its DAG run if that is a new one."""
+    if dag_run is not None and dag_run != held.dag_run:
+        body = json.dumps(asdict(dag_run)).encode()
+        store.put(layout.lease_dag_run_key(held.epoch), body)
+        held = replace(held, dag_run=dag_run)
+    renew(store, held)
+    return held
 
 
 def check_ttl(ttl_seconds: float) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ MAX_CLAIM_BYTES = 65536
 CLOCKS_AGREE_SECONDS = 120.0
 """Times that differ by no more than this may be the same time by two clocks."""
 
-CLAIM, RELEASE, HEARTBEAT = "claim", "release", "heartbeat"
+CLAIM, RELEASE, HEARTBEAT, DAG_RUN = "claim", "release", "heartbeat", "dag_run"
 
 
 _MAX_AIRFLOW_ID = 250
@@ -69,7 +69,8 @@ class Lease:
         epoch: Its number, the fencing token.
         holder: Its restore for people (`dag nightly_recovery, run …`, `tune-restore on host`).
         ttl_seconds: How long a silent holder counts as alive.
-        dag_run: The DAG run that took it; None if another process did, or an older version.
+        dag_run: The DAG run that took it, or took it again; None if another process did, or an older
+            version.
     """
 
     epoch: int
@@ -163,7 +164,7 @@ def read_lease_status(store: ObjectStore, root: list[Entry], now: datetime) -> L
     epochs = claimed(entries)
     if not epochs or is_released(entries, max(epochs)):
         return None
-    lease = read_claim(store, max(epochs))
+    lease = _read_newest(store, entries, max(epochs))
     status = status_of(store, lease, entries, now)
     if status.silent_seconds < -CLOCKS_AGREE_SECONDS:  # `now` may be out of date
         status = status_of(store, lease, entries, store.now())
@@ -185,20 +186,41 @@ def status_of(store: ObjectStore, lease: Lease, entries: list[Entry], now: datet
     )
 
 
+def times_held(entries: list[Entry]) -> tuple[tuple[datetime, datetime], ...]:
+    """Return when each lease was held: from its claim to the last sign of life of its holder."""
+    first = _times(entries, CLAIM)
+    last = _times(entries, HEARTBEAT)
+    return tuple((at, max(at, last.get(epoch, at))) for epoch, at in first.items())
+
+
+def _times(entries: list[Entry], kind: str) -> dict[int, datetime]:
+    found = ((layout.lease_epoch(entry.name, kind), entry.modified_at) for entry in entries)
+    return {epoch: at for epoch, at in found if epoch is not None and at is not None}
+
+
 def was_restored(root: list[Entry]) -> bool:
     """Whether an experiment was ever restored, by the listing of its root."""
     return any(entry.is_dir and entry.name == layout.ROOT for entry in root)
 
 
 def newest_claim(store: ObjectStore, entries: list[Entry]) -> Lease | None:
-    """Read the claim with the highest number."""
+    """Read the claim with the highest number, with the latest start of its DAG run."""
     epochs = claimed(entries)
-    return read_claim(store, max(epochs)) if epochs else None
+    return _read_newest(store, entries, max(epochs)) if epochs else None
+
+
+def _read_newest(store: ObjectStore, entries: list[Entry], epoch: int) -> Lease:
+    claim = read_claim(store, epoch)
+    if epoch not in _epochs((entry for entry in entries if not entry.is_dir), DAG_RUN):
+        return claim
+    return replace(
+        claim, dag_run=_dag_run(read_lease_object(store, layout.lease_dag_run_key(epoch)))
+    )
 
 
 def used(entries: list[Entry]) -> set[int]:
     """Return every epoch that is used in the name of a lease object."""
-    return _epochs(entries, CLAIM, RELEASE, HEARTBEAT)
+    return _epochs(entries, CLAIM, RELEASE, HEARTBEAT, DAG_RUN)
 
 
 def released(entries: list[Entry]) -> set[int]:

@@ -221,17 +221,14 @@ def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> Prepa
             check_fits(store, own, experiment.state)
         return PreparedRestore(store=store, experiment=experiment, plan=own, is_started=True)
     watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
-    return replace(_plan_dead(store, restore_id, options, watch), watch=watch)
+    return replace(_plan_dead(store, restore_id, options), watch=watch)
 
 
-def _plan_dead(
-    store: ObjectStore, restore_id: str, options: PrepareOptions, watch: Watch | None
-) -> PreparedRestore:
+def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
     report = examine(
         store,
         stale_after=options.stale_after,
         ask_driver=options.ask_driver,
-        dead_restore=watch.status if watch is not None else None,
     )
     match report.health:
         case Health.RUNNING:

@@ -8,6 +8,7 @@ import msgspec
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.commit import commit_abandoned
@@ -18,11 +19,17 @@ TTL_SECONDS = 30.0
 
 
 def release_trials(
-    store: ObjectStore, trial_ids: Sequence[str], *, holder: str, on_wait: OnWait = log_wait
+    store: ObjectStore,
+    trial_ids: Sequence[str],
+    *,
+    holder: str,
+    on_wait: OnWait = log_wait,
+    ask_holder: AskHolder | None = None,
 ) -> dict[str, History]:
     """Let trials run again: all of them, or none. First commit what a restore that died left behind.
 
     `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
+    `ask_holder` returns whether a restore that holds the lease is known to have ended.
     Returns the history of each trial by its id; its `released` holds the failures that no longer count.
 
     Raises:
@@ -31,7 +38,8 @@ def release_trials(
     """
     _check(store, trial_ids)
     restore_id = f"release-{secrets.token_hex(4)}"
-    commit_abandoned(store, restore_id=restore_id, holder=holder, on_wait=on_wait)
+    watch = lease.refuse_if_alive(store, restore_id, ask_holder=ask_holder)
+    commit_abandoned(store, restore_id=restore_id, holder=holder, watch=watch, on_wait=on_wait)
     held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
     try:
         ledger, _ = read_ledger(store)

@@ -1,16 +1,24 @@
 """Start a prepared restore: take the lease, write seeds and plan. Each step can be repeated."""
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, StateChangedError
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyExistsError,
+    RecordUnreadableError,
+    RestoredMeanwhileError,
+    StateChangedError,
+)
+from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
-from airflow_tune_restore.restore.commit_record import name_commit
+from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, plan_again
 from airflow_tune_restore.restore.summary import CommitSummary
+from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.self_test import check_exclusive_create
 
 
@@ -89,12 +97,27 @@ def start_plan(
         with lease.kept(store, plan.restore_id, ttl_seconds):
             newest = read_base_file(store)
             if newest.sha256 != plan.base.sha256:
-                raise StateChangedError(store.uri, plan.base.name, newest.name)
+                raise _changed(store, plan, newest)
             name_commit(store, continues_search=plan.continues_search)
             return _write(prepared)
     except Exception:
         lease.release(store, held)
         raise
+
+
+def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateChangedError:
+    """Return the error for a state that was written after the plan was made."""
+    for restore_id in lease.earlier_restores(store, plan.restore_id):
+        try:
+            record = read_commit_record(store, restore_id)
+        except RecordUnreadableError:
+            continue
+        if record is not None and (record.state_file, record.sha256) == (
+            newest.name,
+            newest.sha256,
+        ):
+            return RestoredMeanwhileError(store.uri, plan.base.name, newest.name, restore_id)
+    return StateChangedError(store.uri, plan.base.name, newest.name)
 
 
 def _write(prepared: PreparedRestore) -> RestorePlan:

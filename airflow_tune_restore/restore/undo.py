@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import (
@@ -77,11 +78,17 @@ def foresee_undo(store: ObjectStore) -> UndoneCommit:
 
 
 def undo_commit(
-    store: ObjectStore, *, holder: str, on_wait: OnWait = log_wait, restore_id: str | None = None
+    store: ObjectStore,
+    *,
+    holder: str,
+    on_wait: OnWait = log_wait,
+    ask_holder: AskHolder | None = None,
+    restore_id: str | None = None,
 ) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
     `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
+    `ask_holder` returns whether a restore that holds the lease is known to have ended.
     `restore_id` is the restore that `foresee_undo` named, if the user was asked; another commit is then
     not undone.
 
@@ -93,11 +100,13 @@ def undo_commit(
     if restore_id not in (None, last):
         raise _changed_meanwhile(store)
     restore_id = last
+    undo_id = f"{_UNDO}{restore_id}"
     held = lease.acquire(
         store,
-        restore_id=f"{_UNDO}{restore_id}",
+        restore_id=undo_id,
         holder=holder,
         ttl_seconds=TTL_SECONDS,
+        watch=lease.refuse_if_alive(store, undo_id, ask_holder=ask_holder),
         on_wait=on_wait,
     )
     try:

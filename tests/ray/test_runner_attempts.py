@@ -9,6 +9,7 @@ import sys
 from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.lease_objects import times_held
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
 from tests.support import ROOT
@@ -65,6 +66,13 @@ def test_a_killed_attempt_is_followed_by_one_that_loses_and_doubles_nothing(copi
     assert AttemptRecords(restoring.store, RESTORE_ID, restoring.trial.trial_id).outcome(1) is None
     trial_dir = directory / restoring.trial.trial_dir
     written = {path: path.read_bytes() for path in trial_dir.glob("checkpoint_*/*")}
+    ((claimed, seen),) = times_held(restoring.store.list_dir(layout.LEASE))
+    files = [entry for entry in restoring.store.list_dir() if not entry.is_dir]
+    in_root = {entry.name: entry.modified_at for entry in files if entry.modified_at > claimed}
+    assert list(in_root) == [
+        layout.STORAGE_MARKER
+    ]  # the next restore does not take it for a driver's
+    assert in_root[layout.STORAGE_MARKER] <= seen
 
     gate.open()
     ran = restoring.run()

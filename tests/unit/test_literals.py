@@ -63,6 +63,11 @@ PLAN = [
     ("stale_after", -1, "stale_after=-1 is less than zero"),
     ("lease_ttl", "long", "lease_ttl='long' is not a number of seconds"),
     ("lease_ttl", 1e9, "lease_ttl is at most 86400 s"),
+    (
+        "lease_ttl",
+        0,
+        "lease_ttl=0 is less than 60 s: a restore that lives renews",
+    ),
 ]
 CODE = [
     ("trainable", lambda config: config, "give its place as text: trainable='package.module:attr"),

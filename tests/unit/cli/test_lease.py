@@ -11,10 +11,12 @@ import time
 import pytest
 import typer
 
+from airflow_tune_restore.cli import restore as cli_restore
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.protocol import layout, lease, lease_watch
+from airflow_tune_restore.restore.start import start_plan, start_restore
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.experiments.built import make_experiment, make_row
+from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.records import night
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -64,7 +66,7 @@ def test_a_silent_holder_is_named_with_the_times_and_the_command(tune_restore, e
     dead(silent=9999, ttl=1.5)
     code, _, err = tune_restore("restore", experiment, *OPTIONS)
     assert code == 0
-    command = shlex.join(["tune-restore", "restore", str(experiment), *OPTIONS, FLAG])
+    command = shlex.join(["tune-restore", "restore", FLAG, str(experiment), *OPTIONS])
     assert "Restore r0 of tune-restore of bob, pid 7 did not release the lease of " in err
     assert " UTC. Its last sign of life was at 20" in err
     assert f"If you know that it is dead, do not wait: `{command}`. " in err
@@ -100,6 +102,32 @@ def test_a_lease_that_looks_alive_is_refused_with_the_command(tune_restore, expe
     assert code == 3
     assert "Nothing was started. Wait until it ends, or until its lease expires. If you know" in err
     assert FLAG in err
+
+
+def test_the_command_is_right_after_two_dashes(tune_restore, experiment, dead):
+    dead(silent=5, ttl=3600)
+    _, _, err = tune_restore("restore", *OPTIONS, "--", experiment)
+    assert f"`tune-restore restore {FLAG} --trainable m:train" in err
+
+
+def test_of_two_that_break_a_lease_the_slower_one_names_the_other(
+    tune_restore, experiment, store, dead, monkeypatch
+):
+    """The other one takes the lease, commits and releases it, between this one's wait and its start."""
+    monkeypatch.setattr(lease_watch, "KNOWN_DEAD_SECONDS", 0.0)
+    dead(silent=5, ttl=3600)
+
+    def be_slower(prepared, *_, **how):
+        monkeypatch.setattr(cli_restore, "start_restore", start_restore)
+        code, _, _ = tune_restore("restore", experiment, *OPTIONS, FLAG, "--yes")
+        assert code == 0
+        return start_plan(prepared, holder=how["holder"]), None
+
+    monkeypatch.setattr(cli_restore, "start_restore", be_slower)
+    code, _, err = tune_restore("restore", experiment, *OPTIONS, FLAG, "--yes")
+    (winner,) = lease.earlier_restores(store, "r0")[1:]
+    assert code == 3
+    assert f"and restore {winner} committed {STATE_NAME[:-5]}_r000001.json since." in err
 
 
 def test_without_a_terminal_yes_is_needed(tune_restore, experiment, dead, monkeypatch):

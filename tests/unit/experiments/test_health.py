@@ -17,7 +17,7 @@ from airflow_tune_restore.experiments.evidence import (
 )
 from airflow_tune_restore.experiments.health import Health, judge, judge_unstarted
 from airflow_tune_restore.experiments.state_summary import StateSummary
-from airflow_tune_restore.protocol.lease_objects import HolderStatus, Lease, LeaseStatus
+from airflow_tune_restore.protocol.lease_objects import Lease, LeaseStatus
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HALF_HOUR = timedelta(minutes=30)
@@ -55,10 +55,9 @@ def restore(silent_seconds: float) -> LeaseStatus:
     )
 
 
-def died(taken, seen, **answer) -> LeaseStatus:
-    """Return a restore that took its lease and was last seen so many minutes ago."""
-    status = restore(60 * seen)
-    return replace(status, claimed_at=ago(taken), seen_at=ago(seen), holder=HolderStatus(**answer))
+def held(taken, seen):
+    """Return that a restore took its lease and was last seen so many minutes ago."""
+    return ((ago(taken), ago(seen)),)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +71,34 @@ def died(taken, seen, **answer) -> LeaseStatus:
         (5, 10, Health.RUNNING),  # a driver that was started since writes to the root
     ],
 )
-@pytest.mark.parametrize("has_ended", [True, False])
-def test_what_a_restore_that_died_wrote_to_its_trials_shows_no_living_driver(
-    trials, root, health, has_ended
-):
-    dead = died(20, 5, has_ended=has_ended)
-    seen = evidence(root, trials_written=ago(trials), restore=dead)
+def test_what_a_restore_that_ended_wrote_to_its_trials_shows_no_living_driver(trials, root, health):
+    seen = evidence(root, trials_written=ago(trials), held=held(20, 5))
     assert verdict(summary(), seen) is health
 
 
+@pytest.mark.parametrize(
+    ("marker", "root", "health"),
+    [
+        (15, 90, Health.INTERRUPTED),  # its runner wrote it
+        (4, 90, Health.RUNNING),  # a driver that has just started wrote it
+        (21, 90, Health.RUNNING),
+        (15, 10, Health.RUNNING),  # a driver that was started since has written a state, too
+        (15, 25, Health.RUNNING),
+    ],
+)
+def test_rays_marker_is_no_sign_of_life_while_a_restore_held_the_lease(marker, root, health):
+    seen = evidence(root, marker_written=ago(marker), held=held(20, 5))
+    assert verdict(summary(), seen) is health
+
+
+def test_rays_marker_counts_where_no_restore_was():
+    seen = evidence(90, marker_written=ago(1))
+    assert verdict(summary(), seen) is Health.RUNNING
+    assert table(summary(), seen)[EvidenceKind.ROOT] == ("2026-01-01 11:59:00, 60 s ago", "alive")
+
+
 def test_what_a_restore_that_lives_wrote_is_not_looked_at():
-    alive = replace(died(20, 1, has_ended=False), silent_seconds=60.0)
-    seen = evidence(90, trials_written=ago(1), restore=alive)
+    seen = evidence(90, trials_written=ago(1), restore=restore(60.0), held=held(20, 1))
     assert verdict(summary(), seen) is Health.RUNNING
 
 

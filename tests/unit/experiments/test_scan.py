@@ -15,7 +15,7 @@ from airflow_tune_restore.experiments.evidence import EvidenceKind
 from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.storage.counting import Clock, CountingStore
@@ -266,6 +266,24 @@ def test_a_selective_scan_forgets_nothing_that_it_did_not_see(store, clock):
     clock.now += timedelta(days=1)
     scan(store, selection=ScanFilter(include=("two",)))
     assert remembered(store) == ["one", "two"]
+
+
+@pytest.mark.parametrize("ends", ["dies", "is undone"])
+def test_what_a_restore_wrote_before_it_ended_shows_no_driver(store, clock, ends):
+    put_experiment(store, "exp", status="RUNNING", trial_dir="trial")
+    clock.now += timedelta(hours=2)
+    exp = store.at("exp")
+    held = lease.acquire(exp, restore_id="r1", holder="it", ttl_seconds=60)
+    clock.now += timedelta(seconds=9)
+    for name in (layout.STORAGE_MARKER, "trial/result.json"):
+        exp.put(name, b"")
+    lease.renew(exp, held)
+    if ends == "is undone":
+        lease.release(exp, held)
+    clock.now += timedelta(minutes=2)
+    assert verdicts(store) == {"exp": Health.INTERRUPTED}
+    exp.put(layout.STORAGE_MARKER, b"")  # a driver starts
+    assert verdicts(store) == {"exp": Health.RUNNING}
 
 
 def test_a_trial_whose_worker_uploads_checkpoints_is_alive(store, clock):

@@ -2,13 +2,14 @@
 
 import json
 import os
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
-from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol import layout, lease, lease_watch
 from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
@@ -295,9 +296,11 @@ def test_the_per_status_form_replaces_the_flags(errored):
     assert [(item["trial_id"], item["action"]) for item in items] == [("a2", "restart")]
 
 
-def test_a_restore_that_died_is_committed_before_the_next_is_planned(errored, capfd):
+def test_a_restore_that_died_is_committed_before_the_next_is_planned(errored, capfd, monkeypatch):
     first = make_context(run_id="first")
-    plan(str(errored), lease_ttl=0).execute(first)
+    plan(str(errored), lease_ttl=60).execute(first)
+    monkeypatch.setattr(lease_watch, "MAX_WATCH_SECONDS", 0.0)
+    os.utime(errored / layout.lease_claim_key(1), (time.time() - 61,) * 2)  # noqa: TID251
     items = plan(str(errored)).execute(make_context(run_id="second"))
     assert len(items) == 2
     assert "A restore that died was committed first" in capfd.readouterr().out

@@ -2,21 +2,29 @@
 
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, ErrorType
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowRuntimeError,
+    AirflowSkipException,
+    ErrorType,
+)
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_tune_restore.hooks.dag_runs import identify_dag_run
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
+from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.protocol import lease, lease_watch
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
+from tests.support.records import night
 
 STARTED = datetime(2026, 11, 29, 2, 0, 0, 123456, tzinfo=UTC)
 FIRST, SECOND = "scheduled__2026-11-28T02:00:00+00:00", "scheduled__2026-11-29T02:00:00+00:00"
@@ -52,18 +60,18 @@ def airflow(monkeypatch):
     return fake
 
 
-def context(run_id):
+def context(run_id, started=STARTED):
     made = make_context(run_id=run_id)
     made["dag_run"].dag_id, made["dag_run"].run_id = "nightly", run_id
-    made["dag_run"].start_date = STARTED
+    made["dag_run"].start_date = started
     return made
 
 
-def plan(experiment, run_id, stale_after=0):
+def plan(experiment, run_id, stale_after=0, started=STARTED):
     operator = BuildRestorePlanOperator(
         task_id="plan", experiments=str(experiment), resume_errored=True, stale_after=stale_after
     )
-    return operator.execute(context(run_id))
+    return operator.execute(context(run_id, started))
 
 
 def find(experiment, run_id):
@@ -93,6 +101,7 @@ def test_what_a_run_that_has_ended_wrote_is_not_waited_for_either(tmp_path, airf
     airflow.states[FIRST] = "running"
     (dead / "b1").mkdir()
     (dead / "b1" / "result.json").write_text("{}")
+    (dead / ".validate_storage_marker").touch()  # Ray writes it in a runner, too
     with pytest.raises(AirflowSkipException, match="Its DAG run is running"):
         plan(dead, SECOND, stale_after=1800)
     airflow.states[FIRST] = "failed"
@@ -100,6 +109,38 @@ def test_what_a_run_that_has_ended_wrote_is_not_waited_for_either(tmp_path, airf
     assert item["health"] == "interrupted"
     assert "nothing written since it was last restored" in item["reason"]
     assert len(plan(dead, SECOND, stale_after=1800)) == 1
+
+
+def test_a_run_that_was_cleared_is_asked_about_by_its_new_start(errored, airflow):
+    again = STARTED + timedelta(hours=1)
+    plan(errored, FIRST)
+    plan(errored, FIRST, started=again)
+    store = open_store(str(errored))
+    (held,) = lease.unreleased(store, but="")
+    assert lease.check_held(store, held.restore_id).epoch == 1  # its runners live on
+    airflow.started[FIRST], airflow.states[FIRST] = again, "failed"
+    (item,) = find(errored, SECOND)
+    assert len(plan(item["experiment"], SECOND)) == 2
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [(ReleaseTrialOperator, {"trials": "bad"}), (UndoCommitOperator, {"confirm": "exp"})],
+)
+def test_release_and_undo_do_not_wait_for_a_run_that_has_ended(
+    tmp_path, airflow, operator, arguments
+):
+    bad = make_experiment(tmp_path / "exp", [make_row("bad", status="ERROR"), make_row("done")])
+    store, first = open_store(str(bad)), context(FIRST)
+    night(store, "r0", result="failed")
+    dag_run = identify_dag_run(first)
+    lease.acquire(store, restore_id="r1", holder="it", ttl_seconds=900, dag_run=dag_run)
+    task = operator(task_id="task", experiment=str(bad), **arguments)
+    airflow.states[FIRST] = "running"
+    with pytest.raises(AirflowException, match="Its DAG run is running"):
+        task.execute(context(SECOND))
+    airflow.states[FIRST] = "failed"
+    assert task.execute(context(SECOND))
 
 
 @pytest.mark.parametrize("state", ["running", "queued"])
