@@ -23,7 +23,6 @@ from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.plan_log import log_plan
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
-from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -197,7 +196,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
-            lease.check_ttl(self._ttl_seconds())
+            self._ttl_seconds()
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(self.experiments)),
