@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.columns import render
@@ -11,6 +12,12 @@ from airflow_tune_restore.restore.summary import TABLE_WIDTH, CommitSummary
 
 COMMIT_FAILED = "commit_failed"
 """What became of an experiment whose restore was started, but could not be committed."""
+
+TRIALS_FAILED = "trials_failed"
+"""What became of an experiment that was restored, and of which a trial that ran has not finished."""
+
+UNREADABLE = "unreadable"
+"""What became of an experiment that the sensor could not read. No task fails because of it."""
 
 MAX_EXPERIMENTS = 1000
 """With more experiments, the XCom leaves out the last ones of the table. The log shows them all."""
@@ -21,6 +28,8 @@ _WHOLE_ADDRESS = TABLE_WIDTH // 2
 _WORDS = {
     Outcome.REFUSED: "refused",
     COMMIT_FAILED: "commit failed",
+    TRIALS_FAILED: "trials failed",
+    UNREADABLE: "unreadable",
     Outcome.MISFIT: "misfit",
     Outcome.RESTORED: "restored",
     Outcome.CONTINUE_SEARCH: "search goes on",
@@ -35,7 +44,7 @@ class ExperimentLine:
 
     Args:
         experiment: Its address.
-        outcome: One of `Outcome`, or `COMMIT_FAILED`.
+        outcome: One of `Outcome`, `COMMIT_FAILED`, `TRIALS_FAILED` or `UNREADABLE`.
         trials_run: Trials that were resumed, restarted or drawn.
         trials_finished: How many of them are TERMINATED now.
         by_name: As in `OutcomeXCom`.
@@ -65,7 +74,7 @@ class ExperimentLine:
         ran = [change for change in summary.changes if change.was_run]
         return cls(
             experiment=item.experiment,
-            outcome=str(item.outcome),
+            outcome=TRIALS_FAILED if summary.failed else str(item.outcome),
             trials_run=len(ran),
             trials_finished=len(ran) - len(summary.failed),
             by_name=item.by_name,
@@ -91,8 +100,12 @@ class ExperimentTable:
         known = {line.experiment: line for line in lines}
         for item in left_alone.get("experiments", ()):
             address = printable(str(item.get("experiment")))
-            reason = printable(f"{item.get('health')}: {item.get('reason')}", NOTE_LENGTH)
-            line = ExperimentLine(experiment=address, outcome=Outcome.LEFT_ALONE, reason=reason)
+            health, reason = item.get("health"), item.get("reason")
+            line = ExperimentLine(
+                experiment=address,
+                outcome=UNREADABLE if health == Health.UNREADABLE else Outcome.LEFT_ALONE,
+                reason=printable(f"{health}: {reason}", NOTE_LENGTH),
+            )
             known.setdefault(address, line)
         order = {word: number for number, word in enumerate(_WORDS)}
         ordered = sorted(known.values(), key=lambda line: (order[line.outcome], line.experiment))

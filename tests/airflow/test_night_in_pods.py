@@ -67,7 +67,7 @@ def test_a_night_in_pods_ends_as_tuner_restore(
         log = running.whole_log(DAG, run_id, TRIAL, task["map_index"])
         assert "iteration 6, score=" in log
         if trial_id in task["rendered_map_index"]:  # told in the log of the try that it ended
-            assert "was lost (node_lost): The pod was evicted" in log
+            assert "was lost (node_lost), in attempt 1: The pod was evicted" in log
     assert_entered(seaweed, place, trial_id)
     # neither in pod specs, nor in what pods printed, nor in anything that is kept
     said = [line for life in api.kubelet.pods.values() for _, line in life.said]
