@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from airflow.sdk import TaskGroup, XComArg
 
+from airflow_tune_restore.arguments import parse_count
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.hooks.experiment_search import LEFT_ALONE_KEY
@@ -117,8 +118,9 @@ class TuneRestoreTaskGroup(TaskGroup):
     ) -> None:
         refuse_unknown(more, inspect.signature(TuneRestoreTaskGroup).parameters)
         if (prefix is None) == (experiments is None):
+            wrong = "needs" if prefix is None else "cannot have both: give"
             raise InvalidInputError(
-                f"TuneRestoreTaskGroup {group_id!r} needs either prefix= or experiments=."
+                f"TuneRestoreTaskGroup {group_id!r} {wrong} either prefix= or experiments=."
             )
         for_find = pick(more, FindArguments)
         if prefix is None and for_find:
@@ -189,7 +191,9 @@ class TuneRestoreTaskGroup(TaskGroup):
             self.trial = trial_operator.partial(
                 **{
                     "task_id": "trial",
-                    "max_active_tis_per_dagrun": max_active_trials,
+                    "max_active_tis_per_dagrun": parse_count(
+                        "max_active_trials", max_active_trials
+                    ),
                     **shared,
                     **run,
                     **(trial_args or {}),

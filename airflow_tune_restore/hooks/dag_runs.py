@@ -109,9 +109,11 @@ def _fetch(dag_id: str, run_id: str) -> "DagRunResult":
     `RuntimeTaskInstance.get_dagrun_state` returns no more than the state (Airflow 3.3).
     """
     from airflow.sdk.execution_time.comms import GetDagRun
-    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-    with _one_at_a_time:  # experiments are prepared in threads, and `dag.test()` takes one request
+    # experiments are prepared in threads; while `dag.test()` answers a request, the name does not exist
+    with _one_at_a_time:
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
         found = SUPERVISOR_COMMS.send(GetDagRun(dag_id=dag_id, run_id=run_id))
     if TYPE_CHECKING:
         assert isinstance(found, DagRunResult)

@@ -28,7 +28,7 @@ _WHOLE_ADDRESS = TABLE_WIDTH // 2
 _WORDS = {
     Outcome.REFUSED: "refused",
     COMMIT_FAILED: "commit failed",
-    TRIALS_FAILED: "trials failed",
+    TRIALS_FAILED: "failed again",
     UNREADABLE: "unreadable",
     Outcome.MISFIT: "misfit",
     Outcome.RESTORED: "restored",

@@ -93,11 +93,20 @@ def plan(experiments, **arguments):
     )
 
 
+def finish_trials(outcomes):
+    """Let the trial of each restore that was started finish."""
+    for each in outcomes:
+        if each["outcome"] == "restored":
+            store = open_store(each["experiment"])
+            leave_attempt(store, read_plan(store, each["restore_id"]), "t")
+
+
 def a_night(experiments, **left_alone):
     """Return the states of plan, commit and done, and what the commit pushed, by experiment's name."""
     planned, _, pushed = run(plan(experiments))
     outcomes = pushed["outcomes"]
     assert json.loads(json.dumps(outcomes, allow_nan=False)) == outcomes
+    finish_trials(outcomes)
     commit = CommitRestoreOperator(task_id="commit", outcomes=outcomes, **left_alone)
     committed, _, summary = run(commit)
     done, _, _ = run(CheckRestoresOperator(task_id="done", outcomes=outcomes))
@@ -154,9 +163,7 @@ def test_the_log_of_the_commit_ends_with_what_became_of_each(tmp_path, misfits, 
     """Those that a person must look at are the first."""
     experiments = [make(tmp_path, name) for name in OUTCOMES]
     _, _, pushed = run(plan(experiments))
-    (restore,) = [each for each in pushed["outcomes"] if each["outcome"] == "restored"]
-    store = open_store(restore["experiment"])
-    leave_attempt(store, read_plan(store, restore["restore_id"]), "t")
+    finish_trials(pushed["outcomes"])
     alone = {"experiments": [{"experiment": "/x/alive", "health": "running", "reason": "r"}]}
     capfd.readouterr()
     commit = CommitRestoreOperator(
@@ -215,6 +222,24 @@ def test_a_commit_that_failed_is_in_the_summary(tmp_path):
     (line,) = summary["experiments"]
     assert (state, line["outcome"]) == (RETRIED, "commit_failed")
     assert "changed since it was planned" in line["reason"]
+
+
+def test_trials_that_failed_again_are_the_outcome_of_their_experiment(tmp_path):
+    good = make(tmp_path, "good")
+    _, _, pushed = run(plan([good], trainable=None))  # no runner records that a trial has finished
+    _, _, summary = run(CommitRestoreOperator(task_id="commit", outcomes=pushed["outcomes"]))
+    (line,) = summary["experiments"]
+    assert (line["outcome"], line["trials_finished"]) == ("trials_failed", 0)
+
+
+def test_an_experiment_that_find_could_not_read_stands_before_those_that_are_well():
+    outcomes = [{"experiment": "/a", "outcome": "left_alone", "reason": "running"}]
+    broken = {"experiment": "/b", "health": "unreadable", "reason": "its state is cut off"}
+    left_alone = [{"experiments": [broken], "not_listed": 0}]
+    commit = CommitRestoreOperator(task_id="c", outcomes=outcomes, left_alone=left_alone)
+    lines = run(commit)[2]["experiments"]
+    assert [line["outcome"] for line in lines] == ["unreadable", "left_alone"]
+    assert lines[0]["reason"] == "unreadable: its state is cut off"
 
 
 def test_very_many_experiments_fit_into_an_xcom():
