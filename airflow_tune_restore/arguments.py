@@ -120,10 +120,7 @@ def parse_ids(name: str, value: Any) -> tuple[str, ...]:
 
     An argument that was given and names none is refused: an empty line of a form must not mean all.
     """
-    if isinstance(value, str):
-        items = _split_ids(value)
-    else:
-        items = list(value or ()) if isinstance(value, Iterable | None) else [None]
+    items = _split_ids(value) if isinstance(value, str) else _parse_list(name, value or (), "ids")
     if not all(isinstance(item, str) and item.strip() for item in items):
         raise InvalidInputError(f"{name}={value!r} holds an empty value, or one that is not an id.")
     if not items:

@@ -284,6 +284,12 @@ DONE: dict[str, Any] = {"iteration": 6, "metrics": {"score": 1.5}}
 _TAIL = ProgressTail(first=2, reports=[{"trial_id": "bad", "iteration": 3, "metrics": {"a": 1.5}}])
 
 
+_DAG_RUN = (
+    b'{"dag_id": "nightly", "run_id": "manual__1", "started_at": "2026-11-29T03:00:00+00:00"}'
+)
+"""The start of a DAG run that was cleared, and took its lease again."""
+
+
 def restored_objects(clock: Clock) -> Objects:
     """Return an experiment in the middle of a restore: one attempt has ended, one was lost."""
     objects: Objects = {}
@@ -294,6 +300,7 @@ def restored_objects(clock: Clock) -> Objects:
     beat(store, request)
     _leave_the_rest(store, plan, "bad")
     store.put(layout.results_backup_key(RESTORE_ID, "bad"), b'{"training_iteration": 1}\n')
+    store.put(layout.lease_dag_run_key(1), _DAG_RUN)
     lost = claim_attempt(store, plan, "hung", RunnerSettings(trainable="m:train"))
     leave_outcome(store, lost, "failed", cause="", error="gone")
     AttemptRecords.of(store, lost).record_exit(lost.attempt, 137, "OOMKilled")

@@ -71,7 +71,7 @@ def test_no_ids_are_refused(value):
 
 
 @pytest.mark.parametrize(
-    "value", [7, [7], [""], ["a1", " "], "['']", "['a1', '']", "[7]", "[a1]", "['a1'", "[['a1']]"]
+    "value", [[7], [""], ["a1", " "], "['']", "['a1', '']", "[7]", "[a1]", "['a1'", "[['a1']]"]
 )
 def test_an_id_that_is_empty_or_not_text_is_shown(value):
     with pytest.raises(InvalidInputError, match=r"trials=.* holds an empty value, or one that"):

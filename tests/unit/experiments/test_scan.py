@@ -16,6 +16,7 @@ from airflow_tune_restore.experiments.health import Health
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.storage.counting import Clock, CountingStore
@@ -209,7 +210,9 @@ def test_odd_names_are_found_kept_in_the_index_and_reported(store, clock, name):
 def test_who_cannot_be_addressed_is_named(store, clock, name, caplog):
     put_experiment(store, name)
     assert verdicts(store) == {}
-    assert f"{f'{name!a}':.100} is skipped: an address cannot hold this name" in caplog.text
+    assert (
+        f"{printable(f'{name!a}', 100)} is skipped: an address cannot hold this name" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("stray", ["tuner.pkl", "experiment_state-notes.json"])

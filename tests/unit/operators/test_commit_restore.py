@@ -50,7 +50,9 @@ def test_it_returns_before_and_after_and_its_log_ends_with_the_table(errored, ca
     }
     assert json.loads(json.dumps(summary)) == summary
     lines = [line for line in capfd.readouterr().out.splitlines() if "CommitRestore" in line]
-    (ends,) = [number for number, line in enumerate(lines) if "1 experiment: 1 restored" in line]
+    (ends,) = [
+        number for number, line in enumerate(lines) if "1 experiment: 1 failed again" in line
+    ]
     assert all(trial in "".join(lines[ends - 3 : ends]) for trial in ("a1", "a2", "a3"))
     assert "1 of 2 finished" in "".join(lines[ends:])
 

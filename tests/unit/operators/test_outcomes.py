@@ -5,12 +5,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators import build_restore_plan
-from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.check_restores import CheckRestoresOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
@@ -21,12 +20,12 @@ from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.airflow.states import FAILED, RETRIED, SKIPPED, SUCCESS, plan, run
 from tests.support.checks import answer_all
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import leave_attempt, start_night
 
 ANOTHER = "It was made with another trainable."
-SUCCESS, SKIPPED, FAILED, RETRIED = "success", "skipped", "failed", "up_for_retry"
 OUTCOMES = {
     "good": "restored",
     "misfit": "misfit",
@@ -64,33 +63,6 @@ def misfits(launcher):
         ]
 
     launcher.check = check
-
-
-def run(operator, context=None):
-    """Return the state that Airflow gives to the task, its result and its XComs."""
-    context = context or make_context()
-    result = None
-    try:
-        result = operator.execute(context)
-        state = SUCCESS
-    except AirflowSkipException:
-        state = SKIPPED
-    except AirflowFailException:
-        state = FAILED
-    except AirflowException:
-        state = RETRIED
-    return state, result, context["ti"].pushed
-
-
-def plan(experiments, **arguments):
-    arguments = {"trainable": "m:train", **arguments}
-    return BuildRestorePlanOperator(
-        task_id="plan",
-        experiments=[str(e) for e in experiments],
-        resume_errored=True,
-        stale_after=0,
-        **arguments,
-    )
 
 
 def finish_trials(outcomes):

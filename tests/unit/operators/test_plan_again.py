@@ -10,8 +10,8 @@ from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
+from tests.support.airflow.states import FAILED, RETRIED, SUCCESS, plan, run
 from tests.support.experiments.built import make_experiment, make_row
-from tests.unit.operators.test_outcomes import FAILED, RETRIED, SUCCESS, plan, run
 
 SLOW_DOWN = "503 Slow Down"
 
@@ -85,7 +85,7 @@ def test_one_that_cannot_be_read_now_is_asked_again_and_then_committed(two, monk
     assert (state, len(items)) == (SUCCESS, 1)
     assert (outcomes["a"]["outcome"], outcomes["a"]["reason"]) == ("restored", SLOW_DOWN)
     assert is_leased(two[0], restore_id)
-    assert commit(outcomes) == (["restored", "restored"], FAILED)
+    assert commit(outcomes) == (["trials_failed", "trials_failed"], FAILED)
     assert not is_leased(two[0], restore_id)
 
 
@@ -98,7 +98,7 @@ def test_a_store_that_answers_nothing_leaves_it_to_the_commit(two, monkeypatch, 
     assert (state, outcomes["a"]["outcome"]) == (SUCCESS, "restored")
     if was_started:
         assert outcomes["a"]["restore_id"] == first["a"]["restore_id"]
-    expected = ["restored" if was_started else "refused", "restored"]
+    expected = ["trials_failed" if was_started else "refused", "trials_failed"]
     assert commit(outcomes) == (expected, FAILED)
 
 

@@ -1,6 +1,7 @@
 """The newest lines of a flood are kept."""
 
 from airflow_tune_restore.launch.log_lines import LONGEST_LINE, NewestLines
+from airflow_tune_restore.protocol.printable import shortened
 
 
 def test_few_lines_are_all_kept_in_order():
@@ -36,4 +37,8 @@ def test_characters_are_counted_and_long_lines_cut():
     for letter in "abc":
         kept.add(letter * 10**6)
     shown = kept.take("w")
-    assert shown == ["… 1 line left out here; w", "b" * LONGEST_LINE, "c" * LONGEST_LINE]
+    assert shown == [
+        "… 1 line left out here; w",
+        shortened("b" * 10**6, LONGEST_LINE),
+        shortened("c" * 10**6, LONGEST_LINE),
+    ]

@@ -95,7 +95,7 @@ def test_every_key_of_ours_is_a_record_that_is_planted_or_read_otherwise():
     otherwise = {
         # ours, and looked at for being there, or for having changed
         "heartbeat_key", "stop_key", "stopped_key", "lease_heartbeat_key", "lease_release_key",
-        "lease_claim_key",  # experiments.claims: what makes no sense counts as empty
+        "lease_claim_key", "lease_dag_run_key",  # experiments.claims: what makes no sense counts as empty
         "seed_key", "snapshot_key", "results_backup_key",  # Ray's own formats
     }  # fmt: skip
     keys = {name for name in vars(layout) if name.endswith("_key")}
