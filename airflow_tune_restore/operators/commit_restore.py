@@ -103,7 +103,9 @@ class CommitRestoreOperator(BaseOperator):
             for item in items
             if item.outcome is Outcome.CONTINUE_SEARCH
         ]
-        lines = [ExperimentLine.of_plan(item) for item in items if item not in restores]
+        lines = [
+            ExperimentLine.of_plan(item) for item in items if item.outcome is not Outcome.RESTORED
+        ]
         failures: list[str] = []
         for item, result in zip(restores, results, strict=True):
             match result:
