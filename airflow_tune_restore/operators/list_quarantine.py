@@ -5,7 +5,10 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_text
+from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
+from airflow_tune_restore.experiments.parameters import find_varying
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -24,8 +27,9 @@ class ListQuarantineOperator(CheckedOperator):
     """Lists the trials in quarantine of all experiments at or below a prefix. It changes nothing.
 
     The log has a table: since when, the cause with file and line, and how many failed attempts count;
-    then how to release them. Returns one mapping per trial: `experiment` (address), `trial_id`, `since`
-    (ISO 8601, UTC; "" if unknown), `reason`, `cause`, `place` (file and line), `message` and `failures`.
+    then how to release them. Returns one mapping per trial: `experiment` (address), `trial_id`,
+    `parameters` (those in which the trials of the experiment differ), `since` (ISO 8601, UTC; "" if
+    unknown), `reason`, `cause`, `place` (file and line), `message` and `failures`.
 
     Args:
         prefix: Address of an experiment, or of a prefix with experiments, as
@@ -55,7 +59,12 @@ class ListQuarantineOperator(CheckedOperator):
             address = place.at(report.experiment)
             if warning:
                 self.log.warning("%s: %s", address, printable(warning, NOTE_LENGTH))
-            items += [_item(address, *trial) for trial in (trials or {}).items()]
+            if trials:
+                parameters = self._parameters(hook, address)
+                items += [
+                    _item(address, trial_id, history, parameters.get(trial_id, {}))
+                    for trial_id, history in trials.items()
+                ]
         if len(items) > MAX_TRIALS:
             self.log.warning(
                 "%d trials in quarantine; the list has the first %d. List a smaller prefix.",
@@ -64,6 +73,19 @@ class ListQuarantineOperator(CheckedOperator):
             items = items[:MAX_TRIALS]
         self._log(place, len(reports), items)
         return items
+
+    def _parameters(
+        self, hook: ExperimentStorageHook, address: Address
+    ) -> dict[str, dict[str, str]]:
+        """Return the parameters in which the trials of an experiment differ, by trial id."""
+        try:
+            experiment = read_experiment(
+                hook.open(address, in_bulk=True), keep_terminated_rows=False, keep_parameters=True
+            )
+        except TuneRestoreError as error:
+            self.log.warning("%s: %s", address, printable(str(error), NOTE_LENGTH))
+            return {}
+        return find_varying(experiment.trials).by_trial
 
     def _log(self, place: Address, experiments: int, items: list[dict[str, Any]]) -> None:
         if not experiments:
@@ -85,11 +107,14 @@ class ListQuarantineOperator(CheckedOperator):
             self.log.info("To release, fix the cause first: %s", how)
 
 
-def _item(address: Address, trial_id: str, history: History) -> dict[str, Any]:
+def _item(
+    address: Address, trial_id: str, history: History, parameters: dict[str, str]
+) -> dict[str, Any]:
     last = history.failures[-1] if history.failures else None
     return {
         "experiment": str(address),
         "trial_id": trial_id,
+        "parameters": parameters,
         "since": last.ended_at if last else "",
         "reason": history.quarantined,
         "cause": last.cause if last else "",
@@ -104,10 +129,12 @@ def _table(items: list[dict[str, Any]]) -> str:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("experiment", "trial", "since (UTC)", "cause", "failed attempts"):
+    for heading in ("experiment", "trial", "parameters", "since (UTC)", "cause", "failed attempts"):
         table.add_column(heading, overflow="fold")
     for item in items:
         cause = item["reason"] + (f": {item['message']}" if item["message"] else "")
-        cells = (item["experiment"], item["trial_id"], item["since"][:19] or "-", cause)
+        parameters = ", ".join(f"{name}={value}" for name, value in item["parameters"].items())
+        since = item["since"][:19] or "-"
+        cells = (item["experiment"], item["trial_id"], parameters or "-", since, cause)
         table.add_row(*map(printable, cells), str(item["failures"]))
     return render(table, TABLE_WIDTH)

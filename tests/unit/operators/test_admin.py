@@ -128,6 +128,7 @@ def test_the_list_names_since_when_why_and_how_to_release(store, tmp_path, capfd
     assert items[0] == {
         "experiment": store.uri,
         "trial_id": "a3",
+        "parameters": {},
         "since": "2026-11-28T03:04:05+00:00",
         "reason": "ValueError at project/train.py:7 in step after iteration 3, 2 times",
         "cause": "trainable",
@@ -143,6 +144,21 @@ def test_the_list_names_since_when_why_and_how_to_release(store, tmp_path, capfd
         f'{{"operation": "release a trial", "experiment": "{store.uri}", "trials": ["a3", "a1"]}}'
     ) in out
     assert [item["trial_id"] for item in listed(store.uri)] == ["a3", "a1"]
+
+
+def test_the_list_shows_the_parameters_in_which_trials_differ(tmp_path, capfd):
+    rows = [
+        make_row("a1", status="ERROR", config={"lr": 0.1, "seed": 7}),
+        make_row("a2", status="TERMINATED", config={"lr": 0.3, "seed": 7}),
+    ]
+    opened = open_store(str(make_experiment(tmp_path / "exp", rows)))
+    for restore_id in ("r1", "r2"):
+        plan = start_night(opened, restore_id)
+        leave_attempt(opened, plan, "a1", rows[0], result="failed")
+        commit_restore(opened, restore_id)
+    (item,) = listed(tmp_path)
+    assert item["parameters"] == {"lr": "0.1"}
+    assert " lr=0.1 " in capfd.readouterr().out
 
 
 def test_a_list_without_any_is_a_sentence(tmp_path, capfd):
