@@ -13,7 +13,7 @@ from airflow_tune_restore.exceptions import (
     RecordUnreadableError,
     TuneRestoreError,
 )
-from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import (
     PROGRESS_PREFIX,
@@ -84,8 +84,9 @@ def test_a_record_is_not_read_beyond_its_limit(store, key):
 @pytest.mark.parametrize(
     "name", ["outcome", "end", "heartbeat", "state", "request", "stopped", "progress"]
 )
-def test_a_bad_record_of_one_attempt_costs_that_attempt(store, name, body):
+def test_a_bad_record_of_one_attempt_costs_that_attempt(store, name, body, monkeypatch):
     """A commit that failed at it would fail at every retry, and its trials would never be committed."""
+    monkeypatch.setattr(attempts, "QUIET_SECONDS", 0.1)
     store.put(OUTCOME.replace("outcome", name), body)
     if name == "end":
         store.delete(OUTCOME)  # only then is it read
