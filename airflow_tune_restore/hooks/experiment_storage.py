@@ -29,7 +29,7 @@ _INSTALL = {
     "google": "'airflow-tune-restore[gcs]' apache-airflow-providers-google",
     "microsoft-azure": "'airflow-tune-restore[azure]' apache-airflow-providers-microsoft-azure",
 }
-"""What to give `pip install` for it. Only `amazon` is an extra: the other two bring a hundred packages,
+"""The arguments of `pip install` that bring it. Only `amazon` is an extra: the other two bring a hundred packages,
 and hold back the versions of others."""
 
 if TYPE_CHECKING:

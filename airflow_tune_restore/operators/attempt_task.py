@@ -122,7 +122,7 @@ class AttemptOperator(MapIndexLabelOperator):
     )
     ui_color = "#e2f2e4"
     kept_words = KEPT_BY_COMMIT
-    """What becomes of the work if the task fails for good."""
+    """The words for the work that is kept if the task fails for good."""
 
     def __init__(  # noqa: PLR0913  what to run, where, and with what
         self,

@@ -196,7 +196,6 @@ class BuildRestorePlanOperator(CheckedOperator):
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
-            self._ttl_seconds()
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(self.experiments)),

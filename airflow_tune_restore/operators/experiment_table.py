@@ -11,13 +11,13 @@ from airflow_tune_restore.restore.columns import render
 from airflow_tune_restore.restore.summary import TABLE_WIDTH, CommitSummary
 
 COMMIT_FAILED = "commit_failed"
-"""What became of an experiment whose restore was started, but could not be committed."""
+"""The outcome of an experiment whose restore was started, but could not be committed."""
 
 TRIALS_FAILED = "trials_failed"
-"""What became of an experiment that was restored, and of which a trial that ran has not finished."""
+"""The outcome of a restored experiment if a trial that ran has not finished."""
 
 UNREADABLE = "unreadable"
-"""What became of an experiment that the sensor could not read. No task fails because of it."""
+"""The outcome of an experiment that the sensor could not read. No task fails because of it."""
 
 MAX_EXPERIMENTS = 1000
 """With more experiments, the XCom leaves out the last ones of the table. The log shows them all."""

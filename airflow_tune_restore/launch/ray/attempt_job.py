@@ -187,9 +187,8 @@ class RayAttemptJob:
         ends_with_job = self.ends_with_job(attached.attempt)
         reached = renewed = time.monotonic()
         while True:
-            if (
-                time.monotonic() - renewed > lease.RENEW_SECONDS
-            ):  # a job that waits for resources cannot
+            # a job that waits for resources cannot
+            if time.monotonic() - renewed > lease.RENEW_SECONDS:
                 renewed = time.monotonic()
                 lease.keep_alive(self.store, self.plan.restore_id)
             try:

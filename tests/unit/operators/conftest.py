@@ -3,7 +3,8 @@
 import pytest
 
 from airflow_tune_restore.operators import attempt_task, trainable_check
-from tests.support.airflow.context import FakeLauncher
+from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from tests.support.airflow.context import FakeLauncher, make_context
 from tests.support.experiments.built import make_experiment, make_row
 
 
@@ -18,6 +19,15 @@ def errored(tmp_path):
             make_row("a3", status="ERROR", last_result_time=3.0),
         ],
     )
+
+
+@pytest.fixture
+def item(errored):
+    """The item of the trial that a plan of `errored` runs first."""
+    operator = BuildRestorePlanOperator(
+        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0
+    )
+    return operator.execute(make_context())[0]
 
 
 @pytest.fixture

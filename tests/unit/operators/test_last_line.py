@@ -25,14 +25,6 @@ KEPT = "the commit keeps its progress up to iteration 4"
 
 
 @pytest.fixture
-def item(errored):
-    operator = BuildRestorePlanOperator(
-        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0
-    )
-    return operator.execute(make_context())[0]
-
-
-@pytest.fixture
 def last_line(item, launcher, errored):
     """Run the task of a trial that ends in a way, and return its last line without the experiment."""
 

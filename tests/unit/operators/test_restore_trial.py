@@ -23,14 +23,6 @@ from tests.support.records import PLACE, Attempt, ending, leave_outcome
 
 
 @pytest.fixture
-def item(errored):
-    operator = BuildRestorePlanOperator(
-        task_id="plan", experiments=str(errored), resume_errored=True, stale_after=0
-    )
-    return operator.execute(make_context())[0]
-
-
-@pytest.fixture
 def store(errored):
     return open_store(str(errored))
 
