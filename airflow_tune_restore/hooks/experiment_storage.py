@@ -29,8 +29,8 @@ _INSTALL = {
     "google": "'airflow-tune-restore[gcs]' apache-airflow-providers-google",
     "microsoft-azure": "'airflow-tune-restore[azure]' apache-airflow-providers-microsoft-azure",
 }
-"""The arguments of `pip install` that bring it. Only `amazon` is an extra: the other two bring a hundred packages,
-and hold back the versions of others."""
+"""The arguments of `pip install` that bring it. Only `amazon` is an extra: the other two bring a hundred
+packages, and hold back the versions of others."""
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
