@@ -1,0 +1,181 @@
+"""What goes wrong in a world, drawn from its seed: a short list of faults, each of which can be left out.
+
+A fault strikes one request of one kind of process, by its number or by the object that it is about. So a
+failing world can be made smaller: faults that do not matter are left out one by one.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from tests.simulation.store import MOST_DELAY, Fate
+from tests.simulation.world import Process, World
+
+
+
+
+class FaultKind(StrEnum):
+    """What happens to a request, or to the process that sends it."""
+
+    DIES_BEFORE = "dies before"
+    DIES_INSIDE = "dies inside"
+    DIES_AFTER = "dies after"
+    FREEZES = "freezes before it uses the answer"
+    ANSWER_LOST = "its answer is lost"
+    REFUSED = "is refused (503)"
+    SLOW = "is slow"
+    REPEATED = "is repeated"
+    LATE = "times out, and is carried out later"
+
+
+_LONGEST_REQUEST = 60.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: the `nth` request of a role that fits `verb` and `key` is struck."""
+
+    kind: FaultKind
+    role: str
+    nth: int
+    verb: str = "*"
+    key: str = "*"
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        which = f"request {self.nth}" if self.key == "*" else f"{self.verb} {self.key} ({self.nth})"
+        lasts = f" for {self.seconds:.0f} s" if self.seconds else ""
+        return f"{which} of {self.role}: {self.kind}{lasts}"
+
+
+@dataclass(frozen=True)
+class Storm:
+    """A time in which the store refuses most requests."""
+
+    begins: float
+    seconds: float
+    share: float
+
+    def __str__(self) -> str:
+        return f"503 storm from {self.begins:.0f} s for {self.seconds:.0f} s ({self.share:.0%})"
+
+
+_OBJECTS = (
+    ("create", "*/lease/*.claim.json", ("plan", "commit", "samples", "undo", "release")),
+    ("put", "*/lease/*.heartbeat.json", ("plan", "trial", "runner", "commit")),
+    ("put", "*/lease/*.release.json", ("plan", "commit", "samples", "undo", "release")),
+    ("put", "*/seed.json", ("plan",)),
+    ("create", "*/plan.json", ("plan", "samples")),
+    ("create", "*/request.json", ("trial", "samples")),
+    ("create", "*/heartbeat.json", ("runner",)),
+    ("put", "*/attempts/*/heartbeat.json", ("runner",)),
+    ("put", "*/start-*.json", ("runner",)),
+    ("put", "*/checkpoint_*", ("runner",)),
+    ("put", "*/result.json", ("runner",)),
+    ("put", "*/attempts/*/state.json", ("runner",)),
+    ("put", "*/outcome.json", ("runner",)),
+    ("put", "*/exit.json", ("trial",)),
+    ("put", "*/stops/*", ("trial",)),
+    ("put", "*/searcher/*", ("runner",)),
+    ("create", "*/commit.json", ("commit", "plan", "samples")),
+    ("create", "experiment_state-*", ("commit", "plan", "samples")),
+    ("put", "*-state-*", ("commit", "samples")),
+    ("put", "*ledger*", ("commit", "plan", "release", "samples")),
+    ("put", "*/commit.json", ("commit", "plan", "samples", "undo")),
+    ("delete", "*", ("undo",)),
+    ("list", ".tune_restore/lease", ("plan", "commit", "trial", "runner", "undo", "release")),
+)
+_ROLES = (("plan", 40), ("trial", 15), ("runner", 60), ("commit", 60), ("samples", 80))
+_RARE_ROLES = (("undo", 30), ("release", 30))
+
+
+def draw_faults(rng: random.Random, *, most: int = 5) -> list[Fault]:
+    """Draw the faults of one world."""
+    return [_draw(rng) for _ in range(rng.randint(0, most))]
+
+
+def _draw(rng: random.Random) -> Fault:
+    kind = rng.choice(list(FaultKind))
+    seconds = 0.0
+    if kind is FaultKind.FREEZES:
+        seconds = rng.choice((5.0, 30.0, 90.0, 200.0, 1000.0, 5000.0))
+    elif kind in (FaultKind.REPEATED, FaultKind.LATE):
+        seconds = rng.uniform(0.0, MOST_DELAY)
+    elif kind in (FaultKind.SLOW, FaultKind.ANSWER_LOST):
+        seconds = rng.uniform(1.0, _LONGEST_REQUEST)
+    if rng.random() < 0.6:
+        verb, key, roles = rng.choice(_OBJECTS)
+        return Fault(kind, rng.choice(roles), rng.choice((1, 1, 1, 2, 3)), verb, key, seconds)
+    role, most = rng.choice(_ROLES if rng.random() < 0.8 else _RARE_ROLES)
+    return Fault(kind, role, rng.randint(1, most), seconds=seconds)
+
+
+class Faults:
+    """Draws the fate of each request.
+
+    Args:
+        pace: Seconds that an ordinary request takes at most.
+    """
+
+    def __init__(
+        self, world: World, faults: Sequence[Fault], storms: Sequence[Storm], pace: float
+    ) -> None:
+        self._world = world
+        self._open = [[fault, fault.nth] for fault in faults]
+        self._storms = storms
+        self._pace = pace
+        self.struck: list[Fault] = []
+        self.are_over = False
+
+    def draw(self, process: Process, verb: str, key: str) -> Fate:
+        """Return the fate of a request."""
+        seconds = process.random.random() * self._pace
+        if self.are_over:
+            return Fate(seconds)
+        if self._open:
+            for pair in self._open:
+                fault = pair[0]
+                if (
+                    fault.role != process.role
+                    or (fault.verb not in ("*", verb))
+                    or not (fault.key == "*" or fnmatchcase(key, fault.key))
+                ):
+                    continue
+                pair[1] -= 1
+                if pair[1] == 0:
+                    self._open.remove(pair)
+                    self.struck.append(fault)
+                    if self._world.is_told:
+                        self._world.tell(process, f"FAULT {verb} {key} {fault.kind}")
+                    return self._fate(process, fault, seconds)
+        for storm in self._storms:
+            if storm.begins <= self._world.now < storm.begins + storm.seconds:
+                if process.random.random() < storm.share:
+                    return Fate(None, answered=seconds + 5.0, error="503 SlowDown")
+        return Fate(seconds)
+
+    @staticmethod
+    def _fate(process: Process, fault: Fault, seconds: float) -> Fate:
+        later = fault.seconds
+        match fault.kind:
+            case FaultKind.DIES_BEFORE:
+                return Fate(seconds, before="kill")
+            case FaultKind.DIES_INSIDE:
+                return Fate(seconds, dies_inside=True)
+            case FaultKind.DIES_AFTER:
+                return Fate(seconds, after="kill")
+            case FaultKind.FREEZES:
+                return Fate(seconds, after=later)
+            case FaultKind.ANSWER_LOST:
+                return Fate(seconds, answered=later, error="the answer was lost")
+            case FaultKind.REFUSED:
+                return Fate(None, answered=seconds + 5.0, error="503 SlowDown")
+            case FaultKind.SLOW:
+                return Fate(later)
+            case FaultKind.REPEATED:
+                return Fate(seconds, again=later)
+            case FaultKind.LATE:
+                return Fate(later, answered=later / 2, error="timed out")
+        raise AssertionError(process)

@@ -1,0 +1,316 @@
+"""The invariants I1 to I7 as code: one function for each, checked at every step and at the end.
+
+`Invariants` watches every change of the store and every iteration that is trained. A broken invariant ends
+the world at that step.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.request import RunnerOutcome
+from tests.simulation.store import Shelf, Write
+from tests.simulation.sweeps import CHECKPOINT_EVERY, STATE_NAME, Sweep, TrialFiles
+from tests.simulation.world import Process, World
+
+if TYPE_CHECKING:
+    from tests.simulation.airflow import Airflow
+
+_COMMITTERS = frozenset({"plan", "commit", "samples", "release"})
+
+
+class InvariantBroken(BaseException):  # noqa: N818  no code under simulation may catch it
+    """An invariant does not hold: which one, and what shows it."""
+
+
+def broken(name: str, what: str) -> InvariantBroken:
+    """Return the error for a broken invariant."""
+    return InvariantBroken(f"{name}: {what}")
+
+
+class Invariants:
+    """Watches one world."""
+
+    def __init__(self, world: World, shelf: Shelf, sweep: Sweep) -> None:
+        self.world = world
+        self.shelf = shelf
+        self.sweep = sweep
+        self.originals = sweep.files()
+        self.trainers: dict[str, Process] = {}
+        self.finished: dict[str, str] = {}
+        self.made: dict[str, bytes] = {}
+        self.deleted: set[str] = set()
+        self.undone = False
+        self.failed: set[tuple[str, str, int]] = set()
+        self.ended_with_error: Counter[str] = Counter()
+        self.drivers: list[Process] = []
+        shelf.watch = self.watch
+        world.watch_training = self.watch_training
+
+    def watch(self, write: Write) -> None:
+        """Check a change of the store."""
+        i2_nothing_of_ray_changes(self, write)
+        if write.key.startswith(layout.ROOT):
+            if write.body is None:
+                return
+            if write.key.endswith(".claim.json"):
+                i5_one_restore(self, write)
+                i6_a_living_experiment_is_left_alone(self, write)
+            elif write.key.endswith("/outcome.json"):
+                self._note_outcome(write)
+        elif write.process.role != "driver" and layout.is_committed_state(write.key):
+            if write.body is None:
+                self.deleted.add(write.key)
+                self.undone = True
+                self.finished.clear()
+            else:
+                i1_a_commit_is_what_a_restore_leaves(self, write)
+                self.made[write.key] = write.body
+
+    def watch_training(self, process: Process, trial_id: str, iteration: int) -> None:
+        """Check an iteration that is trained."""
+        i4_one_runner_per_trial(self, process, trial_id)
+        if trial_id in self.finished and iteration < self.sweep.target(trial_id):
+            raise broken(
+                "I3",
+                f"{process} trains {trial_id} again, which {self.finished[trial_id]} has finished",
+            )
+
+    def _note_outcome(self, write: Write) -> None:
+        assert write.body is not None
+        outcome = RunnerOutcome.from_json(write.body)
+        if outcome.result == "finished" and outcome.trial_id != layout.WHOLE_EXPERIMENT:
+            self.finished[outcome.final_trial_id] = write.process.name
+        if outcome.result == "failed":
+            self.failed.add((outcome.trial_id, outcome.restore_id, outcome.attempt))
+            self.ended_with_error[outcome.final_trial_id] += 1
+
+
+def i1_a_commit_is_what_a_restore_leaves(watch: Invariants, write: Write) -> None:
+    """I1: same rows, same ids, same order; rows that were not restored byte for byte; nothing goes back."""
+    names = [key for key in watch.shelf.objects if "/" not in key and layout.is_state_file(key)]
+    if max(names) != write.key:
+        raise broken("I1", f"{write.key} is not the state that Ray reads: {max(names)} sorts after it")
+    assert write.body is not None
+    state = json.loads(write.body)
+    others = sorted(name for name in names if name != write.key)
+    base = json.loads(watch.shelf.objects[others[-1]].body)
+    if state["stats"]["start_time"] <= base["stats"]["start_time"]:
+        raise broken("I1", f"{write.key} is not newer than {others[-1]} by its start")
+    rows = [TrialFiles.from_row(row) for row in state["trial_data"]]
+    before = [TrialFiles.from_row(row) for row in base["trial_data"]]
+    if len(rows) < len(before):
+        raise broken("I1", f"{write.key} has {len(rows)} trials, {others[-1]} has {len(before)}")
+    for old, new in zip(before, rows, strict=False):
+        _check_row(watch, write.key, old, new)
+    for new in rows[len(before) :]:
+        _check_reached(watch, write.key, new)
+
+
+def _check_row(watch: Invariants, name: str, old: TrialFiles, new: TrialFiles) -> None:
+    if old == new:
+        return
+    is_restarted = watch.sweep.restarts and old.status == "ERROR" and new.trial_id != old.trial_id
+    if new.trial_id != old.trial_id and not is_restarted:
+        raise broken("I1", f"{name} has {new.trial_id} in the place of {old.trial_id}")
+    if old.status == "TERMINATED":
+        raise broken("I1", f"{name} changes the row of {old.trial_id}, which was not restored")
+    if not is_restarted and _saved(new) < _saved(old):
+        raise broken("I7", f"{name} goes back with {old.trial_id}: {old} to {new}")
+    _check_reached(watch, name, new)
+
+
+def _check_reached(watch: Invariants, name: str, trial: TrialFiles) -> None:
+    if trial.status == "TERMINATED" and trial.iteration != watch.sweep.target(trial.trial_id):
+        raise broken("I1", f"{name} has {trial.trial_id} TERMINATED at {trial.iteration}")
+
+
+def _saved(trial: TrialFiles) -> int:
+    return trial.checkpoint[1] if trial.checkpoint else 0
+
+
+def i2_nothing_of_ray_changes(watch: Invariants, write: Write) -> None:
+    """I2: nothing that Ray wrote is changed, but what a resumed trial writes in its own directory."""
+    key, role = write.key, write.process.role
+    if key.startswith(f"{layout.ROOT}/") or role == "driver":
+        return
+    if "/" in key:
+        _check_trial_file(write)
+        return
+    if layout.is_committed_state(key):
+        if write.body is None and role != "undo":
+            raise broken("I2", f"{write.process} deletes {key}")
+        if write.body is not None and write.before is not None:
+            raise broken("I2", f"{write.process} overwrites {key}")
+        if write.body is not None and key in watch.deleted and watch.made.get(key) == write.body:
+            raise broken("I2", f"{write.process} brings {key} back, which was undone")
+        if write.body is not None and role not in _COMMITTERS:
+            raise broken("I2", f"{write.process} writes {key}")
+        return
+    if layout.is_committed(key):
+        if write.body is not None and not _belongs_to_a_state(watch.shelf, key):
+            raise broken("I2", f"{write.process} puts {key}, which belongs to no state")
+        return
+    raise broken("I2", f"{write.process} changes {key}")
+
+
+def _belongs_to_a_state(shelf: Shelf, key: str) -> bool:
+    session = layout.session_of(key)
+    return any(
+        "/" not in name and layout.is_state_file(name) and layout.session_of(name) == session
+        for name in shelf.objects
+    )
+
+
+def _check_trial_file(write: Write) -> None:
+    name = write.key.rpartition("/")[2]
+    if write.process.role != "runner":
+        raise broken("I2", f"{write.process} writes {write.key}")
+    if write.body is None:
+        raise broken("I2", f"{write.process} deletes {write.key}")
+    if f"/{layout.CHECKPOINT_PREFIX}" in write.key and write.before not in (None, write.body):
+        raise broken("I2", f"{write.process} overwrites {write.key}")
+    if name not in ("result.json", "error.txt", "state.json"):
+        raise broken("I2", f"{write.process} writes {write.key}")
+
+
+def i3_every_step_can_be_repeated(watch: Invariants, airflow: "Airflow") -> None:
+    """I3: after a quiet night no result row and no checkpoint is lost or doubled, and all are done."""
+    rows = _newest_rows(watch)
+    wanted = len(watch.sweep.trials) + watch.sweep.draws
+    if len(rows) != wanted:
+        raise broken("I3", f"there are {len(rows)} trials, not {wanted}: {rows}")
+    for trial in rows:
+        _check_end(watch, trial, airflow)
+        _check_result_rows(watch, trial)
+    _check_leases(watch)
+    _check_commit_records(watch)
+
+
+def _newest_rows(watch: Invariants) -> list[TrialFiles]:
+    names = [key for key in watch.shelf.objects if "/" not in key and layout.is_state_file(key)]
+    state = json.loads(watch.shelf.objects[max(names)].body)
+    return [TrialFiles.from_row(row) for row in state["trial_data"]]
+
+
+def _check_end(watch: Invariants, trial: TrialFiles, airflow: "Airflow") -> None:
+    is_broken = trial.trial_id in watch.sweep.broken
+    if is_broken and trial.status == "ERROR":
+        if trial.iteration < watch.sweep.broken[trial.trial_id]:
+            raise broken("I7", f"{trial.trial_id} has lost its progress: {trial}")
+        return
+    if trial.status == "TERMINATED" and trial.iteration == watch.sweep.target(trial.trial_id):
+        return
+    if _quarantined(watch, trial.trial_id):
+        return
+    raise broken("I3", f"a quiet night has not finished {trial}")
+
+
+def _quarantined(watch: Invariants, trial_id: str) -> bool:
+    history = _ledger(watch).get(trial_id, {})
+    return bool(history.get("quarantined"))
+
+
+def _check_result_rows(watch: Invariants, trial: TrialFiles) -> None:
+    key = f"{trial.trial_dir}/{layout.RESULT_FILE}"
+    if trial.iteration == 0:
+        return
+    lines = watch.shelf.get(key).decode().splitlines()
+    found = [json.loads(line)["training_iteration"] for line in lines]
+    counts = Counter(found)
+    missing = [n for n in range(1, trial.iteration + 1) if n not in counts]
+    if missing:
+        raise broken("I3", f"{key} has lost iterations {missing}: {found}")
+    original = watch.originals.get(key, b"").count(b"\n")
+    most = 1 + watch.ended_with_error[trial.trial_id] + 10 * watch.undone
+    for number, times in counts.items():
+        repeats = number <= original and number > original - CHECKPOINT_EVERY
+        if times > most + repeats:
+            raise broken("I3", f"{key} has iteration {number} {times} times: {found}")
+
+
+def _check_leases(watch: Invariants) -> None:
+    names = [key.rpartition("/")[2] for key in watch.shelf.objects if key.startswith(layout.LEASE)]
+    claimed = {name.partition(".")[0] for name in names if name.endswith(".claim.json")}
+    released = {name.partition(".")[0] for name in names if name.endswith(".release.json")}
+    if claimed - released:
+        raise broken("I3", f"leases {sorted(claimed - released)} were never released")
+
+
+def _check_commit_records(watch: Invariants) -> None:
+    """Check that each state of a commit has one record that is done, and each such record its state."""
+    states = {key for key in watch.shelf.objects if layout.is_committed_state(key)}
+    named = set()
+    for key, stored in watch.shelf.objects.items():
+        if not key.startswith(layout.ROOT) or not key.endswith("/commit.json"):
+            continue
+        record = json.loads(stored.body)
+        if not record["is_done"]:
+            raise broken("I3", f"{key} was never done")
+        if record["state_file"] and not record["undone_at"]:
+            if record["state_file"] not in states:
+                raise broken("I3", f"{key} names {record['state_file']}, which does not exist")
+            named.add(record["state_file"])
+    if states - named:
+        raise broken("I2", f"{sorted(states - named)} have no commit record")
+
+
+def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) -> None:
+    """I4: a trial never has two live runners."""
+    before = watch.trainers.get(trial_id)
+    watch.trainers[trial_id] = process
+    if before is None or before is process or not before.is_alive:
+        return
+    if before.frozen_until > watch.world.now:
+        return  # it ends itself when it thaws
+    raise broken("I4", f"{process} trains {trial_id} while {before} lives")
+
+
+def i5_one_restore(watch: Invariants, write: Write) -> None:
+    """I5: who takes the lease finds no living runner of another restore."""
+    assert write.body is not None
+    restore_id = json.loads(write.body)["restore_id"]
+    for trial_id, trainer in watch.trainers.items():
+        if not trainer.is_alive or trainer.frozen_until > watch.world.now:
+            continue
+        if trainer.name.split("/")[0] != f"runner {restore_id.removeprefix('airflow-')}":
+            raise broken("I5", f"{write.process} takes the lease while {trainer} trains {trial_id}")
+
+
+def i6_a_living_experiment_is_left_alone(watch: Invariants, write: Write) -> None:
+    """I6: no restore begins while the experiment's own driver lives."""
+    for driver in watch.drivers:
+        if driver.is_alive:
+            raise broken("I6", f"{write.process} takes the lease while {driver} lives")
+
+
+def i7_failures_are_counted(watch: Invariants) -> None:
+    """I7: every failed attempt is in the ledger once, across nights; none that did not fail is."""
+    counted: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+    for trial_id, history in _ledger(watch).items():
+        for failure in (*history.get("failures", ()), *history.get("released", ())):
+            counted[trial_id, failure["restore_id"], failure["attempt"]] += 1
+    doubled = {key: times for key, times in counted.items() if times > 1}
+    if doubled:
+        raise broken("I7", f"failures are counted more than once: {doubled}")
+    missing = watch.failed - counted.keys()
+    if missing:
+        raise broken("I7", f"failed attempts are not in the ledger: {sorted(missing)}")
+
+
+def _ledger(watch: Invariants) -> dict[str, Any]:
+    stored = watch.shelf.objects.get(layout.LEDGER)
+    if stored is None:
+        return {}
+    trials: dict[str, Any] = json.loads(stored.body)["trials"]
+    return trials
+
+
+def check_end(watch: Invariants, airflow: "Airflow") -> None:
+    """Check what must hold after a quiet night."""
+    i3_every_step_can_be_repeated(watch, airflow)
+    i7_failures_are_counted(watch)
+
+

@@ -1,0 +1,240 @@
+"""One world from its seed: a failed sweep, nights with faults, and quiet nights until it is whole."""
+
+import random
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from tests.simulation.airflow import Airflow, Meddling
+from tests.simulation.faults import Fault, Faults, Storm, draw_faults
+from tests.simulation.invariants import InvariantBroken, Invariants, check_end
+from tests.simulation.runner import without_ray
+from tests.simulation.standins import Here, installed
+from tests.simulation.store import Shelf, SimulatedStore, StoreKind
+from tests.simulation.sweeps import SWEEPS
+from tests.simulation.world import EPOCH, EndlessError, World
+
+HOUR, DAY = 3600.0, 86400.0
+
+
+@dataclass(frozen=True)
+class Night:
+    """One DAG run with faults: when it starts, and what is done to it."""
+
+    starts: float
+    meddlings: tuple[Meddling, ...] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """`undo` or `release` from a shell, at some time."""
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A worker is lost with all its processes, at some time."""
+
+    worker: int
+    at: float
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The clock of a worker jumps."""
+
+    worker: int
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Script:
+    """All that a seed decides. Each fault, and each thing that is done, can be left out.
+
+    Args:
+        pace: Seconds that a request takes at most.
+        clocks: By how many seconds the clocks of the server and of the workers are ahead.
+        asks: Whether plan asks Airflow about the holder of a lease.
+    """
+
+    seed: int
+    sweep: str
+    kind: StoreKind
+    ttl_seconds: float
+    pace: float
+    clocks: tuple[float, ...]
+    asks: bool
+    max_attempts: int | None
+    nights: tuple[Night, ...]
+    faults: tuple[Fault, ...] = ()
+    storms: tuple[Storm, ...] = ()
+    commands: tuple[Command, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    jumps: tuple[Jump, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Describe it."""
+        head = (
+            f"seed {self.seed}: sweep {self.sweep} on {self.kind}, TTL {self.ttl_seconds:.0f} s, requests "
+            f"take up to {self.pace:g} s, clocks ahead by {[round(c) for c in self.clocks]} s"
+        )
+        parts: list[object] = [*self.faults, *self.storms, *self.commands, *self.losses, *self.jumps]
+        nights = [
+            f"night {n} at {night.starts:.0f} s: {', '.join(map(str, night.meddlings)) or 'as planned'}"
+            for n, night in enumerate(self.nights, 1)
+        ]
+        return [head, *nights, *map(str, parts)]
+
+
+def draw_script(seed: int) -> Script:
+    """Draw a world."""
+    rng = random.Random(seed)
+    starts = 0.0
+    nights = []
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+        nights.append(Night(starts, tuple(_draw_meddlings(rng))))
+        starts += rng.choice((1.0, 30.0, 200.0, 1200.0, HOUR, DAY))
+    end = nights[-1].starts + 600.0
+    commands = [
+        Command(rng.choice(("undo", "release")), rng.uniform(0.0, end + 1200.0))
+        for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))
+    ]
+    storms = [
+        Storm(rng.uniform(0.0, end), rng.choice((20.0, 120.0, 700.0)), rng.choice((0.3, 0.9, 1.0)))
+        for _ in range(rng.choice((0, 0, 0, 0, 1)))
+    ]
+    losses = [Loss(rng.randrange(3), rng.uniform(0.0, end)) for _ in range(rng.choice((0, 0, 0, 1)))]
+    jumps = [
+        Jump(rng.randrange(3), rng.uniform(0.0, end), rng.choice((-3, 3, 0.1)) * HOUR)
+        for _ in range(rng.choice((0, 0, 1)))
+    ]
+    clocks = tuple(rng.choice((0.0, 0.0, 30.0, -3 * HOUR, 5 * HOUR)) for _ in range(4))
+    return Script(
+        seed=seed,
+        sweep=rng.choice(sorted(SWEEPS)),
+        kind=rng.choice(list(StoreKind)),
+        ttl_seconds=rng.choice((60.0, 120.0, 900.0)),
+        pace=rng.choice((0.02, 0.2, 2.0)),
+        clocks=clocks,
+        asks=rng.random() < 0.5,
+        max_attempts=rng.choice((None, None, 2, 4)),
+        nights=tuple(nights),
+        faults=tuple(draw_faults(rng)),
+        storms=tuple(storms),
+        commands=tuple(commands),
+        losses=tuple(losses),
+        jumps=tuple(jumps),
+    )
+
+
+def _draw_meddlings(rng: random.Random) -> list[Meddling]:
+    tasks = ("plan", "trial", "commit", "samples")
+    found = [
+        Meddling(
+            rng.choice(("twice", "twice", "lost", "clear")),
+            rng.choice(tasks),
+            rng.choice((0.0, 1.0, 1.0)) * rng.uniform(0.0, 60.0),
+        )
+        for _ in range(rng.choice((0, 0, 1, 1, 2)))
+    ]
+    if rng.random() < 0.15:
+        found.append(Meddling("time out", "", rng.uniform(0.0, 300.0)))
+    return found
+
+
+@dataclass
+class Ended:
+    """What became of a world."""
+
+    script: Script
+    nights: int = 0
+    steps: int = 0
+    struck: int = 0
+    seconds: float = 0.0
+    failure: str = ""
+    story: list[tuple[float, str, str]] = field(default_factory=list)
+
+
+def simulate(script: Script, *, is_told: bool = False) -> Ended:
+    """Let a world happen; return what became of it. `installed` and `without_ray` must be in force."""
+    world = World(script.seed)
+    world.is_told = is_told
+    Here.world = world
+    ended = Ended(script)
+    try:
+        _happen(world, script, ended)
+    except (InvariantBroken, EndlessError) as error:
+        ended.failure = f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  an error that no caller expects is a failure, too
+        ended.failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    ended.steps, ended.seconds, ended.story = world.steps, world.now, world.story
+    return ended
+
+
+def _happen(world: World, script: Script, ended: Ended) -> None:
+    sweep = SWEEPS[script.sweep]
+    shelf = Shelf(world, script.kind, ahead=script.clocks[0])
+    faults = Faults(world, script.faults, script.storms, script.pace)
+    workers = [world.machine(f"worker-{n}", ahead=ahead) for n, ahead in enumerate(script.clocks[1:])]
+    shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - 6 * HOUR))
+    watch = Invariants(world, shelf, sweep)
+    airflow = Airflow(
+        world,
+        SimulatedStore(shelf, faults.draw),
+        sweep,
+        script.ttl_seconds,
+        script.asks,
+        script.max_attempts,
+        workers,
+    )
+    for number, night in enumerate(script.nights, 1):
+        airflow.start_dag_run(f"night-{number}", list(night.meddlings), delay=night.starts)
+    for command in script.commands:
+        if command.name == "undo":
+            airflow.undo(delay=command.at)
+        else:
+            airflow.release("bad", delay=command.at)
+    for loss in script.losses:
+        world.after(loss.at, _killing(world, airflow, loss.worker))
+    for jump in script.jumps:
+        world.after(jump.at, _jumping(airflow, jump))
+    world.run()
+    ended.nights = len(script.nights)
+    ended.struck = len(faults.struck)
+    faults.are_over = True
+    _quiet_night(world, airflow, ended)
+    check_end(watch, airflow)
+    changes = shelf.changes
+    _quiet_night(world, airflow, ended)
+    if shelf.changes != changes and not sweep.broken:
+        raise InvariantBroken("I3: a quiet night after a quiet night changes something")
+
+
+def _quiet_night(world: World, airflow: Airflow, ended: Ended) -> None:
+    ended.nights += 1
+    world.tell("the next quiet night", "begins")
+    airflow.start_dag_run(f"night-{ended.nights}", [], delay=DAY)
+    world.run()
+
+
+def _killing(world: World, airflow: Airflow, worker: int) -> Callable[[], None]:
+    def kill() -> None:
+        world.tell(f"worker-{worker}", "is lost")
+        for process in airflow.worker(worker).processes:
+            process.kill()
+
+    return kill
+
+
+def _jumping(airflow: Airflow, jump: Jump) -> Callable[[], None]:
+    def set_clock() -> None:
+        airflow.worker(jump.worker).ahead += jump.seconds
+
+    return set_clock
+
+
+__all__ = ["Ended", "Script", "draw_script", "installed", "simulate", "without_ray"]

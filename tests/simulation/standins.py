@@ -1,0 +1,265 @@
+"""Stand-ins for what the package takes from the standard library: clocks, threads, random ids, the process.
+
+Installed in place of `time`, `threading`, `secrets`, `os` and `ThreadPoolExecutor` in the modules of the
+package that are under simulation, as `World` needs them. Nothing of the package itself is replaced.
+"""
+
+import os
+import secrets
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+from tests.simulation.world import ProcessKilled, Thread, World
+
+PACKAGE = "airflow_tune_restore."
+
+
+class Here:
+    """The world that is simulated now; the stand-ins find it here."""
+
+    world: World
+
+
+class Time:
+    """`time`."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return Here.world.now
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        Here.world.sleep(seconds)
+
+
+class Os:
+    """`os`, as far as a process asks about itself."""
+
+    environ = os.environ
+
+    @staticmethod
+    def getpid() -> int:
+        return 1
+
+    @staticmethod
+    def getppid() -> int:
+        return int(Here.world.process.is_orphan)
+
+    @staticmethod
+    def kill(_pid: int, _signal: int) -> None:
+        Here.world.process.ask_to_stop()
+
+    @staticmethod
+    def _exit(code: int) -> None:
+        Here.world.process.exit(code)
+
+
+class Secrets:
+    """`secrets`."""
+
+    @staticmethod
+    def token_hex(size: int) -> str:
+        return f"{Here.world.process.random.getrandbits(8 * size):0{2 * size}x}"
+
+
+class Event:
+    """`threading.Event`."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[Thread] = []
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        waiting, self._waiting = self._waiting, []
+        for thread in waiting:
+            Here.world.after(0.0, lambda thread=thread: Here.world.resume(thread))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._is_set:
+            Here.world.wait(lambda thread: self._begin(thread, timeout))
+        return self._is_set
+
+    def _begin(self, thread: Thread, timeout: float | None) -> None:
+        self._waiting.append(thread)
+        if timeout is not None:
+            Here.world.after(timeout, lambda: self._time_out(thread))
+
+    def _time_out(self, thread: Thread) -> None:
+        if thread in self._waiting:
+            self._waiting.remove(thread)
+            Here.world.resume(thread, is_timer=True)
+
+
+class Lock:
+    """`threading.Lock`."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._waiting: deque[Thread] = deque()
+
+    def __enter__(self) -> None:
+        while self._is_held:
+            Here.world.wait(self._waiting.append)
+        self._is_held = True
+
+    def __exit__(self, *_details: object) -> None:
+        self._is_held = False
+        if self._waiting:
+            thread = self._waiting.popleft()
+            Here.world.after(0.0, lambda: Here.world.resume(thread))
+
+
+class Barrier:
+    """`threading.Barrier`."""
+
+    def __init__(self, parties: int) -> None:
+        self._left = parties
+        self._open = Event()
+
+    def wait(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self._open.set()
+        self._open.wait()
+
+
+class SimulatedThread:
+    """`threading.Thread`: it belongs to the process that starts it."""
+
+    def __init__(
+        self, *, target: Callable[..., Any], args: tuple[Any, ...] = (), **_more: object
+    ) -> None:
+        self._target = lambda: target(*args)
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        self._thread = Here.world.process.spawn(self._target)
+
+    def is_alive(self) -> bool:
+        return self._thread is not None and not self._thread.has_ended
+
+    def join(self, timeout: float | None = None) -> None:
+        thread = self._thread
+        if thread is None or thread.has_ended:
+            return
+        ended = Event()
+        thread.joiners.append(ended.set)
+        ended.wait(timeout)
+
+
+class Threading:
+    """`threading`."""
+
+    Thread, Event, Lock, Barrier = SimulatedThread, Event, Lock, Barrier
+
+
+class Future:
+    """`concurrent.futures.Future`."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._ended = Event()
+        self._value: Any = None
+        self._error: Exception | None = None
+        Here.world.process.spawn(lambda: self._run(call))
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self._value = call()
+        except Exception as error:  # noqa: BLE001  raised again by `result`
+            self._error = error
+        self._ended.set()
+
+    def wait(self) -> None:
+        self._ended.wait()
+
+    def result(self) -> Any:
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Pool:
+    """`concurrent.futures.ThreadPoolExecutor`, with as many threads as there is work."""
+
+    def __init__(self, _size: int) -> None:
+        self._futures: list[Future] = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
+        if kind is not None and issubclass(kind, ProcessKilled):
+            return
+        for future in self._futures:
+            future.wait()
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future:
+        future = Future(lambda: function(*args))
+        self._futures.append(future)
+        return future
+
+    def map(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> Iterator[Any]:
+        work = list(zip(*iterables, strict=False))
+        if len(work) == 1:  # the only one need not wait for a thread
+            return iter([function(*work[0])])
+        futures = [self.submit(function, *args) for args in work]
+        return (future.result() for future in futures)
+
+
+_IN_PLACE_OF: dict[Any, Any] = {
+    time: Time,
+    threading: Threading,
+    secrets: Secrets,
+    ThreadPoolExecutor: Pool,
+}
+_OF_RUNNERS: dict[Any, Any] = {os: Os}
+"""Only a runner asks about its own process."""
+
+_CLOCKS: dict[Any, Any] = {time.monotonic: Time.monotonic, time.sleep: Time.sleep}
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Put the stand-ins into all imported modules of the package, and the originals back at the end."""
+    modules = {
+        name: module for name, module in sorted(sys.modules.items()) if name.startswith(PACKAGE)
+    }
+    undo: list[Callable[[], None]] = []
+    for full_name, module in modules.items():
+        of_runner = full_name.startswith(f"{PACKAGE}runner.")
+        replaced = _IN_PLACE_OF | _OF_RUNNERS if of_runner else _IN_PLACE_OF
+        for name, value in list(vars(module).items()):
+            if _is_hashable(value) and value in replaced:
+                setattr(module, name, replaced[value])
+                undo.append(lambda m=module, n=name, v=value: setattr(m, n, v))
+            elif isinstance(value, FunctionType) and value.__kwdefaults__:
+                before = value.__kwdefaults__
+                if any(_is_hashable(given) and given in _CLOCKS for given in before.values()):
+                    value.__kwdefaults__ = {
+                        key: _CLOCKS.get(given, given) if _is_hashable(given) else given
+                        for key, given in before.items()
+                    }
+                    undo.append(lambda f=value, b=before: setattr(f, "__kwdefaults__", b))
+    try:
+        yield
+    finally:
+        for restore in undo:
+            restore()
+
+
+def _is_hashable(value: Any) -> bool:
+    return type(value).__hash__ is not None and isinstance(
+        value, type | FunctionType | type(os) | type(time.sleep)
+    )
