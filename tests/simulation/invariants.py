@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.request import RunnerOutcome
+from airflow_tune_restore.restore.ledger import Ledger
+from airflow_tune_restore.restore.record_json import decode
 from tests.simulation.store import Shelf, Write
 from tests.simulation.sweeps import CHECKPOINT_EVERY, STATE_NAME, Sweep, TrialFiles
 from tests.simulation.world import Process, World
@@ -198,19 +200,23 @@ def _newest_rows(watch: Invariants) -> list[TrialFiles]:
 def _check_end(watch: Invariants, trial: TrialFiles, airflow: "Airflow") -> None:
     is_broken = trial.trial_id in watch.sweep.broken
     if is_broken and trial.status == "ERROR":
-        if trial.iteration < watch.sweep.broken[trial.trial_id]:
+        # after an undo it may stay in quarantine as it was before
+        if trial.iteration < watch.sweep.broken[trial.trial_id] and not watch.undone:
             raise broken("I7", f"{trial.trial_id} has lost its progress: {trial}")
         return
     if trial.status == "TERMINATED" and trial.iteration == watch.sweep.target(trial.trial_id):
         return
-    if _quarantined(watch, trial.trial_id):
+    if _quarantined(watch, trial.trial_id, airflow.max_attempts):
         return
     raise broken("I3", f"a quiet night has not finished {trial}")
 
 
-def _quarantined(watch: Invariants, trial_id: str) -> bool:
-    history = _ledger(watch).get(trial_id, {})
-    return bool(history.get("quarantined"))
+def _quarantined(watch: Invariants, trial_id: str, max_attempts: int | None) -> bool:
+    stored = watch.shelf.objects.get(layout.LEDGER)
+    if stored is None:
+        return False
+    ledger: Ledger = decode(stored.body, Ledger)
+    return trial_id in ledger.quarantined(max_attempts)
 
 
 def _check_result_rows(watch: Invariants, trial: TrialFiles) -> None:
