@@ -15,6 +15,7 @@ from airflow_tune_restore.exceptions import LeaseLostError
 from airflow_tune_restore.launch.base import ChecksTrainable, Launcher
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -149,7 +150,7 @@ class _Restore:
         work = counted(len(plan.to_run), "trial") + " to run"
         work += ", samples to draw" * plan.continues_search
         self._progress.say(f"Restore {plan.restore_id}: {work}.")
-        with lease.kept(self._store, plan.restore_id, TTL_SECONDS):
+        with keep_lease(self._store, plan.restore_id):
             settings, parallel = self._options.settings, self._options.parallel
             runs = TrialRuns(self._store, plan, self._launcher, settings, parallel, self._progress)
             self._progress.has_started = True

@@ -227,7 +227,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
         to_start: dict[str, PreparedRestore] = {}
         for text, restore in batch.undecided(prepared).items():
-            if restore.plan.only_continues_search:
+            if restore.plan.only_continues_search and restore.watch is None:
                 batch.continue_search(text, by_name=text in by_name)
             else:
                 to_start[text] = restore

@@ -8,7 +8,7 @@ from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from airflow_tune_restore.arguments import parse_text
-from airflow_tune_restore.exceptions import KeyNotFoundError, LeaseLostError, TuneRestoreError
+from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
@@ -23,9 +23,9 @@ from airflow_tune_restore.operators.xcom import (
     OutcomeXCom,
     resolve_list,
 )
-from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, first_of, printable
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.start import release_unstarted
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -158,10 +158,8 @@ class CommitRestoreOperator(BaseOperator):
         except KeyNotFoundError as error:
             if not error.key.endswith("plan.json"):
                 raise
-        try:
-            lease.release(store, lease.check_held(store, restore_id))
-        except LeaseLostError:
-            self.log.info("%s: the restore was never started.", item.experiment)
+        release_unstarted(store, restore_id)
+        self.log.info("%s: the restore was never started.", item.experiment)
         return None
 
 

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 from airflow.sdk import Context
 
 from airflow_tune_restore.arguments import parse_text
-from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.launch.runner_log import RunnerLog
 from airflow_tune_restore.protocol import layout
@@ -117,6 +117,10 @@ class LocalAttempt:
                 if progress is not None:
                     self._log.info("%s", describe_line(progress.to_line(), plan.metric))
             self._follows_shared_run = False
+        except LeaseLostError:
+            self._follows_shared_run = False
+            task.renew_lease(self._operator)  # raises, with the task to clear
+            raise
         except TuneRestoreError:
             self._follows_shared_run = False  # the run continues; a retry attaches again
             raise

@@ -16,19 +16,17 @@ Rules:
 6. All parts of one restore (plan, runners, commit) share its lease: the same `restore_id` takes it again.
    If its DAG run was started again (cleared), the new start is recorded beside the claim. The number
    stays, so its runners live on.
-7. A restore that no longer holds the lease writes nothing more. So a holder that lives after all loses
-   time, and no results.
+7. A restore that no longer holds the lease writes nothing more (`protocol.kept_lease`, and the heartbeat
+   of a runner). So a holder that lives after all loses time, and no results.
 
 Standard library only: runners use it inside Ray images.
 """
 
 import json
-import logging
+import math
 import secrets
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from airflow_tune_restore.exceptions import (
@@ -37,7 +35,6 @@ from airflow_tune_restore.exceptions import (
     LeaseLostError,
     RecordUnreadableError,
     StorageError,
-    TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.protocol.lease_objects import (
@@ -59,15 +56,11 @@ from airflow_tune_restore.protocol.lease_watch import (
     log_wait,
     wait_for_death,
 )
-from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
-
-logger = logging.getLogger(__name__)
 
 _LOOK_BACK = 20
 """How many claims are read, the newest first, to find earlier restores."""
 
-_SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 _CONCURRENCY = 16
 
 RENEW_SECONDS = 20.0
@@ -190,32 +183,6 @@ def keep_alive(store: ObjectStore, restore_id: str) -> Lease:
     return held
 
 
-@contextmanager
-def kept(store: ObjectStore, restore_id: str, ttl_seconds: float) -> Iterator[None]:
-    """Renew the lease of a restore from a thread until the block ends.
-
-    For work without a runner (runners renew the lease) that may take longer than a TTL. A lost lease is
-    not renewed.
-    """
-    has_ended = threading.Event()
-
-    def renew_until_then() -> None:
-        while not has_ended.wait(max(_SHORTEST_PERIOD, min(ttl_seconds / 5, RENEW_SECONDS))):
-            try:
-                keep_alive(store, restore_id)
-            except TuneRestoreError as error:
-                why = printable(str(error))
-                logger.warning("The lease of %s could not be renewed: %s", store.uri, why)
-
-    thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        has_ended.set()
-        thread.join(_JOIN_SECONDS)  # not for ever: the store may hang in the last renewal
-
-
 def release(store: ObjectStore, lease: Lease) -> None:
     """Release the lease. Releasing twice is fine."""
     body = json.dumps({"restore_id": lease.restore_id}).encode()
@@ -241,6 +208,15 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
     if is_released(entries, current.epoch):
         raise LeaseLostError(store.uri, restore_id, "the restore has ended and released it")
     return current
+
+
+def last_before(
+    store: ObjectStore, epoch: float = math.inf, *, but: str | None = None
+) -> Lease | None:
+    """Return the newest claim before a number, released or not; None without one, or if it is `but`'s."""
+    epochs = [one for one in lease_objects.claimed(store.list_dir(layout.LEASE)) if one < epoch]
+    last = read_claim(store, max(epochs)) if epochs else None
+    return None if last is None or last.restore_id == but else last
 
 
 def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:

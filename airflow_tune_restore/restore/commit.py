@@ -9,7 +9,7 @@ again.
 Preconditions, in the order in which they are checked:
 
 1. The commit was not undone (`_refuse_undone`).
-2. The restore holds the lease, and renews it to the end (`lease.check_held`, `lease.kept`).
+2. The restore holds the lease, and renews it to the end. Without it nothing is written (`keep_lease`).
 3. No runner of the restore is alive (`_wait_for_runners`).
 4. The newest state is the one that the plan was made from: nothing else wrote one since (`_check_base`).
 5. The trials of the plan are the trials of that state (`plan.check_fits`).
@@ -23,6 +23,7 @@ off makes the same bytes when it is repeated.
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -44,16 +45,16 @@ from airflow_tune_restore.experiments.state import NO_STATE, State, parse_state
 from airflow_tune_restore.experiments.tuner_file import read_samples_left
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_objects import (
     DEFAULT_TTL_SECONDS,
     DagRunId,
     Lease,
-    newest_claim,
 )
 from airflow_tune_restore.protocol.lease_watch import OnWait, Watch, log_wait
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
-from airflow_tune_restore.restore import commit_record, committed_state, ledger
+from airflow_tune_restore.restore import commit_record, committed_state, ledger, undo
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.record_json import encode
@@ -83,11 +84,10 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     record = read_commit_record(store, restore_id)
     _refuse_undone(store, restore_id, record)
     if record is None or not record.is_done:
-        held = lease.check_held(store, restore_id)
-        with lease.kept(store, restore_id, held.ttl_seconds):
+        with keep_lease(store, restore_id) as held:
             if record is None:
                 _wait_for_runners(store, _started(store, plan))
-            record = _commit(store, plan, record)
+            record = _commit(held, plan, record)
     summary = _summary(store, plan, record)
     _release(store, restore_id)
     return summary
@@ -103,13 +103,13 @@ def commit_abandoned(
     watch: Watch | None = None,
     on_wait: OnWait = log_wait,
 ) -> CommitSummary | None:
-    """Commit what restores that died left behind, so that the next plan starts from it.
+    """Commit what restores that died left behind, and finish what an undo that died has begun.
 
-    Does nothing if every other restore has ended. Otherwise it watches the holder of the lease for its
-    TTL, takes the lease for the restore about to start, and keeps it for `start_restore`. If it is cut
-    off anywhere, the next restore repeats it. `restore_id`, `holder` (for people), `ttl_seconds` and
-    `dag_run` are those of the new lease. `watch` is a watch of the old one that has begun before, and
-    `on_wait` shows it.
+    So the next plan starts from there. Does nothing if every other restore has ended. Otherwise it
+    watches the holder of the lease for its TTL, takes the lease for the restore about to start, and keeps
+    it for `start_restore`. If it is cut off anywhere, the next restore repeats it. `restore_id`,
+    `holder` (for people), `ttl_seconds` and `dag_run` are those of the new lease. `watch` is a watch of
+    the old one that has begun before, and `on_wait` shows it.
 
     Returns:
         The last summary; None if nothing was left behind.
@@ -117,7 +117,7 @@ def commit_abandoned(
     Raises:
         LeaseHeldError: If the holder is alive.
     """
-    if not lease.unreleased(store, but=restore_id):
+    if not _left_behind(store, restore_id):
         return None
     held = lease.acquire(
         store,
@@ -130,31 +130,55 @@ def commit_abandoned(
     )
     summary = None
     try:
-        with lease.kept(store, restore_id, ttl_seconds):
-            abandoned = _abandoned(store, held)
+        with keep_lease(store, restore_id) as held_store:
+            abandoned = _left_behind(store, restore_id, before=held.epoch)
             _wait_for_runners(store, _started_by_all(store, abandoned))
             for dead_id, leases in abandoned.items():
-                summary = _commit_abandoned(store, dead_id) or summary
-                lease.release_all(store, leases)  # committed: no later restore looks at it again
+                summary = _settle(held_store, dead_id) or summary
+                lease.release_all(held_store, leases)  # no later restore looks at it again
     except Exception:
         lease.release(store, held)
         raise
     return summary
 
 
-def _abandoned(store: ObjectStore, held: Lease) -> dict[str, list[Lease]]:
-    """Return the leases that earlier restores never released, by restore, the oldest first.
+def _left_behind(
+    store: ObjectStore, restore_id: str, *, before: float = math.inf
+) -> dict[str, list[Lease]]:
+    """Return the restores that ended without a commit, the oldest first, with leases to release.
 
-    A newer restore keeps its own: it took this one for dead.
+    They did not release their leases; or the last one did, because another try of its plan had failed. A
+    newer restore, whose lease has a number after `before`, keeps its own: it took this one for dead.
     """
     found: dict[str, list[Lease]] = {}
-    for dead in lease.unreleased(store, but=held.restore_id):
-        if dead.epoch < held.epoch:
+    for dead in lease.unreleased(store, but=restore_id):
+        if dead.epoch < before:
             found.setdefault(dead.restore_id, []).append(dead)
+    last = lease.last_before(store, before, but=restore_id)
+    if (
+        last is not None
+        and last.restore_id not in found
+        and _has_uncommitted_work(store, last.restore_id)
+    ):
+        found[last.restore_id] = []
     return found
 
 
-def _commit_abandoned(store: ObjectStore, restore_id: str) -> CommitSummary | None:
+def _has_uncommitted_work(store: ObjectStore, restore_id: str) -> bool:
+    """Whether runners of a restore have started, and its commit is not done; False if unreadable."""
+    try:
+        record = read_commit_record(store, restore_id)
+        if record is not None:
+            return not record.is_done
+        return bool(_started(store, read_plan(store, restore_id)))
+    except (KeyNotFoundError, RecordUnreadableError):
+        return False
+
+
+def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
+    if undo.is_undo(restore_id):
+        undo.finish(store, restore_id)
+        return None
     try:
         plan = read_plan(store, restore_id)
     except KeyNotFoundError:
@@ -246,7 +270,7 @@ def _started_by_all(store: ObjectStore, restore_ids: Iterable[str]) -> list[Atte
 
 def _release(store: ObjectStore, restore_id: str) -> None:
     """Release the lease; a commit that was cut off before its last step may still hold it."""
-    held = newest_claim(store, store.list_dir(layout.LEASE))
+    held = lease.last_before(store)
     if held is not None and held.restore_id == restore_id:
         lease.release(store, held)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from airflow_tune_restore.exceptions import KeyExistsError, RecordUnreadableError, StorageError
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_heartbeat
@@ -62,6 +62,7 @@ class Follower:
 
         Raises:
             StorageError: If the store was unreachable for `OUTAGE_SECONDS`.
+            LeaseLostError: If no run is alive, and the restore has ended.
         """
         stopped = self._stopped_before()
         reached = self.monotonic()
@@ -92,6 +93,7 @@ class Follower:
         if self.outcome is not None and self.outcome.attempt > stopped:
             return reports, True
         if is_over:
+            lease.keep_alive(self.store, self.restore_id)  # or each run would end itself, for ever
             try:
                 self.start(newest + 1)
                 self._seen = 0

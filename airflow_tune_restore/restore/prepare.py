@@ -68,6 +68,7 @@ class PreparedRestore:
 
     Args:
         is_started: Whether an earlier try of the caller started this restore.
+        is_search: Whether it continues the search and nothing else, whatever its trials are.
         health_reason: Why the experiment counts as dead.
         watch: The watch of another restore that holds the lease and looks dead, if there is one.
     """
@@ -76,6 +77,7 @@ class PreparedRestore:
     experiment: Experiment
     plan: RestorePlan
     is_started: bool = False
+    is_search: bool = False
     health_reason: str = ""
     watch: Watch | None = None
 
@@ -95,7 +97,11 @@ def prepare_restore(
     prepared = _prepare(store, base_id, options)
     if prepared.is_started:
         return prepared
-    if prepared.plan.changes_trials or prepared.plan.only_continues_search:
+    if prepared.plan.changes_trials:
+        return _committable(prepared)
+    if prepared.watch is not None:
+        return prepared  # first a restore that died is settled, and then it is planned again
+    if prepared.plan.only_continues_search:
         return _committable(prepared)
     if prepared.experiment.samples_left and not options.choices.trials:
         return _committable(_with_search_plan(prepared, options))
@@ -109,12 +115,12 @@ def prepare_continued_search(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
     """Prepare to continue the search: recorded trials stay as they are. Else as `prepare_restore`."""
-    prepared = _prepare(store, base_id, options)
+    prepared = replace(_prepare(store, base_id, options), is_search=True)
     if prepared.is_started:
         return prepared
     if prepared.plan.only_continues_search:
         return _committable(prepared)
-    if prepared.experiment.samples_left == 0:
+    if prepared.experiment.samples_left == 0 and prepared.watch is None:
         return f"{prepared.health_reason}; all its samples are drawn"
     return _committable(_with_search_plan(prepared, options))
 
@@ -149,9 +155,10 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
 
 def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
     """Plan the same restore again, after the commit of a restore that died."""
-    if not prepared.plan.only_continues_search:
+    if not prepared.is_search:
         again = plan_restore(prepared.store, prepared.plan.restore_id, options)
-        return replace(again, watch=prepared.watch)
+        if again.plan.changes_trials or not again.experiment.samples_left or options.choices.trials:
+            return replace(again, watch=prepared.watch)
     again = _with_search_plan(prepared, options)
     has_samples = again.experiment.samples_left != 0
     return replace(again, plan=replace(again.plan, continues_search=has_samples))
@@ -184,16 +191,17 @@ def foresee_refusals(
 
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
-    """Return `base`, or `base-2`, `base-3` … if restores of that id were committed already.
+    """Return `base`, or `base-2`, `base-3` … if restores of that id have ended already.
 
-    Callers make `base` from what identifies their run. So a retry continues its own restore, and the
-    same DAG run starts a new one if it is cleared after its commit.
+    Callers make `base` from what identifies their run. So a retry continues its own restore, even in the
+    middle of its commit, and the same DAG run starts a new one if it is cleared after its commit.
     """
     for number in range(1, _MAX_RESTORES + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
         key = layout.commit_key(restore_id)
         beside = store.list_dir(layout.restore_dir(restore_id))  # the record may be a large one
-        if not any(key.endswith(f"/{entry.name}") for entry in beside):
+        has_begun_commit = any(key.endswith(f"/{entry.name}") for entry in beside)
+        if not has_begun_commit or _holds_lease(store, restore_id):
             return restore_id
     raise StorageError(
         f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
@@ -209,7 +217,7 @@ def _committable(prepared: PreparedRestore) -> PreparedRestore:
 
 def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
     planned = _plan_search(prepared.store, prepared.plan.restore_id, options)
-    return replace(planned, watch=prepared.watch)
+    return replace(planned, watch=prepared.watch, is_search=prepared.is_search)
 
 
 def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> PreparedRestore:
@@ -266,17 +274,20 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
 def find_started(store: ObjectStore, base_id: str) -> str | None:
     """Return the id of the restore that an earlier try of the caller started; None without its lease."""
     restore_id = fresh_restore_id(store, base_id)
+    return restore_id if _holds_lease(store, restore_id) else None
+
+
+def _holds_lease(store: ObjectStore, restore_id: str) -> bool:
     try:
         lease.check_held(store, restore_id)
     except LeaseLostError:
-        return None
-    return restore_id
+        return False
+    return True
 
 
 def _own_plan(store: ObjectStore, restore_id: str) -> RestorePlan | None:
     """Return the plan of the restore that an earlier try of the caller has started."""
     try:
-        lease.check_held(store, restore_id)
-        return read_plan(store, restore_id)
-    except (LeaseLostError, KeyNotFoundError):
+        return read_plan(store, restore_id) if _holds_lease(store, restore_id) else None
+    except KeyNotFoundError:
         return None

@@ -8,6 +8,7 @@ import msgspec
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.printable import counted
@@ -42,13 +43,15 @@ def release_trials(
     commit_abandoned(store, restore_id=restore_id, holder=holder, watch=watch, on_wait=on_wait)
     held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
     try:
-        ledger, _ = read_ledger(store)
-        at = store.now().isoformat()
-        released = {
-            trial_id: _released(ledger.trials.get(trial_id, History()), at)
-            for trial_id in trial_ids
-        }
-        write_ledger(store, msgspec.structs.replace(ledger, trials={**ledger.trials, **released}))
+        with keep_lease(store, restore_id) as held_store:
+            ledger, _ = read_ledger(store)
+            at = store.now().isoformat()
+            released = {
+                trial_id: _released(ledger.trials.get(trial_id, History()), at)
+                for trial_id in trial_ids
+            }
+            trials = {**ledger.trials, **released}
+            write_ledger(held_store, msgspec.structs.replace(ledger, trials=trials))
     finally:
         lease.release(store, held)
     return released

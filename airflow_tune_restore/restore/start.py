@@ -1,8 +1,11 @@
 """Start a prepared restore: take the lease, write seeds and plan. Each step can be repeated."""
 
+import contextlib
+
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyExistsError,
+    LeaseLostError,
     RecordUnreadableError,
     RestoredMeanwhileError,
     StateChangedError,
@@ -11,6 +14,7 @@ from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
@@ -38,8 +42,8 @@ def start_restore(
     restore that looks dead.
 
     Returns:
-        The plan as written (None if nothing was left to do after that commit), and the summary of that
-        commit (None if there was none).
+        The plan as written (None if nothing is left to do), and the summary of that commit (None if there
+        was none).
 
     Raises:
         LeaseHeldError: If another restore is running.
@@ -59,15 +63,15 @@ def start_restore(
         watch=watch,
         on_wait=on_wait,
     )
-    if settled is not None:
+    if settled is not None or not prepared.plan.has_work:
         try:
             prepared = plan_again(prepared, options)
         except Exception:
-            lease.release(store, lease.check_held(store, restore_id))
+            release_unstarted(store, restore_id)
             raise
-        if not prepared.plan.has_work and not prepared.plan.changes_trials:
-            lease.release(store, lease.check_held(store, restore_id))
-            return None, settled
+    if not prepared.plan.has_work and not prepared.plan.changes_trials:
+        release_unstarted(store, restore_id)
+        return None, settled
     plan = start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds, dag_run=dag_run)
     return plan, settled
 
@@ -85,7 +89,7 @@ def start_plan(
     """
     store, plan = prepared.store, prepared.plan
     check_exclusive_create(store)  # without it the lease protects nothing
-    held = lease.acquire(
+    lease.acquire(
         store,
         restore_id=plan.restore_id,
         holder=holder,
@@ -94,15 +98,34 @@ def start_plan(
         watch=prepared.watch,
     )
     try:
-        with lease.kept(store, plan.restore_id, ttl_seconds):
+        with keep_lease(store, plan.restore_id) as held_store:
             newest = read_base_file(store)
-            if newest.sha256 != plan.base.sha256:
+            if newest.sha256 != plan.base.sha256 and not _has_made(store, plan, newest):
                 raise _changed(store, plan, newest)
+            if prepared.is_started:
+                return plan
             name_commit(store, continues_search=plan.continues_search)
-            return _write(prepared)
+            return _write(held_store, prepared)
     except Exception:
-        lease.release(store, held)
+        release_unstarted(store, plan.restore_id)
         raise
+
+
+def release_unstarted(store: ObjectStore, restore_id: str) -> None:
+    """Release the lease of a restore that has no plan. With a plan, its runners may be at work.
+
+    Another try of the same task may have written the plan meanwhile, under the same lease.
+    """
+    beside = {entry.name for entry in store.list_dir(layout.restore_dir(restore_id))}
+    if layout.plan_key(restore_id).rpartition("/")[2] not in beside:
+        with contextlib.suppress(LeaseLostError):
+            lease.release(store, lease.check_held(store, restore_id))
+
+
+def _has_made(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> bool:
+    """Whether the newest state is that of this restore's own commit, which was cut off."""
+    record = read_commit_record(store, plan.restore_id)
+    return record is not None and record.state_file == newest.name
 
 
 def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateChangedError:
@@ -120,12 +143,12 @@ def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateC
     return StateChangedError(store.uri, plan.base.name, newest.name)
 
 
-def _write(prepared: PreparedRestore) -> RestorePlan:
+def _write(store: ObjectStore, prepared: PreparedRestore) -> RestorePlan:
     """Write the seeds, then the plan: a plan in the store has all its seeds.
 
     A whole-experiment run starts from the state itself.
     """
-    store, plan, state = prepared.store, prepared.plan, prepared.experiment.state
+    plan, state = prepared.plan, prepared.experiment.state
     try:
         body = plan.to_json()
         RestorePlan.from_json(body)

@@ -1,8 +1,8 @@
 """Undo the last commit: delete what it added to the experiment's root, and nothing else.
 
 The commit record is marked first, the state file is deleted second, under a lease whose restore id names
-the commit. So if an undo is cut off anywhere, the next undo finishes it, and never undoes the commit
-before it, too.
+the commit. So if an undo is cut off anywhere, the next undo or restore finishes it, and never undoes the
+commit before it, too.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.names import is_safe_name
@@ -109,19 +110,38 @@ def undo_commit(
         watch=lease.refuse_if_alive(store, undo_id, ask_holder=ask_holder),
         on_wait=on_wait,
     )
-    try:
-        record = _check(store, restore_id)
-    except BaseException:
-        lease.release(store, held)
-        raise
-    # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
-    record = _mark(store, restore_id, record)
-    added = _added_by(store.list_dir(), record) if state_exists(store, record) else []
-    for name in added:
-        store.delete(name)
+    with keep_lease(store, undo_id) as held_store:
+        try:
+            record = _check(store, restore_id)
+        except BaseException:
+            lease.release(store, held)
+            raise
+        # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
+        record = _mark(held_store, restore_id, record)
+        added = _delete_added(held_store, record)
     undone = _undone(store, restore_id, record, added, store.list_dir())
     lease.release(store, held)
     return undone
+
+
+def is_undo(restore_id: str) -> bool:
+    """Whether a lease was taken for an undo."""
+    return restore_id.startswith(_UNDO)
+
+
+def finish(store: ObjectStore, undo_id: str) -> None:
+    """Delete what an undo that died had left of its commit. Needs the lease."""
+    record = read_commit_record(store, undo_id.removeprefix(_UNDO))
+    if record is not None and record.undone_at:
+        _delete_added(store, record)
+
+
+def _delete_added(store: ObjectStore, record: CommitRecord) -> list[str]:
+    """Delete the files that a commit added, and return their names; none if its state is gone."""
+    added = _added_by(store.list_dir(), record) if state_exists(store, record) else []
+    for name in added:
+        store.delete(name)
+    return added
 
 
 def _undone(
@@ -157,7 +177,7 @@ def _cut_off(store: ObjectStore) -> str | None:
     current = lease_objects.newest_claim(store, entries)
     if current is None or lease_objects.is_released(entries, current.epoch):
         return None
-    if not current.restore_id.startswith(_UNDO):
+    if not is_undo(current.restore_id):
         return None
     return current.restore_id.removeprefix(_UNDO)
 

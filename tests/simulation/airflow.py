@@ -40,7 +40,7 @@ from airflow_tune_restore.restore.prepare import (
 )
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.restore.runner_death import record_death
-from airflow_tune_restore.restore.start import start_restore
+from airflow_tune_restore.restore.start import release_unstarted, start_restore
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.base import ObjectStore
 from tests.simulation.runner import run_runner
@@ -100,7 +100,9 @@ class Airflow:
         machine = Machine("airflow")
         self.process = Process(self.world, machine, "airflow", "airflow")
 
-    def start_dag_run(self, run_id: str, meddlings: list[Meddling], *, delay: float = 0.0) -> "DagRun":
+    def start_dag_run(
+        self, run_id: str, meddlings: list[Meddling], *, delay: float = 0.0
+    ) -> "DagRun":
         """Start a DAG run of the chain."""
         run = self.runs[run_id] = DagRun(self, run_id, meddlings)
         self.process.spawn(run.main, delay=delay)
@@ -286,7 +288,9 @@ class DagRun:
                 self.world.tell(title, f"fails: {error}")
                 return FAILED, None
             except TuneRestoreError as error:
-                self.world.tell(title, f"fails, and is tried again: {type(error).__name__}: {error}")
+                self.world.tell(
+                    title, f"fails, and is tried again: {type(error).__name__}: {error}"
+                )
                 return RETRY, None
 
         return self.world.start(machine, title, main, role=role)
@@ -345,7 +349,7 @@ class DagRun:
             prepared = prepare_restore(store, self.base_id, options)
             if isinstance(prepared, str):
                 raise Skipped(prepared)
-            if prepared.plan.only_continues_search:
+            if prepared.plan.only_continues_search and prepared.watch is None:
                 self.is_left_alone = True
                 return []
             self.restore_id = prepared.plan.restore_id
@@ -367,9 +371,7 @@ class DagRun:
     def _holder(self) -> dict[str, Any]:
         return {
             "holder": self.run_id,
-            "dag_run": DagRunId(
-                dag_id="nightly", run_id=self.run_id, started_at=self.started_at
-            ),
+            "dag_run": DagRunId(dag_id="nightly", run_id=self.run_id, started_at=self.started_at),
         }
 
     def _trial(self, unit: str) -> int:
@@ -461,10 +463,7 @@ class DagRun:
         except KeyNotFoundError as error:
             if not error.key.endswith("plan.json"):
                 raise
-            try:
-                lease.release(store, lease.check_held(store, self.restore_id))
-            except LeaseLostError:
-                pass
+            release_unstarted(store, self.restore_id)
             return False
         return bool(summary.samples_left) and not summary.is_whole_experiment
 

@@ -14,8 +14,6 @@ from tests.simulation.store import MOST_DELAY, Fate
 from tests.simulation.world import Process, World
 
 
-
-
 class FaultKind(StrEnum):
     """What happens to a request, or to the process that sends it."""
 

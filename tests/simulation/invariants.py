@@ -6,7 +6,6 @@ the world at that step.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.protocol import layout
@@ -14,7 +13,7 @@ from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.ledger import Ledger
 from airflow_tune_restore.restore.record_json import decode
 from tests.simulation.store import Shelf, Write
-from tests.simulation.sweeps import CHECKPOINT_EVERY, STATE_NAME, Sweep, TrialFiles
+from tests.simulation.sweeps import CHECKPOINT_EVERY, Sweep, TrialFiles
 from tests.simulation.world import Process, World
 
 if TYPE_CHECKING:
@@ -94,7 +93,9 @@ def i1_a_commit_is_what_a_restore_leaves(watch: Invariants, write: Write) -> Non
     """I1: same rows, same ids, same order; rows that were not restored byte for byte; nothing goes back."""
     names = [key for key in watch.shelf.objects if "/" not in key and layout.is_state_file(key)]
     if max(names) != write.key:
-        raise broken("I1", f"{write.key} is not the state that Ray reads: {max(names)} sorts after it")
+        raise broken(
+            "I1", f"{write.key} is not the state that Ray reads: {max(names)} sorts after it"
+        )
     assert write.body is not None
     state = json.loads(write.body)
     others = sorted(name for name in names if name != write.key)
@@ -142,8 +143,10 @@ def i2_nothing_of_ray_changes(watch: Invariants, write: Write) -> None:
         _check_trial_file(write)
         return
     if layout.is_committed_state(key):
-        if write.body is None and role != "undo":
-            raise broken("I2", f"{write.process} deletes {key}")
+        if write.body is None and not _is_marked_undone(watch.shelf, key):
+            raise broken(
+                "I2", f"{write.process} deletes {key}, and no record says that it is undone"
+            )
         if write.body is not None and write.before is not None:
             raise broken("I2", f"{write.process} overwrites {key}")
         if write.body is not None and key in watch.deleted and watch.made.get(key) == write.body:
@@ -156,6 +159,11 @@ def i2_nothing_of_ray_changes(watch: Invariants, write: Write) -> None:
             raise broken("I2", f"{write.process} puts {key}, which belongs to no state")
         return
     raise broken("I2", f"{write.process} changes {key}")
+
+
+def _is_marked_undone(shelf: Shelf, name: str) -> bool:
+    records = [json.loads(s.body) for k, s in shelf.objects.items() if k.endswith("/commit.json")]
+    return any(one["state_file"] == name and one["undone_at"] for one in records)
 
 
 def _belongs_to_a_state(shelf: Shelf, key: str) -> bool:
@@ -318,5 +326,3 @@ def check_end(watch: Invariants, airflow: "Airflow") -> None:
     """Check what must hold after a quiet night."""
     i3_every_step_can_be_repeated(watch, airflow)
     i7_failures_are_counted(watch)
-
-

@@ -82,7 +82,13 @@ class Script:
             f"seed {self.seed}: sweep {self.sweep} on {self.kind}, TTL {self.ttl_seconds:.0f} s, requests "
             f"take up to {self.pace:g} s, clocks ahead by {[round(c) for c in self.clocks]} s"
         )
-        parts: list[object] = [*self.faults, *self.storms, *self.commands, *self.losses, *self.jumps]
+        parts: list[object] = [
+            *self.faults,
+            *self.storms,
+            *self.commands,
+            *self.losses,
+            *self.jumps,
+        ]
         nights = [
             f"night {n} at {night.starts:.0f} s: {', '.join(map(str, night.meddlings)) or 'as planned'}"
             for n, night in enumerate(self.nights, 1)
@@ -107,7 +113,9 @@ def draw_script(seed: int) -> Script:
         Storm(rng.uniform(0.0, end), rng.choice((20.0, 120.0, 700.0)), rng.choice((0.3, 0.9, 1.0)))
         for _ in range(rng.choice((0, 0, 0, 0, 1)))
     ]
-    losses = [Loss(rng.randrange(3), rng.uniform(0.0, end)) for _ in range(rng.choice((0, 0, 0, 1)))]
+    losses = [
+        Loss(rng.randrange(3), rng.uniform(0.0, end)) for _ in range(rng.choice((0, 0, 0, 1)))
+    ]
     jumps = [
         Jump(rng.randrange(3), rng.uniform(0.0, end), rng.choice((-3, 3, 0.1)) * HOUR)
         for _ in range(rng.choice((0, 0, 1)))
@@ -179,7 +187,9 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
     sweep = SWEEPS[script.sweep]
     shelf = Shelf(world, script.kind, ahead=script.clocks[0])
     faults = Faults(world, script.faults, script.storms, script.pace)
-    workers = [world.machine(f"worker-{n}", ahead=ahead) for n, ahead in enumerate(script.clocks[1:])]
+    workers = [
+        world.machine(f"worker-{n}", ahead=ahead) for n, ahead in enumerate(script.clocks[1:])
+    ]
     shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - 6 * HOUR))
     watch = Invariants(world, shelf, sweep)
     airflow = Airflow(

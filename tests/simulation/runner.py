@@ -242,7 +242,9 @@ class Training:
         self.world.trains(self.process, files.trial_id, iteration)
         trained.rows += result_row(iteration, name)
         trained.files = replace(files, iteration=iteration, checkpoint=checkpoint)
-        self.report(trained, RunnerProgress(trial_id=files.trial_id, iteration=iteration, metrics={}))
+        self.report(
+            trained, RunnerProgress(trial_id=files.trial_id, iteration=iteration, metrics={})
+        )
         if iteration == last:
             trained.files = replace(trained.files, status="TERMINATED")
 
@@ -473,4 +475,3 @@ def _ending_of(trained: Trained) -> Ending:
     if trained.files.status == "ERROR":
         return Ending(Result.FAILED, "RuntimeError", "the same bug")
     return Ending(Result.FINISHED)
-

@@ -144,7 +144,9 @@ class Shelf:
     def list_dir(self, path: str, since: int, shows: Callable[[], bool]) -> list[Entry]:
         """List a directory; `shows` decides for each change after `since` whether the listing has it."""
         entries = {
-            name: Entry(name, is_dir=True) if is_dir else self._entry(f"{path}/{name}" if path else name)
+            name: Entry(name, is_dir=True)
+            if is_dir
+            else self._entry(f"{path}/{name}" if path else name)
             for name, is_dir in self._directories.get(path, {}).items()
         }
         for key, before in self._changes[since:]:
@@ -275,7 +277,11 @@ class SimulatedStore(ObjectStore):
             raise StorageError(f"{self.uri}/{key}: {fate.error}")
         if isinstance(result, Exception):
             own = isinstance(result, KeyExistsError) and fate.again is not None
-            if own and self._shelf.objects.get(self._root + key, Stored(b"", world.wall(0), 0)).body == body:
+            if (
+                own
+                and self._shelf.objects.get(self._root + key, Stored(b"", world.wall(0), 0)).body
+                == body
+            ):
                 return None  # its own, as the client finds out by reading it
             raise result
         return result

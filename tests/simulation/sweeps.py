@@ -87,7 +87,9 @@ def _manager(name: str, iteration: int) -> bytes:
     checkpoint = _pickled("Checkpoint", {"path": _text(f"sweeps/one/{name}")})
     metrics = b"}(" + _text("training_iteration") + b"K" + bytes([iteration]) + b"u"
     latest = _pickled("_TrainingResult", {"checkpoint": checkpoint, "metrics": metrics})
-    return b"\x80\x04" + _pickled("_CheckpointManager", {"_latest_checkpoint_result": latest}) + b"."
+    return (
+        b"\x80\x04" + _pickled("_CheckpointManager", {"_latest_checkpoint_result": latest}) + b"."
+    )
 
 
 def _pickled(name: str, fields: Mapping[str, bytes]) -> bytes:
@@ -114,9 +116,7 @@ def checkpoint_body(iteration: int) -> bytes:
     return json.dumps({"iteration": iteration}).encode()
 
 
-def state_body(
-    rows: list[list[str]], *, start_time: float = STARTED_AT, **stats: Any
-) -> bytes:
+def state_body(rows: list[list[str]], *, start_time: float = STARTED_AT, **stats: Any) -> bytes:
     """Return a state."""
     state = {
         "trial_data": rows,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_tune_restore.exceptions import KeyExistsError
+from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError
 from airflow_tune_restore.launch.kubernetes.pod_spec import name_of
 from airflow_tune_restore.launch.kubernetes.pod_start import has_no_image, is_pending
 from airflow_tune_restore.launch.log_lines import describe_line
@@ -53,6 +53,10 @@ class SharedPod:
                 if progress is not None:
                     self._operator.log.info("%s", describe_line(progress.to_line(), plan.metric))
             self._is_followed = False
+        except LeaseLostError:
+            self._is_followed = False
+            self._trial.renew_lease(self._operator)  # raises, with the task to clear
+            raise
         except Exception:
             self._is_followed = False  # the run continues; a retry attaches again
             raise

@@ -17,6 +17,7 @@ from airflow_tune_restore.exceptions import KeyNotFoundError
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import read_iteration
+from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import Result, RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.result_rows import parse_row
@@ -64,7 +65,7 @@ def _rows_at_start(
     store: ObjectStore, request: RunnerRequest, trial_dir: str, texts: dict[str, str] | None
 ) -> dict[str, int]:
     """Return how many rows must stay; the first attempt of the restore records it."""
-    key = _start_key(request.restore_id, request.trial_id, trial_dir)
+    key = _start_key(request.restore_id, request.new_trial_id or request.trial_id, trial_dir)
     if not _get(store, key):
         died = _rows_before_death(store, request, trial_dir) if texts else ""
         kept = texts if texts and not request.trim_results else dict.fromkeys(_TRIM, "")
@@ -86,10 +87,20 @@ def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: st
     for restore_id in lease.earlier_restores(store, request.restore_id):
         rows = _get(store, _start_key(restore_id, trial_id, trial_dir))
         if rows:
-            outcome = AttemptRecords(store, restore_id, trial_id).outcome()
+            unit = _unit_of(store, restore_id, trial_id)
+            outcome = AttemptRecords(store, restore_id, unit).outcome()
             has_ended = outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
             return "" if has_ended else rows
     return ""
+
+
+def _unit_of(store: ObjectStore, restore_id: str, trial_id: str) -> str:
+    """Return the trial of the plan that this one was in an earlier restore; it may have replaced it."""
+    try:
+        trials = read_planned(store, restore_id).trials
+    except KeyNotFoundError:
+        return trial_id
+    return next((one.trial_id for one in trials if one.final_trial_id == trial_id), trial_id)
 
 
 def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:

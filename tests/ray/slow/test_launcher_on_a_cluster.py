@@ -8,8 +8,9 @@ from airflow_tune_restore.launch.base import RunState, follow
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.launcher import RayLauncher
 from airflow_tune_restore.launch.ray.submission import DriverResources
-from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.request import EXIT_FENCED, Result, RunnerProgress
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.storage.fs import open_store
@@ -31,7 +32,7 @@ def night(copied):
     """A restore whose lease is kept, as the shell does."""
     store = open_store(str(copied("errored")))
     plan = start_night(store)
-    with lease.kept(store, plan.restore_id, 60.0):
+    with keep_lease(store, plan.restore_id):
         yield store, plan
 
 

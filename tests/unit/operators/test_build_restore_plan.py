@@ -300,7 +300,8 @@ def test_a_restore_that_died_is_committed_before_the_next_is_planned(errored, ca
     first = make_context(run_id="first")
     plan(str(errored), lease_ttl=60).execute(first)
     monkeypatch.setattr(lease_watch, "MAX_WATCH_SECONDS", 0.0)
-    os.utime(errored / layout.lease_claim_key(1), (time.time() - 61,) * 2)  # noqa: TID251
+    for key in (layout.lease_claim_key(1), layout.lease_heartbeat_key(1)):
+        os.utime(errored / key, (time.time() - 61,) * 2)  # noqa: TID251
     items = plan(str(errored)).execute(make_context(run_id="second"))
     assert len(items) == 2
     assert "A restore that died was committed first" in capfd.readouterr().out

@@ -20,6 +20,7 @@ from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOp
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.protocol import lease, lease_watch
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.airflow.context import make_context
@@ -195,12 +196,13 @@ def test_no_one_is_asked_about_a_shell_or_an_older_claim(errored, airflow):
 def test_a_run_that_lives_is_not_taken_over_whatever_airflow_answers(errored, airflow, monkeypatch):
     """The DAG run has ended, and a runner of it goes on: a deferred trial, a Ray job."""
     monkeypatch.setattr(lease_watch, "KNOWN_DEAD_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     plan(errored, FIRST)
     airflow.states[FIRST] = "failed"
     store = open_store(str(errored))
     (held,) = lease.unreleased(store, but="")
     with (
-        lease.kept(store, held.restore_id, 0.25),
+        keep_lease(store, held.restore_id),
         pytest.raises(AirflowSkipException, match="It lives"),
     ):
         plan(errored, SECOND)

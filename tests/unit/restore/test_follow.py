@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from airflow_tune_restore.exceptions import KeyExistsError, StorageError
-from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, StorageError
+from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.restore.follow import (
     OUTAGE_SECONDS,
@@ -25,6 +25,7 @@ class World:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
+        self.held = lease.acquire(self.store, restore_id="r", holder="a night")
         self.now = 0.0
         self.started: list[tuple[str, int]] = []
         self.script: list = []
@@ -203,3 +204,11 @@ def test_a_store_that_is_out_of_reach_for_a_while_is_waited_for(world, monkeypat
     with pytest.raises(StorageError, match="no route to host"):
         watch(lasting)
     assert world.now > OUTAGE_SECONDS
+
+
+def test_no_run_is_started_once_the_restore_has_ended(world):
+    """Each run would end itself at once, and the follower would start the next one, for ever."""
+    lease.release(world.store, world.held)
+    with pytest.raises(LeaseLostError):
+        watch(world.follower("a"))
+    assert world.started == []

@@ -23,8 +23,9 @@ from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_watch import MAX_WATCH_SECONDS
-from airflow_tune_restore.restore import ledger
+from airflow_tune_restore.restore import commit, ledger, start
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
@@ -243,16 +244,16 @@ def test_ten_thousand_claims_of_one_dead_restore_are_settled_once(objects, time)
 def test_a_dead_restore_is_settled_and_committed_under_a_lease_that_is_kept(store, monkeypatch):
     """A large one takes longer than the lease lasts, and a third would take it for dead."""
     kept = []
-    keep = lease.kept
 
-    def note(of, restore_id, ttl_seconds):
-        kept.append((restore_id, ttl_seconds))
-        return keep(of, restore_id, ttl_seconds)
+    def note(of, restore_id):
+        kept.append(restore_id)
+        return keep_lease(of, restore_id)
 
-    monkeypatch.setattr(lease, "kept", note)
+    for module in (start, commit):
+        monkeypatch.setattr(module, "keep_lease", note)
     leave_attempt(store, start_night(store, "r1"), "bad")
     commit_restore(store, "r1")
-    assert kept == [("r1", 120.0), ("r1", 120.0)]
+    assert kept == ["r1", "r1"]
 
 
 # --- claims that cannot be seen
@@ -382,10 +383,8 @@ def test_many_dead_restores_are_watched_at_once(store, objects, time):
         lease.release(store, lease.check_held(store, f"dead{number}"))
         del objects[layout.lease_release_key(number + 1)]
         # the next one is started all the same, as after a TTL
-        objects[layout.lease_claim_key(number + 1)] = (
-            objects[layout.lease_claim_key(number + 1)][0],
-            LONG_AGO,
-        )
+        for key in (layout.lease_claim_key(number + 1), layout.lease_heartbeat_key(number + 1)):
+            objects[key] = (objects[key][0], LONG_AGO)
     time.slept = 0
     commit_abandoned(store, restore_id="r2", holder="test")
     assert time.slept < lease_objects.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10

@@ -1,0 +1,131 @@
+"""Work without a runner under a lease: it is renewed meanwhile, and nothing is written without it.
+
+A process may be frozen anywhere (a suspended machine, an overloaded one), and thaw when its restore was
+taken for dead. It must not write then (`protocol.lease`, rule 7). So each write first looks at the last
+renewal by this process's own clock, and renews the lease if that was too long ago. A silent holder is
+watched for longer than that before its lease is taken over.
+
+Standard library only.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+FRESH_SECONDS = 15.0
+"""A write is sent this long after the last renewal at most: half of the shortest watch of a silent holder
+(`lease_watch.KNOWN_DEAD_SECONDS`)."""
+
+_SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def keep_lease(store: ObjectStore, restore_id: str) -> Iterator[ObjectStore]:
+    """Renew the lease of a restore, at once and then from a thread, until the block ends.
+
+    For work without a runner (runners renew the lease) that may take longer than a TTL.
+
+    Returns:
+        The store to write through: it refuses writes once the lease is lost (LeaseLostError).
+
+    Raises:
+        LeaseLostError: If the restore does not hold the lease.
+    """
+    kept = _KeptLease(store, restore_id)
+    ttl_seconds = kept.renew()
+    has_ended = threading.Event()
+
+    def renew_until_then() -> None:
+        while not has_ended.wait(max(_SHORTEST_PERIOD, min(ttl_seconds / 5, lease.RENEW_SECONDS))):
+            try:
+                kept.renew()
+            except TuneRestoreError as error:
+                why = printable(str(error))
+                logger.warning("The lease of %s could not be renewed: %s", store.uri, why)
+
+    thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield HeldStore(store, kept)
+    finally:
+        has_ended.set()
+        thread.join(_JOIN_SECONDS)  # not for ever: the store may hang in the last renewal
+
+
+class _KeptLease:
+    """The lease of a restore, and when it was last renewed by this process's own clock."""
+
+    def __init__(self, store: ObjectStore, restore_id: str) -> None:
+        self._store = store
+        self._restore_id = restore_id
+        self._renewed_at = 0.0
+
+    def renew(self) -> float:
+        """Renew the lease and return its TTL in seconds; LeaseLostError if it is lost."""
+        began = time.monotonic()  # not when the answer comes: this process may freeze before that
+        held = lease.keep_alive(self._store, self._restore_id)
+        self._renewed_at = began
+        return held.ttl_seconds
+
+    def check(self) -> None:
+        """Renew the lease if the last renewal was too long ago; LeaseLostError if it is lost."""
+        if time.monotonic() - self._renewed_at > FRESH_SECONDS:
+            self.renew()
+
+
+class HeldStore(ObjectStore):
+    """A store that writes only while a restore holds its lease. It reads as the store behind it."""
+
+    def __init__(self, store: ObjectStore, kept: _KeptLease) -> None:
+        self._store = store
+        self._kept = kept
+
+    @property
+    def uri(self) -> str:
+        """The root of the store behind it."""
+        return self._store.uri
+
+    def at(self, path: str) -> "HeldStore":
+        """Return the store rooted at `path` below this one, under the same lease."""
+        return HeldStore(self._store.at(path), self._kept)
+
+    def list_dir(self, path: str = "") -> list[Entry]:
+        """Return the direct children of `path`."""
+        return self._store.list_dir(path)
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """Return the whole object."""
+        return self._store.get(key, max_bytes=max_bytes)
+
+    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the object piece by piece."""
+        return self._store.stream(key, max_bytes=max_bytes)
+
+    def create(self, key: str, body: bytes) -> None:
+        """Write a new object; LeaseLostError without the lease."""
+        self._kept.check()
+        self._store.create(key, body)
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write or overwrite an object; LeaseLostError without the lease."""
+        self._kept.check()
+        self._store.put(key, body)
+
+    def delete(self, key: str) -> None:
+        """Delete an object; LeaseLostError without the lease."""
+        self._kept.check()
+        self._store.delete(key)
+
+    def now(self) -> datetime:
+        """Return the UTC time by the store's own clock."""
+        return self._store.now()
