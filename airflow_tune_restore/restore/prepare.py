@@ -99,8 +99,8 @@ def prepare_restore(
         return prepared
     if prepared.plan.changes_trials:
         return _committable(prepared)
-    if prepared.watch is not None:
-        return prepared  # first a restore that died is settled, and then it is planned again
+    if _has_dead_restore(prepared):
+        return prepared  # it is settled first, and then the experiment is planned again
     if prepared.plan.only_continues_search:
         return _committable(prepared)
     if prepared.experiment.samples_left and not options.choices.trials:
@@ -120,7 +120,7 @@ def prepare_continued_search(
         return prepared
     if prepared.plan.only_continues_search:
         return _committable(prepared)
-    if prepared.experiment.samples_left == 0 and prepared.watch is None:
+    if prepared.experiment.samples_left == 0 and not _has_dead_restore(prepared):
         return f"{prepared.health_reason}; all its samples are drawn"
     return _committable(_with_search_plan(prepared, options))
 
@@ -213,6 +213,12 @@ def _committable(prepared: PreparedRestore) -> PreparedRestore:
     """Refuse now what could not be committed at the end (UncommittableError)."""
     name_commit(prepared.store, continues_search=prepared.plan.continues_search)
     return prepared
+
+
+def _has_dead_restore(prepared: PreparedRestore) -> bool:
+    """Whether a restore died and is not settled yet."""
+    restore_id = prepared.plan.restore_id
+    return prepared.watch is not None or bool(lease.unreleased(prepared.store, but=restore_id))
 
 
 def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:

@@ -63,7 +63,7 @@ def start_restore(
         watch=watch,
         on_wait=on_wait,
     )
-    if settled is not None or not prepared.plan.has_work:
+    if settled is not None or watch is not None or not prepared.plan.has_work:
         try:
             prepared = plan_again(prepared, options)
         except Exception:
