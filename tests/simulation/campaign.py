@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
@@ -79,25 +80,36 @@ def world_seeds(seed: int, *, first: int = 0, step: int = 1) -> Iterator[int]:
     return iter(range(seed * SEEDS + first, (seed + 1) * SEEDS, step))
 
 
-def run_worlds(seeds: Iterable[int], nights: int, report: Callable[[Tally], bool]) -> Tally:
-    """Simulate worlds until there were so many nights; `report` gets the newest, and may end it."""
-    logging.disable(logging.CRITICAL)  # records of the package cost more than its work
-    done, newest, reported = Tally(), Tally(), time.monotonic()
-    began = time.process_time()
+@contextmanager
+def simulating() -> Iterator[None]:
+    """Have the stand-ins in the code, and no records of the package: they cost more than its work."""
+    logging.disable(logging.CRITICAL)
     try:
         with installed(), without_ray():
-            for seed in seeds:
-                newest.note(simulate(draw_script(seed)))
-                is_last = done.nights + newest.nights >= nights
-                if is_last or newest.failures or time.monotonic() - reported > _REPORT_SECONDS:
-                    newest.seconds, began = time.process_time() - began, time.process_time()
-                    goes_on = report(newest)
-                    done.add(newest)
-                    newest, reported = Tally(), time.monotonic()
-                    if is_last or not goes_on:
-                        break
+            yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def run_worlds(
+    seeds: Iterable[int], nights: int, report: Callable[[Tally], None] = lambda _newest: None
+) -> Tally:
+    """Simulate worlds until there were so many nights; `report` is given the newest from time to time.
+
+    Needs `simulating`.
+    """
+    done, newest, reported = Tally(), Tally(), time.monotonic()
+    began = time.process_time()
+    for seed in seeds:
+        newest.note(simulate(draw_script(seed)))
+        is_last = done.nights + newest.nights >= nights
+        if is_last or newest.failures or time.monotonic() - reported > _REPORT_SECONDS:
+            newest.seconds, began = time.process_time() - began, time.process_time()
+            report(newest)
+            done.add(newest)
+            newest, reported = Tally(), time.monotonic()
+        if is_last:
+            break
     return done
 
 
@@ -108,7 +120,7 @@ def run_campaign(seed: int, nights: int, processes: int, show: Callable[[str], N
     workers = []
     for number in range(processes):
         reader, writer = _SPAWN.Pipe(duplex=False)
-        share = nights // processes + (number < nights % processes)
+        share = -(-nights // processes)
         worker = _SPAWN.Process(
             target=_work, args=(seed, number, processes, share, writer), daemon=True
         )
@@ -119,7 +131,6 @@ def run_campaign(seed: int, nights: int, processes: int, show: Callable[[str], N
     try:
         while readers and len(total.failures) < MOST_FAILURES:
             for reader in wait(readers, PROGRESS_SECONDS):
-                assert isinstance(reader, Connection)
                 try:
                     total.add(reader.recv())
                 except EOFError:
@@ -150,26 +161,18 @@ def _check_ended(workers: Iterable[multiprocessing.process.BaseProcess]) -> None
 def _work(seed: int, first: int, step: int, nights: int, writer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that counts
 
-    def report(tally: Tally) -> bool:
-        writer.send(tally)
-        return True
-
-    run_worlds(world_seeds(seed, first=first, step=step), nights, report)
+    with simulating():
+        run_worlds(world_seeds(seed, first=first, step=step), nights, writer.send)
 
 
-def explain(seed: int, *, everything: bool = False, shrinks: bool = True) -> tuple[str, bool]:
-    """Return the story of a world, and whether it fails; then it is that of the smallest that fails so."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with installed(), without_ray():
-            ended = simulate(draw_script(seed))
-            has_failed = bool(ended.failure)
-            if has_failed and shrinks:
-                ended = shrink(ended)
-            text = tell(ended.script, everything=everything)
-    finally:
-        logging.disable(logging.NOTSET)
-    if not has_failed:
-        return text, False
+def explain(ended: Ended, *, most: int = 400) -> str:
+    """Return the story of the smallest world that fails like this one, and how to repeat it.
+
+    Needs `simulating`, as `run_worlds` does. `most` is how many simulations it may take.
+    """
+    seed, smallest = ended.script.seed, shrink(ended, most=most).script
     again = f"python -m tests.simulation --only {seed} --story"
-    return f"{text}\n\nAs code: {ended.script!r}\nAgain: {again}", True
+    return (
+        f"World {seed} fails: {ended.failure}\nMade smaller:\n\n{tell(smallest)}\n\n"
+        f"As code: {smallest!r}\nThe whole world: {again}"
+    )

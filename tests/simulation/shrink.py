@@ -25,9 +25,9 @@ _SIMPLE: dict[str, tuple[Any, ...]] = {
 
 
 def kind_of(failure: str) -> str:
-    """Return what a failure has in common with others of its kind: the exception, and the invariant."""
-    found = re.match(r"\w+(: I\d)?", failure)
-    return found[0] if found else ""
+    """Return what a failure has in common with others: the invariant, or the name of the exception."""
+    found = re.match(r"(InvariantBroken: )?(?P<kind>\w+)", failure)
+    return found["kind"] if found else ""
 
 
 def shrink(ended: Ended, *, most: int = 400) -> Ended:
