@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from tests.simulation.airflow import Airflow, Meddling
+from tests.simulation.as_code import as_code
+from tests.simulation.changes import tell_changes
 from tests.simulation.faults import Fault, Faults, Storm, draw_faults
 from tests.simulation.invariants import InvariantBroken, Invariants, check_end
 from tests.simulation.runner import without_ray
@@ -51,7 +53,7 @@ class Jump:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Script:
     """All that a seed decides. Each fault, and each thing that is done, can be left out.
 
@@ -76,24 +78,9 @@ class Script:
     losses: tuple[Loss, ...] = ()
     jumps: tuple[Jump, ...] = ()
 
-    def lines(self) -> list[str]:
-        """Describe it."""
-        head = (
-            f"seed {self.seed}: sweep {self.sweep} on {self.kind}, TTL {self.ttl_seconds:.0f} s, requests "
-            f"take up to {self.pace:g} s, clocks ahead by {[round(c) for c in self.clocks]} s"
-        )
-        parts: list[object] = [
-            *self.faults,
-            *self.storms,
-            *self.commands,
-            *self.losses,
-            *self.jumps,
-        ]
-        nights = [
-            f"night {n} at {night.starts:.0f} s: {', '.join(map(str, night.meddlings)) or 'as planned'}"
-            for n, night in enumerate(self.nights, 1)
-        ]
-        return [head, *nights, *map(str, parts)]
+    def __repr__(self) -> str:
+        """Return it as code, to be pasted."""
+        return as_code(self)
 
 
 def draw_script(seed: int) -> Script:
@@ -161,7 +148,7 @@ class Ended:
     script: Script
     nights: int = 0
     steps: int = 0
-    struck: int = 0
+    struck: list[Fault] = field(default_factory=list)
     seconds: float = 0.0
     failure: str = ""
     story: list[tuple[float, str, str]] = field(default_factory=list)
@@ -191,7 +178,10 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
         world.machine(f"worker-{n}", ahead=ahead) for n, ahead in enumerate(script.clocks[1:])
     ]
     shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - 6 * HOUR))
+    ended.struck = faults.struck
     watch = Invariants(world, shelf, sweep)
+    if world.is_told:
+        tell_changes(world, shelf)
     airflow = Airflow(
         world,
         SimulatedStore(shelf, faults.draw),
@@ -211,10 +201,9 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
     for loss in script.losses:
         world.after(loss.at, _killing(world, airflow, loss.worker))
     for jump in script.jumps:
-        world.after(jump.at, _jumping(airflow, jump))
+        world.after(jump.at, _jumping(world, airflow, jump))
     world.run()
     ended.nights = len(script.nights)
-    ended.struck = len(faults.struck)
     faults.are_over = True
     _quiet_night(world, airflow, ended)
     check_end(watch, airflow)
@@ -240,8 +229,9 @@ def _killing(world: World, airflow: Airflow, worker: int) -> Callable[[], None]:
     return kill
 
 
-def _jumping(airflow: Airflow, jump: Jump) -> Callable[[], None]:
+def _jumping(world: World, airflow: Airflow, jump: Jump) -> Callable[[], None]:
     def set_clock() -> None:
+        world.tell(f"worker-{jump.worker}", f"its clock jumps by {jump.seconds:+.0f} s")
         airflow.worker(jump.worker).ahead += jump.seconds
 
     return set_clock

@@ -129,6 +129,7 @@ class Process:
     def _end(self, code: Any) -> None:
         self.is_alive = False
         self.exit_code = code
+        self.world.tell(self, f"ends: {code}")
         for child in self.children:
             child.is_orphan = True
         for thread in self._threads:
@@ -184,7 +185,11 @@ class World:
         machine.processes.append(process)
         self.processes.append(process)
 
-        process.spawn(lambda: process._end(main()), delay=delay)
+        def run() -> None:
+            self.tell(process, f"starts on {machine.name}")
+            process._end(main())
+
+        process.spawn(run, delay=delay)
         return process
 
     def tell(self, who: object, text: str) -> None:

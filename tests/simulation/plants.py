@@ -1,0 +1,338 @@
+"""The planted mistakes, with the seeds of worlds in which the simulation finds them.
+
+After a change of the code or of the simulation, a seed may not find its mistake any more: then the test
+searches from there on. `python -m tests.simulation --plants` searches from the first world.
+"""
+
+from airflow_tune_restore.protocol import attempts, layout, lease, lease_watch
+from airflow_tune_restore.restore import (
+    claim,
+    commit,
+    committed_state,
+    ledger,
+    release,
+    start,
+    undo,
+)
+from airflow_tune_restore.runner.attempt import Attempt
+from airflow_tune_restore.runner.heartbeat import Heartbeat
+from airflow_tune_restore.runner.tune import result_files
+from tests.simulation.planting import Edit, Plant
+from tests.simulation.runner import TrialTraining, WholeTraining
+
+_OF_RUNNERS = (
+    Plant(
+        "first heartbeat late",
+        "A runner looks for newer attempts and trains; its first heartbeat comes some seconds later.",
+        "I4",
+        (Edit(Heartbeat.start, "    self._create_first_beat()\n"),),
+    ),
+    Plant(
+        "an attempt has two runners",
+        "Two tasks can claim the same attempt, and both runners of it start.",
+        "I4",
+        (
+            Edit(claim.claim_attempt, "store.create(key,", "store.put(key,"),
+            Edit(Heartbeat._create_first_beat, "self._store.create(", "self._store.put("),
+        ),
+    ),
+    Plant(
+        "runner never overdue",
+        "A runner that was frozen goes on though others took it for dead.",
+        "I4",
+        (Edit(Heartbeat._end_if_overdue, "* 2 / 3", "* 1000"),),
+    ),
+    Plant(
+        "no fence",
+        "A runner never looks whether a newer attempt or restore has started.",
+        "I4",
+        (Edit(Heartbeat.check_or_end, "    try:\n", "    return\n    try:\n"),),
+    ),
+    Plant(
+        "runner does not renew",
+        "A runner does not renew the lease.",
+        "I5",
+        (
+            Edit(
+                Heartbeat.check,
+                "lease.renew(self._store, self._read_lease())",
+                "self._read_lease()",
+            ),
+        ),
+    ),
+    Plant(
+        "earlier attempts not awaited",
+        "A runner does not wait until the runners of earlier attempts have ended.",
+        "I4",
+        (Edit(Attempt._wait_for_earlier, "attempt < self._request.attempt", "False"),),
+    ),
+    Plant(
+        "oldest snapshot",
+        "A runner starts from the oldest snapshot.",
+        "I3",
+        (
+            Edit(
+                Attempt._newest_snapshot,
+                "reversed(self._attempts.numbers())",
+                "self._attempts.numbers()",
+            ),
+        ),
+    ),
+    Plant(
+        "outcome before snapshot",
+        "The run of all trials records that a trial has ended before it saves the snapshot.",
+        "I3",
+        (
+            Edit(
+                WholeTraining._save_whole,
+                "        if prepares:",
+                "        self._after_snapshot()\n        if prepares:",
+            ),
+        ),
+    ),
+    Plant(
+        "last snapshot may fail",
+        "A trial is recorded as finished though its last snapshot could not be saved.",
+        "I3",
+        (Edit(TrialTraining.run, "self.save(must=True)", "self.save()"),),
+    ),
+    Plant(
+        "rows stay",
+        "The result rows that a trial reports again are not dropped.",
+        "I3",
+        (Edit(result_files.prepare_results, "if trimmed == text:", "if True:"),),
+    ),
+)
+
+_OF_THE_LEASE = (
+    Plant(
+        "lease by put",
+        "Two restores can take the lease at the same epoch.",
+        "I5",
+        (Edit(lease.acquire, "store.create(key,", "store.put(key,"),),
+    ),
+    Plant(
+        "dead at once",
+        "A holder that is not known to live counts as dead without a watch.",
+        "I5",
+        (Edit(lease_watch.wait_for_death, "    current =", "    return\n    current ="),),
+    ),
+    Plant(
+        "quiet at once",
+        "A runner counts as dead at the first look at its heartbeat.",
+        "I4",
+        (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
+    ),
+    Plant(
+        "lease not taken again",
+        "The same restore cannot take its lease again.",
+        "I3",
+        (Edit(lease.acquire, "current.restore_id == restore_id", "False"),),
+    ),
+    Plant(
+        "release not seen",
+        "A restore that has released its lease goes on.",
+        "I3",
+        (Edit(lease.check_held, "if is_released(entries, current.epoch):", "if False:"),),
+    ),
+    Plant(
+        "release not written",
+        "A lease is never released.",
+        "I3",
+        (
+            Edit(
+                lease.release, "store.put(layout.lease_release_key(lease.epoch), body)", "del body"
+            ),
+        ),
+    ),
+)
+
+_OF_PLANS = (
+    Plant(
+        "plan before seeds",
+        "The plan is written before the seeds of its trials.",
+        "I3",
+        (
+            Edit(
+                start._write,
+                """\
+        store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
+    try:
+        store.create(layout.plan_key(plan.restore_id), body)
+""",
+                """\
+        if trial is plan.to_run[0]:
+            try:
+                store.create(layout.plan_key(plan.restore_id), body)
+            except KeyExistsError:
+                pass
+        store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
+    try:
+        store.create(layout.plan_key(plan.restore_id), body)
+""",
+            ),
+        ),
+    ),
+    Plant(
+        "base not checked",
+        "A plan is written though the state has changed since it was made.",
+        "I1",
+        (Edit(start.start_plan, "newest.sha256 != plan.base.sha256", "False"),),
+    ),
+    Plant(
+        "nothing settled",
+        "The work of a dead restore is not committed.",
+        "I3",
+        (
+            Edit(
+                commit._commit_abandoned,
+                "    try:\n        record =",
+                "    return None\n    try:\n        record =",
+            ),
+        ),
+    ),
+    Plant(
+        "released before settled",
+        "The lease of a dead restore is released before its work is committed.",
+        "I3",
+        (
+            Edit(
+                commit.commit_abandoned,
+                "                summary = _commit",
+                "                lease.release_all(store, leases)\n                summary = _commit",
+            ),
+        ),
+    ),
+)
+
+_OF_COMMITS = (
+    Plant(
+        "commit without record",
+        "A commit does not create its record before its state.",
+        "I2",
+        (
+            Edit(
+                commit._write_record,
+                "store.create(layout.commit_key(plan.restore_id), encode(record))",
+                "pass",
+            ),
+        ),
+    ),
+    Plant(
+        "same start time",
+        "The start time of a commit can be that of the state before it.",
+        "I1",
+        (Edit(commit._write_record, " + 0.001"),),
+    ),
+    Plant(
+        "runners not awaited",
+        "A commit does not wait until no runner lives.",
+        "I3",
+        (
+            Edit(
+                commit._wait_for_runners,
+                "wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)",
+                "[]",
+            ),
+        ),
+    ),
+    Plant(
+        "base of a commit not checked",
+        "A commit does not look whether another state was written.",
+        "I2",
+        (Edit(commit._check_base, "base.state_file.sha256 != plan.base.sha256", "False"),),
+    ),
+    Plant(
+        "oldest snapshot committed",
+        "A commit takes the oldest snapshot of a trial.",
+        "I3",
+        (
+            Edit(
+                commit._newest_attempt_with_snapshot,
+                "reversed(AttemptRecords(store, plan.restore_id, unit).numbers())",
+                "AttemptRecords(store, plan.restore_id, unit).numbers()",
+            ),
+        ),
+    ),
+    Plant(
+        "commit does not sort last",
+        "The name of a second commit does not sort after that of the first.",
+        "I3",
+        (Edit(layout.committed_state_name, 'int(match["number"] or 0) + 1', "1"),),
+    ),
+    Plant(
+        "searcher before state",
+        "The state of the searcher is written before the state that it belongs to.",
+        "I2",
+        (
+            Edit(
+                commit._commit,
+                "            _put_state(",
+                "            committed_state.put_searcher(store, plan, record)\n            _put_state(",
+            ),
+        ),
+    ),
+    Plant(
+        "rows left out",
+        "A commit leaves out the rows of trials that were not restored.",
+        "I1",
+        (
+            Edit(
+                committed_state.build,
+                "for trial in base.trials\n",
+                "for trial in base.trials if planned[trial.trial_id].action in RUN_ACTIONS\n",
+            ),
+        ),
+    ),
+)
+
+_OF_THE_REST = (
+    Plant(
+        "undo deletes first",
+        "An undo deletes the state, and marks the record of its commit afterwards.",
+        "I3",
+        (
+            Edit(
+                undo.undo_commit,
+                "    record = _mark(store, restore_id, record)\n",
+                "    for name in _added_by(store.list_dir(), record):\n        store.delete(name)\n"
+                "    record = _mark(store, restore_id, record)\n",
+            ),
+        ),
+    ),
+    Plant(
+        "undo begins anew",
+        "An undo that was cut off is not finished by the next one.",
+        "I2",
+        (Edit(undo._cut_off, "    entries =", "    return None\n    entries ="),),
+    ),
+    Plant(
+        "ledger counts twice",
+        "A commit that is repeated counts its failures again.",
+        "I7",
+        (
+            Edit(
+                ledger._with_failures,
+                "tuple(f for f in history.failures if f.restore_id != restore_id)",
+                "history.failures",
+            ),
+        ),
+    ),
+    Plant(
+        "ledger not written",
+        "Failures are not recorded.",
+        "I7",
+        (Edit(ledger.record_failures, "write_ledger(store, recorded)", "pass"),),
+    ),
+    Plant(
+        "released failures forgotten",
+        "A release deletes the failures of a trial.",
+        "I7",
+        (Edit(release._released, "history.released + history.failures", "history.released"),),
+    ),
+)
+
+PLANTS = {
+    plant.name: plant
+    for plant in (*_OF_RUNNERS, *_OF_THE_LEASE, *_OF_PLANS, *_OF_COMMITS, *_OF_THE_REST)
+}

@@ -1,0 +1,99 @@
+"""The shrinker: what is left of a script still fails, in the same way."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.simulation.campaign import simulating
+from tests.simulation.faults import Fault, FaultKind, Storm
+from tests.simulation.night import Command, Jump, Loss, Meddling, Night, Script, simulate
+from tests.simulation.plants import PLANTS
+from tests.simulation.shrink import kind_of, shrink
+from tests.simulation.store import StoreKind
+from tests.simulation.story import clock, describe, tell
+
+SMALL = Script(
+    seed=1,
+    sweep="one",
+    kind=StoreKind.GCS,
+    ttl_seconds=60.0,
+    pace=0.02,
+    clocks=(0.0, 0.0, 0.0, 0.0),
+    asks=False,
+    max_attempts=None,
+    nights=(Night(0.0),),
+)
+LARGE = replace(
+    SMALL,
+    sweep="restarted",
+    kind=StoreKind.S3,
+    ttl_seconds=900.0,
+    pace=0.2,
+    clocks=(0.0, 30.0, 5 * 3600.0, 0.0),
+    asks=True,
+    max_attempts=4,
+    nights=(Night(0.0, (Meddling("twice", "samples", 31.5),)), Night(7200.0)),
+    faults=(Fault(FaultKind.SLOW, "plan", 3, seconds=17.5), Fault(FaultKind.REPEATED, "trial", 2)),
+    storms=(Storm(5000.0, 20.0, 0.3),),
+    commands=(Command("release", 3000.0),),
+    losses=(Loss(1, 6000.0),),
+    jumps=(Jump(2, 100.0, 3600.0),),
+)
+
+
+@pytest.fixture
+def no_release():
+    """Every world fails while this mistake is in the code."""
+    with simulating(), PLANTS["release not written"].planted():
+        yield
+
+
+def test_everything_is_left_out_that_does_not_matter(no_release):
+    smallest = shrink(simulate(LARGE))
+    assert smallest.script == SMALL
+    assert kind_of(smallest.failure) == "I3"
+
+
+def test_it_ends_after_so_many_simulations(no_release):
+    large = simulate(LARGE)
+    assert shrink(large, most=0) is large
+
+
+def test_another_failure_is_not_taken(no_release):
+    other = replace(simulate(LARGE), failure="EndlessError: made up")
+    assert shrink(other) is other
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        ("InvariantBroken: I3: leases ['00000001'] were never released", "I3"),
+        ("EndlessError: it has not ended", "EndlessError"),
+        ("", ""),
+    ],
+)
+def test_the_kind_of_a_failure(failure, kind):
+    assert kind_of(failure) == kind
+
+
+def test_a_script_is_code():
+    assert eval(repr(LARGE)) == LARGE
+    assert "storms" not in repr(SMALL)
+
+
+def test_a_script_in_words_has_all_that_is_done():
+    words = "\n".join(describe(LARGE))
+    for part in ("slow", "repeated", "30%", "release", "worker-1 is lost", "jumps", "samples"):
+        assert part in words
+
+
+def test_a_story_ends_with_what_was_broken(no_release):
+    lines = tell(SMALL).splitlines()
+    assert lines[-1] == "InvariantBroken: I3: leases ['00000001'] were never released"
+    assert any("WRITES .tune_restore/lease/00000001.claim.json" in line for line in lines)
+    assert not any(" get " in line for line in lines)
+    assert any(" get " in line for line in tell(SMALL, everything=True).splitlines())
+
+
+def test_times_are_hours_minutes_seconds():
+    assert clock(93784.0625) == "26:03:04.062"

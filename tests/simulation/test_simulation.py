@@ -1,0 +1,23 @@
+"""2,000 nights with a new seed; `python -m tests.simulation` makes more, and repeats one world."""
+
+import os
+import random
+
+import pytest
+
+from tests.simulation.campaign import explain, run_worlds, simulating, world_seeds
+from tests.simulation.night import draw_script, simulate
+
+SEED = int(os.environ.get("TUNE_TEST_SEED", random.randrange(10**6)))
+NIGHTS = 2000
+PIECES = 4
+
+
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_no_night_breaks_an_invariant(piece):
+    print(f"seed {SEED}")
+    seeds = world_seeds(SEED, first=piece, step=PIECES)
+    with simulating():
+        tally = run_worlds(seeds, NIGHTS // PIECES)
+        told = [explain(simulate(draw_script(seed))) for seed, _ in tally.failures[:3]]
+    assert not told, f"seed {SEED}\n" + "\n\n".join(told)
