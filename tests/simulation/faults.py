@@ -110,6 +110,14 @@ def _draw(rng: random.Random) -> Fault:
     return Fault(kind, role, rng.randint(1, most), seconds=seconds)
 
 
+@dataclass(eq=False)
+class Open:
+    """A fault that has not struck yet: it is the `left`th request from now that it strikes."""
+
+    fault: Fault
+    left: int
+
+
 class Faults:
     """Draws the fate of each request.
 
@@ -121,7 +129,9 @@ class Faults:
         self, world: World, faults: Sequence[Fault], storms: Sequence[Storm], pace: float
     ) -> None:
         self._world = world
-        self._open = [[fault, fault.nth] for fault in faults]
+        self._open: dict[str, list[Open]] = {}
+        for fault in faults:
+            self._open.setdefault(fault.role, []).append(Open(fault, fault.nth))
         self._storms = storms
         self._pace = pace
         self.struck: list[Fault] = []
@@ -132,22 +142,18 @@ class Faults:
         seconds = process.random.random() * self._pace
         if self.are_over:
             return Fate(seconds)
-        if self._open:
-            for pair in self._open:
-                fault = pair[0]
-                if (
-                    fault.role != process.role
-                    or (fault.verb not in ("*", verb))
-                    or not (fault.key == "*" or fnmatchcase(key, fault.key))
-                ):
-                    continue
-                pair[1] -= 1
-                if pair[1] == 0:
-                    self._open.remove(pair)
-                    self.struck.append(fault)
-                    if self._world.is_told:
-                        self._world.tell(process, f"FAULT {verb} {key} {fault.kind}")
-                    return self._fate(process, fault, seconds)
+        for each in self._open.get(process.role, ()):
+            fault = each.fault
+            if fault.verb not in ("*", verb) or not (
+                fault.key == "*" or fnmatchcase(key, fault.key)
+            ):
+                continue
+            each.left -= 1
+            if each.left == 0:
+                self._open[process.role].remove(each)
+                self.struck.append(fault)
+                self._world.tell(process, f"FAULT {verb} {key} {fault.kind}")
+                return self._fate(process, fault, seconds)
         for storm in self._storms:
             if storm.begins <= self._world.now < storm.begins + storm.seconds:
                 if process.random.random() < storm.share:

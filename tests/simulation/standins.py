@@ -83,17 +83,17 @@ class Event:
         self._is_set = True
         waiting, self._waiting = self._waiting, []
         for thread in waiting:
-            Here.world.after(0.0, lambda thread=thread: Here.world.resume(thread))
+            Here.world.after(0.0, Here.world.resume, thread)
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
-            Here.world.wait(lambda thread: self._begin(thread, timeout))
+            world = Here.world
+            thread = world.living()
+            self._waiting.append(thread)
+            if timeout is not None:
+                world.after(timeout, self._time_out, thread)
+            world.wait()
         return self._is_set
-
-    def _begin(self, thread: Thread, timeout: float | None) -> None:
-        self._waiting.append(thread)
-        if timeout is not None:
-            Here.world.after(timeout, lambda: self._time_out(thread))
 
     def _time_out(self, thread: Thread) -> None:
         if thread in self._waiting:
@@ -110,14 +110,15 @@ class Lock:
 
     def __enter__(self) -> None:
         while self._is_held:
-            Here.world.wait(self._waiting.append)
+            self._waiting.append(Here.world.living())
+            Here.world.wait()
         self._is_held = True
 
     def __exit__(self, *_details: object) -> None:
         self._is_held = False
         if self._waiting:
             thread = self._waiting.popleft()
-            Here.world.after(0.0, lambda: Here.world.resume(thread))
+            Here.world.after(0.0, Here.world.resume, thread)
 
 
 class Barrier:

@@ -22,7 +22,7 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
-from tests.simulation.world import Process, ProcessKilled, World
+from tests.simulation.world import EPOCH, Process, ProcessKilled, Thread, World
 
 
 class StoreKind(StrEnum):
@@ -77,7 +77,8 @@ class Shelf:
     ahead: float = 0.0
     watch: Callable[[Write], None] = lambda _write: None
     objects: dict[str, Stored] = field(default_factory=dict)
-    _directories: dict[str, dict[str, int]] = field(default_factory=dict)
+    _directories: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    _listed: dict[str, list[Entry]] = field(default_factory=dict)
     _changes: list[tuple[str, Stored | None]] = field(default_factory=list)
     _sent: dict[tuple[Process, str], float] = field(default_factory=dict)
 
@@ -97,12 +98,12 @@ class Shelf:
         except KeyError:
             raise KeyNotFoundError(URIS[self.kind], key) from None
 
-    def create(self, process: Process, key: str, body: bytes, sent: float) -> None:
+    def create(self, key: str, body: bytes, process: Process, sent: float) -> None:
         if key in self.objects:
             raise KeyExistsError(URIS[self.kind], key)
-        self.put(process, key, body, sent)
+        self.put(key, body, process, sent)
 
-    def put(self, process: Process, key: str, body: bytes, sent: float) -> None:
+    def put(self, key: str, body: bytes, process: Process, sent: float) -> None:
         """Write an object, unless its writer has sent a later version: S3 keeps the later one, too."""
         before = self.objects.get(key)
         if self._sent.get((process, key), sent) > sent:
@@ -112,54 +113,61 @@ class Shelf:
         self._set(key, Stored(body, self.now(), len(self._changes)))
         self.watch(Write(self.world.now, process, key, body, before and before.body))
 
-    def delete(self, process: Process, key: str) -> None:
+    def delete(self, key: str, process: Process, _sent: float) -> None:
         before = self.objects.pop(key, None)
         if before is None:
             return
         self._changes.append((key, before))
         parent, _, name = key.rpartition("/")
-        del self._directories[parent][name]
+        self._remove(parent, name)
         while parent and not self._directories[parent] and self.kind is not StoreKind.LOCAL:
             parent, _, name = parent.rpartition("/")  # object stores have no empty directories
-            del self._directories[parent][name]
+            self._remove(parent, name)
         self.watch(Write(self.world.now, process, key, None, before.body))
 
     def _set(self, key: str, stored: Stored) -> None:
         self.objects[key] = stored
         parent, _, name = key.rpartition("/")
-        children = self._directories.setdefault(parent, {})
-        is_new = name not in children
-        children[name] = 0
+        is_new = self._add(parent, _describe(name, stored))
         while is_new and parent:
             parent, _, name = parent.rpartition("/")
-            children = self._directories.setdefault(parent, {})
-            is_new = name not in children
-            children[name] = 1
+            is_new = self._add(parent, Entry(name, is_dir=True))
 
     @property
     def changes(self) -> int:
         """How many changes there were."""
         return len(self._changes)
 
-    def list_dir(self, path: str, since: int, shows: Callable[[], bool]) -> list[Entry]:
-        """List a directory; `shows` decides for each change after `since` whether the listing has it."""
-        entries = {
-            name: Entry(name, is_dir=True)
-            if is_dir
-            else self._entry(f"{path}/{name}" if path else name)
-            for name, is_dir in self._directories.get(path, {}).items()
-        }
+    def list_dir(self, path: str, since: int, chance: Callable[[], float]) -> list[Entry]:
+        """List a directory; each change after `since` is in the listing or not, with equal chances."""
+        listed = self._listed.get(path)
+        if listed is None:
+            entries = self._directories.get(path, {})
+            listed = self._listed[path] = [entries[name] for name in sorted(entries)]
+        return listed.copy() if since == len(self._changes) else self._torn(path, since, chance)
+
+    def _torn(self, path: str, since: int, chance: Callable[[], float]) -> list[Entry]:
+        entries = dict(self._directories.get(path, {}))
         for key, before in self._changes[since:]:
             parent, _, name = key.rpartition("/")
-            if parent == path and not shows():
+            if parent == path and chance() >= 0.5:
                 if before is None:
                     entries.pop(name, None)
                 else:
                     entries[name] = _describe(name, before)
         return [entries[name] for name in sorted(entries)]
 
-    def _entry(self, key: str) -> Entry:
-        return _describe(key.rpartition("/")[2], self.objects[key])
+    def _add(self, parent: str, entry: Entry) -> bool:
+        """Put an entry into a directory; return whether it is new."""
+        children = self._directories.setdefault(parent, {})
+        is_new = entry.name not in children
+        children[entry.name] = entry
+        self._listed.pop(parent, None)
+        return is_new
+
+    def _remove(self, parent: str, name: str) -> None:
+        del self._directories[parent][name]
+        self._listed.pop(parent, None)
 
 
 def _describe(name: str, stored: Stored) -> Entry:
@@ -197,7 +205,10 @@ class Fate(NamedTuple):
 DrawFate = Callable[[Process, str, str], Fate]
 """Draws the fate of a request: by its process, its verb and its key."""
 
-_BY_KEY = ("create", "put", "delete")
+_WRITES = frozenset({"create", "put", "delete"})
+"""Their writer, and when it sent them, decide what becomes of them."""
+
+_NOTHING = Stored(b"", EPOCH, 0)
 
 
 class SimulatedStore(ObjectStore):
@@ -218,17 +229,12 @@ class SimulatedStore(ObjectStore):
 
     def list_dir(self, path: str = "") -> list[Entry]:
         where = (self._root + path).rstrip("/")
-        since = self._shelf.changes
-        chance = self._world.random.random
-
-        def carry_out(_process: Process, _sent: float) -> list[Entry]:
-            return self._shelf.list_dir(where, since, lambda: chance() < 0.5)
-
-        entries: list[Entry] = self._request("list", where, carry_out)
+        args = (where, self._shelf.changes, self._world.random.random)
+        entries: list[Entry] = self._request("list", where, self._shelf.list_dir, args)
         return entries
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
-        body: bytes = self._request("get", key, lambda _p, _sent: self._shelf.get(self._root + key))
+        body: bytes = self._request("get", key, self._shelf.get, (self._root + key,))
         if max_bytes is not None and len(body) > max_bytes:
             raise TooLargeError(f"{self.uri}/{key} holds more than {max_bytes} bytes.")
         return body
@@ -237,38 +243,42 @@ class SimulatedStore(ObjectStore):
         yield self.get(key, max_bytes=max_bytes)
 
     def create(self, key: str, body: bytes) -> None:
-        def carry_out(process: Process, sent: float) -> None:
-            self._shelf.create(process, self._root + key, body, sent)
-
-        self._request("create", key, carry_out, body)
+        self._request("create", key, self._shelf.create, (self._root + key, body))
 
     def put(self, key: str, body: bytes) -> None:
-        def carry_out(process: Process, sent: float) -> None:
-            self._shelf.put(process, self._root + key, body, sent)
-
-        self._request("put", key, carry_out)
+        self._request("put", key, self._shelf.put, (self._root + key, body))
 
     def delete(self, key: str) -> None:
-        self._request("delete", key, lambda p, _sent: self._shelf.delete(p, self._root + key))
+        self._request("delete", key, self._shelf.delete, (self._root + key,))
 
     def now(self) -> datetime:
         if self._shelf.kind is StoreKind.LOCAL:
             return self._world.wall(self._world.process.machine.ahead)
-        moment: datetime = self._request("now", "", lambda _p, _sent: self._shelf.now())
+        moment: datetime = self._request("now", "", self._shelf.now)
         return moment
 
     def _request(
-        self, verb: str, key: str, carry_out: Callable[[Process, float], Any], body: bytes = b""
+        self, verb: str, key: str, carry_out: Callable[..., Any], args: tuple[Any, ...] = ()
     ) -> Any:
         world = self._world
-        process = world.process
-        if not process.is_alive:
-            raise ProcessKilled
+        thread = world.living()
+        process = thread.process
         process.calls += 1
         fate = self._draw(process, verb, key)
         if fate.before:
             self._strike(process, fate.before, f"before it sends {verb} {key}")
-        result = world.wait(lambda thread: self._send(thread, fate, carry_out))
+        sent = world.now
+        if verb in _WRITES:
+            args = (*args, process, sent)
+        if fate.carried_out is not None:
+            world.after(fate.carried_out, self._arrive, thread, sent, fate, carry_out, args)
+        if fate.answered is not None:
+            world.after(fate.answered, world.resume, thread)
+        if fate.again is not None:
+            world.after(fate.again, self._again, carry_out, args)
+        if fate.dies_inside:
+            world.after(0.0, process.kill)
+        result = world.wait()
         if world.is_told:
             self._tell(process, verb, key, fate, result)
         if fate.after:
@@ -277,44 +287,32 @@ class SimulatedStore(ObjectStore):
             raise StorageError(f"{self.uri}/{key}: {fate.error}")
         if isinstance(result, Exception):
             own = isinstance(result, KeyExistsError) and fate.again is not None
-            if (
-                own
-                and self._shelf.objects.get(self._root + key, Stored(b"", world.wall(0), 0)).body
-                == body
-            ):
+            if own and self._shelf.objects.get(self._root + key, _NOTHING).body == args[1]:
                 return None  # its own, as the client finds out by reading it
             raise result
         return result
 
-    def _send(self, thread: Any, fate: Fate, carry_out: Callable[[Process, float], Any]) -> None:
-        world = self._world
-        process = thread.process
-        sent = world.now
-
-        def arrive() -> None:
-            if not process.is_alive and world.now > sent + MOST_DELAY:
-                return  # its connection is closed
-            try:
-                result = carry_out(process, sent)
-            except (KeyExistsError, KeyNotFoundError) as error:
-                result = error
-            if fate.answered is None and not fate.dies_inside:
-                world.resume(thread, result)
-
-        if fate.carried_out is not None:
-            world.after(fate.carried_out, arrive)
-        if fate.answered is not None:
-            world.after(fate.answered, lambda: world.resume(thread))
-        if fate.again is not None:
-            world.after(fate.again, lambda: self._again(process, carry_out, sent))
-        if fate.dies_inside:
-            world.after(0.0, process.kill)
-
-    def _again(
-        self, process: Process, carry_out: Callable[[Process, float], Any], sent: float
+    def _arrive(
+        self,
+        thread: Thread,
+        sent: float,
+        fate: Fate,
+        carry_out: Callable[..., Any],
+        args: tuple[Any, ...],
     ) -> None:
+        world = self._world
+        if not thread.process.is_alive and world.now > sent + MOST_DELAY:
+            return  # its connection is closed
         try:
-            carry_out(process, sent)
+            result = carry_out(*args)
+        except (KeyExistsError, KeyNotFoundError) as error:
+            result = error
+        if fate.answered is None and not fate.dies_inside:
+            world.resume(thread, result)
+
+    def _again(self, carry_out: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            carry_out(*args)
         except (KeyExistsError, KeyNotFoundError):
             pass
 

@@ -98,7 +98,7 @@ class Process:
         """Start a thread."""
         thread = Thread(self, target)
         self._threads.append(thread)
-        self.world.after(delay, lambda: self.world.resume(thread))
+        self.world.after(delay, self.world.resume, thread)
         return thread
 
     def kill(self) -> None:
@@ -163,7 +163,7 @@ class World:
         self.story: list[tuple[float, str, str]] = []
         self._most_seconds = most_seconds
         self._most_steps = most_steps
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self.hub = getcurrent()
 
@@ -202,10 +202,10 @@ class World:
         self.tell(process, f"trains {trial_id}, iteration {iteration}")
         self.watch_training(process, trial_id, iteration)
 
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
+    def after(self, seconds: float, action: Callable[..., None], *args: Any) -> None:
         """Call `action` in so many seconds; equal times keep their order."""
         self._number += 1
-        heapq.heappush(self._queue, (self.now + seconds, self._number, action))
+        heapq.heappush(self._queue, (self.now + seconds, self._number, action, args))
 
     def run(self, until: float | None = None) -> None:
         """Let everything happen, to its end or until that time.
@@ -215,18 +215,18 @@ class World:
         """
         queue = self._queue
         while queue and (until is None or queue[0][0] <= until):
-            self.now, _, action = heapq.heappop(queue)
+            self.now, _, action, args = heapq.heappop(queue)
             self.steps += 1
             if self.now > self._most_seconds or self.steps > self._most_steps:
                 waiting = ", ".join(p.name for p in self.processes if p.is_alive)
                 raise EndlessError(
                     f"it has not ended after {self.now:.0f} s and {self.steps} steps; alive: {waiting}"
                 )
-            action()
+            action(*args)
         if until is not None:
             self.now = max(self.now, until)
 
-    def resume(self, thread: Thread, value: Any = None, *, is_timer: bool = False) -> None:
+    def resume(self, thread: Thread, value: Any = None, is_timer: bool = False) -> None:  # noqa: FBT001, FBT002  an argument of `after`
         """Let a thread go on: what it waited for returns `value`.
 
         When a process thaws, those of its threads go first that only waited for a time to pass.
@@ -236,7 +236,7 @@ class World:
             return
         if process.frozen_until > self.now:
             left = process.frozen_until - self.now + (0.0 if is_timer else THAW_SECONDS)
-            self.after(left, lambda: self.resume(thread, value, is_timer=is_timer))
+            self.after(left, self.resume, thread, value, is_timer)
             return
         self.current = thread
         thread.greenlet.switch(value)
@@ -252,18 +252,25 @@ class World:
         thread.greenlet.throw(ProcessKilled)
         self.current = before
 
-    def wait(self, begin: Callable[[Thread], None]) -> Any:
-        """Let the current thread wait; `begin` is given it, and has it resumed later."""
+    def living(self) -> Thread:
+        """Return the current thread, if its process lives; end it if not."""
         thread = self.current
         assert thread is not None
         if not thread.process.is_alive:
             raise ProcessKilled
-        begin(thread)
+        return thread
+
+    def wait(self) -> Any:
+        """Let the current thread wait until it is resumed; return the value that it is resumed with.
+
+        Its caller sees to that before, with the thread that `living` returns.
+        """
         return self.hub.switch()
 
     def sleep(self, seconds: float) -> None:
         """Let the current thread sleep."""
-        self.wait(lambda thread: self.after(max(0.0, seconds), lambda: self.resume(thread)))
+        self.after(max(0.0, seconds), self.resume, self.living())
+        self.wait()
 
     def monotonic(self) -> float:
         """Return the time of a clock that is never set."""
