@@ -185,7 +185,7 @@ _OF_PLANS = (
         "I3",
         (
             Edit(
-                commit._commit_abandoned,
+                commit._settle,
                 "    try:\n        record =",
                 "    return None\n    try:\n        record =",
             ),
@@ -198,8 +198,8 @@ _OF_PLANS = (
         (
             Edit(
                 commit.commit_abandoned,
-                "                summary = _commit",
-                "                lease.release_all(store, leases)\n                summary = _commit",
+                "                summary = _settle",
+                "                lease.release_all(store, leases)\n                summary = _settle",
             ),
         ),
     ),
@@ -294,9 +294,9 @@ _OF_THE_REST = (
         (
             Edit(
                 undo.undo_commit,
-                "    record = _mark(store, restore_id, record)\n",
-                "    for name in _added_by(store.list_dir(), record):\n        store.delete(name)\n"
-                "    record = _mark(store, restore_id, record)\n",
+                "        record = _mark(held_store, restore_id, record)\n",
+                "        for name in _added_by(store.list_dir(), record):\n            store.delete(name)\n"
+                "        record = _mark(held_store, restore_id, record)\n",
             ),
         ),
     ),
