@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support import FAILED, ROOT
+from tests.support import FAILED, NO_SPARE_WORKERS, ROOT
 from tests.support.storage import servers
 
 pytest.register_assert_rewrite("tests.support.storage.conformance")  # a suite in a plain module
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machine only
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ |= NO_SPARE_WORKERS
 
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.register_profile("nightly", settings.get_profile("ci"))  # of test_generated.py
