@@ -28,6 +28,9 @@ MARKS = ("ray", "airflow", "servers", "slow")
 SHARED = ("tests/airflow", "tests/ray/kept")
 """What is started once for all tests below them (an Airflow, a Ray): each is given to one worker."""
 
+FIRST = (*SHARED, "tests/servers")
+"""What is started first: what takes longest, and beside it what mostly waits, while others compute."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests, too")
@@ -48,6 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in MARKS:
             if mark in directories:
                 item.add_marker(mark)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return the position of the test's place in `FIRST`; all other tests come after them."""
+    turns = (turn for turn, place in enumerate(FIRST) if item.nodeid.startswith(f"{place}/"))
+    return next(turns, len(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is nothing to give away
