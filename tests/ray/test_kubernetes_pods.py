@@ -3,9 +3,6 @@
 More of it: slow/test_more_kubernetes_pods.py.
 """
 
-import pytest
-from airflow.sdk.exceptions import AirflowException
-
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import read_plan
 from tests.support.kubernetes import pods
@@ -45,25 +42,4 @@ def test_a_pod_too_small_for_what_is_asked_for_now_is_followed_by_one_of_that_si
     assert trial.failures == ()
     assert api.pod_names() == []
     commit_restore(trial.store, trial.restore_id)
-    assert trial.iterations() == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_worker_that_the_kernel_kills_is_out_of_memory_and_the_next_pod_has_more(
-    trial, api, gate
-):
-    from kubernetes.client import models
-
-    limits = models.V1ResourceRequirements(limits={"memory": "6144Mi"})
-    task = trial.start(env=gate.env, container_resources=limits)
-    api.kubelet.oom_kill_worker(trial.await_iteration(4))
-    # on a busy machine Ray may give up more than the worker: the cause stays the same
-    with pytest.raises(AirflowException, match=r"\(out_of_memory\)(, in attempt 1)?: .*OOMKilled"):
-        task.end()
-    assert [failure.cause for failure in trial.failures] == ["out_of_memory"]
-    gate.open()
-    result = trial.run(container_resources=limits)
-    assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 2)
-    memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
-    # twice what was left of 6 GiB for the trial, and Ray's share again
-    assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]
