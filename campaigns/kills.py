@@ -258,8 +258,6 @@ class Setting:
             TUNE_TEST_STEP_SECONDS="1",
             TUNE_TEST_JOURNAL=f"{self.scratch}/{name}.journal",
             TUNE_TEST_RECORDING=f"{self.scratch}/recording",
-            # trials have variables of their own: workers that are started beforehand are never used
-            RAY_prestart_worker_first_driver="0",
         )
         ttl = self.ttl or LEASE_TTL[lane]
         changed = {key: value for key, value in ray.items() if os.environ.get(key) != value}

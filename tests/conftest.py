@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support import FAILED, ROOT
+from tests.support import FAILED, NO_SPARE_WORKERS, ROOT
 from tests.support.storage import servers
 
 pytest.register_assert_rewrite("tests.support.storage.conformance")  # a suite in a plain module
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machine only
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ |= NO_SPARE_WORKERS
 
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.register_profile("nightly", settings.get_profile("ci"))  # of test_generated.py
@@ -26,6 +27,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 MARKS = ("ray", "airflow", "servers", "slow")
 SHARED = ("tests/airflow", "tests/ray/kept")
 """What is started once for all tests below them (an Airflow, a Ray): each is given to one worker."""
+
+FIRST = (*SHARED, "tests/servers")
+"""What is started first: what takes longest, and beside it what mostly waits, while others compute."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in MARKS:
             if mark in directories:
                 item.add_marker(mark)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return the position of the test's place in `FIRST`; all other tests come after them."""
+    turns = (turn for turn, place in enumerate(FIRST) if item.nodeid.startswith(f"{place}/"))
+    return next(turns, len(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is nothing to give away

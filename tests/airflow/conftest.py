@@ -1,6 +1,7 @@
 """One Airflow for all tests that need a real one, and what it recovers sweeps with.
 
-Servers are started by the first test that asks for them, and Airflow is told through connections.
+Servers are started by the first test that asks for them, and Airflow is told through connections. They
+end with the last test here: an idle Airflow takes a tenth of the processor from the tests that follow.
 """
 
 import contextlib
@@ -72,7 +73,7 @@ def ray_sessions() -> Iterator[Path]:
         yield Path(path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(
     dags: Path, canaries: Canaries, ray_sessions: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Airflow]:
@@ -94,14 +95,14 @@ def running(
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3(canaries: Canaries) -> Iterator[Server]:
     """A real S3 server, whose key is in nobody's environment."""
     with s3_server(secret=canaries.key) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def seaweed(running: Airflow, s3: Server, canaries: Canaries) -> Server:
     """The same, and Airflow has a connection `seaweed` to it."""
     connection = json.loads(s3.airflow_connection)
@@ -110,7 +111,7 @@ def seaweed(running: Airflow, s3: Server, canaries: Canaries) -> Server:
     return s3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
     """The killed sweep as `Tuner.restore` brings it back, while we do."""
     with restored_by_hand(tmp_path_factory.mktemp("theirs")) as restoring:

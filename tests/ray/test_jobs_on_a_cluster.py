@@ -1,9 +1,12 @@
 """A trial as a job of a real Ray cluster, authentication on; more of it: slow/test_jobs_of_trials.py.
 
 The operators run here as Airflow's workers run them; what waits in a triggerer runs in an event loop.
+`tune-restore restore --on ray` runs as a process of its own: to the end, and Ctrl-C.
 """
 
 import asyncio
+import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,12 @@ from tests.support.airflow import home as airflow_home  # noqa: F401  imported b
 
 # isort: split
 
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
+from tests.support import ROOT
 from tests.support.airflow.context import make_context
 from tests.support.ray.jobs import (
     attach_twice,
@@ -27,12 +32,29 @@ from tests.support.ray.jobs import (
     trial,
     wait_deferred,
 )
+from tests.support.ray.shell import Shell
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     with jobs_cluster(1) as started:
         yield started
+
+
+@pytest.fixture
+def shell(cluster):
+    """Starts the command; the jobs get the trainable and these variables."""
+
+    def start(experiment, *options, **env):
+        runtime_env = {
+            "py_modules": [str(ROOT / "tests")],
+            "env_vars": {"TUNE_TEST_HEALED": "1", **env},
+        }
+        on_ray = ("--on", "ray", "--address", cluster.address)
+        code = ("--runtime-env-json", json.dumps(runtime_env))
+        return Shell(experiment, *on_ray, *code, *options, RAY_AUTH_TOKEN=cluster.token)
+
+    return start
 
 
 def test_a_retry_attaches_to_the_living_job_and_a_killed_task_stops_it_with_a_snapshot(
@@ -59,3 +81,46 @@ def test_a_retry_attaches_to_the_living_job_and_a_killed_task_stops_it_with_a_sn
     assert (done["attempt"], done["iteration"]) == (2, 6)
     assert [job["status"] for job in jobs_of(cluster, restore_id)] == ["STOPPED", "SUCCEEDED"]
     assert [1, 2, 3, 4, 5, 6] in rows(address).values()
+
+
+def test_a_restore_of_the_shell_runs_as_jobs_and_ctrl_c_stops_them_with_a_snapshot(
+    cluster, shell, copied, gate
+):
+    experiment = copied("errored")
+    others = submitted(cluster)
+    first = shell(experiment, **gate.env)
+    first.await_line("iteration 4")  # the gate lets it do that one, and no more
+    first.signal(signal.SIGINT)
+    code, out, err = first.end()
+    assert code == 130, out + err
+    assert "Stopping. Saving snapshots, then committing what has finished." in err
+    assert "0 of 1 resumed trial finished" in " ".join(out.split())
+    assert statuses(cluster, others) == ["STOPPED"]
+    trials = read_experiment(open_store(str(experiment))).trials
+    assert [trial.iteration for trial in trials if not trial.is_finished] == [4]
+
+    code, out, err = shell(experiment, "--stale-after", "0", "--json").end()
+    assert code == 0, out + err
+    assert [trial["iteration_after"] for trial in json.loads(out)["trials"]] == [6, 6]
+    assert statuses(cluster, others) == ["STOPPED", "SUCCEEDED"]
+    assert [1, 2, 3, 4, 5, 6] in rows(str(experiment)).values()
+
+
+def submitted(cluster) -> dict[str, str]:
+    """Return the status of each job that was submitted, by its id."""
+    jobs = cluster.call("/api/jobs/")
+    return {job["submission_id"]: job["status"] for job in jobs if job["submission_id"]}
+
+
+def statuses(cluster, others) -> list[str]:
+    """Return the statuses of the jobs that are not among the others."""
+    return sorted(status for name, status in submitted(cluster).items() if name not in others)
+
+
+def test_a_cluster_that_does_not_let_us_in_is_refused_before_anything_is_leased(cluster, copied):
+    experiment = copied("errored")
+    on_ray = ("--on", "ray", "--address", cluster.address)
+    code, _, err = Shell(experiment, *on_ray, RAY_AUTH_TOKEN="wrong").end()
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert not (experiment / ".tune_restore").exists()

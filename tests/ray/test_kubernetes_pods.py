@@ -3,42 +3,25 @@
 More of it: slow/test_more_kubernetes_pods.py.
 """
 
-import pytest
-from airflow.sdk.exceptions import AirflowException
-
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import read_plan
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import base
 
 
-def test_a_trial_is_resumed_in_a_pod_of_its_own(trial, api, capfd):
-    operator = trial.operator(labels={"team": "vision"}, service_account_name="runner")
-    context = pods.pod_context()
-    result = operator.execute(context)
-    assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 1)
-    assert context["ti"].pushed["return_value"] == result
-    (pod,) = api.created
-    labels = pod["metadata"]["labels"]
-    assert labels["tune-restore/experiment"] == "errored"
-    assert labels["tune-restore/trial"] == trial.item["trial_id"]
-    assert labels["tune-restore/restore"] == trial.restore_id
-    assert (labels["tune-restore/attempt"], labels["team"]) == ("1", "vision")
-    assert pod["spec"]["serviceAccountName"] == "runner"
-    log = capfd.readouterr().out
-    assert "iteration 6, score=12" in log
-    assert "::tune-restore-progress::" not in log
-    assert api.pod_names() == []
-    commit_restore(trial.store, trial.restore_id)
-    assert trial.iterations() == [1, 2, 3, 4, 5, 6]
-
-
 def test_a_pod_too_small_for_what_is_asked_for_now_is_followed_by_one_of_that_size(
     trial, api, capfd
 ):
     recorded = read_plan(trial.store, trial.restore_id).to_run[0].resources["CPU"]
-    result = trial.run(trainable="tests.support.experiments.asking:three_cpus")
+    operator = trial.operator(
+        trainable="tests.support.experiments.asking:three_cpus",
+        labels={"team": "vision"},
+        service_account_name="runner",
+    )
+    context = pods.pod_context()
+    result = operator.execute(context)
     assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 2)
+    assert context["ti"].pushed["return_value"] == result
     assert [base(pod)["resources"]["limits"]["cpu"] for pod in api.created] == [
         f"{recorded:g}",
         "3",
@@ -47,27 +30,16 @@ def test_a_pod_too_small_for_what_is_asked_for_now_is_followed_by_one_of_that_si
     assert (
         "Attempt 1 ran nothing, because its pod was too small: a trial requests CPU 3 now." in log
     )
+    assert "iteration 6, score=12" in log
+    assert "::tune-restore-progress::" not in log
+    for number, pod in enumerate(api.created, 1):
+        labels = pod["metadata"]["labels"]
+        assert labels["tune-restore/experiment"] == "errored"
+        assert labels["tune-restore/trial"] == trial.item["trial_id"]
+        assert labels["tune-restore/restore"] == trial.restore_id
+        assert (labels["tune-restore/attempt"], labels["team"]) == (f"{number}", "vision")
+        assert pod["spec"]["serviceAccountName"] == "runner"
     assert trial.failures == ()
-    assert trial.iterations() == [1, 2, 3, 4, 5, 6]
     assert api.pod_names() == []
-
-
-def test_a_worker_that_the_kernel_kills_is_out_of_memory_and_the_next_pod_has_more(
-    trial, api, gate
-):
-    from kubernetes.client import models
-
-    limits = models.V1ResourceRequirements(limits={"memory": "6144Mi"})
-    task = trial.start(env=gate.env, container_resources=limits)
-    api.kubelet.oom_kill_worker(trial.await_iteration(4))
-    # on a busy machine Ray may give up more than the worker: the cause stays the same
-    with pytest.raises(AirflowException, match=r"\(out_of_memory\)(, in attempt 1)?: .*OOMKilled"):
-        task.end()
-    assert [failure.cause for failure in trial.failures] == ["out_of_memory"]
-    gate.open()
-    result = trial.run(container_resources=limits)
-    assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 2)
-    memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
-    # twice what was left of 6 GiB for the trial, and Ray's share again
-    assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
+    commit_restore(trial.store, trial.restore_id)
     assert trial.iterations() == [1, 2, 3, 4, 5, 6]

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 
 from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import layout
@@ -12,8 +10,7 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.lease_objects import times_held
 from airflow_tune_restore.protocol.request import EXIT_FENCED, EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
-from tests.support import ROOT
-from tests.support.experiments.failed import Gate, environment
+from tests.support.experiments.failed import Gate
 from tests.support.ray.real_restore import RESTORE_ID, Restoring, wrote
 from tests.support.waiting import eventually
 
@@ -116,36 +113,6 @@ def written_by_others(directory, request):
         and not path.is_relative_to(directory / own)
         and not (path.parent == directory / layout.LEASE and "heartbeat" in path.name)
     }
-
-
-def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copied, gate):
-    directory = copied("errored")
-    restoring = Restoring(directory, "errored")
-    request = restoring.claim()
-    code = (
-        "import sys, time\n"
-        "from airflow_tune_restore.launch.local import LocalLauncher\n"
-        "from airflow_tune_restore.protocol.request import RunnerRequest\n"
-        "request = RunnerRequest.from_json(sys.argv[1])\n"
-        "runner = LocalLauncher(pythonpath=[sys.argv[2]]).start(request)\n"
-        "print(runner.pid, flush=True)\n"
-        "time.sleep(3600)\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, request.to_json().decode(), ROOT.as_posix()],
-        env=environment(TUNE_TEST_HEALED="1", **gate.env),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    runner = int(parent.stdout.readline())
-    eventually(lambda: wrote(restoring, 4))
-    parent.kill()
-    parent.wait()
-    eventually(lambda: _members(runner) == [])
-    outcome = AttemptRecords(restoring.store, RESTORE_ID, request.trial_id).outcome(1)
-    assert outcome is not None
-    assert (outcome.result, outcome.iteration) == ("interrupted", 4)
-    assert restoring.iterations() == EVERY[:4]
 
 
 def test_a_run_that_breaks_off_at_the_first_result_ends_at_once_and_names_the_cause(

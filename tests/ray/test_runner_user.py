@@ -22,7 +22,7 @@ from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck, Problem
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
-from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED, RunnerRequest
+from airflow_tune_restore.protocol.request import EXIT_INTERRUPTED, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from tests.support import ROOT
 from tests.support.experiments.failed import Gate
@@ -101,13 +101,6 @@ def restoring(experiment, launcher):
     restore.launcher = replace(restore.launcher, python=launcher.python, account=launcher.account,
                                pythonpath=launcher.pythonpath)  # fmt: skip
     return restore
-
-
-def test_it_restores_a_trial(restoring, experiment, account):
-    ran = restoring.run()
-    assert ran.code == EXIT_FINISHED, ran.output
-    assert restoring.iterations() == [1, 2, 3, 4, 5, 6]
-    assert {path.stat().st_uid for path in experiment.rglob("*")} == {account.uid}
 
 
 def test_it_is_stopped_with_a_snapshot_and_leaves_nothing(restoring, place):

@@ -20,3 +20,7 @@ GOLDEN = ROOT / "tests" / "golden"
 
 FAILED = GOLDEN / "failed"
 """Experiments of the newest Ray, by kind: copy them, never write to them."""
+
+NO_SPARE_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
+"""Variables of each Ray. It would start a worker per CPU beforehand, which trials never use, because they
+have variables of their own: a second of processor time each."""

@@ -18,7 +18,7 @@ for _module in COMPARING:
 FAILED = pytest.StashKey[bool]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def kept_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptHosts]:
     """Both hosts, whatever becomes of them meanwhile."""
     kept = KeptHosts(tmp_path_factory.mktemp("hosts"))

@@ -85,6 +85,25 @@ def a_dead_worker_and_an_api_server_out_of_order_cost_no_attempt(trial, api, gat
     assert (conflict.hits, answer.hits, throttled.hits) == (1, 1, 1)
 
 
+def test_a_worker_that_the_kernel_kills_is_out_of_memory_and_the_next_pod_has_more(
+    trial, api, gate
+):
+    limits = _limits("6144Mi")
+    task = trial.start(env=gate.env, container_resources=limits)
+    api.kubelet.oom_kill_worker(trial.await_iteration(4))
+    # on a busy machine Ray may give up more than the worker: the cause stays the same
+    with pytest.raises(AirflowException, match=r"\(out_of_memory\)(, in attempt 1)?: .*OOMKilled"):
+        task.end()
+    assert [failure.cause for failure in trial.failures] == ["out_of_memory"]
+    gate.open()
+    result = trial.run(container_resources=limits)
+    assert (result["status"], result["iteration"], result["attempt"]) == ("TERMINATED", 6, 2)
+    memory = [base(pod)["resources"]["limits"]["memory"] for pod in api.created]
+    # twice what was left of 6 GiB for the trial, and Ray's share again
+    assert memory == ["6144Mi", f"{2 * (6144 - 1224) + 1224}Mi"]
+    assert trial.iterations() == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_deferred_task_is_followed_by_one_triggerer_after_another(trial, api, capfd, gate):
     operator = trial.operator(env=gate.env, deferrable=True, logging_interval=1)
     with pytest.raises(TaskDeferred) as deferred:

@@ -1,4 +1,4 @@
-"""More of ../test_resources_of_now.py: every way to ask, and every limit of one machine."""
+"""More of ../kept/test_resources_of_now.py: every way to ask, and every limit of one machine."""
 
 from types import SimpleNamespace
 

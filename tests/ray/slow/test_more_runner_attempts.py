@@ -1,14 +1,21 @@
-"""More of ../test_runner_attempts.py: a restarted trial, and a check by a process of its own."""
+"""More of ../test_runner_attempts.py: a restarted trial, a lost parent, a check by its own process."""
+
+import subprocess
+import sys
 
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.check import CheckRequest, ExperimentToCheck, Problem
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_INTERRUPTED
 from airflow_tune_restore.restore.flags import ResumeFlags
-from tests.support.experiments.failed import Gate
-from tests.support.ray.real_restore import Restoring
+from tests.support import ROOT
+from tests.support.experiments.failed import Gate, environment
+from tests.support.ray.real_restore import RESTORE_ID, Restoring, wrote
+from tests.support.waiting import eventually
 
 EVERY = [1, 2, 3, 4, 5, 6]
 
@@ -41,6 +48,36 @@ def test_a_restarted_trial_keeps_its_new_id_and_directory_when_it_is_attempted_a
     assert restoring.iterations(trial["relative_logdir"]) == EVERY
     assert restoring.csv_iterations(trial["relative_logdir"]) == EVERY
     assert restoring.iterations() == [1, 2, 3]  # the old trial's
+
+
+def test_an_attempt_ends_with_a_snapshot_when_whoever_started_it_is_killed(copied, gate):
+    directory = copied("errored")
+    restoring = Restoring(directory, "errored")
+    request = restoring.claim()
+    code = (
+        "import sys, time\n"
+        "from airflow_tune_restore.launch.local import LocalLauncher\n"
+        "from airflow_tune_restore.protocol.request import RunnerRequest\n"
+        "request = RunnerRequest.from_json(sys.argv[1])\n"
+        "runner = LocalLauncher(pythonpath=[sys.argv[2]]).start(request)\n"
+        "print(runner.pid, flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, request.to_json().decode(), ROOT.as_posix()],
+        env=environment(TUNE_TEST_HEALED="1", **gate.env),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    runner = int(parent.stdout.readline())
+    eventually(lambda: wrote(restoring, 4))
+    parent.kill()
+    parent.wait()
+    eventually(lambda: _members(runner) == [])
+    outcome = AttemptRecords(restoring.store, RESTORE_ID, request.trial_id).outcome(1)
+    assert outcome is not None
+    assert (outcome.result, outcome.iteration) == ("interrupted", 4)
+    assert restoring.iterations() == EVERY[:4]
 
 
 def test_one_process_checks_beforehand_whether_a_trainable_fits(copied):

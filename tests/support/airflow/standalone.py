@@ -124,30 +124,14 @@ class Airflow:
             found.setdefault(task["task_id"], []).append(task["state"])
         return found
 
-    def watch(
-        self, dag_id: str, run_id: str, timeout_seconds: float = PATIENCE_SECONDS
-    ) -> Iterator[dict[str, Any]]:
-        """Yield each task instance whenever its state changes, until the run has ended."""
-        seen: dict[str, str | None] = {}
-        deadline = time.monotonic() + timeout_seconds
-        while time.monotonic() < deadline:
-            ended = self.state(dag_id, run_id) in ("success", "failed")
-            for task in self.tasks(dag_id, run_id):
-                if seen.get(task["id"]) != task["state"]:
-                    seen[task["id"]] = task["state"]
-                    yield task
-            if ended:
-                return
-            time.sleep(1)
-        raise TimeoutError(
-            f"{dag_id} {run_id} did not end in {timeout_seconds} s\n{self.log_tail()}"
-        )
-
-    def finish(self, dag_id: str, run_id: str, timeout_seconds: float = PATIENCE_SECONDS) -> str:
+    def finish(self, dag_id: str, run_id: str) -> str:
         """Wait for a run's end and return its state."""
-        for _ in self.watch(dag_id, run_id, timeout_seconds):
-            pass
-        return self.state(dag_id, run_id)
+
+        def end() -> str | None:
+            state = self.state(dag_id, run_id)
+            return state if state in ("success", "failed") else None
+
+        return self.eventually(end)
 
     def state(self, dag_id: str, run_id: str) -> str:
         """Return the state of a run."""

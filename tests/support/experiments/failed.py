@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.support import NO_SPARE_WORKERS, ROOT
 from tests.support.waiting import PATIENCE_SECONDS
 
 MODULE = "tests.trainables"
@@ -112,6 +112,7 @@ def environment(**extra: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_V2_ENABLED": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        **NO_SPARE_WORKERS,
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
         **extra,
     }

@@ -31,6 +31,7 @@ HANGS = {0.03: 3, 0.1: 1}
 """What the killed sweep waited for: the learning rates of two trials, and iterations never reached."""
 
 STEP = '        time.sleep(config["seconds"])\n'
+GRID = "[0.01, 0.03, 0.1, 0.3]"
 
 
 def copy_sweep(kind: str, target: Path) -> Path:
@@ -40,6 +41,19 @@ def copy_sweep(kind: str, target: Path) -> Path:
     after iteration 2, one before it had reported anything, and one never started.
     """
     shutil.copytree(MADE / kind, target)
+    return target
+
+
+def copy_short_sweep(target: Path) -> Path:
+    """Copy the killed sweep as if only two trials had been drawn: one finished, one was killed."""
+    (state,) = copy_sweep("killed", target).glob("experiment_state-*.json")
+    content = json.loads(state.read_text())
+    content["trial_data"] = [
+        row
+        for row in content["trial_data"]
+        if "training_iteration" in json.loads(row[1])["last_result"]
+    ]
+    state.write_text(json.dumps(content))
     return target
 
 
@@ -71,12 +85,15 @@ class Gates:
 
 
 def copy_dags(directory: Path, gates: Gates) -> Path:
-    """Copy the example DAGs and the sweep, whose trials wait at gates."""
+    """Copy the example DAGs and the sweep, whose trials wait at gates; a new one has two trials."""
     for path in DAGS.glob("*.py"):
         shutil.copy(path, directory)
     name = "tune.get_context().get_experiment_name()"
     closed = f"Path({str(gates.directory)!r}, {name}).exists()"
-    _write_sweep(directory, f"iteration >= 4 and {closed}")
+    script = _write_sweep(directory, f"iteration >= 4 and {closed}")
+    code = script.read_text()
+    assert code.count(GRID) == 1
+    script.write_text(code.replace(GRID, "[0.1, 0.3]"))
     return directory
 
 

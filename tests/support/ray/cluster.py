@@ -17,7 +17,7 @@ from typing import Any
 
 from airflow_tune_restore.launch.process import _kill_session, _members
 from airflow_tune_restore.runner.ray_session import STARTS
-from tests.support import rest
+from tests.support import NO_SPARE_WORKERS, rest
 from tests.support.storage.servers import free_port
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -143,6 +143,7 @@ def ray_cluster(env: Mapping[str, str], num_cpus: int = 2) -> Iterator[RayCluste
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        **NO_SPARE_WORKERS,
         **env,
     }
     cluster = RayCluster(

@@ -44,11 +44,6 @@ from tests.support.waiting import PATIENCE_SECONDS
 TTL_SECONDS = 1800.0
 """Of the leases of restores that run in the kept runner."""
 
-RAY_ENV = {
-    # a trial's worker has variables of its own: those that are started beforehand are never used
-    "RAY_prestart_worker_first_driver": "0",
-}
-
 
 class HostError(Exception):
     """A call failed in the host; with its output."""
@@ -61,7 +56,7 @@ class Host:
         self._log = log
         self.was_stopped = False
         self._is_at_work = False
-        variables = environment(TUNE_RESULT_DIR="", **RAY_ENV, **env)
+        variables = environment(TUNE_RESULT_DIR="", **env)
         # workers of a cluster learn the path from their driver's working directory; a PYTHONPATH would
         # make the runner ask for a runtime environment of its own
         variables.pop("PYTHONPATH", None)

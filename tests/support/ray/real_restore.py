@@ -16,7 +16,7 @@ from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
 from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.fs import open_store
-from tests.support import ROOT
+from tests.support import NO_SPARE_WORKERS, ROOT
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.kept import TTL_SECONDS, HostLauncher, HostRun, Hosts
 from tests.support.records import prepare_night
@@ -27,6 +27,7 @@ TRAINABLE_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    **NO_SPARE_WORKERS,
 }
 
 

@@ -52,7 +52,7 @@ def restore(cases: list[dict[str, Any]]) -> None:
 
     start(
         address="local",
-        num_cpus=max(case.get("num_cpus", 2) for case in cases),
+        num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 * 1024**2,
     )

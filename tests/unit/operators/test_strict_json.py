@@ -17,6 +17,7 @@ from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.triggers import experiment_sensor
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row, make_state
@@ -88,7 +89,8 @@ def test_every_task_of_a_night_returns_what_airflow_can_send(sweep, runner, scor
     assert [change["trial_id"] for change in drawn["trials"]] == ["bad", "good", "new"]
 
 
-def test_what_a_trigger_fires_can_be_sent(sweep):
+def test_what_a_trigger_fires_can_be_sent(sweep, monkeypatch):
+    monkeypatch.setattr(experiment_sensor, "FIRST_EVENT_SECONDS", 0.0)
     trigger = ExperimentSensorTrigger(
         prefix=str(sweep), health=["errored", "interrupted"], stale_after_seconds=0.0,
         poke_interval=0.1, include=[], exclude=[], max_depth=4, use_index=False, ray_conn_id=None,

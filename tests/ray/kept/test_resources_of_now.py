@@ -1,16 +1,16 @@
-"""A private Ray is made for what the trainable asks for now; more: slow/test_more_resources_of_now.py."""
+"""A private Ray is made for what the trainable asks for now; the kept one restores a copy.
 
-import json
+More: ../slow/test_more_resources_of_now.py.
+"""
 
 from airflow_tune_restore.protocol.request import EXIT_FINISHED, EXIT_REFUSED
 from airflow_tune_restore.restore.commit import commit_restore
 from tests.support.ray.real_restore import Restoring
-from tests.support.ray.tuner_restore import ask_ray
 
 ASKING = "tests.support.experiments.asking"
 
 
-def test_a_trial_that_asks_for_more_than_was_recorded_ends_as_with_tuner_restore(copied, tmp_path):
+def test_a_trial_that_asks_for_more_than_was_recorded_ends_as_with_tuner_restore(hosts, copied):
     ours, theirs = copied("errored", "ours/errored"), copied("errored", "theirs/errored")
     restoring = Restoring(ours, "errored")
     assert restoring.trial.resources["CPU"] < 3
@@ -18,11 +18,10 @@ def test_a_trial_that_asks_for_more_than_was_recorded_ends_as_with_tuner_restore
     assert ran.code == EXIT_FINISHED, ran.output
     commit_restore(restoring.store, restoring.restore_id)
 
-    case = {"uri": str(theirs), "trainable": f"{ASKING}:three_cpus", "num_cpus": 3}
-    cases = tmp_path / "cases.json"
-    cases.write_text(json.dumps([{**case, "flags": {"resume_errored": True}}]))
-    ask_ray("restore", str(cases), TUNE_TEST_HEALED="1")
-    mine, his = ask_ray("describe", str(ours), str(theirs))
+    case = {"uri": str(theirs), "trainable": f"{ASKING}:three_cpus"}
+    case["flags"] = {"resume_errored": True}
+    hosts.ray.call("restore", case, TUNE_TEST_HEALED="1")
+    mine, his = (hosts.ray.call("describe", str(each)) for each in (ours, theirs))
     assert mine["trials"] == his["trials"]
     assert {trial["status"] for trial in mine["trials"]} == {"TERMINATED"}
 
