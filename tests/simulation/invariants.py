@@ -221,8 +221,10 @@ def _newest_rows(watch: Invariants) -> list[TrialFiles]:
 def _check_end(watch: Invariants, trial: TrialFiles, airflow: "Airflow") -> None:
     is_broken = trial.trial_id in watch.sweep.broken
     if is_broken and trial.status == "ERROR":
-        # after an undo it may stay in quarantine as it was before
-        if trial.iteration < watch.sweep.broken[trial.trial_id] and not watch.undone:
+        # after an undo, or a state of its own driver, it may stay in quarantine as it was before
+        if trial.iteration < watch.sweep.broken[trial.trial_id] and not (
+            watch.undone or watch.drivers
+        ):
             raise broken("I7", f"{trial.trial_id} has lost its progress: {trial}")
         return
     if trial.status == "TERMINATED" and trial.iteration == watch.sweep.target(trial.trial_id):

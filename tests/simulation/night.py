@@ -250,7 +250,8 @@ def _starting(
     world: World, airflow: Airflow, watch: Invariants, life: DriverLife
 ) -> Callable[[], None]:
     def start() -> None:
-        if any(process.is_alive for process in world.processes):
+        at_work = any(run.started_at and not run.has_ended for run in airflow.runs.values())
+        if at_work or any(process.is_alive for process in world.processes):
             world.tell("a user", "does not start the driver: something is at work")
             return
         driver = world.start(
