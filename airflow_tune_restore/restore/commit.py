@@ -188,8 +188,11 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
         if record is None or not record.is_done:
             record = _commit(store, plan, record)
         return _summary(store, plan, record)
-    except StateChangedError:
-        return None  # its own driver has run since; what the dead restore did no longer fits
+    except (
+        StateChangedError
+    ):  # its own driver has run since; what the dead restore did no longer fits
+        ledger.record_failures(store, plan)
+        return None
 
 
 def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:

@@ -52,6 +52,7 @@ class Tally:
         self.struck.update("503 storm" for _ in script.storms)
         self.struck.update("a worker is lost" for _ in script.losses)
         self.struck.update("a clock jumps" for _ in script.jumps)
+        self.struck.update("the experiment's own driver" for _ in script.drivers)
         self.struck.update(m.what for night in script.nights for m in night.meddlings)
         if ended.failure:
             self.failures.append((script.seed, ended.failure))

@@ -3,10 +3,11 @@
 It trains the unfinished trials of the newest state, as `Tuner.restore` does, and writes its own state.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 
-from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.exceptions import KeyNotFoundError, StorageError
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.checkpoints import checkpoint_index
 from airflow_tune_restore.storage.base import ObjectStore
@@ -46,7 +47,12 @@ class DriverLife:
 
 
 def run_driver(world: World, store: ObjectStore, sweep: Sweep, life: DriverLife) -> None:
-    """Train the unfinished trials until all have ended."""
+    """Train the unfinished trials until all have ended, or the store cannot be reached."""
+    with contextlib.suppress(StorageError):
+        _train(world, store, sweep, life)
+
+
+def _train(world: World, store: ObjectStore, sweep: Sweep, life: DriverLife) -> None:
     names = [entry.name for entry in store.list_dir() if layout.is_state_file(entry.name)]
     state = json.loads(store.get(max(names)))
     trials = [TrialFiles.from_row(row) for row in state["trial_data"]]
@@ -94,13 +100,3 @@ def _iterate(store: ObjectStore, sweep: Sweep, trial: TrialFiles) -> TrialFiles:
     status = "TERMINATED" if iteration >= sweep.target(trial.trial_id) else "RUNNING"
     checkpoint = (name, iteration) if name else trial.checkpoint
     return replace(trial, status=status, iteration=iteration, checkpoint=checkpoint)
-
-
-def began_at(life: DriverLife) -> float:
-    """Return when it began to live, in seconds of the world."""
-    return 0.0 if life.starts is None else life.starts
-
-
-FIRST_WRITE_SECONDS = 120.0
-"""Nothing shows a driver that has just started and not written yet."""
-

@@ -5,6 +5,7 @@ the world at that step.
 """
 
 import json
+import math
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 30.0
 """A runner that thaws finds out that another one has taken its place: at its next look, with four requests
 to a slow store."""
+
+FIRST_WRITE_SECONDS = 120.0
+"""Nothing shows a driver that has just started and has not written yet."""
 
 _COMMITTERS = frozenset({"plan", "commit", "samples", "release"})
 
@@ -50,7 +54,7 @@ class Invariants:
         self.undone = False
         self.failed: set[tuple[str, str, int]] = set()
         self.ended_with_error: Counter[str] = Counter()
-        self.drivers: list[Process] = []
+        self.drivers: list[tuple[Process, float]] = []
         shelf.watch = self.watch
         world.watch_training = self.watch_training
 
@@ -82,6 +86,11 @@ class Invariants:
                 "I3",
                 f"{process} trains {trial_id} again, which {self.finished[trial_id]} has finished",
             )
+
+    def note_driver(self, driver: Process, *, has_written: bool) -> None:
+        """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""
+        self.drivers.append((driver, -math.inf if has_written else self.world.now))
+        self.finished.clear()
 
     def _note_outcome(self, write: Write) -> None:
         assert write.body is not None
@@ -242,7 +251,7 @@ def _check_result_rows(watch: Invariants, trial: TrialFiles) -> None:
     if missing:
         raise broken("I3", f"{key} has lost iterations {missing}: {found}")
     original = watch.originals.get(key, b"").count(b"\n")
-    most = 1 + watch.ended_with_error[trial.trial_id] + 10 * watch.undone
+    most = 1 + watch.ended_with_error[trial.trial_id] + 10 * watch.undone + len(watch.drivers)
     for number, times in counts.items():
         repeats = number <= original and number > original - CHECKPOINT_EVERY
         if times > most + repeats:
@@ -301,9 +310,10 @@ def i5_one_restore(watch: Invariants, write: Write) -> None:
 
 
 def i6_a_living_experiment_is_left_alone(watch: Invariants, write: Write) -> None:
-    """I6: no restore begins while the experiment's own driver lives."""
-    for driver in watch.drivers:
-        if driver.is_alive:
+    """I6: no restore begins while the experiment's own driver lives, once that one has written."""
+    for driver, began in watch.drivers:
+        has_written = watch.world.now > began + FIRST_WRITE_SECONDS
+        if driver.is_alive and has_written and write.process.role == "plan":
             raise broken("I6", f"{write.process} takes the lease while {driver} lives")
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from tests.simulation.airflow import Airflow, Meddling
 from tests.simulation.as_code import as_code
 from tests.simulation.changes import tell_changes
+from tests.simulation.driver import DriverLife, run_driver
 from tests.simulation.faults import Fault, Faults, Storm, draw_faults
 from tests.simulation.invariants import InvariantBroken, Invariants, check_end
 from tests.simulation.runner import without_ray
@@ -77,6 +78,7 @@ class Script:
     commands: tuple[Command, ...] = ()
     losses: tuple[Loss, ...] = ()
     jumps: tuple[Jump, ...] = ()
+    drivers: tuple[DriverLife, ...] = ()
 
     def __repr__(self) -> str:
         """Return it as code, to be pasted."""
@@ -108,9 +110,10 @@ def draw_script(seed: int) -> Script:
         for _ in range(rng.choice((0, 0, 1)))
     ]
     clocks = tuple(rng.choice((0.0, 0.0, 30.0, -3 * HOUR, 5 * HOUR)) for _ in range(4))
+    sweep = rng.choice(sorted(SWEEPS))
     return Script(
         seed=seed,
-        sweep=rng.choice(sorted(SWEEPS)),
+        sweep=sweep,
         kind=rng.choice(list(StoreKind)),
         ttl_seconds=rng.choice((60.0, 120.0, 900.0)),
         pace=rng.choice((0.02, 0.2, 2.0)),
@@ -123,7 +126,18 @@ def draw_script(seed: int) -> Script:
         commands=tuple(commands),
         losses=tuple(losses),
         jumps=tuple(jumps),
+        drivers=tuple(_draw_drivers(rng, end) if SWEEPS[sweep].samples is None else ()),
     )
+
+
+def _draw_drivers(rng: random.Random, end: float) -> list[DriverLife]:
+    """Draw a driver that is not dead yet, or one that a user starts; mostly none."""
+    kind = rng.choice(("", "", "", "", "", "first", "later"))
+    if not kind:
+        return []
+    starts = rng.uniform(0.0, end) if kind == "later" else None
+    ends = (starts or 0.0) + rng.choice((100.0, 1000.0, 5000.0))
+    return [DriverLife(starts, ends, pause=rng.choice((3.0, 30.0)))]
 
 
 def _draw_meddlings(rng: random.Random) -> list[Meddling]:
@@ -177,7 +191,8 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
     workers = [
         world.machine(f"worker-{n}", ahead=ahead) for n, ahead in enumerate(script.clocks[1:])
     ]
-    shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - 6 * HOUR))
+    age = 20.0 if any(life.starts is None for life in script.drivers) else 6 * HOUR
+    shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - age))
     ended.struck = faults.struck
     watch = Invariants(world, shelf, sweep)
     if world.is_told:
@@ -198,6 +213,8 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
             airflow.undo(delay=command.at)
         else:
             airflow.release("bad", delay=command.at)
+    for life in script.drivers:
+        world.after(life.starts or 0.0, _starting(world, airflow, watch, life))
     for loss in script.losses:
         world.after(loss.at, _killing(world, airflow, loss.worker))
     for jump in script.jumps:
@@ -227,6 +244,25 @@ def _killing(world: World, airflow: Airflow, worker: int) -> Callable[[], None]:
             process.kill()
 
     return kill
+
+
+def _starting(
+    world: World, airflow: Airflow, watch: Invariants, life: DriverLife
+) -> Callable[[], None]:
+    def start() -> None:
+        if any(process.is_alive for process in world.processes):
+            world.tell("a user", "does not start the driver: something is at work")
+            return
+        driver = world.start(
+            world.machine("head"),
+            "its own driver",
+            lambda: run_driver(world, airflow.store, airflow.sweep, life),
+            role="driver",
+        )
+        world.after(life.ends - world.now, driver.kill)
+        watch.note_driver(driver, has_written=life.starts is None)
+
+    return start
 
 
 def _jumping(world: World, airflow: Airflow, jump: Jump) -> Callable[[], None]:

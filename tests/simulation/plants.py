@@ -4,6 +4,7 @@ After a change of the code or of the simulation, a seed may not find its mistake
 searches from there on. `python -m tests.simulation --plants` searches from the first world.
 """
 
+from airflow_tune_restore.experiments import health
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_watch
 from airflow_tune_restore.protocol.kept_lease import _KeptLease
 from airflow_tune_restore.restore import (
@@ -189,6 +190,18 @@ _OF_PLANS = (
     try:
         store.create(layout.plan_key(plan.restore_id), body)
 """,
+            ),
+        ),
+    ),
+    Plant(
+        "driver not seen",
+        "An experiment that was written to just now counts as dead.",
+        "I6",
+        (
+            Edit(
+                health.judge,
+                "Health.INTERRUPTED if silent else Health.RUNNING",
+                "Health.INTERRUPTED",
             ),
         ),
     ),

@@ -12,7 +12,7 @@ from typing import Any
 from tests.simulation.night import Ended, Script, simulate
 from tests.simulation.store import StoreKind
 
-_LISTS = ("faults", "storms", "commands", "losses", "jumps")
+_LISTS = ("faults", "storms", "commands", "losses", "jumps", "drivers")
 _SIMPLE: dict[str, tuple[Any, ...]] = {
     "sweep": ("one", "small"),
     "kind": (StoreKind.GCS,),

@@ -57,6 +57,8 @@ def describe(script: Script) -> Iterator[str]:
         yield f"A person starts `{command.name}` at {clock(command.at)}."
     for loss in script.losses:
         yield f"worker-{loss.worker} is lost at {clock(loss.at)}."
+    for life in script.drivers:
+        yield f"The experiment has {life}."
     for jump in script.jumps:
         yield f"The clock of worker-{jump.worker} jumps by {jump.seconds:+.0f} s at {clock(jump.at)}."
 
