@@ -4,7 +4,9 @@ After a change of the code or of the simulation, a seed may not find its mistake
 searches from there on. `python -m tests.simulation --plants` searches from the first world.
 """
 
+from airflow_tune_restore.experiments import health
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_watch
+from airflow_tune_restore.protocol.kept_lease import _KeptLease
 from airflow_tune_restore.restore import (
     claim,
     commit,
@@ -41,6 +43,12 @@ _OF_RUNNERS = (
         "A runner that was frozen goes on though others took it for dead.",
         "I4",
         (Edit(Heartbeat._end_if_overdue, "* 2 / 3", "* 1000"),),
+    ),
+    Plant(
+        "beat before look",
+        "A runner that was frozen writes a heartbeat before it looks whether it was taken for dead.",
+        "I4",
+        (Edit(Heartbeat._run, "began - self._last_success > QUIET_SECONDS", "False"),),
     ),
     Plant(
         "no fence",
@@ -136,6 +144,18 @@ _OF_THE_LEASE = (
         (Edit(lease.check_held, "if is_released(entries, current.epoch):", "if False:"),),
     ),
     Plant(
+        "writes without the lease",
+        "A task that was frozen writes though its restore has lost the lease.",
+        "I3",
+        (Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),),
+    ),
+    Plant(
+        "released under a plan",
+        "A try of plan that fails releases the lease though another try has written the plan.",
+        "I3",
+        (Edit(start.release_unstarted, "not in beside", "!= 0"),),
+    ),
+    Plant(
         "release not written",
         "A lease is never released.",
         "I3",
@@ -174,6 +194,18 @@ _OF_PLANS = (
         ),
     ),
     Plant(
+        "driver not seen",
+        "An experiment that was written to just now counts as dead.",
+        "I6",
+        (
+            Edit(
+                health.judge,
+                "Health.INTERRUPTED if silent else Health.RUNNING",
+                "Health.INTERRUPTED",
+            ),
+        ),
+    ),
+    Plant(
         "base not checked",
         "A plan is written though the state has changed since it was made.",
         "I1",
@@ -192,14 +224,20 @@ _OF_PLANS = (
         ),
     ),
     Plant(
+        "released work forgotten",
+        "The work of a restore that released its lease before its commit is not committed.",
+        "I3",
+        (Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),),
+    ),
+    Plant(
         "released before settled",
         "The lease of a dead restore is released before its work is committed.",
         "I3",
         (
             Edit(
                 commit.commit_abandoned,
-                "                summary = _settle",
-                "                lease.release_all(store, leases)\n                summary = _settle",
+                "                summary = _settle(",
+                "                lease.release_all(store, leases)\n                summary = _settle(",
             ),
         ),
     ),
@@ -290,13 +328,12 @@ _OF_THE_REST = (
     Plant(
         "undo deletes first",
         "An undo deletes the state, and marks the record of its commit afterwards.",
-        "I3",
+        "I2",
         (
             Edit(
                 undo.undo_commit,
-                "        record = _mark(held_store, restore_id, record)\n",
-                "        for name in _added_by(store.list_dir(), record):\n            store.delete(name)\n"
-                "        record = _mark(held_store, restore_id, record)\n",
+                "        record = _mark(",
+                "        _delete_added(held_store, record)\n        record = _mark(",
             ),
         ),
     ),
@@ -305,6 +342,12 @@ _OF_THE_REST = (
         "An undo that was cut off is not finished by the next one.",
         "I2",
         (Edit(undo._cut_off, "    entries =", "    return None\n    entries ="),),
+    ),
+    Plant(
+        "undo never finished",
+        "What an undo that died has left is not deleted by the next restore.",
+        "I2",
+        (Edit(undo.finish, "record is not None and record.undone_at", "False"),),
     ),
     Plant(
         "ledger counts twice",

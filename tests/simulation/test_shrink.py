@@ -61,7 +61,7 @@ def test_it_ends_after_so_many_simulations(no_release):
 
 def test_another_failure_is_not_taken(no_release):
     other = replace(simulate(LARGE), failure="EndlessError: made up")
-    assert shrink(other) is other
+    assert shrink(other, most=20) is other
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_script_in_words_has_all_that_is_done():
 
 def test_a_story_ends_with_what_was_broken(no_release):
     lines = tell(SMALL).splitlines()
-    assert lines[-1] == "InvariantBroken: I3: leases ['00000001'] were never released"
+    assert lines[-1].startswith("InvariantBroken: I3: leases ['00000001'")
     assert any("WRITES .tune_restore/lease/00000001.claim.json" in line for line in lines)
     assert not any(" get " in line for line in lines)
     assert any(" get " in line for line in tell(SMALL, everything=True).splitlines())
