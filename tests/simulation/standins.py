@@ -19,7 +19,7 @@ from typing import Any
 
 from airflow_tune_restore.experiments import raw_row
 from airflow_tune_restore.experiments.state import parse_pieces
-from airflow_tune_restore.protocol import pickle_reader, planned
+from airflow_tune_restore.protocol import layout, pickle_reader, planned
 from airflow_tune_restore.protocol.record_fields import Record
 from airflow_tune_restore.restore import commit_record, record_json
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -247,6 +247,7 @@ _REMEMBERED: dict[Any, Any] = {
     commit_record._decode_record: remembered(commit_record._decode_record),  # read by every plan
     planned._parse: remembered(planned._parse),  # plans, as each runner of a whole experiment reads them
     raw_row._read_hex: remembered(raw_row._read_hex),  # records of checkpoints, the same in every state
+    layout.state_session: remembered(layout.state_session),  # names of states, in each listing
     pickle_reader.read_pickle: remembered(pickle_reader.read_pickle),  # states of searchers, for each plan
 }
 """Pure functions of bytes that many worlds read alike, and that take much of the time."""
