@@ -9,6 +9,7 @@ an injective encoding: two ids never share a key, and no key leads outside. Stan
 import re
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from airflow_tune_restore.storage.base import OWN_DIRECTORY
@@ -56,6 +57,7 @@ _COMMITTED = re.compile(r"^(?P<stem>.*?)(?:_r(?P<number>\d{6}))?$", re.DOTALL)
 _SESSION = re.compile(r"^experiment_state-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_r\d{6})?\.json$")
 
 
+@lru_cache(maxsize=1024)
 def segment(name: str) -> str:
     """Encode any text as one path segment, injectively."""
     encoded = quote(name, safe="", errors="surrogatepass")
@@ -77,8 +79,10 @@ def is_state_file(name: str) -> bool:
 
 def is_committed_state(name: str) -> bool:
     """Whether a name is that of an experiment state of a commit, not of a driver."""
+    if not is_state_file(name):
+        return False
     match = _COMMITTED.match(name.removesuffix(STATE_SUFFIX))
-    return is_state_file(name) and match is not None and match["number"] is not None
+    return match is not None and match["number"] is not None
 
 
 def is_committed(name: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
 from enum import StrEnum
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -139,38 +140,52 @@ class Record:
         if not isinstance(given, dict):
             raise ValueError(f"a {cls.__name__} cannot be a {type(given).__name__}")  # noqa: TRY004  one type for all
         values: dict[str, Any] = {}
-        for field in fields(cls):  # type: ignore[arg-type]
-            if field.name in given:
+        for name, read in _readers(cls):
+            if name in given:
                 try:
-                    values[field.name] = _read(given[field.name], field.type)
+                    values[name] = read(given[name])
                 except ValueError as error:
-                    raise ValueError(f"{field.name} of a {cls.__name__}: {error}") from error
+                    raise ValueError(f"{name} of a {cls.__name__}: {error}") from error
         return cls(**values)
 
 
-def _read(value: Any, kind: Any) -> Any:
-    """Return a value as a field of this type holds it; ValueError if it does not fit."""
+@cache
+def _readers(record: type[Record]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """Return the names of the fields of a record, each with its reader."""
+    return tuple((field.name, _reader(field.type)) for field in fields(record))  # type: ignore[arg-type]
+
+
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """Return a function: a value -> as a field of this type holds it; ValueError if it does not fit."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
-        return value
+        return lambda value: value
     if origin is Annotated:
-        value = _read(value, arguments[0])
-        for keep in arguments[1:]:
-            value = keep(value)
-        return value
+        return _in_turn([_reader(arguments[0]), *arguments[1:]])
     if origin in (Union, UnionType):  # a type or None
-        (known,) = (one for one in arguments if one is not NoneType)
-        return None if value is None else _read(value, known)
+        (known,) = (_reader(one) for one in arguments if one is not NoneType)
+        return lambda value: None if value is None else known(value)
     if isinstance(kind, type) and issubclass(kind, Record):
-        return kind.read(value)
+        return kind.read
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return _read_word(value, kind)
-    _check_fits(value, origin or kind)
+        return partial(_read_word, kind=kind)
+    fitting = partial(_fitting, kind=origin or kind)
     if origin is list:
-        return [_read(item, arguments[0]) for item in value]
+        item = _reader(arguments[0])
+        return lambda value: [item(one) for one in fitting(value)]
     if origin is dict:
-        return {name: _read(item, arguments[1]) for name, item in value.items()}
-    return value
+        item = _reader(arguments[1])
+        return lambda value: {name: item(one) for name, one in fitting(value).items()}
+    return fitting
+
+
+def _in_turn(steps: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        for step in steps:
+            value = step(value)
+        return value
+
+    return read
 
 
 def _read_word(value: Any, kind: type[StrEnum]) -> StrEnum:
@@ -179,8 +194,8 @@ def _read_word(value: Any, kind: type[StrEnum]) -> StrEnum:
     return kind(value)
 
 
-def _check_fits(value: Any, kind: type) -> None:
-    """Refuse a value that is not of a plain type; numbers must fit into JSON and floats."""
+def _fitting(value: Any, kind: type) -> Any:
+    """Return a value; refuse a value that is not of a plain type; numbers must fit into JSON and floats."""
     if kind is int:
         fits = type(value) is int and abs(value) <= MAX_COUNT
     elif kind is float:
@@ -189,6 +204,7 @@ def _check_fits(value: Any, kind: type) -> None:
         fits = type(value) is kind
     if not fits:
         raise ValueError(f"it cannot be a {type(value).__name__}")
+    return value
 
 
 def _readable(value: Any) -> Any:

@@ -13,9 +13,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
+from airflow_tune_restore.experiments import raw_row
+from airflow_tune_restore.experiments.state import parse_pieces
+from airflow_tune_restore.protocol import layout, pickle_reader, planned
+from airflow_tune_restore.protocol.record_fields import Record
+from airflow_tune_restore.restore import commit_record, record_json
+from airflow_tune_restore.restore.plan import RestorePlan
 from tests.simulation.world import ProcessKilled, Thread, World
 
 PACKAGE = "airflow_tune_restore."
@@ -219,11 +226,44 @@ class Pool:
         return (future.result() for future in futures)
 
 
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a pure function with a memory; nobody changes its results. Errors are not remembered."""
+    return lru_cache(maxsize=_MOST_REMEMBERED)(function)
+
+
+_MOST_REMEMBERED = 4096
+
+_parse_body = remembered(lambda body, **kept: parse_pieces([body], **kept))
+
+
+def _parse_remembered(pieces: Iterable[bytes], **kept: bool) -> Any:
+    """`parse_pieces`, by the bytes of all pieces."""
+    return _parse_body(b"".join(pieces), **kept)
+
+
+_REMEMBERED: dict[Any, Any] = {
+    parse_pieces: _parse_remembered,  # states: every task reads the newest, some several times
+    record_json.decode: remembered(record_json.decode),  # ledgers: read by plan and commit
+    commit_record._decode_record: remembered(commit_record._decode_record),  # read by every plan
+    planned._parse: remembered(planned._parse),  # plans, as each runner of a whole experiment reads them
+    raw_row._read_hex: remembered(raw_row._read_hex),  # records of checkpoints, the same in every state
+    layout.state_session: remembered(layout.state_session),  # names of states, in each listing
+    pickle_reader.read_pickle: remembered(pickle_reader.read_pickle),  # states of searchers, for each plan
+}
+"""Pure functions of bytes that many worlds read alike, and that take much of the time."""
+
+_REMEMBERED_OF: dict[type, str] = {
+    Record: "from_json",  # requests, outcomes and progress: followers read them again and again
+    RestorePlan: "from_json",  # every task and retry reads the plan
+}
+"""Class methods of that kind."""
+
 _IN_PLACE_OF: dict[Any, Any] = {
     time: Time,
     threading: Threading,
     secrets: Secrets,
     ThreadPoolExecutor: Pool,
+    **_REMEMBERED,
 }
 _OF_RUNNERS: dict[Any, Any] = {os: Os}
 """Only a runner asks about its own process."""
@@ -253,6 +293,9 @@ def installed() -> Iterator[None]:
                         for key, given in before.items()
                     }
                     undo.append(lambda f=value, b=before: setattr(f, "__kwdefaults__", b))
+    for kind, name in _REMEMBERED_OF.items():
+        undo.append(lambda k=kind, n=name, v=vars(kind)[name]: setattr(k, n, v))
+        setattr(kind, name, classmethod(remembered(vars(kind)[name].__func__)))
     try:
         yield
     finally:

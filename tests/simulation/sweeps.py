@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 STATE_NAME = "experiment_state-2026-11-28_20-00-00.json"
@@ -43,20 +43,25 @@ class TrialFiles:
         """Return its row in a state: `[trial_json, metadata_json]`."""
         return list(_row(self))
 
-    @classmethod
-    def from_row(cls, row: list[str]) -> "TrialFiles":
+    @staticmethod
+    def from_row(row: list[str]) -> "TrialFiles":
         """Read a row that `row` made."""
-        trial, run = json.loads(row[0]), json.loads(row[1])
-        checkpoint = run["simulated_checkpoint"]
-        return cls(
-            trial["trial_id"],
-            trial["status"],
-            run["last_result"].get("training_iteration", 0),
-            checkpoint and (checkpoint[0], checkpoint[1]),
-        )
+        return _read_row(*row)
 
 
-@cache
+@lru_cache(maxsize=4096)
+def _read_row(head: str, metadata: str) -> TrialFiles:
+    trial, run = json.loads(head), json.loads(metadata)
+    checkpoint = run["simulated_checkpoint"]
+    return TrialFiles(
+        trial["trial_id"],
+        trial["status"],
+        run["last_result"].get("training_iteration", 0),
+        checkpoint and (checkpoint[0], checkpoint[1]),
+    )
+
+
+@lru_cache(maxsize=4096)  # restarted trials get ids that no other world has
 def _row(trial: TrialFiles) -> tuple[str, str]:
     result = {"training_iteration": trial.iteration, "score": 10 * trial.iteration}
     result["done"] = trial.status == "TERMINATED"
@@ -101,6 +106,7 @@ def _text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 
 
+@cache
 def result_row(iteration: int, checkpoint: str | None) -> str:
     """Return one line of result.json."""
     row = {
@@ -111,6 +117,7 @@ def result_row(iteration: int, checkpoint: str | None) -> str:
     return json.dumps(row) + "\n"
 
 
+@cache
 def checkpoint_body(iteration: int) -> bytes:
     """Return the one file of a checkpoint."""
     return json.dumps({"iteration": iteration}).encode()
@@ -163,6 +170,7 @@ class Sweep:
         return dict(_files(self.name))
 
 
+@cache
 def searcher_body(drawn: int) -> bytes:
     """Return the state of a searcher, as `BasicVariantGenerator.save_to_dir` pickles its `__dict__`."""
     return pickle.dumps({"_total_samples": drawn, "_finished": False, "_live_trials": set()})
