@@ -1,9 +1,9 @@
-"""Airflow, simulated: DAG runs of the nightly chain, whose tasks are processes that call the real functions.
+"""Airflow, simulated: DAG runs of the nightly chain, whose tasks are processes that call the real code.
 
-The bodies of the tasks are those of the operators without Airflow: plan (`BuildRestorePlanOperator`), trial
-(`RestoreTrialOperator` on the worker, or a follower of the shared run), commit (`CommitRestoreOperator`) and
-samples (`ContinueSearchOperator`). Airflow retries them, starts one twice, believes one dead that lives,
-clears tasks, times out, and starts the next DAG run while this one is at work.
+The bodies of the tasks are those of the operators without Airflow: plan (`BuildRestorePlanOperator`),
+trial (`RestoreTrialOperator` on the worker, or a follower of the shared run), commit
+(`CommitRestoreOperator`) and samples (`ContinueSearchOperator`). Airflow retries them, starts one twice,
+believes one dead that lives, clears tasks, times out, and starts the next DAG run beside this one.
 """
 
 from collections.abc import Callable

@@ -155,9 +155,9 @@ class Faults:
                 self._world.tell(process, f"FAULT {verb} {key} {fault.kind}")
                 return self._fate(process, fault, seconds)
         for storm in self._storms:
-            if storm.begins <= self._world.now < storm.begins + storm.seconds:
-                if process.random.random() < storm.share:
-                    return Fate(None, answered=seconds + 5.0, error="503 SlowDown")
+            is_on = storm.begins <= self._world.now < storm.begins + storm.seconds
+            if is_on and process.random.random() < storm.share:
+                return Fate(None, answered=seconds + 5.0, error="503 SlowDown")
         return Fate(seconds)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The invariants I1 to I7 as code: one function for each, checked at every step and at the end.
 
-`Invariants` watches every change of the store and every iteration that is trained. A broken invariant ends
-the world at that step.
+`Invariants` watches every change of the store and every iteration that is trained. A broken invariant
+ends the world at that step.
 """
 
 import json
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tests.simulation.airflow import Airflow
 
 LOOK_SECONDS = 30.0
-"""A runner that thaws finds out that another one has taken its place: at its next look, with four requests
-to a slow store."""
+"""A runner that thaws finds out that another one has taken its place: at its next look, with four
+requests to a slow store."""
 
 FIRST_WRITE_SECONDS = 120.0
 """Nothing shows a driver that has just started and has not written yet."""
@@ -103,7 +103,7 @@ class Invariants:
 
 
 def i1_a_commit_is_what_a_restore_leaves(watch: Invariants, write: Write) -> None:
-    """I1: same rows, same ids, same order; rows that were not restored byte for byte; nothing goes back."""
+    """I1: same ids in the same order; rows that were not restored are the same; nothing goes back."""
     names = [key for key in watch.shelf.objects if "/" not in key and layout.is_state_file(key)]
     if max(names) != write.key:
         raise broken(

@@ -61,8 +61,8 @@ NOWHERE = Path("/nonexistent")
 def without_ray() -> Iterator[None]:
     """Put aside the two functions of a runner that ask for Ray itself."""
     with (
-        mock.patch.object(attempt_module, "load", lambda *_: None),
-        mock.patch.object(private_api, "version", lambda: "simulated"),
+        mock.patch.object(attempt_module, "load", return_value=None),
+        mock.patch.object(private_api, "version", return_value="simulated"),
     ):
         yield
 

@@ -1,4 +1,4 @@
-"""Stand-ins for what the package takes from the standard library: clocks, threads, random ids, the process.
+"""Stand-ins for what the package takes from the standard library: clocks, threads, random ids, processes.
 
 Installed in place of `time`, `threading`, `secrets`, `os` and `ThreadPoolExecutor` in the modules of the
 package that are under simulation, as `World` needs them. Nothing of the package itself is replaced.
@@ -245,10 +245,10 @@ _REMEMBERED: dict[Any, Any] = {
     parse_pieces: _parse_remembered,  # states: every task reads the newest, some several times
     record_json.decode: remembered(record_json.decode),  # ledgers: read by plan and commit
     commit_record._decode_record: remembered(commit_record._decode_record),  # read by every plan
-    planned._parse: remembered(planned._parse),  # plans, as each runner of a whole experiment reads them
-    raw_row._read_hex: remembered(raw_row._read_hex),  # records of checkpoints, the same in every state
+    planned._parse: remembered(planned._parse),  # plans, by runners of whole experiments
+    raw_row._read_hex: remembered(raw_row._read_hex),  # records of checkpoints
     layout.state_session: remembered(layout.state_session),  # names of states, in each listing
-    pickle_reader.read_pickle: remembered(pickle_reader.read_pickle),  # states of searchers, for each plan
+    pickle_reader.read_pickle: remembered(pickle_reader.read_pickle),  # states of searchers
 }
 """Pure functions of bytes that many worlds read alike, and that take much of the time."""
 
@@ -294,8 +294,9 @@ def installed() -> Iterator[None]:
                     }
                     undo.append(lambda f=value, b=before: setattr(f, "__kwdefaults__", b))
     for kind, name in _REMEMBERED_OF.items():
-        undo.append(lambda k=kind, n=name, v=vars(kind)[name]: setattr(k, n, v))
-        setattr(kind, name, classmethod(remembered(vars(kind)[name].__func__)))
+        original = vars(kind)[name]
+        undo.append(lambda k=kind, n=name, o=original: setattr(k, n, o))
+        setattr(kind, name, classmethod(remembered(original.__func__)))
     try:
         yield
     finally:

@@ -1,13 +1,14 @@
-"""A simulated object store: the semantics of S3, GCS, Azure and a local disk, with requests that take time.
+"""A simulated object store, as S3, GCS, Azure or a local disk behave, with requests that take time.
 
 `Shelf` is the server. A `SimulatedStore` is a client of it in a process: every call is a request that is
 sent, carried out at some later moment, and answered. Faults strike at any of these moments.
 
-What a real store promises, this one keeps: a create succeeds once; an object appears whole or not at all; a
-listing shows everything that was written before it was asked for and is not deleted. What it does not
-promise, this one breaks: what is written or deleted while a listing is made may be in it or not.
+What a real store promises, this one keeps: a create succeeds once; an object appears whole or not at
+all; a listing shows everything that was written before it was asked for and is not deleted. What it does
+not promise, this one breaks: what is written or deleted while a listing is made may be in it or not.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -175,9 +176,8 @@ def _describe(name: str, stored: Stored) -> Entry:
 
 
 MOST_DELAY = 15.0
-"""A request is carried out so many seconds after it was sent, or not at all, if its sender is dead or has
-given it up. (No protocol without conditional writes is safe if a store may carry it out at any later time.)
-"""
+"""If its sender is dead or has given it up, a request is carried out so many seconds after it was sent,
+or not at all. No protocol without conditional writes is safe from one that is carried out at any time."""
 
 
 class Fate(NamedTuple):
@@ -311,10 +311,8 @@ class SimulatedStore(ObjectStore):
             world.resume(thread, result)
 
     def _again(self, carry_out: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        try:
+        with contextlib.suppress(KeyExistsError, KeyNotFoundError):
             carry_out(*args)
-        except (KeyExistsError, KeyNotFoundError):
-            pass
 
     def _strike(self, process: Process, how: float | str, when: str) -> None:
         world = self._world
