@@ -81,7 +81,8 @@ class Invariants:
     def watch_training(self, process: Process, trial_id: str, iteration: int) -> None:
         """Check an iteration that is trained."""
         i4_one_runner_per_trial(self, process, trial_id)
-        if trial_id in self.finished and iteration < self.sweep.target(trial_id):
+        is_unfinished = iteration < self.sweep.target(trial_id)
+        if trial_id in self.finished and is_unfinished and not _has_thawed_lately(self, process):
             raise broken(
                 "I3",
                 f"{process} trains {trial_id} again, which {self.finished[trial_id]} has finished",
@@ -294,12 +295,17 @@ def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) 
     if before is None or before is process or not before.is_alive:
         watch.trainers[trial_id] = process
         return
-    if before.frozen_until and watch.world.now < before.frozen_until + LOOK_SECONDS:
+    if _has_thawed_lately(watch, before):
         watch.trainers[trial_id] = process
         return
-    if process.frozen_until and watch.world.now < process.frozen_until + LOOK_SECONDS:
+    if _has_thawed_lately(watch, process):
         return
     raise broken("I4", f"{process} trains {trial_id} while {before} lives")
+
+
+def _has_thawed_lately(watch: Invariants, process: Process) -> bool:
+    """Whether a process is frozen, or thawed so lately that it may not have looked around yet."""
+    return bool(process.frozen_until) and watch.world.now < process.frozen_until + LOOK_SECONDS
 
 
 def i5_one_restore(watch: Invariants, write: Write) -> None:
