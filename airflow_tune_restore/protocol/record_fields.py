@@ -140,7 +140,7 @@ class Record:
         if not isinstance(given, dict):
             raise ValueError(f"a {cls.__name__} cannot be a {type(given).__name__}")  # noqa: TRY004  one type for all
         values: dict[str, Any] = {}
-        for name, read in _readers(cls):
+        for name, read in _readers(cls):  # type: ignore[arg-type]  # it has a hash
             if name in given:
                 try:
                     values[name] = read(given[name])

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.ledger import Ledger
 from airflow_tune_restore.restore.record_json import decode
@@ -26,6 +27,9 @@ requests to a slow store."""
 
 FIRST_WRITE_SECONDS = 120.0
 """Nothing shows a driver that has just started and has not written yet."""
+
+LONGEST_LOOK_SECONDS = 90.0
+"""A runner looks every few seconds; the longest request, and an iteration, may come in between."""
 
 _COMMITTERS = frozenset({"plan", "commit", "samples", "release"})
 
@@ -47,7 +51,8 @@ class Invariants:
         self.shelf = shelf
         self.sweep = sweep
         self.originals = sweep.files()
-        self.trainers: dict[str, Process] = {}
+        self.trainers: dict[str, tuple[Process, float]] = {}
+        self.beats: dict[Process, float] = {}
         self.finished: dict[str, str] = {}
         self.made: dict[str, bytes] = {}
         self.deleted: set[str] = set()
@@ -69,6 +74,8 @@ class Invariants:
                 i6_a_living_experiment_is_left_alone(self, write)
             elif write.key.endswith("/outcome.json"):
                 self._note_outcome(write)
+            elif write.key.endswith("/heartbeat.json"):
+                self.beats[write.process] = self.world.now
         elif write.process.role != "driver" and layout.is_committed_state(write.key):
             if write.body is None:
                 self.deleted.add(write.key)
@@ -81,7 +88,8 @@ class Invariants:
     def watch_training(self, process: Process, trial_id: str, iteration: int) -> None:
         """Check an iteration that is trained."""
         i4_one_runner_per_trial(self, process, trial_id)
-        if trial_id in self.finished and iteration < self.sweep.target(trial_id):
+        is_unfinished = iteration < self.sweep.target(trial_id)
+        if trial_id in self.finished and is_unfinished and not _has_thawed_lately(self, process):
             raise broken(
                 "I3",
                 f"{process} trains {trial_id} again, which {self.finished[trial_id]} has finished",
@@ -289,24 +297,41 @@ def _check_commit_records(watch: Invariants) -> None:
 
 
 def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) -> None:
-    """I4: a trial never has two live runners; one that thaws ends itself at its next look."""
-    before = watch.trainers.get(trial_id)
-    if before is None or before is process or not before.is_alive:
-        watch.trainers[trial_id] = process
+    """I4: a trial never has two live runners.
+
+    A runner begins when those before it have ended, or their heartbeats were silent for long enough to
+    take them for dead. One that lives after all trains no further than its next look.
+    """
+    now = watch.world.now
+    newest, began = watch.trainers.get(trial_id, (process, now))
+    if newest is process or not newest.is_alive:
+        watch.trainers[trial_id] = (process, now if newest is not process else began)
         return
-    if before.frozen_until and watch.world.now < before.frozen_until + LOOK_SECONDS:
-        watch.trainers[trial_id] = process
+    if _is_superseded(process, newest):
+        if now > began + LONGEST_LOOK_SECONDS and not _has_thawed_lately(watch, process):
+            raise broken("I4", f"{process} still trains {trial_id}, although {newest} has begun")
         return
-    if process.frozen_until and watch.world.now < process.frozen_until + LOOK_SECONDS:
-        return
-    raise broken("I4", f"{process} trains {trial_id} while {before} lives")
+    silent = now - watch.beats.get(newest, began)
+    if silent < QUIET_SECONDS and newest.frozen_until <= now:
+        raise broken("I4", f"{process} trains {trial_id} while {newest} lives")
+    watch.trainers[trial_id] = (process, now)
+
+
+def _is_superseded(process: Process, newest: Process) -> bool:
+    """Whether a runner belongs to an earlier attempt or restore than the newest one."""
+    return process.number < newest.number
+
+
+def _has_thawed_lately(watch: Invariants, process: Process) -> bool:
+    """Whether a process is frozen, or thawed so lately that it may not have looked around yet."""
+    return bool(process.frozen_until) and watch.world.now < process.frozen_until + LOOK_SECONDS
 
 
 def i5_one_restore(watch: Invariants, write: Write) -> None:
     """I5: who takes the lease finds no living runner of another restore."""
     assert write.body is not None
     restore_id = json.loads(write.body)["restore_id"]
-    for trial_id, trainer in watch.trainers.items():
+    for trial_id, (trainer, _began) in watch.trainers.items():
         if not trainer.is_alive or trainer.frozen_until > watch.world.now:
             continue
         if trainer.name.split("/")[0] != f"runner {restore_id.removeprefix('airflow-')}":

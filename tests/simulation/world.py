@@ -87,6 +87,7 @@ class Process:
         self.frozen_until = 0.0
         self.exit_code: Any = None
         self.calls = 0
+        self.number = len(world.processes)
         self.children: list[Process] = []
         self._threads: list[Thread] = []
         self._waiting: list[Callable[[], None]] = []
