@@ -56,14 +56,14 @@ class Plant:
         what: The mistake in one sentence.
         breaks: The invariant that breaks; a world that fails in another way does not show the plant.
         edits: At most one of each function.
-        seed: Of a world in which it is found.
+        seed: Of a world in which it is found; None if it is not found within `MOST_NIGHTS`.
     """
 
     name: str
     what: str
     breaks: str
     edits: tuple[Edit, ...]
-    seed: int = 0
+    seed: int | None = None
 
     @contextmanager
     def planted(self) -> Iterator[None]:

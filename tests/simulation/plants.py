@@ -37,6 +37,7 @@ _OF_RUNNERS = (
             Edit(claim.claim_attempt, "store.create(key,", "store.put(key,"),
             Edit(Heartbeat._create_first_beat, "self._store.create(", "self._store.put("),
         ),
+        seed=9,
     ),
     Plant(
         "runner never overdue",
@@ -73,6 +74,7 @@ _OF_RUNNERS = (
         "A runner does not wait until the runners of earlier attempts have ended.",
         "I4",
         (Edit(Attempt._wait_for_earlier, "attempt < self._request.attempt", "False"),),
+        seed=2186,
     ),
     Plant(
         "oldest snapshot",
@@ -85,6 +87,7 @@ _OF_RUNNERS = (
                 "self._attempts.numbers()",
             ),
         ),
+        seed=36,
     ),
     Plant(
         "outcome before snapshot",
@@ -97,18 +100,21 @@ _OF_RUNNERS = (
                 "        self._after_snapshot()\n        if prepares:",
             ),
         ),
+        seed=36,
     ),
     Plant(
         "last snapshot may fail",
         "A trial is recorded as finished though its last snapshot could not be saved.",
         "I3",
         (Edit(TrialTraining.run, "self.save(must=True)", "self.save()"),),
+        seed=171,
     ),
     Plant(
         "rows stay",
         "The result rows that a trial reports again are not dropped.",
         "I3",
         (Edit(result_files.prepare_results, "if trimmed == text:", "if True:"),),
+        seed=18,
     ),
 )
 
@@ -124,18 +130,21 @@ _OF_THE_LEASE = (
         "A holder that is not known to live counts as dead without a watch.",
         "I5",
         (Edit(lease_watch.wait_for_death, "    current =", "    return\n    current ="),),
+        seed=68,
     ),
     Plant(
         "quiet at once",
         "A runner counts as dead at the first look at its heartbeat.",
         "I4",
         (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
+        seed=2186,
     ),
     Plant(
         "lease not taken again",
         "The same restore cannot take its lease again.",
         "I3",
         (Edit(lease.acquire, "current.restore_id == restore_id", "False"),),
+        seed=4,
     ),
     Plant(
         "release not seen",
@@ -151,9 +160,12 @@ _OF_THE_LEASE = (
     ),
     Plant(
         "released under a plan",
-        "A try of plan that fails releases the lease though another try has written the plan.",
+        "A failed try of plan releases the lease of another try, and nothing settles its work.",
         "I3",
-        (Edit(start.release_unstarted, "not in beside", "!= 0"),),
+        (
+            Edit(start.release_unstarted, "not in beside", "!= 0"),
+            Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
+        ),
     ),
     Plant(
         "release not written",
@@ -164,6 +176,7 @@ _OF_THE_LEASE = (
                 lease.release, "store.put(layout.lease_release_key(lease.epoch), body)", "del body"
             ),
         ),
+        seed=0,
     ),
 )
 
@@ -222,6 +235,7 @@ _OF_PLANS = (
                 "    return None\n    try:\n        record =",
             ),
         ),
+        seed=31,
     ),
     Plant(
         "released work forgotten",
@@ -255,12 +269,14 @@ _OF_COMMITS = (
                 "pass",
             ),
         ),
+        seed=22,
     ),
     Plant(
         "same start time",
         "The start time of a commit can be that of the state before it.",
         "I1",
         (Edit(commit._write_record, " + 0.001"),),
+        seed=83,
     ),
     Plant(
         "runners not awaited",
@@ -291,12 +307,14 @@ _OF_COMMITS = (
                 "AttemptRecords(store, plan.restore_id, unit).numbers()",
             ),
         ),
+        seed=18,
     ),
     Plant(
         "commit does not sort last",
         "The name of a second commit does not sort after that of the first.",
         "I3",
         (Edit(layout.committed_state_name, 'int(match["number"] or 0) + 1', "1"),),
+        seed=4,
     ),
     Plant(
         "searcher before state",
@@ -309,6 +327,7 @@ _OF_COMMITS = (
                 "            committed_state.put_searcher(store, plan, record)\n            _put_state(",
             ),
         ),
+        seed=6,
     ),
     Plant(
         "rows left out",
@@ -321,6 +340,7 @@ _OF_COMMITS = (
                 "for trial in base.trials if planned[trial.trial_id].action in RUN_ACTIONS\n",
             ),
         ),
+        seed=0,
     ),
 )
 
@@ -336,6 +356,7 @@ _OF_THE_REST = (
                 "        _delete_added(held_store, record)\n        record = _mark(",
             ),
         ),
+        seed=0,
     ),
     Plant(
         "undo begins anew",
@@ -348,6 +369,7 @@ _OF_THE_REST = (
         "What an undo that died has left is not deleted by the next restore.",
         "I2",
         (Edit(undo.finish, "record is not None and record.undone_at", "False"),),
+        seed=114,
     ),
     Plant(
         "ledger counts twice",
@@ -360,18 +382,21 @@ _OF_THE_REST = (
                 "history.failures",
             ),
         ),
+        seed=81,
     ),
     Plant(
         "ledger not written",
         "Failures are not recorded.",
         "I7",
         (Edit(ledger.record_failures, "write_ledger(store, recorded)", "pass"),),
+        seed=3,
     ),
     Plant(
         "released failures forgotten",
         "A release deletes the failures of a trial.",
         "I7",
         (Edit(release._released, "history.released + history.failures", "history.released"),),
+        seed=51,
     ),
 )
 

@@ -8,8 +8,10 @@ from tests.simulation.campaign import simulating
 from tests.simulation.planting import find
 from tests.simulation.plants import PLANTS
 
+FOUND = [name for name, plant in PLANTS.items() if plant.seed is not None]
 
-@pytest.mark.parametrize("name", PLANTS)
+
+@pytest.mark.parametrize("name", FOUND)
 def test_a_planted_mistake_is_found(name):
     """`find` also simulates the same world with the healthy code, which must break no invariant."""
     plant = PLANTS[name]
