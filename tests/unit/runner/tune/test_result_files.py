@@ -1,8 +1,8 @@
 """Which rows of result.json and progress.csv go before a trial is resumed."""
 
 import json
-from dataclasses import replace
 import math
+from dataclasses import replace
 
 import pytest
 
