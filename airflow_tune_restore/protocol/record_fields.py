@@ -140,7 +140,7 @@ class Record:
         if not isinstance(given, dict):
             raise ValueError(f"a {cls.__name__} cannot be a {type(given).__name__}")  # noqa: TRY004  one type for all
         values: dict[str, Any] = {}
-        for name, read in _readers(cls):
+        for name, read in _readers(cls):  # type: ignore[arg-type]
             if name in given:
                 try:
                     values[name] = read(given[name])
@@ -195,7 +195,7 @@ def _read_word(value: Any, kind: type[StrEnum]) -> StrEnum:
 
 
 def _fitting(value: Any, kind: type) -> Any:
-    """Return a value; refuse a value that is not of a plain type; numbers must fit into JSON and floats."""
+    """Return a value; refuse one that is not of a plain type. Numbers must fit into JSON and floats."""
     if kind is int:
         fits = type(value) is int and abs(value) <= MAX_COUNT
     elif kind is float:
