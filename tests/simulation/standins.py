@@ -245,7 +245,7 @@ _REMEMBERED: dict[Any, Any] = {
     parse_pieces: _parse_remembered,  # states: every task reads the newest, some several times
     record_json.decode: remembered(record_json.decode),  # ledgers: read by plan and commit
     commit_record._decode_record: remembered(commit_record._decode_record),  # read by every plan
-    planned._parse: remembered(planned._parse),  # plans, as each runner of a whole experiment reads them
+    planned._parse: remembered(planned._parse),  # plans, as runners of whole experiments read them
     raw_row._read_hex: remembered(raw_row._read_hex),  # records of checkpoints, the same in every state
     layout.state_session: remembered(layout.state_session),  # names of states, in each listing
     pickle_reader.read_pickle: remembered(pickle_reader.read_pickle),  # states of searchers, for each plan
@@ -294,8 +294,9 @@ def installed() -> Iterator[None]:
                     }
                     undo.append(lambda f=value, b=before: setattr(f, "__kwdefaults__", b))
     for kind, name in _REMEMBERED_OF.items():
-        undo.append(lambda k=kind, n=name, v=vars(kind)[name]: setattr(k, n, v))
-        setattr(kind, name, classmethod(remembered(vars(kind)[name].__func__)))
+        method = vars(kind)[name]
+        undo.append(lambda k=kind, n=name, v=method: setattr(k, n, v))
+        setattr(kind, name, classmethod(remembered(method.__func__)))
     try:
         yield
     finally:
