@@ -32,7 +32,7 @@ class Reporter:
             lambda: deque(maxlen=KEPT_REPORTS)
         )
         self._counts: dict[str, int] = defaultdict(int)
-        self._unwritten: set[str] = set()
+        self._unwritten: dict[str, None] = {}  # in order, unlike a set
         self._stops: set[str] = set()
         self._taken: set[str] = set()
         self._stopped = threading.Event()
@@ -53,7 +53,7 @@ class Reporter:
         with self._lock:
             self._reports[owner].append(progress)
             self._counts[owner] += 1
-            self._unwritten.add(owner)
+            self._unwritten[owner] = None
 
     def new_stop_requests(self) -> list[str]:
         """Return the ids of trials that were asked to stop since the last call."""
@@ -74,12 +74,12 @@ class Reporter:
                     self._write(owner)
                 except BaseException:
                     with self._lock:
-                        self._unwritten.add(owner)
+                        self._unwritten[owner] = None
                     raise
 
     def _next_owner(self) -> str | None:
         with self._lock:
-            return self._unwritten.pop() if self._unwritten else None
+            return self._unwritten.popitem()[0] if self._unwritten else None
 
     def _write(self, owner: str) -> None:
         request = self._request

@@ -180,6 +180,8 @@ def simulate(script: Script, *, is_told: bool = False) -> Ended:
         ended.failure = f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001  an error that no caller expects is a failure, too
         ended.failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    finally:
+        world.close()
     ended.steps, ended.seconds, ended.story = world.steps, world.now, world.story
     return ended
 

@@ -61,10 +61,18 @@ NOWHERE = Path("/nonexistent")
 def without_ray() -> Iterator[None]:
     """Put aside the two functions of a runner that ask for Ray itself."""
     with (
-        mock.patch.object(attempt_module, "load", return_value=None),
-        mock.patch.object(private_api, "version", return_value="simulated"),
+        mock.patch.object(attempt_module, "load", _load_nothing),
+        mock.patch.object(private_api, "version", _simulated_version),
     ):
         yield
+
+
+def _load_nothing(*_arguments: object) -> None:
+    """Stand in for `runner.loading.load`; a `Mock` would keep the arguments of every call."""
+
+
+def _simulated_version() -> str:
+    return "simulated"
 
 
 class StopSignals:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -222,3 +223,23 @@ def test_a_line_end_of_another_kind_within_a_row_ends_no_row(files, line_end):
     prepare_results(files.store, request(2), TRIAL, at(2))
     kept = files.store.get(f"{TRIAL}/result.json").decode()
     assert kept == "".join(f"{row}\n" for row in rows[:2])
+
+
+@pytest.mark.parametrize("ended", [None, "failed"])
+def test_rows_of_a_trial_that_was_restarted_by_a_restore_that_died_go_too(files, ended):
+    """Its attempts have the id of the trial that it replaced; the plan of that restore has both."""
+    first = lease.acquire(files.store, restore_id="r", holder="the first night")
+    planned = {"trial_id": "old", "action": "restart", "new_trial_id": "t"}
+    base = {"name": "", "sha256": "", "size_bytes": 0}
+    plan = {"base": base, "trials": [planned]}
+    files.store.put(layout.plan_key("r"), json.dumps(plan).encode())
+    restarted = replace(request(), trial_id="old", action="restart", new_trial_id="t")
+    prepare_results(files.store, restarted, TRIAL, None)
+    files.write(1, 2, 3)
+    if ended is not None:
+        leave_outcome(files.store, Attempt("r", "old"), ended)
+    lease.release(files.store, first)
+    lease.release(files.store, lease.acquire(files.store, restore_id="r2", holder="r2"))
+    prepare_results(files.store, request(restore_id="r2"), TRIAL, at(2))
+    rows = [1, 2] if ended is None else [1, 2, 3]
+    assert files.read() == (rows, rows)
