@@ -188,21 +188,9 @@ _OF_PLANS = (
         (
             Edit(
                 start._write,
-                """\
-        store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
-    try:
-        store.create(layout.plan_key(plan.restore_id), body)
-""",
-                """\
-        if trial is plan.to_run[0]:
-            try:
-                store.create(layout.plan_key(plan.restore_id), body)
-            except KeyExistsError:
-                pass
-        store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
-    try:
-        store.create(layout.plan_key(plan.restore_id), body)
-""",
+                "    for trial in () if",
+                "    with contextlib.suppress(KeyExistsError):\n"
+                "        store.create(layout.plan_key(plan.restore_id), body)\n    for trial in () if",
             ),
         ),
     ),
