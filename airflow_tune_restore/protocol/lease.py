@@ -32,6 +32,7 @@ from dataclasses import asdict, replace
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyExistsError,
+    KeyNotFoundError,
     LeaseLostError,
     RecordUnreadableError,
     StorageError,
@@ -102,7 +103,10 @@ def acquire(
                 raise held_by_living(status_of(store, current, entries, store.now()))
             watched = current.epoch
             _wait_for_death(store, current, entries, watch, on_wait, clock)
-        epoch = max(lease_objects.used(entries), default=0) + 1
+        latest = max(lease_objects.used(entries), default=0)
+        if latest not in lease_objects.claimed(entries) and _is_claimed(store, latest):
+            continue  # it was claimed while this listing was made: list again
+        epoch = latest + 1
         claim = {
             "restore_id": restore_id,
             "holder": holder,
@@ -129,6 +133,15 @@ def acquire(
         f"{store.uri}: the lease cannot be taken: {key} exists, but {layout.LEASE} does not list it. "
         "Nothing was started. If no other restore is starting now, find out what wrote it, and delete it."
     )
+
+
+def _is_claimed(store: ObjectStore, epoch: int) -> bool:
+    """Whether a claim exists, for an epoch whose other objects were listed without it."""
+    try:
+        read_claim(store, epoch)
+    except KeyNotFoundError:
+        return False
+    return True
 
 
 def _take_again(store: ObjectStore, held: Lease, dag_run: DagRunId | None) -> Lease:

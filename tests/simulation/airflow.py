@@ -61,7 +61,7 @@ class Meddling:
     """What a person or Airflow does to a DAG run at some time.
 
     Args:
-        what: `twice`, `lost`, `clear`, `time out`.
+        what: `twice`, `lost`, `clear`, `time out`; `runner twice` for a pod that runs on a lost node.
         task: The task that it is done to: plan, trial, commit or samples.
         seconds: When, after the task began (after the DAG run began, for a time-out).
     """
@@ -93,6 +93,7 @@ class Airflow:
     asks: bool
     max_attempts: int | None
     workers: list[Machine]
+    start_seconds: float
     runs: dict[str, "DagRun"] = field(default_factory=dict)
     tries: int = 4
 
@@ -428,13 +429,20 @@ class DagRun:
         airflow, world = self.airflow, self.world
         key = layout.request_key(restore_id, unit, attempt)
         name = f"runner {restore_id.removeprefix('airflow-')}/{unit}/{attempt}"
-        return world.start(
-            world.process.machine,
-            name,
-            lambda: run_runner(world, airflow.store, airflow.sweep, key),
-            role="runner",
-            delay=world.process.random.random() * 10.0,
-        )
+        machine = world.process.machine
+
+        def start(name: str, delay: float) -> Process:
+            return world.start(
+                machine,
+                name,
+                lambda: run_runner(world, airflow.store, airflow.sweep, key),
+                role="runner",
+                delay=delay,
+            )
+
+        for each in self._take("runner twice", "trial"):
+            world.after(each.seconds, start, f"{name} (again)", 0.0)
+        return start(name, world.process.random.random() * airflow.start_seconds)
 
     def _judge(self, plan: RestorePlan, unit: str, outcome: RunnerOutcome) -> int:
         match Result(outcome.result):

@@ -83,6 +83,9 @@ _OBJECTS = (
     ("put", "*ledger*", ("commit", "plan", "release", "samples")),
     ("put", "*/commit.json", ("commit", "plan", "samples", "undo")),
     ("delete", "*", ("undo",)),
+    ("get", "*ledger*", ("commit", "plan", "release")),
+    ("get", "experiment_state-*", ("commit", "plan", "undo")),
+    ("list", "", ("commit", "plan", "undo")),
     ("list", ".tune_restore/lease", ("plan", "commit", "trial", "runner", "undo", "release")),
 )
 _ROLES = (("plan", 40), ("trial", 15), ("runner", 60), ("commit", 60), ("samples", 80))
@@ -98,7 +101,7 @@ def _draw(rng: random.Random) -> Fault:
     kind = rng.choice(list(FaultKind))
     seconds = 0.0
     if kind is FaultKind.FREEZES:
-        seconds = rng.choice((5.0, 30.0, 90.0, 200.0, 1000.0, 5000.0))
+        seconds = rng.choice((5.0, 20.0, 30.0, 38.0, 90.0, 200.0, 1000.0, 5000.0))
     elif kind in (FaultKind.REPEATED, FaultKind.LATE):
         seconds = rng.uniform(0.0, MOST_DELAY)
     elif kind in (FaultKind.SLOW, FaultKind.ANSWER_LOST):

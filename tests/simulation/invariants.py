@@ -4,6 +4,7 @@
 ends the world at that step.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.ledger import Ledger
+from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.record_json import decode
 from tests.simulation.store import Shelf, Write
 from tests.simulation.sweeps import CHECKPOINT_EVERY, Sweep, TrialFiles
@@ -69,7 +71,9 @@ class Invariants:
         if write.key.startswith(layout.ROOT):
             if write.body is None:
                 return
-            if write.key.endswith(".claim.json"):
+            if write.key.endswith("/plan.json"):
+                i3_a_plan_has_its_seeds(self, write)
+            elif write.key.endswith(".claim.json"):
                 i5_one_restore(self, write)
                 i6_a_living_experiment_is_left_alone(self, write)
             elif write.key.endswith("/outcome.json"):
@@ -207,6 +211,17 @@ def _check_trial_file(write: Write) -> None:
         raise broken("I2", f"{write.process} writes {write.key}")
 
 
+def i3_a_plan_has_its_seeds(watch: Invariants, write: Write) -> None:
+    """I3: once a plan is in the store, whoever dies, its runners have what they start from."""
+    assert write.body is not None
+    plan: RestorePlan = RestorePlan.from_json(write.body)
+    if write.before is not None:
+        raise broken("I3", f"{write.process} overwrites {write.key}")
+    for trial in () if plan.is_whole_experiment else plan.to_run:
+        if layout.seed_key(plan.restore_id, trial.trial_id) not in watch.shelf.objects:
+            raise broken("I3", f"{write.key} is written before the seed of {trial.trial_id}")
+
+
 def i3_every_step_can_be_repeated(watch: Invariants, airflow: "Airflow") -> None:
     """I3: after a quiet night no result row and no checkpoint is lost or doubled, and all are done."""
     rows = _newest_rows(watch)
@@ -291,6 +306,9 @@ def _check_commit_records(watch: Invariants) -> None:
         if record["state_file"] and not record["undone_at"]:
             if record["state_file"] not in states:
                 raise broken("I3", f"{key} names {record['state_file']}, which does not exist")
+            body = watch.shelf.objects[record["state_file"]].body
+            if record["sha256"] != hashlib.sha256(body).hexdigest():
+                raise broken("I3", f"{key} did not make {record['state_file']} as it is")
             named.add(record["state_file"])
     if states - named:
         raise broken("I2", f"{sorted(states - named)} have no commit record")
@@ -328,8 +346,10 @@ def _has_thawed_lately(watch: Invariants, process: Process) -> bool:
 
 
 def i5_one_restore(watch: Invariants, write: Write) -> None:
-    """I5: who takes the lease finds no living runner of another restore."""
+    """I5: each number has one claim, and who takes the lease finds no living runner of another one."""
     assert write.body is not None
+    if write.before is not None:
+        raise broken("I5", f"{write.process} takes {write.key}, which another process holds")
     restore_id = json.loads(write.body)["restore_id"]
     for trial_id, (trainer, _began) in watch.trainers.items():
         if not trainer.is_alive or trainer.frozen_until > watch.world.now:

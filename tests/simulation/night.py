@@ -60,6 +60,7 @@ class Script:
 
     Args:
         pace: Seconds that a request takes at most.
+        start_seconds: Seconds that a runner takes at most until it begins.
         clocks: By how many seconds the clocks of the server and of the workers are ahead.
         asks: Whether plan asks Airflow about the holder of a lease.
     """
@@ -69,6 +70,7 @@ class Script:
     kind: StoreKind
     ttl_seconds: float
     pace: float
+    start_seconds: float
     clocks: tuple[float, ...]
     asks: bool
     max_attempts: int | None
@@ -92,7 +94,7 @@ def draw_script(seed: int) -> Script:
     nights = []
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         nights.append(Night(starts, tuple(_draw_meddlings(rng))))
-        starts += rng.choice((1.0, 30.0, 200.0, 1200.0, HOUR, DAY))
+        starts += rng.choice((0.0, 1.0, 30.0, 200.0, 1200.0, HOUR, DAY))
     end = nights[-1].starts + 600.0
     commands = [
         Command(rng.choice(("undo", "release")), rng.uniform(0.0, end + 1200.0))
@@ -110,13 +112,17 @@ def draw_script(seed: int) -> Script:
         for _ in range(rng.choice((0, 0, 1)))
     ]
     clocks = tuple(rng.choice((0.0, 0.0, 30.0, -3 * HOUR, 5 * HOUR)) for _ in range(4))
+    kind = rng.choice(list(StoreKind))
+    if kind is StoreKind.LOCAL:  # the disk of one machine, which has one clock
+        clocks, jumps = clocks[:1] * 4, []
     sweep = rng.choice(sorted(SWEEPS))
     return Script(
         seed=seed,
         sweep=sweep,
-        kind=rng.choice(list(StoreKind)),
+        kind=kind,
         ttl_seconds=rng.choice((60.0, 120.0, 900.0)),
         pace=rng.choice((0.02, 0.2, 2.0)),
+        start_seconds=rng.choice((0.0, 1.0, 10.0)),
         clocks=clocks,
         asks=rng.random() < 0.5,
         max_attempts=rng.choice((None, None, 2, 4)),
@@ -144,9 +150,9 @@ def _draw_meddlings(rng: random.Random) -> list[Meddling]:
     tasks = ("plan", "trial", "commit", "samples")
     found = [
         Meddling(
-            rng.choice(("twice", "twice", "lost", "clear")),
-            rng.choice(tasks),
-            rng.choice((0.0, 1.0, 1.0)) * rng.uniform(0.0, 60.0),
+            what := rng.choice(("twice", "twice", "lost", "clear", "runner twice")),
+            "trial" if what == "runner twice" else rng.choice(tasks),
+            rng.choice((0.0, 0.2, 1.0)) * rng.uniform(0.0, 60.0),
         )
         for _ in range(rng.choice((0, 0, 1, 1, 2)))
     ]
@@ -207,6 +213,7 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
         script.asks,
         script.max_attempts,
         workers,
+        script.start_seconds,
     )
     for number, night in enumerate(script.nights, 1):
         airflow.start_dag_run(f"night-{number}", list(night.meddlings), delay=night.starts)
@@ -253,7 +260,8 @@ def _starting(
 ) -> Callable[[], None]:
     def start() -> None:
         at_work = any(run.started_at and not run.has_ended for run in airflow.runs.values())
-        if at_work or any(process.is_alive for process in world.processes):
+        at_work |= any(process.is_alive for process in world.processes)
+        if at_work and life.starts is not None:
             world.tell("a user", "does not start the driver: something is at work")
             return
         driver = world.start(

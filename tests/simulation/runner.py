@@ -53,7 +53,6 @@ from tests.simulation.sweeps import (
 )
 from tests.simulation.world import Process, World
 
-ITERATION_SECONDS = 7.0
 NOWHERE = Path("/nonexistent")
 
 
@@ -236,7 +235,7 @@ class Training:
         if files.iteration >= last:
             trained.files = replace(files, status="TERMINATED")
             return
-        self.world.sleep(ITERATION_SECONDS * self.process.random.random())
+        self.world.sleep(self.sweep.pace * self.process.random.random())
         if files.iteration >= self.sweep.broken.get(trained.request.trial_id, 1000):
             self.store.put(f"{files.trial_dir}/error.txt", _TRACEBACK.encode())
             trained.files = replace(files, status="ERROR")
@@ -409,7 +408,7 @@ class WholeTraining(Training):
         if not self.planned.continues_search or self.stops_drawing or self._unfinished():
             return
         total = len(self.trials) + len(self.kept)
-        if self.sweep.samples is not None and total < self.sweep.samples:
+        if total < self.sweep.total:
             trained = self._add(TrialFiles(f"new{total}"), TrialAction.DRAW, f"new{total}")
             trained.files = replace(trained.files, status="RUNNING")
             self.prepare(trained)
@@ -447,7 +446,7 @@ class WholeTraining(Training):
         self.number += 1
         directory = layout.searcher_dir(self.request.restore_id, self.request.attempt)
         name = layout.numbered(self.number, "basic-variant-state-kept.json")
-        self.store.put(f"{directory}/{name}", searcher_body(self.sweep.samples or 0))
+        self.store.put(f"{directory}/{name}", searcher_body(self.sweep.total))
         return {"searcher": self.number}
 
     def _after_snapshot(self) -> None:

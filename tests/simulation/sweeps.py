@@ -144,7 +144,8 @@ class Sweep:
         broken: Trials that always raise after this iteration, by trial id.
         strategy: How it is restored.
         restarts: Whether trials with an error start over, in place of being resumed.
-        samples: How many samples its search draws in all.
+        pace: Seconds that an iteration takes at most.
+        samples: How many samples its search draws in all; None if all are drawn.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Sweep:
     broken: Mapping[str, int] = field(default_factory=dict)
     strategy: str = "auto"
     restarts: bool = False
+    pace: float = 7.0
     samples: int | None = None
 
     def target(self, trial_id: str) -> int:
@@ -161,9 +163,14 @@ class Sweep:
         return self.targets.get(trial_id, 4)
 
     @property
+    def total(self) -> int:
+        """How many samples its search draws in all."""
+        return len(self.trials) if self.samples is None else self.samples
+
+    @property
     def draws(self) -> int:
         """How many samples were never drawn."""
-        return 0 if self.samples is None else self.samples - len(self.trials)
+        return self.total - len(self.trials)
 
     def files(self) -> dict[str, bytes]:
         """Return all files of the experiment directory."""
@@ -180,8 +187,7 @@ def searcher_body(drawn: int) -> bytes:
 def _files(name: str) -> tuple[tuple[str, bytes], ...]:
     sweep = SWEEPS[name]
     files = {STATE_NAME: state_body([trial.row() for trial in sweep.trials])}
-    if sweep.samples is not None:
-        files[SEARCHER_NAME] = searcher_body(sweep.samples)
+    files[SEARCHER_NAME] = searcher_body(sweep.total)
     for trial in sweep.trials:
         reported = sweep.unsaved.get(trial.trial_id, trial.iteration)
         lines = []
@@ -223,6 +229,7 @@ SWEEPS = {
         Sweep("one", (_trial("only", "RUNNING", 1),), {"only": 4}),
         replace(_SMALL, name="broken", broken={"bad": 4}),
         replace(_SMALL, name="restarted", restarts=True),
+        replace(_SMALL, name="slow", pace=120.0),
         replace(_SMALL, name="whole", strategy="whole_experiment"),
         replace(_SMALL, name="whole-broken", strategy="whole_experiment", broken={"bad": 4}),
         replace(_SMALL, name="search", samples=5),

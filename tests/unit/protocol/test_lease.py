@@ -297,3 +297,24 @@ def test_a_claim_whose_dag_run_makes_no_sense_holds_the_lease_without_one(store,
     store.put(layout.lease_claim_key(1), json.dumps(claim).encode())
     held = lease.check_held(store, "one")
     assert (held.holder, held.dag_run) == ("somebody", None)
+
+
+@pytest.mark.parametrize("shown", ["heartbeat", "release", "dag_run"])
+def test_a_claim_made_while_the_lease_is_listed_is_not_passed_over(store, time, monkeypatch, shown):
+    """A listing may show a later object and not an earlier one, if both are written meanwhile."""
+    lease.renew(store, take(store, time, "one"))
+    if shown != "heartbeat":
+        store.put(f"{layout.LEASE}/00000001.{shown}.json", b"{}")
+    whole, torn = store.list_dir, [f"00000001.{shown}.json"]
+
+    def list_dir(path=""):
+        entries = whole(path)
+        return [entry for entry in entries if entry.name == torn.pop()] if torn else entries
+
+    monkeypatch.setattr(store, "list_dir", list_dir)
+    if shown == "release":
+        assert take(store, time, "two").epoch == 2
+    else:
+        with pytest.raises(LeaseHeldError):
+            take(store, time, "two")
+    assert torn == []
