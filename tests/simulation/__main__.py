@@ -22,11 +22,10 @@ from tests.simulation.campaign import (
     explain,
     run_campaign,
     simulating,
-    world_seeds,
 )
 from tests.simulation.night import draw_script, simulate
-from tests.simulation.planting import MOST_NIGHTS, Found, find
-from tests.simulation.plants import PLANTS
+from tests.simulation.planting import MOST_NIGHTS
+from tests.simulation.plants import PLANTS, search
 from tests.simulation.story import tell
 
 
@@ -95,7 +94,7 @@ def search_plants(seed: int, processes: int) -> int:
     )
     missed = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for name, found in pool.imap(_search, [(name, seed) for name in PLANTS]):
+        for name, found in pool.imap(search, [(name, seed) for name in PLANTS]):
             row = (
                 f"{PLANTS[name].breaks} | {found.seed} | {found.nights:,}"
                 if found is not None
@@ -105,12 +104,6 @@ def search_plants(seed: int, processes: int) -> int:
             missed += [name] if found is None else []
     print(f"\nseed {seed}: {len(PLANTS) - len(missed)} of {len(PLANTS)} found")
     return int(bool(missed))
-
-
-def _search(task: tuple[str, int]) -> tuple[str, Found | None]:
-    name, seed = task
-    with simulating():
-        return name, find(PLANTS[name], world_seeds(seed))
 
 
 if __name__ == "__main__":

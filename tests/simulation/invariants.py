@@ -55,6 +55,7 @@ class Invariants:
         self.originals = sweep.files()
         self.trainers: dict[str, tuple[Process, float]] = {}
         self.beats: dict[Process, float] = {}
+        self.has_outcome: set[Process] = set()
         self.finished: dict[str, str] = {}
         self.made: dict[str, bytes] = {}
         self.deleted: set[str] = set()
@@ -107,6 +108,9 @@ class Invariants:
     def _note_outcome(self, write: Write) -> None:
         assert write.body is not None
         outcome = RunnerOutcome.from_json(write.body)
+        is_whole = f"/{layout.WHOLE_EXPERIMENT}/" in write.process.name
+        if not is_whole or outcome.trial_id == layout.WHOLE_EXPERIMENT:
+            self.has_outcome.add(write.process)
         if outcome.result == "finished" and outcome.trial_id != layout.WHOLE_EXPERIMENT:
             self.finished[outcome.final_trial_id] = write.process.name
         if outcome.result == "failed":
@@ -322,7 +326,7 @@ def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) 
     """
     now = watch.world.now
     newest, began = watch.trainers.get(trial_id, (process, now))
-    if newest is process or not newest.is_alive:
+    if newest is process or not newest.is_alive or newest in watch.has_outcome:
         watch.trainers[trial_id] = (process, now if newest is not process else began)
         return
     if _is_superseded(process, newest):

@@ -19,7 +19,8 @@ from airflow_tune_restore.restore import (
 from airflow_tune_restore.runner.attempt import Attempt
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.tune import result_files
-from tests.simulation.planting import Edit, Plant
+from tests.simulation.campaign import simulating, world_seeds
+from tests.simulation.planting import Edit, Found, Plant, find
 from tests.simulation.runner import TrialTraining, WholeTraining
 
 _OF_RUNNERS = (
@@ -392,3 +393,10 @@ PLANTS = {
     plant.name: plant
     for plant in (*_OF_RUNNERS, *_OF_THE_LEASE, *_OF_PLANS, *_OF_COMMITS, *_OF_THE_REST)
 }
+
+
+def search(task: tuple[str, int]) -> tuple[str, Found | None]:
+    """Search for a plant, by its name, in the worlds of a campaign, by its seed."""
+    name, seed = task
+    with simulating():
+        return name, find(PLANTS[name], world_seeds(seed))
