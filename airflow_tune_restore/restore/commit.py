@@ -187,10 +187,11 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
         record = read_commit_record(store, restore_id)
         if record is None or not record.is_done:
             record = _commit(store, plan, record)
+        elif plan.base.name and not commit_record.is_in_root(store, plan.base.name):
+            return None  # it was committed, and the state before it was undone since
         return _summary(store, plan, record)
-    except (
-        StateChangedError
-    ):  # its own driver has run since; what the dead restore did no longer fits
+    except StateChangedError:
+        # its own driver has run since: what the dead restore did no longer fits, but its failures count
         ledger.record_failures(store, plan)
         return None
 

@@ -142,6 +142,7 @@ class Attempt:
             "is_seed": snapshot is None,
             "staging": Path(tempfile.mkdtemp(prefix="tune-restore-")),
             "check_fence": self._heartbeat.check_or_end,
+            "check_fence_lately": self._heartbeat.check_lately_or_end,
             "room": RoomWatch.of(request),
         }
         if request.trial_id == layout.WHOLE_EXPERIMENT:

@@ -6,6 +6,7 @@ not keep a runner from ending in time, so a second thread, which makes no reques
 
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -17,6 +18,7 @@ from typing import NoReturn
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS, AttemptRecords
+from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
@@ -44,6 +46,7 @@ class Heartbeat:
         self._epoch = 0
         self._ttl_seconds = lease_objects.DEFAULT_TTL_SECONDS
         self._last_success = time.monotonic()
+        self._looked_at = -math.inf
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, name="heartbeat", daemon=True),
@@ -119,10 +122,17 @@ class Heartbeat:
 
         Its actors end, too: a private Ray ends with its driver, a cluster stops the job of a lost one.
         """
+        began = time.monotonic()
         try:
             self.check()
         except (FencedError, LeaseLostError) as error:
             _end(error)
+        self._looked_at = began
+
+    def check_lately_or_end(self) -> None:
+        """Do the same, unless it was done lately: this process may have been frozen since."""
+        if time.monotonic() - self._looked_at > FRESH_SECONDS:
+            self.check_or_end()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._period()):

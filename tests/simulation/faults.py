@@ -26,6 +26,7 @@ class FaultKind(StrEnum):
     SLOW = "is slow"
     REPEATED = "is repeated"
     LATE = "times out, and is carried out later"
+    CUT_OFF = "is the first that does not reach the store"
 
 
 _LONGEST_REQUEST = 60.0
@@ -104,6 +105,8 @@ def _draw(rng: random.Random) -> Fault:
         seconds = rng.choice((5.0, 20.0, 30.0, 38.0, 90.0, 200.0, 1000.0, 5000.0))
     elif kind in (FaultKind.REPEATED, FaultKind.LATE):
         seconds = rng.uniform(0.0, MOST_DELAY)
+    elif kind is FaultKind.CUT_OFF:
+        seconds = rng.choice((15.0, 60.0, 200.0, 1000.0))
     elif kind in (FaultKind.SLOW, FaultKind.ANSWER_LOST):
         seconds = rng.uniform(1.0, _LONGEST_REQUEST)
     if rng.random() < 0.6:
@@ -145,6 +148,8 @@ class Faults:
         seconds = process.random.random() * self._pace
         if self.are_over:
             return Fate(seconds)
+        if process.cut_off_until > self._world.now:
+            return Fate(None, answered=seconds + 1.0, error="the store cannot be reached")
         for each in self._open.get(process.role, ()):
             fault = each.fault
             if fault.verb not in ("*", verb) or not (
@@ -156,6 +161,9 @@ class Faults:
                 self._open[process.role].remove(each)
                 self.struck.append(fault)
                 self._world.tell(process, f"FAULT {verb} {key} {fault.kind}")
+                if fault.kind is FaultKind.CUT_OFF:
+                    process.cut_off_until = self._world.now + fault.seconds
+                    return self.draw(process, verb, key)
                 return self._fate(process, fault, seconds)
         for storm in self._storms:
             is_on = storm.begins <= self._world.now < storm.begins + storm.seconds

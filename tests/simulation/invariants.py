@@ -56,6 +56,7 @@ class Invariants:
         self.trainers: dict[str, tuple[Process, float]] = {}
         self.beats: dict[Process, float] = {}
         self.has_outcome: set[Process] = set()
+        self.progress: dict[tuple[str, str], int] = {}
         self.finished: dict[str, str] = {}
         self.made: dict[str, bytes] = {}
         self.deleted: set[str] = set()
@@ -79,6 +80,8 @@ class Invariants:
                 i6_a_living_experiment_is_left_alone(self, write)
             elif write.key.endswith("/outcome.json"):
                 self._note_outcome(write)
+            elif write.key.endswith("/state.json"):
+                self._note_progress(write)
             elif write.key.endswith("/heartbeat.json"):
                 self.beats[write.process] = self.world.now
         elif write.process.role != "driver" and layout.is_committed_state(write.key):
@@ -104,6 +107,15 @@ class Invariants:
         """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""
         self.drivers.append((driver, -math.inf if has_written else self.world.now))
         self.finished.clear()
+
+    def _note_progress(self, write: Write) -> None:
+        """Take note of the checkpoints in a snapshot."""
+        assert write.body is not None
+        restore = write.key.split("/")[1]
+        for row in json.loads(write.body)["trial_data"]:
+            trial = TrialFiles.from_row(row)
+            known = self.progress.get((restore, trial.trial_id), 0)
+            self.progress[restore, trial.trial_id] = max(known, _saved(trial))
 
     def _note_outcome(self, write: Write) -> None:
         assert write.body is not None
@@ -139,6 +151,7 @@ def i1_a_commit_is_what_a_restore_leaves(watch: Invariants, write: Write) -> Non
         _check_row(watch, write.key, old, new)
     for new in rows[len(before) :]:
         _check_reached(watch, write.key, new)
+    i7_progress_is_committed(watch, write, rows)
 
 
 def _check_row(watch: Invariants, name: str, old: TrialFiles, new: TrialFiles) -> None:
@@ -246,17 +259,12 @@ def _newest_rows(watch: Invariants) -> list[TrialFiles]:
 
 
 def _check_end(watch: Invariants, trial: TrialFiles, airflow: "Airflow") -> None:
-    is_broken = trial.trial_id in watch.sweep.broken
-    if is_broken and trial.status == "ERROR":
-        # after an undo, or a state of its own driver, it may stay in quarantine as it was before
-        if trial.iteration < watch.sweep.broken[trial.trial_id] and not (
-            watch.undone or watch.drivers
-        ):
-            raise broken("I7", f"{trial.trial_id} has lost its progress: {trial}")
-        return
     if trial.status == "TERMINATED" and trial.iteration == watch.sweep.target(trial.trial_id):
         return
     if _quarantined(watch, trial.trial_id, airflow.max_attempts):
+        return  # as it was, perhaps: it may have died before it made any progress
+    fails_after = watch.sweep.broken.get(trial.trial_id)
+    if fails_after is not None and trial.status == "ERROR" and trial.iteration >= fails_after:
         return
     raise broken("I3", f"a quiet night has not finished {trial}")
 
@@ -368,6 +376,18 @@ def i6_a_living_experiment_is_left_alone(watch: Invariants, write: Write) -> Non
         has_written = watch.world.now > began + FIRST_WRITE_SECONDS
         if driver.is_alive and has_written and write.process.role == "plan":
             raise broken("I6", f"{write.process} takes the lease while {driver} lives")
+
+
+def i7_progress_is_committed(watch: Invariants, write: Write, rows: list[TrialFiles]) -> None:
+    """I7: a trial is committed with the progress that its runners had saved, whatever failed."""
+    for key, stored in watch.shelf.objects.items():
+        if not key.endswith("/commit.json") or json.loads(stored.body)["state_file"] != write.key:
+            continue
+        restore = key.split("/")[1]
+        for trial in rows:
+            saved = watch.progress.get((restore, trial.trial_id), 0)
+            if _saved(trial) < saved and json.loads(stored.body)["undone_at"] == "":
+                raise broken("I7", f"{write.key} has {trial}, whose runner had saved {saved}")
 
 
 def i7_failures_are_counted(watch: Invariants) -> None:

@@ -264,6 +264,7 @@ class Training:
             self.attempt._heartbeat.check_or_end()
             for trained in self.trials:
                 if trained.rows:
+                    self.attempt._heartbeat.check_lately_or_end()
                     key = f"{trained.files.trial_dir}/{layout.RESULT_FILE}"
                     self.store.put(key, trained.rows.encode())
             self.put_snapshot()

@@ -85,6 +85,7 @@ class Process:
         self.is_orphan = False
         self.is_asked_to_stop = False
         self.frozen_until = 0.0
+        self.cut_off_until = 0.0
         self.exit_code: Any = None
         self.calls = 0
         self.number = len(world.processes)

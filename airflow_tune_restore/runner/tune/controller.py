@@ -47,6 +47,7 @@ class AttemptContext:
         is_seed: Whether no earlier attempt of this restore saved a snapshot.
         staging: Private directory for files before their upload.
         check_fence: Ends this process if a newer attempt or restore has started.
+        check_fence_lately: The same, unless it was checked in the last seconds.
         saved: Status of each trial in the newest snapshot; empty before the first.
     """
 
@@ -56,6 +57,7 @@ class AttemptContext:
     is_seed: bool
     staging: Path
     check_fence: Callable[[], None]
+    check_fence_lately: Callable[[], None]
     room: RoomWatch
     saved: dict[str, str] = field(default_factory=dict)
 
@@ -212,6 +214,7 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         """Upload the files of the trials, then the state that belongs to them."""
         self.context.check_fence()
         for trial in self.changed_trials():
+            self.context.check_fence_lately()  # or a process that thaws uploads files of long ago
             if trial.local_path and any(Path(trial.local_path).glob("*")):
                 _upload_to_fs_path(
                     local_path=trial.local_path,

@@ -215,3 +215,19 @@ def test_a_commit_writes_through_the_store_that_needs_the_lease(store, monkeypat
     assert before == {key: store.get(key) for key in before}
     with pytest.raises(KeyNotFoundError):
         store.get(layout.commit_key("r1"))
+
+
+@pytest.mark.usefixtures("_silent")
+def test_a_restore_that_was_committed_stops_no_plan_though_its_base_was_undone_since(store):
+    """It changed nothing, and died before it released the lease."""
+    night(store, "r1", result="finished")
+    plan = start_night(store, "r2")
+    assert plan.base.name == FIRST
+    lease.release(store, lease.check_held(store, "r2"))
+    commit_abandoned(store, restore_id="r3", holder="test")
+    held = lease.acquire(store, restore_id="r2", holder="test")
+    commit_restore(store, "r2")
+    store.delete(layout.lease_release_key(held.epoch))
+    store.delete(FIRST)
+    assert commit_abandoned(store, restore_id="r4", holder="test") is None
+    assert lease.unreleased(store, but="r4") == []

@@ -38,7 +38,8 @@ def context(tmp_path):
     )  # fmt: skip
     made = ExperimentContext(
         store=None, request=request, source_key="", is_seed=True, staging=tmp_path,
-        check_fence=lambda: None, room=None, reporter=None, started_at="",
+        check_fence=lambda: None,
+        check_fence_lately=lambda: None, room=None, reporter=None, started_at="",
         planned=planned({"old": "resume"}, continues_search=True),
     )  # fmt: skip
     made.saved = {"old": "TERMINATED", "new": "TERMINATED"}
