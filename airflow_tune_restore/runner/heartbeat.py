@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.attempts import QUIET_SECONDS, AttemptRecords
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
@@ -139,8 +139,6 @@ class Heartbeat:
             self._end_if_overdue()  # first: a process that was frozen must not write
             began = time.monotonic()
             try:
-                if began - self._last_success > QUIET_SECONDS:
-                    self.check_or_end()  # it was frozen, and may have been taken for dead
                 self.beat()
                 self.check_or_end()
                 self._last_success = began

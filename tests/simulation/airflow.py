@@ -61,7 +61,8 @@ class Meddling:
     """What a person or Airflow does to a DAG run at some time.
 
     Args:
-        what: `twice`, `lost`, `clear`, `time out`; `runner twice` for a pod that runs on a lost node.
+        what: `twice`, `lost`, `clear`, `time out`; `time out unheard` if the workers do not hear of it;
+            `runner twice` for a pod that runs on a lost node, too.
         task: The task that it is done to: plan, trial, commit or samples.
         seconds: When, after the task began (after the DAG run began, for a time-out).
     """
@@ -180,6 +181,7 @@ class DagRun:
         self.is_left_alone = False
         self._meddlings = list(meddlings)
         self._current: dict[str, Process] = {}
+        self._gone: list[Event] = []
         self._cleared = ""
         self._is_timed_out = False
         self._starts = 0
@@ -200,8 +202,9 @@ class DagRun:
     def _begin(self) -> None:
         self.started_at = self.world.wall(0.0).isoformat()
         self.has_ended = False
-        for each in self._take("time out", ""):
-            self.world.after(each.seconds, self._time_out)
+        for what in ("time out", "time out unheard"):
+            for each in self._take(what, ""):
+                self.world.after(each.seconds, self._time_out, what == "time out")
 
     def _chain(self, first: str) -> str:
         if first == "plan":
@@ -251,6 +254,7 @@ class DagRun:
             process = self._start(name, role, number, body)
             self._current[name] = process
             gone = Event()
+            self._gone.append(gone)
             process.when_ended(gone.set)
             for each in self._take("twice", role):
                 self._start_again(name, role, number, body, each.seconds)
@@ -260,6 +264,8 @@ class DagRun:
                 world.after(each.seconds, lambda g=gone, p=process: self._lose(g, p))
             gone.wait()
             self._current.pop(name, None)
+            if self._is_timed_out:
+                return FAILED, None
             if process.is_alive:
                 state = LOST  # Airflow believes so
             elif process.exit_code == KILLED:
@@ -327,11 +333,17 @@ class DagRun:
         self._stop_all()
         del process
 
-    def _time_out(self) -> None:
+    def _time_out(self, is_heard: bool) -> None:
         if not self.has_ended:
-            self.world.tell(self.run_id, "dagrun_timeout")
+            self.world.tell(
+                self.run_id, f"dagrun_timeout{'' if is_heard else ', and no worker hears it'}"
+            )
             self._is_timed_out = True
-            self._stop_all()
+            if is_heard:
+                self._stop_all()
+            else:
+                for gone in self._gone:
+                    gone.set()
 
     def _stop_all(self) -> None:
         """SIGTERM for every task that runs, and SIGKILL five seconds later."""

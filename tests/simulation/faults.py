@@ -106,7 +106,7 @@ def _draw(rng: random.Random) -> Fault:
     elif kind in (FaultKind.REPEATED, FaultKind.LATE):
         seconds = rng.uniform(0.0, MOST_DELAY)
     elif kind is FaultKind.CUT_OFF:
-        seconds = rng.choice((15.0, 60.0, 200.0, 1000.0))
+        seconds = rng.choice((60.0, 200.0, 1000.0))
     elif kind in (FaultKind.SLOW, FaultKind.ANSWER_LOST):
         seconds = rng.uniform(1.0, _LONGEST_REQUEST)
     if rng.random() < 0.6:

@@ -288,7 +288,7 @@ def _check_result_rows(watch: Invariants, trial: TrialFiles) -> None:
     if missing:
         raise broken("I3", f"{key} has lost iterations {missing}: {found}")
     original = watch.originals.get(key, b"").count(b"\n")
-    most = 1 + watch.ended_with_error[trial.trial_id] + 10 * watch.undone + len(watch.drivers)
+    most = 1 + watch.ended_with_error[trial.trial_id] + 10 * watch.undone + 2 * len(watch.drivers)
     for number, times in counts.items():
         repeats = number <= original and number > original - CHECKPOINT_EVERY
         if times > most + repeats:

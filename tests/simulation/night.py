@@ -157,7 +157,8 @@ def _draw_meddlings(rng: random.Random) -> list[Meddling]:
         for _ in range(rng.choice((0, 0, 1, 1, 2)))
     ]
     if rng.random() < 0.15:
-        found.append(Meddling("time out", "", rng.uniform(0.0, 300.0)))
+        what = rng.choice(("time out", "time out unheard"))
+        found.append(Meddling(what, "", rng.uniform(0.0, 300.0)))
     return found
 
 

@@ -47,12 +47,6 @@ _OF_RUNNERS = (
         (Edit(Heartbeat._end_if_overdue, "* 2 / 3", "* 1000"),),
     ),
     Plant(
-        "beat before look",
-        "A runner that was frozen writes a heartbeat before it looks whether it was taken for dead.",
-        "I4",
-        (Edit(Heartbeat._run, "began - self._last_success > QUIET_SECONDS", "False"),),
-    ),
-    Plant(
         "no fence",
         "A runner never looks whether a newer attempt or restore has started.",
         "I4",

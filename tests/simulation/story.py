@@ -21,6 +21,7 @@ _MEDDLINGS = {
     "lost": "Airflow takes {task} for dead after {seconds:.0f} s, and it lives",
     "clear": "{task} is cleared after {seconds:.0f} s",
     "runner twice": "a runner is started once more after {seconds:.0f} s, for the same attempt",
+    "time out unheard": "the DAG run times out after {seconds:.0f} s, and no worker hears of it",
     "time out": "the DAG run times out after {seconds:.0f} s",
 }
 

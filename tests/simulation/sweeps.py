@@ -230,6 +230,7 @@ SWEEPS = {
         replace(_SMALL, name="broken", broken={"bad": 4}),
         replace(_SMALL, name="restarted", restarts=True),
         replace(_SMALL, name="slow", pace=120.0),
+        replace(_SMALL, name="slow-whole", pace=120.0, strategy="whole_experiment"),
         replace(_SMALL, name="whole", strategy="whole_experiment"),
         replace(_SMALL, name="whole-broken", strategy="whole_experiment", broken={"bad": 4}),
         replace(_SMALL, name="search", samples=5),
