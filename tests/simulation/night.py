@@ -3,14 +3,14 @@
 import random
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from tests.simulation.airflow import Airflow, Meddling
 from tests.simulation.as_code import as_code
 from tests.simulation.changes import tell_changes
 from tests.simulation.driver import DriverLife, run_driver
-from tests.simulation.faults import Fault, Faults, Storm, draw_faults
+from tests.simulation.faults import Fault, FaultKind, Faults, Storm, draw_faults
 from tests.simulation.invariants import InvariantBroken, Invariants, check_end
 from tests.simulation.runner import without_ray
 from tests.simulation.standins import Here, installed
@@ -90,6 +90,12 @@ class Script:
 def draw_script(seed: int) -> Script:
     """Draw a world."""
     rng = random.Random(seed)
+    script = _draw_any(rng, seed)
+    return _draw_takeover(rng, script) if rng.random() < 0.15 else script
+
+
+def _draw_any(rng: random.Random, seed: int) -> Script:
+    """Draw each part of a world by itself."""
     starts = 0.0
     nights = []
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
@@ -133,6 +139,31 @@ def draw_script(seed: int) -> Script:
         losses=tuple(losses),
         jumps=tuple(jumps),
         drivers=tuple(_draw_drivers(rng, end) if SWEEPS[sweep].samples is None else ()),
+    )
+
+
+def _draw_takeover(rng: random.Random, script: Script) -> Script:
+    """Let a second night begin while trials are trained that take minutes, and a runner is not heard of.
+
+    Drawn by itself, each of these is frequent; all of them together are too rare to be tried often.
+    """
+    silence = Fault(
+        rng.choice((FaultKind.FREEZES, FaultKind.CUT_OFF)),
+        rng.choice(("runner", "runner", "commit", "plan")),
+        rng.randint(5, 80),
+        seconds=rng.choice((40.0, 100.0, 200.0, 400.0, 1000.0)),
+    )
+    times_out = Meddling("time out unheard", "", rng.uniform(20.0, 150.0))
+    return replace(
+        script,
+        sweep=rng.choice(("slow", "slow-whole")),
+        ttl_seconds=60.0,
+        drivers=(),
+        nights=(
+            Night(0.0, (times_out,) if rng.random() < 0.5 else script.nights[0].meddlings),
+            Night(rng.uniform(60.0, 400.0)),
+        ),
+        faults=(silence, *script.faults[:2]),
     )
 
 

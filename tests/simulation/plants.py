@@ -48,8 +48,8 @@ _OF_RUNNERS = (
     ),
     Plant(
         "no fence",
-        "A runner never looks whether a newer attempt or restore has started.",
-        "I4",
+        "A runner neither looks whether a newer attempt or restore has started, nor renews the lease.",
+        "I5",
         (Edit(Heartbeat.check_or_end, "    try:\n", "    return\n    try:\n"),),
     ),
     Plant(
