@@ -12,10 +12,12 @@ from airflow_tune_restore.restore import (
     commit,
     committed_state,
     ledger,
+    prepare,
     release,
     start,
     undo,
 )
+from airflow_tune_restore.restore.follow import Follower
 from airflow_tune_restore.runner.attempt import Attempt
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.tune import result_files
@@ -142,12 +144,6 @@ _OF_THE_LEASE = (
         seed=4,
     ),
     Plant(
-        "release not seen",
-        "A restore that has released its lease goes on.",
-        "I3",
-        (Edit(lease.check_held, "if is_released(entries, current.epoch):", "if False:"),),
-    ),
-    Plant(
         "writes without the lease",
         "A task that was frozen writes though its restore has lost the lease.",
         "I3",
@@ -203,9 +199,12 @@ _OF_PLANS = (
     ),
     Plant(
         "base not checked",
-        "A plan is written though the state has changed since it was made.",
+        "Neither a plan nor a commit looks whether the state has changed since the plan was made.",
         "I1",
-        (Edit(start.start_plan, "newest.sha256 != plan.base.sha256", "False"),),
+        (
+            Edit(start.start_plan, "newest.sha256 != plan.base.sha256", "False"),
+            Edit(commit._check_base, "base.state_file.sha256 != plan.base.sha256", "False"),
+        ),
     ),
     Plant(
         "nothing settled",
@@ -219,12 +218,6 @@ _OF_PLANS = (
             ),
         ),
         seed=31,
-    ),
-    Plant(
-        "released work forgotten",
-        "The work of a restore that released its lease before its commit is not committed.",
-        "I3",
-        (Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),),
     ),
     Plant(
         "released before settled",
@@ -272,12 +265,6 @@ _OF_COMMITS = (
                 "[]",
             ),
         ),
-    ),
-    Plant(
-        "base of a commit not checked",
-        "A commit does not look whether another state was written.",
-        "I2",
-        (Edit(commit._check_base, "base.state_file.sha256 != plan.base.sha256", "False"),),
     ),
     Plant(
         "oldest snapshot committed",
@@ -342,12 +329,6 @@ _OF_THE_REST = (
         seed=0,
     ),
     Plant(
-        "undo begins anew",
-        "An undo that was cut off is not finished by the next one.",
-        "I2",
-        (Edit(undo._cut_off, "    entries =", "    return None\n    entries ="),),
-    ),
-    Plant(
         "undo never finished",
         "What an undo that died has left is not deleted by the next restore.",
         "I2",
@@ -383,9 +364,92 @@ _OF_THE_REST = (
     ),
 )
 
+_FOUND_BY_SIMULATION = (
+    Plant(
+        "torn listing",
+        "A claim that is made while the lease is listed is passed over.",
+        "I5",
+        (Edit(lease.acquire, "latest not in lease_objects.claimed(entries) and ", "False and "),),
+    ),
+    Plant(
+        "upload after a thaw",
+        "A runner that was frozen in the middle of an upload goes on with it.",
+        "I3",
+        (Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),),
+    ),
+    Plant(
+        "base undone since",
+        "A restore that was committed, and whose base was undone since, stops every later plan.",
+        "I3",
+        (Edit(commit._settle, "elif plan.base.name and", "elif False and"),),
+    ),
+    Plant(
+        "run of an ended restore",
+        "A follower starts the run of all trials again, although its restore has ended.",
+        "EndlessError",
+        (
+            Edit(
+                Follower._look,
+                "            lease.keep_alive(self.store, self.restore_id)",
+                "            pass",
+            ),
+        ),
+    ),
+    Plant(
+        "rows of a restarted trial",
+        "The rows of a trial that a dead restore had restarted are not dropped.",
+        "I3",
+        (
+            Edit(
+                result_files._rows_at_start,
+                "request.new_trial_id or request.trial_id",
+                "request.trial_id",
+            ),
+        ),
+    ),
+    Plant(
+        "dead restore left alone",
+        "A restore that died is not settled if nothing else is to do.",
+        "I3",
+        (
+            Edit(
+                prepare._has_dead_restore,
+                "return prepared.watch is not None or",
+                "return False and",
+            ),
+        ),
+    ),
+    Plant(
+        "undo left half done",
+        "A restore goes on from a state that an undo had begun to delete.",
+        "I2",
+        (Edit(undo.finish, "if record is not None and record.undone_at:", "if False:"),),
+    ),
+    Plant(
+        "samples left for tomorrow",
+        "After a settlement, the samples that are left are not planned.",
+        "I3",
+        (Edit(prepare.plan_again, "or not again.experiment.samples_left", "or True"),),
+    ),
+    Plant(
+        "retry beside its own commit",
+        "A retry starts another restore while the commit of its own is not done.",
+        "I3",
+        (Edit(prepare.fresh_restore_id, "or _holds_lease(store, restore_id)", "or False"),),
+    ),
+)
+"""Faults that the product had, put back."""
+
 PLANTS = {
     plant.name: plant
-    for plant in (*_OF_RUNNERS, *_OF_THE_LEASE, *_OF_PLANS, *_OF_COMMITS, *_OF_THE_REST)
+    for plant in (
+        *_OF_RUNNERS,
+        *_OF_THE_LEASE,
+        *_OF_PLANS,
+        *_OF_COMMITS,
+        *_OF_THE_REST,
+        *_FOUND_BY_SIMULATION,
+    )
 }
 
 
