@@ -129,10 +129,17 @@ class Faults:
 
     Args:
         pace: Seconds that an ordinary request takes at most.
+        tail: The share of requests that take a hundred times as long.
     """
 
     def __init__(
-        self, world: World, faults: Sequence[Fault], storms: Sequence[Storm], pace: float
+        self,
+        world: World,
+        faults: Sequence[Fault],
+        storms: Sequence[Storm],
+        *,
+        pace: float,
+        tail: float,
     ) -> None:
         self._world = world
         self._open: dict[str, list[Open]] = {}
@@ -140,12 +147,15 @@ class Faults:
             self._open.setdefault(fault.role, []).append(Open(fault, fault.nth))
         self._storms = storms
         self._pace = pace
+        self._tail = tail
         self.struck: list[Fault] = []
         self.are_over = False
 
     def draw(self, process: Process, verb: str, key: str) -> Fate:
         """Return the fate of a request."""
         seconds = process.random.random() * self._pace
+        if self._tail and process.random.random() < self._tail:
+            seconds *= 100.0
         if self.are_over:
             return Fate(seconds)
         if process.cut_off_until > self._world.now:

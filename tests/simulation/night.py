@@ -60,6 +60,7 @@ class Script:
 
     Args:
         pace: Seconds that a request takes at most.
+        tail: The share of requests that take a hundred times as long.
         start_seconds: Seconds that a runner takes at most until it begins.
         clocks: By how many seconds the clocks of the server and of the workers are ahead.
         asks: Whether plan asks Airflow about the holder of a lease.
@@ -70,6 +71,7 @@ class Script:
     kind: StoreKind
     ttl_seconds: float
     pace: float
+    tail: float
     start_seconds: float
     clocks: tuple[float, ...]
     asks: bool
@@ -127,7 +129,8 @@ def _draw_any(rng: random.Random, seed: int) -> Script:
         sweep=sweep,
         kind=kind,
         ttl_seconds=rng.choice((60.0, 120.0, 900.0)),
-        pace=rng.choice((0.02, 0.2, 2.0)),
+        pace=(pace := rng.choice((0.02, 0.2, 2.0))),
+        tail=rng.choice((0.0, 0.0, 0.05)) if pace < 1.0 else 0.0,
         start_seconds=rng.choice((0.0, 1.0, 10.0)),
         clocks=clocks,
         asks=rng.random() < 0.5,
@@ -227,7 +230,7 @@ def simulate(script: Script, *, is_told: bool = False) -> Ended:
 def _happen(world: World, script: Script, ended: Ended) -> None:
     sweep = SWEEPS[script.sweep]
     shelf = Shelf(world, script.kind, ahead=script.clocks[0])
-    faults = Faults(world, script.faults, script.storms, script.pace)
+    faults = Faults(world, script.faults, script.storms, pace=script.pace, tail=script.tail)
     workers = [
         world.machine(f"worker-{n}", ahead=ahead) for n, ahead in enumerate(script.clocks[1:])
     ]

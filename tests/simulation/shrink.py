@@ -20,6 +20,7 @@ _SIMPLE: dict[str, tuple[Any, ...]] = {
     "asks": (False,),
     "ttl_seconds": (60.0, 120.0),
     "pace": (0.02, 0.2),
+    "tail": (0.0,),
     "start_seconds": (0.0,),
 }
 """Values that a field may take instead, the simplest first."""

@@ -38,7 +38,8 @@ def describe(script: Script) -> Iterator[str]:
     """Describe a script in plain words."""
     server, *workers = script.clocks
     yield f"Seed {script.seed}."
-    yield f"Sweep {script.sweep} on {script.kind}; requests take up to {script.pace:g} s."
+    tail = f", and {script.tail:.0%} of them a hundred times as long" if script.tail else ""
+    yield f"Sweep {script.sweep} on {script.kind}; requests take up to {script.pace:g} s{tail}."
     yield (
         f"Leases last {script.ttl_seconds:.0f} s; plan {'asks' if script.asks else 'does not ask'} "
         "Airflow about their holders."
