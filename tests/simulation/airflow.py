@@ -179,6 +179,7 @@ class DagRun:
         self.state = ""
         self.restore_id: str | None = None
         self.is_left_alone = False
+        self.items: list[str] = []
         self._meddlings = list(meddlings)
         self._current: dict[str, Process] = {}
         self._gone: list[Event] = []
@@ -188,10 +189,9 @@ class DagRun:
 
     # the chain
 
-    def main(self) -> None:
-        """Carry the chain out, from wherever it was cleared."""
+    def main(self, first: str = "plan") -> None:
+        """Carry the chain out, from the task that was cleared on."""
         self._begin()
-        first = "plan"
         while first:
             self._cleared = ""
             self.state = self._chain(first)
@@ -202,6 +202,7 @@ class DagRun:
     def _begin(self) -> None:
         self.started_at = self.world.wall(0.0).isoformat()
         self.has_ended = False
+        self._is_timed_out = False
         for what in ("time out", "time out unheard"):
             for each in self._take(what, ""):
                 self.world.after(each.seconds, self._time_out, what == "time out")
@@ -212,7 +213,7 @@ class DagRun:
             state, items = self._task("plan", "plan", lambda number: self._plan(number))
             if self._cleared or self._is_timed_out or state == SKIPPED:
                 return state
-            self.items: list[str] = items if state == DONE else []
+            self.items = items if state == DONE else []
         if first in ("plan", "trial"):
             states = self._trials()
             if self._cleared or self._is_timed_out:
@@ -259,7 +260,7 @@ class DagRun:
             for each in self._take("twice", role):
                 self._start_again(name, role, number, body, each.seconds)
             for each in self._take("clear", role):
-                world.after(each.seconds, lambda p=process: self._clear(role, p))
+                world.after(each.seconds, self._clear, role)
             for each in self._take("lost", role):
                 world.after(each.seconds, lambda g=gone, p=process: self._lose(g, p))
             gone.wait()
@@ -323,15 +324,15 @@ class DagRun:
             self.world.tell(self.run_id, f"believes that {process} is dead")
             gone.set()
 
-    def _clear(self, role: str, process: Process) -> None:
-        """Clear a task with its downstream tasks; running ones are stopped."""
-        if self.has_ended:
-            return
+    def _clear(self, role: str) -> None:
+        """Clear a task with those downstream; running ones are stopped, an ended DAG run begins again."""
         self.world.tell(self.run_id, f"{role} is cleared")
+        if self.has_ended:
+            self.airflow.process.spawn(lambda: self.main(role))
+            return
         self._cleared = role
         self.started_at = self.world.wall(0.0).isoformat()
         self._stop_all()
-        del process
 
     def _time_out(self, is_heard: bool) -> None:
         if not self.has_ended:

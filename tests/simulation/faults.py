@@ -89,7 +89,7 @@ _OBJECTS = (
     ("list", "", ("commit", "plan", "undo")),
     ("list", ".tune_restore/lease", ("plan", "commit", "trial", "runner", "undo", "release")),
 )
-_ROLES = (("plan", 40), ("trial", 15), ("runner", 60), ("commit", 60), ("samples", 80))
+_ROLES = (("plan", 60), ("trial", 15), ("runner", 60), ("commit", 60), ("samples", 80))
 _RARE_ROLES = (("undo", 30), ("release", 30))
 
 

@@ -252,6 +252,15 @@ def i3_every_step_can_be_repeated(watch: Invariants, airflow: "Airflow") -> None
     _check_commit_records(watch)
 
 
+def i3_a_quiet_night_is_the_last(watch: Invariants, *, changed: bool) -> None:
+    """I3: the quiet night after a quiet night changes nothing: not even a trial that always fails is run.
+
+    Such a trial has failed twice by then, and is in quarantine.
+    """
+    if changed:
+        raise broken("I3", "a quiet night after a quiet night changes something")
+
+
 def _newest_rows(watch: Invariants) -> list[TrialFiles]:
     names = [key for key in watch.shelf.objects if "/" not in key and layout.is_state_file(key)]
     state = json.loads(watch.shelf.objects[max(names)].body)
@@ -262,6 +271,7 @@ def _check_end(watch: Invariants, trial: TrialFiles, airflow: "Airflow") -> None
     if trial.status == "TERMINATED" and trial.iteration == watch.sweep.target(trial.trial_id):
         return
     if _quarantined(watch, trial.trial_id, airflow.max_attempts):
+        i7_quarantine_has_its_reasons(watch, trial.trial_id, airflow.max_attempts)
         return  # as it was, perhaps: it may have died before it made any progress
     fails_after = watch.sweep.broken.get(trial.trial_id)
     if fails_after is not None and trial.status == "ERROR" and trial.iteration >= fails_after:
@@ -324,6 +334,11 @@ def _check_commit_records(watch: Invariants) -> None:
             named.add(record["state_file"])
     if states - named:
         raise broken("I2", f"{sorted(states - named)} have no commit record")
+    sessions = {layout.session_of(name) for name in states}
+    for key in watch.shelf.objects:
+        is_beside = layout.is_state_beside(key) and layout.is_committed(key)
+        if is_beside and layout.session_of(key) not in sessions:
+            raise broken("I2", f"{key} is left of a commit that was undone")
 
 
 def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) -> None:
@@ -388,6 +403,17 @@ def i7_progress_is_committed(watch: Invariants, write: Write, rows: list[TrialFi
             saved = watch.progress.get((restore, trial.trial_id), 0)
             if _saved(trial) < saved and json.loads(stored.body)["undone_at"] == "":
                 raise broken("I7", f"{write.key} has {trial}, whose runner had saved {saved}")
+
+
+def i7_quarantine_has_its_reasons(
+    watch: Invariants, trial_id: str, max_attempts: int | None
+) -> None:
+    """I7: a trial is in quarantine after it failed twice in the same way, or too often; not before."""
+    failures = _ledger(watch).get(trial_id, {}).get("failures", ())
+    kinds = Counter((f["type"], f["place"], f["iteration"]) for f in failures if f["place"])
+    is_too_often = max_attempts is not None and len(failures) >= max_attempts
+    if max(kinds.values(), default=0) < 2 and not is_too_often:
+        raise broken("I7", f"{trial_id} is in quarantine after {len(failures)} failures: {kinds}")
 
 
 def i7_failures_are_counted(watch: Invariants) -> None:

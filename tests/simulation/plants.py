@@ -150,15 +150,6 @@ _OF_THE_LEASE = (
         (Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),),
     ),
     Plant(
-        "released under a plan",
-        "A failed try of plan releases the lease of another try, and nothing settles its work.",
-        "I3",
-        (
-            Edit(start.release_unstarted, "not in beside", "!= 0"),
-            Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
-        ),
-    ),
-    Plant(
         "release not written",
         "A lease is never released.",
         "I3",
@@ -365,12 +356,6 @@ _OF_THE_REST = (
 )
 
 _FOUND_BY_SIMULATION = (
-    Plant(
-        "torn listing",
-        "A claim that is made while the lease is listed is passed over.",
-        "I5",
-        (Edit(lease.acquire, "latest not in lease_objects.claimed(entries) and ", "False and "),),
-    ),
     Plant(
         "upload after a thaw",
         "A runner that was frozen in the middle of an upload goes on with it.",
