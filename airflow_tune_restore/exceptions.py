@@ -188,7 +188,7 @@ class LeaseLostError(TuneRestoreError):
     def __str__(self) -> str:
         return (
             f"Restore {self.restore_id} no longer holds the lease of {self.experiment} "
-            f"({self.newer}). It stopped without writing anything."
+            f"({self.newer}). It writes nothing more."
         )
 
 

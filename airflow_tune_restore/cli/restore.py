@@ -82,25 +82,16 @@ def restore_experiment(
     options = replace(options, prepare=replace(options.prepare, ask_holder=ask_holder))
     prepared = prepare_restore(store, base_id, options.prepare)
     if isinstance(prepared, str):
-        progress.say(prepared)
-        ledger, _ = read_ledger(store)
-        held = ledger.quarantined(options.prepare.choices.max_attempts)
-        return NothingToRestore(reason=prepared, quarantined=list(held))
+        return _nothing_to_restore(store, prepared, options, progress)
     for warning in prepared.plan.warnings:
         progress.say(f"note: {printable(warning, NOTE_LENGTH)}")
-    has_work = bool(prepared.plan.has_work or prepared.plan.samples_left)
-    if has_work and isinstance(launcher, ChecksTrainable):
-        # a wrong trainable is refused before anything is leased or started
-        request = build_check_request(options.settings, [prepared])
-        (answer,) = launcher.check(request, options.check_timeout)
-        if (error := answer.error()) is not None:
-            raise error
-        if answer.message:
-            progress.say(f"note: {answer.message}")
+    _check_trainable(prepared, launcher, options, progress)
     # a place that cannot be used is refused now, too
     options = replace(options, settings=launcher.settings(options.settings))
     restore = _Restore(store, launcher, options, progress)
     done = restore.carry_out(prepared)
+    if done is None and prepared.nothing_to_do:
+        return _nothing_to_restore(store, prepared.nothing_to_do, options, progress)
     if done is None or done.is_whole_experiment or not done.samples_left or restore.was_stopped:
         return done
     if done.chosen:  # the samples are not among them
@@ -115,6 +106,30 @@ def restore_experiment(
     progress.say(f"{done.headline()} Drawing the samples that are left.")
     drawn = restore.carry_out(rest)
     return done if drawn is None else done.then(drawn)
+
+
+def _nothing_to_restore(
+    store: ObjectStore, reason: str, options: RestoreOptions, progress: Progress
+) -> NothingToRestore:
+    progress.say(reason)
+    ledger, _ = read_ledger(store)
+    held = ledger.quarantined(options.prepare.choices.max_attempts)
+    return NothingToRestore(reason=reason, quarantined=list(held))
+
+
+def _check_trainable(
+    prepared: PreparedRestore, launcher: Launcher, options: RestoreOptions, progress: Progress
+) -> None:
+    """Refuse a wrong trainable before anything is leased or started."""
+    runs = prepared.plan.has_work or prepared.plan.samples_left or prepared.nothing_to_do
+    if not runs or not isinstance(launcher, ChecksTrainable):
+        return
+    request = build_check_request(options.settings, [prepared])
+    (answer,) = launcher.check(request, options.check_timeout)
+    if (error := answer.error()) is not None:
+        raise error
+    if answer.message:
+        progress.say(f"note: {answer.message}")
 
 
 class _Restore:

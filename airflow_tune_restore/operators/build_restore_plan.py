@@ -227,7 +227,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         by_name = batch.places.keys() - has_evidence if batch.spans_directories else set()
         to_start: dict[str, PreparedRestore] = {}
         for text, restore in batch.undecided(prepared).items():
-            if restore.plan.only_continues_search and restore.watch is None:
+            if restore.plan.only_continues_search and not restore.nothing_to_do:
                 batch.continue_search(text, by_name=text in by_name)
             else:
                 to_start[text] = restore
@@ -280,7 +280,8 @@ class BuildRestorePlanOperator(CheckedOperator):
             if settled is not None:
                 self.log.info("A restore that died was committed first. %s", settled.headline())
             if plan is None:
-                batch.leave_alone(text, "a restore that died had left nothing more to do")
+                nothing = "a restore that died had left nothing more to do"
+                batch.leave_alone(text, prepared[text].nothing_to_do or nothing)
             else:
                 started.append((batch.places[text], plan))
         return started

@@ -67,7 +67,8 @@ class TrainableCheck:
         """
         groups: dict[str | None, list[str]] = {}
         for text, restore in prepared.items():
-            if restore.plan.has_work and not restore.is_started:
+            runs_later = restore.plan.has_work or restore.nothing_to_do  # it is planned again
+            if runs_later and not restore.is_started:
                 groups.setdefault(places[text].conn_id, []).append(text)
         checked = CheckedExperiments()
         for texts in groups.values():

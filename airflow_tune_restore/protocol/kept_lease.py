@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from airflow_tune_restore.exceptions import TuneRestoreError
+from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -52,6 +52,8 @@ def keep_lease(store: ObjectStore, restore_id: str) -> Iterator[ObjectStore]:
             except TuneRestoreError as error:
                 why = printable(str(error))
                 logger.warning("The lease of %s could not be renewed: %s", store.uri, why)
+                if isinstance(error, LeaseLostError):
+                    return
 
     thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
     thread.start()

@@ -98,12 +98,13 @@ def acquire(
         current = newest_claim(store, entries)
         if current is not None and not is_released(entries, current.epoch):
             if current.restore_id == restore_id:
-                return _take_again(store, current, dag_run)
+                return _renew_for(store, current, dag_run)
             if watched not in (None, current.epoch):  # another restore was faster
                 raise held_by_living(status_of(store, current, entries, store.now()))
             watched = current.epoch
             _wait_for_death(store, current, entries, watch, on_wait, clock)
         latest = max(lease_objects.used(entries), default=0)
+        key = layout.lease_claim_key(latest)
         if latest not in lease_objects.claimed(entries) and _is_claimed(store, latest):
             continue  # it was claimed while this listing was made: list again
         epoch = latest + 1
@@ -144,7 +145,12 @@ def _is_claimed(store: ObjectStore, epoch: int) -> bool:
     return True
 
 
-def _take_again(store: ObjectStore, held: Lease, dag_run: DagRunId | None) -> Lease:
+def take_again(store: ObjectStore, restore_id: str, dag_run: DagRunId | None = None) -> Lease:
+    """Renew the lease that this restore still holds, for its DAG run; raises as `check_held` does."""
+    return _renew_for(store, check_held(store, restore_id), dag_run)
+
+
+def _renew_for(store: ObjectStore, held: Lease, dag_run: DagRunId | None) -> Lease:
     """Renew the lease of the same restore, and record the start of its DAG run if that is a new one."""
     if dag_run is not None and dag_run != held.dag_run:
         body = json.dumps(asdict(dag_run)).encode()

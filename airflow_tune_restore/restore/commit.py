@@ -102,23 +102,21 @@ def commit_abandoned(
     dag_run: DagRunId | None = None,
     watch: Watch | None = None,
     on_wait: OnWait = log_wait,
-) -> CommitSummary | None:
+) -> dict[str, CommitSummary | None]:
     """Commit what restores that died left behind, and finish what an undo that died has begun.
 
-    So the next plan starts from there. Does nothing if every other restore has ended. Otherwise it
-    watches the holder of the lease for its TTL, takes the lease for the restore about to start, and keeps
-    it for `start_restore`. If it is cut off anywhere, the next restore repeats it. `restore_id`,
-    `holder` (for people), `ttl_seconds` and `dag_run` are those of the new lease. `watch` is a watch of
-    the old one that has begun before, and `on_wait` shows it.
+    So the next plan starts from there. It takes the lease for the restore about to start, after a watch
+    of a holder that looks dead, and keeps it for `start_restore`. If it is cut off anywhere, the next
+    restore repeats it. `restore_id`, `holder` (for people), `ttl_seconds` and `dag_run` are those of the
+    new lease. `watch` is a watch of the old one that has begun before, and `on_wait` shows it.
 
     Returns:
-        The last summary; None if nothing was left behind.
+        What was left behind, by restore, the oldest first, with the summary of each commit: None if there
+        was nothing to commit.
 
     Raises:
         LeaseHeldError: If the holder is alive.
     """
-    if not _left_behind(store, restore_id):
-        return None
     held = lease.acquire(
         store,
         restore_id=restore_id,
@@ -128,18 +126,26 @@ def commit_abandoned(
         watch=watch,
         on_wait=on_wait,
     )
-    summary = None
     try:
+        # under the lease: before it, another restore may still begin, and die
+        abandoned = _left_behind(store, restore_id, before=held.epoch)
+        if not abandoned:
+            return {}
         with keep_lease(store, restore_id) as held_store:
-            abandoned = _left_behind(store, restore_id, before=held.epoch)
             _wait_for_runners(store, _started_by_all(store, abandoned))
+            settled: dict[str, CommitSummary | None] = {}
             for dead_id, leases in abandoned.items():
-                summary = _settle(held_store, dead_id) or summary
+                settled[dead_id] = _settle(held_store, dead_id)
                 lease.release_all(held_store, leases)  # no later restore looks at it again
+            return settled
     except Exception:
         lease.release(store, held)
         raise
-    return summary
+
+
+def has_left_work(store: ObjectStore, restore_id: str) -> bool:
+    """Whether something that died left work: a restore to commit, or an undo to finish."""
+    return any(_has_uncommitted_work(store, dead) for dead in _left_behind(store, restore_id))
 
 
 def _left_behind(
@@ -165,8 +171,13 @@ def _left_behind(
 
 
 def _has_uncommitted_work(store: ObjectStore, restore_id: str) -> bool:
-    """Whether runners of a restore have started, and its commit is not done; False if unreadable."""
+    """Whether runners of a restore have started, and its commit is not done; False if unreadable.
+
+    For the id of an undo: whether it has begun and is not done.
+    """
     try:
+        if undo.is_undo(restore_id):
+            return undo.is_cut_off(store, restore_id)
         record = read_commit_record(store, restore_id)
         if record is not None:
             return not record.is_done

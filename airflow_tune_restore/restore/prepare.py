@@ -27,6 +27,7 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import Watch
 from airflow_tune_restore.restore.choices import PlanChoices
+from airflow_tune_restore.restore.commit import has_left_work
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
@@ -70,6 +71,7 @@ class PreparedRestore:
         is_started: Whether an earlier try of the caller started this restore.
         is_search: Whether it continues the search and nothing else, whatever its trials are.
         health_reason: Why the experiment counts as dead.
+        nothing_to_do: Why nothing else is to do, if it only settles what a dead restore left.
         watch: The watch of another restore that holds the lease and looks dead, if there is one.
     """
 
@@ -79,6 +81,7 @@ class PreparedRestore:
     is_started: bool = False
     is_search: bool = False
     health_reason: str = ""
+    nothing_to_do: str = ""
     watch: Watch | None = None
 
 
@@ -99,16 +102,17 @@ def prepare_restore(
         return prepared
     if prepared.plan.changes_trials:
         return _committable(prepared)
-    if _has_dead_restore(prepared):
-        return prepared  # it is settled first, and then the experiment is planned again
+    news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
+    kept = describe_kept(prepared.plan, options.name_option)
+    stays = kept or ["every trial stays as it is"]
+    nothing = "; ".join([prepared.health_reason, *stays, *news[:_SHOWN_WARNINGS]])
+    if has_left_work(store, prepared.plan.restore_id):
+        return replace(prepared, nothing_to_do=nothing)
     if prepared.plan.only_continues_search:
         return _committable(prepared)
     if prepared.experiment.samples_left and not options.choices.trials:
         return _committable(_with_search_plan(prepared, options))
-    news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
-    kept = describe_kept(prepared.plan, options.name_option)
-    stays = kept or ["every trial stays as it is"]
-    return "; ".join([prepared.health_reason, *stays, *news[:_SHOWN_WARNINGS]])
+    return nothing
 
 
 def prepare_continued_search(
@@ -120,8 +124,10 @@ def prepare_continued_search(
         return prepared
     if prepared.plan.only_continues_search:
         return _committable(prepared)
-    if prepared.experiment.samples_left == 0 and not _has_dead_restore(prepared):
-        return f"{prepared.health_reason}; all its samples are drawn"
+    if prepared.experiment.samples_left == 0:
+        nothing = f"{prepared.health_reason}; all its samples are drawn"
+        has_left = has_left_work(store, prepared.plan.restore_id)
+        return replace(prepared, nothing_to_do=nothing) if has_left else nothing
     return _committable(_with_search_plan(prepared, options))
 
 
@@ -191,17 +197,17 @@ def foresee_refusals(
 
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
-    """Return `base`, or `base-2`, `base-3` … if restores of that id have ended already.
+    """Return `base`, or `base-2`, `base-3` … if commits of restores of that id have begun already.
 
-    Callers make `base` from what identifies their run. So a retry continues its own restore, even in the
-    middle of its commit, and the same DAG run starts a new one if it is cleared after its commit.
+    Callers make `base` from what identifies their run. So a retry continues its own restore, and the
+    same DAG run starts a new one if it is cleared after its commit. A commit that has begun takes no more
+    attempts: what a restore of that id ran now would be lost.
     """
     for number in range(1, _MAX_RESTORES + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
         key = layout.commit_key(restore_id)
         beside = store.list_dir(layout.restore_dir(restore_id))  # the record may be a large one
-        has_begun_commit = any(key.endswith(f"/{entry.name}") for entry in beside)
-        if not has_begun_commit or _holds_lease(store, restore_id):
+        if not any(key.endswith(f"/{entry.name}") for entry in beside):
             return restore_id
     raise StorageError(
         f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
@@ -213,12 +219,6 @@ def _committable(prepared: PreparedRestore) -> PreparedRestore:
     """Refuse now what could not be committed at the end (UncommittableError)."""
     name_commit(prepared.store, continues_search=prepared.plan.continues_search)
     return prepared
-
-
-def _has_dead_restore(prepared: PreparedRestore) -> bool:
-    """Whether a restore died and is not settled yet."""
-    restore_id = prepared.plan.restore_id
-    return prepared.watch is not None or bool(lease.unreleased(prepared.store, but=restore_id))
 
 
 def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:

@@ -54,6 +54,7 @@ def start_restore(
     if prepared.is_started:
         return start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds, dag_run=dag_run), None
     store, restore_id, watch = prepared.store, prepared.plan.restore_id, prepared.watch
+    check_exclusive_create(store)  # without it the lease protects nothing
     settled = commit_abandoned(
         store,
         restore_id=restore_id,
@@ -63,7 +64,8 @@ def start_restore(
         watch=watch,
         on_wait=on_wait,
     )
-    if settled is not None or watch is not None or not prepared.plan.has_work:
+    summary = next(filter(None, reversed(settled.values())), None)
+    if settled or watch is not None or prepared.nothing_to_do:
         try:
             prepared = plan_again(prepared, options)
         except Exception:
@@ -71,9 +73,8 @@ def start_restore(
             raise
     if not prepared.plan.has_work and not prepared.plan.changes_trials:
         release_unstarted(store, restore_id)
-        return None, settled
-    plan = start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds, dag_run=dag_run)
-    return plan, settled
+        return None, summary
+    return _write_under_lease(prepared), summary
 
 
 def start_plan(
@@ -85,10 +86,14 @@ def start_plan(
 ) -> RestorePlan:
     """Take the lease, check that the plan still fits, write seeds and plan.
 
-    Repeated for the same restore_id, it changes nothing and returns the plan as first written.
+    Repeated for the same restore_id, it changes nothing and returns the plan as first written. A restore
+    that an earlier try has started must still hold its lease (LeaseLostError).
     """
     store, plan = prepared.store, prepared.plan
-    check_exclusive_create(store)  # without it the lease protects nothing
+    if prepared.is_started:
+        lease.take_again(store, plan.restore_id, dag_run)
+        return _write_under_lease(prepared)
+    check_exclusive_create(store)
     lease.acquire(
         store,
         restore_id=plan.restore_id,
@@ -97,10 +102,16 @@ def start_plan(
         dag_run=dag_run,
         watch=prepared.watch,
     )
+    return _write_under_lease(prepared)
+
+
+def _write_under_lease(prepared: PreparedRestore) -> RestorePlan:
+    """Check that the plan still fits, and write it unless an earlier try has."""
+    store, plan = prepared.store, prepared.plan
     try:
         with keep_lease(store, plan.restore_id) as held_store:
             newest = read_base_file(store)
-            if newest.sha256 != plan.base.sha256 and not _has_made(store, plan, newest):
+            if newest.sha256 != plan.base.sha256:
                 raise _changed(store, plan, newest)
             if prepared.is_started:
                 return plan
@@ -120,12 +131,6 @@ def release_unstarted(store: ObjectStore, restore_id: str) -> None:
     if layout.plan_key(restore_id).rpartition("/")[2] not in beside:
         with contextlib.suppress(LeaseLostError):
             lease.release(store, lease.check_held(store, restore_id))
-
-
-def _has_made(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> bool:
-    """Whether the newest state is that of this restore's own commit, which was cut off."""
-    record = read_commit_record(store, plan.restore_id)
-    return record is not None and record.state_file == newest.name
 
 
 def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateChangedError:

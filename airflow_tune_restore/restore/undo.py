@@ -5,6 +5,7 @@ the commit. So if an undo is cut off anywhere, the next undo or restore finishes
 commit before it, too.
 """
 
+import logging
 from dataclasses import dataclass
 
 import msgspec
@@ -13,9 +14,10 @@ from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyNotFoundError,
     RecordUnreadableError,
+    StateUnreadableError,
 )
 from airflow_tune_restore.experiments.experiment import StateFile
-from airflow_tune_restore.experiments.read import read_base_file, read_experiment
+from airflow_tune_restore.experiments.read import NotStartedError, read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder
@@ -29,6 +31,8 @@ from airflow_tune_restore.restore.commit_record import (
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+
+logger = logging.getLogger(__name__)
 
 TTL_SECONDS = 30.0
 _UNDO = "undo-"
@@ -130,10 +134,26 @@ def is_undo(restore_id: str) -> bool:
 
 
 def finish(store: ObjectStore, undo_id: str) -> None:
-    """Delete what an undo that died had left of its commit. Needs the lease."""
-    record = read_commit_record(store, undo_id.removeprefix(_UNDO))
-    if record is not None and record.undone_at:
-        _delete_added(store, record)
+    """Delete what an undo that died has left, if nothing newer was written. Needs the lease."""
+    if not is_cut_off(store, undo_id):
+        return
+    restore_id = undo_id.removeprefix(_UNDO)
+    record = read_commit_record(store, restore_id)
+    assert record is not None  # noqa: S101  it was cut off
+    deleted = _delete_added(store, record)
+    done = _undone(store, restore_id, record, deleted, store.list_dir())
+    logger.warning("An undo that died was finished. %s", done.describe(store.uri))
+
+
+def is_cut_off(store: ObjectStore, undo_id: str) -> bool:
+    """Whether an undo has marked its commit and not deleted it, and could be started now, too."""
+    restore_id = undo_id.removeprefix(_UNDO)
+    try:
+        record = read_commit_record(store, restore_id)
+        is_marked = record is not None and record.undone_at and record.sha256
+        return bool(is_marked) and _last_commit(store) == restore_id
+    except (InvalidInputError, RecordUnreadableError, StateUnreadableError, NotStartedError):
+        return False  # something newer was written, or a person is needed
 
 
 def _delete_added(store: ObjectStore, record: CommitRecord) -> list[str]:

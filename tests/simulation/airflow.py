@@ -363,7 +363,7 @@ class DagRun:
             prepared = prepare_restore(store, self.base_id, options)
             if isinstance(prepared, str):
                 raise Skipped(prepared)
-            if prepared.plan.only_continues_search and prepared.watch is None:
+            if prepared.plan.only_continues_search and not prepared.nothing_to_do:
                 self.is_left_alone = True
                 return []
             self.restore_id = prepared.plan.restore_id

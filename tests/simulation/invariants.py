@@ -306,11 +306,19 @@ def _check_result_rows(watch: Invariants, trial: TrialFiles) -> None:
 
 
 def _check_leases(watch: Invariants) -> None:
+    """Check that no lease hides work. One that died without any stays until there is something to do."""
     names = [key.rpartition("/")[2] for key in watch.shelf.objects if key.startswith(layout.LEASE)]
     claimed = {name.partition(".")[0] for name in names if name.endswith(".claim.json")}
     released = {name.partition(".")[0] for name in names if name.endswith(".release.json")}
-    if claimed - released:
-        raise broken("I3", f"leases {sorted(claimed - released)} were never released")
+    for number in sorted(claimed - released):
+        claim = json.loads(watch.shelf.get(f"{layout.LEASE}/{number}.claim.json"))
+        directory = layout.restore_dir(claim["restore_id"])
+        has_run = any(
+            key.startswith(directory) and key.endswith("/heartbeat.json")
+            for key in watch.shelf.objects
+        )
+        if has_run and f"{directory}/commit.json" not in watch.shelf.objects:
+            raise broken("I3", f"lease {number} was never released, and its work not committed")
 
 
 def _check_commit_records(watch: Invariants) -> None:

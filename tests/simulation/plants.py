@@ -217,8 +217,8 @@ _OF_PLANS = (
         (
             Edit(
                 commit.commit_abandoned,
-                "                summary = _settle(",
-                "                lease.release_all(store, leases)\n                summary = _settle(",
+                "                settled[dead_id] = ",
+                "                lease.release_all(store, leases)\n                settled[dead_id] = ",
             ),
         ),
     ),
@@ -357,6 +357,12 @@ _OF_THE_REST = (
 
 _FOUND_BY_SIMULATION = (
     Plant(
+        "dead restore left alone",
+        "A restore that died is not settled if nothing else is to do.",
+        "I3",
+        (Edit(commit.has_left_work, "any(_has_uncommitted_work(store, dead)", "any(not dead"),),
+    ),
+    Plant(
         "upload after a thaw",
         "A runner that was frozen in the middle of an upload goes on with it.",
         "I3",
@@ -393,34 +399,16 @@ _FOUND_BY_SIMULATION = (
         ),
     ),
     Plant(
-        "dead restore left alone",
-        "A restore that died is not settled if nothing else is to do.",
-        "I3",
-        (
-            Edit(
-                prepare._has_dead_restore,
-                "return prepared.watch is not None or",
-                "return False and",
-            ),
-        ),
-    ),
-    Plant(
         "undo left half done",
         "A restore goes on from a state that an undo had begun to delete.",
         "I2",
-        (Edit(undo.finish, "if record is not None and record.undone_at:", "if False:"),),
+        (Edit(undo.finish, "if not is_cut_off(store, undo_id):", "if True:"),),
     ),
     Plant(
         "samples left for tomorrow",
         "After a settlement, the samples that are left are not planned.",
         "I3",
         (Edit(prepare.plan_again, "or not again.experiment.samples_left", "or True"),),
-    ),
-    Plant(
-        "retry beside its own commit",
-        "A retry starts another restore while the commit of its own is not done.",
-        "I3",
-        (Edit(prepare.fresh_restore_id, "or _holds_lease(store, restore_id)", "or False"),),
     ),
 )
 """Faults that the product had, put back."""

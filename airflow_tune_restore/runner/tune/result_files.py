@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
-from airflow_tune_restore.exceptions import KeyNotFoundError
+from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import read_iteration
@@ -98,8 +98,8 @@ def _unit_of(store: ObjectStore, restore_id: str, trial_id: str) -> str:
     """Return the trial of the plan that this one was in an earlier restore; it may have replaced it."""
     try:
         trials = read_planned(store, restore_id).trials
-    except KeyNotFoundError:
-        return trial_id
+    except (KeyNotFoundError, RecordUnreadableError):
+        return trial_id  # of a restore long ago: it must not stop this one
     return next((one.trial_id for one in trials if one.final_trial_id == trial_id), trial_id)
 
 

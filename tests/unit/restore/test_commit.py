@@ -233,7 +233,7 @@ def test_what_a_dead_restore_left_is_committed_by_the_next(store, monkeypatch):
     plan = start(store)
     leave_attempt(store, plan, "bad", BAD_DONE)
     monkeypatch.setattr(lease, "_wait_for_death", lambda *_args: None)  # it was silent for its TTL
-    settled = commit_abandoned(store, restore_id="r2", holder="the next")
+    (settled,) = commit_abandoned(store, restore_id="r2", holder="the next").values()
     assert settled is not None
     assert settled.state_file == COMMITTED
     assert [t.trial_id for t in start(store, "r2").to_run] == ["hung"]

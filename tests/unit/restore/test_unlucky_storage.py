@@ -180,7 +180,7 @@ def test_the_runners_of_a_dead_restore_are_watched_at_once(objects, store, time)
         beat(store, request)
     for key, (body, _) in objects.items():
         objects[key] = (body, LONG_AGO)
-    summary = commit_abandoned(store, restore_id="r2", holder="test")
+    summary = next(iter(commit_abandoned(store, restore_id="r2", holder="test").values()))
     assert {change.status_after for change in summary.changes} == {"TERMINATED"}
     assert time.slept < lease_objects.DEFAULT_TTL_SECONDS + attempts.QUIET_SECONDS + 10
 
@@ -232,7 +232,7 @@ def test_ten_thousand_claims_of_one_dead_restore_are_settled_once(objects, time)
     for epoch in range(1, 10_001):
         claim(objects, at=LONG_AGO, epoch=epoch)
     store.asked.clear()
-    summary = commit_abandoned(store, restore_id="r2", holder="test")
+    summary = next(iter(commit_abandoned(store, restore_id="r2", holder="test").values()))
     assert summary.state_file is not None
     assert store.asked["get plan.json"] == 2  # to find its runners, and to commit
     claims = sum(n for what, n in store.asked.items() if what.endswith(".claim.json"))
