@@ -1,7 +1,7 @@
 """Simulates nights: real protocol, restore and commit code in worlds that a seed decides.
 
     python -m tests.simulation --nights 1000000          a million nights on all cores
-    python -m tests.simulation --nights 2000 --seed 7    the worlds of seed 7, the same every time
+    python -m tests.simulation --nights 2000 --seed 7    the worlds of seed 7
     python -m tests.simulation --only 70000012 --story   one world, and what happens in it
     python -m tests.simulation --plants                  the planted mistakes, and when each is found
 
@@ -37,13 +37,23 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--nights", type=int, default=2000, help="how many, at least")
-    parser.add_argument("--seed", type=int, help="of the campaign; drawn and printed by default")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--seed", type=int, help="of the campaign; by default drawn and printed, with --plants 0"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="by default one per core"
+    )
     parser.add_argument("--only", type=int, metavar="SEED", help="simulate the world of this seed")
     parser.add_argument("--story", action="store_true", help="with --only: print its story")
     parser.add_argument("--all", action="store_true", help="with --story: print all requests")
     parser.add_argument("--plants", action="store_true", help="search for the planted mistakes")
     given = parser.parse_args(arguments)
+    if min(given.nights, given.processes) < 1:
+        parser.error("--nights and --processes are 1 or more")
+    if (given.story or given.all) and given.only is None:
+        parser.error("--story and --all need --only SEED")
+    if given.plants and given.only is not None:
+        parser.error("--plants and --only exclude each other")
     if given.only is not None:
         return run_one(given.only, tells=given.story or given.all, everything=given.all)
     if given.plants:
@@ -87,7 +97,7 @@ def _print_result(total: Tally, seconds: float) -> None:
 def search_plants(seed: int, processes: int) -> int:
     """Search for each plant in the worlds of a campaign; print the table of docs/reliability.md."""
     print(
-        "| planted mistake | | found by | world | nights |",
+        "| plant | mistake | found by | world | nights |",
         "|---|---|---|---|---|",
         sep="\n",
         flush=True,

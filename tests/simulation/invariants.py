@@ -56,6 +56,7 @@ class Invariants:
         self.trainers: dict[str, tuple[Process, float]] = {}
         self.beats: dict[Process, float] = {}
         self.has_outcome: set[Process] = set()
+        self.claims_of_faulty_nights = 0
         self.progress: dict[tuple[str, str], int] = {}
         self.finished: dict[str, str] = {}
         self.made: dict[str, bytes] = {}
@@ -107,6 +108,11 @@ class Invariants:
         """Take note of a driver; a restore that died uncommitted no longer fits what it writes."""
         self.drivers.append((driver, -math.inf if has_written else self.world.now))
         self.finished.clear()
+
+    def note_quiet(self) -> None:
+        """Take note that no fault strikes from now on."""
+        names = [key for key in self.shelf.objects if key.startswith(layout.LEASE)]
+        self.claims_of_faulty_nights = len([name for name in names if "claim" in name])
 
     def _note_progress(self, write: Write) -> None:
         """Take note of the checkpoints in a snapshot."""
@@ -311,6 +317,8 @@ def _check_leases(watch: Invariants) -> None:
     claimed = {name.partition(".")[0] for name in names if name.endswith(".claim.json")}
     released = {name.partition(".")[0] for name in names if name.endswith(".release.json")}
     for number in sorted(claimed - released):
+        if int(number) > watch.claims_of_faulty_nights:
+            raise broken("I3", f"a quiet night has not released lease {number}")
         claim = json.loads(watch.shelf.get(f"{layout.LEASE}/{number}.claim.json"))
         directory = layout.restore_dir(claim["restore_id"])
         has_run = any(

@@ -271,6 +271,7 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
     world.run()
     ended.nights = len(script.nights)
     faults.are_over = True
+    watch.note_quiet()
     _quiet_night(world, airflow, ended)
     check_end(watch, airflow)
     if sweep.broken:  # one run of all trials lets it fail only once per night

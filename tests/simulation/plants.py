@@ -40,7 +40,6 @@ _OF_RUNNERS = (
             Edit(claim.claim_attempt, "store.create(key,", "store.put(key,"),
             Edit(Heartbeat._create_first_beat, "self._store.create(", "self._store.put("),
         ),
-        seed=9,
     ),
     Plant(
         "runner never overdue",
@@ -71,7 +70,6 @@ _OF_RUNNERS = (
         "A runner does not wait until the runners of earlier attempts have ended.",
         "I4",
         (Edit(Attempt._wait_for_earlier, "attempt < self._request.attempt", "False"),),
-        seed=2186,
     ),
     Plant(
         "oldest snapshot",
@@ -84,7 +82,6 @@ _OF_RUNNERS = (
                 "self._attempts.numbers()",
             ),
         ),
-        seed=36,
     ),
     Plant(
         "outcome before snapshot",
@@ -97,21 +94,18 @@ _OF_RUNNERS = (
                 "        self._after_snapshot()\n        if prepares:",
             ),
         ),
-        seed=36,
     ),
     Plant(
         "last snapshot may fail",
         "A trial is recorded as finished though its last snapshot could not be saved.",
         "I3",
         (Edit(TrialTraining.run, "self.save(must=True)", "self.save()"),),
-        seed=171,
     ),
     Plant(
         "rows stay",
         "The result rows that a trial reports again are not dropped.",
         "I3",
         (Edit(result_files.prepare_results, "if trimmed == text:", "if True:"),),
-        seed=18,
     ),
 )
 
@@ -127,21 +121,18 @@ _OF_THE_LEASE = (
         "A holder that is not known to live counts as dead without a watch.",
         "I5",
         (Edit(lease_watch.wait_for_death, "    current =", "    return\n    current ="),),
-        seed=68,
     ),
     Plant(
         "quiet at once",
         "A runner counts as dead at the first look at its heartbeat.",
         "I4",
         (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
-        seed=2186,
     ),
     Plant(
         "lease not taken again",
         "The same restore cannot take its lease again.",
         "I3",
         (Edit(lease.acquire, "current.restore_id == restore_id", "False"),),
-        seed=4,
     ),
     Plant(
         "writes without the lease",
@@ -158,7 +149,6 @@ _OF_THE_LEASE = (
                 lease.release, "store.put(layout.lease_release_key(lease.epoch), body)", "del body"
             ),
         ),
-        seed=0,
     ),
 )
 
@@ -193,7 +183,7 @@ _OF_PLANS = (
         "Neither a plan nor a commit looks whether the state has changed since the plan was made.",
         "I1",
         (
-            Edit(start.start_plan, "newest.sha256 != plan.base.sha256", "False"),
+            Edit(start._write_under_lease, "newest.sha256 != plan.base.sha256", "False"),
             Edit(commit._check_base, "base.state_file.sha256 != plan.base.sha256", "False"),
         ),
     ),
@@ -208,7 +198,6 @@ _OF_PLANS = (
                 "    return None\n    try:\n        record =",
             ),
         ),
-        seed=31,
     ),
     Plant(
         "released before settled",
@@ -236,14 +225,12 @@ _OF_COMMITS = (
                 "pass",
             ),
         ),
-        seed=22,
     ),
     Plant(
         "same start time",
         "The start time of a commit can be that of the state before it.",
         "I1",
         (Edit(commit._write_record, " + 0.001"),),
-        seed=83,
     ),
     Plant(
         "runners not awaited",
@@ -268,14 +255,12 @@ _OF_COMMITS = (
                 "AttemptRecords(store, plan.restore_id, unit).numbers()",
             ),
         ),
-        seed=18,
     ),
     Plant(
         "commit does not sort last",
         "The name of a second commit does not sort after that of the first.",
         "I3",
         (Edit(layout.committed_state_name, 'int(match["number"] or 0) + 1', "1"),),
-        seed=4,
     ),
     Plant(
         "searcher before state",
@@ -288,7 +273,6 @@ _OF_COMMITS = (
                 "            committed_state.put_searcher(store, plan, record)\n            _put_state(",
             ),
         ),
-        seed=6,
     ),
     Plant(
         "rows left out",
@@ -301,7 +285,6 @@ _OF_COMMITS = (
                 "for trial in base.trials if planned[trial.trial_id].action in RUN_ACTIONS\n",
             ),
         ),
-        seed=0,
     ),
 )
 
@@ -317,14 +300,12 @@ _OF_THE_REST = (
                 "        _delete_added(held_store, record)\n        record = _mark(",
             ),
         ),
-        seed=0,
     ),
     Plant(
         "undo never finished",
-        "What an undo that died has left is not deleted by the next restore.",
+        "A restore goes on from a state that an undo had begun to delete.",
         "I2",
-        (Edit(undo.finish, "record is not None and record.undone_at", "False"),),
-        seed=114,
+        (Edit(undo.finish, "if not is_cut_off(store, undo_id):", "if True:"),),
     ),
     Plant(
         "ledger counts twice",
@@ -337,21 +318,18 @@ _OF_THE_REST = (
                 "history.failures",
             ),
         ),
-        seed=81,
     ),
     Plant(
         "ledger not written",
         "Failures are not recorded.",
         "I7",
         (Edit(ledger.record_failures, "write_ledger(store, recorded)", "pass"),),
-        seed=3,
     ),
     Plant(
         "released failures forgotten",
         "A release deletes the failures of a trial.",
         "I7",
         (Edit(release._released, "history.released + history.failures", "history.released"),),
-        seed=51,
     ),
 )
 
@@ -381,8 +359,8 @@ _FOUND_BY_SIMULATION = (
         (
             Edit(
                 Follower._look,
-                "            lease.keep_alive(self.store, self.restore_id)",
-                "            pass",
+                "lease.keep_alive(self.store, self.restore_id)",
+                "pass",
             ),
         ),
     ),
@@ -397,12 +375,6 @@ _FOUND_BY_SIMULATION = (
                 "request.trial_id",
             ),
         ),
-    ),
-    Plant(
-        "undo left half done",
-        "A restore goes on from a state that an undo had begun to delete.",
-        "I2",
-        (Edit(undo.finish, "if not is_cut_off(store, undo_id):", "if True:"),),
     ),
     Plant(
         "samples left for tomorrow",

@@ -23,6 +23,7 @@ from airflow_tune_restore.protocol import layout, pickle_reader, planned
 from airflow_tune_restore.protocol.record_fields import Record
 from airflow_tune_restore.restore import commit_record, record_json
 from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.runner import outcome
 from tests.simulation.world import ProcessKilled, Thread, World
 
 PACKAGE = "airflow_tune_restore."
@@ -66,6 +67,11 @@ class Os:
     @staticmethod
     def _exit(code: int) -> None:
         Here.world.process.exit(code)
+
+
+def now() -> str:
+    """`runner.outcome.now`: the time by the clock of the machine."""
+    return Here.world.wall(Here.world.process.machine.ahead).isoformat()
 
 
 class Secrets:
@@ -263,6 +269,7 @@ _IN_PLACE_OF: dict[Any, Any] = {
     threading: Threading,
     secrets: Secrets,
     ThreadPoolExecutor: Pool,
+    outcome.now: now,
     **_REMEMBERED,
 }
 _OF_RUNNERS: dict[Any, Any] = {os: Os}

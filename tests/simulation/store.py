@@ -9,7 +9,6 @@ not promise, this one breaks: what is written or deleted while a listing is made
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -263,7 +262,6 @@ class SimulatedStore(ObjectStore):
         world = self._world
         thread = world.living()
         process = thread.process
-        process.calls += 1
         fate = self._draw(process, verb, key)
         if fate.before:
             self._strike(process, fate.before, f"before it sends {verb} {key}")
@@ -335,7 +333,3 @@ class SimulatedStore(ObjectStore):
         else:
             how = ""
         self._world.tell(process, f"{verb} {key}{how}")
-
-
-def sha256(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()

@@ -87,7 +87,6 @@ class Process:
         self.frozen_until = 0.0
         self.cut_off_until = 0.0
         self.exit_code: Any = None
-        self.calls = 0
         self.number = len(world.processes)
         self.children: list[Process] = []
         self._threads: list[Thread] = []
@@ -280,10 +279,6 @@ class World:
         """Let the current thread sleep."""
         self.after(max(0.0, seconds), self.resume, self.living())
         self.wait()
-
-    def monotonic(self) -> float:
-        """Return the time of a clock that is never set."""
-        return self.now
 
     def wall(self, ahead: float) -> datetime:
         """Return the time by a clock that is so many seconds ahead."""
