@@ -56,7 +56,7 @@ class Plant:
         what: The mistake in one sentence.
         breaks: The invariant that breaks; a world that fails in another way does not show the plant.
         edits: At most one of each function.
-        seed: Of a world in which it is found; None if it is not found within `MOST_NIGHTS`.
+        seed: Of the first world of the campaign with seed 0 in which it is found.
     """
 
     name: str

@@ -6,7 +6,6 @@ searches from there on. `python -m tests.simulation --plants` searches from the 
 
 from airflow_tune_restore.experiments import health
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_watch
-from airflow_tune_restore.protocol.kept_lease import _KeptLease
 from airflow_tune_restore.restore import (
     claim,
     commit,
@@ -127,18 +126,6 @@ _OF_THE_LEASE = (
         "A runner counts as dead at the first look at its heartbeat.",
         "I4",
         (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
-    ),
-    Plant(
-        "lease not taken again",
-        "The same restore cannot take its lease again.",
-        "I3",
-        (Edit(lease.acquire, "current.restore_id == restore_id", "False"),),
-    ),
-    Plant(
-        "writes without the lease",
-        "A task that was frozen writes though its restore has lost the lease.",
-        "I3",
-        (Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),),
     ),
     Plant(
         "release not written",
@@ -345,12 +332,6 @@ _FOUND_BY_SIMULATION = (
         "A runner that was frozen in the middle of an upload goes on with it.",
         "I3",
         (Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),),
-    ),
-    Plant(
-        "base undone since",
-        "A restore that was committed, and whose base was undone since, stops every later plan.",
-        "I3",
-        (Edit(commit._settle, "elif plan.base.name and", "elif False and"),),
     ),
     Plant(
         "run of an ended restore",

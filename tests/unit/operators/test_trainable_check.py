@@ -32,7 +32,7 @@ class Hook:
         yield {"KEY": str(place.conn_id)}
 
 
-def restore(name, *, has_work=True, is_started=False):
+def restore(name, *, has_work=True, is_started=False, nothing_to_do=""):
     base = SimpleNamespace(name="state")
     plan = SimpleNamespace(
         experiment=f"s3://b/{name}",
@@ -43,7 +43,9 @@ def restore(name, *, has_work=True, is_started=False):
         has_work=has_work,
     )
     experiment = SimpleNamespace(searcher_lost="")
-    return SimpleNamespace(plan=plan, experiment=experiment, is_started=is_started)
+    return SimpleNamespace(
+        plan=plan, experiment=experiment, is_started=is_started, nothing_to_do=nothing_to_do
+    )
 
 
 @pytest.fixture
@@ -86,6 +88,11 @@ def test_what_is_started_or_runs_nothing_is_not_checked(check, launcher):
     assert asked(launcher) == [["s3://b/a"]]
     check({"a": None}, a=restore("a", has_work=False))
     assert len(launcher.checked) == 1
+
+
+def test_one_that_is_planned_again_after_a_settlement_is_checked_before_it(check, launcher):
+    check({"a": None}, a=restore("a", has_work=False, nothing_to_do="all its samples are drawn"))
+    assert asked(launcher) == [["s3://b/a"]]
 
 
 def test_each_experiment_has_its_own_answer(check, launcher):
