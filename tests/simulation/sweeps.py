@@ -11,10 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
 
-STATE_NAME = "experiment_state-2026-11-28_20-00-00.json"
-SEARCHER_NAME = "basic-variant-state-2026-11-28_20-00-00.json"
-STARTED_AT = 1_795_896_000.0
-"""Unix seconds at which the driver of the failed sweep started: 2026-11-28 20:00 UTC."""
+STATE_NAME = "experiment_state-2026-11-29_01-00-00.json"
+SEARCHER_NAME = "basic-variant-state-2026-11-29_01-00-00.json"
+STARTED_AT = 1_795_914_000.0
+"""Unix seconds at which the driver of the failed sweep started: 2026-11-29 01:00 UTC.
+
+An hour before the first night, so that a store whose clock is hours behind commits before the start.
+"""
 
 CHECKPOINT_EVERY = 2
 TRAINABLE = "train"
