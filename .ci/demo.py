@@ -10,16 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from airflow_tune_restore.exceptions import TuneRestoreError  # noqa: E402
 from airflow_tune_restore.experiments.read import read_experiment  # noqa: E402
+from airflow_tune_restore.storage.base import ObjectStore  # noqa: E402
 from airflow_tune_restore.storage.fs import open_store  # noqa: E402
-from tests.support.airflow.standalone import airflow  # noqa: E402
+from tests.support.airflow.standalone import Airflow, airflow  # noqa: E402
 from tests.support.storage.servers import s3_server  # noqa: E402
+from tests.support.waiting import PATIENCE_SECONDS  # noqa: E402
 
 HOME = ROOT / ".demo"
 EXPERIMENT = "lr_sweep"
@@ -70,7 +74,7 @@ def break_sweep(prefix: str) -> None:
         sys.exit(f"The sweep did not fail as it should; see {HOME}/sweep.log")
 
 
-def is_half_broken(store) -> bool:  # noqa: ANN001
+def is_half_broken(store: ObjectStore) -> bool:
     """Return whether the newest state shows a failed trial and a running one."""
     try:
         statuses = read_experiment(store).count_by_status
@@ -84,13 +88,29 @@ def recover(prefix: str) -> str:
     with airflow(HOME / "airflow", TUNE_RESTORE_PREFIX=prefix) as running:
         # a nightly run waits half an hour, to be sure that the driver is dead
         run_id = running.trigger("nightly_recovery", {"stale_after": 5})
-        for task in running.watch("nightly_recovery", run_id):
+        for task in changes(running, "nightly_recovery", run_id):
             label = f" [{task['rendered_map_index']}]" if task["rendered_map_index"] else ""
             if task["state"] is not None:
                 print(f"   {task['task_id']}{label}: {task['state']}", flush=True)
         say("   The log of its commit task ends with trials before and after:")
         print(running.task_log("nightly_recovery", run_id, "restore.commit"))
         return running.state("nightly_recovery", run_id)
+
+
+def changes(running: Airflow, dag_id: str, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield each task instance whenever its state changes, until the run has ended."""
+    seen: dict[str, str | None] = {}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        has_ended = running.state(dag_id, run_id) in ("success", "failed")
+        for task in running.tasks(dag_id, run_id):
+            if seen.get(task["id"]) != task["state"]:
+                seen[task["id"]] = task["state"]
+                yield task
+        if has_ended:
+            return
+        time.sleep(1)
+    raise TimeoutError(f"{dag_id} {run_id} did not end\n{running.log_tail()}")
 
 
 def tune_restore(*arguments: str) -> None:

@@ -48,10 +48,11 @@ def broken(name: str, what: str) -> InvariantBroken:
 class Invariants:
     """Watches one world."""
 
-    def __init__(self, world: World, shelf: Shelf, sweep: Sweep) -> None:
+    def __init__(self, world: World, shelf: Shelf, sweep: Sweep, ttl_seconds: float) -> None:
         self.world = world
         self.shelf = shelf
         self.sweep = sweep
+        self.ttl_seconds = ttl_seconds
         self.originals = sweep.files()
         self.trainers: dict[str, tuple[Process, float]] = {}
         self.beats: dict[Process, float] = {}
@@ -98,7 +99,7 @@ class Invariants:
         """Check an iteration that is trained."""
         i4_one_runner_per_trial(self, process, trial_id)
         is_unfinished = iteration < self.sweep.target(trial_id)
-        if trial_id in self.finished and is_unfinished and not _has_thawed_lately(self, process):
+        if trial_id in self.finished and is_unfinished and _could_know(self, process):
             raise broken(
                 "I3",
                 f"{process} trains {trial_id} again, which {self.finished[trial_id]} has finished",
@@ -371,7 +372,7 @@ def i4_one_runner_per_trial(watch: Invariants, process: Process, trial_id: str) 
         watch.trainers[trial_id] = (process, now if newest is not process else began)
         return
     if _is_superseded(process, newest):
-        if now > began + LONGEST_LOOK_SECONDS and not _has_thawed_lately(watch, process):
+        if now > began + LONGEST_LOOK_SECONDS and _could_know(watch, process):
             raise broken("I4", f"{process} still trains {trial_id}, although {newest} has begun")
         return
     silent = now - watch.beats.get(newest, began)
@@ -385,9 +386,19 @@ def _is_superseded(process: Process, newest: Process) -> bool:
     return process.number < newest.number
 
 
-def _has_thawed_lately(watch: Invariants, process: Process) -> bool:
-    """Whether a process is frozen, or thawed so lately that it may not have looked around yet."""
-    return bool(process.frozen_until) and watch.world.now < process.frozen_until + LOOK_SECONDS
+def _could_know(watch: Invariants, process: Process) -> bool:
+    """Whether a runner had the time to look around since it was frozen, or cut off from the store.
+
+    A runner that is cut off cannot write, and ends itself after two thirds of the lease's TTL.
+    """
+    now = watch.world.now
+    if process.frozen_until and now < process.frozen_until + LOOK_SECONDS:
+        return False
+    if process.cut_off_until and now < process.cut_off_until + LOOK_SECONDS:
+        return (
+            now > watch.beats.get(process, 0.0) + watch.ttl_seconds * 2 / 3 + LONGEST_LOOK_SECONDS
+        )
+    return True
 
 
 def i5_one_restore(watch: Invariants, write: Write) -> None:

@@ -242,7 +242,7 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
     age = 20.0 if any(life.starts is None for life in script.drivers) else 6 * HOUR
     shelf.load(sweep.files(), EPOCH + timedelta(seconds=script.clocks[0] - age))
     ended.struck = faults.struck
-    watch = Invariants(world, shelf, sweep)
+    watch = Invariants(world, shelf, sweep, script.ttl_seconds)
     if world.is_told:
         tell_changes(world, shelf)
     airflow = Airflow(
