@@ -81,6 +81,7 @@ class Attempt:
             if self._context is not None:
                 self._context.close()
                 shutil.rmtree(self._context.staging, ignore_errors=True)
+        self._heartbeat.check_lately_or_end()  # or a process that thaws records what its successor runs
         self._record(ending)
         # last: Ray resets SIGTERM to its default action, and a second one may come at any time. Tune has
         # waited for the trial's actor to end (TuneController.cleanup, 2.60)

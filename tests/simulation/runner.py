@@ -459,6 +459,7 @@ class WholeTraining(Training):
             done = trained.has_ended or trained.is_stopped
             if done and trained.files.trial_id not in self.recorded:
                 self.reporter.flush()
+                self.attempt._heartbeat.check_lately_or_end()
                 self.attempt.put_outcome(trained.request, _ending_of(trained), trained.files)
                 self.recorded.add(trained.files.trial_id)
 

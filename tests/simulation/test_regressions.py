@@ -5,6 +5,7 @@ import pytest
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease
 from airflow_tune_restore.restore import commit, start
+from airflow_tune_restore.runner.heartbeat import Heartbeat
 from tests.simulation.campaign import simulating
 from tests.simulation.faults import Fault, FaultKind
 from tests.simulation.night import Command, Meddling, Night, Script, simulate
@@ -102,6 +103,20 @@ SCRIPTS = {
             Fault(FaultKind.FREEZES, "plan", 22, seconds=312.0),
         ),
     ),
+    "a runner that thaws in a save does not record trials that its successor trains": Script(
+        seed=5970930000286,
+        sweep="slow-whole",
+        kind=StoreKind.GCS,
+        ttl_seconds=900.0,
+        pace=2.0,
+        tail=0.0,
+        start_seconds=0.0,
+        clocks=(0.0, 0.0, 0.0, 0.0),
+        asks=False,
+        max_attempts=None,
+        nights=(Night(starts=0.0),),
+        faults=(Fault(FaultKind.FREEZES, "runner", 3, "put", "*/searcher/*", 200.0),),
+    ),
 }
 """By what holds now."""
 
@@ -112,6 +127,9 @@ MISTAKES = {
     "a second try of plan that fails leaves the lease to the first": (
         Edit(start.release_unstarted, "not in beside", "!= 0"),
         Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
+    ),
+    "a runner that thaws in a save does not record trials that its successor trains": (
+        Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),
     ),
     "a commit that was frozen does not bring back what was undone meanwhile": (
         Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),
