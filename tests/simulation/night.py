@@ -63,6 +63,8 @@ class Jump:
 class Script:
     """All that a seed decides. Each fault, and each thing that is done, can be left out.
 
+    The defaults are those of the smallest script: one undisturbed night.
+
     Args:
         pace: Seconds that a request takes at most.
         tail: The share of requests that take a hundred times as long.
@@ -73,15 +75,15 @@ class Script:
 
     seed: int
     sweep: str
-    kind: StoreKind
-    ttl_seconds: float
-    pace: float
-    tail: float
-    start_seconds: float
-    clocks: tuple[float, ...]
-    asks: bool
-    max_attempts: int | None
-    nights: tuple[Night, ...]
+    kind: StoreKind = StoreKind.GCS
+    ttl_seconds: float = 60.0
+    pace: float = 0.02
+    tail: float = 0.0
+    start_seconds: float = 0.0
+    clocks: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    asks: bool = False
+    max_attempts: int | None = None
+    nights: tuple[Night, ...] = (Night(0.0),)
     faults: tuple[Fault, ...] = ()
     storms: tuple[Storm, ...] = ()
     commands: tuple[Command, ...] = ()

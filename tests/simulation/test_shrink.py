@@ -15,15 +15,6 @@ from tests.simulation.story import clock, describe, tell
 SMALL = Script(
     seed=1,
     sweep="one",
-    kind=StoreKind.GCS,
-    ttl_seconds=60.0,
-    pace=0.02,
-    tail=0.0,
-    start_seconds=0.0,
-    clocks=(0.0, 0.0, 0.0, 0.0),
-    asks=False,
-    max_attempts=None,
-    nights=(Night(0.0),),
 )
 LARGE = replace(
     SMALL,
@@ -31,7 +22,6 @@ LARGE = replace(
     kind=StoreKind.S3,
     ttl_seconds=900.0,
     pace=0.2,
-    tail=0.0,
     start_seconds=10.0,
     clocks=(0.0, 30.0, 5 * 3600.0, 0.0),
     asks=True,
