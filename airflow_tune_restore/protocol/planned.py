@@ -5,14 +5,14 @@ only.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from airflow_tune_restore.protocol import bounded_json, layout
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.record_fields import Count, Line, Name, Record, Segment, must_be
 from airflow_tune_restore.protocol.records import read_record
-from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerRequest, TrialAction
 from airflow_tune_restore.storage.base import ObjectStore
 
 _StateName = Annotated[str, must_be(lambda name: not name or is_safe_name(name), "a file name")]
@@ -51,6 +51,17 @@ class PlannedTrial(Record):
     def runs(self) -> bool:
         """Whether the restore runs it."""
         return self.action in RUN_ACTIONS
+
+    def request_alone(self, whole: RunnerRequest) -> RunnerRequest:
+        """Return the request of a whole-experiment run, narrowed to this trial."""
+        return replace(
+            whole,
+            trial_id=self.trial_id,
+            action=self.action,
+            checkpoint=self.checkpoint,
+            iteration=self.iteration,
+            new_trial_id=self.new_trial_id,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

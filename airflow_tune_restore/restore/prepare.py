@@ -205,14 +205,18 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
     """
     for number in range(1, _MAX_RESTORES + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
-        key = layout.commit_key(restore_id)
-        beside = store.list_dir(layout.restore_dir(restore_id))  # the record may be a large one
-        if not any(key.endswith(f"/{entry.name}") for entry in beside):
+        if not is_listed(store, layout.commit_key(restore_id)):
             return restore_id
     raise StorageError(
         f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
         f"what wrote them, then delete them from {layout.ROOT}; or start a new DAG run."
     )
+
+
+def is_listed(store: ObjectStore, key: str) -> bool:
+    """Whether the listing of its directory has an object. It is not read: it may be a large one."""
+    directory, _, name = key.rpartition("/")
+    return any(entry.name == name for entry in store.list_dir(directory))
 
 
 def _committable(prepared: PreparedRestore) -> PreparedRestore:

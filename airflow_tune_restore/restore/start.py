@@ -20,7 +20,12 @@ from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
-from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, plan_again
+from airflow_tune_restore.restore.prepare import (
+    PreparedRestore,
+    PrepareOptions,
+    is_listed,
+    plan_again,
+)
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.self_test import check_exclusive_create
@@ -127,8 +132,7 @@ def release_unstarted(store: ObjectStore, restore_id: str) -> None:
 
     Another try of the same task may have written the plan meanwhile, under the same lease.
     """
-    beside = {entry.name for entry in store.list_dir(layout.restore_dir(restore_id))}
-    if layout.plan_key(restore_id).rpartition("/")[2] not in beside:
+    if not is_listed(store, layout.plan_key(restore_id)):
         with contextlib.suppress(LeaseLostError):
             lease.release(store, lease.check_held(store, restore_id))
 

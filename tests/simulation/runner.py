@@ -386,14 +386,7 @@ class WholeTraining(Training):
                 status = "TERMINATED" if planned.action is TrialAction.TERMINATE else files.status
                 self.kept[planned.trial_id] = replace(files, status=status)
                 continue
-            request = replace(
-                self.request,
-                trial_id=planned.trial_id,
-                action=planned.action,
-                checkpoint=planned.checkpoint,
-                iteration=planned.iteration,
-                new_trial_id=planned.new_trial_id,
-            )
+            request = planned.request_alone(self.request)
             action = planned.action if self.snapshot is None else TrialAction.RUN
             if self.snapshot is None and files.status in ("TERMINATED", "ERROR"):
                 files = replace(files, status="PENDING")

@@ -68,7 +68,7 @@ MISTAKES = {
         Edit(lease.acquire, "latest not in lease_objects.claimed(entries) and ", "False and "),
     ),
     "a second try of plan that fails leaves the lease to the first": (
-        Edit(start.release_unstarted, "not in beside", "!= 0"),
+        Edit(start.release_unstarted, "not is_listed(store, layout.plan_key(restore_id))", "True"),
         Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
     ),
     "a runner that thaws in a save does not record trials that its successor trains": (

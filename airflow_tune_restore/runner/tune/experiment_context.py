@@ -53,14 +53,7 @@ class ExperimentContext(AttemptContext):
         planned = self._by_id.get(trial.trial_id)
         if planned is None:
             return replace(self.request, trial_id=trial.trial_id, action=TrialAction.DRAW)
-        return replace(
-            self.request,
-            trial_id=planned.trial_id,
-            action=planned.action,
-            checkpoint=planned.checkpoint,
-            iteration=planned.iteration,
-            new_trial_id=planned.new_trial_id,
-        )
+        return planned.request_alone(self.request)
 
     def follower_of(self, trial: Trial) -> str:
         """Return the planned trial whose task follows this one; `WHOLE_EXPERIMENT` for new samples."""
