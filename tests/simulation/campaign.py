@@ -133,9 +133,13 @@ def run_campaign(seed: int, nights: int, processes: int, show: Callable[[str], N
         while readers and len(total.failures) < MOST_FAILURES:
             for reader in wait(readers, PROGRESS_SECONDS):
                 try:
-                    total.add(reader.recv())
+                    newest = reader.recv()
                 except EOFError:
                     readers.remove(reader)
+                    continue
+                total.add(newest)
+                for world, failure in newest.failures:
+                    show(f"World {world} fails: {failure}")
             if time.monotonic() - shown > PROGRESS_SECONDS:
                 shown = time.monotonic()
                 show(total.line())
