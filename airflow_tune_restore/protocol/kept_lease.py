@@ -11,7 +11,7 @@ Standard library only.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -58,7 +58,7 @@ def keep_lease(store: ObjectStore, restore_id: str) -> Iterator[ObjectStore]:
     thread = threading.Thread(target=renew_until_then, name="lease", daemon=True)
     thread.start()
     try:
-        yield HeldStore(store, kept)
+        yield HeldStore(store, kept.check)
     finally:
         has_ended.set()
         thread.join(_JOIN_SECONDS)  # not for ever: the store may hang in the last renewal
@@ -86,11 +86,15 @@ class _KeptLease:
 
 
 class HeldStore(ObjectStore):
-    """A store that writes only while a restore holds its lease. It reads as the store behind it."""
+    """A store that writes only while a restore holds its lease. It reads as the store behind it.
 
-    def __init__(self, store: ObjectStore, kept: _KeptLease) -> None:
+    Args:
+        check: Called before each write. It does not return if the lease is lost.
+    """
+
+    def __init__(self, store: ObjectStore, check: Callable[[], object]) -> None:
         self._store = store
-        self._kept = kept
+        self._check = check
 
     @property
     def uri(self) -> str:
@@ -99,7 +103,7 @@ class HeldStore(ObjectStore):
 
     def at(self, path: str) -> "HeldStore":
         """Return the store rooted at `path` below this one, under the same lease."""
-        return HeldStore(self._store.at(path), self._kept)
+        return HeldStore(self._store.at(path), self._check)
 
     def list_dir(self, path: str = "") -> list[Entry]:
         """Return the direct children of `path`."""
@@ -114,18 +118,18 @@ class HeldStore(ObjectStore):
         return self._store.stream(key, max_bytes=max_bytes)
 
     def create(self, key: str, body: bytes) -> None:
-        """Write a new object; LeaseLostError without the lease."""
-        self._kept.check()
+        """Write a new object, after the check."""
+        self._check()
         self._store.create(key, body)
 
     def put(self, key: str, body: bytes) -> None:
-        """Write or overwrite an object; LeaseLostError without the lease."""
-        self._kept.check()
+        """Write or overwrite an object, after the check."""
+        self._check()
         self._store.put(key, body)
 
     def delete(self, key: str) -> None:
-        """Delete an object; LeaseLostError without the lease."""
-        self._kept.check()
+        """Delete an object, after the check."""
+        self._check()
         self._store.delete(key)
 
     def now(self) -> datetime:

@@ -18,6 +18,7 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.kept_lease import HeldStore
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.request import Result, RunnerRequest
 from airflow_tune_restore.protocol.resources import describe, is_enough
@@ -55,11 +56,12 @@ class Attempt:
         stop: StopSignals,
         parent_pid: int | None = None,
     ) -> None:
-        self._store = store
+        self._heartbeat = Heartbeat(store, request, parent_pid)
+        # a process that thaws must not write over what its successor wrote
+        self._store = HeldStore(store, self._heartbeat.check_lately_or_end)
         self._request = request
         self._attempts = AttemptRecords.of(store, request)
         self._stop = stop
-        self._heartbeat = Heartbeat(store, request, parent_pid)
         self._context: AttemptContext | None = None
         self._needed: dict[str, float] = {}
         self._error_text = ""
@@ -81,7 +83,6 @@ class Attempt:
             if self._context is not None:
                 self._context.close()
                 shutil.rmtree(self._context.staging, ignore_errors=True)
-        self._heartbeat.check_lately_or_end()  # or a process that thaws records what its successor runs
         self._record(ending)
         # last: Ray resets SIGTERM to its default action, and a second one may come at any time. Tune has
         # waited for the trial's actor to end (TuneController.cleanup, 2.60)

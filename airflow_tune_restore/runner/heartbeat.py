@@ -99,7 +99,9 @@ class Heartbeat:
 
     def check(self) -> None:
         """Raise if this attempt must stop; otherwise renew the lease."""
+        began = time.monotonic()
         lease.renew(self._store, self._read_lease())
+        self._looked_at = began
 
     def _read_lease(self) -> lease_objects.Lease:
         """Return the lease, if this attempt is the newest and its restore still holds the lease."""
@@ -122,15 +124,16 @@ class Heartbeat:
 
         Its actors end, too: a private Ray ends with its driver, a cluster stops the job of a lost one.
         """
-        began = time.monotonic()
         try:
             self.check()
         except (FencedError, LeaseLostError) as error:
             _end(error)
-        self._looked_at = began
 
     def check_lately_or_end(self) -> None:
-        """Do the same, unless it was done lately: this process may have been frozen since."""
+        """Do the same, unless it was done lately: this process may have been frozen since.
+
+        Before each write: the heartbeats go on from another thread, so it seldom costs a request.
+        """
         if time.monotonic() - self._looked_at > FRESH_SECONDS:
             self.check_or_end()
 

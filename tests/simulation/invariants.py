@@ -402,13 +402,16 @@ def _could_know(watch: Invariants, process: Process) -> bool:
 
 
 def i5_one_restore(watch: Invariants, write: Write) -> None:
-    """I5: each number has one claim, and who takes the lease finds no living runner of another one."""
+    """I5: each number has one claim, and whoever takes the lease finds no living runner of another one.
+
+    A runner that is cut off from the store may go on for a while, as `_could_know` describes.
+    """
     assert write.body is not None
     if write.before is not None:
         raise broken("I5", f"{write.process} takes {write.key}, which another process holds")
     restore_id = json.loads(write.body)["restore_id"]
     for trial_id, (trainer, _began) in watch.trainers.items():
-        if not trainer.is_alive or trainer.frozen_until > watch.world.now:
+        if not trainer.is_alive or not _could_know(watch, trainer):
             continue
         if trainer.name.split("/")[0] != f"runner {restore_id.removeprefix('airflow-')}":
             raise broken("I5", f"{write.process} takes the lease while {trainer} trains {trial_id}")

@@ -1,8 +1,8 @@
 """A runner without Ray: the real attempt, heartbeat, lease and records; only the training is made up.
 
 It makes the writes of a real runner in their order (`runner.tune.controller`): per iteration a checkpoint
-if one is due, then `result.json` and the snapshot behind a look at the fence; at its end the last
-snapshot, which must succeed, and the outcome.
+if one is due, then `result.json` and the snapshot; at its end the last snapshot, which must succeed, and
+the outcome.
 """
 
 import json
@@ -121,6 +121,7 @@ class SimulatedAttempt(Attempt):
         super().__init__(store, request, stop, parent_pid=0)  # type: ignore[arg-type]
         self._world = world
         self._sweep = sweep
+        self.workers_store = store
         self._training: Training | None = None
 
     def _make_context(self) -> Any:
@@ -244,7 +245,9 @@ class Training:
         if iteration % CHECKPOINT_EVERY == 0:
             name = checkpoint_name(trained.next_checkpoint)
             trained.next_checkpoint += 1
-            self.store.put(f"{files.trial_dir}/{name}/state.json", checkpoint_body(iteration))
+            key = f"{files.trial_dir}/{name}/state.json"
+            # by a worker of Ray, which knows nothing of the lease
+            self.attempt.workers_store.put(key, checkpoint_body(iteration))
         checkpoint = (name, iteration) if name else files.checkpoint
         self.world.trains(self.process, files.trial_id, iteration)
         trained.rows += result_row(iteration, name)
@@ -264,7 +267,6 @@ class Training:
             self.attempt._heartbeat.check_or_end()
             for trained in self.trials:
                 if trained.rows:
-                    self.attempt._heartbeat.check_lately_or_end()
                     key = f"{trained.files.trial_dir}/{layout.RESULT_FILE}"
                     self.store.put(key, trained.rows.encode())
             self.put_snapshot()
@@ -452,7 +454,6 @@ class WholeTraining(Training):
             done = trained.has_ended or trained.is_stopped
             if done and trained.files.trial_id not in self.recorded:
                 self.reporter.flush()
-                self.attempt._heartbeat.check_lately_or_end()
                 self.attempt.put_outcome(trained.request, _ending_of(trained), trained.files)
                 self.recorded.add(trained.files.trial_id)
 

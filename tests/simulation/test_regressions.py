@@ -60,6 +60,13 @@ SCRIPTS = {
         pace=2.0,
         faults=(Fault(FaultKind.FREEZES, "runner", 3, "put", "*/searcher/*", 200.0),),
     ),
+    "a runner that thaws in its preparation does not drop rows of its successor": Script(
+        seed=11180084173,
+        sweep="whole",
+        ttl_seconds=900.0,
+        pace=2.0,
+        faults=(Fault(FaultKind.FREEZES, "runner", 1, "put", "*/start-*.json", 200.0),),
+    ),
 }
 """By what holds now."""
 
@@ -72,6 +79,9 @@ MISTAKES = {
         Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
     ),
     "a runner that thaws in a save does not record trials that its successor trains": (
+        Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),
+    ),
+    "a runner that thaws in its preparation does not drop rows of its successor": (
         Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),
     ),
     "a commit that was frozen does not bring back what was undone meanwhile": (

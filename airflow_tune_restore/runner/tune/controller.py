@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.train._internal.storage import _upload_to_fs_path
+from ray.train._internal.storage import _create_directory, _pyarrow_fs_copy_files
 from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.execution.experiment_state import _ExperimentCheckpointManager
 from ray.tune.execution.tune_controller import TuneController
@@ -214,15 +214,27 @@ class GuardedController(TuneController):  # type: ignore[misc]  # Ray is untyped
         """Upload the files of the trials, then the state that belongs to them."""
         self.context.check_fence()
         for trial in self.changed_trials():
-            self.context.check_fence_lately()  # or a process that thaws uploads files of long ago
-            if trial.local_path and any(Path(trial.local_path).glob("*")):
-                _upload_to_fs_path(
-                    local_path=trial.local_path,
-                    fs=trial.storage.storage_filesystem,
-                    fs_path=trial.storage.trial_fs_path,
-                )
+            self._upload(trial)
         self._save_callbacks()
         self._put_snapshot()
+
+    def _upload(self, trial: Trial) -> None:
+        """Upload the files of a trial, as Ray does (ray.train._internal.storage, 2.60).
+
+        One by one: a process that thaws in an upload must not go on with files of long ago.
+        """
+        fs, target = trial.storage.storage_filesystem, trial.storage.trial_fs_path
+        source = Path(trial.local_path)
+        files = {
+            path: f"{target}/{path.relative_to(source).as_posix()}"
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+        }
+        for directory in dict.fromkeys(key.rpartition("/")[0] for key in files.values()):
+            _create_directory(fs, directory)
+        for path, key in files.items():
+            self.context.check_fence_lately()
+            _pyarrow_fs_copy_files(str(path), key, destination_filesystem=fs)
 
     def _save_callbacks(self) -> None:
         self._callbacks.save_to_dir(self.context.staging.as_posix(), session_str=layout.KEPT)

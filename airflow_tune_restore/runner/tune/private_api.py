@@ -34,7 +34,8 @@ _NEEDED = {
     "ray.tune.search.search_algorithm:": "SearchAlgorithm._finished",
     "ray.tune.search:": "SearchGenerator.restore_from_dir BasicVariantGenerator.set_finished",
     # the directory of a driver's files before their upload, and checkpoints
-    "ray.train._internal.storage:": "StorageContext.experiment_driver_staging_path _upload_to_fs_path",
+    "ray.train._internal.storage:": "StorageContext.experiment_driver_staging_path "
+    "_create_directory _pyarrow_fs_copy_files",
     "ray.train._internal.session:": "_TrainingResult",
     "ray.train._internal.checkpoint_manager:": "_CheckpointManager",
     # rows, ids of restarted trials, resources of trials

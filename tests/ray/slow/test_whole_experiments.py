@@ -151,7 +151,7 @@ def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
     for task in tasks:
         task.join(PATIENCE_SECONDS)
         assert "out of luck at iteration 4" in str(task.error)
-        assert "the next restore resumes it" in str(task.error)
+        assert "the next restore with resume_errored=True resumes it" in str(task.error)
         decided = task.operator.retry_policy.evaluate(task.error, 1, 2)
         assert decided.action is RetryAction.FAIL
     (output,) = CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
