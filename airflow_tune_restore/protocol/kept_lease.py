@@ -5,6 +5,8 @@ taken for dead. It must not write then (`protocol.lease`, rule 7). So each write
 renewal by this process's own clock, and renews the lease if that was too long ago. A silent holder is
 watched for longer than that before its lease is taken over.
 
+Runners have a heartbeat that renews the lease. They, too, write through a `HeldStore`.
+
 Standard library only.
 """
 
