@@ -19,9 +19,10 @@ Standard library only.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
@@ -200,6 +201,18 @@ def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, byte
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         found = pool.map(read, [*filter(is_safe_name, units), layout.WHOLE_EXPERIMENT])
         return dict(filter(None, found))
+
+
+def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set[str]:
+    """Return those of these trials whose newest outcome is an end of their own: finished, or failed."""
+
+    def has_ended(unit: str) -> bool:
+        outcome = AttemptRecords(store, restore_id, unit).outcome_or_interrupted()
+        return outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
+
+    units = list(units)
+    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+        return set(compress(units, pool.map(has_ended, units)))
 
 
 def wait_until_all_over(

@@ -393,6 +393,8 @@ class DagRun:
         if restore_id is None:
             raise Failed("its plan was lost")
         plan = read_plan(store, restore_id)
+        if unit not in (layout.WHOLE_EXPERIMENT, *(trial.trial_id for trial in plan.to_run)):
+            raise Failed("the plan was made again without it, and so it is not mapped any more")
         try:
             lease.keep_alive(store, restore_id)
         except LeaseLostError as error:

@@ -60,6 +60,9 @@ class Invariants:
         self.claims_of_faulty_nights = 0
         self.progress: dict[tuple[str, str], int] = {}
         self.finished: dict[str, str] = {}
+        self.planned_at: dict[str, float] = {}
+        self.driven_at = -math.inf
+        self.raised: Counter[str] = Counter()
         self.made: dict[str, bytes] = {}
         self.deleted: set[str] = set()
         self.undone = False
@@ -77,6 +80,7 @@ class Invariants:
                 return
             if write.key.endswith("/plan.json"):
                 i3_a_plan_has_its_seeds(self, write)
+                self.planned_at[write.key.split("/")[1]] = self.world.now
             elif write.key.endswith(".claim.json"):
                 i5_one_restore(self, write)
                 i6_a_living_experiment_is_left_alone(self, write)
@@ -86,7 +90,12 @@ class Invariants:
                 self._note_progress(write)
             elif write.key.endswith("/heartbeat.json"):
                 self.beats[write.process] = self.world.now
-        elif write.process.role != "driver" and layout.is_committed_state(write.key):
+        elif write.process.role == "driver":
+            self.driven_at = self.world.now
+            self.finished.clear()  # restores of before no longer fit what it writes
+        elif write.key.endswith("/error.txt"):
+            self.raised[write.key.partition("/")[0]] += 1
+        elif layout.is_committed_state(write.key):
             if write.body is None:
                 self.deleted.add(write.key)
                 self.undone = True
@@ -126,15 +135,20 @@ class Invariants:
 
     def _note_outcome(self, write: Write) -> None:
         assert write.body is not None
+        if write.body == write.before:
+            return
         outcome = RunnerOutcome.from_json(write.body)
         is_whole = f"/{layout.WHOLE_EXPERIMENT}/" in write.process.name
         if not is_whole or outcome.trial_id == layout.WHOLE_EXPERIMENT:
             self.has_outcome.add(write.process)
-        if outcome.result == "finished" and outcome.trial_id != layout.WHOLE_EXPERIMENT:
+        still_fits = self.planned_at.get(outcome.restore_id, 0.0) > self.driven_at
+        is_trial = outcome.trial_id != layout.WHOLE_EXPERIMENT
+        if outcome.result == "finished" and is_trial and still_fits:
             self.finished[outcome.final_trial_id] = write.process.name
         if outcome.result == "failed":
             self.failed.add((outcome.trial_id, outcome.restore_id, outcome.attempt))
             self.ended_with_error[outcome.final_trial_id] += 1
+            i7_one_failure_is_recorded_once(self, write, outcome.final_trial_id)
 
 
 def i1_a_commit_is_what_a_restore_leaves(watch: Invariants, write: Write) -> None:
@@ -446,6 +460,18 @@ def i7_quarantine_has_its_reasons(
     is_too_often = max_attempts is not None and len(failures) >= max_attempts
     if max(kinds.values(), default=0) < 2 and not is_too_often:
         raise broken("I7", f"{trial_id} is in quarantine after {len(failures)} failures: {kinds}")
+
+
+def i7_one_failure_is_recorded_once(watch: Invariants, write: Write, trial_id: str) -> None:
+    """I7: no attempt records the failure of another one: two of the same put a trial in quarantine."""
+    raised, recorded = (
+        watch.raised[TrialFiles(trial_id).trial_dir],
+        watch.ended_with_error[trial_id],
+    )
+    if recorded > raised:
+        raise broken(
+            "I7", f"{write.key} is failure {recorded} of {trial_id}, which failed {raised} times"
+        )
 
 
 def i7_failures_are_counted(watch: Invariants) -> None:

@@ -20,6 +20,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import find_ended
 from airflow_tune_restore.protocol.checkpoints import checkpoint_index
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.records import read_record
@@ -356,6 +357,8 @@ class WholeTraining(Training):
         self._restore([TrialFiles.from_row(row) for row in state["trial_data"]])
         self.reporter.start()
         self.attempt._heartbeat.check_or_end()
+        if self.snapshot is not None:
+            self._find_recorded()
         for trained in self.trials:
             if not trained.has_ended:
                 self.prepare(trained)
@@ -368,6 +371,11 @@ class WholeTraining(Training):
             self._save_whole()
         self._save_whole(must=True)
         self.has_ended = not self._unfinished() and not any(t.is_stopped for t in self.trials)
+
+    def _find_recorded(self) -> None:
+        units = {t.request.trial_id: t.files.trial_id for t in self.trials if t.has_ended}
+        for unit in find_ended(self.store, self.request.restore_id, units):
+            self.recorded.add(units[unit])
 
     def _goes_on(self) -> bool:
         if self.was_stopped:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol import attempts, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease
 from airflow_tune_restore.restore import commit, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
@@ -67,6 +67,19 @@ SCRIPTS = {
         pace=2.0,
         faults=(Fault(FaultKind.FREEZES, "runner", 1, "put", "*/start-*.json", 200.0),),
     ),
+    "an attempt of a run of all trials records no failure of the one before it": Script(
+        seed=11290030803,
+        sweep="whole-broken",
+        ttl_seconds=120.0,
+        pace=0.2,
+        tail=0.05,
+        start_seconds=10.0,
+        nights=(Night(starts=0.0, meddlings=(Meddling("lost", "trial", 0.0),)),),
+        faults=(
+            Fault(FaultKind.SLOW, "runner", 1, "put", "*/attempts/*/heartbeat.json", 58.0),
+            Fault(FaultKind.DIES_BEFORE, "plan", 31),
+        ),
+    ),
 }
 """By what holds now."""
 
@@ -83,6 +96,9 @@ MISTAKES = {
     ),
     "a runner that thaws in its preparation does not drop rows of its successor": (
         Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),
+    ),
+    "an attempt of a run of all trials records no failure of the one before it": (
+        Edit(attempts.find_ended, "compress(units, pool.map(has_ended, units))", "()"),
     ),
     "a commit that was frozen does not bring back what was undone meanwhile": (
         Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),

@@ -27,7 +27,7 @@ class ExperimentContext(AttemptContext):
         stopped_trials: Ids of trials that were stopped alone; they stay unfinished.
         left_out: The exception of Ray for each trial that it cannot restore, by trial id.
         given_up: The reason for each trial that no node can hold, by trial id; each is stopped, too.
-        recorded_trials: Ids of trials whose outcome was written.
+        recorded_trials: Ids of trials whose outcome was written, by this attempt or an earlier one.
         search_has_ended: Whether the searcher suggests no more samples, as of the newest snapshot.
         missing_samples: Samples that it should have suggested and did not, as of the newest snapshot.
     """

@@ -19,6 +19,7 @@ from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import find_ended
 from airflow_tune_restore.protocol.request import (
     RUN_ACTIONS,
     Result,
@@ -169,6 +170,8 @@ class ExperimentController(GuardedController):
     def prepare_restored_trials(self) -> None:
         """Set directories of new trials, drop rows that will come again, refuse trials left out."""
         self._refuse_left_out()
+        if not self.context.is_seed:
+            self._find_recorded()
         for trial in self._trials:
             if trial.is_finished():
                 continue
@@ -176,6 +179,17 @@ class ExperimentController(GuardedController):
             self.prepare_files(trial, self.context.request_for(trial))
         if self.context.request.remember_scheduler:
             scheduler.remember(self.context.store, self._scheduler_alg, self._trials)
+
+    def _find_recorded(self) -> None:
+        """Find the trials that ended in an earlier attempt: a failure must not be recorded twice."""
+        request = self.context.request
+        units = {
+            self.context.request_for(trial).trial_id: trial.trial_id
+            for trial in self._trials
+            if trial.is_finished() and self._is_recorded(trial)
+        }
+        for unit in find_ended(self.context.store, request.restore_id, units):
+            self.context.recorded_trials.add(units[unit])
 
     def changed_trials(self) -> Iterable[Trial]:
         """Return the trials that Ray has marked since the last snapshot."""
@@ -246,10 +260,13 @@ class ExperimentController(GuardedController):
 
     def _record(self, trial: Trial) -> None:
         """Write the outcome of one trial under the key that its own runner would use."""
-        request = self.context.request_for(trial)
-        if request.action in (*RUN_ACTIONS, TrialAction.DRAW):
+        if self._is_recorded(trial):
             self.context.reporter.flush()
-            self._write(request, self._ending_of(trial), trial)
+            self._write(self.context.request_for(trial), self._ending_of(trial), trial)
+
+    def _is_recorded(self, trial: Trial) -> bool:
+        """Whether a trial has an outcome: the plan runs it, or the searcher has suggested it."""
+        return self.context.request_for(trial).action in (*RUN_ACTIONS, TrialAction.DRAW)
 
     def _ending_of(self, trial: Trial) -> Ending:
         if why := self.context.given_up.get(trial.trial_id):
