@@ -22,6 +22,7 @@ from airflow_tune_restore.operators.continue_search import ContinueSearchOperato
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore import follow
+from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.airflow.context import make_context
@@ -140,6 +141,35 @@ def test_the_run_outlives_the_task_that_started_it_and_a_killed_run_is_started_a
     assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 2
     CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
     assert all(found == EVERY for found in rows(experiment).values())
+
+
+def test_a_run_that_is_started_again_counts_no_failure_twice(copied, monkeypatch, gate, tmp_path):
+    monkeypatch.setattr(follow, "QUIET_SECONDS", 45.0)  # nine beats, rather than a minute
+    experiment = copied("limited")
+    items, restores = plan(experiment, strategy="whole_experiment")
+    once = {"TUNE_TEST_FAILS_ONCE": str(tmp_path / "once")}
+    tasks = [Task(item, i, **gate.env, **once) for i, item in enumerate(items)]
+    for task in tasks:
+        task.start()
+    eventually(lambda: failures(experiment))
+    os.killpg(heartbeat(experiment)["pid"], signal.SIGKILL)
+    failed = failures(experiment)
+    gate.open()
+    for task in tasks:
+        task.join(PATIENCE_SECONDS)
+    assert len(list(experiment.glob(".tune_restore/*/whole/attempts/*"))) == 2
+    assert failures(experiment) == failed
+    (output,) = CommitRestoreOperator(task_id="commit", outcomes=restores).execute(make_context())
+    assert len(output["failed"]) == len(failed)
+    ledger, _ = read_ledger(open_store(str(experiment)))
+    assert [len(history.failures) for history in ledger.trials.values()] == [1] * len(failed)
+    assert not ledger.quarantined(None)
+
+
+def failures(experiment: Path) -> list[str]:
+    """Return the outcomes of trials that failed."""
+    outcomes = experiment.glob(".tune_restore/*/trials/*/attempts/*/outcome.json")
+    return sorted(str(path) for path in outcomes if '"failed"' in path.read_text())
 
 
 def test_a_trial_that_fails_again_fails_its_own_task_for_good(copied):
