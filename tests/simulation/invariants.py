@@ -147,8 +147,9 @@ class Invariants:
             self.finished[outcome.final_trial_id] = write.process.name
         if outcome.result == "failed":
             self.failed.add((outcome.trial_id, outcome.restore_id, outcome.attempt))
-            self.ended_with_error[outcome.final_trial_id] += 1
-            i7_one_failure_is_recorded_once(self, write, outcome.final_trial_id)
+            if write.before is None:
+                self.ended_with_error[outcome.final_trial_id] += 1
+                i7_one_failure_is_recorded_once(self, write, outcome.final_trial_id)
 
 
 def i1_a_commit_is_what_a_restore_leaves(watch: Invariants, write: Write) -> None:
