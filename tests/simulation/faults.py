@@ -154,7 +154,7 @@ class Faults:
     def draw(self, process: Process, verb: str, key: str) -> Fate:
         """Return the fate of a request."""
         seconds = process.random.random() * self._pace
-        if self._tail and process.random.random() < self._tail:
+        if self._tail and not self.are_over and process.random.random() < self._tail:
             seconds *= 100.0
         if self.are_over:
             return Fate(seconds)
