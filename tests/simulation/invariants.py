@@ -428,7 +428,7 @@ def i5_one_restore(watch: Invariants, write: Write) -> None:
         raise broken("I5", f"{write.process} takes {write.key}, which another process holds")
     restore_id = json.loads(write.body)["restore_id"]
     for trial_id, (trainer, _began) in watch.trainers.items():
-        if not trainer.is_alive or not _could_know(watch, trainer):
+        if not trainer.is_alive or trainer in watch.has_outcome or not _could_know(watch, trainer):
             continue
         if trainer.name.split("/")[0] != f"runner {restore_id.removeprefix('airflow-')}":
             raise broken("I5", f"{write.process} takes the lease while {trainer} trains {trial_id}")
