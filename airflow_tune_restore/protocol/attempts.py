@@ -229,13 +229,15 @@ def wait_until_all_over(
         The attempts whose runners were still alive after `patience_seconds`.
     """
 
-    def look(attempt: AttemptId) -> tuple[bytes | None, bool, float]:
+    def look(attempt: AttemptId) -> tuple[bytes | None, bool, float, float]:
+        began = monotonic()
         beat = _heartbeat(store, attempt)
+        ended = monotonic()
         records = AttemptRecords(store, attempt.restore_id, attempt.trial_id)
         has_outcome = (
             beat is not None and records.outcome_or_interrupted(attempt.attempt) is not None
         )
-        return beat, has_outcome, monotonic()
+        return beat, has_outcome, began, ended
 
     started = monotonic()
     beats: dict[AttemptId, bytes] = {}
@@ -244,14 +246,15 @@ def wait_until_all_over(
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         while True:
             alive = []
-            for attempt, (beat, has_outcome, at) in zip(
+            for attempt, (beat, has_outcome, began, ended) in zip(
                 watched, pool.map(look, watched), strict=True
             ):
                 if beat is None or has_outcome:
                     continue
                 if beats.get(attempt) != beat:
-                    beats[attempt], changed_at[attempt] = beat, at
-                if at - changed_at[attempt] < QUIET_SECONDS:
+                    beats[attempt], changed_at[attempt] = beat, ended
+                # from the end of one look to the begin of another: this process may freeze in a look
+                if began - changed_at[attempt] < QUIET_SECONDS:
                     alive.append(attempt)
             if not alive or monotonic() - started > patience_seconds:
                 return alive

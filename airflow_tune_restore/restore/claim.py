@@ -5,11 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from airflow_tune_restore.exceptions import InvalidInputError, KeyExistsError, RecordUnreadableError
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyExistsError,
+    RecordUnreadableError,
+    RestoreEndedError,
+    name_trial,
+)
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.resources import describe, most_of
+from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
@@ -107,8 +114,10 @@ def claim_attempt(
     Raises:
         KeyExistsError: If `attempt` is taken.
         InvalidInputError: If the plan has no such trial.
+        RestoreEndedError: If the commit of the restore has begun.
         RecordUnreadableError: If an attempt with the highest possible number exists.
     """
+    _refuse_if_committed(store, plan, unit)
     is_whole = unit == layout.WHOLE_EXPERIMENT
     resources = read_resources(store, plan, unit)
     if is_whole:
@@ -156,6 +165,18 @@ def claim_attempt(
             number += 1
         else:
             return request
+
+
+def _refuse_if_committed(store: ObjectStore, plan: RestorePlan, unit: str) -> None:
+    """Refuse an attempt that the commit would not have. If it was cut off, the lease is still held."""
+    if read_commit_record(store, plan.restore_id) is not None:
+        raise RestoreEndedError(
+            plan.experiment,
+            plan.restore_id,
+            "its commit has begun",
+            f"To run {name_trial(unit)} again, start a new restore: in a DAG, clear the task that makes "
+            "the plan, with its downstream tasks.",
+        )
 
 
 def _read_action(plan: RestorePlan, unit: str) -> dict[str, Any]:

@@ -112,14 +112,15 @@ class Follower:
         """Whether a run has an outcome, or has had no new heartbeat for too long."""
         if self._run.outcome(attempt) is not None:
             return True
-        now = self.monotonic()
+        began = self.monotonic()
         key = layout.heartbeat_key(self.restore_id, layout.WHOLE_EXPERIMENT, attempt)
         beat = read_heartbeat(self.store, key)
-        last, since = self._beats.setdefault(attempt, (beat, now))
+        last, since = self._beats.setdefault(attempt, (beat, self.monotonic()))
         if beat != last:
-            self._beats[attempt] = (beat, now)
+            self._beats[attempt] = (beat, self.monotonic())
             return False
-        return now - since > (QUIET_SECONDS if beat else START_SECONDS)
+        # from the end of one look to the begin of another: this process may freeze in a look
+        return began - since > (QUIET_SECONDS if beat else START_SECONDS)
 
     def _new_reports(self, attempt: int) -> list[RunnerProgress]:
         if attempt in self._unreadable:

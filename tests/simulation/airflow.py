@@ -405,7 +405,10 @@ class DagRun:
         final = {Result.FINISHED, *((Result.FAILED,) if is_one_of_many else ())}
         if outcome is None or outcome.result not in final:
             shares_run = plan.is_whole_experiment and not plan.only_continues_search
-            outcome = self._follow(plan, unit) if shares_run else self._run_child(plan, unit)
+            try:
+                outcome = self._follow(plan, unit) if shares_run else self._run_child(plan, unit)
+            except LeaseLostError as error:
+                raise Failed(str(error)) from error
         return self._judge(plan, unit, outcome)
 
     def _run_child(self, plan: RestorePlan, unit: str) -> RunnerOutcome:

@@ -61,6 +61,9 @@ class Invariants:
         self.progress: dict[tuple[str, str], int] = {}
         self.finished: dict[str, str] = {}
         self.planned_at: dict[str, float] = {}
+        self.first_write: dict[Process, float] = {}
+        self.committed_at: dict[str, float] = {}
+        self.committed_from: dict[str, float] = {}
         self.driven_at = -math.inf
         self.raised: Counter[str] = Counter()
         self.made: dict[str, bytes] = {}
@@ -75,6 +78,7 @@ class Invariants:
     def watch(self, write: Write) -> None:
         """Check a change of the store."""
         i2_nothing_of_ray_changes(self, write)
+        self.first_write.setdefault(write.process, self.world.now)
         if write.key.startswith(layout.ROOT):
             if write.body is None:
                 return
@@ -84,6 +88,10 @@ class Invariants:
             elif write.key.endswith(".claim.json"):
                 i5_one_restore(self, write)
                 i6_a_living_experiment_is_left_alone(self, write)
+            elif write.key.endswith("/request.json"):
+                i7_nothing_is_run_after_its_commit(self, write)
+            elif write.key.endswith("/commit.json"):
+                self._note_commit(write)
             elif write.key.endswith("/outcome.json"):
                 self._note_outcome(write)
             elif write.key.endswith("/state.json"):
@@ -133,6 +141,11 @@ class Invariants:
             known = self.progress.get((restore, trial.trial_id), 0)
             self.progress[restore, trial.trial_id] = max(known, _saved(trial))
 
+    def _note_commit(self, write: Write) -> None:
+        restore = write.key.split("/")[1]
+        self.committed_at.setdefault(restore, self.world.now)
+        self.committed_from.setdefault(restore, self.first_write[write.process])
+
     def _note_outcome(self, write: Write) -> None:
         assert write.body is not None
         if write.body == write.before:
@@ -141,6 +154,9 @@ class Invariants:
         is_whole = f"/{layout.WHOLE_EXPERIMENT}/" in write.process.name
         if not is_whole or outcome.trial_id == layout.WHOLE_EXPERIMENT:
             self.has_outcome.add(write.process)
+        looked = self.committed_from.get(outcome.restore_id, math.inf)
+        if self.first_write[write.process] > looked:
+            return  # its runner began when the commit had looked for runners
         still_fits = self.planned_at.get(outcome.restore_id, 0.0) > self.driven_at
         is_trial = outcome.trial_id != layout.WHOLE_EXPERIMENT
         if outcome.result == "finished" and is_trial and still_fits:
@@ -463,6 +479,13 @@ def i7_quarantine_has_its_reasons(
     is_too_often = max_attempts is not None and len(failures) >= max_attempts
     if max(kinds.values(), default=0) < 2 and not is_too_often:
         raise broken("I7", f"{trial_id} is in quarantine after {len(failures)} failures: {kinds}")
+
+
+def i7_nothing_is_run_after_its_commit(watch: Invariants, write: Write) -> None:
+    """I7: no attempt is claimed once the commit of its restore has begun: its work would be lost."""
+    began = watch.committed_at.get(write.key.split("/")[1], math.inf)
+    if watch.world.now > began + LONGEST_LOOK_SECONDS and _could_know(watch, write.process):
+        raise broken("I7", f"{write.process} claims {write.key} after the commit has begun")
 
 
 def i7_one_failure_is_recorded_once(watch: Invariants, write: Write, trial_id: str) -> None:

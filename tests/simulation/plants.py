@@ -362,13 +362,14 @@ _FOUND_BY_SIMULATION = (
     Plant(
         "run of an ended restore",
         "A follower starts the run of all trials again, although its restore has ended.",
-        "EndlessError",
+        "I7",
         (
             Edit(
                 Follower._look,
                 "lease.keep_alive(self.store, self.restore_id)",
                 "pass",
             ),
+            Edit(claim.claim_attempt, "_refuse_if_committed(store, plan, unit)", "pass"),
         ),
         seed=870,
     ),
@@ -390,7 +391,7 @@ _FOUND_BY_SIMULATION = (
         "After a settlement, the samples that are left are not planned.",
         "I3",
         (Edit(prepare.plan_again, "or not again.experiment.samples_left", "or True"),),
-        seed=13,
+        seed=336,
     ),
 )
 """Faults that the product had, put back."""

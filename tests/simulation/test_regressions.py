@@ -4,10 +4,10 @@ import pytest
 
 from airflow_tune_restore.protocol import attempts, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease
-from airflow_tune_restore.restore import commit, start
+from airflow_tune_restore.restore import claim, commit, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from tests.simulation.campaign import simulating
-from tests.simulation.faults import Fault, FaultKind
+from tests.simulation.faults import Fault, FaultKind, Storm
 from tests.simulation.night import Command, Meddling, Night, Script, simulate
 from tests.simulation.planting import Edit, Plant
 from tests.simulation.story import tell
@@ -80,6 +80,25 @@ SCRIPTS = {
             Fault(FaultKind.DIES_BEFORE, "plan", 31),
         ),
     ),
+    "no trial is run after the commit of its restore, which has not released its lease": Script(
+        seed=11320069214,
+        sweep="broken",
+        pace=2.0,
+        nights=(Night(starts=0.0, meddlings=(Meddling("clear", "trial", 398.0),)),),
+        faults=(Fault(FaultKind.DIES_AFTER, "trial", 7),),
+        storms=(Storm(begins=290.0, seconds=175.0, share=1.0),),
+    ),
+    "a commit that freezes while it waits for a runner does not take it for dead": Script(
+        seed=11320059181,
+        sweep="slow-whole",
+        nights=(Night(starts=0.0, meddlings=(Meddling("twice", "commit", 17.0),)),),
+        faults=(
+            Fault(FaultKind.CUT_OFF, "commit", 74, seconds=1.0),
+            Fault(FaultKind.FREEZES, "commit", 25, seconds=20.0),
+            Fault(FaultKind.DIES_INSIDE, "trial", 12),
+        ),
+        storms=(Storm(begins=1.0, seconds=700.0, share=0.9),),
+    ),
 }
 """By what holds now."""
 
@@ -99,6 +118,12 @@ MISTAKES = {
     ),
     "an attempt of a run of all trials records no failure of the one before it": (
         Edit(attempts.find_ended, "compress(units, pool.map(has_ended, units))", "()"),
+    ),
+    "no trial is run after the commit of its restore, which has not released its lease": (
+        Edit(claim.claim_attempt, "_refuse_if_committed(store, plan, unit)", "pass"),
+    ),
+    "a commit that freezes while it waits for a runner does not take it for dead": (
+        Edit(attempts.wait_until_all_over, "if began - changed_at", "if monotonic() - changed_at"),
     ),
     "a commit that was frozen does not bring back what was undone meanwhile": (
         Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),

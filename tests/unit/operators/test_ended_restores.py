@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
-from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol import layout, lease
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.undo import undo_commit
@@ -79,6 +80,23 @@ def test_a_committed_restore_names_the_task_to_clear(errored, store, place, stra
     assert run_trial(group, item) == (
         f"Restore {item['restore_id']} of {store.uri} has ended: it was committed. {AGAIN}"
     )
+
+
+@pytest.mark.parametrize("strategy", ["per_trial", "whole_experiment"])
+@pytest.mark.parametrize("place", ["local", "ray"])
+def test_no_trial_is_run_after_a_commit_that_did_not_release_its_lease(
+    errored, store, place, strategy
+):
+    group = make_group(errored, plan_args={"strategy": strategy}, **PLACES[place])
+    item = next(item for item in run_plan(group) if item["trial_id"] == "a1")
+    held = lease.check_held(store, item["restore_id"])
+    commit_restore(store, item["restore_id"])
+    store.delete(layout.lease_release_key(held.epoch))
+    error = run_trial(group, item)
+    assert f"Restore {item['restore_id']} of {store.uri} has ended: its commit has begun." in error
+    assert "clear the task that makes the plan" in error
+    unit = layout.WHOLE_EXPERIMENT if strategy == "whole_experiment" else "a1"
+    assert AttemptRecords(store, item["restore_id"], unit).newest() == 0
 
 
 def test_a_commit_that_made_a_state_is_named_and_so_is_its_undo(errored, store):

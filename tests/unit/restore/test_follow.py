@@ -113,6 +113,22 @@ def test_one_of_the_followers_restarts_a_run_that_died(world):
     assert QUIET_SECONDS < world.now < QUIET_SECONDS + 10
 
 
+def test_a_look_that_takes_long_is_not_the_silence_of_the_run(world, monkeypatch):
+    get = world.store.get
+
+    def get_slowly(key, **limit):
+        if key.endswith("heartbeat.json"):
+            world.now += QUIET_SECONDS + 1
+        return get(key, **limit)
+
+    monkeypatch.setattr(world.store, "get", get_slowly)
+    world.store.create(layout.request_key("r", EVERY, 1), b"{}")
+    world.beat()
+    world.script = [lambda: None, world.beat, lambda: None, lambda: world.end("a")]
+    watch(world.follower("a"))
+    assert world.started == []
+
+
 def test_a_claimed_run_has_time_to_start(world):
     world.store.create(layout.request_key("r", EVERY, 1), b"{}")
     for _ in world.follower("a").progress():
