@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import QUIET_SECONDS
+from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.ledger import Ledger
 from airflow_tune_restore.restore.plan import RestorePlan
@@ -437,7 +438,7 @@ def _could_know(watch: Invariants, process: Process) -> bool:
 def i5_one_restore(watch: Invariants, write: Write) -> None:
     """I5: each number has one claim, and whoever takes the lease finds no living runner of another one.
 
-    A runner that is cut off from the store may go on for a while, as `_could_know` describes.
+    A runner whose heartbeats do not reach the store may go on for a while, as `_could_know` describes.
     """
     assert write.body is not None
     if write.before is not None:
@@ -445,6 +446,9 @@ def i5_one_restore(watch: Invariants, write: Write) -> None:
     restore_id = json.loads(write.body)["restore_id"]
     for trial_id, (trainer, _began) in watch.trainers.items():
         if not trainer.is_alive or trainer in watch.has_outcome or not _could_know(watch, trainer):
+            continue
+        silent = watch.world.now - watch.beats.get(trainer, 0.0)
+        if KNOWN_DEAD_SECONDS <= silent < watch.ttl_seconds * 2 / 3 + LONGEST_LOOK_SECONDS:
             continue
         if trainer.name.split("/")[0] != f"runner {restore_id.removeprefix('airflow-')}":
             raise broken("I5", f"{write.process} takes the lease while {trainer} trains {trial_id}")
