@@ -208,7 +208,7 @@ def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set
 
     def has_ended(unit: str) -> bool:
         outcome = AttemptRecords(store, restore_id, unit).outcome_or_interrupted()
-        return outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
+        return outcome is not None and outcome.ends_trial
 
     units = list(units)
     with ThreadPoolExecutor(_CONCURRENCY) as pool:

@@ -94,7 +94,7 @@ class HeldStore(ObjectStore):
         check: Called before each write. It does not return if the lease is lost.
     """
 
-    def __init__(self, store: ObjectStore, check: Callable[[], object]) -> None:
+    def __init__(self, store: ObjectStore, check: Callable[[], None]) -> None:
         self._store = store
         self._check = check
 

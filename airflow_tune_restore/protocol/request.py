@@ -188,6 +188,11 @@ class RunnerOutcome(Record):
     ray_version: kinds.Word = ""
     schema: Count = 1
 
+    @property
+    def ends_trial(self) -> bool:
+        """Whether it is an end of the trial itself, which a later attempt does not run on."""
+        return self.result in (Result.FINISHED, Result.FAILED)
+
     def describe_error(self) -> str:
         """Return the type and message of the error as one printable line; "" without an error."""
         most = kinds.LINE_LENGTH + kinds.ERROR_LENGTH

@@ -14,7 +14,7 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_heartbeat
-from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerProgress
+from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerProgress
 from airflow_tune_restore.storage.base import ObjectStore
 
 START_SECONDS = 120.0
@@ -104,7 +104,7 @@ class Follower:
     def _stopped_before(self) -> int:
         """Return the attempt of the run in which this trial was stopped before; 0 if it was not."""
         past = self._trial.outcome()
-        if past is None or past.result in (Result.FINISHED, Result.FAILED):
+        if past is None or past.ends_trial:
             return 0
         return past.attempt
 

@@ -41,6 +41,11 @@ class InvariantBroken(BaseException):  # noqa: N818  no code under simulation ma
     """An invariant does not hold: which one, and what shows it."""
 
 
+def _restore_of(key: str) -> str:
+    """Return the restore that an object in this package's directory belongs to."""
+    return key.split("/")[1]
+
+
 def broken(name: str, what: str) -> InvariantBroken:
     """Return the error for a broken invariant."""
     return InvariantBroken(f"{name}: {what}")
@@ -85,7 +90,7 @@ class Invariants:
                 return
             if write.key.endswith("/plan.json"):
                 i3_a_plan_has_its_seeds(self, write)
-                self.planned_at[write.key.split("/")[1]] = self.world.now
+                self.planned_at[_restore_of(write.key)] = self.world.now
             elif write.key.endswith(".claim.json"):
                 i5_one_restore(self, write)
                 i6_a_living_experiment_is_left_alone(self, write)
@@ -136,14 +141,14 @@ class Invariants:
     def _note_progress(self, write: Write) -> None:
         """Take note of the checkpoints in a snapshot."""
         assert write.body is not None
-        restore = write.key.split("/")[1]
+        restore = _restore_of(write.key)
         for row in json.loads(write.body)["trial_data"]:
             trial = TrialFiles.from_row(row)
             known = self.progress.get((restore, trial.trial_id), 0)
             self.progress[restore, trial.trial_id] = max(known, _saved(trial))
 
     def _note_commit(self, write: Write) -> None:
-        restore = write.key.split("/")[1]
+        restore = _restore_of(write.key)
         self.committed_at.setdefault(restore, self.world.now)
         self.committed_from.setdefault(restore, self.first_write[write.process])
 
@@ -467,7 +472,7 @@ def i7_progress_is_committed(watch: Invariants, write: Write, rows: list[TrialFi
     for key, stored in watch.shelf.objects.items():
         if not key.endswith("/commit.json") or json.loads(stored.body)["state_file"] != write.key:
             continue
-        restore = key.split("/")[1]
+        restore = _restore_of(key)
         for trial in rows:
             saved = watch.progress.get((restore, trial.trial_id), 0)
             if _saved(trial) < saved and json.loads(stored.body)["undone_at"] == "":
@@ -487,7 +492,7 @@ def i7_quarantine_has_its_reasons(
 
 def i7_nothing_is_run_after_its_commit(watch: Invariants, write: Write) -> None:
     """I7: no attempt is claimed once the commit of its restore has begun: its work would be lost."""
-    began = watch.committed_at.get(write.key.split("/")[1], math.inf)
+    began = watch.committed_at.get(_restore_of(write.key), math.inf)
     if watch.world.now > began + LONGEST_LOOK_SECONDS and _could_know(watch, write.process):
         raise broken("I7", f"{write.process} claims {write.key} after the commit has begun")
 

@@ -188,8 +188,8 @@ class ExperimentController(GuardedController):
             for trial in self._trials
             if trial.is_finished() and self._is_recorded(trial)
         }
-        for unit in find_ended(self.context.store, request.restore_id, units):
-            self.context.recorded_trials.add(units[unit])
+        ended = find_ended(self.context.store, request.restore_id, units)
+        self.context.recorded_trials.update(units[unit] for unit in ended)
 
     def changed_trials(self) -> Iterable[Trial]:
         """Return the trials that Ray has marked since the last snapshot."""

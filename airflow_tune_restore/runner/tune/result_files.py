@@ -19,7 +19,7 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.numbers import read_iteration
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.records import read_record
-from airflow_tune_restore.protocol.request import Result, RunnerRequest, TrialAction
+from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.result_rows import parse_row
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -89,7 +89,7 @@ def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: st
         if rows:
             unit = _unit_of(store, restore_id, trial_id)
             outcome = AttemptRecords(store, restore_id, unit).outcome()
-            has_ended = outcome is not None and outcome.result in (Result.FINISHED, Result.FAILED)
+            has_ended = outcome is not None and outcome.ends_trial
             return "" if has_ended else rows
     return ""
 
