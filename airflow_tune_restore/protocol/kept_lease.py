@@ -2,8 +2,8 @@
 
 A process may be frozen anywhere (a suspended machine, an overloaded one), and thaw when its restore was
 taken for dead. It must not write then (`protocol.lease`, rule 7). So each write first looks at the last
-renewal by this process's own clock, and renews the lease if that was too long ago. A silent holder is
-watched for longer than that before its lease is taken over.
+renewal by this process's own clock, and renews the lease if that began too long ago, until a renewal is
+quick enough. A silent holder is watched for longer than that before its lease is taken over.
 
 Runners have a heartbeat that renews the lease. They, too, write through a `HeldStore`.
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from airflow_tune_restore.exceptions import LeaseLostError, TuneRestoreError
+from airflow_tune_restore.exceptions import LeaseLostError, StorageError, TuneRestoreError
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
@@ -25,6 +25,9 @@ from airflow_tune_restore.storage.base import Entry, ObjectStore
 FRESH_SECONDS = 15.0
 """A write is sent this long after the last renewal at most: half of the shortest watch of a silent holder
 (`lease_watch.KNOWN_DEAD_SECONDS`)."""
+
+_MAX_LOOKS = 5
+"""So many looks in a row that each take longer than that are the store, not this process."""
 
 _SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 
@@ -83,8 +86,30 @@ class _KeptLease:
 
     def check(self) -> None:
         """Renew the lease if the last renewal was too long ago; LeaseLostError if it is lost."""
-        if time.monotonic() - self._renewed_at > FRESH_SECONDS:
-            self.renew()
+        look_until_fresh(self._store, self.renew, lambda: self._renewed_at)
+
+
+def look_until_fresh(
+    store: ObjectStore, look: Callable[[], object], looked_at: Callable[[], float]
+) -> None:
+    """Look at the lease, unless the last look began within `FRESH_SECONDS`.
+
+    This process may freeze in a look, too. Then what it has found no longer counts, and it looks again.
+    `looked_at` returns when the last look began, by the monotonic clock.
+
+    Raises:
+        StorageError: If each of `_MAX_LOOKS` looks took longer.
+    """
+    for _ in range(_MAX_LOOKS):
+        if time.monotonic() - looked_at() <= FRESH_SECONDS:
+            return
+        look()
+    if time.monotonic() - looked_at() > FRESH_SECONDS:
+        raise StorageError(
+            f"{store.uri}: {_MAX_LOOKS} looks at the lease in a row took longer than "
+            f"{FRESH_SECONDS:.0f} s each, so nothing was written after them. If the storage is slow "
+            "now, try again later."
+        )
 
 
 class HeldStore(ObjectStore):

@@ -106,9 +106,10 @@ def commit_abandoned(
     """Commit what restores that died left behind, and finish what an undo that died has begun.
 
     So the next plan starts from there. It takes the lease for the restore about to start, after a watch
-    of a holder that looks dead, and keeps it for `start_restore`. If it is cut off anywhere, the next
-    restore repeats it. `restore_id`, `holder` (for people), `ttl_seconds` and `dag_run` are those of the
-    new lease. `watch` is a watch of the old one that has begun before, and `on_wait` shows it.
+    of a holder that looks dead. The caller releases it, also after an error. If it is cut off anywhere,
+    the next restore repeats it. `restore_id`, `holder` (for people), `ttl_seconds` and `dag_run` are
+    those of the new lease. `watch` is a watch of the old one that has begun before, and `on_wait` shows
+    it.
 
     Returns:
         What was left behind, by restore, the oldest first, with the summary of each commit: None if there
@@ -126,21 +127,17 @@ def commit_abandoned(
         watch=watch,
         on_wait=on_wait,
     )
-    try:
-        # under the lease: before it, another restore may still begin, and die
-        abandoned = _left_behind(store, restore_id, before=held.epoch)
-        if not abandoned:
-            return {}
-        with keep_lease(store, restore_id) as held_store:
-            _wait_for_runners(store, _started_by_all(store, abandoned))
-            settled: dict[str, CommitSummary | None] = {}
-            for dead_id, leases in abandoned.items():
-                settled[dead_id] = _settle(held_store, dead_id)
-                lease.release_all(held_store, leases)  # no later restore looks at it again
-            return settled
-    except Exception:
-        lease.release(store, held)
-        raise
+    # under the lease: before it, another restore may still begin, and die
+    abandoned = _left_behind(store, restore_id, before=held.epoch)
+    if not abandoned:
+        return {}
+    with keep_lease(store, restore_id) as held_store:
+        _wait_for_runners(store, _started_by_all(store, abandoned))
+        settled: dict[str, CommitSummary | None] = {}
+        for dead_id, leases in abandoned.items():
+            settled[dead_id] = _settle(held_store, dead_id)
+            lease.release_all(held_store, leases)  # no later restore looks at it again
+        return settled
 
 
 def has_left_work(store: ObjectStore, restore_id: str) -> bool:

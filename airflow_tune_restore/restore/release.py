@@ -14,6 +14,7 @@ from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
+from airflow_tune_restore.restore.start import release_unstarted
 from airflow_tune_restore.storage.base import ObjectStore
 
 TTL_SECONDS = 30.0
@@ -40,9 +41,15 @@ def release_trials(
     _check(store, trial_ids)
     restore_id = f"release-{secrets.token_hex(4)}"
     watch = lease.refuse_if_alive(store, restore_id, ask_holder=ask_holder)
-    commit_abandoned(store, restore_id=restore_id, holder=holder, watch=watch, on_wait=on_wait)
-    held = lease.acquire(store, restore_id=restore_id, holder=holder, ttl_seconds=TTL_SECONDS)
     try:
+        commit_abandoned(
+            store,
+            restore_id=restore_id,
+            holder=holder,
+            ttl_seconds=TTL_SECONDS,
+            watch=watch,
+            on_wait=on_wait,
+        )
         with keep_lease(store, restore_id) as held_store:
             ledger, _ = read_ledger(store)
             at = store.now().isoformat()
@@ -53,7 +60,7 @@ def release_trials(
             trials = {**ledger.trials, **released}
             write_ledger(held_store, msgspec.structs.replace(ledger, trials=trials))
     finally:
-        lease.release(store, held)
+        release_unstarted(store, restore_id)
     return released
 
 

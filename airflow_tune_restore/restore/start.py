@@ -60,22 +60,22 @@ def start_restore(
         return start_plan(prepared, holder=holder, ttl_seconds=ttl_seconds, dag_run=dag_run), None
     store, restore_id, watch = prepared.store, prepared.plan.restore_id, prepared.watch
     check_exclusive_create(store)  # without it the lease protects nothing
-    settled = commit_abandoned(
-        store,
-        restore_id=restore_id,
-        holder=holder,
-        ttl_seconds=ttl_seconds,
-        dag_run=dag_run,
-        watch=watch,
-        on_wait=on_wait,
-    )
-    summary = next(filter(None, reversed(settled.values())), None)
-    if settled or watch is not None or prepared.nothing_to_do:
-        try:
+    try:
+        settled = commit_abandoned(
+            store,
+            restore_id=restore_id,
+            holder=holder,
+            ttl_seconds=ttl_seconds,
+            dag_run=dag_run,
+            watch=watch,
+            on_wait=on_wait,
+        )
+        if settled or watch is not None or prepared.nothing_to_do:
             prepared = plan_again(prepared, options)
-        except Exception:
-            release_unstarted(store, restore_id)
-            raise
+    except Exception:
+        release_unstarted(store, restore_id)
+        raise
+    summary = next(filter(None, reversed(settled.values())), None)
     if not prepared.plan.has_work and not prepared.plan.changes_trials:
         release_unstarted(store, restore_id)
         return None, summary

@@ -18,7 +18,7 @@ from typing import NoReturn
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, TuneRestoreError
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
-from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS
+from airflow_tune_restore.protocol.kept_lease import look_until_fresh
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
@@ -63,7 +63,7 @@ class Heartbeat:
         self._read_lease()
         self._create_first_beat()
         self.check()
-        self._last_success = time.monotonic()
+        self._last_success = self._looked_at
         for thread in self._threads:
             thread.start()
 
@@ -134,8 +134,7 @@ class Heartbeat:
 
         Before each write: the heartbeats go on from another thread, so it seldom costs a request.
         """
-        if time.monotonic() - self._looked_at > FRESH_SECONDS:
-            self.check_or_end()
+        look_until_fresh(self._store, self.check_or_end, lambda: self._looked_at)
 
     def _run(self) -> None:
         while not self._stopped.wait(self._period()):

@@ -53,7 +53,7 @@ _OF_RUNNERS = (
         "no fence",
         "A runner neither looks whether a newer attempt or restore has started, nor renews the lease.",
         "I5",
-        (Edit(Heartbeat.check_or_end, "    try:\n", "    return\n    try:\n"),),
+        (Edit(Heartbeat.check_or_end, "self.check()", "self._looked_at = time.monotonic()"),),
         seed=113,
     ),
     Plant(
@@ -211,8 +211,8 @@ _OF_PLANS = (
         (
             Edit(
                 commit.commit_abandoned,
-                "                settled[dead_id] = ",
-                "                lease.release_all(store, leases)\n                settled[dead_id] = ",
+                "            settled[dead_id] = ",
+                "            lease.release_all(store, leases)\n            settled[dead_id] = ",
             ),
         ),
         seed=1601,

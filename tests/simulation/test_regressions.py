@@ -3,7 +3,7 @@
 import pytest
 
 from airflow_tune_restore.protocol import attempts, lease
-from airflow_tune_restore.protocol.kept_lease import _KeptLease
+from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
 from airflow_tune_restore.restore import claim, commit, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from tests.simulation.campaign import simulating
@@ -99,6 +99,15 @@ SCRIPTS = {
         ),
         storms=(Storm(begins=1.0, seconds=700.0, share=0.9),),
     ),
+    "a commit that freezes in a look at its lease looks again before it writes": Script(
+        seed=20010045402,
+        sweep="search-whole",
+        ttl_seconds=120.0,
+        pace=2.0,
+        nights=(Night(starts=0.0), Night(starts=615.0)),
+        faults=(Fault(FaultKind.FREEZES, "commit", 25, seconds=1250.0),),
+        commands=(Command("undo", 1012.0),),
+    ),
 }
 """By what holds now."""
 
@@ -111,10 +120,10 @@ MISTAKES = {
         Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
     ),
     "a runner that thaws in a save does not record trials that its successor trains": (
-        Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),
+        Edit(Heartbeat.check_lately_or_end, "look_until_fresh", "(lambda *_: None)"),
     ),
     "a runner that thaws in its preparation does not drop rows of its successor": (
-        Edit(Heartbeat.check_lately_or_end, "> FRESH_SECONDS", "> 1e9"),
+        Edit(Heartbeat.check_lately_or_end, "look_until_fresh", "(lambda *_: None)"),
     ),
     "an attempt of a run of all trials records no failure of the one before it": (
         Edit(attempts.find_ended, "compress(units, pool.map(has_ended, units))", "()"),
@@ -126,7 +135,10 @@ MISTAKES = {
         Edit(attempts.wait_until_all_over, "if began - changed_at", "if monotonic() - changed_at"),
     ),
     "a commit that was frozen does not bring back what was undone meanwhile": (
-        Edit(_KeptLease.check, "> FRESH_SECONDS", "> 1e9"),
+        Edit(_KeptLease.check, "look_until_fresh", "(lambda *_: None)"),
+    ),
+    "a commit that freezes in a look at its lease looks again before it writes": (
+        Edit(look_until_fresh, "    look()\n", "    return look()\n"),
     ),
 }
 """The mistakes that random worlds show too seldom to be among the plants."""

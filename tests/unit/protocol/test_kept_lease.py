@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from airflow_tune_restore.exceptions import LeaseHeldError, LeaseLostError
+from airflow_tune_restore.exceptions import LeaseHeldError, LeaseLostError, StorageError
 from airflow_tune_restore.protocol import kept_lease, layout, lease
 from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS, keep_lease
 from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
@@ -86,6 +86,45 @@ def test_a_process_that_was_slow_and_still_holds_the_lease_goes_on(store, monkey
         assert beats(store) != first
         assert list(held.stream("there", max_bytes=10)) == [b"x"]
         assert held.uri == store.uri
+
+
+def freeze_in_looks(monkeypatch, now, seconds, *, meanwhile=lambda: None):
+    """Let time pass between each answer of the store about the lease and its use."""
+    check_held = lease.check_held
+
+    def check_and_freeze(*of):
+        held = check_held(*of)
+        meanwhile()
+        now[0] += seconds
+        return held
+
+    monkeypatch.setattr(lease, "check_held", check_and_freeze)
+
+
+def test_a_process_that_was_frozen_in_a_look_looks_again(store, monkeypatch):
+    lease.acquire(store, restore_id="shell", holder="test", ttl_seconds=3600)
+    now = [1000.0]
+    monkeypatch.setattr(kept_lease.time, "monotonic", lambda: now[0])
+    with keep_lease(store, "shell") as held:
+        now[0] += FRESH_SECONDS + 1
+        freeze_in_looks(monkeypatch, now, 1250.0, meanwhile=lambda: take_over(store))
+        with pytest.raises(LeaseLostError):
+            held.put("there", b"x")
+    assert [entry.name for entry in store.list_dir()] == [layout.ROOT]
+
+
+def test_nothing_is_written_if_each_look_takes_too_long(store, monkeypatch):
+    lease.acquire(store, restore_id="shell", holder="test", ttl_seconds=3600)
+    now = [1000.0]
+    monkeypatch.setattr(kept_lease.time, "monotonic", lambda: now[0])
+    with keep_lease(store, "shell") as held:
+        now[0] += FRESH_SECONDS + 1
+        freeze_in_looks(monkeypatch, now, FRESH_SECONDS + 1)
+        with pytest.raises(
+            StorageError, match="5 looks at the lease in a row took longer than 15 s"
+        ):
+            held.put("there", b"x")
+    assert [entry.name for entry in store.list_dir()] == [layout.ROOT]
 
 
 def test_a_silent_holder_is_watched_for_longer_than_it_may_write():

@@ -75,14 +75,24 @@ def start(store, restore_id):
     return start_restore(prepared, OPTIONS, holder=restore_id, ttl_seconds=60)
 
 
+def refuse(*_arguments, **_options):
+    raise StorageError("503 SlowDown")
+
+
 def statuses(store):
     return [(trial.trial_id, trial.status) for trial in read_experiment(store).trials]
 
 
-def test_a_second_try_of_a_plan_that_fails_leaves_the_lease_to_the_first(store):
+@pytest.mark.parametrize("fails_in", ["its plan", "the settlement before it"])
+def test_a_second_try_of_a_plan_that_fails_leaves_the_lease_to_the_first(
+    store, monkeypatch, fails_in
+):
     prepared = prepare_restore(store, "r1", OPTIONS)
     first, _ = start_restore(prepared, OPTIONS, holder="first", ttl_seconds=60)
-    store.dies_at = "seed.json"
+    if fails_in == "its plan":
+        store.dies_at = "seed.json"
+    else:
+        monkeypatch.setattr(commit, "_left_behind", refuse)
     with pytest.raises(StorageError):
         start_restore(prepared, OPTIONS, holder="second", ttl_seconds=60)
     assert lease.check_held(store, "r1")
@@ -90,8 +100,12 @@ def test_a_second_try_of_a_plan_that_fails_leaves_the_lease_to_the_first(store):
     assert commit_restore(store, "r1").state_file == FIRST
 
 
-def test_a_plan_that_fails_before_there_is_one_releases_the_lease(store):
-    store.dies_at = "seed.json"
+@pytest.mark.parametrize("fails_in", ["its plan", "the settlement before it"])
+def test_a_plan_that_fails_before_there_is_one_releases_the_lease(store, monkeypatch, fails_in):
+    if fails_in == "its plan":
+        store.dies_at = "seed.json"
+    else:
+        monkeypatch.setattr(commit, "_left_behind", refuse)
     with pytest.raises(StorageError):
         start(store, "r1")
     assert lease.unreleased(store, but="") == []

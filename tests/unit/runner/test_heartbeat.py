@@ -133,6 +133,43 @@ def test_while_running_it_leaves_without_another_word(store, lost, monkeypatch):
     assert codes == [3]
 
 
+def test_a_runner_that_was_frozen_in_a_look_looks_again_before_it_writes(store, monkeypatch):
+    class ProcessEnds(BaseException):
+        pass
+
+    def end(_code):
+        raise ProcessEnds
+
+    def freeze(*of):
+        renew(*of)
+        store.create(layout.request_key("r", "t", 2), b"{}")  # it was taken for dead meanwhile
+        clock["now"] += 1250
+
+    pulse, clock, renew = heartbeat(store), {"now": 1000.0}, lease.renew
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr(lease, "renew", freeze)
+    with pytest.raises(ProcessEnds):
+        pulse.check_lately_or_end()
+
+
+def test_a_runner_that_was_frozen_in_its_first_look_is_overdue(store, monkeypatch):
+    clock, renew, codes = {"now": 1000.0}, lease.renew, []
+
+    def freeze(*of):
+        renew(*of)
+        clock["now"] += 1250
+
+    pulse = heartbeat(store)
+    monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr("time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr(lease, "renew", freeze)
+    monkeypatch.setattr(pulse, "_threads", [])
+    pulse.start()
+    pulse._end_if_overdue()
+    assert codes == [EXIT_FENCED]
+
+
 def test_a_parent_that_is_gone_is_a_request_to_stop(store, monkeypatch):
     sent = []
     monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
