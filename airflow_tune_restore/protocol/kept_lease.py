@@ -27,7 +27,7 @@ FRESH_SECONDS = 15.0
 (`lease_watch.KNOWN_DEAD_SECONDS`)."""
 
 _MAX_LOOKS = 5
-"""So many looks in a row that each take longer than that are the store, not this process."""
+"""If so many looks in a row took longer, the store is slow: this process was not frozen in each."""
 
 _SHORTEST_PERIOD, _JOIN_SECONDS = 0.05, 30.0
 
@@ -100,16 +100,16 @@ def look_until_fresh(
     Raises:
         StorageError: If each of `_MAX_LOOKS` looks took longer.
     """
-    for _ in range(_MAX_LOOKS):
-        if time.monotonic() - looked_at() <= FRESH_SECONDS:
-            return
+    looks = 0
+    while time.monotonic() - looked_at() > FRESH_SECONDS:
+        if looks == _MAX_LOOKS:
+            raise StorageError(
+                f"{store.uri}: {looks} looks at the lease in a row took longer than "
+                f"{FRESH_SECONDS:.0f} s each, so nothing more was written. Once the storage answers "
+                "faster, clear the task, or start the same command again."
+            )
         look()
-    if time.monotonic() - looked_at() > FRESH_SECONDS:
-        raise StorageError(
-            f"{store.uri}: {_MAX_LOOKS} looks at the lease in a row took longer than "
-            f"{FRESH_SECONDS:.0f} s each, so nothing was written after them. If the storage is slow "
-            "now, try again later."
-        )
+        looks += 1
 
 
 class HeldStore(ObjectStore):
