@@ -228,9 +228,17 @@ def _last_commit(store: ObjectStore) -> str:
         raise InvalidInputError(
             f"{newest.name} cannot be undone: no recorded commit wrote this content. Nothing was changed."
         )
-    made.sort(key=lambda restore_id: records[restore_id].sha256)  # older records have none
     _refuse_if_used(store, newest, records)
-    return made[-1]
+    return max(made, key=lambda restore_id: _likelihood(records[restore_id]))
+
+
+def _likelihood(record: CommitRecord) -> tuple[bool, bool, str]:
+    """Return a sort key: of several commits that may have made a state, the likeliest is the last.
+
+    Records of older versions have no hash. A commit may make the same bytes as one that was undone
+    before it, if the store's clock is behind the driver's: then both have the same start time.
+    """
+    return (bool(record.sha256), not record.undone_at, record.undone_at)
 
 
 def _refuse_if_used(

@@ -235,9 +235,9 @@ def i2_nothing_of_ray_changes(watch: Invariants, write: Write) -> None:
             )
         if write.body is not None and write.before is not None:
             raise broken("I2", f"{write.process} overwrites {key}")
-        is_back = write.body is not None and watch.made.get(key) == write.body
+        is_back = key in watch.deleted and watch.made.get(key) == write.body
         # a request that the store carries out again, after its process: the next restore undoes it again
-        if is_back and key in watch.deleted and write.process.is_alive:
+        if is_back and write.process.is_alive and not _is_being_committed(watch.shelf, key):
             raise broken("I2", f"{write.process} brings {key} back, which was undone")
         if write.body is not None and role not in _COMMITTERS:
             raise broken("I2", f"{write.process} writes {key}")
@@ -250,8 +250,18 @@ def i2_nothing_of_ray_changes(watch: Invariants, write: Write) -> None:
 
 
 def _is_marked_undone(shelf: Shelf, name: str) -> bool:
+    return any(record["undone_at"] for record in _records_of(shelf, name))
+
+
+def _is_being_committed(shelf: Shelf, name: str) -> bool:
+    """Whether a commit has begun that makes this state, and may make what an undone one had made."""
+    return any(not record["undone_at"] for record in _records_of(shelf, name))
+
+
+def _records_of(shelf: Shelf, name: str) -> list[dict[str, Any]]:
+    """Return the records of all commits that make, or made, a state of this name."""
     records = [json.loads(s.body) for k, s in shelf.objects.items() if k.endswith("/commit.json")]
-    return any(one["state_file"] == name and one["undone_at"] for one in records)
+    return [record for record in records if record["state_file"] == name]
 
 
 def _belongs_to_a_state(shelf: Shelf, key: str) -> bool:

@@ -1,5 +1,6 @@
 """An undo deletes the last commit and nothing else, wherever it is cut off."""
 
+import hashlib
 import json
 
 import pytest
@@ -99,6 +100,21 @@ def test_the_next_commit_may_have_the_same_name_and_is_another(store):
     with pytest.raises(CommitUndoneError):
         commit_restore(store, "r1")
     assert undo_commit(store, holder="test").restore_id == "r2"
+
+
+@pytest.mark.parametrize("again", ["r0", "r2"])
+def test_a_commit_that_is_the_same_as_one_undone_before_is_undone(store, again):
+    """The store's clock is behind the driver's, so both commits make the same bytes under one name."""
+    store.put(STATE_NAME, make_state(ROWS, start_time=4e9))
+    for restore_id in ("r1", again):
+        plan = start_night(store, restore_id)
+        leave_attempt(store, plan, "bad", make_row("bad", status="TERMINATED"))
+        commit_restore(store, restore_id)
+        committed = store.get(FIRST)
+        assert undo_commit(store, holder="test").restore_id == restore_id
+    records = [json.loads(store.get(layout.commit_key(each))) for each in ("r1", again)]
+    assert {record["sha256"] for record in records} == {hashlib.sha256(committed).hexdigest()}
+    assert all(record["undone_at"] for record in records)
 
 
 def test_a_later_session_of_its_own_driver_stops_the_undo(store):
