@@ -2,12 +2,17 @@
 
     python -m tests.simulation --nights 1000000          a million nights on all cores
     python -m tests.simulation --nights 2000 --seed 7    the worlds of seed 7
-    python -m tests.simulation --only 70000012 --story   one world, and what happens in it
+    python -m tests.simulation --only 70000012 --story   world 12 of seed 7, and what happens in it
     python -m tests.simulation --plants                  the planted mistakes, and when each is found
 
 A night is one DAG run of the chain. A world is one experiment: one to three nights with faults, then two
-quiet ones. The worlds of campaigns with different seeds differ, so their nights may be added up. A world
-that breaks an invariant is made smaller, its story is printed, and the exit code is 1.
+or three quiet ones. The worlds of campaigns with different seeds differ, so their nights may be added up.
+The same seed, nights and processes simulate the same worlds.
+
+Each world that breaks an invariant is named at once. At the end, the first one of each invariant is made
+smaller, and its story is printed. After 20 such worlds a campaign ends.
+
+Exit codes: 0 if no invariant was broken, 1 if one was, 2 for a wrong argument, 130 after Ctrl-C.
 """
 
 import argparse
@@ -17,16 +22,14 @@ import random
 import sys
 import time
 
-from tests.simulation.campaign import (
-    Tally,
-    explain,
-    run_campaign,
-    simulating,
-)
+from tests.simulation.campaign import explain, run_campaign, simulating
 from tests.simulation.night import draw_script, simulate
 from tests.simulation.planting import MOST_NIGHTS
 from tests.simulation.plants import PLANTS, search
+from tests.simulation.shrink import kind_of
 from tests.simulation.story import tell
+
+NIGHTS = 2000
 
 
 def main(arguments: list[str]) -> int:
@@ -36,30 +39,34 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--nights", type=int, default=2000, help="how many, at least")
+    parser.add_argument("--nights", type=int, help=f"how many, at least; default: {NIGHTS}")
     parser.add_argument(
-        "--seed", type=int, help="of the campaign; by default drawn and printed, with --plants 0"
+        "--seed", type=int, help="seed of the campaign; default: drawn and printed; 0 with --plants"
     )
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="by default one per core"
+        "--processes", type=int, default=os.cpu_count() or 1, help="default: one per core"
     )
-    parser.add_argument("--only", type=int, metavar="SEED", help="simulate the world of this seed")
+    parser.add_argument("--only", type=int, metavar="WORLD", help="simulate only this world")
     parser.add_argument("--story", action="store_true", help="with --only: print its story")
-    parser.add_argument("--all", action="store_true", help="with --story: print all requests")
+    parser.add_argument(
+        "--requests", action="store_true", help="with --only: print its story with all requests"
+    )
     parser.add_argument("--plants", action="store_true", help="search for the planted mistakes")
     given = parser.parse_args(arguments)
-    if min(given.nights, given.processes) < 1:
+    if (given.nights or 1) < 1 or given.processes < 1:
         parser.error("--nights and --processes are 1 or more")
-    if (given.story or given.all) and given.only is None:
-        parser.error("--story and --all need --only SEED")
-    if given.plants and given.only is not None:
-        parser.error("--plants and --only exclude each other")
     if given.only is not None:
-        return run_one(given.only, tells=given.story or given.all, everything=given.all)
+        if given.plants or (given.nights, given.seed) != (None, None):
+            parser.error("--only WORLD excludes --nights, --seed and --plants")
+        return run_one(given.only, tells=given.story or given.requests, everything=given.requests)
+    if given.story or given.requests:
+        parser.error("--story and --requests need --only WORLD")
     if given.plants:
+        if given.nights is not None:
+            parser.error("--plants excludes --nights")
         return search_plants(given.seed or 0, given.processes)
     seed = random.randrange(10**6) if given.seed is None else given.seed
-    return run_many(seed, given.nights, given.processes)
+    return run_many(seed, given.nights or NIGHTS, given.processes)
 
 
 def run_one(seed: int, *, tells: bool, everything: bool) -> int:
@@ -76,22 +83,26 @@ def run_one(seed: int, *, tells: bool, everything: bool) -> int:
 
 def run_many(seed: int, nights: int, processes: int) -> int:
     """Run a campaign; print its failures, made smaller, and what it came to."""
-    print(f"seed {seed}: {nights:,} nights on {processes} processes", flush=True)
+    on = f"{processes} {'process' if processes == 1 else 'processes'}"
+    print(f"seed {seed}: {nights:,} nights on {on}", flush=True)
     began = time.monotonic()
     total = run_campaign(seed, nights, processes, lambda line: print(line, flush=True))
     seconds = time.monotonic() - began
+    first_of_kind = {kind_of(why): world for world, why in reversed(total.failures)}
     with simulating():
-        for world, _failure in total.failures:
+        for world in first_of_kind.values():
             print(f"\n{explain(simulate(draw_script(world)))}", flush=True)
-    _print_result(total, seconds)
-    return int(bool(total.failures))
-
-
-def _print_result(total: Tally, seconds: float) -> None:
-    print()
-    for kind, times in sorted(total.struck.items()):
-        print(f"{times:>12,} {kind}")
-    print(f"{total.line()}, {seconds:,.0f} s in all", flush=True)
+    print("\nWhat happened in these worlds:")
+    for what, times in sorted(total.struck.items()):
+        print(f"{times:>12,} × {what}")
+    if total.is_interrupted:
+        print(f"Interrupted, before {nights:,} nights were simulated.")
+    elif total.nights < nights:
+        print(
+            f"Ended after {len(total.failures)} failures, before {nights:,} nights were simulated."
+        )
+    print(f"seed {seed}: {total.line()}, {seconds:,.0f} s in all", flush=True)
+    return 1 if total.failures else 130 if total.is_interrupted else 0
 
 
 def search_plants(seed: int, processes: int) -> int:

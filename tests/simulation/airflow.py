@@ -71,9 +71,6 @@ class Meddling:
     task: str
     seconds: float
 
-    def __str__(self) -> str:
-        return f"{self.what} {self.task} after {self.seconds:.0f} s"
-
 
 class Failed(Exception):  # noqa: N818  the state of a task
     """The task failed for good; Airflow does not retry it."""
@@ -128,7 +125,14 @@ class Airflow:
         run = self.runs.get(claimed.run_id) if claimed is not None else None
         if claimed is None or run is None or run.started_at != claimed.started_at:
             return HolderStatus(has_ended=False)
-        return HolderStatus(has_ended=run.has_ended, found="as Airflow says")
+        return HolderStatus(
+            has_ended=run.has_ended,
+            found=f"Its DAG run {'has ended' if run.has_ended else 'is running'}",
+        )
+
+    def left_undone(self) -> list[Meddling]:
+        """Return what was to be done to a task that never began."""
+        return [each for run in self.runs.values() for each in run.meddlings]
 
     def worker(self, number: int) -> Machine:
         """Return one of the workers."""
@@ -180,7 +184,7 @@ class DagRun:
         self.restore_id: str | None = None
         self.is_left_alone = False
         self.items: list[str] = []
-        self._meddlings = list(meddlings)
+        self.meddlings = list(meddlings)
         self._current: dict[str, Process] = {}
         self._gone: list[Event] = []
         self._cleared = ""
@@ -314,9 +318,9 @@ class DagRun:
 
     def _take(self, what: str, task: str) -> list[Meddling]:
         """Return what is done to the next task of this kind, once."""
-        found = [m for m in self._meddlings if m.what == what and task.startswith(m.task)][:1]
+        found = [m for m in self.meddlings if m.what == what and task.startswith(m.task)][:1]
         for each in found:
-            self._meddlings.remove(each)
+            self.meddlings.remove(each)
         return found
 
     def _lose(self, gone: Event, process: Process) -> None:

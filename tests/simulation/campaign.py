@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
+from airflow_tune_restore.protocol.printable import counted
 from tests.simulation.night import Ended, draw_script, installed, simulate, without_ray
-from tests.simulation.shrink import shrink
+from tests.simulation.shrink import kind_of, shrink
 from tests.simulation.story import tell
 
 SEEDS = 10_000_000
@@ -20,6 +21,14 @@ SEEDS = 10_000_000
 MOST_FAILURES = 20
 PROGRESS_SECONDS = 60.0
 _REPORT_SECONDS = 1.0
+_HAPPENED = {
+    "twice": "a task is started twice",
+    "lost": "a living task is taken for dead",
+    "clear": "a task is cleared",
+    "runner twice": "a runner is started twice for one attempt",
+    "time out": "a DAG run times out",
+    "time out unheard": "a DAG run times out, and no worker hears of it",
+}
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -29,7 +38,7 @@ class Tally:
 
     Args:
         steps: Events: requests, answers, and times that passed.
-        struck: How often each kind of fault struck, and what else was done.
+        struck: How often each kind of fault struck, and how often each thing was to be done.
         seconds: Processor time.
         failures: Seeds, and the invariants that were broken.
     """
@@ -40,6 +49,7 @@ class Tally:
     struck: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     failures: list[tuple[int, str]] = field(default_factory=list)
+    is_interrupted: bool = False
 
     def note(self, ended: Ended) -> None:
         """Add a world."""
@@ -48,12 +58,14 @@ class Tally:
         self.worlds += 1
         self.steps += ended.steps
         self.struck.update(str(fault.kind) for fault in ended.struck)
-        self.struck.update(f"`{command.name}`" for command in script.commands)
-        self.struck.update("503 storm" for _ in script.storms)
+        self.struck.update(f"a person starts `{command.name}`" for command in script.commands)
+        self.struck.update("a storm of 503s" for _ in script.storms)
         self.struck.update("a worker is lost" for _ in script.losses)
         self.struck.update("a clock jumps" for _ in script.jumps)
-        self.struck.update("the experiment's own driver" for _ in script.drivers)
-        self.struck.update(m.what for night in script.nights for m in night.meddlings)
+        self.struck.update(
+            "the experiment's own driver is alive, or is started" for _ in script.drivers
+        )
+        self.struck.update(_HAPPENED[m.what] for night in script.nights for m in night.meddlings)
         if ended.failure:
             self.failures.append((script.seed, ended.failure))
 
@@ -72,7 +84,7 @@ class Tally:
         return (
             f"{self.nights:,} nights in {self.worlds:,} worlds, {self.steps:,} steps, "
             f"{self.seconds:,.0f} s of processor time ({speed:,.0f} nights per minute and core), "
-            f"{len(self.failures)} failures"
+            f"{counted(len(self.failures), 'failure')}"
         )
 
 
@@ -115,7 +127,10 @@ def run_worlds(
 
 
 def run_campaign(seed: int, nights: int, processes: int, show: Callable[[str], None]) -> Tally:
-    """Simulate so many nights in several processes; return what came of them, even if interrupted."""
+    """Simulate so many nights in several processes; return what came of them.
+
+    It ends before if `MOST_FAILURES` worlds have failed, or at Ctrl-C.
+    """
     total, shown = Tally(), time.monotonic()
     readers: list[Connection] = []
     workers = []
@@ -139,14 +154,14 @@ def run_campaign(seed: int, nights: int, processes: int, show: Callable[[str], N
                     continue
                 total.add(newest)
                 for world, failure in newest.failures:
-                    show(f"World {world} fails: {failure}")
+                    show(f"World {world} fails: {first_line(failure)}")
             if time.monotonic() - shown > PROGRESS_SECONDS:
                 shown = time.monotonic()
                 show(total.line())
         if not readers:
             _check_ended(workers)
     except KeyboardInterrupt:
-        show("interrupted; so far:")
+        total.is_interrupted = True
     finally:
         for worker in workers:
             worker.terminate()
@@ -178,6 +193,12 @@ def explain(ended: Ended, *, most: int = 400) -> str:
     seed, smallest = ended.script.seed, shrink(ended, most=most).script
     again = f"python -m tests.simulation --only {seed} --story"
     return (
-        f"World {seed} fails: {ended.failure}\nMade smaller:\n\n{tell(smallest)}\n\n"
-        f"As code: {smallest!r}\nThe whole world: {again}"
+        f"World {seed} fails: {first_line(ended.failure)}\n"
+        f"Made smaller, so that it still breaks {kind_of(ended.failure)}, perhaps in another way:\n\n"
+        f"{tell(smallest)}\n\nAs code: {smallest!r}\nThe whole world: {again}"
     )
+
+
+def first_line(failure: str) -> str:
+    """Return a failure without its traceback."""
+    return failure.partition("\n")[0]

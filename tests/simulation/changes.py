@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.printable import counted
 from tests.simulation.store import Shelf, Write
 from tests.simulation.sweeps import TrialFiles
 from tests.simulation.world import World
@@ -64,7 +65,7 @@ def _commit(body: bytes) -> str:
 
 def _ledger(body: bytes) -> str:
     return ", ".join(
-        f"{trial_id} has {len(history.get('failures', ()))} failures"
+        f"{trial_id} has {counted(len(history.get('failures', ())), 'failure')}"
         f"{' and is in quarantine' if history.get('quarantined') else ''}"
         for trial_id, history in json.loads(body)["trials"].items()
     )

@@ -41,10 +41,6 @@ class DriverLife:
     ends: float
     pause: float
 
-    def __str__(self) -> str:
-        begins = "is alive" if self.starts is None else f"is started at {self.starts:.0f} s"
-        return f"its own driver {begins}, and is killed at {self.ends:.0f} s"
-
 
 def run_driver(world: World, store: ObjectStore, sweep: Sweep, life: DriverLife) -> None:
     """Train the unfinished trials until all have ended, or the store cannot be reached."""

@@ -17,16 +17,16 @@ from tests.simulation.world import Process, World
 class FaultKind(StrEnum):
     """What happens to a request, or to the process that sends it."""
 
-    DIES_BEFORE = "dies before"
-    DIES_INSIDE = "dies inside"
-    DIES_AFTER = "dies after"
-    FREEZES = "freezes before it uses the answer"
-    ANSWER_LOST = "its answer is lost"
-    REFUSED = "is refused (503)"
-    SLOW = "is slow"
-    REPEATED = "is repeated"
-    LATE = "times out, and is carried out later"
-    CUT_OFF = "is the first that does not reach the store"
+    DIES_BEFORE = "the process dies before the request"
+    DIES_INSIDE = "the process dies during the request"
+    DIES_AFTER = "the process dies after the request"
+    FREEZES = "the process freezes before it uses the answer"
+    ANSWER_LOST = "the answer is lost"
+    REFUSED = "the store refuses the request (503)"
+    SLOW = "the request is slow"
+    REPEATED = "the store carries out the request twice"
+    LATE = "the request times out, and is carried out later"
+    CUT_OFF = "from here on, the process cannot reach the store"
 
 
 _LONGEST_REQUEST = 60.0
@@ -44,9 +44,9 @@ class Fault:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        which = f"request {self.nth}" if self.key == "*" else f"{self.verb} {self.key} ({self.nth})"
-        lasts = f" for {self.seconds:.0f} s" if self.seconds else ""
-        return f"{which} of {self.role}: {self.kind}{lasts}"
+        which = "request" if self.key == "*" else f"`{self.verb} {self.key}`"
+        lasts = f" ({self.seconds:.0f} s)" if self.seconds else ""
+        return f"{which} {self.nth} of {self.role}: {self.kind}{lasts}"
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,6 @@ class Storm:
     begins: float
     seconds: float
     share: float
-
-    def __str__(self) -> str:
-        return f"503 storm from {self.begins:.0f} s for {self.seconds:.0f} s ({self.share:.0%})"
 
 
 _OBJECTS = (
@@ -170,7 +167,7 @@ class Faults:
             if each.left == 0:
                 self._open[process.role].remove(each)
                 self.struck.append(fault)
-                self._world.tell(process, f"FAULT {verb} {key} {fault.kind}")
+                self._world.tell(process, f"FAULT at {verb} {key}: {fault.kind}")
                 if fault.kind is FaultKind.CUT_OFF:
                     process.cut_off_until = self._world.now + fault.seconds
                     return self.draw(process, verb, key)

@@ -203,14 +203,25 @@ def _draw_meddlings(rng: random.Random) -> list[Meddling]:
     return found
 
 
+def count_nights(script: Script) -> int:
+    """Return how many nights a world has, if it breaks no invariant."""
+    return len(script.nights) + (3 if SWEEPS[script.sweep].broken else 2)
+
+
 @dataclass
 class Ended:
-    """What became of a world."""
+    """What became of a world.
+
+    Args:
+        struck: The faults of its script that struck.
+        left_undone: What its script would have done to a task that never began.
+    """
 
     script: Script
     nights: int = 0
     steps: int = 0
     struck: list[Fault] = field(default_factory=list)
+    left_undone: list[Meddling] = field(default_factory=list)
     seconds: float = 0.0
     failure: str = ""
     story: list[tuple[float, str, str]] = field(default_factory=list)
@@ -229,6 +240,7 @@ def simulate(script: Script, *, is_told: bool = False) -> Ended:
     except Exception as error:  # noqa: BLE001  an error that no caller expects is a failure, too
         ended.failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     finally:
+        world.is_told = False  # the end of the world is no part of the story
         world.close()
     ended.steps, ended.seconds, ended.story = world.steps, world.now, world.story
     return ended
@@ -272,6 +284,7 @@ def _happen(world: World, script: Script, ended: Ended) -> None:
         world.after(jump.at, _jumping(world, airflow, jump))
     world.run()
     ended.nights = len(script.nights)
+    ended.left_undone = airflow.left_undone()
     faults.are_over = True
     watch.note_quiet()
     _quiet_night(world, airflow, ended)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from tests.simulation.night import draw_script, simulate
+from tests.simulation.night import count_nights, draw_script, simulate
 from tests.simulation.shrink import kind_of
 
 MOST_NIGHTS = 10_000
@@ -90,7 +90,7 @@ def find(plant: Plant, seeds: Iterable[int], most: int = MOST_NIGHTS) -> Found |
         script = draw_script(seed)
         with plant.planted():
             ended = simulate(script)
-        nights += len(script.nights) + 2
+        nights += count_nights(script)
         if kind_of(ended.failure) == plant.breaks and not simulate(script).failure:
             return Found(seed, nights, ended.failure)
         if nights >= most:

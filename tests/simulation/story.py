@@ -18,7 +18,7 @@ _SELDOM = re.compile(
 )
 _MEDDLINGS = {
     "twice": "{task} is started twice, the second time {seconds:.0f} s after the first",
-    "lost": "Airflow takes {task} for dead after {seconds:.0f} s, and it lives",
+    "lost": "Airflow takes {task} for dead after {seconds:.0f} s, although it lives",
     "clear": "{task} is cleared after {seconds:.0f} s",
     "runner twice": "a runner is started once more after {seconds:.0f} s, for the same attempt",
     "time out unheard": "the DAG run times out after {seconds:.0f} s, and no worker hears of it",
@@ -29,13 +29,14 @@ _MEDDLINGS = {
 def tell(script: Script, *, everything: bool = False) -> str:
     """Simulate a script and return its story. With `everything`, all requests are in it."""
     ended = simulate(script, is_told=True)
-    lines = [*describe(script), "", *_events(ended, everything=everything)]
+    lines = [*describe(ended), "", *_events(ended, everything=everything)]
     lines += ["", ended.failure or "All invariants hold."]
     return "\n".join(lines)
 
 
-def describe(script: Script) -> Iterator[str]:
-    """Describe a script in plain words."""
+def describe(ended: Ended) -> Iterator[str]:
+    """Describe a script in plain words, and which parts of it did not happen."""
+    script = ended.script
     server, *workers = script.clocks
     yield f"Seed {script.seed}."
     tail = f", and {script.tail:.0%} of them a hundred times as long" if script.tail else ""
@@ -50,24 +51,33 @@ def describe(script: Script) -> Iterator[str]:
         others = ", ".join(f"worker-{n} by {ahead:+.0f} s" for n, ahead in enumerate(workers))
         yield f"Clocks are wrong: the store by {server:+.0f} s, {others}."
     for number, night in enumerate(script.nights, 1):
-        done = "; ".join(map(_describe_meddling, night.meddlings))
+        done = "; ".join(
+            _describe_meddling(each, is_done=each not in ended.left_undone)
+            for each in night.meddlings
+        )
         yield f"Night {number} starts at {clock(night.starts)}{f': {done}' if done else ''}."
     for fault in script.faults:
-        yield f"Fault: {fault}."
+        yield f"Fault at {fault}{_unless(fault in ended.struck)}."
     for storm in script.storms:
         yield f"From {clock(storm.begins)} for {storm.seconds:.0f} s the store refuses {storm.share:.0%}."
-    for command in script.commands:
+    for command in sorted(script.commands, key=lambda command: command.at):
         yield f"A person starts `{command.name}` at {clock(command.at)}."
     for loss in script.losses:
         yield f"worker-{loss.worker} is lost at {clock(loss.at)}."
     for life in script.drivers:
-        yield f"The experiment has {life}."
+        begins = "is alive" if life.starts is None else f"is started at {clock(life.starts)}"
+        yield f"The experiment's own driver {begins}, and is killed at {clock(life.ends)}."
     for jump in script.jumps:
         yield f"The clock of worker-{jump.worker} jumps by {jump.seconds:+.0f} s at {clock(jump.at)}."
 
 
-def _describe_meddling(meddling: Meddling) -> str:
-    return _MEDDLINGS[meddling.what].format(task=meddling.task, seconds=meddling.seconds)
+def _describe_meddling(meddling: Meddling, *, is_done: bool) -> str:
+    told = _MEDDLINGS[meddling.what].format(task=meddling.task, seconds=meddling.seconds)
+    return told + _unless(is_done)
+
+
+def _unless(has_happened: bool) -> str:  # noqa: FBT001  its only argument
+    return "" if has_happened else " (this did not happen)"
 
 
 def _events(ended: Ended, *, everything: bool) -> Iterator[str]:

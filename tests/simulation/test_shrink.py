@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.campaign import simulating
 from tests.simulation.faults import Fault, FaultKind, Storm
-from tests.simulation.night import Command, Jump, Loss, Meddling, Night, Script, simulate
+from tests.simulation.night import Command, Ended, Jump, Loss, Meddling, Night, Script, simulate
 from tests.simulation.plants import PLANTS
 from tests.simulation.shrink import kind_of, shrink
 from tests.simulation.store import StoreKind
@@ -76,9 +76,32 @@ def test_a_script_is_code():
 
 
 def test_a_script_in_words_has_all_that_is_done():
-    words = "\n".join(describe(LARGE))
-    for part in ("slow", "repeated", "30%", "release", "worker-1 is lost", "jumps", "samples"):
+    words = "\n".join(describe(Ended(LARGE)))
+    for part in ("slow", "twice", "30%", "release", "worker-1 is lost", "jumps", "samples"):
         assert part in words
+
+
+def test_a_story_names_what_did_not_happen():
+    script = replace(
+        SMALL,
+        nights=(Night(0.0, (Meddling("twice", "plan", 1.0), Meddling("clear", "samples", 31.5))),),
+        faults=(Fault(FaultKind.SLOW, "plan", 1), Fault(FaultKind.SLOW, "plan", 1000)),
+    )
+    with simulating():
+        lines = tell(script).splitlines()
+    missing = [line for line in lines if "this did not happen" in line]
+    assert missing == [
+        "Night 1 starts at 0:00:00.000: plan is started twice, the second time 1 s after the first; "
+        "samples is cleared after 32 s (this did not happen).",
+        "Fault at request 1000 of plan: the request is slow (this did not happen).",
+    ]
+
+
+def test_a_story_ends_with_its_world():
+    with simulating():
+        lines = tell(SMALL).splitlines()
+    assert lines[-1] == "All invariants hold."
+    assert "killed" not in lines[-3]
 
 
 def test_a_story_ends_with_what_was_broken(late_seeds):
