@@ -6,10 +6,12 @@ Rules:
 2. Only the runner of an attempt writes its heartbeat, progress, snapshots and outcome. The process that
    follows the runner writes an exit record if the runner left no outcome.
 3. The first heartbeat is created exclusively, so an attempt has at most one runner.
-4. A runner stops if it finds a newer attempt. It looks before its first heartbeat, so an attempt that
-   was superseded before it started writes nothing. It looks again after each heartbeat.
+4. A runner stops if it finds a newer attempt, or the record of a commit of its restore. It looks before
+   its first heartbeat, so an attempt that was superseded before it started writes nothing. It looks
+   again after each heartbeat.
 5. A newer attempt is claimed before the heartbeats of earlier ones are read. By rules 4 and 5, at least
-   one of two runners sees the other.
+   one of two runners sees the other. A commit that took a runner for dead creates its record, and reads
+   the heartbeat again for as long.
 6. An attempt is over if it has an outcome, or if its heartbeat did not change for `QUIET_SECONDS` by the
    reader's own monotonic clock. The clocks of stores and of other machines do not count.
 7. An attempt without a heartbeat never ran.
@@ -45,6 +47,13 @@ MAX_PROGRESS_BYTES = 4 * 1024**2
 _CONCURRENCY = 16
 QUIET_SECONDS = 20.0
 """A runner writes a heartbeat every 5 s. After this long without a new one it is dead."""
+
+
+class Watched(NamedTuple):
+    """Attempts without an outcome: those that still live, and those whose runners count as dead."""
+
+    alive: list["AttemptId"]
+    silent: list["AttemptId"]
 
 
 class AttemptId(NamedTuple):
@@ -222,11 +231,12 @@ def wait_until_all_over(
     patience_seconds: float = math.inf,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[AttemptId]:
+) -> Watched:
     """Wait for many attempts, at most one per trial, as `AttemptRecords.wait_until_over` does for one.
 
     Returns:
-        The attempts whose runners were still alive after `patience_seconds`.
+        The attempts whose runners were still alive after `patience_seconds`, and those that ended
+        without an outcome.
     """
 
     def look(attempt: AttemptId) -> tuple[bytes | None, bool, float, float]:
@@ -243,9 +253,10 @@ def wait_until_all_over(
     beats: dict[AttemptId, bytes] = {}
     changed_at: dict[AttemptId, float] = {}
     watched = list(attempts)
+    silent: list[AttemptId] = []
     with ThreadPoolExecutor(_CONCURRENCY) as pool:
         while True:
-            alive = []
+            alive: list[AttemptId] = []
             for attempt, (beat, has_outcome, began, ended) in zip(
                 watched, pool.map(look, watched), strict=True
             ):
@@ -254,10 +265,10 @@ def wait_until_all_over(
                 if beats.get(attempt) != beat:
                     beats[attempt], changed_at[attempt] = beat, ended
                 # from the end of one look to the begin of another: this process may freeze in a look
-                if began - changed_at[attempt] < QUIET_SECONDS:
-                    alive.append(attempt)
+                is_alive = began - changed_at[attempt] < QUIET_SECONDS
+                (alive if is_alive else silent).append(attempt)
             if not alive or monotonic() - started > patience_seconds:
-                return alive
+                return Watched(alive, silent)
             watched = alive
             sleep(1.0)
 

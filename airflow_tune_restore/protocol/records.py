@@ -38,6 +38,12 @@ def read_record(
         raise RecordUnreadableError(store.uri, key, reason) from error
 
 
+def is_listed(store: ObjectStore, key: str) -> bool:
+    """Whether the listing of its directory has an object. It is not read: it may be a large one."""
+    directory, _, name = key.rpartition("/")
+    return any(entry.name == name for entry in store.list_dir(directory))
+
+
 def read_heartbeat(store: ObjectStore, key: str) -> bytes | None:
     """Read an object that a running process overwrites; None if it does not exist.
 

@@ -10,7 +10,8 @@ Preconditions, in the order in which they are checked:
 
 1. The commit was not undone (`_refuse_undone`).
 2. The restore holds the lease, and renews it to the end. Without it nothing is written (`keep_lease`).
-3. No runner of the restore is alive (`_wait_for_runners`).
+3. No runner of the restore is alive (`_wait_for_runners`). One that was silent is watched again once the
+   commit record exists: if it lives after all, it has ended then.
 4. The newest state is the one that the plan was made from: nothing else wrote one since (`_check_base`).
 5. The trials of the plan are the trials of that state (`plan.check_fits`).
 6. The name of the new state sorts after that of the old one (`_check_sorts_last`).
@@ -85,9 +86,8 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     _refuse_undone(store, restore_id, record)
     if record is None or not record.is_done:
         with keep_lease(store, restore_id) as held:
-            if record is None:
-                _wait_for_runners(store, _started(store, plan))
-            record = _commit(held, plan, record)
+            silent = _wait_for_runners(store, _started(store, plan))
+            record = _commit(held, plan, record, [] if record else silent)
     summary = _summary(store, plan, record)
     _release(store, restore_id)
     return summary
@@ -204,7 +204,13 @@ def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
         return None
 
 
-def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) -> CommitRecord:
+def _commit(
+    store: ObjectStore,
+    plan: RestorePlan,
+    record: CommitRecord | None,
+    silent: list[AttemptId] | None = None,
+) -> CommitRecord:
+    """Write what a commit adds. `silent` are runners that count as dead, and have seen no record yet."""
     digest = ""
     if record is None or (
         record.state_file and not commit_record.is_in_root(store, record.state_file)
@@ -212,6 +218,7 @@ def _commit(store: ObjectStore, plan: RestorePlan, record: CommitRecord | None) 
         base = read_base(store)
         _check_base(store, plan, base)
         record = record or _write_record(store, plan, base)
+        _wait_for_runners(store, silent or [])
         _check_sorts_last(store, plan, record)
         body = committed_state.build(store, plan, base, record)
         if body is not None:
@@ -296,9 +303,13 @@ def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | N
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
 
 
-def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
-    """Wait until no runner is alive, watching all of them at once (RunnerError if one goes on)."""
-    if alive := wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS):
+def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> list[AttemptId]:
+    """Wait until no runner is alive, watching all of them at once (RunnerError if one goes on).
+
+    Returns those without an outcome: they were silent for so long that they count as dead.
+    """
+    alive, silent = wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)
+    if alive:
         first = alive[0]
         is_whole = first.trial_id == layout.WHOLE_EXPERIMENT
         what = "The whole-experiment run" if is_whole else f"Trial {first.trial_id}"
@@ -308,6 +319,7 @@ def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> None:
             f"{f', and so have {others}' if others else ''}. Nothing was committed. Wait for it to end, "
             "or stop it; then clear the commit task, or start the same restore in the shell again."
         )
+    return silent
 
 
 def _check_base(store: ObjectStore, plan: RestorePlan, base: Experiment) -> None:

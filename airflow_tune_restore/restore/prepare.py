@@ -26,6 +26,7 @@ from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_ch
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import Watch
+from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import has_left_work
 from airflow_tune_restore.restore.commit_record import name_commit
@@ -211,12 +212,6 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
         f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
         f"what wrote them, then delete them from {layout.ROOT}; or start a new DAG run."
     )
-
-
-def is_listed(store: ObjectStore, key: str) -> bool:
-    """Whether the listing of its directory has an object. It is not read: it may be a large one."""
-    directory, _, name = key.rpartition("/")
-    return any(entry.name == name for entry in store.list_dir(directory))
 
 
 def _committable(prepared: PreparedRestore) -> PreparedRestore:

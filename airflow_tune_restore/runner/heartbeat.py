@@ -19,6 +19,7 @@ from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError, Tune
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import look_until_fresh
+from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.outcome import now
 from airflow_tune_restore.storage.base import ObjectStore
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class FencedError(TuneRestoreError):
-    """A newer attempt runs this trial."""
+    """A newer attempt runs this trial, or the commit of its restore has begun."""
 
 
 class Heartbeat:
@@ -57,7 +58,7 @@ class Heartbeat:
         """Write the first heartbeat and start both threads; write nothing if this attempt must not run.
 
         Raises:
-            FencedError: If there is a newer attempt, or another runner of this one.
+            FencedError: If there is a newer attempt, another runner of this one, or a commit.
             LeaseLostError: If the restore no longer holds the lease.
         """
         self._read_lease()
@@ -104,7 +105,10 @@ class Heartbeat:
         self._looked_at = began
 
     def _read_lease(self) -> lease_objects.Lease:
-        """Return the lease, if this attempt is the newest and its restore still holds the lease."""
+        """Return the lease, unless this attempt must stop.
+
+        It must if it is not the newest, or if its restore has lost the lease or begun its commit.
+        """
         request = self._request
         newest = AttemptRecords.of(self._store, request).newest()
         if newest > request.attempt:
@@ -116,6 +120,11 @@ class Heartbeat:
         if self._epoch not in (0, held.epoch):
             newer = f"it was lost and taken again: epoch {held.epoch} is not {self._epoch}"
             raise LeaseLostError(self._store.uri, request.restore_id, newer)
+        if is_listed(self._store, layout.commit_key(request.restore_id)):
+            raise FencedError(
+                f"Attempt {request.attempt} of trial {request.trial_id} stopped: the commit of its "
+                "restore has begun."
+            )
         self._epoch, self._ttl_seconds = held.epoch, held.ttl_seconds
         return held
 

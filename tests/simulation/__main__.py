@@ -94,7 +94,7 @@ def run_many(seed: int, nights: int, processes: int) -> int:
             print(f"\n{explain(simulate(draw_script(world)))}", flush=True)
     print("\nWhat happened in these worlds:")
     for what, times in sorted(total.struck.items()):
-        print(f"{times:>12,} × {what}")
+        print(f"{times:>12,} times: {what}")
     if total.is_interrupted:
         print(f"Interrupted, before {nights:,} nights were simulated.")
     elif total.nights < nights:

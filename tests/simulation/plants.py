@@ -248,7 +248,7 @@ _OF_COMMITS = (
             Edit(
                 commit._wait_for_runners,
                 "wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)",
-                "[]",
+                "([], [])",
             ),
         ),
         seed=471,

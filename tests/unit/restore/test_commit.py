@@ -17,6 +17,7 @@ from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.experiments.state import parse_state
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.attempts import Watched
 from airflow_tune_restore.restore import committed_state
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
@@ -205,7 +206,7 @@ def test_a_living_runner_is_waited_for_even_if_a_later_attempt_was_claimed(store
     )  # its launcher was killed there
     monkeypatch.setattr(
         "airflow_tune_restore.restore.commit.wait_until_all_over",
-        lambda _store, attempts, **_kwargs: [one for one in attempts if one.attempt == 1],
+        lambda _store, found, **_kwargs: Watched([one for one in found if one.attempt == 1], []),
     )
     with pytest.raises(RunnerError, match=r"living runner \(attempt 1\)"):
         commit_restore(store, "r1")

@@ -198,7 +198,7 @@ def test_a_runner_that_lives_is_named_while_others_are_over(objects, store, time
         store.put(layout.heartbeat_key("r1", "t1", 1), str(next(beats)).encode())
 
     started = [attempts.AttemptId("r1", f"t{n}", 1) for n in range(3)]
-    alive = attempts.wait_until_all_over(
+    alive, _silent = attempts.wait_until_all_over(
         store,
         started,
         patience_seconds=120,
@@ -207,6 +207,41 @@ def test_a_runner_that_lives_is_named_while_others_are_over(objects, store, time
     )
     assert alive == [started[1]]
     assert 120 <= time.slept < 125
+
+
+def test_a_runner_that_lives_after_all_is_committed_with_its_last_iteration(
+    store, time, monkeypatch
+):
+    """Its heartbeats did not reach the store for a while. It sees the record of the commit, and ends."""
+    plan = start_night(store, "r1")
+    request = leave_attempt(store, plan, "bad", iteration=3, result="interrupted")
+    outcome = layout.outcome_key("r1", "bad", request.attempt)
+    store.delete(outcome)
+    beat(store, request)
+    create = store.create
+
+    def create_while_it_finishes(key, body):
+        create(key, body)
+        if key == layout.commit_key("r1"):
+            row = make_row("bad", status="TERMINATED", last_result={"training_iteration": 5})
+            snapshot = layout.snapshot_key("r1", "bad", request.attempt)
+            MemoryStore.put(store, snapshot, make_state([row]))
+            leave_outcome(store, request, "finished", status="TERMINATED", iteration=5)
+
+    monkeypatch.setattr(store, "create", create_while_it_finishes)
+    summary = commit_restore(store, "r1")
+    (change,) = summary.changes
+    assert (change.status_after, change.iteration_after) == ("TERMINATED", 5)
+    assert time.slept >= attempts.QUIET_SECONDS
+
+
+def test_a_silent_runner_is_watched_again_once_it_can_see_the_commit(store, time):
+    plan = start_night(store, "r1")
+    request = leave_attempt(store, plan, "bad")
+    store.delete(layout.outcome_key("r1", "bad", request.attempt))
+    beat(store, request)
+    commit_restore(store, "r1")
+    assert 2 * attempts.QUIET_SECONDS <= time.slept < 2 * attempts.QUIET_SECONDS + 5
 
 
 class Counting(MemoryStore):

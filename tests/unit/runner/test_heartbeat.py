@@ -49,6 +49,12 @@ def test_an_attempt_that_starts_after_a_newer_one_was_claimed_writes_nothing(sto
         start_and_expect_no_write(store)
 
 
+def test_an_attempt_that_starts_after_the_commit_has_begun_writes_nothing(store):
+    store.create(layout.commit_key("r"), b"{}")
+    with pytest.raises(FencedError, match="the commit of its restore has begun"):
+        start_and_expect_no_write(store)
+
+
 def test_an_attempt_that_starts_after_its_restore_ended_writes_nothing(store):
     lease.release(store, lease.check_held(store, "r"))
     with pytest.raises(LeaseLostError):
@@ -118,7 +124,7 @@ def lease_holder(store):
     return lease_objects.newest_claim(store, store.list_dir(layout.LEASE)).restore_id
 
 
-@pytest.mark.parametrize("lost", ["attempt", "lease"])
+@pytest.mark.parametrize("lost", ["attempt", "lease", "commit"])
 def test_while_running_it_leaves_without_another_word(store, lost, monkeypatch):
     pulse = heartbeat(store)
     pulse.start()
@@ -127,6 +133,8 @@ def test_while_running_it_leaves_without_another_word(store, lost, monkeypatch):
     monkeypatch.setattr("os._exit", codes.append)
     if lost == "attempt":
         store.create(layout.request_key("r", "t", 2), b"{}")
+    elif lost == "commit":
+        store.create(layout.commit_key("r"), b"{}")
     else:
         lease.release(store, lease.check_held(store, "r"))
     pulse.check_or_end()
