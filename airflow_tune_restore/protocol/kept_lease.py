@@ -18,13 +18,17 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from airflow_tune_restore.exceptions import LeaseLostError, StorageError, TuneRestoreError
-from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.protocol import layout, lease, lease_objects
+from airflow_tune_restore.protocol.lease_watch import CLOCK, Clock
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 FRESH_SECONDS = 15.0
 """A write is sent this long after the last renewal at most: half of the shortest watch of a silent holder
 (`lease_watch.KNOWN_DEAD_SECONDS`)."""
+
+REST_SECONDS = FRESH_SECONDS + 1.0
+"""How long a released lease rests before an undo; stores have times to the second."""
 
 _MAX_LOOKS = 5
 """If so many looks in a row took longer, the store is slow: this process was not frozen in each."""
@@ -76,12 +80,17 @@ class _KeptLease:
         self._store = store
         self._restore_id = restore_id
         self._renewed_at = 0.0
+        self._epoch = 0
 
     def renew(self) -> float:
-        """Renew the lease and return its TTL in seconds; LeaseLostError if it is lost."""
+        """Renew the lease and return its TTL in seconds; LeaseLostError if it is lost.
+
+        It is lost, too, if another try of the same restore has taken it again after another restore.
+        """
         began = time.monotonic()  # not when the answer comes: this process may freeze before that
-        held = lease.keep_alive(self._store, self._restore_id)
-        self._renewed_at = began
+        held = lease.check_held(self._store, self._restore_id, epoch=self._epoch)
+        lease.renew(self._store, held)
+        self._epoch, self._renewed_at = held.epoch, began
         return held.ttl_seconds
 
     def check(self) -> None:
@@ -110,6 +119,19 @@ def look_until_fresh(
             )
         look()
         looks += 1
+
+
+def let_rest(store: ObjectStore, *, clock: Clock = CLOCK) -> None:
+    """Wait until no try of a restore that has just released its lease writes any more.
+
+    Two tries of one task share their lease. If one releases it, the other writes until it looks again.
+    For work that such a write would spoil: an undo, or a release of trials, once it holds the lease.
+    """
+    entries = store.list_dir(layout.LEASE)
+    released_at = max(lease_objects.release_times(entries), default=None)
+    if released_at is not None:
+        ago = (store.now() - released_at).total_seconds()
+        clock.sleep(min(max(0.0, REST_SECONDS - ago), REST_SECONDS))
 
 
 class HeldStore(ObjectStore):

@@ -49,10 +49,12 @@ from airflow_tune_restore.protocol.lease_objects import (
 )
 from airflow_tune_restore.protocol.lease_watch import (
     CLOCK,
+    KNOWN_DEAD_SECONDS,
     Clock,
     OnWait,
     Watch,
     begin_watch,
+    has_moved,
     held_by_living,
     log_wait,
     wait_for_death,
@@ -102,7 +104,7 @@ def acquire(
             if watched not in (None, current.epoch):  # another restore was faster
                 raise held_by_living(status_of(store, current, entries, store.now()))
             watched = current.epoch
-            _wait_for_death(store, current, entries, watch, on_wait, clock)
+            watch = _wait_for_death(store, current, entries, watch, on_wait, clock)
         latest = max(lease_objects.used(entries), default=0)
         key = layout.lease_claim_key(latest)
         if latest not in lease_objects.claimed(entries) and _is_claimed(store, latest):
@@ -123,6 +125,8 @@ def acquire(
             store.create(key, json.dumps(claim).encode())
         except KeyExistsError:
             continue  # another restore was faster: list again
+        if watched is not None and watch is not None and has_moved(store, watch):
+            clock.sleep(KNOWN_DEAD_SECONDS)  # its holder lives after all; it ends at its next look
         return Lease(
             epoch=epoch,
             restore_id=restore_id,
@@ -215,8 +219,12 @@ def release_all(store: ObjectStore, leases: Iterable[Lease]) -> None:
             pass  # raises the error of any release
 
 
-def check_held(store: ObjectStore, restore_id: str) -> Lease:
-    """Return the lease; raise LeaseLostError if it was released or a newer restore took over."""
+def check_held(store: ObjectStore, restore_id: str, *, epoch: int = 0) -> Lease:
+    """Return the lease; raise LeaseLostError if it was released or a newer restore took over.
+
+    `epoch` is the number that the caller knows: with another one, the lease was lost in between. 0 if it
+    knows none yet.
+    """
     entries = store.list_dir(layout.LEASE)
     current = newest_claim(store, entries)
     if current is None:
@@ -226,6 +234,9 @@ def check_held(store: ObjectStore, restore_id: str) -> Lease:
         raise LeaseLostError(store.uri, restore_id, newer)
     if is_released(entries, current.epoch):
         raise LeaseLostError(store.uri, restore_id, "the restore has ended and released it")
+    if epoch not in (0, current.epoch):
+        again = f"it was lost and taken again: epoch {current.epoch} is not {epoch}"
+        raise LeaseLostError(store.uri, restore_id, again)
     return current
 
 
@@ -280,8 +291,9 @@ def _wait_for_death(
     watch: Watch | None,
     on_wait: OnWait,
     clock: Clock,
-) -> None:
+) -> Watch:
     """Watch a holder to its end; a watch of this holder may have begun before."""
     if watch is None or watch.status.lease.epoch != current.epoch:
         watch = begin_watch(store, current, entries, None, clock)
     wait_for_death(store, watch, on_wait, clock)
+    return watch

@@ -193,6 +193,11 @@ def times_held(entries: list[Entry]) -> tuple[tuple[datetime, datetime], ...]:
     return tuple((at, max(at, last.get(epoch, at))) for epoch, at in first.items())
 
 
+def release_times(entries: list[Entry]) -> list[datetime]:
+    """Return when leases were released."""
+    return list(_times(entries, RELEASE).values())
+
+
 def _times(entries: list[Entry], kind: str) -> dict[int, datetime]:
     found = ((layout.lease_epoch(entry.name, kind), entry.modified_at) for entry in entries)
     return {epoch: at for epoch, at in found if epoch is not None and at is not None}

@@ -144,8 +144,13 @@ def wait_for_death(store: ObjectStore, watch: Watch, on_wait: OnWait, clock: Clo
             raise held_by_living(watch.status)
 
 
+def has_moved(store: ObjectStore, watch: Watch) -> bool:
+    """Whether the holder has written since the watch began."""
+    return _pulse(store, watch.status.lease.epoch) != watch.pulse
+
+
 def _refuse_if_moved(store: ObjectStore, watch: Watch) -> None:
-    if _pulse(store, watch.status.lease.epoch) != watch.pulse:
+    if has_moved(store, watch):
         raise held_by_living(watch.status)
 
 

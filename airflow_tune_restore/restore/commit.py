@@ -10,24 +10,21 @@ Preconditions, in the order in which they are checked:
 
 1. The commit was not undone (`_refuse_undone`).
 2. The restore holds the lease, and renews it to the end. Without it nothing is written (`keep_lease`).
-3. No runner of the restore is alive (`_wait_for_runners`). One that was silent is watched again once the
-   commit record exists: if it lives after all, it has ended then.
+3. No runner of the restore is alive (`wait_for_runners`). Those that were silent, or have begun since,
+   are watched again once the commit record exists: if they live, they end then (`choose_attempts`).
 4. The newest state is the one that the plan was made from: nothing else wrote one since (`_check_base`).
 5. The trials of the plan are the trials of that state (`plan.check_fits`).
 6. The name of the new state sorts after that of the old one (`_check_sorts_last`).
 7. The new state is small enough to be read again (`_check_size`).
 8. The name of the new state is free, or an earlier try wrote the same bytes (`_put_state`).
 
-What is committed is fixed in a commit record before the state file is written. So a commit that was cut
-off makes the same bytes when it is repeated.
+A commit record is created before anything else. It fixes the name and the start time of the new state,
+and runners that see it end: none of them writes after that. So a commit that was cut off makes the same
+bytes when it is repeated.
 """
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import msgspec
 
@@ -36,7 +33,6 @@ from airflow_tune_restore.exceptions import (
     KeyExistsError,
     KeyNotFoundError,
     RecordUnreadableError,
-    RunnerError,
     StateChangedError,
     StateUnreadableError,
 )
@@ -45,7 +41,7 @@ from airflow_tune_restore.experiments.read import read_base
 from airflow_tune_restore.experiments.state import NO_STATE, State, parse_state
 from airflow_tune_restore.experiments.tuner_file import read_samples_left
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
+from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_objects import (
     DEFAULT_TTL_SECONDS,
@@ -57,18 +53,17 @@ from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore import commit_record, committed_state, ledger, undo
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
+from airflow_tune_restore.restore.committed_attempts import (
+    choose_attempts,
+    find_each,
+    list_started,
+    list_started_by_all,
+    wait_for_runners,
+)
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.record_json import encode
 from airflow_tune_restore.restore.summary import NO_OUTCOME, CommitSummary, summarise
 from airflow_tune_restore.storage.base import ObjectStore
-
-PATIENCE_SECONDS = 120.0
-"""How long a commit waits for a runner that is still alive."""
-
-_CONCURRENCY = 16
-_SHOWN_IDS = 6
-
-_Found = TypeVar("_Found")
 
 
 def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
@@ -86,8 +81,10 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     _refuse_undone(store, restore_id, record)
     if record is None or not record.is_done:
         with keep_lease(store, restore_id) as held:
-            silent = _wait_for_runners(store, _started(store, plan))
-            record = _commit(held, plan, record, [] if record else silent)
+            started = list_started(store, restore_id, plan.units)
+            silent = wait_for_runners(store, started)
+            over = {one.trial_id: one.attempt for one in started if one not in silent}
+            record = _commit(held, plan, record, over)
     summary = _summary(store, plan, record)
     _release(store, restore_id)
     return summary
@@ -132,7 +129,7 @@ def commit_abandoned(
     if not abandoned:
         return {}
     with keep_lease(store, restore_id) as held_store:
-        _wait_for_runners(store, _started_by_all(store, abandoned))
+        wait_for_runners(store, list_started_by_all(store, abandoned))
         settled: dict[str, CommitSummary | None] = {}
         for dead_id, leases in abandoned.items():
             settled[dead_id] = _settle(held_store, dead_id)
@@ -178,7 +175,7 @@ def _has_uncommitted_work(store: ObjectStore, restore_id: str) -> bool:
         record = read_commit_record(store, restore_id)
         if record is not None:
             return not record.is_done
-        return bool(_started(store, read_plan(store, restore_id)))
+        return bool(list_started(store, restore_id, read_plan(store, restore_id).units))
     except (KeyNotFoundError, RecordUnreadableError):
         return False
 
@@ -208,17 +205,20 @@ def _commit(
     store: ObjectStore,
     plan: RestorePlan,
     record: CommitRecord | None,
-    silent: list[AttemptId] | None = None,
+    over: dict[str, int] | None = None,
 ) -> CommitRecord:
-    """Write what a commit adds. `silent` are runners that count as dead, and have seen no record yet."""
-    digest = ""
+    """Write what a commit adds; `over` is as for `choose_attempts`."""
+    digest, base = "", None
     if record is None or (
         record.state_file and not commit_record.is_in_root(store, record.state_file)
     ):
         base = read_base(store)
         _check_base(store, plan, base)
         record = record or _write_record(store, plan, base)
-        _wait_for_runners(store, silent or [])
+    if not record.attempts:
+        attempts = choose_attempts(store, plan, over)
+        record = msgspec.structs.replace(record, attempts=attempts)
+    if base is not None:
         _check_sorts_last(store, plan, record)
         body = committed_state.build(store, plan, base, record)
         if body is not None:
@@ -239,52 +239,18 @@ def _commit(
 
 
 def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
-    """Fix which attempts are committed, under which name and time."""
+    """Begin the commit: fix the name and the time of its state. Runners that see the record end."""
     record = CommitRecord(
         state_file=commit_record.name_commit(store, continues_search=plan.continues_search),
         # states are ordered by the start of their session: this one comes right after its base
         start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
-        attempts=_find_each(
-            plan.units, lambda unit: _newest_attempt_with_snapshot(store, plan, unit)
-        ),
+        attempts={},
     )
     try:
         store.create(layout.commit_key(plan.restore_id), encode(record))
     except KeyExistsError:
         return read_commit_record(store, plan.restore_id) or record
     return record
-
-
-def _find_each(units: list[str], find: Callable[[str], _Found | None]) -> dict[str, _Found]:
-    """Return the result of `find` for each unit, without those that are None."""
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        found = zip(units, pool.map(find, units), strict=True)
-        return {unit: value for unit, value in found if value is not None}
-
-
-def _newest_attempt_with_snapshot(store: ObjectStore, plan: RestorePlan, unit: str) -> int | None:
-    for number in reversed(AttemptRecords(store, plan.restore_id, unit).numbers()):
-        if committed_state.read_snapshot(store, plan, unit, number) is not None:
-            return number
-    return None
-
-
-def _started(store: ObjectStore, plan: RestorePlan) -> list[AttemptId]:
-    """Return the newest attempt of each unit whose runner wrote a heartbeat."""
-    newest = _find_each(
-        plan.units, lambda unit: AttemptRecords(store, plan.restore_id, unit).newest_started()
-    )
-    return [AttemptId(plan.restore_id, unit, attempt) for unit, attempt in newest.items()]
-
-
-def _started_by_all(store: ObjectStore, restore_ids: Iterable[str]) -> list[AttemptId]:
-    """Return those of several restores that died and are not committed yet."""
-    started = []
-    for restore_id in restore_ids:
-        if read_commit_record(store, restore_id) is None:
-            with contextlib.suppress(KeyNotFoundError):  # it died before it had a plan
-                started += _started(store, read_plan(store, restore_id))
-    return started
 
 
 def _release(store: ObjectStore, restore_id: str) -> None:
@@ -301,25 +267,6 @@ def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | N
     """Refuse a commit that was undone: committing it again would bring it back."""
     if record is not None and record.undone_at and not commit_record.state_exists(store, record):
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
-
-
-def _wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> list[AttemptId]:
-    """Wait until no runner is alive, watching all of them at once (RunnerError if one goes on).
-
-    Returns those without an outcome: they were silent for so long that they count as dead.
-    """
-    alive, silent = wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)
-    if alive:
-        first = alive[0]
-        is_whole = first.trial_id == layout.WHOLE_EXPERIMENT
-        what = "The whole-experiment run" if is_whole else f"Trial {first.trial_id}"
-        others = ", ".join(attempt.trial_id for attempt in alive[1:_SHOWN_IDS])
-        raise RunnerError(
-            f"{what} of {store.uri} still has a living runner (attempt {first.attempt})"
-            f"{f', and so have {others}' if others else ''}. Nothing was committed. Wait for it to end, "
-            "or stop it; then clear the commit task, or start the same restore in the shell again."
-        )
-    return silent
 
 
 def _check_base(store: ObjectStore, plan: RestorePlan, base: Experiment) -> None:
@@ -371,7 +318,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
             store.uri, record.state_file, f"its number of trials does not fit {plan.base.name}"
         )
     histories = ledger.read_ledger(store)[0].trials
-    outcomes = _find_each(
+    outcomes = find_each(
         [trial.trial_id for trial in plan.to_run],
         lambda unit: AttemptRecords(store, plan.restore_id, unit).outcome_or_interrupted(),
     )

@@ -17,10 +17,13 @@ from airflow_tune_restore.storage.base import ObjectStore
 class CommitRecord(msgspec.Struct, frozen=True):
     """Written before the state file, so that a commit that was cut off makes the same bytes again.
 
+    Runners of the restore that see it end.
+
     Args:
         state_file: Name of the state file; "" if no row changed.
         start_time: `stats.start_time` of the state, in seconds since the epoch.
-        attempts: The attempts that are committed, by trial id or `layout.WHOLE_EXPERIMENT`.
+        attempts: The attempts that are committed, by trial id or `layout.WHOLE_EXPERIMENT`; set at the
+            end, by older versions at the begin.
         is_done: Set at the end. Without a changed row no state file shows it.
         sha256: Of the state file, set at the end; "" if there is none, or by older versions.
         undone_at: When an undo began, ISO 8601 UTC.

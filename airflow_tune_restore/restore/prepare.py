@@ -26,7 +26,6 @@ from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_ch
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import Watch
-from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import has_left_work
 from airflow_tune_restore.restore.commit_record import name_commit
@@ -198,15 +197,21 @@ def foresee_refusals(
 
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
-    """Return `base`, or `base-2`, `base-3` … if commits of restores of that id have begun already.
+    """Return `base`, or `base-2`, `base-3` … if restores of that id have ended already.
 
     Callers make `base` from what identifies their run. So a retry continues its own restore, and the
     same DAG run starts a new one if it is cleared after its commit. A commit that has begun takes no more
-    attempts: what a restore of that id ran now would be lost.
+    attempts: what a restore of that id ran now would be lost. Without a commit, a restore has ended if it
+    has a plan and no lease any more.
     """
     for number in range(1, _MAX_RESTORES + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
-        if not is_listed(store, layout.commit_key(restore_id)):
+        names = {entry.name for entry in store.list_dir(layout.restore_dir(restore_id))}
+        has_begun_commit, has_plan = (
+            key(restore_id).rpartition("/")[2] in names
+            for key in (layout.commit_key, layout.plan_key)
+        )
+        if not has_begun_commit and not (has_plan and not _holds_lease(store, restore_id)):
             return restore_id
     raise StorageError(
         f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "

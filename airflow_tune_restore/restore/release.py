@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.exceptions import InvalidInputError, LeaseHeldError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
-from airflow_tune_restore.protocol.kept_lease import keep_lease
+from airflow_tune_restore.protocol.kept_lease import keep_lease, let_rest
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.printable import counted
@@ -51,6 +51,7 @@ def release_trials(
             on_wait=on_wait,
         )
         with keep_lease(store, restore_id) as held_store:
+            let_rest(store)
             ledger, _ = read_ledger(store)
             at = store.now().isoformat()
             released = {
@@ -59,8 +60,12 @@ def release_trials(
             }
             trials = {**ledger.trials, **released}
             write_ledger(held_store, msgspec.structs.replace(ledger, trials=trials))
-    finally:
+    except LeaseHeldError:
+        raise
+    except Exception:
         release_unstarted(store, restore_id)
+        raise
+    release_unstarted(store, restore_id)
     return released
 
 

@@ -1,10 +1,12 @@
 """Start a prepared restore: take the lease, write seeds and plan. Each step can be repeated."""
 
 import contextlib
+import time
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
     KeyExistsError,
+    LeaseHeldError,
     LeaseLostError,
     RecordUnreadableError,
     RestoredMeanwhileError,
@@ -14,7 +16,7 @@ from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_file
 from airflow_tune_restore.experiments.state import encode_state
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.kept_lease import keep_lease
+from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS, keep_lease
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.records import is_listed
@@ -72,6 +74,8 @@ def start_restore(
         )
         if settled or watch is not None or prepared.nothing_to_do:
             prepared = plan_again(prepared, options)
+    except LeaseHeldError:
+        raise
     except Exception:
         release_unstarted(store, restore_id)
         raise
@@ -130,11 +134,15 @@ def _write_under_lease(prepared: PreparedRestore) -> RestorePlan:
 def release_unstarted(store: ObjectStore, restore_id: str) -> None:
     """Release the lease of a restore that has no plan. With a plan, its runners may be at work.
 
-    Another try of the same task may have written the plan meanwhile, under the same lease.
+    Another try of the same task may have written the plan meanwhile, under the same lease. So nothing is
+    released after a look that took long: then the lease expires.
     """
+    began = time.monotonic()
     if not is_listed(store, layout.plan_key(restore_id)):
         with contextlib.suppress(LeaseLostError):
-            lease.release(store, lease.check_held(store, restore_id))
+            held = lease.check_held(store, restore_id)
+            if time.monotonic() - began <= FRESH_SECONDS:
+                lease.release(store, held)
 
 
 def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateChangedError:

@@ -19,7 +19,8 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import NotStartedError, read_base_file, read_experiment
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.kept_lease import keep_lease
+from airflow_tune_restore.protocol.attempts import read_heartbeats
+from airflow_tune_restore.protocol.kept_lease import keep_lease, let_rest
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.names import is_safe_name
@@ -115,9 +116,10 @@ def undo_commit(
         on_wait=on_wait,
     )
     with keep_lease(store, undo_id) as held_store:
+        let_rest(store)
         try:
             record = _check(store, restore_id)
-        except BaseException:
+        except InvalidInputError:  # not after other errors: a second undo of it may share the lease
             lease.release(store, held)
             raise
         # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
@@ -151,7 +153,7 @@ def is_cut_off(store: ObjectStore, undo_id: str) -> bool:
     try:
         record = read_commit_record(store, restore_id)
         is_marked = record is not None and record.undone_at and record.sha256
-        return bool(is_marked) and _last_commit(store) == restore_id
+        return bool(is_marked) and restore_id in _makers(store)
     except (InvalidInputError, RecordUnreadableError, StateUnreadableError, NotStartedError):
         return False  # something newer was written, or a person is needed
 
@@ -204,6 +206,11 @@ def _cut_off(store: ObjectStore) -> str | None:
 
 def _last_commit(store: ObjectStore) -> str:
     """Return the restore that made the newest state. Refuse if something newer was written."""
+    return _makers(store)[-1]
+
+
+def _makers(store: ObjectStore) -> list[str]:
+    """Return the restores that may have made the newest state, the likeliest last; at least one."""
     entries = store.list_dir()
     names = [
         entry.name for entry in entries if not entry.is_dir and layout.is_state_file(entry.name)
@@ -224,12 +231,29 @@ def _last_commit(store: ObjectStore) -> str:
         for restore_id, record in records.items()
         if record.state_file == newest.name and record.sha256 in ("", newest.sha256)
     ]
+    made.sort(key=lambda restore_id: _likelihood(records[restore_id]))
+    if not made or records[made[-1]].undone_at:
+        _refuse_if_unfinished(store, newest)
     if not made:
         raise InvalidInputError(
             f"{newest.name} cannot be undone: no recorded commit wrote this content. Nothing was changed."
         )
     _refuse_if_used(store, newest, records)
-    return max(made, key=lambda restore_id: _likelihood(records[restore_id]))
+    return made
+
+
+def _refuse_if_unfinished(store: ObjectStore, newest: StateFile) -> None:
+    """Refuse if the commit that made the state has not ended."""
+    for restore_id in _restores(store):
+        try:
+            record = read_commit_record(store, restore_id)
+        except RecordUnreadableError:
+            continue
+        if record is not None and not record.is_done and record.state_file == newest.name:
+            raise InvalidInputError(
+                f"{newest.name} cannot be undone: restore {restore_id} has not finished its commit. The "
+                f"next restore of {store.uri} finishes it; then undo it. Nothing was changed."
+            )
 
 
 def _likelihood(record: CommitRecord) -> tuple[bool, bool, str]:
@@ -244,7 +268,7 @@ def _likelihood(record: CommitRecord) -> tuple[bool, bool, str]:
 def _refuse_if_used(
     store: ObjectStore, newest: StateFile, records: dict[str, CommitRecord]
 ) -> None:
-    """Refuse if a restore started from the state and is not committed: its trials may have run."""
+    """Refuse if a restore started from the state and is not committed, and its trials have run."""
     for restore_id in _restores(store):
         if restore_id in records:
             continue
@@ -252,7 +276,7 @@ def _refuse_if_used(
             base = read_plan(store, restore_id).base
         except (KeyNotFoundError, RecordUnreadableError):
             continue
-        if base.name == newest.name:
+        if base.name == newest.name and read_heartbeats(store, restore_id):
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
                 f"committed. The next restore of {store.uri} commits it first. Nothing was changed."

@@ -116,10 +116,7 @@ class Heartbeat:
                 f"Attempt {request.attempt} of trial {request.trial_id} stopped: attempt {newest} "
                 "has been started."
             )
-        held = lease.check_held(self._store, request.restore_id)
-        if self._epoch not in (0, held.epoch):
-            newer = f"it was lost and taken again: epoch {held.epoch} is not {self._epoch}"
-            raise LeaseLostError(self._store.uri, request.restore_id, newer)
+        held = lease.check_held(self._store, request.restore_id, epoch=self._epoch)
         if is_listed(self._store, layout.commit_key(request.restore_id)):
             raise FencedError(
                 f"Attempt {request.attempt} of trial {request.trial_id} stopped: the commit of its "

@@ -9,6 +9,7 @@ from airflow_tune_restore.protocol import attempts, layout, lease, lease_watch
 from airflow_tune_restore.restore import (
     claim,
     commit,
+    committed_attempts,
     committed_state,
     ledger,
     prepare,
@@ -246,7 +247,7 @@ _OF_COMMITS = (
         "I3",
         (
             Edit(
-                commit._wait_for_runners,
+                committed_attempts.wait_for_runners,
                 "wait_until_all_over(store, started, patience_seconds=PATIENCE_SECONDS)",
                 "([], [])",
             ),
@@ -259,9 +260,9 @@ _OF_COMMITS = (
         "I3",
         (
             Edit(
-                commit._newest_attempt_with_snapshot,
-                "reversed(AttemptRecords(store, plan.restore_id, unit).numbers())",
-                "AttemptRecords(store, plan.restore_id, unit).numbers()",
+                committed_attempts.choose_attempts,
+                "reversed(numbers)",
+                "numbers",
             ),
         ),
         seed=145,

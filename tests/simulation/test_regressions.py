@@ -4,7 +4,7 @@ import pytest
 
 from airflow_tune_restore.protocol import attempts, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
-from airflow_tune_restore.restore import claim, commit, start
+from airflow_tune_restore.restore import claim, commit, committed_attempts, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from tests.simulation.campaign import simulating
 from tests.simulation.faults import Fault, FaultKind, Storm
@@ -124,7 +124,7 @@ SCRIPTS = {
 
 COMMIT_UNSEEN = (
     Edit(Heartbeat._read_lease, "if is_listed(", "if False and is_listed("),
-    Edit(commit._commit, "_wait_for_runners(store, silent or [])", "pass"),
+    Edit(committed_attempts.choose_attempts, "if over is not None", "if False"),
 )
 """A runner does not look for a commit, and the commit does not wait until it has."""
 

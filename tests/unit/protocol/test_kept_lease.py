@@ -92,8 +92,8 @@ def freeze_in_looks(monkeypatch, now, seconds, *, meanwhile=lambda: None):
     """Let time pass between each answer of the store about the lease and its use."""
     check_held = lease.check_held
 
-    def check_and_freeze(*of):
-        held = check_held(*of)
+    def check_and_freeze(*of, **options):
+        held = check_held(*of, **options)
         meanwhile()
         now[0] += seconds
         return held

@@ -205,7 +205,7 @@ def test_a_living_runner_is_waited_for_even_if_a_later_attempt_was_claimed(store
         store, plan, "bad", RunnerSettings(trainable="m:train")
     )  # its launcher was killed there
     monkeypatch.setattr(
-        "airflow_tune_restore.restore.commit.wait_until_all_over",
+        "airflow_tune_restore.restore.committed_attempts.wait_until_all_over",
         lambda _store, found, **_kwargs: Watched([one for one in found if one.attempt == 1], []),
     )
     with pytest.raises(RunnerError, match=r"living runner \(attempt 1\)"):

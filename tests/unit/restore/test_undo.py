@@ -19,7 +19,7 @@ from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
-from tests.support.records import leave_attempt, night, plan_night, start_night
+from tests.support.records import beat, leave_attempt, night, plan_night, start_night
 
 ROWS = [
     make_row("done", last_result={"training_iteration": 4}, last_result_time=4.0),
@@ -163,7 +163,7 @@ def test_a_restore_at_work_stops_it(store):
 def test_a_restore_that_was_begun_and_never_committed_stops_it(store):
     night(store, "r1")
     plan = start_night(store, "r2")
-    leave_attempt(store, plan, "bad", result="failed")
+    beat(store, leave_attempt(store, plan, "bad", result="failed"))
     lease.release(store, lease.check_held(store, "r2"))
     with pytest.raises(InvalidInputError, match="r2 was started from it and is not committed"):
         undo_commit(store, holder="test")
@@ -253,7 +253,8 @@ def test_an_undo_that_was_cut_off_and_overtaken_by_a_restore_is_void(store, monk
     assert undo_commit(store, holder="test").state_file == FIRST
 
 
-def test_a_refused_undo_leaves_the_lease_free(store):
+@pytest.mark.parametrize("error", [InvalidInputError, StorageError])
+def test_a_refused_undo_leaves_the_lease_free_and_a_failed_one_to_the_next_try(store, error):
     night(store, "r1")
     real, checks = store.get, []
 
@@ -262,9 +263,13 @@ def test_a_refused_undo_leaves_the_lease_free(store):
             if key == layout.commit_key("r1"):
                 checks.append(key)
                 if len(checks) == 2:
-                    raise StorageError("the store is away for a moment")
+                    raise error("the store is away for a moment")
             return real(key, **limits)
 
-    with pytest.raises(StorageError):
+    with pytest.raises(error):
         undo_commit(Failing(store, 99, after=False), holder="test")
+    if error is StorageError:
+        with pytest.raises(LeaseHeldError):
+            start_night(store, "r2")
+        undo_commit(store, holder="test")
     start_night(store, "r2")

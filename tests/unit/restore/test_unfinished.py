@@ -204,8 +204,9 @@ def test_a_commit_writes_through_the_store_that_needs_the_lease(store, monkeypat
         lease.release(store, lease.check_held(store, "r1"))
         lease.acquire(store, restore_id="r2", holder="another")
         monkeypatch.setattr("airflow_tune_restore.protocol.kept_lease.FRESH_SECONDS", -1.0)
+        return []
 
-    monkeypatch.setattr(commit, "_wait_for_runners", lose)
+    monkeypatch.setattr(commit, "wait_for_runners", lose)
     before = {key: store.get(key) for key in (STATE_NAME, layout.plan_key("r1"))}
     with pytest.raises(lease.LeaseLostError):
         commit_restore(store, "r1")
