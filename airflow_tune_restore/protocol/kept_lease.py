@@ -11,6 +11,7 @@ Standard library only.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ FRESH_SECONDS = 15.0
 """A write is sent this long after the last renewal at most: half of the shortest watch of a silent holder
 (`lease_watch.KNOWN_DEAD_SECONDS`)."""
 
-REST_SECONDS = FRESH_SECONDS + 1.0
-"""How long a released lease rests before an undo; stores have times to the second."""
+REST_SECONDS = 31.0
+"""How long a released lease rests before an undo: `FRESH_SECONDS`, then 15 s for a request that its
+sender has given up, and one more, because the times of some stores are whole seconds."""
 
 _MAX_LOOKS = 5
 """If so many looks in a row took longer, the store is slow: this process was not frozen in each."""
@@ -131,7 +133,14 @@ def let_rest(store: ObjectStore, *, clock: Clock = CLOCK) -> None:
     released_at = max(lease_objects.release_times(entries), default=None)
     if released_at is not None:
         ago = (store.now() - released_at).total_seconds()
-        clock.sleep(min(max(0.0, REST_SECONDS - ago), REST_SECONDS))
+        left = min(max(0.0, REST_SECONDS - ago), REST_SECONDS)
+        if left:
+            logger.warning(
+                "The lease of %s was released just now. Waiting for %.0f s: until then, a second try of "
+                "the task that released it may still write.",
+                *(store.uri, math.ceil(left)),
+            )
+        clock.sleep(left)
 
 
 class HeldStore(ObjectStore):

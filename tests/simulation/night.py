@@ -100,7 +100,10 @@ def draw_script(seed: int) -> Script:
     """Draw a world."""
     rng = random.Random(seed)
     script = _draw_any(rng, seed)
-    return _draw_takeover(rng, script) if rng.random() < 0.15 else script
+    chance = rng.random()
+    if chance < 0.15:
+        return _draw_takeover(rng, script)
+    return _draw_twins(rng, script) if chance < 0.25 else script
 
 
 def _draw_any(rng: random.Random, seed: int) -> Script:
@@ -174,6 +177,37 @@ def _draw_takeover(rng: random.Random, script: Script) -> Script:
             Night(rng.uniform(60.0, 400.0)),
         ),
         faults=(silence, *script.faults[:2]),
+    )
+
+
+def _draw_twins(rng: random.Random, script: Script) -> Script:
+    """Let two tries of one task run at the same time, one of them late, and a person undo or release.
+
+    As in `_draw_takeover`: by chance, all of it comes together too seldom.
+    """
+    task = rng.choice(("plan", "commit", "commit"))
+    late = Fault(
+        FaultKind.SLOW,
+        rng.choice((task, task, "undo")),
+        rng.randint(1, 40),
+        seconds=rng.choice((6.0, 10.0, 14.0)),
+    )
+    frozen = Fault(FaultKind.FREEZES, late.role, late.nth, seconds=rng.choice((20.0, 90.0, 600.0)))
+    again = Meddling(rng.choice(("twice", "twice", "lost")), task, rng.uniform(0.0, 3.0))
+    clear = Meddling("clear", rng.choice(("plan", "trial", "commit")), rng.uniform(10.0, 700.0))
+    return replace(
+        script,
+        sweep=rng.choice(("one", "small", "broken", "whole", "search-whole")),
+        drivers=(),
+        nights=(
+            Night(0.0, (again, clear) if rng.random() < 0.3 else (again,)),
+            *((Night(rng.choice((30.0, 100.0, 400.0))),) if rng.random() < 0.5 else ()),
+        ),
+        faults=(rng.choice((late, frozen)),),
+        commands=tuple(
+            Command(rng.choice(("undo", "undo", "release")), rng.uniform(5.0, 150.0))
+            for _ in range(rng.randint(0, 3))
+        ),
     )
 
 
