@@ -6,6 +6,7 @@ from airflow_tune_restore.protocol import attempts, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
 from airflow_tune_restore.restore import claim, commit, committed_attempts, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
+from airflow_tune_restore.runner.tune import result_files
 from tests.simulation.campaign import simulating
 from tests.simulation.faults import Fault, FaultKind, Storm
 from tests.simulation.night import Command, Loss, Meddling, Night, Script, simulate
@@ -110,6 +111,12 @@ SCRIPTS = {
         storms=(Storm(582.0, 350.0, 1.0),),
         losses=(Loss(2, 572.0),),
     ),
+    "the rows of a trial that a dead restore had restarted are dropped": Script(
+        seed=4606,
+        sweep="restarted",
+        pace=0.2,
+        nights=(Night(starts=0.0, meddlings=(Meddling("time out", "", 20.0),)),),
+    ),
     "a commit that freezes in a look at its lease looks again before it writes": Script(
         seed=20010045402,
         sweep="search-whole",
@@ -153,6 +160,13 @@ MISTAKES = {
         *COMMIT_UNSEEN,
     ),
     "a runner that a commit took for dead ends, and is committed as it ended": COMMIT_UNSEEN,
+    "the rows of a trial that a dead restore had restarted are dropped": (
+        Edit(
+            result_files._rows_at_start,
+            "request.new_trial_id or request.trial_id",
+            "request.trial_id",
+        ),
+    ),
     "a commit that was frozen does not bring back what was undone meanwhile": (
         Edit(_KeptLease.check, "look_until_fresh", "(lambda *_: None)"),
     ),
