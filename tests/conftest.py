@@ -5,6 +5,7 @@ What lies in a directory `slow` runs with `--all` only, or where it is named.
 """
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,10 @@ pytest.register_assert_rewrite("tests.support.storage.conformance")  # a suite i
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # private Rays on this machine only
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ |= NO_SPARE_WORKERS
+
+# a shell ignores Ctrl-C in what it starts in the background; so would each command that a test starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("ci", deadline=None, print_blob=True)
 settings.register_profile("nightly", settings.get_profile("ci"))  # of test_generated.py
