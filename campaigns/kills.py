@@ -34,6 +34,7 @@ from typing import Any
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import lease
+from airflow_tune_restore.arguments import MIN_LEASE_TTL
 from airflow_tune_restore.restore.commit import commit_abandoned
 from airflow_tune_restore.storage.fs import open_store
 from campaigns.checks import Ended, Files, find_losses
@@ -47,9 +48,9 @@ from tests.support.storage.servers import Server, s3_server
 assert airflow_home.HOME
 KIND = "two_errored"
 RECORDED, REAL, WHOLE = "recorded", "real", "whole"
-LEASE_TTL = {RECORDED: 6.0, REAL: 12.0, WHOLE: 12.0}
-"""So short that no round waits long to take over; starved runners end themselves, and are tried again."""
-QUIET_SHARE = 25.0 / LEASE_TTL[WHOLE]
+LEASE_TTL = MIN_LEASE_TTL.total_seconds()
+"""As short as `plan` takes it, so that no round waits long to take over."""
+QUIET_SHARE = 2.0
 """After so many of these a silent run of all counts as dead."""
 ROUNDS_PER_KILL = 4
 """A lane that needs more rounds than this strikes nothing any more."""
@@ -219,14 +220,14 @@ class Setting:
         s3: The server.
         failed: The failed experiment.
         scratch: Directory for logs and the recording.
-        ttl: Of leases, in seconds; None for that of the lane.
+        ttl: Of leases, in seconds.
         undisturbed: The failed experiment after a restore that nobody disturbed.
     """
 
     s3: Server
     failed: Files
     scratch: Path
-    ttl: float | None = None
+    ttl: float = LEASE_TTL
     undisturbed: Files = field(default_factory=dict)
 
     def filesystem(self) -> Any:
@@ -259,18 +260,17 @@ class Setting:
             TUNE_TEST_JOURNAL=f"{self.scratch}/{name}.journal",
             TUNE_TEST_RECORDING=f"{self.scratch}/recording",
         )
-        ttl = self.ttl or LEASE_TTL[lane]
         changed = {key: value for key, value in ray.items() if os.environ.get(key) != value}
         return Chain(
             experiment=url,
-            lease_ttl=ttl,
+            lease_ttl=self.ttl,
             trainable=TRAINABLES[KIND],
             env={**self.s3.env, "AWS_ENDPOINT_URL": endpoint},
             python=str(recorder) if lane == RECORDED else None,
             runner_env=changed,
             log=f"{self.scratch}/{name}.log",
             strategy="whole_experiment" if lane == WHOLE else "auto",
-            quiet_seconds=ttl * QUIET_SHARE,
+            quiet_seconds=self.ttl * QUIET_SHARE,
         )
 
 
@@ -305,8 +305,8 @@ class Round:
                 if night.is_abandoned:
                     script.kills, script.abandon_at = {"plan": script.settle}, None
                     # a run of all outlives the night; the next waits until it and its lease are over
-                    tries = 120 if self._lane == WHOLE else 12
-                    Night(chain, "night-2", self._before, self._after, tries).carry_out()
+                    # until the lease of the night that was given up has run out
+                    Night(chain, "night-2", self._before, self._after, tries=120).carry_out()
             finally:
                 for session in self._runners | set(self._runs_of_all()):
                     for pid in _members(session):
@@ -488,7 +488,7 @@ def scratch_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def prepared(experiment: Path | None, scratch: Path, ttl: float | None) -> Iterator[Setting]:
+def prepared(experiment: Path | None, scratch: Path, ttl: float) -> Iterator[Setting]:
     """Make the failed experiment if none is given, start the server, restore one copy undisturbed."""
     source = experiment or scratch / "made" / KIND
     if not source.exists():
@@ -550,7 +550,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=9, help="kills in a round with real runners")
     parser.add_argument("--only", help="one round, as in recorded:12")
     parser.add_argument("--experiment", type=Path, help="a failed one that was made before")
-    parser.add_argument("--ttl", type=float, help="seconds a lease lives; short ones by default")
+    parser.add_argument(
+        "--ttl",
+        type=float,
+        default=LEASE_TTL,
+        help=f"seconds a lease lives; default: {LEASE_TTL:.0f}",
+    )
     parser.add_argument(
         "--rounds", type=int, help="in each lane at most; fewer kills than asked for are a failure"
     )
