@@ -227,7 +227,7 @@ class Setting:
     s3: Server
     failed: Files
     scratch: Path
-    ttl: float = LEASE_TTL
+    ttl: float
     undisturbed: Files = field(default_factory=dict)
 
     def filesystem(self) -> Any:
@@ -304,8 +304,7 @@ class Round:
                 self._was_abandoned = night.is_abandoned
                 if night.is_abandoned:
                     script.kills, script.abandon_at = {"plan": script.settle}, None
-                    # a run of all outlives the night; the next waits until it and its lease are over
-                    # until the lease of the night that was given up has run out
+                    # it waits until the lease of this one has run out, and until a run of all is over
                     Night(chain, "night-2", self._before, self._after, tries=120).carry_out()
             finally:
                 for session in self._runners | set(self._runs_of_all()):

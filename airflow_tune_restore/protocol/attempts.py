@@ -49,19 +49,19 @@ QUIET_SECONDS = 20.0
 """A runner writes a heartbeat every 5 s. After this long without a new one it is dead."""
 
 
-class Watched(NamedTuple):
-    """Attempts without an outcome: those that still live, and those whose runners count as dead."""
-
-    alive: list["AttemptId"]
-    silent: list["AttemptId"]
-
-
 class AttemptId(NamedTuple):
     """The id of an attempt; `trial_id` may be `layout.WHOLE_EXPERIMENT`, `attempt` starts at 1."""
 
     restore_id: str
     trial_id: str
     attempt: int
+
+
+class Watched(NamedTuple):
+    """Attempts without an outcome: those that still live, and those whose runners count as dead."""
+
+    alive: list[AttemptId]
+    silent: list[AttemptId]
 
 
 @dataclass(frozen=True, slots=True)

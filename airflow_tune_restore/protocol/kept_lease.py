@@ -90,8 +90,7 @@ class _KeptLease:
         It is lost, too, if another try of the same restore has taken it again after another restore.
         """
         began = time.monotonic()  # not when the answer comes: this process may freeze before that
-        held = lease.check_held(self._store, self._restore_id, epoch=self._epoch)
-        lease.renew(self._store, held)
+        held = lease.keep_alive(self._store, self._restore_id, epoch=self._epoch)
         self._epoch, self._renewed_at = held.epoch, began
         return held.ttl_seconds
 

@@ -199,9 +199,9 @@ def renew(store: ObjectStore, lease: Lease) -> None:
     store.put(layout.lease_heartbeat_key(lease.epoch), json.dumps(beat).encode())
 
 
-def keep_alive(store: ObjectStore, restore_id: str) -> Lease:
-    """Renew the lease that this restore holds, and return it; raises as `check_held` does."""
-    held = check_held(store, restore_id)
+def keep_alive(store: ObjectStore, restore_id: str, *, epoch: int = 0) -> Lease:
+    """Renew the lease that this restore holds, and return it; takes and raises as `check_held`."""
+    held = check_held(store, restore_id, epoch=epoch)
     renew(store, held)
     return held
 

@@ -82,7 +82,7 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     if record is None or not record.is_done:
         with keep_lease(store, restore_id) as held:
             started = list_started(store, restore_id, plan.units)
-            silent = wait_for_runners(store, started)
+            silent = set(wait_for_runners(store, started))
             over = {one.trial_id: one.attempt for one in started if one not in silent}
             record = _commit(held, plan, record, over)
     summary = _summary(store, plan, record)

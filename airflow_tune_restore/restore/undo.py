@@ -225,7 +225,8 @@ def _makers(store: ObjectStore) -> list[str]:
         raise InvalidInputError(
             f"{newest.name} cannot be undone: {max(names)} was written later. Nothing was changed."
         )
-    records = _records(store)
+    begun = _records(store)
+    records = {restore_id: record for restore_id, record in begun.items() if record.is_done}
     made = [
         restore_id
         for restore_id, record in records.items()
@@ -233,7 +234,7 @@ def _makers(store: ObjectStore) -> list[str]:
     ]
     made.sort(key=lambda restore_id: _likelihood(records[restore_id]))
     if not made or records[made[-1]].undone_at:
-        _refuse_if_unfinished(store, newest)
+        _refuse_if_unfinished(store, newest, begun)
     if not made:
         raise InvalidInputError(
             f"{newest.name} cannot be undone: no recorded commit wrote this content. Nothing was changed."
@@ -242,14 +243,12 @@ def _makers(store: ObjectStore) -> list[str]:
     return made
 
 
-def _refuse_if_unfinished(store: ObjectStore, newest: StateFile) -> None:
+def _refuse_if_unfinished(
+    store: ObjectStore, newest: StateFile, begun: dict[str, CommitRecord]
+) -> None:
     """Refuse if the commit that made the state has not ended."""
-    for restore_id in _restores(store):
-        try:
-            record = read_commit_record(store, restore_id)
-        except RecordUnreadableError:
-            continue
-        if record is not None and not record.is_done and record.state_file == newest.name:
+    for restore_id, record in begun.items():
+        if not record.is_done and record.state_file == newest.name:
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} has not finished its commit. The "
                 f"next restore of {store.uri} finishes it; then undo it. Nothing was changed."
@@ -313,14 +312,14 @@ def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRe
 
 
 def _records(store: ObjectStore) -> dict[str, CommitRecord]:
-    """Return the records of all complete commits, by restore."""
+    """Return the records of all commits that have begun, by restore."""
     found: dict[str, CommitRecord] = {}
     for restore_id in _restores(store):
         try:
             record = read_commit_record(store, restore_id)
         except RecordUnreadableError:
             continue
-        if record is not None and record.is_done:
+        if record is not None:
             # without attempts: there may be thousands
             found[restore_id] = msgspec.structs.replace(record, attempts={})
     return found
