@@ -1,5 +1,6 @@
 """The program `tune-restore`. It is light, because Ctrl-C can come while the commands are imported."""
 
+import atexit
 import os
 import signal
 from types import FrameType
@@ -9,6 +10,7 @@ def main() -> None:
     """Import the commands, and run the one that was asked for."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job of a script
         signal.signal(signal.SIGINT, _stop_at_once)
+    atexit.register(_keep_exit_code)  # the first to be registered is the last to be called
     from airflow_tune_restore.cli.commands import run
 
     run()
@@ -21,6 +23,12 @@ def _stop_at_once(number: int, _frame: FrameType | None) -> None:
     """
     os.write(2, b"Stopped.\n")
     os._exit(128 + number)
+
+
+def _keep_exit_code() -> None:
+    """Ignore signals: the command is over. One would kill Python once it has undone the handlers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The trials of `tune-restore restore`, with a launcher that obeys the contract and starts nothing."""
 
+import gc
 import logging
 import signal
 import threading
@@ -111,9 +112,11 @@ def errors():
 @pytest.fixture
 def press():
     """Press Ctrl-C in the main thread, from another thread."""
+    gc.disable()  # as the program does: what is raised in a callback of the collector is lost
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+    gc.enable()
 
 
 def finish(store):
