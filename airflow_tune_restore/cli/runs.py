@@ -73,8 +73,12 @@ class TrialRuns:
         for unit in self._plan.units:
             units.put(unit)
         count = min(self._parallel, units.qsize())
-        workers = [_in_background(self._run_next, units) for _ in range(count)]
+        workers: list[Future[None]] = []
         try:
+            for _ in range(count):
+                workers.append(
+                    _in_background(self._run_next, units)
+                )  # Ctrl-C may come before the last
             _wait_for(workers)
         except KeyboardInterrupt:
             self._stop_all(workers)
@@ -137,9 +141,9 @@ class TrialRuns:
 
     def _stop_all(self, workers: "list[Future[None]]") -> None:
         """Stop all runs at the same time, and wait until they have saved their snapshots."""
-        self._stopping.set()
-        self._progress.say("Stopping. Saving snapshots, then committing what has finished.")
         try:
+            self._stopping.set()
+            self._progress.say("Stopping. Saving snapshots, then committing what has finished.")
             stops = [_in_background(self._stop, *item) for item in list(self._runs.items())]
             _wait_for([*stops, *workers])
         except KeyboardInterrupt:

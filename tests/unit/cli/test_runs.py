@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from airflow_tune_restore.cli import runs as cli_runs
 from airflow_tune_restore.cli.progress import Progress
 from airflow_tune_restore.cli.runs import TrialRuns
 from airflow_tune_restore.exceptions import RayClusterError, StorageError
@@ -111,10 +112,18 @@ def errors():
 
 @pytest.fixture
 def press():
-    """Press Ctrl-C in the main thread, from another thread."""
+    """Press Ctrl-C in the main thread, from any thread; each press once, whoever asks for it."""
     gc.disable()  # as the program does: what is raised in a callback of the collector is lost
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    presses, lock = [], threading.Lock()
+
+    def press(number):
+        with lock:
+            if number == len(presses) + 1:
+                presses.append(number)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    yield press
     signal.signal(signal.SIGINT, before)
     gc.enable()
 
@@ -301,12 +310,12 @@ def test_a_pod_for_a_whole_experiment_run_has_room_for_the_parallel_trials(store
 
 
 def test_ctrl_c_stops_all_runs_at_the_same_time_and_starts_no_more(runs, store, press, capsys):
-    stops = []
+    polled = set()
 
     def script(request, run):
-        if len(launcher.runs) == 2 and not stops:
-            stops.append("pressed")
-            press()
+        polled.add(request.trial_id)
+        if len(polled) == 2:
+            press(1)
 
     made, launcher = runs(script, parallel=2, quiet=False)
     barrier = threading.Barrier(2, timeout=PATIENCE_SECONDS)
@@ -328,6 +337,26 @@ def test_ctrl_c_stops_all_runs_at_the_same_time_and_starts_no_more(runs, store, 
     assert sorted(launcher.started) == [("first", 1), ("second", 1)]
     text = "Stopping. Saving snapshots, then committing what has finished."
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("started", [1, 2])
+def test_ctrl_c_while_the_first_runs_are_started_stops_them(runs, monkeypatch, started):
+    made, launcher = runs(lambda *_: None, parallel=2)
+    start_worker, workers = cli_runs._in_background, []
+
+    def start_worker_and_press(*work):
+        workers.append(start_worker(*work))
+        if len(workers) == started:
+            while len(launcher.runs) < started:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return workers[-1]
+
+    monkeypatch.setattr(cli_runs, "_in_background", start_worker_and_press)
+    made.run_all()
+    assert made.was_stopped
+    assert all(run.stopped for run in launcher.runs.values())
+    assert len(launcher.started) == started
 
 
 def test_a_run_that_starts_while_the_user_stops_is_stopped_too(runs):
@@ -352,9 +381,8 @@ def test_a_run_that_was_stopped_before_it_began_is_not_a_failed_attempt(runs, st
 
 def test_a_run_that_cannot_be_stopped_does_not_keep_the_others(runs, press, errors):
     def script(request, run):
-        if len(launcher.runs) == 2 and "pressed" not in seen:
-            seen.append("pressed")
-            press()
+        if len(launcher.runs) == 2:
+            press(1)
         if "refused" in seen and request.trial_id == "first":
             run.ended.set()
 
@@ -381,21 +409,15 @@ def test_a_run_that_cannot_be_stopped_does_not_keep_the_others(runs, press, erro
 def test_a_second_ctrl_c_does_not_wait_and_names_the_commands_that_stop_the_runs(
     runs, store, press, errors
 ):
-    made, launcher = runs(lambda *_: press_once(), parallel=2)
-    pressed = []
+    def script(request, run):
+        if len(launcher.runs) == 2:
+            press(1)
 
-    def press_once():
-        if len(launcher.runs) == 2 and not pressed:
-            pressed.append(1)
-            press()
-
+    made, launcher = runs(script, parallel=2)
     start = launcher.start
 
     def never_stops():
-        time.sleep(0.2)
-        if len(pressed) == 1:
-            pressed.append(2)
-            press()
+        press(2)
         threading.Event().wait(PATIENCE_SECONDS)
 
     def start_run(request):
