@@ -56,6 +56,8 @@ class Fault:
         after: Whether the request is carried out all the same: the answer alone is lost.
         since: From when, by the monotonic clock; and
         until: until when.
+        strikes_once: Whether it stays after that until it has struck: a busy client may ask late.
+        follows: It begins when this one is over.
     """
 
     status: int
@@ -65,11 +67,18 @@ class Fault:
     after: bool = False
     since: float = 0.0
     until: float = math.inf
+    strikes_once: bool = False
+    follows: "Fault | None" = None
     hits: int = 0
 
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.until and (self.hits > 0 or not self.strikes_once)
+
     def strikes(self, request: str) -> bool:
-        now = time.monotonic()
-        if self.left <= 0 or not self.since <= now < self.until:
+        if self.left <= 0 or self.is_over or time.monotonic() < self.since:
+            return False
+        if self.follows is not None and not self.follows.is_over:
             return False
         if not re.search(self.pattern, request):
             return False
@@ -145,13 +154,13 @@ class KubernetesApi:
         """Be away for some seconds, then accept no token, then no role, then not all of the roles.
 
         A real one does the last three within its first second or two, before its caches are filled.
+        Each of the first three meets a request, however late it comes.
         """
-        times = [time.monotonic() + n * seconds for n in range(5)]
-        away, unknown, forbidden = (
-            Fault(status, since=times[n], until=times[n + 1])
-            for n, status in enumerate((CUT, 401, 403))
-        )
-        half = Fault(403, "(POST|DELETE|PATCH|/log|/events)", since=times[3], until=times[4])
+        ends = [time.monotonic() + n * seconds for n in range(1, 5)]
+        away = Fault(CUT, until=ends[0], strikes_once=True)
+        unknown = Fault(401, until=ends[1], strikes_once=True, follows=away)
+        forbidden = Fault(403, until=ends[2], strikes_once=True, follows=unknown)
+        half = Fault(403, "(POST|DELETE|PATCH|/log|/events)", until=ends[3], follows=forbidden)
         self.drop_streams()
         self.faults += [away, unknown, forbidden, half]
         return away, unknown, forbidden, half

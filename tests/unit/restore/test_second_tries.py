@@ -29,6 +29,7 @@ from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
 from tests.support.records import beat, leave_attempt, night, start_night
+from tests.support.waiting import set_time
 
 ROWS = [
     make_row("a", status="ERROR", error=True, last_result={"training_iteration": 2}),
@@ -89,8 +90,8 @@ def refuse():
 def now(monkeypatch):
     """The monotonic clock of all processes, and how it moves."""
     made = [1000.0]
-    monkeypatch.setattr("time.monotonic", lambda: made[0])
-    monkeypatch.setattr("time.sleep", lambda seconds: made.__setitem__(0, made[0] + seconds))
+    set_time(monkeypatch, "monotonic", lambda: made[0])
+    set_time(monkeypatch, "sleep", lambda seconds: made.__setitem__(0, made[0] + seconds))
     return made
 
 

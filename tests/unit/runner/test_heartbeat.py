@@ -12,7 +12,7 @@ from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.request import EXIT_FENCED, RunnerRequest
 from airflow_tune_restore.runner.heartbeat import BEAT_SECONDS, FencedError, Heartbeat
 from airflow_tune_restore.storage.fs import open_store
-from tests.support.waiting import PATIENCE_SECONDS, eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually, set_time
 
 REQUEST = RunnerRequest(
     experiment="", restore_id="r", trial_id="t", attempt=1, trainable="", trainable_name="",
@@ -155,7 +155,7 @@ def test_a_runner_that_was_frozen_in_a_look_looks_again_before_it_writes(store, 
 
     pulse, clock, renew = heartbeat(store), {"now": 1000.0}, lease.renew
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr("time.monotonic", lambda: clock["now"])
+    set_time(monkeypatch, "monotonic", lambda: clock["now"])
     monkeypatch.setattr(lease, "renew", freeze)
     with pytest.raises(ProcessEnds):
         pulse.check_lately_or_end()
@@ -170,7 +170,7 @@ def test_a_runner_that_was_frozen_in_its_first_look_is_overdue(store, monkeypatc
 
     pulse = heartbeat(store)
     monkeypatch.setattr("os._exit", codes.append)
-    monkeypatch.setattr("time.monotonic", lambda: clock["now"])
+    set_time(monkeypatch, "monotonic", lambda: clock["now"])
     monkeypatch.setattr(lease, "renew", freeze)
     monkeypatch.setattr(pulse, "_threads", [])
     pulse.start()

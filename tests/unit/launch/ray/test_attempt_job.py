@@ -24,6 +24,7 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.ray.fake_jobs import FakeJobs
 from tests.support.records import Attempt, leave_outcome, start_night
+from tests.support.waiting import set_time
 
 RUNNER = RunnerSettings(trainable="a:b", address="auto", reports=True)
 OUTAGE = RayClusterError("Ray cluster http://head:8265: HTTP 500: No available agent.")
@@ -48,7 +49,7 @@ def plan(store, strategy):
 @pytest.fixture
 def jobs(monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr("time.sleep", waited.append)
+    set_time(monkeypatch, "sleep", waited.append)
     fake = FakeJobs()
     fake.waited = waited
     return fake
@@ -208,7 +209,7 @@ def test_a_stopped_job_that_is_pending_and_ran_before_is_waited_for(task, jobs, 
     killed.submit_or_attach()
     killed.stop()
     beat(store)
-    monkeypatch.setattr("time.sleep", lambda seconds: jobs.end("STOPPED"))
+    set_time(monkeypatch, "sleep", lambda seconds: jobs.end("STOPPED"))
     assert task().submit_or_attach().attempt == 2
     assert {job.status for job in jobs.jobs.values()} == {"STOPPED", "PENDING"}
 

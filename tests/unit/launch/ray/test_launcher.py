@@ -19,7 +19,7 @@ from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.ray.fake_jobs import FakeJobs
 from tests.support.records import start_night
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, set_time
 
 REPORTS = [RunnerProgress(trial_id="a3", iteration=i, metrics={}).to_line() for i in range(1, 4)]
 
@@ -33,7 +33,7 @@ def store(tmp_path):
 def jobs(monkeypatch):
     fake = FakeJobs()
     monkeypatch.setattr(launcher, "RayJobs", lambda cluster: fake)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    set_time(monkeypatch, "sleep", lambda seconds: None)
     return fake
 
 

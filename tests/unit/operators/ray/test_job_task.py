@@ -26,6 +26,7 @@ from airflow_tune_restore.triggers.ray_job import RayJobTrigger
 from tests.support.airflow.context import make_context
 from tests.support.ray.fake_jobs import FakeJobs
 from tests.support.records import Attempt, ending, leave_outcome
+from tests.support.waiting import set_time
 
 LONG_AGO = {"is_lost": False, "offset": 0, "seen": 0}
 
@@ -60,7 +61,7 @@ def store(errored):
 def jobs(monkeypatch):
     fake = FakeJobs()
     monkeypatch.setattr(RayJobsHook, "jobs", lambda self: fake)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    set_time(monkeypatch, "sleep", lambda seconds: None)
     connection = {"conn_type": "ray_jobs", "host": "head", "extra": {"runtime_env": {"pip": ["x"]}}}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(connection))
     return fake
