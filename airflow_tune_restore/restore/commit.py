@@ -242,8 +242,7 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     """Begin the commit: fix the name and the time of its state. Runners that see the record end."""
     record = CommitRecord(
         state_file=commit_record.name_commit(store, continues_search=plan.continues_search),
-        # states are ordered by the start of their session: this one comes right after its base
-        start_time=max(base.state.start_time, store.now().timestamp()) + 0.001,
+        start_time=_start_time(store, base),
         attempts={},
     )
     try:
@@ -251,6 +250,16 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     except KeyExistsError:
         return read_commit_record(store, plan.restore_id) or record
     return record
+
+
+def _start_time(store: ObjectStore, base: Experiment) -> float:
+    """Return the start of the committed state, in Unix seconds: right after that of its base.
+
+    States are ordered by their start (ADR 0009). The time of the commit could be later than the start of
+    a driver that a user starts after it: clocks differ.
+    """
+    start = base.state.start_time
+    return (start if math.isfinite(start) else store.now().timestamp()) + 0.001
 
 
 def _release(store: ObjectStore, restore_id: str) -> None:

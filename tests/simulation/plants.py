@@ -242,7 +242,7 @@ _OF_COMMITS = (
         "same start time",
         "The start time of a commit can be that of the state before it.",
         "I1",
-        (Edit(commit._write_record, " + 0.001"),),
+        (Edit(commit._start_time, " + 0.001"),),
         seed=2,
     ),
     Plant(

@@ -8,12 +8,24 @@ from airflow_tune_restore.restore import claim, commit, committed_attempts, star
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.tune import result_files
 from tests.simulation.campaign import simulating
+from tests.simulation.driver import DriverLife
 from tests.simulation.faults import Fault, FaultKind, Storm
 from tests.simulation.night import Command, Loss, Meddling, Night, Script, simulate
 from tests.simulation.planting import Edit, Plant
 from tests.simulation.story import tell
 
 SCRIPTS = {
+    "a driver that starts after a commit has the newest state, though a clock is ahead": Script(
+        seed=5477970000238,
+        sweep="one",
+        clocks=(18000.0, 0.0, 0.0, 0.0),
+        nights=(
+            Night(starts=0.0, meddlings=(Meddling("time out unheard", "", 1.0),)),
+            Night(starts=600.0, meddlings=(Meddling("time out unheard", "", 0.0),)),
+        ),
+        faults=(Fault(FaultKind.DIES_INSIDE, "runner", 2, "put", "*/checkpoint_*"),),
+        drivers=(DriverLife(starts=18517.67573885125, ends=23517.67573885125, pause=3.0),),
+    ),
     "a seed that is written late by a second plan does not end the restore": Script(
         seed=372,
         sweep="small",

@@ -29,7 +29,7 @@ from airflow_tune_restore.restore.prepare import PreparedRestore, fresh_restore_
 from airflow_tune_restore.restore.start import start_plan
 from airflow_tune_restore.storage.memory import MemoryStore
 from tests.support.experiments.built import STATE_NAME, make_row, make_state
-from tests.support.records import leave_attempt, start_night
+from tests.support.records import leave_attempt, night, start_night
 
 ROWS = [
     make_row("done", last_result={"training_iteration": 4, "score": 8}, last_result_time=4.0),
@@ -104,6 +104,16 @@ def test_the_committed_state_is_the_newest_by_name_and_by_time(store):
         == COMMITTED
     )
     assert not experiment.warnings or all("tuner.pkl" in w for w in experiment.warnings)
+
+
+@pytest.mark.parametrize("commits", [1, 3])
+def test_a_driver_that_is_started_after_a_commit_has_the_newest_state(store, commits):
+    """Though the clock of the store, and of those who commit, is ahead of the driver's."""
+    for number in range(commits):
+        night(store, f"r{number}", trial_id="bad", result="interrupted")
+    newer = "experiment_state-2026-11-23_10-05-00.json"
+    store.put(newer, make_state(ROWS, start_time=1300.0))
+    assert read_experiment(store).state_file.name == newer
 
 
 def test_committing_again_changes_nothing(store):
