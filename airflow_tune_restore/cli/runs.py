@@ -75,10 +75,8 @@ class TrialRuns:
         count = min(self._parallel, units.qsize())
         workers: list[Future[None]] = []
         try:
-            for _ in range(count):
-                workers.append(
-                    _in_background(self._run_next, units)
-                )  # Ctrl-C may come before the last
+            for _ in range(count):  # one by one: Ctrl-C may come before the last
+                workers.append(_in_background(self._run_next, units))
             _wait_for(workers)
         except KeyboardInterrupt:
             self._stop_all(workers)

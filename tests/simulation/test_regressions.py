@@ -148,6 +148,13 @@ COMMIT_UNSEEN = (
 """A runner does not look for a commit, and the commit does not wait until it has."""
 
 MISTAKES = {
+    "a driver that starts after a commit has the newest state, though a clock is ahead": (
+        Edit(
+            commit._start_time,
+            "start if math.isfinite(start) else store.now().timestamp()",
+            "max(start, store.now().timestamp())",
+        ),
+    ),
     "a claim made while the lease is listed is not passed over": (
         Edit(lease.acquire, "latest not in lease_objects.claimed(entries) and ", "False and "),
     ),

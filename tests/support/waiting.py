@@ -1,4 +1,4 @@
-"""Waiting for what will come, however slow the machine is."""
+"""Waiting for what will come, however slow the machine is, and clocks that a test sets."""
 
 import threading
 import time

@@ -54,8 +54,7 @@ class Fault:
         left: How often.
         body: What is answered; None for what an API server answers with that status.
         after: Whether the request is carried out all the same: the answer alone is lost.
-        since: From when, by the monotonic clock; and
-        until: until when.
+        until: Until when, by the monotonic clock.
         strikes_once: Whether it stays after that until it has struck: a busy client may ask late.
         follows: It begins when this one is over.
     """
@@ -65,7 +64,6 @@ class Fault:
     left: float = math.inf
     body: str | None = None
     after: bool = False
-    since: float = 0.0
     until: float = math.inf
     strikes_once: bool = False
     follows: "Fault | None" = None
@@ -76,7 +74,7 @@ class Fault:
         return time.monotonic() >= self.until and (self.hits > 0 or not self.strikes_once)
 
     def strikes(self, request: str) -> bool:
-        if self.left <= 0 or self.is_over or time.monotonic() < self.since:
+        if self.left <= 0 or self.is_over:
             return False
         if self.follows is not None and not self.follows.is_over:
             return False

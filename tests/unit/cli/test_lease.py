@@ -179,7 +179,7 @@ def test_a_heartbeat_that_moves_refuses_even_a_yes(
     assert lease.check_held(store, "r0").epoch == 1
 
 
-PROGRAM = "from airflow_tune_restore.cli.app import main; "
+PROGRAM = "from airflow_tune_restore.cli.app import main; main()"
 PRESS_AT_THE_VERY_END = """
 import os, signal
 class Late:
@@ -194,7 +194,7 @@ late = Late()
 )
 def test_ctrl_c_while_it_waits_ends_it_in_one_sentence(experiment, store, dead, before, presses):
     dead(silent=9999, ttl=3600)
-    command = [sys.executable, "-c", before + PROGRAM + "main()", "restore", experiment, *OPTIONS]
+    command = [sys.executable, "-c", before + PROGRAM, "restore", experiment, *OPTIONS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines = []
     for line in process.stderr:

@@ -56,6 +56,7 @@ class FakeLauncher:
 
     def __init__(self, store, script):
         self.started = []
+        self.polled = set()  # ids of the trials whose runs are followed by now
         self.runs = {}
         self.stop_seconds = 0.0
         self._store = store
@@ -66,8 +67,12 @@ class FakeLauncher:
 
     def start(self, request):
         self.started.append((request.trial_id, request.attempt))
-        run = self.runs[request.trial_id] = FakeRun(lambda run: self._script(request, run))
+        run = self.runs[request.trial_id] = FakeRun(lambda run: self._poll(request, run))
         return run
+
+    def _poll(self, request, run):
+        self.polled.add(request.trial_id)
+        self._script(request, run)
 
     def find(self, request):
         return self.runs.get(request.trial_id)
@@ -310,11 +315,8 @@ def test_a_pod_for_a_whole_experiment_run_has_room_for_the_parallel_trials(store
 
 
 def test_ctrl_c_stops_all_runs_at_the_same_time_and_starts_no_more(runs, store, press, capsys):
-    polled = set()
-
     def script(request, run):
-        polled.add(request.trial_id)
-        if len(polled) == 2:
+        if len(launcher.polled) == 2:
             press(1)
 
     made, launcher = runs(script, parallel=2, quiet=False)
@@ -381,7 +383,7 @@ def test_a_run_that_was_stopped_before_it_began_is_not_a_failed_attempt(runs, st
 
 def test_a_run_that_cannot_be_stopped_does_not_keep_the_others(runs, press, errors):
     def script(request, run):
-        if len(launcher.runs) == 2:
+        if len(launcher.polled) == 2:
             press(1)
         if "refused" in seen and request.trial_id == "first":
             run.ended.set()
@@ -410,7 +412,7 @@ def test_a_second_ctrl_c_does_not_wait_and_names_the_commands_that_stop_the_runs
     runs, store, press, errors
 ):
     def script(request, run):
-        if len(launcher.runs) == 2:
+        if len(launcher.polled) == 2:
             press(1)
 
     made, launcher = runs(script, parallel=2)
