@@ -28,8 +28,6 @@ sys.path.insert(0, str(ROOT))
 from tests.support.airflow import home as airflow_home  # noqa: E402, F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import TaskDeferred  # noqa: E402
-
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook  # noqa: E402
 from airflow_tune_restore.launch.ray.job_log import JobLog  # noqa: E402
 from airflow_tune_restore.launch.ray.jobs_api import RayJobs  # noqa: E402
@@ -38,6 +36,7 @@ from airflow_tune_restore.operators.build_restore_plan import (  # noqa: E402
 )
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator  # noqa: E402
 from tests.support.airflow.context import make_context  # noqa: E402
+from tests.support.airflow.names import TaskDeferred  # noqa: E402
 from tests.support.experiments.failed import make_errored_experiment  # noqa: E402
 from tests.support.ray.cluster import ray_cluster  # noqa: E402
 

@@ -13,13 +13,12 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from airflow.sdk.exceptions import AirflowException
-
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.local import LocalStore
+from airflow_tune_restore.version_compat import AirflowException
 from campaigns.hostile_lab import (
     GOOD,
     SECRET,

@@ -18,7 +18,7 @@ from typing import Any
 
 import tests.support.airflow.home  # noqa: F401  first of all of Airflow: it sets AIRFLOW_HOME
 
-from airflow.sdk.exceptions import AirflowException  # isort: skip
+from airflow_tune_restore.version_compat import AirflowException  # isort: skip
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol import layout

@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
-from airflow.sdk.exceptions import AirflowException
-
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
@@ -34,6 +32,7 @@ from airflow_tune_restore.restore.prepare import prepare_restore
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.memory import MemoryStore
+from airflow_tune_restore.version_compat import AirflowException
 from campaigns import hostile_inputs as inputs
 from campaigns.guards import GuardedStore
 from campaigns.hostile_lab import (

@@ -13,8 +13,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowException
-
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
 from airflow_tune_restore.experiments.examine import examine
@@ -44,6 +42,7 @@ from airflow_tune_restore.runner.reporter import Reporter
 from airflow_tune_restore.runner.tune.result_files import Start, prepare_results
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.triggers import trial_poller
+from airflow_tune_restore.version_compat import AirflowException
 from campaigns import hostile_inputs as inputs
 from campaigns.guards import GuardedStore, RunnerStore
 from campaigns.hostile_lab import (

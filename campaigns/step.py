@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore import follow
+from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException
 from campaigns.chain import DONE, FAILED, RETRY, SKIPPED, Chain
 from tests.support.airflow.context import make_context
 

@@ -198,7 +198,7 @@ def _split_pieces(pieces: Iterable[bytes], add_rows: Callable[[_Pairs], None]) -
         state[cut] = ord("]")  # in place of the comma
         try:
             pairs = _ROWS.decode(memoryview(state)[len(_TRIALS_START) - 1 : cut + 1])
-        except ValueError:
+        except (msgspec.DecodeError, ValueError):  # the same only since msgspec 0.21
             state[cut] = ord(",")
             may_cut = False  # these are strings behind the rows, or an unknown layout
             continue

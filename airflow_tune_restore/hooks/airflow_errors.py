@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
-
 from airflow_tune_restore.exceptions import (
     CommitUndoneError,
     InvalidInputError,
@@ -18,6 +16,7 @@ from airflow_tune_restore.exceptions import (
     UncommittableError,
 )
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 
 PERMANENT = (
     CommitUndoneError,  # a user undid it on purpose
@@ -36,10 +35,12 @@ PERMANENT = (
 @contextmanager
 def as_airflow_errors(
     describe_next: Callable[[TuneRestoreError], str] | None = None,
+    is_final: Callable[[TuneRestoreError], bool] = lambda _error: False,
 ) -> Iterator[None]:
     """Raise permanent errors as `AirflowFailException`, the package's others as `AirflowException`.
 
     The message is the last line of a task's log. With `describe_next`, it ends in what happens next.
+    `is_final` picks errors that are permanent, beside those of `PERMANENT`.
     """
     try:
         yield
@@ -47,7 +48,8 @@ def as_airflow_errors(
         text = str(error)
         if describe_next is not None and (step := describe_next(error)):
             text = f"{text.rstrip('. ')}; {step}."
-        kind = AirflowFailException if isinstance(error, PERMANENT) else AirflowException
+        is_permanent = isinstance(error, PERMANENT) or is_final(error)
+        kind = AirflowFailException if is_permanent else AirflowException
         raise kind(printable(text, NOTE_LENGTH)) from None
 
 

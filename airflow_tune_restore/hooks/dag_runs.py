@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote
 
 from airflow.sdk import Context
-from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_tune_restore.protocol.lease_objects import (
@@ -17,9 +16,10 @@ from airflow_tune_restore.protocol.lease_objects import (
 )
 from airflow_tune_restore.protocol.lease_watch import OnWait, Watch
 from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.version_compat import conf, request_dag_run
 
 if TYPE_CHECKING:
-    from airflow.sdk.execution_time.comms import DagRunResult
+    from airflow.sdk.execution_time.comms import DagRunResult, GetDagRun
     from airflow.sdk.types import Logger
 
 ENDED = ("success", "failed")
@@ -88,8 +88,13 @@ def ask_dag_run(status: LeaseStatus) -> HolderStatus:
     claimed = status.lease.dag_run
     if claimed is None:
         return HolderStatus(has_ended=False)
+    request = request_dag_run(claimed.dag_id, claimed.run_id)
+    if request is None:
+        return HolderStatus(
+            has_ended=False, found="Airflow before 3.2 does not show when its DAG run started"
+        )
     try:
-        found = _fetch(claimed.dag_id, claimed.run_id)
+        found = _fetch(request)
     except AirflowRuntimeError as error:
         return HolderStatus(has_ended=False, found=_why_unknown(error))
     if found.start_date is None or found.start_date.isoformat() != claimed.started_at:
@@ -103,18 +108,16 @@ def ask_dag_run(status: LeaseStatus) -> HolderStatus:
     return HolderStatus(has_ended=state in ENDED, found=f"Its DAG run is {state}: {where}")
 
 
-def _fetch(dag_id: str, run_id: str) -> "DagRunResult":
+def _fetch(request: "GetDagRun") -> "DagRunResult":
     """Read a DAG run (AirflowRuntimeError if it does not exist, or the API server does not answer).
 
     `RuntimeTaskInstance.get_dagrun_state` returns no more than the state (Airflow 3.3).
     """
-    from airflow.sdk.execution_time.comms import GetDagRun
-
     # experiments are prepared in threads; while `dag.test()` answers a request, the name does not exist
     with _one_at_a_time:
         from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-        found = SUPERVISOR_COMMS.send(GetDagRun(dag_id=dag_id, run_id=run_id))
+        found = SUPERVISOR_COMMS.send(request)
     if TYPE_CHECKING:
         assert isinstance(found, DagRunResult)
     return found

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
@@ -16,6 +15,7 @@ from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.hooks.runner_environment import location_environment, runner_environment
 from airflow_tune_restore.storage.fs import open_store, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
+from airflow_tune_restore.version_compat import AirflowException, AirflowNotFoundException
 
 _PROVIDERS = {
     "s3": "amazon", "s3a": "amazon",

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_tune_restore.arguments import parse_bool, parse_bytes
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
@@ -28,6 +27,7 @@ from airflow_tune_restore.launch.ray.submission import (
 )
 from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.version_compat import AirflowException, AirflowNotFoundException
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from airflow_tune_restore.arguments import parse_text, parse_user
 from airflow_tune_restore.exceptions import LeaseLostError, RestoreEndedError, name_trial
@@ -34,6 +33,7 @@ from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.ended import describe_end
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.version_compat import TaskDeferralTimeout, fails_for_good
 
 POLL_SECONDS = 5.0
 
@@ -173,6 +173,10 @@ class AttemptOperator(MapIndexLabelOperator):
         """Open the experiment and read the plan of a restore that has been started."""
 
     @abstractmethod
+    def find_restore(self, context: Context) -> str | None:
+        """Return the id of the restore that the task has run attempts of; None if it started none."""
+
+    @abstractmethod
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Return the task's result for an outcome, or raise."""
 
@@ -189,7 +193,8 @@ class AttemptOperator(MapIndexLabelOperator):
     def errors_of(self, context: Context) -> Iterator[None]:
         """Raise this package's errors as Airflow's; each ends in what happens next."""
         with as_airflow_errors(
-            lambda error: describe_next(self, context, error, kept=self.kept_words)
+            lambda error: describe_next(self, context, error, kept=self.kept_words),
+            lambda error: fails_for_good(self, error, context),
         ):
             yield
 

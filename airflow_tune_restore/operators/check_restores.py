@@ -3,11 +3,11 @@
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.operators.xcom import OutcomeXCom, resolve_list
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, first_of, printable
+from airflow_tune_restore.version_compat import AirflowFailException
 
 
 class CheckRestoresOperator(BaseOperator):

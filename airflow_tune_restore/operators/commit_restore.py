@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyNotFoundError, TuneRestoreError
@@ -28,6 +27,7 @@ from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.start import release_unstarted
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger

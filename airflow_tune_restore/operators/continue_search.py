@@ -12,6 +12,7 @@ from airflow_tune_restore.operators.continue_search_steps import (
     commit_after_last_try,
     continued_search_options,
     experiment_to_continue,
+    find_started_restore,
     raise_unless_ended,
     report_commit,
     start_continued_search,
@@ -119,6 +120,10 @@ class ContinueSearchOperator(AttemptOperator):
         experiment = self._open()
         plan = read_plan(experiment.store, restore_id)
         return AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
+
+    def find_restore(self, context: Context) -> str | None:
+        """Return the restore that an earlier step of this task has started, if it is not committed."""
+        return find_started_restore(context, self._open().store)
 
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Commit the drawn samples; a run that broke off fails the task."""

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.arguments import parse_bool, parse_span, parse_text
 from airflow_tune_restore.exceptions import (
@@ -22,7 +21,9 @@ from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
 from airflow_tune_restore.operators.commit_restore import describe_summary, log_summary
 from airflow_tune_restore.operators.experiment_batch import describe_holder
 from airflow_tune_restore.operators.xcom import restore_id_for
+from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
+from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
@@ -36,6 +37,11 @@ from airflow_tune_restore.restore.prepare import (
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -111,6 +117,13 @@ def start_continued_search(
     except LeaseHeldError as error:
         reason = printable(describe_holder(error), NOTE_LENGTH)
         raise AirflowSkipException(f"{error.experiment} is left alone: {reason}") from error
+
+
+def find_started_restore(context: Context, store: ObjectStore) -> str | None:
+    """Return the restore of this task that has a plan and is not committed; None without one."""
+    restore_id = fresh_restore_id(store, restore_id_for(context, store.uri))
+    key = layout.plan_key(restore_id)
+    return restore_id if is_listed(store, key) else None
 
 
 @contextmanager

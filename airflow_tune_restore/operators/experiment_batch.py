@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
-
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     LeaseHeldError,
@@ -21,6 +19,7 @@ from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable, shortened
 from airflow_tune_restore.restore.prepare import PreparedRestore
 from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger

@@ -1,12 +1,11 @@
 """Airflow's limit of mapped tasks, before anything is leased."""
 
-from airflow.sdk.configuration import conf
-
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.version_compat import conf
 
 
 def refuse_too_many(batch: ExperimentBatch, prepared: dict[str, PreparedRestore]) -> None:

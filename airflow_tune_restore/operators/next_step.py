@@ -3,8 +3,7 @@
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow.sdk import Context, RetryDecision
-from airflow.sdk.definitions.retry_policy import RetryAction
+from airflow.sdk import Context
 
 from airflow_tune_restore.exceptions import (
     RestoreEndedError,
@@ -14,6 +13,7 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
+from airflow_tune_restore.version_compat import RetryAction, decide_retry
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -44,10 +44,7 @@ def describe_next(
     ti = context["ti"]
     if ti.try_number > ti.max_tries:
         return f"no retry is left: {kept}"
-    policy = operator.retry_policy
-    decision = RetryDecision.default()
-    if policy is not None:
-        decision = policy.evaluate(error, ti.try_number, ti.max_tries, context)
+    decision = decide_retry(operator, error, context)
     if decision.action is RetryAction.FAIL:
         return f"the retry policy refuses a retry ({decision.reason}): {kept}"
     wait = _describe_wait(operator, decision.retry_delay)

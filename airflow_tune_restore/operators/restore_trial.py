@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from airflow.sdk import Context, RetryPolicy
+from airflow.sdk import Context
 
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
-from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
+from airflow_tune_restore.operators.retry_policy import RetryPolicyOperator
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.request import RunnerOutcome
 from airflow_tune_restore.restore.plan import read_plan
 
 
-class RestoreTrialOperator(AttemptOperator):
+class RestoreTrialOperator(RetryPolicyOperator, AttemptOperator):
     """Resumes or restarts one trial according to the plan, and follows it until it ends.
 
     `RestoreTrialOperator.partial(task_id=…, trainable=…).expand(trial=plan.output)` makes one task per
@@ -70,10 +70,8 @@ class RestoreTrialOperator(AttemptOperator):
     template_fields = ("trial", *AttemptOperator.template_fields)
     template_fields_renderers = {"trial": "json"}  # noqa: RUF012  as Airflow declares it
 
-    def __init__(
-        self, *, trial: Any, retry_policy: RetryPolicy | None = TRIAL_RETRY_POLICY, **kwargs: Any
-    ) -> None:
-        super().__init__(retry_policy=retry_policy, **kwargs)
+    def __init__(self, *, trial: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.trial = trial
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -88,6 +86,11 @@ class RestoreTrialOperator(AttemptOperator):
         item = TrialXCom.parse(self.trial)
         experiment = self.open_experiment(item.experiment)
         return AttemptTask(experiment, read_plan(experiment.store, restore_id), item.trial_id)
+
+    def find_restore(self, context: Context) -> str | None:
+        """Return the restore of the trial."""
+        del context
+        return TrialXCom.parse(self.trial).restore_id
 
     def conclude(self, task: AttemptTask, outcome: RunnerOutcome) -> dict[str, Any]:
         """Return a summary of the finished trial; every other outcome fails the task."""

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Context, RetryDecision, RetryPolicy
+from airflow.sdk import BaseOperator, Context
 
 from airflow_tune_restore.exceptions import (
     RayClusterError,
@@ -13,6 +13,12 @@ from airflow_tune_restore.exceptions import (
 )
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.protocol.failures import Cause
+from airflow_tune_restore.version_compat import (
+    RetryDecision,
+    RetryPolicy,
+    keep_default_policy,
+    policy_arguments,
+)
 
 SHORT_DELAY = timedelta(seconds=30)
 FIRST_WAIT = timedelta(minutes=1)
@@ -66,6 +72,26 @@ class TrialRetryPolicy(RetryPolicy):
 
 TRIAL_RETRY_POLICY = TrialRetryPolicy()
 """The default of `RestoreTrialOperator`."""
+
+
+class RetryPolicyOperator(BaseOperator):
+    """Base of the operators that run a trial: they have a retry policy of their own.
+
+    Args:
+        retry_policy: None for Airflow's plain retries.
+        **kwargs: Arguments of every operator.
+    """
+
+    def __init__(
+        self, *, retry_policy: RetryPolicy | None = TRIAL_RETRY_POLICY, **kwargs: Any
+    ) -> None:
+        super().__init__(**policy_arguments(retry_policy), **kwargs)
+        self.retry_policy = retry_policy
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Set the arguments that all mapped tasks share."""
+        return keep_default_policy(super().partial(**kwargs), kwargs, TRIAL_RETRY_POLICY)
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from airflow.sdk import Context, XComArg
-from airflow.sdk.exceptions import XComNotFound
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
@@ -20,6 +19,7 @@ from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.storage.location import Location
+from airflow_tune_restore.version_compat import XComNotFound
 
 OUTCOMES_KEY = "outcomes"
 """XCom key of the plan task: what became of each experiment that it was given."""

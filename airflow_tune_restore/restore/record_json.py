@@ -20,8 +20,11 @@ def decode(body: bytes, kind: type[Any]) -> Any:
     """Decode a record. Fields that a newer version added are ignored.
 
     Raises:
-        ValueError: If it is something else, or may hold more values than this package writes. msgspec's
-            `DecodeError` is one. RecursionError if it nests too deeply.
+        ValueError: If it is something else, or may hold more values than this package writes.
+            RecursionError if it nests too deeply.
     """
     bounded_json.check_values(body)
-    return msgspec.json.decode(body, type=kind)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:  # a ValueError only since msgspec 0.21
+        raise ValueError(str(error)) from error

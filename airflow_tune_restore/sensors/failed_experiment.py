@@ -5,8 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
-from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_tune_restore.arguments import parse_health, parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
@@ -16,6 +14,12 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
+from airflow_tune_restore.version_compat import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    conf,
+)
 
 
 class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):

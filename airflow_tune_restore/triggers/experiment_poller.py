@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Unpack
 
-from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.arguments import parse_health, parse_span
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.hooks.experiment_search import SearchOptions, build_search, survey
 from airflow_tune_restore.protocol.printable import printable
+from airflow_tune_restore.version_compat import EventTrigger
 
 LEAST_WAIT_SECONDS = 1.0
 """Shortest pause between two polls: a `poke_interval` of 0 would poll without a pause."""
@@ -36,7 +37,7 @@ class Poll:
     refusal: str = ""
 
 
-class ExperimentPoller(BaseEventTrigger):
+class ExperimentPoller(EventTrigger):
     """Base of triggers that wait for experiments; see `FailedTuneExperimentTrigger` for the arguments."""
 
     def __init__(
@@ -65,7 +66,7 @@ class ExperimentPoller(BaseEventTrigger):
         return "tune experiments", self.search, self.poke_interval
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll for this trigger alone, where no stream is shared: `dag.test()`."""
+        """Poll for this trigger alone, where no stream is shared: `dag.test()`, Airflow before 3.3."""
         async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
             yield event
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from typing import Any, TypedDict, Unpack
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
@@ -20,6 +20,7 @@ from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
 from airflow_tune_restore.triggers.trial_poller import TrialPoller, TrialWatch
+from airflow_tune_restore.version_compat import KillableTrigger
 
 LINES_PER_TURN = 50
 """Lines that are shown before other triggers have their turn."""
@@ -38,7 +39,7 @@ class WaitOptions(TypedDict, total=False):
     metric: str | None  # shown first
 
 
-class RayJobTrigger(BaseTrigger):
+class RayJobTrigger(KillableTrigger):
     """Fires once: when the job has ended or is lost, or when its trial has ended.
 
     Results come from storage, other output of the job from the cluster. All triggers of this process
@@ -100,12 +101,20 @@ class RayJobTrigger(BaseTrigger):
         except InvalidInputError as error:  # the connection was changed meanwhile
             event = {"error": printable(str(error), 4000)}
         await asyncio.sleep(max(0.0, FIRST_EVENT_SECONDS - (time.monotonic() - begun)))
+        self.has_fired = True
         yield TriggerEvent({"restore_id": self.restore_id, "attempt": self.attempt, **event})
 
     async def on_kill(self) -> None:
         """Stop the job, so that it saves a snapshot; not if the task still waits, elsewhere."""
-        if await asyncio.to_thread(self._still_waits):
-            return  # another triggerer has taken this trigger over
+        try:
+            if await asyncio.to_thread(self._still_waits):
+                return  # another triggerer has taken this trigger over
+        except Exception as error:  # noqa: BLE001  the connection to Airflow breaks in many ways
+            self.log.warning(
+                "%s continues: Airflow could not be asked whether the task still waits (%s).",
+                *(self.submission_id, printable(repr(error), 200)),
+            )
+            return
         if self.is_one_of_many:
             self.log.info("Asking the whole-experiment run to stop this trial; the others go on.")
         else:

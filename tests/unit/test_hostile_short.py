@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.version_compat import AirflowException
 from campaigns import hostile, hostile_limits, hostile_records
 from campaigns.guards import GuardedStore
 from campaigns.hostile_disks import snapshot

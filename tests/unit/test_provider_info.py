@@ -31,8 +31,9 @@ def test_every_module_it_names_can_be_imported(room):
 def test_no_operator_sensor_or_trigger_is_forgotten():
     bases = (
         *("BaseOperator", "AttemptOperator", "RunnerPodOperator"),
+        *("RetryPolicyOperator, AttemptOperator", "RetryPolicyOperator, RunnerPodOperator"),
         *("CheckedOperator", "CheckedOperator, BaseSensorOperator", "BaseHook"),
-        *("BaseTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
+        *("KillableTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
     )
     named = {
         name
@@ -50,6 +51,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
     assert named == defined - {
         "airflow_tune_restore.hooks.checked_operator",
         "airflow_tune_restore.operators.map_index_label",
+        "airflow_tune_restore.operators.retry_policy",
     }
 
 

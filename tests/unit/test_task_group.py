@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import pytest
 from airflow.sdk import DAG, BaseOperator, BaseSensorOperator, TaskGroup
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
@@ -20,6 +19,7 @@ from airflow_tune_restore.operators.group_arguments import (
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
 from tests.support import ROOT
+from tests.support.airflow.names import DagSerialization, since_3_3
 
 
 def dag_with(**arguments) -> DAG:
@@ -194,6 +194,7 @@ def test_every_argument_of_sensor_and_plan_can_be_given_to_the_group():
     assert plan >= PlanArguments.__annotations__.keys()
 
 
+@since_3_3
 def test_the_other_arguments_are_those_of_airflow():
     assert arguments_of(BaseOperator.__init__) >= TaskArguments.__annotations__.keys()
     assert arguments_of(TaskGroup.__init__) >= GroupArguments.__annotations__.keys()

@@ -56,7 +56,11 @@ def bound_async(client: Any) -> Any:
     """Bound the answers of a client of `kubernetes_asyncio`, and return it."""
     rest = client.rest_client
     session = rest.pool_manager
-    session.request = functools.partial(session.request, allow_redirects=False)
+    session.request = functools.partial(
+        session.request,
+        allow_redirects=False,
+        auto_decompress=False,  # aiohttp before 3.14 unpacks more than it is asked for
+    )
     rest.request = _bounded_async_request(rest.request)
     client.call_api = _checked_async(client.call_api)
     return client

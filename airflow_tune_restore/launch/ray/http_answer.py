@@ -114,4 +114,8 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError:
-        return msgspec.convert(json.loads(body), kind)
+        plain = json.loads(body)
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:  # a ValueError only since msgspec 0.21
+        raise ValueError(str(error)) from error

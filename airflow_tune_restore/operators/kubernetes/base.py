@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any, Never
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import KeyExistsError
@@ -33,6 +32,7 @@ from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
+from airflow_tune_restore.version_compat import AirflowException, fails_for_good
 
 CONCURRENT_TRIALS = 4
 
@@ -165,7 +165,8 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
     def plain_errors(self, context: Context) -> Iterator[None]:
         """Raise errors of this package and of the API server as Airflow's, in one sentence."""
         with as_airflow_errors(
-            lambda error: describe_next(self, context, error, kept=self.kept_words)
+            lambda error: describe_next(self, context, error, kept=self.kept_words),
+            lambda error: fails_for_good(self, error, context),
         ):
             try:
                 yield

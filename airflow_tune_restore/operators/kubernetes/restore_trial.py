@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from airflow.sdk import Context, RetryPolicy
+from airflow.sdk import Context
 
 from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.shared_pod import SharedPod
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
-from airflow_tune_restore.operators.retry_policy import TRIAL_RETRY_POLICY
+from airflow_tune_restore.operators.retry_policy import RetryPolicyOperator
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.restore.plan import read_plan
 
 
-class RestoreTrialKubernetesOperator(RunnerPodOperator):
+class RestoreTrialKubernetesOperator(RetryPolicyOperator, RunnerPodOperator):
     """Resumes or restarts one trial, as the plan says, in a pod with a Ray of its own.
 
     A `KubernetesPodOperator`: image, namespace, service account, templates, node selection and all else
@@ -41,10 +41,8 @@ class RestoreTrialKubernetesOperator(RunnerPodOperator):
     template_fields = (*RunnerPodOperator.template_fields, "trial")
     template_fields_renderers = {**RunnerPodOperator.template_fields_renderers, "trial": "json"}  # noqa: RUF012  as Airflow declares it
 
-    def __init__(
-        self, *, trial: Any, retry_policy: RetryPolicy | None = TRIAL_RETRY_POLICY, **kwargs: Any
-    ) -> None:
-        super().__init__(retry_policy=retry_policy, **kwargs)
+    def __init__(self, *, trial: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.trial = trial
         self._shared: SharedPod | None = None
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import KeyExistsError, LeaseLostError
 from airflow_tune_restore.launch.kubernetes.pod_spec import name_of
@@ -19,6 +18,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
 from airflow_tune_restore.protocol.request import RunnerOutcome, RunnerRequest
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
+from airflow_tune_restore.version_compat import AirflowException
 
 if TYPE_CHECKING:
     from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator

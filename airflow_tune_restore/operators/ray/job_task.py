@@ -47,7 +47,8 @@ class RayJobTask:
     @staticmethod
     def stop_overdue(operator: "AttemptOperator", context: Context) -> None:
         """Stop the newest job of a task that no longer waits for it."""
-        if restore_id := _remembered(context).get("restore_id"):
+        restore_id = operator.find_restore(context)
+        if restore_id is not None:
             RayJobTask(operator, operator.open_task(restore_id))._job.stop_newest()
 
     def find_final_outcome(self) -> RunnerOutcome | None:

@@ -9,10 +9,6 @@ import pytest
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import (
-    TaskDeferred,
-)
-
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
 from airflow_tune_restore.protocol import layout
@@ -21,6 +17,7 @@ from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import TaskDeferred
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.compared import RESUMED, Case, compare
 from tests.support.ray.jobs import (

@@ -13,20 +13,19 @@ import pytest
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-    TaskDeferred,
-)
-
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import TaskDeferred
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.ray.jobs import (
     attach_twice,

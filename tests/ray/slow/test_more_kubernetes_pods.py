@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.exceptions import PodLostError
@@ -23,6 +22,8 @@ from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
+from tests.support.airflow.names import TaskDeferred
 from tests.support.experiments.failed import Gate
 from tests.support.kubernetes import pods
 from tests.support.kubernetes.api import base

@@ -12,9 +12,6 @@ import pytest
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk import RetryAction
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
-
 from airflow_tune_restore.experiments.read import read_base, read_experiment
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
@@ -24,6 +21,12 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore import follow
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    RetryAction,
+)
 from tests.support import ROOT
 from tests.support.airflow.context import make_context
 from tests.support.experiments.failed import TRAINABLES, Gate

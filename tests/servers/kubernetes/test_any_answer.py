@@ -6,10 +6,10 @@ import os
 import threading
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_tune_restore.version_compat import AirflowFailException
 from tests.support.kubernetes.api import CUT, NAMESPACE, Fault
 from tests.support.kubernetes.stand_in import BOTH
 

@@ -8,10 +8,11 @@ import threading
 import time
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.launch.kubernetes.api import Patience
+from airflow_tune_restore.version_compat import AirflowException
+from tests.support.airflow.names import TaskDeferred
 from tests.support.kubernetes.api import TOKEN, Fault
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH

@@ -3,13 +3,13 @@
 import threading
 
 import pytest
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.exceptions import PodLostError
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.kubernetes import pod_exit
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
+from airflow_tune_restore.version_compat import AirflowException
 from tests.support.kubernetes.api import IMAGE, NAMESPACE, base
 from tests.support.kubernetes.stand_in import BOTH
 

@@ -2,10 +2,10 @@
 
 import pytest
 from airflow.providers.cncf.kubernetes.secret import Secret
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import models
 
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 from tests.support.kubernetes.api import base
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH

@@ -7,13 +7,14 @@ import time
 from datetime import timedelta
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.module_loading import import_string
 from kubernetes.client import models
 
 from airflow_tune_restore.hooks.pods import PatientPodManager
 from airflow_tune_restore.launch.kubernetes.pod_exit import PodWatch
 from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.version_compat import AirflowException, AirflowTaskTimeout
+from tests.support.airflow.names import TaskDeferred
 from tests.support.kubernetes.api import NAMESPACE, base
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH, SCRIPT, follow

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.launch.kubernetes.api import Patience
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.restore import follow
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 
 
 @pytest.fixture

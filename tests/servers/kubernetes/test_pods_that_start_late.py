@@ -6,7 +6,6 @@ import threading
 import time
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.launch.kubernetes.api import Patience
@@ -14,6 +13,8 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.restore import follow as following
 from airflow_tune_restore.triggers import runner_pod
+from airflow_tune_restore.version_compat import AirflowException
+from tests.support.airflow.names import TaskDeferred
 from tests.support.kubernetes.api import NAMESPACE
 from tests.support.kubernetes.pods import pod_context
 from tests.support.kubernetes.stand_in import BOTH

@@ -18,7 +18,7 @@ class Run:
 
 def run_example(dag_id: str, capfd: Any, **conf: Any) -> Run:
     """Run one of the example DAGs."""
-    from airflow.dag_processing.dagbag import DagBag
+    from tests.support.airflow.names import DagBag
 
     bag = DagBag(airflow_home.DAGS / f"{dag_id}.py")
     assert not bag.import_errors

@@ -159,16 +159,32 @@ class Airflow:
 
     def kill_triggerer(self) -> None:
         """Kill the triggerer, whoever started it, and the process that runs its triggers."""
+        for pid in self._triggerers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _triggerers(self) -> list[int]:
+        """Return its processes, the oldest first: the one that is started, then what it forks."""
         groups = {process.pid for process in (self.process, *self.started)}
+        found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if "triggerer" in command and os.getpgid(int(entry.name)) in groups:
-                    os.kill(int(entry.name), signal.SIGKILL)
+                    found.append(int(entry.name))
+        return sorted(found)
 
-    def restart_triggerer(self) -> None:
-        """Kill the triggerer, and start another one, as its supervisor would."""
-        self.kill_triggerer()
+    def restart_triggerer(self, number: int = signal.SIGKILL) -> None:
+        """End the triggerer, and start another one, as its supervisor would.
+
+        SIGKILL ends all its processes at once; another signal is sent to the first one, which ends the
+        others in good order.
+        """
+        if number == signal.SIGKILL:
+            self.kill_triggerer()
+        else:
+            os.kill(self._triggerers()[0], number)
+            self.eventually(lambda: not self._triggerers())
         self.start_triggerer()
 
     def start_triggerer(self) -> None:

@@ -1,8 +1,11 @@
 """Runs an operator, and returns the state that Airflow gives to its task."""
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
-
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from tests.support.airflow.context import make_context
 
 SUCCESS, SKIPPED, FAILED, RETRIED = "success", "skipped", "failed", "up_for_retry"

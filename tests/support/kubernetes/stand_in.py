@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
 from airflow_tune_restore.restore.plan import read_plan
+from tests.support.airflow.names import TaskDeferred
 from tests.support.kubernetes.api import KubernetesApi
 from tests.support.kubernetes.pods import Trial, arguments, pod_context
 

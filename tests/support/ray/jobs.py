@@ -12,8 +12,6 @@ import pytest
 from tests.support.airflow import home as airflow_home  # noqa: F401  imported before any of Airflow
 
 # isort: split
-from airflow.sdk.exceptions import TaskDeferred
-
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
@@ -22,6 +20,7 @@ from airflow_tune_restore.runner.ray_session import STARTS
 from airflow_tune_restore.storage.fs import open_store
 from tests.support import ROOT
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import TaskDeferred
 from tests.support.experiments.failed import TRAINABLES
 from tests.support.ray.cluster import RayCluster, ray_cluster
 from tests.support.waiting import PATIENCE_SECONDS, eventually

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_base
@@ -16,6 +15,7 @@ from airflow_tune_restore.protocol.lease_objects import newest_claim
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.records import leave_attempt, start_night

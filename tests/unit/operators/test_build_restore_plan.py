@@ -6,13 +6,13 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.protocol import layout, lease, lease_watch
 from airflow_tune_restore.protocol.check import CheckAnswer, Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.records import night

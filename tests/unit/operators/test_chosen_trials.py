@@ -1,13 +1,13 @@
 """A DAG that restores only the trials that it names."""
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search_steps import experiment_to_continue
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowFailException, AirflowSkipException
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import leave_attempt

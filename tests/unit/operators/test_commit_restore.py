@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
@@ -11,6 +10,11 @@ from airflow_tune_restore.protocol import layout, lease_objects
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import leave_attempt, night, start_night

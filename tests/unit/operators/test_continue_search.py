@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
+from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.operators.build_restore_plan import BuildRestorePlanOperator
 from airflow_tune_restore.operators.commit_restore import CommitRestoreOperator
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
@@ -16,7 +17,14 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.check import Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferralTimeout,
+)
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import TaskDeferred
 from tests.support.checks import FITS
 from tests.support.experiments.built import (
     lose_searcher,
@@ -24,6 +32,7 @@ from tests.support.experiments.built import (
     make_row,
     make_state,
 )
+from tests.support.ray.fake_jobs import FakeJobs
 from tests.support.records import leave_attempt, leave_outcome, start_night
 
 DONE = make_row("done", last_result={"training_iteration": 4, "done": True})
@@ -229,3 +238,21 @@ def test_the_check_knows_whether_tuner_pkl_counts(tmp_path, launcher, name, choi
     (question,) = launcher.checked
     (asked,) = question.experiments
     assert (asked.trainable_name, asked.ignore_tuner) == (name, ignored)
+
+
+def test_a_search_that_waited_too_long_stops_its_job(left, monkeypatch):
+    jobs = FakeJobs()
+    monkeypatch.setattr(RayJobsHook, "jobs", lambda self: jobs)
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", '{"conn_type": "ray_jobs", "host": "head"}')
+    with pytest.raises(TaskDeferred) as raised:
+        samples(str(left), launcher="ray")
+    operator = ContinueSearchOperator(
+        task_id="continue_search", experiment=str(left), trainable="a:b", launcher="ray"
+    )
+    timeout = {"error": "Trigger timeout"}
+    with pytest.raises(TaskDeferralTimeout):
+        operator.resume_execution(TRIGGER_FAIL_REPR, timeout, make_context())
+    assert jobs.stopped == [raised.value.trigger.submission_id]
+    with pytest.raises(TaskDeferralTimeout):  # of a task that has started nothing
+        operator.resume_execution(TRIGGER_FAIL_REPR, timeout, make_context(run_id="another"))
+    assert len(jobs.stopped) == 1

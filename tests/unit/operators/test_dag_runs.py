@@ -6,12 +6,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowRuntimeError,
-    AirflowSkipException,
-    ErrorType,
-)
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse
 
@@ -23,10 +18,13 @@ from airflow_tune_restore.protocol import lease, lease_watch
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import since_3_2
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import night
 
+pytestmark = since_3_2
 STARTED = datetime(2026, 11, 29, 2, 0, 0, 123456, tzinfo=UTC)
 FIRST, SECOND = "scheduled__2026-11-28T02:00:00+00:00", "scheduled__2026-11-29T02:00:00+00:00"
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.operators.continue_search import ContinueSearchOperator
@@ -16,6 +15,7 @@ from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+from airflow_tune_restore.version_compat import AirflowFailException
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import STATE_NAME, make_experiment, make_row
 from tests.support.ray.fake_jobs import FakeJobs

@@ -5,8 +5,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from airflow.sdk import RetryDecision, RetryPolicy
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import TrialFailedError
 from airflow_tune_restore.hooks.experiment_storage import Address
@@ -18,7 +16,14 @@ from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    RetryDecision,
+    RetryPolicy,
+)
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import RELEASE, before_3_3, since_3_3
 from tests.support.records import PLACE, ending, leave_attempt, make_outcome
 
 KEPT = "the commit keeps its progress up to iteration 4"
@@ -49,8 +54,16 @@ def test_a_failure_has_its_place_and_its_retry(last_line):
     )
 
 
+@since_3_3
 def test_the_delay_is_that_of_the_policy_or_the_task(last_line):
     assert "; Airflow retries it in 30 s (try 2 of 2)" in last_line(cause="node_lost")
+    task = {"retry_delay": timedelta(0)}
+    assert "; Airflow retries it at once (try 2 of 2)" in last_line(task=task, iteration=5)
+
+
+@before_3_3
+def test_the_delay_is_that_of_the_task(last_line):
+    assert "; Airflow retries it in 5 min (try 2 of 2)" in last_line(cause="node_lost")
     task = {"retry_delay": timedelta(0)}
     assert "; Airflow retries it at once (try 2 of 2)" in last_line(task=task, iteration=5)
 
@@ -134,8 +147,8 @@ def test_a_killed_runner_has_its_signal_and_its_last_lines(last_line, launcher, 
     monkeypatch.setattr(launcher, "start", killed)
     assert last_line(None, said=("one", "two")) == (
         "The runner of trial a3 of EXP exited without recording an outcome (killed), in attempt 1: "
-        "SIGKILL ended it (exit code -9); its last lines: one | two; Airflow retries it in 30 s (try 2 "
-        "of 2), as attempt 2."
+        "SIGKILL ended it (exit code -9); its last lines: one | two; Airflow retries it in "
+        f"{'5 min' if RELEASE < (3, 3) else '30 s'} (try 2 of 2), as attempt 2."
     )
 
 
@@ -162,7 +175,8 @@ def test_a_trial_of_a_whole_experiment_run_waits_for_the_next_restore(tmp_path, 
     operator = RestoreTrialOperator(task_id="trial", trial=item, trainable="a:b")
     with pytest.raises(AirflowException) as error:
         operator.execute(make_context())
-    assert not isinstance(error.value, AirflowFailException)
+    # the retry policy fails the task, and where there are none, the error does
+    assert isinstance(error.value, AirflowFailException) == (RELEASE < (3, 3))
     assert str(error.value).endswith(
         "; it is not retried, because the whole-experiment run has ended the trial: "
         f"{KEPT}, and the next restore with resume_errored=True resumes it."

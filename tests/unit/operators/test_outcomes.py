@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.hooks.experiment_storage import Address
@@ -19,6 +18,7 @@ from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 from tests.support.airflow.context import make_context
 from tests.support.airflow.states import FAILED, RETRIED, SKIPPED, SUCCESS, plan, run
 from tests.support.checks import answer_all

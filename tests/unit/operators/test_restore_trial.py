@@ -4,11 +4,6 @@ from dataclasses import asdict
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowTaskTimeout,
-)
 
 from airflow_tune_restore.hooks.airflow_errors import package_error_behind
 from airflow_tune_restore.launch.log_lines import describe_line
@@ -18,6 +13,11 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.request import Result, RunnerProgress, RunnerRequest
 from airflow_tune_restore.restore.ledger import read_failures
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+)
 from tests.support.airflow.context import make_context
 from tests.support.records import PLACE, Attempt, ending, leave_outcome
 

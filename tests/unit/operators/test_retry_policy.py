@@ -4,8 +4,7 @@ import pickle
 from datetime import timedelta
 
 import pytest
-from airflow.sdk import DAG, RetryAction, RetryDecision, RetryPolicy
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk import DAG, TaskGroup
 
 from airflow_tune_restore.exceptions import (
     LeaseHeldError,
@@ -22,6 +21,13 @@ from airflow_tune_restore.operators.retry_policy import (
     TRIAL_RETRY_POLICY,
     TrialRetryPolicy,
 )
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    RetryAction,
+    RetryDecision,
+    RetryPolicy,
+)
+from tests.support.airflow.names import DagSerialization, since_3_3
 
 
 def as_airflow_sees(error: Exception) -> BaseException:
@@ -111,26 +117,34 @@ def mapped(**arguments):
     )
 
 
-@pytest.mark.parametrize("make", [trial, mapped])
+def unmapped(**arguments):
+    return mapped(**arguments).unmap({"trial": {}})
+
+
+@pytest.mark.parametrize("make", [trial, unmapped, pytest.param(mapped, marks=since_3_3)])
 def test_trials_have_it_by_default(make):
     own = Own()
     assert make().retry_policy is TRIAL_RETRY_POLICY
     assert make(retry_policy=own).retry_policy is own
     assert make(retry_policy=None).retry_policy is None
-    with DAG("d", default_args={"retry_policy": own}):
-        assert make().retry_policy is own
+    for given in (own, None):
+        with DAG("d", default_args={"retry_policy": given}):
+            assert make().retry_policy is given
+        with DAG("d"), TaskGroup("g", default_args={"retry_policy": given}), TaskGroup("h"):
+            assert type(make().retry_policy) is type(given)  # groups copy their arguments
 
 
+@since_3_3
+@pytest.mark.parametrize("make", [trial, mapped, unmapped])
+@pytest.mark.parametrize("given", [Own(), None])
+def test_default_args_of_a_task_are_stronger(make, given):
+    assert make(default_args={"retry_policy": given}).retry_policy is given
+
+
+@since_3_3
 @pytest.mark.parametrize("make", [trial, mapped])
 def test_the_serialized_dag_has_the_policy(make):
-    from airflow.serialization.serialized_objects import DagSerialization
-
     with DAG("d", schedule=None) as dag:
         task_id = make().task_id
     read = DagSerialization.from_dict(DagSerialization.to_dict(dag))
     assert read.get_task(task_id).has_retry_policy
-
-
-def test_a_mapped_task_is_made_with_it():
-    task = mapped(retries=3).unmap({"trial": {}})
-    assert task.retry_policy is TRIAL_RETRY_POLICY

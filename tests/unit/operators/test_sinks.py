@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_tune_restore.cli import commands as cli
 from airflow_tune_restore.cli import output
@@ -34,6 +33,7 @@ from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.memory import MemoryStore
 from airflow_tune_restore.triggers import experiment_sensor
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
+from airflow_tune_restore.version_compat import AirflowException
 from tests.support.airflow.context import make_context
 from tests.support.experiments.built import (
     KILLED,

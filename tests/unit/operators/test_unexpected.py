@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError, RunnerError
 from airflow_tune_restore.experiments import examine, scan
@@ -14,6 +13,7 @@ from airflow_tune_restore.protocol.check import Problem
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.storage.local import LocalStore
+from airflow_tune_restore.version_compat import AirflowException, AirflowFailException
 from tests.support.airflow.context import make_context
 from tests.support.checks import answer_all
 from tests.support.experiments.built import make_experiment, make_row

@@ -4,19 +4,18 @@ import json
 from datetime import timedelta
 
 import pytest
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowRescheduleException,
-    AirflowSensorTimeout,
-    AirflowSkipException,
-    TaskDeferred,
-)
 
 from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import AirflowRescheduleException, TaskDeferred
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import start_night
 

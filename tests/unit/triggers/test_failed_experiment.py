@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 from airflow.sdk import Asset, AssetWatcher
-from airflow.sdk._shared.module_loading import import_string
+from airflow.sdk.module_loading import import_string
 from airflow.triggers.base import BaseEventTrigger
-from airflow.triggers.shared_stream import SharedStreamManager
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import Health
@@ -209,6 +208,7 @@ def test_a_refusal_is_no_event_and_no_end():
 
 def test_watchers_and_sensors_of_one_prefix_share_one_poll(monkeypatch):
     """Through Airflow's own manager, as the triggerer does it."""
+    shared_stream = pytest.importorskip("airflow.triggers.shared_stream", reason="since 3.3")
     polls = []
 
     def survey(*_arguments):
@@ -236,7 +236,7 @@ def test_watchers_and_sensors_of_one_prefix_share_one_poll(monkeypatch):
         return await anext(trigger.filter_shared_stream(stream))
 
     async def share():
-        streams = SharedStreamManager()
+        streams = shared_stream.SharedStreamManager()
         waiting = [first(streams, n, trigger) for n, trigger in enumerate([watcher, *sensors])]
         found = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_SECONDS)
         await streams.stop_all()

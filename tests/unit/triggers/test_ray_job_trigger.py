@@ -15,6 +15,7 @@ from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import ray_job, ray_job_poller, trial_poller
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+from tests.support.airflow.names import before_3_3, since_3_3
 from tests.support.records import Attempt, leave_outcome
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -183,10 +184,10 @@ def test_killing_stops_the_job_or_in_a_whole_experiment_run_the_trial(
     assert len(store.list_dir(layout.stops_dir("r1", 1))) == is_one_of_many
 
 
-def test_ending_with_the_triggerer_stops_nothing(head, store):
-    async def main():
-        waiting = trigger(store)
+def cancel(head, waiting) -> None:
+    """End a trigger that waits, as a triggerer does: when it ends itself, or when the task is killed."""
 
+    async def main():
         async def first():
             return await anext(event.payload async for event in waiting.run())
 
@@ -198,6 +199,66 @@ def test_ending_with_the_triggerer_stops_nothing(head, store):
         await waiting.cleanup()
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def of_task(store, monkeypatch):
+    """Makes a trigger of a task that Airflow knows in a state; without one it cannot be asked."""
+
+    def make(state):
+        def get_task_states(**_arguments):
+            if state is None:
+                raise ConnectionError("the triggerer ends")
+            return {"run": {"trial": state}}
+
+        monkeypatch.setattr(
+            "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states",
+            get_task_states,
+        )
+        made = trigger(store)
+        made.task_instance = SimpleNamespace(
+            dag_id="d", task_id="trial", run_id="run", map_index=-1
+        )
+        return made
+
+    return make
+
+
+def test_ending_with_the_triggerer_stops_nothing(head, of_task):
+    cancel(head, of_task("deferred"))
+    assert head.stopped == []
+
+
+@before_3_3
+@pytest.mark.parametrize("state", ["failed", "success", "None", "scheduled", "removed"])
+def test_a_trigger_whose_task_no_longer_waits_stops_its_job_when_it_ends(head, of_task, state):
+    cancel(head, of_task(state))
+    assert head.stopped == ["j1"]
+
+
+@before_3_3
+def test_a_trigger_that_cannot_ask_about_its_task_stops_nothing(head, of_task, capfd):
+    cancel(head, of_task(None))
+    assert head.stopped == []
+    assert (
+        "j1 continues: Airflow could not be asked whether the task still waits"
+        in capfd.readouterr().out
+    )
+
+
+@before_3_3
+def test_a_trigger_that_has_fired_stops_nothing(head, of_task):
+    fired = of_task("scheduled")
+    fire(head, fired, lambda: setattr(head, "status", "SUCCEEDED"))
+    asyncio.run(fired.cleanup())
+    assert head.stopped == []
+
+
+@since_3_3
+def test_cleanup_stops_nothing_where_airflow_tells_a_trigger_that_its_task_was_killed(
+    head, of_task
+):
+    cancel(head, of_task("failed"))
     assert head.stopped == []
 
 

@@ -4,12 +4,12 @@ import kubernetes_validate
 import pytest
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from airflow.sdk import DAG
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.kubernetes.executor_config import executor_config
 from airflow_tune_restore.operators.restore_trial import RestoreTrialOperator
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+from tests.support.airflow.names import DagSerialization
 
 GIB = 1024.0**3
 

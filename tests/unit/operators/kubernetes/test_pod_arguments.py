@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.operators.kubernetes.continue_search import (
@@ -15,6 +14,7 @@ from airflow_tune_restore.operators.kubernetes.pod_arguments import (
     parse_ttl,
 )
 from airflow_tune_restore.operators.kubernetes.restore_trial import RestoreTrialKubernetesOperator
+from airflow_tune_restore.version_compat import AirflowFailException
 from tests.support.airflow.context import make_context
 
 YEAR = timedelta(days=365)

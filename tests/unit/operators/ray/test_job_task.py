@@ -5,12 +5,6 @@ import threading
 
 import pytest
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    TaskDeferralTimeout,
-    TaskDeferred,
-)
 
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
@@ -23,7 +17,13 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import Result
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
+from airflow_tune_restore.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    TaskDeferralTimeout,
+)
 from tests.support.airflow.context import make_context
+from tests.support.airflow.names import TaskDeferred, since_3_3
 from tests.support.ray.fake_jobs import FakeJobs
 from tests.support.records import Attempt, ending, leave_outcome
 from tests.support.waiting import set_time
@@ -230,8 +230,9 @@ def test_killing_a_task_in_the_worker_stops_its_job_once(item, jobs, store):
     assert len(jobs.stopped) == 1
 
 
-def test_one_that_waited_too_long_stops_its_job(item, jobs, store):
-    context = {**make_context(), "task_state_store": StateStore()}
+@pytest.mark.parametrize("state", [{}, {"task_state_store": StateStore()}], ids=["", "stored"])
+def test_one_that_waited_too_long_stops_its_job(item, jobs, state):
+    context = {**make_context(), **state}
     trigger = deferred(trial(item), context)
     with pytest.raises(TaskDeferralTimeout):
         trial(item).resume_execution(TRIGGER_FAIL_REPR, {"error": "Trigger timeout"}, context)
@@ -249,6 +250,7 @@ def test_a_refusal_of_the_cluster_fails_at_once(item, jobs):
         trial(item).execute(make_context())
 
 
+@since_3_3
 def test_an_outage_while_a_task_waits_reaches_the_retry_policys_rule_for_it(item, jobs):
     fired = {**event(item), "trouble": "Ray cluster http://head:8265: it timed out."}
     with pytest.raises(

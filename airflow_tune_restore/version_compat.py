@@ -1,0 +1,198 @@
+"""Where Airflow 3.1 to 3.4 keep what they all have, and what stands in for what older ones lack.
+
+This is the only module that knows of versions of Airflow. Every name that has moved is imported from
+here. `docs/compatibility.md` has what a user of an older version sees.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.execution_time import comms
+from airflow.triggers.base import BaseEventTrigger, BaseTrigger
+
+try:
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        TaskDeferralTimeout,
+        XComNotFound,
+    )
+except ImportError:  # before 3.2
+    from airflow.configuration import conf
+    from airflow.exceptions import (  # type: ignore[attr-defined, no-redef]
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        TaskDeferralTimeout,
+        XComNotFound,
+    )
+
+__all__ = [
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "EventTrigger",
+    "KillableTrigger",
+    "RetryAction",
+    "RetryDecision",
+    "RetryPolicy",
+    "TaskDeferralTimeout",
+    "XComNotFound",
+    "conf",
+    "decide_retry",
+    "fails_for_good",
+    "keep_default_policy",
+    "policy_arguments",
+    "request_dag_run",
+]
+
+# Retry policies, since 3.3
+
+try:
+    from airflow.sdk import RetryDecision, RetryPolicy
+    from airflow.sdk.definitions.retry_policy import RetryAction
+
+    _HAS_RETRY_POLICIES = True
+except ImportError:
+    _HAS_RETRY_POLICIES = False
+    if not TYPE_CHECKING:
+
+        class RetryAction(StrEnum):
+            """As `airflow.sdk.definitions.retry_policy.RetryAction`."""
+
+            RETRY = "retry"
+            FAIL = "fail"
+            DEFAULT = "default"
+
+        @dataclass(frozen=True)
+        class RetryDecision:
+            """As `airflow.sdk.RetryDecision`."""
+
+            action: RetryAction
+            retry_delay: timedelta | None = None
+            reason: str | None = None
+
+            @classmethod
+            def fail(cls, reason: str | None = None) -> "RetryDecision":
+                """Fail for good."""
+                return cls(RetryAction.FAIL, reason=reason)
+
+            @classmethod
+            def retry(cls, delay: timedelta, reason: str | None = None) -> "RetryDecision":
+                """Retry after a delay."""
+                return cls(RetryAction.RETRY, delay, reason)
+
+            @classmethod
+            def default(cls) -> "RetryDecision":
+                """Retry as the task's own arguments have it."""
+                return cls(RetryAction.DEFAULT)
+
+        class RetryPolicy:
+            """As `airflow.sdk.RetryPolicy`; `decide_retry` asks it, and Airflow does not."""
+
+
+def policy_arguments(policy: RetryPolicy | None) -> dict[str, Any]:
+    """Return the arguments of `BaseOperator.__init__` for a retry policy."""
+    return {"retry_policy": policy} if _HAS_RETRY_POLICIES else {}
+
+
+def keep_default_policy(partial: Any, given: Mapping[str, Any], default: RetryPolicy) -> Any:
+    """Return what `partial()` of an operator returned, with the operator's own default policy.
+
+    Airflow 3.3.0 and 3.3.1 take the default of `BaseOperator`, which is None, in its place. None that a
+    user gave stays: as an argument, or in `default_args` of the task, its groups or its DAG.
+    """
+    kwargs = partial.kwargs
+    if not _HAS_RETRY_POLICIES or kwargs.get("retry_policy") is not None:
+        return partial
+    sources = [given, given.get("default_args"), kwargs["dag"] and kwargs["dag"].default_args]
+    group = kwargs["task_group"]
+    while group is not None:
+        sources.append(group.default_args)
+        group = group.parent_group
+    if not any("retry_policy" in source for source in sources if source):
+        kwargs["retry_policy"] = default
+    return partial
+
+
+def decide_retry(operator: BaseOperator, error: Exception, context: Context) -> RetryDecision:
+    """Return what becomes of a task that ends with this error and has tries left.
+
+    Before 3.3 a policy can fail the task for good (`fails_for_good`), and cannot set the wait.
+    """
+    policy = getattr(operator, "retry_policy", None)
+    if policy is None:
+        return RetryDecision.default()
+    ti = context["ti"]
+    decision: RetryDecision = policy.evaluate(error, ti.try_number, ti.max_tries, context)
+    if _HAS_RETRY_POLICIES or decision.action is RetryAction.FAIL:
+        return decision
+    return RetryDecision.default()
+
+
+def fails_for_good(operator: BaseOperator, error: Exception, context: Context) -> bool:
+    """Whether the retry policy refuses a retry, and Airflow does not ask it: before 3.3."""
+    if _HAS_RETRY_POLICIES:
+        return False
+    return decide_retry(operator, error, context).action is RetryAction.FAIL
+
+
+# Triggers
+
+_CALLS_ON_KILL = hasattr(BaseTrigger, "on_kill")
+
+
+class KillableTrigger(BaseTrigger):
+    """A trigger whose `on_kill` is called when a user kills its task: by hand, or with its DAG run.
+
+    Before 3.3, Airflow only calls `cleanup`, whenever a trigger ends: after its event, after a kill, and
+    when the triggerer ends. So `on_kill` must ask whether the task still waits (`still_waits`).
+
+    Attributes:
+        has_fired: Set right before the event is yielded.
+    """
+
+    has_fired = False
+
+    async def cleanup(self) -> None:
+        """Call `on_kill` if Airflow does not, and a task's trigger ends without an event."""
+        await super().cleanup()
+        if not (_CALLS_ON_KILL or self.has_fired) and self.task_instance is not None:
+            await self.on_kill()
+
+    async def on_kill(self) -> None:
+        """Stop what the trigger waits for."""
+
+
+if TYPE_CHECKING or _CALLS_ON_KILL:  # both came with 3.3
+    EventTrigger = BaseEventTrigger
+else:
+
+    class EventTrigger(BaseEventTrigger):
+        """A trigger of an asset. Before 3.3 an asset has no store of state."""
+
+        asset_state_store = None
+
+
+# DAG runs
+
+
+def request_dag_run(dag_id: str, run_id: str) -> "comms.GetDagRun | None":
+    """Return the request for a DAG run and its start; None before 3.2, which tells only its state."""
+    kind = getattr(comms, "GetDagRun", None)
+    return kind and kind(dag_id=dag_id, run_id=run_id)
