@@ -4,12 +4,14 @@ import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import pytest
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.sdk.module_loading import import_string
 
 from airflow_tune_restore.hooks.pods_async import PatientAsyncKubernetesHook
 from airflow_tune_restore.triggers import runner_pod
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
+from tests.support.airflow.names import before_3_3, since_3_3
 
 
 def trigger(**arguments) -> RunnerPodTrigger:
@@ -88,3 +90,65 @@ def test_lines_are_shown_as_people_read_them(monkeypatch):
 
     manager._emit_container_logs(lines, pendulum.now(), "base")
     assert shown == ["iteration 4, score=0.5", "a plain line"]
+
+
+@pytest.fixture
+def deleted(monkeypatch):
+    """The names of the pods that were deleted."""
+    names: list[str] = []
+
+    async def delete_pod(self, name, namespace, **_options):
+        names.append(name)
+
+    monkeypatch.setattr(PatientAsyncKubernetesHook, "delete_pod", delete_pod)
+    return names
+
+
+@pytest.fixture
+def ends_while(monkeypatch):
+    """Ends a trigger whose task Airflow knows in a state; without one it cannot be asked."""
+
+    def end(state, **arguments):
+        def get_task_states(**_arguments):
+            if state == "unknown":
+                raise ConnectionError("the triggerer ends")
+            return {"run": {"trial_2": state}}
+
+        monkeypatch.setattr(
+            "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states",
+            get_task_states,
+        )
+        ending = trigger(**arguments)
+        ending.task_instance = SimpleNamespace(
+            dag_id="d", task_id="trial", run_id="run", map_index=2
+        )
+        asyncio.run(ending.cleanup())
+
+    return end
+
+
+@before_3_3
+@pytest.mark.parametrize("state", ["failed", "success", None, "scheduled", "removed"])
+def test_a_trigger_whose_task_no_longer_waits_deletes_its_pod_when_it_ends(
+    ends_while, deleted, state
+):
+    ends_while(state)
+    assert deleted == ["p"]
+
+
+@before_3_3
+def test_a_pod_that_is_to_be_kept_is_not_deleted(ends_while, deleted):
+    ends_while("failed", on_kill_action="keep_pod")
+    assert deleted == []
+
+
+@pytest.mark.parametrize("state", ["deferred", "unknown"])
+def test_a_triggerer_that_ends_deletes_no_pod(ends_while, deleted, state):
+    ends_while(state)
+    assert deleted == []
+
+
+@since_3_3
+def test_ending_deletes_nothing_where_airflow_calls_on_kill(ends_while, deleted):
+    ends_while("failed")
+    assert deleted == []
