@@ -4,15 +4,19 @@ This is the only module that knows of versions of Airflow. Every name that has m
 here. `docs/compatibility.md` has what a user of an older version sees.
 """
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.execution_time import comms
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger
+from asgiref.sync import sync_to_async
 
 try:
     from airflow.sdk.configuration import conf
@@ -40,6 +44,7 @@ except ImportError:  # before 3.2
     )
 
 __all__ = [
+    "ASKING",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
@@ -56,6 +61,7 @@ __all__ = [
     "conf",
     "decide_retry",
     "fails_for_good",
+    "in_thread",
     "keep_default_policy",
     "policy_arguments",
     "request_dag_run",
@@ -187,6 +193,27 @@ else:
         """A trigger of an asset. Before 3.3 an asset has no store of state."""
 
         asset_state_store = None
+
+
+# Threads that ask Airflow, for a connection or the state of a task
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_ANSWERS_THREADS = hasattr(comms.CommsDecoder, "_thread_lock")
+ASKING: AbstractContextManager[Any] = nullcontext() if _ANSWERS_THREADS else threading.RLock()
+"""Held by a thread of a task that asks. Before 3.2, the answers to two at the same time get mixed up."""
+
+
+async def in_thread(function: Callable[_P, _R], /, *arguments: _P.args, **options: _P.kwargs) -> _R:
+    """Run a function of a trigger that may ask in a thread, as `asyncio.to_thread` does.
+
+    Before 3.2.2, Airflow answers only threads of asgiref in a triggerer: the question of another one ends
+    the triggerer ("Response read out of order!"). So does a question that is cancelled before its answer
+    was read; asgiref would cancel it together with the call, hence the shield.
+    """
+    running = sync_to_async(function, thread_sensitive=False)
+    return await asyncio.shield(running(*arguments, **options))
 
 
 # DAG runs

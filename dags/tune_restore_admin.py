@@ -18,13 +18,13 @@ import os
 from pathlib import Path
 
 from airflow.sdk import DAG, Param, task
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_tune_restore.operators.list_quarantine import ListQuarantineOperator
 from airflow_tune_restore.operators.operation import Operation
 from airflow_tune_restore.operators.release_trial import ReleaseTrialOperator
 from airflow_tune_restore.operators.undo_commit import UndoCommitOperator
 from airflow_tune_restore.task_group import TuneRestoreTaskGroup
+from airflow_tune_restore.version_compat import AirflowFailException
 
 IN_PODS = os.environ.get("TUNE_RESTORE_LAUNCHER") == "kubernetes"
 POD = {"pod_template_file": os.environ.get("TUNE_RESTORE_POD_TEMPLATE"), "deferrable": True}

@@ -15,7 +15,11 @@ from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.hooks.runner_environment import location_environment, runner_environment
 from airflow_tune_restore.storage.fs import open_store, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
-from airflow_tune_restore.version_compat import AirflowException, AirflowNotFoundException
+from airflow_tune_restore.version_compat import (
+    ASKING,
+    AirflowException,
+    AirflowNotFoundException,
+)
 
 _PROVIDERS = {
     "s3": "amazon", "s3a": "amazon",
@@ -187,7 +191,8 @@ class ExperimentStorageHook(BaseHook):
 def _connection(conn_id: str) -> "Connection":
     """Read a connection. With a missing one the AWS provider would use anonymous access."""
     try:
-        return BaseHook.get_connection(conn_id)
+        with ASKING:
+            return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
         raise InvalidInputError(f"Airflow has no connection {conn_id!r}.") from error
     except AirflowException as error:
@@ -204,7 +209,8 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
     _connection(place.conn_id)
     scheme = Location.parse(place.uri).scheme
     try:
-        return get_fs(scheme, place.conn_id)
+        with ASKING:  # it reads the connection again
+            return get_fs(scheme, place.conn_id)
     except (ImportError, ValueError) as error:
         provider = _PROVIDERS.get(scheme)
         why = f"{str(error).rstrip('.')}. Is the Airflow provider for it installed?"

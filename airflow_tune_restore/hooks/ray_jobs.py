@@ -27,7 +27,11 @@ from airflow_tune_restore.launch.ray.submission import (
 )
 from airflow_tune_restore.protocol.printable import counted, printable
 from airflow_tune_restore.storage.location import Location
-from airflow_tune_restore.version_compat import AirflowException, AirflowNotFoundException
+from airflow_tune_restore.version_compat import (
+    ASKING,
+    AirflowException,
+    AirflowNotFoundException,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -120,7 +124,8 @@ class RayJobsHook(BaseHook):
     @cached_property
     def _connection(self) -> "Connection":
         try:
-            return BaseHook.get_connection(self.ray_conn_id)
+            with ASKING:
+                return BaseHook.get_connection(self.ray_conn_id)
         except AirflowNotFoundException as error:
             raise InvalidInputError(
                 f"Airflow has no connection {self.ray_conn_id!r}. Create it, of type ray_jobs, with the "
@@ -153,17 +158,19 @@ class RayJobsHook(BaseHook):
 def driver_jobs(ray_conn_id: str | None) -> Callable[[str], DriverStatus] | None:
     """Return a function that looks for the driver of an experiment (a URI); None without a connection.
 
-    It lists the jobs of the cluster once, at its first call.
+    It lists the jobs of the cluster once, at its first call. That may be in a thread of a scan, so the
+    connection is read before (`version_compat.in_thread`).
     """
     if not ray_conn_id:
         return None
     listed: list[list[RayJob] | str] = []
     lock = threading.Lock()
+    cluster = _find_cluster(ray_conn_id)
 
     def ask(experiment: str) -> DriverStatus:
         with lock:
             if not listed:
-                listed.append(_list_live_jobs(ray_conn_id))
+                listed.append(_list_live_jobs(cluster))
         return find_driver(listed[0], experiment)
 
     return ask
@@ -186,9 +193,18 @@ def find_driver(jobs: list[RayJob] | str, experiment: str) -> DriverStatus:
     )
 
 
-def _list_live_jobs(ray_conn_id: str) -> list[RayJob] | str:
+def _find_cluster(ray_conn_id: str) -> Cluster | str:
     try:
-        return [job for job in RayJobsHook(ray_conn_id).jobs().list_all() if not job.is_over]
+        return RayJobsHook(ray_conn_id).cluster()
+    except TuneRestoreError as error:
+        return printable(str(error))
+
+
+def _list_live_jobs(cluster: Cluster | str) -> list[RayJob] | str:
+    if isinstance(cluster, str):
+        return cluster
+    try:
+        return [job for job in RayJobs(cluster).list_all() if not job.is_over]
     except TuneRestoreError as error:
         return printable(str(error))
 

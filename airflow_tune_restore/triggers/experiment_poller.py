@@ -18,7 +18,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.hooks.experiment_search import SearchOptions, build_search, survey
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.version_compat import EventTrigger
+from airflow_tune_restore.version_compat import EventTrigger, in_thread
 
 LEAST_WAIT_SECONDS = 1.0
 """Shortest pause between two polls: a `poke_interval` of 0 would poll without a pause."""
@@ -83,7 +83,7 @@ class ExperimentPoller(EventTrigger):
             failures += 1
             try:
                 search = cls(**kwargs).search
-                reports = await asyncio.to_thread(survey, search, log, None, warns_if_empty)
+                reports = await in_thread(survey, search, log, None, warns_if_empty)
             except InvalidInputError as error:
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:

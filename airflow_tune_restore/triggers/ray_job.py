@@ -20,7 +20,7 @@ from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
 from airflow_tune_restore.triggers.ray_job_poller import JobPoller, JobWatch
 from airflow_tune_restore.triggers.trial_poller import TrialPoller, TrialWatch
-from airflow_tune_restore.version_compat import KillableTrigger
+from airflow_tune_restore.version_compat import KillableTrigger, in_thread
 
 LINES_PER_TURN = 50
 """Lines that are shown before other triggers have their turn."""
@@ -96,7 +96,7 @@ class RayJobTrigger(KillableTrigger):
         """Wait; the event holds how much was shown, and `error` or `trouble` if the wait failed."""
         begun = time.monotonic()
         try:
-            cluster = await asyncio.to_thread(RayJobsHook(self.ray_conn_id).cluster)
+            cluster = await in_thread(RayJobsHook(self.ray_conn_id).cluster)
             event = await self._wait(cluster)
         except InvalidInputError as error:  # the connection was changed meanwhile
             event = {"error": printable(str(error), 4000)}
@@ -107,7 +107,7 @@ class RayJobTrigger(KillableTrigger):
     async def on_kill(self) -> None:
         """Stop the job, so that it saves a snapshot; not if the task still waits, elsewhere."""
         try:
-            if await asyncio.to_thread(self._still_waits):
+            if await in_thread(self._still_waits):
                 return  # another triggerer has taken this trigger over
         except Exception as error:  # noqa: BLE001  the connection to Airflow breaks in many ways
             self.log.warning(
@@ -119,7 +119,7 @@ class RayJobTrigger(KillableTrigger):
             self.log.info("Asking the whole-experiment run to stop this trial; the others go on.")
         else:
             self.log.info("Stopping %s; it saves a snapshot first.", self.submission_id)
-        await asyncio.to_thread(self._stop)
+        await in_thread(self._stop)
 
     async def _wait(self, cluster: Cluster) -> dict[str, Any]:
         shown = RunnerLog(self.log, self.metric)

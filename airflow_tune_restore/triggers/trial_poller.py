@@ -13,6 +13,7 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import RunnerProgress
 from airflow_tune_restore.triggers.shared_poller import SharedPoller, Watch
+from airflow_tune_restore.version_compat import in_thread
 
 if TYPE_CHECKING:
     from airflow_tune_restore.storage.base import ObjectStore
@@ -62,7 +63,7 @@ class TrialPoller(SharedPoller[TrialWatch]):
         waiting.sort(key=lambda trial: trial.read_at)
         chosen = waiting[:TRIALS_PER_ROUND]
         try:
-            await asyncio.to_thread(self._read, chosen)
+            await in_thread(self._read, chosen)
         except TuneRestoreError as error:
             self._warn(error)
         for trial in chosen:

@@ -2,10 +2,27 @@
 
 import pytest
 
+from tests.support import ROOT
 from tests.support.airflow.dag_test import register, run, run_example
 from tests.support.experiments.sweeps import copy_sweep
 
 pytestmark = pytest.mark.usefixtures("database")
+
+
+def test_all_are_parsed_without_an_error_or_a_warning():
+    from tests.support.airflow.names import DagBag
+
+    bag = DagBag(ROOT / "dags")
+    assert not bag.import_errors
+    assert not bag.captured_warnings
+    assert sorted(bag.dags) == [
+        "event_driven_recovery",
+        "nightly_recovery",
+        "recover_experiment",
+        "sweep_that_reports",
+        "sweep_with_recovery",
+        "tune_restore_admin",
+    ]
 
 
 def test_nightly_recovery_without_anything_to_do_succeeds_and_says_so(tmp_path, capfd, monkeypatch):

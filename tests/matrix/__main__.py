@@ -22,7 +22,7 @@ RUNNER = [
     "tests/ray/kept/test_runner_resume.py",
     "tests/ray/kept/slow/test_more_of_runner_resume.py",
 ]
-AIRFLOW = ["tests/unit", "tests/airflow/test_example_dags.py"]
+AIRFLOW = ["tests/unit", "tests/airflow/test_example_dags.py", "tests/airflow/test_admin_dag.py"]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def test_what_imports_airflow_passes_its_unit_tests_and_all_dags_parse(python):
     done = run_tests(
         python, *ROOMS, "tests/unit/test_task_group.py", "tests/unit/test_provider_info.py",
         "tests/unit/test_readme.py", "tests/airflow/test_example_dags.py",
+        "tests/airflow/test_admin_dag.py",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
 

@@ -71,4 +71,6 @@ def logs(cluster) -> dict[str, str]:
 
 def waits_of(running, run_id: str) -> int:
     """Return how often a triggerer began to wait for a trial of the run: each has a log of its own."""
-    return len(list((running.home / "logs").glob(f"dag_id={DAG}/run_id={run_id}/**/*.trigger.*.log")))
+    return len(
+        list((running.home / "logs").glob(f"dag_id={DAG}/run_id={run_id}/**/*.trigger.*.log"))
+    )

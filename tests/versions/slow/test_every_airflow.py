@@ -14,7 +14,8 @@ NIGHTS = [
 
 @pytest.mark.parametrize("version", AIRFLOWS)
 def test_all_unit_tests_pass_and_all_dags_parse(version):
-    done = run_tests(airflow_python(version), "tests/unit", "tests/airflow/test_example_dags.py")
+    tests = ["tests/unit", "tests/airflow/test_example_dags.py", "tests/airflow/test_admin_dag.py"]
+    done = run_tests(airflow_python(version), *tests)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
