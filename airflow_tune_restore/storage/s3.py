@@ -59,6 +59,13 @@ class S3Store(FsspecStore):
         ),
     }
 
+    def __init__(self, filesystem: "AbstractFileSystem", location: Location) -> None:
+        super().__init__(filesystem, location)
+        if getattr(filesystem, "session", None) is not None and "set_session" not in vars(
+            filesystem
+        ):
+            _keep_session(filesystem)
+
     @classmethod
     def client_arguments(
         cls, options: Mapping[str, str], given: "AbstractFileSystem | None"
@@ -127,6 +134,21 @@ class S3Store(FsspecStore):
         page = next(self._pages(Prefix=split_bucket(self._root)[1], MaxKeys=1))
         stamp: str | None = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         return stamp
+
+
+def _keep_session(filesystem: Any) -> None:
+    """Keep the session that a filesystem was given, as those of an Airflow connection are.
+
+    s3fs 2026.2 to 2026.4 takes a client without an open connection for one that was closed, as a client is
+    before its first request, and makes another session: without the credentials.
+    """
+    connect = filesystem.set_session
+
+    async def set_session(refresh: bool = False, **options: Any) -> Any:  # noqa: FBT001, FBT002  s3fs's
+        client = None if refresh else filesystem._s3  # noqa: SLF001
+        return client or await connect(refresh=refresh, **options)
+
+    filesystem.set_session = set_session
 
 
 class ArrowStore(FsspecStore):

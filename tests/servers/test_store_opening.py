@@ -44,6 +44,23 @@ def test_the_time_is_the_servers(kind, request, monkeypatch):
     assert abs(store.now() - datetime.now(UTC)) < timedelta(hours=1)
 
 
+@pytest.mark.parametrize("in_bulk", [False, True])
+def test_a_filesystem_keeps_the_session_that_it_was_given(s3, in_bulk, monkeypatch):
+    """As that of an Airflow connection: its keys are nowhere else."""
+    from aiobotocore.session import get_session
+    from s3fs import S3FileSystem
+
+    session = get_session()
+    session.set_credentials(s3.env["AWS_ACCESS_KEY_ID"], s3.env["AWS_SECRET_ACCESS_KEY"])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    given = S3FileSystem(session=session, endpoint_url=s3.endpoint, skip_instance_cache=True)
+    given.connect()
+    store = open_store(f"{s3.url}/{uuid.uuid4().hex}", filesystem=given, in_bulk=in_bulk)
+    store.create("x", b"1")
+    assert [entry.name for entry in store.list_dir("")] == ["x"]
+
+
 class Careless(MemoryStore):
     def create(self, key, body):
         self.put(key, body)
