@@ -139,8 +139,8 @@ class S3Store(FsspecStore):
 def _keep_session(filesystem: Any) -> None:
     """Keep the session that a filesystem was given, as those of an Airflow connection are.
 
-    s3fs 2026.2 to 2026.4 takes a client without an open connection for one that was closed, as a client is
-    before its first request, and makes another session: without the credentials.
+    s3fs 2026.2 to 2026.4 takes a client that has made no request yet for a closed one, and makes another
+    session: without the credentials.
     """
     connect = filesystem.set_session
 
