@@ -25,10 +25,10 @@ class _MainModule(ModuleType):
             defined = vars(sys.modules[module]) if module in sys.modules else {}
             if name in defined:
                 return defined[name]
-        raise AttributeError(name)
+        raise AttributeError(f"Can't get attribute {name!r} on {self!r}")  # as pickle before 3.14
 
     def __repr__(self) -> str:
-        """Return the text that pickle shows if a name is missing."""
+        """Return the text that a user reads if a name is missing."""
         return f"<the script of the experiment, searched in {', '.join(self._users)}>"
 
 

@@ -106,7 +106,6 @@ HOSTILE_SUMMARIES = {
     "no trials": summary_of(trials={}),
     "trials in many states": summary_of(trials={str(n): 1 for n in range(1_500)}),
     "an interval that never ends": summary_of(longest_interval="@").replace(b'"@"', b"1e999"),
-    "nested": summary_of(other="@").replace(b'"@"', b"[" * 7_000 + b"]" * 7_000),
     "a state elsewhere": summary_of(state_file="../experiment_state-x.json"),
     "directories elsewhere": summary_of(trials={"RUNNING": 1}, unfinished_dirs=[".."]),
     "more directories than trials": summary_of(unfinished_dirs=["a"]),
@@ -118,6 +117,8 @@ HOSTILE_SUMMARIES = {
     "nothing": b"",
     "two lines": b'{"a":\n1}',
 }
+if sys.version_info < (3, 14):  # a newer one has room to skip it, as any unknown field
+    HOSTILE_SUMMARIES["nested"] = summary_of(other="@").replace(b'"@"', b"[" * 7_000 + b"]" * 7_000)
 
 
 @pytest.mark.parametrize("kind", HOSTILE_SUMMARIES)
