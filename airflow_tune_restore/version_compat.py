@@ -5,6 +5,7 @@ here. `docs/compatibility.md` has what a user of an older version sees.
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -117,23 +118,38 @@ def policy_arguments(policy: RetryPolicy | None) -> dict[str, Any]:
     return {"retry_policy": policy} if _HAS_RETRY_POLICIES else {}
 
 
-def keep_default_policy(partial: Any, given: Mapping[str, Any], default: RetryPolicy) -> Any:
-    """Return what `partial()` of an operator returned, with the operator's own default policy.
+def keep_default_policy(
+    partial: Any, operator: type[BaseOperator], given: Mapping[str, Any]
+) -> Any:
+    """Return what `partial()` of an operator returned, with the retry policy that a plain task has.
 
-    Airflow 3.3.0 and 3.3.1 take the default of `BaseOperator`, which is None, in its place. None that a
-    user gave stays: as an argument, or in `default_args` of the task, its groups or its DAG.
+    Airflow 3.3.0 and 3.3.1 take the default of `BaseOperator`, which is None, in the place of the
+    operator's own. Before 3.3, Airflow drops what the task's `default_args` have for an argument that it
+    does not know.
     """
     kwargs = partial.kwargs
-    if not _HAS_RETRY_POLICIES or kwargs.get("retry_policy") is not None:
-        return partial
     sources = [given, given.get("default_args"), kwargs["dag"] and kwargs["dag"].default_args]
+    if not _HAS_RETRY_POLICIES:
+        if "retry_policy" not in given and "retry_policy" in (given.get("default_args") or {}):
+            kwargs["retry_policy"] = given["default_args"]["retry_policy"]
+        return partial
     group = kwargs["task_group"]
     while group is not None:
         sources.append(group.default_args)
         group = group.parent_group
     if not any("retry_policy" in source for source in sources if source):
-        kwargs["retry_policy"] = default
+        kwargs["retry_policy"] = _own_default(operator, "retry_policy")
     return partial
+
+
+def _own_default(operator: type, argument: str) -> Any:
+    """Return the default that the most derived class with this argument has for it."""
+    for base in operator.__mro__:
+        if "__init__" in vars(base):
+            found = inspect.signature(vars(base)["__init__"]).parameters.get(argument)
+            if found is not None:
+                return found.default
+    raise TypeError(f"{operator.__name__} has no argument {argument}")
 
 
 def decide_retry(operator: BaseOperator, error: Exception, context: Context) -> RetryDecision:
@@ -179,7 +195,10 @@ class KillableTrigger(BaseTrigger):
         """Call `on_kill` if Airflow does not, and a task's trigger ends without an event."""
         await super().cleanup()
         if not (_CALLS_ON_KILL or self.has_fired) and self.task_instance is not None:
-            await self.on_kill()
+            try:
+                await self.on_kill()
+            except Exception:  # noqa: BLE001  a triggerer before 3.3 would drop it without a word
+                self.log.exception("on_kill() raised an exception")  # as since 3.3
 
     async def on_kill(self) -> None:
         """Stop what the trigger waits for."""
@@ -210,7 +229,8 @@ async def in_thread(function: Callable[_P, _R], /, *arguments: _P.args, **option
 
     Before 3.2.2, Airflow answers only threads of asgiref in a triggerer: the question of another one ends
     the triggerer ("Response read out of order!"). So does a question that is cancelled before its answer
-    was read; asgiref would cancel it together with the call, hence the shield.
+    was read; asgiref would cancel it together with the call, hence the shield. (In 3.2.0 and 3.2.1, a
+    trigger that asks on the event loop meanwhile can still lock it up.)
     """
     running = sync_to_async(function, thread_sensitive=False)
     return await asyncio.shield(running(*arguments, **options))

@@ -1,7 +1,7 @@
 """Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), here and for runners."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -175,7 +175,9 @@ class ExperimentStorageHook(BaseHook):
         if conn_id is None:
             yield {}
             return
-        with runner_environment(_connection(conn_id)) as env:
+        with ExitStack() as stack:
+            with ASKING:  # it masks secrets, and reads the connection again
+                env = stack.enter_context(runner_environment(_connection(conn_id)))
             yield env
 
     def public_env(self, address: str | Address) -> dict[str, str]:
@@ -185,7 +187,8 @@ class ExperimentStorageHook(BaseHook):
             InvalidInputError: If runners cannot use this type of connection.
         """
         conn_id = self.address(address).conn_id
-        return {} if conn_id is None else location_environment(_connection(conn_id))
+        with ASKING:
+            return {} if conn_id is None else location_environment(_connection(conn_id))
 
 
 def _connection(conn_id: str) -> "Connection":

@@ -34,6 +34,11 @@ class PatientAsyncKubernetesHook(AsyncKubernetesHook):
         async with super().get_conn() as found:
             yield bounded_client.bound_async(found)
 
+    async def get_conn_extras(self) -> dict[str, Any]:
+        """Read the connection, to the end: a question that is cancelled ends a triggerer before 3.2.2."""
+        found: dict[str, Any] = await asyncio.shield(super().get_conn_extras())
+        return found
+
     async def get_pod(self, name: str, namespace: str) -> Any:
         """Read a pod (ApiException with 404 if it does not exist)."""
         from kubernetes_asyncio.client import CoreV1Api

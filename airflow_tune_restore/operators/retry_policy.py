@@ -91,7 +91,7 @@ class RetryPolicyOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Set the arguments that all mapped tasks share."""
-        return keep_default_policy(super().partial(**kwargs), kwargs, TRIAL_RETRY_POLICY)
+        return keep_default_policy(super().partial(**kwargs), cls, kwargs)
 
 
 def _cause(error: BaseException) -> str:

@@ -145,8 +145,11 @@ def _keep_session(filesystem: Any) -> None:
     connect = filesystem.set_session
 
     async def set_session(refresh: bool = False, **options: Any) -> Any:  # noqa: FBT001, FBT002  s3fs's
-        client = None if refresh else filesystem._s3  # noqa: SLF001
-        return client or await connect(refresh=refresh, **options)
+        client = filesystem._s3  # noqa: SLF001
+        http = getattr(getattr(client, "_endpoint", None), "http_session", None)
+        if not refresh and getattr(http, "_sessions", None) == {}:  # no request yet
+            return client
+        return await connect(refresh=refresh, **options)
 
     filesystem.set_session = set_session
 

@@ -169,15 +169,17 @@ class RayJobTrigger(KillableTrigger):
                 self.log.info("The rest is shown when the job has ended; now: %s", whole_log)
 
     def _stop(self) -> None:
-        store = ExperimentStorageHook().open(self.experiment)
         attempt = AttemptId(self.restore_id, self.trial_id, self.attempt)
         try:
+            store = ExperimentStorageHook().open(self.experiment)
             jobs = RayJobsHook(self.ray_conn_id).jobs()
             stop_attempt(
                 store, jobs, attempt, self.submission_id, is_one_of_many=self.is_one_of_many
             )
         except TuneRestoreError as error:
-            self.log.error("The job could not be stopped: %s", printable(str(error), 4000))  # noqa: TRY400  expected
+            self.log.error(  # noqa: TRY400  expected
+                "%s could not be stopped: %s", self.submission_id, printable(str(error), 4000)
+            )
 
     def _still_waits(self) -> bool:
         """Whether the task is still deferred: then it was not killed."""

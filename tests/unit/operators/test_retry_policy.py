@@ -134,11 +134,23 @@ def test_trials_have_it_by_default(make):
             assert type(make().retry_policy) is type(given)  # groups copy their arguments
 
 
-@since_3_3
-@pytest.mark.parametrize("make", [trial, mapped, unmapped])
+@pytest.mark.parametrize("make", [trial, unmapped, pytest.param(mapped, marks=since_3_3)])
 @pytest.mark.parametrize("given", [Own(), None])
 def test_default_args_of_a_task_are_stronger(make, given):
     assert make(default_args={"retry_policy": given}).retry_policy is given
+
+
+class PlainTrial(RestoreTrialOperator):
+    """A user's own: with the plain retries of Airflow by default."""
+
+    def __init__(self, *, retry_policy=None, **arguments):
+        super().__init__(retry_policy=retry_policy, **arguments)
+
+
+def test_a_subclass_may_have_another_default():
+    plain = PlainTrial(task_id="p", trial={}, trainable="a:b")
+    mapped = PlainTrial.partial(task_id="m", trainable="a:b").expand(trial=[{}])
+    assert plain.retry_policy is mapped.unmap({"trial": {}}).retry_policy is None
 
 
 @since_3_3

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_tune_restore.exceptions import RayClusterError
+from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
@@ -15,7 +15,7 @@ from airflow_tune_restore.protocol.request import ProgressTail, RunnerProgress
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.triggers import ray_job, ray_job_poller, trial_poller
 from airflow_tune_restore.triggers.ray_job import RayJobTrigger
-from tests.support.airflow.names import before_3_3, since_3_3
+from tests.support.airflow.names import RELEASE, before_3_3, since_3_3
 from tests.support.records import Attempt, leave_outcome
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -244,6 +244,25 @@ def test_a_trigger_that_cannot_ask_about_its_task_stops_nothing(head, of_task, c
         "j1 continues: Airflow could not be asked whether the task still waits"
         in capfd.readouterr().out
     )
+
+
+@pytest.mark.parametrize("end", [RayJobTrigger.on_kill, RayJobTrigger.cleanup])
+def test_a_job_that_cannot_be_stopped_is_named(head, of_task, end, monkeypatch, capfd):
+    def refuse(self, _address):
+        raise InvalidInputError("Airflow has no connection 'gone'.")
+
+    monkeypatch.setattr("airflow_tune_restore.triggers.ray_job.ExperimentStorageHook.open", refuse)
+    asyncio.run(end(of_task("failed")))
+    is_asked = end is RayJobTrigger.on_kill or RELEASE < (3, 3)
+    shown = "j1 could not be stopped: Airflow has no connection 'gone'." in capfd.readouterr().out
+    assert shown is is_asked
+
+
+@before_3_3
+def test_an_unexpected_error_of_a_stop_is_logged(head, of_task, monkeypatch, capfd):
+    monkeypatch.setattr(RayJobTrigger, "_stop", lambda self: 1 / 0)
+    asyncio.run(of_task("failed").cleanup())
+    assert "on_kill() raised an exception" in capfd.readouterr().out
 
 
 @before_3_3
