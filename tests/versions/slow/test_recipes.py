@@ -101,7 +101,10 @@ def test_the_packages_fit_together_and_no_pinned_one_was_moved(installed):
 
 
 def test_what_to_look_at_afterwards_shows_it(installed):
+    run(installed, "airflow", "db", "migrate")
     looks = block(PAGE, "See that it works", "sh").replace(
         "s3://my-bucket/sweeps", str(ROOT / "tests" / "golden" / "example_sweep")
     )
-    assert "errored" in run(installed, "bash", "-euc", looks, AIRFLOW__CORE__LOAD_EXAMPLES="False")
+    shown = run(installed, "bash", "-euc", looks, AIRFLOW__CORE__LOAD_EXAMPLES="False")
+    assert "No data found" in shown
+    assert "errored" in shown
