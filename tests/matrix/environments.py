@@ -1,5 +1,6 @@
 """Environments of other versions, made with uv and kept between runs."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -49,15 +50,8 @@ UV = str(Path(sys.executable).with_name("uv"))
 
 def ray_python(version: str) -> str:
     """Return an interpreter that has a version of Ray, and nothing of ours or of Airflow's."""
-    home = CACHE / f"ray-{version}-python-{_python_version()}"
-    if not (home / "ready").exists():
-        packages = [f"ray[tune]=={version}", "setuptools<81", *OLD_RAYS.get(version, [])]
-        shutil.rmtree(home, ignore_errors=True)
-        _uv("venv", "--quiet", "--python", sys.executable, str(home))
-        _uv("pip", "install", "--quiet", "--compile-bytecode",
-            "--python", str(home / "bin" / "python"), *packages)  # fmt: skip
-        (home / "ready").touch()
-    return str(home / "bin" / "python")
+    packages = [f"ray[tune]=={version}", "setuptools<81", *OLD_RAYS.get(version, [])]
+    return _made(CACHE / f"ray-{version}-python-{_python_version()}", *packages)
 
 
 def project_python(python: str, *groups: str) -> str:
@@ -76,16 +70,11 @@ def airflow_python(version: str) -> str:
     wanted = [f"apache-airflow=={version}", *_of_its_time(version)]
     source = [str(ROOT), (ROOT / "pyproject.toml").read_text(), *wanted]
     digest = hashlib.sha256("\n".join(source).encode()).hexdigest()[:8]
-    home = CACHE / f"airflow-{version}-python-{_python_version()}-{digest}"
-    if not (home / "ready").exists():
-        shutil.rmtree(home, ignore_errors=True)
-        _uv("venv", "--quiet", "--python", sys.executable, str(home))
-        _uv("pip", "install", "--quiet", "--compile-bytecode",
-            "--python", str(home / "bin" / "python"),
-            "--editable", f"{ROOT}[ray,amazon,gcs,azure,kubernetes]",
-            "--group", f"{ROOT}/pyproject.toml:test", *wanted)  # fmt: skip
-        (home / "ready").touch()
-    return str(home / "bin" / "python")
+    return _made(
+        CACHE / f"airflow-{version}-python-{_python_version()}-{digest}",
+        "--editable", f"{ROOT}[ray,amazon,gcs,azure,kubernetes]",
+        "--group", f"{ROOT}/pyproject.toml:test", *wanted,
+    )  # fmt: skip
 
 
 def _of_its_time(version: str) -> list[str]:
@@ -97,6 +86,20 @@ def _of_its_time(version: str) -> list[str]:
     for package, day in NEWER_PACKAGES.items():
         options += ["--exclude-newer-package", f"{package}={max(until, day)}"]
     return options
+
+
+def _made(home: Path, *wanted: str) -> str:
+    """Return the interpreter of an environment, which is made if there is none."""
+    python = home / "bin" / "python"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{home}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest may want it at the same time
+        if not (home / "ready").exists():
+            shutil.rmtree(home, ignore_errors=True)
+            _uv("venv", "--quiet", "--python", sys.executable, str(home))
+            _uv("pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *wanted)
+            (home / "ready").touch()
+    return str(python)
 
 
 def run_tests(python: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
