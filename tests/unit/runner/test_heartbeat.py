@@ -1,6 +1,7 @@
 """A runner shows that it is alive, and stops for newer attempts and restores."""
 
 import json
+import os
 import signal
 import threading
 from types import SimpleNamespace
@@ -181,7 +182,7 @@ def test_a_runner_that_was_frozen_in_its_first_look_is_overdue(store, monkeypatc
 def test_a_parent_that_is_gone_is_a_request_to_stop(store, monkeypatch):
     sent = []
     monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
-    pulse = Heartbeat(store, REQUEST, parent_pid=1)
+    pulse = Heartbeat(store, REQUEST, parent_pid=os.getpid())
     pulse._watch_parent()
     pulse._watch_parent()
     assert sent == [15]
@@ -212,7 +213,9 @@ def test_once_started_it_beats_and_looks_for_its_parent_by_itself(store, monkeyp
     sent = []
     monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
     monkeypatch.setattr("airflow_tune_restore.runner.heartbeat.BEAT_SECONDS", 0.01)
-    pulse = Heartbeat(store, REQUEST, parent_pid=1)  # not our parent: as if ours were gone
+    pulse = Heartbeat(
+        store, REQUEST, parent_pid=os.getpid()
+    )  # not our parent: as if ours were gone
     # a starved thread may miss the end of its lease, which is not what this is about
     monkeypatch.setattr(pulse, "_end_if_overdue", lambda: None)
     pulse.start()
@@ -305,7 +308,9 @@ def test_a_store_that_keeps_it_waiting_does_not_keep_it_from_ending(store, monke
         "airflow_tune_restore.runner.heartbeat.time",
         SimpleNamespace(monotonic=lambda: clock["now"]),
     )
-    pulse = Heartbeat(store, REQUEST, parent_pid=1)  # not our parent: as if ours were gone
+    pulse = Heartbeat(
+        store, REQUEST, parent_pid=os.getpid()
+    )  # not our parent: as if ours were gone
     pulse.check()
     monkeypatch.setattr(pulse, "beat", beat_for_ever)
     monkeypatch.setattr(pulse._stopped, "wait", wait)
