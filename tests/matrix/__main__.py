@@ -49,7 +49,7 @@ def cells() -> list[Cell]:
         ),
         *(
             Cell("python", f"Python {version}", _other_python(version), [*UNIT, *RUNNER])
-            for version in ("3.11", "3.12", "3.13")
+            for version in ("3.11", "3.12", "3.13", "3.14")
         ),
         Cell("airflow", "Airflow of uv.lock", here, AIRFLOW),
         *(

@@ -97,7 +97,7 @@ def _made(home: Path, *wanted: str) -> str:
         if not (home / "ready").exists():
             shutil.rmtree(home, ignore_errors=True)
             _uv("venv", "--quiet", "--python", sys.executable, str(home))
-            _uv("pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *wanted)
+            _uv("pip", "install", "--quiet", "--python", str(python), *wanted)
             (home / "ready").touch()
     return str(python)
 
