@@ -114,9 +114,10 @@ def test_a_log_that_cannot_be_read_ends_nothing_and_is_shown_when_it_can(
     threading.Thread(target=come_back, daemon=True).start()
     assert trial.restore(deferred=deferred)["status"] == "TERMINATED"
     log = capfd.readouterr().out
-    warnings = f"{log}{caplog.text}" if deferred else log
-    assert warnings.count("The log cannot be read just now") == 1
-    assert "no route to host" in warnings
+    # a trigger's log is in one of them, or in both if an earlier test has set up Airflow's logging
+    shown = (log, caplog.text if deferred else "")
+    assert max(text.count("The log cannot be read just now") for text in shown) == 1
+    assert "no route to host" in "".join(shown)
     assert "attempt 1 is at work" in log
     assert "attempt 1 ends" in log
 
