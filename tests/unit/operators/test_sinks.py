@@ -124,11 +124,11 @@ class Sinks(logging.Handler):
 
 
 @pytest.fixture
-def sinks(capfd):
+def sinks(capfd, monkeypatch):
     found = Sinks()
-    logging.getLogger().addHandler(found)
+    # alone: if an earlier test has set up Airflow's logging, logs go to stdout, in front of JSON
+    monkeypatch.setattr(logging.getLogger(), "handlers", [found])
     yield found
-    logging.getLogger().removeHandler(found)
     for text in found.shown:
         check_shown(text)
     captured = capfd.readouterr()
