@@ -35,11 +35,11 @@ def test_a_trial_that_is_failed_stops_its_job_and_a_triggerer_that_restarts_stop
     run_id = running.trigger(DAG, conf)
     running.eventually(lambda: running.states(DAG, run_id).get(TRIAL) == ["deferred"] * 3)
     running.eventually(lambda: sum("iteration" in log for log in logs(cluster).values()) >= 1)
+    running.eventually(lambda: waits_of(running, run_id) == 3)
     jobs = statuses(cluster)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        waits = waits_of(running, run_id)
+    for number, waits in ((signal.SIGTERM, 6), (signal.SIGKILL, 9)):
         running.restart_triggerer(number)
-        running.eventually(lambda waits=waits: waits_of(running, run_id) == waits + 3)
+        running.eventually(lambda waits=waits: waits_of(running, run_id) == waits)
         assert statuses(cluster) == jobs == dict.fromkeys(jobs, "RUNNING")
 
     (victim, trial_id) = next(
