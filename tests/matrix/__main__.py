@@ -22,7 +22,6 @@ RUNNER = [
     "tests/ray/kept/test_runner_resume.py",
     "tests/ray/kept/slow/test_more_of_runner_resume.py",
 ]
-AIRFLOW = ["tests/unit", "tests/airflow/test_example_dags.py", "tests/airflow/test_admin_dag.py"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,10 @@ def cells() -> list[Cell]:
             Cell("python", f"Python {version}", _other_python(version), [*UNIT, *RUNNER])
             for version in ("3.11", "3.12", "3.13", "3.14")
         ),
-        Cell("airflow", "Airflow of uv.lock", here, AIRFLOW),
+        Cell("airflow", "Airflow of uv.lock", here, environments.AIRFLOW_TESTS),
         *(
-            Cell("airflow", f"Airflow {version}", partial(airflow_python, version), AIRFLOW)
+            Cell("airflow", f"Airflow {version}", partial(airflow_python, version),
+                 environments.AIRFLOW_TESTS)
             for version in environments.AIRFLOWS
         ),
         Cell("trainers", "Torch, RLlib, LightGBM", lambda: project_python(sys.executable, "trainers"),

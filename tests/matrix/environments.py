@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,13 @@ A release's constraints pin the newest packages of its day. "" takes those of to
 """
 
 OLDEST_AIRFLOW = next(iter(AIRFLOWS))
+
+AIRFLOW_TESTS = [
+    "tests/unit",
+    "tests/airflow/test_example_dags.py",
+    "tests/airflow/test_admin_dag.py",
+]
+"""What is run on each of them."""
 
 NEWER_PACKAGES = {
     # what the extra `kubernetes` moves: the first provider that fits, and what it needs
@@ -100,6 +108,29 @@ def _made(home: Path, *wanted: str) -> str:
             _uv("pip", "install", "--quiet", "--python", str(python), *wanted)
             (home / "ready").touch()
     return str(python)
+
+
+def build_wheel(directory: Path) -> Path:
+    """Build the wheel of the project into a directory."""
+    _uv("build", "--quiet", "--wheel", "--out-dir", str(directory), str(ROOT))
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def make_constraints(version: str, path: Path) -> dict[str, str]:
+    """Write what the constraints of an Airflow pin, and return it: all its providers, on its day."""
+    wanted = path.with_name("wanted.txt")
+    wanted.write_text(f"apache-airflow[all]=={version}")
+    _uv(
+        "pip", "compile", "--quiet", "--no-annotate", "--no-header", str(wanted),
+        "--output-file", str(path), "--exclude-newer", AIRFLOWS[version], "--python", sys.executable,
+    )  # fmt: skip
+    return pinned(path.read_text())
+
+
+def pinned(text: str) -> dict[str, str]:
+    """Return the versions in a list of requirements, by package."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
 
 
 def run_tests(python: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

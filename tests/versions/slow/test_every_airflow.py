@@ -2,7 +2,13 @@
 
 import pytest
 
-from tests.matrix.environments import AIRFLOWS, OLDEST_AIRFLOW, airflow_python, run_tests
+from tests.matrix.environments import (
+    AIRFLOW_TESTS,
+    AIRFLOWS,
+    OLDEST_AIRFLOW,
+    airflow_python,
+    run_tests,
+)
 
 NIGHTS = [
     pytest.param(OLDEST_AIRFLOW, "tests/airflow/test_night.py", id="a night on the oldest"),
@@ -14,8 +20,7 @@ NIGHTS = [
 
 @pytest.mark.parametrize("version", AIRFLOWS)
 def test_all_unit_tests_pass_and_all_dags_parse(version):
-    tests = ["tests/unit", "tests/airflow/test_example_dags.py", "tests/airflow/test_admin_dag.py"]
-    done = run_tests(airflow_python(version), *tests)
+    done = run_tests(airflow_python(version), *AIRFLOW_TESTS)
     assert done.returncode == 0, done.stdout[-6000:]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix.environments import AIRFLOWS, OLDEST_AIRFLOW, UV
+from tests.matrix.environments import OLDEST_AIRFLOW, build_wheel, make_constraints, pinned
 from tests.support import ROOT
 from tests.support.experiments.sweeps import copy_sweep, ends
 
@@ -31,13 +31,9 @@ def block(text: str, heading: str, language: str) -> str:
 def home(tmp_path_factory) -> Path:
     """A directory with the wheel, an environment with pip alone, and Airflow's constraints."""
     made = tmp_path_factory.mktemp("deployment")
-    run(made, UV, "build", "--quiet", "--wheel", "--out-dir", str(made / "dist"), str(ROOT))
+    build_wheel(made / "dist")
     run(made, sys.executable, "-m", "venv", "env")
-    (made / "wanted.txt").write_text(f"apache-airflow[all]=={OLDEST_AIRFLOW}")
-    run(
-        made, UV, "pip", "compile", "--quiet", "wanted.txt", "--output-file", "constraints.txt",
-        "--exclude-newer", AIRFLOWS[OLDEST_AIRFLOW], "--python", sys.executable,
-    )  # fmt: skip
+    make_constraints(OLDEST_AIRFLOW, made / "constraints.txt")
     return made
 
 
@@ -91,8 +87,8 @@ def test_the_dag_of_the_readme_restores_a_failed_experiment(installed, tmp_path)
 
 def test_the_packages_fit_together_and_no_pinned_one_was_moved(installed):
     run(installed, "pip", "check")
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (installed / "constraints.txt").read_text(), re.M))
-    found = dict(re.findall(r"^([\w.-]+)==(\S+)$", run(installed, "pip", "freeze"), re.M))
+    pins = pinned((installed / "constraints.txt").read_text())
+    found = pinned(run(installed, "pip", "freeze"))
     assert found["apache-airflow"] == OLDEST_AIRFLOW
     moved = {
         name: (pins[name], found[name]) for name in found.keys() & pins if found[name] != pins[name]
