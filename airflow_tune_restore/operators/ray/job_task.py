@@ -102,19 +102,21 @@ class RayJobTask:
         """Keep for the next try which job is followed."""
         state = context.get("task_state_store")
         if state is not None:
-            value: dict[str, Any] = {
-                "restore_id": self._job.plan.restore_id,
+            followed: dict[str, Any] = {
                 "attempt": attached.attempt,
                 "submission_id": attached.submission_id,
             }
-            state.set(_STATE_KEY, value)
+            state.set(_STATE_KEY, followed)
 
     def _remembered_attempt(self, context: Context) -> int:
         """Return the attempt that an earlier try followed; 0 if it was of another restore or trial.
 
         Airflow keeps the state by the position of a mapped task, which may have had another trial before.
         """
-        value = _remembered(context)
+        state = context.get("task_state_store")
+        value = state.get(_STATE_KEY) if state is not None else None
+        if not isinstance(value, dict):
+            return 0
         attempt = value.get("attempt")
         if isinstance(attempt, int) and value.get("submission_id") == self._job.job_id(attempt):
             return attempt
@@ -145,9 +147,3 @@ def _build_job(operator: "AttemptOperator", task: "AttemptTask") -> RayAttemptJo
         poll_interval=float(operator.poll_interval),
         log=operator.log,
     )
-
-
-def _remembered(context: Context) -> dict[str, Any]:
-    state = context.get("task_state_store")
-    value = state.get(_STATE_KEY) if state is not None else None
-    return value if isinstance(value, dict) else {}
