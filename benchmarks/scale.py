@@ -19,12 +19,12 @@ records are written as runners leave them when all trials finish; that is not me
 until the lease has rested for 31 s since the commit. The benchmark waits before it instead, so this wait
 is not in its seconds.
 
-`requests`: the same steps at two smaller sizes, through a proxy that counts. Half of the table is the
-difference between both sizes, for one more resumed trial or one more experiment. `--package` measures the
-package of another checkout, with the experiments and records of this one. A step that takes longer than
-`--timeout` is ended, and what needs it is left out. A small experiment comes first and is not shown: it
-compiles modules and warms the page cache. The slope is that of the line through the logarithms
-of seconds and size: 1 is linear, 2 is quadratic.
+`requests`: the same steps at two smaller sizes, through a proxy that counts. What one more resumed trial
+or one more experiment costs is the difference between them. `--package` measures the package of another
+checkout, with the experiments and records of this one. A step that takes longer than `--timeout` is
+ended, and what needs it is left out. A small experiment comes first and is not shown: it compiles modules
+and warms the page cache. The slope is that of the line that fits the logarithms of seconds and size best,
+of wall and of processor time: 1 is linear, 2 is quadratic. The server shares the machine.
 """
 
 import argparse
@@ -208,8 +208,10 @@ def print_part(runs: dict[int, Run], what: str, chosen: Sequence[str], timeout: 
     rows = []
     for step in steps:
         by_size = {size: run.figures.get(step) for size, run in runs.items()}
-        points = [(n, one.wall) for n, one in by_size.items() if one is not None and one.wall]
-        rows.append([NAMES[step], *map(seconds, by_size.values()), slope(points)])
+        done = {n: one for n, one in by_size.items() if one is not None and one.wall and one.cpu}
+        wall = slope([(n, one.wall) for n, one in done.items()])
+        cpu = slope([(n, one.cpu) for n, one in done.items()])
+        rows.append([NAMES[step], *map(seconds, by_size.values()), f"{wall} ({cpu})"])
     table(["seconds, wall (processor)", *sizes, "slope"], rows)
     peaks = [
         [NAMES[step], *(f"{run.figures[step].peak:,.0f}" if step in run.figures else NOTHING
