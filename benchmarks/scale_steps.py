@@ -36,16 +36,21 @@ _UPLOADS = 32
 
 
 def make(addresses: list[str], trials: int, every: int) -> None:
-    """Upload the same experiment to each address; every n-th of its trials ended with ERROR."""
+    """Upload the same experiment to each address; every n-th of its trials ended with ERROR.
+
+    The states go last and later, as a driver writes them: a tuner.pkl that is older is not read so often.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "experiment")
         make_experiment(directory, trials, every)
-        files = [path for path in directory.rglob("*") if path.is_file()]
-        _upload(
-            (f"{address}/{path.relative_to(directory).as_posix()}", path.read_bytes())
-            for address in addresses
-            for path in files
-        )
+        paths = {path for path in directory.rglob("*") if path.is_file()}
+        for files in (paths - {directory / STATE}, {directory / STATE}):
+            _upload(
+                (f"{address}/{path.relative_to(directory).as_posix()}", path.read_bytes())
+                for address in addresses
+                for path in files
+            )
+            time.sleep(2.0)  # times of a store are whole seconds
 
 
 def leave_runs(directory: Path) -> None:
