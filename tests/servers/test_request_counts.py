@@ -31,7 +31,7 @@ The heartbeat, the outcome and the snapshot of the newest attempt are read."""
 
 PLAN_PER_EXPERIMENT = 40
 """Today (0.1.0), with its one resumed trial: 9 listings of its root, 6 of the lease, 1 of the restore; 3
-reads each of state and searcher, 2 of `tuner.pkl`, 4 of the claim; 2 for the missing ledger (obstore asks,
+reads each of state and searcher, 2 of `tuner.pkl`, 4 of the claim; 2 for the missing ledger (obstore,
 then s3fs); 4 for the self-test; 3 writes for lease and plan; 3 for the trial, 1 of them its seed.
 
 Lower it with each request that is saved, as the next one."""
