@@ -306,11 +306,11 @@ def _watch(lab: Lab, store: ObjectStore) -> None:
             watch._renewed = float("-inf")
             await watch._round()
 
-    real, trial_poller.ExperimentStorageHook = trial_poller.ExperimentStorageHook, Hook  # type: ignore[misc,assignment]
+    real, trial_poller.share_hook = trial_poller.share_hook, Hook  # type: ignore[assignment]
     try:
         asyncio.run(look())
     finally:
-        trial_poller.ExperimentStorageHook = real  # type: ignore[misc]
+        trial_poller.share_hook = real
 
 
 class _Jobs:

@@ -96,7 +96,7 @@ def scan(
     """List the experiments at or below PREFIX, and their health."""
     from airflow_tune_restore.cli.scan import scan_prefix
 
-    store = open_place(prefix, in_bulk=True)
+    store = open_place(prefix)
     with _sigterm_as_ctrl_c():  # it may be writing the index
         reports = scan_prefix(store, options)
     around = None if reports else experiment_around(prefix, store)
@@ -109,7 +109,7 @@ def scan(
 @with_options
 def plan(experiment: ExperimentUri, *, options: PlanOptions, as_json: Json = False) -> None:
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
-    store = open_experiment(experiment, in_bulk=True)
+    store = open_experiment(experiment)
     made = plan_restore(store, "preview", PrepareOptions(choices=options.choices())).plan
     refusals = foresee_refusals(store, made, stale_after=options.stale_after)
     output.print_plan(made, refusals, as_json=as_json)

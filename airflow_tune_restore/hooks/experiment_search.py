@@ -95,6 +95,7 @@ def build_search(
 
 
 def survey(
+    hook: ExperimentStorageHook,
     search: Search,
     log: logging.Logger,
     ask_holder: AskHolder | None = None,
@@ -105,7 +106,7 @@ def survey(
     `ask_holder` returns whether a restore that looks alive is known to have ended. The triggerer cannot
     ask (None). With `warns_if_empty`, a prefix without any experiment is a warning.
     """
-    reports = ExperimentStorageHook().scan(
+    reports = hook.scan(
         search.place,
         stale_after=search.stale_after,
         selection=search.selection,

@@ -244,7 +244,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         options: PrepareOptions,
     ) -> dict[str, PreparedRestore]:
         def prepare(text: str) -> PreparedRestore | UnknownTrialError | str:
-            store = hook.open(batch.places[text], in_bulk=True)
+            store = hook.open(batch.places[text])
             try:
                 return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
             except UnknownTrialError as error:

@@ -143,7 +143,7 @@ class CommitRestoreOperator(BaseOperator):
     ) -> CommitSummary | TuneRestoreError | None:
         """Commit one restore; its error is returned and stops no other restore."""
         try:
-            return self._commit(hook.open(item.experiment, in_bulk=True), item)
+            return self._commit(hook.open(item.experiment), item)
         except TuneRestoreError as error:
             self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  the message is enough
             return error

@@ -53,7 +53,7 @@ class ListQuarantineOperator(CheckedOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             place = hook.address(self.prefix)
             reports = hook.scan(place, stale_after=DEFAULT_STALE_AFTER)
-            quarantines = read_quarantines(hook.open(place, in_bulk=True), reports)
+            quarantines = read_quarantines(hook.open(place), reports)
         items: list[dict[str, Any]] = []
         for report, trials, warning in quarantines:
             address = place.at(report.experiment)
@@ -80,7 +80,7 @@ class ListQuarantineOperator(CheckedOperator):
         """Return the parameters in which the trials of an experiment differ, by trial id."""
         try:
             experiment = read_experiment(
-                hook.open(address, in_bulk=True), keep_terminated_rows=False, keep_parameters=True
+                hook.open(address), keep_terminated_rows=False, keep_parameters=True
             )
         except TuneRestoreError as error:
             self.log.warning("%s: %s", address, printable(str(error), NOTE_LENGTH))

@@ -13,6 +13,7 @@ from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 from airflow_tune_restore.version_compat import (
     AirflowFailException,
@@ -93,6 +94,7 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         self.max_depth = max_depth
         self.use_index = use_index
         self.ray_conn_id = ray_conn_id
+        self._hook: ExperimentStorageHook | None = None
         self.check_literals(vars(self))
 
     def execute(self, context: Context) -> Any:
@@ -137,7 +139,8 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
-            reports = experiment_search.survey(search, log, ask_dag_run)
+            hook = self._hook = self._hook or ExperimentStorageHook()
+            reports = experiment_search.survey(hook, search, log, ask_dag_run)
             found = [report for report in reports if report.health in wanted]
         experiment_search.log_evidence(found, log)
         if found or not self.wait:  # else it is not the last search

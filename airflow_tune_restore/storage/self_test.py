@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from airflow_tune_restore.exceptions import KeyExistsError, StorageError
 from airflow_tune_restore.storage.base import OWN_DIRECTORY, ObjectStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore
 
 RACERS = 2
 
@@ -16,9 +17,13 @@ def check_exclusive_create(store: ObjectStore) -> None:
     The creators race, because many clients only check whether the object exists and then write it. A very
     short gap between check and write may pass; docs/reliability.md lists stores that passed many races.
 
+    A bucket is tested once per client.
+
     Raises:
         StorageError: If both win.
     """
+    if isinstance(store, FsspecStore) and store.bucket.creates_exclusively:
+        return
     key = f"{OWN_DIRECTORY}/selftest-{secrets.token_hex(8)}"
     start = threading.Barrier(RACERS)
 
@@ -41,3 +46,5 @@ def check_exclusive_create(store: ObjectStore) -> None:
             "won), so two restores could run at once. Use a store with conditional puts (AWS S3, MinIO, "
             "SeaweedFS, GCS, Azure) or a local disk."
         )
+    if isinstance(store, FsspecStore):
+        store.bucket.creates_exclusively = True
