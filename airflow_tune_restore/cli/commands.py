@@ -40,7 +40,7 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     TuneRestoreError,
 )
-from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusals, plan_restore
+from airflow_tune_restore.restore.prepare import PrepareOptions, preview_restore
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -110,8 +110,9 @@ def scan(
 def plan(experiment: ExperimentUri, *, options: PlanOptions, as_json: Json = False) -> None:
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
     store = open_experiment(experiment)
-    made = plan_restore(store, "preview", PrepareOptions(choices=options.choices())).plan
-    refusals = foresee_refusals(store, made, stale_after=options.stale_after)
+    made, refusals = preview_restore(
+        store, PrepareOptions(choices=options.choices(), stale_after=options.stale_after)
+    )
     output.print_plan(made, refusals, as_json=as_json)
 
 
@@ -220,15 +221,20 @@ def undo(
     from airflow_tune_restore.cli.lease import show_waits
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
-    from airflow_tune_restore.restore.undo import foresee_undo, undo_commit
+    from airflow_tune_restore.restore.undo import StateFiles, foresee_undo, undo_commit
 
     store = open_experiment(experiment)
-    foreseen = foresee_undo(store)
+    files = StateFiles()
+    foreseen = foresee_undo(store, files)
     with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
         if not yes and not output.confirm_undo(foreseen, progress):
             raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
-            store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
+            store,
+            holder=holder(),
+            on_wait=show_waits(progress),
+            restore_id=foreseen.restore_id,
+            files=files,
         )
     output.print_undone(undone, as_json=as_json)
 

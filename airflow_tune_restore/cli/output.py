@@ -23,8 +23,8 @@ from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS
 from airflow_tune_restore.restore.columns import Column, needed_width, render, render_columns
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.kept import describe_kept
-from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.release import describe_released
 from airflow_tune_restore.restore.summary import CommitSummary

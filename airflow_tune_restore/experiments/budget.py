@@ -1,4 +1,4 @@
-"""How much many threads may read at once: bytes in memory, and requests in flight."""
+"""How many bytes many threads may read at once."""
 
 import threading
 from collections.abc import Iterator
@@ -30,9 +30,6 @@ class ByteBudget:
                 self._held -= size_bytes
                 self._changed.notify_all()
 
-
-CONCURRENCY = 32
-"""Threads for requests about single trials."""
 
 IN_MEMORY = ByteBudget(64 * 1024 * 1024)
 """State files and result rows that all threads of this process hold while they read them."""

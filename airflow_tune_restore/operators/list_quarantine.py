@@ -8,14 +8,15 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.parameters import find_varying
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read import StateReader, read_experiment
+from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.operators.operation import describe_release
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.columns import render
-from airflow_tune_restore.restore.ledger import History
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.restore.summary import TABLE_WIDTH
 
@@ -80,7 +81,8 @@ class ListQuarantineOperator(CheckedOperator):
         """Return the parameters in which the trials of an experiment differ, by trial id."""
         try:
             experiment = read_experiment(
-                hook.open(address), keep_terminated_rows=False, keep_parameters=True
+                hook.open(address),
+                read_state=StateReader(Keep(terminated_rows=False, parameters=True)),
             )
         except TuneRestoreError as error:
             self.log.warning("%s: %s", address, printable(str(error), NOTE_LENGTH))

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
-from airflow_tune_restore.experiments.parameters import Varying, find_varying
+from airflow_tune_restore.experiments.parameters import Varying, find_varying, read_metric
 from airflow_tune_restore.experiments.state import State
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, Result, RunnerOutcome, TrialAction
@@ -277,11 +277,9 @@ def _describe_end(outcome: RunnerOutcome) -> str:
 
 
 def _metric(trial: Trial | None, name: str | None) -> float | None:
-    value = follow_metric(trial.last_result, name) if trial is not None and name else None
-    try:
-        return float(value) if isinstance(value, int | float) else None
-    except OverflowError:  # an integer in JSON may be larger than any float
-        return None
+    if trial is None or trial.row is None:
+        return trial.metric if trial is not None else None
+    return read_metric(trial.row, name)
 
 
 def _arrow(before: object, after: object) -> str:

@@ -101,11 +101,13 @@ class FsspecStore(ObjectStore):
         return sorted(entries.values(), key=lambda entry: entry.name)
 
     def walk(self, path: str = "") -> Iterator[Entry]:
-        """Yield all objects below `path`, without the markers of directories."""
+        """Yield all objects below `path`; the marker of a directory is a directory."""
         try:
             with self._translated("list", path):
                 for entry in self._descendants(self._path(path)):
-                    if entry.name and not entry.name.endswith("/"):
+                    if entry.name.endswith("/"):
+                        yield prefix_entry(entry.name, "")
+                    elif entry.name:
                         yield entry
         except KeyNotFoundError:
             return
