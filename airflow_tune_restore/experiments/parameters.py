@@ -97,6 +97,7 @@ def shown_of(trial: Trial, row: RawRow, metric: str | None) -> Trial:
         row=None,
         parameters={} if trial.unusable else read_parameters(row),
         metric=read_metric(row, metric),
+        mark=row.mark(),
     )
 
 

@@ -1,5 +1,6 @@
 """One row of a state file as it stands there, and the fields that are read from it on demand."""
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ class RawRow:
         """Whether it is small enough to be read again."""
         limit = bounded_json.MAX_DOCUMENT_BYTES
         return max(memoryview(self.trial).nbytes, memoryview(self.metadata).nbytes) <= limit
+
+    def mark(self) -> bytes:
+        """Return a short digest of its content."""
+        digest = hashlib.blake2b(self.trial, digest_size=8)
+        digest.update(self.metadata)
+        return digest.digest()
 
     def last_result(self) -> dict[str, Any]:
         """Return the last result; empty if there is none."""

@@ -31,8 +31,8 @@ from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder, was_restored
 from airflow_tune_restore.protocol.lease_watch import Watch
+from airflow_tune_restore.restore.abandoned import has_left_work
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.commit import has_left_work
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag

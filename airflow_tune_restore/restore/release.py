@@ -13,7 +13,7 @@ from airflow_tune_restore.protocol.kept_lease import keep_lease, let_rest
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.restore.commit import commit_abandoned
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.history import KEPT, History
 from airflow_tune_restore.restore.ledger import read_ledger, write_ledger
 from airflow_tune_restore.restore.start import release_unstarted

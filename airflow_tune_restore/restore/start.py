@@ -20,7 +20,7 @@ from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS, keep_lease
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.records import is_listed
-from airflow_tune_restore.restore.commit import commit_abandoned
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, check_fits, read_plan
 from airflow_tune_restore.restore.prepare import (
