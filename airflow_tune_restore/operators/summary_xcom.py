@@ -15,7 +15,7 @@ MAX_TRIALS = 1000
 """With more trials, the XCom leaves out those that did not change."""
 
 MAX_IDS = 20
-"""Ids of failed and of quarantined trials of each experiment where there is no room for all of them."""
+"""Ids of failed trials, and of quarantined ones, of each experiment that has no room for all."""
 
 
 def describe_summaries(
