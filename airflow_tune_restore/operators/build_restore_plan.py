@@ -47,7 +47,7 @@ class BuildRestorePlanOperator(CheckedOperator):
     """Plans restores, takes their leases, and returns one small item per trial to run.
 
     The items of all experiments are one flat list, for
-    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`; where they would be too large for an XCom,
+    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`; if they would be too large for an XCom,
     each is a short reference that this operator understands. What became of each experiment is under
     `plan.output["outcomes"]`, for `CommitRestoreOperator` and `CheckRestoresOperator`:
 
