@@ -21,6 +21,7 @@ from airflow_tune_restore.cli.options import (
     ExperimentUri,
     Json,
     LeaseOptions,
+    ListAll,
     PlanOptions,
     RunOptions,
     ScanOptions,
@@ -91,6 +92,7 @@ def scan(
     ],
     *,
     options: ScanOptions,
+    list_all: ListAll = False,
     as_json: Json = False,
 ) -> None:
     """List the experiments at or below PREFIX, and their health."""
@@ -101,19 +103,30 @@ def scan(
         reports = scan_prefix(store, options)
     around = None if reports else experiment_around(prefix, store)
     output.print_reports(
-        reports, prefix=store.uri, around=around, explain=options.explain, as_json=as_json
+        reports,
+        prefix=store.uri,
+        around=around,
+        explain=options.explain,
+        list_all=list_all,
+        as_json=as_json,
     )
 
 
 @app.command(short_help="Show what a restore would do. Writes nothing.")
 @with_options
-def plan(experiment: ExperimentUri, *, options: PlanOptions, as_json: Json = False) -> None:
+def plan(
+    experiment: ExperimentUri,
+    *,
+    options: PlanOptions,
+    list_all: ListAll = False,
+    as_json: Json = False,
+) -> None:
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
     store = open_experiment(experiment)
     made, refusals = preview_restore(
         store, PrepareOptions(choices=options.choices(), stale_after=options.stale_after)
     )
-    output.print_plan(made, refusals, as_json=as_json)
+    output.print_plan(made, refusals, list_all=list_all, as_json=as_json)
 
 
 @app.command(short_help="Plan, run and commit a restore.")
@@ -126,6 +139,7 @@ def restore(
     run: RunOptions,
     where: LauncherOptions,
     lease: LeaseOptions,
+    list_all: ListAll = False,
     as_json: Json = False,
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
@@ -179,7 +193,7 @@ def restore(
             summary = restore_experiment(store, where.build(store_env), options, progress)
         finally:
             context.ensure_object(_Ending).trials_started = progress.has_started
-    output.print_summary(summary, experiment=store.uri, as_json=as_json)
+    output.print_summary(summary, experiment=store.uri, list_all=list_all, as_json=as_json)
     if stop.signal:
         raise typer.Exit(EXIT_SIGNAL + stop.signal)
     if isinstance(summary, CommitSummary) and not summary.is_done:

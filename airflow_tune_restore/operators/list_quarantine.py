@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.xcom_size import first_fitting
 from airflow_tune_restore.operators.operation import describe_release
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.columns import render
@@ -21,7 +22,7 @@ from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.restore.summary import TABLE_WIDTH
 
 MAX_TRIALS = 1000
-"""With more trials, log and XCom leave out the rest."""
+"""With more trials, or more than fit into an XCom, log and XCom leave out the rest."""
 
 
 class ListQuarantineOperator(CheckedOperator):
@@ -66,14 +67,14 @@ class ListQuarantineOperator(CheckedOperator):
                     _item(address, trial_id, history, parameters.get(trial_id, {}))
                     for trial_id, history in trials.items()
                 ]
-        if len(items) > MAX_TRIALS:
+        listed = first_fitting(items[:MAX_TRIALS])
+        if len(listed) < len(items):
             self.log.warning(
                 "%d trials in quarantine; the list has the first %d. List a smaller prefix.",
-                *(len(items), MAX_TRIALS),
+                *(len(items), len(listed)),
             )
-            items = items[:MAX_TRIALS]
-        self._log(place, len(reports), items)
-        return items
+        self._log(place, len(reports), listed)
+        return listed
 
     def _parameters(
         self, hook: ExperimentStorageHook, address: Address
