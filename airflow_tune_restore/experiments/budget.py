@@ -34,6 +34,9 @@ class ByteBudget:
 IN_MEMORY = ByteBudget(64 * 1024 * 1024)
 """State files and result rows that all threads of this process hold while they read them."""
 
+IN_WORK = ByteBudget(256 * 1024 * 1024)
+"""State files whose rows all threads of this process keep while they plan, start or commit."""
+
 SMALL_BYTES = 1024 * 1024
 
 

@@ -12,14 +12,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from airflow_tune_restore.experiments.parameters import shown_of
 from airflow_tune_restore.experiments.parse_row import parse_row
-from airflow_tune_restore.experiments.raw_row import MalformedStateError, RawRow
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, PackedRow, RawRow
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.numbers import is_amount
@@ -70,12 +70,14 @@ class State:
         trials: In the order of the file.
         rows: The raw rows that were kept, by trial id, in the same order.
         runner: `runner_data` of the frame, as plain values.
+        packed: The rows that were kept packed, by trial id, in the same order.
     """
 
     trials: tuple[Trial, ...]
     rows: dict[str, RawRow]
     runner: dict[str, Any]
     stats: dict[str, Any]
+    packed: dict[str, PackedRow] = field(default_factory=dict)
 
     @property
     def start_time(self) -> float:
@@ -110,17 +112,20 @@ class Keep:
         terminated_rows: Whether the rows of trials that terminated by themselves are kept: nearly all of
             a large experiment. Only running or committing them needs the rows.
         parameters: Whether the parameters of trials without a row are read before.
-        apart: Whether trials have no rows, so that a row is gone once it is taken out of `State.rows`.
-            Then they have what tables show of them, with the metric of this name.
+        shown: Whether trials have no row, but all that tables show of them, with the metric of this name.
+        packed: With `shown`: whether their rows are kept beside them, packed.
     """
 
     terminated_rows: bool = True
     parameters: bool = False
-    apart: bool = False
+    shown: bool = False
+    packed: bool = False
     metric: str | None = None
 
     def row_of(self, trial: Trial, pair: tuple[msgspec.Raw, msgspec.Raw]) -> RawRow | None:
-        """Return the row of a trial to keep; None if it is not kept."""
+        """Return the row of a trial to keep as it is; None if it is not kept so."""
+        if self.shown:
+            return None
         if self.terminated_rows:
             return RawRow(*pair)
         if trial.terminated_by_itself:
@@ -140,6 +145,7 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
     """
     trials: dict[str, Trial] = {}
     rows: dict[str, RawRow] = {}
+    packed: dict[str, PackedRow] = {}
     small_rows = 0
 
     def add_rows(pairs: _Pairs) -> None:
@@ -157,16 +163,15 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
                 memoryview(raw)[0] != _QUOTE for raw in pair
             ):
                 raise MalformedStateError(_NO_PAIR)
-            row = keep.row_of(trial, pair)
-            if row is not None:
+            if (row := keep.row_of(trial, pair)) is not None:
                 rows[trial.trial_id] = row
-            if row is not None and not keep.apart:
-                trials[trial.trial_id] = msgspec.structs.replace(trial, row=row)
-            elif keep.apart or keep.parameters:
+                trial = msgspec.structs.replace(trial, row=row)
+            elif keep.shown or keep.parameters:
                 with bounded_json.alone(size):
-                    trials[trial.trial_id] = shown_of(trial, RawRow(*pair), keep.metric)
-            else:
-                trials[trial.trial_id] = trial
+                    trial = shown_of(trial, RawRow(*pair), keep.metric)
+            if keep.packed:
+                packed[trial.trial_id] = PackedRow.of(RawRow(*pair))
+            trials[trial.trial_id] = trial
 
     frame = _split_pieces(pieces, add_rows)
     if not _is_shallow(frame):
@@ -179,6 +184,7 @@ def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
         rows,
         runner if isinstance(runner, dict) else {},
         stats if isinstance(stats, dict) else {},
+        packed,
     )
 
 

@@ -77,7 +77,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     odd_fields: tuple[str, ...] = ()
     parameters: dict[str, str] | None = None
     metric: float | None = None
-    mark: bytes = b""
+    mark: int = 0
     row: RawRow | None = None
 
     @property

@@ -32,8 +32,8 @@ from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 
-_CONCURRENCY = 4
-"""Restores committed at the same time: each may wait for dead runners, and hold a state in memory."""
+_CONCURRENCY = 8
+"""Restores committed at the same time: each may wait for dead runners. Large states take turns."""
 
 _NEVER_STARTED = "its restore was not started: the plan task ended before it"
 

@@ -21,14 +21,12 @@ Standard library only.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.record_fields import LAST_WORDS_LENGTH
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
 from airflow_tune_restore.protocol.request import (
@@ -189,36 +187,6 @@ class AttemptRecords:
     ) -> None:
         if (record.restore_id, record.trial_id, record.attempt) != self._id(attempt):
             raise RecordUnreadableError(self.store.uri, key, f"it is the {kind} of another attempt")
-
-
-def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, bytes]:
-    """Return the heartbeats of the newest started attempts of a restore, one per trial.
-
-    They change as long as its runners live. The plan is not read: it may not exist.
-    """
-    trials = store.list_dir(layout.trials_dir(restore_id))
-    units = [layout.unsegment(entry.name) for entry in trials if entry.is_dir]
-
-    def read(unit: str) -> tuple[AttemptId, bytes] | None:
-        number = AttemptRecords(store, restore_id, unit).newest_started()
-        if number is None:
-            return None
-        attempt = AttemptId(restore_id, unit, number)
-        return attempt, _heartbeat(store, attempt) or b""
-
-    found = for_each(read, [*filter(is_safe_name, units), layout.WHOLE_EXPERIMENT])
-    return dict(filter(None, found))
-
-
-def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set[str]:
-    """Return those of these trials whose newest outcome is an end of their own: finished, or failed."""
-
-    def has_ended(unit: str) -> bool:
-        outcome = AttemptRecords(store, restore_id, unit).outcome_or_interrupted()
-        return outcome is not None and outcome.ends_trial
-
-    units = list(units)
-    return set(compress(units, for_each(has_ended, units)))
 
 
 def wait_until_all_over(

@@ -4,13 +4,17 @@ A walk costs one request per thousand objects. It is as old as its begin: what i
 written since. Standard library only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import AttemptRecords
+from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
+from airflow_tune_restore.protocol.names import is_safe_name
+from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerOutcome
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 _HEARTBEAT, _OUTCOME, _EXIT, _SNAPSHOT = (
     key("", "", 1).rpartition("/")[2]
@@ -79,6 +83,11 @@ class RestoreRecords:
         """Return the records of a trial, or of the whole-experiment run; of no attempt if it has none."""
         return self._units.get(unit) or self._records(unit, {}, {})
 
+    def started(self) -> list[AttemptId]:
+        """Return the newest attempt of each unit whose runner wrote a heartbeat."""
+        newest = ((unit, records.newest_started()) for unit, records in self._units.items())
+        return [AttemptId(self.restore_id, unit, number) for unit, number in newest if number]
+
     def _records(
         self, unit: str, found: _Found, outcomes: dict[int, RunnerOutcome]
     ) -> ListedRecords:
@@ -87,5 +96,29 @@ class RestoreRecords:
     def _walk(self) -> Iterator[tuple[str, int, str]]:
         """Yield unit, attempt and name of each record."""
         for entry in self._store.walk(layout.restore_dir(self.restore_id)):
-            if not entry.is_dir and (place := layout.attempt_of(entry.name)) is not None:
+            place = None if entry.is_dir else layout.attempt_of(entry.name)
+            if place is not None and (
+                is_safe_name(place[0]) or place[0] == layout.WHOLE_EXPERIMENT
+            ):
                 yield place
+
+
+def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, bytes]:
+    """Return the heartbeats of the newest started attempts of a restore, one per unit.
+
+    They change as long as its runners live. The plan is not read: it may not exist.
+    """
+    started = RestoreRecords(store, restore_id).started()
+    beats = for_each(lambda of: read_heartbeat(store, layout.heartbeat_key(*of)), started)
+    return {attempt: beat or b"" for attempt, beat in zip(started, beats, strict=True)}
+
+
+def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set[str]:
+    """Return those of these trials whose newest outcome is an end of their own: finished, or failed."""
+    records, units = RestoreRecords(store, restore_id), list(units)
+
+    def has_ended(unit: str) -> bool:
+        outcome = records.of(unit).outcome_or_interrupted()
+        return outcome is not None and outcome.ends_trial
+
+    return set(compress(units, for_each(has_ended, units)))

@@ -147,6 +147,7 @@ def claim_attempt(
         remember_scheduler=plan.choices.remember_scheduler,
         ignore_tuner=plan.ignore_tuner,
         trust_name=plan.choices.trust_name,
+        state=plan.base.name,
         param_space=settings.param_space,
         search_alg=settings.search_alg if is_whole else None,
         imports=list(settings.imports),

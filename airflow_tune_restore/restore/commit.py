@@ -36,6 +36,7 @@ from airflow_tune_restore.exceptions import (
     StateChangedError,
     StateUnreadableError,
 )
+from airflow_tune_restore.experiments.budget import IN_WORK
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_state
 from airflow_tune_restore.experiments.state import NO_STATE, Keep, State, parse_pieces
@@ -95,7 +96,8 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     else:
         with keep_lease(store, restore_id) as held:
             over = wait_for_units(store, records, plan.units)
-            done = write_commit(held, plan, record, records, over)
+            with IN_WORK.hold(plan.base.size_bytes):
+                done = write_commit(held, plan, record, records, over)
     summary = summarise_commit(store, plan, records, done)
     _release(store, restore_id)
     return summary
@@ -117,7 +119,7 @@ def write_commit(
     )
     if not has_state:
         entries = store.list_dir()
-        keep = Keep(apart=True, metric=plan.metric)
+        keep = Keep(shown=True, packed=True, metric=plan.metric)
         file, before = read_base_state(store, entries, keep)
         _check_base(store, plan, file, before)
         record = record or _write_record(store, plan, entries, before)
@@ -273,7 +275,7 @@ def summarise_commit(
 def _read_state(store: ObjectStore, plan: RestorePlan, name: str) -> State:
     """Read what tables show of a state that was valid before."""
     pieces = store.stream(name, max_bytes=layout.MAX_STATE_BYTES)
-    return parse_pieces(pieces, Keep(terminated_rows=False, apart=True, metric=plan.metric))
+    return parse_pieces(pieces, Keep(shown=True, metric=plan.metric))
 
 
 def _why_it_broke_off(plan: RestorePlan, records: RestoreRecords) -> str:

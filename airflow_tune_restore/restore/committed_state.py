@@ -29,18 +29,18 @@ def build(
     """Return the new state file (None if no row changes), and its trials, without rows.
 
     Restored trials are as their runners left them, all others byte for byte. The rows of `base` are
-    used up, so that they and the new file are not in memory together.
+    packed (`Keep`).
     """
     planned = {trial.trial_id: trial for trial in plan.trials}
     is_whole = plan.is_whole_experiment
     shared = snapshots.whole() if is_whole and plan.has_work else NO_STATE
-    alone = [] if is_whole else [planned[key] for key in base.rows if planned[key].runs]
+    alone = [] if is_whole else [planned[key] for key in base.packed if planned[key].runs]
     own = snapshots.of_trials(alone)
     in_shared = {trial.trial_id: trial for trial in shared.trials}
     writer, last, is_changed = StateWriter(), shared, False
     trials: list[Trial] = []
     for before in base.trials:
-        trial, old = planned[before.trial_id], base.rows.pop(before.trial_id)
+        trial, old = planned[before.trial_id], base.packed[before.trial_id].unpack()
         row, after = old, before
         if trial.action is TrialAction.TERMINATE:
             row = _terminated(old)

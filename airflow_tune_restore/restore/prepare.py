@@ -16,6 +16,7 @@ from airflow_tune_restore.exceptions import (
     StorageError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.budget import IN_WORK
 from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.experiment import Experiment
@@ -295,6 +296,14 @@ def _prepare(
     store: ObjectStore, entries: list[Entry], base_id: str, options: PrepareOptions
 ) -> PreparedRestore:
     """Return the caller's started restore, or plan a new one of an experiment that is dead."""
+    states = (entry.size_bytes for entry in entries if layout.is_state_file(entry.name))
+    with IN_WORK.hold(max(states, default=0)):
+        return _prepare_alone(store, entries, base_id, options)
+
+
+def _prepare_alone(
+    store: ObjectStore, entries: list[Entry], base_id: str, options: PrepareOptions
+) -> PreparedRestore:
     if not was_restored(entries):  # then it has no lease either; `acquire` looks again
         return _plan_dead(store, entries, base_id, options)
     restore_id, has_started = _look_for_own(store, base_id)

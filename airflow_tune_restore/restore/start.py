@@ -12,6 +12,7 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     StateChangedError,
 )
+from airflow_tune_restore.experiments.budget import IN_WORK
 from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import read_base_state
 from airflow_tune_restore.experiments.state import Keep, State, encode_state
@@ -119,7 +120,10 @@ def _write_under_lease(prepared: PreparedRestore) -> RestorePlan:
     """Check that the plan still fits, and write it unless an earlier try has."""
     store, plan = prepared.store, prepared.plan
     try:
-        with keep_lease(store, plan.restore_id) as held_store:
+        with (
+            keep_lease(store, plan.restore_id) as held_store,
+            IN_WORK.hold(plan.base.size_bytes),
+        ):
             entries = store.list_dir()
             keep = Keep(terminated_rows=plan.choices.flags.keeps_terminated_rows)
             newest, state = read_base_state(store, entries, keep)

@@ -21,10 +21,10 @@ from airflow_tune_restore.experiments.experiment import StateFile
 from airflow_tune_restore.experiments.read import NotStartedError, StateReader
 from airflow_tune_restore.experiments.state import KEEP_UNTERMINATED
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.attempts import read_heartbeats
 from airflow_tune_restore.protocol.kept_lease import keep_lease, let_rest
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
@@ -316,7 +316,7 @@ def _refuse_if_used(
             base = read_plan(store, restore_id).base
         except (KeyNotFoundError, RecordUnreadableError):
             continue
-        if base.name == newest.name and read_heartbeats(store, restore_id):
+        if base.name == newest.name and RestoreRecords(store, restore_id).started():
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
                 f"committed. The next restore of {store.uri} commits it first. Nothing was changed."

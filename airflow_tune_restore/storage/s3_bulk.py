@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _RETRIES = 2
 """s3fs comes next, and has retries of its own."""
 
+_NO_KEY = "<Code>NoSuchKey</Code>"
+"""In the answer of S3, which obstore repeats; a key in its URL has no such characters."""
+
 _PAGE = 1000
 """Objects in one answer to a listing: the most that S3 gives."""
 
@@ -101,13 +104,16 @@ class BulkS3Store(S3Store):
             yield from super()._descendants(prefix, after)
 
     def _read(self, path: str, end: int | None) -> bytes:
-        from obstore.exceptions import BaseError
+        from obstore.exceptions import BaseError, NotFoundError
 
         try:
             answer = self._client.get(path.partition("/")[2])
             if end is None or answer.meta["size"] < end:
                 body: bytes = answer.bytes().to_bytes()
                 return body
+        except NotFoundError as error:
+            if _NO_KEY in str(error):  # else the bucket may be missing
+                raise FileNotFoundError(path) from error
         except (BaseError, OSError, ValueError):
             pass  # s3fs shows what is wrong
         return super()._read(path, end)
