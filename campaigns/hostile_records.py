@@ -301,6 +301,9 @@ def _watch(lab: Lab, store: ObjectStore) -> None:
         def open(self, _address: str) -> ObjectStore:
             return store
 
+        def reconnect(self) -> None:
+            pass
+
     async def look() -> None:
         trial = trial_poller.TrialWatch(trial_id="bad", attempt=1, ends_with_outcome=True)
         async with trial_poller.TrialPoller.watch(trial, "x", RESTORE_ID):

@@ -1,4 +1,4 @@
-"""What restores that died left behind: it is committed before the next restore starts.
+"""Commits the work that restores left behind when they died, before the next restore starts.
 
 So no result of theirs is lost, and the next plan starts from there.
 """

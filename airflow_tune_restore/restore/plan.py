@@ -237,7 +237,7 @@ def read_part(store: ObjectStore, restore_id: str, trial_id: str) -> RestorePlan
     It is the whole plan for `layout.WHOLE_EXPERIMENT`, or if an older version has written the plan.
 
     Raises:
-        KeyNotFoundError: If there is no plan.
+        KeyNotFoundError: If the restore has no plan.
         RecordUnreadableError: If the object is not the part of this trial.
     """
     key = layout.seed_key(restore_id, trial_id)

@@ -30,7 +30,7 @@ CLOCK_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Bucket:
-    """What the stores of one client share: what is known of its bucket.
+    """The facts about a bucket that all stores of one client share.
 
     Args:
         creates_exclusively: Whether it has passed the self-test.

@@ -90,7 +90,8 @@ def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: st
         if rows:
             records = AttemptRecords(store, restore_id, trial_id)
             if not records.numbers():  # it may have taken the place of another trial
-                units = _units_by_final_id(store, restore_id)  # type: ignore[arg-type]  by identity
+                # mypy: protocols are not hashable; a store is, by its identity
+                units = _units_by_final_id(store, restore_id)  # type: ignore[arg-type]
                 unit = units.get(trial_id, trial_id)
                 records = AttemptRecords(store, restore_id, unit)
             outcome = records.outcome()

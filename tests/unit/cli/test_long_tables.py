@@ -8,6 +8,7 @@ import pytest
 
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore import columns
 from airflow_tune_restore.restore.choices import PlanChoices
@@ -125,7 +126,7 @@ def summary_of(sweep, **fields):
         "r1",
         PrepareOptions(choices=PlanChoices(**fields)),
     )
-    state = prepared.experiment.state
+    state = read_experiment(prepared.store).state
     return summarise(
         prepared.plan, state_file=None, before=state, after=state, outcomes={}, samples_left=0
     )
