@@ -138,7 +138,8 @@ def write_commit(
         else:  # the name is free for the next restore
             record = msgspec.structs.replace(record, state_file="")
         del body
-    record = msgspec.structs.replace(record, attempts=snapshots.attempts)
+    # sorted: threads have read them, and a commit that is repeated writes the same bytes
+    record = msgspec.structs.replace(record, attempts=dict(sorted(snapshots.attempts.items())))
     if record.state_file:
         if plan.continues_search:
             committed_state.put_searcher(store, plan, record, snapshots)
