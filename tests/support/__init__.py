@@ -2,10 +2,10 @@
 
 airflow/       a private Airflow for the test process, a real `airflow standalone`, contexts of tasks
 experiments/   experiments: built from rows, really failed ones, the example sweep, drawn ones
-records.py     what runners leave behind, written without Ray
+records.py     what runners leave behind, written without Ray; finished_runs.py, that of thousands of them
 ray/           the Ray that stays up, restores by real runners, clusters, what Ray makes of it all
 kubernetes/    an API server and its node, emulated; the pods really run
-storage/       servers, the suite every store passes, a proxy with faults
+storage/       servers, the suite every store passes, a proxy with faults, and one that counts
 waiting.py     waiting for what will come
 rest.py        calls of REST APIs that may be busy
 """

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.storage.http_stream import Stream
+
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
@@ -136,7 +138,7 @@ class Proxy:
         try:
             server = socket.create_connection(self._upstream, timeout=60)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ends = _Stream(client), _Stream(server)
+            ends = Stream(client), Stream(server)
             while self._pass(*ends):
                 pass
         except OSError:
@@ -146,7 +148,7 @@ class Proxy:
                 if end is not None:
                     end.close()
 
-    def _pass(self, client: "_Stream", server: "_Stream") -> bool:
+    def _pass(self, client: Stream, server: Stream) -> bool:
         """Pass one request and its answer; False to hang up."""
         head = client.read_head()
         if head is None:
@@ -179,12 +181,12 @@ class Proxy:
             return False
         server.send(head.raw + body)
         answer = server.read_head()
-        while answer is not None and answer.first.split(" ")[1].startswith("1"):
+        while answer is not None and answer.status.startswith("1"):
             answer = server.read_head()
         if answer is None:
             return False
         content = b"" if method == "HEAD" else server.read_body(answer, is_answer=True)
-        if answer.first.split(" ")[1] == "200":
+        if answer.status == "200":
             self._note(request, head.payload(body))
         if fault is not None and how == AFTER:
             fault.then()
@@ -193,89 +195,4 @@ class Proxy:
             client.send((answer.raw + content)[: (len(answer.raw) + len(content)) // 2])
             return False
         client.send(answer.raw + content)
-        return "close" not in (answer.get("connection") + head.get("connection")).lower()
-
-
-@dataclass(frozen=True)
-class _Head:
-    raw: bytes
-    first: str
-    fields: dict[str, str]
-
-    def get(self, name: str) -> str:
-        return self.fields.get(name, "")
-
-    def payload(self, body: bytes) -> bytes:
-        """Take the framing off a body: of HTTP, and of S3 where it was sent in signed chunks."""
-        if "chunked" in self.get("transfer-encoding"):
-            body = _unchunk(body)
-        if "aws-chunked" in self.get("content-encoding"):
-            body = _unchunk(body)
-        return body
-
-
-def _unchunk(body: bytes) -> bytes:
-    found = b""
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        length = int(size.partition(b";")[0] or b"0", 16)
-        if not length:
-            break
-        found, body = found + body[:length], body[length + 2 :]
-    return found
-
-
-class _Stream:
-    """Reads HTTP/1.1 messages off a socket."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._buffer = b""
-
-    def send(self, data: bytes) -> None:
-        self._socket.sendall(data)
-
-    def read_head(self) -> _Head | None:
-        while b"\r\n\r\n" not in self._buffer:
-            if not self._fill():
-                return None
-        raw, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-        first, *lines = raw.decode("latin-1").split("\r\n")
-        pairs = (line.partition(":") for line in lines)
-        fields = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        return _Head(raw + b"\r\n\r\n", first, fields)
-
-    def read_body(self, head: _Head, *, is_answer: bool = False) -> bytes:
-        if "chunked" in head.get("transfer-encoding"):
-            return self._read_chunks()
-        if head.get("content-length"):
-            return self._read(int(head.get("content-length")))
-        if is_answer and head.first.split(" ")[1] not in ("204", "304"):
-            while self._fill():
-                pass
-            return self._read(len(self._buffer))
-        return b""
-
-    def _read_chunks(self) -> bytes:
-        raw = b""
-        while True:
-            while b"\r\n" not in self._buffer:
-                if not self._fill():
-                    return raw
-            size, _, self._buffer = self._buffer.partition(b"\r\n")
-            length = int(size.partition(b";")[0], 16)
-            raw += size + b"\r\n" + self._read(length + 2)
-            if not length:
-                return raw
-
-    def _read(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            if not self._fill():
-                raise OSError("hung up in the middle of a body")
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
-        return data
-
-    def _fill(self) -> bool:
-        data = self._socket.recv(65536)
-        self._buffer += data
-        return bool(data)
+        return not (answer.ends_connection or head.ends_connection)

@@ -1,0 +1,128 @@
+"""One step of benchmarks/scale.py, in a process of its own; it leaves figures and XComs in a directory.
+
+    SCALE_PACKAGE=CHECKOUT python benchmarks/scale_steps.py STEP DIRECTORY ADDRESS…
+
+The package is that of CHECKOUT. Experiments and what stands in for runners are those of this checkout, so
+that two versions of the package get the same to do.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, os.environ["SCALE_PACKAGE"])
+import airflow_tune_restore  # noqa: E402, F401  all its rooms come from there, whatever is found first later
+
+sys.path.insert(0, str(ROOT))
+
+from tests.support.airflow import home as airflow_home  # noqa: E402, F401  imported before any of Airflow
+
+# isort: split
+from benchmarks.plan_10000 import GOLDEN, make_experiment  # noqa: E402
+from tests.support.finished_runs import finished_runs  # noqa: E402
+
+os.environ["AIRFLOW__CORE__MAX_MAP_LENGTH"] = "1000000"
+
+STATE = next(GOLDEN.glob("experiment_state-*.json")).name
+_UPLOADS = 32
+
+
+def make(addresses: list[str], trials: int, every: int) -> None:
+    """Upload the same experiment to each address; every n-th of its trials ended with ERROR."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, "experiment")
+        make_experiment(directory, trials, every)
+        files = [path for path in directory.rglob("*") if path.is_file()]
+        _upload(
+            (f"{address}/{path.relative_to(directory).as_posix()}", path.read_bytes())
+            for address in addresses
+            for path in files
+        )
+
+
+def leave_runs(directory: Path) -> None:
+    """Write what the runners of all resumed trials leave when their trials finish."""
+    items = json.loads((directory / "plan.json").read_text())["return_value"]
+    client = _client()
+    for address, of_one in groupby(items, lambda item: item["experiment"]):
+        state = bytes(client.get(_key(f"{address}/{STATE}")).bytes())
+        _upload(
+            (f"{address}/{key}", body)
+            for run in finished_runs(state, list(of_one))
+            for key, body in run.items()
+        )
+
+
+def measure(directory: Path, step: str, addresses: list[str]) -> None:
+    """Take a step of a restore, as its Airflow task does; write its seconds and its XComs."""
+    from tests.support.airflow import steps
+
+    plan = {} if step == "plan" else json.loads((directory / "plan.json").read_text())
+    take: Callable[[], Any] = {
+        "plan": lambda: steps.run_plan(addresses),
+        "task": lambda: steps.begin_trial(plan["return_value"][0]),
+        "commit": lambda: steps.run_commit(plan["outcomes"]),
+        "undo": lambda: steps.run_undo(addresses[0]),
+    }[step]
+    wall, cpu = time.perf_counter(), time.process_time()
+    pushed = take()
+    figures = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    check(step, pushed, len(addresses))
+    (directory / f"{step}.json").write_text(json.dumps(pushed))
+    (directory / "figures.json").write_text(json.dumps(figures))
+
+
+def check(step: str, pushed: dict[str, Any], experiments: int) -> None:
+    """Stop if the step did something else than what it is measured for."""
+    if step == "plan":
+        assert {outcome["outcome"] for outcome in pushed["outcomes"]} == {"restored"}
+        assert len(pushed["outcomes"]) == experiments
+    if step == "commit":
+        returned = pushed["return_value"]
+        assert len(returned) == experiments
+        assert all(each["state_file"] and not each["failed"] for each in returned)
+
+
+def _client() -> Any:
+    from obstore.store import S3Store
+
+    return S3Store(
+        "experiments",
+        endpoint=os.environ["AWS_ENDPOINT_URL"],
+        client_options={"allow_http": True},
+        virtual_hosted_style_request=False,
+    )
+
+
+def _upload(files: Iterable[tuple[str, bytes]]) -> None:
+    client = _client()
+    with ThreadPoolExecutor(_UPLOADS) as threads:
+        list(threads.map(lambda file: client.put(_key(file[0]), file[1]), files))
+
+
+def _key(address: str) -> str:
+    return address.removeprefix("s3://experiments/")
+
+
+def main() -> None:
+    """Take the step that the arguments name."""
+    step, directory, *addresses = sys.argv[1:]
+    match step.split(":"):
+        case ["make", trials, every]:
+            make(addresses, int(trials), int(every))
+        case ["runs"]:
+            leave_runs(Path(directory))
+        case _:
+            measure(Path(directory), step, addresses)
+
+
+if __name__ == "__main__":
+    main()
