@@ -1,9 +1,10 @@
 """An `ObjectStore` over any fsspec filesystem. Clients that need more have their own modules."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -34,10 +35,12 @@ class Bucket:
 
     Args:
         creates_exclusively: Whether it has passed the self-test.
+        asking: Held by the thread that finds one of these out, so that others do not ask, too.
         time: When it was asked for the time (monotonic), and its answer.
     """
 
     creates_exclusively: bool = False
+    asking: "threading.Lock" = field(default_factory=threading.Lock)
     time: tuple[float, datetime] | None = None
 
 
@@ -157,18 +160,19 @@ class FsspecStore(ObjectStore):
         A time that it reported shortly before is continued. If this machine was suspended meanwhile, the
         result is too early, so that something may look younger, but nothing older than it is.
         """
-        if self.bucket.time is not None:
-            asked, answer = self.bucket.time
-            if (since := time.monotonic() - asked) < CLOCK_SECONDS:
-                return answer + timedelta(seconds=since)
-        asked = time.monotonic()
-        with self._translated("get the time of", ""):
-            stamp = self._server_date()
-        if stamp is None:
-            return datetime.now(UTC)
-        answer = parsedate_to_datetime(stamp).astimezone(UTC)
-        self.bucket.time = asked, answer
-        return answer
+        with self.bucket.asking:
+            if self.bucket.time is not None:
+                asked, answer = self.bucket.time
+                if (since := time.monotonic() - asked) < CLOCK_SECONDS:
+                    return answer + timedelta(seconds=since)
+            asked = time.monotonic()
+            with self._translated("get the time of", ""):
+                stamp = self._server_date()
+            if stamp is None:
+                return datetime.now(UTC)
+            answer = parsedate_to_datetime(stamp).astimezone(UTC)
+            self.bucket.time = asked, answer
+            return answer
 
     def _children(self, prefix: str) -> Iterable[Entry]:
         self._fs.invalidate_cache(prefix)  # a given filesystem may have a cache

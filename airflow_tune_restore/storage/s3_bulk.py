@@ -104,14 +104,14 @@ class BulkS3Store(S3Store):
             yield from super()._descendants(prefix, after)
 
     def _read(self, path: str, end: int | None) -> bytes:
-        from obstore.exceptions import BaseError, NotFoundError
+        from obstore.exceptions import BaseError
 
         try:
             answer = self._client.get(path.partition("/")[2])
             if end is None or answer.meta["size"] < end:
                 body: bytes = answer.bytes().to_bytes()
                 return body
-        except NotFoundError as error:
+        except FileNotFoundError as error:  # obstore has no class of its own for it
             if _NO_KEY in str(error):  # else the bucket may be missing
                 raise FileNotFoundError(path) from error
         except (BaseError, OSError, ValueError):
@@ -125,7 +125,7 @@ class BulkS3Store(S3Store):
             return super()._create(path, body)
         try:
             self._put_once(path, body, mode="create")
-        except AlreadyExistsError as error:
+        except (AlreadyExistsError, FileExistsError) as error:
             raise FileExistsError(path) from error
         except (BaseError, OSError, ValueError):
             super()._create(path, body)

@@ -16,14 +16,21 @@ def check_exclusive_create(store: ObjectStore) -> None:
 
     The creators race, because many clients only check whether the object exists and then write it. A very
     short gap between check and write may pass; docs/reliability.md lists stores that passed many races.
-
     A bucket is tested once per client.
 
     Raises:
         StorageError: If both win.
     """
-    if isinstance(store, FsspecStore) and store.bucket.creates_exclusively:
+    if not isinstance(store, FsspecStore):
+        _let_race(store)
         return
+    with store.bucket.asking:
+        if not store.bucket.creates_exclusively:
+            _let_race(store)
+            store.bucket.creates_exclusively = True
+
+
+def _let_race(store: ObjectStore) -> None:
     key = f"{OWN_DIRECTORY}/selftest-{secrets.token_hex(8)}"
     start = threading.Barrier(RACERS)
 
@@ -46,5 +53,3 @@ def check_exclusive_create(store: ObjectStore) -> None:
             "won), so two restores could run at once. Use a store with conditional puts (AWS S3, MinIO, "
             "SeaweedFS, GCS, Azure) or a local disk."
         )
-    if isinstance(store, FsspecStore):
-        store.bucket.creates_exclusively = True
