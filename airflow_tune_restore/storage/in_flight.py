@@ -13,24 +13,23 @@ _Result = TypeVar("_Result")
 
 
 def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Return the result of `work` for each item, in the order of the items.
-
-    The first error is raised. Work that has not begun by then is not done.
-    """
-    with ThreadPoolExecutor(IN_FLIGHT) as threads:
-        return list(threads.map(work, items))
+    """Return the result of `work` for each item, in the order of the items; raises as `ahead`."""
+    return list(ahead(work, items))
 
 
 def ahead(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
     """Yield the result of `work` for each item, in the order of the items.
 
-    At most `IN_FLIGHT` results are in memory, however many items there are.
+    It works a little ahead, so that few results are in memory, however many items there are. The first
+    error is raised; items further on are not begun then.
     """
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         try:
             for item in items:
-                if len(waiting) == IN_FLIGHT:
+                if (
+                    len(waiting) == 2 * IN_FLIGHT
+                ):  # a slow one does not leave the threads without work
                     yield waiting.popleft().result()
                 waiting.append(threads.submit(work, item))
             while waiting:

@@ -32,8 +32,8 @@ PLAN_PER_EXPERIMENT = 17
 the searcher and `tuner.pkl`, 2 of the claim; 3 writes for lease and plan; 2 for the trial."""
 
 COMMIT_PER_EXPERIMENT = 19
-"""With its one resumed trial: 1 listing of its root, 2 of the lease, 2 of the records of the restore; reads
-of plan, commit record, ledger, state and callbacks, 2 of the claim; 5 writes for lease, commit record and
+"""With its one resumed trial: 1 listing of its root, 2 of the lease, 2 of all records; reads of
+plan, commit record, ledger, state and callbacks, 2 of the claim; 5 writes for lease, commit record and
 state; 2 for the trial."""
 
 CONN_ID = "counted_s3"
