@@ -14,6 +14,9 @@ _Result = TypeVar("_Result")
 
 def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """Return the result of `work` for each item, in the order of the items; raises as `ahead`."""
+    items = list(items)
+    if len(items) == 1:  # it needs no thread
+        return [work(items[0])]
     return list(ahead(work, items))
 
 
