@@ -15,23 +15,23 @@ VERBS = ("GET", "PUT", "LIST", "HEAD", "DELETE", "POST")
 STATE = re.compile(r"/experiment_state-[^/]+\.json$")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """One request that was answered.
 
     Args:
         verb: One of `VERBS`.
         key: The object, or the prefix that was listed; without the bucket.
-        size: Bytes of the body of the answer.
+        size: Bytes of the body of the answer, as far as the client took it.
     """
 
     verb: str
     key: str
-    size: int
+    size: int = 0
 
 
 class CountingProxy(Proxy):
-    """Writes down every request that was answered; one that broke off, and was repeated, is one."""
+    """Writes down every request that was answered, also if the client does not take the whole answer."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint)
@@ -69,20 +69,26 @@ class CountingProxy(Proxy):
             answer = server.read_head()
         if answer is None:
             return False
-        method, target, _ = head.first.split(" ", 2)
+        asked = _read(head)
+        with (
+            self._is_idle
+        ):  # now: a client may hang up before the end of a body that it does not need
+            self._asked.append(asked)
         client.send(answer.raw)
-        size = 0 if method == "HEAD" else server.relay_body(answer, client, is_answer=True)
-        self._write_down(method, target, size)
+        if asked.verb != "HEAD":
+            for piece, framing in server.pieces(answer, is_answer=True):
+                client.send(piece)
+                asked.size += len(piece) - framing
         return not (answer.ends_connection or head.ends_connection)
 
-    def _write_down(self, method: str, target: str, size: int) -> None:
-        parts = urlsplit(target)
-        query = parse_qs(parts.query, keep_blank_values=True)
-        key = unquote(parts.path).lstrip("/").partition("/")[2]
-        if method == "GET" and ("list-type" in query or "prefix" in query):
-            method, key = "LIST", query.get("prefix", [""])[0]
-        with self._is_idle:
-            self._asked.append(Asked(method, key, size))
+
+def _read(head: Head) -> Asked:
+    method, target, _ = head.first.split(" ", 2)
+    parts = urlsplit(target)
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if method == "GET" and ("list-type" in query or "prefix" in query):
+        return Asked("LIST", query.get("prefix", [""])[0])
+    return Asked(method, unquote(parts.path).lstrip("/").partition("/")[2])
 
 
 def by_verb(asked: list[Asked]) -> Counter[str]:

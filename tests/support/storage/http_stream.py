@@ -72,13 +72,10 @@ class Stream:
         """Return the body that follows a head, with its framing."""
         return b"".join(piece for piece, _ in self.pieces(head, is_answer=is_answer))
 
-    def relay_body(self, head: Head, to: "Stream", *, is_answer: bool = False) -> int:
-        """Pass the body that follows a head on, as it comes. Return its bytes, without framing."""
-        size = 0
-        for piece, framing in self.pieces(head, is_answer=is_answer):
+    def relay_body(self, head: Head, to: "Stream") -> None:
+        """Pass the body of a request on, as it comes."""
+        for piece, _ in self.pieces(head, is_answer=False):
             to.send(piece)
-            size += len(piece) - framing
-        return size
 
     def pieces(self, head: Head, *, is_answer: bool) -> Iterator[tuple[bytes, int]]:
         """Yield the body piece by piece, and how many bytes of each are framing."""
