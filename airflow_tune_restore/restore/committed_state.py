@@ -29,7 +29,7 @@ def build(
     """Return the new state file (None if no row changes), and its trials, without rows.
 
     Restored trials are as their runners left them, all others byte for byte. The rows of `base` are
-    packed (`Keep`).
+    packed (`Keep`), and used up.
     """
     planned = {trial.trial_id: trial for trial in plan.trials}
     is_whole = plan.is_whole_experiment
@@ -40,7 +40,7 @@ def build(
     writer, last, is_changed = StateWriter(), shared, False
     trials: list[Trial] = []
     for before in base.trials:
-        trial, old = planned[before.trial_id], base.packed[before.trial_id].unpack()
+        trial, old = planned[before.trial_id], base.packed.pop(before.trial_id).unpack()
         row, after = old, before
         if trial.action is TrialAction.TERMINATE:
             row = _terminated(old)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _RETRIES = 2
 """s3fs comes next, and has retries of its own."""
 
+_SMALL_SECONDS, _LARGE_SECONDS = 60, 900
+"""How long a request may take: one of up to 8 MiB, and an upload of up to 512 MiB."""
+
 _NO_KEY = "<Code>NoSuchKey</Code>"
 """In the answer of S3, which obstore repeats; a key in its URL has no such characters."""
 
@@ -121,29 +124,28 @@ class BulkS3Store(S3Store):
     def _create(self, path: str, body: bytes) -> None:
         from obstore.exceptions import AlreadyExistsError, BaseError
 
-        if len(body) > PIECE_BYTES:  # obstore's time limit is for the whole upload
-            return super()._create(path, body)
         try:
             self._put_once(path, body, mode="create")
         except (AlreadyExistsError, FileExistsError) as error:
             raise FileExistsError(path) from error
         except (BaseError, OSError, ValueError):
             super()._create(path, body)
-        return None
 
     def _put(self, path: str, body: bytes) -> None:
         from obstore.exceptions import BaseError
 
-        if len(body) > PIECE_BYTES:
-            return super()._put(path, body)
         try:
             self._put_once(path, body, mode="overwrite")
         except (BaseError, OSError, ValueError):
             super()._put(path, body)
-        return None
 
     def _put_once(self, path: str, body: bytes, *, mode: str) -> None:
-        self._client.put(path.partition("/")[2], body, mode=mode, use_multipart=False)
+        client = self._client
+        if (
+            len(body) > PIECE_BYTES
+        ):  # its time limit is for the whole upload; s3fs would copy the body
+            client = _client(self._fs, self._location.authority, _LARGE_SECONDS, retries=0)
+        client.put(path.partition("/")[2], body, mode=mode, use_multipart=False)
 
     def _delete(self, path: str) -> None:
         from obstore.exceptions import BaseError
@@ -179,7 +181,10 @@ def _has_own_certificates(fs: Any) -> bool:
     return getattr(session, "_verify", True) is not True
 
 
-def _client(filesystem: Any, bucket: str) -> Any:
+def _client(
+    filesystem: Any, bucket: str, seconds: int = _SMALL_SECONDS, *, retries: int = _RETRIES
+) -> Any:
+    """Return a client of obstore, with this limit of time for each request."""
     from fsspec.asyn import sync
     from obstore.store import S3Store as Client
 
@@ -202,7 +207,7 @@ def _client(filesystem: Any, bucket: str) -> Any:
         endpoint=endpoint,
         region=region,
         virtual_hosted_style_request=False,
-        client_options={"allow_http": endpoint.startswith("http://"), "timeout": "60s"},
-        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=20)},
+        client_options={"allow_http": endpoint.startswith("http://"), "timeout": f"{seconds}s"},
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=20)},
         credential_provider=credentials,
     )
