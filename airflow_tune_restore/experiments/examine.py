@@ -44,6 +44,7 @@ from airflow_tune_restore.experiments.read import (
     read_outline,
 )
 from airflow_tune_restore.experiments.read_checkpoints import checkpoint_names
+from airflow_tune_restore.experiments.root import Root, list_root
 from airflow_tune_restore.experiments.spot_check import SpotCheck
 from airflow_tune_restore.experiments.state_summary import (
     StateSummary,
@@ -100,7 +101,7 @@ class ExamineOptions:
 
 def examine(
     store: ObjectStore,
-    entries: list[Entry] | None = None,
+    root: Root | None = None,
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
     ask_driver: Callable[[str], DriverStatus] | None = None,
@@ -108,20 +109,20 @@ def examine(
 ) -> ExperimentReport:
     """Report on the experiment at the store's root, without an index.
 
-    A running restore does not count: the caller, who starts one, handles the lease. `entries` is a
-    listing of the root, if the caller has just made one. `ask_driver` returns
-    for an experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
-    `read_state` reads its state, if the caller needs more of it.
+    A running restore does not count: the caller, who starts one, handles the lease. `root` is its
+    listing, if the caller has made one. `ask_driver` returns for an experiment (URI) whether a driver
+    runs for it; it is asked if the experiment looks dead. `read_state` reads its state, if the caller
+    needs more of it.
 
     Raises:
         StateUnreadableError: If this is not an experiment.
     """
-    entries = store.list_dir() if entries is None else entries
+    entries, now = root or list_root(store)
     if not is_experiment(entries):
         raise not_an_experiment(store)
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         options = ExamineOptions(
-            now=store.now(),
+            now=now,
             stale_after=stale_after,
             checks_restore=False,
             ask_driver=ask_driver,

@@ -28,6 +28,7 @@ from airflow_tune_restore.experiments.read import (
     read_experiment,
 )
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
+from airflow_tune_restore.experiments.root import Root, list_root
 from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import AskHolder, was_restored
@@ -120,22 +121,22 @@ def prepare_restore(
         LeaseHeldError: If another restore is running.
         TuneRestoreError: If it cannot be restored.
     """
-    entries = store.list_dir()
-    prepared = _prepare(store, entries, base_id, options)
+    root = list_root(store)
+    prepared = _prepare(store, root, base_id, options)
     if prepared.is_started:
         return prepared
     if prepared.plan.changes_trials:
-        return _committable(prepared, entries)
+        return _committable(prepared, root.entries)
     news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
     kept = describe_kept(prepared.plan, options.name_option)
     stays = kept or ["every trial stays as it is"]
     nothing = "; ".join([prepared.health_reason, *stays, *news[:_SHOWN_WARNINGS]])
-    if _has_left_work(prepared, entries):
+    if _has_left_work(prepared, root.entries):
         return replace(prepared, nothing_to_do=nothing)
     if prepared.plan.only_continues_search:
-        return _committable(prepared, entries)
+        return _committable(prepared, root.entries)
     if prepared.samples_left and not options.choices.trials:
-        return _committable(_with_search_plan(prepared, options), entries)
+        return _committable(_with_search_plan(prepared, options), root.entries)
     return nothing
 
 
@@ -143,17 +144,17 @@ def prepare_continued_search(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
     """Prepare to continue the search: recorded trials stay as they are. Else as `prepare_restore`."""
-    entries = store.list_dir()
-    prepared = replace(_prepare(store, entries, base_id, options), is_search=True)
+    root = list_root(store)
+    prepared = replace(_prepare(store, root, base_id, options), is_search=True)
     if prepared.is_started:
         return prepared
     if prepared.plan.only_continues_search:
-        return _committable(prepared, entries)
+        return _committable(prepared, root.entries)
     if prepared.samples_left == 0:
         nothing = f"{prepared.health_reason}; all its samples are drawn"
-        has_left = _has_left_work(prepared, entries)
+        has_left = _has_left_work(prepared, root.entries)
         return replace(prepared, nothing_to_do=nothing) if has_left else nothing
-    return _committable(_with_search_plan(prepared, options), entries)
+    return _committable(_with_search_plan(prepared, options), root.entries)
 
 
 def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
@@ -218,13 +219,13 @@ def preview_restore(
     store: ObjectStore, options: PrepareOptions
 ) -> tuple[RestorePlan, list[TuneRestoreError]]:
     """Return the plan of a restore, and what would refuse it now. Writes nothing."""
-    entries, reading = store.list_dir(), ReadOnceStore(store)
+    root, reading = list_root(store), ReadOnceStore(store)
     read_state = state_reader(options.choices)
-    plan = _plan(reading, entries, read_state, "preview", options).plan
+    plan = _plan(reading, root.entries, read_state, "preview", options).plan
     refusals: dict[str, TuneRestoreError] = {}
 
     def refuse_if_running() -> None:
-        report = examine(reading, entries, stale_after=options.stale_after, read_state=read_state)
+        report = examine(reading, root, stale_after=options.stale_after, read_state=read_state)
         if report.health is Health.RUNNING:
             raise ExperimentRunningError(report.experiment, report.reason)
 
@@ -239,7 +240,7 @@ def preview_restore(
     check(refuse_if_running)
     if plan.changes_trials or plan.samples_left:
         searches = plan.continues_search or not plan.changes_trials
-        check(lambda: name_commit(store, entries, continues_search=searches))
+        check(lambda: name_commit(store, root.entries, continues_search=searches))
     return plan, list(refusals.values())
 
 
@@ -293,19 +294,23 @@ def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> Pre
 
 
 def _prepare(
-    store: ObjectStore, entries: list[Entry], base_id: str, options: PrepareOptions
+    store: ObjectStore, root: Root, base_id: str, options: PrepareOptions
 ) -> PreparedRestore:
-    """Return the caller's started restore, or plan a new one of an experiment that is dead."""
-    states = (entry.size_bytes for entry in entries if layout.is_state_file(entry.name))
+    """Return the caller's started restore, or plan a new one of an experiment that is dead.
+
+    Experiments with large states take turns.
+    """
+    states = (entry.size_bytes for entry in root.entries if layout.is_state_file(entry.name))
     with IN_WORK.hold(max(states, default=0)):
-        return _prepare_alone(store, entries, base_id, options)
+        if was_restored(root.entries):
+            return _prepare_restored(store, root, base_id, options)
+        # then it has no lease either; `acquire` looks again
+        return _plan_dead(store, root, base_id, options)
 
 
-def _prepare_alone(
-    store: ObjectStore, entries: list[Entry], base_id: str, options: PrepareOptions
+def _prepare_restored(
+    store: ObjectStore, root: Root, base_id: str, options: PrepareOptions
 ) -> PreparedRestore:
-    if not was_restored(entries):  # then it has no lease either; `acquire` looks again
-        return _plan_dead(store, entries, base_id, options)
     restore_id, has_started = _look_for_own(store, base_id)
     if has_started:
         own, experiment = read_plan(store, restore_id), read_base(store)
@@ -313,16 +318,16 @@ def _prepare_alone(
             check_fits(store, own, experiment.state)
         return PreparedRestore.of(store, experiment, own, is_started=True)
     watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
-    return replace(_plan_dead(store, entries, restore_id, options), watch=watch)
+    return replace(_plan_dead(store, root, restore_id, options), watch=watch)
 
 
 def _plan_dead(
-    store: ObjectStore, entries: list[Entry], restore_id: str, options: PrepareOptions
+    store: ObjectStore, root: Root, restore_id: str, options: PrepareOptions
 ) -> PreparedRestore:
     read_state, reading = state_reader(options.choices), ReadOnceStore(store)
     report = examine(
         reading,
-        entries,
+        root,
         stale_after=options.stale_after,
         ask_driver=options.ask_driver,
         read_state=read_state,
@@ -348,7 +353,7 @@ def _plan_dead(
         case Health.NOT_STARTED:
             return _plan_search(store, restore_id, options)
         case _:
-            prepared = _plan(reading, entries, read_state, restore_id, options)
+            prepared = _plan(reading, root.entries, read_state, restore_id, options)
             return replace(prepared, store=store, health_reason=report.reason)
 
 
