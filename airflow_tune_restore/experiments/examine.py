@@ -109,9 +109,9 @@ def examine(
 ) -> ExperimentReport:
     """Report on the experiment at the store's root, without an index.
 
-    A running restore does not count: the caller, who starts one, handles the lease. `root` is its listing
-    and `read_state` reads its state, if the caller needs them, too. `ask_driver` returns for an experiment
-    (URI) whether a driver runs for it; it is asked if the experiment looks dead.
+    A running restore does not count: the caller, who starts one, handles the lease. `root` is its
+    listing, and `read_state` reads its state, if the caller needs them, too. `ask_driver` returns for an
+    experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
 
     Raises:
         StateUnreadableError: If this is not an experiment.
