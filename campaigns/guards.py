@@ -61,6 +61,11 @@ class GuardedStore:
         self.touched |= {f"{path}/{entry.name}" for entry in found}
         return found
 
+    def walk(self, path: str = "") -> Iterator[Entry]:
+        for entry in self.inner.walk(_inside(path) if path else ""):
+            self.touched.add(f"{path}/{entry.name}".lstrip("/"))
+            yield entry
+
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         if max_bytes is None:
             raise OutsideError(f"{key!r} is read without a limit")
@@ -179,7 +184,7 @@ class Tripwire:
         named = {"open": arguments[:1], "os.symlink": arguments[1:2]}.get(event, arguments[:2])
         paths = [os.fspath(path) for path in named if isinstance(path, str | os.PathLike)]
         return bool(paths) and all(
-            os.path.abspath(path).startswith(self._scratch)  # noqa: PTH100  never to follow links
+            f"{os.path.abspath(path)}/".startswith(self._scratch)  # noqa: PTH100  never to follow links
             for path in paths
         )
 

@@ -144,8 +144,7 @@ class _Hook:
     def address(self, text: str) -> Address:
         return Address.parse(text)
 
-    def open(self, address: str | Address, *, in_bulk: bool = False) -> ObjectStore:
-        del in_bulk
+    def open(self, address: str | Address) -> ObjectStore:
         return self._stores[str(address)]
 
 

@@ -26,11 +26,13 @@ from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RunnerRequest
 from airflow_tune_restore.restore import ledger
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt, claim_next_attempt
-from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
+from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.plan import read_plan
@@ -227,10 +229,10 @@ def _read_attempt(store: ObjectStore, unit: str, number: int) -> None:
 def _ledger(_lab: Lab, store: ObjectStore) -> None:
     plan = read_plan(store, RESTORE_ID)
     for trial in plan.to_run:
-        history = ledger.read_history(store, RESTORE_ID, trial.trial_id)
+        history = ledger.read_history(store, plan, trial.trial_id)
         assert_shown(history.quarantine_reason(1))
         ledger.memory_to_ask(plan, trial.trial_id, history)
-    ledger.record_failures(store, plan)
+    ledger.record_failures(store, plan, RestoreRecords(store, RESTORE_ID))
 
 
 def _judge(_lab: Lab, store: ObjectStore) -> None:
@@ -299,6 +301,9 @@ def _watch(lab: Lab, store: ObjectStore) -> None:
         def open(self, _address: str) -> ObjectStore:
             return store
 
+        def reconnect(self) -> None:
+            pass
+
     async def look() -> None:
         trial = trial_poller.TrialWatch(trial_id="bad", attempt=1, ends_with_outcome=True)
         async with trial_poller.TrialPoller.watch(trial, "x", RESTORE_ID):
@@ -306,11 +311,11 @@ def _watch(lab: Lab, store: ObjectStore) -> None:
             watch._renewed = float("-inf")
             await watch._round()
 
-    real, trial_poller.ExperimentStorageHook = trial_poller.ExperimentStorageHook, Hook  # type: ignore[misc,assignment]
+    real, trial_poller.share_hook = trial_poller.share_hook, Hook  # type: ignore[assignment]
     try:
         asyncio.run(look())
     finally:
-        trial_poller.ExperimentStorageHook = real  # type: ignore[misc]
+        trial_poller.share_hook = real
 
 
 class _Jobs:

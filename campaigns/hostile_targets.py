@@ -25,7 +25,13 @@ from airflow_tune_restore.experiments.raw_row import MalformedStateError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.experiments.state import State, encode_state, parse_pieces, parse_state
+from airflow_tune_restore.experiments.state import (
+    KEEP_UNTERMINATED,
+    State,
+    encode_state,
+    parse_pieces,
+    parse_state,
+)
 from airflow_tune_restore.experiments.state_summary import StateSummary, fingerprint
 from airflow_tune_restore.launch.log_lines import describe_line
 from airflow_tune_restore.protocol import layout
@@ -62,7 +68,7 @@ def state(rng: random.Random, lab: Lab) -> None:
     body = lab.keep("state.json", inputs.hostile_json(rng, rng.choice(_small_states())))
     step = rng.choice([1, 7, 100, 5000]) if len(body) < 10**6 else 5000
     pieces = [body[start : start + step] for start in range(0, len(body), step)]
-    by_pieces = _parsed(lambda: parse_pieces(pieces, keep_terminated_rows=False))
+    by_pieces = _parsed(lambda: parse_pieces(pieces, KEEP_UNTERMINATED))
     parsed = _parsed(lambda: parse_state(body))
     if parsed is None or by_pieces is None:
         assert parsed is by_pieces

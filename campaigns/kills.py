@@ -35,7 +35,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.launch.process import _members
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.arguments import MIN_LEASE_TTL
-from airflow_tune_restore.restore.commit import commit_abandoned
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.storage.fs import open_store
 from campaigns.checks import Ended, Files, find_losses
 from campaigns.night import Night, children, kill

@@ -21,6 +21,7 @@ from airflow_tune_restore.cli.options import (
     ExperimentUri,
     Json,
     LeaseOptions,
+    ListAll,
     PlanOptions,
     RunOptions,
     ScanOptions,
@@ -40,7 +41,7 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     TuneRestoreError,
 )
-from airflow_tune_restore.restore.prepare import PrepareOptions, foresee_refusals, plan_restore
+from airflow_tune_restore.restore.prepare import PrepareOptions, preview_restore
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -91,28 +92,41 @@ def scan(
     ],
     *,
     options: ScanOptions,
+    list_all: ListAll = False,
     as_json: Json = False,
 ) -> None:
     """List the experiments at or below PREFIX, and their health."""
     from airflow_tune_restore.cli.scan import scan_prefix
 
-    store = open_place(prefix, in_bulk=True)
+    store = open_place(prefix)
     with _sigterm_as_ctrl_c():  # it may be writing the index
         reports = scan_prefix(store, options)
     around = None if reports else experiment_around(prefix, store)
     output.print_reports(
-        reports, prefix=store.uri, around=around, explain=options.explain, as_json=as_json
+        reports,
+        prefix=store.uri,
+        around=around,
+        explain=options.explain,
+        list_all=list_all,
+        as_json=as_json,
     )
 
 
 @app.command(short_help="Show what a restore would do. Writes nothing.")
 @with_options
-def plan(experiment: ExperimentUri, *, options: PlanOptions, as_json: Json = False) -> None:
+def plan(
+    experiment: ExperimentUri,
+    *,
+    options: PlanOptions,
+    list_all: ListAll = False,
+    as_json: Json = False,
+) -> None:
     """Show what a restore of EXPERIMENT would do, and what would refuse it. Writes nothing."""
-    store = open_experiment(experiment, in_bulk=True)
-    made = plan_restore(store, "preview", PrepareOptions(choices=options.choices())).plan
-    refusals = foresee_refusals(store, made, stale_after=options.stale_after)
-    output.print_plan(made, refusals, as_json=as_json)
+    store = open_experiment(experiment)
+    made, refusals = preview_restore(
+        store, PrepareOptions(choices=options.choices(), stale_after=options.stale_after)
+    )
+    output.print_plan(made, refusals, list_all=list_all, as_json=as_json)
 
 
 @app.command(short_help="Plan, run and commit a restore.")
@@ -125,6 +139,7 @@ def restore(
     run: RunOptions,
     where: LauncherOptions,
     lease: LeaseOptions,
+    list_all: ListAll = False,
     as_json: Json = False,
 ) -> None:
     """Plan, run and commit a restore of EXPERIMENT, and print each trial before and after.
@@ -178,7 +193,7 @@ def restore(
             summary = restore_experiment(store, where.build(store_env), options, progress)
         finally:
             context.ensure_object(_Ending).trials_started = progress.has_started
-    output.print_summary(summary, experiment=store.uri, as_json=as_json)
+    output.print_summary(summary, experiment=store.uri, list_all=list_all, as_json=as_json)
     if stop.signal:
         raise typer.Exit(EXIT_SIGNAL + stop.signal)
     if isinstance(summary, CommitSummary) and not summary.is_done:
@@ -220,15 +235,20 @@ def undo(
     from airflow_tune_restore.cli.lease import show_waits
     from airflow_tune_restore.cli.progress import Progress
     from airflow_tune_restore.cli.restore import holder
-    from airflow_tune_restore.restore.undo import foresee_undo, undo_commit
+    from airflow_tune_restore.restore.undo import StateFiles, foresee_undo, undo_commit
 
     store = open_experiment(experiment)
-    foreseen = foresee_undo(store)
+    files = StateFiles()
+    foreseen = foresee_undo(store, files)
     with _sigterm_as_ctrl_c(), Progress(quiet=as_json) as progress:
         if not yes and not output.confirm_undo(foreseen, progress):
             raise typer.Exit(EXIT_FAILED)
         undone = undo_commit(
-            store, holder=holder(), on_wait=show_waits(progress), restore_id=foreseen.restore_id
+            store,
+            holder=holder(),
+            on_wait=show_waits(progress),
+            restore_id=foreseen.restore_id,
+            files=files,
         )
     output.print_undone(undone, as_json=as_json)
 

@@ -24,6 +24,7 @@ from airflow_tune_restore.restore.choices import (
     Strategy,
 )
 from airflow_tune_restore.restore.flags import ResumeFlags, ResumeType
+from airflow_tune_restore.restore.shown_rows import MAX_ROWS
 
 
 def _parse_span(seconds: str | timedelta) -> timedelta:
@@ -54,6 +55,9 @@ ExperimentUri = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+ListAll = Annotated[
+    bool, typer.Option("--all", help=f"List every row of a table; by default the first {MAX_ROWS}.")
+]
 StaleAfter = Annotated[
     timedelta,
     typer.Option(

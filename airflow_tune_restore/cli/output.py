@@ -3,9 +3,11 @@
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,13 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, share
-from airflow_tune_restore.protocol.request import RUN_ACTIONS
+from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.columns import Column, needed_width, render, render_columns
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.kept import describe_kept
-from airflow_tune_restore.restore.ledger import History
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
 from airflow_tune_restore.restore.release import describe_released
+from airflow_tune_restore.restore.shown_rows import MAX_ROWS, describe_hidden, first_rows
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.restore.trial_table import coloured, render_trials
 from airflow_tune_restore.restore.undo import UndoneCommit
@@ -48,18 +51,29 @@ _HEALTH_STYLES: Mapping[str, str] = {
     Health.UNREADABLE: "magenta",
 }
 
+_LEFT_OUT = (Health.RUNNING, Health.FINISHED)
+"""The experiments that a long table leaves out: the last ones first."""
+
+_HINT = "--all lists them, --json has them."
+_KEPT = "that stay as they are"
+_FATES = ("to run", "in quarantine", "to become TERMINATED", _KEPT)
+
+_Report = tuple[ExperimentReport, Sequence[str] | None]
+
 
 def print_reports(
-    reports: Sequence[tuple[ExperimentReport, Sequence[str] | None]],
+    reports: Sequence[_Report],
     *,
     prefix: str,
     as_json: bool,
     around: str | None = None,
     explain: bool = False,
+    list_all: bool = False,
 ) -> None:
     """Print a scan: each experiment, the number of its quarantined trials, and the evidence if asked.
 
-    `around` is the experiment that a prefix without experiments lies inside of.
+    `around` is the experiment that a prefix without experiments lies inside of. Without `list_all`, a
+    long table ends in the number of the others, as in all that follow.
     """
     if as_json:
         _print_json([_report_json(*report, explain=explain) for report in reports])
@@ -69,25 +83,42 @@ def print_reports(
         _print(f"No Tune experiment at or below {prefix}{explain_percent(prefix)}.{where}")
         return
     out = _out()
-    places = [report.experiment for report, _ in reports]
-    counts = [" ".join(f"{n} {status}" for status, n in r.trials.items()) for r, _ in reports]
-    written = [r.last_write and f"{r.last_write:%Y-%m-%d %H:%M:%S}" for r, _ in reports]
+    shown, hidden = _first_reports(reports, list_all=list_all)
+    places = [report.experiment for report, _ in shown]
+    counts = [" ".join(f"{n} {status}" for status, n in r.trials.items()) for r, _ in shown]
+    written = [r.last_write and f"{r.last_write:%Y-%m-%d %H:%M:%S}" for r, _ in shown]
     columns = [
         Column("experiment", places),
-        Column("health", [coloured(r.health.value, _HEALTH_STYLES) for r, _ in reports]),
+        Column("health", [coloured(r.health.value, _HEALTH_STYLES) for r, _ in shown]),
         Column("trials", [coloured(text) for text in counts]),
         Column("last write (UTC)", [text or "-" for text in written]),
-        Column("why", [r.reason + (f"; {len(q)} quarantined" if q else "") for r, q in reports]),
+        Column("why", [r.reason + (f"; {len(q)} quarantined" if q else "") for r, q in shown]),
     ]
     if out.is_terminal and needed_width(columns) > out.width:
         _print(f"Experiments below {prefix}:")
         columns[0] = Column("experiment", [_below(prefix, place) for place in places])
     # a pipe has no width
     width = out.width if out.is_terminal else max(out.width, needed_width(columns))
-    _write(out, render_columns(columns, width, in_colour=_is_in_colour(out)))
+    _write(out, render_columns(columns, width, in_colour=_is_in_colour(out)) + hidden)
     if explain:
-        for report, _ in reports:
+        for report, _ in shown:
             _print_evidence(report)
+
+
+def _first_reports(reports: Sequence[_Report], *, list_all: bool) -> tuple[Sequence[_Report], str]:
+    """Return the experiments to show in their order, and the line for the others.
+
+    Finished ones are the first that are left out, then running ones.
+    """
+
+    def rank(numbered: tuple[int, _Report]) -> int:
+        health = numbered[1][0].health
+        return _LEFT_OUT.index(health) if health in _LEFT_OUT else -1
+
+    most = None if list_all else MAX_ROWS
+    shown, hidden = first_rows(list(enumerate(reports)), rank, most)
+    counts = Counter(report.health.value for _, (report, _) in hidden)
+    return [each for _, each in sorted(shown, key=itemgetter(0))], describe_hidden(counts, _HINT)
 
 
 def _below(prefix: str, experiment: str) -> str:
@@ -105,7 +136,11 @@ def _print_evidence(report: ExperimentReport) -> None:
 
 
 def print_plan(
-    plan: RestorePlan, refusals: Sequence[TuneRestoreError] = (), *, as_json: bool
+    plan: RestorePlan,
+    refusals: Sequence[TuneRestoreError] = (),
+    *,
+    as_json: bool,
+    list_all: bool = False,
 ) -> None:
     """Print a plan, and the reasons for which its restore would be refused now; who is at work first."""
     busy = [e for e in refusals if isinstance(e, ExperimentRunningError | LeaseHeldError)]
@@ -121,7 +156,7 @@ def print_plan(
     for error in busy:
         about = str(error).replace(error.experiment, "This experiment", 1)
         _print(about, {"This experiment": "bold yellow"})
-    _print_trials(plan)
+    _print_trials(plan, most=None if list_all else MAX_ROWS)
     left = "samples" if plan.samples_left is None else counted(plan.samples_left, "sample")
     unknown = ": unknown" if plan.samples_left is None else ""
     to_run = share(len(plan.to_run), len(plan.trials), "trial")
@@ -136,8 +171,9 @@ def print_plan(
             _print(f"note: a restore would be refused now: {refusal}")
 
 
-def _print_trials(plan: RestorePlan) -> None:
-    trials, out = plan.trials, _out()
+def _print_trials(plan: RestorePlan, *, most: int | None) -> None:
+    trials, hidden = first_rows(plan.trials, lambda trial: _fate(trial) == _KEPT, most)
+    counts, out = Counter(map(_fate, hidden)), _out()
     columns = [
         Column("trial", [trial.trial_id for trial in trials]),
         Column("status", [coloured(trial.status.value) for trial in trials]),
@@ -153,13 +189,27 @@ def _print_trials(plan: RestorePlan) -> None:
         out.width,
         more=plan.more_parameters,
         optional="checkpoint" if repeats else "",
+        hidden=describe_hidden({fate: counts[fate] for fate in _FATES if counts[fate]}, _HINT),
         in_colour=_is_in_colour(out),
     )
     _write(out, text)
 
 
+def _fate(trial: TrialPlan) -> str:
+    """Return what becomes of a trial, in words that count many of them."""
+    if trial.action in RUN_ACTIONS:
+        return "to run"
+    if trial.action is not TrialAction.KEEP:
+        return "to become TERMINATED"
+    return "in quarantine" if trial.quarantined else _KEPT
+
+
 def print_summary(
-    summary: "CommitSummary | NothingToRestore | None", *, experiment: str, as_json: bool
+    summary: "CommitSummary | NothingToRestore | None",
+    *,
+    experiment: str,
+    as_json: bool,
+    list_all: bool = False,
 ) -> None:
     """Print the result of a restore; None if another one has done its work meanwhile."""
     if as_json:
@@ -169,7 +219,8 @@ def print_summary(
         _print(f"Nothing to restore in {experiment}.")
         return
     out = _out()
-    _write(out, summary.table(out.width, in_colour=_is_in_colour(out)))
+    most = None if list_all else MAX_ROWS
+    _write(out, summary.table(out.width, most=most, hint=_HINT, in_colour=_is_in_colour(out)))
     for sentence in summary.describe_failures():
         _print(sentence)
     _print(summary.headline())

@@ -13,6 +13,7 @@ from airflow_tune_restore.experiments.examine import is_experiment
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fsspec_store import FsspecStore
 from airflow_tune_restore.storage.local import LocalStore
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 
@@ -26,7 +27,7 @@ _LEVELS_ABOVE = 3
 """A file of a checkpoint lies that deep in its experiment."""
 
 
-def open_place(address: str, *, in_bulk: bool = False) -> ObjectStore:
+def open_place(address: str) -> ObjectStore:
     """Open the store of an address, as `ExperimentStorageHook.open` does inside Airflow.
 
     Raises:
@@ -34,18 +35,18 @@ def open_place(address: str, *, in_bulk: bool = False) -> ObjectStore:
         StorageError: If the settings of the environment or the connection cannot be used.
     """
     if not _names_connection(address):
-        return open_store(address, in_bulk=in_bulk)
-    return _airflow_storage(address).open(address, in_bulk=in_bulk)
+        return open_store(address, in_bulk=True)
+    return _airflow_storage(address).open(address)
 
 
-def open_experiment(address: str, *, in_bulk: bool = False) -> ObjectStore:
+def open_experiment(address: str) -> ObjectStore:
     """Open an experiment. One level too high or too low in the tree is refused with the way to go on.
 
     Raises:
         InvalidInputError: As `open_place`; or if the address is a path that does not exist, or if
             experiments lie below it, or around it.
     """
-    store = open_place(address, in_bulk=in_bulk)
+    store = open_place(address)
     if isinstance(store, LocalStore):
         _check_exists(store.uri)
     entries = store.list_dir()
@@ -83,11 +84,19 @@ def experiment_around(address: str, store: ObjectStore) -> str | None:
         if not location.path.strip("/"):
             return None
         try:
-            if is_experiment(open_place(str(location)).list_dir()):
+            if is_experiment(_in_same_bucket(store, location).list_dir()):
                 return str(location)
         except TuneRestoreError:
             return None  # this process need not have the right to list what lies above
     return None
+
+
+def _in_same_bucket(store: ObjectStore, location: Location) -> ObjectStore:
+    """Return the store of a place above another one, with its client."""
+    if not isinstance(store, FsspecStore):
+        return open_store(str(location))
+    bucket = location.authority.rpartition("@")[2]
+    return store.rooted_at(location._replace(authority=bucket))
 
 
 @contextlib.contextmanager

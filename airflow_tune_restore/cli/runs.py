@@ -47,6 +47,7 @@ class TrialRuns:
     ) -> None:
         self._store = store
         self._plan = plan
+        self._parts = {trial.trial_id: plan.part_of(trial) for trial in plan.to_run}
         self._launcher = launcher
         if settings.sized:  # a pod for a whole-experiment run has room for so many trials
             concurrent = min(parallel, len(plan.to_run) or parallel)
@@ -95,11 +96,12 @@ class TrialRuns:
 
     def _run(self, unit: str) -> None:
         """Run a trial, or the whole experiment, to its end. Outcome records hold how it ended."""
-        trials = [t for t in self._plan.to_run if unit in (t.trial_id, layout.WHOLE_EXPERIMENT)]
+        plan = self._parts.get(unit, self._plan)  # not all trials for each of them
+        trials = plan.to_run
         is_too_small = True
         while is_too_small and not self._stopping.is_set():
             request = claim_next_attempt(
-                self._store, self._plan, unit, self._settings, log=self._logs(unit)
+                self._store, plan, unit, self._settings, log=self._logs(unit)
             )
             for trial in trials:
                 self._progress.start(trial)

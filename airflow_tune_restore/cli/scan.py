@@ -7,7 +7,7 @@ from airflow_tune_restore.cli.options import ScanOptions
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.experiments.scan import scan
-from airflow_tune_restore.restore.ledger import History
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.local import LocalStore

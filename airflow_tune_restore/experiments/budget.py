@@ -1,4 +1,4 @@
-"""How much many threads may read at once: bytes in memory, and requests in flight."""
+"""How many bytes many threads may read at once."""
 
 import threading
 from collections.abc import Iterator
@@ -31,11 +31,11 @@ class ByteBudget:
                 self._changed.notify_all()
 
 
-CONCURRENCY = 32
-"""Threads for requests about single trials."""
-
 IN_MEMORY = ByteBudget(64 * 1024 * 1024)
 """State files and result rows that all threads of this process hold while they read them."""
+
+IN_WORK = ByteBudget(256 * 1024 * 1024)
+"""State files whose rows all threads of this process keep while they plan, start or commit."""
 
 SMALL_BYTES = 1024 * 1024
 

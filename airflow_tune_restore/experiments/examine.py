@@ -17,7 +17,6 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments.budget import CONCURRENCY
 from airflow_tune_restore.experiments.evidence import (
     MAX_PATIENCE,
     DriverStatus,
@@ -38,8 +37,14 @@ from airflow_tune_restore.experiments.health import (
 )
 from airflow_tune_restore.experiments.index import Index
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
-from airflow_tune_restore.experiments.read import NotStartedError, not_an_experiment, read_outline
+from airflow_tune_restore.experiments.read import (
+    NotStartedError,
+    ReadState,
+    not_an_experiment,
+    read_outline,
+)
 from airflow_tune_restore.experiments.read_checkpoints import checkpoint_names
+from airflow_tune_restore.experiments.root import Root, list_root
 from airflow_tune_restore.experiments.spot_check import SpotCheck
 from airflow_tune_restore.experiments.state_summary import (
     StateSummary,
@@ -61,6 +66,7 @@ from airflow_tune_restore.protocol.lease_objects import (
     was_restored,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.in_flight import IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +82,7 @@ class ExamineOptions:
         ask_holder: Returns whether a restore that looks alive is known to have ended.
         spot_check: Reads some experiments of the index again.
         explains: Whether the states of older runs are read, too.
+        read_state: Reads the state of an experiment, if the caller needs more of it.
         pool: Threads for requests about several trials of one experiment.
     """
 
@@ -88,32 +95,37 @@ class ExamineOptions:
     index: Index | None = None
     spot_check: SpotCheck | None = None
     explains: bool = False
+    read_state: ReadState | None = None
     pool: ThreadPoolExecutor
 
 
 def examine(
     store: ObjectStore,
+    root: Root | None = None,
     *,
     stale_after: timedelta = DEFAULT_STALE_AFTER,
     ask_driver: Callable[[str], DriverStatus] | None = None,
+    read_state: ReadState | None = None,
 ) -> ExperimentReport:
     """Report on the experiment at the store's root, without an index.
 
-    A running restore does not count: the caller, who starts one, handles the lease. `ask_driver` returns
-    for an experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
+    A running restore does not count: the caller, who starts one, handles the lease. `root` is its
+    listing, and `read_state` reads its state, if the caller needs them, too. `ask_driver` returns for an
+    experiment (URI) whether a driver runs for it; it is asked if the experiment looks dead.
 
     Raises:
         StateUnreadableError: If this is not an experiment.
     """
-    entries = store.list_dir()
+    entries, now = root or list_root(store)
     if not is_experiment(entries):
         raise not_an_experiment(store)
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
         options = ExamineOptions(
-            now=store.now(),
+            now=now,
             stale_after=stale_after,
             checks_restore=False,
             ask_driver=ask_driver,
+            read_state=read_state,
             pool=pool,
         )
         return examine_listed(store, entries, "", options)[0]
@@ -249,7 +261,8 @@ class _Examination(NamedTuple):
         if known is not None:
             return known, False
         try:
-            return summarize(read_outline(self.store, self.entries)), True
+            outline = read_outline(self.store, self.entries, self.options.read_state)
+            return summarize(outline), True
         except StateUnreadableError as error:
             if index:
                 index.remember(self.path, mark, unreadable_summary(error.reason))

@@ -4,7 +4,7 @@ from collections import Counter
 
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.read import read_state
-from airflow_tune_restore.experiments.state import State
+from airflow_tune_restore.experiments.state import KEEP_UNTERMINATED, State
 from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.names import is_safe_name
@@ -40,7 +40,7 @@ def describe_older_runs(store: ObjectStore, older: list[Entry], newest: State) -
     seen, starts_run = _ids(newest), _starts_a_run(newest)
     for entry in older[:MAX_FILES]:
         try:
-            _, state = read_state(store, entry, keep_terminated_rows=False)
+            _, state = read_state(store, entry, KEEP_UNTERMINATED)
         except TuneRestoreError as error:
             notes.append(f"{entry.name} was not checked for older trials: {error}")
             continue

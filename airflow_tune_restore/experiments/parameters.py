@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
+import msgspec
+
 from airflow_tune_restore.experiments.raw_row import RawRow, hex_of_pickle, read_hex_pickle
 from airflow_tune_restore.experiments.trial import Trial, follow_metric
 from airflow_tune_restore.protocol.pickle_reader import Global
@@ -86,6 +88,26 @@ def read_parameters(row: RawRow) -> dict[str, str]:
     for name, value in islice(leaves, _READ_NAMES):
         found.setdefault(cut(printable(name), NAME_LENGTH), _text(value))
     return found
+
+
+def shown_of(trial: Trial, row: RawRow, metric: str | None) -> Trial:
+    """Return a trial without its row, with what tables show of it: its parameters, and a metric."""
+    return msgspec.structs.replace(
+        trial,
+        row=None,
+        parameters={} if trial.unusable else read_parameters(row),
+        metric=read_metric(row, metric),
+        mark=row.mark(),
+    )
+
+
+def read_metric(row: RawRow, name: str | None) -> float | None:
+    """Return the value of a metric in the last result; None if it has none, or if it is not a number."""
+    value = follow_metric(row.last_result(), name) if name else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # an integer in JSON may be larger than any float
+        return None
 
 
 def cut(text: str, most: int) -> str:

@@ -10,7 +10,12 @@ from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.experiments.raw_row import MalformedStateError, decode_text, read_field
+from airflow_tune_restore.experiments.raw_row import (
+    MalformedStateError,
+    brief_metadata,
+    decode_text,
+    read_field,
+)
 from airflow_tune_restore.experiments.trial import Trial, TrialEnd, TrialStatus, follow_metric
 from airflow_tune_restore.protocol import bounded_json, layout
 from airflow_tune_restore.protocol.names import (
@@ -25,17 +30,9 @@ from airflow_tune_restore.protocol.printable import printable
 _UNREADABLE = "row-"
 """Starts the id of a trial whose row has no usable id; the number of the row follows."""
 
-_REST_OF_METADATA = b',\\n  \\"metric_analysis\\": '
-"""Nine tenths of a row come after this, at this depth (Ray 2.40 to 2.60), and no plan needs them."""
-
-_END = b'\\n}"'
-
 _DONE, _DONE_BYTES = b'\\n    \\"done\\": {', 300
 _LAST_IS_TRUE = b'\\"last\\": true'
 """The analysis of `done`, a metric like any other to Ray, behind that."""
-
-_BRIEF_BYTES = 8192
-"""How far to look for it; what is in front of it holds one result, with the tag of its trial."""
 
 
 class _RowHead(msgspec.Struct):
@@ -97,7 +94,7 @@ def _parse(trial: msgspec.Raw, metadata: msgspec.Raw) -> Trial:
     if is_reserved or not is_key_name(trial_id):
         raise MalformedStateError(f"trial id {trial_id[:80]!r} cannot be used")
     try:
-        run, odd = _decode_metadata(metadata), []
+        run, odd = decode_text(brief_metadata(metadata), _RUN), []
     except MalformedStateError:
         run, odd = _RunMetadata(), ["metadata"]
     # neither TERMINATED nor ERROR means unfinished (TuneController._requeue_restored_trials, 2.60)
@@ -171,7 +168,7 @@ def _meets(criterion: Any, metadata: msgspec.Raw) -> bool:
     if not isinstance(criterion, dict) or not criterion:
         return False
     try:
-        result = decode_text(metadata, _LAST).last_result
+        result = decode_text(brief_metadata(metadata), _LAST).last_result
     except MalformedStateError:
         return False
     met = [(follow_metric(result, name), limit) for name, limit in criterion.items()]
@@ -190,13 +187,3 @@ def _is_last_result_done(metadata: msgspec.Raw) -> bool:
     text = bytes(memoryview(metadata)[: bounded_json.MAX_DOCUMENT_BYTES])
     start = text.find(_DONE)
     return start >= 0 and _LAST_IS_TRUE in text[start : start + _DONE_BYTES]
-
-
-def _decode_metadata(raw: msgspec.Raw) -> _RunMetadata:
-    """Decode the text in front of the part that no plan needs; all of it where that part is missing."""
-    view = memoryview(raw)
-    text = bytes(view[:_BRIEF_BYTES])
-    end = text.find(_REST_OF_METADATA)
-    if end < 0 or view[-len(_END) :] != _END:
-        return decode_text(raw, _RUN)
-    return decode_text(text[:end] + _END, _RUN)

@@ -1,10 +1,11 @@
 """Store -> one experiment: its newest valid state, its tuner file, and what is odd about them."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import (
     CannotBeFollowedError,
@@ -25,7 +26,14 @@ from airflow_tune_restore.experiments.experiment import (
     search_is_exhausted,
 )
 from airflow_tune_restore.experiments.raw_row import MalformedStateError
-from airflow_tune_restore.experiments.state import NO_STATE, State, parse_pieces
+from airflow_tune_restore.experiments.state import (
+    KEEP_ALL,
+    KEEP_UNTERMINATED,
+    NO_STATE,
+    Keep,
+    State,
+    parse_pieces,
+)
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.experiments.tuner_file import (
     IGNORED,
@@ -70,19 +78,42 @@ def not_an_experiment(store: ObjectStore) -> StateUnreadableError:
     return StateUnreadableError(store.uri, f"{reason}{explain_percent(store.uri)}")
 
 
+class NewestState(NamedTuple):
+    """The newest valid state of an experiment, its file, and what is odd about the files."""
+
+    file: StateFile
+    state: State
+    warnings: list[str]
+
+
+ReadState = Callable[[ObjectStore, list[Entry]], NewestState]
+"""Returns the newest state of an experiment by the listing of its root; raises as `read_experiment`."""
+
+
+class StateReader:
+    """Reads the newest state, and keeps it for as long as the listing is the same."""
+
+    def __init__(self, keep: Keep = KEEP_ALL) -> None:
+        self._keep = keep
+        self._kept: tuple[list[Entry], NewestState] | None = None
+
+    def __call__(self, store: ObjectStore, entries: list[Entry]) -> NewestState:
+        """Return the newest state; raises as `read_experiment`."""
+        if self._kept is None or self._kept[0] != entries:
+            self._kept = entries, _newest_valid_state(store, entries, self._keep)
+        return self._kept[1]
+
+
 def read_experiment(
     store: ObjectStore,
     entries: list[Entry] | None = None,
     *,
-    keep_terminated_rows: bool = True,
-    keep_parameters: bool = False,
+    read_state: ReadState | None = None,
     ignore_tuner: bool = False,
 ) -> Experiment:
     """Read the experiment at the store's root; `entries` is its listing, if the caller has just made one.
 
-    The rows of trials that terminated by themselves (`keep_terminated_rows`) are nearly all of a large
-    experiment, and only running or committing them needs the rows. `keep_parameters` keeps what tables
-    show of them.
+    `read_state` reads its state, by default with all rows.
 
     Raises:
         StateUnreadableError: If no state file can be used, with the reason of each; or if this is not an
@@ -90,12 +121,9 @@ def read_experiment(
         NotStartedError: If it has no state, or none with a trial in it.
     """
     entries = store.list_dir() if entries is None else entries
-    state_file, state, warnings = _newest_valid_state(
-        store,
-        entries,
-        keep_terminated_rows=keep_terminated_rows,
-        keep_parameters=keep_parameters,
-    )
+    read_state = read_state or StateReader()
+    state_file, state, found = read_state(store, entries)
+    warnings = list(found)
     tuner = IGNORED if ignore_tuner else read_tuner(store, entries)
     searcher = read_searcher(store, entries)
     left = samples_left(searcher, len(state.trials))
@@ -111,14 +139,18 @@ def read_experiment(
     return replace(experiment, ignores_tuner=ignore_tuner)
 
 
-def read_outline(store: ObjectStore, entries: list[Entry]) -> Experiment:
+def read_outline(
+    store: ObjectStore, entries: list[Entry], read_state: ReadState | None = None
+) -> Experiment:
     """Read only what the health of an experiment needs; raises as `read_experiment`.
 
     `tuner.pkl` is read only if samples are left that need the searcher in it, or if it decides whether a
     scheduler ended the trials. The searcher's state is read only if all trials have ended and do not show
     by themselves that all samples were drawn.
     """
-    state_file, state, warnings = _newest_valid_state(store, entries, keep_terminated_rows=False)
+    read_state = read_state or StateReader(KEEP_UNTERMINATED)
+    state_file, state, found = read_state(store, entries)
+    warnings = list(found)
     tuners = [e for e in entries if e.name == layout.TUNER_FILE and not e.is_dir]
     if not tuners:
         warnings.append(f"tuner.pkl is missing: {LOST}")
@@ -193,7 +225,7 @@ def _describe_odd(trials: Collection[Trial]) -> Iterator[str]:
 
 
 def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
-    """Read the experiment that a commit starts from; one that was never started has no trials.
+    """Read the experiment that a search continues; one that was never started has no trials.
 
     `ignore_tuner` does not apply to the latter, which has nothing but its `tuner.pkl`.
 
@@ -215,27 +247,21 @@ def read_base(store: ObjectStore, *, ignore_tuner: bool = False) -> Experiment:
         )
 
 
-def read_base_file(store: ObjectStore, entries: list[Entry] | None = None) -> StateFile:
-    """Return the state file that a commit starts from; `NO_STATE_FILE` if there is none yet.
-
-    `entries` is a listing of the root, if the caller has one.
+def read_base_state(
+    store: ObjectStore, entries: list[Entry], keep: Keep = KEEP_UNTERMINATED
+) -> tuple[StateFile, State]:
+    """Return the state that a commit starts from, by a listing of the root; without one, `NO_STATE`.
 
     Raises:
         StateUnreadableError: If no state file can be used.
     """
     try:
-        return read_experiment(store, entries, keep_terminated_rows=False).state_file
+        return StateReader(keep)(store, entries)[:2]
     except NotStartedError:
-        return NO_STATE_FILE
+        return NO_STATE_FILE, NO_STATE
 
 
-def _newest_valid_state(
-    store: ObjectStore,
-    entries: list[Entry],
-    *,
-    keep_terminated_rows: bool,
-    keep_parameters: bool = False,
-) -> tuple[StateFile, State, list[str]]:
+def _newest_valid_state(store: ObjectStore, entries: list[Entry], keep: Keep) -> NewestState:
     """Return the newest valid state by the start of its driver session, and warnings.
 
     Ray takes the largest file name, which carries local time. Within the spread of time zones the
@@ -260,12 +286,7 @@ def _newest_valid_state(
         if best is not None and not _may_be_newer(entry.name, best[0].name):
             continue
         try:
-            candidate = read_state(
-                store,
-                entry,
-                keep_terminated_rows=keep_terminated_rows,
-                keep_parameters=keep_parameters,
-            )
+            candidate = read_state(store, entry, keep)
         except (MalformedStateError, KeyNotFoundError, CannotBeFollowedError) as error:
             # errors of the store are raised: an older state must not take this one's place
             warnings.append(f"{entry.name} was skipped: {error}")
@@ -281,7 +302,7 @@ def _newest_valid_state(
             f"{best[0].name} is newer than {states[0].name} by the start of its driver; "
             "Ray alone would take the other"
         )
-    return *best, warnings
+    return NewestState(*best, warnings)
 
 
 def _may_be_newer(name: str, than: str) -> bool:
@@ -292,13 +313,7 @@ def _may_be_newer(name: str, than: str) -> bool:
     return other - mine <= CLOCK_SPREAD
 
 
-def read_state(
-    store: ObjectStore,
-    entry: Entry,
-    *,
-    keep_terminated_rows: bool,
-    keep_parameters: bool = False,
-) -> tuple[StateFile, State]:
+def read_state(store: ObjectStore, entry: Entry, keep: Keep) -> tuple[StateFile, State]:
     """Read one state file of the listing.
 
     Raises:
@@ -317,11 +332,7 @@ def read_state(
                 if entry.size_bytes > SMALL_BYTES
                 else [store.get(entry.name, max_bytes=limit)]
             )
-            state = parse_pieces(
-                pieces,
-                keep_terminated_rows=keep_terminated_rows,
-                keep_parameters=keep_parameters,
-            )
+            state = parse_pieces(pieces, keep)
         except TooLargeError as error:
             raise MalformedStateError(
                 f"it changes while it is read: {entry.size_bytes} bytes were listed, and it holds more "

@@ -1,7 +1,6 @@
 """Store -> the checkpoint that each trial can start from."""
 
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 
 from airflow_tune_restore.exceptions import (
     CannotBeFollowedError,
@@ -9,7 +8,7 @@ from airflow_tune_restore.exceptions import (
     TooLargeError,
     TuneRestoreError,
 )
-from airflow_tune_restore.experiments.budget import CONCURRENCY, IN_MEMORY, read_limit
+from airflow_tune_restore.experiments.budget import IN_MEMORY, read_limit
 from airflow_tune_restore.experiments.raw_row import MalformedStateError
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.protocol import layout
@@ -23,6 +22,7 @@ from airflow_tune_restore.protocol.names import is_segment
 from airflow_tune_restore.protocol.numbers import whole_iteration
 from airflow_tune_restore.protocol.result_rows import iter_rows
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 _NAME, _ITERATION = "checkpoint_dir_name", "training_iteration"
 
@@ -39,12 +39,11 @@ def read_checkpoint_choices(
     complete.
     """
     recorded = [_recorded(trial) for trial in trials]  # decoding does not profit from threads
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        choices = pool.map(
-            lambda pair: _choose_or_lose(store, *pair, prefer_newest=prefer_newest),
-            zip(trials, recorded, strict=True),
-        )
-        return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
+    choices = for_each(
+        lambda pair: _choose_or_lose(store, *pair, prefer_newest=prefer_newest),
+        zip(trials, recorded, strict=True),
+    )
+    return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
 
 
 def checkpoint_names(entries: list[Entry]) -> list[str]:

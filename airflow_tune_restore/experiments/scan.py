@@ -13,7 +13,6 @@ from datetime import timedelta
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from airflow_tune_restore.experiments.budget import CONCURRENCY
 from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.experiments.examine import (
     ExamineOptions,
@@ -30,6 +29,7 @@ from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.in_flight import IN_FLIGHT
 from airflow_tune_restore.storage.location import Location
 
 THREADS = 64
@@ -77,7 +77,7 @@ def scan(
     at_root = is_experiment(root)  # then its `.tune_restore` is not that of a prefix
     index = read_index(store) if use_index and not at_root else None
     spot_check = SpotCheck(index, chance or fresh_chance()) if index is not None else None
-    with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(CONCURRENCY) as pool:
+    with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(IN_FLIGHT) as pool:
         options = ExamineOptions(
             now=store.now(),
             stale_after=stale_after,

@@ -7,18 +7,19 @@ and the end of every file, are split by the regular expression `_ROW`. Raw rows 
 can write untouched ones back byte for byte.
 """
 
+import io
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.experiments.parameters import read_parameters
+from airflow_tune_restore.experiments.parameters import shown_of
 from airflow_tune_restore.experiments.parse_row import parse_row
-from airflow_tune_restore.experiments.raw_row import MalformedStateError, RawRow
+from airflow_tune_restore.experiments.raw_row import MalformedStateError, PackedRow, RawRow
 from airflow_tune_restore.experiments.trial import Trial
 from airflow_tune_restore.protocol import bounded_json
 from airflow_tune_restore.protocol.numbers import is_amount
@@ -69,12 +70,14 @@ class State:
         trials: In the order of the file.
         rows: The raw rows that were kept, by trial id, in the same order.
         runner: `runner_data` of the frame, as plain values.
+        packed: The rows that were kept packed, by trial id, in the same order.
     """
 
     trials: tuple[Trial, ...]
     rows: dict[str, RawRow]
     runner: dict[str, Any]
     stats: dict[str, Any]
+    packed: dict[str, PackedRow] = field(default_factory=dict)
 
     @property
     def start_time(self) -> float:
@@ -98,22 +101,51 @@ def parse_state(body: bytes) -> State:
     Raises:
         MalformedStateError: If it is truncated, not an experiment state, or all of its rows are unusable.
     """
-    return parse_pieces([body], keep_terminated_rows=True)
+    return parse_pieces([body])
 
 
-def parse_pieces(
-    pieces: Iterable[bytes], *, keep_terminated_rows: bool, keep_parameters: bool = False
-) -> State:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """How much of a state is kept in memory.
+
+    Args:
+        terminated_rows: Whether the rows of trials that terminated by themselves are kept: nearly all of
+            a large experiment. Only running or committing them needs the rows.
+        parameters: Whether the parameters of trials without a row are read before.
+        shown: Whether trials have no row, but all that tables show of them, with the metric of this name.
+        packed: With `shown`: whether their rows are kept beside them, packed.
+    """
+
+    terminated_rows: bool = True
+    parameters: bool = False
+    shown: bool = False
+    packed: bool = False
+    metric: str | None = None
+
+    def row_of(self, trial: Trial, pair: tuple[msgspec.Raw, msgspec.Raw]) -> RawRow | None:
+        """Return the row of a trial to keep as it is; None if it is not kept so."""
+        if self.shown:
+            return None
+        if self.terminated_rows:
+            return RawRow(*pair)
+        if trial.terminated_by_itself:
+            return None
+        return RawRow(*(raw.copy() for raw in pair))  # a copy does not keep its whole piece
+
+
+KEEP_ALL = Keep()
+KEEP_UNTERMINATED = Keep(terminated_rows=False)
+
+
+def parse_pieces(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
     """Parse a state file as it arrives.
-
-    Without `keep_terminated_rows` it drops the rows of trials that terminated by themselves. With
-    `keep_parameters` it reads their parameters before.
 
     Raises:
         MalformedStateError: As `parse_state`.
     """
     trials: dict[str, Trial] = {}
     rows: dict[str, RawRow] = {}
+    packed: dict[str, PackedRow] = {}
     small_rows = 0
 
     def add_rows(pairs: _Pairs) -> None:
@@ -131,15 +163,14 @@ def parse_pieces(
                 memoryview(raw)[0] != _QUOTE for raw in pair
             ):
                 raise MalformedStateError(_NO_PAIR)
-            if keep_terminated_rows or not trial.terminated_by_itself:
-                # a copy does not keep the whole piece in memory
-                row = RawRow(*(pair if keep_terminated_rows else (raw.copy() for raw in pair)))
+            if (row := keep.row_of(trial, pair)) is not None:
                 rows[trial.trial_id] = row
                 trial = msgspec.structs.replace(trial, row=row)
-            elif keep_parameters:
+            elif keep.shown or keep.parameters:
                 with bounded_json.alone(size):
-                    found = read_parameters(RawRow(*pair))
-                trial = msgspec.structs.replace(trial, parameters=found)
+                    trial = shown_of(trial, RawRow(*pair), keep.metric)
+            if keep.packed:
+                packed[trial.trial_id] = PackedRow.of(RawRow(*pair))
             trials[trial.trial_id] = trial
 
     frame = _split_pieces(pieces, add_rows)
@@ -153,18 +184,38 @@ def parse_pieces(
         rows,
         runner if isinstance(runner, dict) else {},
         stats if isinstance(stats, dict) else {},
+        packed,
     )
 
 
-def encode_state(rows: Iterable[RawRow], runner: dict[str, Any], stats: dict[str, Any]) -> bytes:
-    """Build a state file; rows go in byte for byte as they were read."""
-    parts: list[Any] = [_TRIALS_START]
+def encode_state(
+    rows: Iterable[RawRow], runner: dict[str, Any], stats: dict[str, Any], **more: Any
+) -> bytes:
+    """Build a state file; rows go in byte for byte as they were read, `more` at its end."""
+    writer = StateWriter()
     for row in rows:
-        parts += (b"[", row.trial, b", ", row.metadata, b"]", b", ")
-    if len(parts) > 1:
-        parts.pop()
-    tail = json.dumps({"runner_data": runner, "stats": stats}).encode()
-    return b"".join([*parts, b"], ", memoryview(tail)[1:]])
+        writer.add(row)
+    return writer.end(runner, stats, **more)
+
+
+class StateWriter:
+    """Builds a state file row by row, so that no more than the file itself is in memory."""
+
+    def __init__(self) -> None:
+        self._file = io.BytesIO()
+        self._file.write(_TRIALS_START)
+        self._between = b""
+
+    def add(self, row: RawRow) -> None:
+        """Add a row, byte for byte as it was read."""
+        self._file.writelines((self._between, b"[", row.trial, b", ", row.metadata, b"]"))
+        self._between = b", "
+
+    def end(self, runner: dict[str, Any], stats: dict[str, Any], **more: Any) -> bytes:
+        """Return the file; `more` goes to its end."""
+        tail = json.dumps({"runner_data": runner, "stats": stats, **more}).encode()
+        self._file.writelines((b"], ", memoryview(tail)[1:]))
+        return self._file.getvalue()  # not a copy
 
 
 def _is_shallow(value: Any) -> bool:

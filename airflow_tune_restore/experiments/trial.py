@@ -59,6 +59,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             run.
         odd_fields: Names of fields whose values cannot be used, so that their defaults stand in.
         parameters: As `parameters.read_parameters` returned them, if its row was not kept.
+        metric: The value of the experiment's metric, if its row was not kept (`shown_of`).
+        mark: Changes with the content of its row, if its row was not kept (`shown_of`).
         row: The raw row, from which the rest is decoded on demand; None if it was not kept.
     """
 
@@ -74,6 +76,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     unusable: str = ""
     odd_fields: tuple[str, ...] = ()
     parameters: dict[str, str] | None = None
+    metric: float | None = None
+    mark: int = 0
     row: RawRow | None = None
 
     @property
@@ -104,7 +108,5 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def _kept_row(self) -> RawRow:
         if self.row is None:
-            raise LookupError(
-                f"the row of terminated trial {self.trial_id} was not kept (keep_terminated_rows)"
-            )
+            raise LookupError(f"the row of terminated trial {self.trial_id} was not kept")
         return self.row

@@ -1,5 +1,6 @@
 """One search of a prefix, which sensor and triggers do at every poll, and its log lines."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Experim
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH, ScanFilter
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.hooks.xcom_size import first_fitting, fits, most_fitting, pack
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location, at_home, explain_percent
@@ -95,6 +97,7 @@ def build_search(
 
 
 def survey(
+    hook: ExperimentStorageHook,
     search: Search,
     log: logging.Logger,
     ask_holder: AskHolder | None = None,
@@ -105,7 +108,7 @@ def survey(
     `ask_holder` returns whether a restore that looks alive is known to have ended. The triggerer cannot
     ask (None). With `warns_if_empty`, a prefix without any experiment is a warning.
     """
-    reports = ExperimentStorageHook().scan(
+    reports = hook.scan(
         search.place,
         stale_after=search.stale_after,
         selection=search.selection,
@@ -145,24 +148,45 @@ def _build_item(place: Address, report: ExperimentReport) -> dict[str, Any]:
     }
 
 
+def fit_items(items: list[dict[str, Any]], log: logging.Logger) -> Any:
+    """Return the items as they are while they fit into an XCom, else their addresses alone, packed.
+
+    The log counts those that do not fit even so.
+    """
+    if fits(items):
+        return items
+    # what is the same for all of them is in the first one
+    first = {name: items[0].get(name) for name in ("experiment", "shares_prefix")}
+    addresses = [first, *(item["experiment"] for item in items[1:])]
+    count = most_fitting(len(addresses), lambda number: pack(addresses[:number]))
+    if count < len(items):
+        log.warning(
+            "%d of %s fit into an XCom and are returned. Another DAG run finds the others.",
+            *(count, counted(len(items), "experiment")),
+        )
+    return pack(addresses[:count])
+
+
 def build_left_alone(
     place: Address, reports: Iterable[ExperimentReport], wanted: frozenset[Health]
 ) -> dict[str, Any]:
     """Return the XCom form of the experiments that are not returned, and why: all but finished ones.
 
-    The keys are `experiments`, at most `MAX_LEFT_ALONE` of them, and `not_listed`, the number of others.
-    Running ones are the last.
+    The keys are `experiments`, at most `MAX_LEFT_ALONE` of them and as many as fit into an XCom, and
+    `not_listed`, the number of others. Running ones are the last.
     """
     others = [r for r in reports if r.health not in wanted and r.health is not Health.FINISHED]
     others.sort(key=lambda report: report.health is Health.RUNNING)
-    shown = [
+    items = (
         {
             "experiment": str(place.at(report.experiment)),
             "health": report.health.value,
             "reason": report.reason,
         }
         for report in others[:MAX_LEFT_ALONE]
-    ]
+    )
+    without = {"experiments": [], "not_listed": len(others)}
+    shown = first_fitting(items, beside=len(json.dumps(without)))
     return {"experiments": shown, "not_listed": len(others) - len(shown)}
 
 
@@ -186,11 +210,10 @@ def log_evidence(reports: list[ExperimentReport], log: logging.Logger) -> None:
         log.info("… and %d more.", len(reports) - _SHOWN)
 
 
-def log_found(items: list[dict[str, Any]], log: logging.Logger) -> None:
+def log_found(addresses: Sequence[str], log: logging.Logger) -> None:
     """Log the addresses of the experiments that were found."""
-    named = [item["experiment"] for item in items[:_SHOWN]]
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    log.info("Found: %s%s", ", ".join(named), more)
+    more = f" and {len(addresses) - _SHOWN} more" if len(addresses) > _SHOWN else ""
+    log.info("Found: %s%s", ", ".join(addresses[:_SHOWN]), more)
 
 
 def _describe_empty(search: Search) -> str:

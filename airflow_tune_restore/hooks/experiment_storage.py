@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from airflow.sdk import BaseHook
 
@@ -13,7 +14,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.experiments.scan import scan
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
 from airflow_tune_restore.hooks.runner_environment import location_environment, runner_environment
-from airflow_tune_restore.storage.fs import open_store, options_of
+from airflow_tune_restore.storage.fs import StoreClients, options_of
 from airflow_tune_restore.storage.location import LOCAL_SCHEMES, Location
 from airflow_tune_restore.version_compat import (
     ASKING,
@@ -124,6 +125,7 @@ class ExperimentStorageHook(BaseHook):
     def __init__(self, storage_conn_id: str | None = None) -> None:
         super().__init__()
         self.storage_conn_id = storage_conn_id or None
+        self._clients = StoreClients()
 
     def address(self, address: str | Address) -> Address:
         """Parse an address, with this hook's connection if it has one; return a parsed one as it is."""
@@ -131,15 +133,24 @@ class ExperimentStorageHook(BaseHook):
             return address
         return Address.parse(address, storage_conn_id=self.storage_conn_id)
 
-    def open(self, address: str | Address, *, in_bulk: bool = False) -> "ObjectStore":
-        """Return the store rooted at an address, for many or large reads if `in_bulk`. Nothing is cached.
+    def open(self, address: str | Address) -> "ObjectStore":
+        """Return the store rooted at an address.
+
+        All places in one bucket, with one connection, share a client that lives as long as this hook. No
+        listing or object is cached.
 
         Raises:
             InvalidInputError: If the address or its connection cannot be used.
             StorageError: If the connection cannot be read.
         """
         place = self.address(address)
-        return open_store(place.uri, filesystem=_filesystem(place), in_bulk=in_bulk)
+        return self._clients.open(
+            place.uri, account=place.conn_id, connect=lambda: _filesystem(place)
+        )
+
+    def reconnect(self) -> None:
+        """Read connections again for all stores that are opened from now on: they may have changed."""
+        self._clients.forget()
 
     def scan(
         self,
@@ -153,7 +164,7 @@ class ExperimentStorageHook(BaseHook):
     ) -> "list[ExperimentReport]":
         """Return a report on every experiment at or below a prefix; their URIs have no connection id."""
         return scan(
-            self.open(prefix, in_bulk=True),
+            self.open(prefix),
             stale_after=stale_after,
             selection=selection or ScanFilter(),
             use_index=use_index,
@@ -189,6 +200,17 @@ class ExperimentStorageHook(BaseHook):
         conn_id = self.address(address).conn_id
         with ASKING:
             return {} if conn_id is None else location_environment(_connection(conn_id))
+
+
+_OF_TRIGGERS: "WeakValueDictionary[str, ExperimentStorageHook]" = WeakValueDictionary()
+
+
+def share_hook() -> ExperimentStorageHook:
+    """Return the hook that all triggers of a triggerer share, as long as one of them keeps it."""
+    hook = _OF_TRIGGERS.get("")
+    if hook is None:
+        hook = _OF_TRIGGERS[""] = ExperimentStorageHook()
+    return hook
 
 
 def _connection(conn_id: str) -> "Connection":

@@ -16,13 +16,15 @@ from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
+from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.launch.account import runner_account
 from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.map_limit import refuse_too_many
-from airflow_tune_restore.operators.plan_log import log_plan
+from airflow_tune_restore.operators.plan_log import log_plans
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
+from airflow_tune_restore.operators.trial_items import build_items
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
@@ -45,7 +47,8 @@ class BuildRestorePlanOperator(CheckedOperator):
     """Plans restores, takes their leases, and returns one small item per trial to run.
 
     The items of all experiments are one flat list, for
-    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`. What became of each experiment is under
+    `RestoreTrialOperator.partial(…).expand(trial=plan.output)`; if they would be too large for an XCom,
+    each is a short reference that this operator understands. What became of each experiment is under
     `plan.output["outcomes"]`, for `CommitRestoreOperator` and `CheckRestoresOperator`:
 
     * `restored`: its restore was started; `continue_search`: only its search is left to continue.
@@ -190,28 +193,30 @@ class BuildRestorePlanOperator(CheckedOperator):
         self.env = env
         self.check_literals(vars(self))
 
-    def execute(self, context: Context) -> list[dict[str, Any]]:
+    def execute(self, context: Context) -> list[Any]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""
         ti = context["ti"]
         with as_airflow_errors():
+            experiments = unpack(self.experiments)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(
-                map(hook.address, arguments.parse_addresses(self.experiments)),
-                shares_prefix=arguments.shares_prefix(self.experiments),
+                map(hook.address, arguments.parse_addresses(experiments)),
+                shares_prefix=arguments.shares_prefix(experiments),
                 find_started=partial(_find_started, context, hook),
             )
         try:
             with as_airflow_errors():
                 started = self._start_all(context, hook, batch, options)
         finally:
-            ti.xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
+            outcomes = batch.to_xcom()
+            ti.xcom_push(xcom.OUTCOMES_KEY, outcomes)
         batch.log(self.log)
-        for address, plan in started:
-            log_plan(self.log, address, plan)
+        log_plans(self.log, started)
         batch.stop_without_work(has_tries=ti.try_number <= ti.max_tries)
-        return [item.to_xcom() for address, plan in started for item in _items(address, plan)]
+        trials = [item for address, plan in started for item in _items(address, plan)]
+        return build_items(trials, outcomes)
 
     def _start_all(
         self,
@@ -244,7 +249,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         options: PrepareOptions,
     ) -> dict[str, PreparedRestore]:
         def prepare(text: str) -> PreparedRestore | UnknownTrialError | str:
-            store = hook.open(batch.places[text], in_bulk=True)
+            store = hook.open(batch.places[text])
             try:
                 return prepare_restore(store, xcom.restore_id_for(context, store.uri), options)
             except UnknownTrialError as error:

@@ -5,7 +5,8 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, TriggerRule
 
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.operators.xcom import OutcomeXCom, resolve_list
+from airflow_tune_restore.operators.outcome_list import OutcomeList
+from airflow_tune_restore.operators.xcom import Outcome
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, first_of, printable
 from airflow_tune_restore.version_compat import AirflowFailException
 
@@ -38,14 +39,18 @@ class CheckRestoresOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Fail with the names of the experiments and the reasons."""
         with as_airflow_errors():
-            items = [OutcomeXCom.parse(item) for item in resolve_list(self.outcomes, context)]
-        refused = [item for item in items if item.is_refused]
-        if not refused:
+            outcomes = OutcomeList.resolve(self.outcomes, context)
+        refused = [item for item in outcomes.items if item.is_refused]
+        not_listed = outcomes.not_listed[Outcome.REFUSED]
+        if not (refused or not_listed):
             return
         reasons = [f"{each.experiment}: {printable(each.reason, NOTE_LENGTH)}" for each in refused]
         for reason in reasons:
             self.log.error("%s", reason)
+        if not_listed:
+            self.log.error("… and %d more, which the log of the plan task has.", not_listed)
+        count = counted(len(refused) + not_listed, "experiment")
         raise AirflowFailException(
-            f"Not restored, and a person is needed: {counted(len(refused), 'experiment')}. When the "
-            f"cause is gone, start a new DAG run. {first_of(reasons)}"
+            f"Not restored, and a person is needed: {count}. When the cause is gone, start a new DAG "
+            f"run. {first_of(reasons)}"
         )

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import BaseOperator, Context, TriggerRule, XComArg
 
@@ -16,6 +16,9 @@ from airflow_tune_restore.operators.experiment_table import (
     ExperimentLine,
     ExperimentTable,
 )
+from airflow_tune_restore.operators.outcome_list import OutcomeList
+from airflow_tune_restore.operators.summary_log import log_summaries
+from airflow_tune_restore.operators.summary_xcom import describe_summaries
 from airflow_tune_restore.operators.xcom import (
     EXPERIMENTS_KEY,
     Outcome,
@@ -29,15 +32,8 @@ from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 
-if TYPE_CHECKING:
-    from airflow.sdk.types import Logger
-
-_CONCURRENCY = 4
-"""Restores committed at the same time: each may wait for dead runners, and hold a state in memory."""
-
-MAX_TRIALS = 1000
-"""With more trials, the XCom leaves out those that did not change. The log shows them all."""
-
+_CONCURRENCY = 8
+"""Restores committed at the same time: each may wait for dead runners. Large states take turns."""
 
 _NEVER_STARTED = "its restore was not started: the plan task ended before it"
 
@@ -54,7 +50,9 @@ class CommitRestoreOperator(BaseOperator):
     Returns one mapping per experiment that was committed, or whose search is continued: `experiment`,
     `restore_id`, `state_file` (None if nothing changed), `samples_left` (for a `ContinueSearchOperator`),
     `failed` (trial ids), `quarantined` (ids of trials that failed too often and do not run again until
-    they are released), `headline`, and `trials`, before and after. The log shows the same as tables.
+    they are released), `headline`, and `trials`, before and after. Where all this would be too large for
+    an XCom, it has less of each, and at last only the experiments whose search is continued. The log has
+    tables.
 
     The log ends with one table of all experiments that were found, and what became of each. The XCom
     `experiments` holds the same. The task is skipped only if no experiment was found.
@@ -87,33 +85,30 @@ class CommitRestoreOperator(BaseOperator):
         self.storage_conn_id = storage_conn_id
         XComArg.apply_upstream_relationship(self, outcomes)
 
-    def execute(self, context: Context) -> list[dict[str, Any]]:
+    def execute(self, context: Context) -> list[Any]:
         """Commit every restore, then log their changes, then what became of all experiments."""
         with as_airflow_errors():
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            items = [OutcomeXCom.parse(item) for item in resolve_list(self.outcomes, context)]
+            outcomes = OutcomeList.resolve(self.outcomes, context)
         (left_alone,) = resolve_list(self.left_alone, context) or [{}]
-        if not (items or left_alone.get("experiments")):
+        if not (outcomes.items or left_alone.get("experiments")):
             raise AirflowSkipException("Nothing to commit: the plan was given no experiment.")
-        restores = [item for item in items if item.outcome is Outcome.RESTORED]
+        restores = [item for item in outcomes.items if item.outcome is Outcome.RESTORED]
         with ThreadPoolExecutor(_CONCURRENCY) as pool:
             results = list(pool.map(lambda item: self._try_to_commit(hook, item), restores))
-        outputs: list[dict[str, Any]] = [
-            {"experiment": item.experiment, "restore_id": None, "samples_left": True}
-            for item in items
-            if item.outcome is Outcome.CONTINUE_SEARCH
-        ]
         lines = [
-            ExperimentLine.of_plan(item) for item in items if item.outcome is not Outcome.RESTORED
+            ExperimentLine.of_plan(item)
+            for item in outcomes.items
+            if item.outcome is not Outcome.RESTORED
         ]
+        summaries: list[CommitSummary] = []
         failures: list[str] = []
         for item, result in zip(restores, results, strict=True):
             match result:
                 case CommitSummary():
-                    result = replace(result, experiment=item.experiment)
-                    outputs.append(describe_summary(item.experiment, result))
-                    lines.append(ExperimentLine.of_commit(item, result))
-                    log_summary(result, self.log)
+                    summary = replace(result, experiment=item.experiment)
+                    summaries.append(summary)
+                    lines.append(ExperimentLine.of_commit(item, summary))
                 case TuneRestoreError():
                     reason = printable(str(result), NOTE_LENGTH)
                     failures.append(f"{item.experiment}: {reason}")
@@ -122,7 +117,12 @@ class CommitRestoreOperator(BaseOperator):
                     lines.append(_uncommitted(item, Outcome.REFUSED, item.reason))
                 case None:
                     lines.append(_uncommitted(item, Outcome.LEFT_ALONE, _NEVER_STARTED))
-        self._report(context, ExperimentTable.build(lines, left_alone))
+        log_summaries(summaries, self.log)
+        self._report(context, ExperimentTable.build(lines, left_alone, outcomes.not_listed))
+        continued = [
+            item.experiment for item in outcomes.items if item.outcome is Outcome.CONTINUE_SEARCH
+        ]
+        outputs = describe_summaries(continued, summaries, self.log)
         if failures:
             context["ti"].xcom_push("return_value", outputs)
             raise AirflowException(
@@ -143,7 +143,7 @@ class CommitRestoreOperator(BaseOperator):
     ) -> CommitSummary | TuneRestoreError | None:
         """Commit one restore; its error is returned and stops no other restore."""
         try:
-            return self._commit(hook.open(item.experiment, in_bulk=True), item)
+            return self._commit(hook.open(item.experiment), item)
         except TuneRestoreError as error:
             self.log.error("%s: %s", item.experiment, printable(str(error), NOTE_LENGTH))  # noqa: TRY400  the message is enough
             return error
@@ -165,32 +165,3 @@ class CommitRestoreOperator(BaseOperator):
 
 def _uncommitted(item: OutcomeXCom, outcome: str, reason: str) -> ExperimentLine:
     return replace(ExperimentLine.of_plan(item), outcome=outcome, reason=reason)
-
-
-def log_summary(summary: CommitSummary, log: "Logger") -> None:
-    """Log the result in one sentence, then the table of its trials."""
-    log.info("%s", summary.headline())
-    for line in summary.table().splitlines():
-        log.info("%s", line)
-
-
-def describe_summary(experiment: str, summary: CommitSummary) -> dict[str, Any]:
-    """Return the XCom form of a summary."""
-    return {
-        "experiment": experiment,
-        "restore_id": summary.restore_id,
-        "state_file": summary.state_file,
-        # A whole-experiment run that leaves samples undrawn was asked to stop, or its task has failed.
-        # Samples whose searcher is lost are passed on: the continued search fails because of them.
-        # A restore of chosen trials leaves the search to a later one.
-        "samples_left": (
-            0
-            if summary.chosen or (summary.is_whole_experiment and not summary.searcher_lost)
-            else summary.samples_left
-        ),
-        "failed": [change.trial_id for change in summary.failed],
-        "quarantined": list(summary.quarantined),
-        "headline": summary.headline(),
-        "metric": summary.metric and printable(summary.metric),
-        "trials": summary.describe_changes(MAX_TRIALS),
-    }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
@@ -18,8 +19,9 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.build_restore_plan import DEFAULT_LEASE_TTL
-from airflow_tune_restore.operators.commit_restore import describe_summary, log_summary
 from airflow_tune_restore.operators.experiment_batch import describe_holder
+from airflow_tune_restore.operators.summary_log import log_summaries
+from airflow_tune_restore.operators.summary_xcom import describe_summaries
 from airflow_tune_restore.operators.xcom import restore_id_for
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
@@ -174,5 +176,7 @@ def report_commit(
     """Log a commit, and return it as `CommitRestoreOperator` does for one experiment."""
     if summary is None:
         raise AirflowSkipException(f"Nothing to draw in {address}.")
-    log_summary(summary, log)
-    return describe_summary(str(address), summary)
+    summary = replace(summary, experiment=str(address))
+    log_summaries([summary], log)
+    (described,) = describe_summaries([], [summary], log)
+    return dict(described)

@@ -15,8 +15,9 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
 from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.operators.outcome_list import NEEDS_COMMIT, OutcomeList
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable, shortened
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable
 from airflow_tune_restore.restore.prepare import PreparedRestore
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
@@ -28,12 +29,9 @@ PREFIXES_PAGE = "docs/trainable.md (One name, two trainables)"
 """Explains what a trainable is compared with, and how to separate the experiments of teams."""
 
 _CONCURRENCY = 8
-_SHOWN = 50
-_REASONS_LENGTH, _SHORTEST = 100_000, 80
-"""Characters of all reasons in the XCom together, and of each at least. The log has them whole."""
+_SHOWN, _NAMED = 50, 500
 
 _Result = TypeVar("_Result")
-_NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 
 
 def describe_holder(error: LeaseHeldError) -> str:
@@ -136,18 +134,17 @@ class ExperimentBatch:
                 self.leave_alone(address, f"it is the same experiment as {twin}")
         return self.undecided(prepared)
 
-    def to_xcom(self) -> list[dict[str, Any]]:
-        """Return the outcomes in the order in which the experiments were given."""
-        most = max(_SHORTEST, _REASONS_LENGTH // max(len(self._outcomes), 1))
+    def to_xcom(self) -> Any:
+        """Return the outcomes for the tasks that follow."""
         known = (self._outcomes.get(address) for address in self.places)
-        return [
-            {**outcome.to_xcom(), "reason": shortened(outcome.reason, most)}
-            for outcome in known
-            if outcome is not None
-        ]
+        return OutcomeList.build(each for each in known if each is not None).to_xcom()
 
     def log(self, log: "Logger") -> None:
-        """Log why experiments are not restored, and which ones were taken by name alone."""
+        """Log why experiments are not restored, and which ones were taken by name alone.
+
+        Those that need a person are all named; of the others, the first ones.
+        """
+        others: list[str] = []
         for each in self._outcomes.values():
             match each.outcome:
                 case Outcome.RESTORED if each.reason:
@@ -155,9 +152,13 @@ class ExperimentBatch:
                 case Outcome.MISFIT | Outcome.REFUSED:
                     log.warning("%s is not restored: %s", each.experiment, each.reason)
                 case Outcome.LEFT_ALONE:
-                    log.info("%s is left alone: %s", each.experiment, each.reason)
+                    others.append(f"{each.experiment} is left alone: {each.reason}")
                 case Outcome.CONTINUE_SEARCH:
-                    log.info("%s: %s", each.experiment, each.reason)
+                    others.append(f"{each.experiment}: {each.reason}")
+        for line in others[:_NAMED]:
+            log.info("%s", line)
+        if len(others) > _NAMED:
+            log.info("… and %d more that are left alone or only continued.", len(others) - _NAMED)
         by_name = [each.experiment for each in self._outcomes.values() if each.by_name]
         if by_name:
             more = f" and {len(by_name) - _SHOWN} more" if len(by_name) > _SHOWN else ""
@@ -180,7 +181,7 @@ class ExperimentBatch:
             raise AirflowException(
                 f"A restore that an earlier try started cannot be continued yet. {_reasons(unread)}"
             )
-        if outcomes.intersection(_NEEDS_COMMIT):
+        if outcomes.intersection(NEEDS_COMMIT):
             return
         first = sorted(self._outcomes.items(), key=lambda item: item[0] not in self._may_pass)
         reasons = _reasons([each for _, each in first])

@@ -1,13 +1,16 @@
 """The last table of a recovery: every experiment that was found, and what became of it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from airflow_tune_restore.experiments.health import Health
+from airflow_tune_restore.hooks.xcom_size import first_fitting
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
+from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable, shortened
 from airflow_tune_restore.restore.columns import render
+from airflow_tune_restore.restore.shown_rows import MAX_ROWS, describe_hidden
 from airflow_tune_restore.restore.summary import TABLE_WIDTH, CommitSummary
 
 COMMIT_FAILED = "commit_failed"
@@ -20,10 +23,16 @@ UNREADABLE = "unreadable"
 """The outcome of an experiment that the sensor could not read. No task fails because of it."""
 
 MAX_EXPERIMENTS = 1000
-"""With more experiments, the XCom leaves out the last ones of the table. The log shows them all."""
+"""With more experiments, the XCom leaves out the last ones."""
+
+SHORT_REASON = 80
+"""Characters of a reason in the XCom, if the lines of all experiments do not fit with whole ones."""
 
 _WHOLE_ADDRESS = TABLE_WIDTH // 2
 """Characters of an address that are not broken over two lines, so that it can be copied."""
+
+_REASONS_LENGTH = 60_000
+"""Characters of all reasons in the table together: then it has at most a thousand lines."""
 
 _WORDS = {
     Outcome.REFUSED: "refused",
@@ -71,12 +80,11 @@ class ExperimentLine:
     @classmethod
     def of_commit(cls, item: OutcomeXCom, summary: CommitSummary) -> Self:
         """Describe an experiment that was committed."""
-        ran = [change for change in summary.changes if change.was_run]
         return cls(
             experiment=item.experiment,
             outcome=TRIALS_FAILED if summary.failed else str(item.outcome),
-            trials_run=len(ran),
-            trials_finished=len(ran) - len(summary.failed),
+            trials_run=len(summary.ran),
+            trials_finished=len(summary.ran) - len(summary.failed),
             by_name=item.by_name,
             reason=summary.headline().removeprefix(f"{summary.experiment}: "),
         )
@@ -88,15 +96,23 @@ class ExperimentTable:
 
     Args:
         lines: The lines.
-        not_listed: How many more the sensor left alone.
+        not_listed: How many more there are for which the XComs had no room, by outcome.
     """
 
     lines: tuple[ExperimentLine, ...]
-    not_listed: int = 0
+    not_listed: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def build(cls, lines: Iterable[ExperimentLine], left_alone: Mapping[str, Any]) -> Self:
-        """Put the lines in order, and add those that the sensor left alone."""
+    def build(
+        cls,
+        lines: Iterable[ExperimentLine],
+        left_alone: Mapping[str, Any],
+        not_listed: Mapping[str, int],
+    ) -> Self:
+        """Put the lines in order, and add those that the sensor left alone.
+
+        `not_listed` counts experiments that the plan did not list, by outcome.
+        """
         known = {line.experiment: line for line in lines}
         for item in left_alone.get("experiments", ()):
             address = printable(str(item.get("experiment")))
@@ -109,43 +125,55 @@ class ExperimentTable:
             known.setdefault(address, line)
         order = {word: number for number, word in enumerate(_WORDS)}
         ordered = sorted(known.values(), key=lambda line: (order[line.outcome], line.experiment))
-        return cls(tuple(ordered), int(left_alone.get("not_listed") or 0))
+        by_sensor = Counter({str(Outcome.LEFT_ALONE): int(left_alone.get("not_listed") or 0)})
+        return cls(tuple(ordered), by_sensor + Counter(not_listed))
 
     def to_xcom(self) -> list[dict[str, Any]]:
-        """Return the XCom form: strict JSON, at most `MAX_EXPERIMENTS` lines."""
-        return [
-            {**asdict(line), "outcome": str(line.outcome)} for line in self.lines[:MAX_EXPERIMENTS]
-        ]
+        """Return the XCom form: strict JSON, as many of the first lines as fit."""
+        lines = self.lines[:MAX_EXPERIMENTS]
+        whole = first_fitting(map(_describe, lines))
+        if len(whole) == len(lines):
+            return whole
+        short = (replace(line, reason=shortened(line.reason, SHORT_REASON)) for line in lines)
+        return first_fitting(map(_describe, short))
 
     def headline(self) -> str:
         """Return how many experiments had which outcome."""
-        counts = {word: sum(each.outcome == word for each in self.lines) for word in _WORDS}
-        words = ", ".join(
-            f"{counts[word]} {shown}" for word, shown in _WORDS.items() if counts[word]
-        )
-        return f"{counted(len(self.lines), 'experiment')}: {words}"
+        counts = Counter(line.outcome for line in self.lines) + self.not_listed
+        words = ", ".join(f"{count} {shown}" for shown, count in _named(counts).items())
+        return f"{counted(counts.total(), 'experiment')}: {words}"
 
     def render(self) -> str:
-        """Return the table as plain text."""
+        """Return the table of the first experiments as plain text, and the number of the others."""
         from rich import box  # its import takes longer than a plan
         from rich.table import Table
 
-        longest = max((len(line.experiment) for line in self.lines), default=0)
+        shown = self.lines[:MAX_ROWS]
+        most = _REASONS_LENGTH // max(len(shown), 1)
+        longest = max((len(line.experiment) for line in shown), default=0)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("experiment", overflow="fold", min_width=min(longest, _WHOLE_ADDRESS))
         table.add_column("outcome", no_wrap=True)
         table.add_column("trials", no_wrap=True)
         table.add_column("what happened", overflow="fold")
-        for line in self.lines:
+        for line in shown:
             trials = f"{line.trials_finished} of {line.trials_run} finished"
             by_name = "taken by the name of its trainable alone; " if line.by_name else ""
             table.add_row(
                 printable(line.experiment),
                 _WORDS[line.outcome],
                 trials if line.trials_run else "-",
-                f"{by_name}{line.reason}",
+                f"{by_name}{shortened(line.reason, most)}",
             )
-        text = render(table, TABLE_WIDTH)
-        if not self.not_listed:
-            return text
-        return f"{text}\n… and {self.not_listed} more that were left alone; the log of find counts them."
+        hidden = Counter(line.outcome for line in self.lines[MAX_ROWS:]) + self.not_listed
+        where = "The lines above, and the logs of find and plan, have more of them."
+        return f"{render(table, TABLE_WIDTH)}{describe_hidden(_named(hidden), where)}"
+
+
+def _named(counts: Counter[str]) -> dict[str, int]:
+    """Return the numbers of experiments by the words of the table, in the order of its rows."""
+    return {shown: counts[word] for word, shown in _WORDS.items() if counts[word]}
+
+
+def _describe(line: ExperimentLine) -> dict[str, Any]:
+    return {**asdict(line), "outcome": str(line.outcome)}

@@ -8,19 +8,21 @@ from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import TuneRestoreError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.experiments.parameters import find_varying
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read import StateReader, read_experiment
+from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
+from airflow_tune_restore.hooks.xcom_size import first_fitting
 from airflow_tune_restore.operators.operation import describe_release
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
 from airflow_tune_restore.restore.columns import render
-from airflow_tune_restore.restore.ledger import History
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.quarantine import read_quarantines
 from airflow_tune_restore.restore.summary import TABLE_WIDTH
 
 MAX_TRIALS = 1000
-"""With more trials, log and XCom leave out the rest."""
+"""With more trials, or more than fit into an XCom, log and XCom leave out the rest."""
 
 
 class ListQuarantineOperator(CheckedOperator):
@@ -53,7 +55,7 @@ class ListQuarantineOperator(CheckedOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             place = hook.address(self.prefix)
             reports = hook.scan(place, stale_after=DEFAULT_STALE_AFTER)
-            quarantines = read_quarantines(hook.open(place, in_bulk=True), reports)
+            quarantines = read_quarantines(hook.open(place), reports)
         items: list[dict[str, Any]] = []
         for report, trials, warning in quarantines:
             address = place.at(report.experiment)
@@ -65,14 +67,14 @@ class ListQuarantineOperator(CheckedOperator):
                     _item(address, trial_id, history, parameters.get(trial_id, {}))
                     for trial_id, history in trials.items()
                 ]
-        if len(items) > MAX_TRIALS:
+        listed = first_fitting(items[:MAX_TRIALS])
+        if len(listed) < len(items):
             self.log.warning(
                 "%d trials in quarantine; the list has the first %d. List a smaller prefix.",
-                *(len(items), MAX_TRIALS),
+                *(len(items), len(listed)),
             )
-            items = items[:MAX_TRIALS]
-        self._log(place, len(reports), items)
-        return items
+        self._log(place, len(reports), listed)
+        return listed
 
     def _parameters(
         self, hook: ExperimentStorageHook, address: Address
@@ -80,7 +82,8 @@ class ListQuarantineOperator(CheckedOperator):
         """Return the parameters in which the trials of an experiment differ, by trial id."""
         try:
             experiment = read_experiment(
-                hook.open(address, in_bulk=True), keep_terminated_rows=False, keep_parameters=True
+                hook.open(address),
+                read_state=StateReader(Keep(terminated_rows=False, parameters=True)),
             )
         except TuneRestoreError as error:
             self.log.warning("%s: %s", address, printable(str(error), NOTE_LENGTH))

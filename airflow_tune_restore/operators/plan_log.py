@@ -1,10 +1,10 @@
-"""The log of the plan task: what happens to the trials of one experiment."""
+"""The log of the plan task: what happens to the trials of each experiment, in detail for the first."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from airflow_tune_restore.hooks.experiment_storage import Address
-from airflow_tune_restore.protocol.printable import printable, share
+from airflow_tune_restore.protocol.printable import counted, printable, share
 from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.plan import RestorePlan
 
@@ -12,26 +12,48 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 _SHOWN_LINES = 50
+"""Lines about the trials of one experiment, of each kind."""
+
+MAX_DETAILED, MAX_NAMED = 50, 500
+"""Of many experiments, so many have their trials in the log, and so many have a line."""
 
 
-def log_plan(log: "Logger", address: Address, plan: RestorePlan) -> None:
-    """Log which trials run, which stay as they are, and the warnings."""
-    log.info(
-        "%s: restore %s, %s to run, from %s",
-        *(address, plan.restore_id, share(len(plan.to_run), len(plan.trials), "trial")),
-        plan.base.name,
-    )
+def log_plans(log: "Logger", started: Sequence[tuple[Address, RestorePlan]]) -> None:
+    """Log which trials run, which stay as they are, and the warnings.
+
+    Behind the first experiments, each has one line; the last ones are counted.
+    """
+    for number, (address, plan) in enumerate(started[:MAX_NAMED]):
+        log.info(
+            "%s: restore %s, %s to run, from %s",
+            *(address, plan.restore_id, share(len(plan.to_run), len(plan.trials), "trial")),
+            plan.base.name,
+        )
+        if number < MAX_DETAILED:
+            _log_trials(log, address, plan)
+    others = [plan for _, plan in started[MAX_NAMED:]]
+    if others:
+        to_run = sum(len(plan.to_run) for plan in others)
+        log.info(
+            "… and %s more, with %s to run",
+            *(counted(len(others), "restore"), counted(to_run, "trial")),
+        )
+
+
+def _log_trials(log: "Logger", address: Address, plan: RestorePlan) -> None:
     log.info("  strategy %s: %s", plan.strategy, plan.strategy_reason)
-    to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run]
-    _log_lines(log.info, to_run)
-    _log_lines(log.info, describe_kept(plan, in_dag))
+    to_run = [f"{t.action} {t.title}: {printable(t.reason)}" for t in plan.to_run[:_SHOWN_LINES]]
+    _log_lines(log.info, to_run, len(plan.to_run))
+    kept = describe_kept(plan, in_dag)
+    _log_lines(log.info, kept, len(kept))
     quarantined = [f"{t.trial_id}: {t.reason}" for t in plan.quarantined]
     for lines in (quarantined, plan.warnings):
-        _log_lines(log.warning, [address.named_in(line) for line in lines])
+        shown = [address.named_in(line) for line in lines[:_SHOWN_LINES]]
+        _log_lines(log.warning, shown, len(lines))
 
 
-def _log_lines(log: Callable[..., None], lines: Sequence[str]) -> None:
-    for line in lines[:_SHOWN_LINES]:
+def _log_lines(log: Callable[..., None], shown: Sequence[str], count: int) -> None:
+    for line in shown:
         log("  %s", line)
-    if len(lines) > _SHOWN_LINES:
-        log("  … and %d more", len(lines) - _SHOWN_LINES)
+    if count > len(shown):
+        log("  … and %d more", count - len(shown))

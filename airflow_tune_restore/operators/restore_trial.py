@@ -6,14 +6,14 @@ from airflow.sdk import Context
 
 from airflow_tune_restore.operators.attempt_task import AttemptOperator, AttemptTask
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
-from airflow_tune_restore.operators.retry_policy import RetryPolicyOperator
+from airflow_tune_restore.operators.planned_trial import PlannedTrialOperator
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.request import RunnerOutcome
-from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.plan import read_part
 
 
-class RestoreTrialOperator(RetryPolicyOperator, AttemptOperator):
+class RestoreTrialOperator(PlannedTrialOperator, AttemptOperator):
     """Resumes or restarts one trial according to the plan, and follows it until it ends.
 
     `RestoreTrialOperator.partial(task_id=…, trainable=…).expand(trial=plan.output)` makes one task per
@@ -82,10 +82,12 @@ class RestoreTrialOperator(RetryPolicyOperator, AttemptOperator):
             return self.conclude(task, self.run_attempt(context, task))
 
     def open_task(self, restore_id: str) -> AttemptTask:
-        """Open the experiment of the trial and read its plan."""
+        """Open the experiment of the trial and read its part of the plan."""
         item = TrialXCom.parse(self.trial)
         experiment = self.open_experiment(item.experiment)
-        return AttemptTask(experiment, read_plan(experiment.store, restore_id), item.trial_id)
+        return AttemptTask(
+            experiment, read_part(experiment.store, restore_id, item.trial_id), item.trial_id
+        )
 
     def find_restore(self, context: Context) -> str | None:
         """Return the restore of the trial."""

@@ -11,7 +11,8 @@ from airflow_tune_restore.operators.xcom import TrialXCom
 from airflow_tune_restore.protocol.failures import Cause
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome
-from airflow_tune_restore.restore.ledger import History, read_history, seen_before
+from airflow_tune_restore.restore.history import History, seen_before
+from airflow_tune_restore.restore.ledger import read_history
 from airflow_tune_restore.restore.plan import RestorePlan, release_command
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -67,7 +68,7 @@ def judge(
 def _failed(
     store: ObjectStore, plan: RestorePlan, item: TrialXCom, outcome: RunnerOutcome
 ) -> TrialFailedError:
-    history = read_history(store, plan.restore_id, outcome.trial_id)
+    history = read_history(store, plan, outcome.trial_id)
     place = f", at {outcome.place}" if outcome.place else ""
     kept = f"the commit keeps its progress up to iteration {outcome.iteration}"
     if history.quarantine_reason(plan.choices.max_attempts):

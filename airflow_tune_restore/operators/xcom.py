@@ -1,4 +1,4 @@
-"""The XComs between the tasks of a restore. They are small and never hold a secret.
+"""The items of the XComs between the tasks of a restore. They are small and never hold a secret.
 
 Keys are a wire format: a mapped task may read the XCom of an older release. Only ever add keys.
 """
@@ -6,7 +6,7 @@ Keys are a wire format: a mapped task may read the XCom of an older release. Onl
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,7 @@ from airflow.sdk import Context, XComArg
 
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.hooks.experiment_storage import Address
+from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import TrialAction
@@ -61,7 +62,13 @@ class _ItemXCom:
 
     def to_xcom(self) -> dict[str, Any]:
         """Return the XCom form."""
-        return {key: str(v) if isinstance(v, Outcome) else v for key, v in asdict(self).items()}
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: str(v) if isinstance(v, Outcome) else v for name, v in values}
+
+    def to_short_xcom(self) -> dict[str, Any]:
+        """Return the XCom form without the values that `parse` knows by itself."""
+        usual = {field.name: field.default for field in fields(self)}
+        return {key: value for key, value in self.to_xcom().items() if value != usual[key]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,18 +130,35 @@ class TrialXCom(_ItemXCom):
     def build(cls, address: Address, plan: RestorePlan, trial: TrialPlan | None) -> Self:
         """Build the item of one planned trial; with None, of the search that the run continues."""
         name = printable(Location.parse(plan.experiment).name)
-        shown = printable(trial.trial_id)[:_ID_LENGTH] if trial else "new samples"
+        trial_id = trial.trial_id if trial else WHOLE_EXPERIMENT
         checkpoint = trial.checkpoint if trial else None
         return cls(
             experiment=str(address),
             restore_id=plan.restore_id,
-            trial_id=trial.trial_id if trial else WHOLE_EXPERIMENT,
+            trial_id=trial_id,
             experiment_name=name,
             action=trial.action.value if trial else TrialAction.DRAW.value,
             checkpoint=checkpoint and printable(checkpoint),
             iteration=trial.iteration if trial else 0,
-            label=f"{name[:_NAME_LENGTH]} {shown}",
+            label=_label(name, trial_id),
         )
+
+    @classmethod
+    def of_outcome(cls, item: OutcomeXCom, trial_id: str) -> Self:
+        """Build the item of one trial without what is only shown, if its plan was not read."""
+        name = printable(Location.parse(Address.parse(item.experiment).uri).name)
+        return cls(
+            experiment=item.experiment,
+            restore_id=str(item.restore_id),
+            trial_id=trial_id,
+            experiment_name=name,
+            label=_label(name, trial_id),
+        )
+
+
+def _label(name: str, trial_id: str) -> str:
+    shown = "new samples" if trial_id == WHOLE_EXPERIMENT else printable(trial_id)[:_ID_LENGTH]
+    return f"{name[:_NAME_LENGTH]} {shown}"
 
 
 def restore_id_for(context: Context, experiment: str) -> str:
@@ -145,13 +169,19 @@ def restore_id_for(context: Context, experiment: str) -> str:
     return f"airflow-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
+def resolve_xcom(value: Any, context: Context) -> Any:
+    """Return the XCom of another task (None if it never ran), or the value itself."""
+    if not isinstance(value, XComArg):
+        return value
+    try:
+        return value.resolve(context)
+    except XComNotFound:
+        return None
+
+
 def resolve_list(value: Any, context: Context) -> list[Any]:
     """Return a list from the XCom of another task (empty if it never ran), a list, or one item."""
-    if isinstance(value, XComArg):
-        try:
-            value = value.resolve(context)
-        except XComNotFound:
-            return []
+    value = unpack(resolve_xcom(value, context))
     if value is None or value == "":
         return []
     return [value] if isinstance(value, Mapping | str) else list(value)

@@ -21,15 +21,12 @@ Standard library only.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.protocol.record_fields import LAST_WORDS_LENGTH
 from airflow_tune_restore.protocol.records import read_heartbeat, read_record
 from airflow_tune_restore.protocol.request import (
@@ -40,11 +37,11 @@ from airflow_tune_restore.protocol.request import (
     RunnerRequest,
 )
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 MAX_PROGRESS_BYTES = 4 * 1024**2
 """Size limit of the newest reports of one trial: 200 reports of up to forty metrics."""
 
-_CONCURRENCY = 16
 QUIET_SECONDS = 20.0
 """A runner writes a heartbeat every 5 s. After this long without a new one it is dead."""
 
@@ -192,38 +189,6 @@ class AttemptRecords:
             raise RecordUnreadableError(self.store.uri, key, f"it is the {kind} of another attempt")
 
 
-def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, bytes]:
-    """Return the heartbeats of the newest started attempts of a restore, one per trial.
-
-    They change as long as its runners live. The plan is not read: it may not exist.
-    """
-    trials = store.list_dir(layout.trials_dir(restore_id))
-    units = [layout.unsegment(entry.name) for entry in trials if entry.is_dir]
-
-    def read(unit: str) -> tuple[AttemptId, bytes] | None:
-        number = AttemptRecords(store, restore_id, unit).newest_started()
-        if number is None:
-            return None
-        attempt = AttemptId(restore_id, unit, number)
-        return attempt, _heartbeat(store, attempt) or b""
-
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        found = pool.map(read, [*filter(is_safe_name, units), layout.WHOLE_EXPERIMENT])
-        return dict(filter(None, found))
-
-
-def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set[str]:
-    """Return those of these trials whose newest outcome is an end of their own: finished, or failed."""
-
-    def has_ended(unit: str) -> bool:
-        outcome = AttemptRecords(store, restore_id, unit).outcome_or_interrupted()
-        return outcome is not None and outcome.ends_trial
-
-    units = list(units)
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        return set(compress(units, pool.map(has_ended, units)))
-
-
 def wait_until_all_over(
     store: ObjectStore,
     attempts: Sequence[AttemptId],
@@ -254,23 +219,22 @@ def wait_until_all_over(
     changed_at: dict[AttemptId, float] = {}
     watched = list(attempts)
     silent: list[AttemptId] = []
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        while True:
-            alive: list[AttemptId] = []
-            for attempt, (beat, has_outcome, began, ended) in zip(
-                watched, pool.map(look, watched), strict=True
-            ):
-                if beat is None or has_outcome:
-                    continue
-                if beats.get(attempt) != beat:
-                    beats[attempt], changed_at[attempt] = beat, ended
-                # from the end of one look to the begin of another: this process may freeze in a look
-                is_alive = began - changed_at[attempt] < QUIET_SECONDS
-                (alive if is_alive else silent).append(attempt)
-            if not alive or monotonic() - started > patience_seconds:
-                return Watched(alive, silent)
-            watched = alive
-            sleep(1.0)
+    while True:
+        alive: list[AttemptId] = []
+        for attempt, (beat, has_outcome, began, ended) in zip(
+            watched, for_each(look, watched), strict=True
+        ):
+            if beat is None or has_outcome:
+                continue
+            if beats.get(attempt) != beat:
+                beats[attempt], changed_at[attempt] = beat, ended
+            # from the end of one look to the begin of another: this process may freeze in a look
+            is_alive = began - changed_at[attempt] < QUIET_SECONDS
+            (alive if is_alive else silent).append(attempt)
+        if not alive or monotonic() - started > patience_seconds:
+            return Watched(alive, silent)
+        watched = alive
+        sleep(1.0)
 
 
 def _heartbeat(store: ObjectStore, attempt: AttemptId) -> bytes | None:

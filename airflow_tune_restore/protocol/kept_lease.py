@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 
 from airflow_tune_restore.exceptions import LeaseLostError, StorageError, TuneRestoreError
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.lease_watch import CLOCK, Clock
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.wrapped import WrappedStore
 
 FRESH_SECONDS = 15.0
 """A write is sent this long after the last renewal at most: half of the shortest watch of a silent holder
@@ -83,6 +83,7 @@ class _KeptLease:
         self._restore_id = restore_id
         self._renewed_at = 0.0
         self._epoch = 0
+        self._looking = threading.Lock()
 
     def renew(self) -> float:
         """Renew the lease and return its TTL in seconds; LeaseLostError if it is lost.
@@ -96,7 +97,9 @@ class _KeptLease:
 
     def check(self) -> None:
         """Renew the lease if the last renewal was too long ago; LeaseLostError if it is lost."""
-        look_until_fresh(self._store, self.renew, lambda: self._renewed_at)
+        if time.monotonic() - self._renewed_at > FRESH_SECONDS:
+            with self._looking:  # once for all threads that write
+                look_until_fresh(self._store, self.renew, lambda: self._renewed_at)
 
 
 def look_until_fresh(
@@ -142,7 +145,7 @@ def let_rest(store: ObjectStore, *, clock: Clock = CLOCK) -> None:
         clock.sleep(left)
 
 
-class HeldStore(ObjectStore):
+class HeldStore(WrappedStore):
     """A store that writes only while a restore holds its lease. It reads as the store behind it.
 
     Args:
@@ -150,45 +153,24 @@ class HeldStore(ObjectStore):
     """
 
     def __init__(self, store: ObjectStore, check: Callable[[], None]) -> None:
-        self._store = store
+        super().__init__(store)
         self._check = check
-
-    @property
-    def uri(self) -> str:
-        """The root of the store behind it."""
-        return self._store.uri
 
     def at(self, path: str) -> "HeldStore":
         """Return the store rooted at `path` below this one, under the same lease."""
         return HeldStore(self._store.at(path), self._check)
 
-    def list_dir(self, path: str = "") -> list[Entry]:
-        """Return the direct children of `path`."""
-        return self._store.list_dir(path)
-
-    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
-        """Return the whole object."""
-        return self._store.get(key, max_bytes=max_bytes)
-
-    def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
-        """Yield the object piece by piece."""
-        return self._store.stream(key, max_bytes=max_bytes)
-
     def create(self, key: str, body: bytes) -> None:
         """Write a new object, after the check."""
         self._check()
-        self._store.create(key, body)
+        super().create(key, body)
 
     def put(self, key: str, body: bytes) -> None:
         """Write or overwrite an object, after the check."""
         self._check()
-        self._store.put(key, body)
+        super().put(key, body)
 
     def delete(self, key: str) -> None:
         """Delete an object, after the check."""
         self._check()
-        self._store.delete(key)
-
-    def now(self) -> datetime:
-        """Return the UTC time by the store's own clock."""
-        return self._store.now()
+        super().delete(key)

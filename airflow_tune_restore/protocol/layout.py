@@ -35,6 +35,10 @@ MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 """Size limits of a small record, a plan, a snapshot, and Ray's result rows of one trial."""
 
+PART_OF_PLAN = "tune_restore_plan"
+"""Key in a seed, beside Ray's own: the part of the plan that the task of its trial needs, as text. Ray
+decodes pickles in the objects of a state, and it must not find any in a plan."""
+
 _MOST_DIGITS = 15
 """Limit of digits of a lease or an attempt. Counting never reaches it."""
 
@@ -128,13 +132,13 @@ def is_state_beside(name: str) -> bool:
     return is_callbacks or is_searcher_state(name)
 
 
-def committed_state_name(existing: list[str], now: datetime) -> str:
-    """Return a state file name that sorts after all existing ones; `now` is used if none exists.
+def committed_state_name(existing: list[str], now: Callable[[], datetime]) -> str:
+    """Return a state file name that sorts after all existing ones; the time is used if none exists.
 
     Ray takes `max(filenames)` (ray.tune.execution.experiment_state, 2.60). `_` sorts after `.`,
     so `…_r000001.json` follows `….json`, and a later driver session still sorts after both.
     """
-    newest = max(existing, default=f"{STATE_PREFIX}{now:%Y-%m-%d_%H-%M-%S}{STATE_SUFFIX}")
+    newest = max(existing) if existing else f"{STATE_PREFIX}{now():%Y-%m-%d_%H-%M-%S}{STATE_SUFFIX}"
     match = _COMMITTED.match(newest.removesuffix(STATE_SUFFIX))
     assert match is not None  # noqa: S101  the pattern matches every text
     number = int(match["number"] or 0) + 1
@@ -187,7 +191,11 @@ def trial_dir(restore_id: str, trial_id: str) -> str:
 
 
 def seed_key(restore_id: str, trial_id: str) -> str:
-    """Return the key of the seed: an experiment state with only this trial's row."""
+    """Return the key of the seed: what the task of a trial reads (`PART_OF_PLAN`), and its runner.
+
+    It is an experiment state with only this trial's row; without rows in a whole-experiment run, which
+    starts from the state itself.
+    """
     return f"{trial_dir(restore_id, trial_id)}/seed.json"
 
 
@@ -204,6 +212,22 @@ def attempts_dir(restore_id: str, trial_id: str) -> str:
 def attempt_dir(restore_id: str, trial_id: str, attempt: int) -> str:
     """Return the directory of one attempt (numbered from 1)."""
     return f"{attempts_dir(restore_id, trial_id)}/{attempt:06d}"
+
+
+def attempt_of(path: str) -> tuple[str, int, str] | None:
+    """Return the unit, the attempt and the name of a record by its path in the directory of its restore.
+
+    None for objects that are not records of an attempt.
+    """
+    match path.split("/"):
+        case ["trials", encoded, "attempts", number, name]:
+            unit = unsegment(encoded)
+        case ["whole", "attempts", number, name]:
+            unit = WHOLE_EXPERIMENT
+        case _:
+            return None
+    attempt = attempt_number(number)
+    return None if attempt is None else (unit, attempt, name)
 
 
 def stops_dir(restore_id: str, attempt: int) -> str:

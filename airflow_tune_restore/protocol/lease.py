@@ -26,7 +26,6 @@ import json
 import math
 import secrets
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from airflow_tune_restore.exceptions import (
@@ -60,11 +59,10 @@ from airflow_tune_restore.protocol.lease_watch import (
     wait_for_death,
 )
 from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 _LOOK_BACK = 20
 """How many claims are read, the newest first, to find earlier restores."""
-
-_CONCURRENCY = 16
 
 RENEW_SECONDS = 20.0
 """A lease is renewed this often by a task that works or waits without a runner."""
@@ -107,7 +105,8 @@ def acquire(
             watch = _wait_for_death(store, current, entries, watch, on_wait, clock)
         latest = max(lease_objects.used(entries), default=0)
         key = layout.lease_claim_key(latest)
-        if latest not in lease_objects.claimed(entries) and _is_claimed(store, latest):
+        is_listed = latest == 0 or latest in lease_objects.claimed(entries)
+        if not is_listed and _is_claimed(store, latest):
             continue  # it was claimed while this listing was made: list again
         epoch = latest + 1
         claim = {
@@ -214,9 +213,7 @@ def release(store: ObjectStore, lease: Lease) -> None:
 
 def release_all(store: ObjectStore, leases: Iterable[Lease]) -> None:
     """Release the leases of dead restores; there may be thousands."""
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        for _ in pool.map(lambda lease: release(store, lease), leases):
-            pass  # raises the error of any release
+    for_each(lambda lease: release(store, lease), leases)
 
 
 def check_held(store: ObjectStore, restore_id: str, *, epoch: int = 0) -> Lease:
@@ -256,9 +253,8 @@ def unreleased(store: ObjectStore, *, but: str) -> list[Lease]:
     """
     entries = store.list_dir(layout.LEASE)
     epochs = sorted(lease_objects.claimed(entries) - lease_objects.released(entries))
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        claims = pool.map(lambda epoch: read_claim(store, epoch), epochs)
-        return [claim for claim in claims if claim.restore_id != but]
+    claims = for_each(lambda epoch: read_claim(store, epoch), epochs)
+    return [claim for claim in claims if claim.restore_id != but]
 
 
 def earlier_restores(store: ObjectStore, restore_id: str) -> list[str]:

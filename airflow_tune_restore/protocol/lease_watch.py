@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from airflow_tune_restore.exceptions import LeaseHeldError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import AttemptId, read_heartbeats
+from airflow_tune_restore.protocol.attempts import AttemptId
 from airflow_tune_restore.protocol.lease_objects import (
     AskHolder,
     HolderStatus,
@@ -19,6 +19,7 @@ from airflow_tune_restore.protocol.lease_objects import (
     is_released,
     status_of,
 )
+from airflow_tune_restore.protocol.listed_records import read_heartbeats
 from airflow_tune_restore.protocol.records import read_heartbeat
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 

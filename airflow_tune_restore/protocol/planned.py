@@ -6,23 +6,26 @@ only.
 
 import json
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 from airflow_tune_restore.protocol import bounded_json, layout
-from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.record_fields import Count, Line, Name, Record, Segment, must_be
+from airflow_tune_restore.protocol.record_fields import (
+    Count,
+    Line,
+    Name,
+    Record,
+    Segment,
+    StateName,
+)
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, RunnerRequest, TrialAction
 from airflow_tune_restore.storage.base import ObjectStore
-
-_StateName = Annotated[str, must_be(lambda name: not name or is_safe_name(name), "a file name")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedState(Record):
     """The state file that a plan was made from; its name is "" if the experiment never had one."""
 
-    name: _StateName
+    name: StateName
 
 
 @dataclass(frozen=True, kw_only=True)

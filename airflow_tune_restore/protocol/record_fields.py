@@ -104,6 +104,7 @@ def _resources(values: Mapping[str, Any]) -> dict[str, float]:
 
 Count = Annotated[int, must_be(is_count, "a count")]
 Name = Annotated[str, must_be(is_safe_name, "a valid name")]
+StateName = Annotated[str, must_be(lambda name: not name or is_safe_name(name), "a file name")]
 Segment = Annotated[str, must_be(is_segment, "a valid name of a directory")]
 Word = Annotated[str, _at_length(WORD_LENGTH)]
 Line = Annotated[str, _at_length(LINE_LENGTH)]

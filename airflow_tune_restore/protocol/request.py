@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from airflow_tune_restore.protocol import record_fields as kinds
 from airflow_tune_restore.protocol.printable import printable
-from airflow_tune_restore.protocol.record_fields import Count, Moment, Name, Record
+from airflow_tune_restore.protocol.record_fields import Count, Moment, Name, Record, StateName
 
 PROGRESS_PREFIX = "::tune-restore-progress:: "
 """A line on a runner's stdout that starts with this holds one `RunnerProgress`."""
@@ -80,6 +80,8 @@ class RunnerRequest(Record):
         ignore_tuner: Whether the state alone is restored, without `tuner.pkl`.
         trust_name: Whether the runner only warns of evidence that another trainable of the same name made
             the experiment.
+        state: Name of the state file that the plan was made from; "" if it had none, or in requests of
+            older versions.
         nonce: Makes the bytes unique, so that the store can recognise a repeated create.
     """
 
@@ -106,6 +108,7 @@ class RunnerRequest(Record):
     search_alg: str | None = None
     sized: bool = False
     trust_name: bool = False
+    state: StateName = ""
     nonce: str = ""
     schema: Count = 1
 

@@ -20,7 +20,7 @@ def build_check_request(
                 experiment=restore.plan.experiment,
                 trainable_name=restore.plan.trainable_name,
                 state=restore.plan.base.name,
-                search_alg=settings.search_alg if restore.experiment.searcher_lost else None,
+                search_alg=settings.search_alg if restore.searcher_lost else None,
                 ignore_tuner=restore.plan.ignore_tuner,
                 trust_name=restore.plan.choices.trust_name,
             )

@@ -18,7 +18,7 @@ from airflow_tune_restore.protocol.request import RunnerRequest, TrialAction
 from airflow_tune_restore.protocol.resources import describe, most_of
 from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.ledger import memory_to_ask, read_history
-from airflow_tune_restore.restore.plan import RestorePlan
+from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.storage.base import ObjectStore
 
 
@@ -53,6 +53,12 @@ class RunnerSettings:
     sized: bool = False
 
 
+def plan_of_unit(store: ObjectStore, plan: RestorePlan, unit: str) -> RestorePlan:
+    """Return the plan that a unit needs: for the whole experiment, not the part of one trial."""
+    is_whole = unit == layout.WHOLE_EXPERIMENT
+    return read_plan(store, plan.restore_id) if is_whole and plan.is_part else plan
+
+
 def claim_next_attempt(
     store: ObjectStore,
     plan: RestorePlan,
@@ -67,7 +73,10 @@ def claim_next_attempt(
 
     Takes and raises the same as `claim_attempt`; `log` is like `Logger.info`.
     """
-    memory = memory_to_ask(plan, unit, read_history(store, plan.restore_id, unit))
+    plan = plan_of_unit(store, plan, unit)
+    memory = None
+    if unit != layout.WHOLE_EXPERIMENT:
+        memory = memory_to_ask(plan, unit, read_history(store, plan, unit))
     if memory is not None and settings.can_grow:
         log("An attempt ran out of memory: this one requests %.1f GiB.", memory / 1024**3)
     elif memory is not None:
@@ -138,6 +147,7 @@ def claim_attempt(
         remember_scheduler=plan.choices.remember_scheduler,
         ignore_tuner=plan.ignore_tuner,
         trust_name=plan.choices.trust_name,
+        state=plan.base.name,
         param_space=settings.param_space,
         search_alg=settings.search_alg if is_whole else None,
         imports=list(settings.imports),

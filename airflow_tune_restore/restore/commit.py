@@ -11,7 +11,7 @@ Preconditions, in the order in which they are checked:
 1. The commit was not undone (`_refuse_undone`).
 2. The restore holds the lease, and renews it to the end. Without it nothing is written (`keep_lease`).
 3. No runner of the restore is alive (`wait_for_runners`). Those that were silent, or have begun since,
-   are watched again once the commit record exists: if they live, they end then (`choose_attempts`).
+   are watched again once the commit record exists: if they live, they end then (`settle_late_attempts`).
 4. The newest state is the one that the plan was made from: nothing else wrote one since (`_check_base`).
 5. The trials of the plan are the trials of that state (`plan.check_fits`).
 6. The name of the new state sorts after that of the old one (`_check_sorts_last`).
@@ -25,45 +25,56 @@ bytes when it is repeated.
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import msgspec
 
 from airflow_tune_restore.exceptions import (
     CommitUndoneError,
     KeyExistsError,
-    KeyNotFoundError,
     RecordUnreadableError,
     StateChangedError,
     StateUnreadableError,
 )
-from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.read import read_base
-from airflow_tune_restore.experiments.state import NO_STATE, State, parse_state
+from airflow_tune_restore.experiments.budget import IN_WORK
+from airflow_tune_restore.experiments.experiment import StateFile
+from airflow_tune_restore.experiments.read import read_base_state
+from airflow_tune_restore.experiments.state import NO_STATE, Keep, State, parse_pieces
 from airflow_tune_restore.experiments.tuner_file import read_samples_left
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import keep_lease
-from airflow_tune_restore.protocol.lease_objects import (
-    DEFAULT_TTL_SECONDS,
-    DagRunId,
-    Lease,
-)
-from airflow_tune_restore.protocol.lease_watch import OnWait, Watch, log_wait
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.protocol.request import Result
-from airflow_tune_restore.restore import commit_record, committed_state, ledger, undo
+from airflow_tune_restore.restore import commit_record, committed_state, ledger
 from airflow_tune_restore.restore.commit_record import CommitRecord, read_commit_record
 from airflow_tune_restore.restore.committed_attempts import (
-    choose_attempts,
-    find_each,
-    list_started,
-    list_started_by_all,
-    wait_for_runners,
+    settle_late_attempts,
+    wait_for_units,
 )
+from airflow_tune_restore.restore.ledger import Ledger
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.record_json import encode
+from airflow_tune_restore.restore.snapshots import Snapshots
 from airflow_tune_restore.restore.summary import NO_OUTCOME, CommitSummary, summarise
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A commit that is done, and what is known of it because it was done just now.
+
+    Args:
+        failures: The ledger with its failures.
+        before, after: The state that it started from, and the one that it wrote, if one was written;
+            without rows.
+    """
+
+    record: CommitRecord
+    failures: Ledger | None = None
+    before: State | None = None
+    after: State | None = None
 
 
 def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
@@ -79,169 +90,74 @@ def commit_restore(store: ObjectStore, restore_id: str) -> CommitSummary:
     plan = read_plan(store, restore_id)
     record = read_commit_record(store, restore_id)
     _refuse_undone(store, restore_id, record)
-    if record is None or not record.is_done:
+    records = RestoreRecords(store, restore_id)
+    if record is not None and record.is_done:
+        done = Committed(record=record)
+    else:
         with keep_lease(store, restore_id) as held:
-            started = list_started(store, restore_id, plan.units)
-            silent = set(wait_for_runners(store, started))
-            over = {one.trial_id: one.attempt for one in started if one not in silent}
-            record = _commit(held, plan, record, over)
-    summary = _summary(store, plan, record)
+            over = wait_for_units(store, records, plan.units)
+            with IN_WORK.hold(plan.base.size_bytes):
+                done = write_commit(held, plan, record, records, over)
+    summary = summarise_commit(store, plan, records, done)
     _release(store, restore_id)
     return summary
 
 
-def commit_abandoned(
-    store: ObjectStore,
-    *,
-    restore_id: str,
-    holder: str,
-    ttl_seconds: float = DEFAULT_TTL_SECONDS,
-    dag_run: DagRunId | None = None,
-    watch: Watch | None = None,
-    on_wait: OnWait = log_wait,
-) -> dict[str, CommitSummary | None]:
-    """Commit what restores that died left behind, and finish what an undo that died has begun.
-
-    So the next plan starts from there. It takes the lease for the restore about to start, after a watch
-    of a holder that looks dead. The caller releases it, also after an error. If it is cut off anywhere,
-    the next restore repeats it. `restore_id`, `holder` (for people), `ttl_seconds` and `dag_run` are
-    those of the new lease. `watch` is a watch of the old one that has begun before, and `on_wait` shows
-    it.
-
-    Returns:
-        What was left behind, by restore, the oldest first, with the summary of each commit: None if there
-        was nothing to commit.
-
-    Raises:
-        LeaseHeldError: If the holder is alive.
-    """
-    held = lease.acquire(
-        store,
-        restore_id=restore_id,
-        holder=holder,
-        ttl_seconds=ttl_seconds,
-        dag_run=dag_run,
-        watch=watch,
-        on_wait=on_wait,
-    )
-    # under the lease: before it, another restore may still begin, and die
-    abandoned = _left_behind(store, restore_id, before=held.epoch)
-    if not abandoned:
-        return {}
-    with keep_lease(store, restore_id) as held_store:
-        wait_for_runners(store, list_started_by_all(store, abandoned))
-        settled: dict[str, CommitSummary | None] = {}
-        for dead_id, leases in abandoned.items():
-            settled[dead_id] = _settle(held_store, dead_id)
-            lease.release_all(held_store, leases)  # no later restore looks at it again
-        return settled
-
-
-def has_left_work(store: ObjectStore, restore_id: str) -> bool:
-    """Whether something that died left work: a restore to commit, or an undo to finish."""
-    return any(_has_uncommitted_work(store, dead) for dead in _left_behind(store, restore_id))
-
-
-def _left_behind(
-    store: ObjectStore, restore_id: str, *, before: float = math.inf
-) -> dict[str, list[Lease]]:
-    """Return the restores that ended without a commit, the oldest first, with leases to release.
-
-    They did not release their leases; or the last one did, because another try of its plan had failed. A
-    newer restore, whose lease has a number after `before`, keeps its own: it took this one for dead.
-    """
-    found: dict[str, list[Lease]] = {}
-    for dead in lease.unreleased(store, but=restore_id):
-        if dead.epoch < before:
-            found.setdefault(dead.restore_id, []).append(dead)
-    last = lease.last_before(store, before, but=restore_id)
-    if (
-        last is not None
-        and last.restore_id not in found
-        and _has_uncommitted_work(store, last.restore_id)
-    ):
-        found[last.restore_id] = []
-    return found
-
-
-def _has_uncommitted_work(store: ObjectStore, restore_id: str) -> bool:
-    """Whether runners of a restore have started, and its commit is not done; False if unreadable.
-
-    For the id of an undo: whether it has begun and is not done.
-    """
-    try:
-        if undo.is_undo(restore_id):
-            return undo.is_cut_off(store, restore_id)
-        record = read_commit_record(store, restore_id)
-        if record is not None:
-            return not record.is_done
-        return bool(list_started(store, restore_id, read_plan(store, restore_id).units))
-    except (KeyNotFoundError, RecordUnreadableError):
-        return False
-
-
-def _settle(store: ObjectStore, restore_id: str) -> CommitSummary | None:
-    if undo.is_undo(restore_id):
-        undo.finish(store, restore_id)
-        return None
-    try:
-        plan = read_plan(store, restore_id)
-    except KeyNotFoundError:
-        return None  # it died before it had a plan
-    try:
-        record = read_commit_record(store, restore_id)
-        if record is None or not record.is_done:
-            record = _commit(store, plan, record)
-        elif plan.base.name and not commit_record.is_in_root(store, plan.base.name):
-            return None  # it was committed, and the state before it was undone since
-        return _summary(store, plan, record)
-    except StateChangedError:
-        # its own driver has run since: what the dead restore did no longer fits, but its failures count
-        ledger.record_failures(store, plan)
-        return None
-
-
-def _commit(
+def write_commit(
     store: ObjectStore,
     plan: RestorePlan,
     record: CommitRecord | None,
+    records: RestoreRecords,
     over: dict[str, int] | None = None,
-) -> CommitRecord:
-    """Write what a commit adds; `over` is as for `choose_attempts`."""
-    digest, base = "", None
-    if record is None or (
-        record.state_file and not commit_record.is_in_root(store, record.state_file)
-    ):
-        base = read_base(store)
-        _check_base(store, plan, base)
-        record = record or _write_record(store, plan, base)
-    if not record.attempts:
-        attempts = choose_attempts(store, plan, over)
-        record = msgspec.structs.replace(record, attempts=attempts)
-    if base is not None:
+) -> Committed:
+    """Write what a commit adds; `over` is as for `settle_late_attempts`."""
+    digest, before, after = "", None, None
+    has_state = (
+        record is not None
+        and record.state_file
+        and commit_record.is_in_root(store, record.state_file)
+    )
+    if not has_state:
+        entries = store.list_dir()
+        keep = Keep(shown=True, packed=True, metric=plan.metric)
+        file, before = read_base_state(store, entries, keep)
+        _check_base(store, plan, file, before)
+        record = record or _write_record(store, plan, entries, before)
+    assert record is not None  # noqa: S101  its state exists, or it was written just now
+    settle_late_attempts(store, records, plan.units, over)
+    snapshots = Snapshots(store, records, record.attempts)
+    if before is None:
+        snapshots.read_all(plan)
+    else:
         _check_sorts_last(store, plan, record)
-        body = committed_state.build(store, plan, base, record)
+        body, after = committed_state.build(store, plan, before, record.start_time, snapshots)
         if body is not None:
-            _check_size(store, body, len(base.trials))
+            _check_size(store, body, len(before.trials))
             _put_state(store, record.state_file, body)
             digest = hashlib.sha256(body).hexdigest()
         else:  # the name is free for the next restore
             record = msgspec.structs.replace(record, state_file="")
+        del body
+    # sorted: threads have read them, and a commit that is repeated writes the same bytes
+    record = msgspec.structs.replace(record, attempts=dict(sorted(snapshots.attempts.items())))
     if record.state_file:
         if plan.continues_search:
-            committed_state.put_searcher(store, plan, record)
+            committed_state.put_searcher(store, plan, record, snapshots)
         committed_state.put_callbacks(store, plan, record)
-    ledger.record_failures(store, plan)
+    failures = ledger.record_failures(store, plan, records)
     digest = digest or commit_record.committed_sha256(store, record)
     done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
-    return done
+    return Committed(record=done, failures=failures, before=before, after=after)
 
 
-def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> CommitRecord:
+def _write_record(
+    store: ObjectStore, plan: RestorePlan, entries: list[Entry], base: State
+) -> CommitRecord:
     """Begin the commit: fix the name and the time of its state. Runners that see the record end."""
+    searches = plan.continues_search
     record = CommitRecord(
-        state_file=commit_record.name_commit(store, continues_search=plan.continues_search),
+        state_file=commit_record.name_commit(store, entries, continues_search=searches),
         start_time=_start_time(store, base),
         attempts={},
     )
@@ -252,13 +168,13 @@ def _write_record(store: ObjectStore, plan: RestorePlan, base: Experiment) -> Co
     return record
 
 
-def _start_time(store: ObjectStore, base: Experiment) -> float:
+def _start_time(store: ObjectStore, base: State) -> float:
     """Return the start of the committed state, in Unix seconds: right after that of its base.
 
     States are ordered by their start (ADR 0009). The time of the commit could be later than the start of
     a driver that a user starts after it: clocks differ.
     """
-    start = base.state.start_time
+    start = base.start_time
     return (start if math.isfinite(start) else store.now().timestamp()) + 0.001
 
 
@@ -278,11 +194,11 @@ def _refuse_undone(store: ObjectStore, restore_id: str, record: CommitRecord | N
         raise CommitUndoneError(store.uri, restore_id, record.undone_at)
 
 
-def _check_base(store: ObjectStore, plan: RestorePlan, base: Experiment) -> None:
+def _check_base(store: ObjectStore, plan: RestorePlan, file: StateFile, base: State) -> None:
     """Check that no other process wrote a newer state, and that the plan fits this one."""
-    if base.state_file.sha256 != plan.base.sha256:
-        raise StateChangedError(store.uri, plan.base.name, base.state_file.name)
-    check_fits(store, plan, base.state)
+    if file.sha256 != plan.base.sha256:
+        raise StateChangedError(store.uri, plan.base.name, file.name)
+    check_fits(store, plan, base)
 
 
 def _check_sorts_last(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
@@ -316,21 +232,28 @@ def _put_state(store: ObjectStore, name: str, body: bytes) -> None:
 # The summary of a commit
 
 
-def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> CommitSummary:
-    before = _read_state(store, plan.base.name) if plan.base.name else NO_STATE
-    check_fits(store, plan, before)
-    committed = commit_record.is_in_root(store, record.state_file)
-    after = _read_state(store, record.state_file) if committed else before
+def summarise_commit(
+    store: ObjectStore, plan: RestorePlan, records: RestoreRecords, done: Committed
+) -> CommitSummary:
+    """Return what a commit did to each trial. It reads the states, unless they are known."""
+    record, before = done.record, done.before
+    if before is None:
+        before = _read_state(store, plan, plan.base.name) if plan.base.name else NO_STATE
+        check_fits(store, plan, before)
+    if done.after is not None:
+        committed, after = bool(record.state_file), done.after
+    else:
+        committed = commit_record.is_in_root(store, record.state_file)
+        after = _read_state(store, plan, record.state_file) if committed else before
     drawn = len(after.trials) - len(before.trials)
     if drawn and not (drawn > 0 and plan.continues_search):
         raise RecordUnreadableError(
             store.uri, record.state_file, f"its number of trials does not fit {plan.base.name}"
         )
-    histories = ledger.read_ledger(store)[0].trials
-    outcomes = find_each(
-        [trial.trial_id for trial in plan.to_run],
-        lambda unit: AttemptRecords(store, plan.restore_id, unit).outcome_or_interrupted(),
-    )
+    histories = (done.failures or ledger.read_ledger(store)[0]).trials
+    units = [trial.trial_id for trial in plan.to_run]
+    read = for_each(lambda unit: records.of(unit).outcome_or_interrupted(), units)
+    outcomes = {unit: found for unit, found in zip(units, read, strict=True) if found is not None}
     return summarise(
         plan,
         state_file=record.state_file if committed else None,
@@ -341,7 +264,7 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
         samples_left=read_samples_left(store, store.list_dir(), len(after.trials))
         if plan.continues_search
         else plan.samples_left,
-        broke_off=_why_it_broke_off(store, plan),
+        broke_off=_why_it_broke_off(plan, records),
         quarantined=[
             trial.final_trial_id
             for trial in plan.to_run
@@ -350,16 +273,17 @@ def _summary(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> Com
     )
 
 
-def _read_state(store: ObjectStore, name: str) -> State:
-    return parse_state(store.get(name, max_bytes=layout.MAX_STATE_BYTES))
+def _read_state(store: ObjectStore, plan: RestorePlan, name: str) -> State:
+    """Read what tables show of a state that was valid before."""
+    pieces = store.stream(name, max_bytes=layout.MAX_STATE_BYTES)
+    return parse_pieces(pieces, Keep(shown=True, metric=plan.metric))
 
 
-def _why_it_broke_off(store: ObjectStore, plan: RestorePlan) -> str:
+def _why_it_broke_off(plan: RestorePlan, records: RestoreRecords) -> str:
     """Return why the whole-experiment run did not finish; "" if it did, or if there was none."""
     if layout.WHOLE_EXPERIMENT not in plan.units:
         return ""
-    records = AttemptRecords(store, plan.restore_id, layout.WHOLE_EXPERIMENT)
-    outcome = records.outcome_or_interrupted()
+    outcome = records.of(layout.WHOLE_EXPERIMENT).outcome_or_interrupted()
     if outcome is None:
         return NO_OUTCOME
     return "" if outcome.result == Result.FINISHED else outcome.describe_error()

@@ -11,7 +11,7 @@ from airflow_tune_restore.protocol.numbers import is_amount
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.restore.record_json import Count, decode
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore
 
 
 class CommitRecord(msgspec.Struct, frozen=True):
@@ -62,8 +62,8 @@ def _decode_record(body: bytes) -> CommitRecord:
     return record
 
 
-def name_commit(store: ObjectStore, *, continues_search: bool) -> str:
-    """Return the name of the state file that a commit makes now. Writes nothing.
+def name_commit(store: ObjectStore, entries: list[Entry], *, continues_search: bool) -> str:
+    """Return the name of the state file that a commit makes now, by a listing of the root.
 
     It sorts after every other name, because Ray reads the last one as the newest. With
     `continues_search` the searcher's state is put beside it, under the session in its name.
@@ -72,8 +72,8 @@ def name_commit(store: ObjectStore, *, continues_search: bool) -> str:
         UncommittableError: If no name can be used: any file name in the experiment may decide it, so
             it may be one that this package refuses to read.
     """
-    names = [e.name for e in store.list_dir() if not e.is_dir and layout.is_state_file(e.name)]
-    name = layout.committed_state_name(names, store.now())
+    names = [e.name for e in entries if not e.is_dir and layout.is_state_file(e.name)]
+    name = layout.committed_state_name(names, store.now)
     if why := _why_unfit(name, names, continues_search=continues_search):
         raise UncommittableError(store.uri, max(names), why)
     return name

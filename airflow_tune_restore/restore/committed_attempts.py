@@ -5,68 +5,60 @@ long enough counts as dead. It may live after all. So a commit creates its recor
 runner that sees it, and then chooses the attempts.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterable
 
-from airflow_tune_restore.exceptions import KeyNotFoundError, RunnerError
+from airflow_tune_restore.exceptions import RunnerError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords, wait_until_all_over
-from airflow_tune_restore.restore.commit_record import read_commit_record
-from airflow_tune_restore.restore.committed_state import read_snapshot
-from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.protocol.attempts import AttemptId, wait_until_all_over
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 PATIENCE_SECONDS = 120.0
 """How long a commit waits for a runner that is still alive."""
 
-_CONCURRENCY = 16
 _SHOWN_IDS = 6
 
-_Found = TypeVar("_Found")
 
-
-def choose_attempts(
-    store: ObjectStore, plan: RestorePlan, over: dict[str, int] | None
+def wait_for_units(
+    store: ObjectStore, records: RestoreRecords, units: Iterable[str]
 ) -> dict[str, int]:
-    """Return which attempt of each unit is committed: the newest one with a snapshot.
+    """Wait until no runner of these units is alive; raises as `wait_for_runners`.
+
+    Returns the newest attempt that was started of each unit, if it has an outcome.
+    """
+    started = list_started(records, units)
+    has_outcome = for_each(lambda attempt: _has_outcome(records, attempt), started)
+    pairs = list(zip(started, has_outcome, strict=True))
+    silent = set(
+        wait_for_runners(store, [attempt for attempt, has_ended in pairs if not has_ended])
+    )
+    return {one.trial_id: one.attempt for one in started if one not in silent}
+
+
+def settle_late_attempts(
+    store: ObjectStore, records: RestoreRecords, units: Iterable[str], over: dict[str, int] | None
+) -> None:
+    """List the attempts that a commit chooses from, and wait for runners that have begun since.
 
     The commit record exists, so no runner of the restore begins now, and each that lives ends. `over`
     holds the newest attempt of each unit that had an outcome before. The runners of all others are
     watched first. None: another restore has taken the lease, so no runner writes any more.
     """
-
-    def choose(unit: str) -> tuple[int, int] | None:
-        """Return the newest attempt, and the newest one with a snapshot (0 without)."""
-        numbers = AttemptRecords(store, plan.restore_id, unit).numbers()
-        for number in reversed(numbers):
-            if read_snapshot(store, plan, unit, number) is not None:
-                return numbers[-1], number
-        return (numbers[-1], 0) if numbers else None
-
-    found = find_each(plan.units, choose)
-    if over is not None:
-        late = [unit for unit, (newest, _) in found.items() if over.get(unit) != newest]
-        wait_for_runners(store, list_started(store, plan.restore_id, late))
-        found |= find_each(late, choose)
-    return {unit: chosen for unit, (_, chosen) in found.items() if chosen}
+    records.list_again()
+    if over is None:
+        return
+    newest = {unit: records.of(unit).newest() for unit in units}
+    late = [unit for unit, number in newest.items() if number and over.get(unit) != number]
+    if late:
+        wait_for_units(store, records, late)
+        records.list_again()
 
 
-def list_started(store: ObjectStore, restore_id: str, units: list[str]) -> list[AttemptId]:
+def list_started(records: RestoreRecords, units: Iterable[str]) -> list[AttemptId]:
     """Return the newest attempt of each unit whose runner wrote a heartbeat."""
-    newest = find_each(units, lambda unit: AttemptRecords(store, restore_id, unit).newest_started())
-    return [AttemptId(restore_id, unit, attempt) for unit, attempt in newest.items()]
-
-
-def list_started_by_all(store: ObjectStore, restore_ids: Iterable[str]) -> list[AttemptId]:
-    """Return those of several restores that died and are not committed yet."""
-    started = []
-    for restore_id in restore_ids:
-        if read_commit_record(store, restore_id) is None:
-            with contextlib.suppress(KeyNotFoundError):  # it died before it had a plan
-                started += list_started(store, restore_id, read_plan(store, restore_id).units)
-    return started
+    newest = ((unit, records.of(unit).newest_started()) for unit in units)
+    return [AttemptId(records.restore_id, unit, number) for unit, number in newest if number]
 
 
 def wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> list[AttemptId]:
@@ -88,8 +80,5 @@ def wait_for_runners(store: ObjectStore, started: list[AttemptId]) -> list[Attem
     return silent
 
 
-def find_each(units: list[str], find: Callable[[str], _Found | None]) -> dict[str, _Found]:
-    """Return the result of `find` for each unit, without those that are None."""
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        found = zip(units, pool.map(find, units), strict=True)
-        return {unit: value for unit, value in found if value is not None}
+def _has_outcome(records: RestoreRecords, attempt: AttemptId) -> bool:
+    return records.of(attempt.trial_id).outcome_or_interrupted(attempt.attempt) is not None

@@ -6,101 +6,91 @@ from typing import Any
 
 import msgspec
 
-from airflow_tune_restore.exceptions import (
-    KeyNotFoundError,
-    LinkRefusedError,
-    StateUnreadableError,
-    TooLargeError,
-)
-from airflow_tune_restore.experiments.experiment import Experiment
-from airflow_tune_restore.experiments.raw_row import MalformedStateError, RawRow
-from airflow_tune_restore.experiments.state import NO_STATE, State, encode_state, parse_state
-from airflow_tune_restore.experiments.trial import TrialStatus
+from airflow_tune_restore.exceptions import KeyNotFoundError, LinkRefusedError, TooLargeError
+from airflow_tune_restore.experiments.parameters import shown_of
+from airflow_tune_restore.experiments.parse_row import parse_row
+from airflow_tune_restore.experiments.raw_row import RawRow
+from airflow_tune_restore.experiments.state import NO_STATE, State, StateWriter
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.protocol import bounded_json, layout
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
+from airflow_tune_restore.protocol.request import TrialAction
 from airflow_tune_restore.restore.commit_record import CommitRecord
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan
+from airflow_tune_restore.restore.snapshots import Snapshots
 from airflow_tune_restore.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
 
 
 def build(
-    store: ObjectStore, plan: RestorePlan, base: Experiment, record: CommitRecord
-) -> bytes | None:
-    """Return the new state file; None if no row changes.
+    store: ObjectStore, plan: RestorePlan, base: State, start_time: float, snapshots: Snapshots
+) -> tuple[bytes | None, State]:
+    """Return the new state file (None if no row changes), and its trials, without rows.
 
-    Restored trials are as their runners left them, all others byte for byte.
+    Restored trials are as their runners left them, all others byte for byte. The rows of `base` are
+    packed (`Keep`), and used up.
     """
     planned = {trial.trial_id: trial for trial in plan.trials}
-    snapshots = _Snapshots(store, plan, record)
-    rows = [
-        snapshots.committed_row(planned[trial.trial_id], base.state.rows[trial.trial_id])
-        for trial in base.trials
-    ]
-    if plan.continues_search:
-        rows += snapshots.new_rows()
-    if rows == list(base.state.rows.values()):
-        return None
-    stats = {**base.state.stats, "start_time": record.start_time}
-    runner = base.state.runner or snapshots.whole.runner
-    return encode_state(rows, {**runner, **snapshots.stopper()}, stats)
-
-
-class _Snapshots:
-    """The rows that the committed attempts left: one snapshot per trial, or one for all trials."""
-
-    def __init__(self, store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
-        self._store = store
-        self._plan = plan
-        self._record = record
-        self.whole = self._read(layout.WHOLE_EXPERIMENT) if plan.is_whole_experiment else NO_STATE
-
-    def committed_row(self, trial: TrialPlan, old: RawRow) -> RawRow:
-        """Return the row of a trial: the old one if its runner left none."""
+    is_whole = plan.is_whole_experiment
+    shared = snapshots.whole() if is_whole and plan.has_work else NO_STATE
+    alone = [] if is_whole else [planned[key] for key in base.packed if planned[key].runs]
+    own = snapshots.of_trials(alone)
+    in_shared = {trial.trial_id: trial for trial in shared.trials}
+    writer, last, is_changed = StateWriter(), shared, False
+    trials: list[Trial] = []
+    for before in base.trials:
+        trial, old = planned[before.trial_id], base.packed.pop(before.trial_id).unpack()
+        row, after = old, before
         if trial.action is TrialAction.TERMINATE:
-            return _terminated(old)
-        if trial.action not in RUN_ACTIONS:
-            return old
-        state = self.whole if self._plan.is_whole_experiment else self._read(trial.trial_id)
-        row = state.rows.get(trial.final_trial_id, old)
-        if row is not old and not row.is_readable:
-            logger.warning(
-                "%s: the new row of trial %s is too large to be read again, so it is not committed.",
-                *(self._store.uri, trial.trial_id),
-            )
-            return old
-        return row
+            row = _terminated(old)
+            after = parse_row(row.trial, row.metadata, ())
+        elif trial.runs:
+            found = in_shared
+            if not is_whole:
+                state = next(own)
+                last = state if state.trials else last
+                found = {trial.trial_id: trial for trial in state.trials}
+            after = _restored(store, trial, found.get(trial.final_trial_id)) or before
+            row = after.row or old
+        if row is not old:
+            is_changed = is_changed or row != old
+            after = shown_of(after, row, plan.metric)
+        writer.add(row)
+        trials.append(after)
+    if plan.continues_search:
+        known = {trial.final_trial_id for trial in plan.trials}
+        for added in shared.trials:
+            if added.row is not None and added.trial_id not in known:
+                is_changed = True
+                writer.add(added.row)
+                trials.append(shown_of(added, added.row, plan.metric))
+    runner = {**(base.runner or shared.runner), **_stopper(snapshots, last)}
+    stats = {**base.stats, "start_time": start_time}
+    made = State(tuple(trials), {}, runner, stats)
+    return (writer.end(runner, stats) if is_changed else None), made
 
-    def new_rows(self) -> list[RawRow]:
-        """Return the rows of trials that the search added."""
-        known = {trial.final_trial_id for trial in self._plan.trials}
-        return [row for trial_id, row in self.whole.rows.items() if trial_id not in known]
 
-    def stopper(self) -> dict[str, Any]:
-        """Return the stopper as the run left it; Ray stores it in the runner data.
+def _restored(store: ObjectStore, planned: TrialPlan, left: Trial | None) -> Trial | None:
+    """Return a trial as its runner left it; None if it left none that can be used."""
+    if left is None or left.row is None or left.row.is_readable:
+        return left
+    logger.warning(
+        "%s: the new row of trial %s is too large to be read again, so it is not committed.",
+        *(store.uri, planned.trial_id),
+    )
+    return None
 
-        Trials that ran one by one each had their own stopper: then none is taken.
-        """
-        if len(self._record.attempts) != 1:
-            return {}
-        (unit,) = self._record.attempts
-        runner = self._read(unit).runner
-        return {name: runner[name] for name in ("_stopper",) if name in runner}
 
-    def _read(self, unit: str) -> State:
-        attempt = self._record.attempts.get(unit)
-        if attempt is None:
-            return NO_STATE
-        state = read_snapshot(self._store, self._plan, unit, attempt)
-        if state is None:
-            is_whole = unit == layout.WHOLE_EXPERIMENT
-            what = "the whole-experiment run" if is_whole else f"trial {unit}"
-            raise StateUnreadableError(
-                self._store.uri, f"the snapshot of attempt {attempt} of {what} is gone"
-            )
-        return state
+def _stopper(snapshots: Snapshots, last: State) -> dict[str, Any]:
+    """Return the stopper as the run left it; Ray stores it in the runner data.
+
+    Trials that ran one by one each had their own stopper: then none is taken.
+    """
+    is_only_one = len(snapshots.attempts) == 1
+    return {
+        name: last.runner[name] for name in ("_stopper",) if is_only_one and name in last.runner
+    }
 
 
 def _terminated(row: RawRow) -> RawRow:
@@ -111,31 +101,15 @@ def _terminated(row: RawRow) -> RawRow:
     return RawRow(msgspec.Raw(json.dumps(text).encode()), row.metadata)
 
 
-def read_snapshot(store: ObjectStore, plan: RestorePlan, unit: str, attempt: int) -> State | None:
-    """Read the snapshot of a runner; None if it is unreadable, or does not belong to its unit."""
-    key = layout.snapshot_key(plan.restore_id, unit, attempt)
-    try:
-        state = parse_state(store.get(key, max_bytes=layout.max_snapshot_bytes(unit)))
-    except KeyNotFoundError:
-        return None
-    except (MalformedStateError, TooLargeError, LinkRefusedError) as error:
-        logger.warning("%s: %s is not committed: %s", store.uri, key, error)
-        return None
-    if unit == layout.WHOLE_EXPERIMENT:
-        return state if state.trials else None
-    if [row.trial_id for row in state.trials] != [plan.trial(unit).final_trial_id]:
-        return None
-    return state
-
-
-def put_searcher(store: ObjectStore, plan: RestorePlan, record: CommitRecord) -> None:
+def put_searcher(
+    store: ObjectStore, plan: RestorePlan, record: CommitRecord, snapshots: Snapshots
+) -> None:
     """Put the searcher's state where Ray reads it, under the session of the state file."""
     attempt = record.attempts.get(layout.WHOLE_EXPERIMENT)
     session = layout.session_of(record.state_file)
     if attempt is None or session is None:
         return
-    state = read_snapshot(store, plan, layout.WHOLE_EXPERIMENT, attempt)
-    number = state.stats.get("searcher") if state is not None else None
+    number = snapshots.whole_stats.get("searcher")
     if not isinstance(number, int):
         return
     directory, prefix = layout.searcher_dir(plan.restore_id, attempt), layout.numbered(number)

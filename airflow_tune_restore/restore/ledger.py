@@ -5,11 +5,7 @@ on it. So an unreadable ledger is reported and counts as empty, and the commit g
 of a trial put it in quarantine again.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated
 
 import msgspec
 
@@ -22,13 +18,15 @@ from airflow_tune_restore.exceptions import (
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.failures import Cause, classify_exit
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.names import is_safe_name
-from airflow_tune_restore.protocol.printable import NOTE_LENGTH, counted, printable
-from airflow_tune_restore.protocol.record_fields import LINE_LENGTH
+from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerExit, RunnerOutcome
+from airflow_tune_restore.restore.history import KEPT, SAME_TWICE, FailedAttempt, History
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 
 READ_LIMIT_BYTES = 64 * 1024**2
 """No more is written either: a larger ledger could not be read again."""
@@ -36,88 +34,8 @@ READ_LIMIT_BYTES = 64 * 1024**2
 FIRST_MEMORY_BYTES = 4.0 * 1024**3
 """Memory for a trial that ran out of memory and had requested none."""
 
-KEPT = 100
-"""How many failures per trial the ledger keeps: the newest."""
-
 _UNEXPLAINED = frozenset({Cause.ACTOR_DIED.value, Cause.KILLED.value, Cause.UNKNOWN.value, ""})
 _KILLED_WORDS = ("killed", "sigkill", "signal 9")
-_CONCURRENCY = 16
-_SAME_TWICE = 2
-_HAVE_A_PLACE = frozenset({Cause.TRAINABLE.value, Cause.OUT_OF_MEMORY.value})
-"""Causes in the trial itself. If a store fails twice at the same line, the trial is not to blame."""
-
-
-class FailedAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt that ended in a failure.
-
-    Args:
-        restore_id, attempt: The restore it belonged to, and its number there.
-        cause: One of `Cause`.
-        type: Type of the exception; "" if there was none.
-        message: First line of its message.
-        place: Innermost line of the user's code in its traceback; "" if none.
-        iteration: Last `training_iteration` reported.
-        ended_at: ISO 8601 UTC; "" if unknown.
-        memory: Bytes of memory it requested; None if it requested none.
-    """
-
-    restore_id: str
-    attempt: Count
-    cause: str
-    type: str = ""
-    message: str = ""
-    place: str = ""
-    iteration: Count = 0
-    ended_at: str = ""
-    memory: Annotated[float, msgspec.Meta(ge=0)] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("restore_id", "cause", "type", "message", "place", "ended_at"):
-            msgspec.structs.force_setattr(self, name, printable(getattr(self, name), LINE_LENGTH))
-
-    @property
-    def signature(self) -> tuple[object, ...] | None:
-        """Two failures with the same signature are the same failure; None if it equals no other."""
-        if self.cause not in _HAVE_A_PLACE or not self.place:
-            return None
-        # with more memory, running out of it is another failure
-        return (self.type, self.place, self.iteration, self.memory)
-
-
-class History(msgspec.Struct, frozen=True, kw_only=True):
-    """The failures of one trial.
-
-    Args:
-        failures: The failures that count, oldest first.
-        released: The failures before the last release.
-        released_at: When it was last released, ISO 8601 UTC; "" if never.
-        quarantined: Why a commit put it in quarantine; "" if it is not.
-    """
-
-    failures: tuple[FailedAttempt, ...] = ()
-    released: tuple[FailedAttempt, ...] = ()
-    released_at: str = ""
-    quarantined: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("released_at", "quarantined"):
-            msgspec.structs.force_setattr(self, name, printable(getattr(self, name), NOTE_LENGTH))
-
-    def quarantine_reason(self, max_attempts: int | None) -> str:
-        """Return why the trial is not run any more; "" if it is run."""
-        if self.quarantined:
-            return self.quarantined
-        counts = Counter(failure.signature for failure in self.failures)
-        for failure in self.failures:
-            times = counts[failure.signature]
-            if failure.signature is not None and times >= _SAME_TWICE:
-                return (
-                    f"{failure.type or failure.cause} at {failure.place} after iteration "
-                    f"{failure.iteration}, {times} times"
-                )
-        if max_attempts is not None and len(self.failures) >= max_attempts:
-            return f"{counted(len(self.failures), 'failed attempt')}, of at most {max_attempts}"
-        return ""
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,24 +70,23 @@ def read_ledger(store: ObjectStore) -> tuple[Ledger, str]:
         )
 
 
-def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
+def record_failures(store: ObjectStore, plan: RestorePlan, records: RestoreRecords) -> Ledger:
     """Add the failed attempts of a restore. Repeated, it changes nothing. Needs the lease.
 
     The failures of a restarted trial also count for the trial that replaced it.
     """
     ledger, _ = read_ledger(store)
     trials = dict(ledger.trials)
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        read = pool.map(lambda t: read_failures(store, plan.restore_id, t.trial_id), plan.to_run)
-        found = list(zip(plan.to_run, read, strict=True))
-    for planned, failures in found:
+    to_run = plan.to_run
+    read = for_each(lambda trial: _failures_in(records.of(trial.trial_id)), to_run)
+    for planned, failures in zip(to_run, read, strict=True):
         before = trials.get(planned.trial_id, History())
-        after = _with_failures(before, plan.restore_id, failures)
+        after = before.with_failures(plan.restore_id, failures)
         if after == History():
             continue
         trials[planned.trial_id] = after
         reason = after.quarantine_reason(plan.choices.max_attempts)
-        outcome = AttemptRecords(store, plan.restore_id, planned.trial_id).outcome_or_interrupted()
+        outcome = records.of(planned.trial_id).outcome_or_interrupted()
         if reason and not (outcome is not None and outcome.result == Result.FINISHED):
             after = msgspec.structs.replace(after, quarantined=reason)
         trials[planned.final_trial_id] = after
@@ -181,7 +98,7 @@ def record_failures(store: ObjectStore, plan: RestorePlan) -> Ledger:
 
 def write_ledger(store: ObjectStore, ledger: Ledger) -> None:
     """Write the ledger, with fewer failures per trial if it were too large. Needs the lease."""
-    for kept in (KEPT, _SAME_TWICE):
+    for kept in (KEPT, SAME_TWICE):
         trials = {
             trial_id: msgspec.structs.replace(
                 history, failures=history.failures[-kept:], released=history.released[-kept:]
@@ -200,7 +117,10 @@ def read_failures(store: ObjectStore, restore_id: str, trial_id: str) -> tuple[F
     Attempts that were interrupted on request, refused or superseded did not fail. Those whose runner died
     without an outcome, or lost its node, did.
     """
-    records = AttemptRecords(store, restore_id, trial_id)
+    return _failures_in(AttemptRecords(store, restore_id, trial_id))
+
+
+def _failures_in(records: AttemptRecords) -> tuple[FailedAttempt, ...]:
     return tuple(filter(None, (_read_failure(records, number) for number in records.numbers())))
 
 
@@ -229,21 +149,14 @@ def _is_unexplained(outcome: RunnerOutcome) -> bool:
     return outcome.result == Result.FAILED and was_killed
 
 
-def seen_before(
-    failures: Sequence[FailedAttempt], restore_id: str, attempt: int
-) -> FailedAttempt | None:
-    """Return an earlier failure that is the same as that of this attempt, if there is one."""
-    if not failures or (failures[-1].restore_id, failures[-1].attempt) != (restore_id, attempt):
-        return None
-    signature = failures[-1].signature
-    same = [failure for failure in failures[:-1] if failure.signature == signature]
-    return same[-1] if signature is not None and same else None
+def read_history(store: ObjectStore, plan: RestorePlan, trial_id: str) -> History:
+    """Return the history of a trial: its failures as the plan recorded them, and those of its restore.
 
-
-def read_history(store: ObjectStore, restore_id: str, trial_id: str) -> History:
-    """Return the history of a trial, with the failures of the current restore."""
-    history = read_ledger(store)[0].trials.get(trial_id, History())
-    return _with_failures(history, restore_id, read_failures(store, restore_id, trial_id))
+    Nobody writes the ledger while the restore holds the lease. Plans of older versions have no record.
+    """
+    known = read_ledger(store)[0].trials if plan.failures is None else plan.failures
+    failures = read_failures(store, plan.restore_id, trial_id)
+    return known.get(trial_id, History()).with_failures(plan.restore_id, failures)
 
 
 def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float | None:
@@ -262,16 +175,6 @@ def memory_to_ask(plan: RestorePlan, trial_id: str, history: History) -> float |
     most = max(f.memory or 0.0 for f in short) or own
     wanted = most * 2 if most else FIRST_MEMORY_BYTES
     return max(min(wanted, plan.choices.max_memory_bytes), own or 0.0)
-
-
-def _with_failures(
-    history: History, restore_id: str, failures: tuple[FailedAttempt, ...]
-) -> History:
-    """Replace the failures of one restore in a history."""
-    released = {(f.restore_id, f.attempt) for f in history.released}
-    others = tuple(f for f in history.failures if f.restore_id != restore_id)
-    new = tuple(f for f in failures if (f.restore_id, f.attempt) not in released)
-    return msgspec.structs.replace(history, failures=(others + new)[-KEPT:])
 
 
 def _read_failure(records: AttemptRecords, attempt: int) -> FailedAttempt | None:

@@ -1,12 +1,17 @@
 """The plan of a restore: what happens to each trial, and why. Later processes read its JSON."""
 
+import contextlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from shlex import quote
 
 import msgspec
 
-from airflow_tune_restore.exceptions import InvalidInputError, RecordUnreadableError
+from airflow_tune_restore.exceptions import (
+    InvalidInputError,
+    KeyNotFoundError,
+    RecordUnreadableError,
+)
 from airflow_tune_restore.experiments.experiment import NO_STATE_FILE, StateFile
 from airflow_tune_restore.experiments.parameters import bounded_parameters
 from airflow_tune_restore.experiments.state import State
@@ -17,6 +22,7 @@ from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, TrialAction
 from airflow_tune_restore.restore.choices import PlanChoices, Strategy
+from airflow_tune_restore.restore.history import History
 from airflow_tune_restore.restore.record_json import Count, decode, encode
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -77,6 +83,11 @@ class TrialPlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.new_trial_id or self.trial_id
 
     @property
+    def runs(self) -> bool:
+        """Whether it is resumed or restarted."""
+        return self.action in RUN_ACTIONS
+
+    @property
     def title(self) -> str:
         """Its id, and the parameters in which it differs: `d1fcc_00002 (lr=0.1, batch=32)`."""
         values = ", ".join(f"{name}={text}" for name, text in self.parameters.items())
@@ -101,6 +112,9 @@ class RestorePlan:
         trials: One entry per row.
         more_parameters: How many parameters differ beside those in `trials`.
         warnings: For the user: lost RunConfig, unreadable files, repairs.
+        failures: Earlier failures of the trials to run, by trial id, as the ledger had them; None in
+            plans of older versions.
+        is_part: Whether it is the part of a plan with one trial alone.
     """
 
     restore_id: str
@@ -119,6 +133,8 @@ class RestorePlan:
     trials: tuple[TrialPlan, ...]
     more_parameters: Count = 0
     warnings: tuple[str, ...] = ()
+    failures: dict[str, History] | None = None
+    is_part: bool = False
     schema: Count = 1
 
     def __post_init__(self) -> None:
@@ -158,7 +174,7 @@ class RestorePlan:
     @property
     def to_run(self) -> tuple[TrialPlan, ...]:
         """The trials that are resumed or restarted."""
-        return tuple(trial for trial in self.trials if trial.action in RUN_ACTIONS)
+        return tuple(trial for trial in self.trials if trial.runs)
 
     @property
     def quarantined(self) -> tuple[TrialPlan, ...]:
@@ -171,6 +187,18 @@ class RestorePlan:
             if trial.trial_id == trial_id:
                 return trial
         raise InvalidInputError(f"The plan of {self.experiment} has no trial {trial_id!r}.")
+
+    def part_of(self, trial: TrialPlan) -> "RestorePlan":
+        """Return all that the task of one trial needs, however many others there are."""
+        failures = self.failures
+        if failures is not None:
+            failures = {key: failures[key] for key in (trial.trial_id,) if key in failures}
+        choices = self.choices
+        if choices.trials:
+            choices = replace(choices, trials=(trial.trial_id,))
+        return replace(
+            self, trials=(trial,), choices=choices, warnings=(), failures=failures, is_part=True
+        )
 
     def to_json(self) -> bytes:
         """Encode; the same plan gives the same bytes."""
@@ -201,6 +229,39 @@ def read_plan(store: ObjectStore, restore_id: str) -> RestorePlan:
         raise RecordUnreadableError(store.uri, key, "it is the plan of another restore")
     # the experiment may have moved, and an attacker who can write a plan may name another experiment
     return replace(plan, experiment=store.uri)
+
+
+def read_part(store: ObjectStore, restore_id: str, trial_id: str) -> RestorePlan:
+    """Read the part of a plan that the task of one trial needs, from its seed.
+
+    It is the whole plan for `layout.WHOLE_EXPERIMENT`, or if an older version has written the plan.
+
+    Raises:
+        KeyNotFoundError: If the restore has no plan.
+        RecordUnreadableError: If the object is not the part of this trial.
+    """
+    key = layout.seed_key(restore_id, trial_id)
+    part = None
+    if trial_id != layout.WHOLE_EXPERIMENT:
+        with contextlib.suppress(KeyNotFoundError):
+            part = read_record(store, key, _decode_seed, max_bytes=layout.MAX_SNAPSHOT_BYTES)
+    if part is None:
+        return read_plan(store, restore_id)
+    if part.restore_id != restore_id or [trial.trial_id for trial in part.trials] != [trial_id]:
+        raise RecordUnreadableError(store.uri, key, "it is the seed of another trial or restore")
+    return replace(part, experiment=store.uri)
+
+
+def _decode_seed(body: bytes) -> RestorePlan | None:
+    """Return the part of a plan in a seed; None without one. The row of the trial is not decoded."""
+    _, found, text = body.rpartition(f'"{layout.PART_OF_PLAN}": '.encode())
+    if not found:
+        return None
+    try:
+        part: str = msgspec.json.decode(text.removesuffix(b"}"), type=str)
+    except msgspec.DecodeError as error:  # a ValueError only since msgspec 0.21
+        raise ValueError(str(error)) from error
+    return RestorePlan.from_json(part.encode())
 
 
 def check_fits(store: ObjectStore, plan: RestorePlan, state: State) -> None:

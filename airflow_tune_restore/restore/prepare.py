@@ -6,35 +6,43 @@ A reason against a restore is raised; a reason that makes one needless is return
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,
-    KeyNotFoundError,
     LeaseLostError,
     StateUnreadableError,
     StorageError,
     TuneRestoreError,
 )
+from airflow_tune_restore.experiments.budget import IN_WORK
 from airflow_tune_restore.experiments.evidence import DriverStatus
 from airflow_tune_restore.experiments.examine import examine
 from airflow_tune_restore.experiments.experiment import Experiment
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, Health
 from airflow_tune_restore.experiments.older_runs import describe_older_runs, older_states
-from airflow_tune_restore.experiments.read import read_base, read_experiment
+from airflow_tune_restore.experiments.read import (
+    StateReader,
+    read_base,
+    read_experiment,
+)
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
+from airflow_tune_restore.experiments.root import Root, list_root
+from airflow_tune_restore.experiments.state import Keep
 from airflow_tune_restore.protocol import layout, lease
-from airflow_tune_restore.protocol.lease_objects import AskHolder
+from airflow_tune_restore.protocol.lease_objects import AskHolder, was_restored
 from airflow_tune_restore.protocol.lease_watch import Watch
+from airflow_tune_restore.restore.abandoned import has_left_work
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.commit import has_left_work
 from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
-from airflow_tune_restore.restore.ledger import read_ledger
+from airflow_tune_restore.restore.ledger import Ledger, read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.planner import build_plan, build_search_plan, choices_for
-from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.base import Entry, ObjectStore
+from airflow_tune_restore.storage.wrapped import ReadOnceStore
 
 _SHOWN_WARNINGS = 5
 _MAX_RESTORES = 1000
@@ -65,9 +73,11 @@ class PrepareOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRestore:
-    """A restore that can be started.
+    """A restore that can be started. It is small: its state is read again when it starts.
 
     Args:
+        samples_left: Samples that were never drawn; None if unknown.
+        searcher_lost: Why their own searcher is lost; "" if it is not.
         is_started: Whether an earlier try of the caller started this restore.
         is_search: Whether it continues the search and nothing else, whatever its trials are.
         health_reason: Why the experiment counts as dead.
@@ -76,13 +86,27 @@ class PreparedRestore:
     """
 
     store: ObjectStore
-    experiment: Experiment
     plan: RestorePlan
+    samples_left: int | None = None
+    searcher_lost: str = ""
     is_started: bool = False
     is_search: bool = False
     health_reason: str = ""
     nothing_to_do: str = ""
     watch: Watch | None = None
+
+    @classmethod
+    def of(
+        cls, store: ObjectStore, experiment: Experiment, plan: RestorePlan, **more: Any
+    ) -> "PreparedRestore":
+        """Return the prepared restore of an experiment."""
+        return cls(
+            store=store,
+            plan=plan,
+            samples_left=experiment.samples_left,
+            searcher_lost=experiment.searcher_lost,
+            **more,
+        )
 
 
 def prepare_restore(
@@ -97,21 +121,22 @@ def prepare_restore(
         LeaseHeldError: If another restore is running.
         TuneRestoreError: If it cannot be restored.
     """
-    prepared = _prepare(store, base_id, options)
+    root = list_root(store)
+    prepared = _prepare(store, root, base_id, options)
     if prepared.is_started:
         return prepared
     if prepared.plan.changes_trials:
-        return _committable(prepared)
+        return _committable(prepared, root.entries)
     news = [note for note in prepared.plan.warnings if note not in prepared.health_reason]
     kept = describe_kept(prepared.plan, options.name_option)
     stays = kept or ["every trial stays as it is"]
     nothing = "; ".join([prepared.health_reason, *stays, *news[:_SHOWN_WARNINGS]])
-    if has_left_work(store, prepared.plan.restore_id):
+    if _has_left_work(prepared, root.entries):
         return replace(prepared, nothing_to_do=nothing)
     if prepared.plan.only_continues_search:
-        return _committable(prepared)
-    if prepared.experiment.samples_left and not options.choices.trials:
-        return _committable(_with_search_plan(prepared, options))
+        return _committable(prepared, root.entries)
+    if prepared.samples_left and not options.choices.trials:
+        return _committable(_with_search_plan(prepared, options), root.entries)
     return nothing
 
 
@@ -119,30 +144,41 @@ def prepare_continued_search(
     store: ObjectStore, base_id: str, options: PrepareOptions
 ) -> PreparedRestore | str:
     """Prepare to continue the search: recorded trials stay as they are. Else as `prepare_restore`."""
-    prepared = replace(_prepare(store, base_id, options), is_search=True)
+    root = list_root(store)
+    prepared = replace(_prepare(store, root, base_id, options), is_search=True)
     if prepared.is_started:
         return prepared
     if prepared.plan.only_continues_search:
-        return _committable(prepared)
-    if prepared.experiment.samples_left == 0:
+        return _committable(prepared, root.entries)
+    if prepared.samples_left == 0:
         nothing = f"{prepared.health_reason}; all its samples are drawn"
-        has_left = has_left_work(store, prepared.plan.restore_id)
+        has_left = _has_left_work(prepared, root.entries)
         return replace(prepared, nothing_to_do=nothing) if has_left else nothing
-    return _committable(_with_search_plan(prepared, options))
+    return _committable(_with_search_plan(prepared, options), root.entries)
 
 
 def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
     """Read the experiment and plan its restore, whatever its health."""
+    reading, read_state = ReadOnceStore(store), state_reader(options.choices)
+    planned = _plan(reading, reading.list_dir(), read_state, restore_id, options)
+    return replace(planned, store=store)
+
+
+def _plan(
+    store: ReadOnceStore,
+    entries: list[Entry],
+    read_state: StateReader,
+    restore_id: str,
+    options: PrepareOptions,
+) -> PreparedRestore:
     choices = options.choices
     experiment = read_experiment(
-        store,
-        keep_terminated_rows=choices.flags.keeps_terminated_rows,
-        keep_parameters=True,
-        ignore_tuner=choices.ignore_tuner,
+        store, entries, read_state=read_state, ignore_tuner=choices.ignore_tuner
     )
     chosen = choices_for(experiment, choices)
     to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
-    ledger, warning = read_ledger(store)
+    ledger, warning = read_ledger(store) if was_restored(entries) else (Ledger(), "")
+    known = ledger.trials
     plan = build_plan(
         experiment,
         choices,
@@ -153,31 +189,43 @@ def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -
         can_search=options.can_search,
         quarantined=ledger.quarantined(choices.max_attempts),
     )
-    older = older_states(store.list_dir(), experiment.state_file.name)
+    older = older_states(entries, experiment.state_file.name)
     notes = (*filter(None, [warning]), *describe_older_runs(store, older, experiment.state))
-    plan = replace(plan, warnings=(*plan.warnings, *notes))
-    return PreparedRestore(store=store, experiment=experiment, plan=plan)
+    plan = replace(
+        plan,
+        warnings=(*plan.warnings, *notes),
+        failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
+    )
+    return PreparedRestore.of(store, experiment, plan)
+
+
+def state_reader(choices: PlanChoices) -> StateReader:
+    """Return what reads as much of a state as a plan needs."""
+    return StateReader(Keep(terminated_rows=choices.flags.keeps_terminated_rows, parameters=True))
 
 
 def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
     """Plan the same restore again, after the commit of a restore that died."""
     if not prepared.is_search:
         again = plan_restore(prepared.store, prepared.plan.restore_id, options)
-        if again.plan.changes_trials or not again.experiment.samples_left or options.choices.trials:
+        if again.plan.changes_trials or not again.samples_left or options.choices.trials:
             return replace(again, watch=prepared.watch)
     again = _with_search_plan(prepared, options)
-    has_samples = again.experiment.samples_left != 0
+    has_samples = again.samples_left != 0
     return replace(again, plan=replace(again.plan, continues_search=has_samples))
 
 
-def foresee_refusals(
-    store: ObjectStore, plan: RestorePlan, *, stale_after: timedelta
-) -> list[TuneRestoreError]:
-    """Return what would refuse a restore now. A preview shows it beside the plan."""
+def preview_restore(
+    store: ObjectStore, options: PrepareOptions
+) -> tuple[RestorePlan, list[TuneRestoreError]]:
+    """Return the plan of a restore, and what would refuse it now. Writes nothing."""
+    root, reading = list_root(store), ReadOnceStore(store)
+    read_state = state_reader(options.choices)
+    plan = _plan(reading, root.entries, read_state, "preview", options).plan
     refusals: dict[str, TuneRestoreError] = {}
 
     def refuse_if_running() -> None:
-        report = examine(store, stale_after=stale_after)
+        report = examine(reading, root, stale_after=options.stale_after, read_state=read_state)
         if report.health is Health.RUNNING:
             raise ExperimentRunningError(report.experiment, report.reason)
 
@@ -192,8 +240,8 @@ def foresee_refusals(
     check(refuse_if_running)
     if plan.changes_trials or plan.samples_left:
         searches = plan.continues_search or not plan.changes_trials
-        check(lambda: name_commit(store, continues_search=searches))
-    return list(refusals.values())
+        check(lambda: name_commit(store, root.entries, continues_search=searches))
+    return plan, list(refusals.values())
 
 
 def fresh_restore_id(store: ObjectStore, base: str) -> str:
@@ -204,6 +252,11 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
     attempts: what a restore of that id ran now would be lost. Without a commit, a restore has ended if it
     has a plan and no lease any more.
     """
+    return _look_for_own(store, base)[0]
+
+
+def _look_for_own(store: ObjectStore, base: str) -> tuple[str, bool]:
+    """Return the id as `fresh_restore_id`, and whether that restore has started: it holds its lease."""
     for number in range(1, _MAX_RESTORES + 1):
         restore_id = base if number == 1 else f"{base}-{number}"
         names = {entry.name for entry in store.list_dir(layout.restore_dir(restore_id))}
@@ -211,18 +264,28 @@ def fresh_restore_id(store: ObjectStore, base: str) -> str:
             key(restore_id).rpartition("/")[2] in names
             for key in (layout.commit_key, layout.plan_key)
         )
-        if not has_begun_commit and not (has_plan and not _holds_lease(store, restore_id)):
-            return restore_id
+        if has_begun_commit:
+            continue
+        if not has_plan:
+            return restore_id, False
+        if _holds_lease(store, restore_id):
+            return restore_id, True
     raise StorageError(
         f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
         f"what wrote them, then delete them from {layout.ROOT}; or start a new DAG run."
     )
 
 
-def _committable(prepared: PreparedRestore) -> PreparedRestore:
+def _committable(prepared: PreparedRestore, entries: list[Entry]) -> PreparedRestore:
     """Refuse now what could not be committed at the end (UncommittableError)."""
-    name_commit(prepared.store, continues_search=prepared.plan.continues_search)
+    searches = prepared.plan.continues_search
+    name_commit(prepared.store, entries, continues_search=searches)
     return prepared
+
+
+def _has_left_work(prepared: PreparedRestore, entries: list[Entry]) -> bool:
+    restore_id = prepared.plan.restore_id
+    return was_restored(entries) and has_left_work(prepared.store, restore_id)
 
 
 def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
@@ -230,23 +293,44 @@ def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> Pre
     return replace(planned, watch=prepared.watch, is_search=prepared.is_search)
 
 
-def _prepare(store: ObjectStore, base_id: str, options: PrepareOptions) -> PreparedRestore:
-    """Return the caller's started restore, or plan a new one of an experiment that is dead."""
-    restore_id = fresh_restore_id(store, base_id)
-    if (own := _own_plan(store, restore_id)) is not None:
-        experiment = read_base(store)
+def _prepare(
+    store: ObjectStore, root: Root, base_id: str, options: PrepareOptions
+) -> PreparedRestore:
+    """Return the caller's started restore, or plan a new one of an experiment that is dead.
+
+    Experiments with large states take turns.
+    """
+    states = (entry.size_bytes for entry in root.entries if layout.is_state_file(entry.name))
+    with IN_WORK.hold(max(states, default=0)):
+        if was_restored(root.entries):
+            return _prepare_restored(store, root, base_id, options)
+        # then it has no lease either; `acquire` looks again
+        return _plan_dead(store, root, base_id, options)
+
+
+def _prepare_restored(
+    store: ObjectStore, root: Root, base_id: str, options: PrepareOptions
+) -> PreparedRestore:
+    restore_id, has_started = _look_for_own(store, base_id)
+    if has_started:
+        own, experiment = read_plan(store, restore_id), read_base(store)
         if experiment.state_file.sha256 == own.base.sha256:
             check_fits(store, own, experiment.state)
-        return PreparedRestore(store=store, experiment=experiment, plan=own, is_started=True)
+        return PreparedRestore.of(store, experiment, own, is_started=True)
     watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
-    return replace(_plan_dead(store, restore_id, options), watch=watch)
+    return replace(_plan_dead(store, root, restore_id, options), watch=watch)
 
 
-def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
+def _plan_dead(
+    store: ObjectStore, root: Root, restore_id: str, options: PrepareOptions
+) -> PreparedRestore:
+    read_state, reading = state_reader(options.choices), ReadOnceStore(store)
     report = examine(
-        store,
+        reading,
+        root,
         stale_after=options.stale_after,
         ask_driver=options.ask_driver,
+        read_state=read_state,
     )
     match report.health:
         case Health.RUNNING:
@@ -269,7 +353,8 @@ def _plan_dead(store: ObjectStore, restore_id: str, options: PrepareOptions) -> 
         case Health.NOT_STARTED:
             return _plan_search(store, restore_id, options)
         case _:
-            return replace(plan_restore(store, restore_id, options), health_reason=report.reason)
+            prepared = _plan(reading, root.entries, read_state, restore_id, options)
+            return replace(prepared, store=store, health_reason=report.reason)
 
 
 def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
@@ -278,7 +363,7 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     plan = build_search_plan(
         experiment, choices, restore_id=restore_id, can_search=options.can_search
     )
-    return PreparedRestore(store=store, experiment=experiment, plan=plan)
+    return PreparedRestore.of(store, experiment, plan)
 
 
 def find_started(store: ObjectStore, base_id: str) -> str | None:
@@ -293,11 +378,3 @@ def _holds_lease(store: ObjectStore, restore_id: str) -> bool:
     except LeaseLostError:
         return False
     return True
-
-
-def _own_plan(store: ObjectStore, restore_id: str) -> RestorePlan | None:
-    """Return the plan of the restore that an earlier try of the caller has started."""
-    try:
-        return read_plan(store, restore_id) if _holds_lease(store, restore_id) else None
-    except KeyNotFoundError:
-        return None

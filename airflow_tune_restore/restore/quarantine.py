@@ -10,7 +10,8 @@ from airflow_tune_restore.experiments.health import RESTORABLE, ExperimentReport
 from airflow_tune_restore.experiments.scan import THREADS
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.restore.ledger import History, read_ledger
+from airflow_tune_restore.restore.history import History
+from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.location import Location
 

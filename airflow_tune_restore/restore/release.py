@@ -6,14 +6,16 @@ from collections.abc import Sequence
 import msgspec
 
 from airflow_tune_restore.exceptions import InvalidInputError, LeaseHeldError
-from airflow_tune_restore.experiments.read import read_experiment
+from airflow_tune_restore.experiments.read import StateReader, read_experiment
+from airflow_tune_restore.experiments.state import KEEP_UNTERMINATED
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.kept_lease import keep_lease, let_rest
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.printable import counted
-from airflow_tune_restore.restore.commit import commit_abandoned
-from airflow_tune_restore.restore.ledger import KEPT, History, read_ledger, write_ledger
+from airflow_tune_restore.restore.abandoned import commit_abandoned
+from airflow_tune_restore.restore.history import KEPT, History
+from airflow_tune_restore.restore.ledger import read_ledger, write_ledger
 from airflow_tune_restore.restore.start import release_unstarted
 from airflow_tune_restore.storage.base import ObjectStore
 
@@ -75,7 +77,7 @@ def _released(history: History, at: str) -> History:
 
 def _check(store: ObjectStore, trial_ids: Sequence[str]) -> None:
     ledger, warning = read_ledger(store)
-    read_experiment(store, keep_terminated_rows=False).check_has(trial_ids)
+    read_experiment(store, read_state=StateReader(KEEP_UNTERMINATED)).check_has(trial_ids)
     for trial_id in trial_ids:
         if not ledger.trials.get(trial_id, History()).failures:
             raise InvalidInputError(

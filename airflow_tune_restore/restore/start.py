@@ -12,17 +12,18 @@ from airflow_tune_restore.exceptions import (
     RestoredMeanwhileError,
     StateChangedError,
 )
+from airflow_tune_restore.experiments.budget import IN_WORK
 from airflow_tune_restore.experiments.experiment import StateFile
-from airflow_tune_restore.experiments.read import read_base_file
-from airflow_tune_restore.experiments.state import encode_state
+from airflow_tune_restore.experiments.read import read_base_state
+from airflow_tune_restore.experiments.state import Keep, State, encode_state
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.kept_lease import FRESH_SECONDS, keep_lease
 from airflow_tune_restore.protocol.lease_objects import DEFAULT_TTL_SECONDS, DagRunId
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.records import is_listed
-from airflow_tune_restore.restore.commit import commit_abandoned
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
-from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
+from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, check_fits, read_plan
 from airflow_tune_restore.restore.prepare import (
     PreparedRestore,
     PrepareOptions,
@@ -30,6 +31,7 @@ from airflow_tune_restore.restore.prepare import (
 )
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
+from airflow_tune_restore.storage.in_flight import for_each
 from airflow_tune_restore.storage.self_test import check_exclusive_create
 
 
@@ -118,14 +120,19 @@ def _write_under_lease(prepared: PreparedRestore) -> RestorePlan:
     """Check that the plan still fits, and write it unless an earlier try has."""
     store, plan = prepared.store, prepared.plan
     try:
-        with keep_lease(store, plan.restore_id) as held_store:
-            newest = read_base_file(store)
+        with (
+            keep_lease(store, plan.restore_id) as held_store,
+            IN_WORK.hold(plan.base.size_bytes),
+        ):
+            entries = store.list_dir()
+            keep = Keep(terminated_rows=plan.choices.flags.keeps_terminated_rows)
+            newest, state = read_base_state(store, entries, keep)
             if newest.sha256 != plan.base.sha256:
                 raise _changed(store, plan, newest)
             if prepared.is_started:
                 return plan
-            name_commit(store, continues_search=plan.continues_search)
-            return _write(held_store, prepared)
+            name_commit(store, entries, continues_search=plan.continues_search)
+            return _write(held_store, plan, state)
     except Exception:
         release_unstarted(store, plan.restore_id)
         raise
@@ -160,12 +167,8 @@ def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateC
     return StateChangedError(store.uri, plan.base.name, newest.name)
 
 
-def _write(store: ObjectStore, prepared: PreparedRestore) -> RestorePlan:
-    """Write the seeds, then the plan: a plan in the store has all its seeds.
-
-    A whole-experiment run starts from the state itself.
-    """
-    plan, state = prepared.plan, prepared.experiment.state
+def _write(store: ObjectStore, plan: RestorePlan, state: State) -> RestorePlan:
+    """Write the seeds, then the plan: a plan in the store has all its seeds."""
     try:
         body = plan.to_json()
         RestorePlan.from_json(body)
@@ -173,9 +176,11 @@ def _write(store: ObjectStore, prepared: PreparedRestore) -> RestorePlan:
         raise InvalidInputError(
             f"The plan of {store.uri} is not valid: {error}. Nothing was started."
         ) from error
-    for trial in () if plan.is_whole_experiment else plan.to_run:
-        seed = encode_state([state.rows[trial.trial_id]], state.runner, state.stats)
-        store.put(layout.seed_key(plan.restore_id, trial.trial_id), seed)
+
+    def write_seed(trial: TrialPlan) -> None:
+        store.put(layout.seed_key(plan.restore_id, trial.trial_id), _seed(plan, trial, state))
+
+    for_each(write_seed, plan.to_run)
     try:
         store.create(layout.plan_key(plan.restore_id), body)
     except KeyExistsError:
@@ -185,3 +190,11 @@ def _write(store: ObjectStore, prepared: PreparedRestore) -> RestorePlan:
         check_fits(store, written, state)
         return written
     return plan
+
+
+def _seed(plan: RestorePlan, trial: TrialPlan, state: State) -> bytes:
+    """Return the seed of a trial (`layout.seed_key`)."""
+    part = {layout.PART_OF_PLAN: plan.part_of(trial).to_json().decode()}
+    if plan.is_whole_experiment:
+        return encode_state([], {}, {}, **part)
+    return encode_state([state.rows[trial.trial_id]], state.runner, state.stats, **part)

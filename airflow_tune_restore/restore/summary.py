@@ -1,18 +1,20 @@
 """Before and after: what a restore did to each trial of an experiment."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from airflow_tune_restore.experiments.experiment import describe_lost_searcher
-from airflow_tune_restore.experiments.parameters import Varying, find_varying
+from airflow_tune_restore.experiments.parameters import Varying, find_varying, read_metric
 from airflow_tune_restore.experiments.state import State
-from airflow_tune_restore.experiments.trial import Trial, TrialStatus, follow_metric
+from airflow_tune_restore.experiments.trial import Trial, TrialStatus
 from airflow_tune_restore.protocol.numbers import strict_json
 from airflow_tune_restore.protocol.printable import counted, printable, share
 from airflow_tune_restore.protocol.request import RUN_ACTIONS, Result, RunnerOutcome, TrialAction
 from airflow_tune_restore.restore.columns import Column
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, describe_quarantine
+from airflow_tune_restore.restore.shown_rows import describe_hidden, first_rows
 from airflow_tune_restore.restore.trial_table import coloured, render_trials
 
 TABLE_WIDTH = 160
@@ -59,6 +61,23 @@ class TrialChange:
         """Whether it was run and is not TERMINATED."""
         return self.was_run and self.status_after is not TrialStatus.TERMINATED
 
+    @property
+    def end(self) -> str:
+        """How it ended, in a word that counts many of them."""
+        if self.has_failed:
+            return "failed"
+        return "finished" if self.was_run else "not run"
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain values of strict JSON."""
+        values = ((name, getattr(self, name)) for name in _FIELDS)
+        return {name: strict_json(getattr(value, "value", value)) for name, value in values}
+
+
+_FIELDS = tuple(each.name for each in fields(TrialChange))
+_ENDS = ("failed", "finished", "not run")
+"""The ends of trials, in the order in which a long table shows them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitSummary:
@@ -76,6 +95,10 @@ class CommitSummary:
         quarantined: Ids of trials that failed too often and are not run again.
         broke_off: Why the whole-experiment run did not finish; "" if it did, or if there was none.
         more_parameters: How many parameters differ beside those in `changes`.
+
+    Attributes:
+        ran: The changes of trials that were run.
+        failed: Those of them that are not TERMINATED.
     """
 
     experiment: str
@@ -90,6 +113,14 @@ class CommitSummary:
     searcher_lost: str = ""
     broke_off: str = ""
     more_parameters: int = 0
+    ran: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
+    failed: tuple[TrialChange, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # once: there may be thousands of trials, and all that is shown asks for them
+        ran = tuple(change for change in self.changes if change.was_run)
+        object.__setattr__(self, "ran", ran)
+        object.__setattr__(self, "failed", tuple(change for change in ran if change.has_failed))
 
     @property
     def is_done(self) -> bool:
@@ -99,11 +130,6 @@ class CommitSummary:
         """
         has_samples = self.samples_left and not self.chosen
         return not (self.failed or has_samples or self.broke_off)
-
-    @property
-    def failed(self) -> tuple[TrialChange, ...]:
-        """Trials that were run and are not TERMINATED."""
-        return tuple(change for change in self.changes if change.has_failed)
 
     def then(self, later: "CommitSummary") -> "CommitSummary":
         """Join this summary with that of the restore that then continued the search."""
@@ -115,9 +141,20 @@ class CommitSummary:
             quarantined=tuple(dict.fromkeys(self.quarantined + later.quarantined)),
         )
 
-    def table(self, width: int = TABLE_WIDTH, *, in_colour: bool = False) -> str:
-        """Render before and after as text; in colour for a terminal, never for a log."""
-        changes = self.changes
+    def table(
+        self,
+        width: int = TABLE_WIDTH,
+        *,
+        most: int | None = None,
+        hint: str = "",
+        in_colour: bool = False,
+    ) -> str:
+        """Render before and after as text; in colour for a terminal, never for a log.
+
+        With more than `most` trials, it has those that failed first, then the others that ran. A line
+        counts the rest, and ends in `hint`.
+        """
+        changes, hidden = first_rows(self.changes, lambda change: _ENDS.index(change.end), most)
         columns = [
             Column("trial", [_arrow(c.trial_id, c.final_trial_id) for c in changes]),
             Column("before", [coloured(c.status_before or "-") for c in changes]),
@@ -128,19 +165,24 @@ class CommitSummary:
             metrics = [(_number(c.metric_before), _number(c.metric_after)) for c in changes]
             columns.append(Column(self.metric, [_arrow(*pair) for pair in metrics]))
         columns.append(Column("what happened", [f"{c.action}: {c.note}" for c in changes]))
-        parameters = [change.parameters for change in changes]
+        counts = Counter(change.end for change in hidden)
         return render_trials(
-            columns, parameters, width, more=self.more_parameters, in_colour=in_colour
+            columns,
+            [change.parameters for change in changes],
+            width,
+            more=self.more_parameters,
+            hidden=describe_hidden({end: counts[end] for end in _ENDS if counts[end]}, hint),
+            in_colour=in_colour,
         )
 
     def describe_failures(self) -> list[str]:
         """Return a sentence for each trial that did not finish: the error, its place, the iteration."""
-        failed = self.failed
-        sentences = [f"Trial {change.trial_id} did not finish: {change.note}." for change in failed]
-        if len(failed) <= _SHOWN_FAILURES:
+        shown = self.failed[:_SHOWN_FAILURES]
+        sentences = [f"Trial {change.trial_id} did not finish: {change.note}." for change in shown]
+        if len(self.failed) == len(shown):
             return sentences
-        more = counted(len(failed) - _SHOWN_FAILURES, "more trial")
-        return [*sentences[:_SHOWN_FAILURES], f"{more} did not finish: the table has the errors."]
+        more = counted(len(self.failed) - len(shown), "more trial")
+        return [*sentences, f"{more} did not finish: the table has the errors."]
 
     def describe_changes(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the changes as plain values of strict JSON; above `limit`, only trials that were run.
@@ -149,17 +191,14 @@ class CommitSummary:
         """
         changes = self.changes
         if limit is not None and len(changes) > limit:
-            changes = tuple(change for change in changes if change.was_run)[:limit]
-        return [
-            {name: strict_json(getattr(value, "value", value)) for name, value in fields.items()}
-            for fields in map(asdict, changes)
-        ]
+            changes = self.ran[:limit]
+        return [change.describe() for change in changes]
 
     def headline(self) -> str:
         """Return the result in one sentence."""
         parts = []
         for what, suffix, is_new in (("resumed trial", "", False), ("sample", " drawn now", True)):
-            ran = [c for c in self.changes if c.was_run and (c.status_before is None) == is_new]
+            ran = [c for c in self.ran if (c.status_before is None) == is_new]
             failed = [c.trial_id for c in ran if c.has_failed]
             if ran:
                 finished = share(len(ran) - len(failed), len(ran), what)
@@ -167,8 +206,9 @@ class CommitSummary:
             if failed:
                 parts.append(f"{len(failed)} did not ({', '.join(failed[:_SHOWN_IDS])})")
         text = f"{self.experiment}: {', '.join(parts) or 'no trial was to run'}"
-        others = sum(change.trial_id not in self.chosen for change in self.changes)
-        if self.chosen and others:
+        chosen = set(self.chosen)
+        others = sum(change.trial_id not in chosen for change in self.changes)
+        if chosen and others:
             text += f"; {counted(others, 'trial')} not chosen, left as recorded"
         if self.quarantined:
             text += f"; {describe_quarantine(self.experiment, list(self.quarantined))}"
@@ -277,11 +317,9 @@ def _describe_end(outcome: RunnerOutcome) -> str:
 
 
 def _metric(trial: Trial | None, name: str | None) -> float | None:
-    value = follow_metric(trial.last_result, name) if trial is not None and name else None
-    try:
-        return float(value) if isinstance(value, int | float) else None
-    except OverflowError:  # an integer in JSON may be larger than any float
-        return None
+    if trial is None or trial.row is None:
+        return trial.metric if trial is not None else None
+    return read_metric(trial.row, name)
 
 
 def _arrow(before: object, after: object) -> str:

@@ -54,12 +54,14 @@ def render_trials(
     *,
     more: int = 0,
     optional: str = "",
+    hidden: str = "",
     in_colour: bool = False,
 ) -> str:
     """Return a table of trials as text, with the parameters in which they differ behind their ids.
 
     Where the width is too small for all columns, the one with the heading `optional` goes first, then
-    the parameters. `more` is as in `fitting_parameters`.
+    the parameters. `more` is as in `fitting_parameters`, and `hidden` the line for rows that are not
+    shown.
     """
 
     def with_parameters(names: Sequence[str]) -> list[Column]:
@@ -72,7 +74,7 @@ def render_trials(
         others = needed_width(columns)
         if others <= width:  # else each trial is a block
             names, left_out = fitting_parameters(parameters, width, more=more, others=others)
-    text = render_columns(with_parameters(names), width, in_colour=in_colour)
+    text = render_columns(with_parameters(names), width, in_colour=in_colour) + hidden
     return f"{text}\n{left_out}" if left_out else text
 
 

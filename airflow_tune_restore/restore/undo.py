@@ -5,6 +5,7 @@ the commit. So if an undo is cut off anywhere, the next undo or restore finishes
 commit before it, too.
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -17,12 +18,13 @@ from airflow_tune_restore.exceptions import (
     StateUnreadableError,
 )
 from airflow_tune_restore.experiments.experiment import StateFile
-from airflow_tune_restore.experiments.read import NotStartedError, read_base_file, read_experiment
+from airflow_tune_restore.experiments.read import NotStartedError, StateReader
+from airflow_tune_restore.experiments.state import KEEP_UNTERMINATED
 from airflow_tune_restore.protocol import layout, lease, lease_objects
-from airflow_tune_restore.protocol.attempts import read_heartbeats
 from airflow_tune_restore.protocol.kept_lease import keep_lease, let_rest
 from airflow_tune_restore.protocol.lease_objects import AskHolder
 from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
 from airflow_tune_restore.protocol.names import is_safe_name
 from airflow_tune_restore.restore.commit_record import (
     CommitRecord,
@@ -65,14 +67,41 @@ class UndoneCommit:
         )
 
 
-def foresee_undo(store: ObjectStore) -> UndoneCommit:
-    """Return what `undo_commit` would do now. Writes nothing.
+class StateFiles:
+    """Finds the newest state file of an experiment. It reads each file once, while it stays as listed."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Entry, ...], StateFile] = {}
+
+    def newest(self, store: ObjectStore, entries: list[Entry]) -> StateFile:
+        """Return the newest state file by a listing of the root; raises as `read_experiment`."""
+        states = tuple(entry for entry in entries if layout.is_state_file(entry.name))
+        known = self._known.get(states)
+        if known is None:
+            known = StateReader(KEEP_UNTERMINATED)(store, entries).file
+            if all(entry.etag for entry in states):  # else a file may change, and look the same
+                self._known[states] = known
+        return known
+
+    def exists(self, store: ObjectStore, entries: list[Entry], record: CommitRecord) -> bool:
+        """Whether the state file of a commit is the newest one, or else as `state_exists`."""
+        if not any(entry.name == record.state_file for entry in entries):
+            return False
+        newest = self.newest(store, entries)
+        if newest.name != record.state_file:
+            return state_exists(store, record)
+        return record.sha256 in ("", newest.sha256)
+
+
+def foresee_undo(store: ObjectStore, files: StateFiles | None = None) -> UndoneCommit:
+    """Return what `undo_commit` would do now. Writes nothing. `files` is for the undo that follows.
 
     Raises:
         InvalidInputError: As `undo_commit`.
         LeaseHeldError: If the lease of a restore is alive, as far as one look shows.
     """
-    restore_id = _cut_off(store) or _last_commit(store)
+    files = files or StateFiles()
+    restore_id = _cut_off(store) or _last_commit(store, files)
     lease.refuse_if_alive(store, f"{_UNDO}{restore_id}")
     record = read_commit_record(store, restore_id)
     if record is None:
@@ -80,7 +109,7 @@ def foresee_undo(store: ObjectStore) -> UndoneCommit:
     entries = store.list_dir()
     added = _added_by(entries, record)
     kept = [entry for entry in entries if entry.name not in added]
-    return _undone(store, restore_id, record, added, kept)
+    return _undone(store, files, restore_id, record, added, kept)
 
 
 def undo_commit(
@@ -90,19 +119,21 @@ def undo_commit(
     on_wait: OnWait = log_wait,
     ask_holder: AskHolder | None = None,
     restore_id: str | None = None,
+    files: StateFiles | None = None,
 ) -> UndoneCommit:
     """Undo the last commit. Files that its trials wrote into their own directories stay.
 
     `holder` is who takes the lease, for people. `on_wait` shows the watch of a restore that looks dead.
     `ask_holder` returns whether a restore that holds the lease is known to have ended.
     `restore_id` is the restore that `foresee_undo` named, if the user was asked; another commit is then
-    not undone.
+    not undone. `files` is what it has read.
 
     Raises:
         InvalidInputError: If no commit made the newest state, or something newer was written.
         LeaseHeldError: If a restore is running.
     """
-    last = _cut_off(store) or _last_commit(store)
+    files = files or StateFiles()
+    last = _cut_off(store) or _last_commit(store, files)
     if restore_id not in (None, last):
         raise _changed_meanwhile(store)
     restore_id = last
@@ -118,14 +149,14 @@ def undo_commit(
     with keep_lease(store, undo_id) as held_store:
         let_rest(store)
         try:
-            record = _check(store, restore_id)
+            record = _check(store, files, restore_id)
         except InvalidInputError:  # not after other errors: a second undo of it may share the lease
             lease.release(store, held)
             raise
         # from here on the lease is kept if anything goes wrong, so that the next undo finishes this one
-        record = _mark(held_store, restore_id, record)
-        added = _delete_added(held_store, record)
-    undone = _undone(store, restore_id, record, added, store.list_dir())
+        record = _mark(held_store, files, restore_id, record)
+        added = _delete_added(held_store, files, record)
+    undone = _undone(store, files, restore_id, record, added, store.list_dir())
     lease.release(store, held)
     return undone
 
@@ -137,44 +168,54 @@ def is_undo(restore_id: str) -> bool:
 
 def finish(store: ObjectStore, undo_id: str) -> None:
     """Delete what an undo that died has left, if nothing newer was written. Needs the lease."""
-    if not is_cut_off(store, undo_id):
+    files = StateFiles()
+    if not is_cut_off(store, undo_id, files):
         return
     restore_id = undo_id.removeprefix(_UNDO)
     record = read_commit_record(store, restore_id)
     assert record is not None  # noqa: S101  it was cut off
-    deleted = _delete_added(store, record)
-    done = _undone(store, restore_id, record, deleted, store.list_dir())
+    deleted = _delete_added(store, files, record)
+    done = _undone(store, files, restore_id, record, deleted, store.list_dir())
     logger.warning("An undo that died was finished. %s", done.describe(store.uri))
 
 
-def is_cut_off(store: ObjectStore, undo_id: str) -> bool:
+def is_cut_off(store: ObjectStore, undo_id: str, files: StateFiles | None = None) -> bool:
     """Whether an undo has marked its commit and not deleted it, and could be started now, too."""
     restore_id = undo_id.removeprefix(_UNDO)
     try:
         record = read_commit_record(store, restore_id)
         is_marked = record is not None and record.undone_at and record.sha256
-        return bool(is_marked) and restore_id in _makers(store)
+        return bool(is_marked) and restore_id in _makers(store, files or StateFiles())
     except (InvalidInputError, RecordUnreadableError, StateUnreadableError, NotStartedError):
         return False  # something newer was written, or a person is needed
 
 
-def _delete_added(store: ObjectStore, record: CommitRecord) -> list[str]:
+def _delete_added(store: ObjectStore, files: StateFiles, record: CommitRecord) -> list[str]:
     """Delete the files that a commit added, and return their names; none if its state is gone."""
-    added = _added_by(store.list_dir(), record) if state_exists(store, record) else []
+    entries = store.list_dir()
+    added = _added_by(entries, record) if files.exists(store, entries, record) else []
     for name in added:
         store.delete(name)
     return added
 
 
 def _undone(
-    store: ObjectStore, restore_id: str, record: CommitRecord, deleted: list[str], kept: list[Entry]
+    store: ObjectStore,
+    files: StateFiles,
+    restore_id: str,
+    record: CommitRecord,
+    deleted: list[str],
+    kept: list[Entry],
 ) -> UndoneCommit:
+    newest = ""
+    with contextlib.suppress(NotStartedError):
+        newest = files.newest(store, kept).name
     return UndoneCommit(
         experiment=store.uri,
         restore_id=restore_id,
         state_file=record.state_file,
         deleted=deleted,
-        newest=read_base_file(store, kept).name,
+        newest=newest,
     )
 
 
@@ -204,18 +245,18 @@ def _cut_off(store: ObjectStore) -> str | None:
     return current.restore_id.removeprefix(_UNDO)
 
 
-def _last_commit(store: ObjectStore) -> str:
+def _last_commit(store: ObjectStore, files: StateFiles) -> str:
     """Return the restore that made the newest state. Refuse if something newer was written."""
-    return _makers(store)[-1]
+    return _makers(store, files)[-1]
 
 
-def _makers(store: ObjectStore) -> list[str]:
+def _makers(store: ObjectStore, files: StateFiles) -> list[str]:
     """Return the restores that may have made the newest state, the likeliest last; at least one."""
     entries = store.list_dir()
     names = [
         entry.name for entry in entries if not entry.is_dir and layout.is_state_file(entry.name)
     ]
-    newest = read_experiment(store, entries, keep_terminated_rows=False).state_file
+    newest = files.newest(store, entries)
     if not layout.is_committed_state(newest.name):
         raise InvalidInputError(
             f"No commit can be undone: the driver of {store.uri} wrote its newest state, "
@@ -275,19 +316,20 @@ def _refuse_if_used(
             base = read_plan(store, restore_id).base
         except (KeyNotFoundError, RecordUnreadableError):
             continue
-        if base.name == newest.name and read_heartbeats(store, restore_id):
+        if base.name == newest.name and RestoreRecords(store, restore_id).started():
             raise InvalidInputError(
                 f"{newest.name} cannot be undone: restore {restore_id} was started from it and is not "
                 f"committed. The next restore of {store.uri} commits it first. Nothing was changed."
             )
 
 
-def _check(store: ObjectStore, restore_id: str) -> CommitRecord:
+def _check(store: ObjectStore, files: StateFiles, restore_id: str) -> CommitRecord:
     """Check again under the lease, when no other restore or undo can write."""
     record = read_commit_record(store, restore_id)
-    if record is not None and record.undone_at and not state_exists(store, record):
+    is_marked = record is not None and record.undone_at
+    if record is not None and is_marked and not files.exists(store, store.list_dir(), record):
         return record  # an earlier undo was cut off before it released the lease
-    if record is None or _last_commit(store) != restore_id:
+    if record is None or _last_commit(store, files) != restore_id:
         raise _changed_meanwhile(store)
     return record
 
@@ -298,14 +340,16 @@ def _changed_meanwhile(store: ObjectStore) -> InvalidInputError:
     )
 
 
-def _mark(store: ObjectStore, restore_id: str, record: CommitRecord) -> CommitRecord:
+def _mark(
+    store: ObjectStore, files: StateFiles, restore_id: str, record: CommitRecord
+) -> CommitRecord:
     """Record that the commit is being undone, and its hash: a later commit may use its name."""
     if record.undone_at:
         return record
     marked = msgspec.structs.replace(
         record,
         undone_at=store.now().isoformat(),
-        sha256=record.sha256 or read_base_file(store).sha256,
+        sha256=record.sha256 or files.newest(store, store.list_dir()).sha256,
     )
     store.put(layout.commit_key(restore_id), encode(marked))
     return marked

@@ -30,7 +30,7 @@ from airflow_tune_restore.runner import evidence, modules
 from airflow_tune_restore.runner.given import Given, load_search_alg
 from airflow_tune_restore.runner.loading import check_name, check_param_space, unloadable
 from airflow_tune_restore.storage.base import ObjectStore
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fs import StoreClients
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,11 @@ def answers(
 
     `show_stage` is as in `loading.load_given`.
     """
+    stores = StoreClients()
     for number, experiment in enumerate(experiments, 1):
         show_stage(f"checking experiment {number} of {len(experiments)}, {experiment.experiment}")
         try:
-            matched_by, warning = check(open_store(experiment.experiment), given, experiment)
+            matched_by, warning = check(stores.open(experiment.experiment), given, experiment)
         except TuneRestoreError as error:
             problem, message = problem_of(error), str(error)
         except Exception as error:

@@ -1,5 +1,6 @@
 """Loading the inputs of a run, with the checks that Ray makes, and those that it lacks."""
 
+import contextlib
 import logging
 import pickle
 from dataclasses import dataclass, field
@@ -77,10 +78,10 @@ def _experiment_of(store: ObjectStore, request: RunnerRequest) -> ExperimentToCh
 
     A missing plan is not evidence. A run that needs it reports that.
     """
-    try:
-        state = read_planned(store, request.restore_id).base.name
-    except KeyNotFoundError:
-        state = ""
+    state = request.state
+    if not state:  # of an older version, or of an experiment that never had one
+        with contextlib.suppress(KeyNotFoundError):
+            state = read_planned(store, request.restore_id).base.name
     return ExperimentToCheck(
         experiment=request.experiment,
         trainable_name=request.trainable_name,

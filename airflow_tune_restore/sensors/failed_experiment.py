@@ -6,13 +6,15 @@ from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue
 
-from airflow_tune_restore.arguments import parse_health, parse_text
+from airflow_tune_restore.arguments import parse_addresses, parse_health, parse_text
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER, RESTORABLE
 from airflow_tune_restore.experiments.scan_filter import MAX_DEPTH
 from airflow_tune_restore.hooks import experiment_search
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.triggers.experiment_sensor import ExperimentSensorTrigger
 from airflow_tune_restore.version_compat import (
     AirflowFailException,
@@ -27,10 +29,11 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
 
     The returned list has one small item per experiment (`experiment`, `name`, `health`, `reason`,
     `trials`, `samples_left`, `last_write`, `shares_prefix`), for
-    `BuildRestorePlanOperator(experiments=…)`. An unreadable experiment is logged with the reason, and the
-    others are found. The XCom `left_alone` names those that are neither returned nor finished (running,
-    leased, unreadable), for `CommitRestoreOperator`. The arguments of `BaseSensorOperator` work as usual:
-    `poke_interval`, `timeout`, `mode`, `soft_fail`.
+    `BuildRestorePlanOperator(experiments=…)`. A list that would be too large for an XCom is packed, and
+    has addresses alone. An unreadable experiment is logged with the reason, and the others are found. The
+    XCom `left_alone` names those that are neither returned nor finished (running, leased, unreadable),
+    for `CommitRestoreOperator`. The arguments of `BaseSensorOperator` work as usual: `poke_interval`,
+    `timeout`, `mode`, `soft_fail`.
 
     Args:
         prefix: Place to search: a local path or a URL, as `s3://conn_id@bucket/path`. (templated)
@@ -93,6 +96,7 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         self.max_depth = max_depth
         self.use_index = use_index
         self.ray_conn_id = ray_conn_id
+        self._hook: ExperimentStorageHook | None = None
         self.check_literals(vars(self))
 
     def execute(self, context: Context) -> Any:
@@ -122,28 +126,31 @@ class FailedTuneExperimentSensor(CheckedOperator, BaseSensorOperator):
         found = self._find(context)
         return PokeReturnValue(is_done=bool(found), xcom_value=found)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Return what the trigger found."""
         if "error" in event:
             raise AirflowFailException(event["error"])
-        found: list[dict[str, Any]] = event["experiments"]
+        found = event["experiments"]
         log: Any = self.log  # Airflow's own kind of logger
-        experiment_search.log_found(found, log)
+        with as_airflow_errors():
+            experiment_search.log_found(parse_addresses(unpack(found)), log)
         if left_alone := event.get("left_alone"):  # not in an event of an older triggerer
             self._push_left_alone(context, left_alone)
-        return found
+        return experiment_search.fit_items(found, log)
 
-    def _find(self, context: Context) -> list[dict[str, Any]]:
+    def _find(self, context: Context) -> Any:
         log: Any = self.log  # Airflow's own kind of logger
         with as_airflow_errors():
             search, wanted = self._search(), parse_health(self.health)
-            reports = experiment_search.survey(search, log, ask_dag_run)
+            hook = self._hook = self._hook or ExperimentStorageHook()
+            reports = experiment_search.survey(hook, search, log, ask_dag_run)
             found = [report for report in reports if report.health in wanted]
         experiment_search.log_evidence(found, log)
         if found or not self.wait:  # else it is not the last search
             left_alone = experiment_search.build_left_alone(search.place, reports, wanted)
             self._push_left_alone(context, left_alone)
-        return experiment_search.build_items(search.place, reports, wanted)
+        items = experiment_search.build_items(search.place, reports, wanted)
+        return experiment_search.fit_items(items, log)
 
     def _push_left_alone(self, context: Context, left_alone: dict[str, Any]) -> None:
         """Log the experiments that are not returned, and push them for the table of the commit."""

@@ -66,13 +66,23 @@ class AzureStore(FsspecStore):
 
         (2026.8: `ls` requests the prefix without its slash, and takes the marker for the whole answer.)
         """
-        found: Iterable[Entry] = self._wait_for(self._walk, prefix)
+        found: Iterable[Entry] = self._wait_for(self._list, prefix)
         return found
 
-    async def _walk(self, prefix: str) -> list[Entry]:
+    async def _list(self, prefix: str) -> list[Entry]:
         container, below = split_bucket(prefix)
         async with self._fs.service_client.get_container_client(container) as client:
             found = client.walk_blobs(name_starts_with=below, include=["metadata"], delimiter="/")
+            return [_entry(item, below) async for item in found]
+
+    def _descendants(self, prefix: str) -> Iterable[Entry]:
+        found: list[Entry] = self._wait_for(self._list_all, prefix)
+        return (entry for entry in found if not entry.is_dir)
+
+    async def _list_all(self, prefix: str) -> list[Entry]:
+        container, below = split_bucket(prefix)
+        async with self._fs.service_client.get_container_client(container) as client:
+            found = client.list_blobs(name_starts_with=below, include=["metadata"])
             return [_entry(item, below) async for item in found]
 
     def _delete(self, path: str) -> None:

@@ -69,6 +69,23 @@ class ObjectStore(Protocol):
         Always sends a request (no listing cache), and does not walk deeper.
         """
 
+    def walk(self, path: str = "") -> Iterator[Entry]:
+        """Yield all objects below `path`; the name of each is its path from there. In no order.
+
+        Object stores answer with a thousand objects at a time. On disks, a directory that is empty or a
+        link is yielded, too; a link is not walked into, because it may lead to itself.
+        """
+        for entry in self.list_dir(path):
+            if not entry.is_dir or entry.is_link or entry.place:
+                yield entry
+                continue
+            is_empty = True
+            for below in self.walk(f"{path}/{entry.name}".lstrip("/")):
+                yield below._replace(name=f"{entry.name}/{below.name}")
+                is_empty = False
+            if is_empty:
+                yield entry
+
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object.
 

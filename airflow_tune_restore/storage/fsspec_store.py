@@ -1,8 +1,11 @@
 """An `ObjectStore` over any fsspec filesystem. Clients that need more have their own modules."""
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,18 +25,41 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 
+CLOCK_SECONDS = 30.0
+"""How long the time by a server's clock is continued by this machine's, before it is asked again."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """The facts about a bucket that all stores of one client share.
+
+    Args:
+        creates_exclusively: Whether it has passed the self-test.
+        asking: Held by the thread that finds one of these out, so that others do not ask, too.
+        time: When it was asked for the time (monotonic), and its answer.
+    """
+
+    creates_exclusively: bool = False
+    asking: "threading.Lock" = field(default_factory=threading.Lock)
+    time: tuple[float, datetime] | None = None
+
+
 class FsspecStore(ObjectStore):
     """A prefix in an object store behind fsspec.
 
     Args:
         filesystem: With its credentials, and opened with the options of the location.
         location: Its root, a URL without slashes at its end.
+        bucket: That of other stores with this filesystem.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
     """The options that URLs of this store take after a `?`, by name."""
 
-    def __init__(self, filesystem: "AbstractFileSystem", location: Location) -> None:
+    def __init__(
+        self, filesystem: "AbstractFileSystem", location: Location, bucket: Bucket | None = None
+    ) -> None:
+        self.bucket = bucket or Bucket()
         self._fs: Any = filesystem
         self._location = location
         self._root = location.place
@@ -57,7 +83,11 @@ class FsspecStore(ObjectStore):
 
     def at(self, path: str) -> Self:
         """Return the store rooted at `path` below this one."""
-        return type(self)(self._fs, self._location.at(path))
+        return self.rooted_at(self._location.at(path))
+
+    def rooted_at(self, location: Location) -> Self:
+        """Return the store of another place in the same bucket, with the same client."""
+        return type(self)(self._fs, location, self.bucket)
 
     def list_dir(self, path: str = "") -> list[Entry]:
         """Return the direct children of `path`, sorted by name."""
@@ -72,6 +102,18 @@ class FsspecStore(ObjectStore):
             if entry.name and (entry.is_dir or entry.name not in entries):
                 entries[entry.name] = entry
         return sorted(entries.values(), key=lambda entry: entry.name)
+
+    def walk(self, path: str = "") -> Iterator[Entry]:
+        """Yield all objects below `path`; the marker of a directory is a directory."""
+        try:
+            with self._translated("list", path):
+                for entry in self._descendants(self._path(path)):
+                    if entry.name.endswith("/"):
+                        yield prefix_entry(entry.name, "")
+                    elif entry.name:
+                        yield entry
+        except KeyNotFoundError:
+            return
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object; at most one byte more than `max_bytes` is read."""
@@ -113,16 +155,36 @@ class FsspecStore(ObjectStore):
             self._delete(self._path(key))
 
     def now(self) -> datetime:
-        """Return the server's time if it reports it, else this machine's."""
-        with self._translated("get the time of", ""):
-            stamp = self._server_date()
-            return parsedate_to_datetime(stamp).astimezone(UTC) if stamp else datetime.now(UTC)
+        """Return the server's time if it reports it, else this machine's.
+
+        A time that it reported shortly before is continued. If this machine was suspended meanwhile, the
+        result is too early, so that something may look younger, but nothing older than it is.
+        """
+        with self.bucket.asking:
+            if self.bucket.time is not None:
+                asked, answer = self.bucket.time
+                if (since := time.monotonic() - asked) < CLOCK_SECONDS:
+                    return answer + timedelta(seconds=since)
+            asked = time.monotonic()
+            with self._translated("get the time of", ""):
+                stamp = self._server_date()
+            if stamp is None:
+                return datetime.now(UTC)
+            answer = parsedate_to_datetime(stamp).astimezone(UTC)
+            self.bucket.time = asked, answer
+            return answer
 
     def _children(self, prefix: str) -> Iterable[Entry]:
         self._fs.invalidate_cache(prefix)  # a given filesystem may have a cache
         for item in self._fs.ls(prefix, detail=True):
             if str(item["name"]).strip("/") != prefix.strip("/"):  # the directory's own marker
                 yield _entry(item)
+
+    def _descendants(self, prefix: str) -> Iterable[Entry]:
+        self._fs.invalidate_cache(prefix)
+        for path, item in self._fs.find(prefix, detail=True).items():
+            below = str(path).strip("/").removeprefix(prefix.strip("/")).lstrip("/")
+            yield _entry(item)._replace(name=below)
 
     def _read(self, path: str, end: int | None) -> bytes:
         try:

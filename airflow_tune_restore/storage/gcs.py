@@ -58,9 +58,12 @@ class GcsStore(FsspecStore):
         for _, page in self._pages(prefix=below, delimiter="/"):
             for name in page.get("prefixes", ()):
                 yield prefix_entry(name, below)
-            for item in page.get("items", ()):
-                key, size, modified = item["name"], int(item["size"]), item["updated"]
-                yield object_entry(key, below, size, modified, item["etag"])
+            yield from _objects(page, below)
+
+    def _descendants(self, prefix: str) -> Iterator[Entry]:
+        _, below = split_bucket(prefix)
+        for _, page in self._pages(prefix=below):
+            yield from _objects(page, below)
 
     def _pages(self, **parameters: Any) -> Iterator[tuple[Mapping[str, str], dict[str, Any]]]:
         bucket = self._root.partition("/")[0]
@@ -89,3 +92,9 @@ class GcsStore(FsspecStore):
         except FileNotFoundError:
             return True
         return False
+
+
+def _objects(page: Mapping[str, Any], below: str) -> Iterator[Entry]:
+    for item in page.get("items", ()):
+        key, size, modified = item["name"], int(item["size"]), item["updated"]
+        yield object_entry(key, below, size, modified, item["etag"])

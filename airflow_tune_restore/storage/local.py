@@ -84,6 +84,25 @@ class LocalStore(ObjectStore):
             raise _failure(f"list {directory}", error) from error
         return sorted((e for e in entries if e is not None), key=lambda entry: entry.name)
 
+    def walk(self, path: str = "") -> Iterator[Entry]:
+        """Yield all objects below `path`.
+
+        Raises:
+            StorageError: As `list_dir`.
+        """
+        if not self._own_parts(self._path(path)):
+            yield from super().walk(path)
+            return
+        try:
+            with self._opened_directory(self._path(path)) as top:
+                # by open directories, and through no link
+                for place, directories, names, here in os.fwalk(".", dir_fd=top):
+                    yield from _own_entries(place[2:], directories, names, here)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _failure(f"list {self._path(path)}", error) from error
+
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object."""
         with self._opened(key, max_bytes) as (file, size):
@@ -277,6 +296,23 @@ def _own_entry(item: "os.DirEntry[str]") -> Entry | None:
         return _file_entry(item.name, item.stat(follow_symlinks=False))
     except FileNotFoundError:
         return None  # deleted meanwhile
+
+
+def _own_entries(
+    place: str, directories: list[str], names: list[str], here: int
+) -> Iterator[Entry]:
+    """Yield the files in one directory of a walk below `.tune_restore`; itself, if it is empty."""
+    if place and not directories and not names:
+        yield Entry(name=place, is_dir=True)
+    for name in names:
+        if name.startswith(TEMPORARY):
+            continue
+        try:
+            status = os.stat(name, dir_fd=here, follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        if (entry := _file_entry(f"{place}/{name}".lstrip("/"), status)) is not None:
+            yield entry
 
 
 def _file_entry(name: str, status: os.stat_result) -> Entry | None:

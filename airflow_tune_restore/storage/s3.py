@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import InvalidInputError, StorageError
 from airflow_tune_restore.storage import client_errors
 from airflow_tune_restore.storage.base import Entry
 from airflow_tune_restore.storage.fsspec_store import (
+    Bucket,
     FsspecStore,
     object_entry,
     prefix_entry,
@@ -59,8 +60,10 @@ class S3Store(FsspecStore):
         ),
     }
 
-    def __init__(self, filesystem: "AbstractFileSystem", location: Location) -> None:
-        super().__init__(filesystem, location)
+    def __init__(
+        self, filesystem: "AbstractFileSystem", location: Location, bucket: Bucket | None = None
+    ) -> None:
+        super().__init__(filesystem, location, bucket)
         if getattr(filesystem, "session", None) is not None and "set_session" not in vars(
             filesystem
         ):
@@ -101,6 +104,14 @@ class S3Store(FsspecStore):
         for page in self._pages(Prefix=below, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
                 yield prefix_entry(item["Prefix"], below)
+            for item in page.get("Contents", ()):
+                key, size, modified = item["Key"], item["Size"], item["LastModified"]
+                yield object_entry(key, below, size, modified, item["ETag"])
+
+    def _descendants(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        _, below = split_bucket(prefix)
+        start = {"StartAfter": after} if after else {}
+        for page in self._pages(Prefix=below, **start):
             for item in page.get("Contents", ()):
                 key, size, modified = item["Key"], item["Size"], item["LastModified"]
                 yield object_entry(key, below, size, modified, item["ETag"])

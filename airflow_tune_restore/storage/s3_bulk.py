@@ -1,8 +1,9 @@
-"""S3 for many small or large reads: reads go through obstore, all else through s3fs.
+"""S3 for many requests, or large ones: they go through obstore.
 
 obstore takes a fraction of s3fs's processor time per request (ADR 0007). Credentials, endpoint and region
 come from the s3fs client. Requests go through s3fs where obstore would differ from it, and after every
-error of obstore: `client_errors` explains the errors of s3fs.
+error of obstore: `client_errors` explains the errors of s3fs. Each may be sent twice: a body that its own
+sender has created counts as created (`FsspecStore.create`).
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.storage.base import PIECE_BYTES, Entry
-from airflow_tune_restore.storage.fsspec_store import object_entry, prefix_entry, split_bucket
+from airflow_tune_restore.storage.fsspec_store import (
+    Bucket,
+    object_entry,
+    prefix_entry,
+    split_bucket,
+)
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.storage.s3 import S3Store
 
@@ -21,22 +27,35 @@ if TYPE_CHECKING:
 _RETRIES = 2
 """s3fs comes next, and has retries of its own."""
 
+_SMALL_SECONDS, _LARGE_SECONDS = 60, 900
+"""How long a request may take: one of up to 8 MiB, and an upload of up to 512 MiB."""
+
+_NO_KEY = "<Code>NoSuchKey</Code>"
+"""In the answer of S3, which obstore repeats; a key in its URL has no such characters."""
+
+_PAGE = 1000
+"""Objects in one answer to a listing: the most that S3 gives."""
+
 _ASK_AGAIN = timedelta(minutes=5)
 """How long obstore keeps credentials before it takes them from s3fs again."""
 
 
 class BulkS3Store(S3Store):
-    """S3 with the reads through obstore; stores made by `at` share its client."""
+    """S3 through obstore; stores made by `at` share its client."""
 
     def __init__(
-        self, filesystem: "AbstractFileSystem", location: Location, client: Any = None
+        self,
+        filesystem: "AbstractFileSystem",
+        location: Location,
+        bucket: Bucket | None = None,
+        client: Any = None,
     ) -> None:
-        super().__init__(filesystem, location)
+        super().__init__(filesystem, location, bucket)
         self._client = client or _client(filesystem, location.authority)
 
-    def at(self, path: str) -> Self:
-        """Return the store rooted at `path` below this one."""
-        return type(self)(self._fs, self._location.at(path), self._client)
+    def rooted_at(self, location: Location) -> Self:
+        """Return the store of another place in the same bucket, with the same clients."""
+        return type(self)(self._fs, location, self.bucket, self._client)
 
     def stream(self, key: str, *, max_bytes: int) -> Iterator[bytes]:
         """Yield the object piece by piece, from one request."""
@@ -72,8 +91,20 @@ class BulkS3Store(S3Store):
             yield prefix_entry(path, below)
         for item in found["objects"]:
             if item["path"].startswith(below):  # the directory's own marker has lost its slash
-                etag = item["e_tag"] or ""
-                yield object_entry(item["path"], below, item["size"], item["last_modified"], etag)
+                yield _entry(item, below)
+
+    def _descendants(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        from obstore.exceptions import BaseError
+
+        _, below = split_bucket(prefix)
+        try:
+            for page in self._client.list(below, offset=after or None, chunk_size=_PAGE):
+                for item in page:
+                    if item["path"].startswith(below):
+                        yield _entry(item, below)
+                    after = item["path"]
+        except (BaseError, OSError, ValueError):
+            yield from super()._descendants(prefix, after)
 
     def _read(self, path: str, end: int | None) -> bytes:
         from obstore.exceptions import BaseError
@@ -83,19 +114,62 @@ class BulkS3Store(S3Store):
             if end is None or answer.meta["size"] < end:
                 body: bytes = answer.bytes().to_bytes()
                 return body
+        except FileNotFoundError as error:  # obstore has no class of its own for it
+            if _NO_KEY in str(error):  # else the bucket may be missing
+                raise FileNotFoundError(path) from error
         except (BaseError, OSError, ValueError):
             pass  # s3fs shows what is wrong
         return super()._read(path, end)
 
+    def _create(self, path: str, body: bytes) -> None:
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
-def can_read_in_bulk(filesystem: "AbstractFileSystem") -> bool:
+        try:
+            self._put_once(path, body, mode="create")
+        except (AlreadyExistsError, FileExistsError) as error:
+            raise FileExistsError(path) from error
+        except (BaseError, OSError, ValueError):
+            super()._create(path, body)
+
+    def _put(self, path: str, body: bytes) -> None:
+        from obstore.exceptions import BaseError
+
+        try:
+            self._put_once(path, body, mode="overwrite")
+        except (BaseError, OSError, ValueError):
+            super()._put(path, body)
+
+    def _put_once(self, path: str, body: bytes, *, mode: str) -> None:
+        client = self._client
+        if (
+            len(body) > PIECE_BYTES
+        ):  # its time limit is for the whole upload; s3fs would copy the body
+            client = _client(self._fs, self._location.authority, _LARGE_SECONDS, retries=0)
+        client.put(path.partition("/")[2], body, mode=mode, use_multipart=False)
+
+    def _delete(self, path: str) -> None:
+        from obstore.exceptions import BaseError
+
+        try:
+            self._client.delete(path.partition("/")[2])
+        except (BaseError, OSError, ValueError):
+            super()._delete(path)
+
+
+def _entry(item: Any, below: str) -> Entry:
+    etag = item["e_tag"] or ""
+    return object_entry(item["path"], below, item["size"], item["last_modified"], etag)
+
+
+def can_serve_in_bulk(filesystem: "AbstractFileSystem") -> bool:
     """Whether obstore is installed, and can do what this s3fs filesystem does."""
     try:
         import obstore  # noqa: F401
     except ImportError:
         return False
     fs: Any = filesystem
-    plain = not fs.req_kw and not fs.anon and fs.client_kwargs.get("verify") in (None, True)
+    plain = not (fs.req_kw or fs.s3_additional_kwargs or fs.anon)
+    plain = plain and fs.client_kwargs.get("verify") in (None, True)
     plain = plain and "defaults_mode" not in fs.config_kwargs
     return plain and not fs.s3.meta.config.proxies and not _has_own_certificates(fs)
 
@@ -107,7 +181,10 @@ def _has_own_certificates(fs: Any) -> bool:
     return getattr(session, "_verify", True) is not True
 
 
-def _client(filesystem: Any, bucket: str) -> Any:
+def _client(
+    filesystem: Any, bucket: str, seconds: int = _SMALL_SECONDS, *, retries: int = _RETRIES
+) -> Any:
+    """Return a client of obstore, with this limit of time for each request."""
     from fsspec.asyn import sync
     from obstore.store import S3Store as Client
 
@@ -130,7 +207,7 @@ def _client(filesystem: Any, bucket: str) -> Any:
         endpoint=endpoint,
         region=region,
         virtual_hosted_style_request=False,
-        client_options={"allow_http": endpoint.startswith("http://"), "timeout": "60s"},
-        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=20)},
+        client_options={"allow_http": endpoint.startswith("http://"), "timeout": f"{seconds}s"},
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=20)},
         credential_provider=credentials,
     )

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from airflow_tune_restore.exceptions import KeyExistsError, StorageError
 from airflow_tune_restore.storage.base import OWN_DIRECTORY, ObjectStore
+from airflow_tune_restore.storage.fsspec_store import FsspecStore
 
 RACERS = 2
 
@@ -15,10 +16,21 @@ def check_exclusive_create(store: ObjectStore) -> None:
 
     The creators race, because many clients only check whether the object exists and then write it. A very
     short gap between check and write may pass; docs/reliability.md lists stores that passed many races.
+    A bucket is tested once per client.
 
     Raises:
         StorageError: If both win.
     """
+    if not isinstance(store, FsspecStore):
+        _let_race(store)
+        return
+    with store.bucket.asking:
+        if not store.bucket.creates_exclusively:
+            _let_race(store)
+            store.bucket.creates_exclusively = True
+
+
+def _let_race(store: ObjectStore) -> None:
     key = f"{OWN_DIRECTORY}/selftest-{secrets.token_hex(8)}"
     start = threading.Barrier(RACERS)
 

@@ -17,6 +17,7 @@ from airflow_tune_restore.arguments import parse_health, parse_span
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.health import ExperimentReport
 from airflow_tune_restore.hooks.experiment_search import SearchOptions, build_search, survey
+from airflow_tune_restore.hooks.experiment_storage import share_hook
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.version_compat import EventTrigger, in_thread
 
@@ -79,16 +80,18 @@ class ExperimentPoller(EventTrigger):
         """
         interval, failures = float(kwargs["poke_interval"]), 0
         warns_if_empty = True  # once, and not at every poll
+        hook = share_hook()
         while True:
             failures += 1
             try:
                 search = cls(**kwargs).search
-                reports = await in_thread(survey, search, log, None, warns_if_empty)
+                reports = await in_thread(survey, hook, search, log, None, warns_if_empty)
             except InvalidInputError as error:
                 yield Poll(refusal=printable(str(error), 4000))
             except TuneRestoreError as error:
                 shown = printable(str(error), 4000)
                 log.warning("%s Polling again in %.0f s.", shown, _pause(interval, failures))
+                hook.reconnect()  # the credentials may have changed
             except Exception:  # noqa: BLE001  an event trigger that raises is started again every 2 s
                 log.exception("Polling again in %.0f s.", _pause(interval, failures))
             else:

@@ -11,10 +11,13 @@ from airflow_tune_restore.arguments import parse_health
 from airflow_tune_restore.hooks.experiment_search import (
     build_items,
     build_left_alone,
+    fit_items,
     log_evidence,
 )
 from airflow_tune_restore.triggers.experiment_poller import ExperimentPoller
 from airflow_tune_restore.triggers.first_event import FIRST_EVENT_SECONDS
+
+log = logging.getLogger(__name__)
 
 
 class ExperimentSensorTrigger(ExperimentPoller):
@@ -34,8 +37,8 @@ class ExperimentSensorTrigger(ExperimentPoller):
             if poll.refusal:  # waiting does not help
                 yield TriggerEvent({"error": poll.refusal})
                 return
-            log_evidence(found, logging.getLogger(__name__))
-            items = build_items(self.search.place, poll.reports, wanted)
+            log_evidence(found, log)
+            items = fit_items(build_items(self.search.place, poll.reports, wanted), log)
             left_alone = build_left_alone(self.search.place, poll.reports, wanted)
             yield TriggerEvent({"experiments": items, "left_alone": left_alone})
             return

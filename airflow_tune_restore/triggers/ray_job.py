@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from airflow.triggers.base import TriggerEvent
 
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.experiment_storage import share_hook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.log_lines import newest_results
 from airflow_tune_restore.launch.ray.cluster import Cluster
@@ -171,7 +171,7 @@ class RayJobTrigger(KillableTrigger):
     def _stop(self) -> None:
         attempt = AttemptId(self.restore_id, self.trial_id, self.attempt)
         try:
-            store = ExperimentStorageHook().open(self.experiment)
+            store = share_hook().open(self.experiment)
             jobs = RayJobsHook(self.ray_conn_id).jobs()
             stop_attempt(
                 store, jobs, attempt, self.submission_id, is_one_of_many=self.is_one_of_many

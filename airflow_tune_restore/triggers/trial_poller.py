@@ -6,8 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_tune_restore.exceptions import RecordUnreadableError, TuneRestoreError
-from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.exceptions import (
+    RecordUnreadableError,
+    StorageError,
+    TuneRestoreError,
+)
+from airflow_tune_restore.hooks.experiment_storage import share_hook
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.printable import printable
@@ -50,6 +54,7 @@ class TrialPoller(SharedPoller[TrialWatch]):
         super().__init__(experiment, restore_id)
         self._experiment = experiment
         self._restore_id = restore_id
+        self._hook = share_hook()
         self._store: ObjectStore | None = None
         self._renewed = time.monotonic()
 
@@ -73,12 +78,13 @@ class TrialPoller(SharedPoller[TrialWatch]):
 
     def _read(self, trials: list[TrialWatch]) -> None:
         if self._store is None:
-            self._store = ExperimentStorageHook().open(self._experiment)
+            self._store = self._hook.open(self._experiment)
+        store = self._store
         if time.monotonic() - self._renewed > lease.RENEW_SECONDS:
             self._renewed = time.monotonic()
-            lease.keep_alive(self._store, self._restore_id)
+            lease.keep_alive(store, self._restore_id)
         for trial in trials:
-            records = AttemptRecords(self._store, self._restore_id, trial.trial_id)
+            records = AttemptRecords(store, self._restore_id, trial.trial_id)
             try:
                 # in this order: the last results of a trial are written before its outcome
                 has_ended = trial.ends_with_outcome and _has_outcome(records, trial.attempt)
@@ -105,6 +111,9 @@ class TrialPoller(SharedPoller[TrialWatch]):
             trial.seen = max(trial.seen, tail.count)
 
     def _warn(self, error: TuneRestoreError) -> None:
+        if isinstance(error, StorageError):  # the credentials may have changed
+            self._store = None
+            self._hook.reconnect()
         logger.warning(
             "Restore %s cannot be read just now: %s", self._restore_id, printable(str(error))
         )

@@ -181,7 +181,7 @@ def test_the_address_wins_over_the_endpoint_and_region_of_a_connection(bare, mon
     store = hook.open(f"s3://seaweed@{url}")
     assert store.uri == f"s3://{url}"
     store.put("x", b"1")  # so the keys are the connection's
-    other = hook.open(f"s3://seaweed@{url}&region=eu-west-9", in_bulk=True)
+    other = hook.open(f"s3://seaweed@{url}&region=eu-west-9")
     assert other.get("x") == b"1"
     regions = [kept._fs.s3.meta.region_name for kept in (store, other)]
     assert regions == ["eu-west-1", "eu-west-9"]

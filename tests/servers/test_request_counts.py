@@ -23,23 +23,19 @@ from tests.support.storage.counting_proxy import Asked, CountingProxy, state_rea
 from tests.support.waiting import eventually
 
 PLAN_PER_TRIAL = 2
-"""Its directory is listed, and its checkpoint."""
+"""Its directory is listed with all checkpoints in it, and its seed is written."""
 
-COMMIT_PER_TRIAL = 5
-"""Its attempts are listed before the commit record exists, and after it: until then a runner may begin.
-The heartbeat, the outcome and the snapshot of the newest attempt are read."""
+COMMIT_PER_TRIAL = 2
+"""Its outcome and its snapshot are read. All records are listed together."""
 
-PLAN_PER_EXPERIMENT = 40
-"""Today (0.1.0), with its one resumed trial: 9 listings of its root, 6 of the lease, 1 of the restore; 3
-reads each of state and searcher, 2 of `tuner.pkl`, 4 of the claim; 2 for the missing ledger (obstore,
-then s3fs); 4 for the self-test; 3 writes for lease and plan; 3 for the trial, 1 of them its seed.
+PLAN_PER_EXPERIMENT = 17
+"""With its one resumed trial: 2 listings of its root and 4 of the lease; 2 reads of the state, 1 each of
+the searcher and `tuner.pkl`, 2 of the claim; 3 writes for lease and plan; 2 for the trial."""
 
-Lower it with each request that is saved, as the next one."""
-
-COMMIT_PER_EXPERIMENT = 39
-"""Today (0.1.0), with its one resumed trial: 4 listings of its root, 2 of the lease; 3 reads of states, 2
-of the claim, 1 each of plan, searcher and `tuner.pkl`; 8 for the missing ledger, commit record and
-callbacks (each read asks twice); 5 writes for lease, commit record and state; 12 for the trial."""
+COMMIT_PER_EXPERIMENT = 19
+"""With its one resumed trial: 1 listing of its root, 2 of the lease, 2 of all records; reads of
+plan, commit record, ledger, state and callbacks, 2 of the claim; 5 writes for lease, commit record and
+state; 2 for the trial."""
 
 CONN_ID = "counted_s3"
 _ID = re.compile("[0-9a-f]{16}|t[0-9]{4}|[0-9]{6,}")

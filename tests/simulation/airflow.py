@@ -29,7 +29,8 @@ from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attemp
 from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
-from airflow_tune_restore.restore.ledger import read_history, seen_before
+from airflow_tune_restore.restore.history import seen_before
+from airflow_tune_restore.restore.ledger import read_history
 from airflow_tune_restore.restore.plan import RestorePlan, read_plan
 from airflow_tune_restore.restore.prepare import (
     PrepareOptions,
@@ -471,7 +472,7 @@ class DagRun:
             case Result.FINISHED:
                 return outcome.attempt
             case Result.FAILED:
-                history = read_history(self.airflow.store, plan.restore_id, unit)
+                history = read_history(self.airflow.store, plan, unit)
                 before = seen_before(history.failures, plan.restore_id, outcome.attempt)
                 if before is not None or plan.is_whole_experiment:
                     raise Failed("it failed in the same way before")

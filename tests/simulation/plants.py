@@ -7,6 +7,7 @@ searches from there on. `python -m tests.simulation --plants` searches from the 
 from airflow_tune_restore.experiments import health
 from airflow_tune_restore.protocol import attempts, layout, lease, lease_watch
 from airflow_tune_restore.restore import (
+    abandoned,
     claim,
     commit,
     committed_attempts,
@@ -18,6 +19,8 @@ from airflow_tune_restore.restore import (
     undo,
 )
 from airflow_tune_restore.restore.follow import Follower
+from airflow_tune_restore.restore.history import History
+from airflow_tune_restore.restore.snapshots import Snapshots
 from airflow_tune_restore.runner.attempt import Attempt
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.tune import result_files
@@ -188,7 +191,7 @@ _OF_PLANS = (
         "I1",
         (
             Edit(start._write_under_lease, "newest.sha256 != plan.base.sha256", "False"),
-            Edit(commit._check_base, "base.state_file.sha256 != plan.base.sha256", "False"),
+            Edit(commit._check_base, "file.sha256 != plan.base.sha256", "False"),
         ),
         seed=884,
     ),
@@ -198,7 +201,7 @@ _OF_PLANS = (
         "I3",
         (
             Edit(
-                commit._settle,
+                abandoned._settle,
                 "    try:\n        record =",
                 "    return None\n    try:\n        record =",
             ),
@@ -211,9 +214,9 @@ _OF_PLANS = (
         "released is looked at.",
         "I3",
         (
-            Edit(commit._left_behind, "last is not None", "False"),
+            Edit(abandoned._left_behind, "last is not None", "False"),
             Edit(
-                commit.commit_abandoned,
+                abandoned.commit_abandoned,
                 "        wait_for_runners(",
                 "        for leases in abandoned.values():\n"
                 "            lease.release_all(store, leases)\n"
@@ -265,7 +268,7 @@ _OF_COMMITS = (
         "I3",
         (
             Edit(
-                committed_attempts.choose_attempts,
+                Snapshots._read,
                 "reversed(numbers)",
                 "numbers",
             ),
@@ -285,9 +288,10 @@ _OF_COMMITS = (
         "I2",
         (
             Edit(
-                commit._commit,
+                commit.write_commit,
                 "            _put_state(",
-                "            committed_state.put_searcher(store, plan, record)\n            _put_state(",
+                "            committed_state.put_searcher(store, plan, record, snapshots)\n"
+                "            _put_state(",
             ),
         ),
         seed=0,
@@ -334,9 +338,9 @@ _OF_THE_REST = (
         "I7",
         (
             Edit(
-                ledger._with_failures,
-                "tuple(f for f in history.failures if f.restore_id != restore_id)",
-                "history.failures",
+                History.with_failures,
+                "tuple(f for f in self.failures if f.restore_id != restore_id)",
+                "self.failures",
             ),
         ),
         seed=37,
@@ -362,7 +366,7 @@ _FOUND_BY_SIMULATION = (
         "dead restore left alone",
         "A restore that died is not settled if nothing else is to do.",
         "I3",
-        (Edit(commit.has_left_work, "any(_has_uncommitted_work(store, dead)", "any(not dead"),),
+        (Edit(abandoned.has_left_work, "any(_has_uncommitted_work(store, dead)", "any(not dead"),),
         seed=102,
     ),
     Plant(
@@ -383,7 +387,7 @@ _FOUND_BY_SIMULATION = (
         "samples left for tomorrow",
         "After a settlement, the samples that are left are not planned.",
         "I3",
-        (Edit(prepare.plan_again, "or not again.experiment.samples_left", "or True"),),
+        (Edit(prepare.plan_again, "or not again.samples_left", "or True"),),
         seed=336,
     ),
 )

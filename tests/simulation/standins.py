@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
 from airflow_tune_restore.experiments import raw_row
-from airflow_tune_restore.experiments.state import parse_pieces
+from airflow_tune_restore.experiments.state import KEEP_ALL, Keep, State, parse_pieces
 from airflow_tune_restore.protocol import layout, pickle_reader, planned
 from airflow_tune_restore.protocol.record_fields import Record
 from airflow_tune_restore.restore import commit_record, record_json
@@ -197,6 +198,9 @@ class Future:
     def wait(self) -> None:
         self._ended.wait()
 
+    def cancel(self) -> bool:
+        return False  # its thread has begun
+
     def result(self) -> Any:
         self._ended.wait()
         if self._error is not None:
@@ -239,12 +243,13 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _MOST_REMEMBERED = 4096
 
-_parse_body = remembered(lambda body, **kept: parse_pieces([body], **kept))
+_parse_body = remembered(lambda body, keep: parse_pieces([body], keep))
 
 
-def _parse_remembered(pieces: Iterable[bytes], **kept: bool) -> Any:
-    """`parse_pieces`, by the bytes of all pieces."""
-    return _parse_body(b"".join(pieces), **kept)
+def _parse_remembered(pieces: Iterable[bytes], keep: Keep = KEEP_ALL) -> State:
+    """`parse_pieces`, by the bytes of all pieces; a commit uses the rows of its state up."""
+    state: State = _parse_body(b"".join(pieces), keep)
+    return replace(state, packed=dict(state.packed))
 
 
 _REMEMBERED: dict[Any, Any] = {

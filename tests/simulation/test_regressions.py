@@ -2,9 +2,9 @@
 
 import pytest
 
-from airflow_tune_restore.protocol import attempts, lease
+from airflow_tune_restore.protocol import attempts, lease, listed_records
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
-from airflow_tune_restore.restore import claim, commit, committed_attempts, start
+from airflow_tune_restore.restore import abandoned, claim, commit, committed_attempts, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
 from airflow_tune_restore.runner.tune import result_files
 from tests.simulation.campaign import simulating
@@ -143,7 +143,7 @@ SCRIPTS = {
 
 COMMIT_UNSEEN = (
     Edit(Heartbeat._read_lease, "if is_listed(", "if False and is_listed("),
-    Edit(committed_attempts.choose_attempts, "if over is not None", "if False"),
+    Edit(committed_attempts.settle_late_attempts, "if over is None", "if True"),
 )
 """A runner does not look for a commit, and the commit does not wait until it has."""
 
@@ -160,7 +160,7 @@ MISTAKES = {
     ),
     "a second try of plan that fails leaves the lease to the first": (
         Edit(start.release_unstarted, "not is_listed(store, layout.plan_key(restore_id))", "True"),
-        Edit(commit._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
+        Edit(abandoned._has_uncommitted_work, "    try:\n", "    return False\n    try:\n"),
     ),
     "a runner that thaws in a save does not record trials that its successor trains": (
         Edit(Heartbeat.check_lately_or_end, "look_until_fresh", "(lambda *_: None)"),
@@ -169,7 +169,7 @@ MISTAKES = {
         Edit(Heartbeat.check_lately_or_end, "look_until_fresh", "(lambda *_: None)"),
     ),
     "an attempt of a run of all trials records no failure of the one before it": (
-        Edit(attempts.find_ended, "compress(units, pool.map(has_ended, units))", "()"),
+        Edit(listed_records.find_ended, "compress(units, for_each(has_ended, units))", "()"),
     ),
     "no trial is run after the commit of its restore, which has not released its lease": (
         Edit(claim.claim_attempt, "_refuse_if_committed(store, plan, unit)", "pass"),

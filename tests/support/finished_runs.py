@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
+from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest, TrialAction
 
 
 def finished_runs(state: bytes, items: list[Mapping[str, Any]]) -> Iterator[dict[str, bytes]]:
@@ -35,7 +35,7 @@ def _finished_run(snapshot: dict[str, Any], item: Mapping[str, Any]) -> dict[str
         experiment=item["experiment"],
         trainable="project.train:train",
         trainable_name="train",
-        action=item["action"],
+        action=item["action"] or TrialAction.RESUME,
         checkpoint=item["checkpoint"],
         iteration=item["iteration"],
         nonce="0123456789abcdef",

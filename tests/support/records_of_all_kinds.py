@@ -133,7 +133,7 @@ _OF_ATTEMPT = ("r1", "bad", 1)
 
 RECORDS = [
     Kind(RestorePlan, layout.plan_key("r1"), "plan_key", sample_plan,
-         lambda store: read_plan(store, "r1"), frozenset({"resources", "parameters"})),
+         lambda store: read_plan(store, "r1"), frozenset({"resources", "parameters", "failures"})),
     Kind(PlannedExperiment, layout.plan_key("r1"), "plan_key", sample_planned,
          lambda store: read_planned(store, "r1")),
     Kind(RunnerRequest, layout.request_key(*_OF_ATTEMPT), "request_key", sample_request,

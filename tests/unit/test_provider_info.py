@@ -31,7 +31,7 @@ def test_every_module_it_names_can_be_imported(room):
 def test_no_operator_sensor_or_trigger_is_forgotten():
     bases = (
         *("BaseOperator", "AttemptOperator", "RunnerPodOperator"),
-        *("RetryPolicyOperator, AttemptOperator", "RetryPolicyOperator, RunnerPodOperator"),
+        *("PlannedTrialOperator, AttemptOperator", "PlannedTrialOperator, RunnerPodOperator"),
         *("CheckedOperator", "CheckedOperator, BaseSensorOperator", "BaseHook"),
         *("KillableTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
     )

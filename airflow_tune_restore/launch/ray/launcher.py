@@ -35,7 +35,7 @@ from airflow_tune_restore.launch.ray.submission import (
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerExit, RunnerRequest
 from airflow_tune_restore.restore.claim import RunnerSettings
-from airflow_tune_restore.storage.fs import open_store
+from airflow_tune_restore.storage.fs import StoreClients
 
 POLL_SECONDS = 2.0
 LOG_PAUSE_SECONDS = 10.0
@@ -58,6 +58,7 @@ class RayLauncher:
     env: Mapping[str, str] = field(default_factory=dict)  # no secrets, because Ray shows them
     driver: DriverResources = field(default_factory=DriverResources)
     poll_seconds: float = POLL_SECONDS
+    stores: StoreClients = field(default_factory=StoreClients)  # where stops are recorded
 
     def settings(self, settings: RunnerSettings) -> RunnerSettings:
         """Return the settings of a runner that is a job of the cluster it runs on.
@@ -88,14 +89,17 @@ class RayLauncher:
         return self.cluster.stop_command(self._run_of(request).submission_id)
 
     def _run_of(self, request: RunnerRequest) -> "RayRun":
-        return RayRun(RayJobs(self.cluster), request, self.poll_seconds)
+        return RayRun(RayJobs(self.cluster), request, self.poll_seconds, self.stores)
 
 
 class RayRun:
     """One attempt as a Ray job."""
 
-    def __init__(self, jobs: RayJobs, request: RunnerRequest, poll_seconds: float) -> None:
+    def __init__(
+        self, jobs: RayJobs, request: RunnerRequest, poll_seconds: float, stores: StoreClients
+    ) -> None:
         self.jobs = jobs
+        self._stores = stores
         self.submission_id = submission_id(
             request.experiment, request.restore_id, request.trial_id, request.attempt
         )
@@ -164,7 +168,7 @@ class RayRun:
         """
         request = self._request
         attempt = AttemptId(request.restore_id, request.trial_id, request.attempt)
-        store = open_store(request.experiment)
+        store = self._stores.open(request.experiment)
         try:
             stop_attempt(store, self.jobs, attempt, self.submission_id, is_one_of_many=False)
             records = AttemptRecords.of(store, request)

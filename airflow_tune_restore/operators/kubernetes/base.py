@@ -29,7 +29,7 @@ from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.printable import printable
 from airflow_tune_restore.protocol.request import Result, RunnerOutcome, RunnerRequest
 from airflow_tune_restore.protocol.resources import OBJECT_STORE_BYTES
-from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt
+from airflow_tune_restore.restore.claim import RunnerSettings, claim_next_attempt, plan_of_unit
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.triggers.runner_pod import RunnerPodTrigger
 from airflow_tune_restore.version_compat import AirflowException, fails_for_good
@@ -232,8 +232,9 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         self, task: AttemptTask, attempt: int | None = None, unstarted: RunnerRequest | None = None
     ) -> RunnerRequest:
         """Claim an attempt, or take one that was claimed and never started (`claim_next_attempt`)."""
+        plan = plan_of_unit(task.store, task.plan, task.trial_id)
         request = claim_next_attempt(
-            *(task.store, task.plan, task.trial_id, self.runner_settings(task.plan)),
+            *(task.store, plan, task.trial_id, self.runner_settings(plan)),
             log=self.log.info,
             attempt=attempt,
             unstarted=unstarted,

@@ -8,13 +8,13 @@ from airflow_tune_restore.operators.attempt_task import AttemptTask
 from airflow_tune_restore.operators.kubernetes.base import RunnerPodOperator
 from airflow_tune_restore.operators.kubernetes.shared_pod import SharedPod
 from airflow_tune_restore.operators.map_index_label import TRIAL_LABEL
-from airflow_tune_restore.operators.retry_policy import RetryPolicyOperator
+from airflow_tune_restore.operators.planned_trial import PlannedTrialOperator
 from airflow_tune_restore.operators.trial_outcome import judge
 from airflow_tune_restore.operators.xcom import TrialXCom
-from airflow_tune_restore.restore.plan import read_plan
+from airflow_tune_restore.restore.plan import read_part
 
 
-class RestoreTrialKubernetesOperator(RetryPolicyOperator, RunnerPodOperator):
+class RestoreTrialKubernetesOperator(PlannedTrialOperator, RunnerPodOperator):
     """Resumes or restarts one trial, as the plan says, in a pod with a Ray of its own.
 
     A `KubernetesPodOperator`: image, namespace, service account, templates, node selection and all else
@@ -77,7 +77,8 @@ class RestoreTrialKubernetesOperator(RetryPolicyOperator, RunnerPodOperator):
             super().on_kill()
 
     def open_task(self) -> AttemptTask:
-        """Open the experiment and read the plan of the trial's restore."""
+        """Open the experiment and read the trial's part of the plan."""
         experiment = self.open_experiment()
-        plan = read_plan(experiment.store, TrialXCom.parse(self.trial).restore_id)
+        item = TrialXCom.parse(self.trial)
+        plan = read_part(experiment.store, item.restore_id, item.trial_id)
         return AttemptTask(experiment, plan, self.trial_id)

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -87,20 +88,29 @@ def _rows_before_death(store: ObjectStore, request: RunnerRequest, trial_dir: st
     for restore_id in lease.earlier_restores(store, request.restore_id):
         rows = _get(store, _start_key(restore_id, trial_id, trial_dir))
         if rows:
-            unit = _unit_of(store, restore_id, trial_id)
-            outcome = AttemptRecords(store, restore_id, unit).outcome()
+            records = AttemptRecords(store, restore_id, trial_id)
+            if not records.numbers():  # it may have taken the place of another trial
+                # mypy: protocols are not hashable; a store is, by its identity
+                units = _units_by_final_id(store, restore_id)  # type: ignore[arg-type]
+                unit = units.get(trial_id, trial_id)
+                records = AttemptRecords(store, restore_id, unit)
+            outcome = records.outcome()
             has_ended = outcome is not None and outcome.ends_trial
             return "" if has_ended else rows
     return ""
 
 
-def _unit_of(store: ObjectStore, restore_id: str, trial_id: str) -> str:
-    """Return the trial of the plan that this one was in an earlier restore; it may have replaced it."""
+@lru_cache(maxsize=4)
+def _units_by_final_id(store: ObjectStore, restore_id: str) -> dict[str, str]:
+    """Return the trials of the plan of an earlier restore, by the ids that they had after it.
+
+    A run of all trials asks for each of them; a plan never changes.
+    """
     try:
         trials = read_planned(store, restore_id).trials
     except (KeyNotFoundError, RecordUnreadableError):
-        return trial_id  # of a restore long ago: it must not stop this one
-    return next((one.trial_id for one in trials if one.final_trial_id == trial_id), trial_id)
+        return {}  # of a restore long ago: it must not stop this one
+    return {trial.final_trial_id: trial.trial_id for trial in trials}
 
 
 def _start_key(restore_id: str, trial_id: str, trial_dir: str) -> str:

@@ -11,9 +11,26 @@ class Run:
     def __init__(self, dag_run: Any, log: str) -> None:
         self.state = str(dag_run.state)
         self.states: dict[str, list[str]] = {}
+        self.labels: dict[str, list[str | None]] = {}
         for ti in sorted(dag_run.get_task_instances(), key=lambda ti: ti.map_index):
             self.states.setdefault(ti.task_id, []).append(str(ti.state))
+            self.labels.setdefault(ti.task_id, []).append(ti.rendered_map_index)
         self.log = log
+        self.xcoms = _read_xcoms(dag_run)
+
+
+def _read_xcoms(dag_run: Any) -> dict[tuple[str, str], list[Any]]:
+    """Return all XComs, by task and key; those of a mapped task in its order."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    found: dict[tuple[str, str], list[Any]] = {}
+    wanted = select(XComModel).where(XComModel.run_id == dag_run.run_id)
+    with create_session() as session:
+        for row in session.scalars(wanted.order_by(XComModel.map_index)):
+            found.setdefault((row.task_id, row.key), []).append(XComModel.deserialize_value(row))
+    return found
 
 
 def run_example(dag_id: str, capfd: Any, **conf: Any) -> Run:

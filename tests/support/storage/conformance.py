@@ -78,6 +78,22 @@ class ReadWriteConformance:
         assert entries[1].size_bytes == 5
         assert [e.name for e in root.list_dir("dir")] == ["deep"]
 
+    def test_a_walk_yields_all_objects_below_and_nothing_else(self, root):
+        for key in ("a/one", "a/b/two", "a/b/c/three", "ab/four", "five"):
+            root.put(key, key.encode())
+        walked = {entry.name: entry for entry in root.walk("a")}
+        assert set(walked) == {"one", "b/two", "b/c/three"}
+        assert walked["b/two"].size_bytes == len(b"a/b/two")
+        assert walked["b/two"].modified_at is not None
+        assert not any(entry.is_dir for entry in walked.values())
+        assert {entry.name for entry in root.walk()} >= {"five", "ab/four", "a/b/c/three"}
+        assert list(root.walk("missing")) == []
+
+    def test_a_walk_sees_what_was_put_just_before_it(self, root):
+        for number in range(3):
+            root.put(f"grows/{number}", b"x")
+            assert len(list(root.walk("grows"))) == number + 1
+
     def test_a_directory_is_not_confused_with_one_whose_name_begins_the_same(self, root):
         root.put("sweep/a", b"x")
         root.put("sweep1/b", b"x")

@@ -7,6 +7,7 @@ import pytest
 from airflow_tune_restore.cli import output
 from airflow_tune_restore.exceptions import InvalidInputError
 from airflow_tune_restore.experiments.health import ExperimentReport, Health
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.restore.prepare import PrepareOptions, plan_restore
 from airflow_tune_restore.restore.summary import summarise
 from airflow_tune_restore.restore.trial_table import fitting_parameters
@@ -57,7 +58,7 @@ def test_parameters_that_differ_stand_in_the_plan_and_in_its_json(tune_restore, 
 
 def test_parameters_that_differ_stand_in_the_table_before_and_after_and_in_its_json(experiment):
     prepared = plan_restore(open_store(str(experiment)), "r1", PrepareOptions())
-    state = prepared.experiment.state
+    state = read_experiment(prepared.store).state
     summary = summarise(
         prepared.plan, state_file=None, before=state, after=state, outcomes={}, samples_left=0
     )
@@ -201,7 +202,7 @@ def test_the_narrowest_plan_has_a_block_per_trial(tune_restore, sweep, terminal,
 
 def test_a_narrow_table_before_and_after_keeps_ids_whole(sweep):
     prepared = plan_restore(open_store(str(sweep)), "r1", PrepareOptions())
-    state = prepared.experiment.state
+    state = read_experiment(prepared.store).state
     summary = summarise(
         prepared.plan, state_file=None, before=state, after=state, outcomes={}, samples_left=0
     )

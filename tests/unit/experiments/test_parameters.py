@@ -12,7 +12,12 @@ from airflow_tune_restore.experiments.parameters import (
     find_varying,
     read_parameters,
 )
-from airflow_tune_restore.experiments.state import parse_pieces, parse_state
+from airflow_tune_restore.experiments.state import (
+    KEEP_UNTERMINATED,
+    Keep,
+    parse_pieces,
+    parse_state,
+)
 from tests.support.experiments.built import make_row, make_state
 
 
@@ -122,8 +127,8 @@ def test_rows_that_are_not_kept_leave_their_parameters():
         make_row("bad", config={"lr": 2}, status="ERROR"),
     ]
     body = make_state(rows)
-    kept = parse_pieces([body], keep_terminated_rows=False, keep_parameters=True).trials
+    kept = parse_pieces([body], Keep(terminated_rows=False, parameters=True)).trials
     assert [trial.row is None for trial in kept] == [True, False]
     assert find_varying(kept).by_trial == {"done": {"lr": "1"}, "bad": {"lr": "2"}}
-    dropped = parse_pieces([body], keep_terminated_rows=False).trials
+    dropped = parse_pieces([body], KEEP_UNTERMINATED).trials
     assert find_varying(dropped).by_trial == {}

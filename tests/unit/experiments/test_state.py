@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from airflow_tune_restore.experiments import state as state_module
 from airflow_tune_restore.experiments.raw_row import MalformedStateError
-from airflow_tune_restore.experiments.state import encode_state, parse_pieces, parse_state
+from airflow_tune_restore.experiments.state import (
+    KEEP_UNTERMINATED,
+    encode_state,
+    parse_pieces,
+    parse_state,
+)
 from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol.checkpoints import RecordedCheckpoint
 from tests.support import GOLDEN
@@ -68,7 +73,7 @@ def test_a_state_that_is_laid_out_in_another_way_has_the_same_rows(layout):
     body = make_state(rows, note='"trial_data": [["", ""]], ', _earliest_stopping_actor=math.inf)
     whole = parse_state(body)
     for pieces in ([json.dumps(json.loads(body), **layout).encode()], cut_up(body, 7)):
-        state = parse_pieces(pieces, keep_terminated_rows=True)
+        state = parse_pieces(pieces)
         assert (state.runner, state.stats) == (whole.runner, whole.stats)
         assert [bytes(row.trial) for row in state.rows.values()] == [
             json.dumps(row[0]).encode() for row in rows
@@ -85,7 +90,7 @@ def test_however_it_comes_in_a_state_is_the_same(size):
     rows = [make_row(trial_id) for trial_id in ("a", "b", "c")]
     # strings behind the rows look like the space between two rows
     body = make_state(rows, odd=[["x"], ["y"]])
-    whole, state = parse_state(body), parse_pieces(cut_up(body, size), keep_terminated_rows=True)
+    whole, state = parse_state(body), parse_pieces(cut_up(body, size))
     assert encode_state(state.rows.values(), state.runner, state.stats) == body
     assert state.runner == whole.runner
     assert [msgspec.structs.replace(t, row=None) for t in state.trials] == [
@@ -96,7 +101,7 @@ def test_however_it_comes_in_a_state_is_the_same(size):
 def test_a_large_state_is_split_as_it_comes_in():
     body = make_state([make_row(f"{number:04}") for number in range(400)])
     assert len(body) > 1_000_000
-    state = parse_pieces([body], keep_terminated_rows=True)
+    state = parse_pieces([body])
     assert encode_state(state.rows.values(), state.runner, state.stats) == body
 
 
@@ -109,7 +114,7 @@ def test_rows_of_trials_that_came_to_their_end_are_kept_for_a_commit_only():
     ]
     body = make_state(rows)
     assert list(parse_state(body).rows) == ["ended", "stopped", "failed"]
-    state = parse_pieces([body], keep_terminated_rows=False)
+    state = parse_pieces([body], KEEP_UNTERMINATED)
     assert list(state.rows) == ["stopped", "failed"]
     ended, stopped, failed = state.trials
     assert (ended.trial_id, ended.iteration, ended.terminated_by_itself) == ("ended", 3, True)
@@ -126,7 +131,7 @@ def test_a_truncated_state_is_refused(cut):
     with pytest.raises(MalformedStateError):
         parse_state(body[: int(len(body) * cut)])
     with pytest.raises(MalformedStateError):
-        parse_pieces(cut_up(body[: int(len(body) * cut)], 1000), keep_terminated_rows=False)
+        parse_pieces(cut_up(body[: int(len(body) * cut)], 1000), KEEP_UNTERMINATED)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,7 @@ def test_a_row_that_is_not_a_pair_of_texts_spoils_the_file_wherever_it_is(place,
     rows[place][half] = value
     for pieces in ([make_state(rows)], cut_up(make_state(rows), 1000)):
         with pytest.raises(MalformedStateError, match="pair of texts"):
-            parse_pieces(pieces, keep_terminated_rows=True)
+            parse_pieces(pieces)
 
 
 def test_a_state_of_too_many_small_rows_is_refused(monkeypatch):

@@ -11,6 +11,7 @@ from airflow_tune_restore.experiments.raw_row import MalformedStateError
 from airflow_tune_restore.experiments.read import read_experiment, read_state
 from airflow_tune_restore.experiments.read_checkpoints import read_checkpoint_choices
 from airflow_tune_restore.experiments.scan import scan
+from airflow_tune_restore.experiments.state import KEEP_ALL
 from airflow_tune_restore.experiments.tuner_file import read_tuner
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.storage.local import LocalStore
@@ -285,10 +286,10 @@ def test_no_more_is_read_of_a_state_than_was_listed_and_some(listed):
     store.listed = listed
     store.put(STATE_NAME, body + b" " * (2 * listed + 1024**2 - len(body)))
     (entry,) = store.list_dir()
-    assert len(read_state(store, entry, keep_terminated_rows=True)[1].trials) == 1
+    assert len(read_state(store, entry, KEEP_ALL)[1].trials) == 1
     store.put(STATE_NAME, body + b" " * (2 * listed + 1024**2 + 1 - len(body)))
     with pytest.raises(MalformedStateError, match=f"changes while it is read: {listed} bytes"):
-        read_state(store, entry, keep_terminated_rows=True)
+        read_state(store, entry, KEEP_ALL)
 
 
 def test_no_more_is_read_of_rows_than_was_listed_and_some(tmp_path):

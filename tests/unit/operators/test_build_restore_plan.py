@@ -126,7 +126,7 @@ def test_errors_nobody_asked_to_resume_are_skipped_in_words(errored):
         plan(str(errored), resume_errored=False).execute(make_context())
 
 
-def test_one_run_of_all_gets_a_task_a_trial_and_no_seeds(errored):
+def test_one_run_of_all_gets_a_task_a_trial_and_seeds_without_rows(errored):
     context = make_context()
     items = plan(str(errored), strategy="whole_experiment").execute(context)
     (restore,) = context["ti"].pushed["outcomes"]
@@ -135,7 +135,9 @@ def test_one_run_of_all_gets_a_task_a_trial_and_no_seeds(errored):
     assert [item["trial_id"] for item in items] == [
         trial["trial_id"] for trial in kept["trials"] if trial["action"] == "resume"
     ]
-    assert not list((errored / layout.restore_dir(restore["restore_id"])).glob("trials/*"))
+    for item in items:
+        seed = (errored / layout.seed_key(restore["restore_id"], item["trial_id"])).read_bytes()
+        assert json.loads(seed)["trial_data"] == []
 
 
 def test_samples_that_the_run_of_all_will_draw_get_a_task_of_their_own(tmp_path):

@@ -42,9 +42,8 @@ def restore(name, *, has_work=True, is_started=False, nothing_to_do=""):
         choices=PlanChoices(),
         has_work=has_work,
     )
-    experiment = SimpleNamespace(searcher_lost="")
     return SimpleNamespace(
-        plan=plan, experiment=experiment, is_started=is_started, nothing_to_do=nothing_to_do
+        plan=plan, searcher_lost="", is_started=is_started, nothing_to_do=nothing_to_do
     )
 
 

@@ -31,16 +31,16 @@ def test_no_name_leads_outside(restore_id, trial_id):
 )
 def test_a_committed_state_sorts_after_all_others(existing):
     """Ray takes the largest name (ray.tune.execution.experiment_state, 2.60)."""
-    name = layout.committed_state_name(existing, NOW)
+    name = layout.committed_state_name(existing, lambda: NOW)
     assert name > max(existing)
     assert layout.is_state_file(name)
     assert layout.is_committed_state(name)
 
 
 def test_a_second_commit_counts_on_and_a_later_driver_still_wins():
-    first = layout.committed_state_name(["experiment_state-2026-11-23_10-00-00.json"], NOW)
+    first = layout.committed_state_name(["experiment_state-2026-11-23_10-00-00.json"], lambda: NOW)
     assert first == "experiment_state-2026-11-23_10-00-00_r000001.json"
-    assert layout.committed_state_name([first], NOW).endswith("_r000002.json")
+    assert layout.committed_state_name([first], lambda: NOW).endswith("_r000002.json")
     assert first < "experiment_state-2026-11-23_10-00-01.json"
 
 
@@ -52,7 +52,7 @@ def test_other_files_are_no_state(name):
 
 
 def test_the_first_state_of_an_experiment_that_never_started_is_named_by_the_clock():
-    name = layout.committed_state_name([], NOW)
+    name = layout.committed_state_name([], lambda: NOW)
     assert name == "experiment_state-2026-11-24_01-02-03_r000001.json"
 
 

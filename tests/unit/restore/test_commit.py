@@ -19,9 +19,10 @@ from airflow_tune_restore.experiments.trial import TrialStatus
 from airflow_tune_restore.protocol import layout, lease, lease_objects
 from airflow_tune_restore.protocol.attempts import Watched
 from airflow_tune_restore.restore import committed_state
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
-from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
+from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.planner import build_search_plan
@@ -322,7 +323,7 @@ def test_an_experiment_that_never_started_gets_its_first_state(store):
     store.put("tuner.pkl", b"")
     unborn = read_base(store)
     plan = build_search_plan(unborn, PlanChoices(), restore_id="r1")
-    start_plan(PreparedRestore(store=store, experiment=unborn, plan=plan), holder="test")
+    start_plan(PreparedRestore(store=store, plan=plan), holder="test")
     run_of_all(store, [DRAWN])
     summary = commit_restore(store, "r1")
     assert [trial.trial_id for trial in read_experiment(store).trials] == ["new"]

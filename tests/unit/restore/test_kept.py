@@ -5,6 +5,7 @@ import json
 import pytest
 
 from airflow_tune_restore.exceptions import LeaseHeldError
+from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.protocol.printable import share
 from airflow_tune_restore.restore.choices import PlanChoices
@@ -13,9 +14,9 @@ from airflow_tune_restore.restore.kept import describe_kept, in_dag
 from airflow_tune_restore.restore.planner import build_plan
 from airflow_tune_restore.restore.prepare import (
     PrepareOptions,
-    foresee_refusals,
     plan_restore,
     prepare_restore,
+    preview_restore,
 )
 from airflow_tune_restore.storage.fs import open_store
 from tests.support.experiments.built import make_experiment, make_row
@@ -120,11 +121,9 @@ def test_a_quarantined_trial_is_shown_whatever_the_flags_are(tmp_path):
 
 def test_an_unfinished_trial_in_quarantine_names_no_flag(tmp_path):
     experiment = make_experiment(tmp_path / "exp", [DONE, HUNG])
-    prepared = plan_restore(open_store(str(experiment)), "r1", PrepareOptions())
+    read = read_experiment(open_store(str(experiment)))
     skipped = PlanChoices(flags=ResumeFlags.from_flags(resume_unfinished=False))
-    plan = build_plan(
-        prepared.experiment, skipped, restore_id="r1", checkpoints={}, quarantined={"hung": "why"}
-    )
+    plan = build_plan(read, skipped, restore_id="r1", checkpoints={}, quarantined={"hung": "why"})
     hung = plan.trial("hung")
     assert (hung.action, hung.quarantined, hung.runs_with) == ("terminate", False, None)
 
@@ -132,9 +131,8 @@ def test_an_unfinished_trial_in_quarantine_names_no_flag(tmp_path):
 def test_refusals_are_errors_so_that_a_preview_can_put_those_at_work_first(tmp_path):
     experiment = make_experiment(tmp_path / "exp", [DONE, BAD])
     store = open_store(str(experiment))
-    plan = plan_restore(store, "r1", PrepareOptions()).plan
     lease.acquire(store, restore_id="other", holder="somebody")
-    (refusal,) = foresee_refusals(store, plan, stale_after=PrepareOptions().stale_after)
+    _, (refusal,) = preview_restore(store, PrepareOptions())
     assert isinstance(refusal, LeaseHeldError)
 
 

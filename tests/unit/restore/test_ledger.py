@@ -10,17 +10,16 @@ from airflow_tune_restore.exceptions import InvalidInputError, LeaseHeldError
 from airflow_tune_restore.protocol import attempts, layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import TrialAction
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
-from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
+from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.history import FailedAttempt, History, seen_before
 from airflow_tune_restore.restore.ledger import (
     FIRST_MEMORY_BYTES,
-    FailedAttempt,
-    History,
     memory_to_ask,
     read_history,
     read_ledger,
-    seen_before,
 )
 from airflow_tune_restore.restore.release import release_trials
 from airflow_tune_restore.storage.memory import MemoryStore
@@ -284,11 +283,11 @@ def test_an_earlier_attempt_that_failed_in_the_same_way_is_found(store):
     night(store, "r1")
     plan = start_night(store, "r2")
     request = leave_attempt(store, plan, "bad", result="failed")
-    found = seen_before(read_history(store, "r2", "bad").failures, "r2", request.attempt)
+    found = seen_before(read_history(store, plan, "bad").failures, "r2", request.attempt)
     assert found is not None
     assert found.restore_id == "r1"
     other = leave_attempt(store, plan, "bad", result="failed", iteration=5)
-    assert seen_before(read_history(store, "r2", "bad").failures, "r2", other.attempt) is None
+    assert seen_before(read_history(store, plan, "bad").failures, "r2", other.attempt) is None
     assert seen_before((), "r2", 1) is None
 
 

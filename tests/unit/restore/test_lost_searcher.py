@@ -102,7 +102,7 @@ def test_a_searcher_that_is_named_draws_them(lost):
     for prepare in (prepare_restore, prepare_continued_search):
         made = prepare(store, "r1", options(can_search=True))
         assert made.plan.only_continues_search
-        assert (made.plan.searcher_lost, made.experiment.searcher_lost) == (
+        assert (made.plan.searcher_lost, made.searcher_lost) == (
             "", "tuner.pkl is missing",
         )  # fmt: skip
 

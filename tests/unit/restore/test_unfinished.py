@@ -9,9 +9,10 @@ from airflow_tune_restore.exceptions import KeyNotFoundError, StorageError
 from airflow_tune_restore.experiments.read import read_experiment
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.lease_objects import LeaseStatus
-from airflow_tune_restore.restore import commit, undo
+from airflow_tune_restore.restore import abandoned, commit, undo
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
+from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.prepare import (
@@ -92,7 +93,7 @@ def test_a_second_try_of_a_plan_that_fails_leaves_the_lease_to_the_first(
     if fails_in == "its plan":
         store.dies_at = "seed.json"
     else:
-        monkeypatch.setattr(commit, "_left_behind", refuse)
+        monkeypatch.setattr(abandoned, "_left_behind", refuse)
     with pytest.raises(StorageError):
         start_restore(prepared, OPTIONS, holder="second", ttl_seconds=60)
     assert lease.check_held(store, "r1")
@@ -105,7 +106,7 @@ def test_a_plan_that_fails_before_there_is_one_releases_the_lease(store, monkeyp
     if fails_in == "its plan":
         store.dies_at = "seed.json"
     else:
-        monkeypatch.setattr(commit, "_left_behind", refuse)
+        monkeypatch.setattr(abandoned, "_left_behind", refuse)
     with pytest.raises(StorageError):
         start(store, "r1")
     assert lease.unreleased(store, but="") == []
@@ -204,9 +205,9 @@ def test_a_commit_writes_through_the_store_that_needs_the_lease(store, monkeypat
         lease.release(store, lease.check_held(store, "r1"))
         lease.acquire(store, restore_id="r2", holder="another")
         monkeypatch.setattr("airflow_tune_restore.protocol.kept_lease.FRESH_SECONDS", -1.0)
-        return []
+        return {}
 
-    monkeypatch.setattr(commit, "wait_for_runners", lose)
+    monkeypatch.setattr(commit, "wait_for_units", lose)
     before = {key: store.get(key) for key in (STATE_NAME, layout.plan_key("r1"))}
     with pytest.raises(lease.LeaseLostError):
         commit_restore(store, "r1")

@@ -26,9 +26,10 @@ from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.kept_lease import keep_lease
 from airflow_tune_restore.protocol.lease_watch import MAX_WATCH_SECONDS
 from airflow_tune_restore.restore import commit, ledger, start
+from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings, claim_attempt
-from airflow_tune_restore.restore.commit import commit_abandoned, commit_restore
+from airflow_tune_restore.restore.commit import commit_restore
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import read_plan
 from airflow_tune_restore.restore.prepare import PrepareOptions, prepare_restore

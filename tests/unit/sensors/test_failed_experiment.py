@@ -5,7 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_tune_restore.hooks import experiment_search
+from airflow_tune_restore.arguments import parse_addresses, shares_prefix
+from airflow_tune_restore.hooks import experiment_search, xcom_size
+from airflow_tune_restore.hooks.xcom_size import unpack
 from airflow_tune_restore.sensors.failed_experiment import FailedTuneExperimentSensor
 from airflow_tune_restore.storage.fs import open_store
 from airflow_tune_restore.version_compat import (
@@ -16,6 +18,7 @@ from airflow_tune_restore.version_compat import (
 )
 from tests.support.airflow.context import make_context
 from tests.support.airflow.names import AirflowRescheduleException, TaskDeferred
+from tests.support.airflow.states import plan, run
 from tests.support.experiments.built import make_experiment, make_row
 from tests.support.records import start_night
 
@@ -223,3 +226,62 @@ def test_a_prefix_with_finished_experiments_is_no_reason_to_warn(tmp_path, caplo
     log = capfd.readouterr().out + caplog.text
     assert "1 experiment; 1 finished" in log
     assert "Check the spelling" not in log
+
+
+def test_very_many_found_experiments_are_packed_and_the_plan_reads_them_all(tmp_path, monkeypatch):
+    for number in range(20):
+        make_experiment(tmp_path / f"sweep_{number:02}", [make_row("a", status="ERROR")])
+    whole = sensor(tmp_path).execute(make_context())
+    monkeypatch.setattr(xcom_size, "MAX_XCOM_BYTES", 1500)
+    found = sensor(tmp_path).execute(make_context())
+    assert len(json.dumps(found)) < 1500 < len(json.dumps(whole))
+    listed = unpack(found)
+    assert parse_addresses(listed) == parse_addresses(whole)
+    assert shares_prefix(listed) is shares_prefix(whole) is False
+    operator = plan([], trainable=None)
+    operator.experiments = found  # as rendered
+    planned, _, pushed = run(operator)
+    assert planned == "success"
+    assert len(unpack(pushed["outcomes"])) == 20
+
+
+def test_one_that_shares_its_prefix_is_known_to_when_packed(tmp_path, monkeypatch):
+    for team in ("a", "b"):
+        make_experiment(tmp_path / team / "sweep", [make_row("a", status="ERROR")])
+    monkeypatch.setattr(xcom_size, "MAX_XCOM_BYTES", 600)
+    found = sensor(tmp_path).execute(make_context())
+    assert shares_prefix(unpack(found))
+
+
+def test_found_experiments_that_do_not_fit_are_counted_for_the_next_run(
+    tmp_path, monkeypatch, capfd
+):
+    for number in range(20):
+        make_experiment(tmp_path / f"sweep_{number:02}", [make_row("a", status="ERROR")])
+    monkeypatch.setattr(xcom_size, "MAX_XCOM_BYTES", 160 + len(str(tmp_path)))
+    found = sensor(tmp_path).execute(make_context())
+    count = len(unpack(found))
+    assert 0 < count < 20
+    assert f"{count} of 20 experiments fit into an XCom and are returned." in capfd.readouterr().out
+
+
+def test_a_deferred_sensor_returns_packed_what_an_older_triggerer_found(tmp_path, monkeypatch):
+    items = [{"experiment": f"/x/{number}", "health": "errored"} for number in range(100)]
+    monkeypatch.setattr(xcom_size, "MAX_XCOM_BYTES", 1000)
+    found = sensor(tmp_path).execute_complete(make_context(), {"experiments": items})
+    assert parse_addresses(unpack(found)) == [item["experiment"] for item in items]
+    assert sensor(tmp_path).execute_complete(make_context(), {"experiments": found}) == found
+
+
+def test_long_reasons_of_those_left_alone_fit_into_an_xcom(tmp_path, monkeypatch):
+    for number in range(10):
+        broken = make_experiment(tmp_path / f"sweep_{number}", [make_row("a")])
+        next(broken.glob("experiment_state-*")).write_text("{")
+    context = make_context()
+    monkeypatch.setattr(xcom_size, "MAX_XCOM_BYTES", 2000)
+    with pytest.raises(AirflowSkipException):
+        sensor(tmp_path, wait=False).execute(context)
+    left_alone = context["ti"].pushed["left_alone"]
+    assert len(json.dumps(left_alone)) < 2000
+    assert left_alone["experiments"]
+    assert len(left_alone["experiments"]) + left_alone["not_listed"] == 10

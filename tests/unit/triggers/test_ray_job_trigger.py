@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_tune_restore.exceptions import InvalidInputError, RayClusterError
+from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import RayJobsHook
 from airflow_tune_restore.launch.ray.cluster import Cluster
 from airflow_tune_restore.launch.ray.jobs_api import RayJob
@@ -251,7 +252,7 @@ def test_a_job_that_cannot_be_stopped_is_named(head, of_task, end, monkeypatch, 
     def refuse(self, _address):
         raise InvalidInputError("Airflow has no connection 'gone'.")
 
-    monkeypatch.setattr("airflow_tune_restore.triggers.ray_job.ExperimentStorageHook.open", refuse)
+    monkeypatch.setattr(ExperimentStorageHook, "open", refuse)
     asyncio.run(end(of_task("failed")))
     is_asked = end is RayJobTrigger.on_kill or RELEASE < (3, 3)
     shown = "j1 could not be stopped: Airflow has no connection 'gone'." in capfd.readouterr().out

@@ -309,9 +309,11 @@ def reads(monkeypatch):
     return opened, keys
 
 
-def test_each_execution_opens_the_store_and_reads_the_plan_once(item, jobs, store, reads):
+def test_each_execution_opens_the_store_and_reads_its_part_of_the_plan_once(
+    item, jobs, store, reads
+):
     opened, keys = reads
-    plan_key = layout.plan_key(item["restore_id"])
+    plan_key = layout.seed_key(item["restore_id"], item["trial_id"])
     deferred(trial(item))
     assert (len(opened), keys.count(plan_key)) == (1, 1)
     run_outcome(store, item, Result.FINISHED)

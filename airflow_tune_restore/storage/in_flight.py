@@ -1,0 +1,42 @@
+"""Many requests at the same time, about objects that do not depend on each other."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+IN_FLIGHT = 32
+"""Threads of one step of one experiment. Requests wait for the network, not for the processor."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Return the result of `work` for each item, in the order of the items; raises as `ahead`."""
+    items = list(items)
+    if len(items) == 1:  # it needs no thread
+        return [work(items[0])]
+    return list(ahead(work, items))
+
+
+def ahead(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield the result of `work` for each item, in the order of the items.
+
+    It works a little ahead, so that few results are in memory, however many items there are. The first
+    error is raised; items further on are not begun then.
+    """
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        try:
+            for item in items:
+                if (
+                    len(waiting) == 2 * IN_FLIGHT
+                ):  # a slow one does not leave the threads without work
+                    yield waiting.popleft().result()
+                waiting.append(threads.submit(work, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
