@@ -38,10 +38,10 @@ def read_checkpoint_choices(
     With `prefer_newest` this is a newer checkpoint than the recorded one, if it was reported and is
     complete.
     """
-    recorded = [_recorded(trial) for trial in trials]  # decoding does not profit from threads
     choices = for_each(
         lambda pair: _choose_or_lose(store, *pair, prefer_newest=prefer_newest),
-        zip(trials, recorded, strict=True),
+        # decoded here, while other threads list: they would not decode any faster
+        ((trial, _recorded(trial)) for trial in trials),
     )
     return {trial.trial_id: choice for trial, choice in zip(trials, choices, strict=True)}
 

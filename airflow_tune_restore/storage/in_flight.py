@@ -1,7 +1,7 @@
 """Many requests at the same time, about objects that do not depend on each other."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,8 +14,7 @@ _Result = TypeVar("_Result")
 
 def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """Return the result of `work` for each item, in the order of the items; raises as `ahead`."""
-    items = list(items)
-    if len(items) == 1:  # it needs no thread
+    if isinstance(items, Sequence) and len(items) == 1:  # it needs no thread
         return [work(items[0])]
     return list(ahead(work, items))
 
