@@ -9,6 +9,7 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, log_waits, name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.xcom_size import first_fitting
 from airflow_tune_restore.restore.release import describe_released, release_trials
 
 
@@ -18,7 +19,7 @@ class ReleaseTrialOperator(CheckedOperator):
     All of them are released, or none: if one does not exist or is not in quarantine, the task fails and
     changes nothing. While a restore holds the lease of the experiment, the task fails, and a retry may
     succeed. Returns one mapping per trial: `experiment`, `trial_id`, `released_at` (ISO 8601, UTC) and
-    `failures` (how many failed attempts no longer count).
+    `failures` (how many failed attempts no longer count); as many as fit into an XCom, the log has all.
 
     Args:
         experiment: Address of the experiment, as `s3://conn_id@bucket/path` or a local path. (templated)
@@ -53,7 +54,7 @@ class ReleaseTrialOperator(CheckedOperator):
             )
         for trial_id, history in released.items():
             self.log.info("%s", describe_released(trial_id, str(place), history))
-        return [
+        return first_fitting(
             {
                 "experiment": str(place),
                 "trial_id": trial_id,
@@ -61,4 +62,4 @@ class ReleaseTrialOperator(CheckedOperator):
                 "failures": len(history.released),
             }
             for trial_id, history in released.items()
-        ]
+        )

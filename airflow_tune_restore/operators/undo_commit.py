@@ -10,9 +10,13 @@ from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
 from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, log_waits, name_dag_run
 from airflow_tune_restore.hooks.experiment_storage import ExperimentStorageHook
+from airflow_tune_restore.hooks.xcom_size import first_fitting
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, printable
 from airflow_tune_restore.restore.undo import undo_commit
 from airflow_tune_restore.storage.location import Location
+
+_BESIDE_BYTES = 32 * 1024
+"""Room in the XCom for an address and three names."""
 
 
 class UndoCommitOperator(CheckedOperator):
@@ -68,6 +72,6 @@ class UndoCommitOperator(CheckedOperator):
             "experiment": str(place),
             "restore_id": undone.restore_id,
             "state_file": undone.state_file,
-            "deleted": list(undone.deleted),
             "newest": undone.newest,
+            "deleted": first_fitting(undone.deleted, beside=_BESIDE_BYTES),
         }
