@@ -111,19 +111,8 @@ def write_commit(
     over: dict[str, int] | None = None,
 ) -> Committed:
     """Write what a commit adds; `over` is as for `settle_late_attempts`."""
-    digest, before, after = "", None, None
-    has_state = (
-        record is not None
-        and record.state_file
-        and commit_record.is_in_root(store, record.state_file)
-    )
-    if not has_state:
-        entries = store.list_dir()
-        keep = Keep(shown=True, packed=True, metric=plan.metric)
-        file, before = read_base_state(store, entries, keep)
-        _check_base(store, plan, file, before)
-        record = record or _write_record(store, plan, entries, before)
-    assert record is not None  # noqa: S101  its state exists, or it was written just now
+    digest, after = "", None
+    record, before = _begin(store, plan, record)
     settle_late_attempts(store, records, plan.units, over)
     snapshots = Snapshots(store, records, record.attempts)
     if before is None:
@@ -149,6 +138,30 @@ def write_commit(
     done = msgspec.structs.replace(record, is_done=True, sha256=digest)
     store.put(layout.commit_key(plan.restore_id), encode(done))
     return Committed(record=done, failures=failures, before=before, after=after)
+
+
+def _begin(
+    store: ObjectStore, plan: RestorePlan, record: CommitRecord | None
+) -> tuple[CommitRecord, State | None]:
+    """Return the record, which exists from now on, and the base; None for it if the state exists, too."""
+    if record is not None and _has_state(store, record):
+        return record, None
+    entries = store.list_dir()
+    keep = Keep(shown=True, packed=True, metric=plan.metric)
+    file, base = read_base_state(store, entries, keep)
+    try:
+        _check_base(store, plan, file, base)
+    except StateChangedError:
+        # another try of this task may have written the state just now; it may die before it is done
+        record = read_commit_record(store, plan.restore_id)
+        if record is None or not _has_state(store, record):
+            raise
+        return record, None
+    return record or _write_record(store, plan, entries, base), base
+
+
+def _has_state(store: ObjectStore, record: CommitRecord) -> bool:
+    return bool(record.state_file) and commit_record.is_in_root(store, record.state_file)
 
 
 def _write_record(

@@ -31,7 +31,7 @@ from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.follow import Follower, ask_to_stop
 from airflow_tune_restore.restore.history import seen_before
 from airflow_tune_restore.restore.ledger import read_history
-from airflow_tune_restore.restore.plan import RestorePlan, read_plan
+from airflow_tune_restore.restore.plan import RestorePlan, read_part
 from airflow_tune_restore.restore.prepare import (
     PrepareOptions,
     find_started,
@@ -50,6 +50,7 @@ from tests.simulation.sweeps import Sweep
 from tests.simulation.world import KILLED, Machine, Process, World
 
 STALE_AFTER = timedelta(minutes=30)
+TRIES = 4
 RETRY_SECONDS = 60.0
 NOTICE_SECONDS = 90.0
 """How long Airflow takes to notice that a worker's process was killed."""
@@ -94,7 +95,6 @@ class Airflow:
     workers: list[Machine]
     start_seconds: float
     runs: dict[str, "DagRun"] = field(default_factory=dict)
-    tries: int = 4
 
     def __post_init__(self) -> None:
         machine = Machine("airflow")
@@ -186,6 +186,7 @@ class DagRun:
         self.is_left_alone = False
         self.items: list[str] = []
         self.meddlings = list(meddlings)
+        self._planned: list[str] = []
         self._current: dict[str, Process] = {}
         self._gone: list[Event] = []
         self._cleared = ""
@@ -254,7 +255,7 @@ class DagRun:
     def _task(self, name: str, role: str, body: Callable[[int], Any]) -> tuple[str, Any]:
         world = self.world
         state, value = FAILED, None
-        for number in range(1, self.airflow.tries + 1):
+        for number in range(1, TRIES + 1):
             if self._cleared or self._is_timed_out:
                 return FAILED, None
             process = self._start(name, role, number, body)
@@ -385,7 +386,8 @@ class DagRun:
             self.restore_id = None
             raise Skipped("a restore that died had left nothing more to do")
         units = [trial.trial_id for trial in plan.to_run]
-        return [*units, layout.WHOLE_EXPERIMENT] if plan.continues_search else units
+        self._planned = [*units, layout.WHOLE_EXPERIMENT] if plan.continues_search else units
+        return self._planned
 
     def _holder(self) -> dict[str, Any]:
         return {
@@ -397,13 +399,9 @@ class DagRun:
         store, restore_id = self.airflow.store, self.restore_id
         if restore_id is None:
             raise Failed("its plan was lost")
-        plan = read_plan(store, restore_id)
-        if unit not in (layout.WHOLE_EXPERIMENT, *(trial.trial_id for trial in plan.to_run)):
+        if unit not in self._planned:
             raise Failed("the plan was made again without it, and so it is not mapped any more")
-        try:
-            lease.keep_alive(store, restore_id)
-        except LeaseLostError as error:
-            raise Failed(str(error)) from error
+        plan = read_part(store, restore_id, unit)
         is_one_of_many = plan.is_whole_experiment and unit != layout.WHOLE_EXPERIMENT
         records = AttemptRecords(store, restore_id, unit)
         outcome = records.outcome()
@@ -411,6 +409,7 @@ class DagRun:
         if outcome is None or outcome.result not in final:
             shares_run = plan.is_whole_experiment and not plan.only_continues_search
             try:
+                lease.keep_alive(store, restore_id)
                 outcome = self._follow(plan, unit) if shares_run else self._run_child(plan, unit)
             except LeaseLostError as error:
                 raise Failed(str(error)) from error
@@ -503,7 +502,7 @@ class DagRun:
         try:
             self._continue_search()
         except (Failed, TuneRestoreError) as error:
-            if number >= self.airflow.tries or isinstance(error, Failed):
+            if number >= TRIES or isinstance(error, Failed):
                 store = self.airflow.store
                 try:
                     restore_id = fresh_restore_id(store, f"{self.base_id}-samples")
@@ -531,9 +530,9 @@ class DagRun:
         if plan is None:
             return
         whole = layout.WHOLE_EXPERIMENT
-        lease.keep_alive(store, plan.restore_id)
         outcome = AttemptRecords(store, plan.restore_id, whole).outcome()
         if outcome is None or outcome.result != Result.FINISHED:
+            lease.keep_alive(store, plan.restore_id)
             outcome = self._run_child(plan, whole)
         match Result(outcome.result):
             case Result.INTERRUPTED:

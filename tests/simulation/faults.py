@@ -84,7 +84,19 @@ _OBJECTS = (
     ("get", "*ledger*", ("commit", "plan", "release")),
     ("get", "experiment_state-*", ("commit", "plan", "undo")),
     ("list", "", ("commit", "plan", "undo")),
+    ("walk", ".tune_restore/airflow-*", ("commit", "plan", "runner", "samples", "undo")),
     ("list", ".tune_restore/lease", ("plan", "commit", "trial", "runner", "undo", "release")),
+)
+_OF_SETTLEMENT = (
+    ("walk", ".tune_restore/airflow-*"),
+    ("get", "*/attempts/*"),
+    ("create", "*/commit.json"),
+    ("create", "experiment_state-*"),
+    ("put", "*-state-*"),
+    ("put", "*ledger*"),
+    ("put", "*/commit.json"),
+    ("put", "*/lease/*.release.json"),
+    ("put", "*/seed.json"),
 )
 _ROLES = (("plan", 60), ("trial", 15), ("runner", 60), ("commit", 60), ("samples", 80))
 _RARE_ROLES = (("undo", 30), ("release", 30))
@@ -95,8 +107,24 @@ def draw_faults(rng: random.Random, *, most: int = 5) -> list[Fault]:
     return [_draw(rng) for _ in range(rng.randint(0, most))]
 
 
+def draw_fault_of_settlement(rng: random.Random) -> Fault:
+    """Draw a fault of a plan that commits what a restore that died has left."""
+    kind = rng.choice(list(FaultKind))
+    verb, key = rng.choice(_OF_SETTLEMENT)
+    return Fault(kind, "plan", rng.choice((1, 1, 2)), verb, key, _draw_seconds(rng, kind))
+
+
 def _draw(rng: random.Random) -> Fault:
     kind = rng.choice(list(FaultKind))
+    seconds = _draw_seconds(rng, kind)
+    if rng.random() < 0.6:
+        verb, key, roles = rng.choice(_OBJECTS)
+        return Fault(kind, rng.choice(roles), rng.choice((1, 1, 1, 2, 3)), verb, key, seconds)
+    role, most = rng.choice(_ROLES if rng.random() < 0.8 else _RARE_ROLES)
+    return Fault(kind, role, rng.randint(1, most), seconds=seconds)
+
+
+def _draw_seconds(rng: random.Random, kind: FaultKind) -> float:
     seconds = 0.0
     if kind is FaultKind.FREEZES:
         seconds = rng.choice((5.0, 20.0, 30.0, 38.0, 90.0, 200.0, 1000.0, 5000.0))
@@ -106,11 +134,7 @@ def _draw(rng: random.Random) -> Fault:
         seconds = rng.choice((60.0, 200.0, 1000.0))
     elif kind in (FaultKind.SLOW, FaultKind.ANSWER_LOST):
         seconds = rng.uniform(1.0, _LONGEST_REQUEST)
-    if rng.random() < 0.6:
-        verb, key, roles = rng.choice(_OBJECTS)
-        return Fault(kind, rng.choice(roles), rng.choice((1, 1, 1, 2, 3)), verb, key, seconds)
-    role, most = rng.choice(_ROLES if rng.random() < 0.8 else _RARE_ROLES)
-    return Fault(kind, role, rng.randint(1, most), seconds=seconds)
+    return seconds
 
 
 @dataclass(eq=False)

@@ -6,11 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from tests.simulation.airflow import Airflow, Meddling
+from tests.simulation.airflow import TRIES, Airflow, Meddling
 from tests.simulation.as_code import as_code
 from tests.simulation.changes import tell_changes
 from tests.simulation.driver import DriverLife, run_driver
-from tests.simulation.faults import Fault, FaultKind, Faults, Storm, draw_faults
+from tests.simulation.faults import (
+    Fault,
+    FaultKind,
+    Faults,
+    Storm,
+    draw_fault_of_settlement,
+    draw_faults,
+)
 from tests.simulation.invariants import (
     InvariantBroken,
     Invariants,
@@ -103,7 +110,11 @@ def draw_script(seed: int) -> Script:
     chance = rng.random()
     if chance < 0.15:
         return _draw_takeover(rng, script)
-    return _draw_twins(rng, script) if chance < 0.25 else script
+    if chance < 0.25:
+        return _draw_twins(rng, script)
+    if chance < 0.3:
+        return _draw_late_runner(rng, script)
+    return _draw_settlement(rng, script) if chance < 0.35 else script
 
 
 def _draw_any(rng: random.Random, seed: int) -> Script:
@@ -208,6 +219,52 @@ def _draw_twins(rng: random.Random, script: Script) -> Script:
             Command(rng.choice(("undo", "undo", "release")), rng.uniform(5.0, 150.0))
             for _ in range(rng.randint(0, 3))
         ),
+    )
+
+
+def _draw_late_runner(rng: random.Random, script: Script) -> Script:
+    """Let the runners of all tries die, and a second process of the task start one as the commit begins.
+
+    The commit waits for those that died, and a fault strikes it, or the late runner. By chance, all of it
+    comes together too seldom.
+    """
+    sweep = rng.choice(("one", "one", "small", "slow"))
+    how = rng.choice((FaultKind.DIES_BEFORE, FaultKind.DIES_AFTER, FaultKind.DIES_AFTER))
+    dies = Fault(how, "runner", 1, "create", "*/attempts/*/heartbeat.json")
+    trials = 1 if sweep == "one" else 2
+    kind = rng.choice((FaultKind.FREEZES, FaultKind.SLOW, FaultKind.REFUSED, FaultKind.DIES_AFTER))
+    at_work = Fault(
+        kind,
+        rng.choice(("commit", "commit", "runner")),
+        rng.randint(1, 40),
+        seconds=rng.choice((5.0, 14.0, 30.0)),
+    )
+    return replace(
+        script,
+        sweep=sweep,
+        drivers=(),
+        nights=(Night(0.0, (Meddling("twice", "trial", rng.uniform(180.0, 320.0)),)),),
+        faults=(*(dies,) * (trials * TRIES), at_work),
+        storms=(),
+    )
+
+
+def _draw_settlement(rng: random.Random, script: Script) -> Script:
+    """Let all tries of a commit die, and let a fault strike the next night as it commits that work.
+
+    As in `_draw_late_runner`.
+    """
+    kinds = (FaultKind.DIES_BEFORE, FaultKind.DIES_INSIDE, FaultKind.DIES_AFTER)
+    dies = Fault(rng.choice(kinds), "commit", rng.choice((1, 1, rng.randint(1, 30))))
+    sweeps = ("one", "small", "broken", "restarted", "whole", "whole-broken", "search-whole")
+    again = Meddling("twice", "plan", rng.uniform(0.0, 60.0))
+    return replace(
+        script,
+        sweep=rng.choice(sweeps),
+        drivers=(),
+        nights=(Night(0.0), Night(1200.0, (again,) if rng.random() < 0.3 else ())),
+        faults=(*(dies,) * TRIES, draw_fault_of_settlement(rng)),
+        storms=(),
     )
 
 

@@ -146,6 +146,18 @@ class Shelf:
             listed = self._listed[path] = [entries[name] for name in sorted(entries)]
         return listed.copy() if since == len(self._changes) else self._torn(path, since, chance)
 
+    def walk(self, path: str, since: int, chance: Callable[[], float]) -> list[Entry]:
+        """List all objects below a directory, by their paths from there, as `list_dir` lists one."""
+        top = f"{path}/" if path else ""
+        found = {key: stored for key, stored in self.objects.items() if key.startswith(top)}
+        for key, before in self._changes[since:]:
+            if key.startswith(top) and chance() >= 0.5:
+                if before is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = before
+        return [_describe(key.removeprefix(top), found[key]) for key in sorted(found)]
+
     def _torn(self, path: str, since: int, chance: Callable[[], float]) -> list[Entry]:
         entries = dict(self._directories.get(path, {}))
         for key, before in self._changes[since:]:
@@ -231,6 +243,14 @@ class SimulatedStore(ObjectStore):
         args = (where, self._shelf.changes, self._world.random.random)
         entries: list[Entry] = self._request("list", where, self._shelf.list_dir, args)
         return entries
+
+    def walk(self, path: str = "") -> Iterator[Entry]:
+        if self._shelf.kind is StoreKind.LOCAL:  # one directory after the other
+            yield from super().walk(path)
+            return
+        where = (self._root + path).rstrip("/")
+        args = (where, self._shelf.changes, self._world.random.random)
+        yield from self._request("walk", where, self._shelf.walk, args)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         body: bytes = self._request("get", key, self._shelf.get, (self._root + key,))
@@ -328,7 +348,7 @@ class SimulatedStore(ObjectStore):
             how = f" -> {fate.error}"
         elif isinstance(result, Exception):
             how = f" -> {type(result).__name__}"
-        elif verb == "list":
+        elif verb in ("list", "walk"):
             how = f" -> {len(result)}"
         else:
             how = ""

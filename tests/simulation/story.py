@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.simulation.airflow import Meddling
 from tests.simulation.night import Ended, Script, simulate
 
-_REQUEST = re.compile(r"(list|get|put|create|delete|now) ?(?P<key>\S*)( -> (?P<result>.*))?$")
+_REQUEST = re.compile(r"(list|walk|get|put|create|delete|now) ?(?P<key>\S*)( -> (?P<result>.*))?$")
 _SELDOM = re.compile(
     r"OVERWRITES \S*/heartbeat\.json$|\w+ \S*/lease/\S*heartbeat\.json$|\w+ \S*/selftest-"
     r"|\w+ \S*/progress\.json$|\w+ \S*/searcher/|.*\(the same\)$"

@@ -19,9 +19,11 @@ from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.kept_lease import let_rest
 from airflow_tune_restore.protocol.lease_objects import LeaseStatus
 from airflow_tune_restore.protocol.lease_watch import KNOWN_DEAD_SECONDS
-from airflow_tune_restore.restore import abandoned, undo
+from airflow_tune_restore.protocol.listed_records import RestoreRecords
+from airflow_tune_restore.restore import abandoned, commit, undo
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.commit import commit_restore
+from airflow_tune_restore.restore.commit_record import read_commit_record
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
 from airflow_tune_restore.restore.start import start_restore
@@ -235,6 +237,27 @@ def test_a_commit_that_freezes_takes_the_attempt_that_ran_meanwhile(store, now, 
         store.before("get", "trials/a/attempts/000001/outcome.json", meanwhile)
     commit_restore(store, "r1")
     assert statuses(store) == {"a": "TERMINATED", "b": "TERMINATED"}
+
+
+@pytest.mark.usefixtures("_silent")
+def test_a_commit_of_a_dead_restore_that_another_try_began_and_left_is_finished(store, monkeypatch):
+    """That try created the record and the state after this one had seen neither, and died."""
+    run_all(store, start(store, "r1"))
+    begin = commit._begin
+
+    def begin_late(held, plan, record):
+        monkeypatch.setattr(commit, "_begin", begin)
+        store.before("put", "r1/commit.json", refuse)
+        with pytest.raises(StorageError):
+            commit.write_commit(held, plan, record, RestoreRecords(store, "r1"))
+        return begin(held, plan, record)
+
+    monkeypatch.setattr(commit, "_begin", begin_late)
+    assert start(store, "r2") is None  # nothing is left to do
+    record = read_commit_record(store, "r1")
+    assert (record.is_done, record.state_file) == (True, FIRST)
+    undo_commit(store, holder="a person")
+    assert FIRST not in files(store)
 
 
 def test_a_claim_after_a_freeze_waits_until_a_holder_that_thawed_has_looked(
