@@ -51,14 +51,14 @@ _OF_RUNNERS = (
         "A runner that was frozen goes on though others took it for dead.",
         "I4",
         (Edit(Heartbeat._end_if_overdue, "* 2 / 3", "* 1000"),),
-        seed=716,
+        seed=1020,
     ),
     Plant(
         "no fence",
         "A runner neither looks whether a newer attempt or restore has started, nor renews the lease.",
         "I5",
         (Edit(Heartbeat.check_or_end, "self.check()", "self._looked_at = time.monotonic()"),),
-        seed=5,
+        seed=108,
     ),
     Plant(
         "runner does not renew",
@@ -71,7 +71,7 @@ _OF_RUNNERS = (
                 "self._read_lease()",
             ),
         ),
-        seed=5,
+        seed=108,
     ),
     Plant(
         "earlier attempts not awaited",
@@ -91,7 +91,7 @@ _OF_RUNNERS = (
                 "self._attempts.numbers()",
             ),
         ),
-        seed=227,
+        seed=765,
     ),
     Plant(
         "outcome before snapshot",
@@ -111,7 +111,7 @@ _OF_RUNNERS = (
         "A trial is recorded as finished though its last snapshot could not be saved.",
         "I3",
         (Edit(TrialTraining.run, "self.save(must=True)", "self.save()"),),
-        seed=2145,
+        seed=1321,
     ),
     Plant(
         "rows stay",
@@ -135,14 +135,14 @@ _OF_THE_LEASE = (
         "A holder that is not known to live counts as dead without a watch.",
         "I5",
         (Edit(lease_watch.wait_for_death, "    current =", "    return\n    current ="),),
-        seed=31,
+        seed=14,
     ),
     Plant(
         "quiet at once",
         "A runner counts as dead at the first look at its heartbeat.",
         "I4",
         (Edit(attempts.wait_until_all_over, "< QUIET_SECONDS", "< 0"),),
-        seed=24,
+        seed=136,
     ),
     Plant(
         "release not written",
@@ -165,12 +165,20 @@ _OF_PLANS = (
         (
             Edit(
                 start._write,
-                "    for trial in () if",
+                "    for_each(write_seed, ",
                 "    with contextlib.suppress(KeyExistsError):\n"
-                "        store.create(layout.plan_key(plan.restore_id), body)\n    for trial in () if",
+                "        store.create(layout.plan_key(plan.restore_id), body)\n"
+                "    for_each(write_seed, ",
             ),
         ),
-        seed=1,
+        seed=0,
+    ),
+    Plant(
+        "part of another trial",
+        "A seed has the part of the plan for another trial than its own.",
+        "I3",
+        (Edit(start._seed, "plan.part_of(trial)", "plan.part_of(plan.to_run[-1])"),),
+        seed=0,
     ),
     Plant(
         "driver not seen",
@@ -206,7 +214,7 @@ _OF_PLANS = (
                 "    return None\n    try:\n        record =",
             ),
         ),
-        seed=16,
+        seed=14,
     ),
     Plant(
         "released before settled",
@@ -223,7 +231,7 @@ _OF_PLANS = (
                 "        wait_for_runners(",
             ),
         ),
-        seed=189,
+        seed=116,
     ),
 )
 
@@ -239,14 +247,14 @@ _OF_COMMITS = (
                 "pass",
             ),
         ),
-        seed=25,
+        seed=72,
     ),
     Plant(
         "same start time",
         "The start time of a commit can be that of the state before it.",
         "I1",
         (Edit(commit._start_time, " + 0.001"),),
-        seed=2,
+        seed=0,
     ),
     Plant(
         "runners not awaited",
@@ -263,6 +271,19 @@ _OF_COMMITS = (
         seed=471,
     ),
     Plant(
+        "walk before the record",
+        "A commit takes what it has listed before its record, while a runner still saved.",
+        "I3",
+        (
+            Edit(
+                committed_attempts.settle_late_attempts,
+                "    records.list_again()\n    if over is None",
+                "    if over is None",
+            ),
+        ),
+        seed=394,
+    ),
+    Plant(
         "oldest snapshot committed",
         "A commit takes the oldest snapshot of a trial.",
         "I3",
@@ -273,7 +294,7 @@ _OF_COMMITS = (
                 "numbers",
             ),
         ),
-        seed=145,
+        seed=13,
     ),
     Plant(
         "commit does not sort last",
@@ -290,7 +311,8 @@ _OF_COMMITS = (
             Edit(
                 commit.write_commit,
                 "            _put_state(",
-                "            committed_state.put_searcher(store, plan, record, snapshots)\n"
+                "            found = msgspec.structs.replace(record, attempts=snapshots.attempts)\n"
+                "            committed_state.put_searcher(store, plan, found, snapshots)\n"
                 "            _put_state(",
             ),
         ),
@@ -303,8 +325,8 @@ _OF_COMMITS = (
         (
             Edit(
                 committed_state.build,
-                "for trial in base.trials\n",
-                "for trial in base.trials if planned[trial.trial_id].action in RUN_ACTIONS\n",
+                "        writer.add(row)\n",
+                "        if trial.runs:\n            writer.add(row)\n",
             ),
         ),
         seed=0,
@@ -320,17 +342,17 @@ _OF_THE_REST = (
             Edit(
                 undo.undo_commit,
                 "        record = _mark(",
-                "        _delete_added(held_store, record)\n        record = _mark(",
+                "        _delete_added(held_store, files, record)\n        record = _mark(",
             ),
         ),
-        seed=1,
+        seed=6,
     ),
     Plant(
         "undo never finished",
         "A restore goes on from a state that an undo had begun to delete.",
         "I2",
-        (Edit(undo.finish, "if not is_cut_off(store, undo_id):", "if True:"),),
-        seed=119,
+        (Edit(undo.finish, "if not is_cut_off(store, undo_id, files):", "if True:"),),
+        seed=132,
     ),
     Plant(
         "ledger counts twice",
@@ -343,7 +365,7 @@ _OF_THE_REST = (
                 "self.failures",
             ),
         ),
-        seed=37,
+        seed=1,
     ),
     Plant(
         "ledger not written",
@@ -367,7 +389,7 @@ _FOUND_BY_SIMULATION = (
         "A restore that died is not settled if nothing else is to do.",
         "I3",
         (Edit(abandoned.has_left_work, "any(_has_uncommitted_work(store, dead)", "any(not dead"),),
-        seed=102,
+        seed=187,
     ),
     Plant(
         "run of an ended restore",
@@ -381,14 +403,14 @@ _FOUND_BY_SIMULATION = (
             ),
             Edit(claim.claim_attempt, "_refuse_if_committed(store, plan, unit)", "pass"),
         ),
-        seed=234,
+        seed=870,
     ),
     Plant(
         "samples left for tomorrow",
         "After a settlement, the samples that are left are not planned.",
         "I3",
         (Edit(prepare.plan_again, "or not again.samples_left", "or True"),),
-        seed=336,
+        seed=13,
     ),
 )
 """Faults that the product had, put back."""
