@@ -1,5 +1,7 @@
 """Opens the store of an address in Airflow (`s3://conn_id@bucket/path`), here and for runners."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from airflow_tune_restore.version_compat import (
     AirflowException,
     AirflowNotFoundException,
 )
+
+RECONNECT_SECONDS = 300.0
+"""How long triggers keep a client whose store fails before they make another one."""
 
 _PROVIDERS = {
     "s3": "amazon", "s3a": "amazon",
@@ -126,6 +131,7 @@ class ExperimentStorageHook(BaseHook):
         super().__init__()
         self.storage_conn_id = storage_conn_id or None
         self._clients = StoreClients()
+        self._reconnected = -math.inf
 
     def address(self, address: str | Address) -> Address:
         """Parse an address, with this hook's connection if it has one; return a parsed one as it is."""
@@ -149,8 +155,13 @@ class ExperimentStorageHook(BaseHook):
         )
 
     def reconnect(self) -> None:
-        """Read connections again for all stores that are opened from now on: they may have changed."""
-        self._clients.forget()
+        """Read connections again for all stores that are opened from now on: they may have changed.
+
+        At most once in `RECONNECT_SECONDS`: while a store is down, each poll of it calls this.
+        """
+        if time.monotonic() - self._reconnected > RECONNECT_SECONDS:
+            self._reconnected = time.monotonic()
+            self._clients.forget()
 
     def scan(
         self,

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from airflow_tune_restore.exceptions import InvalidInputError
+from airflow_tune_restore.protocol import bounded_json
 
 MAX_XCOM_BYTES = 256 * 1024
 """Each XCom has fewer bytes, as JSON: it lies in Airflow's database, and each reader gets all of it."""
 
-MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+MAX_UNPACKED_BYTES = 16 * 1024 * 1024
 """Most bytes of a packed list as JSON: a small XCom must not fill the memory of its reader."""
 
 _PACKED = "packed"
@@ -70,6 +71,7 @@ def unpack(value: Any) -> Any:
     try:
         reader = zlib.decompressobj()
         text = reader.decompress(base64.b64decode(value[_PACKED]), MAX_UNPACKED_BYTES)
+        bounded_json.check_values(text)
         items = json.loads(text) if reader.eof else None
     except (TypeError, ValueError, RecursionError, zlib.error):
         items = None

@@ -21,8 +21,9 @@ Standard library only.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import NamedTuple
 
 from airflow_tune_restore.exceptions import KeyNotFoundError, RecordUnreadableError
@@ -187,6 +188,17 @@ class AttemptRecords:
     ) -> None:
         if (record.restore_id, record.trial_id, record.attempt) != self._id(attempt):
             raise RecordUnreadableError(self.store.uri, key, f"it is the {kind} of another attempt")
+
+
+def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set[str]:
+    """Return those of these trials whose newest outcome is an end of their own: finished, or failed."""
+
+    def has_ended(unit: str) -> bool:
+        outcome = AttemptRecords(store, restore_id, unit).outcome_or_interrupted()
+        return outcome is not None and outcome.ends_trial
+
+    units = list(units)
+    return set(compress(units, for_each(has_ended, units)))
 
 
 def wait_until_all_over(

@@ -4,9 +4,8 @@ A walk costs one request per thousand objects. It is as old as its begin: what i
 written since. Standard library only.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import compress
 
 from airflow_tune_restore.protocol import layout
 from airflow_tune_restore.protocol.attempts import AttemptId, AttemptRecords
@@ -111,14 +110,3 @@ def read_heartbeats(store: ObjectStore, restore_id: str) -> dict[AttemptId, byte
     started = RestoreRecords(store, restore_id).started()
     beats = for_each(lambda of: read_heartbeat(store, layout.heartbeat_key(*of)), started)
     return {attempt: beat or b"" for attempt, beat in zip(started, beats, strict=True)}
-
-
-def find_ended(store: ObjectStore, restore_id: str, units: Iterable[str]) -> set[str]:
-    """Return those of these trials whose newest outcome is an end of their own: finished, or failed."""
-    records, units = RestoreRecords(store, restore_id), list(units)
-
-    def has_ended(unit: str) -> bool:
-        outcome = records.of(unit).outcome_or_interrupted()
-        return outcome is not None and outcome.ends_trial
-
-    return set(compress(units, for_each(has_ended, units)))

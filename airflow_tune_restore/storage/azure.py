@@ -26,6 +26,7 @@ AUTHORITY = Option(
 class AzureStore(FsspecStore):
     """Azure Blob Storage through adlfs, which uses only the blob service, and only with TLS."""
 
+    LISTS_TREES = True
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "enable_tls": Option("(?i:true|1)", "true: adlfs uses TLS only"),
         "blob_storage_authority": AUTHORITY,
@@ -76,8 +77,8 @@ class AzureStore(FsspecStore):
             return [_entry(item, below) async for item in found]
 
     def _descendants(self, prefix: str) -> Iterable[Entry]:
-        found: list[Entry] = self._wait_for(self._list_all, prefix)
-        return (entry for entry in found if not entry.is_dir)
+        found: Iterable[Entry] = self._wait_for(self._list_all, prefix)
+        return found
 
     async def _list_all(self, prefix: str) -> list[Entry]:
         container, below = split_bucket(prefix)

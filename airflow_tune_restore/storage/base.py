@@ -75,16 +75,18 @@ class ObjectStore(Protocol):
         Object stores answer with a thousand objects at a time. On disks, a directory that is empty or a
         link is yielded, too; a link is not walked into, because it may lead to itself.
         """
-        for entry in self.list_dir(path):
-            if not entry.is_dir or entry.is_link or entry.place:
-                yield entry
-                continue
-            is_empty = True
-            for below in self.walk(f"{path}/{entry.name}".lstrip("/")):
-                yield below._replace(name=f"{entry.name}/{below.name}")
-                is_empty = False
-            if is_empty:
-                yield entry
+        waiting = [""]
+        while waiting:  # not by recursion: directories may nest a thousand deep
+            here = waiting.pop()
+            entries = self.list_dir(f"{path}/{here}".strip("/"))
+            if here and not entries:
+                yield Entry(here, is_dir=True)
+            for entry in entries:
+                name = f"{here}/{entry.name}".lstrip("/")
+                if entry.is_dir and not (entry.is_link or entry.place):
+                    waiting.append(name)
+                else:
+                    yield entry._replace(name=name)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object.

@@ -56,6 +56,9 @@ class FsspecStore(ObjectStore):
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
     """The options that URLs of this store take after a `?`, by name."""
 
+    LISTS_TREES: ClassVar[bool] = False
+    """Whether one request lists a tree (`_descendants`). fsspec's own `find` leaves out what fails."""
+
     def __init__(
         self, filesystem: "AbstractFileSystem", location: Location, bucket: Bucket | None = None
     ) -> None:
@@ -105,6 +108,9 @@ class FsspecStore(ObjectStore):
 
     def walk(self, path: str = "") -> Iterator[Entry]:
         """Yield all objects below `path`; the marker of a directory is a directory."""
+        if not self.LISTS_TREES:
+            yield from super().walk(path)
+            return
         try:
             with self._translated("list", path):
                 for entry in self._descendants(self._path(path)):
@@ -181,10 +187,7 @@ class FsspecStore(ObjectStore):
                 yield _entry(item)
 
     def _descendants(self, prefix: str) -> Iterable[Entry]:
-        self._fs.invalidate_cache(prefix)
-        for path, item in self._fs.find(prefix, detail=True).items():
-            below = str(path).strip("/").removeprefix(prefix.strip("/")).lstrip("/")
-            yield _entry(item)._replace(name=below)
+        raise NotImplementedError
 
     def _read(self, path: str, end: int | None) -> bytes:
         try:

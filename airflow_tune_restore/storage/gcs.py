@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class GcsStore(FsspecStore):
     """Google Cloud Storage through gcsfs."""
 
+    LISTS_TREES = True
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "scheme": SCHEME,
         "endpoint_override": ENDPOINT,

@@ -39,6 +39,9 @@ TEMPORARY = ".tmp-"
 _CANNOT_BE_FOLLOWED = (errno.ELOOP, errno.ENAMETOOLONG)
 """Errors of a link that leads to itself, or to a name that a disk cannot hold: it leads nowhere."""
 
+_DEEPEST = 8
+"""How many levels a walk below `.tune_restore` goes down. Records lie five levels deep."""
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _ANY_FILE_MODE = 0o666
 
@@ -96,12 +99,23 @@ class LocalStore(ObjectStore):
         try:
             with self._opened_directory(self._path(path)) as top:
                 # by open directories, and through no link
-                for place, directories, names, here in os.fwalk(".", dir_fd=top):
+                for place, directories, names, here in os.fwalk(
+                    ".", dir_fd=top, onerror=_unless_gone
+                ):
+                    self._refuse_links(path, place[2:], directories, here)
                     yield from _own_entries(place[2:], directories, names, here)
+                    if place.count("/") >= _DEEPEST:
+                        directories.clear()
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise _failure(f"list {self._path(path)}", error) from error
+
+    def _refuse_links(self, path: str, place: str, directories: list[str], here: int) -> None:
+        """Refuse a link to a directory, as the listing of the directory does (LinkRefusedError)."""
+        for name in directories:
+            if stat.S_ISLNK(_status(_Place(here, name)).st_mode):
+                raise LinkRefusedError((self._path(path) / place / name).as_posix())
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Return the whole object."""
@@ -296,6 +310,12 @@ def _own_entry(item: "os.DirEntry[str]") -> Entry | None:
         return _file_entry(item.name, item.stat(follow_symlinks=False))
     except FileNotFoundError:
         return None  # deleted meanwhile
+
+
+def _unless_gone(error: OSError) -> None:
+    """Raise the error of a directory that cannot be walked into, unless it was deleted meanwhile."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _own_entries(

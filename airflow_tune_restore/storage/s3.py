@@ -40,6 +40,7 @@ CONFLICT_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
 class S3Store(FsspecStore):
     """S3 through s3fs."""
 
+    LISTS_TREES = True
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "region": WORD,
         "scheme": SCHEME,

@@ -30,8 +30,8 @@ _RETRIES = 2
 _SMALL_SECONDS, _LARGE_SECONDS = 60, 900
 """How long a request may take: one of up to 8 MiB, and an upload of up to 512 MiB."""
 
-_NO_KEY = "<Code>NoSuchKey</Code>"
-"""In the answer of S3, which obstore repeats; a key in its URL has no such characters."""
+_NO_KEY, _TAKEN = "<Code>NoSuchKey</Code>", "<Code>PreconditionFailed</Code>"
+"""In answers of S3, which obstore repeats; a key in its URL has no such characters."""
 
 _PAGE = 1000
 """Objects in one answer to a listing: the most that S3 gives."""
@@ -127,7 +127,9 @@ class BulkS3Store(S3Store):
         try:
             self._put_once(path, body, mode="create")
         except (AlreadyExistsError, FileExistsError) as error:
-            raise FileExistsError(path) from error
+            if _TAKEN in str(error):  # else it may be a race that is not decided yet (409)
+                raise FileExistsError(path) from error
+            super()._create(path, body)
         except (BaseError, OSError, ValueError):
             super()._create(path, body)
 

@@ -96,14 +96,14 @@ class ReadOnceStore(WrappedStore):
         return sorted(tree.get(below, {}).values(), key=lambda entry: entry.name)
 
     def _list_tree(self, top: str) -> _Tree | None:
-        """List a tree; None if it is too large, if a link is in it, or if it cannot be listed."""
+        """List a tree; None if it is too large or ambiguous, or if it cannot be listed."""
         if self._room <= 0:
             return None
         try:
             found = list(islice(super().walk(top), _ONE_ANSWER + 1))
         except StorageError:
             return None  # the listing of one directory may still succeed, or raises the error
-        if len(found) > _ONE_ANSWER or any(entry.is_link or entry.place for entry in found):
+        if len(found) > _ONE_ANSWER or any(map(_is_ambiguous, found)):
             return None
         self._room -= len(found)
         return _as_tree(found)
@@ -116,6 +116,15 @@ class ReadOnceStore(WrappedStore):
             if "/" not in key and len(body) <= _KEPT_BYTES:
                 self._kept[key] = body
         return body
+
+
+def _is_ambiguous(entry: Entry) -> bool:
+    """Whether only the listing of its directory shows what an entry is.
+
+    A link is not walked into. An empty object may be the marker of an empty directory, as Ray uploads
+    them to S3: obstore drops the slash at its end.
+    """
+    return entry.is_link or bool(entry.place) or (not entry.is_dir and not entry.size_bytes)
 
 
 def _as_tree(found: list[Entry]) -> _Tree:

@@ -20,8 +20,8 @@ from airflow_tune_restore.exceptions import (
     TuneRestoreError,
 )
 from airflow_tune_restore.protocol import layout
+from airflow_tune_restore.protocol.attempts import find_ended
 from airflow_tune_restore.protocol.checkpoints import checkpoint_index
-from airflow_tune_restore.protocol.listed_records import find_ended
 from airflow_tune_restore.protocol.planned import read_planned
 from airflow_tune_restore.protocol.records import read_record
 from airflow_tune_restore.protocol.request import (

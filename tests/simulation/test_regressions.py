@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_tune_restore.protocol import attempts, lease, listed_records
+from airflow_tune_restore.protocol import attempts, lease
 from airflow_tune_restore.protocol.kept_lease import _KeptLease, look_until_fresh
 from airflow_tune_restore.restore import abandoned, claim, commit, committed_attempts, start
 from airflow_tune_restore.runner.heartbeat import Heartbeat
@@ -199,7 +199,7 @@ MISTAKES = {
         Edit(Heartbeat.check_lately_or_end, "look_until_fresh", "(lambda *_: None)"),
     ),
     "an attempt of a run of all trials records no failure of the one before it": (
-        Edit(listed_records.find_ended, "compress(units, for_each(has_ended, units))", "()"),
+        Edit(attempts.find_ended, "compress(units, for_each(has_ended, units))", "()"),
     ),
     "no trial is run after the commit of its restore, which has not released its lease": (
         Edit(claim.claim_attempt, "_refuse_if_committed(store, plan, unit)", "pass"),

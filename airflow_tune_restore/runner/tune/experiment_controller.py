@@ -19,7 +19,7 @@ from ray.tune.tune_config import ResumeConfig
 
 from airflow_tune_restore.exceptions import NoRoomError, RunnerError
 from airflow_tune_restore.protocol import layout
-from airflow_tune_restore.protocol.listed_records import find_ended
+from airflow_tune_restore.protocol.attempts import find_ended
 from airflow_tune_restore.protocol.request import (
     RUN_ACTIONS,
     Result,
