@@ -25,7 +25,7 @@ from airflow_tune_restore.version_compat import (
 )
 
 RECONNECT_SECONDS = 300.0
-"""How long triggers keep a client whose store fails before they make another one."""
+"""How long triggers keep a client before they read its connection again."""
 
 _PROVIDERS = {
     "s3": "amazon", "s3a": "amazon",
@@ -157,7 +157,7 @@ class ExperimentStorageHook(BaseHook):
     def reconnect(self) -> None:
         """Read connections again for all stores that are opened from now on: they may have changed.
 
-        At most once in `RECONNECT_SECONDS`: while a store is down, each poll of it calls this.
+        At most once in `RECONNECT_SECONDS`: each poll of a trigger may call this.
         """
         if time.monotonic() - self._reconnected > RECONNECT_SECONDS:
             self._reconnected = time.monotonic()
@@ -246,7 +246,7 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
     scheme = Location.parse(place.uri).scheme
     try:
         with ASKING:  # it reads the connection again
-            return get_fs(scheme, place.conn_id)
+            filesystem = get_fs(scheme, place.conn_id)
     except (ImportError, ValueError) as error:
         provider = _PROVIDERS.get(scheme)
         why = f"{str(error).rstrip('.')}. Is the Airflow provider for it installed?"
@@ -263,6 +263,8 @@ def _filesystem(place: Address) -> "AbstractFileSystem | None":
             f"Connection {place.conn_id!r} cannot be used for {scheme}://: "
             f"{type(error).__name__}."  # its text may hold parts of the connection
         ) from error
+    type(filesystem).clear_instance_cache()  # it would keep the client for ever
+    return filesystem
 
 
 def _is_installed(provider: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import replace
 
 from airflow_tune_restore.exceptions import (
     InvalidInputError,
@@ -23,6 +24,7 @@ from airflow_tune_restore.protocol.lease_watch import OnWait, log_wait
 from airflow_tune_restore.protocol.records import is_listed
 from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
+from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, check_fits, read_plan
 from airflow_tune_restore.restore.prepare import (
     PreparedRestore,
@@ -132,7 +134,7 @@ def _write_under_lease(prepared: PreparedRestore) -> RestorePlan:
             if prepared.is_started:
                 return plan
             name_commit(store, entries, continues_search=plan.continues_search)
-            return _write(held_store, plan, state)
+            return _write(held_store, _with_present_failures(store, plan), state)
     except Exception:
         release_unstarted(store, plan.restore_id)
         raise
@@ -165,6 +167,17 @@ def _changed(store: ObjectStore, plan: RestorePlan, newest: StateFile) -> StateC
         ):
             return RestoredMeanwhileError(store.uri, plan.base.name, newest.name, restore_id)
     return StateChangedError(store.uri, plan.base.name, newest.name)
+
+
+def _with_present_failures(store: ObjectStore, plan: RestorePlan) -> RestorePlan:
+    """Return the plan with the failures as the ledger has them under the lease.
+
+    A trial may have been released since the plan was made.
+    """
+    if not plan.failures:
+        return plan
+    known = read_ledger(store)[0].trials
+    return replace(plan, failures={key: known[key] for key in plan.failures if key in known})
 
 
 def _write(store: ObjectStore, plan: RestorePlan, state: State) -> RestorePlan:

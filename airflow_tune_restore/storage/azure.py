@@ -26,7 +26,6 @@ AUTHORITY = Option(
 class AzureStore(FsspecStore):
     """Azure Blob Storage through adlfs, which uses only the blob service, and only with TLS."""
 
-    LISTS_TREES = True
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "enable_tls": Option("(?i:true|1)", "true: adlfs uses TLS only"),
         "blob_storage_authority": AUTHORITY,
@@ -34,6 +33,11 @@ class AzureStore(FsspecStore):
         "dfs_storage_authority": AUTHORITY,
         "background_writes": BOOLEAN,
     }
+
+    @property
+    def lists_trees(self) -> bool:
+        """Return True."""
+        return True
 
     @classmethod
     def client_arguments(
@@ -77,14 +81,22 @@ class AzureStore(FsspecStore):
             return [_entry(item, below) async for item in found]
 
     def _descendants(self, prefix: str) -> Iterable[Entry]:
-        found: Iterable[Entry] = self._wait_for(self._list_all, prefix)
-        return found
+        token = None
+        while True:
+            entries, token = self._wait_for(self._list_page, prefix, token)
+            yield from entries
+            if not token:
+                return
 
-    async def _list_all(self, prefix: str) -> list[Entry]:
+    async def _list_page(self, prefix: str, token: str | None) -> tuple[list[Entry], str | None]:
+        """Return one answer of a listing of all blobs below a prefix, and the token of the next one."""
         container, below = split_bucket(prefix)
         async with self._fs.service_client.get_container_client(container) as client:
             found = client.list_blobs(name_starts_with=below, include=["metadata"])
-            return [_entry(item, below) async for item in found]
+            pages = found.by_page(continuation_token=token)
+            async for page in pages:
+                return [_entry(item, below) async for item in page], pages.continuation_token
+        return [], None
 
     def _delete(self, path: str) -> None:
         self._wait_for(self._delete_blob, path)  # adlfs has no rm_file before 2026.2
@@ -116,7 +128,7 @@ class AzureStore(FsspecStore):
                 break
         return stamps[0] if stamps else None
 
-    def _wait_for(self, coroutine_function: Any, *args: str) -> Any:
+    def _wait_for(self, coroutine_function: Any, *args: str | None) -> Any:
         """Run a coroutine in the thread of fsspec's event loop, where its clients live."""
         from fsspec.asyn import sync
 

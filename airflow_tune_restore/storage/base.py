@@ -57,6 +57,11 @@ class ObjectStore(Protocol):
     """A directory of objects behind a URI."""
 
     @property
+    def lists_trees(self) -> bool:
+        """Whether one request lists a tree; else a walk lists each directory of it."""
+        return False
+
+    @property
     def uri(self) -> str:
         """The root, without credentials and without a trailing slash."""
 

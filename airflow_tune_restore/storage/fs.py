@@ -6,7 +6,8 @@ from a URL. An endpoint or region in the options of a URL wins over both. Listin
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -53,6 +54,7 @@ class StoreClients:
     def __init__(self) -> None:
         self._opened: dict[tuple[str | None, str, str, str], FsspecStore] = {}
         self._lock = threading.Lock()
+        self._connecting: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
 
     def open(
         self,
@@ -69,6 +71,8 @@ class StoreClients:
         location = _located(uri, has_account=account is not None)
         key = (account, location.scheme, location.authority, location.options)
         with self._lock:
+            connecting = self._connecting[key]
+        with connecting:  # a connection that hangs stops no other one
             if (opened := self._opened.get(key)) is not None:
                 return opened.rooted_at(location)
             store = open_store(uri, filesystem=connect(), in_bulk=True)
@@ -78,8 +82,7 @@ class StoreClients:
 
     def forget(self) -> None:
         """Make new clients from now on: credentials may have changed. Opened stores keep theirs."""
-        with self._lock:
-            self._opened.clear()
+        self._opened.clear()
 
 
 def open_store(

@@ -35,11 +35,13 @@ class Bucket:
 
     Args:
         creates_exclusively: Whether it has passed the self-test.
+        large_client: A client for large objects, once one was needed.
         asking: Held by the thread that finds one of these out, so that others do not ask, too.
         time: When it was asked for the time (monotonic), and its answer.
     """
 
     creates_exclusively: bool = False
+    large_client: Any = None
     asking: "threading.Lock" = field(default_factory=threading.Lock)
     time: tuple[float, datetime] | None = None
 
@@ -55,9 +57,6 @@ class FsspecStore(ObjectStore):
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
     """The options that URLs of this store take after a `?`, by name."""
-
-    LISTS_TREES: ClassVar[bool] = False
-    """Whether one request lists a tree (`_descendants`). fsspec's own `find` leaves out what fails."""
 
     def __init__(
         self, filesystem: "AbstractFileSystem", location: Location, bucket: Bucket | None = None
@@ -108,7 +107,7 @@ class FsspecStore(ObjectStore):
 
     def walk(self, path: str = "") -> Iterator[Entry]:
         """Yield all objects below `path`; the marker of a directory is a directory."""
-        if not self.LISTS_TREES:
+        if not self.lists_trees:  # fsspec's own `find` leaves out what fails
             yield from super().walk(path)
             return
         try:
@@ -163,8 +162,8 @@ class FsspecStore(ObjectStore):
     def now(self) -> datetime:
         """Return the server's time if it reports it, else this machine's.
 
-        A time that it reported shortly before is continued. If this machine was suspended meanwhile, the
-        result is too early, so that something may look younger, but nothing older than it is.
+        A time that it reported shortly before is continued. If this machine was suspended meanwhile, for
+        less than a day, the result is too early, so that something may look younger, and nothing older.
         """
         with self.bucket.asking:
             if self.bucket.time is not None:

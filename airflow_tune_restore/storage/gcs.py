@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 class GcsStore(FsspecStore):
     """Google Cloud Storage through gcsfs."""
 
-    LISTS_TREES = True
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "scheme": SCHEME,
         "endpoint_override": ENDPOINT,
@@ -32,6 +31,11 @@ class GcsStore(FsspecStore):
             "40 or more: gcsfs always tries for up to 36 s, and not longer",
         ),
     }
+
+    @property
+    def lists_trees(self) -> bool:
+        """Return True."""
+        return True
 
     @classmethod
     def client_arguments(

@@ -23,6 +23,11 @@ class MemoryStore(ObjectStore):
         self._clock = clock
 
     @property
+    def lists_trees(self) -> bool:
+        """Return True, as object stores do."""
+        return True
+
+    @property
     def uri(self) -> str:
         """The root as a URL."""
         return f"memory://{self._root}".rstrip("/")

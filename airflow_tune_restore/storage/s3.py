@@ -40,7 +40,6 @@ CONFLICT_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
 class S3Store(FsspecStore):
     """S3 through s3fs."""
 
-    LISTS_TREES = True
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "region": WORD,
         "scheme": SCHEME,
@@ -69,6 +68,11 @@ class S3Store(FsspecStore):
             filesystem
         ):
             _keep_session(filesystem)
+
+    @property
+    def lists_trees(self) -> bool:
+        """Return True."""
+        return True
 
     @classmethod
     def client_arguments(

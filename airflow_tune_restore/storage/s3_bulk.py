@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _RETRIES = 2
 """s3fs comes next, and has retries of its own."""
 
-_SMALL_SECONDS, _LARGE_SECONDS = 60, 900
-"""How long a request may take: one of up to 8 MiB, and an upload of up to 512 MiB."""
+_SMALL_SECONDS, _LARGE_SECONDS = 15, 900
+"""How long a request may take: as with s3fs, on which the rules of leases count; and one for a body of up
+to 512 MiB."""
 
 _NO_KEY, _TAKEN = "<Code>NoSuchKey</Code>", "<Code>PreconditionFailed</Code>"
 """In answers of S3, which obstore repeats; a key in its URL has no such characters."""
@@ -63,7 +64,7 @@ class BulkS3Store(S3Store):
 
         path = self._path(key).partition("/")[2]
         try:
-            answer = self._client.get(path)
+            answer = self._large_client().get(path)
         except (BaseError, OSError, ValueError):
             yield from super().stream(key, max_bytes=max_bytes)  # s3fs shows what is wrong
             return
@@ -142,19 +143,23 @@ class BulkS3Store(S3Store):
             super()._put(path, body)
 
     def _put_once(self, path: str, body: bytes, *, mode: str) -> None:
-        client = self._client
-        if (
-            len(body) > PIECE_BYTES
-        ):  # its time limit is for the whole upload; s3fs would copy the body
-            client = _client(self._fs, self._location.authority, _LARGE_SECONDS, retries=0)
+        # s3fs would copy a large body
+        client = self._large_client() if len(body) > PIECE_BYTES else self._client
         client.put(path.partition("/")[2], body, mode=mode, use_multipart=False)
+
+    def _large_client(self) -> Any:
+        """Return a client whose limit of time fits a large object: it is for all of its bytes."""
+        if self.bucket.large_client is None:
+            bucket = self._location.authority
+            self.bucket.large_client = _client(self._fs, bucket, _LARGE_SECONDS)
+        return self.bucket.large_client
 
     def _delete(self, path: str) -> None:
         from obstore.exceptions import BaseError
 
         try:
             self._client.delete(path.partition("/")[2])
-        except (BaseError, OSError, ValueError):
+        except (BaseError, OSError, ValueError, TypeError):  # of a key with an empty segment
             super()._delete(path)
 
 
@@ -183,9 +188,7 @@ def _has_own_certificates(fs: Any) -> bool:
     return getattr(session, "_verify", True) is not True
 
 
-def _client(
-    filesystem: Any, bucket: str, seconds: int = _SMALL_SECONDS, *, retries: int = _RETRIES
-) -> Any:
+def _client(filesystem: Any, bucket: str, seconds: int = _SMALL_SECONDS) -> Any:
     """Return a client of obstore, with this limit of time for each request."""
     from fsspec.asyn import sync
     from obstore.store import S3Store as Client
@@ -210,6 +213,6 @@ def _client(
         region=region,
         virtual_hosted_style_request=False,
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": f"{seconds}s"},
-        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=20)},
+        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=20)},
         credential_provider=credentials,
     )

@@ -8,14 +8,14 @@ from typing import Self
 from airflow_tune_restore.exceptions import StorageError
 from airflow_tune_restore.storage.base import OWN_DIRECTORY, Entry, ObjectStore
 
-_KEPT_BYTES = 8 * 1024 * 1024
-"""Larger objects are not kept in memory."""
+_KEPT_BYTES = 16 * 1024 * 1024
+"""Bytes of all objects that are kept in memory, and of the entries of trees."""
 
 _ONE_ANSWER = 1000
 """Objects of a tree that is listed at once: object stores give so many in one answer."""
 
-_KEPT_ENTRIES = 200_000
-"""Entries of all trees that are kept in memory, about 60 MB."""
+_ENTRY_BYTES = 300
+"""About the memory of an entry without its name."""
 
 _Tree = dict[str, dict[str, Entry]]
 """The children of each directory in a tree, by its path from the top."""
@@ -26,6 +26,11 @@ class WrappedStore(ObjectStore):
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+
+    @property
+    def lists_trees(self) -> bool:
+        """As the store behind it."""
+        return self._store.lists_trees
 
     @property
     def uri(self) -> str:
@@ -81,7 +86,7 @@ class ReadOnceStore(WrappedStore):
         super().__init__(store)
         self._kept: dict[str, bytes] = {}
         self._trees: dict[str, _Tree | None] = {}
-        self._room = _KEPT_ENTRIES
+        self._room = self._tree_room = _KEPT_BYTES
 
     def list_dir(self, path: str = "") -> list[Entry]:
         """Return the direct children of `path`, from memory if its tree was listed before."""
@@ -97,7 +102,7 @@ class ReadOnceStore(WrappedStore):
 
     def _list_tree(self, top: str) -> _Tree | None:
         """List a tree; None if it is too large or ambiguous, or if it cannot be listed."""
-        if self._room <= 0:
+        if self._tree_room <= 0 or not self._store.lists_trees:
             return None
         try:
             found = list(islice(super().walk(top), _ONE_ANSWER + 1))
@@ -105,7 +110,7 @@ class ReadOnceStore(WrappedStore):
             return None  # the listing of one directory may still succeed, or raises the error
         if len(found) > _ONE_ANSWER or any(map(_is_ambiguous, found)):
             return None
-        self._room -= len(found)
+        self._tree_room -= sum(_ENTRY_BYTES + len(entry.name) for entry in found)
         return _as_tree(found)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
@@ -113,8 +118,9 @@ class ReadOnceStore(WrappedStore):
         body = self._kept.get(key)
         if body is None or (max_bytes is not None and len(body) > max_bytes):
             body = super().get(key, max_bytes=max_bytes)
-            if "/" not in key and len(body) <= _KEPT_BYTES:
+            if "/" not in key and len(body) <= self._room:
                 self._kept[key] = body
+                self._room -= len(body)
         return body
 
 

@@ -91,7 +91,6 @@ class ExperimentPoller(EventTrigger):
             except TuneRestoreError as error:
                 shown = printable(str(error), 4000)
                 log.warning("%s Polling again in %.0f s.", shown, _pause(interval, failures))
-                hook.reconnect()  # the credentials may have changed
             except Exception:  # noqa: BLE001  an event trigger that raises is started again every 2 s
                 log.exception("Polling again in %.0f s.", _pause(interval, failures))
             else:
@@ -99,6 +98,7 @@ class ExperimentPoller(EventTrigger):
                 warns_if_empty = bool(reports)
                 yield Poll(tuple(reports))
             await asyncio.sleep(_pause(interval, failures))
+            hook.reconnect()  # the connection may have changed
 
 
 def _pause(interval: float, failures: int) -> float:

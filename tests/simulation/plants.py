@@ -91,7 +91,7 @@ _OF_RUNNERS = (
                 "self._attempts.numbers()",
             ),
         ),
-        seed=765,
+        seed=282,
     ),
     Plant(
         "outcome before snapshot",

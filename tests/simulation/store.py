@@ -244,6 +244,10 @@ class SimulatedStore(ObjectStore):
         entries: list[Entry] = self._request("list", where, self._shelf.list_dir, args)
         return entries
 
+    @property
+    def lists_trees(self) -> bool:
+        return self._shelf.kind is not StoreKind.LOCAL
+
     def walk(self, path: str = "") -> Iterator[Entry]:
         if self._shelf.kind is StoreKind.LOCAL:  # one directory after the other
             yield from super().walk(path)

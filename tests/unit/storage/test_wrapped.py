@@ -70,7 +70,7 @@ def test_a_tree_that_does_not_fit_into_one_answer_is_listed_by_directory(
 
 
 def test_trees_take_a_limited_amount_of_memory(store, behind, monkeypatch):
-    monkeypatch.setattr(store, "_room", 1)
+    monkeypatch.setattr(store, "_tree_room", 1)
     store.list_dir("t1")  # more than there is room for, and the last one
     assert listing(store, "t2") == listing(behind, "t2")
     behind.asked.clear()
