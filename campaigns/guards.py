@@ -61,6 +61,10 @@ class GuardedStore:
         self.touched |= {f"{path}/{entry.name}" for entry in found}
         return found
 
+    @property
+    def lists_trees(self) -> bool:
+        return self.inner.lists_trees
+
     def walk(self, path: str = "") -> Iterator[Entry]:
         for entry in self.inner.walk(_inside(path) if path else ""):
             self.touched.add(f"{path}/{entry.name}".lstrip("/"))
