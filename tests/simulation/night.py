@@ -223,10 +223,10 @@ def _draw_twins(rng: random.Random, script: Script) -> Script:
 
 
 def _draw_late_runner(rng: random.Random, script: Script) -> Script:
-    """Let the runners of all tries die, and a second process of the task start one as the commit begins.
+    """Let the runners of all tries die, and a second process start one more about when the commit begins.
 
-    The commit waits for those that died, and a fault strikes it, or the late runner. By chance, all of it
-    comes together too seldom.
+    A fault strikes the commit that waits for it, or the late runner. By chance, all of it comes together
+    too seldom.
     """
     sweep = rng.choice(("one", "one", "small", "slow"))
     how = rng.choice((FaultKind.DIES_BEFORE, FaultKind.DIES_AFTER, FaultKind.DIES_AFTER))

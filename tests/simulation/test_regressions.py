@@ -103,7 +103,6 @@ SCRIPTS = {
         sweep="broken",
         pace=2.0,
         nights=(Night(starts=0.0, meddlings=(Meddling("clear", "trial", 390.0),)),),
-        faults=(Fault(FaultKind.DIES_AFTER, "trial", 7),),
         storms=(Storm(begins=242.0, seconds=175.0, share=1.0),),
     ),
     "a commit that freezes while it waits for a runner does not take it for dead": Script(
@@ -141,7 +140,7 @@ SCRIPTS = {
         faults=(Fault(FaultKind.FREEZES, "commit", 2, "list", ".tune_restore/lease", 875.0),),
         commands=(Command("undo", 874.0),),
     ),
-    "a commit has what a runner saved that began as it waited for others": Script(
+    "a commit has the first snapshot of a runner that saved it while the commit waited": Script(
         seed=1,
         sweep="one",
         nights=(Night(starts=0.0, meddlings=(Meddling("twice", "trial", 210.0),)),),
@@ -222,7 +221,7 @@ MISTAKES = {
     "a commit that freezes in a look at its lease looks again before it writes": (
         Edit(look_until_fresh, "    look()\n", "    return look()\n"),
     ),
-    "a commit has what a runner saved that began as it waited for others": (
+    "a commit has the first snapshot of a runner that saved it while the commit waited": (
         Edit(
             committed_attempts.settle_late_attempts,
             "    records.list_again()\n    if over is None",
