@@ -109,17 +109,13 @@ class S3Store(FsspecStore):
         for page in self._pages(Prefix=below, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
                 yield prefix_entry(item["Prefix"], below)
-            for item in page.get("Contents", ()):
-                key, size, modified = item["Key"], item["Size"], item["LastModified"]
-                yield object_entry(key, below, size, modified, item["ETag"])
+            yield from _objects(page, below)
 
     def _descendants(self, prefix: str, after: str = "") -> Iterator[Entry]:
         _, below = split_bucket(prefix)
         start = {"StartAfter": after} if after else {}
         for page in self._pages(Prefix=below, **start):
-            for item in page.get("Contents", ()):
-                key, size, modified = item["Key"], item["Size"], item["LastModified"]
-                yield object_entry(key, below, size, modified, item["ETag"])
+            yield from _objects(page, below)
 
     def _pages(self, **parameters: Any) -> Iterator[dict[str, Any]]:
         parameters |= self._fs.req_kw | {"Bucket": self._root.partition("/")[0]}
@@ -150,6 +146,13 @@ class S3Store(FsspecStore):
         page = next(self._pages(Prefix=split_bucket(self._root)[1], MaxKeys=1))
         stamp: str | None = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         return stamp
+
+
+def _objects(page: dict[str, Any], below: str) -> Iterator[Entry]:
+    """Yield the objects of a page of a listing below the key prefix ``below``."""
+    for item in page.get("Contents", ()):
+        key, size, modified = item["Key"], item["Size"], item["LastModified"]
+        yield object_entry(key, below, size, modified, item["ETag"])
 
 
 def _keep_session(filesystem: Any) -> None:
