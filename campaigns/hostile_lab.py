@@ -275,7 +275,7 @@ def _started(objects: Objects, strategy: str) -> tuple[MemoryStore, RestorePlan]
     options = night_options(strategy)
     prepared = prepare_restore(store, RESTORE_ID, options)
     assert not isinstance(prepared, str)
-    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60)
+    plan, _ = start_restore(prepared, holder="test", ttl_seconds=60)
     assert plan is not None
     return store, plan
 

@@ -70,7 +70,7 @@ def a_restore(rng: random.Random, lab: Lab) -> None:
         prepared = prepare_restore(store, RESTORE_ID, options)
         if isinstance(prepared, str):
             return
-        plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60)
+        plan, _ = start_restore(prepared, holder="test", ttl_seconds=60)
         assert plan is not None
         assert read_plan(store, RESTORE_ID) == plan
         for trial in plan.to_run[:3]:
@@ -312,7 +312,7 @@ def _abandoned() -> Objects:
     options = night_options()
     prepared = prepare_restore(store, RESTORE_ID, options)
     assert not isinstance(prepared, str)
-    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60)
+    plan, _ = start_restore(prepared, holder="test", ttl_seconds=60)
     assert plan is not None
     for trial in plan.to_run:
         beat(

@@ -191,7 +191,7 @@ def next_night(_lab: Lab, store: ObjectStore, restore_id: str = "r2") -> None:
     options = night_options()
     prepared = prepare_restore(store, restore_id, options)
     if not isinstance(prepared, str):
-        start_restore(prepared, options, holder="test", ttl_seconds=60)
+        start_restore(prepared, holder="test", ttl_seconds=60)
 
 
 def _claim(_lab: Lab, store: ObjectStore) -> None:

@@ -149,7 +149,6 @@ class _Restore:
         try:
             plan, settled = start_restore(
                 prepared,
-                self._options.prepare,
                 holder=holder(),
                 ttl_seconds=TTL_SECONDS,
                 on_wait=show_waits(self._progress),

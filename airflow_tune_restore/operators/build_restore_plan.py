@@ -239,7 +239,7 @@ class BuildRestorePlanOperator(CheckedOperator):
                 batch.take(text, restore.plan.restore_id, by_name=text in by_name)
         # pushed before, too: if this task dies half-way, the commit finds the leases that it took
         context["ti"].xcom_push(xcom.OUTCOMES_KEY, batch.to_xcom())
-        return self._start(context, batch, to_start, options)
+        return self._start(context, batch, to_start)
 
     def _prepare_all(
         self,
@@ -273,12 +273,11 @@ class BuildRestorePlanOperator(CheckedOperator):
         context: Context,
         batch: ExperimentBatch,
         prepared: dict[str, PreparedRestore],
-        options: PrepareOptions,
     ) -> list[tuple[Address, RestorePlan]]:
         ttl_seconds, holder = self._ttl_seconds(), hold_as_dag_run(context, self.log)
 
         def start(text: str) -> tuple[RestorePlan | None, CommitSummary | None]:
-            return start_restore(prepared[text], options, ttl_seconds=ttl_seconds, **holder)
+            return start_restore(prepared[text], ttl_seconds=ttl_seconds, **holder)
 
         started: list[tuple[Address, RestorePlan]] = []
         for text, (plan, settled) in batch.map(start, prepared):

@@ -110,7 +110,6 @@ def start_continued_search(
             check(prepared)
         return start_restore(
             prepared,
-            options,
             ttl_seconds=DEFAULT_LEASE_TTL.total_seconds(),
             **hold_as_dag_run(context, log),
         )

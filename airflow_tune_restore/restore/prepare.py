@@ -5,7 +5,7 @@ A reason against a restore is raised; a reason that makes one needless is return
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow_tune_restore.exceptions import (
@@ -76,33 +76,43 @@ class PreparedRestore:
     """A restore that can be started. It is small: its state is read again when it starts.
 
     Args:
+        options: The options that it was prepared with.
         samples_left: Samples that were never drawn; None if unknown.
         searcher_lost: Why their own searcher is lost; "" if it is not.
         is_started: Whether an earlier try of the caller started this restore.
         is_search: Whether it continues the search and nothing else, whatever its trials are.
         health_reason: Why the experiment counts as dead.
         nothing_to_do: Why nothing else is to do, if it only settles what a dead restore left.
+        last_write: The newest write to the experiment by the store's clock (UTC); None if unknown.
         watch: The watch of another restore that holds the lease and looks dead, if there is one.
     """
 
     store: ObjectStore
     plan: RestorePlan
+    options: PrepareOptions = field(default_factory=PrepareOptions)
     samples_left: int | None = None
     searcher_lost: str = ""
     is_started: bool = False
     is_search: bool = False
     health_reason: str = ""
     nothing_to_do: str = ""
+    last_write: datetime | None = None
     watch: Watch | None = None
 
     @classmethod
     def of(
-        cls, store: ObjectStore, experiment: Experiment, plan: RestorePlan, **more: Any
+        cls,
+        store: ObjectStore,
+        experiment: Experiment,
+        plan: RestorePlan,
+        options: PrepareOptions,
+        **more: Any,
     ) -> "PreparedRestore":
         """Return the prepared restore of an experiment."""
         return cls(
             store=store,
             plan=plan,
+            options=options,
             samples_left=experiment.samples_left,
             searcher_lost=experiment.searcher_lost,
             **more,
@@ -136,7 +146,7 @@ def prepare_restore(
     if prepared.plan.only_continues_search:
         return _committable(prepared, root.entries)
     if prepared.samples_left and not options.choices.trials:
-        return _committable(_with_search_plan(prepared, options), root.entries)
+        return _committable(_with_search_plan(prepared), root.entries)
     return nothing
 
 
@@ -154,7 +164,7 @@ def prepare_continued_search(
         nothing = f"{prepared.health_reason}; all its samples are drawn"
         has_left = _has_left_work(prepared, root.entries)
         return replace(prepared, nothing_to_do=nothing) if has_left else nothing
-    return _committable(_with_search_plan(prepared, options), root.entries)
+    return _committable(_with_search_plan(prepared), root.entries)
 
 
 def plan_restore(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
@@ -196,7 +206,7 @@ def _plan(
         warnings=(*plan.warnings, *notes),
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
     )
-    return PreparedRestore.of(store, experiment, plan)
+    return PreparedRestore.of(store, experiment, plan, options)
 
 
 def state_reader(choices: PlanChoices) -> StateReader:
@@ -204,13 +214,14 @@ def state_reader(choices: PlanChoices) -> StateReader:
     return StateReader(Keep(terminated_rows=choices.flags.keeps_terminated_rows, parameters=True))
 
 
-def plan_again(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
+def plan_again(prepared: PreparedRestore) -> PreparedRestore:
     """Plan the same restore again, after the commit of a restore that died."""
+    options = prepared.options
     if not prepared.is_search:
         again = plan_restore(prepared.store, prepared.plan.restore_id, options)
         if again.plan.changes_trials or not again.samples_left or options.choices.trials:
             return replace(again, watch=prepared.watch)
-    again = _with_search_plan(prepared, options)
+    again = _with_search_plan(prepared)
     has_samples = again.samples_left != 0
     return replace(again, plan=replace(again.plan, continues_search=has_samples))
 
@@ -288,9 +299,14 @@ def _has_left_work(prepared: PreparedRestore, entries: list[Entry]) -> bool:
     return was_restored(entries) and has_left_work(prepared.store, restore_id)
 
 
-def _with_search_plan(prepared: PreparedRestore, options: PrepareOptions) -> PreparedRestore:
-    planned = _plan_search(prepared.store, prepared.plan.restore_id, options)
-    return replace(planned, watch=prepared.watch, is_search=prepared.is_search)
+def _with_search_plan(prepared: PreparedRestore) -> PreparedRestore:
+    planned = _plan_search(prepared.store, prepared.plan.restore_id, prepared.options)
+    return replace(
+        planned,
+        last_write=prepared.last_write,
+        watch=prepared.watch,
+        is_search=prepared.is_search,
+    )
 
 
 def _prepare(
@@ -316,7 +332,7 @@ def _prepare_restored(
         own, experiment = read_plan(store, restore_id), read_base(store)
         if experiment.state_file.sha256 == own.base.sha256:
             check_fits(store, own, experiment.state)
-        return PreparedRestore.of(store, experiment, own, is_started=True)
+        return PreparedRestore.of(store, experiment, own, options, is_started=True)
     watch = lease.refuse_if_alive(store, restore_id, ask_holder=options.ask_holder)
     return replace(_plan_dead(store, root, restore_id, options), watch=watch)
 
@@ -351,10 +367,16 @@ def _plan_dead(
                 "(--ignore-tuner)."
             )
         case Health.NOT_STARTED:
-            return _plan_search(store, restore_id, options)
+            planned = _plan_search(store, restore_id, options)
+            return replace(planned, last_write=report.last_write)
         case _:
             prepared = _plan(reading, root.entries, read_state, restore_id, options)
-            return replace(prepared, store=store, health_reason=report.reason)
+            return replace(
+                prepared,
+                store=store,
+                health_reason=report.reason,
+                last_write=report.last_write,
+            )
 
 
 def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -> PreparedRestore:
@@ -363,7 +385,7 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
     plan = build_search_plan(
         experiment, choices, restore_id=restore_id, can_search=options.can_search
     )
-    return PreparedRestore.of(store, experiment, plan)
+    return PreparedRestore.of(store, experiment, plan, options)
 
 
 def find_started(store: ObjectStore, base_id: str) -> str | None:

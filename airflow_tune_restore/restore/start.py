@@ -26,11 +26,7 @@ from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, check_fits, read_plan
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    plan_again,
-)
+from airflow_tune_restore.restore.prepare import PreparedRestore, plan_again
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
@@ -39,7 +35,6 @@ from airflow_tune_restore.storage.self_test import check_exclusive_create
 
 def start_restore(
     prepared: PreparedRestore,
-    options: PrepareOptions,
     *,
     holder: str,
     ttl_seconds: float,
@@ -48,7 +43,7 @@ def start_restore(
 ) -> tuple[RestorePlan | None, CommitSummary | None]:
     """Take the lease and write the plan. First commit what a restore that died left behind.
 
-    `options` are those that the restore was prepared with. The lease is for `holder` (for people) and
+    The lease is for `holder` (for people) and
     `dag_run` (for Airflow), and lasts `ttl_seconds` without a renewal. `on_wait` shows the watch of a
     restore that looks dead.
 
@@ -77,7 +72,7 @@ def start_restore(
             on_wait=on_wait,
         )
         if settled or watch is not None or prepared.nothing_to_do:
-            prepared = plan_again(prepared, options)
+            prepared = plan_again(prepared)
     except LeaseHeldError:
         raise
     except Exception:

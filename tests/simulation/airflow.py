@@ -374,7 +374,7 @@ class DagRun:
                 return []
             self.restore_id = prepared.plan.restore_id
             plan, _settled = start_restore(
-                prepared, options, ttl_seconds=airflow.ttl_seconds, **self._holder()
+                prepared, ttl_seconds=airflow.ttl_seconds, **self._holder()
             )
         except (LeaseHeldError, ExperimentRunningError, StateChangedError) as error:
             self.restore_id = None
@@ -523,7 +523,7 @@ class DagRun:
             if isinstance(prepared, str):
                 raise Skipped(prepared)
             plan, _settled = start_restore(
-                prepared, options, ttl_seconds=airflow.ttl_seconds, **self._holder()
+                prepared, ttl_seconds=airflow.ttl_seconds, **self._holder()
             )
         except (ExperimentRunningError, LeaseHeldError) as error:
             raise Skipped(str(error)) from error

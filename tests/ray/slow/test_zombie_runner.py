@@ -59,7 +59,7 @@ def take_over(store):
         try:
             prepared = prepare_restore(store, "r2", OPTIONS)
             assert isinstance(prepared, PreparedRestore)
-            return start_restore(prepared, OPTIONS, holder="the next", ttl_seconds=120)
+            return start_restore(prepared, holder="the next", ttl_seconds=120)
         except LeaseHeldError:
             assert time.monotonic() < deadline
             time.sleep(0.5)

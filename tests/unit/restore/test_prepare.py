@@ -30,7 +30,7 @@ def test_ended_trials_can_be_taken_up_again(tmp_path, choice):
         stale_after=timedelta(0),
     )
     prepared = prepare_restore(store, "r1", options)
-    plan, _ = start_restore(prepared, options, holder="test", ttl_seconds=60.0)
+    plan, _ = start_restore(prepared, holder="test", ttl_seconds=60.0)
     assert {trial.trial_id for trial in plan.to_run} == {"ended", "failed"}
     for trial_id, row in zip(("ended", "failed"), rows, strict=True):
         seed = parse_state(store.get(layout.seed_key("r1", trial_id)))
@@ -60,9 +60,7 @@ def test_a_task_takes_no_part_of_another_plan(tmp_path, own, foreign):
     store = LocalStore(make_experiment(tmp_path / "sweep", [make_row("failed", status="ERROR")]))
     choices = PlanChoices(flags=ResumeFlags.from_flags(resume_errored=True), strategy="per_trial")
     options = PrepareOptions(choices=choices, stale_after=timedelta(0))
-    plan, _ = start_restore(
-        prepare_restore(store, "r1", options), options, holder="test", ttl_seconds=60.0
-    )
+    plan, _ = start_restore(prepare_restore(store, "r1", options), holder="test", ttl_seconds=60.0)
     assert read_part(store, "r1", "failed") == plan.part_of(plan.trial("failed"))
     key, escaped = layout.seed_key("r1", "failed"), own.replace(b'"', b'\\"')
     seed = store.get(key)

@@ -115,7 +115,7 @@ def _silent(monkeypatch):
 def start(store, restore_id):
     prepared = prepare_restore(store, restore_id, OPTIONS)
     assert isinstance(prepared, PreparedRestore), prepared
-    return start_restore(prepared, OPTIONS, holder=restore_id, ttl_seconds=60)[0]
+    return start_restore(prepared, holder=restore_id, ttl_seconds=60)[0]
 
 
 def run_all(store, plan, *trial_ids, **ends):
@@ -343,4 +343,4 @@ def test_a_lease_that_is_held_is_reported_whatever_the_store_answers_after_that(
     start_night(store, "r2")
     store.before("list", ".tune_restore/r1", refuse)
     with pytest.raises(LeaseHeldError):
-        start_restore(prepared, OPTIONS, holder="r1", ttl_seconds=60)
+        start_restore(prepared, holder="r1", ttl_seconds=60)

@@ -73,7 +73,7 @@ def _silent(monkeypatch):
 def start(store, restore_id):
     prepared = prepare_restore(store, restore_id, OPTIONS)
     assert isinstance(prepared, PreparedRestore), prepared
-    return start_restore(prepared, OPTIONS, holder=restore_id, ttl_seconds=60)
+    return start_restore(prepared, holder=restore_id, ttl_seconds=60)
 
 
 def refuse(*_arguments, **_options):
@@ -89,13 +89,13 @@ def test_a_second_try_of_a_plan_that_fails_leaves_the_lease_to_the_first(
     store, monkeypatch, fails_in
 ):
     prepared = prepare_restore(store, "r1", OPTIONS)
-    first, _ = start_restore(prepared, OPTIONS, holder="first", ttl_seconds=60)
+    first, _ = start_restore(prepared, holder="first", ttl_seconds=60)
     if fails_in == "its plan":
         store.dies_at = "seed.json"
     else:
         monkeypatch.setattr(abandoned, "_left_behind", refuse)
     with pytest.raises(StorageError):
-        start_restore(prepared, OPTIONS, holder="second", ttl_seconds=60)
+        start_restore(prepared, holder="second", ttl_seconds=60)
     assert lease.check_held(store, "r1")
     leave_attempt(store, first, "bad")
     assert commit_restore(store, "r1").state_file == FIRST
@@ -156,7 +156,7 @@ def test_a_settlement_that_died_is_finished_though_its_own_lease_is_released(sto
         choices=PlanChoices(max_attempts=1, flags=OPTIONS.choices.flags), stale_after=timedelta(0)
     )
     prepared = prepare_restore(store, "r3", quarantine)
-    plan, settled = start_restore(prepared, quarantine, holder="r3", ttl_seconds=60)
+    plan, settled = start_restore(prepared, holder="r3", ttl_seconds=60)
     assert plan is None
     assert settled.restore_id == "r1"
     assert lease.unreleased(store, but="") == []
@@ -174,7 +174,7 @@ def test_an_undo_that_died_is_finished_before_the_next_plan_is_made(store, after
         assert "every trial stays" in prepared
         assert store.get(FIRST)
         return
-    plan, settled = start_restore(prepared, OPTIONS, holder="r2", ttl_seconds=60)
+    plan, settled = start_restore(prepared, holder="r2", ttl_seconds=60)
     assert settled is None
     assert plan.base.name == STATE_NAME
     with pytest.raises(KeyNotFoundError):

@@ -89,7 +89,7 @@ def claim(objects, *, at, epoch=1, restore_id="dead", ttl_seconds=60.0):
 
 def restore(store, restore_id="r2"):
     prepared = prepare_restore(store, restore_id, OPTIONS)
-    return start_restore(prepared, OPTIONS, holder="test", ttl_seconds=60)[0]
+    return start_restore(prepared, holder="test", ttl_seconds=60)[0]
 
 
 # --- numbers that were read
@@ -158,7 +158,7 @@ def test_who_begins_with_many_experiments_watches_all_of_them_at_once(time):
             objects[f"{number}/{key}"] = objects.pop(key)
         all_prepared.append(prepare_restore(store, "r2", OPTIONS))
     for prepared in all_prepared:
-        start_restore(prepared, OPTIONS, holder="test", ttl_seconds=60)
+        start_restore(prepared, holder="test", ttl_seconds=60)
     assert 900 <= time.slept < 910
 
 

@@ -85,7 +85,7 @@ def start(store, restore_id):
     prepared = prepare_restore(store, restore_id, OPTIONS)
     if not isinstance(prepared, PreparedRestore):
         return None
-    plan, _ = start_restore(prepared, OPTIONS, holder=restore_id, ttl_seconds=60)
+    plan, _ = start_restore(prepared, holder=restore_id, ttl_seconds=60)
     return plan
 
 
