@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.recipes import Recipes, parse_modules
 
 RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
 """The arguments of `ResumeFlags.from_flags`."""
@@ -32,6 +33,9 @@ MIN_LEASE_TTL = timedelta(seconds=3 * lease.RENEW_SECONDS)
 _BETWEEN_IDS = re.compile(r"[,\n]")
 _NAMES = ("python", "runner_user", "ray_address", "ray_conn_id", "storage_conn_id")
 _CODE = ("trainable", "param_space", "search_alg")
+SKIP_UNKNOWN, _FAIL_UNKNOWN = "skip", "fail"
+"""What `on_unknown` does with an experiment that no trainable is given for."""
+
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off", "none", ""})
 
@@ -226,7 +230,9 @@ def check_literals(values: Mapping[str, Any], template_fields: Iterable[str]) ->
     rendered = frozenset(template_fields)
     for name, value in values.items():
         if name in _CODE:
-            _refuse_objects(name, value)
+            is_keyed = name == "trainable" and isinstance(value, Mapping)
+            for code in _codes(value) if is_keyed else [value]:
+                _refuse_objects(name, code)
         if name not in _PARSERS:
             continue
         if not is_computed(value):
@@ -272,7 +278,23 @@ def _refuse_objects(name: str, value: Any) -> None:
     )
 
 
+def _codes(recipes: Mapping[str, Any]) -> list[Any]:
+    """Return the code in all recipes of a mapping."""
+    records = (item if isinstance(item, Mapping) else {"": item} for item in recipes.values())
+    return [record[key] for record in records for key in ("", *_CODE) if key in record]
+
+
+def parse_on_unknown(name: str, value: Any) -> bool:
+    """Return whether an experiment is refused that no trainable is given for: `skip` or `fail`."""
+    if value not in (SKIP_UNKNOWN, _FAIL_UNKNOWN):
+        raise InvalidInputError(f"{name}={value!r} is neither 'skip' nor 'fail'.")
+    return bool(value == _FAIL_UNKNOWN)
+
+
 def _parse_trainable(name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        Recipes.parse(value)
+        return
     if value is not None and not value.strip():  # a plan may do without
         raise InvalidInputError(
             f"{name}={value!r} names no trainable. Give 'package.module:attribute', or a name that is "
@@ -332,5 +354,7 @@ _PARSERS: dict[str, _Parser] = {
     "trials": lambda name, value: value is None or parse_ids(name, value),
     "strategy": lambda _, value: PlanChoices(strategy=value),
     "trainable": _parse_trainable,
+    "recipes": lambda _, value: parse_modules(value),
+    "on_unknown": parse_on_unknown,
 }
 """How a literal is checked, by the name that the argument has in all operators."""

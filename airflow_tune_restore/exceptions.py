@@ -1,6 +1,8 @@
 """The errors of this package. Messages have three parts: what happened, to what, and what to do next."""
 
+import json
 from dataclasses import dataclass
+from shlex import quote
 
 
 class TuneRestoreError(Exception):
@@ -52,6 +54,30 @@ class TrainableMisfitError(InvalidInputError):
     It is not a failure of the experiment: below a shared prefix, each trainable leaves the sweeps of the
     others alone.
     """
+
+
+@dataclass(eq=False, repr=False)
+class UnknownTrainableError(InvalidInputError):
+    """No trainable is given for an experiment. It is left alone, and the others are restored.
+
+    Args:
+        name: The recorded name of its trainable; "" if it is unknown.
+        problem: Why the recipe that its sweep wrote cannot be used; "" without one.
+    """
+
+    experiment: str
+    name: str
+    problem: str = ""
+
+    def __str__(self) -> str:
+        key = self.name or self.experiment
+        problem = f"; {self.problem}" if self.problem else ""
+        line = f'{json.dumps(key, ensure_ascii=False)}: "package.module:attribute",'
+        option = f"--trainable {quote(f'{key}=package.module:attribute')}"
+        return (
+            f"{self.experiment}: no trainable is given for {self.name or 'it'}{problem}. Add the line "
+            f"{line} to trainable={{…}} (in the shell: {option})."
+        )
 
 
 class KeyNotFoundError(_ObjectError):

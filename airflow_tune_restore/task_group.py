@@ -45,7 +45,10 @@ class TuneRestoreTaskGroup(TaskGroup):
     nothing to restore the tasks are skipped and the DAG run succeeds.
 
     Args:
-        trainable: `package.module:attribute`, or a name registered with Tune.
+        trainable, recipes: What restores the experiments, as in
+            `airflow_tune_restore.operators.recipe_operator.RecipeOperator`: `package.module:attribute`, a
+            name registered with Tune, or a mapping from trainables or globs on paths below `prefix` to
+            either of them or to records.
         prefix: Place to search for experiments. Either this or `experiments` is required.
         experiments: Experiments to restore: an address, a list of them, or another task's output.
         health, wait, deferrable: With `prefix`: as in `FailedTuneExperimentSensor`. `deferrable=None` is
@@ -83,7 +86,8 @@ class TuneRestoreTaskGroup(TaskGroup):
         self,
         group_id: str = "restore",
         *,
-        trainable: str,
+        trainable: str | Mapping[str, Any] | None = None,
+        recipes: bool | Sequence[str] = False,
         prefix: str | None = None,
         experiments: Any = None,
         health: Iterable[str] = RESTORABLE,
@@ -154,6 +158,8 @@ class TuneRestoreTaskGroup(TaskGroup):
                 left_alone = {"left_alone": XComArg(sensor, key=LEFT_ALONE_KEY)}
             shared = {
                 "trainable": trainable,
+                "recipes": recipes,
+                "prefix": prefix,
                 "param_space": param_space,
                 "search_alg": search_alg,
                 "imports": imports,

@@ -49,6 +49,11 @@ def matches(uri: str, pattern: str, prefix: str | None = None) -> bool:
     return names[: len(above)] == above and match_names(names[len(above) :], _split(pattern))
 
 
+def is_glob(text: str) -> bool:
+    """Whether a text is a glob on paths, and not a name."""
+    return not set(text).isdisjoint("/*?[")
+
+
 def check_pattern(name: str, pattern: str) -> None:
     """Refuse a pattern of an experiment that can match none.
 

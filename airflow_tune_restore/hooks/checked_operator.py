@@ -32,7 +32,8 @@ class CheckedOperator(BaseOperator):
             InvalidInputError: If one is not valid. Airflow shows it as an import error of the DAG.
         """
         check_literals(values, cls.template_fields)
-        if cls.needs_trainable and values.get("trainable", "") is None:
+        has_none = values.get("trainable", "") is None and not values.get("recipes")
+        if cls.needs_trainable and has_none:
             raise InvalidInputError(
                 "trainable=None names no trainable. Give 'package.module:attribute', or a name that is "
                 "registered with Tune."

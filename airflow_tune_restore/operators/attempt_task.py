@@ -29,7 +29,6 @@ from airflow_tune_restore.operators.ray.job_task import RayJobTask
 from airflow_tune_restore.protocol import layout, lease
 from airflow_tune_restore.protocol.attempts import AttemptRecords
 from airflow_tune_restore.protocol.request import RunnerOutcome
-from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.ended import describe_end
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.storage.base import ObjectStore
@@ -110,12 +109,9 @@ class AttemptOperator(MapIndexLabelOperator):
 
     operator_extra_links = (RayJobLink(),)
     template_fields: Sequence[str] = (
-        "trainable",
-        "param_space",
-        "search_alg",
+        *MapIndexLabelOperator.template_fields,
         "launcher",
         "ray_conn_id",
-        "python",
         "runner_user",
         "ray_address",
         "storage_conn_id",
@@ -127,15 +123,9 @@ class AttemptOperator(MapIndexLabelOperator):
     def __init__(  # noqa: PLR0913  what to run, where, and with what
         self,
         *,
-        trainable: str,
-        param_space: str | None = None,
-        search_alg: str | None = None,
         launcher: str = "local",
-        python: str | None = None,
         runner_user: str | None = None,
         ray_address: str | None = None,
-        imports: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
         ray_conn_id: str = DEFAULT_CONN_ID,
         runtime_env: Mapping[str, Any] | None = None,
@@ -147,16 +137,10 @@ class AttemptOperator(MapIndexLabelOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.trainable = trainable
-        self.param_space = param_space
-        self.search_alg = search_alg
         self.launcher = launcher
-        self.python = python
         self.runner_user = runner_user
         self._has_user = runner_user is not None
         self.ray_address = ray_address
-        self.imports = imports
-        self.env = env
         self.storage_conn_id = storage_conn_id
         self.ray_conn_id = ray_conn_id
         self.runtime_env = runtime_env
@@ -250,15 +234,6 @@ class AttemptOperator(MapIndexLabelOperator):
         if self.launcher == LauncherName.RAY:
             runner_account(user, self.launcher)
         return user
-
-    def runner_settings(self) -> RunnerSettings:
-        """Return the settings of the runner that do not depend on where it runs."""
-        return RunnerSettings(
-            trainable=str(self.trainable),
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
-        )
 
     @contextmanager
     def local_launcher(self, experiment: OpenExperiment) -> Iterator[LocalLauncher]:

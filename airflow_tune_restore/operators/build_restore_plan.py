@@ -8,11 +8,10 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_tune_restore import arguments
-from airflow_tune_restore.arguments import RESUME_FLAGS, SWITCHES, parse_text
+from airflow_tune_restore.arguments import RESUME_FLAGS, SKIP_UNKNOWN, SWITCHES, parse_text
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError, UnknownTrialError
 from airflow_tune_restore.experiments.health import DEFAULT_STALE_AFTER
 from airflow_tune_restore.hooks.airflow_errors import as_airflow_errors
-from airflow_tune_restore.hooks.checked_operator import CheckedOperator
 from airflow_tune_restore.hooks.dag_runs import ask_dag_run, hold_as_dag_run
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
 from airflow_tune_restore.hooks.ray_jobs import driver_jobs
@@ -23,11 +22,11 @@ from airflow_tune_restore.operators import xcom
 from airflow_tune_restore.operators.experiment_batch import ExperimentBatch
 from airflow_tune_restore.operators.map_limit import refuse_too_many
 from airflow_tune_restore.operators.plan_log import log_plans
-from airflow_tune_restore.operators.trainable_check import TrainableCheck
+from airflow_tune_restore.operators.recipe_operator import RecipeOperator
+from airflow_tune_restore.operators.trainable_check import CHECK_FIELDS, TrainableCheck
 from airflow_tune_restore.operators.trial_items import build_items
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
-from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import (
@@ -43,7 +42,7 @@ DEFAULT_LEASE_TTL = timedelta(minutes=15)
 """Longer than a retry delay or a full queue: nothing renews a lease while all its tasks wait."""
 
 
-class BuildRestorePlanOperator(CheckedOperator):
+class BuildRestorePlanOperator(RecipeOperator):
     """Plans restores, takes their leases, and returns one small item per trial to run.
 
     The items of all experiments are one flat list, for
@@ -54,6 +53,7 @@ class BuildRestorePlanOperator(CheckedOperator):
     * `restored`: its restore was started; `continue_search`: only its search is left to continue.
     * `left_alone`: it is running, another restore works on it, or nothing is to do.
     * `misfit`: it was made with another trainable.
+    * `unknown`: no trainable is given for it.
     * `refused`: it cannot be restored before a person has done something.
 
     No experiment fails this task. If all are left alone, the task is skipped. If none was started because
@@ -72,12 +72,13 @@ class BuildRestorePlanOperator(CheckedOperator):
             trial failed.
         resume_config: `{"finished": …, "unfinished": …, "errored": …, "cut_short": …}` with `skip`,
             `resume` or `restart`, instead of the flags.
-        trainable: `package.module:attribute` or a name registered with Tune. If given, it is checked
-            before anything is leased.
-        param_space: `package.module:attribute` of a re-specified param_space.
+        trainable, recipes, prefix, param_space, imports, python, env: As in
+            `airflow_tune_restore.operators.recipe_operator.RecipeOperator`. A trainable is checked before
+            anything is leased; without any, that is left to the runners.
+        on_unknown: For an experiment that no trainable is given for: `skip` lists it, `fail` refuses it.
+            (templated)
         search_alg: `package.module:attribute` of a searcher, for samples whose own searcher is lost with
             `tuner.pkl`. Without it, an experiment with only such samples left is refused.
-        imports: Modules that the check imports first.
         check_timeout: How long the check may take for all experiments; timedelta or seconds. (templated)
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
@@ -96,18 +97,15 @@ class BuildRestorePlanOperator(CheckedOperator):
             job of this cluster names it. (templated)
         launcher: Where the trials will run: `local`, `ray` or `kubernetes`. Only with `local` this task
             checks the trainable; with the others the runner refuses one that does not fit. (templated)
-        python: Interpreter for the check; by default the worker's own.
         runner_user: User of the check, as in `RestoreTrialOperator`. (templated)
-        env: Environment variables for the check; no secrets.
     """
 
     template_fields = (
         "experiments",
         *RESUME_FLAGS,
         "resume_config",
-        "trainable",
-        "param_space",
-        "search_alg",
+        *RecipeOperator.template_fields,
+        "on_unknown",
         "strategy",
         "trials",
         *SWITCHES,
@@ -132,10 +130,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         restart_errored: bool | str = False,
         resume_cut_short: bool | str = False,
         resume_config: Mapping[str, Any] | None = None,
-        trainable: str | None = None,
-        param_space: str | None = None,
-        search_alg: str | None = None,
-        imports: Sequence[str] = (),
+        on_unknown: str = SKIP_UNKNOWN,
         strategy: str = AUTO,
         fresh_budget: bool | str = False,
         trim_results: bool | str = False,
@@ -153,9 +148,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         storage_conn_id: str | None = None,
         launcher: str = "local",
         ray_conn_id: str | None = None,
-        python: str | None = None,
         runner_user: str | None = None,
-        env: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -165,10 +158,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         self.restart_errored = restart_errored
         self.resume_cut_short = resume_cut_short
         self.resume_config = resume_config
-        self.trainable = trainable
-        self.param_space = param_space
-        self.search_alg = search_alg
-        self.imports = imports
+        self.on_unknown = on_unknown
         self.strategy = strategy
         self.fresh_budget = fresh_budget
         self.trim_results = trim_results
@@ -187,10 +177,8 @@ class BuildRestorePlanOperator(CheckedOperator):
         self.storage_conn_id = storage_conn_id
         self.launcher = launcher
         self.ray_conn_id = ray_conn_id
-        self.python = python
         self.runner_user = runner_user
         self._has_user = runner_user is not None
-        self.env = env
         self.check_literals(vars(self))
 
     def execute(self, context: Context) -> list[Any]:
@@ -201,9 +189,11 @@ class BuildRestorePlanOperator(CheckedOperator):
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
             options = self._options()
             runner_account(self._user(), self.launcher)
+            fails_on_unknown = arguments.parse_on_unknown("on_unknown", self.on_unknown)
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(experiments)),
                 shares_prefix=arguments.shares_prefix(experiments),
+                fails_on_unknown=fails_on_unknown,
                 find_started=partial(_find_started, context, hook),
             )
         try:
@@ -300,21 +290,17 @@ class BuildRestorePlanOperator(CheckedOperator):
 
         Return those for which there is more evidence than the name of the trainable.
         """
-        trainable = parse_text(self.trainable)
-        if trainable is None or self.launcher in (LauncherName.RAY, LauncherName.KUBERNETES):
+        if not self._has_trainable() or self.launcher in (
+            LauncherName.RAY,
+            LauncherName.KUBERNETES,
+        ):
             return frozenset()
         check = TrainableCheck(
             hook=hook,
             launcher=self.launcher,
-            python=self.python,
             runner_user=self._user(),
-            env=self.env or {},
-            settings=RunnerSettings(
-                trainable=trainable,
-                param_space=parse_text(self.param_space),
-                search_alg=parse_text(self.search_alg),
-                imports=self.imports,
-            ),
+            own={name: getattr(self, name) for name in CHECK_FIELDS},
+            is_for_all=self.parse_recipes().is_for_all,
             timeout=arguments.parse_limit("check_timeout", self.check_timeout),
         )
         try:
@@ -360,7 +346,11 @@ class BuildRestorePlanOperator(CheckedOperator):
             can_search=parse_text(self.search_alg) is not None,
             ask_driver=driver_jobs(parse_text(self.ray_conn_id)),
             ask_holder=ask_dag_run,
+            recipes=self.parse_recipes() if self._has_trainable() else None,
         )
+
+    def _has_trainable(self) -> bool:
+        return bool(self.trainable or self.recipes)
 
     def _parse_bools(self, names: Sequence[str]) -> dict[str, bool]:
         return {name: arguments.parse_bool(name, getattr(self, name)) for name in names}

@@ -99,6 +99,7 @@ class ContinueSearchOperator(AttemptOperator):
                 self.search_alg,
                 self.ignore_tuner,
                 self.trust_name,
+                self.parse_recipes(),
             )
             plan, settled = start_continued_search(
                 *(context, experiment.store, options),
@@ -107,6 +108,7 @@ class ContinueSearchOperator(AttemptOperator):
             )
             if plan is None:
                 return report_commit(experiment.address, settled, log=self.log)
+            self.use_recipe(experiment.store, plan.trainable_name)
             task = AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
             return self.conclude(task, self.run_attempt(context, task))
 
@@ -119,6 +121,7 @@ class ContinueSearchOperator(AttemptOperator):
         """Open the experiment and read the plan of the continued search."""
         experiment = self._open()
         plan = read_plan(experiment.store, restore_id)
+        self.use_recipe(experiment.store, plan.trainable_name)
         return AttemptTask(experiment, plan, layout.WHOLE_EXPERIMENT)
 
     def find_restore(self, context: Context) -> str | None:
@@ -138,6 +141,7 @@ class ContinueSearchOperator(AttemptOperator):
         """Refuse a trainable that does not fit; the runner of a Ray job checks its own."""
         if self.launcher == LauncherName.RAY:
             return
+        self.use_recipe(experiment.store, prepared.plan.trainable_name)
         request = build_check_request(self.runner_settings(), [prepared])
         timeout = parse_limit("check_timeout", self.check_timeout)
         with self.local_launcher(experiment) as launcher:

@@ -36,6 +36,7 @@ from airflow_tune_restore.restore.prepare import (
     fresh_restore_id,
     prepare_continued_search,
 )
+from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
@@ -68,6 +69,7 @@ def continued_search_options(
     search_alg: str | None,
     ignore_tuner: Any,
     trust_name: Any,
+    recipes: Recipes,
 ) -> PrepareOptions:
     """Return how a continued search is planned."""
     return PrepareOptions(
@@ -79,6 +81,7 @@ def continued_search_options(
         can_start=parse_text(param_space) is not None,
         can_search=parse_text(search_alg) is not None,
         ask_holder=ask_dag_run,
+        recipes=recipes,
     )
 
 

@@ -11,6 +11,7 @@ from airflow_tune_restore.exceptions import (
     TrainableMisfitError,
     TuneRestoreError,
     UnexpectedError,
+    UnknownTrainableError,
 )
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.airflow_errors import PERMANENT
@@ -46,6 +47,7 @@ class ExperimentBatch:
     Args:
         addresses: Their addresses.
         shares_prefix: Whether they are known to lie beside experiments in other directories.
+        fails_on_unknown: Whether an experiment is refused if no trainable is given for it.
         find_started: Returns the id of the task's own restore of an experiment if it may hold the lease.
 
     Attributes:
@@ -57,10 +59,12 @@ class ExperimentBatch:
         addresses: Iterable[Address],
         *,
         shares_prefix: bool = False,
+        fails_on_unknown: bool = False,
         find_started: Callable[[Address], str | None] = lambda _: None,
     ) -> None:
         self.places = {str(address): address for address in addresses}
         self._shares_prefix = shares_prefix
+        self._fails_on_unknown = fails_on_unknown
         self._find_started = find_started
         self._outcomes: dict[str, OutcomeXCom] = {}
         self._may_pass: set[str] = set()
@@ -112,6 +116,8 @@ class ExperimentBatch:
                 self.leave_alone(address, str(error))
             case TrainableMisfitError():
                 self._decide(address, Outcome.MISFIT, str(error))
+            case UnknownTrainableError() if not self._fails_on_unknown:
+                self._decide(address, Outcome.UNKNOWN, str(error))
             case _:
                 restore_id = self._find_started(self.places[address])
                 outcome = Outcome.REFUSED if restore_id is None else Outcome.RESTORED
@@ -149,7 +155,7 @@ class ExperimentBatch:
             match each.outcome:
                 case Outcome.RESTORED if each.reason:
                     log.warning("%s: none of its trials runs: %s", each.experiment, each.reason)
-                case Outcome.MISFIT | Outcome.REFUSED:
+                case Outcome.MISFIT | Outcome.UNKNOWN | Outcome.REFUSED:
                     log.warning("%s is not restored: %s", each.experiment, each.reason)
                 case Outcome.LEFT_ALONE:
                     others.append(f"{each.experiment} is left alone: {each.reason}")
@@ -187,7 +193,7 @@ class ExperimentBatch:
         reasons = _reasons([each for _, each in first])
         if has_tries and self._may_pass:
             raise AirflowException(f"Nothing could be restored. {reasons}")
-        if outcomes <= {Outcome.LEFT_ALONE}:
+        if outcomes <= {Outcome.LEFT_ALONE, Outcome.UNKNOWN}:
             raise AirflowSkipException(
                 f"Nothing to restore. {reasons or 'No experiment was given.'}"
             )

@@ -39,6 +39,7 @@ _WORDS = {
     COMMIT_FAILED: "commit failed",
     TRIALS_FAILED: "failed again",
     UNREADABLE: "unreadable",
+    Outcome.UNKNOWN: "no trainable",
     Outcome.MISFIT: "misfit",
     Outcome.RESTORED: "restored",
     Outcome.CONTINUE_SEARCH: "search goes on",

@@ -39,6 +39,7 @@ class PlanArguments(CheckArguments, total=False):
     """For the task `plan`: arguments of `BuildRestorePlanOperator`."""
 
     resume_cut_short: bool | str
+    on_unknown: str
     strategy: str
     trials: Sequence[str] | str
     fresh_budget: bool | str

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from airflow_tune_restore.hooks.checked_operator import CheckedOperator
+from airflow_tune_restore.operators.recipe_operator import RecipeOperator
 
 TRIAL_LABEL = "{{ task.trial['label'] }}"
 """The grid shows experiment and trial id instead of 0, 1, 2 …"""
@@ -11,7 +11,7 @@ EXPERIMENT_LABEL = "{{ task.experiment['experiment'] | default(task.experiment) 
 """The grid shows the experiment."""
 
 
-class MapIndexLabelOperator(CheckedOperator):
+class MapIndexLabelOperator(RecipeOperator):
     """Base of operators that are mapped: a default for `map_index_template`."""
 
     map_index_label: ClassVar[str]

@@ -21,7 +21,7 @@ from airflow_tune_restore.protocol.printable import shortened
 NEEDS_COMMIT = (Outcome.RESTORED, Outcome.CONTINUE_SEARCH)
 """The outcomes that later tasks work on. The others are shown, and one refused fails the last task."""
 
-_ONLY_SHOWN = (Outcome.REFUSED, Outcome.MISFIT, Outcome.LEFT_ALONE)
+_ONLY_SHOWN = (Outcome.REFUSED, Outcome.UNKNOWN, Outcome.MISFIT, Outcome.LEFT_ALONE)
 """The others, in the order in which they are listed while there is room."""
 
 _NOT_LISTED = "not_listed"

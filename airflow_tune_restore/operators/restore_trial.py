@@ -85,9 +85,9 @@ class RestoreTrialOperator(PlannedTrialOperator, AttemptOperator):
         """Open the experiment of the trial and read its part of the plan."""
         item = TrialXCom.parse(self.trial)
         experiment = self.open_experiment(item.experiment)
-        return AttemptTask(
-            experiment, read_part(experiment.store, restore_id, item.trial_id), item.trial_id
-        )
+        part = read_part(experiment.store, restore_id, item.trial_id)
+        self.use_recipe(experiment.store, part.trainable_name)
+        return AttemptTask(experiment, part, item.trial_id)
 
     def find_restore(self, context: Context) -> str | None:
         """Return the restore of the trial."""

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
+from airflow_tune_restore.arguments import parse_text
 from airflow_tune_restore.exceptions import InvalidInputError, TuneRestoreError
 from airflow_tune_restore.experiments.unexpected import report_unexpected
 from airflow_tune_restore.hooks.experiment_storage import Address, ExperimentStorageHook
@@ -13,6 +15,10 @@ from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy
 from airflow_tune_restore.restore.check_request import build_check_request
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.recipe import Recipe
+
+CHECK_FIELDS = ("trainable", "param_space", "search_alg", "imports", "python", "env")
+"""The arguments of a plan task that a check needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +51,44 @@ class CheckedExperiments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableCheck:
-    """The check of one plan task. The arguments are those of `BuildRestorePlanOperator`."""
+    """The check of one plan task.
+
+    Args:
+        hook, launcher, runner_user, timeout: As in `BuildRestorePlanOperator`.
+        own: Its arguments `CHECK_FIELDS`, over which each recipe is laid.
+        is_for_all: Whether one recipe restores all experiments.
+    """
 
     hook: ExperimentStorageHook
     launcher: str
-    python: str | None
     runner_user: str | None
-    env: Mapping[str, str]
-    settings: RunnerSettings
+    own: Mapping[str, Any]
+    is_for_all: bool
     timeout: timedelta
 
     def run(
         self, places: Mapping[str, Address], prepared: Mapping[str, PreparedRestore]
     ) -> CheckedExperiments:
-        """Check the trainable once for all experiments that are reached with the same credentials.
+        """Check each recipe once for all experiments that are reached with the same credentials.
 
         Restores that an earlier try has started, and those that run no trial, are not checked.
 
         Raises:
-            InvalidInputError: If the trainable or the param_space cannot be used for any experiment.
+            InvalidInputError: If the trainable or the param_space for all experiments cannot be used.
         """
-        groups: dict[str | None, list[str]] = {}
+        groups: dict[tuple[str | None, bytes], list[str]] = {}
         for text, restore in prepared.items():
             runs_later = restore.plan.has_work or restore.nothing_to_do  # it is planned again
             if runs_later and not restore.is_started:
-                groups.setdefault(places[text].conn_id, []).append(text)
+                key = places[text].conn_id, _recipe_of(restore).to_json()
+                groups.setdefault(key, []).append(text)
         checked = CheckedExperiments()
         for texts in groups.values():
             try:
                 self._check({text: places[text] for text in texts}, prepared, checked)
-            except InvalidInputError:
-                raise
             except TuneRestoreError as error:
+                if isinstance(error, InvalidInputError) and self.is_for_all:
+                    raise
                 checked.errors.update(dict.fromkeys(texts, error))
             except Exception as error:  # noqa: BLE001  reported, and it must not stop the others
                 unexpected = {text: report_unexpected(text, error) for text in texts}
@@ -89,7 +101,8 @@ class TrainableCheck:
         prepared: Mapping[str, PreparedRestore],
         checked: CheckedExperiments,
     ) -> None:
-        """Check experiments that are reached with the same credentials."""
+        """Check experiments of one recipe that are reached with the same credentials."""
+        given = _recipe_of(prepared[next(iter(places))]).over(self.own)
         with ExitStack() as stack:
             try:
                 credentials = stack.enter_context(self.hook.runner_env(next(iter(places.values()))))
@@ -100,11 +113,23 @@ class TrainableCheck:
                 return
             launcher = build_launcher(
                 self.launcher,
-                python=self.python,
-                env={**credentials, **self.env},
+                python=parse_text(given["python"]),
+                env={**credentials, **(given["env"] or {})},
                 runner_user=self.runner_user,
             )
-            request = build_check_request(self.settings, [prepared[text] for text in places])
+            settings = RunnerSettings(
+                trainable=given["trainable"],
+                param_space=parse_text(given["param_space"]),
+                search_alg=parse_text(given["search_alg"]),
+                imports=given["imports"],
+            )
+            request = build_check_request(settings, [prepared[text] for text in places])
             answers = launcher.check(request, self.timeout)
         for text, answer in zip(places, answers, strict=True):
             checked.add(text, answer)
+
+
+def _recipe_of(restore: PreparedRestore) -> Recipe:
+    recipe = restore.options.recipe
+    assert recipe is not None  # noqa: S101  the plan task has given recipes
+    return recipe

@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     CONTINUE_SEARCH = "continue_search"  # only its search is left; a later task continues it
     LEFT_ALONE = "left_alone"  # it is running, another restore works on it, or nothing is to do
     MISFIT = "misfit"  # it was made with another trainable
+    UNKNOWN = "unknown"  # no trainable is given for it
     REFUSED = "refused"  # it cannot be restored before a person has done something
 
 

@@ -45,6 +45,9 @@ _MOST_DIGITS = 15
 ROOT = OWN_DIRECTORY
 LEASE = f"{ROOT}/lease"
 LEDGER = f"{ROOT}/ledger.json"
+RECIPE = f"{ROOT}/recipe.json"
+"""Written by the sweep itself or its owner: how it is restored (`restore.recipe`)."""
+
 INDEX = f"{ROOT}/index-v2.jsonl"
 """The cache of scans, below a prefix and not below an experiment."""
 

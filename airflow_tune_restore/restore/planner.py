@@ -87,11 +87,10 @@ def build_plan(
     """
     experiment.check_has(choices.trials)
     strategy, reason = _choose_strategy(experiment, choices)
-    in_order = sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
+    in_order = _in_order(experiment)
     taken = {trial.trial_id for trial in in_order}
     chosen = choices_for(experiment, choices)
-    skip = ResumeType.SKIP
-    wanted = [trial for trial in in_order if chosen.get(trial.trial_id, skip) is not skip]
+    wanted = _wanted(in_order, chosen)
     reasons = _quarantine_reasons(in_order, chosen, quarantined or {})
     trainable = _trainable_name(experiment, wanted)
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
@@ -189,6 +188,21 @@ def build_search_plan(
         strategy_reason="the original searcher suggests the samples that are left",
         continues_search=True,
     )
+
+
+def find_trainable_name(experiment: Experiment, choices: PlanChoices) -> str:
+    """Return the name of the trainable that a plan with these choices restores; "" if it is unknown."""
+    wanted = _wanted(_in_order(experiment), choices_for(experiment, choices))
+    return _trainable_name(experiment, wanted)
+
+
+def _in_order(experiment: Experiment) -> list[Trial]:
+    return sorted(experiment.trials, key=lambda trial: trial.last_result_time, reverse=True)
+
+
+def _wanted(trials: list[Trial], chosen: Mapping[str, ResumeType]) -> list[Trial]:
+    skip = ResumeType.SKIP
+    return [trial for trial in trials if chosen.get(trial.trial_id, skip) is not skip]
 
 
 def _trainable_name(experiment: Experiment, wanted: list[Trial]) -> str:

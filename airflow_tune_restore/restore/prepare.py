@@ -40,7 +40,14 @@ from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
-from airflow_tune_restore.restore.planner import build_plan, build_search_plan, choices_for
+from airflow_tune_restore.restore.planner import (
+    build_plan,
+    build_search_plan,
+    choices_for,
+    find_trainable_name,
+)
+from airflow_tune_restore.restore.recipe import Recipe
+from airflow_tune_restore.restore.recipes import Recipes
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.wrapped import ReadOnceStore
 
@@ -60,6 +67,8 @@ class PrepareOptions:
         ask_driver: Returns whether a driver runs for an experiment (URI) that looks dead.
         name_option: Returns an option as its user writes it.
         ask_holder: Returns whether another restore that holds the lease is known to have ended.
+        recipes: The recipes of all experiments; None if all are restored in the same way.
+        recipe: The one of this experiment, once it is known (`for_trainable`).
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
@@ -69,6 +78,25 @@ class PrepareOptions:
     ask_driver: Callable[[str], DriverStatus] | None = None
     name_option: NameOption = in_dag
     ask_holder: AskHolder | None = None
+    recipes: Recipes | None = None
+    recipe: Recipe | None = None
+
+    def for_trainable(self, store: ObjectStore, name: str) -> "PrepareOptions":
+        """Return the options for the experiment at the store's root, made with this trainable.
+
+        Raises:
+            UnknownTrainableError: If none of the recipes restores it.
+        """
+        if self.recipes is None:
+            return self
+        recipe = self.recipes.choose(store, name)
+        return replace(
+            self,
+            recipe=recipe,
+            choices=recipe.apply_to(self.choices),
+            can_start=self.can_start or recipe.param_space is not None,
+            can_search=self.can_search or recipe.search_alg is not None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +209,19 @@ def _plan(
     restore_id: str,
     options: PrepareOptions,
 ) -> PreparedRestore:
-    choices = options.choices
     experiment = read_experiment(
-        store, entries, read_state=read_state, ignore_tuner=choices.ignore_tuner
+        store, entries, read_state=read_state, ignore_tuner=options.choices.ignore_tuner
     )
+    if options.recipes is not None:
+        shared, options = options, _with_recipe(store, experiment, options)
+        if _reads(options.choices) != _reads(shared.choices):
+            experiment = read_experiment(
+                store,
+                entries,
+                read_state=state_reader(options.choices),
+                ignore_tuner=options.choices.ignore_tuner,
+            )
+    choices = options.choices
     chosen = choices_for(experiment, choices)
     to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     ledger, warning = read_ledger(store) if was_restored(entries) else (Ledger(), "")
@@ -207,6 +244,21 @@ def _plan(
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
     )
     return PreparedRestore.of(store, experiment, plan, options)
+
+
+def _with_recipe(
+    store: ObjectStore, experiment: Experiment, options: PrepareOptions
+) -> PrepareOptions:
+    """Return the options with the recipe of an experiment; its flags may change whose trials are run."""
+    name = find_trainable_name(experiment, options.choices)
+    own = options.for_trainable(store, name)
+    later = find_trainable_name(experiment, own.choices)
+    return own if later == name else options.for_trainable(store, later)
+
+
+def _reads(choices: PlanChoices) -> tuple[bool, bool]:
+    """Return the choices that decide how much of an experiment is read."""
+    return choices.flags.keeps_terminated_rows, choices.ignore_tuner
 
 
 def state_reader(choices: PlanChoices) -> StateReader:
@@ -348,6 +400,9 @@ def _plan_dead(
         ask_driver=options.ask_driver,
         read_state=read_state,
     )
+    if report.health is Health.NOT_STARTED and options.recipes is not None:
+        tuner = read_base(reading).tuner
+        options = options.for_trainable(store, (tuner and tuner.trainable_name) or "")
     match report.health:
         case Health.RUNNING:
             raise ExperimentRunningError(report.experiment, report.reason)

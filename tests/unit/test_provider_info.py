@@ -32,7 +32,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
     bases = (
         *("BaseOperator", "AttemptOperator", "RunnerPodOperator"),
         *("PlannedTrialOperator, AttemptOperator", "PlannedTrialOperator, RunnerPodOperator"),
-        *("CheckedOperator", "CheckedOperator, BaseSensorOperator", "BaseHook"),
+        *("RecipeOperator", "CheckedOperator", "CheckedOperator, BaseSensorOperator", "BaseHook"),
         *("KillableTrigger", "ExperimentPoller", "KubernetesPodTrigger"),
     )
     named = {
@@ -51,6 +51,7 @@ def test_no_operator_sensor_or_trigger_is_forgotten():
     assert named == defined - {
         "airflow_tune_restore.hooks.checked_operator",
         "airflow_tune_restore.operators.map_index_label",
+        "airflow_tune_restore.operators.recipe_operator",
         "airflow_tune_restore.operators.retry_policy",
     }
 

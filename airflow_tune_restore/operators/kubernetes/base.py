@@ -4,8 +4,9 @@ import copy
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Never
 
@@ -70,10 +71,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
 
     template_fields = (
         *FollowedPodOperator.template_fields,
-        "trainable",
-        "param_space",
-        "search_alg",
-        "python",
+        *MapIndexLabelOperator.template_fields,
         "storage_conn_id",
     )
     ui_color = "#e2f2e4"
@@ -82,12 +80,6 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
     def __init__(  # noqa: PLR0913  what to run, and arguments of the provider with other defaults
         self,
         *,
-        trainable: str,
-        param_space: str | None = None,
-        search_alg: str | None = None,
-        imports: Sequence[str] = (),
-        python: str | None = None,
-        env: Mapping[str, str] | None = None,
         storage_conn_id: str | None = None,
         concurrent_trials: int = CONCURRENT_TRIALS,
         object_store_memory: int = OBJECT_STORE_BYTES,
@@ -109,12 +101,6 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
             log_pod_spec_on_failure=log_pod_spec_on_failure,
             **kwargs,
         )
-        self.trainable = trainable
-        self.param_space = param_space
-        self.search_alg = search_alg
-        self.imports = imports
-        self.python = python
-        self.env = env
         self.storage_conn_id = storage_conn_id
         self.concurrent_trials = concurrent_trials
         self.object_store_memory = object_store_memory
@@ -234,7 +220,7 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         """Claim an attempt, or take one that was claimed and never started (`claim_next_attempt`)."""
         plan = plan_of_unit(task.store, task.plan, task.trial_id)
         request = claim_next_attempt(
-            *(task.store, plan, task.trial_id, self.runner_settings(plan)),
+            *(task.store, plan, task.trial_id, self.pod_settings(plan)),
             log=self.log.info,
             attempt=attempt,
             unstarted=unstarted,
@@ -246,17 +232,14 @@ class RunnerPodOperator(MapIndexLabelOperator, FollowedPodOperator):
         )
         return request
 
-    def runner_settings(self, plan: RestorePlan) -> RunnerSettings:
+    def pod_settings(self, plan: RestorePlan) -> RunnerSettings:
         """Return the settings of the runner; a whole experiment makes room for some of its trials."""
         concurrent = self.concurrent_trials
         if plan.to_run and not plan.only_continues_search:
             concurrent = min(concurrent, len(plan.to_run))
         limits = pod_template.given_resources(self)["limits"]
-        return RunnerSettings(
-            trainable=str(self.trainable),
-            param_space=parse_text(self.param_space),
-            search_alg=parse_text(self.search_alg),
-            imports=self.imports,
+        return replace(
+            self.runner_settings(),
             can_grow=True,
             concurrent=max(1, concurrent),
             memory=pod_resources.trial_memory(limits.get("memory"), self.options),

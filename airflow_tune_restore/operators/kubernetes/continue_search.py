@@ -84,12 +84,14 @@ class ContinueSearchKubernetesOperator(RunnerPodOperator):
         """Plan, run in a pod, commit."""
         experiment = self.open_experiment()
         options = continue_search_steps.continued_search_options(
-            self.stale_after, self.param_space, self.search_alg, self.ignore_tuner, self.trust_name
+            *(self.stale_after, self.param_space, self.search_alg),
+            *(self.ignore_tuner, self.trust_name, self.parse_recipes()),
         )
         plan, summary = continue_search_steps.start_continued_search(
             context, experiment.store, options, log=self.log
         )
         if plan is not None:  # else an earlier try has committed it, and died
+            self.use_recipe(experiment.store, plan.trainable_name)
             task = AttemptTask(experiment, plan, self.trial_id)
             continue_search_steps.raise_unless_ended(plan, self.run_attempt(context, task, event))
             summary = commit_restore(task.store, plan.restore_id)

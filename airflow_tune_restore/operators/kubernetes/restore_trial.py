@@ -81,4 +81,5 @@ class RestoreTrialKubernetesOperator(PlannedTrialOperator, RunnerPodOperator):
         experiment = self.open_experiment()
         item = TrialXCom.parse(self.trial)
         plan = read_part(experiment.store, item.restore_id, item.trial_id)
+        self.use_recipe(experiment.store, plan.trainable_name)
         return AttemptTask(experiment, plan, self.trial_id)

@@ -15,8 +15,14 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.trainable_check import TrainableCheck
 from airflow_tune_restore.protocol.check import CheckAnswer, MatchedBy, Problem
 from airflow_tune_restore.restore.choices import PlanChoices
-from airflow_tune_restore.restore.claim import RunnerSettings
+from airflow_tune_restore.restore.prepare import PrepareOptions
+from airflow_tune_restore.restore.recipe import Recipe
 
+OWN = {
+    **dict.fromkeys(("trainable", "param_space", "search_alg", "python")),
+    "imports": (),
+    "env": {"OWN": "1"},
+}
 FITS = CheckAnswer(experiment="", matched_by=MatchedBy.MODULE)
 MISFIT = CheckAnswer(experiment="", problem=Problem.MISFIT, message="It is another one.")
 DOUBTED = CheckAnswer(experiment="", message="It may be another one.")
@@ -32,7 +38,7 @@ class Hook:
         yield {"KEY": str(place.conn_id)}
 
 
-def restore(name, *, has_work=True, is_started=False, nothing_to_do=""):
+def restore(name, *, has_work=True, is_started=False, nothing_to_do="", recipe="m:train"):
     base = SimpleNamespace(name="state")
     plan = SimpleNamespace(
         experiment=f"s3://b/{name}",
@@ -43,7 +49,11 @@ def restore(name, *, has_work=True, is_started=False, nothing_to_do=""):
         has_work=has_work,
     )
     return SimpleNamespace(
-        plan=plan, searcher_lost="", is_started=is_started, nothing_to_do=nothing_to_do
+        plan=plan,
+        searcher_lost="",
+        is_started=is_started,
+        nothing_to_do=nothing_to_do,
+        options=PrepareOptions(recipe=Recipe.parse(recipe)),
     )
 
 
@@ -51,15 +61,14 @@ def restore(name, *, has_work=True, is_started=False, nothing_to_do=""):
 def check(launcher):
     """Checks experiments that are given with their connections."""
 
-    def run(connections, **prepared):
+    def run(connections, *, is_for_all=True, **prepared):
         places = {name: Address(f"s3://b/{name}", conn) for name, conn in connections.items()}
         trainable_check = TrainableCheck(
             hook=Hook(),
             launcher="local",
-            python=None,
             runner_user=None,
-            env={},
-            settings=RunnerSettings(trainable="m:train"),
+            own=OWN,
+            is_for_all=is_for_all,
             timeout=timedelta(seconds=1),
         )
         return trainable_check.run(places, {name: restore(name) for name in places} | prepared)
@@ -74,7 +83,7 @@ def asked(launcher):
 def test_one_process_checks_all_experiments_with_the_same_credentials(check, launcher):
     checked = check({"a": "one", "b": None, "c": "one", "d": None})
     assert asked(launcher) == [["s3://b/a", "s3://b/c"], ["s3://b/b", "s3://b/d"]]
-    assert launcher.arguments["env"] == {"KEY": "None"}
+    assert launcher.arguments["env"] == {"KEY": "None", "OWN": "1"}
     assert checked.errors == {}
 
 
@@ -120,3 +129,27 @@ def test_a_trainable_that_cannot_be_used_at_all_is_raised(check, launcher):
 def test_a_check_that_is_not_made_is_an_error_of_each_experiment(check, launcher):
     launcher.refusal = RunnerError("stopped after 1 s")
     assert set(check({"a": None, "b": None}).errors.values()) == {launcher.refusal}
+
+
+def test_each_recipe_is_checked_by_a_process_of_its_own_as_it_will_run(check, launcher):
+    other = {"trainable": "other:train", "python": "/venv/python", "env": {"A": "2"}}
+    check({"a": None, "b": None, "c": None}, is_for_all=False, b=restore("b", recipe=other))
+    assert asked(launcher) == [["s3://b/a", "s3://b/c"], ["s3://b/b"]]
+    assert [request.trainable for request in launcher.checked] == ["m:train", "other:train"]
+    assert launcher.arguments["python"] == "/venv/python"
+    assert launcher.arguments["env"] == {"KEY": "None", "OWN": "1", "A": "2"}
+
+
+def test_a_trainable_of_one_team_that_cannot_be_used_costs_no_other_team(check, launcher):
+    answer = launcher.check
+
+    def refuse(request, timeout):
+        if request.trainable == "other:train":
+            raise InvalidInputError("other:train is an int.")
+        return answer(request, timeout)
+
+    launcher.check = refuse
+    checked = check({"a": None, "b": None}, is_for_all=False, b=restore("b", recipe="other:train"))
+    assert {name: str(error) for name, error in checked.errors.items()} == {
+        "b": "other:train is an int."
+    }

@@ -131,7 +131,7 @@ def test_a_second_pod_is_built_from_what_the_user_gave_and_not_from_the_first():
 
 def memory_of(operator) -> float | None:
     plan = SimpleNamespace(to_run=(), only_continues_search=False)
-    return operator.runner_settings(plan).memory
+    return operator.pod_settings(plan).memory
 
 
 def test_a_memory_limit_of_the_user_is_known_for_the_next_attempt():
