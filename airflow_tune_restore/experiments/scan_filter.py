@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from airflow_tune_restore.experiments.path_glob import matches_path
+
 MAX_DEPTH = 4
 """How many levels below a prefix are scanned (`team/user/project/experiment`)."""
 
@@ -35,38 +37,13 @@ class ScanFilter:
             return True
         names = path.split("/")
         above = ["/".join(names[: end + 1]) for end in range(len(names))]
-        return any(_matches(one, pattern) for one in above for pattern in self.include)
+        return any(matches_path(one, pattern) for one in above for pattern in self.include)
 
     def descends_into(self, path: str) -> bool:
         """Whether a directory is listed: it is not excluded, and something below it may be included."""
-        if any(_matches(path, pattern) for pattern in self.exclude):
+        if any(matches_path(path, pattern) for pattern in self.exclude):
             return False
         return self.includes(path) or any(_may_match_below(path, p) for p in self.include)
-
-
-def _matches(path: str, pattern: str) -> bool:
-    pattern = pattern.strip("/")
-    if "/" not in pattern and pattern != "**":
-        return fnmatchcase(path.rpartition("/")[2], pattern)
-    return _match(path.split("/"), pattern.split("/"))
-
-
-def _match(names: list[str], patterns: list[str]) -> bool:
-    """Match name by name, with a table: a pattern of many `**` must not take exponential time."""
-    reached = {0}
-    for name in [*names, None]:
-        for at in sorted(reached):  # `**` may also stand for nothing
-            while at < len(patterns) and patterns[at] == "**":
-                at += 1
-                reached.add(at)
-        if name is None:
-            break
-        reached = {
-            at if patterns[at] == "**" else at + 1
-            for at in reached
-            if at < len(patterns) and (patterns[at] == "**" or fnmatchcase(name, patterns[at]))
-        }
-    return len(patterns) in reached
 
 
 def _may_match_below(path: str, pattern: str) -> bool:

@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from airflow_tune_restore.experiments import scan_filter as selection_module
+from airflow_tune_restore.experiments import path_glob
 from airflow_tune_restore.experiments.scan_filter import ScanFilter
 
 
@@ -68,5 +68,5 @@ def test_a_pattern_of_many_stars_is_held_once_against_each_name_of_each_path(mon
         assert next(left, None) is not None, "a name was held against the same pattern again"
         return fnmatchcase(name, pattern)
 
-    monkeypatch.setattr(selection_module, "fnmatchcase", compare)
+    monkeypatch.setattr(path_glob, "fnmatchcase", compare)
     assert not ScanFilter(include=("/".join(patterns),)).includes("/".join(names))
