@@ -171,6 +171,7 @@ class TuneRestoreTaskGroup(TaskGroup):
                 **{
                     "task_id": "plan",
                     "experiments": experiments,
+                    "prefix": prefix,
                     "resume_unfinished": resume_unfinished,
                     "resume_errored": resume_errored,
                     "restart_errored": restart_errored,

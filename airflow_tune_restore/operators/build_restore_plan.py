@@ -29,6 +29,7 @@ from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.plan import RestorePlan
 from airflow_tune_restore.restore.prepare import (
     PreparedRestore,
@@ -82,6 +83,13 @@ class BuildRestorePlanOperator(CheckedOperator):
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
             nothing is refused. (templated)
+        only: Which of the trials are restored that the flags choose: a mapping with the keys `trial`,
+            `status`, `cause`, `error`, `metric` and `experiment`, or texts `KEY=VALUE`
+            (`airflow_tune_restore.restore.only.Only`). None: all. The other trials stay as they are
+            recorded, and the search is not continued. Experiments that no glob of `experiment` names are
+            left alone. A template that renders to nothing is refused. (templated)
+        prefix: The prefix that was searched, to which globs are relative. None: the bucket, or the root of
+            the file system. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
@@ -110,6 +118,8 @@ class BuildRestorePlanOperator(CheckedOperator):
         "search_alg",
         "strategy",
         "trials",
+        "only",
+        "prefix",
         *SWITCHES,
         "max_attempts",
         "max_memory",
@@ -145,6 +155,8 @@ class BuildRestorePlanOperator(CheckedOperator):
         ignore_tuner: bool | str = False,
         trust_name: bool | str = False,
         trials: Sequence[str] | str | None = None,
+        only: Mapping[str, Any] | Sequence[str] | str | None = None,
+        prefix: str | None = None,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -179,6 +191,9 @@ class BuildRestorePlanOperator(CheckedOperator):
         self.trust_name = trust_name
         self.trials = trials
         self._has_trials = trials is not None
+        self.only = only
+        self._has_only = only is not None
+        self.prefix = prefix
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -191,7 +206,8 @@ class BuildRestorePlanOperator(CheckedOperator):
         self.runner_user = runner_user
         self._has_user = runner_user is not None
         self.env = env
-        self.check_literals(vars(self))
+        given = vars(self) if prefix is not None else {**vars(self), "prefix": "{{ }}"}
+        self.check_literals(given)
 
     def execute(self, context: Context) -> list[Any]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""
@@ -199,7 +215,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         with as_airflow_errors():
             experiments = unpack(self.experiments)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            options = self._options()
+            options = self._options(hook)
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(experiments)),
@@ -340,7 +356,7 @@ class BuildRestorePlanOperator(CheckedOperator):
     def _ttl_seconds(self) -> float:
         return arguments.parse_lease_ttl("lease_ttl", self.lease_ttl).total_seconds()
 
-    def _options(self) -> PrepareOptions:
+    def _options(self, hook: ExperimentStorageHook) -> PrepareOptions:
         if self.resume_config:
             flags = ResumeFlags.parse(dict(self.resume_config))
         else:
@@ -353,8 +369,11 @@ class BuildRestorePlanOperator(CheckedOperator):
             max_attempts=arguments.parse_count("max_attempts", self.max_attempts),
             max_memory_bytes=arguments.parse_bytes("max_memory", self.max_memory),
         )
+        prefix = parse_text(self.prefix)
         return PrepareOptions(
             choices=choices,
+            only=arguments.parse_only("only", self.only) if self._has_only else Only(),
+            prefix=None if prefix is None else hook.address(prefix).uri,
             stale_after=arguments.parse_span("stale_after", self.stale_after),
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,

@@ -41,6 +41,7 @@ class PlanArguments(CheckArguments, total=False):
     resume_cut_short: bool | str
     strategy: str
     trials: Sequence[str] | str
+    only: Mapping[str, Any] | Sequence[str] | str
     fresh_budget: bool | str
     trim_results: bool | str
     remember_scheduler: bool | str

@@ -39,8 +39,15 @@ from airflow_tune_restore.restore.commit_record import name_commit
 from airflow_tune_restore.restore.flags import ResumeType
 from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
+from airflow_tune_restore.restore.narrow import narrow
+from airflow_tune_restore.restore.only import Only
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
-from airflow_tune_restore.restore.planner import build_plan, build_search_plan, choices_for
+from airflow_tune_restore.restore.planner import (
+    build_plan,
+    build_search_plan,
+    choices_for,
+    leave_all,
+)
 from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.wrapped import ReadOnceStore
 
@@ -54,6 +61,8 @@ class PrepareOptions:
     """The options of one restore before it starts.
 
     Args:
+        only: Which of the trials are taken that the flags would run.
+        prefix: The prefix that was searched, to which globs of `only` are relative; None if unknown.
         stale_after: Silence after which the experiment counts as dead.
         can_start: Whether a param_space is given: an experiment that never started can be started.
         can_search: Whether a search_alg is given, for samples whose own searcher is lost.
@@ -63,12 +72,19 @@ class PrepareOptions:
     """
 
     choices: PlanChoices = field(default_factory=PlanChoices)
+    only: Only = field(default_factory=Only)
+    prefix: str | None = None
     stale_after: timedelta = DEFAULT_STALE_AFTER
     can_start: bool = False
     can_search: bool = False
     ask_driver: Callable[[str], DriverStatus] | None = None
     name_option: NameOption = in_dag
     ask_holder: AskHolder | None = None
+
+    @property
+    def takes_some(self) -> bool:
+        """Whether only some trials are restored. Then the search is not continued."""
+        return bool(self.choices.trials) or self.only.narrows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +147,8 @@ def prepare_restore(
         LeaseHeldError: If another restore is running.
         TuneRestoreError: If it cannot be restored.
     """
+    if why_not := options.only.why_not(store.uri, options.prefix):
+        return why_not
     root = list_root(store)
     prepared = _prepare(store, root, base_id, options)
     if prepared.is_started:
@@ -145,7 +163,7 @@ def prepare_restore(
         return replace(prepared, nothing_to_do=nothing)
     if prepared.plan.only_continues_search:
         return _committable(prepared, root.entries)
-    if prepared.samples_left and not options.choices.trials:
+    if prepared.samples_left and not options.takes_some:
         return _committable(_with_search_plan(prepared), root.entries)
     return nothing
 
@@ -181,14 +199,15 @@ def _plan(
     restore_id: str,
     options: PrepareOptions,
 ) -> PreparedRestore:
-    choices = options.choices
     experiment = read_experiment(
-        store, entries, read_state=read_state, ignore_tuner=choices.ignore_tuner
+        store, entries, read_state=read_state, ignore_tuner=options.choices.ignore_tuner
     )
-    chosen = choices_for(experiment, choices)
-    to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     ledger, warning = read_ledger(store) if was_restored(entries) else (Ledger(), "")
     known = ledger.trials
+    narrowed = narrow(store, experiment, ledger, options.choices, options.only, options.prefix)
+    choices = narrowed.choices
+    chosen = {} if narrowed.takes_none else choices_for(experiment, choices)
+    to_resume = [t for t in experiment.trials if chosen.get(t.trial_id) is ResumeType.RESUME]
     plan = build_plan(
         experiment,
         choices,
@@ -199,11 +218,12 @@ def _plan(
         can_search=options.can_search,
         quarantined=ledger.quarantined(choices.max_attempts),
     )
+    plan = leave_all(plan) if narrowed.takes_none else plan
     older = older_states(entries, experiment.state_file.name)
-    notes = (*filter(None, [warning]), *describe_older_runs(store, older, experiment.state))
+    notes = filter(None, [warning, narrowed.note])
     plan = replace(
         plan,
-        warnings=(*plan.warnings, *notes),
+        warnings=(*plan.warnings, *notes, *describe_older_runs(store, older, experiment.state)),
         failures={t.trial_id: known[t.trial_id] for t in plan.to_run if t.trial_id in known},
     )
     return PreparedRestore.of(store, experiment, plan, options)
@@ -219,7 +239,7 @@ def plan_again(prepared: PreparedRestore) -> PreparedRestore:
     options = prepared.options
     if not prepared.is_search:
         again = plan_restore(prepared.store, prepared.plan.restore_id, options)
-        if again.plan.changes_trials or not again.samples_left or options.choices.trials:
+        if again.plan.changes_trials or not again.samples_left or options.takes_some:
             return replace(again, watch=prepared.watch)
     again = _with_search_plan(prepared)
     has_samples = again.samples_left != 0
@@ -368,6 +388,11 @@ def _plan_dead(
             )
         case Health.NOT_STARTED:
             planned = _plan_search(store, restore_id, options)
+            if options.only.narrows:
+                health_reason = f"{report.reason}. It has no trial yet to match {options.only}"
+                planned = replace(
+                    planned, plan=leave_all(planned.plan), health_reason=health_reason
+                )
             return replace(planned, last_write=report.last_write)
         case _:
             prepared = _plan(reading, root.entries, read_state, restore_id, options)
