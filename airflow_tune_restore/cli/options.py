@@ -175,9 +175,10 @@ class PlanOptions:
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Restore only those of the chosen trials that match; the others stay as they are. KEY is "
-            "trial, status, cause, error (a regular expression), metric (as 'metric=loss<0.5') or "
-            "experiment (a glob). Can be repeated: all keys must match, by one of their values.",
+            help="Restore only those of the chosen trials that match; the others stay as they are. "
+            "KEY is trial, status, cause, error (a regular expression), metric (as "
+            "'metric=loss<0.5') or experiment (a glob). Can be repeated: all keys must match, by one "
+            "of their values.",
         ),
     ] = None
     max_attempts: Annotated[

@@ -30,13 +30,9 @@ from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES,
 from airflow_tune_restore.restore.claim import RunnerSettings
 from airflow_tune_restore.restore.flags import ResumeFlags
 from airflow_tune_restore.restore.only import Only
+from airflow_tune_restore.restore.own_restore import find_started
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    find_started,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import PreparedRestore, PrepareOptions, prepare_restore
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 
@@ -83,13 +79,9 @@ class BuildRestorePlanOperator(CheckedOperator):
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
             nothing is refused. (templated)
-        only: Which of the trials are restored that the flags choose: a mapping with the keys `trial`,
-            `status`, `cause`, `error`, `metric` and `experiment`, or texts `KEY=VALUE`
-            (`airflow_tune_restore.restore.only.Only`). None: all. The other trials stay as they are
-            recorded, and the search is not continued. Experiments that no glob of `experiment` names are
-            left alone. A template that renders to nothing is refused. (templated)
-        prefix: The prefix that was searched, to which globs are relative. None: the bucket, or the root of
-            the file system. (templated)
+        only: Which of the trials that the flags choose are restored; otherwise as `trials`. A mapping, or
+            texts `KEY=VALUE`, as in `airflow_tune_restore.restore.only.Only`. None: all. (templated)
+        prefix: Place that globs start from; by default the bucket, or the root. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
@@ -206,8 +198,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         self.runner_user = runner_user
         self._has_user = runner_user is not None
         self.env = env
-        given = vars(self) if prefix is not None else {**vars(self), "prefix": "{{ }}"}
-        self.check_literals(given)
+        self.check_literals({k: v for k, v in vars(self).items() if (k, v) != ("prefix", None)})
 
     def execute(self, context: Context) -> list[Any]:
         """Prepare all restores, refuse those that cannot run, then start the rest."""
@@ -215,7 +206,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         with as_airflow_errors():
             experiments = unpack(self.experiments)
             hook = ExperimentStorageHook(parse_text(self.storage_conn_id))
-            options = self._options(hook)
+            options = self._options()
             runner_account(self._user(), self.launcher)
             batch = ExperimentBatch(
                 map(hook.address, arguments.parse_addresses(experiments)),
@@ -356,7 +347,7 @@ class BuildRestorePlanOperator(CheckedOperator):
     def _ttl_seconds(self) -> float:
         return arguments.parse_lease_ttl("lease_ttl", self.lease_ttl).total_seconds()
 
-    def _options(self, hook: ExperimentStorageHook) -> PrepareOptions:
+    def _options(self) -> PrepareOptions:
         if self.resume_config:
             flags = ResumeFlags.parse(dict(self.resume_config))
         else:
@@ -373,7 +364,7 @@ class BuildRestorePlanOperator(CheckedOperator):
         return PrepareOptions(
             choices=choices,
             only=arguments.parse_only("only", self.only) if self._has_only else Only(),
-            prefix=None if prefix is None else hook.address(prefix).uri,
+            prefix=Address.parse(prefix).uri if prefix else None,
             stale_after=arguments.parse_span("stale_after", self.stale_after),
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,

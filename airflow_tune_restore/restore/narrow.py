@@ -31,7 +31,7 @@ ERROR_FILE_BYTES = 1024**2
 
 
 class Narrowed(NamedTuple):
-    """What `only` leaves of the user's choices.
+    """The choices that `only` leaves of those of the user.
 
     Args:
         choices: The choices, with the ids of the trials that are taken.

@@ -11,9 +11,7 @@ from typing import Any
 from airflow_tune_restore.exceptions import (
     ExperimentRunningError,
     InvalidInputError,
-    LeaseLostError,
     StateUnreadableError,
-    StorageError,
     TuneRestoreError,
 )
 from airflow_tune_restore.experiments.budget import IN_WORK
@@ -41,6 +39,7 @@ from airflow_tune_restore.restore.kept import NameOption, describe_kept, in_dag
 from airflow_tune_restore.restore.ledger import Ledger, read_ledger
 from airflow_tune_restore.restore.narrow import narrow
 from airflow_tune_restore.restore.only import Only
+from airflow_tune_restore.restore.own_restore import look_for_own
 from airflow_tune_restore.restore.plan import RestorePlan, check_fits, read_plan
 from airflow_tune_restore.restore.planner import (
     build_plan,
@@ -52,8 +51,6 @@ from airflow_tune_restore.storage.base import Entry, ObjectStore
 from airflow_tune_restore.storage.wrapped import ReadOnceStore
 
 _SHOWN_WARNINGS = 5
-_MAX_RESTORES = 1000
-"""Restores of one DAG run. A DAG run is not cleared so often: something else wrote more of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,38 +272,6 @@ def preview_restore(
     return plan, list(refusals.values())
 
 
-def fresh_restore_id(store: ObjectStore, base: str) -> str:
-    """Return `base`, or `base-2`, `base-3` … if restores of that id have ended already.
-
-    Callers make `base` from what identifies their run. So a retry continues its own restore, and the
-    same DAG run starts a new one if it is cleared after its commit. A commit that has begun takes no more
-    attempts: what a restore of that id ran now would be lost. Without a commit, a restore has ended if it
-    has a plan and no lease any more.
-    """
-    return _look_for_own(store, base)[0]
-
-
-def _look_for_own(store: ObjectStore, base: str) -> tuple[str, bool]:
-    """Return the id as `fresh_restore_id`, and whether that restore has started: it holds its lease."""
-    for number in range(1, _MAX_RESTORES + 1):
-        restore_id = base if number == 1 else f"{base}-{number}"
-        names = {entry.name for entry in store.list_dir(layout.restore_dir(restore_id))}
-        has_begun_commit, has_plan = (
-            key(restore_id).rpartition("/")[2] in names
-            for key in (layout.commit_key, layout.plan_key)
-        )
-        if has_begun_commit:
-            continue
-        if not has_plan:
-            return restore_id, False
-        if _holds_lease(store, restore_id):
-            return restore_id, True
-    raise StorageError(
-        f"{store.uri} holds {_MAX_RESTORES} restores of the id {base}. Nothing was started. Find out "
-        f"what wrote them, then delete them from {layout.ROOT}; or start a new DAG run."
-    )
-
-
 def _committable(prepared: PreparedRestore, entries: list[Entry]) -> PreparedRestore:
     """Refuse now what could not be committed at the end (UncommittableError)."""
     searches = prepared.plan.continues_search
@@ -347,7 +312,7 @@ def _prepare(
 def _prepare_restored(
     store: ObjectStore, root: Root, base_id: str, options: PrepareOptions
 ) -> PreparedRestore:
-    restore_id, has_started = _look_for_own(store, base_id)
+    restore_id, has_started = look_for_own(store, base_id)
     if has_started:
         own, experiment = read_plan(store, restore_id), read_base(store)
         if experiment.state_file.sha256 == own.base.sha256:
@@ -411,17 +376,3 @@ def _plan_search(store: ObjectStore, restore_id: str, options: PrepareOptions) -
         experiment, choices, restore_id=restore_id, can_search=options.can_search
     )
     return PreparedRestore.of(store, experiment, plan, options)
-
-
-def find_started(store: ObjectStore, base_id: str) -> str | None:
-    """Return the id of the restore that an earlier try of the caller started; None without its lease."""
-    restore_id = fresh_restore_id(store, base_id)
-    return restore_id if _holds_lease(store, restore_id) else None
-
-
-def _holds_lease(store: ObjectStore, restore_id: str) -> bool:
-    try:
-        lease.check_held(store, restore_id)
-    except LeaseLostError:
-        return False
-    return True
