@@ -63,7 +63,9 @@ def narrow(
         return Narrowed(choices)
     known = {trial.trial_id for trial in experiment.trials}
     missing = [name for name in only.trial if name not in known]
-    experiment.check_has(choices.trials if len(missing) < len(only.trial) else only.trial)
+    experiment.check_has(choices.trials)
+    if len(missing) == len(only.trial):
+        experiment.check_has(missing)
     chosen = choices_for(experiment, choices)
     to_run = [t for t in experiment.trials if chosen.get(t.trial_id, _SKIP) is not _SKIP]
     taken = _taken(store, to_run, ledger, only)

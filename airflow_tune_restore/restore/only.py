@@ -189,12 +189,12 @@ def _pair(text: Any) -> tuple[str, str]:
 
 def _values(key: str, value: Any) -> list[str]:
     """Return the values of one key (InvalidInputError if there is none, or one is empty)."""
+    items: list[Any] = []
     if isinstance(value, str):
-        items: list[Any] = value.replace("\n", ",").split(",") if key in WORDS else [value]
+        several = value.replace("\n", ",").split(",") if key in WORDS else [value]
+        items = [part for part in several if part.strip()]
     elif isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
         items = list(value)
-    else:
-        items = []
     if not items or not all(isinstance(i, str) and i.strip() not in ("", "None") for i in items):
         raise InvalidInputError(
             f"only: {key}={_shown(value)} is empty, or holds a value that is not text. Nothing was "
