@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -322,6 +323,23 @@ def test_a_released_failure_is_still_the_last_one(store):
 def test_an_error_file_that_cannot_be_used_has_an_unknown_cause(store, monkeypatch):
     monkeypatch.setattr(narrow_module, "ERROR_FILE_BYTES", 100)
     assert taken(store, "cause=unknown") == {"memory", "cuda", "silent"}
+
+
+def test_a_directory_and_a_link_that_leads_nowhere_are_not_an_error_file(store, tmp_path):
+    for name, make_other in [("memory", Path.mkdir), ("cuda", lambda at: at.symlink_to(at))]:
+        file = tmp_path / "sweep" / f"dir_{name}" / "error.txt"
+        file.unlink()
+        make_other(file)
+    assert taken(store, "cause=unknown") == {"memory", "cuda", "silent"}
+
+
+@given(st.binary(max_size=200), st.sampled_from(["error=x", "cause=unknown"]))
+def test_no_content_of_an_error_file_raises(shared, content, only):
+    class Planted(WrappedStore):
+        def get(self, key, *, max_bytes=None):
+            return content if key.endswith("error.txt") else super().get(key, max_bytes=max_bytes)
+
+    assert taken(Planted(shared), only) <= {"memory", "cuda", "silent"}
 
 
 def test_error_files_are_read_only_for_errors_and_only_if_they_are_asked_for(store):
