@@ -19,6 +19,7 @@ from airflow_tune_restore.launch.base import LauncherName
 from airflow_tune_restore.protocol import lease
 from airflow_tune_restore.restore.choices import PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.only import WORDS, Only
 from airflow_tune_restore.restore.recipes import Recipes, parse_modules
 
 RESUME_FLAGS = ("resume_unfinished", "resume_errored", "restart_errored", "resume_cut_short")
@@ -140,10 +141,32 @@ def _split_ids(text: str) -> list[Any]:
     text = parse_text(text) or ""
     if not text.startswith("["):
         return [part for part in _BETWEEN_IDS.split(text) if part.strip()]
+    items = _read_literal(text)
+    return items if isinstance(items, list) else [None]
+
+
+def _read_literal(text: str) -> Any:
+    """Return the list or mapping that a template rendered to text; None if it is not one."""
     try:
-        return list(ast.literal_eval(text))
+        return ast.literal_eval(text)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        return [None]
+        return None
+
+
+def parse_only(name: str, value: Any) -> Only:  # noqa: ARG001  a parser takes the name
+    """Parse which trials are restored, also where a template rendered a list or mapping to text."""
+    if isinstance(value, str):
+        text = parse_text(value) or ""
+        value = _read_literal(text) if text.startswith(("[", "{")) else text
+    if isinstance(value, Mapping):
+        value = {key: _read_words(key, each) for key, each in value.items()}
+    return Only.parse(value)
+
+
+def _read_words(key: Any, value: Any) -> Any:
+    """Return the list of words that a template rendered to text; patterns may start with `[`, too."""
+    is_list = key in WORDS and isinstance(value, str) and value.strip().startswith("[")
+    return _split_ids(value) if is_list else value
 
 
 def parse_user(value: Any, *, was_given: bool) -> str | None:
@@ -350,6 +373,7 @@ _PARSERS: dict[str, _Parser] = {
     "max_attempts": parse_count,
     "max_depth": parse_depth,
     "max_memory": parse_bytes,
+    "only": lambda name, value: value is None or parse_only(name, value),
     "resume_config": _parse_resume_config,
     "trials": lambda name, value: value is None or parse_ids(name, value),
     "strategy": lambda _, value: PlanChoices(strategy=value),

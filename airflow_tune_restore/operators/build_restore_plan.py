@@ -28,13 +28,11 @@ from airflow_tune_restore.operators.trial_items import build_items
 from airflow_tune_restore.protocol.check import DEFAULT_CHECK_TIMEOUT
 from airflow_tune_restore.restore.choices import AUTO, DEFAULT_MAX_MEMORY_BYTES, PlanChoices
 from airflow_tune_restore.restore.flags import ResumeFlags
+from airflow_tune_restore.restore.only import Only
+from airflow_tune_restore.restore.own_restore import find_started
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import (
-    PreparedRestore,
-    PrepareOptions,
-    find_started,
-    prepare_restore,
-)
+from airflow_tune_restore.restore.prepare import prepare_restore
+from airflow_tune_restore.restore.prepared import PreparedRestore, PrepareOptions
 from airflow_tune_restore.restore.start import start_restore
 from airflow_tune_restore.restore.summary import CommitSummary
 
@@ -83,6 +81,8 @@ class BuildRestorePlanOperator(RecipeOperator):
         trials: Ids of the only trials to restore: a list, or text with commas. None: all. The other
             trials stay as they are recorded, and the search is not continued. A template that renders to
             nothing is refused. (templated)
+        only: Which of the trials that the flags choose are restored; otherwise as `trials`. A mapping, or
+            texts `KEY=VALUE`, as in `airflow_tune_restore.restore.only.Only`. None: all. (templated)
         strategy, fresh_budget, trim_results, remember_scheduler, allow_scratch, newest_checkpoint,
             ignore_tuner, trust_name, max_attempts: As in
             `airflow_tune_restore.restore.choices.PlanChoices`.
@@ -108,6 +108,7 @@ class BuildRestorePlanOperator(RecipeOperator):
         "on_unknown",
         "strategy",
         "trials",
+        "only",
         *SWITCHES,
         "max_attempts",
         "max_memory",
@@ -140,6 +141,7 @@ class BuildRestorePlanOperator(RecipeOperator):
         ignore_tuner: bool | str = False,
         trust_name: bool | str = False,
         trials: Sequence[str] | str | None = None,
+        only: Mapping[str, Any] | Sequence[str] | str | None = None,
         max_attempts: int | str | None = None,
         max_memory: float | str = DEFAULT_MAX_MEMORY_BYTES,
         stale_after: timedelta | float | str = DEFAULT_STALE_AFTER,
@@ -169,6 +171,8 @@ class BuildRestorePlanOperator(RecipeOperator):
         self.trust_name = trust_name
         self.trials = trials
         self._has_trials = trials is not None
+        self.only = only
+        self._has_only = only is not None
         self.max_attempts = max_attempts
         self.max_memory = max_memory
         self.stale_after = stale_after
@@ -341,6 +345,8 @@ class BuildRestorePlanOperator(RecipeOperator):
         )
         return PrepareOptions(
             choices=choices,
+            only=arguments.parse_only("only", self.only) if self._has_only else Only(),
+            prefix=self.parse_prefix(),
             stale_after=arguments.parse_span("stale_after", self.stale_after),
             can_start=parse_text(self.param_space) is not None,
             can_search=parse_text(self.search_alg) is not None,

@@ -19,7 +19,7 @@ from airflow_tune_restore.hooks.experiment_storage import Address
 from airflow_tune_restore.operators.outcome_list import NEEDS_COMMIT, OutcomeList
 from airflow_tune_restore.operators.xcom import Outcome, OutcomeXCom
 from airflow_tune_restore.protocol.printable import NOTE_LENGTH, first_of, printable
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.storage.location import Location
 from airflow_tune_restore.version_compat import AirflowException, AirflowSkipException
 

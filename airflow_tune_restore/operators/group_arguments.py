@@ -42,6 +42,7 @@ class PlanArguments(CheckArguments, total=False):
     on_unknown: str
     strategy: str
     trials: Sequence[str] | str
+    only: Mapping[str, Any] | Sequence[str] | str
     fresh_budget: bool | str
     trim_results: bool | str
     remember_scheduler: bool | str

@@ -11,7 +11,7 @@ from airflow_tune_restore.operators.trial_items import build_reference
 from airflow_tune_restore.protocol.layout import WHOLE_EXPERIMENT
 from airflow_tune_restore.protocol.printable import counted
 from airflow_tune_restore.restore.plan import RestorePlan
-from airflow_tune_restore.restore.prepare import PreparedRestore
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.version_compat import conf
 
 

@@ -58,12 +58,13 @@ _SPENT_BUDGET = (
 def choices_for(experiment: Experiment, choices: PlanChoices) -> dict[str, ResumeType]:
     """Return what the flags choose for each of the chosen trials, by trial id."""
     cut_short = {trial.trial_id for trial in experiment.stopped_by_fail_fast}
+    named = frozenset(choices.trials)
     return {
         trial.trial_id: choices.flags.choice_for(
             trial.status, is_cut_short=trial.trial_id in cut_short
         )
         for trial in experiment.trials
-        if not choices.trials or trial.trial_id in choices.trials
+        if not named or trial.trial_id in named
     }
 
 
@@ -203,6 +204,26 @@ def _in_order(experiment: Experiment) -> list[Trial]:
 def _wanted(trials: list[Trial], chosen: Mapping[str, ResumeType]) -> list[Trial]:
     skip = ResumeType.SKIP
     return [trial for trial in trials if chosen.get(trial.trial_id, skip) is not skip]
+
+
+def leave_all(plan: RestorePlan) -> RestorePlan:
+    """Return the plan with every trial and the samples left as they are, for which nothing is chosen."""
+    trials = tuple(
+        trial
+        if trial.action is TrialAction.KEEP
+        else msgspec.structs.replace(
+            trial,
+            action=TrialAction.KEEP,
+            reason=f"{trial.status}, {_NOT_CHOSEN}",
+            checkpoint=None,
+            iteration=0,
+            resources={},
+            new_trial_id=None,
+            runs_with=None,
+        )
+        for trial in plan.trials
+    )
+    return replace(plan, trials=trials, continues_search=False)
 
 
 def _trainable_name(experiment: Experiment, wanted: list[Trial]) -> str:
@@ -348,8 +369,7 @@ def _choose_strategy(experiment: Experiment, choices: PlanChoices) -> tuple[Stra
     wish, coupling = choices.strategy, _coupling(experiment)
     fitting = Strategy.WHOLE_EXPERIMENT if coupling else Strategy.PER_TRIAL
     why = coupling or "trials do not depend on each other"
-    if choices.trials and Strategy.WHOLE_EXPERIMENT in (wish, wish == AUTO and fitting):
-        cause = coupling or "strategy='whole_experiment' is set"
+    if choices.trials and (cause := why_one_run(experiment, choices)):
         raise InvalidInputError(
             f"{experiment.uri} is restored in one run of all its trials ({cause}), so a restore of only "
             "some of them (trials, --trial) is refused; strategy='per_trial' (--strategy per_trial) "
@@ -360,6 +380,14 @@ def _choose_strategy(experiment: Experiment, choices: PlanChoices) -> tuple[Stra
     if wish == Strategy.PER_TRIAL:
         why = f"{coupling}: alone, a trial is not compared with the others"
     return Strategy(wish), f"forced, although {why}"
+
+
+def why_one_run(experiment: Experiment, choices: PlanChoices) -> str:
+    """Return why one run restores all trials of an experiment; "" if each has a run of its own."""
+    coupling = _coupling(experiment)
+    if choices.strategy == Strategy.WHOLE_EXPERIMENT:
+        return coupling or "strategy='whole_experiment' is set"
+    return coupling if choices.strategy == AUTO else ""
 
 
 def _coupling(experiment: Experiment) -> str:

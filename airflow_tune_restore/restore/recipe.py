@@ -1,4 +1,4 @@
-"""What restores the experiments of one trainable: the code, where it runs, and which trials are run.
+"""A recipe restores the experiments of one trainable: the code, where it runs, and which trials are run.
 
 A DAG or a shell gives it, or a sweep writes its own into `.tune_restore/recipe.json`. That file is
 untrusted, like everything in storage. Nothing that it names is imported in an Airflow process.

@@ -26,7 +26,8 @@ from airflow_tune_restore.restore.abandoned import commit_abandoned
 from airflow_tune_restore.restore.commit_record import name_commit, read_commit_record
 from airflow_tune_restore.restore.ledger import read_ledger
 from airflow_tune_restore.restore.plan import RestorePlan, TrialPlan, check_fits, read_plan
-from airflow_tune_restore.restore.prepare import PreparedRestore, plan_again
+from airflow_tune_restore.restore.prepare import plan_again
+from airflow_tune_restore.restore.prepared import PreparedRestore
 from airflow_tune_restore.restore.summary import CommitSummary
 from airflow_tune_restore.storage.base import ObjectStore
 from airflow_tune_restore.storage.in_flight import for_each
